@@ -1,0 +1,29 @@
+"""Pure maths on tensors: entropy and the other statistics of attention, from query and key alone."""
+
+from attnwatch.metrics.entropy import attention_entropy
+from attnwatch.metrics.inputs import AttentionInputs
+from attnwatch.metrics.sampling import stratified_rows
+from attnwatch.metrics.statistics import (
+    STATISTICS,
+    AttentionStatistics,
+    Reduction,
+    Statistic,
+    accumulate,
+    attention_statistics,
+    means_of_sums,
+    merge,
+)
+
+__all__ = [
+    "STATISTICS",
+    "AttentionInputs",
+    "AttentionStatistics",
+    "Reduction",
+    "Statistic",
+    "accumulate",
+    "attention_entropy",
+    "attention_statistics",
+    "means_of_sums",
+    "merge",
+    "stratified_rows",
+]

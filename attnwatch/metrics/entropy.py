@@ -1,0 +1,116 @@
+"""Exact attention entropy of every query, without the attention matrix."""
+
+import torch
+from torch import Tensor
+
+from attnwatch.metrics.inputs import AttentionInputs, checked_inputs
+from attnwatch.metrics.rows import AttentionRows
+from attnwatch.metrics.sampling import row_blocks
+
+
+@torch.no_grad()
+def attention_entropy(
+    query: Tensor,
+    key: Tensor,
+    *,
+    attn_mask: Tensor | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Entropy of softmax(scale · query · keyᵀ + mask) for every query, in O(keys) memory.
+
+    With logits z_ij = scale · q_i · k_j and weights p_ij,
+
+        H_i = -Σ_j p_ij log p_ij = lse_i - Σ_j p_ij z_ij = lse_i - scale · q_i · SDPA(q, k, value=k)_i,
+
+    so one pass of a fused kernel that returns its log-sum-exp is enough. A finite float mask has a term that no
+    kernel returns: there, and on devices without such a kernel, blocks of query rows are computed instead.
+    Half-precision tensors are computed in float32. In float32 the error grows with the logits, about 1e-6 of the
+    largest one.
+
+    Arguments mean what they mean in `torch.nn.functional.scaled_dot_product_attention`.
+
+    Args:
+        query: [batch, heads, queries, head_dim], floating point.
+        key: [batch, key heads, keys, head_dim].
+        attn_mask: broadcastable to [batch, heads, queries, keys]; bool (True: allowed) or float (added to the
+            logits; -1e4 or less hides a key).
+        is_causal: query i sees keys 0 to i; combined with `attn_mask` where both are given.
+        scale: factor of the dot products; None means 1 / sqrt(head_dim).
+        enable_gqa: allow fewer key heads than query heads.
+
+    Returns:
+        Nats [batch, heads, queries], float32 (float64 for float64 inputs), without gradient; nan where a row sees
+        no key or has a logit that is not finite.
+
+    Raises:
+        ConfigurationError: a shape or dtype does not fit.
+
+    Example:
+        >>> import torch
+        >>> attention_entropy(torch.zeros(1, 1, 2, 8), torch.randn(1, 1, 4, 8)).exp()
+        tensor([[[4., 4.]]])
+    """
+    inputs = checked_inputs(query, key, attn_mask=attn_mask, is_causal=is_causal, scale=scale, enable_gqa=enable_gqa)
+    with torch.autocast(query.device.type, enabled=False):
+        kernel = _KERNELS.get(query.device.type)
+        if kernel is None or not _fits_kernel(inputs):
+            return _entropy_by_blocks(inputs)
+        return _entropy_by_kernel(inputs, kernel)
+
+
+def _fits_kernel(inputs: AttentionInputs) -> bool:
+    float_mask = inputs.attn_mask is not None and inputs.attn_mask.dtype != torch.bool
+    return not float_mask and inputs.num_keys > 0 and inputs.num_queries > 0
+
+
+def _entropy_by_blocks(inputs: AttentionInputs) -> Tensor:
+    rows = torch.arange(inputs.num_queries, device=inputs.query.device)
+    blocks = [_entropy_of_rows(AttentionRows(inputs, block)) for block in row_blocks(inputs, rows)]
+    return torch.cat(blocks, dim=-1)
+
+
+def _entropy_of_rows(rows: AttentionRows) -> Tensor:
+    single_key = torch.where(rows.num_visible == 1, 0.0, torch.nan)
+    entropy = torch.where(rows.num_visible >= 2, rows.entropy.clamp(min=0), single_key)
+    return torch.where(rows.is_finite, entropy, torch.nan)
+
+
+def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor:
+    query, key = inputs.query.to(inputs.compute_dtype), inputs.key.to(inputs.compute_dtype)
+    # A constant added to all logits of a row leaves its entropy as it is: without the keys' common part, which is
+    # often the larger one, the two terms that are subtracted below are small.
+    key = key - key.nan_to_num(0, 0, 0).mean(2, keepdim=True)
+    visible, bias = inputs.attn_mask, None
+    if visible is not None:
+        if inputs.is_causal:
+            visible = visible & torch.ones(inputs.num_queries, inputs.num_keys, device=key.device).tril().bool()
+        bias = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
+        bias = bias[(None,) * (4 - bias.ndim)]
+    mean_key, lse = kernel(query, key, bias, inputs.is_causal and bias is None, inputs.effective_scale)
+    entropy = (lse - inputs.effective_scale * (query * mean_key).sum(-1)).clamp_(min=0)
+    entropy = torch.where(torch.isfinite(lse), entropy, torch.nan)
+    if visible is not None:
+        entropy = torch.where(visible.any(-1), entropy, torch.nan)
+    return entropy
+
+
+def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, key, 0.0, is_causal, attn_mask=bias, scale=scale
+    )
+
+
+def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+    if bias is not None:
+        bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+    mean_key, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, key, bias, True, 0.0, is_causal, scale=scale
+    )
+    return mean_key, lse[..., : query.shape[2]]  # the kernel pads the log-sum-exp to a multiple of 32
+
+
+# Fused kernels that return (attention over the keys themselves, log-sum-exp), by device type.
+_KERNELS = {"cpu": _cpu_kernel, "cuda": _cuda_kernel}

@@ -1,0 +1,188 @@
+"""What one attention call was given: the only place that knows masks, grouped heads and logits.
+
+Shapes are written with B = batch, H = query heads, K = key-value heads, Q = queries, N = keys, D = head dim,
+R = the query rows that are looked at.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnwatch.errors import ConfigurationError
+
+# A float mask hides a key at this value or below. Implementations write "minus infinity" as -inf, as the dtype's
+# minimum, as -1e9 or as -1e4; true biases (ALiBi, T5) are far above.
+HIDDEN_AT = -1e4
+
+
+@dataclass(frozen=True)
+class AttentionInputs:
+    """Query, key and everything that shapes the attention logits of one call.
+
+    Attributes:
+        query: [B, H, Q, D], floating point.
+        key: [B, K, N, D]; K divides H, and query head h reads key head h // (H / K).
+        attn_mask: broadcastable to [B, H, Q, N]; bool (True: allowed) or float (added to the logits).
+        is_causal: query i sees keys 0 to i (aligned top-left, as in PyTorch).
+        scale: factor of the dot products; None means 1 / sqrt(D).
+        softcap: logits become `softcap * tanh(logits / softcap)` before masks (Gemma 2).
+        position_bias: float, broadcastable to [B, H, Q, N], added to the logits (T5).
+        sliding_window: a query sees keys less than this many positions before it (and, if not causal, after it).
+        key_padding: bool [B, N], True where the key is a real token.
+        segments: int [B, N], document of each token in a packed batch; attention stays inside a document.
+        mask_mod: function of (batch, head, query, key) indices as in `torch.nn.attention.flex_attention`.
+        query_mask: bool [B, Q], True where the query counts in statistics (False: padding).
+        has_positions: query i and key i are the same token, so that a distance between them has a meaning.
+    """
+
+    query: Tensor
+    key: Tensor
+    attn_mask: Tensor | None = None
+    is_causal: bool = False
+    scale: float | None = None
+    softcap: float | None = None
+    position_bias: Tensor | None = None
+    sliding_window: int | None = None
+    key_padding: Tensor | None = None
+    segments: Tensor | None = None
+    mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    query_mask: Tensor | None = None
+    has_positions: bool = True
+
+    @property
+    def num_heads(self) -> int:
+        return self.query.shape[1]
+
+    @property
+    def num_queries(self) -> int:
+        return self.query.shape[2]
+
+    @property
+    def num_keys(self) -> int:
+        return self.key.shape[2]
+
+    @property
+    def batch_size(self) -> int:
+        return max(self.query.shape[0], self.key.shape[0])
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """Statistics of half-precision tensors are computed in float32, as fused kernels do inside."""
+        return torch.float64 if self.query.dtype == torch.float64 else torch.float32
+
+    @property
+    def effective_scale(self) -> float:
+        return self.query.shape[-1] ** -0.5 if self.scale is None else float(self.scale)
+
+    def logits(self, rows: Tensor) -> Tensor:
+        """Attention logits of the query rows `rows` (int64 [R]), before hiding keys: [B, H, R, N]."""
+        query = self.query.index_select(2, rows).to(self.compute_dtype) * self.effective_scale
+        key = self.key.to(self.compute_dtype)
+        batch, heads, num_rows, head_dim = query.shape
+        groups = query.reshape(batch, key.shape[1], -1, head_dim)
+        logits = torch.matmul(groups, key.transpose(-2, -1)).reshape(-1, heads, num_rows, self.num_keys)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        for bias in (self.attn_mask, self.position_bias):
+            if bias is not None and bias.dtype != torch.bool:
+                logits = logits + _select_rows(bias, rows).to(logits.dtype)
+        return logits
+
+    def visible(self, rows: Tensor) -> Tensor | None:
+        """Which keys the query rows see: bool, broadcastable to [B, H, R, N]; None where every row sees every key."""
+        parts = []
+        if self.is_causal or self.sliding_window is not None:
+            parts.append(self._visible_by_position(rows))
+        if self.attn_mask is not None:
+            mask = _select_rows(self.attn_mask, rows)
+            parts.append(mask if mask.dtype == torch.bool else mask > HIDDEN_AT)
+        if self.position_bias is not None:
+            parts.append(_select_rows(self.position_bias, rows) > HIDDEN_AT)
+        if self.key_padding is not None:
+            parts.append(self.key_padding[:, None, None, :])
+        if self.segments is not None:
+            parts.append((self.segments[:, rows, None] == self.segments[:, None, :])[:, None])
+        if self.mask_mod is not None:
+            parts.append(self._visible_by_mask_mod(rows))
+        visible = None
+        for part in parts:
+            visible = part if visible is None else visible & part
+        return visible
+
+    def _visible_by_position(self, rows: Tensor) -> Tensor:
+        ahead = torch.arange(self.num_keys, device=rows.device) - rows[:, None]
+        visible = ahead <= 0 if self.is_causal else torch.ones_like(ahead, dtype=torch.bool)
+        if self.sliding_window is not None:
+            visible &= ahead.abs() < self.sliding_window
+        return visible[None, None]
+
+    def _visible_by_mask_mod(self, rows: Tensor) -> Tensor:
+        device = rows.device
+        return self.mask_mod(
+            torch.arange(self.batch_size, device=device)[:, None, None, None],
+            torch.arange(self.num_heads, device=device)[:, None, None],
+            rows[:, None],
+            torch.arange(self.num_keys, device=device),
+        )
+
+
+def checked_inputs(
+    query: Tensor,
+    key: Tensor,
+    *,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+    query_mask: Tensor | None = None,
+) -> AttentionInputs:
+    """The arguments of a public function as `AttentionInputs`.
+
+    Raises:
+        ConfigurationError: a shape or dtype does not fit; the message names the argument.
+    """
+    for name, tensor in (("query", query), ("key", key)):
+        if tensor.ndim != 4 or not tensor.is_floating_point():
+            raise ConfigurationError(
+                f"`{name}` must be a floating-point tensor [batch, heads, tokens, head_dim], "
+                f"got {tensor.dtype} of shape {list(tensor.shape)}."
+            )
+    if query.shape[-1] != key.shape[-1] or query.shape[0] != key.shape[0]:
+        raise ConfigurationError(
+            f"`query` and `key` must agree in batch and head_dim, got {list(query.shape)} and {list(key.shape)}."
+        )
+    heads, key_heads = query.shape[1], key.shape[1]
+    if heads != key_heads and not (enable_gqa and key_heads and heads % key_heads == 0):
+        raise ConfigurationError(
+            f"`query` has {heads} heads and `key` {key_heads}: equal numbers are expected, or a multiple with "
+            f"`enable_gqa=True` (now {enable_gqa})."
+        )
+    full = (query.shape[0], heads, query.shape[2], key.shape[2])
+    if attn_mask is not None:
+        if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
+            raise ConfigurationError(f"`attn_mask` must be bool (True: allowed) or float, got {attn_mask.dtype}.")
+        if not _broadcasts(attn_mask.shape, full):
+            raise ConfigurationError(
+                f"`attn_mask` must be broadcastable to [batch, heads, queries, keys] = {list(full)}, "
+                f"got {list(attn_mask.shape)}."
+            )
+    if query_mask is not None and (query_mask.dtype != torch.bool or query_mask.shape != (full[0], full[2])):
+        raise ConfigurationError(
+            f"`query_mask` must be bool [batch, queries] = {[full[0], full[2]]}, "
+            f"got {query_mask.dtype} of shape {list(query_mask.shape)}."
+        )
+    return AttentionInputs(query, key, attn_mask, is_causal, scale, query_mask=query_mask)
+
+
+def _broadcasts(shape: torch.Size, full: tuple[int, ...]) -> bool:
+    if len(shape) > len(full):
+        return False
+    return all(size in (1, whole) for size, whole in zip(reversed(shape), reversed(full), strict=False))
+
+
+def _select_rows(mask: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a mask that may be broadcast over its query dimension; the result has four dimensions."""
+    mask = mask[(None,) * (4 - mask.ndim)]
+    return mask if mask.shape[2] == 1 else mask.index_select(2, rows)

@@ -1,0 +1,155 @@
+"""Everything a statistic may ask about a block of query rows, computed once and only when asked.
+
+The first visible key (the usual attention sink) is kept apart from the rest. A softmax over the rest alone stays
+exact where the sink takes all but 1e-9 of the weight, and the full distribution follows from the two log-sum-exps.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from attnwatch.metrics.inputs import AttentionInputs
+
+
+class AttentionRows:
+    """The query rows `rows` (int64 [R], ascending, on the device of the inputs) of one attention call.
+
+    Properties are [B, H, R] unless they say otherwise. Where a row is not `valid` their values are arbitrary.
+    """
+
+    def __init__(self, inputs: AttentionInputs, rows: Tensor):
+        self.inputs = inputs
+        self.rows = rows
+        self._logits = inputs.logits(rows)
+        self.shape = self._logits.shape
+        visible = inputs.visible(rows)
+        if visible is None:
+            visible = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=rows.device)
+        self.visible = visible.expand(*visible.shape[:2], len(rows), inputs.num_keys)
+
+    @cached_property
+    def num_visible(self) -> Tensor:
+        """Number of keys that the row sees; float, broadcastable to [B, H, R]."""
+        return self.visible.sum(-1).to(self._logits.dtype)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Bool: the row sees at least two keys and is not padding."""
+        counts = (self.num_visible >= 2).expand(self.shape[:3])
+        query_mask = self.inputs.query_mask
+        return counts if query_mask is None else counts & query_mask[:, None, self.rows]
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Bool: the row counts and all its visible logits are finite."""
+        return self.counts & self.is_finite
+
+    @cached_property
+    def is_finite(self) -> Tensor:
+        return torch.isfinite(self._shown_logits.sum(-1))
+
+    @cached_property
+    def max_logit(self) -> Tensor:
+        return torch.maximum(self._sink_logit, self._rest_max)
+
+    @cached_property
+    def logit_std(self) -> Tensor:
+        """Population standard deviation over the visible keys."""
+        n = self.num_visible.clamp(min=1)
+        mean = self._shown_logits.sum(-1) / n
+        deviation = (self._shown_logits - mean.unsqueeze(-1)).masked_fill_(~self.visible, 0)
+        return (deviation.square_().sum(-1) / n).sqrt()
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Nats. Chain rule: H(p) = h(p_sink) + (1 - p_sink) · H(rest)."""
+        rest_mass = self._rest_mass
+        split = -(self.sink_mass * self._log_sink_mass) - (rest_mass * self._log_rest_mass)
+        return split + rest_mass * self.entropy_without_sink
+
+    @cached_property
+    def max_entropy(self) -> Tensor:
+        """Nats: entropy of uniform attention over the visible keys."""
+        return self.num_visible.log().expand(self.shape[:3])
+
+    @cached_property
+    def sink_mass(self) -> Tensor:
+        """Weight on the first visible key."""
+        return self._log_sink_mass.exp()
+
+    @cached_property
+    def entropy_without_sink(self) -> Tensor:
+        """Nats: entropy of the weights on all other visible keys, renormalized."""
+        return torch.special.entr(self._rest_weights).sum(-1)
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """Mean of |query position - key position| under the weights, in tokens."""
+        positions = torch.arange(self.inputs.num_keys, device=self.rows.device)
+        distances = (self.rows[:, None] - positions).abs().to(self._logits.dtype)
+        rest = torch.einsum("bhrn,rn->bhr", self._rest_weights, distances)
+        sink = (self.rows - self._first_visible.squeeze(-1)).abs()
+        return self.sink_mass * sink + self._rest_mass * rest
+
+    @cached_property
+    def content_sensitivity(self) -> Tensor:
+        """Jensen-Shannon divergence across the batch, nats [H, R]: H(mean_b p) - mean_b H(p)."""
+        weights = self._rest_weights * self._rest_mass.unsqueeze(-1)
+        weights.scatter_(-1, self._first_visible, self.sink_mass.unsqueeze(-1))
+        return (torch.special.entr(weights.mean(0)).sum(-1) - self.entropy.mean(0)).clamp(min=0)
+
+    @cached_property
+    def comparable(self) -> Tensor:
+        """Bool [H, R]: there are at least two sequences, all valid here, and all see the same keys."""
+        same_keys = (self.visible == self.visible[:1]).all(-1).all(0)
+        return self.valid.all(0) & same_keys & (self.shape[0] > 1)
+
+    @cached_property
+    def _shown_logits(self) -> Tensor:
+        """Logits with 0 at hidden keys."""
+        return self._logits.masked_fill(~self.visible, 0)
+
+    @cached_property
+    def _first_visible(self) -> Tensor:
+        """Index of the first visible key: int64 [B, H, R, 1]."""
+        return self.visible.to(torch.uint8).argmax(-1, keepdim=True).expand(*self.shape[:3], 1)
+
+    @cached_property
+    def _sink_logit(self) -> Tensor:
+        return self._logits.gather(-1, self._first_visible).squeeze(-1)
+
+    @cached_property
+    def _rest_logits(self) -> Tensor:
+        """Logits with -inf at hidden keys and at the first visible one."""
+        return self._logits.masked_fill(~self.visible, -torch.inf).scatter_(-1, self._first_visible, -torch.inf)
+
+    @cached_property
+    def _rest_max(self) -> Tensor:
+        return self._rest_logits.amax(-1)
+
+    @cached_property
+    def _rest_weights(self) -> Tensor:
+        """Softmax over all visible keys but the first: [B, H, R, N]."""
+        return self._rest_logits.softmax(-1)
+
+    @cached_property
+    def _rest_lse(self) -> Tensor:
+        # The largest weight is exp(max - lse), and at least 1 / N.
+        return self._rest_max - self._rest_weights.amax(-1).log()
+
+    @cached_property
+    def _lse(self) -> Tensor:
+        return torch.logaddexp(self._sink_logit, self._rest_lse)
+
+    @cached_property
+    def _log_sink_mass(self) -> Tensor:
+        return self._sink_logit - self._lse
+
+    @cached_property
+    def _log_rest_mass(self) -> Tensor:
+        return self._rest_lse - self._lse
+
+    @cached_property
+    def _rest_mass(self) -> Tensor:
+        return self._log_rest_mass.exp()

@@ -1,0 +1,31 @@
+"""Which query rows are looked at."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from attnwatch.metrics.inputs import AttentionInputs
+
+# How many logits are held at once: 4 MiB in float32. Larger blocks fall out of a CPU's cache.
+BLOCK_ELEMENTS = 2**20
+
+
+def stratified_rows(num_queries: int, num_rows: int | None, generator: torch.Generator | None = None) -> Tensor:
+    """One random row from each of `num_rows` equal strata of the queries: int64 [rows] on the CPU, ascending.
+
+    Stratified because entropy depends on the position: a causal row i sees i + 1 keys. Each row is expected
+    num_rows / num_queries times, so that means over the sample are unbiased. All rows where `num_rows` is None or
+    not less than `num_queries`.
+    """
+    if num_rows is None or num_rows >= num_queries:
+        return torch.arange(num_queries)
+    offsets = torch.rand(num_rows, generator=generator, dtype=torch.float64)
+    rows = ((torch.arange(num_rows) + offsets) * (num_queries / num_rows)).long()
+    return rows.clamp_(max=num_queries - 1)
+
+
+def row_blocks(inputs: AttentionInputs, rows: Tensor) -> Iterator[Tensor]:
+    """`rows` in blocks whose logits fit into `BLOCK_ELEMENTS`, so that memory grows with the keys, not their square."""
+    elements_per_row = max(1, inputs.batch_size * inputs.num_heads * inputs.num_keys)
+    return iter(rows.split(max(1, BLOCK_ELEMENTS // elements_per_row)))
