@@ -1,18 +1,11 @@
 """Pure maths on tensors: entropy and the other statistics of attention, from query and key alone."""
 
+from attnwatch.metrics.accumulate import accumulate, means_of_sums, merge
+from attnwatch.metrics.declaration import STATISTICS, AttentionStatistics, Reduction, Statistic
 from attnwatch.metrics.entropy import attention_entropy
 from attnwatch.metrics.inputs import AttentionInputs
 from attnwatch.metrics.sampling import stratified_rows
-from attnwatch.metrics.statistics import (
-    STATISTICS,
-    AttentionStatistics,
-    Reduction,
-    Statistic,
-    accumulate,
-    attention_statistics,
-    means_of_sums,
-    merge,
-)
+from attnwatch.metrics.statistics import attention_statistics
 
 __all__ = [
     "STATISTICS",

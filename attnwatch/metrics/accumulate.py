@@ -1,0 +1,85 @@
+"""From rows to a number per head: sums that calls, steps and processes can add up."""
+
+import torch
+from torch import Tensor
+
+from attnwatch.metrics.declaration import STATISTICS, Reduction, Statistic
+from attnwatch.metrics.inputs import AttentionInputs
+from attnwatch.metrics.rows import AttentionRows
+from attnwatch.metrics.sampling import row_blocks
+
+
+def _indices(reduction: Reduction) -> list[int]:
+    return [index for index, statistic in enumerate(STATISTICS.values()) if statistic.reduction is reduction]
+
+
+_MAXIMA = _indices(Reduction.MAX)
+_ERRORS = _indices(Reduction.STANDARD_ERROR)
+
+
+@torch.no_grad()
+def accumulate(inputs: AttentionInputs, rows: Tensor) -> Tensor:
+    """Sums from which `means_of_sums` makes the statistics: [statistics, 2, heads], in the order of `STATISTICS`.
+
+    The two entries are (sum of values, sum of weights) for means, (maximum, number of rows) for maxima and
+    (variance of the sum, sum of weights) for standard errors. Sums of several calls or processes `merge`.
+    """
+    with torch.autocast(inputs.query.device.type, enabled=False):
+        per_row = torch.cat([_sums_of_block(AttentionRows(inputs, block)) for block in row_blocks(inputs, rows)], -1)
+    sums = per_row.sum(-1)
+    for index in _MAXIMA:
+        sums[index, 0] = per_row[index, 0].amax(-1)
+    for index in _ERRORS:
+        sums[index, 0] = _sampling_variance(*per_row[index], num_queries=inputs.num_queries)
+    return sums
+
+
+def merge(sums: Tensor, other: Tensor) -> Tensor:
+    """The sums of two calls together, as if their rows had been one call's."""
+    merged = sums + other
+    for index in _MAXIMA:
+        merged[index, 0] = torch.maximum(sums[index, 0], other[index, 0])
+    return merged
+
+
+def means_of_sums(sums: Tensor) -> Tensor:
+    """[statistics, heads] from the sums of `accumulate`; nan where no row counted."""
+    values, weights = sums[:, 0].clone(), sums[:, 1]
+    values[_ERRORS] = values[_ERRORS].clamp(min=0).sqrt()
+    divisors = weights.clone()
+    divisors[_MAXIMA] = 1
+    return torch.where(weights > 0, values / divisors, torch.nan)
+
+
+def _sums_of_block(rows: AttentionRows) -> Tensor:
+    """[statistics, 2, heads, rows]"""
+    return torch.stack([_sum_over_batch(statistic, rows) for statistic in STATISTICS.values()])
+
+
+def _sum_over_batch(statistic: Statistic, rows: AttentionRows) -> Tensor:
+    """(sum of the counting values, their number): [2, heads, rows]."""
+    values, weights = statistic.values(rows), statistic.weights(rows)
+    if values.ndim == 2:  # a comparison across the batch: one value for all sequences
+        values, weights = values[None], weights[None]
+    if statistic.reduction is Reduction.MAX:
+        reduced = torch.where(weights, values, -torch.inf).amax(0)
+    else:
+        reduced = torch.where(weights, values, 0).sum(0)
+    return torch.stack([reduced, weights.sum(0).to(reduced.dtype)])
+
+
+def _sampling_variance(values: Tensor, weights: Tensor, *, num_queries: int) -> Tensor:
+    """Variance of the sum over sampled rows: [heads], from [heads, rows].
+
+    One row per stratum leaves no within-stratum variance, so successive differences of the residuals stand for it
+    (Wolter, Introduction to Variance Estimation, 2007, §8.2), with the finite-population correction.
+    """
+    num_rows = values.shape[-1]
+    if num_rows >= num_queries:
+        return torch.zeros_like(values[:, 0])
+    if num_rows < 2:
+        return torch.full_like(values[:, 0], torch.nan)
+    mean = values.sum(-1, keepdim=True) / weights.sum(-1, keepdim=True).clamp(min=1)
+    differences = (values - weights * mean).diff(dim=-1)
+    scale = (1 - num_rows / num_queries) * num_rows / (2 * (num_rows - 1))
+    return scale * differences.square().sum(-1)
