@@ -62,7 +62,9 @@ def attention_entropy(
 
 def _fits_kernel(inputs: AttentionInputs) -> bool:
     float_mask = inputs.attn_mask is not None and inputs.attn_mask.dtype != torch.bool
-    return not float_mask and inputs.num_keys > 0 and inputs.num_queries > 0
+    # The kernel of CUDA has no float64 and reads 16 bytes at a time.
+    fits_cuda = inputs.compute_dtype == torch.float32 and inputs.query.shape[-1] % 4 == 0
+    return not float_mask and (fits_cuda or not inputs.query.is_cuda)
 
 
 def _entropy_by_blocks(inputs: AttentionInputs) -> Tensor:
@@ -79,21 +81,26 @@ def _entropy_of_rows(rows: AttentionRows) -> Tensor:
 
 def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor:
     query, key = inputs.query.to(inputs.compute_dtype), inputs.key.to(inputs.compute_dtype)
-    # A constant added to all logits of a row leaves its entropy as it is: without the keys' common part, which is
-    # often the larger one, the two terms that are subtracted below are small.
-    key = key - key.nan_to_num(0, 0, 0).mean(2, keepdim=True)
     visible, bias = inputs.attn_mask, None
     if visible is not None:
-        if inputs.is_causal:
-            visible = visible & torch.ones(inputs.num_queries, inputs.num_keys, device=key.device).tril().bool()
+        visible = visible[(None,) * (4 - visible.ndim)]
         bias = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
-        bias = bias[(None,) * (4 - bias.ndim)]
-    mean_key, lse = kernel(query, key, bias, inputs.is_causal and bias is None, inputs.effective_scale)
+        seen = visible.any(2).any(1)[:, None, :, None]
+        key = key.masked_fill(~seen, 0)  # padding may hold anything
+    if not torch.isfinite(key).all():  # a kernel multiplies hidden keys by 0, which leaves nan in rows that see none
+        return _entropy_by_blocks(inputs)
+    # A constant added to all logits of a row leaves its entropy as it is: without the keys' common part, which is
+    # often the larger one, the two terms that are subtracted below are small.
+    key = key - key.mean(2, keepdim=True)
+    mean_key, lse = kernel(query, key, bias, inputs.is_causal, inputs.effective_scale)
     entropy = (lse - inputs.effective_scale * (query * mean_key).sum(-1)).clamp_(min=0)
     entropy = torch.where(torch.isfinite(lse), entropy, torch.nan)
-    if visible is not None:
-        entropy = torch.where(visible.any(-1), entropy, torch.nan)
-    return entropy
+    if visible is None:
+        return entropy
+    sees_any = visible.any(-1)
+    if inputs.is_causal:
+        sees_any = sees_any & (visible.to(torch.uint8).argmax(-1) <= torch.arange(inputs.num_queries, device=key.device))
+    return torch.where(sees_any, entropy, torch.nan)
 
 
 def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
@@ -105,7 +112,10 @@ def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool
 def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     if bias is not None:
-        bias = bias.expand(query.shape[0], query.shape[1], query.shape[2], key.shape[2])
+        num_keys = key.shape[2]
+        bias = bias.expand(*bias.shape[:3], num_keys)
+        bias = torch.nn.functional.pad(bias, (0, -num_keys % 4))[..., :num_keys]  # rows begin at multiples of 16 bytes
+        bias = bias.expand(*query.shape[:3], num_keys)
     mean_key, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, key, bias, True, 0.0, is_causal, scale=scale
     )

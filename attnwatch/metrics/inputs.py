@@ -97,9 +97,9 @@ class AttentionInputs:
             parts.append(self._visible_by_position(rows))
         if self.attn_mask is not None:
             mask = _select_rows(self.attn_mask, rows)
-            parts.append(mask if mask.dtype == torch.bool else mask > HIDDEN_AT)
+            parts.append(mask if mask.dtype == torch.bool else ~(mask <= HIDDEN_AT))  # nan is not hidden
         if self.position_bias is not None:
-            parts.append(_select_rows(self.position_bias, rows) > HIDDEN_AT)
+            parts.append(~(_select_rows(self.position_bias, rows) <= HIDDEN_AT))
         if self.key_padding is not None:
             parts.append(self.key_padding[:, None, None, :])
         if self.segments is not None:
@@ -120,12 +120,13 @@ class AttentionInputs:
 
     def _visible_by_mask_mod(self, rows: Tensor) -> Tensor:
         device = rows.device
-        return self.mask_mod(
+        visible = self.mask_mod(
             torch.arange(self.batch_size, device=device)[:, None, None, None],
             torch.arange(self.num_heads, device=device)[:, None, None],
             rows[:, None],
             torch.arange(self.num_keys, device=device),
         )
+        return visible[(None,) * (4 - visible.ndim)]  # a function that ignores the batch returns fewer dimensions
 
 
 def checked_inputs(
@@ -149,6 +150,8 @@ def checked_inputs(
                 f"`{name}` must be a floating-point tensor [batch, heads, tokens, head_dim], "
                 f"got {tensor.dtype} of shape {list(tensor.shape)}."
             )
+        if tensor.numel() == 0:
+            raise ConfigurationError(f"`{name}` must not be empty, got shape {list(tensor.shape)}.")
     if query.shape[-1] != key.shape[-1] or query.shape[0] != key.shape[0]:
         raise ConfigurationError(
             f"`query` and `key` must agree in batch and head_dim, got {list(query.shape)} and {list(key.shape)}."

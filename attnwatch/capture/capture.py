@@ -1,0 +1,154 @@
+"""Sees the attention calls of one model."""
+
+import contextlib
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
+
+from torch import nn
+
+from attnwatch.capture.delivery import Reading, is_registered, register, unregister
+from attnwatch.capture.functional import forget_entered, patched_functional
+from attnwatch.capture.interface import patched_interface
+from attnwatch.capture.padding import self_attention_query_mask
+from attnwatch.capture.sites import Site, SiteKind, find_sites
+from attnwatch.errors import AttnwatchWarning, ConfigurationError, NoAttentionError
+from attnwatch.metrics import AttentionInputs
+
+OBSERVED = "observed"
+
+Observer = Callable[[str, AttentionInputs], None]
+"""Called with the site's name and what its attention call was given."""
+
+
+class Capture:
+    """While attached, hands the attention calls of `model` to `observer` whenever it is armed.
+
+    The model computes what it would compute without: calls are looked at and passed on. An error in the observer
+    marks the site, gives one warning, and the model goes on.
+
+    Args:
+        model: any module.
+        observer: see `Observer`.
+        sites: glob patterns of site names; None means all.
+
+    Raises:
+        NoAttentionError: the model has no attention, or none that can be read.
+        ConfigurationError: a pattern matches no site, or another capture watches this model.
+    """
+
+    def __init__(self, model: nn.Module, observer: Observer, *, sites: Sequence[str] | None = None):
+        self.armed = False
+        self._observer = observer
+        self._sites = {site.name: site for site in _selected(find_sites(model), sites, type(model).__name__)}
+        self._reasons = {name: site.reason for name, site in self._sites.items() if site.reason}
+        self._seen: set[str] = set()
+        self._failed: set[str] = set()
+        self._patches = contextlib.ExitStack()
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites that can be read, in module order."""
+        return tuple(site.name for site in self._readable)
+
+    @property
+    def _readable(self) -> list[Site]:
+        return [site for site in self._sites.values() if site.kind is not SiteKind.UNREADABLE]
+
+    def coverage(self) -> dict[str, str]:
+        """For every site `"observed"` or the reason why it is not."""
+        not_called = "not called in a step that was observed (PyTorch's inference fast path does not call it either)"
+        return {
+            name: self._reasons.get(name) or (OBSERVED if name in self._seen else not_called) for name in self._sites
+        }
+
+    def attach(self) -> None:
+        """Start to see calls; `detach` restores everything."""
+        for site in self._readable:
+            if is_registered(site.module):
+                raise ConfigurationError(
+                    f"`model` is already watched at {site.name!r}: one recorder per model; close() the other first."
+                )
+        with contextlib.ExitStack() as patches:
+            for site in self._readable:
+                register(site.module, self, site.name)
+                patches.callback(unregister, site.module)
+            if any(site.kind is SiteKind.INTERFACE for site in self._readable):
+                patches.enter_context(patched_interface())
+            functional = [site for site in self._readable if site.kind is not SiteKind.INTERFACE]
+            if functional:
+                patches.enter_context(patched_functional(functional))
+            self._patches = patches.pop_all()
+
+    def detach(self) -> None:
+        """Put everything back as it was. May be called twice."""
+        self.armed = False
+        self._patches.close()
+
+    @contextlib.contextmanager
+    def arm(self):
+        """While it is open, calls reach the observer."""
+        forget_entered()
+        self.armed = True
+        try:
+            yield
+        finally:
+            self.armed = False
+
+    def receive(self, site: str, reading: Reading) -> None:
+        """One call of a site, while armed."""
+        if site in self._failed:
+            return
+        reason = reading if isinstance(reading, str) else _why_not(reading)
+        if reason:
+            self._reasons[site] = reason
+            return
+        if self._sites[site].is_cross or not reading.has_positions:
+            reading = dataclasses.replace(reading, has_positions=False)
+        else:
+            reading = dataclasses.replace(reading, query_mask=self_attention_query_mask(reading))
+        self._observer(site, reading)
+        self._seen.add(site)
+        self._reasons.pop(site, None)
+
+    def fail(self, site: str, error: Exception) -> None:
+        """Give a site up after an error: mark it and warn once."""
+        if site in self._failed:
+            return
+        self._failed.add(site)
+        self._reasons[site] = f"watching failed with {type(error).__name__}: {error}"
+        warnings.warn(
+            f"attnwatch stops watching {site!r}, training goes on: {type(error).__name__}: {error}",
+            AttnwatchWarning,
+            stacklevel=2,
+        )
+
+
+def _why_not(inputs: AttentionInputs) -> str:
+    for tensor in (inputs.query, inputs.key):
+        if tensor.is_nested:
+            return "nested tensors are not observed; use a padded batch"
+        if tensor.device.type == "meta":
+            return "tensors on the meta device have no values"
+    return ""
+
+
+def _selected(found: list[Site], patterns: Sequence[str] | None, model_name: str) -> list[Site]:
+    if not found:
+        raise NoAttentionError(
+            f"`model` ({model_name}) has no attention: no module calls scaled_dot_product_attention, "
+            "torch.nn.MultiheadAttention or transformers' attention interface."
+        )
+    if isinstance(patterns, str):
+        raise ConfigurationError(f"`sites` must be a list of glob patterns, got the string {patterns!r}: use a list.")
+    if patterns is not None:
+        names = [site.name for site in found]
+        for pattern in patterns:
+            if not any(fnmatch(name, pattern) for name in names):
+                raise ConfigurationError(f"`sites`: {pattern!r} matches none of the model's sites: {', '.join(names)}.")
+        found = [site for site in found if any(fnmatch(site.name, pattern) for pattern in patterns)]
+    if all(site.kind is SiteKind.UNREADABLE for site in found):
+        listed = "; ".join(f"{site.name}: {site.reason}" for site in found[:3])
+        raise NoAttentionError(f"`model` ({model_name}) has no attention that can be read. {listed}.")
+    return found

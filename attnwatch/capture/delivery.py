@@ -1,0 +1,152 @@
+"""From a patched attention call to the capture that watches its module, in eager and in compiled code alike.
+
+In eager code a call is read only when its capture is armed. In code compiled by `torch.compile` the reading is part
+of the graph and ends in a custom operator; whether a capture is armed is asked when the operator runs, so that
+arming neither breaks the graph nor recompiles it. The operator claims to mutate a token, which keeps it in the graph.
+"""
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from attnwatch.metrics import AttentionInputs
+
+Reading = AttentionInputs | str
+"""What a call was given, or the reason why it can't be read."""
+
+
+class Receiver(Protocol):
+    """What a capture offers to the patched calls."""
+
+    armed: bool
+
+    def receive(self, site: str, reading: Reading) -> None: ...
+
+    def fail(self, site: str, error: Exception) -> None: ...
+
+
+_receivers: dict[int, tuple[Receiver, str]] = {}
+_ids: dict[nn.Module, int] = {}
+_token = torch.zeros(())
+
+
+def register(module: nn.Module, receiver: Receiver, site: str) -> None:
+    """From now on the calls of `module` go to `receiver` under the name `site`."""
+    number = max(_receivers, default=-1) + 1
+    _receivers[number] = (receiver, site)
+    _ids[module] = number
+
+
+def unregister(module: nn.Module) -> None:
+    _receivers.pop(_ids.pop(module), None)
+
+
+def is_registered(module: nn.Module) -> bool:
+    return module in _ids
+
+
+def site_id(module: nn.Module) -> int | None:
+    """The number under which calls of this module are delivered; None where nobody watches it."""
+    return _ids.get(module)
+
+
+def in_backward() -> bool:
+    """Whether autograd runs a backward now: a forward inside it is activation checkpointing's second one."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def deliver(number: int, read: Callable[..., Reading], *args) -> None:
+    """Hand the call that `read(*args)` describes to its capture. Never raises an `Exception`."""
+    if torch.compiler.is_compiling():
+        _deliver_compiled(number, read(*args))
+        return
+    receiver, site = _receivers[number]
+    if not receiver.armed or in_backward():
+        return
+    try:
+        receiver.receive(site, read(*args))
+    except Exception as error:
+        receiver.fail(site, error)
+
+
+def _deliver_compiled(number: int, reading: Reading) -> None:
+    if not isinstance(reading, str) and reading.mask_mod is not None:
+        reading = "a flex-attention block mask can't be read inside torch.compile; compile the model without it"
+    if isinstance(reading, str):
+        _not_observed(_token, number, reading)
+        return
+    _observe(
+        _token,
+        number,
+        reading.query.detach(),
+        reading.key.detach(),
+        _detached(reading.attn_mask),
+        reading.is_causal,
+        reading.scale,
+        reading.softcap,
+        _detached(reading.position_bias),
+        reading.sliding_window,
+        reading.key_padding,
+        reading.segments,
+        reading.has_positions,
+    )
+
+
+def _detached(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach()
+
+
+@torch.library.custom_op("attnwatch::observe", mutates_args=("token",))
+def _observe(
+    token: Tensor,
+    number: int,
+    query: Tensor,
+    key: Tensor,
+    attn_mask: Tensor | None,
+    is_causal: bool,
+    scale: float | None,
+    softcap: float | None,
+    position_bias: Tensor | None,
+    sliding_window: int | None,
+    key_padding: Tensor | None,
+    segments: Tensor | None,
+    has_positions: bool,
+) -> None:
+    _run_compiled(
+        number,
+        lambda: AttentionInputs(
+            query=query,
+            key=key,
+            attn_mask=attn_mask,
+            is_causal=is_causal,
+            scale=scale,
+            softcap=softcap,
+            position_bias=position_bias,
+            sliding_window=sliding_window,
+            key_padding=key_padding,
+            segments=segments,
+            has_positions=has_positions,
+        ),
+    )
+
+
+@torch.library.custom_op("attnwatch::not_observed", mutates_args=("token",))
+def _not_observed(token: Tensor, number: int, reason: str) -> None:
+    _run_compiled(number, lambda: reason)
+
+
+def _run_compiled(number: int, read: Callable[[], Reading]) -> None:
+    if number in _receivers:  # a compiled graph outlives the capture it was traced with
+        deliver(number, read)
+
+
+@_observe.register_fake
+def _(*args) -> None:
+    return None
+
+
+@_not_observed.register_fake
+def _(*args) -> None:
+    return None

@@ -1,0 +1,148 @@
+"""Modules that call `scaled_dot_product_attention`, and `torch.nn.MultiheadAttention`.
+
+A hook on the module says whose call comes next; the patched function reads it.
+"""
+
+import contextlib
+import functools
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnwatch.capture.delivery import Reading, deliver, in_backward, site_id
+from attnwatch.capture.sites import SDPA, Site, SiteKind
+from attnwatch.metrics import AttentionInputs
+
+# The modules in whose forward the program is now, innermost last: (site number, queries and keys are the same tokens).
+_entered: list[tuple[int, bool]] = []
+
+
+@contextlib.contextmanager
+def patched_functional(sites: Iterable[Site]) -> Iterator[None]:
+    """While it is open, calls of scaled_dot_product_attention inside the sites' modules are delivered first."""
+    sites = list(sites)
+    bindings = [(vars(F), "scaled_dot_product_attention"), *(binding for site in sites for binding in site.bindings)]
+    originals = [(namespace, name, namespace[name]) for namespace, name in bindings]
+    hooks = []
+    try:
+        for site in sites:
+            enter = _enter_multihead if site.kind is SiteKind.MULTIHEAD else _enter
+            hooks.append(site.module.register_forward_pre_hook(enter, with_kwargs=True))
+            hooks.append(site.module.register_forward_hook(_leave))
+        for namespace, name in bindings:
+            namespace[name] = _watched_sdpa(namespace[name])
+        yield
+    finally:
+        for namespace, name, original in reversed(originals):
+            namespace[name] = original
+        for hook in hooks:
+            hook.remove()
+
+
+def forget_entered() -> None:
+    """A forward that raised never left its module."""
+    _entered.clear()
+
+
+def _watched_sdpa(original):
+    @functools.wraps(SDPA)
+    def scaled_dot_product_attention(
+        query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+    ):
+        if _entered:
+            number, same_tokens = _entered[-1]
+            deliver(number, _read_sdpa, query, key, attn_mask, is_causal, scale, same_tokens)
+        return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+
+    return scaled_dot_product_attention
+
+
+def _read_sdpa(query: Tensor, key: Tensor, attn_mask, is_causal: bool, scale, same_tokens: bool) -> Reading:
+    if query.ndim != 4:
+        return (
+            f"query has {query.ndim} dimensions, so its heads can't be told apart; "
+            "call scaled_dot_product_attention with [batch, heads, tokens, head_dim]"
+        )
+    return AttentionInputs(query, key, attn_mask=attn_mask, is_causal=is_causal, scale=scale, has_positions=same_tokens)
+
+
+def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    _push(module, same_tokens=True)
+
+
+def _leave(module: nn.Module, args: tuple, output) -> None:
+    if _entered and _entered[-1][0] == site_id(module):
+        _entered.pop()
+
+
+def _push(module: nn.Module, *, same_tokens: bool) -> None:
+    number = site_id(module)
+    if number is not None and (torch.compiler.is_compiling() or not in_backward()):
+        _entered.append((number, same_tokens))
+
+
+_MULTIHEAD_ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
+
+
+def _enter_multihead(module: nn.MultiheadAttention, args: tuple, kwargs: dict) -> None:
+    given = {**dict(zip(_MULTIHEAD_ARGUMENTS, args, strict=False)), **kwargs}
+    same_tokens = given["query"] is given["key"]
+    _push(module, same_tokens=same_tokens)
+    number = site_id(module)
+    if number is not None and given.get("need_weights", True):
+        # PyTorch multiplies the matrices itself then, so there is no call to see: project once more.
+        deliver(number, _read_multihead, module, given, same_tokens)
+
+
+@torch.no_grad()
+def _read_multihead(module: nn.MultiheadAttention, given: dict, same_tokens: bool) -> Reading:
+    if torch.compiler.is_compiling():
+        return "MultiheadAttention is compiled and asked for its weights; call it with need_weights=False"
+    if module.bias_k is not None or module.add_zero_attn:
+        return "MultiheadAttention with add_bias_kv or add_zero_attn is read with need_weights=False only"
+    query, key = given["query"], given["key"]
+    if query.is_nested:
+        return "nested tensors are not observed; use a padded batch"
+    if query.ndim == 2:
+        query, key = query.unsqueeze(1), key.unsqueeze(1)
+    elif module.batch_first:
+        query, key = query.transpose(0, 1), key.transpose(0, 1)
+    query, key = _project(module, query, key)
+    return AttentionInputs(
+        query,
+        key,
+        attn_mask=_multihead_mask(module, given.get("attn_mask"), query.shape[0]),
+        key_padding=None if given.get("key_padding_mask") is None else _shown(given["key_padding_mask"], query),
+        has_positions=same_tokens,
+    )
+
+
+def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """[tokens, batch, embed] to [batch, heads, tokens, head_dim]."""
+    if module.in_proj_weight is not None:
+        weights = module.in_proj_weight.chunk(3)
+    else:
+        weights = (module.q_proj_weight, module.k_proj_weight)
+    biases = (None, None) if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
+    heads = []
+    for tokens, weight, bias in zip((query, key), weights, biases, strict=False):
+        projected = F.linear(tokens, weight, bias)
+        heads.append(projected.unflatten(-1, (module.num_heads, -1)).permute(1, 2, 0, 3))
+    return heads[0], heads[1]
+
+
+def _shown(padding: Tensor, query: Tensor) -> Tensor:
+    """`key_padding_mask` marks what is hidden: bool [batch, keys], True where the key is shown."""
+    padding = padding.reshape(query.shape[0], -1)
+    return ~padding if padding.dtype == torch.bool else padding == 0
+
+
+def _multihead_mask(module: nn.MultiheadAttention, mask: Tensor | None, batch_size: int) -> Tensor | None:
+    """`attn_mask` marks what is hidden where bool: as scaled_dot_product_attention wants it, up to 4D."""
+    if mask is None:
+        return None
+    if mask.ndim == 3 and mask.shape[0] != 1:
+        mask = mask.reshape(batch_size, module.num_heads, *mask.shape[1:])
+    return ~mask if mask.dtype == torch.bool else mask

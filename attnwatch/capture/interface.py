@@ -1,0 +1,115 @@
+"""transformers models: every call that goes through the attention interface, whatever implementation is set."""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from attnwatch.capture.delivery import Reading, deliver, site_id
+from attnwatch.metrics import AttentionInputs
+
+# Tensors that models pass through to the attention function and that do not change the logits there.
+_HARMLESS_TENSORS = {"position_ids", "cache_position", "num_items_in_batch", "cu_seq_lens_q", "cu_seq_lens_k"}
+
+
+@contextlib.contextmanager
+def patched_interface() -> Iterator[None]:
+    """While it is open, attention functions looked up by transformers models deliver their calls first."""
+    from transformers.modeling_utils import AttentionInterface
+
+    original = AttentionInterface.get_interface
+
+    @functools.wraps(original)
+    def get_interface(self, attn_implementation: str, default: Callable) -> Callable:
+        function = original(self, attn_implementation, default)
+
+        def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, *args, **kwargs):
+            number = site_id(module)
+            if number is not None:
+                deliver(number, read_call, attn_implementation or "eager", module, query, key, attention_mask, kwargs)
+            return function(module, query, key, value, attention_mask, *args, **kwargs)
+
+        return watched
+
+    AttentionInterface.get_interface = get_interface
+    try:
+        yield
+    finally:
+        AttentionInterface.get_interface = original
+
+
+def read_call(
+    implementation: str, module: nn.Module, query: Tensor, key: Tensor, attention_mask, kwargs: dict
+) -> Reading:
+    """What the attention function `implementation` computes from these arguments.
+
+    Args:
+        query: [batch, heads, queries, head_dim].
+        key: [batch, key heads, keys, head_dim].
+        attention_mask: None, a 4D tensor, a 2D tensor [batch, keys] (flash), or a BlockMask (flex).
+        kwargs: what the model passed besides (scaling, dropout, softcap, …).
+    """
+    reason = _refusal(kwargs)
+    if reason:
+        return reason
+    is_causal = kwargs.get("is_causal")
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    shared = {
+        "query": query,
+        "key": key,
+        "scale": kwargs.get("scaling"),
+        "softcap": kwargs.get("softcap"),
+        "position_bias": kwargs.get("position_bias"),
+    }
+    if implementation == "eager":
+        return AttentionInputs(**shared, attn_mask=_cropped(attention_mask, key))
+    if implementation == "sdpa":
+        is_causal = query.shape[2] > 1 and attention_mask is None and is_causal
+        return AttentionInputs(**shared, attn_mask=attention_mask, is_causal=is_causal)
+    if implementation == "flex_attention":
+        if isinstance(attention_mask, Tensor | None):
+            return AttentionInputs(**shared, attn_mask=_cropped(attention_mask, key))
+        return AttentionInputs(**shared, mask_mod=attention_mask.mask_mod)
+    if "flash" in implementation:
+        return AttentionInputs(
+            **shared,
+            is_causal=is_causal and query.shape[2] > 1,
+            sliding_window=kwargs.get("sliding_window"),
+            key_padding=None if attention_mask is None else attention_mask.bool(),
+            segments=_segments(attention_mask, key, kwargs),
+        )
+    return f"the attention implementation {implementation!r} is not known; use sdpa, eager, flex or flash attention"
+
+
+def _refusal(kwargs: dict) -> str:
+    if kwargs.get("s_aux") is not None:
+        return "attention-sink logits (s_aux) take part in the softmax; their share is not measured yet"
+    if kwargs.get("cache") is not None:
+        return "a paged key-value cache is in use, so the keys are not those that were passed"
+    understood = _HARMLESS_TENSORS | {"position_bias"}
+    unknown = sorted(name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in understood)
+    if unknown:
+        return f"the attention function is given a tensor whose effect is not known: {', '.join(unknown)}"
+    return ""
+
+
+def _cropped(mask: Tensor | None, key: Tensor) -> Tensor | None:
+    """Masks may be as long as a static cache; attention functions cut them to the keys."""
+    return None if mask is None else mask[..., : key.shape[2]]
+
+
+def _segments(attention_mask: Tensor | None, key: Tensor, kwargs: dict) -> Tensor | None:
+    """Documents of a packed batch of one row, as flash attention finds them: from cu_seq_lens or position resets."""
+    if attention_mask is not None or key.shape[0] != 1:
+        return None
+    boundaries, positions = kwargs.get("cu_seq_lens_k"), kwargs.get("position_ids")
+    if boundaries is not None:
+        tokens = torch.arange(key.shape[2], device=key.device, dtype=boundaries.dtype)
+        return torch.bucketize(tokens, boundaries[1:], right=True)[None]
+    if positions is not None and positions.shape[-1] == key.shape[2]:
+        resets = positions.reshape(1, -1).diff(dim=-1) != 1
+        return torch.nn.functional.pad(resets, (1, 0)).cumsum(-1)
+    return None

@@ -1,0 +1,36 @@
+"""Which queries are padding, told from the masks: padded queries must not count in means."""
+
+import torch
+from torch import Tensor
+
+from attnwatch.metrics.inputs import HIDDEN_AT, AttentionInputs
+
+
+def self_attention_query_mask(inputs: AttentionInputs) -> Tensor | None:
+    """Bool [batch, queries], False at padding; None where no mask tells.
+
+    In self-attention a token is padding where its own key is hidden from it. Where no token of a sequence sees its
+    own key the mask excludes the diagonal on purpose, and all tokens count.
+    """
+    if inputs.num_queries != inputs.num_keys:
+        return None
+    if inputs.key_padding is not None:
+        return inputs.key_padding
+    own_key = None
+    if inputs.mask_mod is not None:
+        device = inputs.query.device
+        tokens = torch.arange(inputs.num_queries, device=device)
+        batch = torch.arange(inputs.batch_size, device=device)[:, None]
+        own_key = inputs.mask_mod(batch, torch.zeros_like(batch), tokens, tokens)
+    elif inputs.attn_mask is not None:
+        own_key = _diagonal(inputs.attn_mask)
+    if own_key is None:
+        return None
+    return (own_key | ~own_key.any(-1, keepdim=True)).expand(inputs.batch_size, inputs.num_queries)
+
+
+def _diagonal(mask: Tensor) -> Tensor:
+    """Whether each query sees its own key: bool [batch or 1, queries], from the first head's mask."""
+    mask = mask[(None,) * (4 - mask.ndim)][:, 0]
+    own = mask[:, 0] if mask.shape[1] == 1 else mask.diagonal(dim1=-2, dim2=-1)
+    return own if own.dtype == torch.bool else own > HIDDEN_AT

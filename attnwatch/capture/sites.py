@@ -1,0 +1,148 @@
+"""Where a model computes attention, found by reading its classes, before any forward."""
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from torch import nn
+
+SDPA = torch.nn.functional.scaled_dot_product_attention
+
+# Names that torch's and other wrappers put into module paths; a user does not write them.
+_WRAPPER_NAMES = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.|$)")
+_LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
+_CROSS = re.compile(r"cross|encoder_attn|encdec|multihead_attn", re.IGNORECASE)
+# How far calls of helper functions are followed from a module's forward.
+_CALL_DEPTH = 3
+
+
+class SiteKind(Enum):
+    """How the attention of a site can be read."""
+
+    INTERFACE = "transformers' attention interface"
+    FUNCTIONAL = "torch.nn.functional.scaled_dot_product_attention"
+    MULTIHEAD = "torch.nn.MultiheadAttention"
+    UNREADABLE = "unreadable"
+
+
+@dataclass(frozen=True)
+class Site:
+    """One module that computes attention.
+
+    Attributes:
+        name: module path in the model, without wrappers.
+        module: the module itself.
+        kind: how it is read.
+        is_cross: queries and keys are different tokens (as far as names and attributes tell).
+        reason: why it can't be read; empty where it can.
+        bindings: (namespace, name) pairs through which its code calls scaled_dot_product_attention directly.
+    """
+
+    name: str
+    module: nn.Module
+    kind: SiteKind
+    is_cross: bool = False
+    reason: str = ""
+    bindings: tuple[tuple[dict, str], ...] = field(default=(), repr=False)
+
+
+def find_sites(model: nn.Module) -> list[Site]:
+    """All attention sites of a model in module order, the unreadable ones included."""
+    sites: list[Site] = []
+    for path, module in model.named_modules():
+        name = _WRAPPER_NAMES.sub("", path).lstrip(".") or type(module).__name__
+        site = _site_of(name, module)
+        if site is not None:
+            sites.append(site)
+    return [site for site in sites if site.kind is not SiteKind.UNREADABLE or not _has_relative(site, sites)]
+
+
+def layer_index(site_name: str) -> int | None:
+    """The layer number in a site's name: 3 for `model.layers.3.self_attn`; None where there is none."""
+    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", site_name)
+    return int(match.group(1)) if match else None
+
+
+def _site_of(name: str, module: nn.Module) -> Site | None:
+    is_cross = bool(getattr(module, "is_cross_attention", False) or _CROSS.search(name.rpartition(".")[2]))
+    if isinstance(module, nn.MultiheadAttention):
+        return Site(name, module, SiteKind.MULTIHEAD, is_cross)
+    if type(module).__module__.startswith("torch.nn."):
+        return None
+    names, bindings = _read_code(type(module))
+    if "ALL_ATTENTION_FUNCTIONS" in names:
+        return Site(name, module, SiteKind.INTERFACE, is_cross)
+    if "scaled_dot_product_attention" in names or bindings:
+        return Site(name, module, SiteKind.FUNCTIONAL, is_cross, bindings=tuple(bindings))
+    if _LOOKS_LIKE_ATTENTION.search(type(module).__name__) and any(True for _ in module.parameters()):
+        return Site(name, module, SiteKind.UNREADABLE, is_cross, reason=_why_unreadable(names))
+    return None
+
+
+def _why_unreadable(names: set[str]) -> str:
+    for name, package in (("flash_attn", "flash-attn"), ("memory_efficient_attention", "xformers")):
+        if any(name in used for used in names):
+            return f"calls {package} directly; use torch's scaled_dot_product_attention to have it observed"
+    return (
+        "computes attention without torch's scaled_dot_product_attention, torch.nn.MultiheadAttention or "
+        "transformers' attention interface; call one of them to have it observed"
+    )
+
+
+def _has_relative(site: Site, sites: list[Site]) -> bool:
+    """Another site lies inside this module (it is a wrapper) or around it (it is a part)."""
+    return any(
+        other is not site
+        and (
+            other.name.startswith(f"{site.name}.")
+            or (other.kind is not SiteKind.UNREADABLE and site.name.startswith(f"{other.name}."))
+        )
+        for other in sites
+    )
+
+
+def _read_code(module_class: type) -> tuple[set[str], list[tuple[dict, str]]]:
+    """Names used by the code that `forward` reaches, and where it bound scaled_dot_product_attention to a name."""
+    names: set[str] = set()
+    bindings: list[tuple[dict, str]] = []
+    for function in _reachable(module_class):
+        used = set(_names_in(function.__code__))
+        names |= used
+        namespace = function.__globals__
+        bindings += [(namespace, name) for name in sorted(used) if namespace.get(name) is SDPA]
+    return names, bindings
+
+
+def _reachable(module_class: type) -> Iterator[types.FunctionType]:
+    """`forward`, the methods and the helper functions that it calls, directly or through each other."""
+    pending: list[tuple[Callable, int]] = [(module_class.forward, 0)]
+    seen = set()
+    while pending:
+        function, depth = pending.pop()
+        function = inspect.unwrap(function)
+        if not isinstance(function, types.FunctionType) or function in seen or _belongs_to_torch(function):
+            continue
+        seen.add(function)
+        yield function
+        if depth == _CALL_DEPTH:
+            continue
+        for name in _names_in(function.__code__):
+            method = inspect.getattr_static(module_class, name, None)
+            for called in (getattr(method, "__func__", method), function.__globals__.get(name)):
+                if isinstance(called, types.FunctionType):
+                    pending.append((called, depth + 1))
+
+
+def _belongs_to_torch(function: types.FunctionType) -> bool:
+    return function.__module__ is not None and function.__module__.split(".")[0] == "torch"
+
+
+def _names_in(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names_in(constant)

@@ -1,0 +1,113 @@
+"""Observations on the host, within a bound."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.metrics import STATISTICS
+from attnwatch.recorder.history import AttentionHistory
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was seen at one step.
+
+    Attributes:
+        step: the global step.
+        values: float32 [statistics, sites, heads], in the order of `STATISTICS`.
+        loss: nan where it was not recorded.
+    """
+
+    step: int
+    values: np.ndarray
+    loss: float
+
+
+class HistoryBuffer:
+    """Collects observations within a bound.
+
+    The newest quarter of `max_observations` is always complete. Older observations are thinned to every second,
+    fourth, … so that what remains is spread evenly over the run, however long it gets.
+    """
+
+    def __init__(self, sites: Sequence[str], max_observations: int):
+        self.sites = tuple(sites)
+        self._max = max_observations
+        self._stride = 1
+        self._count = 0
+        self._numbered: list[tuple[int, Observation]] = []
+
+    def append(self, observation: Observation) -> None:
+        """Add the newest observation. Those at or after its step are forgotten: the run went back."""
+        while self._numbered and self._numbered[-1][1].step >= observation.step:
+            self._numbered.pop()
+        self._numbered.append((self._count, observation))
+        self._count += 1
+        while len(self._numbered) > self._max:
+            self._thin()
+
+    def history(self, coverage: Mapping[str, str], latest: Sequence[Observation] = ()) -> AttentionHistory:
+        """A snapshot, with `latest` at its end."""
+        observations = [*(observation for _, observation in self._numbered), *latest]
+        heads = max((observation.values.shape[2] for observation in observations), default=0)
+        shape = (len(observations), len(STATISTICS), len(self.sites), heads)
+        stacked = np.full(shape, np.nan, dtype=np.float32)
+        for row, observation in zip(stacked, observations, strict=True):
+            row[:, :, : observation.values.shape[2]] = observation.values
+        return AttentionHistory(
+            steps=np.array([observation.step for observation in observations], dtype=np.int64),
+            sites=self.sites,
+            values={name: stacked[:, index] for index, name in enumerate(STATISTICS)},
+            loss=np.array([observation.loss for observation in observations], dtype=np.float64),
+            coverage=dict(coverage),
+        )
+
+    def state_dict(self) -> dict:
+        """Tensors, numbers and strings only, so that checkpoints load without pickled code."""
+        return {
+            "sites": list(self.sites),
+            "statistics": list(STATISTICS),
+            "stride": self._stride,
+            "count": self._count,
+            "numbers": [number for number, _ in self._numbered],
+            "steps": [observation.step for _, observation in self._numbered],
+            "losses": [observation.loss for _, observation in self._numbered],
+            "values": [torch.from_numpy(observation.values) for _, observation in self._numbered],
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raises a `ConfigurationError` where the state is of a model with other sites."""
+        if tuple(state["sites"]) != self.sites:
+            raise ConfigurationError(
+                f"`state` was recorded at the sites {state['sites']}, this model has {list(self.sites)}: "
+                "resume with the same model and `sites`, or start a new history."
+            )
+        known = {name: index for index, name in enumerate(state["statistics"])}
+        order = [known.get(name) for name in STATISTICS]
+        self._stride, self._count = state["stride"], state["count"]
+        self._numbered = [
+            (number, Observation(step, _reordered(values.numpy(), order), loss))
+            for number, step, values, loss in zip(
+                state["numbers"], state["steps"], state["values"], state["losses"], strict=True
+            )
+        ]
+
+    def _thin(self) -> None:
+        oldest_complete = self._count - self._max // 4
+        kept = [
+            (number, observation)
+            for number, observation in self._numbered
+            if number % self._stride == 0 or number >= oldest_complete
+        ]
+        if len(kept) == len(self._numbered):
+            self._stride *= 2
+        self._numbered = kept
+
+
+def _reordered(values: np.ndarray, order: Sequence[int | None]) -> np.ndarray:
+    """Statistics in today's order; nan for one that was not recorded then."""
+    missing = np.full_like(values[0], np.nan)
+    return np.stack([missing if index is None else values[index] for index in order])

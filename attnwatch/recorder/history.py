@@ -1,0 +1,83 @@
+"""What was observed over time, as plain arrays; saved without pickle."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from attnwatch.errors import ConfigurationError
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class AttentionHistory:
+    """Statistics of every site and head at every observed step.
+
+    `history["entropy"]` is a float32 array [steps, sites, heads] (nan: not observed; sites with fewer heads are
+    filled up with nan). The names are those of `attnwatch.AttentionStatistics`.
+
+    Attributes:
+        steps: int64 [steps], ascending global steps.
+        sites: names of the sites.
+        values: name of a statistic to its array.
+        loss: float64 [steps], training loss at these steps, nan where it was not recorded.
+        coverage: for every site `"observed"` or the reason why it is not.
+    """
+
+    steps: np.ndarray
+    sites: tuple[str, ...]
+    values: Mapping[str, np.ndarray]
+    loss: np.ndarray
+    coverage: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, statistic: str) -> np.ndarray:
+        if statistic not in self.values:
+            raise KeyError(f"{statistic!r} is not in this history; it has: {', '.join(self.values)}")
+        return self.values[statistic]
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write one .npz file. A file that is already there is replaced only when the new one is complete."""
+        path = Path(path)
+        header = {"format": _FORMAT, "sites": self.sites, "coverage": dict(self.coverage)}
+        arrays = {f"statistic/{name}": array for name, array in self.values.items()}
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        try:
+            with open(temporary, "wb") as file:
+                np.savez_compressed(
+                    file, header=np.array(json.dumps(header)), steps=self.steps, loss=self.loss, **arrays
+                )
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "AttentionHistory":
+        """Read a file that `save` wrote.
+
+        Raises:
+            ConfigurationError: the file is not a saved history, or of a newer version.
+            FileNotFoundError: there is no such file.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                header = json.loads(str(file["header"]))
+                arrays = {name: file[name] for name in file.files}
+        except (ValueError, KeyError, OSError) as error:
+            if isinstance(error, FileNotFoundError):
+                raise
+            raise ConfigurationError(f"`path`: {os.fspath(path)!r} is not a saved attention history.") from error
+        if header.get("format") != _FORMAT:
+            raise ConfigurationError(
+                f"`path`: {os.fspath(path)!r} has format {header.get('format')}, this version reads {_FORMAT}; "
+                "upgrade attnwatch."
+            )
+        prefix = "statistic/"
+        values = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        return cls(arrays["steps"], tuple(header["sites"]), values, arrays["loss"], header["coverage"])

@@ -1,0 +1,85 @@
+"""Observations that are still on the device."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from attnwatch.metrics import STATISTICS, means_of_sums, merge
+from attnwatch.recorder.buffer import Observation
+
+
+class PendingSteps:
+    """Sums per step and site, collected without any transfer until they are taken, all in one."""
+
+    def __init__(self, sites: Sequence[str]):
+        self._sites = tuple(sites)
+        self._finished: list[tuple[int, dict[str, Tensor]]] = []
+        self._open: dict[str, Tensor] = {}
+        self.step: int | None = None
+
+    def __len__(self) -> int:
+        """Number of finished steps."""
+        return len(self._finished)
+
+    def open(self, step: int) -> None:
+        """What is added from now on belongs to `step`; an earlier step is finished."""
+        if step == self.step:
+            return
+        if self._open:
+            self._finished.append((self.step, self._open))
+        self.step, self._open = step, {}
+
+    def add(self, site: str, sums: Tensor) -> None:
+        """Sums of one call, [statistics, 2, heads]; several calls of a site in a step are merged."""
+        self._open[site] = merge(self._open[site], sums) if site in self._open else sums
+
+    def add_loss(self, loss: Tensor | float) -> None:
+        """A loss of the open step; the mean of all is kept."""
+        loss = torch.as_tensor(loss).detach().float().mean()
+        entry = torch.stack([loss, torch.ones_like(loss)])
+        self._open[_LOSS] = self._open[_LOSS] + entry if _LOSS in self._open else entry
+
+    def take(self) -> list[Observation]:
+        """The finished steps, which are forgotten here."""
+        finished, self._finished = self._finished, []
+        return self._to_host(finished)
+
+    def peek(self) -> list[Observation]:
+        """The open step as it is now, which stays open; empty where nothing was added to it."""
+        return self._to_host([(self.step, self._open)] if self._open else [])
+
+    def state_dict(self) -> dict:
+        return {"step": self.step, "sums": {name: sums.cpu() for name, sums in self._open.items()}}
+
+    def load_state_dict(self, state: dict) -> None:
+        self._finished.clear()
+        self.step, self._open = state["step"], dict(state["sums"])
+
+    def _to_host(self, steps: list[tuple[int, dict[str, Tensor]]]) -> list[Observation]:
+        packed = [sums for _, sums_by_site in steps for sums in sums_by_site.values()]
+        if not packed:
+            return []
+        device = packed[0].device
+        flat = torch.cat([sums.to(device).flatten().float() for sums in packed]).cpu()
+        parts = iter(flat.split([sums.numel() for sums in packed]))
+        observations = []
+        for step, sums_by_site in steps:
+            sums = {name: next(parts).reshape(sums.shape) for name, sums in sums_by_site.items()}
+            loss = sums.pop(_LOSS, None)
+            observations.append(
+                Observation(step, self._values(sums), float("nan") if loss is None else float(loss[0] / loss[1]))
+            )
+        return observations
+
+    def _values(self, sums: dict[str, Tensor]) -> np.ndarray:
+        """[statistics, sites, heads], nan where a site was not called or has fewer heads."""
+        heads = max((site_sums.shape[-1] for site_sums in sums.values()), default=0)
+        values = np.full((len(STATISTICS), len(self._sites), heads), np.nan, dtype=np.float32)
+        for site, site_sums in sums.items():
+            values[:, self._sites.index(site), : site_sums.shape[-1]] = means_of_sums(site_sums).numpy()
+        return values
+
+
+_LOSS = "loss"  # beside the sites, whose names are module paths

@@ -1,0 +1,179 @@
+"""Records attention statistics during training, without knowing any trainer."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from attnwatch.arguments import require_int
+from attnwatch.capture import Capture
+from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.metrics import AttentionInputs, accumulate, stratified_rows
+from attnwatch.recorder.buffer import HistoryBuffer
+from attnwatch.recorder.history import AttentionHistory
+from attnwatch.recorder.pending import PendingSteps
+
+_STATE_FORMAT = 1
+
+
+class AttentionRecorder:
+    """Watches a model: the statistics of every attention layer and head, at some of the training steps.
+
+    ```python
+    with AttentionRecorder(model) as recorder:
+        for step, batch in enumerate(batches):
+            with recorder.step(step):
+                loss = model(**batch).loss
+                loss.backward()
+            optimizer.step()
+        history = recorder.history()
+    ```
+
+    Watching changes nothing: outputs, gradients and random states are those of the run without it. Statistics stay
+    on the model's device; every `flush_every` observed steps they come to the host in one transfer.
+
+    Args:
+        model: any module; see `coverage` for what of it is observed.
+        every_n_steps: observe the first step at or after each multiple of it.
+        num_query_rows: how many stratified random query rows are looked at; None means all. `max_logit` is the
+            maximum over these rows.
+        sites: glob patterns of the sites to watch (`["*.layers.0.*"]`); None means all.
+        flush_every: observed steps per transfer.
+        max_history: how many observations are kept. The newest quarter is complete, older ones are thinned to
+            every second, fourth, … and stay evenly spread over the run.
+        seed: of the random query rows, which depend on it and the step only; no other random state is touched.
+
+    Raises:
+        NoAttentionError: the model has no attention, or none that can be read.
+        ConfigurationError: an argument is wrong, or another recorder watches this model.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        every_n_steps: int = 10,
+        num_query_rows: int | None = 32,
+        sites: Sequence[str] | None = None,
+        flush_every: int = 5,
+        max_history: int = 512,
+        seed: int = 0,
+    ):
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+        require_int("every_n_steps", every_n_steps, minimum=1)
+        require_int("num_query_rows", num_query_rows, minimum=1, optional=True)
+        require_int("flush_every", flush_every, minimum=1)
+        require_int("max_history", max_history, minimum=16)
+        require_int("seed", seed, minimum=0)
+        self._every_n_steps = every_n_steps
+        self._num_query_rows = num_query_rows
+        self._flush_every = flush_every
+        self._seed = seed
+        self._last_due: int | None = None
+        self._rows: dict[tuple[int, torch.device], Tensor] = {}
+        self._capture = Capture(model, self._observe, sites=sites)
+        self._pending = PendingSteps(self._capture.sites)
+        self._buffer = HistoryBuffer(self._capture.sites, max_history)
+        self._capture.attach()
+
+    def __enter__(self) -> "AttentionRecorder":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def step(self, global_step: int) -> Iterator[None]:
+        """Around forward and backward of one training step; several times per step with gradient accumulation."""
+        if not self._is_due(global_step):
+            yield
+            return
+        if global_step != self._last_due:
+            self._last_due = global_step
+            self._rows.clear()
+            self._pending.open(global_step)
+            if len(self._pending) >= self._flush_every:
+                self.flush()
+        with self._capture.arm():
+            yield
+
+    def record_loss(self, loss: Tensor | float) -> None:
+        """Keep the training loss of the step that is observed now (the mean, if called several times in it)."""
+        if self._pending.step is not None and self._pending.step == self._last_due:
+            self._pending.add_loss(loss)
+
+    def flush(self) -> bool:
+        """Bring finished observations to the host, in one transfer. True if there were any."""
+        try:
+            observations = self._pending.take()
+        except Exception as error:
+            warnings.warn(
+                f"attnwatch lost the observations since the last flush, training goes on: {error!r}",
+                AttnwatchWarning,
+                stacklevel=2,
+            )
+            return False
+        for observation in observations:
+            self._buffer.append(observation)
+        return bool(observations)
+
+    def history(self) -> AttentionHistory:
+        """Everything observed so far."""
+        self.flush()
+        return self._buffer.history(self.coverage(), self._pending.peek())
+
+    def coverage(self) -> dict[str, str]:
+        """For every attention site of the model `"observed"` or the reason why it is not."""
+        return self._capture.coverage()
+
+    def state_dict(self) -> dict:
+        """The history and where recording stands: tensors, numbers and strings."""
+        self.flush()
+        return {
+            "format": _STATE_FORMAT,
+            "last_due": self._last_due,
+            "history": self._buffer.state_dict(),
+            "pending": self._pending.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ConfigurationError: the state is of another version or of a model with other sites.
+        """
+        if state.get("format") != _STATE_FORMAT:
+            raise ConfigurationError(
+                f"`state` has format {state.get('format')!r}, expected {_STATE_FORMAT}: "
+                "it was written by another version of attnwatch."
+            )
+        self._buffer.load_state_dict(state["history"])
+        self._pending.load_state_dict(state["pending"])
+        self._last_due = state["last_due"]
+        self._rows.clear()
+
+    def close(self) -> None:
+        """Detach from the model and leave it as it was; the history stays."""
+        self._capture.detach()
+
+    def _is_due(self, step: int) -> bool:
+        last = self._last_due
+        if last is None or step <= last:
+            return last is None or step == last or step % self._every_n_steps == 0
+        return step // self._every_n_steps > last // self._every_n_steps
+
+    def _observe(self, site: str, inputs: AttentionInputs) -> None:
+        sums = accumulate(inputs, self._rows_of(inputs))
+        self._pending.add(site, sums)
+
+    def _rows_of(self, inputs: AttentionInputs) -> Tensor:
+        """The query rows of this step: the same for all sites of equal length, the same when a run is resumed."""
+        key = (inputs.num_queries, inputs.query.device)
+        if key not in self._rows:
+            generator = torch.Generator().manual_seed(hash((self._seed, self._last_due, inputs.num_queries)) % 2**63)
+            rows = stratified_rows(inputs.num_queries, self._num_query_rows, generator)
+            self._rows[key] = rows.to(inputs.query.device, non_blocking=True)
+        return self._rows[key]
