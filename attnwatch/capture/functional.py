@@ -87,19 +87,22 @@ _MULTIHEAD_ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weigh
 
 
 def _enter_multihead(module: nn.MultiheadAttention, args: tuple, kwargs: dict) -> None:
+    number = site_id(module)
+    if number is None:
+        return
+    if torch.compiler.is_compiling():  # PyTorch keeps the whole function opaque there
+        deliver(number, lambda: "torch.nn.MultiheadAttention inside torch.compile is not observed; compile around it")
+        return
     given = {**dict(zip(_MULTIHEAD_ARGUMENTS, args, strict=False)), **kwargs}
     same_tokens = given["query"] is given["key"]
     _push(module, same_tokens=same_tokens)
-    number = site_id(module)
-    if number is not None and given.get("need_weights", True):
+    if given.get("need_weights", True):
         # PyTorch multiplies the matrices itself then, so there is no call to see: project once more.
         deliver(number, _read_multihead, module, given, same_tokens)
 
 
 @torch.no_grad()
 def _read_multihead(module: nn.MultiheadAttention, given: dict, same_tokens: bool) -> Reading:
-    if torch.compiler.is_compiling():
-        return "MultiheadAttention is compiled and asked for its weights; call it with need_weights=False"
     if module.bias_k is not None or module.add_zero_attn:
         return "MultiheadAttention with add_bias_kv or add_zero_attn is read with need_weights=False only"
     query, key = given["query"], given["key"]

@@ -97,10 +97,10 @@ def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor:
     entropy = torch.where(torch.isfinite(lse), entropy, torch.nan)
     if visible is None:
         return entropy
-    sees_any = visible.any(-1)
-    if inputs.is_causal:
-        sees_any = sees_any & (visible.to(torch.uint8).argmax(-1) <= torch.arange(inputs.num_queries, device=key.device))
-    return torch.where(sees_any, entropy, torch.nan)
+    rows = torch.arange(inputs.num_queries, device=key.device)
+    first_visible = visible.to(torch.uint8).argmax(-1)
+    sees_key = visible.any(-1) & ((first_visible <= rows) | (not inputs.is_causal))
+    return torch.where(sees_key, entropy, torch.nan)
 
 
 def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
