@@ -140,8 +140,6 @@ def _selected(found: list[Site], patterns: Sequence[str] | None, model_name: str
             f"`model` ({model_name}) has no attention: no module calls scaled_dot_product_attention, "
             "torch.nn.MultiheadAttention or transformers' attention interface."
         )
-    if isinstance(patterns, str):
-        raise ConfigurationError(f"`sites` must be a list of glob patterns, got the string {patterns!r}: use a list.")
     if patterns is not None:
         names = [site.name for site in found]
         for pattern in patterns:

@@ -80,7 +80,8 @@ def _entropy_of_rows(rows: AttentionRows) -> Tensor:
 
 
 def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor:
-    query, key = inputs.query.to(inputs.compute_dtype), inputs.key.to(inputs.compute_dtype)
+    # Scaled here: a kernel that is given a negative scale, or 0, hides keys wrongly.
+    query, key = inputs.query.to(inputs.compute_dtype) * inputs.effective_scale, inputs.key.to(inputs.compute_dtype)
     visible, bias = inputs.attn_mask, None
     if visible is not None:
         visible = visible[(None,) * (4 - visible.ndim)]
@@ -92,8 +93,8 @@ def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor:
     # A constant added to all logits of a row leaves its entropy as it is: without the keys' common part, which is
     # often the larger one, the two terms that are subtracted below are small.
     key = key - key.mean(2, keepdim=True)
-    mean_key, lse = kernel(query, key, bias, inputs.is_causal, inputs.effective_scale)
-    entropy = (lse - inputs.effective_scale * (query * mean_key).sum(-1)).clamp_(min=0)
+    mean_key, lse = kernel(query, key, bias, inputs.is_causal)
+    entropy = (lse - (query * mean_key).sum(-1)).clamp_(min=0)
     entropy = torch.where(torch.isfinite(lse), entropy, torch.nan)
     if visible is None:
         return entropy
@@ -103,13 +104,13 @@ def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor:
     return torch.where(sees_key, entropy, torch.nan)
 
 
-def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
+def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool):
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, key, 0.0, is_causal, attn_mask=bias, scale=scale
+        query, key, key, 0.0, is_causal, attn_mask=bias, scale=1.0
     )
 
 
-def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
+def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool):
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     if bias is not None:
         num_keys = key.shape[2]
@@ -117,7 +118,7 @@ def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: boo
         bias = torch.nn.functional.pad(bias, (0, -num_keys % 4))[..., :num_keys]  # rows begin at multiples of 16 bytes
         bias = bias.expand(*query.shape[:3], num_keys)
     mean_key, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, key, bias, True, 0.0, is_causal, scale=scale
+        query, key, key, bias, True, 0.0, is_causal, scale=1.0
     )
     return mean_key, lse[..., : query.shape[2]]  # the kernel pads the log-sum-exp to a multiple of 32
 

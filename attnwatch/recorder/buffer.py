@@ -40,6 +40,11 @@ class HistoryBuffer:
         self._count = 0
         self._numbered: list[tuple[int, Observation]] = []
 
+    @property
+    def num_observations(self) -> int:
+        """How many have been appended so far, the thinned ones included."""
+        return self._count
+
     def append(self, observation: Observation) -> None:
         """Add the newest observation. Those at or after its step are forgotten: the run went back."""
         while self._numbered and self._numbered[-1][1].step >= observation.step:

@@ -25,11 +25,15 @@ class PendingSteps:
 
     def open(self, step: int) -> None:
         """What is added from now on belongs to `step`; an earlier step is finished."""
-        if step == self.step:
-            return
+        if step != self.step:
+            self.finish()
+            self.step = step
+
+    def finish(self) -> None:
+        """The open step is complete."""
         if self._open:
             self._finished.append((self.step, self._open))
-        self.step, self._open = step, {}
+        self.step, self._open = None, {}
 
     def add(self, site: str, sums: Tensor) -> None:
         """Sums of one call, [statistics, 2, heads]; several calls of a site in a step are merged."""

@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from attnwatch.arguments import require_int
 from attnwatch.capture import Capture
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.metrics import AttentionInputs, accumulate, stratified_rows
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.history import AttentionHistory
+from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
 
 _STATE_FORMAT = 1
@@ -63,16 +63,9 @@ class AttentionRecorder:
     ):
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
-        require_int("every_n_steps", every_n_steps, minimum=1)
-        require_int("num_query_rows", num_query_rows, minimum=1, optional=True)
-        require_int("flush_every", flush_every, minimum=1)
-        require_int("max_history", max_history, minimum=16)
-        require_int("seed", seed, minimum=0)
-        self._every_n_steps = every_n_steps
-        self._num_query_rows = num_query_rows
-        self._flush_every = flush_every
-        self._seed = seed
+        self._options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
         self._last_due: int | None = None
+        self._observing = False
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
         self._capture = Capture(model, self._observe, sites=sites)
         self._pending = PendingSteps(self._capture.sites)
@@ -88,25 +81,37 @@ class AttentionRecorder:
     @contextlib.contextmanager
     def step(self, global_step: int) -> Iterator[None]:
         """Around forward and backward of one training step; several times per step with gradient accumulation."""
-        if not self._is_due(global_step):
+        self._observing = self._is_due(global_step)
+        if not self._observing:
             yield
             return
         if global_step != self._last_due:
             self._last_due = global_step
             self._rows.clear()
-            self._pending.open(global_step)
-            if len(self._pending) >= self._flush_every:
-                self.flush()
+        self._pending.open(global_step)
+        if len(self._pending) >= self._options.flush_every:
+            self.flush()
         with self._capture.arm():
             yield
 
     def record_loss(self, loss: Tensor | float) -> None:
-        """Keep the training loss of the step that is observed now (the mean, if called several times in it)."""
-        if self._pending.step is not None and self._pending.step == self._last_due:
+        """Keep the training loss of this step, if it is observed (the mean, if called several times in it)."""
+        if self._observing:
             self._pending.add_loss(loss)
 
-    def flush(self) -> bool:
-        """Bring finished observations to the host, in one transfer. True if there were any."""
+    @property
+    def num_observations(self) -> int:
+        """How many observed steps have come to the host so far."""
+        return self._buffer.num_observations
+
+    def flush(self, *, finish_step: bool = False) -> None:
+        """Bring finished observations to the host, in one transfer.
+
+        Args:
+            finish_step: the step that is observed now is complete and comes along.
+        """
+        if finish_step:
+            self._pending.finish()
         try:
             observations = self._pending.take()
         except Exception as error:
@@ -115,13 +120,14 @@ class AttentionRecorder:
                 AttnwatchWarning,
                 stacklevel=2,
             )
-            return False
+            return
         for observation in observations:
             self._buffer.append(observation)
-        return bool(observations)
 
-    def history(self) -> AttentionHistory:
-        """Everything observed so far."""
+    def history(self, *, flushed_only: bool = False) -> AttentionHistory:
+        """Everything observed so far; or only what has come to the host already, without a transfer."""
+        if flushed_only:
+            return self._buffer.history(self.coverage())
         self.flush()
         return self._buffer.history(self.coverage(), self._pending.peek())
 
@@ -162,8 +168,8 @@ class AttentionRecorder:
     def _is_due(self, step: int) -> bool:
         last = self._last_due
         if last is None or step <= last:
-            return last is None or step == last or step % self._every_n_steps == 0
-        return step // self._every_n_steps > last // self._every_n_steps
+            return last is None or step == last or step % self._options.every_n_steps == 0
+        return step // self._options.every_n_steps > last // self._options.every_n_steps
 
     def _observe(self, site: str, inputs: AttentionInputs) -> None:
         sums = accumulate(inputs, self._rows_of(inputs))
@@ -173,7 +179,9 @@ class AttentionRecorder:
         """The query rows of this step: the same for all sites of equal length, the same when a run is resumed."""
         key = (inputs.num_queries, inputs.query.device)
         if key not in self._rows:
-            generator = torch.Generator().manual_seed(hash((self._seed, self._last_due, inputs.num_queries)) % 2**63)
-            rows = stratified_rows(inputs.num_queries, self._num_query_rows, generator)
+            generator = torch.Generator().manual_seed(
+                hash((self._options.seed, self._last_due, inputs.num_queries)) % 2**63
+            )
+            rows = stratified_rows(inputs.num_queries, self._options.num_query_rows, generator)
             self._rows[key] = rows.to(inputs.query.device, non_blocking=True)
         return self._rows[key]

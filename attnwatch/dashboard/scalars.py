@@ -1,0 +1,69 @@
+"""Numbers for dashboards, under tags that follow from the declarations of the statistics."""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from attnwatch.metrics import STATISTICS, Reduction
+from attnwatch.recorder import AttentionHistory
+
+
+def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
+    """One number per statistic for the whole model at the observation `index`: `attention/entropy`, …
+
+    Maxima are maxima over all heads, everything else is the mean. What was not observed is left out.
+    """
+    return {
+        statistic.tag: value
+        for name, statistic in STATISTICS.items()
+        if (value := _summary(name, history[name][index])) is not None
+    }
+
+
+def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> dict[str, float]:
+    """Numbers per site, for the statistics that declare it: `attention_normalized_entropy/layer_0`, …
+
+    Of more than `max_sites` sites so many are shown, evenly spaced from the first to the last: a dashboard with
+    thousands of curves shows nothing. All others are in the pictures and in the history.
+    """
+    labels = site_labels(history.sites)
+    return {
+        f"attention_{name}/{labels[site]}": value
+        for name, statistic in STATISTICS.items()
+        if statistic.per_layer
+        for site in evenly_spaced(len(labels), max_sites)
+        if (value := _summary(name, history[name][index, site])) is not None
+    }
+
+
+def evenly_spaced(number: int, most: int) -> list[int]:
+    """At most `most` of the indices below `number`, evenly spaced, the first and the last among them."""
+    if number <= most:
+        return list(range(number))
+    return sorted({round(index) for index in np.linspace(0, number - 1, most)})
+
+
+def site_labels(sites: Sequence[str]) -> list[str]:
+    """Short names of sites: what differs in their module paths; `layer_3` where that is a number."""
+    paths = [site.split(".") for site in sites]
+    if len(paths) < 2:
+        return list(sites)
+    start = _common(paths)
+    end = min(_common([path[::-1] for path in paths]), min(len(path) for path in paths) - start - 1)
+    labels = [".".join(path[start : len(path) - end]) for path in paths]
+    return [f"layer_{label}" if label.isdecimal() else label for label in labels]
+
+
+def _common(paths: list[list[str]]) -> int:
+    """How many leading elements all paths share."""
+    shortest = min(len(path) for path in paths)
+    return next((index for index in range(shortest) if len({path[index] for path in paths}) > 1), shortest)
+
+
+def _summary(name: str, values: np.ndarray) -> float | None:
+    reduce = np.nanmax if STATISTICS[name].reduction is Reduction.MAX else np.nanmean
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # all nan: not observed
+        value = float(reduce(values)) if values.size else float("nan")
+    return None if np.isnan(value) else value

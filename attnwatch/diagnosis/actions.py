@@ -1,0 +1,62 @@
+"""What to do about findings: shared by everything that takes `on_finding`."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from attnwatch.diagnosis.verdict import Diagnosis, Finding, FindingKind
+from attnwatch.errors import ConfigurationError
+
+ACTIONS = ("warn", "stop", "ignore")
+Action = str | Callable
+
+
+class FindingActions:
+    """Says which findings are new, and what the user wants done about each.
+
+    Args:
+        on_finding: one of `ACTIONS`, a function, or a mapping from kinds to one of these; kinds that are not in a
+            mapping warn.
+
+    Attributes:
+        current: kinds that hold now; a kind is new again once it has been gone.
+
+    Raises:
+        ConfigurationError: an unknown kind or action.
+    """
+
+    def __init__(self, on_finding: Action | Mapping[str, Action]):
+        if not isinstance(on_finding, Mapping):
+            self._actions = dict.fromkeys(FindingKind, _checked(on_finding))
+        else:
+            self._actions = dict.fromkeys(FindingKind, "warn")
+            self._actions |= {_kind(name): _checked(action) for name, action in on_finding.items()}
+        self.current: set[FindingKind] = set()
+
+    def new_findings(self, diagnosis: Diagnosis) -> list[tuple[Finding, Action]]:
+        """Findings whose kind did not hold at the last call."""
+        new = [(finding, self._actions[finding.kind]) for finding in diagnosis.findings]
+        new = [(finding, action) for finding, action in new if finding.kind not in self.current]
+        self.current = {finding.kind for finding in diagnosis.findings}
+        return new
+
+    def state_dict(self) -> list[str]:
+        return sorted(kind.value for kind in self.current)
+
+    def load_state_dict(self, state: Iterable[str]) -> None:
+        self.current = {FindingKind(kind) for kind in state}
+
+
+def _checked(action: Action) -> Action:
+    if not callable(action) and action not in ACTIONS:
+        raise ConfigurationError(
+            f"`on_finding` must be one of {', '.join(map(repr, ACTIONS))}, a function, or a mapping from kinds of "
+            f"findings to one of these; got {action!r}."
+        )
+    return action
+
+
+def _kind(name: str) -> FindingKind:
+    try:
+        return FindingKind(name)
+    except ValueError:
+        kinds = ", ".join(kind.value for kind in FindingKind)
+        raise ConfigurationError(f"`on_finding`: {name!r} is not a kind of finding; there are: {kinds}.") from None

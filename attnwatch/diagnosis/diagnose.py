@@ -1,0 +1,83 @@
+"""From a history to a verdict."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from attnwatch.diagnosis.rules import RULES
+from attnwatch.diagnosis.thresholds import Thresholds
+from attnwatch.diagnosis.verdict import Diagnosis, Finding, FindingKind, RunStatus
+from attnwatch.errors import ConfigurationError
+from attnwatch.recorder import AttentionHistory
+
+_UNSTABLE = {FindingKind.NON_FINITE, FindingKind.EXPLODING_LOGITS, FindingKind.ENTROPY_COLLAPSE}
+# Unstable wherever they are, not only where they are widespread.
+_ANYWHERE = {FindingKind.NON_FINITE, FindingKind.EXPLODING_LOGITS}
+
+
+def diagnose(
+    history: AttentionHistory, *, loss: Sequence[float] | None = None, thresholds: Thresholds | None = None
+) -> Diagnosis:
+    """Judge a run at the last step of its history, while it runs or from disk.
+
+    Findings have patience and hysteresis: they come up after several observations in a row and do not flicker.
+    Before there is evidence the status is UNDETERMINED; only non-finite values are reported at once.
+
+    Args:
+        history: what was recorded.
+        loss: training loss at `history.steps`; None means the one in the history.
+        thresholds: see `Thresholds`; None means the defaults.
+
+    Raises:
+        ConfigurationError: `loss` has another length than the history.
+    """
+    thresholds = thresholds or Thresholds()
+    if loss is not None:
+        loss = np.asarray(loss, dtype=np.float64)
+        if loss.shape != history.steps.shape:
+            raise ConfigurationError(
+                f"`loss` must have one value for each of the {len(history)} observed steps, got shape {loss.shape}."
+            )
+        history = dataclasses.replace(history, loss=loss)
+    history = _observed_part(history)
+    if len(history) == 0:
+        return Diagnosis(RunStatus.UNDETERMINED, (), -1)
+    enough = (
+        len(history) >= thresholds.min_observations and history.steps[-1] - history.steps[0] >= thresholds.min_steps
+    )
+    found = [rule(history, thresholds) for rule in RULES]
+    findings = sorted(
+        (finding for finding in found if finding and (enough or finding.kind is FindingKind.NON_FINITE)),
+        key=lambda finding: -finding.severity,
+    )
+    status = _status(findings, len(history.sites), thresholds, enough)
+    return Diagnosis(status, tuple(findings), int(history.steps[-1]))
+
+
+def _observed_part(history: AttentionHistory) -> AttentionHistory:
+    """Without sites and steps at which nothing was observed."""
+    observed = np.isfinite(history["nonfinite"]).any(2)
+    steps, sites = observed.any(1), observed.any(0)
+    return dataclasses.replace(
+        history,
+        steps=history.steps[steps],
+        sites=tuple(np.array(history.sites, dtype=object)[sites]),
+        values={name: values[steps][:, sites] for name, values in history.values.items()},
+        loss=history.loss[steps],
+    )
+
+
+def _status(findings: Sequence[Finding], num_sites: int, thresholds: Thresholds, enough: bool) -> RunStatus:
+    decisive = {
+        finding.kind
+        for finding in findings
+        if finding.kind in _ANYWHERE or len(finding.sites) >= thresholds.widespread * num_sites
+    }
+    if decisive & _UNSTABLE:
+        return RunStatus.UNSTABLE
+    if not enough:
+        return RunStatus.UNDETERMINED
+    if FindingKind.UNIFORM_ATTENTION in decisive:
+        return RunStatus.NOT_CONVERGING
+    return RunStatus.HEALTHY

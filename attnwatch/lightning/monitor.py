@@ -1,0 +1,210 @@
+"""The monitor as a Lightning callback: a thin layer over the recorder and the diagnosis."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+
+from attnwatch.arguments import require_int
+from attnwatch.dashboard import run_scalars
+from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
+from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.lightning.loggers import LoggerPublisher
+from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
+
+
+class AttentionMonitor(pl.Callback):
+    """Records attention entropy and uniformity of every layer and head while a model trains, and judges the run.
+
+    ```python
+    trainer = Trainer(callbacks=[AttentionMonitor()])
+    ```
+
+    Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
+    the findings in words. Numbers of the whole model (`attention/normalized_entropy`, `attention/risk`, …) are in
+    `trainer.callback_metrics`, for `EarlyStopping(monitor="attention/risk")` and `ModelCheckpoint`. The history
+    travels in the checkpoint.
+
+    Args:
+        every_n_steps: observe the first step at or after each multiple of it.
+        num_query_rows: how many query rows are looked at; None means all. See `attention_statistics`.
+        sites: glob patterns of the sites to watch; None means all.
+        on_finding: what to do when something is found, once each time it comes up: `"warn"`, `"stop"` (warn and
+            stop the training), `"ignore"` (it stays on the dashboard), a function of
+            (finding, trainer, pl_module), or a mapping from kinds to one of these; kinds that are not in it warn.
+        thresholds: of the diagnosis; None means the defaults.
+        max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
+        figures_every_n_steps: pictures after at least so many steps, and at the end; None means at the end only.
+        flush_every: observed steps per transfer from the device; dashboards and findings come as often.
+        max_history: how many observations are kept; see `AttentionRecorder`.
+        seed: of the random query rows.
+
+    Attributes:
+        history: what was observed so far.
+        diagnosis: the latest verdict; None before the first.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+        NoAttentionError: when fitting starts, if the model has no attention, or none that can be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int = 10,
+        num_query_rows: int | None = 32,
+        sites: Sequence[str] | None = None,
+        on_finding: Action | Mapping[str, Action] = "warn",
+        thresholds: Thresholds | None = None,
+        max_layer_curves: int = 12,
+        figures_every_n_steps: int | None = 500,
+        flush_every: int = 5,
+        max_history: int = 512,
+        seed: int = 0,
+    ):
+        require_int("max_layer_curves", max_layer_curves, minimum=0)
+        require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
+        self._options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
+        self._actions = FindingActions(on_finding)
+        self._thresholds = thresholds
+        self._figures_every_n_steps = figures_every_n_steps
+        self._publisher = LoggerPublisher(max_layer_curves)
+        self._recorder: AttentionRecorder | None = None
+        self._restored: dict[str, Any] = {}
+        self._batch = contextlib.ExitStack()
+        self._batch_step = 0
+        self._has_failed = False
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.diagnosis: Diagnosis | None = None
+        self._published_step = -1
+        self._published_observations = 0
+        self._next_figures_step = self._figures_every_n_steps
+        self._actions.load_state_dict([])
+
+    @property
+    def history(self) -> AttentionHistory:
+        return self._existing_recorder("history").history()
+
+    def coverage(self) -> dict[str, str]:
+        """For every attention site of the model `"observed"` or the reason why it is not."""
+        return self._existing_recorder("coverage").coverage()
+
+    # Lightning's hooks, in the order in which they come.
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored = state_dict
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._detach()
+        self._start_anew()
+        self._recorder = AttentionRecorder(pl_module, **vars(self._options))
+        restored, self._restored = self._restored, {}
+        if restored:
+            self._recorder.load_state_dict(restored["recorder"])
+            self._published_step = restored["published_step"]
+            self._published_observations = self._recorder.num_observations
+            self._next_figures_step = restored["next_figures_step"]
+            self._actions.load_state_dict(restored["findings"])
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
+        self._batch_step = trainer.global_step
+        self._batch.enter_context(self._recorder.step(trainer.global_step))
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx: int
+    ) -> None:
+        self._batch.close()
+        with self._never_fatal():
+            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+            if loss is not None:  # Lightning has divided it by the number of accumulated batches
+                self._recorder.record_loss(loss * trainer.accumulate_grad_batches)
+            # Whoever monitors a metric finds it from the first step on, and up to date when an epoch ends.
+            is_complete = trainer.global_step != self._batch_step
+            if is_complete and (self.diagnosis is None or trainer.is_last_batch):
+                self._recorder.flush(finish_step=True)
+            if self._recorder.num_observations > self._published_observations:
+                self._publish(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with self._never_fatal():
+            self._recorder.flush(finish_step=True)
+            history = self._recorder.history(flushed_only=True)
+            if len(history):
+                self._judge(trainer, pl_module, history)
+                self._publisher.figures(trainer, history)
+                self._publisher.diagnosis(trainer, self.diagnosis)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._recorder is None:
+            return {}
+        return {
+            "recorder": self._recorder.state_dict(),
+            "published_step": self._published_step,
+            "next_figures_step": self._next_figures_step,
+            "findings": self._actions.state_dict(),
+        }
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._detach()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._detach()
+
+    # What the hooks share.
+
+    def _publish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._published_observations = self._recorder.num_observations
+        history = self._recorder.history(flushed_only=True)
+        self._judge(trainer, pl_module, history)
+        numbers = run_scalars(history, -1) | {"attention/risk": self.diagnosis.risk}
+        pl_module.log_dict(numbers, on_step=True, on_epoch=False, logger=False)
+        if self._next_figures_step is not None and self.diagnosis.step >= self._next_figures_step:
+            self._next_figures_step = self.diagnosis.step + self._figures_every_n_steps
+            self._publisher.figures(trainer, history)
+
+    def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, history: AttentionHistory) -> None:
+        self._publisher.scalars(trainer, history, after_step=self._published_step)
+        self._published_step = int(history.steps[-1])
+        self.diagnosis = diagnose(history, thresholds=self._thresholds)
+        self._publisher.risk(trainer, self.diagnosis)
+        new = self._actions.new_findings(self.diagnosis)
+        if new:
+            self._publisher.diagnosis(trainer, self.diagnosis)
+        for finding, action in new:
+            _act(action, finding, trainer, pl_module)
+
+    @contextlib.contextmanager
+    def _never_fatal(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._has_failed:
+                self._has_failed = True
+                _warn(f"the monitor failed, training goes on: {type(error).__name__}: {error}")
+
+    def _existing_recorder(self, name: str) -> AttentionRecorder:
+        if self._recorder is None:
+            raise ConfigurationError(f"`{name}`: nothing was observed yet; call trainer.fit with this callback first.")
+        return self._recorder
+
+    def _detach(self) -> None:
+        self._batch.close()
+        if self._recorder is not None:
+            self._recorder.close()
+
+
+def _act(action: Action, finding: Finding, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    if callable(action):
+        action(finding, trainer, pl_module)
+    elif action != "ignore":
+        _warn(f"{finding.kind.value} since step {finding.step}: {finding.message}")
+        if action == "stop":
+            trainer.should_stop = True
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)

@@ -1,0 +1,32 @@
+"""The arguments of a recorder, checked once for everything that makes one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from attnwatch.arguments import require_int
+from attnwatch.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class RecordingOptions:
+    """See `AttentionRecorder`.
+
+    Raises:
+        ConfigurationError: an argument is wrong; the message names it.
+    """
+
+    every_n_steps: int
+    num_query_rows: int | None
+    sites: Sequence[str] | None
+    flush_every: int
+    max_history: int
+    seed: int
+
+    def __post_init__(self):
+        require_int("every_n_steps", self.every_n_steps, minimum=1)
+        require_int("num_query_rows", self.num_query_rows, minimum=1, optional=True)
+        require_int("flush_every", self.flush_every, minimum=1)
+        require_int("max_history", self.max_history, minimum=16)
+        require_int("seed", self.seed, minimum=0)
+        if isinstance(self.sites, str):
+            raise ConfigurationError(f"`sites` must be a list of glob patterns, got the string {self.sites!r}.")

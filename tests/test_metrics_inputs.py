@@ -1,0 +1,120 @@
+"""What models add to attention beyond a mask: caps, biases, windows, packing."""
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from oracle import assert_statistics_match, attention_matrix
+from torch import Tensor
+
+from attnwatch import AttentionStatistics
+from attnwatch.metrics import STATISTICS, AttentionInputs, accumulate, means_of_sums
+
+BATCH, HEADS, TOKENS, HEAD_DIM = 2, 2, 9, 8
+POSITIONS = torch.arange(TOKENS)
+REAL = torch.tensor([9, 5])[:, None] > POSITIONS
+DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0, 1, 1, 1, 1, 1, 5, 5, 5]])
+BACK = POSITIONS[:, None] - POSITIONS  # how far each key lies behind a query
+
+# Feature, and the mask that it means.
+MASKING = {
+    "sliding window": ({"sliding_window": 3}, BACK.abs() < 3),
+    "causal sliding window": ({"sliding_window": 3, "is_causal": True}, (BACK >= 0) & (BACK < 3)),
+    "sliding window of one": ({"sliding_window": 1}, BACK == 0),
+    "key padding": ({"key_padding": REAL}, REAL[:, None, None]),
+    "segments": ({"segments": DOCUMENTS}, (DOCUMENTS[:, :, None] == DOCUMENTS[:, None])[:, None]),
+    "all together": (
+        {"key_padding": REAL, "segments": DOCUMENTS, "is_causal": True, "attn_mask": BACK != 1},
+        REAL[:, None, None] & (DOCUMENTS[:, :, None] == DOCUMENTS[:, None])[:, None] & (BACK >= 0) & (BACK != 1),
+    ),
+}
+MASK_MODS: dict[str, Callable] = {
+    "causal": lambda b, h, q, k: q >= k,
+    "prefix": lambda b, h, q, k: (q >= k) | (k < 4),
+    "documents": lambda b, h, q, k: DOCUMENTS[b, q] == DOCUMENTS[b, k],
+    "padding": lambda b, h, q, k: REAL[b, k],
+    "by head": lambda b, h, q, k: q - k <= h + 1,
+    "every other key": lambda b, h, q, k: k % 2 == 0,
+    "every other query": lambda b, h, q, k: q % 2 == 0,
+}
+
+
+def statistics_of(inputs: AttentionInputs, rows: Tensor = POSITIONS) -> AttentionStatistics:
+    values = means_of_sums(accumulate(inputs, rows))
+    return AttentionStatistics(**dict(zip(STATISTICS, values, strict=True)), num_rows=len(rows))
+
+
+def random_query_key() -> tuple[Tensor, Tensor]:
+    return torch.randn(BATCH, HEADS, TOKENS, HEAD_DIM), torch.randn(BATCH, HEADS, TOKENS, HEAD_DIM)
+
+
+@pytest.mark.parametrize("name", MASKING)
+def test_feature_equals_its_mask(name: str):
+    feature, mask = MASKING[name]
+    query, key = random_query_key()
+    statistics = statistics_of(AttentionInputs(query, key, **feature))
+    assert_statistics_match(statistics, attention_matrix(query, key, attn_mask=mask))
+
+
+@pytest.mark.parametrize("name", MASK_MODS)
+def test_mask_mod_equals_its_mask(name: str):
+    mask_mod = MASK_MODS[name]
+    query, key = random_query_key()
+    dense = torch.empty(BATCH, HEADS, TOKENS, TOKENS, dtype=torch.bool)
+    for index in itertools.product(*map(range, dense.shape)):
+        dense[index] = mask_mod(*index)
+    statistics = statistics_of(AttentionInputs(query, key, mask_mod=mask_mod))
+    assert_statistics_match(statistics, attention_matrix(query, key, attn_mask=dense))
+
+
+@pytest.mark.parametrize("softcap", [0.5, 50.0])
+def test_softcap(softcap: float):
+    query, key = random_query_key()
+    options = {"softcap": softcap, "is_causal": True, "scale": 2.0}
+    statistics = statistics_of(AttentionInputs(query, key, **options))
+    assert statistics.max_logit.max() <= softcap
+    assert_statistics_match(statistics, attention_matrix(query, key, **options))
+
+
+@pytest.mark.parametrize("shape", [(1, HEADS, TOKENS, TOKENS), (BATCH, 1, 1, TOKENS), (TOKENS, TOKENS)])
+def test_position_bias(shape: tuple[int, ...]):
+    query, key = random_query_key()
+    bias = torch.randn(shape)
+    bias[..., 2] = -1e9
+    options = {"position_bias": bias, "attn_mask": BACK >= 0}
+    statistics = statistics_of(AttentionInputs(query, key, **options))
+    assert_statistics_match(statistics, attention_matrix(query, key, **options))
+
+
+def test_bias_is_not_capped():
+    query, key = random_query_key()
+    options = {"softcap": 1.0, "position_bias": torch.full((TOKENS, TOKENS), 7.0)}
+    statistics = statistics_of(AttentionInputs(query, key, **options))
+    assert (statistics.max_logit > 6).all()
+    assert_statistics_match(statistics, attention_matrix(query, key, **options))
+
+
+def test_nan_in_a_position_bias_is_not_hidden():
+    query, key = random_query_key()
+    statistics = statistics_of(AttentionInputs(query, key, position_bias=torch.full((TOKENS, TOKENS), torch.nan)))
+    assert statistics.nonfinite.tolist() == [1, 1]
+
+
+def test_without_positions_there_is_no_distance():
+    query, key = random_query_key()
+    with_positions = statistics_of(AttentionInputs(query, key))
+    without = statistics_of(AttentionInputs(query, key, has_positions=False))
+    assert without.distance.isnan().all()
+    others = [name for name in STATISTICS if name != "distance"]
+    assert all(getattr(without, name).equal(getattr(with_positions, name)) for name in others)
+
+
+def test_features_hold_for_the_rows_that_are_looked_at():
+    query, key = random_query_key()
+    rows = torch.tensor([1, 4, 8])
+    feature, mask = MASKING["all together"]
+    bias = torch.randn(TOKENS, TOKENS)
+    statistics = statistics_of(AttentionInputs(query, key, **feature, position_bias=bias, query_mask=REAL), rows)
+    matrix = attention_matrix(query, key, attn_mask=mask, position_bias=bias)
+    assert_statistics_match(statistics, matrix, rows=rows.tolist(), query_mask=REAL)
