@@ -10,7 +10,8 @@ QUERY, KEY = torch.zeros(2, 4, 6, 8), torch.zeros(2, 4, 5, 8)
 WRONG = {
     "query of three dimensions": (
         {"query": QUERY[0]},
-        r"`query` must be a floating-point tensor \[batch, heads, tokens, head_dim\], got torch.float32 of shape \[4, 6, 8\]",
+        r"`query` must be a floating-point tensor \[batch, heads, tokens, head_dim\], "
+        r"got torch.float32 of shape \[4, 6, 8\]",
     ),
     "integer key": (
         {"key": KEY.long()},

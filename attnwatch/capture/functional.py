@@ -15,30 +15,34 @@ from attnwatch.capture.delivery import Reading, deliver, in_backward, site_id
 from attnwatch.capture.sites import SDPA, Site, SiteKind
 from attnwatch.metrics import AttentionInputs
 
-# The modules in whose forward the program is now, innermost last: (site number, queries and keys are the same tokens).
-_entered: list[tuple[int, bool]] = []
+# The modules in whose forward the program is now, innermost last: (site number or None where the module is not
+# watched here, queries and keys are the same tokens).
+_entered: list[tuple[int | None, bool]] = []
 
 
 @contextlib.contextmanager
-def patched_functional(sites: Iterable[Site]) -> Iterator[None]:
-    """While it is open, calls of scaled_dot_product_attention inside the sites' modules are delivered first."""
-    sites = list(sites)
+def patched_functional(sites: Iterable[Site], others: Iterable[Site] = ()) -> Iterator[None]:
+    """While it is open, calls of scaled_dot_product_attention inside the sites' modules are delivered first.
+
+    Args:
+        sites: functional and multihead ones.
+        others: sites whose calls are not delivered from here, and do not belong to a site around them either.
+    """
     bindings = [(vars(F), "scaled_dot_product_attention"), *(binding for site in sites for binding in site.bindings)]
-    originals = [(namespace, name, namespace[name]) for namespace, name in bindings]
-    hooks = []
-    try:
+    with contextlib.ExitStack() as patches:
         for site in sites:
             enter = _enter_multihead if site.kind is SiteKind.MULTIHEAD else _enter
-            hooks.append(site.module.register_forward_pre_hook(enter, with_kwargs=True))
-            hooks.append(site.module.register_forward_hook(_leave))
-        for namespace, name in bindings:
-            namespace[name] = _watched_sdpa(namespace[name])
+            _hook(patches, site.module, enter, _leave)
+        for site in others:
+            _hook(patches, site.module, _enter_other, _leave_other)
+        for namespace, name in {(id(namespace), name): (namespace, name) for namespace, name in bindings}.values():
+            patches.enter_context(shared_patch((id(namespace), name), partial(replace, namespace, name, _watched_sdpa)))
         yield
-    finally:
-        for namespace, name, original in reversed(originals):
-            namespace[name] = original
-        for hook in hooks:
-            hook.remove()
+
+
+def _hook(patches: contextlib.ExitStack, module: nn.Module, enter: Callable, leave: Callable) -> None:
+    patches.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
+    patches.callback(module.register_forward_hook(leave).remove)
 
 
 def forget_entered() -> None:
@@ -51,8 +55,8 @@ def _watched_sdpa(original):
     def scaled_dot_product_attention(
         query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
     ):
-        if _entered:
-            number, same_tokens = _entered[-1]
+        number, same_tokens = _entered[-1] if _entered else (None, False)
+        if number is not None:
             deliver(number, _read_sdpa, query, key, attn_mask, is_causal, scale, same_tokens)
         return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
 

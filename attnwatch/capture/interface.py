@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from attnwatch.capture.delivery import Reading, deliver, site_id
 from attnwatch.metrics import AttentionInputs
 
+# Arguments with which flash attention is told of the documents in a packed batch; it needs all of them.
+_DOCUMENT_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 # Tensors that models pass through to the attention function and that do not change the logits there.
-_HARMLESS_TENSORS = {"position_ids", "cache_position", "num_items_in_batch", "cu_seq_lens_q", "cu_seq_lens_k"}
+_HARMLESS_TENSORS = {"position_ids", "cache_position", "num_items_in_batch", *_DOCUMENT_BOUNDARIES}
 
 
 @contextlib.contextmanager
@@ -74,10 +76,15 @@ def read_call(
             return AttentionInputs(**shared, attn_mask=_cropped(attention_mask, key))
         return AttentionInputs(**shared, mask_mod=attention_mask.mask_mod)
     if "flash" in implementation:
+        is_causal, sliding_window = is_causal and query.shape[2] > 1, kwargs.get("sliding_window")
+        if query.shape[2] != key.shape[2] and (is_causal or sliding_window is not None):
+            return (
+                "flash attention with fewer queries than keys (a key-value cache) is not observed; set use_cache=False"
+            )
         return AttentionInputs(
             **shared,
-            is_causal=is_causal and query.shape[2] > 1,
-            sliding_window=kwargs.get("sliding_window"),
+            is_causal=is_causal,
+            sliding_window=sliding_window,
             key_padding=None if attention_mask is None else attention_mask.bool(),
             segments=_segments(attention_mask, key, kwargs),
         )
@@ -102,14 +109,15 @@ def _cropped(mask: Tensor | None, key: Tensor) -> Tensor | None:
 
 
 def _segments(attention_mask: Tensor | None, key: Tensor, kwargs: dict) -> Tensor | None:
-    """Documents of a packed batch of one row, as flash attention finds them: from cu_seq_lens or position resets."""
-    if attention_mask is not None or key.shape[0] != 1:
+    """Documents of a packed batch, as flash attention finds them: from their boundaries, or where positions restart."""
+    if attention_mask is not None:
         return None
-    boundaries, positions = kwargs.get("cu_seq_lens_k"), kwargs.get("position_ids")
-    if boundaries is not None:
-        tokens = torch.arange(key.shape[2], device=key.device, dtype=boundaries.dtype)
-        return torch.bucketize(tokens, boundaries[1:], right=True)[None]
-    if positions is not None and positions.shape[-1] == key.shape[2]:
-        resets = positions.reshape(1, -1).diff(dim=-1) != 1
-        return torch.nn.functional.pad(resets, (1, 0)).cumsum(-1)
+    batch_size, num_keys = key.shape[0], key.shape[2]
+    if all(kwargs.get(name) is not None for name in _DOCUMENT_BOUNDARIES):
+        boundaries = kwargs["cu_seq_lens_k"]
+        tokens = torch.arange(batch_size * num_keys, device=key.device, dtype=boundaries.dtype)
+        return torch.bucketize(tokens, boundaries[1:], right=True).view(batch_size, num_keys)
+    positions = kwargs.get("position_ids")
+    if positions is not None and batch_size == 1 and positions.shape == (1, num_keys):
+        return (positions == positions.min()).cumsum(-1)
     return None

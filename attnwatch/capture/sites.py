@@ -68,7 +68,8 @@ def layer_index(site_name: str) -> int | None:
 
 
 def _site_of(name: str, module: nn.Module) -> Site | None:
-    is_cross = bool(getattr(module, "is_cross_attention", False) or _CROSS.search(name.rpartition(".")[2]))
+    named = f"{name.rpartition('.')[2]} {type(module).__name__}"
+    is_cross = bool(getattr(module, "is_cross_attention", False) or _CROSS.search(named))
     if isinstance(module, nn.MultiheadAttention):
         return Site(name, module, SiteKind.MULTIHEAD, is_cross)
     if type(module).__module__.startswith("torch.nn."):

@@ -1,0 +1,202 @@
+"""Two trainings of the same small Llama, one with a fault that the loss does not show. Run by `attnwatch demo`."""
+
+import contextlib
+import logging
+import sysconfig
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from attnwatch.diagnosis import Diagnosis, FindingKind, RunStatus
+from attnwatch.lightning import AttentionMonitor
+from attnwatch.recorder import AttentionHistory
+
+_CONTEXT = 256  # bytes
+_BATCH_SIZE = 16
+_REPORT_EVERY = 40  # steps
+HEALTHY, FAULTY = "healthy", "faulty"
+
+
+class SourceBytes(Dataset):
+    """Random windows of the source text of Python's standard library: int64 [context], one token per byte."""
+
+    def __init__(self, num_windows: int, seed: int):
+        files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
+        text = b"\n".join(file.read_bytes() for file in files)
+        self._bytes = np.frombuffer(text, dtype=np.uint8)
+        self._starts = np.random.default_rng(seed).integers(0, len(self._bytes) - _CONTEXT, num_windows)
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def __getitem__(self, index: int) -> Tensor:
+        start = self._starts[index]
+        return torch.from_numpy(self._bytes[start : start + _CONTEXT].astype(np.int64))
+
+
+class ByteLlama(pl.LightningModule):
+    """A small Llama on bytes.
+
+    Args:
+        forget_queries_and_keys: the fault. The parameters are chosen by name, as for weight decay or layer-wise
+            learning rates, and a pattern that is too narrow leaves `q_proj` and `k_proj` out of the optimizer.
+            Values and MLPs still learn, so the loss falls.
+    """
+
+    def __init__(self, *, forget_queries_and_keys: bool):
+        super().__init__()
+        self._forgotten = ("q_proj", "k_proj") if forget_queries_and_keys else ()
+        self.model = LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=256,
+                hidden_size=128,
+                intermediate_size=384,
+                num_hidden_layers=4,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                max_position_embeddings=_CONTEXT,
+                pad_token_id=None,
+            )
+        )
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        loss = self.model(input_ids=batch, labels=batch).loss
+        self.log("loss", loss)
+        return loss
+
+    def configure_optimizers(self):
+        parameters = [
+            parameter
+            for name, parameter in self.named_parameters()
+            if not any(forgotten in name for forgotten in self._forgotten)
+        ]
+        optimizer = torch.optim.AdamW(parameters, lr=1.5e-3)
+        warm_up = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.05, total_iters=20)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warm_up, "interval": "step"}}
+
+
+class Progress(pl.Callback):
+    """A progress bar that shows the loss and the normalized entropy of each layer as they go."""
+
+    def __init__(self, name: str, monitor: AttentionMonitor, steps: int):
+        self._monitor = monitor
+        self._bar = tqdm(total=steps, desc=f"{name:>7}", unit="step", dynamic_ncols=True)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self._bar.update()
+        if trainer.global_step % _REPORT_EVERY == 0:
+            layers = _entropy_by_layer(self._monitor.history, -1)
+            self._bar.set_postfix_str(f"loss {outputs['loss'].item():.2f}, normalized entropy by layer {layers}")
+
+    def on_train_end(self, trainer, pl_module) -> None:
+        self._bar.close()
+
+
+@dataclass
+class Run:
+    """One finished training."""
+
+    history: AttentionHistory
+    diagnosis: Diagnosis
+    directory: Path
+    found: list[str] = field(default_factory=list)
+
+
+def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
+    """Train both runs, print them side by side. True if the faulty one, and only that one, was flagged."""
+    print("Two trainings of one small Llama on the source text of Python's standard library.")
+    print("The faulty one has its query and key projections left out of the optimizer.\n")
+    runs = {name: _train(name, out, steps, seed) for name in (HEALTHY, FAULTY)}
+    _print_side_by_side(runs)
+    seen = _saw_what_it_should(runs)
+    print("\nBoth losses fall; attention tells the two apart." if seen else "\nThis is NOT what the demo should show.")
+    print(f"\nLook at it:\n\n    tensorboard --logdir {out}\n")
+    return seen
+
+
+def _train(name: str, out: Path, steps: int, seed: int) -> Run:
+    pl.seed_everything(seed, verbose=False)
+    found: list[str] = []
+    monitor = AttentionMonitor(
+        on_finding=lambda finding, trainer, module: found.append(
+            f"flagged at step {trainer.global_step}: {finding.kind.value.replace('_', ' ')} since step {finding.step}"
+        )
+    )
+    module = ByteLlama(forget_queries_and_keys=name == FAULTY)
+    logger = TensorBoardLogger(out, name=name)
+    with _quiet():
+        trainer = pl.Trainer(
+            max_steps=steps,
+            accelerator="cpu",
+            logger=logger,
+            log_every_n_steps=10,
+            callbacks=[monitor, Progress(name, monitor, steps)],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(module, DataLoader(SourceBytes(steps * _BATCH_SIZE, seed), batch_size=_BATCH_SIZE))
+    directory = Path(logger.log_dir)
+    monitor.history.save(directory / "attention.npz")
+    return Run(monitor.history, monitor.diagnosis, directory, found)
+
+
+def _saw_what_it_should(runs: dict[str, Run]) -> bool:
+    healthy, faulty = runs[HEALTHY], runs[FAULTY]
+    losses_fell = all(run.history.loss[-1] < 0.8 * run.history.loss[0] for run in runs.values())
+    kinds = {finding.kind for finding in faulty.diagnosis.findings}
+    return (
+        losses_fell
+        and healthy.diagnosis.status is RunStatus.HEALTHY
+        and not healthy.found
+        and faulty.diagnosis.status is RunStatus.NOT_CONVERGING
+        and FindingKind.UNIFORM_ATTENTION in kinds
+    )
+
+
+def _print_side_by_side(runs: dict[str, Run]) -> None:
+    column = 38
+    print(f"\n{'':>6}" + "".join(f"  {name:<{column}}" for name in runs))
+    print(f"{'step':>6}" + f"  {'loss':<6}{'normalized entropy by layer':<{column - 6}}" * len(runs))
+    steps = runs[HEALTHY].history.steps
+    for index in sorted({*range(0, len(steps), _REPORT_EVERY // 10), len(steps) - 1}):
+        cells = (
+            f"  {run.history.loss[index]:<6.2f}{_entropy_by_layer(run.history, index):<{column - 6}}"
+            for run in runs.values()
+        )
+        print(f"{steps[index]:>6}" + "".join(cells))
+    for name, run in runs.items():
+        print(f"\n{name}: {run.diagnosis}")
+        for line in run.found:
+            print(f"  {line}")
+
+
+def _entropy_by_layer(history: AttentionHistory, index: int) -> str:
+    if not len(history):
+        return "not observed yet"
+    return " ".join(f"{layer:.2f}" for layer in np.nanmean(history["normalized_entropy"][index], axis=-1))
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Lightning's hints on hardware and data workers are not what the demo is about."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning.*")
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

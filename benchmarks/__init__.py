@@ -1,0 +1,1 @@
+"""Each module measures one claim: `python -m benchmarks.<name>` prints a table, and stores what it measured."""

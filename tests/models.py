@@ -1,0 +1,170 @@
+"""Tiny real models: the same weights every time, drawn wide enough that attention is far from uniform."""
+
+import torch
+import torch.nn.functional as F
+import transformers as hf
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+VOCABULARY, WIDTH, HEADS, LAYERS, TOKENS = 50, 32, 4, 2, 12
+HEAD_DIM = WIDTH // HEADS
+LENGTHS = [TOKENS, 7, 9]  # of the sequences in a padded batch
+
+_IDS = {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_SIZES = {
+    **_IDS,
+    "hidden_size": WIDTH,
+    "intermediate_size": 48,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "max_position_embeddings": 64,
+}
+_GROUPED = {**_SIZES, "num_key_value_heads": 2, "head_dim": HEAD_DIM}
+
+
+def seeded(build) -> nn.Module:
+    """What `build()` makes, in train mode, with wide random weights. The global random state stays as it is."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        model = build().train()
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def _transformers(model_class, config_class, implementation: str, **options) -> hf.PreTrainedModel:
+    config = config_class(**options)
+    config._attn_implementation = implementation
+    return seeded(lambda: model_class(config))
+
+
+def llama(implementation: str = "sdpa", *, dropout: float = 0.0, layers: int = LAYERS):
+    options = _GROUPED | {"attention_dropout": dropout, "num_hidden_layers": layers}
+    return _transformers(hf.LlamaForCausalLM, hf.LlamaConfig, implementation, **options)
+
+
+def mistral(implementation: str = "sdpa"):
+    return _transformers(hf.MistralForCausalLM, hf.MistralConfig, implementation, **_GROUPED, sliding_window=4)
+
+
+def gemma2(implementation: str = "eager"):
+    options = {"sliding_window": 4, "attn_logit_softcapping": 0.7, "query_pre_attn_scalar": HEAD_DIM}
+    return _transformers(hf.Gemma2ForCausalLM, hf.Gemma2Config, implementation, **_GROUPED, **options)
+
+
+def gpt_oss(implementation: str = "eager"):
+    options = {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 4}
+    options["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4}
+    return _transformers(hf.GptOssForCausalLM, hf.GptOssConfig, implementation, **_GROUPED, **options)
+
+
+def gpt2(implementation: str = "sdpa"):
+    options = {"n_positions": 64, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
+    dropout = {"resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0, "scale_attn_by_inverse_layer_idx": True}
+    return _transformers(hf.GPT2LMHeadModel, hf.GPT2Config, implementation, **_IDS, **options, **dropout)
+
+
+def bert(implementation: str = "sdpa", *, dropout: float = 0.0, **options):
+    dropouts = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+    return _transformers(hf.BertModel, hf.BertConfig, implementation, **_SIZES, **dropouts, **options)
+
+
+def vit(implementation: str = "sdpa"):
+    sizes = {name: _SIZES[name] for name in _SIZES if name not in (*_IDS, "max_position_embeddings")}
+    return _transformers(hf.ViTModel, hf.ViTConfig, implementation, **sizes, image_size=12, patch_size=4)
+
+
+def t5(implementation: str = "sdpa"):
+    options = {"d_model": WIDTH, "d_kv": HEAD_DIM, "d_ff": 48, "num_layers": LAYERS, "num_heads": HEADS}
+    return _transformers(hf.T5Model, hf.T5Config, implementation, **_IDS, **options, dropout_rate=0.0)
+
+
+def bart(implementation: str = "sdpa"):
+    options = {"d_model": WIDTH, "max_position_embeddings": 64, "dropout": 0.0, "decoder_start_token_id": 2}
+    for stack in ("encoder", "decoder"):
+        options |= {f"{stack}_layers": LAYERS, f"{stack}_attention_heads": HEADS, f"{stack}_ffn_dim": 48}
+    return _transformers(hf.BartModel, hf.BartConfig, implementation, **_IDS, **options)
+
+
+def deberta(implementation: str = "eager"):
+    return _transformers(hf.DebertaV2Model, hf.DebertaV2Config, implementation, **_SIZES)
+
+
+def bloom(implementation: str = "eager"):
+    options = {"hidden_size": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
+    return _transformers(hf.BloomModel, hf.BloomConfig, implementation, **_IDS, **options)
+
+
+def token_ids(batch: int = len(LENGTHS), tokens: int = TOKENS, *, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(3, VOCABULARY, (batch, tokens), generator=generator)
+
+
+def padding_mask(side: str) -> Tensor:
+    """int64 [batch, tokens], 0 at padding; sequences of `LENGTHS`, padded on the `"left"` or `"right"`."""
+    positions = torch.arange(TOKENS) if side == "right" else torch.arange(TOKENS).flip(0)
+    return (positions < torch.tensor(LENGTHS)[:, None]).long()
+
+
+class FusedAttention(nn.Module):
+    """One projection for query, key and value, and torch's fused attention (nanoGPT)."""
+
+    def __init__(self, dropout: float = 0.0):
+        super().__init__()
+        self.projection = nn.Linear(WIDTH, 3 * WIDTH)
+        self.output = nn.Linear(WIDTH, WIDTH)
+        self.dropout = dropout
+
+    def forward(self, x: Tensor) -> Tensor:
+        query, key, value = self.heads(x)
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout, is_causal=True)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def heads(self, x: Tensor) -> list[Tensor]:
+        """Query, key and value, each [batch, heads, tokens, head_dim]."""
+        return [part.unflatten(-1, (HEADS, HEAD_DIM)).transpose(1, 2) for part in self.projection(x).chunk(3, -1)]
+
+
+class AliasedAttention(FusedAttention):
+    """Calls the fused attention through a name that its file has imported."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(sdpa(*self.heads(x), is_causal=True).transpose(1, 2).flatten(2))
+
+
+class IndirectAttention(FusedAttention):
+    """Calls the fused attention from a helper of a helper."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self._mix(x).transpose(1, 2).flatten(2))
+
+    def _mix(self, x: Tensor) -> Tensor:
+        return _causal(*self.heads(x))
+
+
+def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+
+class GPT(nn.Module):
+    """A small decoder-only language model around any attention module; returns the loss."""
+
+    def __init__(self, attention=FusedAttention, *, layers: int = LAYERS, dropout: float = 0.0):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        self.layers = nn.ModuleList(
+            nn.ModuleDict({"norm": nn.LayerNorm(WIDTH), "attention": attention(dropout=dropout)}) for _ in range(layers)
+        )
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.dropout(self.embedding(ids))
+        for layer in self.layers:
+            x = x + self.dropout(layer["attention"](layer["norm"](x)))
+        return F.cross_entropy(self.head(x[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+
+def gpt(attention=FusedAttention, **options) -> GPT:
+    return seeded(lambda: GPT(attention, **options))
