@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attnwatch.metrics import STATISTICS, Reduction
+from attnwatch.metrics import STATISTICS, Reduction, Statistic
 from attnwatch.recorder import AttentionHistory
 
 
@@ -14,11 +14,9 @@ def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
 
     Maxima are maxima over all heads, everything else is the mean. What was not observed is left out.
     """
-    return {
-        statistic.tag: value
-        for name, statistic in STATISTICS.items()
-        if (value := _summary(name, history[name][index])) is not None
-    }
+    return _observed(
+        {statistic.tag: _summary(history[name][index].reshape(-1), statistic) for name, statistic in STATISTICS.items()}
+    )
 
 
 def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> dict[str, float]:
@@ -28,13 +26,19 @@ def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> di
     thousands of curves shows nothing. All others are in the pictures and in the history.
     """
     labels = site_labels(history.sites)
-    return {
-        f"attention_{name}/{labels[site]}": value
-        for name, statistic in STATISTICS.items()
-        if statistic.per_layer
-        for site in evenly_spaced(len(labels), max_sites)
-        if (value := _summary(name, history[name][index, site])) is not None
-    }
+    return _observed(
+        {
+            f"attention_{name}/{labels[site]}": _summary(history[name][index, site], statistic)
+            for name, statistic in STATISTICS.items()
+            if statistic.per_layer
+            for site in evenly_spaced(len(labels), max_sites)
+        }
+    )
+
+
+def over_heads(history: AttentionHistory, statistic: Statistic) -> np.ndarray:
+    """[steps, sites]: the mean over heads, for maxima the maximum; nan where nothing was observed."""
+    return _summary(history[statistic.name], statistic)
 
 
 def evenly_spaced(number: int, most: int) -> list[int]:
@@ -61,9 +65,14 @@ def _common(paths: list[list[str]]) -> int:
     return next((index for index in range(shortest) if len({path[index] for path in paths}) > 1), shortest)
 
 
-def _summary(name: str, values: np.ndarray) -> float | None:
-    reduce = np.nanmax if STATISTICS[name].reduction is Reduction.MAX else np.nanmean
+def _summary(values: np.ndarray, statistic: Statistic) -> np.ndarray:
+    """Over the last axis."""
+    if values.shape[-1] == 0:
+        return np.full(values.shape[:-1], np.nan)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # all nan: not observed
-        value = float(reduce(values)) if values.size else float("nan")
-    return None if np.isnan(value) else value
+        return (np.nanmax if statistic.reduction is Reduction.MAX else np.nanmean)(values, axis=-1)
+
+
+def _observed(numbers: dict[str, np.ndarray]) -> dict[str, float]:
+    return {tag: float(number) for tag, number in numbers.items() if not np.isnan(number)}

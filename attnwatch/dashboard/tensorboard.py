@@ -6,11 +6,10 @@ from attnwatch.recorder import AttentionHistory
 
 def write_figures(writer, history: AttentionHistory) -> None:
     """The heatmaps of the latest observation and the layers over time, under Images."""
-    from attnwatch.dashboard.figures import heads_figure, layers_figure, pixels
+    from attnwatch.dashboard.figures import figures, pixels
 
-    step = int(history.steps[-1])
-    writer.add_image("attention/heads", pixels(heads_figure(history)), step, dataformats="HWC")
-    writer.add_image("attention/layers_over_time", pixels(layers_figure(history)), step, dataformats="HWC")
+    for tag, figure in figures(history).items():
+        writer.add_image(tag, pixels(figure), int(history.steps[-1]), dataformats="HWC")
 
 
 def write_diagnosis(writer, diagnosis: Diagnosis) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+import numpy as np
 from torch import Tensor
 
 from attnwatch.metrics.rows import AttentionRows
@@ -35,7 +36,8 @@ class Statistic:
         reduction: from rows to a head.
         values: of a block of rows, broadcastable to [B, H, R].
         weights: bool, which of them count, broadcastable likewise.
-        per_layer: shown as a curve per layer on dashboards, not only for the whole model.
+        per_layer: shown per layer on dashboards, not only for the whole model.
+        chart_span: what the colour scale of a chart covers at least, so that noise does not look like a pattern.
     """
 
     name: str
@@ -48,6 +50,15 @@ class Statistic:
     values: Callable[[AttentionRows], Tensor]
     weights: Callable[[AttentionRows], Tensor]
     per_layer: bool = False
+    chart_span: float = 0.0
+
+    def chart_range(self, values: np.ndarray) -> tuple[float, float]:
+        """Ends of the colour scale for these values (nan: not observed)."""
+        shown = values[np.isfinite(values)]
+        least, most = (shown.min(), shown.max()) if shown.size else (0.0, 1.0)
+        low = least if self.low is None else self.low
+        high = max(most, low + self.chart_span) if self.high is None else self.high
+        return float(low), float(high)
 
     @property
     def tag(self) -> str:
@@ -66,6 +77,7 @@ def _declare(
     reduction: Reduction = Reduction.MEAN,
     weights: Callable[[AttentionRows], Tensor] = lambda rows: rows.valid,
     per_layer: bool = False,
+    chart_span: float = 0.0,
 ):
     declaration = {
         "unit": unit,
@@ -77,6 +89,7 @@ def _declare(
         "reduction": reduction,
         "weights": weights,
         "per_layer": per_layer,
+        "chart_span": chart_span,
     }
     return dataclasses.field(metadata=declaration)
 
@@ -122,6 +135,7 @@ class AttentionStatistics:
         lambda rows: rows.max_logit,
         reduction=Reduction.MAX,
         per_layer=True,
+        chart_span=10.0,
     )
     logit_std: Tensor = _declare(
         "", 0, None, "std_j z_j", "spread of the logits of a row (0: uniform attention)", lambda rows: rows.logit_std
@@ -161,6 +175,7 @@ class AttentionStatistics:
         lambda rows: rows.content_sensitivity,
         weights=lambda rows: rows.comparable,
         per_layer=True,
+        chart_span=0.1,
     )
     nonfinite: Tensor = _declare(
         "",
