@@ -41,7 +41,8 @@ class Capture:
     def __init__(self, model: nn.Module, observer: Observer, *, sites: Sequence[str] | None = None):
         self.armed = False
         self._observer = observer
-        self._sites = {site.name: site for site in _selected(find_sites(model), sites, type(model).__name__)}
+        self._found = find_sites(model)
+        self._sites = {site.name: site for site in _selected(self._found, sites, type(model).__name__)}
         self._reasons = {name: site.reason for name, site in self._sites.items() if site.reason}
         self._seen: set[str] = set()
         self._failed: set[str] = set()
@@ -58,7 +59,10 @@ class Capture:
 
     def coverage(self) -> dict[str, str]:
         """For every site `"observed"` or the reason why it is not."""
-        not_called = "not called in a step that was observed (PyTorch's inference fast path does not call it either)"
+        not_called = (
+            "not called in a step that was observed; a compiled model is seen if it is watched from before its first "
+            "forward, MultiheadAttention only off PyTorch's inference fast path"
+        )
         return {
             name: self._reasons.get(name) or (OBSERVED if name in self._seen else not_called) for name in self._sites
         }
@@ -78,7 +82,8 @@ class Capture:
                 patches.enter_context(patched_interface())
             functional = [site for site in self._readable if site.kind is not SiteKind.INTERFACE]
             if functional:
-                patches.enter_context(patched_functional(functional))
+                others = [site for site in self._found if site not in functional]
+                patches.enter_context(patched_functional(functional, others))
             self._patches = patches.pop_all()
 
     def detach(self) -> None:
@@ -104,7 +109,7 @@ class Capture:
         if reason:
             self._reasons[site] = reason
             return
-        if self._sites[site].is_cross or not reading.has_positions:
+        if self._sites[site].is_cross or not reading.has_positions or reading.num_queries != reading.num_keys:
             reading = dataclasses.replace(reading, has_positions=False)
         else:
             reading = dataclasses.replace(reading, query_mask=self_attention_query_mask(reading))

@@ -5,6 +5,8 @@ of the graph and ends in a custom operator; whether a capture is armed is asked 
 arming neither breaks the graph nor recompiles it. The operator claims to mutate a token, which keeps it in the graph.
 """
 
+import itertools
+import weakref
 from collections.abc import Callable
 from typing import Protocol
 
@@ -27,6 +29,10 @@ class Receiver(Protocol):
     def fail(self, site: str, error: Exception) -> None: ...
 
 
+# A compiled graph holds the numbers of its modules and outlives the capture it was traced with. So a module keeps its
+# number for the next capture, and no other module ever gets it.
+_next_number = itertools.count()
+_numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _receivers: dict[int, tuple[Receiver, str]] = {}
 _ids: dict[nn.Module, int] = {}
 _token = torch.zeros(())
@@ -34,7 +40,9 @@ _token = torch.zeros(())
 
 def register(module: nn.Module, receiver: Receiver, site: str) -> None:
     """From now on the calls of `module` go to `receiver` under the name `site`."""
-    number = max(_receivers, default=-1) + 1
+    number = _numbers.get(module)
+    if number is None:
+        number = _numbers[module] = next(_next_number)
     _receivers[number] = (receiver, site)
     _ids[module] = number
 

@@ -5,13 +5,15 @@ A hook on the module says whose call comes next; the patched function reads it.
 
 import contextlib
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnwatch.capture.delivery import Reading, deliver, in_backward, site_id
+from attnwatch.capture.patching import replace, shared_patch
 from attnwatch.capture.sites import SDPA, Site, SiteKind
 from attnwatch.metrics import AttentionInputs
 
@@ -73,18 +75,33 @@ def _read_sdpa(query: Tensor, key: Tensor, attn_mask, is_causal: bool, scale, sa
 
 
 def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-    _push(module, same_tokens=True)
+    number = site_id(module)
+    if number is not None:
+        _push(number, same_tokens=True)
 
 
 def _leave(module: nn.Module, args: tuple, output) -> None:
-    if _entered and _entered[-1][0] == site_id(module):
-        _entered.pop()
-
-
-def _push(module: nn.Module, *, same_tokens: bool) -> None:
     number = site_id(module)
-    if number is not None and (torch.compiler.is_compiling() or not in_backward()):
+    if number is not None:
+        _pop(number)
+
+
+def _enter_other(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    _push(None, same_tokens=False)
+
+
+def _leave_other(module: nn.Module, args: tuple, output) -> None:
+    _pop(None)
+
+
+def _push(number: int | None, *, same_tokens: bool) -> None:
+    if torch.compiler.is_compiling() or not in_backward():
         _entered.append((number, same_tokens))
+
+
+def _pop(number: int | None) -> None:
+    if _entered and _entered[-1][0] == number:
+        _entered.pop()
 
 
 _MULTIHEAD_ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
@@ -99,7 +116,7 @@ def _enter_multihead(module: nn.MultiheadAttention, args: tuple, kwargs: dict) -
         return
     given = {**dict(zip(_MULTIHEAD_ARGUMENTS, args, strict=False)), **kwargs}
     same_tokens = given["query"] is given["key"]
-    _push(module, same_tokens=same_tokens)
+    _push(number, same_tokens=same_tokens)
     if given.get("need_weights", True):
         # PyTorch multiplies the matrices itself then, so there is no call to see: project once more.
         deliver(number, _read_multihead, module, given, same_tokens)

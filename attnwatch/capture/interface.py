@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from attnwatch.capture.delivery import Reading, deliver, site_id
+from attnwatch.capture.patching import shared_patch
 from attnwatch.metrics import AttentionInputs
 
 # Arguments with which flash attention is told of the documents in a packed batch; it needs all of them.
@@ -19,6 +20,11 @@ _HARMLESS_TENSORS = {"position_ids", "cache_position", "num_items_in_batch", *_D
 @contextlib.contextmanager
 def patched_interface() -> Iterator[None]:
     """While it is open, attention functions looked up by transformers models deliver their calls first."""
+    with shared_patch("transformers", _replace_get_interface):
+        yield
+
+
+def _replace_get_interface() -> Callable[[], None]:
     from transformers.modeling_utils import AttentionInterface
 
     original = AttentionInterface.get_interface
@@ -30,16 +36,23 @@ def patched_interface() -> Iterator[None]:
         def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, *args, **kwargs):
             number = site_id(module)
             if number is not None:
-                deliver(number, read_call, attn_implementation or "eager", module, query, key, attention_mask, kwargs)
+                read = _read_positional if args else read_call
+                deliver(number, read, attn_implementation or "eager", module, query, key, attention_mask, kwargs)
             return function(module, query, key, value, attention_mask, *args, **kwargs)
 
         return watched
 
     AttentionInterface.get_interface = get_interface
-    try:
-        yield
-    finally:
-        AttentionInterface.get_interface = original
+
+    def put_back() -> None:
+        if AttentionInterface.get_interface is get_interface:
+            AttentionInterface.get_interface = original
+
+    return put_back
+
+
+def _read_positional(*_) -> Reading:
+    return "the attention function is called with positional arguments whose meaning is not known; use keywords"
 
 
 def read_call(

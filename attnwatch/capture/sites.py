@@ -114,8 +114,13 @@ def _read_code(module_class: type) -> tuple[set[str], list[tuple[dict, str]]]:
         used = set(_names_in(function.__code__))
         names |= used
         namespace = function.__globals__
-        bindings += [(namespace, name) for name in sorted(used) if namespace.get(name) is SDPA]
+        bindings += [(namespace, name) for name in sorted(used) if _is_sdpa(namespace.get(name))]
     return names, bindings
+
+
+def _is_sdpa(value: object) -> bool:
+    """Also where a capture has wrapped it already."""
+    return value is SDPA or (isinstance(value, types.FunctionType) and inspect.unwrap(value) is SDPA)
 
 
 def _reachable(module_class: type) -> Iterator[types.FunctionType]:
@@ -131,9 +136,13 @@ def _reachable(module_class: type) -> Iterator[types.FunctionType]:
         yield function
         if depth == _CALL_DEPTH:
             continue
-        for name in _names_in(function.__code__):
-            method = inspect.getattr_static(module_class, name, None)
-            for called in (getattr(method, "__func__", method), function.__globals__.get(name)):
+        names = set(_names_in(function.__code__))
+        # Which base `super()` means is known only when it runs.
+        classes = module_class.__mro__ if "super" in names else (module_class,)
+        for name in names:
+            methods = [inspect.getattr_static(base, name, None) for base in classes]
+            functions = [getattr(method, "__func__", method) for method in methods]
+            for called in (*functions, function.__globals__.get(name)):
                 if isinstance(called, types.FunctionType):
                     pending.append((called, depth + 1))
 

@@ -1,12 +1,12 @@
 """Numbers for dashboards, under tags that follow from the declarations of the statistics."""
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
 
 from attnwatch.metrics import STATISTICS, Reduction, Statistic
 from attnwatch.recorder import AttentionHistory
+from attnwatch.reductions import nan_max, nan_mean
 
 
 def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
@@ -14,9 +14,10 @@ def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
 
     Maxima are maxima over all heads, everything else is the mean. What was not observed is left out.
     """
-    return _observed(
-        {statistic.tag: _summary(history[name][index].reshape(-1), statistic) for name, statistic in STATISTICS.items()}
-    )
+    numbers = {
+        statistic.tag: _summary(history[name][index].reshape(-1), statistic) for name, statistic in STATISTICS.items()
+    }
+    return _observed(numbers)
 
 
 def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> dict[str, float]:
@@ -26,14 +27,13 @@ def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> di
     thousands of curves shows nothing. All others are in the pictures and in the history.
     """
     labels = site_labels(history.sites)
-    return _observed(
-        {
-            f"attention_{name}/{labels[site]}": _summary(history[name][index, site], statistic)
-            for name, statistic in STATISTICS.items()
-            if statistic.per_layer
-            for site in evenly_spaced(len(labels), max_sites)
-        }
-    )
+    numbers = {}
+    for name, statistic in STATISTICS.items():
+        if statistic.per_layer:
+            by_site = _summary(history[name][index], statistic)
+            shown = evenly_spaced(len(labels), max_sites)
+            numbers |= {f"attention_{name}/{labels[site]}": by_site[site] for site in shown}
+    return _observed(numbers)
 
 
 def over_heads(history: AttentionHistory, statistic: Statistic) -> np.ndarray:
@@ -67,11 +67,7 @@ def _common(paths: list[list[str]]) -> int:
 
 def _summary(values: np.ndarray, statistic: Statistic) -> np.ndarray:
     """Over the last axis."""
-    if values.shape[-1] == 0:
-        return np.full(values.shape[:-1], np.nan)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all nan: not observed
-        return (np.nanmax if statistic.reduction is Reduction.MAX else np.nanmean)(values, axis=-1)
+    return (nan_max if statistic.reduction is Reduction.MAX else nan_mean)(values)
 
 
 def _observed(numbers: dict[str, np.ndarray]) -> dict[str, float]:

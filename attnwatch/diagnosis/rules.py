@@ -1,6 +1,5 @@
 """The rules: each reads a history and returns the finding that holds at its end, or None."""
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -10,25 +9,26 @@ from attnwatch.diagnosis.remedies import REMEDIES
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.diagnosis.verdict import Finding, FindingKind
 from attnwatch.recorder import AttentionHistory
+from attnwatch.reductions import nan_max, nan_mean, nan_variance
 
 Rule = Callable[[AttentionHistory, Thresholds], Finding | None]
 
 
 def non_finite(history: AttentionHistory, thresholds: Thresholds) -> Finding | None:
     """Nan or infinite logits, at once."""
-    share = _over_heads(np.nanmax, history["nonfinite"])
+    share = nan_max(history["nonfinite"])
     since = onset(share > 0, share == 0, patience=1)
     if not (since >= 0).any():
         return None
-    worst = float(np.nanmax(share[-1, since >= 0]))
+    worst = float(nan_max(share[-1, since >= 0]))
     what = f"{worst:.0%} of the query rows have logits that are nan or infinite"
     return _finding(FindingKind.NON_FINITE, history, since, 1.0, what, {"nonfinite": worst})
 
 
 def exploding_logits(history: AttentionHistory, thresholds: Thresholds) -> Finding | None:
     """Attention logits far above what stable runs have, and far above where they began."""
-    largest = _over_heads(np.nanmax, history["max_logit"])
-    at_start = _over_observations(np.nanmedian, largest[:3])
+    largest = nan_max(history["max_logit"])
+    at_start = _over_observations(nan_mean, largest[:3])
     since = onset(
         (largest > thresholds.logit_enter) & (largest > thresholds.logit_growth * np.abs(at_start)),
         largest < thresholds.logit_leave,
@@ -36,9 +36,9 @@ def exploding_logits(history: AttentionHistory, thresholds: Thresholds) -> Findi
     )
     if not (since >= 0).any():
         return None
-    worst = float(np.nanmax(largest[-1, since >= 0]))
+    worst = float(nan_max(largest[-1, since >= 0]))
     severity = 0.6 + 0.2 * np.log10(max(worst / thresholds.logit_enter, 1.0))
-    evidence = {"max_logit": worst, "max_logit_at_start": float(np.nanmax(at_start[since >= 0]))}
+    evidence = {"max_logit": worst, "max_logit_at_start": float(nan_max(at_start[since >= 0]))}
     what = f"attention logits have grown to {worst:.3g}"
     return _finding(FindingKind.EXPLODING_LOGITS, history, since, min(severity, 0.95), what, evidence)
 
@@ -54,7 +54,7 @@ def entropy_collapse(history: AttentionHistory, thresholds: Thresholds) -> Findi
     )
     if not (since >= 0).any():
         return None
-    now = float(np.nanmean(entropy[-1, since >= 0]))
+    now = float(nan_mean(entropy[-1, since >= 0].reshape(-1)))
     severity = 0.5 + 0.4 * np.mean(since >= 0)
     what = f"nearly every head looks at a single key (normalized entropy {now:.4f})"
     return _finding(FindingKind.ENTROPY_COLLAPSE, history, since, severity, what, {"normalized_entropy": now})
@@ -62,7 +62,7 @@ def entropy_collapse(history: AttentionHistory, thresholds: Thresholds) -> Findi
 
 def uniform_attention(history: AttentionHistory, thresholds: Thresholds) -> Finding | None:
     """Attention that stays uniform: queries and keys do not learn where to look."""
-    entropy = _over_heads(np.nanmean, history["normalized_entropy"])
+    entropy = nan_mean(history["normalized_entropy"])
     since = onset(entropy > thresholds.uniform_enter, entropy < thresholds.uniform_leave, patience=thresholds.patience)
     too_short = history.steps[-1] - history.steps[since] < thresholds.uniform_steps
     since = np.where(too_short | _departing(history, entropy, thresholds), -1, since)
@@ -70,7 +70,7 @@ def uniform_attention(history: AttentionHistory, thresholds: Thresholds) -> Find
         return None
     now = {name: _last_mean(history, name, since >= 0) for name in ("normalized_entropy", "content_sensitivity")}
     evidence = {name: value for name, value in now.items() if np.isfinite(value)}
-    evidence["normalized_entropy_at_start"] = float(np.nanmean(entropy[0, since >= 0]))
+    evidence["normalized_entropy_at_start"] = float(nan_mean(entropy[0, since >= 0]))
     severity = 0.4 + 0.5 * np.mean(since >= 0)
     what = f"attention stays uniform (normalized entropy {now['normalized_entropy']:.3f})"
     return _finding(FindingKind.UNIFORM_ATTENTION, history, since, severity, what, evidence)
@@ -83,15 +83,15 @@ def frozen_attention(history: AttentionHistory, thresholds: Thresholds) -> Findi
         return None
     entropy = history["normalized_entropy"][start:].astype(np.float64)
     drift, error = _halves(entropy)
-    chi2 = _over_heads(np.nanmean, np.square(drift / np.maximum(error, 1e-7)))
-    largest = _over_heads(np.nanmax, np.abs(drift))
-    uniform = _over_heads(np.nanmean, entropy[-1]) > thresholds.uniform_leave
+    chi2 = nan_mean(np.square(drift / np.maximum(error, 1e-7)))
+    largest = nan_max(np.abs(drift))
+    uniform = nan_mean(entropy[-1]) > thresholds.uniform_leave
     frozen = (chi2 < thresholds.frozen_chi2) & (largest < thresholds.frozen_drift) & ~uniform
     if not frozen.any():
         return None
     severity = 0.2 + 0.2 * np.mean(frozen)
     what = f"attention has not changed for {thresholds.frozen_window} observations while the loss fell"
-    evidence = {"normalized_entropy_drift": float(np.nanmax(largest[frozen]))}
+    evidence = {"normalized_entropy_drift": float(nan_max(largest[frozen]))}
     return _finding(FindingKind.FROZEN_ATTENTION, history, np.where(frozen, start, -1), severity, what, evidence)
 
 
@@ -114,19 +114,12 @@ def _finding(
     return Finding(kind, sites, step, float(severity), message, evidence)
 
 
-def _over_heads(reduce: Callable, values: np.ndarray) -> np.ndarray:
-    """A nan-aware reduction over the last axis; nan where all is nan."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # all nan: nan is the answer that is wanted
-        return reduce(values, axis=-1)
-
-
-def _over_observations(reduce: Callable, values: np.ndarray) -> np.ndarray:
-    return _over_heads(reduce, np.moveaxis(values, 0, -1))
+def _over_observations(reduce: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:
+    return reduce(np.moveaxis(values, 0, -1))
 
 
 def _last_mean(history: AttentionHistory, name: str, sites: np.ndarray) -> float:
-    return float(_over_heads(np.nanmean, history[name][-1, sites].reshape(-1)))
+    return float(nan_mean(history[name][-1, sites].reshape(-1)))
 
 
 def _share_below(values: np.ndarray, threshold: float) -> np.ndarray:
@@ -144,8 +137,8 @@ def _entropy_beside_sink(history: AttentionHistory, thresholds: Thresholds) -> n
 def _departing(history: AttentionHistory, entropy: np.ndarray, thresholds: Thresholds) -> np.ndarray:
     """Bool [sites]: entropy is still high but has begun to fall within the last `uniform_steps` steps."""
     then = max(np.searchsorted(history.steps, history.steps[-1] - thresholds.uniform_steps, side="right"), 1)
-    deficit_then = 1 - _over_observations(np.nanmedian, entropy[max(then - 3, 0) : then])
-    deficit_now = 1 - _over_observations(np.nanmedian, entropy[-3:])
+    deficit_then = 1 - _over_observations(nan_mean, entropy[max(then - 3, 0) : then])
+    deficit_now = 1 - _over_observations(nan_mean, entropy[-3:])
     least = np.maximum(thresholds.uniform_growth * deficit_then, deficit_then + thresholds.uniform_growth_floor)
     return deficit_now > least
 
@@ -153,8 +146,8 @@ def _departing(history: AttentionHistory, entropy: np.ndarray, thresholds: Thres
 def _halves(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean of the second half minus that of the first, and its standard error, along the first axis."""
     first, second = np.array_split(values, 2)
-    drift = _over_observations(np.nanmean, second) - _over_observations(np.nanmean, first)
-    variance = sum(_over_observations(np.nanvar, half) / (len(half) - 1) for half in (first, second))
+    drift = _over_observations(nan_mean, second) - _over_observations(nan_mean, first)
+    variance = sum(_over_observations(nan_variance, half) / len(half) for half in (first, second))
     return drift, np.sqrt(variance)
 
 

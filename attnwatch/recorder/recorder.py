@@ -70,7 +70,7 @@ class AttentionRecorder:
         self._capture = Capture(model, self._observe, sites=sites)
         self._pending = PendingSteps(self._capture.sites)
         self._buffer = HistoryBuffer(self._capture.sites, max_history)
-        self._capture.attach()
+        self.attach()
 
     def __enter__(self) -> "AttentionRecorder":
         return self
@@ -160,6 +160,10 @@ class AttentionRecorder:
         self._pending.load_state_dict(state["pending"])
         self._last_due = state["last_due"]
         self._rows.clear()
+
+    def attach(self) -> None:
+        """See the model's calls again after `close`. A new recorder is attached already."""
+        self._capture.attach()
 
     def close(self) -> None:
         """Detach from the model and leave it as it was; the history stays."""

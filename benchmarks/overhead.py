@@ -1,0 +1,235 @@
+"""What watching costs: training steps of a transformers Llama under Lightning, with the monitor and without.
+
+    python -m benchmarks.overhead [--quick] [--out PATH]
+
+Three ways to watch are compared with the same training without: the monitor at its defaults, the monitor at every
+step, and what people do today (eager attention with output_attentions=True, entropy at every step). Blocks of steps
+with and without take turns inside one training, in the order A B B A; a ratio is made of each pair of blocks. A block
+holds a whole cycle of observing, transferring, judging and logging to TensorBoard. Last line of the output: JSON.
+"""
+
+import argparse
+import dataclasses
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from attnwatch import AttentionRecorder
+from attnwatch.lightning import AttentionMonitor
+from benchmarks.common import Estimate, median_estimate, peak_extra_bytes, publish, results_path
+
+GOALS = {"monitor_default": 1.01, "monitor_every_step": 1.03}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of the model and of the measurement."""
+
+    hidden_size: int = 256
+    num_layers: int = 6
+    num_heads: int = 8
+    vocab_size: int = 4096
+    batch_size: int = 4
+    num_tokens: int = 512
+    num_pairs: int = 16
+
+    def model(self) -> LlamaForCausalLM:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=self.vocab_size,
+            hidden_size=self.hidden_size,
+            intermediate_size=4 * self.hidden_size,
+            num_hidden_layers=self.num_layers,
+            num_attention_heads=self.num_heads,
+            num_key_value_heads=self.num_heads // 2,
+            max_position_embeddings=self.num_tokens,
+            pad_token_id=None,
+        )
+        return LlamaForCausalLM(config).train()
+
+    def batch(self) -> Tensor:
+        return torch.randint(self.vocab_size, (self.batch_size, self.num_tokens))
+
+
+QUICK = Sizes(hidden_size=64, num_layers=2, num_heads=4, vocab_size=512, batch_size=2, num_tokens=128, num_pairs=4)
+
+
+class RandomTokens(Dataset):
+    """`length` random sequences of tokens."""
+
+    def __init__(self, sizes: Sizes, length: int):
+        self._sizes, self._length = sizes, length
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Tensor:
+        generator = torch.Generator().manual_seed(index)
+        return torch.randint(self._sizes.vocab_size, (self._sizes.num_tokens,), generator=generator)
+
+
+class Llama(pl.LightningModule):
+    """`materialise` is what people do today: eager attention that returns its weights, and their entropy."""
+
+    def __init__(self, sizes: Sizes):
+        super().__init__()
+        self.model = sizes.model()
+        self.materialise = False
+
+    def training_step(self, batch: Tensor) -> Tensor:
+        if not self.materialise:
+            return self.model(input_ids=batch, labels=batch).loss
+        loss, entropies = materialised_step(self.model, batch)
+        self.log_dict({f"entropy/{layer}": entropy for layer, entropy in enumerate(entropies)})
+        return loss
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-4)
+
+
+def materialised_step(model: LlamaForCausalLM, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """Loss and mean entropy of each layer, from the attention weights that eager attention returns."""
+    model.config._attn_implementation = "eager"
+    try:
+        output = model(input_ids=batch, labels=batch, output_attentions=True)
+    finally:
+        model.config._attn_implementation = "sdpa"
+    with torch.no_grad():
+        return output.loss, [torch.special.entr(weights).sum(-1).mean() for weights in output.attentions]
+
+
+class SwitchableMonitor(AttentionMonitor):
+    """A monitor that can be taken off and put on again during a training."""
+
+    is_on = True
+
+    def switch(self, on: bool) -> None:
+        if on and not self.is_on:
+            self._recorder.attach()
+        elif self.is_on and not on:
+            self._recorder.close()
+        self.is_on = on
+
+    def on_train_batch_start(self, *args, **kwargs) -> None:
+        if self.is_on:
+            super().on_train_batch_start(*args, **kwargs)
+
+    def on_train_batch_end(self, *args, **kwargs) -> None:
+        if self.is_on:
+            super().on_train_batch_end(*args, **kwargs)
+
+
+class BlockTimer(pl.Callback):
+    """Switches between with and without in blocks of steps, and times the blocks. First in the list of callbacks."""
+
+    def __init__(self, block_steps: int, num_pairs: int, switch: Callable[[bool], None]):
+        pairs = [(True, False) if pair % 2 == 0 else (False, True) for pair in range(num_pairs + 1)]
+        self._plan = [with_it for pair in pairs for with_it in pair]
+        self._block_steps = block_steps
+        self._switch = switch
+        self._begins: list[float] = []
+        self.num_steps = len(self._plan) * block_steps + 1
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        block, step_in_block = divmod(batch_idx, self._block_steps)
+        if step_in_block == 0:
+            self._begins.append(time.perf_counter())
+            if block < len(self._plan):
+                self._switch(self._plan[block])
+
+    @property
+    def ratio(self) -> Estimate:
+        """With / without, the warm-up pair left out."""
+        seconds = [end - begin for begin, end in zip(self._begins, self._begins[1:], strict=False)]
+        pairs = zip(seconds[2::2], seconds[3::2], self._plan[2::2], strict=True)
+        return median_estimate([first / second if with_it else second / first for first, second, with_it in pairs])
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Without."""
+        seconds = [end - begin for begin, end in zip(self._begins, self._begins[1:], strict=False)]
+        without = [taken for taken, with_it in zip(seconds[2:], self._plan[2:], strict=True) if not with_it]
+        return median_estimate(without).median / self._block_steps
+
+
+def measure(sizes: Sizes, monitor: SwitchableMonitor | None, block_steps: int, out: Path) -> BlockTimer:
+    """One training; `monitor` None measures the materialised weights."""
+    module = Llama(sizes)
+    switch = monitor.switch if monitor else lambda on: setattr(module, "materialise", on)
+    timer = BlockTimer(block_steps, sizes.num_pairs, switch)
+    trainer = pl.Trainer(
+        max_steps=timer.num_steps,
+        logger=TensorBoardLogger(out),
+        callbacks=[timer, *([monitor] if monitor else [])],
+        log_every_n_steps=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    data = DataLoader(RandomTokens(sizes, timer.num_steps * sizes.batch_size), sizes.batch_size)
+    trainer.fit(module, data)
+    return timer
+
+
+def prepare_step(sizes: Sizes, way: str) -> Callable[[], None]:
+    """One forward and backward, watched in some way: for `peak_extra_bytes`."""
+    model, batch = sizes.model(), sizes.batch()
+    model(input_ids=batch[:1, :8], labels=batch[:1, :8]).loss.backward()
+    if way == "materialised":
+        return lambda: materialised_step(model, batch)[0].backward()
+    if way == "unwatched":
+        return lambda: model(input_ids=batch, labels=batch).loss.backward()
+    recorder = AttentionRecorder(model)
+
+    def watched() -> None:
+        with recorder.step(0):
+            model(input_ids=batch, labels=batch).loss.backward()
+
+    return watched
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few pairs: does it run?")
+    parser.add_argument(
+        "--out", type=Path, help="where the JSON is stored (default: benchmarks/results, unless --quick)"
+    )
+    options = parser.parse_args()
+    sizes = QUICK if options.quick else Sizes()
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+
+    ways = {
+        "monitor_default": (lambda: SwitchableMonitor(), 50),
+        "monitor_every_step": (lambda: SwitchableMonitor(every_n_steps=1), 10),
+        "materialised_every_step": (lambda: None, 10),
+    }
+    measured = {"sizes": dataclasses.asdict(sizes), "ratio": {}, "seconds_per_step": {}, "extra_peak_mib": {}}
+    print(f"{'':<26}{'step time with / without, 95% interval':<42}goal")
+    with tempfile.TemporaryDirectory() as out:
+        for way, (monitor, block_steps) in ways.items():
+            timer = measure(sizes, monitor(), block_steps, Path(out))
+            measured["ratio"][way] = dataclasses.asdict(timer.ratio)
+            measured["seconds_per_step"][way] = timer.seconds_per_step
+            goal = GOALS.get(way)
+            verdict = "" if goal is None else f"<= {goal}: {'reached' if timer.ratio.median <= goal else 'missed'}"
+            print(f"{way:<26}{timer.ratio!s:<42}{verdict}")
+    unwatched = peak_extra_bytes(prepare_step, sizes, "unwatched")
+    for way in ("watched", "materialised"):
+        measured["extra_peak_mib"][way] = (peak_extra_bytes(prepare_step, sizes, way) - unwatched) / 2**20
+        print(f"extra peak memory of a {way} step: {measured['extra_peak_mib'][way]:.1f} MiB")
+    publish("overhead", measured, options.out or (None if options.quick else results_path("overhead")))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""Recorders come and go in any order, and leave torch, transformers and the models as they were."""
+
+import itertools
+
+import models
+import numpy as np
+import pytest
+import torch.nn.functional as F
+from models import AliasedAttention, gpt, llama, token_ids
+from torch import nn
+from transformers import AttentionInterface
+
+from attnwatch import ConfigurationError
+from attnwatch.metrics import STATISTICS
+from attnwatch.recorder import AttentionRecorder
+
+
+def patched_places() -> list:
+    return [F.scaled_dot_product_attention, models.sdpa, vars(AttentionInterface)["get_interface"]]
+
+
+def mixed(layers: int) -> nn.Module:
+    """Attention of every kind."""
+    model = nn.ModuleDict({"llama": llama(), "plain": gpt(AliasedAttention, layers=layers)})
+    model["encoder"] = nn.TransformerEncoderLayer(32, 4, 48, batch_first=True)
+    model.forward = lambda ids: [
+        model["llama"](ids),
+        model["plain"](ids),
+        model["encoder"](model["plain"].embedding(ids)),
+    ]
+    return model
+
+
+def observe(recorder: AttentionRecorder, model: nn.Module):
+    with recorder.step(0):
+        model(token_ids())
+    return recorder.history()
+
+
+@pytest.mark.parametrize("closed_first", [0, 1, 2])
+def test_recorders_of_several_models_close_in_any_order(closed_first: int):
+    originals = patched_places()
+    watched = [mixed(layers=1), mixed(layers=2), gpt()]
+    recorders = [AttentionRecorder(model) for model in watched]
+    assert all(place is not original for place, original in zip(patched_places(), originals, strict=True))
+    for index in (closed_first, *(index for index in range(3) if index != closed_first)):
+        history = observe(recorders[index], watched[index])
+        assert set(history.coverage.values()) == {"observed"}
+        recorders[index].close()
+        recorders[index].close()  # twice is fine
+    assert all(place is original for place, original in zip(patched_places(), originals, strict=True))
+    for module in itertools.chain(*(model.modules() for model in watched)):
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_two_recorders_do_not_change_what_one_sees():
+    """A call that is delivered once per recorder has the same means, but half the sampling variance."""
+    model, other = mixed(layers=1), mixed(layers=1)
+    with AttentionRecorder(model, num_query_rows=6) as recorder:
+        alone = observe(recorder, model)
+    with AttentionRecorder(other), AttentionRecorder(model, num_query_rows=6) as recorder:
+        together = observe(recorder, model)
+    for name in STATISTICS:
+        np.testing.assert_array_equal(together[name], alone[name])
+
+
+def test_model_is_watched_by_one_recorder_only():
+    model = gpt()
+    originals = patched_places()
+    with AttentionRecorder(model, sites=["layers.1.*"]):
+        with pytest.raises(
+            ConfigurationError, match=r"`model` is already watched at 'layers.1.attention': one recorder"
+        ):
+            AttentionRecorder(model)
+        AttentionRecorder(model, sites=["layers.0.*"]).close()
+    assert patched_places() == originals
+    AttentionRecorder(model).close()
+
+
+def test_patch_of_somebody_else_stays(monkeypatch):
+    recorder = AttentionRecorder(gpt())
+    watched = F.scaled_dot_product_attention
+
+    def of_somebody_else(*args, **kwargs):
+        return watched(*args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", of_somebody_else)
+    recorder.close()
+    assert F.scaled_dot_product_attention is of_somebody_else
+    gpt()(token_ids())
+
+
+def test_failed_construction_leaves_nothing_behind():
+    originals = patched_places()
+    with pytest.raises(ConfigurationError):
+        AttentionRecorder(gpt(), sites=["nowhere"])
+    with pytest.raises(ConfigurationError):
+        AttentionRecorder(gpt(), every_n_steps=0)
+    assert patched_places() == originals
