@@ -1,6 +1,7 @@
 """Recorders come and go in any order, and leave torch, transformers and the models as they were."""
 
 import itertools
+import re
 
 import models
 import numpy as np
@@ -65,17 +66,18 @@ def test_two_recorders_do_not_change_what_one_sees():
         np.testing.assert_array_equal(together[name], alone[name])
 
 
-def test_model_is_watched_by_one_recorder_only():
+@pytest.mark.parametrize("sites", [None, ["layers.0.*"]], ids=["all sites", "other sites"])
+def test_model_is_watched_by_one_recorder_only(sites):
     model = gpt()
     originals = patched_places()
     with AttentionRecorder(model, sites=["layers.1.*"]):
-        with pytest.raises(
-            ConfigurationError, match=r"`model` is already watched at 'layers.1.attention': one recorder"
-        ):
-            AttentionRecorder(model)
-        AttentionRecorder(model, sites=["layers.0.*"]).close()
+        expected = (
+            "`model` is already watched at 'layers.1.attention': one recorder per model; close() the other first."
+        )
+        with pytest.raises(ConfigurationError, match=re.escape(expected)):
+            AttentionRecorder(model, sites=sites)
     assert patched_places() == originals
-    AttentionRecorder(model).close()
+    AttentionRecorder(model, sites=sites).close()
 
 
 def test_patch_of_somebody_else_stays(monkeypatch):

@@ -113,3 +113,16 @@ def test_compiled_model_is_observed_in_one_graph(build, backend: str):
     assert history.steps.tolist() == [0, 3, 6]
     assert_equal(history, expected, atol=2e-5)
     torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in eager.parameters()])
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
+def test_compiled_model_reports_to_its_own_recorder():
+    model = gpt()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for _ in range(2):  # the second recorder meets the graph of the first
+        with AttentionRecorder(compiled) as recorder:
+            train(compiled, recorder, range(1))
+        assert set(recorder.coverage().values()) == {"observed"}
+    with AttentionRecorder(gpt()) as recorder:
+        train(compiled, recorder, range(1))
+    assert not any(reason == "observed" for reason in recorder.coverage().values())

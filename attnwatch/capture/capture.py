@@ -69,7 +69,7 @@ class Capture:
 
     def attach(self) -> None:
         """Start to see calls; `detach` restores everything."""
-        for site in self._readable:
+        for site in self._found:
             if is_registered(site.module):
                 raise ConfigurationError(
                     f"`model` is already watched at {site.name!r}: one recorder per model; close() the other first."

@@ -2,6 +2,9 @@
 
 The first visible key (the usual attention sink) is kept apart from the rest. A softmax over the rest alone stays
 exact where the sink takes all but 1e-9 of the weight, and the full distribution follows from the two log-sum-exps.
+Logits are taken relative to the largest of the rest, so that terms of very different size are never subtracted.
+
+Tensors [B, H, R, N] are read and written as rarely as possible: their traffic is what watching costs.
 """
 
 from functools import cached_property
@@ -21,17 +24,21 @@ class AttentionRows:
     def __init__(self, inputs: AttentionInputs, rows: Tensor):
         self.inputs = inputs
         self.rows = rows
-        self._logits = inputs.logits(rows)
-        self.shape = self._logits.shape
+        logits = inputs.logits(rows)
+        self.shape = logits.shape
         visible = inputs.visible(rows)
         if visible is None:
             visible = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=rows.device)
         self.visible = visible.expand(*visible.shape[:2], len(rows), inputs.num_keys)
+        self._hidden = ~self.visible
+        self._sink_logit = logits.gather(-1, self._first_visible).squeeze(-1)
+        # -inf where a key is hidden and at the first visible one.
+        self._rest_logits = logits.masked_fill_(self._hidden, -torch.inf).scatter_(-1, self._first_visible, -torch.inf)
 
     @cached_property
     def num_visible(self) -> Tensor:
         """Number of keys that the row sees; float, broadcastable to [B, H, R]."""
-        return self.visible.sum(-1).to(self._logits.dtype)
+        return self.visible.sum(-1).to(self._rest_logits.dtype)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -47,7 +54,9 @@ class AttentionRows:
 
     @cached_property
     def is_finite(self) -> Tensor:
-        return torch.isfinite(self._shown_logits.sum(-1))
+        """Bool: no visible logit is nan or infinite. (A row with a single key has no rest.)"""
+        rest_is_finite = torch.isfinite(self._sum_of_squares) | (self.num_visible < 2)
+        return rest_is_finite & torch.isfinite(self._sink_logit)
 
     @cached_property
     def max_logit(self) -> Tensor:
@@ -56,17 +65,16 @@ class AttentionRows:
     @cached_property
     def logit_std(self) -> Tensor:
         """Population standard deviation over the visible keys."""
-        n = self.num_visible.clamp(min=1)
-        mean = self._shown_logits.sum(-1) / n
-        deviation = (self._shown_logits - mean.unsqueeze(-1)).masked_fill_(~self.visible, 0)
-        return (deviation.square_().sum(-1) / n).sqrt()
+        sink = self._sink_logit - self._rest_max
+        mean = (self._rest_relative.sum(-1) + sink) / self.num_visible
+        mean_square = (self._sum_of_squares + sink.square()) / self.num_visible
+        return (mean_square - mean.square()).clamp(min=0).sqrt()
 
     @cached_property
     def entropy(self) -> Tensor:
         """Nats. Chain rule: H(p) = h(p_sink) + (1 - p_sink) · H(rest)."""
-        rest_mass = self._rest_mass
-        split = -(self.sink_mass * self._log_sink_mass) - (rest_mass * self._log_rest_mass)
-        return split + rest_mass * self.entropy_without_sink
+        split = -(self.sink_mass * self._log_sink_mass) - (self._rest_mass * self._log_rest_mass)
+        return split + self._rest_mass * self.entropy_without_sink
 
     @cached_property
     def max_entropy(self) -> Tensor:
@@ -81,23 +89,27 @@ class AttentionRows:
     @cached_property
     def entropy_without_sink(self) -> Tensor:
         """Nats: entropy of the weights on all other visible keys, renormalized."""
-        return torch.special.entr(self._rest_weights).sum(-1)
+        mean_relative = (self._rest_weights * self._rest_relative).sum(-1)
+        return (self._rest_relative_lse - mean_relative).clamp(min=0)
 
     @cached_property
     def distance(self) -> Tensor:
         """Mean of |query position - key position| under the weights, in tokens."""
         positions = torch.arange(self.inputs.num_keys, device=self.rows.device)
-        distances = (self.rows[:, None] - positions).abs().to(self._logits.dtype)
-        rest = torch.einsum("bhrn,rn->bhr", self._rest_weights, distances)
+        distances = (self.rows[:, None] - positions).abs().to(self._rest_weights.dtype)
+        rest = (self._rest_weights * distances).sum(-1)
         sink = (self.rows - self._first_visible.squeeze(-1)).abs()
         return self.sink_mass * sink + self._rest_mass * rest
 
     @cached_property
     def content_sensitivity(self) -> Tensor:
-        """Jensen-Shannon divergence across the batch, nats [H, R]: H(mean_b p) - mean_b H(p)."""
-        weights = self._rest_weights * self._rest_mass.unsqueeze(-1)
-        weights.scatter_(-1, self._first_visible, self.sink_mass.unsqueeze(-1))
-        return (torch.special.entr(weights.mean(0)).sum(-1) - self.entropy.mean(0)).clamp(min=0)
+        """Jensen-Shannon divergence across the batch, nats [H, R]: H(mean_b p) - mean_b H(p).
+
+        Only where `comparable`: there the first visible key is the same in all sequences.
+        """
+        mean_weights = (self._rest_weights * self._rest_mass.unsqueeze(-1)).mean(0)
+        mean_weights.scatter_(-1, self._first_visible[0], self.sink_mass.mean(0).unsqueeze(-1))
+        return (-torch.xlogy(mean_weights, mean_weights).sum(-1) - self.entropy.mean(0)).clamp(min=0)
 
     @cached_property
     def comparable(self) -> Tensor:
@@ -106,23 +118,9 @@ class AttentionRows:
         return self.valid.all(0) & same_keys & (self.shape[0] > 1)
 
     @cached_property
-    def _shown_logits(self) -> Tensor:
-        """Logits with 0 at hidden keys."""
-        return self._logits.masked_fill(~self.visible, 0)
-
-    @cached_property
     def _first_visible(self) -> Tensor:
         """Index of the first visible key: int64 [B, H, R, 1]."""
         return self.visible.to(torch.uint8).argmax(-1, keepdim=True).expand(*self.shape[:3], 1)
-
-    @cached_property
-    def _sink_logit(self) -> Tensor:
-        return self._logits.gather(-1, self._first_visible).squeeze(-1)
-
-    @cached_property
-    def _rest_logits(self) -> Tensor:
-        """Logits with -inf at hidden keys and at the first visible one."""
-        return self._logits.masked_fill(~self.visible, -torch.inf).scatter_(-1, self._first_visible, -torch.inf)
 
     @cached_property
     def _rest_max(self) -> Tensor:
@@ -134,9 +132,24 @@ class AttentionRows:
         return self._rest_logits.softmax(-1)
 
     @cached_property
+    def _rest_relative(self) -> Tensor:
+        """Logits of the rest minus their maximum, 0 elsewhere: [B, H, R, N]."""
+        relative = self._rest_logits - self._rest_max.unsqueeze(-1)
+        return relative.masked_fill_(self._hidden, 0).scatter_(-1, self._first_visible, 0)
+
+    @cached_property
+    def _sum_of_squares(self) -> Tensor:
+        """Of `_rest_relative`; not finite where one of them is not."""
+        return torch.linalg.vector_norm(self._rest_relative, dim=-1).square()
+
+    @cached_property
+    def _rest_relative_lse(self) -> Tensor:
+        # The largest weight is exp(0 - lse), and at least 1 / N.
+        return -self._rest_weights.amax(-1).log()
+
+    @cached_property
     def _rest_lse(self) -> Tensor:
-        # The largest weight is exp(max - lse), and at least 1 / N.
-        return self._rest_max - self._rest_weights.amax(-1).log()
+        return self._rest_max + self._rest_relative_lse
 
     @cached_property
     def _lse(self) -> Tensor:

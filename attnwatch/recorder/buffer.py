@@ -1,5 +1,6 @@
 """Observations on the host, within a bound."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,8 +56,9 @@ class HistoryBuffer:
             self._thin()
 
     def history(self, coverage: Mapping[str, str], latest: Sequence[Observation] = ()) -> AttentionHistory:
-        """A snapshot, with `latest` at its end."""
-        observations = [*(observation for _, observation in self._numbered), *latest]
+        """A snapshot, with `latest` at its end and nothing at or after its step before it."""
+        end = latest[0].step if latest else math.inf
+        observations = [*(observation for _, observation in self._numbered if observation.step < end), *latest]
         heads = max((observation.values.shape[2] for observation in observations), default=0)
         shape = (len(observations), len(STATISTICS), len(self.sites), heads)
         stacked = np.full(shape, np.nan, dtype=np.float32)

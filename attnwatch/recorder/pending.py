@@ -37,13 +37,13 @@ class PendingSteps:
 
     def add(self, site: str, sums: Tensor) -> None:
         """Sums of one call, [statistics, 2, heads]; several calls of a site in a step are merged."""
-        self._open[site] = merge(self._open[site], sums) if site in self._open else sums
+        self._open[site] = merge(self._open[site].to(sums.device), sums) if site in self._open else sums
 
     def add_loss(self, loss: Tensor | float) -> None:
         """A loss of the open step; the mean of all is kept."""
         loss = torch.as_tensor(loss).detach().float().mean()
         entry = torch.stack([loss, torch.ones_like(loss)])
-        self._open[_LOSS] = self._open[_LOSS] + entry if _LOSS in self._open else entry
+        self._open[_LOSS] = self._open[_LOSS].to(entry.device) + entry if _LOSS in self._open else entry
 
     def take(self) -> list[Observation]:
         """The finished steps, which are forgotten here."""
@@ -86,4 +86,4 @@ class PendingSteps:
         return values
 
 
-_LOSS = "loss"  # beside the sites, whose names are module paths
+_LOSS = ".loss"  # beside the sites, whose names are module paths

@@ -64,6 +64,7 @@ class AttentionRecorder:
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
         self._options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
+        self._last_step: int | None = None
         self._last_due: int | None = None
         self._observing = False
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
@@ -81,13 +82,15 @@ class AttentionRecorder:
     @contextlib.contextmanager
     def step(self, global_step: int) -> Iterator[None]:
         """Around forward and backward of one training step; several times per step with gradient accumulation."""
-        self._observing = self._is_due(global_step)
+        self._observing, is_new = self._is_due(global_step), global_step != self._last_step
+        self._last_step = global_step
         if not self._observing:
             yield
             return
-        if global_step != self._last_due:
+        if is_new:
             self._last_due = global_step
             self._rows.clear()
+            self._pending.finish()
         self._pending.open(global_step)
         if len(self._pending) >= self._options.flush_every:
             self.flush()
@@ -111,6 +114,7 @@ class AttentionRecorder:
             finish_step: the step that is observed now is complete and comes along.
         """
         if finish_step:
+            self._observing = False
             self._pending.finish()
         try:
             observations = self._pending.take()
@@ -140,6 +144,7 @@ class AttentionRecorder:
         self.flush()
         return {
             "format": _STATE_FORMAT,
+            "last_step": self._last_step,
             "last_due": self._last_due,
             "history": self._buffer.state_dict(),
             "pending": self._pending.state_dict(),
@@ -158,7 +163,8 @@ class AttentionRecorder:
             )
         self._buffer.load_state_dict(state["history"])
         self._pending.load_state_dict(state["pending"])
-        self._last_due = state["last_due"]
+        self._last_step, self._last_due = state["last_step"], state["last_due"]
+        self._observing = False
         self._rows.clear()
 
     def attach(self) -> None:
@@ -170,10 +176,14 @@ class AttentionRecorder:
         self._capture.detach()
 
     def _is_due(self, step: int) -> bool:
-        last = self._last_due
-        if last is None or step <= last:
-            return last is None or step == last or step % self._options.every_n_steps == 0
-        return step // self._options.every_n_steps > last // self._options.every_n_steps
+        last, every = self._last_step, self._options.every_n_steps
+        if last is None:
+            return True
+        if step == last:  # another micro-batch
+            return step == self._last_due
+        if step < last:  # the run went back
+            return step % every == 0
+        return step // every > last // every
 
     def _observe(self, site: str, inputs: AttentionInputs) -> None:
         sums = accumulate(inputs, self._rows_of(inputs))
