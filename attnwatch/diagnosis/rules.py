@@ -63,9 +63,13 @@ def entropy_collapse(history: AttentionHistory, thresholds: Thresholds) -> Findi
 def uniform_attention(history: AttentionHistory, thresholds: Thresholds) -> Finding | None:
     """Attention that stays uniform: queries and keys do not learn where to look."""
     entropy = nan_mean(history["normalized_entropy"])
-    since = onset(entropy > thresholds.uniform_enter, entropy < thresholds.uniform_leave, patience=thresholds.patience)
-    too_short = history.steps[-1] - history.steps[since] < thresholds.uniform_steps
-    since = np.where(too_short | _departing(history, entropy, thresholds), -1, since)
+    departing = _departing(history, entropy, thresholds)
+    since = onset(
+        (entropy > thresholds.uniform_enter) & ~departing,
+        (entropy < thresholds.uniform_leave) | departing,
+        patience=thresholds.patience,
+    )
+    since = np.where(history.steps[-1] - history.steps[since] < thresholds.uniform_steps, -1, since)
     if not (since >= 0).any():
         return None
     now = {name: _last_mean(history, name, since >= 0) for name in ("normalized_entropy", "content_sensitivity")}
@@ -135,12 +139,12 @@ def _entropy_beside_sink(history: AttentionHistory, thresholds: Thresholds) -> n
 
 
 def _departing(history: AttentionHistory, entropy: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    """Bool [sites]: entropy is still high but has begun to fall within the last `uniform_steps` steps."""
-    then = max(np.searchsorted(history.steps, history.steps[-1] - thresholds.uniform_steps, side="right"), 1)
-    deficit_then = 1 - _over_observations(nan_mean, entropy[max(then - 3, 0) : then])
-    deficit_now = 1 - _over_observations(nan_mean, entropy[-3:])
-    least = np.maximum(thresholds.uniform_growth * deficit_then, deficit_then + thresholds.uniform_growth_floor)
-    return deficit_now > least
+    """Bool [observations, sites]: entropy is still high but has begun to fall within the last `uniform_steps` steps."""
+    padded = np.concatenate([entropy[:1], entropy[:1], entropy])
+    deficit = 1 - nan_mean(np.lib.stride_tricks.sliding_window_view(padded, 3, axis=0))
+    then = np.searchsorted(history.steps, history.steps - thresholds.uniform_steps, side="right") - 1
+    before = deficit[np.maximum(then, 0)]
+    return deficit > np.maximum(thresholds.uniform_growth * before, before + thresholds.uniform_growth_floor)
 
 
 def _halves(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
