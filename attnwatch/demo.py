@@ -117,7 +117,7 @@ def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
     print("The faulty one has its query and key projections left out of the optimizer.\n")
     runs = {name: _train(name, out, steps, seed) for name in (HEALTHY, FAULTY)}
     _print_side_by_side(runs)
-    seen = _saw_what_it_should(runs)
+    seen = saw_what_it_should(runs)
     print("\nBoth losses fall; attention tells the two apart." if seen else "\nThis is NOT what the demo should show.")
     print(f"\nLook at it:\n\n    tensorboard --logdir {out}\n")
     return seen
@@ -150,7 +150,8 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
     return Run(monitor.history, monitor.diagnosis, directory, found)
 
 
-def _saw_what_it_should(runs: dict[str, Run]) -> bool:
+def saw_what_it_should(runs: dict[str, Run]) -> bool:
+    """Both losses fell, the faulty run was flagged as not converging, and nothing was found in the healthy one."""
     healthy, faulty = runs[HEALTHY], runs[FAULTY]
     losses_fell = all(run.history.loss[-1] < 0.8 * run.history.loss[0] for run in runs.values())
     kinds = {finding.kind for finding in faulty.diagnosis.findings}

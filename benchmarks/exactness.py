@@ -20,8 +20,10 @@ import argparse
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from math import log2
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -30,7 +32,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from attnwatch import attention_entropy, attention_statistics
 from attnwatch.metrics import stratified_rows
-from benchmarks.common import peak_extra_bytes, publish, results_path, time_paired
+from benchmarks.common import Estimate, peak_extra_bytes, publish, results_path, time_paired
 
 HEADS, HEAD_DIM, SAMPLED_ROWS, SEED = 8, 64, 32, 0
 FULL = {"tokens": [512, 2048, 8192], "seconds": 20.0, "min_pairs": 15}
@@ -109,15 +111,14 @@ WAYS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 def _measure(tokens: int, settings: dict[str, Any]) -> dict[str, Any]:
     query, key = _normal_inputs(tokens)
     baseline = partial(_sdpa, query, key)
-    sdpa_forwards = {}
-    for way, function in WAYS.items():
-        limits = {"seconds": settings["seconds"], "min_pairs": settings["min_pairs"]}
-        timing = time_paired(partial(function, query, key), baseline, **limits)
-        sdpa_forwards[way] = {**asdict(timing.ratio), "pairs": len(timing.baseline_s)}
+    limits = {"seconds": settings["seconds"], "min_pairs": settings["min_pairs"]}
+    timings = {way: time_paired(partial(function, query, key), baseline, **limits) for way, function in WAYS.items()}
     return {
         "tokens": tokens,
-        "sdpa_forwards": sdpa_forwards,
-        "sdpa_ms": 1e3 * sorted(timing.baseline_s)[len(timing.baseline_s) // 2],
+        "sdpa_ms": 1e3 * median(chain(*(timing.baseline_s for timing in timings.values()))),
+        "sdpa_forwards": {
+            way: {**asdict(timing.ratio), "pairs": len(timing.baseline_s)} for way, timing in timings.items()
+        },
         "errors_nats": {kind: _errors(*inputs(tokens)) for kind, inputs in INPUTS.items()},
         "peak_extra_bytes": {name: peak_extra_bytes(_prepare, name, tokens) for name in ("sdpa", *WAYS)},
     }
@@ -183,29 +184,21 @@ def _goals(measured: list[dict[str, Any]], growth: dict[str, float]) -> list[dic
 
 
 def _print_table(measured: list[dict[str, Any]]) -> None:
-    print(
-        f"{'tokens':>6}  {'way':<12}  {'SDPA forwards [95 %]':<22}  {'error, nats (normal, peaked)':<28}  {'peak extra':>10}"
-    )
+    row = "{:>6}  {:<12}  {:<22}  {:<28}  {:>12}".format
+    print(row("tokens", "way", "SDPA forwards [95 %]", "error, nats (normal, peaked)", "peak extra"))
     for at in measured:
-        sdpa_mib = at["peak_extra_bytes"]["sdpa"] / 2**20
-        print(
-            f"{at['tokens']:>6}  {'SDPA':<12}  {'1 = ' + format(at['sdpa_ms'], '.2f') + ' ms':<22}  {'':<28}  {sdpa_mib:>6.1f} MiB"
-        )
-        for way in WAYS:
-            cost = at["sdpa_forwards"][way]
-            ratio = f"{cost['median']:.3f} [{cost['low']:.3f}, {cost['high']:.3f}]"
-            key = "sampled_arithmetic" if way == "sampled" else way
-            errors = ", ".join(f"{errors[key]:.1e}" for errors in at["errors_nats"].values())
-            mib = at["peak_extra_bytes"][way] / 2**20
-            print(f"{at['tokens']:>6}  {way:<12}  {ratio:<22}  {errors:<28}  {mib:>6.1f} MiB")
-    print("\nMean entropy of the sampled rows, from that of all rows, at most: ", end="")
-    print(
-        ", ".join(
-            f"{errors['sampled_from_all_rows']:.3f} of {errors['mean_entropy']:.2f} nats ({kind}, {at['tokens']} tokens)"
-            for at in measured
-            for kind, errors in at["errors_nats"].items()
-        )
-    )
+        mib = {name: f"{num_bytes / 2**20:.1f} MiB" for name, num_bytes in at["peak_extra_bytes"].items()}
+        print(row(at["tokens"], "SDPA", f"1 = {at['sdpa_ms']:.2f} ms", "", mib["sdpa"]))
+        for way, cost in at["sdpa_forwards"].items():
+            error_name = "sampled_arithmetic" if way == "sampled" else way
+            errors = ", ".join(f"{errors[error_name]:.1e}" for errors in at["errors_nats"].values())
+            ratio = Estimate(cost["median"], cost["low"], cost["high"])
+            print(row(at["tokens"], way, str(ratio), errors, mib[way]))
+    print(f"\nMean entropy over {SAMPLED_ROWS} sampled rows, from that over all rows (largest of {HEADS} heads):")
+    for at in measured:
+        for kind, errors in at["errors_nats"].items():
+            error, mean = errors["sampled_from_all_rows"], errors["mean_entropy"]
+            print(f"  {at['tokens']} tokens, {kind}: {error:.3f} of {mean:.2f} nats")
 
 
 if __name__ == "__main__":

@@ -80,17 +80,27 @@ def test_model_is_watched_by_one_recorder_only(sites):
     AttentionRecorder(model, sites=sites).close()
 
 
-def test_patch_of_somebody_else_stays(monkeypatch):
-    recorder = AttentionRecorder(gpt())
-    watched = F.scaled_dot_product_attention
+def test_patch_of_somebody_else_stays():
+    """Here it outlives the recorder, and leads to a patch of it that a second one does not count again."""
+    original = F.scaled_dot_product_attention
+    model = gpt()
+    with AttentionRecorder(model, num_query_rows=6) as recorder:
+        expected = observe(recorder, model)
+        watched = F.scaled_dot_product_attention
 
-    def of_somebody_else(*args, **kwargs):
-        return watched(*args, **kwargs)
+        def of_somebody_else(*args, **kwargs):
+            return watched(*args, **kwargs)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", of_somebody_else)
-    recorder.close()
-    assert F.scaled_dot_product_attention is of_somebody_else
-    gpt()(token_ids())
+        F.scaled_dot_product_attention = of_somebody_else
+    try:
+        assert F.scaled_dot_product_attention is of_somebody_else
+        with AttentionRecorder(model, num_query_rows=6) as recorder:
+            history = observe(recorder, model)
+        assert F.scaled_dot_product_attention is of_somebody_else
+    finally:
+        F.scaled_dot_product_attention = original
+    for name in STATISTICS:
+        np.testing.assert_array_equal(history[name], expected[name])
 
 
 def test_failed_construction_leaves_nothing_behind():

@@ -57,10 +57,18 @@ def _watched_sdpa(original):
     def scaled_dot_product_attention(
         query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
     ):
+        call = functools.partial(
+            original, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
         number, same_tokens = _entered[-1] if _entered else (None, False)
-        if number is not None:
-            deliver(number, _read_sdpa, query, key, attn_mask, is_causal, scale, same_tokens)
-        return original(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if number is None:
+            return call()
+        deliver(number, _read_sdpa, query, key, attn_mask, is_causal, scale, same_tokens)
+        _push(None, same_tokens=False)  # somebody else's patch may lead to an earlier one of ours
+        try:
+            return call()
+        finally:
+            _pop(None)
 
     return scaled_dot_product_attention
 

@@ -5,8 +5,15 @@ from attnwatch.recorder import AttentionHistory
 
 
 def write_figures(writer, history: AttentionHistory) -> None:
-    """The heatmaps of the latest observation and the layers over time, under Images."""
-    from attnwatch.dashboard.figures import figures, pixels
+    """The heatmaps of the latest observation and the layers over time, under Images.
+
+    Raises:
+        ImportError: matplotlib is missing; the message says how to install it.
+    """
+    try:
+        from attnwatch.dashboard.figures import figures, pixels
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error
 
     for tag, figure in figures(history).items():
         writer.add_image(tag, pixels(figure), int(history.steps[-1]), dataformats="HWC")

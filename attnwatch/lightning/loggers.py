@@ -1,6 +1,7 @@
 """From a history to a trainer's loggers."""
 
 import warnings
+from collections.abc import Callable
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
@@ -15,7 +16,7 @@ from attnwatch.recorder import AttentionHistory
 class LoggerPublisher:
     """Writes scalars to every logger of a trainer, pictures and findings to TensorBoard.
 
-    A logger that raises is left out from then on, with one warning; training goes on.
+    What a logger fails to take it is not given again; one warning says so, and training goes on.
 
     Args:
         max_layer_curves: see `site_scalars`.
@@ -23,7 +24,7 @@ class LoggerPublisher:
 
     def __init__(self, max_layer_curves: int):
         self._max_layer_curves = max_layer_curves
-        self._broken: set[int] = set()
+        self._broken: set[tuple[int, str]] = set()
 
     def scalars(self, trainer: Trainer, history: AttentionHistory, *, after_step: int) -> None:
         """The observations after the step `after_step`, each under its own step."""
@@ -32,32 +33,33 @@ class LoggerPublisher:
                 numbers = run_scalars(history, index)
                 numbers |= site_scalars(history, index, max_sites=self._max_layer_curves)
                 for logger in trainer.loggers:
-                    self._try(logger, lambda logger: logger.log_metrics(numbers, int(step)))  # noqa: B023
+                    self._try(logger, "scalars", lambda logger: logger.log_metrics(numbers, int(step)))  # noqa: B023
 
     def risk(self, trainer: Trainer, diagnosis: Diagnosis) -> None:
         """The latest risk, under the step it was judged at."""
         for logger in trainer.loggers:
-            self._try(logger, lambda logger: logger.log_metrics({"attention/risk": diagnosis.risk}, diagnosis.step))
+            numbers = {"attention/risk": diagnosis.risk}
+            self._try(logger, "scalars", lambda logger: logger.log_metrics(numbers, diagnosis.step))  # noqa: B023
 
     def figures(self, trainer: Trainer, history: AttentionHistory) -> None:
         """The pictures of `write_figures`, on TensorBoard."""
         for logger in _tensorboards(trainer):
-            self._try(logger, lambda logger: write_figures(logger.experiment, history))
+            self._try(logger, "pictures", lambda logger: write_figures(logger.experiment, history))
 
     def diagnosis(self, trainer: Trainer, diagnosis: Diagnosis) -> None:
         """The verdict, on TensorBoard."""
         for logger in _tensorboards(trainer):
-            self._try(logger, lambda logger: write_diagnosis(logger.experiment, diagnosis))
+            self._try(logger, "findings", lambda logger: write_diagnosis(logger.experiment, diagnosis))
 
-    def _try(self, logger: Logger, write) -> None:
-        if id(logger) in self._broken:
+    def _try(self, logger: Logger, what: str, write: Callable[[Logger], None]) -> None:
+        if (id(logger), what) in self._broken:
             return
         try:
             write(logger)
         except Exception as error:
-            self._broken.add(id(logger))
+            self._broken.add((id(logger), what))
             warnings.warn(
-                f"attnwatch writes no more to {type(logger).__name__}, training goes on: "
+                f"attnwatch gives {type(logger).__name__} no more {what}, training goes on: "
                 f"{type(error).__name__}: {error}",
                 AttnwatchWarning,
                 stacklevel=2,

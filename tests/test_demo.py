@@ -1,0 +1,39 @@
+"""The demo and the command line, as a user runs them."""
+
+from pathlib import Path
+
+import pytest
+
+from attnwatch import AttentionHistory, RunStatus, cli, demo, diagnose
+
+pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
+
+
+def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkeypatch):
+    runs = {}
+    seen = demo.saw_what_it_should
+    monkeypatch.setattr(demo, "saw_what_it_should", lambda finished: runs.update(finished) or seen(finished))
+    assert cli.main(["demo", "--out", str(tmp_path), "--steps", "120"]) == 0
+    printed = capsys.readouterr().out
+    assert f"tensorboard --logdir {tmp_path}" in printed
+    assert "healthy: healthy (risk 0.00)" in printed
+    assert "faulty: not converging (risk 0.90)" in printed
+    for name, status in {"healthy": RunStatus.HEALTHY, "faulty": RunStatus.NOT_CONVERGING}.items():
+        directory = tmp_path / name / "version_0"
+        assert list(directory.glob("events.out.tfevents.*"))
+        assert diagnose(AttentionHistory.load(directory / "attention.npz")).status is status
+    healthy, faulty = runs["healthy"], runs["faulty"]
+    assert not seen({"healthy": faulty, "faulty": healthy})
+    assert not seen({"healthy": healthy, "faulty": healthy})
+
+
+def test_demo_refuses_fewer_steps_than_can_be_judged(capsys):
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["demo", "--steps", "50"])
+    assert exit.value.code == 2
+    assert "at least 120 steps" in capsys.readouterr().err
+
+
+def test_exit_code_is_1_when_it_was_not_seen(monkeypatch, tmp_path):
+    monkeypatch.setattr(demo, "run_demo", lambda out, *, steps, seed: (out, steps, seed) != (Path(tmp_path), 130, 7))
+    assert cli.main(["demo", "--out", str(tmp_path), "--steps", "130", "--seed", "7"]) == 1
