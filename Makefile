@@ -23,6 +23,7 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python docs/update_readme.py --check
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -1,0 +1,126 @@
+"""Writes the tables of the README from where their facts live, between `<!-- begin x -->` and `<!-- end x -->`.
+
+    python docs/update_readme.py [--check]
+
+The statistics come from their declarations, the measurements from the newest files in benchmarks/results. With
+--check nothing is written, and the exit code is 1 where the README is out of date.
+"""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from attnwatch.metrics import STATISTICS
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+
+
+def statistics() -> str:
+    rows = ["| statistic | what it is | for one query row | unit |", "|---|---|---|---|"]
+    for name, statistic in STATISTICS.items():
+        rows.append(f"| `{name}` | {statistic.summary} | {statistic.formula} | {statistic.unit or '–'} |")
+    return "\n".join(rows)
+
+
+def overhead() -> str:
+    result = _newest("overhead")
+    sizes, ratios = result["sizes"], result["ratio"]
+    ways = {
+        "monitor_default": "`AttentionMonitor()`",
+        "monitor_every_step": "`AttentionMonitor(every_n_steps=1)`",
+        "materialised_every_step": "`output_attentions=True` on eager attention, every step (what people do today)",
+    }
+    memory = {
+        "monitor_default": f"{result['extra_peak_mib']['watched']:.0f} MiB",
+        "materialised_every_step": f"{result['extra_peak_mib']['materialised']:.0f} MiB",
+    }
+    memory["monitor_every_step"] = memory["monitor_default"]
+    rows = ["| | step time, with / without (95% interval) | extra peak memory |", "|---|---|---|"]
+    rows += [f"| {words} | {_interval(ratios[way])} | {memory[way]} |" for way, words in ways.items()]
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"A transformers Llama of {sizes['num_layers']} layers and {sizes['num_heads']} heads (hidden size "
+            f"{sizes['hidden_size']}) on {sizes['batch_size']} × {sizes['num_tokens']} tokens, trained by Lightning "
+            f"with TensorBoard logging, on {_machine(result)}. Blocks with and without take turns in one training: "
+            "`python -m benchmarks.overhead`.",
+        ]
+    )
+
+
+def exactness() -> str:
+    result = _newest("exactness")
+    rows = [
+        "| keys | `attention_entropy` (exact): time in SDPA forwards | error, nats | extra memory "
+        "| `num_query_rows=32`: time | softmax of the matrix: time | extra memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for at in result["measured"]:
+        forwards = {way: f"{ratio['median']:.2f}×" for way, ratio in at["sdpa_forwards"].items()}
+        mib = {way: f"{num_bytes / 2**20:.0f} MiB" for way, num_bytes in at["peak_extra_bytes"].items()}
+        error = max(errors["exact"] for errors in at["errors_nats"].values())
+        rows.append(
+            f"| {at['tokens']:,} | {forwards['exact']} | {error:.0e} | {mib['exact']} "
+            f"| {forwards['sampled']} | {forwards['materialised']} | {mib['materialised']} |"
+        )
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"Causal, 8 heads of 64, float32, errors against float64, on {_machine(result)}: "
+            "`python -m benchmarks.exactness`.",
+        ]
+    )
+
+
+def _newest(benchmark: str) -> dict[str, Any]:
+    files = (ROOT / "benchmarks" / "results").glob(f"{benchmark}-*.json")
+    return max((json.loads(file.read_text()) for file in files), key=lambda result: result["date"])
+
+
+def _interval(estimate: dict[str, float]) -> str:
+    return f"{estimate['median']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
+
+
+def _machine(result: dict[str, Any]) -> str:
+    hardware = result["hardware"]
+    return f"{hardware['gpu'] or str(hardware['cores']) + ' CPU cores (' + hardware['cpu'] + ')'}, {result['date']}"
+
+
+SECTIONS: dict[str, Callable[[], str]] = {function.__name__: function for function in (statistics, overhead, exactness)}
+
+
+def updated(readme: str) -> str:
+    """The README's text with every section written anew."""
+    for name, section in SECTIONS.items():
+        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        if not pattern.search(readme):
+            raise SystemExit(f"README.md has no section between {begin!r} and {end!r}")
+        content = f"{begin}\n{section()}\n{end}"
+        readme = pattern.sub(lambda _, content=content: content, readme)
+    return readme
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    before = README.read_text(encoding="utf-8")
+    after = updated(before)
+    if options.check:
+        if before != after:
+            print("README.md is out of date: python docs/update_readme.py", file=sys.stderr)
+        return int(before != after)
+    README.write_text(after, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
