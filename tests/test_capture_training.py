@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from attnwatch import attention_statistics
+from attnwatch.capture import delivery
 from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 
@@ -69,18 +70,24 @@ def test_micro_batches_of_a_step_are_one_batch(build):
     assert_equal(history, expected, atol=1e-5, without=("content_sensitivity",))
 
 
-class CheckpointedAttention(FusedAttention):
-    use_reentrant: bool
+class Checkpointed(nn.Module):
+    def __init__(self, module: nn.Module, use_reentrant: bool):
+        super().__init__()
+        self.module, self.use_reentrant = module, use_reentrant
 
     def forward(self, x: Tensor) -> Tensor:
-        return checkpoint(super().forward, x, use_reentrant=self.use_reentrant)
+        return checkpoint(self.module, x, use_reentrant=self.use_reentrant)
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
 def test_activation_checkpointing_counts_a_forward_once(use_reentrant: bool):
     """A call that is counted twice has the same means, but half the sampling variance."""
-    CheckpointedAttention.use_reentrant = use_reentrant
-    assert_equal(record(gpt(CheckpointedAttention), token_ids()), record(gpt(), token_ids()))
+    model = gpt()
+    for layer in model.layers:
+        layer["attention"] = Checkpointed(layer["attention"], use_reentrant)
+    history, expected = record(model, token_ids()), record(gpt(), token_ids())
+    for name in STATISTICS:
+        np.testing.assert_array_equal(history[name], expected[name])
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
@@ -126,3 +133,14 @@ def test_compiled_model_reports_to_its_own_recorder():
     with AttentionRecorder(gpt()) as recorder:
         train(compiled, recorder, range(1))
     assert not any(reason == "observed" for reason in recorder.coverage().values())
+
+
+def test_number_of_a_module_is_never_given_to_another():
+    """Compiled graphs hold them, and outlive the recorder they were traced with."""
+    first, second = nn.Identity(), nn.Identity()
+    numbers = []
+    for module in (first, second, first):
+        delivery.register(module, None, "site")
+        numbers.append(delivery.site_id(module))
+        delivery.unregister(module)
+    assert numbers[0] == numbers[2] != numbers[1]

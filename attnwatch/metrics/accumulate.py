@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnwatch.metrics.declaration import STATISTICS, Reduction, Statistic
+from attnwatch.metrics.declaration import STATISTICS, Reduction
 from attnwatch.metrics.inputs import AttentionInputs
 from attnwatch.metrics.rows import AttentionRows
 from attnwatch.metrics.sampling import row_blocks
@@ -52,20 +52,14 @@ def means_of_sums(sums: Tensor) -> Tensor:
 
 
 def _sums_of_block(rows: AttentionRows) -> Tensor:
-    """[statistics, 2, heads, rows]"""
-    return torch.stack([_sum_over_batch(statistic, rows) for statistic in STATISTICS.values()])
-
-
-def _sum_over_batch(statistic: Statistic, rows: AttentionRows) -> Tensor:
-    """(sum of the counting values, their number): [2, heads, rows]."""
-    values, weights = statistic.values(rows), statistic.weights(rows)
-    if values.ndim == 2:  # a comparison across the batch: one value for all sequences
-        values, weights = values[None], weights[None]
-    if statistic.reduction is Reduction.MAX:
-        reduced = torch.where(weights, values, -torch.inf).amax(0)
-    else:
-        reduced = torch.where(weights, values, 0).sum(0)
-    return torch.stack([reduced, weights.sum(0).to(reduced.dtype)])
+    """(sum of the counting values over the batch, their number), or their maximum: [statistics, 2, heads, rows]."""
+    statistics = STATISTICS.values()
+    values = torch.stack([statistic.values(rows).expand(rows.shape[:3]) for statistic in statistics])
+    counts = torch.stack([statistic.weights(rows).expand(rows.shape[:3]) for statistic in statistics])
+    sums = torch.where(counts, values, 0).sum(1)
+    for index in _MAXIMA:
+        sums[index] = torch.where(counts[index], values[index], -torch.inf).amax(0)
+    return torch.stack([sums, counts.sum(1).to(sums.dtype)], dim=1)
 
 
 def _sampling_variance(values: Tensor, weights: Tensor, *, num_queries: int) -> Tensor:

@@ -34,7 +34,7 @@ class Statistic:
         formula: for one query row with weights p over its n visible keys and logits z.
         summary: one line for people.
         reduction: from rows to a head.
-        values: of a block of rows, broadcastable to [B, H, R].
+        values: of a block of rows, broadcastable to [batch, heads, rows].
         weights: bool, which of them count, broadcastable likewise.
         per_layer: shown per layer on dashboards, not only for the whole model.
         chart_span: what the colour scale of a chart covers at least, so that noise does not look like a pattern.
