@@ -33,15 +33,14 @@ GOALS = {"monitor_default": 1.01, "monitor_every_step": 1.03}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """Of the model and of the measurement."""
+    """Of the model and its batches."""
 
     hidden_size: int = 256
-    num_layers: int = 6
+    num_layers: int = 4
     num_heads: int = 8
     vocab_size: int = 4096
     batch_size: int = 4
     num_tokens: int = 512
-    num_pairs: int = 16
 
     def model(self) -> LlamaForCausalLM:
         torch.manual_seed(0)
@@ -61,7 +60,7 @@ class Sizes:
         return torch.randint(self.vocab_size, (self.batch_size, self.num_tokens))
 
 
-QUICK = Sizes(hidden_size=64, num_layers=2, num_heads=4, vocab_size=512, batch_size=2, num_tokens=128, num_pairs=4)
+QUICK = Sizes(hidden_size=64, num_layers=2, num_heads=4, vocab_size=512, batch_size=2, num_tokens=128)
 
 
 class RandomTokens(Dataset):
@@ -162,11 +161,11 @@ class BlockTimer(pl.Callback):
         return median_estimate(without).median / self._block_steps
 
 
-def measure(sizes: Sizes, monitor: SwitchableMonitor | None, block_steps: int, out: Path) -> BlockTimer:
+def measure(sizes: Sizes, monitor: SwitchableMonitor | None, block_steps: int, num_pairs: int, out: Path) -> BlockTimer:
     """One training; `monitor` None measures the materialised weights."""
     module = Llama(sizes)
     switch = monitor.switch if monitor else lambda on: setattr(module, "materialise", on)
-    timer = BlockTimer(block_steps, sizes.num_pairs, switch)
+    timer = BlockTimer(block_steps, num_pairs, switch)
     trainer = pl.Trainer(
         max_steps=timer.num_steps,
         logger=TensorBoardLogger(out),
@@ -210,15 +209,15 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
 
     ways = {
-        "monitor_default": (lambda: SwitchableMonitor(), 50),
-        "monitor_every_step": (lambda: SwitchableMonitor(every_n_steps=1), 10),
-        "materialised_every_step": (lambda: None, 10),
+        "monitor_default": (lambda: SwitchableMonitor(), 50, 10),
+        "monitor_every_step": (lambda: SwitchableMonitor(every_n_steps=1), 10, 24),
+        "materialised_every_step": (lambda: None, 10, 16),
     }
     measured = {"sizes": dataclasses.asdict(sizes), "ratio": {}, "seconds_per_step": {}, "extra_peak_mib": {}}
     print(f"{'':<26}{'step time with / without, 95% interval':<42}goal")
     with tempfile.TemporaryDirectory() as out:
-        for way, (monitor, block_steps) in ways.items():
-            timer = measure(sizes, monitor(), block_steps, Path(out))
+        for way, (monitor, block_steps, num_pairs) in ways.items():
+            timer = measure(sizes, monitor(), block_steps, 3 if options.quick else num_pairs, Path(out))
             measured["ratio"][way] = dataclasses.asdict(timer.ratio)
             measured["seconds_per_step"][way] = timer.seconds_per_step
             goal = GOALS.get(way)

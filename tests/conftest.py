@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # pytest-xdist runs one process a core
 
 hypothesis.settings.register_profile("deterministic", deadline=None, derandomize=True, max_examples=120)
 hypothesis.settings.load_profile("deterministic")

@@ -132,16 +132,20 @@ def test_max_logit_may_be_negative():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("is_causal", [False, True], ids=["full", "causal"])
-@pytest.mark.parametrize(("where", "num_rows"), [("query", 1), ("key", 5)])
-def test_nonfinite_rows_are_counted_and_left_out(where: str, num_rows: int, is_causal: bool, value: float):
+@pytest.mark.parametrize(
+    ("where", "token", "num_rows"),
+    [("query", 3, 1), ("key", 3, 5), ("key", 0, 7)],  # row 0 does not count
+    ids=["query", "key", "first key"],
+)
+def test_nonfinite_rows_are_counted_and_left_out(where: str, token: int, num_rows: int, is_causal: bool, value: float):
     query, key = random_query_key()
     tensor = {"query": query, "key": key}[where]
-    tensor[:, :, 3, 0] = value
+    tensor[:, :, token, 0] = value
     matrix = attention_matrix(query, key, is_causal=is_causal)
     assert_entropy_matches(attention_entropy(query, key, is_causal=is_causal), matrix)
     statistics = attention_statistics(query, key, is_causal=is_causal)
     assert_statistics_match(statistics, matrix)
-    if is_causal:  # row 3 is it, or rows 3 to 7 see it; row 0 does not count
+    if is_causal:
         assert statistics.nonfinite.tolist() == pytest.approx([num_rows / 7] * 2)
 
 

@@ -54,9 +54,8 @@ class AttentionRows:
 
     @cached_property
     def is_finite(self) -> Tensor:
-        """Bool: no visible logit is nan or infinite. (A row with a single key has no rest.)"""
-        rest_is_finite = torch.isfinite(self._sum_of_squares) | (self.num_visible < 2)
-        return rest_is_finite & torch.isfinite(self._sink_logit)
+        """Bool: no visible logit is nan or infinite."""
+        return torch.isfinite(self._sum_of_squares) & torch.isfinite(self._sink_logit)
 
     @cached_property
     def max_logit(self) -> Tensor:
