@@ -118,7 +118,8 @@ class FusedAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self.heads(x)
-        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=self.dropout, is_causal=True)
+        dropout = self.dropout if self.training else 0.0
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=True)
         return self.output(mixed.transpose(1, 2).flatten(2))
 
     def heads(self, x: Tensor) -> list[Tensor]:

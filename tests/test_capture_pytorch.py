@@ -19,6 +19,7 @@ from models import (
     token_ids,
 )
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 from attnwatch import AttentionStatistics, attention_statistics
 from attnwatch.metrics import STATISTICS
@@ -93,6 +94,39 @@ def test_nested_sites_keep_their_own_calls(sites: list[str] | None):
     assert set(history.coverage.values()) == {"observed"}
     for site in expected.keys() & set(history.sites):
         assert_same(history, site, expected[site])
+
+
+class Masked(nn.Module):
+    def forward(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
+        return F.scaled_dot_product_attention(query, key, key, mask)
+
+
+@pytest.mark.parametrize("create_mask", [causal_upper_left, causal_lower_right])
+@pytest.mark.parametrize("queries", [5, TOKENS])
+def test_mask_that_is_torchs_own_causal_bias(create_mask, queries: int):
+    """It is a tensor without values; torch knows it by the function that is patched here."""
+    module, mask = Masked(), create_mask(queries, TOKENS)
+    query, key = torch.randn(2, HEADS, queries, HEAD_DIM), torch.randn(2, HEADS, TOKENS, HEAD_DIM)
+    offset = TOKENS - queries if create_mask is causal_lower_right else 0
+    dense = torch.ones(queries, TOKENS, dtype=torch.bool).tril(offset)
+    with AttentionRecorder(module, num_query_rows=None) as recorder:
+        with recorder.step(0):
+            output = module(query, key, mask)
+        history = recorder.history()
+        torch.testing.assert_close(output, module(query, key, dense))
+    without = ("distance",) if queries != TOKENS else ()
+    assert_same(history, "Masked", attention_statistics(query, key, attn_mask=dense), without=without)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning")
+def test_nested_tensors_are_not_observed():
+    parts = [torch.randn(tokens, HEADS, HEAD_DIM) for tokens in (5, 3)]
+    query = torch.nested.nested_tensor(parts, layout=torch.jagged).transpose(1, 2)
+    module = Masked()
+    expected = module(query, query)
+    with AttentionRecorder(module) as recorder, recorder.step(0):
+        assert module(query, query).values().equal(expected.values())
+    assert recorder.coverage() == {"Masked": "nested tensors are not observed; use a padded batch"}
 
 
 class WithoutHeads(nn.Module):
@@ -238,12 +272,15 @@ def test_one_module_called_twice_is_one_site():
 @pytest.mark.parametrize("queries", [1, 5])
 def test_queries_that_are_not_the_keys_have_no_distance(queries: int):
     """Keys before the queries, as with a cache or a prefix: query 0 is not key 0."""
-
-    class Prefixed(nn.Module):
-        def forward(self, query: Tensor, key: Tensor) -> Tensor:
-            return F.scaled_dot_product_attention(query, key, key)
-
     query, key = torch.randn(2, HEADS, queries, HEAD_DIM), torch.randn(2, HEADS, TOKENS, HEAD_DIM)
-    history = record(Prefixed(), query, key)
+    history = record(Masked(), query, key)
     assert torch.from_numpy(history["distance"]).isnan().all()
-    assert_same(history, "Prefixed", attention_statistics(query, key), without=("distance",))
+    assert_same(history, "Masked", attention_statistics(query, key), without=("distance",))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
+def test_compiled_multihead_attention_is_named():
+    module, x = multihead(), torch.randn(2, TOKENS, WIDTH)
+    history = record(torch.compile(module, backend="aot_eager"), x, x, x)
+    assert history.coverage["MultiheadAttention"].startswith("torch.nn.MultiheadAttention inside torch.compile is not")
+    assert all(torch.from_numpy(history[name]).isnan().all() for name in STATISTICS)

@@ -92,7 +92,7 @@ def test_state_is_not_changed_by_what_comes_later():
     torch.testing.assert_close(state["history"]["values"], saved["history"]["values"], rtol=0, atol=0, equal_nan=True)
 
 
-def test_restored_state_replaces_what_was_recorded():
+def test_restored_state_replaces_what_was_recorded(uninterrupted: AttentionHistory):
     model = gpt(layers=1)
     with AttentionRecorder(model, **OPTIONS) as recorder:
         train(recorder, model, MICRO_BATCHES[:9])
@@ -101,6 +101,8 @@ def test_restored_state_replaces_what_was_recorded():
         train(recorder, model, MICRO_BATCHES[9:20])
         recorder.load_state_dict(state)
         assert_identical(recorder.history(), expected)
+        train(recorder, model, MICRO_BATCHES[9:])
+        assert_identical(recorder.history(), uninterrupted)
 
 
 def test_resumed_after_going_back_between_multiples():

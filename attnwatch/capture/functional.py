@@ -4,13 +4,13 @@ A hook on the module says whose call comes next; the patched function reads it.
 """
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
+from functools import partial, wraps
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import has_torch_function
 
 from attnwatch.capture.delivery import Reading, deliver, in_backward, site_id
 from attnwatch.capture.patching import replace, shared_patch
@@ -37,7 +37,7 @@ def patched_functional(sites: Iterable[Site], others: Iterable[Site] = ()) -> It
             _hook(patches, site.module, enter, _leave)
         for site in others:
             _hook(patches, site.module, _enter_other, _leave_other)
-        for namespace, name in {(id(namespace), name): (namespace, name) for namespace, name in bindings}.values():
+        for namespace, name in bindings:
             patches.enter_context(shared_patch((id(namespace), name), partial(replace, namespace, name, _watched_sdpa)))
         yield
 
@@ -53,13 +53,13 @@ def forget_entered() -> None:
 
 
 def _watched_sdpa(original):
-    @functools.wraps(SDPA)
+    @wraps(SDPA)
     def scaled_dot_product_attention(
         query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
     ):
-        call = functools.partial(
-            original, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        call = partial(original, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if has_torch_function((query, key, value, attn_mask)):
+            call = partial(_call_with_torch_as_it_was, call)
         number, same_tokens = _entered[-1] if _entered else (None, False)
         if number is None:
             return call()
@@ -73,13 +73,35 @@ def _watched_sdpa(original):
     return scaled_dot_product_attention
 
 
+def _call_with_torch_as_it_was(call: Callable[[], Tensor]) -> Tensor:
+    """Tensor subclasses with an attention of their own know the function by comparing it with torch's."""
+    patched = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = SDPA
+    try:
+        return call()
+    finally:
+        F.scaled_dot_product_attention = patched
+
+
 def _read_sdpa(query: Tensor, key: Tensor, attn_mask, is_causal: bool, scale, same_tokens: bool) -> Reading:
     if query.ndim != 4:
         return (
             f"query has {query.ndim} dimensions, so its heads can't be told apart; "
             "call scaled_dot_product_attention with [batch, heads, tokens, head_dim]"
         )
+    if attn_mask is not None and type(attn_mask) is not Tensor:
+        attn_mask = _with_values(attn_mask, query.device)
     return AttentionInputs(query, key, attn_mask=attn_mask, is_causal=is_causal, scale=scale, has_positions=same_tokens)
+
+
+def _with_values(mask: Tensor, device: torch.device) -> Tensor:
+    """torch's own causal masks are tensors whose values mean nothing."""
+    from torch.nn.attention.bias import CausalBias, CausalVariant  # here, because it takes a second
+
+    if not isinstance(mask, CausalBias):
+        return mask
+    offset = mask.seq_len_kv - mask.seq_len_q if mask.variant is CausalVariant.LOWER_RIGHT else 0
+    return torch.ones(mask.seq_len_q, mask.seq_len_kv, dtype=torch.bool, device=device).tril(offset)
 
 
 def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
