@@ -64,7 +64,8 @@ def _fits_kernel(inputs: AttentionInputs) -> bool:
     float_mask = inputs.attn_mask is not None and inputs.attn_mask.dtype != torch.bool
     # The kernel of CUDA has no float64 and reads 16 bytes at a time.
     fits_cuda = inputs.compute_dtype == torch.float32 and inputs.query.shape[-1] % 4 == 0
-    return not float_mask and (fits_cuda or not inputs.query.is_cuda)
+    # Given a negative scale, or 0, a kernel hides keys wrongly.
+    return not float_mask and inputs.effective_scale > 0 and (fits_cuda or not inputs.query.is_cuda)
 
 
 def _entropy_by_blocks(inputs: AttentionInputs) -> Tensor:
@@ -80,21 +81,24 @@ def _entropy_of_rows(rows: AttentionRows) -> Tensor:
 
 
 def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor:
-    # Scaled here: a kernel that is given a negative scale, or 0, hides keys wrongly.
-    query, key = inputs.query.to(inputs.compute_dtype) * inputs.effective_scale, inputs.key.to(inputs.compute_dtype)
+    query, key, scale = (
+        inputs.query.to(inputs.compute_dtype),
+        inputs.key.to(inputs.compute_dtype),
+        inputs.effective_scale,
+    )
     visible, bias = inputs.attn_mask, None
     if visible is not None:
         visible = visible[(None,) * (4 - visible.ndim)]
         bias = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
         seen = visible.any(2).any(1)[:, None, :, None]
         key = key.masked_fill(~seen, 0)  # padding may hold anything
-    if not torch.isfinite(key).all():  # a kernel multiplies hidden keys by 0, which leaves nan in rows that see none
+    mean = key.mean(2, keepdim=True)
+    if not torch.isfinite(mean).all():  # a kernel multiplies hidden keys by 0, which leaves nan in rows that see none
         return _entropy_by_blocks(inputs)
     # A constant added to all logits of a row leaves its entropy as it is: without the keys' common part, which is
     # often the larger one, the two terms that are subtracted below are small.
-    key = key - key.mean(2, keepdim=True)
-    mean_key, lse = kernel(query, key, bias, inputs.is_causal)
-    entropy = (lse - (query * mean_key).sum(-1)).clamp_(min=0)
+    mean_key, lse = kernel(query, key - mean, bias, inputs.is_causal, scale)
+    entropy = lse.sub(mean_key.mul_(query).sum(-1), alpha=scale).clamp_(min=0)
     entropy = torch.where(torch.isfinite(lse), entropy, torch.nan)
     if visible is None:
         return entropy
@@ -104,13 +108,13 @@ def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor:
     return torch.where(sees_key, entropy, torch.nan)
 
 
-def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool):
+def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, key, 0.0, is_causal, attn_mask=bias, scale=1.0
+        query, key, key, 0.0, is_causal, attn_mask=bias, scale=scale
     )
 
 
-def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool):
+def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     if bias is not None:
         num_keys = key.shape[2]
@@ -118,7 +122,7 @@ def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: boo
         bias = torch.nn.functional.pad(bias, (0, -num_keys % 4))[..., :num_keys]  # rows begin at multiples of 16 bytes
         bias = bias.expand(*query.shape[:3], num_keys)
     mean_key, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
-        query, key, key, bias, True, 0.0, is_causal, scale=1.0
+        query, key, key, bias, True, 0.0, is_causal, scale=scale
     )
     return mean_key, lse[..., : query.shape[2]]  # the kernel pads the log-sum-exp to a multiple of 32
 
