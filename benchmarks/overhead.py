@@ -4,8 +4,8 @@
 
 Three ways to watch are compared with the same training without: the monitor at its defaults, the monitor at every
 step, and what people do today (eager attention with output_attentions=True, entropy at every step). Blocks of steps
-with and without take turns inside one training, in the order A B B A; a ratio is made of each pair of blocks. A block
-holds a whole cycle of observing, transferring, judging and logging to TensorBoard. Last line of the output: JSON.
+with and without take turns inside one training, in the order A B B A. A ratio is made of so many blocks that they
+hold a whole cycle of observing, transferring, judging and logging to TensorBoard. Last line of the output: JSON.
 """
 
 import argparse
@@ -129,12 +129,21 @@ class SwitchableMonitor(AttentionMonitor):
 
 
 class BlockTimer(pl.Callback):
-    """Switches between with and without in blocks of steps, and times the blocks. First in the list of callbacks."""
+    """Switches between with and without in blocks of steps, and times the blocks. First in the list of callbacks.
 
-    def __init__(self, block_steps: int, num_pairs: int, switch: Callable[[bool], None]):
-        pairs = [(True, False) if pair % 2 == 0 else (False, True) for pair in range(num_pairs + 1)]
-        self._plan = [with_it for pair in pairs for with_it in pair]
+    Args:
+        block_steps: steps in a block.
+        blocks_per_ratio: so many blocks with, and as many without, make one ratio.
+        num_ratios: how many ratios there are in the end.
+        switch: called with whether the next block is one with.
+    """
+
+    def __init__(self, block_steps: int, blocks_per_ratio: int, num_ratios: int, switch: Callable[[bool], None]):
+        # A B B A …, the first four blocks for warming up.
+        num_pairs = 2 + blocks_per_ratio * num_ratios
+        self._plan = [with_it for pair in range(num_pairs) for with_it in ((True, False), (False, True))[pair % 2]]
         self._block_steps = block_steps
+        self._blocks_per_ratio = blocks_per_ratio
         self._switch = switch
         self._begins: list[float] = []
         self.num_steps = len(self._plan) * block_steps + 1
@@ -148,24 +157,28 @@ class BlockTimer(pl.Callback):
 
     @property
     def ratio(self) -> Estimate:
-        """With / without, the warm-up pair left out."""
-        seconds = [end - begin for begin, end in zip(self._begins, self._begins[1:], strict=False)]
-        pairs = zip(seconds[2::2], seconds[3::2], self._plan[2::2], strict=True)
-        return median_estimate([first / second if with_it else second / first for first, second, with_it in pairs])
+        """With / without."""
+        with_it, without = self._seconds(True), self._seconds(False)
+        return median_estimate([sum(a) / sum(b) for a, b in zip(with_it, without, strict=True)])
 
     @property
     def seconds_per_step(self) -> float:
         """Without."""
-        seconds = [end - begin for begin, end in zip(self._begins, self._begins[1:], strict=False)]
-        without = [taken for taken, with_it in zip(seconds[2:], self._plan[2:], strict=True) if not with_it]
-        return median_estimate(without).median / self._block_steps
+        steps = self._blocks_per_ratio * self._block_steps
+        return median_estimate([sum(blocks) / steps for blocks in self._seconds(False)]).median
+
+    def _seconds(self, with_it: bool) -> list[list[float]]:
+        """Of each block of one sort, in groups that make one ratio."""
+        taken = [end - begin for begin, end in zip(self._begins, self._begins[1:], strict=False)]
+        sort = [seconds for seconds, kind in zip(taken[4:], self._plan[4:], strict=True) if kind is with_it]
+        return [sort[i : i + self._blocks_per_ratio] for i in range(0, len(sort), self._blocks_per_ratio)]
 
 
-def measure(sizes: Sizes, monitor: SwitchableMonitor | None, block_steps: int, num_pairs: int, out: Path) -> BlockTimer:
-    """One training; `monitor` None measures the materialised weights."""
+def measure(sizes: Sizes, monitor: SwitchableMonitor | None, plan: tuple[int, int, int], out: Path) -> BlockTimer:
+    """One training, its plan as in `BlockTimer`; `monitor` None measures the materialised weights."""
     module = Llama(sizes)
     switch = monitor.switch if monitor else lambda on: setattr(module, "materialise", on)
-    timer = BlockTimer(block_steps, num_pairs, switch)
+    timer = BlockTimer(*plan, switch)
     trainer = pl.Trainer(
         max_steps=timer.num_steps,
         logger=TensorBoardLogger(out),
@@ -209,15 +222,15 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
 
     ways = {
-        "monitor_default": (lambda: SwitchableMonitor(), 50, 10),
-        "monitor_every_step": (lambda: SwitchableMonitor(every_n_steps=1), 10, 24),
-        "materialised_every_step": (lambda: None, 10, 16),
+        "monitor_default": (lambda: SwitchableMonitor(), (10, 5, 8)),
+        "monitor_every_step": (lambda: SwitchableMonitor(every_n_steps=1), (10, 1, 20)),
+        "materialised_every_step": (lambda: None, (10, 1, 10)),
     }
     measured = {"sizes": dataclasses.asdict(sizes), "ratio": {}, "seconds_per_step": {}, "extra_peak_mib": {}}
     print(f"{'':<26}{'step time with / without, 95% interval':<42}goal")
     with tempfile.TemporaryDirectory() as out:
-        for way, (monitor, block_steps, num_pairs) in ways.items():
-            timer = measure(sizes, monitor(), block_steps, 3 if options.quick else num_pairs, Path(out))
+        for way, (monitor, plan) in ways.items():
+            timer = measure(sizes, monitor(), (*plan[:2], 3) if options.quick else plan, Path(out))
             measured["ratio"][way] = dataclasses.asdict(timer.ratio)
             measured["seconds_per_step"][way] = timer.seconds_per_step
             goal = GOALS.get(way)

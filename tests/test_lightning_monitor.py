@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from models import VOCABULARY, llama, token_ids
+from models import VOCABULARY, WIDTH, llama, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
@@ -258,6 +258,33 @@ def test_uniform_attention_is_flagged():
     with pytest.warns(AttnwatchWarning, match="uniform_attention since step 0"):
         train(monitor, Llama(flatten), steps=25)
     assert monitor.diagnosis.status is RunStatus.NOT_CONVERGING
+
+
+class HalfReadable(Llama):
+    """The second layer computes attention by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.model.model.layers[1].self_attn = HandwrittenAttention()
+
+
+class HandwrittenAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden_states, **kwargs):
+        states = self.projection(hidden_states)
+        return (states @ states.mT).softmax(-1) @ states, None
+
+
+def test_what_is_not_observed_is_named_once():
+    with pytest.warns(AttnwatchWarning) as caught:
+        train(AttentionMonitor(every_n_steps=1), HalfReadable())
+    (message,) = [str(w.message) for w in caught if issubclass(w.category, AttnwatchWarning)]
+    assert message.startswith(
+        "attnwatch: 1 of 2 attention sites are not observed. model.model.layers.1.self_attn: computes attention without"
+    )
 
 
 def raise_at_four(error):

@@ -31,6 +31,11 @@ class FindingActions:
             self._actions |= {_kind(name): _checked(action) for name, action in on_finding.items()}
         self.current: set[FindingKind] = set()
 
+    @property
+    def may_stop(self) -> bool:
+        """Whether some kind of finding stops the training."""
+        return "stop" in self._actions.values()
+
     def new_findings(self, diagnosis: Diagnosis) -> list[tuple[Finding, Action]]:
         """Findings whose kind did not hold at the last call."""
         new = [(finding, self._actions[finding.kind]) for finding in diagnosis.findings]

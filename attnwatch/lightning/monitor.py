@@ -8,6 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from attnwatch.arguments import require_int
+from attnwatch.capture import OBSERVED
 from attnwatch.dashboard import run_scalars
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
@@ -75,11 +76,13 @@ class AttentionMonitor(pl.Callback):
         self._restored: dict[str, Any] = {}
         self._batch = contextlib.ExitStack()
         self._batch_step = 0
-        self._has_failed = False
         self._start_anew()
 
     def _start_anew(self) -> None:
         self.diagnosis: Diagnosis | None = None
+        self._has_failed = False
+        self._has_reported_coverage = False
+        self._wants_to_stop = False
         self._published_step = -1
         self._published_observations = 0
         self._next_figures_step = self._figures_every_n_steps
@@ -118,7 +121,9 @@ class AttentionMonitor(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx: int
     ) -> None:
         self._batch.close()
+        is_observing = self._recorder.is_observing
         with self._never_fatal():
+            self._report_coverage(trainer)
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
             if loss is not None:  # Lightning has divided it by the number of accumulated batches
                 self._recorder.record_loss(loss * trainer.accumulate_grad_batches)
@@ -128,6 +133,9 @@ class AttentionMonitor(pl.Callback):
                 self._recorder.flush(finish_step=True)
             if self._recorder.num_observations > self._published_observations:
                 self._publish(trainer, pl_module)
+        # Observed steps are the same on all processes, so they all take part in the decision, whatever each has seen.
+        if is_observing and self._actions.may_stop:
+            trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self._wants_to_stop, all=False)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with self._never_fatal():
@@ -175,7 +183,25 @@ class AttentionMonitor(pl.Callback):
         if new:
             self._publisher.diagnosis(trainer, self.diagnosis)
         for finding, action in new:
-            _act(action, finding, trainer, pl_module)
+            self._act(action, finding, trainer, pl_module)
+
+    def _act(self, action: Action, finding: Finding, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if callable(action):
+            action(finding, trainer, pl_module)
+        elif action != "ignore":
+            self._wants_to_stop |= action == "stop"
+            _warn(f"{finding.kind.value} since step {finding.step}: {finding.message}")
+
+    def _report_coverage(self, trainer: pl.Trainer) -> None:
+        """Once, after the first batch: what of the model is not observed, and why."""
+        if self._has_reported_coverage or not trainer.is_global_zero:
+            return
+        self._has_reported_coverage = True
+        missing = {site: reason for site, reason in self.coverage().items() if reason != OBSERVED}
+        if missing:
+            listed = "; ".join(f"{site}: {reason}" for site, reason in list(missing.items())[:3])
+            more = f"; and {len(missing) - 3} more, see coverage()" if len(missing) > 3 else ""
+            _warn(f"{len(missing)} of {len(self.coverage())} attention sites are not observed. {listed}{more}")
 
     @contextlib.contextmanager
     def _never_fatal(self) -> Iterator[None]:
@@ -195,15 +221,6 @@ class AttentionMonitor(pl.Callback):
         self._batch.close()
         if self._recorder is not None:
             self._recorder.close()
-
-
-def _act(action: Action, finding: Finding, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-    if callable(action):
-        action(finding, trainer, pl_module)
-    elif action != "ignore":
-        _warn(f"{finding.kind.value} since step {finding.step}: {finding.message}")
-        if action == "stop":
-            trainer.should_stop = True
 
 
 def _warn(message: str) -> None:

@@ -103,6 +103,11 @@ class AttentionRecorder:
             self._pending.add_loss(loss)
 
     @property
+    def is_observing(self) -> bool:
+        """Whether the present step, or the last one, is observed: decided by its number alone."""
+        return self._observing
+
+    @property
     def num_observations(self) -> int:
         """How many observed steps have come to the host so far."""
         return self._buffer.num_observations
