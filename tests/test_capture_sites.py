@@ -25,7 +25,7 @@ from models import (
 from torch import Tensor, nn
 
 from attnwatch import ConfigurationError, NoAttentionError
-from attnwatch.capture import SiteKind, find_sites, layer_index
+from attnwatch.capture import SiteKind, find_sites
 from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionRecorder
 
@@ -152,11 +152,3 @@ def test_patterns_must_be_a_list():
     expected = "`sites` must be a list of glob patterns, got the string '*.0.*'."
     with pytest.raises(ConfigurationError, match=re.escape(expected)):
         AttentionRecorder(gpt(), sites="*.0.*")
-
-
-@pytest.mark.parametrize(
-    ("name", "index"),
-    [("model.layers.12.self_attn", 12), ("3", 3), ("h.0.attn", 0), ("attention", None), ("l1.x", None)],
-)
-def test_layer_index(name: str, index: int | None):
-    assert layer_index(name) == index

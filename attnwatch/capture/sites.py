@@ -1,5 +1,6 @@
 """Where a model computes attention, found by reading its classes, before any forward."""
 
+import functools
 import inspect
 import re
 import types
@@ -53,28 +54,23 @@ class Site:
 def find_sites(model: nn.Module) -> list[Site]:
     """All attention sites of a model in module order, the unreadable ones included."""
     sites: list[Site] = []
+    read_code = functools.cache(_read_code)  # once for each class
     for path, module in model.named_modules():
         name = _WRAPPER_NAMES.sub("", path).lstrip(".") or type(module).__name__
-        site = _site_of(name, module)
+        site = _site_of(name, module, read_code)
         if site is not None:
             sites.append(site)
     return [site for site in sites if site.kind is not SiteKind.UNREADABLE or not _has_relative(site, sites)]
 
 
-def layer_index(site_name: str) -> int | None:
-    """The layer number in a site's name: 3 for `model.layers.3.self_attn`; None where there is none."""
-    match = re.search(r"(?:^|\.)(\d+)(?:\.|$)", site_name)
-    return int(match.group(1)) if match else None
-
-
-def _site_of(name: str, module: nn.Module) -> Site | None:
+def _site_of(name: str, module: nn.Module, read_code: Callable) -> Site | None:
     named = f"{name.rpartition('.')[2]} {type(module).__name__}"
     is_cross = bool(getattr(module, "is_cross_attention", False) or _CROSS.search(named))
     if isinstance(module, nn.MultiheadAttention):
         return Site(name, module, SiteKind.MULTIHEAD, is_cross)
     if type(module).__module__.startswith("torch.nn."):
         return None
-    names, bindings = _read_code(type(module))
+    names, bindings = read_code(type(module))
     if "ALL_ATTENTION_FUNCTIONS" in names:
         return Site(name, module, SiteKind.INTERFACE, is_cross)
     if "scaled_dot_product_attention" in names or bindings:
