@@ -3,9 +3,9 @@
     python -m benchmarks.overhead [--quick] [--out PATH]
 
 Three ways to watch are compared with the same training without: the monitor at its defaults, the monitor at every
-step, and what people do today (eager attention with output_attentions=True, entropy at every step). Blocks of steps
-with and without take turns inside one training, in the order A B B A. A ratio is made of so many blocks that they
-hold a whole cycle of observing, transferring, judging and logging to TensorBoard. Last line of the output: JSON.
+step, and what people do today (eager attention with output_attentions=True, entropy at every step). Steps with and
+without take turns inside one training, in the order A B B A. A ratio is made of so many steps that they hold a whole
+cycle of observing, transferring, judging and logging to TensorBoard. Last line of the output: JSON.
 """
 
 import argparse
@@ -28,6 +28,7 @@ from attnwatch import AttentionRecorder
 from attnwatch.lightning import AttentionMonitor
 from benchmarks.common import Estimate, median_estimate, peak_extra_bytes, publish, results_path
 
+_WARM_UP_STEPS = 20
 GOALS = {"monitor_default": 1.01, "monitor_every_step": 1.03}
 
 
@@ -128,57 +129,56 @@ class SwitchableMonitor(AttentionMonitor):
             super().on_train_batch_end(*args, **kwargs)
 
 
-class BlockTimer(pl.Callback):
-    """Switches between with and without in blocks of steps, and times the blocks. First in the list of callbacks.
+class StepTimer(pl.Callback):
+    """Switches between steps with and without, and times them. First in the list of callbacks.
 
     Args:
-        block_steps: steps in a block.
-        blocks_per_ratio: so many blocks with, and as many without, make one ratio.
+        steps_per_ratio: so many steps with, and as many without, make one ratio.
         num_ratios: how many ratios there are in the end.
-        switch: called with whether the next block is one with.
+        switch: called with whether the next step is one with.
     """
 
-    def __init__(self, block_steps: int, blocks_per_ratio: int, num_ratios: int, switch: Callable[[bool], None]):
-        # A B B A …, the first four blocks for warming up.
-        num_pairs = 2 + blocks_per_ratio * num_ratios
-        self._plan = [with_it for pair in range(num_pairs) for with_it in ((True, False), (False, True))[pair % 2]]
-        self._block_steps = block_steps
-        self._blocks_per_ratio = blocks_per_ratio
+    def __init__(self, steps_per_ratio: int, num_ratios: int, switch: Callable[[bool], None]):
+        self._plan = [with_it for pair in range(steps_per_ratio * num_ratios) for with_it in _order(pair)]
+        self._steps_per_ratio = steps_per_ratio
         self._switch = switch
         self._begins: list[float] = []
-        self.num_steps = len(self._plan) * block_steps + 1
+        self.num_steps = _WARM_UP_STEPS + len(self._plan) + 1
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        block, step_in_block = divmod(batch_idx, self._block_steps)
-        if step_in_block == 0:
+        step = batch_idx - _WARM_UP_STEPS
+        if step >= 0:
             self._begins.append(time.perf_counter())
-            if block < len(self._plan):
-                self._switch(self._plan[block])
+        if step < len(self._plan):
+            self._switch(self._plan[step] if step >= 0 else bool(step % 2))
 
     @property
     def ratio(self) -> Estimate:
         """With / without."""
-        with_it, without = self._seconds(True), self._seconds(False)
-        return median_estimate([sum(a) / sum(b) for a, b in zip(with_it, without, strict=True)])
+        return median_estimate([a / b for a, b in zip(self._seconds(True), self._seconds(False), strict=True)])
 
     @property
     def seconds_per_step(self) -> float:
         """Without."""
-        steps = self._blocks_per_ratio * self._block_steps
-        return median_estimate([sum(blocks) / steps for blocks in self._seconds(False)]).median
+        return median_estimate(self._seconds(False)).median / self._steps_per_ratio
 
-    def _seconds(self, with_it: bool) -> list[list[float]]:
-        """Of each block of one sort, in groups that make one ratio."""
+    def _seconds(self, with_it: bool) -> list[float]:
+        """Time of all steps of one sort, for each ratio."""
         taken = [end - begin for begin, end in zip(self._begins, self._begins[1:], strict=False)]
-        sort = [seconds for seconds, kind in zip(taken[4:], self._plan[4:], strict=True) if kind is with_it]
-        return [sort[i : i + self._blocks_per_ratio] for i in range(0, len(sort), self._blocks_per_ratio)]
+        sort = [seconds for seconds, kind in zip(taken, self._plan, strict=True) if kind is with_it]
+        n = self._steps_per_ratio
+        return [sum(sort[i : i + n]) for i in range(0, len(sort), n)]
 
 
-def measure(sizes: Sizes, monitor: SwitchableMonitor | None, plan: tuple[int, int, int], out: Path) -> BlockTimer:
-    """One training, its plan as in `BlockTimer`; `monitor` None measures the materialised weights."""
+def _order(pair: int) -> tuple[bool, bool]:
+    return (True, False) if pair % 2 == 0 else (False, True)
+
+
+def measure(sizes: Sizes, monitor: SwitchableMonitor | None, plan: tuple[int, int], out: Path) -> StepTimer:
+    """One training, its plan as in `StepTimer`; `monitor` None measures the materialised weights."""
     module = Llama(sizes)
     switch = monitor.switch if monitor else lambda on: setattr(module, "materialise", on)
-    timer = BlockTimer(*plan, switch)
+    timer = StepTimer(*plan, switch)
     trainer = pl.Trainer(
         max_steps=timer.num_steps,
         logger=TensorBoardLogger(out),
@@ -222,15 +222,16 @@ def main() -> None:
     warnings.filterwarnings("ignore", module="lightning.*")
 
     ways = {
-        "monitor_default": (lambda: SwitchableMonitor(), (10, 5, 8)),
-        "monitor_every_step": (lambda: SwitchableMonitor(every_n_steps=1), (10, 1, 20)),
-        "materialised_every_step": (lambda: None, (10, 1, 10)),
+        # Every other step is one with the monitor: at every 20th, it observes every 10th of those, as by default.
+        "monitor_default": (lambda: SwitchableMonitor(every_n_steps=20), (50, 9)),
+        "monitor_every_step": (lambda: SwitchableMonitor(every_n_steps=1), (10, 20)),
+        "materialised_every_step": (lambda: None, (10, 10)),
     }
     measured = {"sizes": dataclasses.asdict(sizes), "ratio": {}, "seconds_per_step": {}, "extra_peak_mib": {}}
     print(f"{'':<26}{'step time with / without, 95% interval':<42}goal")
     with tempfile.TemporaryDirectory() as out:
         for way, (monitor, plan) in ways.items():
-            timer = measure(sizes, monitor(), (*plan[:2], 3) if options.quick else plan, Path(out))
+            timer = measure(sizes, monitor(), (plan[0], 3) if options.quick else plan, Path(out))
             measured["ratio"][way] = dataclasses.asdict(timer.ratio)
             measured["seconds_per_step"][way] = timer.seconds_per_step
             goal = GOALS.get(way)

@@ -1,6 +1,7 @@
 """The monitor as a Lightning callback: a thin layer over the recorder and the diagnosis."""
 
 import contextlib
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,6 +15,8 @@ from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thre
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.lightning.loggers import LoggerPublisher
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
+
+_SHARE_OF_TIME_TO_DRAW = 0.005
 
 
 class AttentionMonitor(pl.Callback):
@@ -37,7 +40,8 @@ class AttentionMonitor(pl.Callback):
             (finding, trainer, pl_module), or a mapping from kinds to one of these; kinds that are not in it warn.
         thresholds: of the diagnosis; None means the defaults.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
-        figures_every_n_steps: pictures after at least so many steps, and at the end; None means at the end only.
+        figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than
+            half a percent of the time, and at the end; None means at the end only.
         flush_every: observed steps per transfer from the device; dashboards and findings come as often.
         max_history: how many observations are kept; see `AttentionRecorder`.
         seed: of the random query rows.
@@ -86,6 +90,7 @@ class AttentionMonitor(pl.Callback):
         self._published_step = -1
         self._published_observations = 0
         self._next_figures_step = self._figures_every_n_steps
+        self._next_figures_time = 0.0
         self._actions.load_state_dict([])
 
     @property
@@ -171,8 +176,15 @@ class AttentionMonitor(pl.Callback):
         numbers = run_scalars(history, -1) | {"attention/risk": self.diagnosis.risk}
         pl_module.log_dict(numbers, on_step=True, on_epoch=False, logger=False)
         if self._next_figures_step is not None and self.diagnosis.step >= self._next_figures_step:
-            self._next_figures_step = self.diagnosis.step + self._figures_every_n_steps
-            self._publisher.figures(trainer, history)
+            self._draw(trainer, history)
+
+    def _draw(self, trainer: pl.Trainer, history: AttentionHistory) -> None:
+        begin = time.monotonic()
+        if begin < self._next_figures_time:
+            return
+        self._publisher.figures(trainer, history)
+        self._next_figures_step = int(history.steps[-1]) + self._figures_every_n_steps
+        self._next_figures_time = begin + (time.monotonic() - begin) / _SHARE_OF_TIME_TO_DRAW
 
     def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, history: AttentionHistory) -> None:
         self._publisher.scalars(trainer, history, after_step=self._published_step)
