@@ -4,8 +4,8 @@
 
 Three ways to watch are compared with the same training without: the monitor at its defaults, the monitor at every
 step, and what people do today (eager attention with output_attentions=True, entropy at every step). Steps with and
-without take turns inside one training, in the order A B B A. A ratio is made of so many steps that they hold a whole
-cycle of observing, transferring, judging and logging to TensorBoard. Last line of the output: JSON.
+without take turns inside one training, in the order A B B A. A cycle is as many steps as hold all of observing,
+transferring, judging and logging to TensorBoard. Last line of the output: JSON.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
@@ -26,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from attnwatch import AttentionRecorder
 from attnwatch.lightning import AttentionMonitor
-from benchmarks.common import Estimate, median_estimate, peak_extra_bytes, publish, results_path
+from benchmarks.common import Estimate, peak_extra_bytes, publish, results_path
 
 _WARM_UP_STEPS = 20
 GOALS = {"monitor_default": 1.01, "monitor_every_step": 1.03}
@@ -133,14 +134,14 @@ class StepTimer(pl.Callback):
     """Switches between steps with and without, and times them. First in the list of callbacks.
 
     Args:
-        steps_per_ratio: so many steps with, and as many without, make one ratio.
-        num_ratios: how many ratios there are in the end.
+        steps_per_cycle: so many steps with, and as many without, hold all that the monitor does now and then.
+        num_cycles: how many of them are measured.
         switch: called with whether the next step is one with.
     """
 
-    def __init__(self, steps_per_ratio: int, num_ratios: int, switch: Callable[[bool], None]):
-        self._plan = [with_it for pair in range(steps_per_ratio * num_ratios) for with_it in _order(pair)]
-        self._steps_per_ratio = steps_per_ratio
+    def __init__(self, steps_per_cycle: int, num_cycles: int, switch: Callable[[bool], None]):
+        self._plan = [with_it for pair in range(steps_per_cycle * num_cycles) for with_it in _order(pair)]
+        self._steps_per_cycle = steps_per_cycle
         self._switch = switch
         self._begins: list[float] = []
         self.num_steps = _WARM_UP_STEPS + len(self._plan) + 1
@@ -154,20 +155,31 @@ class StepTimer(pl.Callback):
 
     @property
     def ratio(self) -> Estimate:
-        """With / without."""
-        return median_estimate([a / b for a, b in zip(self._seconds(True), self._seconds(False), strict=True)])
+        """With / without: the median over cycles for each step of the cycle, then the mean over its steps.
+
+        So a step that something else on the machine has slowed down does not count, and the steps of a cycle that
+        observe, transfer and log do, with their share. The interval is a bootstrap over cycles.
+        """
+        ratios = np.array(self._seconds(True)) / np.array(self._seconds(False))
+        rng = np.random.default_rng(0)
+        resampled = [self._over_cycle(ratios[rng.integers(len(ratios), size=len(ratios))]) for _ in range(2000)]
+        return Estimate(self._over_cycle(ratios), *(float(bound) for bound in np.percentile(resampled, [2.5, 97.5])))
+
+    @staticmethod
+    def _over_cycle(ratios: np.ndarray) -> float:
+        return float(np.median(ratios, axis=0).mean())
 
     @property
     def seconds_per_step(self) -> float:
         """Without."""
-        return median_estimate(self._seconds(False)).median / self._steps_per_ratio
+        return float(np.median(self._seconds(False)))
 
-    def _seconds(self, with_it: bool) -> list[float]:
-        """Time of all steps of one sort, for each ratio."""
+    def _seconds(self, with_it: bool) -> list[list[float]]:
+        """Of all steps of one sort: [cycles, steps]; the entries of both sorts are neighbours in time."""
         taken = [end - begin for begin, end in zip(self._begins, self._begins[1:], strict=False)]
         sort = [seconds for seconds, kind in zip(taken, self._plan, strict=True) if kind is with_it]
-        n = self._steps_per_ratio
-        return [sum(sort[i : i + n]) for i in range(0, len(sort), n)]
+        n = self._steps_per_cycle
+        return [sort[i : i + n] for i in range(0, len(sort), n)]
 
 
 def _order(pair: int) -> tuple[bool, bool]:
@@ -223,9 +235,9 @@ def main() -> None:
 
     ways = {
         # Every other step is one with the monitor: at every 20th, it observes every 10th of those, as by default.
-        "monitor_default": (lambda: SwitchableMonitor(every_n_steps=20), (50, 9)),
-        "monitor_every_step": (lambda: SwitchableMonitor(every_n_steps=1), (10, 20)),
-        "materialised_every_step": (lambda: None, (10, 10)),
+        "monitor_default": (lambda: SwitchableMonitor(every_n_steps=20), (50, 7)),
+        "monitor_every_step": (lambda: SwitchableMonitor(every_n_steps=1), (10, 13)),
+        "materialised_every_step": (lambda: None, (10, 9)),
     }
     measured = {"sizes": dataclasses.asdict(sizes), "ratio": {}, "seconds_per_step": {}, "extra_peak_mib": {}}
     print(f"{'':<26}{'step time with / without, 95% interval':<42}goal")

@@ -130,7 +130,7 @@ class AttentionMonitor(pl.Callback):
         with self._never_fatal():
             self._report_coverage(trainer)
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-            if loss is not None:  # Lightning has divided it by the number of accumulated batches
+            if is_observing and loss is not None:  # Lightning has divided it by the number of accumulated batches
                 self._recorder.record_loss(loss * trainer.accumulate_grad_batches)
             # Whoever monitors a metric finds it from the first step on, and up to date when an epoch ends.
             is_complete = trainer.global_step != self._batch_step
@@ -146,8 +146,9 @@ class AttentionMonitor(pl.Callback):
         with self._never_fatal():
             self._recorder.flush(finish_step=True)
             history = self._recorder.history(flushed_only=True)
-            if len(history):
+            if self._recorder.num_observations > self._published_observations:
                 self._judge(trainer, pl_module, history)
+            if self.diagnosis is not None:
                 self._publisher.figures(trainer, history)
                 self._publisher.diagnosis(trainer, self.diagnosis)
 
@@ -170,7 +171,6 @@ class AttentionMonitor(pl.Callback):
     # What the hooks share.
 
     def _publish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._published_observations = self._recorder.num_observations
         history = self._recorder.history(flushed_only=True)
         self._judge(trainer, pl_module, history)
         numbers = run_scalars(history, -1) | {"attention/risk": self.diagnosis.risk}
@@ -189,6 +189,7 @@ class AttentionMonitor(pl.Callback):
     def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, history: AttentionHistory) -> None:
         self._publisher.scalars(trainer, history, after_step=self._published_step)
         self._published_step = int(history.steps[-1])
+        self._published_observations = self._recorder.num_observations
         self.diagnosis = diagnose(history, thresholds=self._thresholds)
         self._publisher.risk(trainer, self.diagnosis)
         new = self._actions.new_findings(self.diagnosis)
