@@ -48,7 +48,7 @@ def overhead() -> str:
             "",
             f"A transformers Llama of {sizes['num_layers']} layers and {sizes['num_heads']} heads (hidden size "
             f"{sizes['hidden_size']}) on {sizes['batch_size']} × {sizes['num_tokens']} tokens, trained by Lightning "
-            f"with TensorBoard logging, on {_machine(result)}. Blocks with and without take turns in one training: "
+            f"with TensorBoard logging, on {_machine(result)}. Steps with and without take turns in one training: "
             "`python -m benchmarks.overhead`.",
         ]
     )
