@@ -77,12 +77,11 @@ def main() -> None:
         # This is all there is to do.
         callbacks=[AttentionMonitor(), TQDMProgressBar(refresh_rate=10)],
     )
-    trainer.fit(
-        Classifier(encoder, 1 + max(label for _, label in examples), options.learning_rate),
-        DataLoader(training, options.batch_size, shuffle=True, collate_fn=collate),
-        DataLoader(validation, options.batch_size, collate_fn=collate),
-    )
-    print(f"\naccuracy on {len(validation)} held-out sentences: {trainer.callback_metrics['accuracy']:.3f}")
+    model = Classifier(encoder, 1 + max(label for _, label in examples), options.learning_rate)
+    held_out = DataLoader(validation, options.batch_size, collate_fn=collate)
+    trainer.fit(model, DataLoader(training, options.batch_size, shuffle=True, collate_fn=collate), held_out)
+    (metrics,) = trainer.validate(model, held_out, verbose=False)
+    print(f"\naccuracy on {len(validation)} held-out sentences: {metrics['accuracy']:.3f}")
     print(f"attention: {trainer.callbacks[0].diagnosis}")
     print(f"tensorboard --logdir {options.out}")
 

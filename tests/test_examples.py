@@ -15,7 +15,7 @@ def run(*command: str) -> str:
 
 def test_finetune_minilm(tmp_path):
     data = tmp_path / "reviews.tsv"
-    lines = [f"{'a fine film' if i % 2 else 'a dull film'} number {i}\t{i % 2}" for i in range(560)]
+    lines = [f"{'a fine film' if i % 2 else 'a dull film'} number {i}\t{i % 2}" for i in range(900)]
     data.write_text("\n".join(["sentence\tlabel", *lines]))
     printed = run("examples/finetune_minilm.py", "--data", str(data), "--steps", "4", "--out", str(tmp_path / "out"))
     assert "accuracy on 512 held-out sentences" in printed
