@@ -202,6 +202,15 @@ def test_diagnosis_reads_as_text():
     assert text.startswith("not converging (risk 0.90) at step 390\n- uniform_attention since step 0: attention stays")
 
 
+def test_what_is_no_history_is_refused():
+    with pytest.raises(ConfigurationError, match="`history` must be an AttentionHistory, got str: take it from"):
+        diagnose("attention.npz")
+
+
+def test_history_prints_short():
+    assert repr(course()) == "AttentionHistory(40 observations, steps 0 to 390, 4 sites)"
+
+
 def test_loss_of_another_length_is_refused():
     with pytest.raises(ConfigurationError, match="`loss` must have one value for each of the 40 observed steps"):
         diagnose(course(), loss=[1.0, 2.0])

@@ -136,6 +136,21 @@ def test_metrics_can_be_monitored(tmp_path):
     )
 
 
+def test_early_stopping_on_risk_lets_a_healthy_run_go_on_and_stops_a_sick_one():
+    def stopping():
+        return EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6, check_on_train_epoch_end=True)
+
+    healthy, _ = train(AttentionMonitor(), epochs=6, callbacks=[stopping()])
+    assert healthy.current_epoch == 6
+    monitor = AttentionMonitor(every_n_steps=1, on_finding="ignore")
+    sick, _ = train(monitor, Llama(poison), epochs=6, callbacks=[stopping()])
+    assert sick.current_epoch == 1
+    assert (
+        np.isnan(float(sick.callback_metrics["attention/content_sensitivity"]))
+        == np.isnan(monitor.history["content_sensitivity"][-1]).all()
+    )
+
+
 def test_training_is_bit_identical():
     _, plain = train(None, Llama(dropout=0.1))
     state = torch.get_rng_state()
@@ -369,6 +384,7 @@ def test_model_without_attention_is_an_error_before_the_first_step():
         ({"every_n_steps": 0}, "`every_n_steps` must be an integer of at least 1, got 0"),
         ({"num_query_rows": 2.5}, "`num_query_rows` must be an integer of at least 1 or None, got 2.5"),
         ({"sites": "layers.*"}, "`sites` must be a list of glob patterns, got the string 'layers.\\*'"),
+        ({"sites": [0]}, r"`sites` must be a list of glob patterns \(strings\), got \[0\]"),
         ({"on_finding": "shout"}, "`on_finding` must be one of 'warn', 'stop', 'ignore', a function"),
         (
             {"on_finding": {"uniform": "stop"}},

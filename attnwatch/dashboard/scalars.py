@@ -8,6 +8,9 @@ from attnwatch.metrics import STATISTICS, Reduction, Statistic
 from attnwatch.recorder import AttentionHistory
 from attnwatch.reductions import nan_max, nan_mean
 
+RUN_TAGS = tuple(statistic.tag for statistic in STATISTICS.values())
+"""Tags of the numbers for the whole model."""
+
 
 def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
     """One number per statistic for the whole model at the observation `index`: `attention/entropy`, …

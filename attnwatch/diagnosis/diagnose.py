@@ -30,8 +30,13 @@ def diagnose(
         thresholds: see `Thresholds`; None means the defaults.
 
     Raises:
-        ConfigurationError: `loss` has another length than the history.
+        ConfigurationError: `history` is none, or `loss` has another length.
     """
+    if not isinstance(history, AttentionHistory):
+        raise ConfigurationError(
+            f"`history` must be an AttentionHistory, got {type(history).__name__}: "
+            "take it from a recorder or monitor, or AttentionHistory.load(path)."
+        )
     thresholds = thresholds or Thresholds()
     if loss is not None:
         loss = np.asarray(loss, dtype=np.float64)

@@ -10,7 +10,7 @@ import lightning.pytorch as pl
 
 from attnwatch.arguments import require_int
 from attnwatch.capture import OBSERVED
-from attnwatch.dashboard import run_scalars
+from attnwatch.dashboard import RUN_TAGS, run_scalars
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.lightning.loggers import LoggerPublisher
@@ -28,8 +28,8 @@ class AttentionMonitor(pl.Callback):
 
     Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
     the findings in words. Numbers of the whole model (`attention/normalized_entropy`, `attention/risk`, …) are in
-    `trainer.callback_metrics`, for `EarlyStopping(monitor="attention/risk")` and `ModelCheckpoint`. The history
-    travels in the checkpoint.
+    `trainer.callback_metrics`, for `EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6)` and
+    `ModelCheckpoint`; nan where nothing was observed. The history travels in the checkpoint.
 
     Args:
         every_n_steps: observe the first step at or after each multiple of it.
@@ -173,7 +173,8 @@ class AttentionMonitor(pl.Callback):
     def _publish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         history = self._recorder.history(flushed_only=True)
         self._judge(trainer, pl_module, history)
-        numbers = run_scalars(history, -1) | {"attention/risk": self.diagnosis.risk}
+        numbers = dict.fromkeys(RUN_TAGS, float("nan")) | run_scalars(history, -1)
+        numbers["attention/risk"] = self.diagnosis.risk
         pl_module.log_dict(numbers, on_step=True, on_epoch=False, logger=False)
         if self._next_figures_step is not None and self.diagnosis.step >= self._next_figures_step:
             self._draw(trainer, history)

@@ -15,7 +15,7 @@ from attnwatch.errors import ConfigurationError
 _FORMAT = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AttentionHistory:
     """Statistics of every site and head at every observed step.
 
@@ -40,6 +40,10 @@ class AttentionHistory:
         if statistic not in self.values:
             raise KeyError(f"{statistic!r} is not in this history; it has: {', '.join(self.values)}")
         return self.values[statistic]
+
+    def __repr__(self) -> str:
+        span = f", steps {self.steps[0]} to {self.steps[-1]}" if len(self) else ""
+        return f"AttentionHistory({len(self)} observations{span}, {len(self.sites)} sites)"
 
     def __len__(self) -> int:
         return len(self.steps)

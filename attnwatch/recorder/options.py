@@ -30,3 +30,5 @@ class RecordingOptions:
         require_int("seed", self.seed, minimum=0)
         if isinstance(self.sites, str):
             raise ConfigurationError(f"`sites` must be a list of glob patterns, got the string {self.sites!r}.")
+        if self.sites is not None and not all(isinstance(pattern, str) for pattern in self.sites):
+            raise ConfigurationError(f"`sites` must be a list of glob patterns (strings), got {self.sites!r}.")
