@@ -178,6 +178,27 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert_same_history(resumed.history, uninterrupted.history)
 
 
+def saved_after_three_steps(tmp_path):
+    trainer, _ = train(AttentionMonitor(), steps=3)
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    return tmp_path / "three.ckpt"
+
+
+def test_metrics_are_there_from_the_first_epoch_of_a_resumed_run(tmp_path):
+    # Step 10 is the next that is observed, after the end of the first resumed epoch.
+    stopping = EarlyStopping("attention/risk", patience=99, check_on_train_epoch_end=True)
+    path = saved_after_three_steps(tmp_path)
+    trainer, _ = train(AttentionMonitor(), steps=3, epochs=2, callbacks=[stopping], ckpt_path=path)
+    assert float(trainer.callback_metrics["attention/risk"]) == 0.0
+
+
+def test_history_of_other_sites_is_not_continued(tmp_path):
+    monitor, path = AttentionMonitor(sites=["*layers.1*"], every_n_steps=1), saved_after_three_steps(tmp_path)
+    with pytest.warns(AttnwatchWarning, match="the checkpoint's history is not continued, a new one begins"):
+        train(monitor, steps=3, epochs=2, ckpt_path=path)
+    assert monitor.history.steps.tolist() == [3, 4, 5]
+
+
 def test_checkpoint_loads_without_pickled_code(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, filename="last")
     train(AttentionMonitor(every_n_steps=2), callbacks=[checkpoint], enable_checkpointing=True)

@@ -112,7 +112,11 @@ class AttentionMonitor(pl.Callback):
         self._recorder = AttentionRecorder(pl_module, **vars(self._options))
         restored, self._restored = self._restored, {}
         if restored:
-            self._recorder.load_state_dict(restored["recorder"])
+            try:
+                self._recorder.load_state_dict(restored["recorder"])
+            except ConfigurationError as error:
+                _warn(f"the checkpoint's history is not continued, a new one begins: {error}")
+                return
             self._published_step = restored["published_step"]
             self._published_observations = self._recorder.num_observations
             self._next_figures_step = restored["next_figures_step"]
@@ -128,7 +132,8 @@ class AttentionMonitor(pl.Callback):
         self._batch.close()
         is_observing = self._recorder.is_observing
         with self._never_fatal():
-            self._report_coverage(trainer)
+            if is_observing:
+                self._report_coverage(trainer)
             loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
             if is_observing and loss is not None:  # Lightning has divided it by the number of accumulated batches
                 self._recorder.record_loss(loss * trainer.accumulate_grad_batches)
@@ -136,7 +141,9 @@ class AttentionMonitor(pl.Callback):
             is_complete = trainer.global_step != self._batch_step
             if is_complete and (self.diagnosis is None or trainer.is_last_batch):
                 self._recorder.flush(finish_step=True)
-            if self._recorder.num_observations > self._published_observations:
+            is_new = self._recorder.num_observations > self._published_observations
+            is_restored = self.diagnosis is None and self._recorder.num_observations > 0
+            if is_new or is_restored:
                 self._publish(trainer, pl_module)
         # Observed steps are the same on all processes, so they all take part in the decision, whatever each has seen.
         if is_observing and self._actions.may_stop:
