@@ -174,6 +174,15 @@ def test_frozen_attention_while_the_loss_falls():
     assert kinds(frozen, loss=np.full(OBSERVATIONS, np.nan)) == []
 
 
+def test_frozen_attention_does_not_flicker_with_the_noise_of_the_loss():
+    rng = np.random.default_rng(0)
+    history = course(observations=150, loss=4 * np.exp(-np.arange(150) / 100) + 0.1 * rng.normal(size=150))
+    history.values["normalized_entropy"][:] = 0.7 + 1e-4 * rng.normal(size=(150, SITES, HEADS))
+    flagged = [FindingKind.FROZEN_ATTENTION in kinds(up_to(history, n)) for n in range(20, 151)]
+    assert any(flagged)
+    assert np.abs(np.diff(np.array(flagged, dtype=int))).sum() <= 2
+
+
 def test_attention_that_moves_is_not_frozen():
     assert kinds(noisy(np.random.default_rng(0), np.linspace(0.6, 0.5, OBSERVATIONS), 5e-4)) == []
 

@@ -82,22 +82,38 @@ def uniform_attention(history: AttentionHistory, thresholds: Thresholds) -> Find
 
 def frozen_attention(history: AttentionHistory, thresholds: Thresholds) -> Finding | None:
     """Attention that no longer changes although the loss still falls. Uniform sites are left to their own rule."""
-    start = len(history) - thresholds.frozen_window
-    if start < 0 or not _falls(history.loss[start:], thresholds.frozen_loss_drop):
+    window = thresholds.frozen_window
+    ends = range(max(window, len(history) - _MOST_FROZEN_WINDOWS), len(history) + 1)
+    windows = [_change(history, slice(end - window, end), thresholds) for end in ends]
+    if not windows:
         return None
-    entropy = history["normalized_entropy"][start:].astype(np.float64)
+    stands_still, moves, drift = (np.array(column) for column in zip(*windows, strict=True))
+    since = onset(stands_still, moves, patience=thresholds.patience)
+    if not (since >= 0).any():
+        return None
+    severity = 0.2 + 0.2 * np.mean(since >= 0)
+    what = f"attention has not changed for {window} observations while the loss fell"
+    evidence = {"normalized_entropy_drift": float(nan_max(drift[-1, since >= 0]))}
+    since = np.where(since >= 0, since + ends[0] - window, -1)
+    return _finding(FindingKind.FROZEN_ATTENTION, history, since, severity, what, evidence)
+
+
+def _change(
+    history: AttentionHistory, window: slice, thresholds: Thresholds
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each site within the window: stands still while the loss falls; moves; by how much its entropy drifts."""
+    entropy = history["normalized_entropy"][window].astype(np.float64)
     drift, error = _halves(entropy)
     chi2 = nan_mean(np.square(drift / np.maximum(error, 1e-7)))
     largest = nan_max(np.abs(drift))
     uniform = nan_mean(entropy[-1]) > thresholds.uniform_leave
-    frozen = (chi2 < thresholds.frozen_chi2) & (largest < thresholds.frozen_drift) & ~uniform
-    if not frozen.any():
-        return None
-    severity = 0.2 + 0.2 * np.mean(frozen)
-    what = f"attention has not changed for {thresholds.frozen_window} observations while the loss fell"
-    evidence = {"normalized_entropy_drift": float(nan_max(largest[frozen]))}
-    return _finding(FindingKind.FROZEN_ATTENTION, history, np.where(frozen, start, -1), severity, what, evidence)
+    still = (chi2 < thresholds.frozen_chi2) & (largest < thresholds.frozen_drift)
+    moves = (chi2 > 4 * thresholds.frozen_chi2) | (largest > 2 * thresholds.frozen_drift)
+    return still & ~uniform & _falls(history.loss[window], thresholds.frozen_loss_drop), moves | uniform, largest
 
+
+# How many of the latest windows the flag of frozen attention is followed through.
+_MOST_FROZEN_WINDOWS = 64
 
 RULES: Sequence[Rule] = (non_finite, exploding_logits, entropy_collapse, uniform_attention, frozen_attention)
 

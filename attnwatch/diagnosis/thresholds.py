@@ -27,7 +27,8 @@ class Thresholds:
             with large logits.
         frozen_window: observations that are compared, first half with second half.
         frozen_chi2: mean squared drift of the heads in units of its standard error; 1 is expected of pure noise.
-        frozen_drift: and the drift itself must be below this normalized entropy.
+        frozen_drift: and the drift itself must be below this normalized entropy. The flag goes down at 4 times that
+            square or twice that drift.
         frozen_loss_drop: and the loss must have fallen by this share within the window.
         widespread: share of the sites from which on a finding decides the status of the whole run.
     """
