@@ -1,12 +1,14 @@
 """Checks of user arguments, shared by everything that takes some."""
 
+from numbers import Integral
+
 from attnwatch.errors import ConfigurationError
 
 
 def require_int(name: str, value: object, *, minimum: int, optional: bool = False) -> None:
-    """Raise a `ConfigurationError` unless `value` is an int of at least `minimum` (or None, if `optional`)."""
+    """Raise a `ConfigurationError` unless `value` is an integer of at least `minimum` (or None, if `optional`)."""
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         alternative = " or None" if optional else ""
         raise ConfigurationError(f"`{name}` must be an integer of at least {minimum}{alternative}, got {value!r}.")

@@ -29,17 +29,20 @@ def statistics() -> str:
 
 def overhead() -> str:
     result = _newest("overhead")
-    sizes, ratios = result["sizes"], result["ratio"]
+    sizes, narrow, ratios = result["sizes"], result["narrow_sizes"], result["ratio"]
     ways = {
         "monitor_default": "`AttentionMonitor()`",
         "monitor_every_step": "`AttentionMonitor(every_n_steps=1)`",
+        "monitor_every_step_narrow": "the same on a narrower model "
+        f"({narrow['num_heads']} heads of {narrow['hidden_size'] // narrow['num_heads']})",
         "materialised_every_step": "`output_attentions=True` on eager attention, every step (what people do today)",
     }
     memory = {
-        "monitor_default": f"{result['extra_peak_mib']['watched']:.0f} MiB",
-        "materialised_every_step": f"{result['extra_peak_mib']['materialised']:.0f} MiB",
+        "monitor_default": _mib(result["extra_peak_mib"]["watched"]),
+        "materialised_every_step": _mib(result["extra_peak_mib"]["materialised"]),
     }
     memory["monitor_every_step"] = memory["monitor_default"]
+    memory["monitor_every_step_narrow"] = "–"
     rows = ["| | step time, with / without (95% interval) | extra peak memory |", "|---|---|---|"]
     rows += [f"| {words} | {_interval(ratios[way])} | {memory[way]} |" for way, words in ways.items()]
     return "\n".join(
@@ -47,8 +50,8 @@ def overhead() -> str:
             *rows,
             "",
             f"A transformers Llama of {sizes['num_layers']} layers and {sizes['num_heads']} heads (hidden size "
-            f"{sizes['hidden_size']}) on {sizes['batch_size']} × {sizes['num_tokens']} tokens, trained by Lightning "
-            f"with TensorBoard logging, on {_machine(result)}. Steps with and without take turns in one training: "
+            f"{sizes['hidden_size']}, as SmolLM-135M's) on {sizes['batch_size']} × {sizes['num_tokens']} tokens, "
+            f"trained by Lightning with TensorBoard logging, on {_machine(result)}. Steps with and without take turns in one training: "
             "`python -m benchmarks.overhead`.",
         ]
     )
@@ -82,6 +85,10 @@ def exactness() -> str:
 def _newest(benchmark: str) -> dict[str, Any]:
     files = (ROOT / "benchmarks" / "results").glob(f"{benchmark}-*.json")
     return max((json.loads(file.read_text()) for file in files), key=lambda result: result["date"])
+
+
+def _mib(mib: float) -> str:
+    return f"{mib:.0f} MiB" if mib >= 0.5 else "none that shows"
 
 
 def _interval(estimate: dict[str, float]) -> str:

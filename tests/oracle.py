@@ -164,6 +164,7 @@ _ROW_STATISTICS = (
     "max_logit",
     "logit_std",
     "sink_mass",
+    "confidence",
     "entropy_without_sink",
     "distance",
 )
@@ -186,6 +187,7 @@ def _row_statistics(matrix: AttentionMatrix, b: int, h: int, i: int) -> dict[str
         "max_logit": logits.max(),
         "logit_std": logits.std(correction=0),
         "sink_mass": p[0],
+        "confidence": p.max(),
         # The softmax over the other keys is p / (1 - p[0]) also where p[0] rounds to 1.
         "entropy_without_sink": entropy(logits[1:].softmax(-1)),
         "distance": (p * (i - positions).abs()).sum(),

@@ -20,6 +20,7 @@ ORDINARY = {
     "max_logit": 12.0,
     "logit_std": 2.0,
     "sink_mass": 0.05,
+    "confidence": 0.3,
     "entropy_without_sink": 2.0,
     "distance": 20.0,
     "content_sensitivity": 0.4,

@@ -411,6 +411,7 @@ def test_model_without_attention_is_an_error_before_the_first_step():
             {"on_finding": {"uniform": "stop"}},
             "`on_finding`: 'uniform' is not a kind of finding; there are: uniform_att",
         ),
+        ({"on_finding": {"non_finite": "halt"}}, "`on_finding` for 'non_finite' must be one of 'warn', 'stop'"),
         ({"max_layer_curves": -1}, "`max_layer_curves` must be an integer of at least 0, got -1"),
         ({"figures_every_n_steps": 0}, "`figures_every_n_steps` must be an integer of at least 1 or None, got 0"),
     ],

@@ -31,6 +31,7 @@ def test_uniform_attention():
         "max_logit": 0,
         "logit_std": 0,
         "sink_mass": 1 / 5,
+        "confidence": 1 / 5,
         "entropy_without_sink": math.log(4),
         "distance": 8 / 5,
         "content_sensitivity": 0,

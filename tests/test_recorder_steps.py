@@ -169,7 +169,7 @@ WRONG = {
     "every_n_steps, float": ({"every_n_steps": 2.0}, "`every_n_steps` must be an integer of at least 1, got 2.0."),
     "every_n_steps, bool": ({"every_n_steps": True}, "`every_n_steps` must be an integer of at least 1, got True."),
     "num_query_rows": ({"num_query_rows": 0}, "`num_query_rows` must be an integer of at least 1 or None, got 0."),
-    "flush_every": ({"flush_every": -1}, "`flush_every` must be an integer of at least 1, got -1."),
+    "flush_every": ({"flush_every": -1}, "`flush_every` must be an integer of at least 1 or None, got -1."),
     "max_history": ({"max_history": 3}, "`max_history` must be an integer of at least 16, got 3."),
     "seed": ({"seed": None}, "`seed` must be an integer of at least 0, got None."),
 }
@@ -189,3 +189,14 @@ def test_model_must_be_a_module():
 def test_wrong_arguments_are_value_errors_too():
     with pytest.raises(ValueError, match="`every_n_steps`"):
         AttentionRecorder(gpt(), every_n_steps=0)
+
+
+@pytest.mark.parametrize("step", [1.0, -1, None, True])
+def test_wrong_step_is_an_error_and_leaves_the_recorder_usable(step):
+    model = gpt()
+    recorder = AttentionRecorder(model)
+    with pytest.raises(ConfigurationError, match="`global_step` must be an integer of at least 0"), recorder.step(step):
+        pass
+    with recorder.step(np.int64(0)):
+        model(token_ids())
+    assert recorder.history().steps.tolist() == [0]

@@ -1,6 +1,19 @@
 """Where query and key are seen: finds the attention calls of a model and reads them without changing them."""
 
 from attnwatch.capture.capture import OBSERVED, Capture, Observer
-from attnwatch.capture.sites import Site, SiteKind, find_sites
+from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads
+from attnwatch.capture.sites import Site, SiteKind, find_sites, names_in_forward, site_name
 
-__all__ = ["OBSERVED", "Capture", "Observer", "Site", "SiteKind", "find_sites"]
+__all__ = [
+    "KEPT_HEADS",
+    "OBSERVED",
+    "UNPRUNED_HEADS",
+    "Capture",
+    "Observer",
+    "Site",
+    "SiteKind",
+    "at_unpruned_heads",
+    "find_sites",
+    "names_in_forward",
+    "site_name",
+]

@@ -57,6 +57,9 @@ class Capture:
     def _readable(self) -> list[Site]:
         return [site for site in self._sites.values() if site.kind is not SiteKind.UNREADABLE]
 
+    def module(self, site: str) -> nn.Module:
+        return self._sites[site].module
+
     def coverage(self) -> dict[str, str]:
         """For every site `"observed"` or the reason why it is not."""
         not_called = (

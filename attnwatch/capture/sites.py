@@ -56,11 +56,15 @@ def find_sites(model: nn.Module) -> list[Site]:
     sites: list[Site] = []
     read_code = functools.cache(_read_code)  # once for each class
     for path, module in model.named_modules():
-        name = _WRAPPER_NAMES.sub("", path).lstrip(".") or type(module).__name__
-        site = _site_of(name, module, read_code)
+        site = _site_of(site_name(path, module), module, read_code)
         if site is not None:
             sites.append(site)
     return [site for site in sites if site.kind is not SiteKind.UNREADABLE or not _has_relative(site, sites)]
+
+
+def site_name(path: str, module: nn.Module) -> str:
+    """What a module at this path of the model is called: the path without wrappers, for the model itself its class."""
+    return _WRAPPER_NAMES.sub("", path).lstrip(".") or type(module).__name__
 
 
 def _site_of(name: str, module: nn.Module, read_code: Callable) -> Site | None:
@@ -112,6 +116,11 @@ def _read_code(module_class: type) -> tuple[set[str], list[tuple[dict, str]]]:
         namespace = function.__globals__
         bindings += [(namespace, name) for name in sorted(used) if _is_sdpa(namespace.get(name))]
     return names, bindings
+
+
+def names_in_forward(module_class: type) -> set[str]:
+    """Names of attributes and globals that the code of a class's own `forward` uses."""
+    return set(_names_in(inspect.unwrap(module_class.forward).__code__))
 
 
 def _is_sdpa(value: object) -> bool:

@@ -25,10 +25,12 @@ class FindingActions:
 
     def __init__(self, on_finding: Action | Mapping[str, Action]):
         if not isinstance(on_finding, Mapping):
-            self._actions = dict.fromkeys(FindingKind, _checked(on_finding))
+            self._actions = dict.fromkeys(FindingKind, _checked("`on_finding`", on_finding))
         else:
             self._actions = dict.fromkeys(FindingKind, "warn")
-            self._actions |= {_kind(name): _checked(action) for name, action in on_finding.items()}
+            self._actions |= {
+                _kind(name): _checked(f"`on_finding` for {name!r}", action) for name, action in on_finding.items()
+            }
         self.current: set[FindingKind] = set()
 
     @property
@@ -50,10 +52,10 @@ class FindingActions:
         self.current = {FindingKind(kind) for kind in state}
 
 
-def _checked(action: Action) -> Action:
+def _checked(name: str, action: Action) -> Action:
     if not callable(action) and action not in ACTIONS:
         raise ConfigurationError(
-            f"`on_finding` must be one of {', '.join(map(repr, ACTIONS))}, a function, or a mapping from kinds of "
+            f"{name} must be one of {', '.join(map(repr, ACTIONS))}, a function, or a mapping from kinds of "
             f"findings to one of these; got {action!r}."
         )
     return action

@@ -38,11 +38,13 @@ class AttentionMonitor(pl.Callback):
         on_finding: what to do when something is found, once each time it comes up: `"warn"`, `"stop"` (warn and
             stop the training), `"ignore"` (it stays on the dashboard), a function of
             (finding, trainer, pl_module), or a mapping from kinds to one of these; kinds that are not in it warn.
+            A run that is resumed goes on past the finding that stopped it.
         thresholds: of the diagnosis; None means the defaults.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
         figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than
             half a percent of the time, and at the end; None means at the end only.
-        flush_every: observed steps per transfer from the device; dashboards and findings come as often.
+        flush_every: observed steps per transfer from the device; None means as many as cover 50 steps, at least 5.
+            Dashboards and findings come as often.
         max_history: how many observations are kept; see `AttentionRecorder`.
         seed: of the random query rows.
 
@@ -65,7 +67,7 @@ class AttentionMonitor(pl.Callback):
         thresholds: Thresholds | None = None,
         max_layer_curves: int = 12,
         figures_every_n_steps: int | None = 500,
-        flush_every: int = 5,
+        flush_every: int | None = None,
         max_history: int = 512,
         seed: int = 0,
     ):

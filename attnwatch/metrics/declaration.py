@@ -149,6 +149,9 @@ class AttentionStatistics:
         lambda rows: rows.sink_mass,
         per_layer=True,
     )
+    confidence: Tensor = _declare(
+        "", 0, 1, "max_j p_j", "largest attention weight of a row (arXiv 1905.09418)", lambda rows: rows.confidence
+    )
     entropy_without_sink: Tensor = _declare(
         "nats",
         0,

@@ -30,15 +30,27 @@ class AttentionRows:
         if visible is None:
             visible = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=rows.device)
         self.visible = visible.expand(*visible.shape[:2], len(rows), inputs.num_keys)
-        self._hidden = ~self.visible
+        first_visible = self.visible.to(torch.uint8).argmax(-1, keepdim=True)
+        self._first_visible = first_visible.expand(*self.shape[:3], 1)
         self._sink_logit = logits.gather(-1, self._first_visible).squeeze(-1)
-        # -inf where a key is hidden and at the first visible one.
-        self._rest_logits = logits.masked_fill_(self._hidden, -torch.inf).scatter_(-1, self._first_visible, -torch.inf)
+        self._sum_over_rest(logits, self.visible.scatter(-1, first_visible, False))
+
+    def _sum_over_rest(self, logits: Tensor, rest: Tensor) -> None:
+        """Sums over all visible keys but the first, which `rest` marks. Overwrites `logits`."""
+        rest_logits = _hide_(logits, rest)
+        self._rest_max = rest_logits.amax(-1)
+        self._rest_weights = rest_logits.softmax(-1)  # [B, H, R, N]
+        relative = rest_logits.sub_(self._rest_max.unsqueeze(-1)).mul_(rest.to(logits.dtype))
+        self._rest_sum = relative.sum(-1)
+        # Not finite where one of the logits is not.
+        self._rest_sum_of_squares = torch.linalg.vector_norm(relative, dim=-1).square()
+        self._rest_mean = relative.mul_(self._rest_weights).sum(-1)
+        self._scratch = relative
 
     @cached_property
     def num_visible(self) -> Tensor:
         """Number of keys that the row sees; float, broadcastable to [B, H, R]."""
-        return self.visible.sum(-1).to(self._rest_logits.dtype)
+        return self.visible.sum(-1).to(self._sink_logit.dtype)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -55,7 +67,7 @@ class AttentionRows:
     @cached_property
     def is_finite(self) -> Tensor:
         """Bool: no visible logit is nan or infinite."""
-        return torch.isfinite(self._sum_of_squares) & torch.isfinite(self._sink_logit)
+        return torch.isfinite(self._rest_sum_of_squares + self._sink_logit)
 
     @cached_property
     def max_logit(self) -> Tensor:
@@ -65,8 +77,8 @@ class AttentionRows:
     def logit_std(self) -> Tensor:
         """Population standard deviation over the visible keys."""
         sink = self._sink_logit - self._rest_max
-        mean = (self._rest_relative.sum(-1) + sink) / self.num_visible
-        mean_square = (self._sum_of_squares + sink.square()) / self.num_visible
+        mean = (self._rest_sum + sink) / self.num_visible
+        mean_square = (self._rest_sum_of_squares + sink.square()) / self.num_visible
         return (mean_square - mean.square()).clamp(min=0).sqrt()
 
     @cached_property
@@ -86,17 +98,21 @@ class AttentionRows:
         return self._log_sink_mass.exp()
 
     @cached_property
+    def confidence(self) -> Tensor:
+        """Largest weight of the row."""
+        return torch.maximum(self.sink_mass, self._rest_mass * self._largest_rest_weight)
+
+    @cached_property
     def entropy_without_sink(self) -> Tensor:
         """Nats: entropy of the weights on all other visible keys, renormalized."""
-        mean_relative = (self._rest_weights * self._rest_relative).sum(-1)
-        return (self._rest_relative_lse - mean_relative).clamp(min=0)
+        return (self._rest_relative_lse - self._rest_mean).clamp(min=0)
 
     @cached_property
     def distance(self) -> Tensor:
         """Mean of |query position - key position| under the weights, in tokens."""
         positions = torch.arange(self.inputs.num_keys, device=self.rows.device)
         distances = (self.rows[:, None] - positions).abs().to(self._rest_weights.dtype)
-        rest = (self._rest_weights * distances).sum(-1)
+        rest = torch.mul(self._rest_weights, distances, out=self._scratch).sum(-1)
         sink = (self.rows - self._first_visible.squeeze(-1)).abs()
         return self.sink_mass * sink + self._rest_mass * rest
 
@@ -106,9 +122,10 @@ class AttentionRows:
 
         Only where `comparable`: there the first visible key is the same in all sequences.
         """
-        mean_weights = (self._rest_weights * self._rest_mass.unsqueeze(-1)).mean(0)
+        mean_weights = torch.mul(self._rest_weights, self._rest_mass.unsqueeze(-1), out=self._scratch).mean(0)
         mean_weights.scatter_(-1, self._first_visible[0], self.sink_mass.mean(0).unsqueeze(-1))
-        return (-torch.xlogy(mean_weights, mean_weights).sum(-1) - self.entropy.mean(0)).clamp(min=0)
+        log_weights = mean_weights.clamp(min=torch.finfo(mean_weights.dtype).tiny).log()
+        return (-(mean_weights * log_weights).sum(-1) - self.entropy.mean(0)).clamp(min=0)
 
     @cached_property
     def comparable(self) -> Tensor:
@@ -117,34 +134,13 @@ class AttentionRows:
         return self.valid.all(0) & same_keys & (self.shape[0] > 1)
 
     @cached_property
-    def _first_visible(self) -> Tensor:
-        """Index of the first visible key: int64 [B, H, R, 1]."""
-        return self.visible.to(torch.uint8).argmax(-1, keepdim=True).expand(*self.shape[:3], 1)
-
-    @cached_property
-    def _rest_max(self) -> Tensor:
-        return self._rest_logits.amax(-1)
-
-    @cached_property
-    def _rest_weights(self) -> Tensor:
-        """Softmax over all visible keys but the first: [B, H, R, N]."""
-        return self._rest_logits.softmax(-1)
-
-    @cached_property
-    def _rest_relative(self) -> Tensor:
-        """Logits of the rest minus their maximum, 0 elsewhere: [B, H, R, N]."""
-        relative = self._rest_logits - self._rest_max.unsqueeze(-1)
-        return relative.masked_fill_(self._hidden, 0).scatter_(-1, self._first_visible, 0)
-
-    @cached_property
-    def _sum_of_squares(self) -> Tensor:
-        """Of `_rest_relative`; not finite where one of them is not."""
-        return torch.linalg.vector_norm(self._rest_relative, dim=-1).square()
-
-    @cached_property
     def _rest_relative_lse(self) -> Tensor:
         # The largest weight is exp(0 - lse), and at least 1 / N.
-        return -self._rest_weights.amax(-1).log()
+        return -self._largest_rest_weight.log()
+
+    @cached_property
+    def _largest_rest_weight(self) -> Tensor:
+        return self._rest_weights.amax(-1)
 
     @cached_property
     def _rest_lse(self) -> Tensor:
@@ -165,3 +161,14 @@ class AttentionRows:
     @cached_property
     def _rest_mass(self) -> Tensor:
         return self._log_rest_mass.exp()
+
+
+def _hide_(logits: Tensor, visible: Tensor) -> Tensor:
+    """Overwrites the logits of all other keys, also where they are nan, by a finite value no weight survives.
+
+    A `masked_fill_` does the same at twice the time on a CPU. The value is so low that the square of what was
+    infinite, and of nothing else, overflows: a visible logit that is not finite stays visible in a sum of squares.
+    """
+    lowest = torch.finfo(logits.dtype).min / 4
+    highest = torch.full_like(visible, torch.inf, dtype=logits.dtype).masked_fill_(~visible, lowest)
+    return torch.minimum(logits.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=lowest), highest, out=logits)

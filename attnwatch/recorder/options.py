@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 
+# Unless the user says otherwise, a flush comes after so many steps and at least so many observations.
+_STEPS_PER_FLUSH = 50
+_FEWEST_PER_FLUSH = 5
+
 
 @dataclass(frozen=True)
 class RecordingOptions:
@@ -18,17 +22,21 @@ class RecordingOptions:
     every_n_steps: int
     num_query_rows: int | None
     sites: Sequence[str] | None
-    flush_every: int
+    flush_every: int | None
     max_history: int
     seed: int
 
     def __post_init__(self):
         require_int("every_n_steps", self.every_n_steps, minimum=1)
         require_int("num_query_rows", self.num_query_rows, minimum=1, optional=True)
-        require_int("flush_every", self.flush_every, minimum=1)
+        require_int("flush_every", self.flush_every, minimum=1, optional=True)
         require_int("max_history", self.max_history, minimum=16)
         require_int("seed", self.seed, minimum=0)
         if isinstance(self.sites, str):
             raise ConfigurationError(f"`sites` must be a list of glob patterns, got the string {self.sites!r}.")
         if self.sites is not None and not all(isinstance(pattern, str) for pattern in self.sites):
             raise ConfigurationError(f"`sites` must be a list of glob patterns (strings), got {self.sites!r}.")
+
+    @property
+    def observations_per_flush(self) -> int:
+        return self.flush_every or max(_FEWEST_PER_FLUSH, _STEPS_PER_FLUSH // self.every_n_steps)

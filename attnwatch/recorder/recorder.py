@@ -7,7 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from attnwatch.capture import Capture
+from attnwatch.arguments import require_int
+from attnwatch.capture import Capture, at_unpruned_heads
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.metrics import AttentionInputs, accumulate, stratified_rows
 from attnwatch.recorder.buffer import HistoryBuffer
@@ -32,7 +33,7 @@ class AttentionRecorder:
     ```
 
     Watching changes nothing: outputs, gradients and random states are those of the run without it. Statistics stay
-    on the model's device; every `flush_every` observed steps they come to the host in one transfer.
+    on the model's device; now and then they come to the host in one transfer.
 
     Args:
         model: any module; see `coverage` for what of it is observed.
@@ -40,8 +41,8 @@ class AttentionRecorder:
         num_query_rows: how many stratified random query rows are looked at; None means all. `max_logit` is the
             maximum over these rows.
         sites: glob patterns of the sites to watch (`["*.layers.0.*"]`); None means all.
-        flush_every: observed steps per transfer.
-        max_history: how many observations are kept, each 44 bytes per head (and the step that is still open). The
+        flush_every: observed steps per transfer; None means as many as cover 50 steps, at least 5.
+        max_history: how many observations are kept, each 48 bytes per head (and the step that is still open). The
             newest quarter is complete, older ones are thinned to every second, fourth, … and stay evenly spread
             over the run.
         seed: of the random query rows, which depend on it and the step only; no other random state is touched.
@@ -58,7 +59,7 @@ class AttentionRecorder:
         every_n_steps: int = 10,
         num_query_rows: int | None = 32,
         sites: Sequence[str] | None = None,
-        flush_every: int = 5,
+        flush_every: int | None = None,
         max_history: int = 512,
         seed: int = 0,
     ):
@@ -82,7 +83,16 @@ class AttentionRecorder:
 
     @contextlib.contextmanager
     def step(self, global_step: int) -> Iterator[None]:
-        """Around forward and backward of one training step; several times per step with gradient accumulation."""
+        """Around forward and backward of one training step; several times per step with gradient accumulation.
+
+        Args:
+            global_step: number of the optimizer's step, the same for all micro-batches that it accumulates. Where it
+                goes back, as after restoring a checkpoint, what was observed from there on is forgotten.
+
+        Raises:
+            ConfigurationError: `global_step` is not an integer.
+        """
+        require_int("global_step", global_step, minimum=0)
         self._observing, is_new = self._is_due(global_step), global_step != self._last_step
         self._last_step = global_step
         if not self._observing:
@@ -93,7 +103,7 @@ class AttentionRecorder:
             self._rows.clear()
             self._pending.finish()
         self._pending.open(global_step)
-        if len(self._pending) >= self._options.flush_every:
+        if len(self._pending) >= self._options.observations_per_flush:
             self.flush()
         with self._capture.arm():
             yield
@@ -193,7 +203,7 @@ class AttentionRecorder:
 
     def _observe(self, site: str, inputs: AttentionInputs) -> None:
         sums = accumulate(inputs, self._rows_of(inputs))
-        self._pending.add(site, sums)
+        self._pending.add(site, at_unpruned_heads(sums, self._capture.module(site)))
 
     def _rows_of(self, inputs: AttentionInputs) -> Tensor:
         """The query rows of this step: the same for all sites of equal length, the same when a run is resumed."""
