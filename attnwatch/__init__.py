@@ -1,8 +1,22 @@
-"""Watch attention during training. See the README for the ways to use it."""
+"""Watch attention during training, and remove what it does without. See the README for the ways to use it."""
 
 from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RunStatus, Thresholds, diagnose
 from attnwatch.errors import AttnwatchError, AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.metrics import AttentionStatistics, attention_entropy, attention_statistics
+from attnwatch.pruning import (
+    Guard,
+    HeadImportance,
+    HeadLayout,
+    PruningPlan,
+    accept_pruned_state,
+    choose_heads,
+    head_importance,
+    load_pruned,
+    prune_heads,
+    register_layout,
+    save_pruned,
+    savings,
+)
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 
 __version__ = "0.1.0"
@@ -17,10 +31,22 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "FindingKind",
+    "Guard",
+    "HeadImportance",
+    "HeadLayout",
     "NoAttentionError",
+    "PruningPlan",
     "RunStatus",
     "Thresholds",
+    "accept_pruned_state",
     "attention_entropy",
     "attention_statistics",
+    "choose_heads",
     "diagnose",
+    "head_importance",
+    "load_pruned",
+    "prune_heads",
+    "register_layout",
+    "save_pruned",
+    "savings",
 ]

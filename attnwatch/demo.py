@@ -1,4 +1,7 @@
-"""Two trainings of the same small Llama, one with a fault that the loss does not show. Run by `attnwatch demo`."""
+"""Three trainings of one small Llama: healthy, with a fault that the loss does not show, and with heads removed.
+
+Run by `attnwatch demo`.
+"""
 
 import contextlib
 import logging
@@ -17,13 +20,16 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from attnwatch.diagnosis import Diagnosis, FindingKind, RunStatus
-from attnwatch.lightning import AttentionMonitor
+from attnwatch.lightning import AttentionMonitor, HeadPruning
+from attnwatch.pruning import Cut
 from attnwatch.recorder import AttentionHistory
 
 _CONTEXT = 256  # bytes
 _BATCH_SIZE = 16
 _REPORT_EVERY = 40  # steps
-HEALTHY, FAULTY = "healthy", "faulty"
+HEALTHY, FAULTY, PRUNED = "healthy", "faulty", "pruned"
+_PRUNED_SHARE = 0.5
+_MOST_LOSS_OF_PRUNED = 1.05  # of the healthy run's
 
 
 class SourceBytes(Dataset):
@@ -109,18 +115,27 @@ class Run:
     diagnosis: Diagnosis
     directory: Path
     found: list[str] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
 
 
 def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
-    """Train both runs, print them side by side. True if the faulty one, and only that one, was flagged."""
+    """Train and print. True if the faulty run, and only that one, was flagged, and the pruned one kept up."""
     print("Two trainings of one small Llama on the source text of Python's standard library.")
     print("The faulty one has its query and key projections left out of the optimizer.\n")
     runs = {name: _train(name, out, steps, seed) for name in (HEALTHY, FAULTY)}
     _print_side_by_side(runs)
-    seen = saw_what_it_should(runs)
-    print("\nBoth losses fall; attention tells the two apart." if seen else "\nThis is NOT what the demo should show.")
-    print(f"\nLook at it:\n\n    tensorboard --logdir {out}\n")
-    return seen
+    told_apart = saw_what_it_should(runs)
+    print("\nBoth losses fall; attention tells the two apart." if told_apart else f"\n{_NOT_AS_IT_SHOULD_BE}")
+    print(f"\nThe healthy training once more, with {_PRUNED_SHARE:.0%} of its attention heads removed on the way.\n")
+    pruned = _train(PRUNED, out, steps, seed)
+    _print_cuts(pruned, runs[HEALTHY])
+    kept_up = pruning_kept_up(pruned, runs[HEALTHY])
+    print("" if kept_up else f"\n{_NOT_AS_IT_SHOULD_BE}")
+    print(f"Look at it:\n\n    tensorboard --logdir {out}\n")
+    return told_apart and kept_up
+
+
+_NOT_AS_IT_SHOULD_BE = "This is NOT what the demo should show."
 
 
 def _train(name: str, out: Path, steps: int, seed: int) -> Run:
@@ -131,6 +146,7 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
             f"flagged at step {trainer.global_step}: {finding.kind.value.replace('_', ' ')} since step {finding.step}"
         )
     )
+    pruning = [HeadPruning(_PRUNED_SHARE)] if name == PRUNED else []
     module = ByteLlama(forget_queries_and_keys=name == FAULTY)
     logger = TensorBoardLogger(out, name=name)
     with _quiet():
@@ -139,7 +155,7 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
             accelerator="cpu",
             logger=logger,
             log_every_n_steps=10,
-            callbacks=[monitor, Progress(name, monitor, steps)],
+            callbacks=[monitor, *pruning, Progress(name, monitor, steps)],
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
@@ -147,7 +163,8 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
         trainer.fit(module, DataLoader(SourceBytes(steps * _BATCH_SIZE, seed), batch_size=_BATCH_SIZE))
     directory = Path(logger.log_dir)
     monitor.history.save(directory / "attention.npz")
-    return Run(monitor.history, monitor.diagnosis, directory, found)
+    cuts = [cut for callback in pruning for cut in callback.cuts]
+    return Run(monitor.history, monitor.diagnosis, directory, found, cuts)
 
 
 def saw_what_it_should(runs: dict[str, Run]) -> bool:
@@ -162,6 +179,24 @@ def saw_what_it_should(runs: dict[str, Run]) -> bool:
         and faulty.diagnosis.status is RunStatus.NOT_CONVERGING
         and FindingKind.UNIFORM_ATTENTION in kinds
     )
+
+
+def pruning_kept_up(pruned: Run, healthy: Run) -> bool:
+    """The heads went and stayed away, and the loss at the end is nearly the healthy run's."""
+    total = sum(pruned.cuts[0].plan.num_heads.values()) if pruned.cuts else 0
+    gone = sum(len(heads) for cut in pruned.cuts if not cut.taken_back for heads in cut.plan.heads.values())
+    is_gone = total > 0 and gone >= round(_PRUNED_SHARE * total)
+    return is_gone and _last_loss(pruned) < _MOST_LOSS_OF_PRUNED * _last_loss(healthy)
+
+
+def _last_loss(run: Run) -> float:
+    return float(np.mean(run.history.loss[-5:]))
+
+
+def _print_cuts(pruned: Run, healthy: Run) -> None:
+    for cut in pruned.cuts:
+        print(cut)
+    print(f"\nloss at the end: {_last_loss(pruned):.3f}, with all heads {_last_loss(healthy):.3f}")
 
 
 def _print_side_by_side(runs: dict[str, Run]) -> None:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from attnwatch.metrics import STATISTICS
@@ -51,8 +52,8 @@ def overhead() -> str:
             "",
             f"A transformers Llama of {sizes['num_layers']} layers and {sizes['num_heads']} heads (hidden size "
             f"{sizes['hidden_size']}, as SmolLM-135M's) on {sizes['batch_size']} × {sizes['num_tokens']} tokens, "
-            f"trained by Lightning with TensorBoard logging, on {_machine(result)}. Steps with and without take turns in one training: "
-            "`python -m benchmarks.overhead`.",
+            f"trained by Lightning with TensorBoard logging, on {_machine(result)}. Steps with and without take turns "
+            "in one training: `python -m benchmarks.overhead`.",
         ]
     )
 
@@ -82,6 +83,64 @@ def exactness() -> str:
     )
 
 
+def pruning_quality() -> str:
+    result = _newest("pruning_quality")
+    rows = [
+        "| heads gone, by | accuracy, mean of the seeds (each) | points more than dense (95% interval) "
+        "| than at random | training, CPU seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for name, way in result["ways"].items():
+        accuracies, seconds = way["accuracy"], way["cpu_seconds"]
+        than_dense = "–" if name == "dense" else _points(way["minus_dense"])
+        than_random = _points(way["minus_random"]) if "minus_random" in way and "random" not in name else "–"
+        rows.append(
+            f"| {name} | {fmean(accuracies):.2f} ({', '.join(f'{a:.2f}' for a in accuracies)}) "
+            f"| {than_dense} | {than_random} | {fmean(seconds):.0f} |"
+        )
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"MiniLM fine-tuned on SST-2, {result['steps']} steps of {result['batch_size']}, heads removed in four "
+            f"cuts between 10 and 40% of the run, without a guard; {result['sentences']:,} held-out sentences, "
+            f"intervals by a paired bootstrap over seeds and sentences. On {_machine(result)}: "
+            "`python -m benchmarks.pruning_quality --data DIRECTORY`.",
+        ]
+    )
+
+
+def pruning_speed() -> str:
+    result = _newest("pruning_speed")
+    sizes = result["sizes"]
+    rows = [
+        "| tokens | heads gone | speed-up of a step over dense (95% interval) | its ceiling "
+        "| step time, pruned / built small | a cut takes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for at in result["measured"]:
+        rows += [
+            f"| {at['num_tokens']:,} | {row['share']:.0%} | {_interval(row['speedup'])} | {row['ceiling']:.2f} "
+            f"| {_interval(row['pruned_over_small'])} | {row['cut_steps']:.2f} steps |"
+            for row in at["shares"]
+        ]
+    shares = " and ".join(f"{at['attention_share']:.0%}" for at in result["measured"])
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"A transformers Mistral of {sizes['num_layers']} layers and {sizes['num_heads']} heads (hidden size "
+            f"{sizes['hidden_size']}), batches of {sizes['tokens_per_batch']:,} tokens, AdamW. Attention with its "
+            f"projections takes {shares} of a dense step; that sets the ceiling. On {_machine(result)}: "
+            "`python -m benchmarks.pruning_speed`.",
+        ]
+    )
+
+
+def _points(estimate: dict[str, float]) -> str:
+    return f"{estimate['median']:+.2f} ({estimate['low']:+.2f} to {estimate['high']:+.2f})"
+
+
 def _newest(benchmark: str) -> dict[str, Any]:
     files = (ROOT / "benchmarks" / "results").glob(f"{benchmark}-*.json")
     return max((json.loads(file.read_text()) for file in files), key=lambda result: result["date"])
@@ -100,7 +159,9 @@ def _machine(result: dict[str, Any]) -> str:
     return f"{hardware['gpu'] or str(hardware['cores']) + ' CPU cores (' + hardware['cpu'] + ')'}, {result['date']}"
 
 
-SECTIONS: dict[str, Callable[[], str]] = {function.__name__: function for function in (statistics, overhead, exactness)}
+SECTIONS: dict[str, Callable[[], str]] = {
+    function.__name__: function for function in (statistics, overhead, exactness, pruning_quality, pruning_speed)
+}
 
 
 def updated(readme: str) -> str:

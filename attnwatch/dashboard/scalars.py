@@ -56,8 +56,9 @@ def site_labels(sites: Sequence[str]) -> list[str]:
     paths = [site.split(".") for site in sites]
     if len(paths) < 2:
         return list(sites)
-    start = _common(paths)
-    end = min(_common([path[::-1] for path in paths]), min(len(path) for path in paths) - start - 1)
+    shortest = min(len(path) for path in paths)
+    start = min(_common(paths), shortest - 1)
+    end = min(_common([path[::-1] for path in paths]), shortest - start - 1)
     labels = [".".join(path[start : len(path) - end]) for path in paths]
     return [f"layer_{label}" if label.isdecimal() else label for label in labels]
 

@@ -20,7 +20,7 @@ def non_finite(history: AttentionHistory, thresholds: Thresholds) -> Finding | N
     since = onset(share > 0, share == 0, patience=1)
     if not (since >= 0).any():
         return None
-    worst = float(nan_max(share[-1, since >= 0]))
+    worst = float(nan_max(_latest(share)))
     what = f"{worst:.0%} of the query rows have logits that are nan or infinite"
     return _finding(FindingKind.NON_FINITE, history, since, 1.0, what, {"nonfinite": worst})
 
@@ -28,7 +28,7 @@ def non_finite(history: AttentionHistory, thresholds: Thresholds) -> Finding | N
 def exploding_logits(history: AttentionHistory, thresholds: Thresholds) -> Finding | None:
     """Attention logits far above what stable runs have, and far above where they began."""
     largest = nan_max(history["max_logit"])
-    at_start = _over_observations(nan_mean, largest[:3])
+    at_start = _at_start(largest, 3)
     since = onset(
         (largest > thresholds.logit_enter) & (largest > thresholds.logit_growth * np.abs(at_start)),
         largest < thresholds.logit_leave,
@@ -36,8 +36,8 @@ def exploding_logits(history: AttentionHistory, thresholds: Thresholds) -> Findi
     )
     if not (since >= 0).any():
         return None
-    worst = float(nan_max(largest[-1, since >= 0]))
-    severity = 0.6 + 0.2 * np.log10(max(worst / thresholds.logit_enter, 1.0))
+    worst = float(nan_max(_latest(largest)[since >= 0]))
+    severity = 0.6 + 0.2 * np.log10(max(worst / max(thresholds.logit_enter, 1.0), 1.0))
     evidence = {"max_logit": worst, "max_logit_at_start": float(nan_max(at_start[since >= 0]))}
     what = f"attention logits have grown to {worst:.3g}"
     return _finding(FindingKind.EXPLODING_LOGITS, history, since, min(severity, 0.95), what, evidence)
@@ -54,7 +54,7 @@ def entropy_collapse(history: AttentionHistory, thresholds: Thresholds) -> Findi
     )
     if not (since >= 0).any():
         return None
-    now = float(nan_mean(entropy[-1, since >= 0].reshape(-1)))
+    now = float(nan_mean(_latest(entropy)[since >= 0].reshape(-1)))
     severity = 0.5 + 0.4 * np.mean(since >= 0)
     what = f"nearly every head looks at a single key (normalized entropy {now:.4f})"
     return _finding(FindingKind.ENTROPY_COLLAPSE, history, since, severity, what, {"normalized_entropy": now})
@@ -72,9 +72,12 @@ def uniform_attention(history: AttentionHistory, thresholds: Thresholds) -> Find
     since = np.where(history.steps[-1] - history.steps[since] < thresholds.uniform_steps, -1, since)
     if not (since >= 0).any():
         return None
-    now = {name: _last_mean(history, name, since >= 0) for name in ("normalized_entropy", "content_sensitivity")}
+    now = {
+        name: float(nan_mean(_latest(history[name])[since >= 0].reshape(-1)))
+        for name in ("normalized_entropy", "content_sensitivity")
+    }
     evidence = {name: value for name, value in now.items() if np.isfinite(value)}
-    evidence["normalized_entropy_at_start"] = float(nan_mean(entropy[0, since >= 0]))
+    evidence["normalized_entropy_at_start"] = float(nan_mean(_at_start(entropy, 1)[since >= 0]))
     severity = 0.4 + 0.5 * np.mean(since >= 0)
     what = f"attention stays uniform (normalized entropy {now['normalized_entropy']:.3f})"
     return _finding(FindingKind.UNIFORM_ATTENTION, history, since, severity, what, evidence)
@@ -93,7 +96,7 @@ def frozen_attention(history: AttentionHistory, thresholds: Thresholds) -> Findi
         return None
     severity = 0.2 + 0.2 * np.mean(since >= 0)
     what = f"attention has not changed for {window} observations while the loss fell"
-    evidence = {"normalized_entropy_drift": float(nan_max(drift[-1, since >= 0]))}
+    evidence = {"normalized_entropy_drift": float(nan_max(_latest(drift)[since >= 0]))}
     since = np.where(since >= 0, since + ends[0] - window, -1)
     return _finding(FindingKind.FROZEN_ATTENTION, history, since, severity, what, evidence)
 
@@ -138,8 +141,16 @@ def _over_observations(reduce: Callable[[np.ndarray], np.ndarray], values: np.nd
     return reduce(np.moveaxis(values, 0, -1))
 
 
-def _last_mean(history: AttentionHistory, name: str, sites: np.ndarray) -> float:
-    return float(nan_mean(history[name][-1, sites].reshape(-1)))
+def _at_start(values: np.ndarray, number: int) -> np.ndarray:
+    """Mean of the first `number` values that were observed, along the first axis."""
+    is_first = np.cumsum(~np.isnan(values), axis=0) <= number
+    return _over_observations(nan_mean, np.where(is_first, values, np.nan))
+
+
+def _latest(values: np.ndarray) -> np.ndarray:
+    """The last value that was observed, along the first axis: not every site is called in every step."""
+    last = len(values) - 1 - (~np.isnan(values))[::-1].argmax(0)
+    return np.take_along_axis(values, last[None], axis=0)[0]
 
 
 def _share_below(values: np.ndarray, threshold: float) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, fields
 
+from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 
 
@@ -59,6 +60,18 @@ class Thresholds:
             value = getattr(self, number.name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
                 raise ConfigurationError(f"`{number.name}` must be a number of at least 0, got {value!r}.")
-        for name in ("patience", "min_observations", "frozen_window"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"`{name}` must be at least 1, got {getattr(self, name)!r}.")
+        for name, minimum in {"min_observations": 1, "patience": 1, "frozen_window": 2}.items():
+            require_int(name, getattr(self, name), minimum=minimum)
+        for low, high in _HYSTERESES:
+            if getattr(self, low) > getattr(self, high):
+                raise ConfigurationError(
+                    f"`{low}` must not be above `{high}`, got {getattr(self, low)!r} and {getattr(self, high)!r}: "
+                    "a flag can not come up and go down at once; give both."
+                )
+
+
+_HYSTERESES = (
+    ("uniform_leave", "uniform_enter"),
+    ("collapse_enter", "collapse_leave"),
+    ("logit_leave", "logit_enter"),
+)

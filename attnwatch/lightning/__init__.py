@@ -6,5 +6,6 @@ except ImportError as error:
     raise ImportError("attnwatch.lightning needs Lightning: pip install 'attnwatch[lightning]'") from error
 
 from attnwatch.lightning.monitor import AttentionMonitor
+from attnwatch.lightning.pruning import HeadPruning
 
-__all__ = ["AttentionMonitor"]
+__all__ = ["AttentionMonitor", "HeadPruning"]

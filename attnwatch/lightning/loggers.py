@@ -22,7 +22,7 @@ class LoggerPublisher:
         max_layer_curves: see `site_scalars`.
     """
 
-    def __init__(self, max_layer_curves: int):
+    def __init__(self, max_layer_curves: int = 0):
         self._max_layer_curves = max_layer_curves
         self._broken: set[tuple[int, str]] = set()
 
@@ -51,6 +51,11 @@ class LoggerPublisher:
         for logger in _tensorboards(trainer):
             self._try(logger, "findings", lambda logger: write_diagnosis(logger.experiment, diagnosis))
 
+    def text(self, trainer: Trainer, tag: str, markdown: str, step: int) -> None:
+        """Words, on TensorBoard."""
+        for logger in _tensorboards(trainer):
+            self._try(logger, tag, lambda logger: logger.experiment.add_text(tag, markdown, step))
+
     def _try(self, logger: Logger, what: str, write: Callable[[Logger], None]) -> None:
         if (id(logger), what) in self._broken:
             return
@@ -58,9 +63,10 @@ class LoggerPublisher:
             write(logger)
         except Exception as error:
             self._broken.add((id(logger), what))
+            cause = f" (because of {error.__cause__!r})" if error.__cause__ else ""
             warnings.warn(
                 f"attnwatch gives {type(logger).__name__} no more {what}, training goes on: "
-                f"{type(error).__name__}: {error}",
+                f"{type(error).__name__}: {error}{cause}",
                 AttnwatchWarning,
                 stacklevel=2,
             )

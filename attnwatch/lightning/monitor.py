@@ -71,13 +71,15 @@ class AttentionMonitor(pl.Callback):
         max_history: int = 512,
         seed: int = 0,
     ):
+        if thresholds is not None and not isinstance(thresholds, Thresholds):
+            raise ConfigurationError(f"`thresholds` must be Thresholds or None, got {thresholds!r}.")
         require_int("max_layer_curves", max_layer_curves, minimum=0)
         require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
         self._options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
         self._actions = FindingActions(on_finding)
         self._thresholds = thresholds
         self._figures_every_n_steps = figures_every_n_steps
-        self._publisher = LoggerPublisher(max_layer_curves)
+        self._max_layer_curves = max_layer_curves
         self._recorder: AttentionRecorder | None = None
         self._restored: dict[str, Any] = {}
         self._batch = contextlib.ExitStack()
@@ -91,8 +93,9 @@ class AttentionMonitor(pl.Callback):
         self._wants_to_stop = False
         self._published_step = -1
         self._published_observations = 0
-        self._next_figures_step = self._figures_every_n_steps
+        self._drawn_step = 0
         self._next_figures_time = 0.0
+        self._publisher = LoggerPublisher(self._max_layer_curves)
         self._actions.load_state_dict([])
 
     @property
@@ -112,6 +115,9 @@ class AttentionMonitor(pl.Callback):
         self._detach()
         self._start_anew()
         self._recorder = AttentionRecorder(pl_module, **vars(self._options))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Strategies that shard parameters restore checkpoints after on_fit_start.
         restored, self._restored = self._restored, {}
         if restored:
             try:
@@ -121,7 +127,7 @@ class AttentionMonitor(pl.Callback):
                 return
             self._published_step = restored["published_step"]
             self._published_observations = self._recorder.num_observations
-            self._next_figures_step = restored["next_figures_step"]
+            self._drawn_step = restored["drawn_step"]
             self._actions.load_state_dict(restored["findings"])
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
@@ -151,6 +157,9 @@ class AttentionMonitor(pl.Callback):
         if is_observing and self._actions.may_stop:
             trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self._wants_to_stop, all=False)
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._batch.close()  # still open where the module's on_train_batch_start has skipped the rest of the epoch
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with self._never_fatal():
             self._recorder.flush(finish_step=True)
@@ -167,7 +176,7 @@ class AttentionMonitor(pl.Callback):
         return {
             "recorder": self._recorder.state_dict(),
             "published_step": self._published_step,
-            "next_figures_step": self._next_figures_step,
+            "drawn_step": self._drawn_step,
             "findings": self._actions.state_dict(),
         }
 
@@ -175,7 +184,8 @@ class AttentionMonitor(pl.Callback):
         self._detach()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self._detach()
+        if stage == "fit":
+            self._detach()
 
     # What the hooks share.
 
@@ -185,7 +195,8 @@ class AttentionMonitor(pl.Callback):
         numbers = dict.fromkeys(RUN_TAGS, float("nan")) | run_scalars(history, -1)
         numbers["attention/risk"] = self.diagnosis.risk
         pl_module.log_dict(numbers, on_step=True, on_epoch=False, logger=False)
-        if self._next_figures_step is not None and self.diagnosis.step >= self._next_figures_step:
+        every = self._figures_every_n_steps
+        if every is not None and self.diagnosis.step >= self._drawn_step + every:
             self._draw(trainer, history)
 
     def _draw(self, trainer: pl.Trainer, history: AttentionHistory) -> None:
@@ -193,7 +204,7 @@ class AttentionMonitor(pl.Callback):
         if begin < self._next_figures_time:
             return
         self._publisher.figures(trainer, history)
-        self._next_figures_step = int(history.steps[-1]) + self._figures_every_n_steps
+        self._drawn_step = int(history.steps[-1])
         self._next_figures_time = begin + (time.monotonic() - begin) / _SHARE_OF_TIME_TO_DRAW
 
     def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, history: AttentionHistory) -> None:
@@ -206,7 +217,8 @@ class AttentionMonitor(pl.Callback):
         if new:
             self._publisher.diagnosis(trainer, self.diagnosis)
         for finding, action in new:
-            self._act(action, finding, trainer, pl_module)
+            with self._never_fatal():
+                self._act(action, finding, trainer, pl_module)
 
     def _act(self, action: Action, finding: Finding, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if callable(action):

@@ -1,0 +1,213 @@
+"""Pruned models in checkpoints: state dicts that resize the model they are loaded into, and transformers folders."""
+
+import contextlib
+import copy
+import fnmatch
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from attnwatch.capture import KEPT_HEADS
+from attnwatch.errors import ConfigurationError
+from attnwatch.pruning.heads import HeadSite, head_sites
+from attnwatch.pruning.plan import PruningPlan
+from attnwatch.pruning.surgery import Surgery
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+_PLAN_FILE = "pruning_plan.json"
+# What else a saved model consists of; other files in a folder are somebody else's.
+_MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*", _PLAN_FILE)
+
+
+def accept_pruned_state(model: nn.Module) -> RemovableHandle:
+    """Let `model.load_state_dict` take the state of a pruned model: heads that it does not have are removed first.
+
+    In a LightningModule's `__init__` it makes `load_from_checkpoint` work:
+
+    ```python
+    class Classifier(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.model = AutoModel.from_pretrained(...)
+            attnwatch.accept_pruned_state(self)
+    ```
+
+    Load before optimizers are made: they would hold parameters that are replaced. `load_state_dict` raises a
+    `ConfigurationError`, before it changes `model`, where the state has heads that were removed from it.
+
+    Returns:
+        A handle whose `remove()` ends it.
+    """
+    return model.register_load_state_dict_pre_hook(_resize)
+
+
+def _resize(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
+    paths = {id(module): path for path, module in model.named_modules()}
+    removed = {}
+    for name, site in head_sites(model)[0].items():
+        heads = _heads_in_state(site, state, ".".join(filter(None, (prefix.rstrip("."), paths[id(site.module)]))))
+        if not set(heads) <= set(site.kept):
+            raise ConfigurationError(
+                f"`state_dict` has the heads {list(heads)} of {name!r}, and the model only {list(site.kept)}: load it "
+                "into a model that is not pruned."
+            )
+        removed[name] = [head for head in site.kept if head not in heads]
+    if any(removed.values()):
+        Surgery(model, removed).apply()
+
+
+def _heads_in_state(site: HeadSite, state: Mapping[str, Any], path: str) -> Sequence[int]:
+    """Those of the site's heads that a state dict has; all that the site has where it says nothing of them."""
+    at = f"{path}." if path else ""
+    if f"{at}{KEPT_HEADS}" in state:
+        return state[f"{at}{KEPT_HEADS}"].tolist()
+    is_other = any(
+        f"{at}{name}" in state and state[f"{at}{name}"].shape != parameter.shape
+        for name, parameter in site.module.named_parameters()
+    )
+    return range(site.num_unpruned_heads) if is_other else site.kept
+
+
+def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
+    """Save a pruned transformers model, with its config; `load_pruned` loads it.
+
+    Where every layer has equally many heads and the config has a `head_dim` of its own (Llama, Qwen3, Mistral, …), the
+    folder is an ordinary one that `from_pretrained` loads without attnwatch; its heads are then counted anew.
+    Otherwise heads keep the numbers of the unpruned model. Files hold no pickled code. A model that the folder has is
+    replaced once the new one is complete; other files in it stay.
+
+    Raises:
+        ConfigurationError: `model` is not of one of transformers' own classes, or has adapters; or `directory` is a
+            file.
+    """
+    import transformers
+
+    if getattr(transformers, type(model).__name__, None) is not type(model):
+        raise ConfigurationError(
+            f"`model` must be of one of transformers' own classes, got {type(model).__name__}. Merge adapters into it "
+            "first; of other models keep the state_dict(), see attnwatch.accept_pruned_state."
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ConfigurationError("`model` has adapters, which would be all that is saved: merge them into it first.")
+    stock = _stock_config(model)
+    with _replaced(Path(directory).resolve()) as folder:
+        if stock is None:
+            model.save_pretrained(folder, save_original_format=False)
+            PruningPlan.of(model).save(folder / _PLAN_FILE)
+        else:
+            state = {name: value for name, value in model.state_dict().items() if not name.endswith(KEPT_HEADS)}
+            with _config_of(model, stock):
+                model.save_pretrained(folder, state_dict=state)
+
+
+def load_pruned(directory: str | Path, **options: Any) -> "PreTrainedModel":
+    """The model that `save_pruned` has saved, in evaluation mode.
+
+    Args:
+        directory: of the model.
+        options: of transformers' `from_pretrained`, such as `attn_implementation` or `device_map`.
+
+    Raises:
+        ConfigurationError: the folder holds no model that it could load.
+    """
+    import transformers
+
+    directory = Path(directory).resolve()
+    if not directory.exists() and _beside(directory, "old").exists():  # save_pruned was killed between its renames
+        directory = _beside(directory, "old")
+    if not (directory / "config.json").is_file():
+        raise ConfigurationError(f"`directory`: {str(directory)!r} holds no saved model: it has no config.json.")
+    try:
+        config = transformers.AutoConfig.from_pretrained(directory)
+        model_class = getattr(transformers, config.architectures[0])
+        if not (directory / _PLAN_FILE).exists():
+            return model_class.from_pretrained(directory, **options)
+        plan = PruningPlan.load(directory / _PLAN_FILE)
+        model, found = _pruned_class(model_class, plan).from_pretrained(
+            directory, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except Exception as error:  # of transformers, of safetensors, of the plan
+        raise ConfigurationError(f"`directory`: {str(directory)!r} can't be loaded: {error}") from error
+    wrong = {name: sorted(map(str, found[name])) for name in found if found[name]}
+    if wrong:
+        raise ConfigurationError(f"`directory`: the weights in {str(directory)!r} do not fit its plan: {wrong}.")
+    model.__class__ = model_class
+    return model
+
+
+def _pruned_class(model_class: type, plan: PruningPlan) -> type:
+    """Models of this class that are pruned when they are made, before they get their weights."""
+
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, *args, **kwargs)
+        plan.apply(self)
+
+    # transformers tells by name and module what weights are called in files.
+    return type(model_class.__name__, (model_class,), {"__init__": init, "__module__": model_class.__module__})
+
+
+def _stock_config(model: "PreTrainedModel") -> "PretrainedConfig | None":
+    """A config that builds the pruned model as it is; None where there is none."""
+    sites = head_sites(model)[0].values()
+    if all(site.num_heads == site.num_unpruned_heads for site in sites):
+        return model.config
+    numbers = {(site.num_heads, site.num_key_value_heads) for site in sites}
+    if len(numbers) != 1 or not isinstance(model.config.to_dict().get("head_dim"), int):
+        return None
+    stock = copy.deepcopy(model.config)
+    (stock.num_attention_heads, stock.num_key_value_heads) = numbers.pop()
+    try:
+        with torch.device("meta"):
+            built = type(model)(type(stock).from_dict(stock.to_dict()))
+    except Exception:  # of the config's own checks: Llama's width must be a multiple of its number of heads
+        return None
+    has, needs = ({name: p.shape for name, p in each.named_parameters()} for each in (model, built))
+    return stock if has == needs else None
+
+
+@contextlib.contextmanager
+def _config_of(model: "PreTrainedModel", config: Any) -> Iterator[None]:
+    before, model.config = model.config, config
+    try:
+        yield
+    finally:
+        model.config = before
+
+
+@contextlib.contextmanager
+def _replaced(directory: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `directory` once it is complete."""
+    if directory.is_file():
+        raise ConfigurationError(f"`directory`: {str(directory)!r} is a file.")
+    new, old = _beside(directory, "new"), _beside(directory, "old")
+    if old.exists() and not directory.exists():  # killed between the two renames
+        old.rename(directory)
+    for left_over in (new, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    new.mkdir(parents=True)
+    if directory.exists():
+        shutil.copytree(directory, new, symlinks=True, ignore=_ignore_model(directory), dirs_exist_ok=True)
+    yield new
+    if directory.exists():
+        directory.rename(old)
+    new.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _beside(directory: Path, suffix: str) -> Path:
+    return directory.with_name(f".{directory.name}.{suffix}")
+
+
+def _ignore_model(directory: Path):
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        is_top = Path(folder) == directory
+        return {name for pattern in _MODEL_FILES for name in fnmatch.filter(names, pattern)} if is_top else set()
+
+    return ignored

@@ -1,0 +1,145 @@
+"""Which heads go: a value that can be printed, stored, and applied."""
+
+import json
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+from torch.optim import Optimizer
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.pruning.heads import head_sites
+from attnwatch.pruning.surgery import Surgery
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """Heads to remove, or that were removed.
+
+    Attributes:
+        heads: for each site the heads that go, numbered as in the unpruned model.
+        num_heads: for each site of the model how many heads it has unpruned.
+    """
+
+    heads: Mapping[str, tuple[int, ...]]
+    num_heads: Mapping[str, int]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "PruningPlan":
+        """What has been removed from a model so far."""
+        sites, _ = head_sites(model)
+        gone = {
+            name: tuple(head for head in range(site.num_unpruned_heads) if head not in site.kept)
+            for name, site in sites.items()
+        }
+        return cls(
+            {name: heads for name, heads in gone.items() if heads},
+            {name: site.num_unpruned_heads for name, site in sites.items()},
+        )
+
+    def apply(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
+        """Remove the heads from a model, and from the optimizers that hold its parameters; all of them or none.
+
+        Raises:
+            ConfigurationError: it is a plan for another model, or a head of it is gone already.
+        """
+        self.check(model)
+        Surgery(model, self.heads, optimizers).apply()
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON."""
+        content = {"format": _FORMAT, "num_heads": dict(self.num_heads)}
+        content["heads"] = {site: list(heads) for site, heads in self.heads.items()}
+        Path(path).write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> "PruningPlan":
+        """Raises a `ConfigurationError` where the file is no plan."""
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            if content["format"] != _FORMAT:
+                raise ConfigurationError(f"`path`: {str(path)!r} has format {content['format']}, expected {_FORMAT}.")
+            return cls(
+                {site: tuple(map(operator.index, heads)) for site, heads in content["heads"].items()},
+                {site: operator.index(number) for site, number in content["num_heads"].items()},
+            )
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigurationError(f"`path`: {str(path)!r} is not a saved pruning plan ({error!r}).") from None
+
+    def __str__(self) -> str:
+        """A table: for each site how many heads the unpruned model has, how many of them go, and which."""
+        width = max([len("site"), *map(len, self.num_heads)])
+        removed, total = sum(map(len, self.heads.values())), sum(self.num_heads.values())
+        rows = [
+            (site, number, len(self.heads.get(site, ())), _ranges(self.heads.get(site, ())))
+            for site, number in self.num_heads.items()
+        ]
+        rows.append(("all", total, removed, f"{removed / max(total, 1):.0%}"))
+        lines = [f"{site:<{width}}  {number:>5}  {gone:>7}  {which}" for site, number, gone, which in rows]
+        return "\n".join([f"{'site':<{width}}  heads  removed  which", *lines])
+
+    def check(self, model: nn.Module) -> None:
+        """Raises a `ConfigurationError` where it is a plan for another model."""
+        has = {name: site.num_unpruned_heads for name, site in head_sites(model)[0].items()}
+        if has != dict(self.num_heads) or not self.heads.keys() <= has.keys():
+            raise ConfigurationError(
+                f"this plan, for {', '.join(self.heads) or 'no site'}, is for a model with the heads "
+                f"{dict(self.num_heads)}; `model` has {has}."
+            )
+
+
+def prune_heads(
+    model: nn.Module, heads: Mapping[str | int, Sequence[int]], *, optimizers: Iterable[Optimizer] = ()
+) -> PruningPlan:
+    """Remove attention heads from a model, and from the optimizers that train it; all of them or none.
+
+    Weights, biases, config and attributes are cut, so that the model is smaller and faster from the next step on.
+    Parameters are replaced by new, smaller ones; the optimizers hold these in the places of the old ones, with the
+    state that belongs to what is left. Outputs are those of the model with the heads' columns of the output
+    projection set to zero.
+
+    Args:
+        model: any module with attention of a known layout; others are described by `register_layout`.
+        heads: query heads by site (as in a recorder's coverage) or by layer, counted over the model's sites; numbered
+            as in the unpruned model, also where some are gone already.
+        optimizers: all that hold parameters of the model. One that is forgotten trains what is no longer there.
+
+    Returns:
+        What was removed by this call.
+
+    Raises:
+        ConfigurationError: a site or head that does not exist, one that is gone, all heads of the model, groups of
+            different sizes in grouped-query attention, an optimizer of another model. Nothing was changed then.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = nn.TransformerEncoderLayer(d_model=32, nhead=4, batch_first=True)
+        >>> print(prune_heads(layer, {"self_attn": [0, 3]}))
+        site       heads  removed  which
+        self_attn      4        2  0, 3
+        all            4        2  50%
+    """
+    before = PruningPlan.of(model)
+    Surgery(model, heads, optimizers).apply()
+    after = PruningPlan.of(model)
+    gone = {
+        site: tuple(head for head in all_gone if head not in before.heads.get(site, ()))
+        for site, all_gone in after.heads.items()
+    }
+    return PruningPlan({site: heads for site, heads in gone.items() if heads}, after.num_heads)
+
+
+def _ranges(heads: Sequence[int]) -> str:
+    """`0, 3-5, 7`."""
+    parts: list[list[int]] = []
+    for head in sorted(heads):
+        if parts and head == parts[-1][-1] + 1:
+            parts[-1].append(head)
+        else:
+            parts.append([head])
+    shown = [f"{part[0]}-{part[-1]}" if len(part) > 2 else ", ".join(map(str, part)) for part in parts]
+    return ", ".join(shown) or "–"

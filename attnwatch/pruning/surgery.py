@@ -1,0 +1,263 @@
+"""Removes heads from a model and from its optimizers: all of it, or nothing."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, names_in_forward
+from attnwatch.errors import ConfigurationError
+from attnwatch.pruning.forwards import forward_without_heads
+from attnwatch.pruning.heads import HeadSite, ParameterCut, head_sites
+from attnwatch.pruning.layouts import HeadLayout
+from attnwatch.pruning.optimizer_state import ParameterSwap, Take, plan_swaps
+
+MISSING = object()
+
+
+@dataclass
+class AttributeSwap:
+    """An entry of an object's `__dict__`, or another mapping, changes."""
+
+    values: dict
+    name: str
+    new: Any
+    old: Any = field(init=False)
+
+    def __post_init__(self):
+        self.old = self.values.get(self.name, MISSING)
+
+    def apply(self) -> None:
+        self._put(self.new)
+
+    def revert(self) -> None:
+        self._put(self.old)
+
+    def _put(self, value: Any) -> None:
+        if value is MISSING:
+            self.values.pop(self.name, None)
+        else:
+            self.values[self.name] = value
+
+
+class Surgery:
+    """A cut that is planned: `apply` makes it, `revert` takes it back. Planning changes nothing.
+
+    Args:
+        model: to be cut.
+        removed: numbers of heads, as in the unpruned model, by the names of their sites.
+        optimizers: that hold the model's parameters.
+
+    Raises:
+        ConfigurationError: something of it is impossible.
+    """
+
+    def __init__(self, model: nn.Module, removed: Mapping[str, Sequence[int]], optimizers: Iterable[Optimizer] = ()):
+        optimizers = _checked_optimizers(model, optimizers)
+        sites = _checked(model, removed)
+        self._changes: list[AttributeSwap | ParameterSwap] = []
+        replaced: dict[nn.Parameter, tuple[nn.Parameter, Take]] = {}
+        for site, kept in sites:
+            cuts, num_key_value_heads = site.keep(kept)
+            for cut in cuts:
+                self._cut_parameter(cut, replaced)
+            self._changes += _attribute_swaps(site, kept, num_key_value_heads)
+        self._changes += plan_swaps(optimizers, replaced)
+
+    def apply(self) -> None:
+        done = []
+        try:
+            for change in self._changes:
+                done.append(change)
+                change.apply()
+        except BaseException:
+            for change in reversed(done):
+                change.revert()
+            raise
+
+    def revert(self) -> None:
+        for change in reversed(self._changes):
+            change.revert()
+
+    def _cut_parameter(self, cut: ParameterCut, replaced: dict[nn.Parameter, tuple[nn.Parameter, Take]]) -> None:
+        old = cut.parameter
+        take = partial(_take, dim=cut.dim, kept=cut.kept)
+        with torch.no_grad():
+            left = take(old.detach())
+            new = nn.Parameter(left if cut.scale is None else left * cut.scale, requires_grad=old.requires_grad)
+            new.grad = None if old.grad is None else take(old.grad)
+        vars(new).update(vars(old))
+        replaced[old] = (new, take)
+        self._changes.append(AttributeSwap(cut.module._parameters, cut.name, new))
+        if cut.name == "weight":
+            self._changes += _feature_swaps(cut.module, cut.dim, len(cut.kept))
+
+
+def _take(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
+    return tensor.index_select(dim, kept.to(tensor.device)).contiguous()
+
+
+def _checked(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> list[tuple[HeadSite, list[int]]]:
+    """The sites, and the heads that stay of each."""
+    if not isinstance(removed, Mapping):
+        raise ConfigurationError(f"`heads` must map sites to lists of heads, got {type(removed).__name__}.")
+    sites, refused = head_sites(model)
+    if not sites:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:3])
+        raise ConfigurationError(f"`model` has no attention whose heads can be removed. {reasons or 'It has none.'}")
+    result = []
+    for key, heads in removed.items():
+        site = _site(key, sites, refused)
+        gone = _checked_heads(site, heads)
+        result.append((site, [head for head in site.kept if head not in gone]))
+    if len({site.name for site, _ in result}) < len(result):
+        raise ConfigurationError("`heads` names a site twice, once by its name and once by its index.")
+    left = {site.name: site.num_heads for site in sites.values()} | {site.name: len(kept) for site, kept in result}
+    if not any(left.values()):
+        raise ConfigurationError("`heads` are all heads of the model: at least one must stay.")
+    return [(site, kept) for site, kept in result if len(kept) < site.num_heads]
+
+
+def _site(key: str | int, sites: Mapping[str, HeadSite], refused: Mapping[str, str]) -> HeadSite:
+    if isinstance(key, int) and not isinstance(key, bool):
+        if not 0 <= key < len(sites):
+            raise ConfigurationError(f"`heads`: there is no layer {key}, the model has 0 to {len(sites) - 1}.")
+        return list(sites.values())[key]
+    if key in refused:
+        raise ConfigurationError(f"`heads`: the heads of {key!r} can't be removed: {refused[key]}.")
+    if key not in sites:
+        raise ConfigurationError(f"`heads`: there is no site {key!r}; the model has: {', '.join(sites)}.")
+    return sites[key]
+
+
+def _checked_heads(site: HeadSite, heads: Sequence[int]) -> set[int]:
+    is_list = isinstance(heads, Iterable) and not isinstance(heads, str | bytes)
+    heads = list(heads) if is_list else heads
+    if not is_list or not all(isinstance(head, int) and not isinstance(head, bool) for head in heads):
+        raise ConfigurationError(f"`heads` at {site.name!r} must be a list of integers, got {heads!r}.")
+    for head in heads:
+        if not 0 <= head < site.num_unpruned_heads:
+            raise ConfigurationError(
+                f"`heads`: {site.name!r} has no head {head}; its heads are 0 to {site.num_unpruned_heads - 1}."
+            )
+        if head not in site.kept:
+            raise ConfigurationError(f"`heads`: head {head} of {site.name!r} was removed before; it has {site.kept}.")
+    if len(set(heads)) < len(heads):
+        raise ConfigurationError(f"`heads` at {site.name!r} names a head twice: {list(heads)}.")
+    return set(heads)
+
+
+def _checked_optimizers(model: nn.Module, optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    if not isinstance(optimizers, Iterable):
+        raise ConfigurationError(f"`optimizers` must be a list of optimizers, got {type(optimizers).__name__}.")
+    optimizers = list(optimizers)
+    parameters = set(model.parameters())
+    for optimizer in optimizers:
+        if not isinstance(optimizer, Optimizer):
+            raise ConfigurationError(f"`optimizers` must be torch optimizers, got {type(optimizer).__name__}.")
+        held = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        if not held & parameters:
+            raise ConfigurationError(
+                f"`optimizers`: this {type(optimizer).__name__} holds none of the model's parameters; "
+                "was it made for another model, or before the model was changed?"
+            )
+    return optimizers
+
+
+# What a module and its projections say about their sizes.
+
+
+def features_of(projection: nn.Module) -> dict[str, int]:
+    """What a projection says about the size of its weight, by attribute."""
+    if isinstance(projection, nn.Linear):
+        return dict(zip(("out_features", "in_features"), projection.weight.shape, strict=True))
+    if type(projection).__name__ == "Conv1D":
+        return dict(zip(("nx", "nf"), projection.weight.shape, strict=True))
+    return {}
+
+
+def _feature_swaps(projection: nn.Module, dim: int, features: int) -> list[AttributeSwap]:
+    name = list(features_of(projection))[dim : dim + 1]
+    return [AttributeSwap(vars(projection), attribute, features) for attribute in name]
+
+
+def _attribute_swaps(site: HeadSite, kept: list[int], num_key_value_heads: int) -> list[AttributeSwap]:
+    module, values = site.module, vars(site.module)
+    swaps = [
+        AttributeSwap(
+            module._buffers, KEPT_HEADS, torch.tensor(kept, dtype=torch.long, device=site.output.weight.device)
+        ),
+        AttributeSwap(values, UNPRUNED_HEADS, (site.num_unpruned_heads, site.num_unpruned_key_value_heads)),
+    ]
+    group = len(kept) // max(num_key_value_heads, 1)
+    sizes = {
+        ("num_heads", "num_attention_heads", "n_heads", "n_head"): (site.num_heads, len(kept)),
+        ("num_key_value_heads", "num_kv_heads"): (site.num_key_value_heads, num_key_value_heads),
+        ("num_key_value_groups", "n_rep"): (site.num_heads // max(site.num_key_value_heads, 1), group),
+        ("all_head_size", "inner_dim", "split_size", "attn_dim"): (
+            site.num_heads * site.head_dim,
+            len(kept) * site.head_dim,
+        ),
+    }
+    for names, (before, after) in sizes.items():
+        swaps += [AttributeSwap(values, name, after) for name in names if values.get(name) == before]
+    swaps += [AttributeSwap(values, name, value) for name, value in site.layout.when_pruned.items()]
+    return swaps + forward_swaps(site, kept)
+
+
+def forward_swaps(site: HeadSite, kept: Sequence[int]) -> list[AttributeSwap]:
+    """What the module's code needs to work with these heads, or without them what it needed."""
+    module, values = site.module, vars(site.module)
+    is_whole = len(kept) == site.num_unpruned_heads
+    swaps = []
+    config = getattr(module, "config", None)
+    if "num_attention_heads" in names_in_forward(type(module)) and not hasattr(module, "num_attention_heads"):
+        own = SiteConfig(config, {"num_attention_heads": len(kept)})
+        swaps.append(AttributeSwap(values, "config", own.whole if is_whole else own))
+    if not kept and site.layout.returns is not None:
+        forward = partial(_without_heads, module, site.layout)
+    elif site.layout.forward is not None and not is_whole:
+        forward = partial(site.layout.forward, module)
+    else:
+        forward = MISSING
+    ours = getattr(values.get("forward"), "func", None) in (_without_heads, site.layout.forward)
+    if forward is not MISSING or ours:
+        swaps.append(AttributeSwap(values, "forward", forward))
+    return swaps
+
+
+def _without_heads(module: nn.Module, layout: HeadLayout, *args, **kwargs) -> Tensor | tuple[Tensor, None]:
+    hidden_states = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
+    key_value_states = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
+    cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
+    output = None if layout.output.startswith("../") else layout.output
+    result = forward_without_heads(module, output, hidden_states, key_value_states, cache)
+    if layout.after_output is not None:
+        result = module.get_submodule(layout.after_output)(result)
+    return result if layout.returns == "output" else (result, None)
+
+
+class SiteConfig:
+    """A model's config as one of its modules sees it: with its own number of heads, otherwise the same object's."""
+
+    def __init__(self, config: Any, own: Mapping[str, Any]):
+        self._config = config.whole if isinstance(config, SiteConfig) else config
+        self._own = dict(own)
+
+    @property
+    def whole(self) -> Any:
+        """The model's config."""
+        return self._config
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("_config", "_own"):  # not there yet while a copy is made
+            raise AttributeError(name)
+        return self._own[name] if name in self._own else getattr(self._config, name)
+
+    def __deepcopy__(self, memo: dict) -> "SiteConfig":
+        return SiteConfig(copy.deepcopy(self._config, memo), self._own)

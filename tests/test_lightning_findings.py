@@ -1,0 +1,408 @@
+"""What the monitor says of a run: when, to whom, and what it does about it."""
+
+import math
+import sys
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from models import WIDTH, llama
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_lightning_monitor import Llama, train
+from torch import nn
+
+import attnwatch.lightning.monitor as monitor_module
+from attnwatch import AttnwatchWarning, RunStatus, Thresholds
+from attnwatch.lightning import AttentionMonitor
+
+pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
+
+
+class Kept(Logger):
+    """A logger that keeps what it is given."""
+
+    name, version = "kept", 0
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_metrics(self, metrics, step=None):
+        self.rows.append((step, dict(metrics)))
+
+    def log_hyperparams(self, params):
+        pass
+
+    def steps(self, tag: str) -> list[int]:
+        return [step for step, metrics in self.rows if tag in metrics]
+
+
+def events_of(logger: TensorBoardLogger) -> EventAccumulator:
+    return EventAccumulator(logger.log_dir, size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
+
+
+def picture_steps(logger: TensorBoardLogger) -> list[int]:
+    return [image.step for image in events_of(logger).Images("attention_heads/max_logit")]
+
+
+def messages(caught) -> list[str]:
+    return [str(warning.message) for warning in caught if issubclass(warning.category, AttnwatchWarning)]
+
+
+def poison(module, batch_idx):
+    if batch_idx == 6:
+        with torch.no_grad():
+            module.model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
+
+
+# When
+
+
+def test_scalars_come_once_with_the_transfers():
+    logger = Kept()
+    train(AttentionMonitor(every_n_steps=1, flush_every=4), logger=logger, log_every_n_steps=1, limit_val_batches=0)
+    assert logger.steps("attention/entropy") == list(range(12))
+    assert logger.steps("attention_max_logit/layer_1") == list(range(12))
+    assert logger.steps("attention/risk") == [0, 4, 8, 11]  # after the first step, then every four, and at the end
+    for step, metrics in logger.rows:
+        assert {type(step), *map(type, metrics.values())} <= {int, float}
+
+
+class Metrics(pl.Callback):
+    """Keeps what can be monitored, after every batch and at the end of every epoch."""
+
+    def __init__(self):
+        self.batches, self.epochs = [], []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.batches.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.epochs.append({name: float(value) for name, value in trainer.callback_metrics.items()})
+
+
+class OneSequence(Llama):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[:1], batch_idx)
+
+
+def test_metrics_are_there_from_the_first_step_and_up_to_date_when_an_epoch_ends():
+    monitor, metrics = AttentionMonitor(every_n_steps=5), Metrics()
+    train(monitor, OneSequence(), steps=8, epochs=2, callbacks=[metrics])
+    assert monitor.history.steps.tolist() == [0, 5, 10, 15]
+    entropy = monitor.history["normalized_entropy"].mean((1, 2))
+    assert metrics.batches[0]["attention/normalized_entropy"] == pytest.approx(entropy[0])
+    assert metrics.batches[6]["attention/normalized_entropy"] == pytest.approx(entropy[0])  # not yet transferred
+    at_ends = [epoch["attention/normalized_entropy"] for epoch in metrics.epochs]
+    assert at_ends == pytest.approx(entropy[[1, 3]])
+    assert all(math.isnan(seen["attention/content_sensitivity"]) for seen in metrics.batches)  # of one sequence
+
+
+def test_run_that_ends_within_an_epoch_is_judged_to_its_last_step(tmp_path):
+    kept, tensorboard = Kept(), TensorBoardLogger(tmp_path)
+    monitor = AttentionMonitor(every_n_steps=1)
+    train(monitor, max_steps=8, logger=[kept, tensorboard])
+    assert kept.steps("attention/entropy") == list(range(8))
+    assert kept.steps("attention/risk") == [0, 7]
+    assert monitor.diagnosis.step == 7
+    assert picture_steps(tensorboard) == [7]
+    assert [text.step for text in events_of(tensorboard).Tensors("attention/diagnosis/text_summary")] == [7]
+
+
+@pytest.mark.parametrize(
+    ("every", "share_of_time", "expected"),
+    [(4, math.inf, [4, 8, 9]), (None, math.inf, [9]), (1, 1e-9, [1, 9])],
+    ids=["every 4 steps", "at the end", "as time allows"],
+)
+def test_pictures_come_as_often_as_asked_and_as_time_allows(tmp_path, monkeypatch, every, share_of_time, expected):
+    monkeypatch.setattr(monitor_module, "_SHARE_OF_TIME_TO_DRAW", share_of_time)
+    loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "tb")]
+    monitor = AttentionMonitor(every_n_steps=1, flush_every=1, figures_every_n_steps=every, max_layer_curves=1)
+    train(monitor, max_steps=10, logger=loggers, limit_val_batches=0)
+    assert picture_steps(loggers[1]) == expected
+    tags = events_of(loggers[1]).Tags()["scalars"]
+    assert [tag for tag in tags if tag.startswith("attention_max_logit")] == ["attention_max_logit/layer_0"]
+
+
+def test_words_come_when_something_is_found_and_at_the_end(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding="ignore")
+    train(monitor, Llama(poison), logger=logger)
+    words = events_of(logger).Tensors("attention/diagnosis/text_summary")
+    assert [text.step for text in words] == [6, 11]
+    assert "**non finite** since step 6" in words[0].tensor_proto.string_val[0].decode()
+    risk = events_of(logger).Scalars("attention/risk")
+    assert [point.step for point in risk if point.value == 1] == [6, 7, 8, 9, 11]  # the last two come together
+
+
+# What is done about it
+
+
+def test_early_stopping_on_risk_lets_a_healthy_run_go_on_and_stops_a_sick_one():
+    def stopping():
+        return EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6, check_on_train_epoch_end=True)
+
+    healthy, _ = train(AttentionMonitor(), epochs=6, callbacks=[stopping()])
+    assert healthy.current_epoch == 6
+    monitor = AttentionMonitor(every_n_steps=1, on_finding="ignore")
+    sick, _ = train(monitor, Llama(poison), epochs=6, callbacks=[stopping()])
+    assert sick.current_epoch == 1
+
+
+def test_stop_at_chosen_findings():
+    monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding={"non_finite": "stop"})
+    with pytest.warns(AttnwatchWarning, match="non_finite since step 6: .* at 1 of 2 sites"):
+        trainer, _ = train(monitor, Llama(poison), steps=30)
+    assert trainer.global_step < 12
+    assert monitor.diagnosis.status is RunStatus.UNSTABLE
+    assert monitor.history["nonfinite"][-1].max() == 1
+
+
+# Every site counts as uniform, from the step on at which it is poisoned.
+UNIFORM_WHEN_POISONED = Thresholds(
+    min_observations=7, min_steps=6, patience=1, uniform_enter=0, uniform_leave=0, uniform_growth=1e9, uniform_steps=0
+)
+
+
+def test_finding_that_warns_neither_stops_nor_takes_a_stop_back():
+    options = {"every_n_steps": 1, "flush_every": 1, "thresholds": UNIFORM_WHEN_POISONED}
+    with pytest.warns(AttnwatchWarning) as caught:
+        going_on, _ = train(AttentionMonitor(on_finding={"frozen_attention": "stop"}, **options), Llama(poison))
+    assert [message.split()[1] for message in messages(caught)] == ["non_finite", "uniform_attention"]
+    assert going_on.global_step == 12
+    with pytest.warns(AttnwatchWarning):
+        stopped, _ = train(AttentionMonitor(on_finding={"non_finite": "stop"}, **options), Llama(poison))
+    assert stopped.global_step == 8
+
+
+def test_wish_of_others_to_stop_is_left_alone():
+    def stop(module, batch_idx):
+        module.trainer.should_stop |= batch_idx == 3
+
+    trainer, _ = train(AttentionMonitor(every_n_steps=1, on_finding="stop"), Llama(stop))
+    assert trainer.global_step == 4
+
+
+def test_a_function_is_told_of_findings_once():
+    told = []
+    monitor = AttentionMonitor(
+        every_n_steps=1,
+        flush_every=1,
+        on_finding=lambda finding, trainer, module: told.append((finding.kind.value, type(trainer), type(module))),
+    )
+    trainer, _ = train(monitor, Llama(poison), steps=20)
+    assert told == [("non_finite", pl.Trainer, Llama)]
+    assert trainer.global_step == 20
+
+
+def test_uniform_attention_is_flagged():
+    def flatten(module, batch_idx):
+        for layer in module.model.model.layers:
+            nn.init.zeros_(layer.self_attn.q_proj.weight)
+
+    thresholds = Thresholds(min_steps=15, uniform_steps=10)
+    monitor = AttentionMonitor(every_n_steps=1, thresholds=thresholds)
+    with pytest.warns(AttnwatchWarning, match="uniform_attention since step 0"):
+        train(monitor, Llama(flatten), steps=25)
+    assert monitor.diagnosis.status is RunStatus.NOT_CONVERGING
+
+
+# What is not observed
+
+
+class HandwrittenAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, hidden_states, **kwargs):
+        states = self.projection(hidden_states)
+        return (states @ states.mT).softmax(-1) @ states, None
+
+
+class HardlyReadable(Llama):
+    """All layers but the first compute attention by hand."""
+
+    def __init__(self, layers: int):
+        super().__init__()
+        self.model = llama(layers=layers)
+        for layer in self.model.model.layers[1:]:
+            layer.self_attn = HandwrittenAttention()
+
+
+def test_what_is_not_observed_is_named_once_per_fit():
+    monitor = AttentionMonitor(every_n_steps=1)
+    for module in (HardlyReadable(2), HardlyReadable(6)):
+        with pytest.warns(AttnwatchWarning) as caught:
+            train(monitor, module)
+        (message,) = messages(caught)
+        unread = len(module.model.model.layers) - 1
+        assert message.startswith(
+            f"attnwatch: {unread} of {unread + 1} attention sites are not observed. model.model.layers.1.self_attn: "
+            "computes attention without"
+        )
+        assert message.count("model.model.layers") == min(unread, 3)
+        assert message.endswith("; and 2 more, see coverage()") == (unread == 5)
+
+
+# One run after the other
+
+
+def test_findings_of_a_resumed_run_are_not_told_again(tmp_path):
+    """It goes on past the finding that stopped it; nothing that was logged is logged again."""
+    options = {"every_n_steps": 1, "flush_every": 1, "on_finding": "stop", "figures_every_n_steps": 6}
+    path, kept, tensorboard = tmp_path / "stopped.ckpt", Kept(), TensorBoardLogger(tmp_path / "resumed")
+    with pytest.warns(AttnwatchWarning, match="non_finite"):
+        stopped, _ = train(AttentionMonitor(**options), Llama(poison))
+    stopped.save_checkpoint(path)
+    torch.load(path, weights_only=True)
+    resumed, _ = train(AttentionMonitor(**options), epochs=2, logger=[kept, tensorboard], ckpt_path=path)
+    assert (stopped.global_step, resumed.global_step) == (8, 20)
+    assert kept.steps("attention/nonfinite") == list(range(8, 20))
+    assert picture_steps(tensorboard) == [12, 19]
+
+
+def test_finding_is_told_again_where_the_checkpoint_does_not_fit(tmp_path):
+    options = {"every_n_steps": 1, "flush_every": 1}
+    with pytest.warns(AttnwatchWarning, match="non_finite"):
+        trainer, _ = train(AttentionMonitor(**options), Llama(poison))
+    trainer.save_checkpoint(tmp_path / "poisoned.ckpt")
+    with pytest.warns(AttnwatchWarning) as caught:
+        train(AttentionMonitor(**options, sites=["*layers.1*"]), epochs=2, ckpt_path=tmp_path / "poisoned.ckpt")
+    assert [message.split(":")[1].split()[0] for message in messages(caught)] == ["the", "non_finite"]
+
+
+def test_resumed_run_has_its_own_wish_for_pictures(tmp_path):
+    trainer, _ = train(AttentionMonitor(every_n_steps=1), steps=3)
+    trainer.save_checkpoint(tmp_path / "three.ckpt")
+    logger, monitor = TensorBoardLogger(tmp_path), AttentionMonitor(every_n_steps=1, figures_every_n_steps=None)
+    train(monitor, steps=3, epochs=2, ckpt_path=tmp_path / "three.ckpt", logger=logger)
+    assert picture_steps(logger) == [5]
+
+
+def test_second_fit_says_everything_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor_module, "_SHARE_OF_TIME_TO_DRAW", 1e-9)
+    monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding="stop", figures_every_n_steps=4)
+    for loggers in ([Kept()], [Kept(), TensorBoardLogger(tmp_path)]):
+        with pytest.warns(AttnwatchWarning, match="non_finite since step 6"):
+            trainer, _ = train(monitor, Llama(poison), logger=loggers, limit_val_batches=0)
+        assert trainer.global_step == 8
+        assert loggers[0].steps("attention/nonfinite") == list(range(8))
+    assert picture_steps(loggers[1]) == [4, 7]
+    short = Kept()
+    train(monitor, steps=3, logger=short)
+    assert short.steps("attention/risk") == [0, 2]
+
+    def fail(module, batch_idx):
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        train(monitor, Llama(fail))
+    assert monitor.diagnosis is None
+
+
+# What fails
+
+
+class FullDisk(Logger):
+    """A logger whose directory takes no more."""
+
+    name, version = "full", 0
+
+    def log_metrics(self, metrics, step=None):
+        raise OSError(28, "No space left on device")
+
+    def log_hyperparams(self, params):
+        pass
+
+
+class Wrapping(FullDisk):
+    """Says something else, as Lightning's TensorBoardLogger does."""
+
+    def log_metrics(self, metrics, step=None):
+        try:
+            super().log_metrics(metrics, step)
+        except OSError as error:
+            raise ValueError("not supported") from error
+
+
+@pytest.mark.parametrize(
+    ("full", "reason"),
+    [
+        (FullDisk(), "OSError: [Errno 28] No space left on device"),
+        (Wrapping(), "ValueError: not supported (because of OSError(28, 'No space left on device'))"),
+    ],
+    ids=["directly", "with a cause"],
+)
+def test_logger_that_fails_gives_one_warning_per_fit_and_training_goes_on(full, reason):
+    monitor = AttentionMonitor(every_n_steps=1)
+    for _ in range(2):
+        other = Kept()
+        with pytest.warns(AttnwatchWarning) as caught:
+            trainer, _ = train(monitor, logger=[full, other], limit_val_batches=0)
+        assert messages(caught) == [
+            f"attnwatch gives {type(full).__name__} no more scalars, training goes on: {reason}"
+        ]
+        assert trainer.global_step == 12
+        assert other.steps("attention/entropy") == list(range(12))
+
+
+def test_pictures_that_can_not_be_drawn_cost_no_scalars(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "attnwatch.dashboard.figures", None)  # as if matplotlib were missing
+    logger = TensorBoardLogger(tmp_path)
+    monitor = AttentionMonitor(every_n_steps=1, figures_every_n_steps=1)
+    with pytest.warns(AttnwatchWarning, match=r"no more pictures, .* pip install 'attnwatch\[tensorboard\]'"):
+        train(monitor, logger=logger)
+    assert len(events_of(logger).Scalars("attention/entropy")) == 12
+
+
+def test_function_that_fails_stops_neither_training_nor_other_actions():
+    def broken(finding, trainer, module):
+        raise RuntimeError("in my function")
+
+    metrics = Metrics()
+    monitor = AttentionMonitor(
+        every_n_steps=1,
+        flush_every=1,
+        thresholds=UNIFORM_WHEN_POISONED,
+        on_finding={"non_finite": broken, "uniform_attention": "stop"},
+    )
+    with pytest.warns(AttnwatchWarning) as caught:
+        trainer, _ = train(monitor, Llama(poison), callbacks=[metrics])
+    assert messages(caught)[0] == "attnwatch: the monitor failed, training goes on: RuntimeError: in my function"
+    assert messages(caught)[1].startswith("attnwatch: uniform_attention since step 0")
+    assert trainer.global_step == 8
+    assert metrics.batches[-1]["attention/risk"] == 1
+
+
+@pytest.mark.parametrize("max_steps", [-1, 8], ids=["at every step", "at the end, too"])
+def test_error_in_the_monitor_is_told_once_per_fit_and_stops_nothing(tmp_path, monkeypatch, max_steps):
+    monitor = AttentionMonitor(every_n_steps=1, flush_every=3)
+    monkeypatch.setattr(monitor_module, "diagnose", lambda *arguments, **options: 1 / 0)
+    for _ in range(2):
+        with pytest.warns(AttnwatchWarning) as caught:
+            trainer, _ = train(monitor, max_steps=max_steps, logger=TensorBoardLogger(tmp_path))
+        assert messages(caught) == [
+            "attnwatch: the monitor failed, training goes on: ZeroDivisionError: division by zero"
+        ]
+        assert trainer.global_step == (12 if max_steps < 0 else 8)
+
+
+class Interrupted(Kept):
+    def log_metrics(self, metrics, step=None):
+        if "attention/entropy" in metrics:
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_never_swallowed():
+    def interrupted(finding, trainer, module):
+        raise KeyboardInterrupt
+
+    for options in ({"logger": Interrupted()}, {}):
+        monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding=interrupted)
+        module = Llama(poison)
+        with pytest.raises(SystemExit):
+            train(monitor, module, **options)
+        assert len(module.losses) < 12

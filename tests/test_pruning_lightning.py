@@ -1,0 +1,407 @@
+"""Head pruning in real Lightning trainings of a tiny Llama."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from models import HEADS, LAYERS, llama
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_lightning_monitor import Llama, batches
+
+import attnwatch
+from attnwatch import AttnwatchWarning, ConfigurationError, Guard, PruningPlan
+from attnwatch.lightning import AttentionMonitor, HeadPruning
+
+# Lightning gives hints on workers and intervals; what attnwatch itself warns of stays an error.
+pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
+
+STEPS = 20
+SITES = [f"model.model.layers.{layer}.self_attn" for layer in range(LAYERS)]
+
+
+def train(*callbacks, module=None, steps=STEPS, ckpt_path=None, **options) -> Llama:
+    pl.seed_everything(0, verbose=False)
+    module = module or Llama()
+    trainer = pl.Trainer(
+        **{
+            "max_steps": steps,
+            "callbacks": list(callbacks),
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "num_sanity_val_steps": 0,
+            **options,
+        }
+    )
+    trainer.fit(module, batches(200), ckpt_path=ckpt_path)
+    return module
+
+
+def pruning(target=0.5, **options) -> HeadPruning:
+    return HeadPruning(target, **{"guard": None, "start": 4, "end": 10, "num_cuts": 2, **options})
+
+
+def least_important_last(model) -> dict[str, torch.Tensor]:
+    return {site: -torch.arange(float(HEADS)) for site in PruningPlan.of(model).num_heads}
+
+
+def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
+    ours, theirs = first.state_dict(), second.state_dict()
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        assert torch.equal(value, theirs[name]), name
+
+
+def test_heads_are_removed_on_schedule_and_training_goes_on():
+    callback, sizes = pruning(), {}
+
+    def note_sizes(module, batch_idx):
+        sizes[batch_idx] = sum(parameter.numel() for parameter in module.parameters())
+
+    module = train(callback, module=Llama(note_sizes))
+    assert [cut.step for cut in callback.cuts] == [4, 10]
+    assert sizes[3] > sizes[4] == sizes[9] > sizes[10] == sizes[STEPS - 1]
+    gone = PruningPlan.of(module).heads
+    assert sum(map(len, gone.values())) == LAYERS * HEADS // 2
+    before = {name: value.clone() for name, value in module.state_dict().items() if "proj" in name}
+    train(module=module, steps=2)
+    assert all(not torch.equal(value, module.state_dict()[name]) for name, value in before.items())
+
+
+def test_pruned_step_equals_the_masked_one():
+    """Two runs with the same batches: in one the heads are cut out, in the other their outputs are set to zero."""
+    removed = {SITES[0]: (2, 3), SITES[1]: (0, 1)}
+
+    def unwanted(model):
+        return {
+            site: torch.tensor([float(head not in heads) for head in range(HEADS)]) for site, heads in removed.items()
+        }
+
+    callback = pruning(criterion=unwanted, num_cuts=1, start=4, end=4)
+    pruned = train(callback, steps=8)
+    assert dict(callback.cuts[0].plan.heads) == removed
+
+    def mask(module, batch_idx):
+        if batch_idx >= 4:
+            for site, heads in removed.items():
+                weight = module.get_submodule(site).o_proj.weight
+                for head in heads:
+                    weight.data[:, 8 * head : 8 * head + 8] = 0
+
+    masked = train(module=Llama(mask), steps=8)
+    assert pruned.losses == pytest.approx(masked.losses, abs=1e-5)
+    kept = masked.get_submodule(SITES[0]).o_proj.weight[:, :16]
+    torch.testing.assert_close(pruned.get_submodule(SITES[0]).o_proj.weight, kept, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("criterion", ["gate", "weight", "random", least_important_last])
+def test_criteria_need_nothing_else(criterion):
+    callback = pruning(criterion=criterion)
+    module = train(callback, steps=12)
+    assert sum(map(len, PruningPlan.of(module).heads.values())) == LAYERS * HEADS // 2
+
+
+@pytest.mark.parametrize("criterion", ["entropy", "confidence"])
+def test_criteria_from_attention_read_the_monitor(criterion):
+    monitor = AttentionMonitor(every_n_steps=2, flush_every=1, num_query_rows=None)
+    callback = pruning(criterion=criterion, num_cuts=1, start=7, end=7)
+    train(monitor, callback, steps=12)
+    statistic, sign = {"entropy": ("normalized_entropy", 1), "confidence": ("confidence", -1)}[criterion]
+    values = sign * torch.from_numpy(monitor.history[statistic][:4]).mean(0)
+    gone = [[head in callback.cuts[0].plan.heads.get(site, ()) for head in range(HEADS)] for site in SITES]
+    # Whole key-value groups of two heads go, the highest means of all.
+    groups = values.unflatten(1, (2, 2)).mean(-1).flatten()
+    expected = torch.zeros(4, dtype=torch.bool).index_fill_(0, groups.topk(2).indices, True)
+    assert torch.tensor(gone).unflatten(1, (2, 2)).all(-1).flatten().tolist() == expected.tolist()
+
+
+def test_criterion_from_attention_without_a_monitor_is_an_error_before_the_first_step():
+    module = Llama()
+    with pytest.raises(ConfigurationError, match="`criterion` 'entropy' needs an AttentionMonitor"):
+        train(pruning(criterion="entropy"), module=module)
+    assert module.losses == []
+
+
+def test_monitor_goes_on_with_the_heads_that_are_left():
+    monitor = AttentionMonitor(every_n_steps=2, num_query_rows=None)
+    callback = pruning(num_cuts=1, start=5, end=5)
+    module = train(monitor, callback)
+    entropy = monitor.history["normalized_entropy"]
+    gone = PruningPlan.of(module).heads
+    assert entropy.shape == (STEPS // 2, LAYERS, HEADS)
+    for index, site in enumerate(SITES):
+        for head in range(HEADS):
+            assert not torch.from_numpy(entropy[:3, index, head]).isnan().any()
+            assert torch.from_numpy(entropy[3:, index, head]).isnan().all() == (head in gone.get(site, ()))
+
+
+# Resuming.
+
+
+@pytest.mark.parametrize("guard", [None, Guard(recovery_steps=2, window=3)], ids=["unguarded", "guarded"])
+@pytest.mark.parametrize("at", [4, 8, 12])
+def test_killed_and_resumed_equals_uninterrupted(tmp_path, at, guard):
+    epochs = {"limit_train_batches": 4}
+    uninterrupted_callback = pruning(guard=guard)
+    uninterrupted = train(uninterrupted_callback, **epochs)
+
+    def kill(module, batch_idx):
+        if module.global_step == at + 1:
+            raise KeyboardInterrupt
+
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
+    with pytest.raises(SystemExit):
+        train(pruning(guard=guard), checkpoint, module=Llama(kill), **epochs)
+    callback = pruning(guard=guard)
+    resumed = train(callback, ckpt_path=tmp_path / f"step={at}.ckpt", **epochs)
+    assert_same_weights(resumed, uninterrupted)
+    assert [cut.plan for cut in callback.cuts] == [cut.plan for cut in uninterrupted_callback.cuts]
+    assert resumed.losses == uninterrupted.losses[at:]
+
+
+class Rising(Llama):
+    """The loss that is seen rises whatever the model does."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (1 + self.global_step)
+
+
+def test_cut_is_taken_back_also_by_a_run_that_was_resumed_in_between(tmp_path):
+    options = {"num_cuts": 1, "start": 6, "end": 6, "guard": Guard(recovery_steps=3, window=2)}
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
+    with pytest.warns(AttnwatchWarning, match="are back"):
+        uninterrupted = train(pruning(**options), checkpoint, module=Rising(), limit_train_batches=4)
+    with pytest.warns(AttnwatchWarning, match="are back"):
+        resumed = train(pruning(**options), module=Rising(), ckpt_path=tmp_path / "step=8.ckpt", limit_train_batches=4)
+    assert not PruningPlan.of(resumed).heads
+    assert_same_weights(resumed, uninterrupted)
+    assert resumed.losses == uninterrupted.losses[8:]
+
+
+def test_checkpoint_loads_without_pickled_code(tmp_path):
+    train(pruning(guard=Guard(recovery_steps=9)), ModelCheckpoint(tmp_path, every_n_train_steps=6, filename="{step}"))
+    checkpoint = torch.load(tmp_path / "step=18.ckpt", weights_only=True)
+    assert any("HeadPruning" in name for name in checkpoint["callbacks"])
+
+
+class AcceptingLlama(Llama):
+    def __init__(self):
+        super().__init__()
+        attnwatch.accept_pruned_state(self)
+
+
+def test_load_from_checkpoint_on_an_unpruned_module(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, filename="last")
+    trained = train(pruning(), checkpoint, module=AcceptingLlama())
+    loaded = AcceptingLlama.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert_same_weights(loaded, trained)
+    assert PruningPlan.of(loaded) == PruningPlan.of(trained)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        Llama.load_from_checkpoint(tmp_path / "last.ckpt")
+
+
+# Guard.
+
+
+def test_harmful_cut_is_taken_back_as_if_it_had_not_happened():
+    """The loss is multiplied after the cut; the run goes on from where the cut was made."""
+    states = []
+
+    def record(module, batch_idx):
+        states.append({name: value.clone() for name, value in module.state_dict().items()})
+        module.harmed = module.get_submodule(SITES[0]).o_proj.in_features < 32
+
+    class Harmed(Llama):
+        harmed = False
+
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch, batch_idx) * (3.0 if self.harmed else 1.0)
+
+    guard = Guard(recovery_steps=2, window=2)
+    callback = pruning(0.5, ranking="layer", num_cuts=1, start=6, end=6, guard=guard)
+    with pytest.warns(
+        AttnwatchWarning, match=r"the 4 heads that were removed after step 6 are back: training loss went from"
+    ):
+        module = train(callback, module=Harmed(record))
+    taken_back = next(index for index in range(7, STEPS) if states[index].keys() == states[0].keys())
+    assert taken_back == 10  # 2 steps that do not count, then 2 that do
+    uncut = [name for name in states[0] if "self_attn" not in name]
+    assert all(torch.equal(states[taken_back][name], states[6][name]) for name in uncut)
+    assert not torch.equal(states[taken_back - 1][uncut[0]], states[6][uncut[0]])
+    assert callback.cuts[0].taken_back
+    assert not PruningPlan.of(module).heads
+    assert all(not name.endswith("kept_heads") for name in module.state_dict())
+
+
+def test_training_after_a_cut_was_taken_back_equals_one_that_never_saw_those_batches():
+    guard = Guard(tolerance=0.0, recovery_steps=0, window=1)
+    callback = pruning(0.75, ranking="layer", grouping="within", num_cuts=1, start=6, end=6, guard=guard)
+    with pytest.warns(AttnwatchWarning, match="are back"):
+        pruned = train(callback)
+    pl.seed_everything(0, verbose=False)
+    model = llama()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    for index, batch in enumerate(batches(STEPS)):
+        if index != 6:  # the cut came after step 6 and was judged by the loss of the next one
+            optimizer.zero_grad()
+            model(input_ids=batch, labels=batch).loss.backward()
+            optimizer.step()
+    assert_same_weights(pruned.model, model)
+
+
+def test_harmless_cut_stays():
+    callback = pruning(0.25, num_cuts=1, guard=Guard(tolerance=0.5, recovery_steps=1, window=4))
+    train(callback)
+    assert [cut.taken_back for cut in callback.cuts] == [""]
+
+
+def test_guard_watches_a_logged_metric():
+    class Validated(Llama):
+        def validation_step(self, batch, batch_idx):
+            self.log(
+                "quality", torch.tensor(1.0 if self.model.model.layers[0].self_attn.o_proj.in_features == 32 else 0.0)
+            )
+
+    callback = pruning(
+        0.5, ranking="layer", num_cuts=1, start=6, end=6, guard=Guard(metric="quality", mode="max", recovery_steps=0)
+    )
+    module = Validated()
+    trainer = pl.Trainer(
+        max_steps=STEPS,
+        callbacks=[callback],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        val_check_interval=4,
+    )
+    with pytest.warns(AttnwatchWarning, match="quality went from 1 to 0"):
+        trainer.fit(module, batches(200), batches(1))
+    assert not PruningPlan.of(module).heads
+
+
+# With what else a training has.
+
+
+def test_gradient_accumulation_clipping_and_bf16():
+    callback = pruning()
+    module = train(callback, accumulate_grad_batches=2, gradient_clip_val=0.1, precision="bf16-mixed")
+    assert [cut.step for cut in callback.cuts] == [4, 10]
+    assert len(module.losses) == 2 * STEPS
+    assert torch.isfinite(torch.tensor(module.losses)).all()
+
+
+def test_importance_is_read_before_gradients_are_clipped():
+    cuts = []
+    for clip in (None, 1e-6):
+        callback = pruning(0.25, num_cuts=1)
+        train(callback, gradient_clip_val=clip)
+        cuts.append(callback.cuts[0].plan)
+    assert cuts[0] == cuts[1]
+
+
+def test_averaged_weights_are_cut_with_the_model():
+    callback, average = pruning(), WeightAveraging()
+    module = train(average, callback)
+    assert PruningPlan.of(module).heads
+    assert PruningPlan.of(average._average_model.module) == PruningPlan.of(module)
+
+
+def test_compiled_module():
+    callback, module = pruning(num_cuts=1), Llama()
+    plain = train(pruning(num_cuts=1))
+    module.model.compile(backend="eager")
+    train(callback, module=module)
+    assert module.losses == pytest.approx(plain.losses, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"target": 1}, "`target` must be the fraction of heads that goes, between 0 and 1"),
+        ({"target": 0.0}, "`target` must be"),
+        ({"criterion": "gates"}, "`criterion` must be one of 'gate', 'entropy'"),
+        ({"start": 1.5}, "`start` must be a fraction of the run below 1 or a number of steps, got 1.5"),
+        ({"start": 0.5, "end": 0.4}, "`start` must not be after `end`"),
+        ({"num_cuts": 0}, "`num_cuts` must be an integer of at least 1"),
+        ({"ranking": "best"}, "`ranking` must be one of 'global', 'layer', 'equal'"),
+        ({"grouping": "all"}, "`grouping` must be one of 'auto', 'group', 'within'"),
+        ({"min_heads": -1}, "`min_heads` must be an integer of at least 0"),
+        ({"guard": 3}, "`guard` must be an attnwatch.Guard or None"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_wrong_arguments_are_named_at_construction(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        HeadPruning(**arguments)
+
+
+def test_run_that_is_too_short_is_an_error_before_the_first_step():
+    module = Llama()
+    with pytest.raises(ConfigurationError, match="`num_cuts`: 9 cuts between steps 2 and 8 do not fit"):
+        train(pruning(num_cuts=9, start=0.1, end=0.4), module=module)
+    assert module.losses == []
+
+
+def test_sharding_strategies_are_refused_with_the_way_that_works():
+    trainer = pl.Trainer(strategy=ModelParallelStrategy(), logger=False, enable_checkpointing=False, accelerator="cpu")
+    with pytest.raises(
+        ConfigurationError, match=r"under ModelParallelStrategy.*attnwatch.prune_heads, then train that"
+    ):
+        pruning().setup(trainer, Llama(), "fit")
+
+
+def test_run_with_averaged_weights_is_resumed(tmp_path):
+    callbacks = pruning(), WeightAveraging(), ModelCheckpoint(tmp_path, every_n_train_steps=8, filename="{step}")
+    module = train(*callbacks, limit_train_batches=4)
+    for order in (slice(None), slice(None, None, -1)):
+        resumed = train(
+            *[pruning(), WeightAveraging()][order], ckpt_path=tmp_path / "step=16.ckpt", limit_train_batches=4
+        )
+        assert_same_weights(resumed, module)
+
+
+def test_pruned_checkpoint_is_validated_on_an_unpruned_module(tmp_path):
+    trained = train(pruning(), ModelCheckpoint(tmp_path, filename="last"))
+    trainer = pl.Trainer(callbacks=[pruning()], logger=False, enable_progress_bar=False, accelerator="cpu")
+    module = Llama()
+    trainer.validate(module, batches(1), ckpt_path=tmp_path / "last.ckpt", verbose=False)
+    assert_same_weights(module, trained)
+
+
+def test_cuts_are_on_the_dashboard(tmp_path):
+    logger = TensorBoardLogger(tmp_path, name=None, version="")
+    module = train(pruning(), logger=logger, log_every_n_steps=1)
+    events = EventAccumulator(str(tmp_path))
+    events.Reload()
+    assert [event.value for event in events.Scalars("pruning/heads")][::6] == [1.0, 0.75, 0.5, 0.5]
+    assert all(event.value > 0 for event in events.Scalars("pruning/step_seconds"))
+    texts = [tensor.tensor_proto.string_val[0].decode() for tensor in events.Tensors("pruning/cuts/text_summary")]
+    assert [text.partition("\n")[0] for text in texts] == [
+        "2 heads removed after step 4",
+        "2 heads removed after step 10",
+    ]
+    assert str(PruningPlan.of(module)) in texts[-1]
+
+
+def test_metric_of_the_guard_that_is_not_logged_is_an_error_before_the_first_step():
+    module = Llama()
+    trainer = pl.Trainer(
+        max_steps=STEPS,
+        callbacks=[pruning(guard=Guard(metric="accuracy"))],
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(
+        ConfigurationError, match="`guard`: there is no logged metric 'accuracy'; there are: validation_l"
+    ):
+        trainer.fit(module, batches(200), batches(1))
+    assert len(module.losses) == 0

@@ -1,0 +1,162 @@
+"""State dicts of pruned models, loaded into models that have more heads, or others."""
+
+import copy
+
+import pytest
+import torch
+from models import HEADS, WIDTH, bert, gpt2, llama, t5
+from pruning_models import EVERYWHERE, with_lora
+from test_pruning_checkpoints import pruned, result
+from test_pruning_gates import encoder, features
+from test_pruning_plan import assert_unchanged, contents
+from torch import nn
+
+from attnwatch import ConfigurationError, PruningPlan, accept_pruned_state, prune_heads
+
+KINDS = {
+    "llama": (llama, {0: [2, 3], 1: [0, 3]}),
+    "bert": (bert, {0: [1], 1: [0, 1, 2]}),
+    "gpt2": (gpt2, {1: [0, 1, 2, 3]}),
+    "t5": (t5, {0: [1], 3: [0, 3], 5: [2]}),
+    "torch": (encoder, {0: [1], 1: [2, 3]}),
+    "module itself": (lambda: nn.MultiheadAttention(WIDTH, HEADS), {0: [0, 3]}),
+    "lora": (with_lora(llama, *EVERYWHERE), {0: [2, 3]}),
+}
+
+
+class Task(nn.Module):
+    """A module around a model, as a trainer's is."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.before = nn.Linear(2, 2)
+        self.model = model
+
+
+def other(build) -> nn.Module:
+    """The same kind of model with other weights."""
+    model = build()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(-0.5)
+    return model
+
+
+def assert_equal_models(model: nn.Module, expected: nn.Module) -> None:
+    ours, theirs = model.state_dict(), expected.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert PruningPlan.of(model) == PruningPlan.of(expected)
+
+
+def attention(model: nn.Module) -> torch.Tensor:
+    """What a model returns that transformers knows nothing of."""
+    x = features(5).float()
+    return model(x, x, x)[0] if isinstance(model, nn.MultiheadAttention) else model(x)
+
+
+@pytest.mark.parametrize("accepts", ["model", "task", "both"])
+@pytest.mark.parametrize(("build", "heads"), KINDS.values(), ids=KINDS)
+def test_unpruned_model_takes_the_state_of_a_pruned_one(build, heads, accepts: str):
+    trained, fresh = Task(pruned(build, heads)), Task(other(build))
+    for name, module in (("model", fresh.model), ("task", fresh)):
+        if accepts in (name, "both"):
+            accept_pruned_state(module)
+    fresh.load_state_dict(trained.state_dict())
+    assert_equal_models(fresh, trained)
+    outputs = [
+        result(task.model) if hasattr(task.model, "config") else attention(task.model.eval())
+        for task in (fresh, trained)
+    ]
+    assert torch.equal(*outputs)
+    fresh.load_state_dict(trained.state_dict())  # and once more, into the pruned one
+    assert_equal_models(fresh, trained)
+
+
+def test_state_of_a_model_that_was_pruned_twice():
+    trained = pruned(bert, {0: [1]})
+    once, twice = bert(), bert()
+    accept_pruned_state(once)
+    accept_pruned_state(twice)
+    once.load_state_dict(trained.state_dict())
+    prune_heads(trained, {0: [0], 1: [2]})
+    for fresh in (once, twice):  # one that was pruned less, and one that was not
+        fresh.load_state_dict(trained.state_dict())
+        assert_equal_models(fresh, trained)
+
+
+FURTHER = {
+    "further": ({0: [2, 3], 1: [0]}, {0: [2, 3]}),
+    "others": ({0: [0, 1]}, {0: [2, 3]}),
+    "equally many others": ({0: [1]}, {0: [2]}),
+    "pruned where the state is not": ({0: [2, 3]}, {}),
+}
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.parametrize("build", [bert, gpt2])
+@pytest.mark.parametrize(("heads", "heads_of_state"), FURTHER.values(), ids=FURTHER)
+def test_heads_that_are_gone_can_not_come_back(build, heads, heads_of_state, strict: bool):
+    model = pruned(build, heads)
+    accept_pruned_state(model)
+    before = contents(model)
+    state = pruned(lambda: other(build), heads_of_state).state_dict() if heads_of_state else other(build).state_dict()
+    with pytest.raises(ConfigurationError, match=r"`state_dict` has the heads \[.*\] of .*, and the model only \[.*\]"):
+        model.load_state_dict(state, strict=strict)
+    assert_unchanged(model, before)
+
+
+def test_state_that_says_nothing_of_heads_is_left_alone():
+    """Such as that of an adapter, or of another part of the model."""
+    model = pruned(with_lora(llama, "q_proj", "up_proj"), {0: [2, 3]})
+    accept_pruned_state(model)
+    adapter = {name: value + 1 for name, value in model.state_dict().items() if "lora" in name}
+    assert adapter
+    model.load_state_dict(adapter, strict=False)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in adapter.items())
+
+
+def test_unpruned_state_goes_on_to_load():
+    model = bert()
+    accept_pruned_state(model)
+    model.load_state_dict(other(bert).state_dict())
+    assert_equal_models(model, other(bert))
+
+
+def test_handle_ends_it():
+    model = bert()
+    handle = accept_pruned_state(model)
+    handle.remove()
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        model.load_state_dict(pruned(bert, {0: [1]}).state_dict())
+    assert not PruningPlan.of(model).heads
+
+
+def test_copy_accepts_for_itself():
+    model = bert()
+    accept_pruned_state(model)
+    before, clone = contents(model), copy.deepcopy(model)
+    clone.load_state_dict(pruned(bert, {0: [1]}).state_dict())
+    assert PruningPlan.of(clone).heads
+    assert_unchanged(model, before)
+
+
+def test_optimizer_made_after_loading_takes_its_state():
+    trained = pruned(gpt2, {0: [1, 2]})
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=1e-2)
+    resumed = gpt2()
+    accept_pruned_state(resumed)
+    step(trained, optimizer)
+    resumed.load_state_dict(trained.state_dict())
+    resumed_optimizer = torch.optim.AdamW(resumed.parameters(), lr=1e-2)
+    resumed_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for model, its_optimizer in ((trained, optimizer), (resumed, resumed_optimizer)):
+        step(model, its_optimizer)
+    assert_equal_models(resumed, trained)
+
+
+def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    optimizer.zero_grad()
+    ids = torch.arange(12).view(2, 6)
+    model(input_ids=ids, labels=ids).loss.backward()
+    optimizer.step()
