@@ -4,6 +4,7 @@ import math
 import sys
 
 import lightning.pytorch as pl
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
@@ -16,6 +17,7 @@ from torch import nn
 import attnwatch.lightning.monitor as monitor_module
 from attnwatch import AttnwatchWarning, RunStatus, Thresholds
 from attnwatch.lightning import AttentionMonitor
+from attnwatch.metrics import STATISTICS
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -55,6 +57,43 @@ def poison(module, batch_idx):
     if batch_idx == 6:
         with torch.no_grad():
             module.model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
+
+
+# To whom
+
+
+def test_tensorboard_gets_scalars_pictures_and_words(tmp_path):
+    monitor = AttentionMonitor(every_n_steps=2, figures_every_n_steps=8)
+    logger = TensorBoardLogger(tmp_path)
+    train(monitor, steps=20, logger=logger)
+    events = events_of(logger)
+    tags = events.Tags()
+    layered = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
+    expected = {statistic.tag for statistic in STATISTICS.values()} | {"attention/risk"}
+    expected |= {f"attention_{name}/layer_{layer}" for name in layered for layer in range(2)}
+    assert expected <= set(tags["scalars"])
+    curve = events.Scalars("attention_normalized_entropy/layer_1")
+    assert [point.step for point in curve] == monitor.history.steps.tolist() == list(range(0, 20, 2))
+    recorded = monitor.history["normalized_entropy"][:, 1].mean(-1)
+    np.testing.assert_allclose([point.value for point in curve], recorded, rtol=1e-6)
+    assert set(tags["images"]) == {f"attention_{kind}/{name}" for kind in ("heads", "layers") for name in layered}
+    assert len(events.Images("attention_heads/normalized_entropy")) >= 2  # on the way, and at the end
+    text = events.Tensors("attention/diagnosis/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "risk" in text
+
+
+def test_every_logger_gets_the_scalars(tmp_path):
+    loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "tb")]
+    train(AttentionMonitor(every_n_steps=4), logger=loggers)
+    rows = np.genfromtxt(tmp_path / "csv/lightning_logs/version_0/metrics.csv", delimiter=",", names=True)
+    entropy = rows["attentionnormalized_entropy"]
+    assert np.isfinite(entropy).sum() == 3
+    events = events_of(loggers[1])
+    np.testing.assert_allclose(
+        entropy[np.isfinite(entropy)],
+        [point.value for point in events.Scalars("attention/normalized_entropy")],
+        rtol=1e-5,
+    )
 
 
 # When

@@ -8,10 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from models import VOCABULARY, llama, token_ids
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from models import VOCABULARY, gpt, llama, token_ids
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.modeling_utils import AttentionInterface
@@ -91,40 +89,6 @@ def test_defaults_are_enough(tmp_path):
     assert np.isfinite(monitor.history["normalized_entropy"]).all()
     assert set(monitor.coverage().values()) == {"observed"}
     assert monitor.diagnosis.status is RunStatus.UNDETERMINED
-
-
-def test_tensorboard_gets_scalars_pictures_and_words(tmp_path):
-    monitor = AttentionMonitor(every_n_steps=2, figures_every_n_steps=8)
-    logger = TensorBoardLogger(tmp_path)
-    train(monitor, steps=20, logger=logger)
-    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
-    tags = events.Tags()
-    layered = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
-    expected = {statistic.tag for statistic in STATISTICS.values()} | {"attention/risk"}
-    expected |= {f"attention_{name}/layer_{layer}" for name in layered for layer in range(2)}
-    assert expected <= set(tags["scalars"])
-    curve = events.Scalars("attention_normalized_entropy/layer_1")
-    assert [point.step for point in curve] == monitor.history.steps.tolist() == list(range(0, 20, 2))
-    recorded = monitor.history["normalized_entropy"][:, 1].mean(-1)
-    np.testing.assert_allclose([point.value for point in curve], recorded, rtol=1e-6)
-    assert set(tags["images"]) == {f"attention_{kind}/{name}" for kind in ("heads", "layers") for name in layered}
-    assert len(events.Images("attention_heads/normalized_entropy")) >= 2  # on the way, and at the end
-    text = events.Tensors("attention/diagnosis/text_summary")[-1].tensor_proto.string_val[0].decode()
-    assert "risk" in text
-
-
-def test_every_logger_gets_the_scalars(tmp_path):
-    loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "tb")]
-    train(AttentionMonitor(every_n_steps=4), logger=loggers)
-    rows = np.genfromtxt(tmp_path / "csv/lightning_logs/version_0/metrics.csv", delimiter=",", names=True)
-    entropy = rows["attentionnormalized_entropy"]
-    assert np.isfinite(entropy).sum() == 3
-    events = EventAccumulator(loggers[1].log_dir).Reload()
-    np.testing.assert_allclose(
-        entropy[np.isfinite(entropy)],
-        [point.value for point in events.Scalars("attention/normalized_entropy")],
-        rtol=1e-5,
-    )
 
 
 def test_metrics_can_be_monitored(tmp_path):
@@ -368,6 +332,26 @@ def test_options_are_those_of_the_recorder(options, differs):
         histories.append(monitor.history)
     first, second = (history["normalized_entropy"] for history in histories)
     assert (first.shape != second.shape or not np.array_equal(first, second)) == differs
+
+
+class Compiled(Llama):
+    def __init__(self):
+        super().__init__()
+        self.model = torch.compile(gpt(), backend="eager")
+
+    def training_step(self, batch, batch_idx):
+        return self.model(batch)
+
+    def validation_step(self, batch, batch_idx):
+        self.model(batch)
+
+
+def test_compiled_model_is_watched_from_before_its_first_forward():
+    torch._dynamo.reset()
+    monitor = AttentionMonitor(every_n_steps=2)
+    train(monitor, Compiled(), steps=5, num_sanity_val_steps=1)
+    assert monitor.coverage() == {f"model.layers.{layer}.attention": "observed" for layer in range(2)}
+    assert np.isfinite(monitor.history["entropy"]).all()
 
 
 def test_fit_twice_starts_anew():

@@ -257,6 +257,18 @@ def test_head_importance_reads_the_gradients_that_are_there():
     assert torch.equal(stacked(head_importance(model)), stacked(importance))
 
 
+@each_kind
+def test_two_at_once(kind: Kind):
+    model = kind.model(frozen=True)
+    before = dict(model.named_parameters())
+    first, second = HeadImportance(model), HeadImportance(model)
+    for seed in (0, 1):
+        update(first, model, kind.batch(seed))
+        second.update()
+    assert torch.equal(stacked(first), stacked(second))
+    assert dict(model.named_parameters()) == before
+
+
 def test_forward_that_fails_leaves_the_weights_in_place():
     model = KINDS["torch"].model(frozen=True)
     before = dict(model.named_parameters())

@@ -151,8 +151,9 @@ KINDS = {
 
 
 @pytest.mark.parametrize("is_pruned_before", [False, True], ids=["whole", "pruned before"])
+@pytest.mark.parametrize("is_stored", [False, True], ids=["kept", "stored"])
 @pytest.mark.parametrize(("build", "batch", "first", "second"), KINDS.values(), ids=KINDS)
-def test_snapshot_puts_model_and_optimizer_back(build, batch, first, second, is_pruned_before: bool):
+def test_snapshot_puts_model_and_optimizer_back(build, batch, first, second, is_stored, is_pruned_before):
     """The step after it is that of a run which was never cut, bit for bit; all attributes are as they were."""
 
     def run(*, cut: bool) -> nn.Module:
@@ -170,14 +171,16 @@ def test_snapshot_puts_model_and_optimizer_back(build, batch, first, second, is_
         step(1)
         if cut:
             before = attributes(model), str(model)
-            file = io.BytesIO()
-            torch.save(take_snapshot(model, [optimizer]), file)
+            snapshot = take_snapshot(model, [optimizer])
+            if is_stored:
+                torch.save(snapshot, file := io.BytesIO())
+                snapshot = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
             prune_heads(model, second, optimizers=[optimizer])
             for seed in (2, 3):
                 step(seed)
-            file.seek(0)
-            restore_snapshot(model, [optimizer], torch.load(file, weights_only=True))
+            restore_snapshot(model, [optimizer], snapshot)
             assert (attributes(model), str(model)) == before
+            assert set(optimizer.state) <= set(model.parameters())
         step(4)
         return model
 

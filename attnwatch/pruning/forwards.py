@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnwatch.capture import UNPRUNED_HEADS
+from attnwatch.pruning.projections import is_conv1d
 
 
 def multihead_forward(
@@ -165,7 +166,7 @@ def forward_without_heads(
     if output is None:
         return empty
     projection = module.get_submodule(output)
-    if type(projection).__name__ == "Conv1D":  # its own forward can't reshape what is empty
+    if is_conv1d(projection):  # its own forward can't reshape what is empty
         return empty @ projection.weight + projection.bias
     return projection(empty)
 

@@ -9,7 +9,8 @@ from torch.optim import Optimizer
 
 from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS
 from attnwatch.pruning.heads import HeadSite, head_sites
-from attnwatch.pruning.surgery import features_of, forward_swaps
+from attnwatch.pruning.projections import features_of
+from attnwatch.pruning.surgery import forward_swaps
 
 Snapshot = dict[str, Any]
 """Tensors, numbers and strings only, so that it can lie in a checkpoint."""

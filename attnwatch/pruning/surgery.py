@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, names_in_forward
 from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.forwards import forward_without_heads
-from attnwatch.pruning.heads import HeadSite, ParameterCut, head_sites
+from attnwatch.pruning.heads import HeadSite, head_sites
 from attnwatch.pruning.layouts import HeadLayout
 from attnwatch.pruning.optimizer_state import ParameterSwap, Take, plan_swaps
+from attnwatch.pruning.projections import ParameterCut, features_of
 
 MISSING = object()
 
@@ -170,15 +171,6 @@ def _checked_optimizers(model: nn.Module, optimizers: Iterable[Optimizer]) -> li
 
 
 # What a module and its projections say about their sizes.
-
-
-def features_of(projection: nn.Module) -> dict[str, int]:
-    """What a projection says about the size of its weight, by attribute."""
-    if isinstance(projection, nn.Linear):
-        return dict(zip(("out_features", "in_features"), projection.weight.shape, strict=True))
-    if type(projection).__name__ == "Conv1D":
-        return dict(zip(("nx", "nf"), projection.weight.shape, strict=True))
-    return {}
 
 
 def _feature_swaps(projection: nn.Module, dim: int, features: int) -> list[AttributeSwap]:
