@@ -99,8 +99,8 @@ def test_evidence_is_ten_observations_over_a_hundred_steps():
     uniform = {"normalized_entropy": 0.999}
     assert kinds(course(observations=9, every=20, **uniform)) == []
     assert kinds(course(observations=10, every=20, **uniform)) == [FindingKind.UNIFORM_ATTENTION]
-    started_late = course(observations=10, every=10, **uniform)
-    assert kinds(dataclasses.replace(started_late, steps=started_late.steps + 5000)) == []
+    resumed = course(observations=10, every=10, normalized_entropy=0.001)
+    assert kinds(dataclasses.replace(resumed, steps=resumed.steps + 5000)) == []
 
 
 @pytest.mark.parametrize(
@@ -612,6 +612,8 @@ def test_current_findings_survive_as_plain_text():
     assert actions.state_dict() == ["non_finite", "uniform_attention"]
     resumed.load_state_dict(actions.state_dict())
     assert resumed.new_findings(diagnosis) == []
+    resumed.load_state_dict(list(FindingKind))
+    assert resumed.state_dict() == sorted(kind.value for kind in FindingKind)
 
 
 @pytest.mark.parametrize(

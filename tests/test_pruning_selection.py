@@ -170,7 +170,9 @@ def test_equal_ranking_leaves_all_layers_alike(sizes, target, data):
 
 def test_sites_without_importance_stay_and_do_not_count():
     model = plain(4, 4, 4)
-    plan = choose_heads(model, {"1": torch.tensor([3.0, 1.0, 2.0, 4.0])}, target=0.5)
+    values = {"1": torch.tensor([3.0, 1.0, 2.0, 4.0])}
+    plan = choose_heads(model, values, target=0.5)
+    assert choose_heads(model, values, target=2) == plan
     assert dict(plan.heads) == {"1": (1, 2)}
     assert dict(plan.num_heads) == {"0": 4, "1": 4, "2": 4}
 
@@ -195,6 +197,19 @@ def test_groups_of_llama_by_grouping():
         assert dict(plan.heads) == expected
     without = choose_heads(grouped(4, 1), values, target=4, grouping="group", min_heads=0)
     assert dict(without.heads) == {"0": (0, 1, 2, 3)}
+
+
+def test_groups_of_different_sizes_are_ranked_by_their_mean():
+    model = nn.ModuleList([*grouped(4, 2, layers=1), *plain(4)])
+    values = {"0": torch.tensor([1.0, 1.0, 5.0, 5.0]), "1": torch.tensor([1.5, 3.0, 4.0, 6.0])}
+    assert dict(choose_heads(model, values, target=2).heads) == {"0": (0, 1)}
+    assert dict(choose_heads(model, values, target=3).heads) == {"0": (0, 1), "1": (0,)}
+
+
+@pytest.mark.parametrize("number", [29, 57, 58])
+def test_fraction_that_is_no_binary_number_removes_what_it_says(number: int):
+    model = plain(100)
+    assert len(choose_heads(model, {"0": torch.arange(100.0)}, target=number / 100).heads["0"]) == number
 
 
 LAYERS_OF_GPT2 = {f"transformer.h.{layer}.attn": torch.arange(4.0) for layer in range(2)}

@@ -73,6 +73,14 @@ def test_unpruned_model_takes_the_state_of_a_pruned_one(build, heads, accepts: s
     assert_equal_models(fresh, trained)
 
 
+def test_attention_by_itself():
+    trained, fresh = (nn.MultiheadAttention(WIDTH, HEADS) for _ in range(2))
+    prune_heads(trained, {0: [0, 3]})
+    accept_pruned_state(fresh)
+    fresh.load_state_dict(trained.state_dict())
+    assert_equal_models(fresh, trained)
+
+
 def test_state_of_a_model_that_was_pruned_twice():
     trained = pruned(bert, {0: [1]})
     once, twice = bert(), bert()

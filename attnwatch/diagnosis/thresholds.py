@@ -32,6 +32,9 @@ class Thresholds:
             square or twice that drift.
         frozen_loss_drop: and the loss must have fallen by this share within the window.
         widespread: share of the sites from which on a finding decides the status of the whole run.
+
+    Raises:
+        ConfigurationError: a number is wrong, or a pair the wrong way round.
     """
 
     min_observations: int = 10

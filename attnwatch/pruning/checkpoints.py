@@ -99,6 +99,7 @@ def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
     stock = _stock_config(model)
     with _replaced(Path(directory).resolve()) as folder:
         if stock is None:
+            # Weights as they are called and shaped here: what transformers converts, it splits by the config.
             model.save_pretrained(folder, save_original_format=False)
             PruningPlan.of(model).save(folder / _PLAN_FILE)
         else:
@@ -149,8 +150,7 @@ def _pruned_class(model_class: type, plan: PruningPlan) -> type:
         model_class.__init__(self, *args, **kwargs)
         plan.apply(self)
 
-    # transformers tells by name and module what weights are called in files.
-    return type(model_class.__name__, (model_class,), {"__init__": init, "__module__": model_class.__module__})
+    return type(model_class.__name__, (model_class,), {"__init__": init})
 
 
 def _stock_config(model: "PreTrainedModel") -> "PretrainedConfig | None":
