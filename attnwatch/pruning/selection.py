@@ -74,7 +74,8 @@ def choose_heads(
 
 def check_choice(*, target: float | int, ranking: str, grouping: str, min_heads: int) -> None:
     """Raises a `ConfigurationError` where an argument of `choose_heads` is wrong whatever the model."""
-    if not isinstance(target, int | float) or not target > 0 or target == 1 or (isinstance(target, float) and target > 1):
+    is_share = isinstance(target, float) and 0 < target < 1
+    if not is_share and not (isinstance(target, int) and target > 1):
         raise ConfigurationError(
             f"`target` must be the fraction of heads that goes, between 0 and 1, or a number of heads of at least 2; "
             f"got {target!r}."
