@@ -261,5 +261,5 @@ class HeadPruner:
         if last is None or last.seconds_after is not None or len(self._seconds) < _TIMED_STEPS:
             return []
         last.seconds_after = statistics.median(self._seconds)
-        last.seconds_lost += sum(self._seconds) - _TIMED_STEPS * last.seconds_after
+        last.seconds_lost += max(sum(self._seconds) - _TIMED_STEPS * last.seconds_after, 0.0)
         return [last]
