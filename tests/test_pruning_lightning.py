@@ -1,5 +1,7 @@
 """Head pruning in real Lightning trainings of a tiny Llama."""
 
+import time
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -13,6 +15,8 @@ from test_lightning_monitor import Llama, batches
 import attnwatch
 from attnwatch import AttnwatchWarning, ConfigurationError, Guard, PruningPlan
 from attnwatch.lightning import AttentionMonitor, HeadPruning
+from attnwatch.pruning.pruner import HeadPruner
+from attnwatch.pruning.surgery import Surgery
 
 # Lightning gives hints on workers and intervals; what attnwatch itself warns of stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
@@ -204,6 +208,26 @@ def test_load_from_checkpoint_on_an_unpruned_module(tmp_path):
         Llama.load_from_checkpoint(tmp_path / "last.ckpt")
 
 
+def test_callback_of_a_resumed_run_serves_another_training(tmp_path):
+    train(pruning(), ModelCheckpoint(tmp_path, every_n_train_steps=8, filename="{step}"), limit_train_batches=4)
+    callback = pruning()
+    train(callback, ckpt_path=tmp_path / "step=16.ckpt", limit_train_batches=4)
+    anew = train(callback)
+    assert [cut.step for cut in callback.cuts] == [4, 10]
+    assert_same_weights(anew, train(pruning()))
+
+
+def test_nothing_of_it_stays_on_the_module():
+    module = Llama()
+    for site in SITES:  # frozen, so that gates are put before it
+        module.get_submodule(site).o_proj.requires_grad_(False)
+    train(pruning(), module=module)
+    assert PruningPlan.of(module).heads
+    for name, each in module.named_modules():
+        assert not each._forward_pre_hooks, name
+        assert not each._load_state_dict_pre_hooks, name
+
+
 # Guard.
 
 
@@ -253,6 +277,47 @@ def test_training_after_a_cut_was_taken_back_equals_one_that_never_saw_those_bat
     assert_same_weights(pruned.model, model)
 
 
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (lambda model: {SITES[0]: torch.ones(3)}, "`criterion` must return one number for each of the 4 heads"),
+        (lambda model: 1 / 0, "ZeroDivisionError: division by zero"),
+    ],
+    ids=["wrong shape", "raises"],
+)
+def test_criterion_that_fails_ends_the_pruning_and_not_the_training(criterion, message):
+    callback = pruning(criterion=criterion, guard=Guard())
+    with pytest.warns(
+        AttnwatchWarning, match=f"no heads were removed after step 4, and none will be: .*{message}"
+    ) as w:
+        module = train(callback)
+    assert len([each for each in w if each.category is AttnwatchWarning]) == 1
+    assert len(module.losses) == STEPS
+    assert not callback.cuts
+    assert not PruningPlan.of(module).heads
+    plain = train()
+    assert_same_weights(module, plain)
+
+
+def test_cut_that_fails_half_way_leaves_model_and_average_whole(monkeypatch):
+    """The model is cut, then its average can't be: its memory is not enough, say."""
+    average, callback = WeightAveraging(), pruning(guard=Guard())
+    apply, models = Surgery.apply, []
+
+    def fail_at_the_second(surgery):
+        models.append(surgery)
+        apply(surgery)
+        if len(models) == 2:
+            raise MemoryError("no memory")
+
+    monkeypatch.setattr(Surgery, "apply", fail_at_the_second)
+    with pytest.warns(AttnwatchWarning, match="none will be: no memory"):
+        module = train(average, callback)
+    assert not PruningPlan.of(module).heads
+    assert not PruningPlan.of(average._average_model.module).heads
+    assert_same_weights(module, train(WeightAveraging()))
+
+
 def test_harmless_cut_stays():
     callback = pruning(0.25, num_cuts=1, guard=Guard(tolerance=0.5, recovery_steps=1, window=4))
     train(callback)
@@ -285,7 +350,73 @@ def test_guard_watches_a_logged_metric():
     assert not PruningPlan.of(module).heads
 
 
+class Adversarial(Llama):
+    """Two optimizers that step in turn, by hand; training_step returns nothing."""
+
+    automatic_optimization = False
+
+    def __init__(self):
+        super().__init__()
+        self.critic = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        super_loss = super().training_step(batch, batch_idx)
+        model_optimizer, critic_optimizer = self.optimizers()
+        model_optimizer.zero_grad()
+        self.manual_backward(super_loss)
+        model_optimizer.step()
+        critic_optimizer.zero_grad()
+        self.manual_backward(self.critic(super_loss.detach().reshape(1, 1)).sum())
+        critic_optimizer.step()
+
+    def configure_optimizers(self):
+        return super().configure_optimizers(), torch.optim.SGD(self.critic.parameters(), lr=1e-3)
+
+
 # With what else a training has.
+
+
+def test_several_optimizers_that_step_in_turn_by_hand():
+    seen = []
+
+    def note(model):
+        seen.append(model.trainer.global_step)
+        return least_important_last(model)
+
+    callback = pruning(criterion=note, start=0.25, end=0.5, num_cuts=2)
+    module = train(callback, module=Adversarial(), steps=-1, max_epochs=1, limit_train_batches=20)
+    assert seen == [cut.step for cut in callback.cuts] == [10, 20]  # of 40 steps of both optimizers
+    state = module.optimizers()[0].state
+    weight = module.get_submodule(SITES[0]).o_proj.weight
+    assert state[weight]["exp_avg"].shape == weight.shape == (32, 16)
+    assert state[weight]["step"] == 20
+
+
+def test_gradients_count_once_where_several_optimizers_step():
+    plans = []
+    for module, steps in ((Llama(), 10), (Adversarial(), 20)):
+        callback = pruning(0.25, num_cuts=1, start=steps // 2, end=steps // 2)
+        train(callback, module=module, steps=steps)
+        plans.append(callback._pruner._importance.values())
+    for name, values in plans[0].items():
+        torch.testing.assert_close(values, plans[1][name], equal_nan=True)
+
+
+def test_loss_that_is_not_returned_is_named_and_cuts_are_made_without_guard():
+    callback = pruning(guard=Guard())
+    with pytest.warns(AttnwatchWarning, match="training_step returns no loss, so that cuts are not judged") as warnings:
+        train(callback, module=Adversarial())
+    assert len([warning for warning in warnings if warning.category is AttnwatchWarning]) == 1
+    assert [cut.step for cut in callback.cuts] == [4, 10]
+
+
+def test_run_of_unknown_length():
+    endless = {"steps": -1, "max_epochs": -1, "max_time": {"seconds": 2}}
+    with pytest.raises(ConfigurationError, match="give `start` and `end` as numbers of steps"):
+        train(pruning(start=0.1), **endless)
+    callback = pruning(start=2, end=4)
+    train(callback, **endless)
+    assert [cut.step for cut in callback.cuts] == [2, 4]
 
 
 def test_gradient_accumulation_clipping_and_bf16():
@@ -294,6 +425,28 @@ def test_gradient_accumulation_clipping_and_bf16():
     assert [cut.step for cut in callback.cuts] == [4, 10]
     assert len(module.losses) == 2 * STEPS
     assert torch.isfinite(torch.tensor(module.losses)).all()
+
+
+def test_step_is_timed_with_all_its_micro_batches(tmp_path, monkeypatch):
+    seen, after_step = [], HeadPruner.after_step
+
+    def note(pruner, step, seconds):
+        seen.append((step, seconds))
+        return after_step(pruner, step, seconds)
+
+    monkeypatch.setattr(HeadPruner, "after_step", note)
+    options = {"accumulate_grad_batches": 2, "limit_train_batches": 8}
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=8, filename="{step}")
+    begin = time.perf_counter()
+    train(pruning(), checkpoint, module=Llama(lambda *_: time.sleep(0.003)), **options)
+    elapsed = time.perf_counter() - begin
+    steps, seconds = zip(*seen, strict=True)
+    assert list(steps) == list(range(1, STEPS + 1))
+    assert min(seconds) >= 2 * 0.003
+    assert sum(seconds) <= elapsed
+    seen.clear()
+    train(pruning(), ckpt_path=tmp_path / "step=16.ckpt", **options)
+    assert [step for step, _ in seen] == list(range(17, STEPS + 1))
 
 
 def test_importance_is_read_before_gradients_are_clipped():
@@ -405,3 +558,23 @@ def test_metric_of_the_guard_that_is_not_logged_is_an_error_before_the_first_ste
     ):
         trainer.fit(module, batches(200), batches(1))
     assert len(module.losses) == 0
+
+
+def test_metric_of_the_guard_that_is_not_logged_is_named_once_later():
+    """Without a validation before the first step, nothing is known before the training."""
+    callback, module = pruning(guard=Guard(metric="accuracy")), Llama()
+    with pytest.warns(AttnwatchWarning, match="`guard`: there is no logged metric 'accuracy'.*at most one") as warnings:
+        pl.Trainer(
+            max_steps=STEPS,
+            callbacks=[callback],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            val_check_interval=3,
+        ).fit(module, batches(200), batches(1))
+    assert len([warning for warning in warnings if warning.category is AttnwatchWarning]) == 1
+    assert len(module.losses) == STEPS
+    assert [cut.step for cut in callback.cuts] == [4]

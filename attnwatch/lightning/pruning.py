@@ -1,11 +1,13 @@
 """Head pruning as a Lightning callback: a thin layer over the pruner."""
 
+import math
 import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
@@ -78,6 +80,7 @@ class HeadPruning(pl.Callback):
         self._publisher = LoggerPublisher()
         self._step = 0
         self._began: float | None = None
+        self._warned: set[str] = set()
 
     @property
     def cuts(self) -> list[Cut]:
@@ -110,7 +113,7 @@ class HeadPruning(pl.Callback):
                 start=self._options.start,
                 end=self._options.end,
                 num_cuts=self._options.num_cuts,
-                total_steps=_total_steps(trainer),
+                total_steps=self._total_steps(trainer, pl_module),
             ),
             agree=trainer.strategy.broadcast,
             after_change=lambda: _rebuild(trainer),
@@ -118,7 +121,9 @@ class HeadPruning(pl.Callback):
         if self._restored:
             self._pruner.load_state_dict(self._restored)
             self._restored = {}
-        self._step = trainer.global_step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._step = trainer.global_step  # of a resumed run, which does not know it when fitting starts
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
         if self._began is None:
@@ -126,7 +131,7 @@ class HeadPruning(pl.Callback):
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer) -> None:
         # Gradients are unscaled and not clipped yet.
-        self._importance.update()
+        self._importance.update(optimizer if len(trainer.optimizers) > 1 else None)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx: int
@@ -135,9 +140,7 @@ class HeadPruning(pl.Callback):
             return
         self._step = trainer.global_step
         if self._options.guard is not None and self._options.guard.metric is None:
-            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-            if loss is not None:
-                self._pruner.record(loss.detach())
+            self._record_loss(outputs)
         seconds = time.perf_counter() - self._began
         for cut in self._pruner.after_step(self._step, seconds):
             self._report(cut, trainer, pl_module)
@@ -148,11 +151,15 @@ class HeadPruning(pl.Callback):
         metric = self._options.guard and self._options.guard.metric
         if metric is None or self._pruner is None:
             return
-        if metric not in trainer.callback_metrics:
-            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-            raise ConfigurationError(f"`guard`: there is no logged metric {metric!r}; there are: {known}.")
-        if not trainer.sanity_checking:
-            self._pruner.record(trainer.callback_metrics[metric].detach().clone())
+        if metric in trainer.callback_metrics:
+            if not trainer.sanity_checking:
+                self._pruner.record(trainer.callback_metrics[metric].detach().clone())
+            return
+        known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+        message = f"`guard`: there is no logged metric {metric!r}; there are: {known}."
+        if trainer.sanity_checking:
+            raise ConfigurationError(message)
+        self._warn_once(f"{message} No cut can be judged by it, so that at most one is made.")
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._pruner is None else self._pruner.state_dict()
@@ -165,6 +172,19 @@ class HeadPruning(pl.Callback):
 
     # What the hooks share.
 
+    def _total_steps(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
+        total = trainer.estimated_stepping_batches
+        if total == math.inf or total <= 0:
+            if isinstance(self._options.start, int) and isinstance(self._options.end, int):
+                return math.inf
+            raise ConfigurationError(
+                "the length of the run is not known: give `start` and `end` as numbers of steps, or "
+                "max_steps to the trainer."
+            )
+        if pl_module.automatic_optimization or trainer.max_steps != -1:
+            return total
+        return total * len(trainer.optimizers)  # Lightning counts batches then; a step is that of any optimizer
+
     def _history(self, trainer: pl.Trainer):
         monitors = [callback for callback in trainer.callbacks if isinstance(callback, AttentionMonitor)]
         if not monitors:
@@ -172,6 +192,21 @@ class HeadPruning(pl.Callback):
                 f"`criterion` {self._options.criterion!r} needs an AttentionMonitor among the trainer's callbacks."
             )
         return lambda: monitors[0].history
+
+    def _record_loss(self, outputs: Any) -> None:
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if loss is not None:
+            self._pruner.record(torch.as_tensor(loss).detach())
+        else:
+            self._warn_once(
+                "`guard`: training_step returns no loss, so that cuts are not judged; return it, or give a "
+                "Guard(metric=...) that is logged in validation."
+            )
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)
 
     def _report(self, cut: Cut, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if cut.taken_back:
@@ -182,13 +217,6 @@ class HeadPruning(pl.Callback):
         self._publisher.text(
             trainer, "pruning/cuts", f"{cut}\n\n```\n{PruningPlan.of(pl_module)}\n```", trainer.global_step
         )
-
-
-def _total_steps(trainer: pl.Trainer) -> int:
-    total = trainer.estimated_stepping_batches
-    if total == float("inf") or total <= 0:
-        raise ConfigurationError("the length of the run is not known: give `start` and `end` in a run with max_steps.")
-    return int(total)
 
 
 def _models(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.Module]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from attnwatch.capture import at_unpruned_heads
 from attnwatch.errors import ConfigurationError
@@ -96,14 +97,21 @@ class HeadImportance:
         if criterion == "gate":
             self._follow_model()
 
-    def update(self) -> None:
-        """Take the gradients of one optimizer step into account. No synchronization with the device."""
+    def update(self, optimizer: Optimizer | None = None) -> None:
+        """Take the gradients of one optimizer step into account. No synchronization with the device.
+
+        Args:
+            optimizer: the one that is about to step, where several train the model in turn: gradients of output
+                projections that it does not hold are those of another step.
+        """
         if self._criterion != "gate":
             return
+        held = optimizer and {parameter for group in optimizer.param_groups for parameter in group["params"]}
         if not all(self._is_followed(name, site) for name, site in self._sites.items()):
             self._follow_model()
         for name, site in self._sites.items():
-            gradient = self._gradient(name, site)
+            is_due = held is None or name in self._gates or site.output.weight in held
+            gradient = self._gradient(name, site) if is_due else None
             if gradient is None:
                 continue
             sums = self._sums.get(name)

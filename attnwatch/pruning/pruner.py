@@ -2,6 +2,7 @@
 
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,14 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.arguments import require_int
-from attnwatch.errors import ConfigurationError
+from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.pruning.guard import Guard
 from attnwatch.pruning.importance import Criterion, HeadImportance, check_criterion
 from attnwatch.pruning.plan import PruningPlan
 from attnwatch.pruning.schedule import PruningSchedule
 from attnwatch.pruning.selection import check_choice, choose_heads
 from attnwatch.pruning.snapshot import Snapshot, restore_snapshot, take_snapshot
-from attnwatch.pruning.surgery import Surgery
+from attnwatch.pruning.surgery import Surgery, apply_all
 
 # Steps whose median time is compared before and after a cut.
 _TIMED_STEPS = 20
@@ -168,7 +169,7 @@ class HeadPruner:
             news += self._judge(self._watched)
         due = len(self.cuts) < len(self.schedule.steps) and step >= self.schedule.steps[len(self.cuts)]
         if due and self._watched is None and not self._has_ended:
-            news.append(self._cut())
+            news += self._cut()
         return news
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,32 +203,55 @@ class HeadPruner:
         gone = PruningPlan.of(self._patients()[0][0])
         return 1 - sum(map(len, gone.heads.values())) / sum(gone.num_heads.values())
 
-    def _cut(self) -> Cut:
+    def _cut(self) -> list[Cut]:
         begin = time.perf_counter()
-        options, patients = self._options, self._patients()
-        model = patients[0][0]
-        plan = choose_heads(
-            model,
-            self._importance.values(),
-            target=self.schedule.targets[len(self.cuts)],
-            ranking=options.ranking,
-            grouping=options.grouping,
-            min_heads=options.min_heads,
-        )
-        plan = PruningPlan(self._agree(dict(plan.heads)), plan.num_heads)
-        surgeries = [Surgery(patient, plan.heads, optimizers) for patient, optimizers in patients]
-        if options.guard is not None:
-            self._watched = _Watched(self._values, [take_snapshot(*patient) for patient in patients])
-        for surgery in surgeries:
-            surgery.apply()
-        self._importance.reset()
-        self._after_change()
-        self.heads_left = self._count_heads()
+        try:
+            plan = self._make_cut()
+        except Exception as error:  # of a criterion, of a model that has changed; the training is worth more
+            self._has_ended, self._watched = True, None
+            warnings.warn(
+                f"attnwatch: no heads were removed after step {self._step}, and none will be: {error}",
+                AttnwatchWarning,
+                stacklevel=2,
+            )
+            return []
         cut = Cut(self._step, plan, statistics.median(self._seconds) if self._seconds else None)
         cut.seconds_lost = time.perf_counter() - begin
         self.cuts.append(cut)
         self._seconds.clear()
-        return cut
+        return [cut]
+
+    def _make_cut(self) -> PruningPlan:
+        patients = self._patients()
+        plan = self._choose(patients[0][0])
+        surgeries = [Surgery(patient, plan.heads, optimizers) for patient, optimizers in patients]
+        guard = self._options.guard
+        if guard is not None and (self._values or guard.metric is not None):  # otherwise there is nothing to judge by
+            self._watched = _Watched(self._values, [take_snapshot(*patient) for patient in patients])
+        apply_all(surgeries)
+        self._importance.reset()
+        self._after_change()
+        self.heads_left = self._count_heads()
+        return plan
+
+    def _choose(self, model: nn.Module) -> PruningPlan:
+        """The first process chooses; where it fails, all do."""
+        options, plan, failure = self._options, None, None
+        try:
+            plan = choose_heads(
+                model,
+                self._importance.values(),
+                target=self.schedule.targets[len(self.cuts)],
+                ranking=options.ranking,
+                grouping=options.grouping,
+                min_heads=options.min_heads,
+            )
+        except Exception as error:
+            failure = f"{type(error).__name__}: {error}"
+        heads, failure = self._agree((plan and dict(plan.heads), failure))
+        if failure is not None:
+            raise RuntimeError(failure)
+        return PruningPlan(heads, PruningPlan.of(model).num_heads)
 
     def _can_judge(self, watched: _Watched) -> bool:
         is_timed = self.cuts[-1].seconds_after is not None or not self._options.guard.require_speedup

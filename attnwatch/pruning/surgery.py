@@ -71,15 +71,7 @@ class Surgery:
         self._changes += plan_swaps(optimizers, replaced)
 
     def apply(self) -> None:
-        done = []
-        try:
-            for change in self._changes:
-                done.append(change)
-                change.apply()
-        except BaseException:
-            for change in reversed(done):
-                change.revert()
-            raise
+        apply_all(self._changes)
 
     def revert(self) -> None:
         for change in reversed(self._changes):
@@ -97,6 +89,19 @@ class Surgery:
         self._changes.append(AttributeSwap(cut.module._parameters, cut.name, new))
         if cut.name == "weight":
             self._changes += _feature_swaps(cut.module, cut.dim, len(cut.kept))
+
+
+def apply_all(changes: "Iterable[AttributeSwap | ParameterSwap | Surgery]") -> None:
+    """All of them, or none where one raises."""
+    done = []
+    try:
+        for change in changes:
+            done.append(change)
+            change.apply()
+    except BaseException:
+        for change in reversed(done):
+            change.revert()
+        raise
 
 
 def _take(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
