@@ -183,8 +183,8 @@ def saw_what_it_should(runs: dict[str, Run]) -> bool:
 
 def pruning_kept_up(pruned: Run, healthy: Run) -> bool:
     """The heads went and stayed away, and the loss at the end is nearly the healthy run's."""
-    total = sum(pruned.cuts[0].plan.num_heads.values()) if pruned.cuts else 0
-    gone = sum(len(heads) for cut in pruned.cuts if not cut.taken_back for heads in cut.plan.heads.values())
+    total = pruned.cuts[0].plan.num_unpruned if pruned.cuts else 0
+    gone = sum(cut.plan.num_removed for cut in pruned.cuts if not cut.taken_back)
     is_gone = total > 0 and gone >= round(_PRUNED_SHARE * total)
     return is_gone and _last_loss(pruned) < _MOST_LOSS_OF_PRUNED * _last_loss(healthy)
 

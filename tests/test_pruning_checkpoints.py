@@ -258,6 +258,7 @@ BROKEN = {
     "no weights": (without("model.safetensors"), "can't be loaded: .*no file named model.safetensors"),
     "weights that are none": (write("model.safetensors", "weights"), "can't be loaded: "),
     "plan that is none": (write(PLAN, "[]"), "can't be loaded: `path`: .* is not a saved pruning plan"),
+    "saved without the plan": (without(PLAN), "it is a pruned model that save_pretrained has saved; use save_pruned"),
     "plan of another model": (write_plan(gpt2, {0: [1]}), "can't be loaded: this plan, for transformer.h.0.attn, is"),
     "other plan": (
         write_plan(llama, {1: [2, 3]}),

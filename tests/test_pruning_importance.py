@@ -120,6 +120,7 @@ WRONG = {
         {"criterion": lambda model: [1, 2]},
         "`criterion` must return numbers for the heads by site, got list",
     ),
+    "no numbers": ({"criterion": lambda model: {}}, "`criterion` returned no numbers; the sites are: model.layers.0"),
     "other site": (
         {"criterion": lambda model: {"self_attn": [1]}},
         "`criterion` returned 'self_attn', which is no site",

@@ -1,11 +1,12 @@
 """Head pruning in real Lightning trainings of a tiny Llama."""
 
+import logging
 import time
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from models import HEADS, LAYERS, llama
@@ -177,9 +178,9 @@ class Rising(Llama):
 def test_cut_is_taken_back_also_by_a_run_that_was_resumed_in_between(tmp_path):
     options = {"num_cuts": 1, "start": 6, "end": 6, "guard": Guard(recovery_steps=3, window=2)}
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
-    with pytest.warns(AttnwatchWarning, match="are back"):
+    with pytest.warns(AttnwatchWarning, match="is taken back"):
         uninterrupted = train(pruning(**options), checkpoint, module=Rising(), limit_train_batches=4)
-    with pytest.warns(AttnwatchWarning, match="are back"):
+    with pytest.warns(AttnwatchWarning, match="is taken back"):
         resumed = train(pruning(**options), module=Rising(), ckpt_path=tmp_path / "step=8.ckpt", limit_train_batches=4)
     assert not PruningPlan.of(resumed).heads
     assert_same_weights(resumed, uninterrupted)
@@ -187,7 +188,10 @@ def test_cut_is_taken_back_also_by_a_run_that_was_resumed_in_between(tmp_path):
 
 
 def test_checkpoint_loads_without_pickled_code(tmp_path):
-    train(pruning(guard=Guard(recovery_steps=9)), ModelCheckpoint(tmp_path, every_n_train_steps=6, filename="{step}"))
+    train(
+        pruning(guard=Guard(tolerance=9.0, recovery_steps=9)),
+        ModelCheckpoint(tmp_path, every_n_train_steps=6, filename="{step}"),
+    )
     checkpoint = torch.load(tmp_path / "step=18.ckpt", weights_only=True)
     assert any("HeadPruning" in name for name in checkpoint["callbacks"])
 
@@ -228,6 +232,28 @@ def test_nothing_of_it_stays_on_the_module():
         assert not each._load_state_dict_pre_hooks, name
 
 
+def test_checkpoint_from_before_a_cut_is_tested_after_the_training(tmp_path):
+    """`trainer.test(ckpt_path="best")`, where the best one may have more heads than the model."""
+    module = Llama()
+    trainer = pl.Trainer(
+        max_steps=12,
+        callbacks=[pruning(), ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, filename="{step}")],
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(module, batches(200), batches(1))
+    assert PruningPlan.of(module).num_removed == 4
+    trainer.limit_val_batches = 1.0
+    trainer.validate(module, batches(1), ckpt_path=tmp_path / "step=2.ckpt", verbose=False)
+    assert not PruningPlan.of(module).heads
+    loaded = Llama()
+    loaded.load_state_dict(torch.load(tmp_path / "step=2.ckpt", weights_only=True)["state_dict"])
+    assert_same_weights(module, loaded)
+
+
 # Guard.
 
 
@@ -248,7 +274,7 @@ def test_harmful_cut_is_taken_back_as_if_it_had_not_happened():
     guard = Guard(recovery_steps=2, window=2)
     callback = pruning(0.5, ranking="layer", num_cuts=1, start=6, end=6, guard=guard)
     with pytest.warns(
-        AttnwatchWarning, match=r"the 4 heads that were removed after step 6 are back: training loss went from"
+        AttnwatchWarning, match=r"the cut after step 6 \(4 heads\) is taken back: training loss went from"
     ):
         module = train(callback, module=Harmed(record))
     taken_back = next(index for index in range(7, STEPS) if states[index].keys() == states[0].keys())
@@ -264,7 +290,7 @@ def test_harmful_cut_is_taken_back_as_if_it_had_not_happened():
 def test_training_after_a_cut_was_taken_back_equals_one_that_never_saw_those_batches():
     guard = Guard(tolerance=0.0, recovery_steps=0, window=1)
     callback = pruning(0.75, ranking="layer", grouping="within", num_cuts=1, start=6, end=6, guard=guard)
-    with pytest.warns(AttnwatchWarning, match="are back"):
+    with pytest.warns(AttnwatchWarning, match="is taken back"):
         pruned = train(callback)
     pl.seed_everything(0, verbose=False)
     model = llama()
@@ -476,7 +502,7 @@ def test_compiled_module():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"target": 1}, "`target` must be the fraction of heads that goes, between 0 and 1"),
+        ({"target": 1}, "`target` must be the fraction of the heads that goes, between 0 and 1; got 1"),
         ({"target": 0.0}, "`target` must be"),
         ({"criterion": "gates"}, "`criterion` must be one of 'gate', 'entropy'"),
         ({"start": 1.5}, "`start` must be a fraction of the run below 1 or a number of steps, got 1.5"),
@@ -535,46 +561,110 @@ def test_cuts_are_on_the_dashboard(tmp_path):
     assert [event.value for event in events.Scalars("pruning/heads")][::6] == [1.0, 0.75, 0.5, 0.5]
     assert all(event.value > 0 for event in events.Scalars("pruning/step_seconds"))
     texts = [tensor.tensor_proto.string_val[0].decode() for tensor in events.Tensors("pruning/cuts/text_summary")]
-    assert [text.partition("\n")[0] for text in texts] == [
+    assert [text.partition(":")[0].partition("\n")[0] for text in texts] == [
         "2 heads removed after step 4",
+        "the cut after step 4 (2 heads)",
         "2 heads removed after step 10",
+        "the cut after step 10 (2 heads)",
     ]
     assert str(PruningPlan.of(module)) in texts[-1]
 
 
-def test_metric_of_the_guard_that_is_not_logged_is_an_error_before_the_first_step():
-    module = Llama()
+def validated(callback, module, *, steps=STEPS, **options) -> None:
     trainer = pl.Trainer(
-        max_steps=STEPS,
-        callbacks=[pruning(guard=Guard(metric="accuracy"))],
+        max_steps=steps,
+        callbacks=[callback],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
-    with pytest.raises(
-        ConfigurationError, match="`guard`: there is no logged metric 'accuracy'; there are: validation_l"
-    ):
-        trainer.fit(module, batches(200), batches(1))
-    assert len(module.losses) == 0
+    trainer.fit(module, batches(200), batches(1))
 
 
-def test_metric_of_the_guard_that_is_not_logged_is_named_once_later():
-    """Without a validation before the first step, nothing is known before the training."""
+def test_metric_of_the_guard_that_is_not_logged_is_named_at_the_first_cut():
     callback, module = pruning(guard=Guard(metric="accuracy")), Llama()
-    with pytest.warns(AttnwatchWarning, match="`guard`: there is no logged metric 'accuracy'.*at most one") as warnings:
-        pl.Trainer(
-            max_steps=STEPS,
-            callbacks=[callback],
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            num_sanity_val_steps=0,
-            val_check_interval=3,
-        ).fit(module, batches(200), batches(1))
+    with pytest.warns(
+        AttnwatchWarning, match="the metric 'accuracy' was not logged.*logged were: .*validation_loss"
+    ) as warnings:
+        validated(callback, module, val_check_interval=3)
     assert len([warning for warning in warnings if warning.category is AttnwatchWarning]) == 1
     assert len(module.losses) == STEPS
-    assert [cut.step for cut in callback.cuts] == [4]
+    assert [cut.step for cut in callback.cuts] == [4, 10]
+
+
+@pytest.mark.parametrize("on_epoch", [False, True], ids=["step", "epoch"])
+def test_guard_watches_a_metric_of_the_training(on_epoch, monkeypatch):
+    """Which validation does not know, so that its sanity check can't find it."""
+
+    class Logging(Llama):
+        def training_step(self, batch, batch_idx):
+            loss = super().training_step(batch, batch_idx)
+            worse = float(PruningPlan.of(self).num_removed)
+            self.log("quality", torch.tensor(worse), on_step=not on_epoch, on_epoch=on_epoch)
+            return loss
+
+    values, record = [], HeadPruner.record
+    callback = pruning(num_cuts=1, start=6, end=6, guard=Guard("quality", recovery_steps=0))
+    monkeypatch.setattr(HeadPruner, "record", lambda pruner, value: values.append(value) or record(pruner, value))
+    with pytest.warns(AttnwatchWarning, match="quality went from 0 to"):
+        validated(callback, Logging(), limit_train_batches=4, val_check_interval=2)
+    # Means of the four epochs before the last: cut from step 7 to 9, when the second one has told that it does harm.
+    assert list(map(float, values)) == ([0, 2, 1, 0] if on_epoch else [*[0] * 6, 4, *[0] * 13])
+
+
+# Other ways to try, and to average.
+
+
+@pytest.mark.parametrize("fast_dev_run", [True, 5])
+def test_trial_run_makes_one_cut(fast_dev_run):
+    callback, module = HeadPruning(), Llama()
+    trainer = pl.Trainer(
+        fast_dev_run=fast_dev_run, callbacks=[callback], accelerator="cpu", enable_progress_bar=False, logger=False
+    )
+    trainer.fit(module, batches(9), batches(1))
+    assert [cut.step for cut in callback.cuts] == [1]
+    assert PruningPlan.of(module).num_removed == LAYERS * HEADS // 2
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.95, 0.9999])
+def test_moving_averages_do_not_spoil_the_numbers_of_the_heads(decay):
+    """Lightning's EMA averages buffers too."""
+    callback = pruning(criterion=lambda model: {site: torch.arange(4.0) for site in SITES}, ranking="layer")
+    module = train(EMAWeightAveraging(decay=decay), callback)
+    assert [module.get_submodule(site).kept_heads.round().tolist() for site in SITES] == [[2, 3], [2, 3]]
+
+
+def test_stochastic_weight_averaging():
+    callback, average = pruning(start=4, end=8), StochasticWeightAveraging(1e-3, swa_epoch_start=0.5)
+    module = train(callback, average, steps=-1, max_epochs=5, limit_train_batches=4)
+    assert [cut.step for cut in callback.cuts] == [4, 8]
+    assert PruningPlan.of(module).num_removed == LAYERS * HEADS // 2
+    assert all(torch.isfinite(value).all() for value in module.state_dict().values())
+
+
+def test_two_prunings_of_one_model_are_refused():
+    trainer = pl.Trainer(callbacks=[pruning(), type("Another", (HeadPruning,), {})()], logger=False, accelerator="cpu")
+    with pytest.raises(ConfigurationError, match="`callbacks` has two HeadPruning"):
+        trainer.fit(Llama(), batches(1))
+
+
+def test_run_that_goes_on_with_another_target_is_told(tmp_path):
+    train(pruning(), ModelCheckpoint(tmp_path, every_n_train_steps=8, filename="{step}"), limit_train_batches=4)
+    callback = pruning(0.75, start=4, end=18, num_cuts=2, min_heads=0)
+    with pytest.warns(
+        AttnwatchWarning, match="goes on with other settings than it began with: {'target': 0.75, 'steps"
+    ):
+        resumed = train(callback, ckpt_path=tmp_path / "step=16.ckpt", limit_train_batches=4)
+    assert [cut.step for cut in callback.cuts] == [4, 10, 18]
+    assert PruningPlan.of(resumed).num_removed == 3 * LAYERS * HEADS // 4
+
+
+def test_what_it_came_to_is_told_at_the_end(caplog):
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
+        train(pruning())
+    lines = [record.getMessage() for record in caplog.records if "attnwatch" in record.getMessage()]
+    assert lines[0] == "attnwatch: 2 heads removed after step 4"
+    assert lines[-1].startswith("attnwatch: 4 of 8 heads are gone; the target was 50%; a step took ")

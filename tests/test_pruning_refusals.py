@@ -6,11 +6,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers as hf
-from models import HEADS, VOCABULARY, WIDTH, FusedAttention, bloom, deberta, gpt, gpt2, llama, seeded
+from models import HEADS, VOCABULARY, WIDTH, FusedAttention, bert, bloom, deberta, gpt, gpt2, llama, seeded
 from photograph import assert_unchanged, photograph
 from pruning_models import EVERYWHERE, with_lora
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
+from torch.nn.utils.prune import l1_unstructured
 
 from attnwatch import ConfigurationError, HeadLayout, prune_heads, register_layout
 
@@ -87,7 +88,85 @@ def nanogpt_variant() -> nn.Module:
     return gpt(CausalSelfAttention)
 
 
+class Scaled(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight / self.weight.norm())
+
+
+class Quantized(nn.Parameter):
+    pass
+
+
+def with_projection(change: Callable[[nn.Linear], nn.Module | None]) -> Callable[[], nn.Module]:
+    """A Llama whose second layer has another value projection, or a changed one."""
+
+    def build() -> nn.Module:
+        model = llama()
+        attention = model.model.layers[0].self_attn
+        other = change(attention.v_proj)
+        attention.v_proj = attention.v_proj if other is None else other
+        return model
+
+    return build
+
+
+def with_shared_output() -> nn.Module:
+    model = llama()
+    first, second = (layer.self_attn for layer in model.model.layers)
+    second.o_proj = first.o_proj
+    return model
+
+
+def with_shared_attention() -> nn.Module:
+    model = bert()
+    first, second = (layer.attention for layer in model.encoder.layer)
+    second.self = first.self
+    return model
+
+
+def with_prefix() -> nn.Module:
+    peft = pytest.importorskip("peft")
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(llama(layers=1), config)
+
+
+def with_merged_dora() -> nn.Module:
+    model = with_lora(llama, "o_proj", use_dora=True)()
+    model.merge_adapter()
+    return model
+
+
 REFUSED = {
+    "linear with a forward of its own": (
+        with_projection(lambda linear: Scaled(WIDTH, linear.out_features)),
+        "its projection is a Scaled, a Linear with a forward of its own",
+    ),
+    "buffer of a projection": (
+        with_projection(lambda linear: linear.register_buffer("scales", torch.ones(16))),
+        "its projection Linear has 'scales', whose meaning is not known",
+    ),
+    "adapter inside a projection": (
+        with_projection(lambda linear: linear.register_parameter("lora_A", nn.Parameter(torch.ones(2, WIDTH)))),
+        "its projection Linear has 'lora_A', whose meaning is not known",
+    ),
+    "parameter of another class": (
+        with_projection(lambda linear: setattr(linear, "weight", Quantized(linear.weight.data))),
+        "the weight of its projection Linear is parametrized, quantized or sharded",
+    ),
+    "hook on a gradient": (
+        with_projection(lambda linear: linear.weight.register_hook(torch.neg) and None),
+        "its parameter v_proj.weight has hooks, which a cut would lose",
+    ),
+    "hook after a gradient": (
+        with_projection(lambda linear: linear.weight.register_post_accumulate_grad_hook(print) and None),
+        "its parameter v_proj.weight has hooks, which a cut would lose",
+    ),
+    "shared projection": (with_shared_output, "it shares a projection, or itself, with another place"),
+    "shared attention, output apart": (with_shared_attention, "it shares a projection, or itself, with another place"),
+    "prefix tuning": (with_prefix, "the adapter PREFIX_TUNING has keys and values for all heads"),
+    "merged dora": (with_merged_dora, "its adapter DoRA is merged"),
     "bloom": (bloom, "the layout of BloomAttention is not known; describe it with attnwatch.register_layout"),
     "deberta": (deberta, "the layout of Disentangled.* is not known"),
     "unknown module": (gpt, "the layout of FusedAttention is not known"),
@@ -112,7 +191,10 @@ REFUSED = {
     ),
     "zero attention": (lambda: nn.MultiheadAttention(WIDTH, HEADS, add_zero_attn=True), "is not known"),
     "parametrized attention": (with_parametrized_attention, "its parameters are parametrized"),
-    "parametrized projection": (with_weight_norm, "the weight of its projection .* is parametrized or quantized"),
+    "parametrized projection": (
+        with_weight_norm,
+        "the weight of its projection .* is parametrized, quantized or sharded",
+    ),
     "tied projections": (with_tied_projections, r"its parameter q_proj.weight \[32, 32\] is used in another place too"),
     "another adapter": (with_ia3, "its adapter Linear has a parameter ia3_l.default, which is none of LoRA's"),
 }
@@ -137,8 +219,57 @@ def test_a_refused_site_among_others():
     model = nn.ModuleList([nn.MultiheadAttention(WIDTH, HEADS, add_bias_kv=True), nn.MultiheadAttention(WIDTH, HEADS)])
     with pytest.raises(ConfigurationError, match="the heads of '0' can't be removed: its parameter bias_k"):
         prune_heads(model, {"0": [0]})
-    prune_heads(model, {0: [0]})  # layers are counted over what can be pruned
+    with pytest.raises(ConfigurationError, match="the heads of '0' can't be removed: its parameter bias_k"):
+        prune_heads(model, {0: [0]})
+    prune_heads(model, {1: [0]})  # layers are counted over all sites
     assert [module.num_heads for module in model] == [HEADS, HEADS - 1]
+
+
+def test_module_that_has_two_names_is_none_that_is_shared():
+    model = llama()
+    model.backbone = model.model
+    prune_heads(model, {0: [0, 1]})
+    assert model.model.layers[0].self_attn.o_proj.in_features == WIDTH // 2
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_projection_with_a_mask_of_torchs_own_pruning(name: str):
+    attention = nn.MultiheadAttention(WIDTH, HEADS)
+    l1_unstructured(attention.out_proj, name, 0.5)
+    with pytest.raises(ConfigurationError, match=rf"{name}_mask|is parametrized"):
+        prune_heads(attention, {0: [0]})
+
+
+def test_adapter_that_is_added_after_a_cut():
+    model = with_lora(llama, *EVERYWHERE)()
+    prune_heads(model, {0: [0, 1]})
+    attention = model.base_model.model.model.layers[0].self_attn
+    assert (attention.o_proj.in_features, attention.q_proj.out_features, attention.v_proj.out_features) == (16, 16, 8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.add_adapter("another", model.peft_config["default"])
+        model.set_adapter("another")
+    model(input_ids=torch.ones(1, 3, dtype=torch.long)).logits.sum().backward()
+    assert attention.o_proj.lora_B["another"].weight.grad is not None
+
+
+def test_model_in_data_parallelism():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(llama())
+        with pytest.raises(ConfigurationError, match="`model` is wrapped in DistributedDataParallel"):
+            prune_heads(wrapped, {0: [0, 1]})
+        prune_heads(wrapped.module, {0: [0, 1]})
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_hint_that_attention_is_causal_needs_the_mask_as_torchs_own_does():
+    attention, tokens = nn.MultiheadAttention(WIDTH, HEADS), torch.zeros(3, 1, WIDTH)
+    for heads in ([0], [1]):
+        with pytest.raises(RuntimeError, match="Need attn_mask if specifying the is_causal hint"):
+            attention(tokens, tokens, tokens, is_causal=True)
+        prune_heads(attention, {0: heads})
 
 
 ADAPTED = {
@@ -165,6 +296,9 @@ def test_segments_that_cannot_be_read(segments: str):
 def test_wrong_layouts():
     with pytest.raises(ConfigurationError, match="must be 'output', 'pair' or None, got 'outputs'"):
         HeadLayout({"projection": "q"}, "output", 8, returns="outputs")
+    for name in ("whole", "head_norms"):
+        with pytest.raises(ConfigurationError, match=f"`{name}` must be a tuple of names, got 'norm'"):
+            HeadLayout({"projection": "q"}, "output", 8, **{name: "norm"})
     with pytest.raises(ConfigurationError, match="must be a class of modules"):
         register_layout(FusedAttention(), HeadLayout({"projection": "q|k|v"}, "output", 8))
 

@@ -8,10 +8,10 @@ from models import HEADS, WIDTH, bert, gpt2, llama, t5
 from pruning_models import EVERYWHERE, with_lora
 from test_pruning_checkpoints import pruned, result
 from test_pruning_gates import encoder, features
-from test_pruning_plan import assert_unchanged, contents
+from test_pruning_plan import assert_unchanged, attributes, contents
 from torch import nn
 
-from attnwatch import ConfigurationError, PruningPlan, accept_pruned_state, prune_heads
+from attnwatch import PruningPlan, accept_pruned_state, prune_heads
 
 KINDS = {
     "llama": (llama, {0: [2, 3], 1: [0, 3]}),
@@ -101,17 +101,43 @@ FURTHER = {
 }
 
 
-@pytest.mark.parametrize("strict", [True, False])
-@pytest.mark.parametrize("build", [bert, gpt2])
+SEVERAL = {
+    "bert": bert,
+    "gpt2": gpt2,
+    "t5": t5,
+    "lora": with_lora(bert, "query", "key", "value", "dense"),
+    "lora around a Conv1D": with_lora(gpt2, "c_attn", "c_proj", fan_in_fan_out=True),
+}
+
+
+@pytest.mark.parametrize("build", SEVERAL.values(), ids=SEVERAL)
 @pytest.mark.parametrize(("heads", "heads_of_state"), FURTHER.values(), ids=FURTHER)
-def test_heads_that_are_gone_can_not_come_back(build, heads, heads_of_state, strict: bool):
-    model = pruned(build, heads)
+def test_heads_that_are_gone_come_back(build, heads, heads_of_state):
+    """As in a test of the best checkpoint, which is from before a cut; cutting goes on from there."""
+    model, trained = pruned(build, heads), other(build)
     accept_pruned_state(model)
-    before = contents(model)
-    state = pruned(lambda: other(build), heads_of_state).state_dict() if heads_of_state else other(build).state_dict()
-    with pytest.raises(ConfigurationError, match=r"`state_dict` has the heads \[.*\] of .*, and the model only \[.*\]"):
-        model.load_state_dict(state, strict=strict)
-    assert_unchanged(model, before)
+    if heads_of_state:
+        prune_heads(trained, heads_of_state)
+    model.load_state_dict(trained.state_dict())
+    assert_equal_models(model, trained)
+    assert str(model) == str(trained)
+    ours, theirs = ({n: v for n, v in attributes(m).items() if not n.endswith("config")} for m in (model, trained))
+    assert ours == theirs
+    assert PruningPlan.of(model) == PruningPlan.of(trained)
+    assert torch.equal(result(model), result(trained))
+    for each in (model, trained):
+        prune_heads(each, {1: [1]})
+    assert_equal_models(model, trained)
+    assert torch.equal(result(model), result(trained))
+
+
+def test_groups_that_are_gone_come_back():
+    model, trained = pruned(llama, {0: [2, 3], 1: [0, 1]}), other(llama)
+    accept_pruned_state(model)
+    prune_heads(trained, {0: [0, 2]})  # one of each group
+    model.load_state_dict(trained.state_dict())
+    assert_equal_models(model, trained)
+    assert torch.equal(result(model), result(trained))
 
 
 def test_state_that_says_nothing_of_heads_is_left_alone():

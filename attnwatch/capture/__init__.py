@@ -1,7 +1,7 @@
 """Where query and key are seen: finds the attention calls of a model and reads them without changing them."""
 
 from attnwatch.capture.capture import OBSERVED, Capture, Observer
-from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads
+from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
 from attnwatch.capture.sites import Site, SiteKind, find_sites, names_in_forward, site_name
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "SiteKind",
     "at_unpruned_heads",
     "find_sites",
+    "kept_heads",
     "names_in_forward",
     "site_name",
 ]

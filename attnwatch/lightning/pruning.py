@@ -11,17 +11,20 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.hooks import RemovableHandle
 
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.lightning.loggers import LoggerPublisher
 from attnwatch.lightning.monitor import AttentionMonitor
-from attnwatch.pruning.checkpoints import accept_pruned_state
+from attnwatch.pruning.cut import Cut
 from attnwatch.pruning.guard import Guard
 from attnwatch.pruning.importance import Criterion, HeadImportance, needs_history
+from attnwatch.pruning.options import PruningOptions
 from attnwatch.pruning.plan import PruningPlan
-from attnwatch.pruning.pruner import Cut, HeadPruner, Patient, PruningOptions
+from attnwatch.pruning.pruner import HeadPruner, Patient
 from attnwatch.pruning.schedule import PruningSchedule
+from attnwatch.pruning.state import accept_pruned_state
 
 
 class HeadPruning(pl.Callback):
@@ -31,7 +34,7 @@ class HeadPruning(pl.Callback):
     trainer = Trainer(callbacks=[HeadPruning(target=0.5)])
     ```
 
-    Weights, biases, optimizer state and config are cut. A guard takes a cut back that does lasting harm. Logged are
+    Weights, biases and optimizer state are cut. A guard takes a cut back that does lasting harm. Logged are
     `pruning/heads` (share that is left) and `pruning/step_seconds`; `cuts` has the rest. A run is resumed with
     `trainer.fit(ckpt_path=...)` on a freshly built, unpruned module; for `load_from_checkpoint` see
     `attnwatch.accept_pruned_state`.
@@ -49,7 +52,8 @@ class HeadPruning(pl.Callback):
         seed: of the criterion "random".
 
     Attributes:
-        cuts: those that were made.
+        cuts: those that were made, each with `step`, `plan`, `seconds_before`, `seconds_after`, `seconds_lost` and
+            `taken_back`; printed, it is a sentence.
 
     Raises:
         ConfigurationError: an argument is wrong, or when fitting starts, if the model has no heads that can be
@@ -81,6 +85,7 @@ class HeadPruning(pl.Callback):
         self._step = 0
         self._began: float | None = None
         self._warned: set[str] = set()
+        self._metric_is_new_after: str | None = None
 
     @property
     def cuts(self) -> list[Cut]:
@@ -89,6 +94,8 @@ class HeadPruning(pl.Callback):
     # Lightning's hooks, in the order in which they come.
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if sum(isinstance(callback, HeadPruning) for callback in trainer.callbacks) > 1:
+            raise ConfigurationError("`callbacks` has two HeadPruning: one of them must do.")
         if stage == "fit" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
             raise ConfigurationError(
                 f"HeadPruning does not work under {type(trainer.strategy).__name__}, which shards parameters or keeps "
@@ -108,13 +115,7 @@ class HeadPruning(pl.Callback):
             lambda: _patients(trainer, pl_module),
             self._importance,
             self._options,
-            PruningSchedule.spread(
-                self._options.target,
-                start=self._options.start,
-                end=self._options.end,
-                num_cuts=self._options.num_cuts,
-                total_steps=self._total_steps(trainer, pl_module),
-            ),
+            self._schedule(trainer, pl_module),
             agree=trainer.strategy.broadcast,
             after_change=lambda: _rebuild(trainer),
         )
@@ -139,27 +140,24 @@ class HeadPruning(pl.Callback):
         if trainer.global_step == self._step:  # a micro-batch
             return
         self._step = trainer.global_step
-        if self._options.guard is not None and self._options.guard.metric is None:
-            self._record_loss(outputs)
+        if self._options.guard is not None:
+            self._record(trainer, outputs)
         seconds = time.perf_counter() - self._began
         for cut in self._pruner.after_step(self._step, seconds):
             self._report(cut, trainer, pl_module)
         pl_module.log_dict({"pruning/heads": self._pruner.heads_left, "pruning/step_seconds": seconds})
         self._began = None
 
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.current_epoch > 0:
+            self._record_logged(trainer, "epoch")
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        metric = self._options.guard and self._options.guard.metric
-        if metric is None or self._pruner is None:
-            return
-        if metric in trainer.callback_metrics:
-            if not trainer.sanity_checking:
-                self._pruner.record(trainer.callback_metrics[metric].detach().clone())
-            return
-        known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-        message = f"`guard`: there is no logged metric {metric!r}; there are: {known}."
-        if trainer.sanity_checking:
-            raise ConfigurationError(message)
-        self._warn_once(f"{message} No cut can be judged by it, so that at most one is made.")
+        if not trainer.sanity_checking and self._pruner is not None:
+            self._record_logged(trainer, "validation")
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rank_zero_info(f"attnwatch: {self._pruner.summary()}")
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self._pruner is None else self._pruner.state_dict()
@@ -171,6 +169,18 @@ class HeadPruning(pl.Callback):
             self._importance.close()
 
     # What the hooks share.
+
+    def _schedule(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> PruningSchedule:
+        options = self._options
+        if trainer.fast_dev_run:  # too short for more than to see that it works
+            return PruningSchedule((1,), (options.target,))
+        return PruningSchedule.spread(
+            options.target,
+            start=options.start,
+            end=options.end,
+            num_cuts=options.num_cuts,
+            total_steps=self._total_steps(trainer, pl_module),
+        )
 
     def _total_steps(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
         total = trainer.estimated_stepping_batches
@@ -193,14 +203,36 @@ class HeadPruning(pl.Callback):
             )
         return lambda: monitors[0].history
 
-    def _record_loss(self, outputs: Any) -> None:
+    def _record(self, trainer: pl.Trainer, outputs: Any) -> None:
+        """The guard's metric after a step."""
+        if self._options.guard.metric is not None:
+            self._record_logged(trainer, "step")
+            return
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if loss is not None:
             self._pruner.record(torch.as_tensor(loss).detach())
         else:
             self._warn_once(
                 "`guard`: training_step returns no loss, so that cuts are not judged; return it, or give a "
-                "Guard(metric=...) that is logged in validation."
+                "Guard(metric=...) that is logged."
+            )
+
+    def _record_logged(self, trainer: pl.Trainer, when: str) -> None:
+        """Logged metrics keep their value until they are logged again; when one is seen first says when it is new."""
+        metric = self._options.guard and self._options.guard.metric
+        if metric is None or metric not in trainer.callback_metrics:
+            return
+        self._metric_is_new_after = self._metric_is_new_after or when
+        if self._metric_is_new_after == when:
+            self._pruner.record(trainer.callback_metrics[metric].detach().clone())
+
+    def _check_metric(self, trainer: pl.Trainer) -> None:
+        metric = self._options.guard and self._options.guard.metric
+        if metric is not None and self._metric_is_new_after is None:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            self._warn_once(
+                f"`guard`: the metric {metric!r} was not logged before the first cut, so that there is nothing to "
+                f"compare with; logged were: {known}."
             )
 
     def _warn_once(self, message: str) -> None:
@@ -209,20 +241,25 @@ class HeadPruning(pl.Callback):
             warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)
 
     def _report(self, cut: Cut, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._check_metric(trainer)
         if cut.taken_back:
             message = f"attnwatch: {cut}. No further cut is made."
             warnings.warn(message, AttnwatchWarning, stacklevel=2)
         else:
             rank_zero_info(f"attnwatch: {cut}")
         self._publisher.text(
-            trainer, "pruning/cuts", f"{cut}\n\n```\n{PruningPlan.of(pl_module)}\n```", trainer.global_step
+            trainer,
+            "pruning/cuts",
+            f"{cut}\n\nRemoved so far:\n\n```\n{PruningPlan.of(pl_module)}\n```",
+            trainer.global_step,
         )
 
 
 def _models(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[nn.Module]:
-    """The module, and the averaged copy of it that Lightning's WeightAveraging keeps."""
+    """The module, and the averaged copy of it that Lightning's WeightAveraging or StochasticWeightAveraging keeps."""
     averages = [getattr(callback, "_average_model", None) for callback in trainer.callbacks]
-    return [pl_module, *(average.module for average in averages if average is not None)]
+    averages = [average.module if isinstance(average, AveragedModel) else average for average in averages]
+    return [pl_module, *(average for average in averages if average is not None)]
 
 
 def _patients(trainer: pl.Trainer, pl_module: pl.LightningModule) -> list[Patient]:

@@ -1,13 +1,15 @@
 """Removes attention heads that do not matter, in the middle of a training."""
 
-from attnwatch.pruning.checkpoints import accept_pruned_state, load_pruned, save_pruned
+from attnwatch.pruning.checkpoints import load_pruned, save_pruned
+from attnwatch.pruning.cut import Cut
 from attnwatch.pruning.guard import Guard
 from attnwatch.pruning.importance import HeadImportance, head_importance
 from attnwatch.pruning.layouts import HeadLayout, register_layout
 from attnwatch.pruning.plan import PruningPlan, prune_heads
-from attnwatch.pruning.pruner import Cut
 from attnwatch.pruning.savings import Savings, savings
 from attnwatch.pruning.selection import choose_heads
+from attnwatch.pruning.state import accept_pruned_state
+from attnwatch.pruning.trial import check_layout
 
 __all__ = [
     "Cut",
@@ -17,6 +19,7 @@ __all__ = [
     "PruningPlan",
     "Savings",
     "accept_pruned_state",
+    "check_layout",
     "choose_heads",
     "head_importance",
     "load_pruned",

@@ -1,22 +1,20 @@
-"""Pruned models in checkpoints: state dicts that resize the model they are loaded into, and transformers folders."""
+"""Pruned transformers models in folders."""
 
 import contextlib
 import copy
 import fnmatch
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from attnwatch.capture import KEPT_HEADS
 from attnwatch.errors import ConfigurationError
-from attnwatch.pruning.heads import HeadSite, head_sites
+from attnwatch.pruning.heads import head_sites
 from attnwatch.pruning.plan import PruningPlan
-from attnwatch.pruning.surgery import Surgery
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -24,55 +22,6 @@ if TYPE_CHECKING:
 _PLAN_FILE = "pruning_plan.json"
 # What else a saved model consists of; other files in a folder are somebody else's.
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*", _PLAN_FILE)
-
-
-def accept_pruned_state(model: nn.Module) -> RemovableHandle:
-    """Let `model.load_state_dict` take the state of a pruned model: heads that it does not have are removed first.
-
-    In a LightningModule's `__init__` it makes `load_from_checkpoint` work:
-
-    ```python
-    class Classifier(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.model = AutoModel.from_pretrained(...)
-            attnwatch.accept_pruned_state(self)
-    ```
-
-    Load before optimizers are made: they would hold parameters that are replaced. `load_state_dict` raises a
-    `ConfigurationError`, before it changes `model`, where the state has heads that were removed from it.
-
-    Returns:
-        A handle whose `remove()` ends it.
-    """
-    return model.register_load_state_dict_pre_hook(_resize)
-
-
-def _resize(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
-    paths = {id(module): path for path, module in model.named_modules()}
-    removed = {}
-    for name, site in head_sites(model)[0].items():
-        heads = _heads_in_state(site, state, ".".join(filter(None, (prefix.rstrip("."), paths[id(site.module)]))))
-        if not set(heads) <= set(site.kept):
-            raise ConfigurationError(
-                f"`state_dict` has the heads {list(heads)} of {name!r}, and the model only {list(site.kept)}: load it "
-                "into a model that is not pruned."
-            )
-        removed[name] = [head for head in site.kept if head not in heads]
-    if any(removed.values()):
-        Surgery(model, removed).apply()
-
-
-def _heads_in_state(site: HeadSite, state: Mapping[str, Any], path: str) -> Sequence[int]:
-    """Those of the site's heads that a state dict has; all that the site has where it says nothing of them."""
-    at = f"{path}." if path else ""
-    if f"{at}{KEPT_HEADS}" in state:
-        return state[f"{at}{KEPT_HEADS}"].tolist()
-    is_other = any(
-        f"{at}{name}" in state and state[f"{at}{name}"].shape != parameter.shape
-        for name, parameter in site.module.named_parameters()
-    )
-    return range(site.num_unpruned_heads) if is_other else site.kept
 
 
 def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
@@ -129,6 +78,7 @@ def load_pruned(directory: str | Path, **options: Any) -> "PreTrainedModel":
         config = transformers.AutoConfig.from_pretrained(directory)
         model_class = getattr(transformers, config.architectures[0])
         if not (directory / _PLAN_FILE).exists():
+            _refuse_without_plan(directory)
             return model_class.from_pretrained(directory, **options)
         plan = PruningPlan.load(directory / _PLAN_FILE)
         model, found = _pruned_class(model_class, plan).from_pretrained(
@@ -141,6 +91,15 @@ def load_pruned(directory: str | Path, **options: Any) -> "PreTrainedModel":
         raise ConfigurationError(f"`directory`: the weights in {str(directory)!r} do not fit its plan: {wrong}.")
     model.__class__ = model_class
     return model
+
+
+def _refuse_without_plan(directory: Path) -> None:
+    from safetensors import safe_open
+
+    for file in directory.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            if any(name.endswith(KEPT_HEADS) for name in tensors.keys()):  # noqa: SIM118
+                raise ConfigurationError("it is a pruned model that save_pretrained has saved; use save_pruned.")
 
 
 def _pruned_class(model_class: type, plan: PruningPlan) -> type:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnwatch.capture import UNPRUNED_HEADS
+from attnwatch.capture import UNPRUNED_HEADS, kept_heads
 from attnwatch.pruning.projections import is_conv1d
 
 
@@ -27,6 +27,8 @@ def multihead_forward(
     As there, masks are True (or -inf) where attention is not allowed, and `is_causal` is only a hint that `attn_mask`
     is causal.
     """
+    if is_causal and attn_mask is None:  # as torch does
+        raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
     if query.is_nested:  # nn.TransformerEncoder has taken out the padding
         return _multihead_of_nested(module, query, need_weights, average_attn_weights)
     is_batched = query.ndim == 3
@@ -82,7 +84,7 @@ def _multihead_mask(
         if attn_mask.ndim == 3 and attn_mask.shape[0] != 1:  # one per sequence and head of the unpruned module
             attn_mask = attn_mask.unflatten(0, (query.shape[0], -1))
             if attn_mask.shape[1] != query.shape[1]:
-                attn_mask = attn_mask[:, module.kept_heads]
+                attn_mask = attn_mask[:, kept_heads(module)]
         parts.append(_additive(attn_mask, query.dtype))
     if key_padding_mask is not None:
         parts.append(_additive(key_padding_mask, query.dtype)[:, None, None, :])
@@ -126,7 +128,7 @@ def t5_forward(
     """T5's attention. Layers hand the position bias of all heads on, whichever heads each of them still has."""
     if position_bias is None:
         position_bias = _t5_position_bias(module, hidden_states, key_value_states, past_key_values)
-    own = position_bias if position_bias.shape[1] == 1 else position_bias[:, module.kept_heads]
+    own = position_bias if position_bias.shape[1] == 1 else position_bias[:, kept_heads(module)]
     if module.n_heads == 0:
         output = forward_without_heads(module, "o", hidden_states, key_value_states, past_key_values)
         return output, position_bias, None

@@ -24,7 +24,8 @@ class Guard:
         recovery_steps: optimizer steps after a cut that do not count; None: two thirds of the steps to the next cut.
         window: values of the metric before the cut, and after the recovery, that are compared. None: for the
             training loss as many as there are steps after the recovery until the next cut, for a logged metric 1.
-        require_speedup: take a cut back also if steps did not get faster.
+        require_speedup: take a cut back also if steps are slower than before the first one by more than the
+            tolerance, and the last one if they are not faster.
 
     Raises:
         ConfigurationError: an argument is wrong.

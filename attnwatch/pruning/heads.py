@@ -9,21 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, find_sites, site_name
+from attnwatch.capture import UNPRUNED_HEADS, find_sites, kept_heads, names_in_forward, site_name
 from attnwatch.errors import ConfigurationError
-from attnwatch.pruning.layouts import HeadLayout, layout_of
+from attnwatch.pruning.layouts import SIZES, HeadLayout, is_registered, layout_of
 from attnwatch.pruning.projections import (
     ParameterCut,
     Refused,
     adapters,
     base_layer,
+    base_of,
     by_output,
     cut_inputs,
     cut_outputs,
     is_conv1d,
     num_inputs,
     num_outputs,
+    refuse_hooks,
 )
+
+# Adapters of PEFT that add keys and values to attention.
+_ADAPTERS_OF_ALL_HEADS = ("PREFIX_TUNING", "ADAPTION_PROMPT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +70,16 @@ class HeadSite:
         return base_layer(self.projection)
 
     @property
+    def paths(self) -> list[str]:
+        """Of its input projections that are modules."""
+        return [path for path in self.layout.inputs if path not in self.module._parameters]
+
+    @property
+    def adapters(self) -> list[nn.Module]:
+        """Those around its projections."""
+        return [part for part in (*self.module.modules(), self.projection) if base_of(part) is not None]
+
+    @property
     def output_weight(self) -> Tensor:
         """Its weight, [features, heads · head_dim] (a view of it, for a Conv1D)."""
         return by_output(self.output)
@@ -76,6 +91,10 @@ class HeadSite:
     @property
     def _has_adapted_conv1d(self) -> bool:
         return self.output is not self.projection and is_conv1d(self.output)
+
+    def count_key_value_heads(self, num_heads: int) -> int | None:
+        """As its weights have them, if these have so many query heads; None where they have no whole number."""
+        return _num_key_value_heads(self.module, self.layout, num_heads, self.head_dim)
 
     def groups(self) -> list[list[int]]:
         """Its heads (numbers in the unpruned model) by the key-value head that they read."""
@@ -137,15 +156,19 @@ def head_sites(model: nn.Module) -> tuple[dict[str, HeadSite], dict[str, str]]:
     """Attention modules whose heads can be removed, in module order; and why the others' can't, by their names."""
     sites, refused = {}, {}
     paths = dict(model.named_modules())
-    uses = Counter(id(parameter) for module in paths.values() for parameter in module._parameters.values())
+    modules = paths.values()
+    uses = Counter(id(part) for module in modules for part in (*module._parameters.values(), *module._modules.values()))
+    unusable = _why_no_heads(modules)
     for path, module in paths.items():
         layout = layout_of(module)
         if layout is None:
             continue
         name = site_name(path, module)
         try:
+            if unusable:
+                raise Refused(unusable)
             site = _resolve(name, module, layout, paths[path.rpartition(".")[0]] if path else module)
-            _refuse_tied(site, uses)
+            _refuse_shared(site, uses)
             sites[name] = site
         except Refused as reason:
             refused[name] = str(reason)
@@ -172,11 +195,13 @@ def _resolve(name: str, module: nn.Module, layout: HeadLayout, parent: nn.Module
         or (num_heads and (not num_key_value_heads or num_heads % num_key_value_heads))
     ):
         raise Refused("its projections do not have the features of whole heads")
-    kept = getattr(module, KEPT_HEADS, None)
-    kept = tuple(range(num_heads)) if kept is None else tuple(kept.tolist())
+    kept = kept_heads(module)
+    numbers = tuple(range(num_heads)) if kept is None else tuple(kept.tolist())
     unpruned = getattr(module, UNPRUNED_HEADS, (num_heads, num_key_value_heads))
-    site = HeadSite(name, module, layout, parent, head_dim, kept, *unpruned, num_key_value_heads)
+    site = HeadSite(name, module, layout, parent, head_dim, numbers, *unpruned, num_key_value_heads)
     _refuse_unclaimed(site)
+    if is_registered(module) and layout.forward is None and kept is None:
+        _refuse_unknown_sizes(site)
     return site
 
 
@@ -217,19 +242,53 @@ def _refuse_unclaimed(site: HeadSite) -> None:
     """A parameter that nobody has told where its heads are may depend on them."""
     layout = site.layout
     output = () if site.is_output_outside else (layout.output,)
-    claimed = (*layout.inputs, *output, *layout.per_head, *layout.whole)
+    claimed = (*layout.inputs, *output, *layout.per_head, *layout.whole, *layout.head_norms)
     for name, parameter in site.module.named_parameters():
         if not any(name == known or name.startswith(f"{known}.") for known in claimed):
-            raise Refused(f"its parameter {name} {list(parameter.shape)} is not in the layout")
-        norm = next((known for known in layout.whole if name.startswith(f"{known}.")), None)
-        if norm and "norm" in norm and (name.count(".") > 1 or parameter.shape != (site.head_dim,)):
+            raise Refused(
+                f"its parameter {name} {list(parameter.shape)} is not in the layout; name it in `per_head` where it "
+                "has an entry for each head, in `whole` where it does not depend on them"
+            )
+        norm = next((known for known in layout.head_norms if name.startswith(f"{known}.")), None)
+        if norm and (name.count(".") > 1 or parameter.shape != (site.head_dim,)):
             raise Refused(f"its {norm} normalizes all heads together, or each head with weights of its own")
 
 
-def _refuse_tied(site: HeadSite, uses: Mapping[int, int]) -> None:
+def _refuse_unknown_sizes(site: HeadSite) -> None:
+    """A number that is the module's number of heads by another name would stay what it was."""
+    known = {name for names in SIZES.values() for name in names} | set(site.layout.whole) | {site.layout.head_dim}
+    sizes = {site.num_heads, site.num_heads * site.head_dim}
+    used = names_in_forward(type(site.module))
+    for name, value in vars(site.module).items():
+        if type(value) is int and value in sizes and value > 1 and name in used and name not in known:
+            raise Refused(
+                f"its forward uses {name!r}, which is {value} like its number of heads or their features: call it "
+                f"{' or '.join(map(repr, next(iter(SIZES.values()))))}, name it in `whole` if it is something else, or "
+                "give the layout a `forward`"
+            )
+
+
+def _refuse_shared(site: HeadSite, uses: Mapping[int, int]) -> None:
+    """What is used twice can't be cut for one of its users."""
     for name, parameter in (*site.module.named_parameters(), *site.projection.named_parameters()):
         if uses[id(parameter)] > 1:
             raise Refused(f"its parameter {name} {list(parameter.shape)} is used in another place too (tied weights)")
+        refuse_hooks(name, parameter)
+    projections = [_submodule(site.module, site.parent, path) for path in (*site.paths, site.layout.output)]
+    parts = [site.module, *projections] if site.is_output_outside else projections
+    if any(uses[id(part)] > 1 for part in parts):
+        raise Refused("it shares a projection, or itself, with another place of the model")
+
+
+def _why_no_heads(modules: Iterable[nn.Module]) -> str:
+    """What of the whole model is against it."""
+    for module in modules:
+        configs = getattr(module, "peft_config", None)
+        for config in configs.values() if isinstance(configs, Mapping) else ():
+            kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
+            if kind in _ADAPTERS_OF_ALL_HEADS:
+                return f"the adapter {kind} has keys and values for all heads; merge it or take it out first"
+    return ""
 
 
 def _submodule(module: nn.Module, parent: nn.Module, path: str) -> nn.Module:

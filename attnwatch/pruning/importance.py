@@ -238,6 +238,8 @@ def _checked(values: Mapping[str, Tensor], sites: Mapping[str, HeadSite]) -> Imp
     """What a function of the model has returned."""
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"`criterion` must return numbers for the heads by site, got {type(values).__name__}.")
+    if not values:
+        raise ConfigurationError("`criterion` returned no numbers; the sites are: " + ", ".join(sites) + ".")
     result = {}
     for name, of_site in values.items():
         if name not in sites:

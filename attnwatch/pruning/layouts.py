@@ -24,6 +24,14 @@ _BIASES_OF_ALL_HEADS = ("use_relative_position_bias", "use_shared_relative_posit
 # Keys and values that another layer reads too (Gemma 3n) can't be cut for one of them.
 _SHARED = {"is_kv_shared_layer"}
 
+# Attributes of modules that surgery keeps up to date, by what they say.
+SIZES = {
+    "heads": ("num_heads", "num_attention_heads", "n_heads", "n_head"),
+    "key-value heads": ("num_key_value_heads", "num_kv_heads"),
+    "heads of a group": ("num_key_value_groups", "n_rep"),
+    "features of the heads": ("all_head_size", "inner_dim", "split_size", "attn_dim"),
+}
+
 
 @dataclass(frozen=True)
 class HeadLayout:
@@ -42,6 +50,7 @@ class HeadLayout:
         head_dim: features per head, the name of the module's attribute that has them, or a function of the module.
         per_head: parameters of the module with one entry per query head, and the dimension where.
         whole: names of parameters and submodules of the module that do not depend on its heads.
+        head_norms: names of norms over the features of one head, the same for all heads.
         forward: called as forward(module, *args, **kwargs) in place of the module's own once heads are missing.
         returns: what the module's forward returns: `"output"`, `"pair"` (output, None), or None if `forward` also
             works without any head.
@@ -57,6 +66,7 @@ class HeadLayout:
     head_dim: int | str | Callable[[nn.Module], int]
     per_head: Mapping[str, int] = field(default_factory=dict)
     whole: tuple[str, ...] = ()
+    head_norms: tuple[str, ...] = ()
     forward: Callable | None = None
     returns: str | None = "pair"
     when_pruned: Mapping[str, Any] = field(default_factory=dict)
@@ -69,6 +79,9 @@ class HeadLayout:
                     f"`inputs` for {path!r} must be segments of the letters q, k and v, separated by |, such as "
                     f"'q|k|v'; got {segments!r}."
                 )
+        for name in ("whole", "head_norms"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigurationError(f"`{name}` must be a tuple of names, got {getattr(self, name)!r}.")
         if self.returns not in ("output", "pair", None):
             raise ConfigurationError(f"`returns` must be 'output', 'pair' or None, got {self.returns!r}.")
 
@@ -81,6 +94,11 @@ def register_layout(module_class: type, layout: HeadLayout) -> None:
     if not (isinstance(module_class, type) and issubclass(module_class, nn.Module)):
         raise ConfigurationError(f"`module_class` must be a class of modules, got {module_class!r}.")
     _registered[module_class] = layout
+
+
+def is_registered(module: nn.Module) -> bool:
+    """Whether its layout is one of the user's."""
+    return type(module) in _registered
 
 
 def layout_of(module: nn.Module) -> HeadLayout | None:
@@ -118,14 +136,14 @@ _TIMM = HeadLayout(
     {"qkv": "q|k|v"},
     output="proj",
     head_dim="head_dim",
-    whole=("q_norm", "k_norm"),
+    head_norms=("q_norm", "k_norm"),
     forward=timm_forward,
     returns="output",
     after_output="proj_drop",
 )
 _MODULES_OF_TIMM = ("timm.layers.attention", "timm.models.vision_transformer")
 _T5 = {"whole": ("relative_attention_bias",), "forward": t5_forward, "returns": None}
-_NORMS = {"whole": ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_norm", "key_norm")}
+_NORMS = {"head_norms": ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_norm", "key_norm")}
 
 # Of transformers' modules, told apart by the names of their projections.
 _TRANSFORMERS = (

@@ -80,10 +80,10 @@ def _cut_state(state: dict[str, Any] | None, parameter: nn.Parameter, take: Take
     for name, value in state.items():
         if value is None or isinstance(value, int | float | str):
             kept[name] = value
-        elif isinstance(value, Tensor) and value.ndim == 0:
-            kept[name] = value.clone()
         elif isinstance(value, Tensor) and value.shape == parameter.shape:
             kept[name] = take(value)
+        elif isinstance(value, Tensor) and value.numel() == 1:
+            kept[name] = value.clone()
         else:
             return None
     return kept

@@ -28,6 +28,15 @@ class PruningPlan:
     heads: Mapping[str, tuple[int, ...]]
     num_heads: Mapping[str, int]
 
+    @property
+    def num_removed(self) -> int:
+        return sum(map(len, self.heads.values()))
+
+    @property
+    def num_unpruned(self) -> int:
+        """Heads of the unpruned model."""
+        return sum(self.num_heads.values())
+
     @classmethod
     def of(cls, model: nn.Module) -> "PruningPlan":
         """What has been removed from a model so far."""
@@ -73,12 +82,11 @@ class PruningPlan:
     def __str__(self) -> str:
         """A table: for each site how many heads the unpruned model has, how many of them go, and which."""
         width = max([len("site"), *map(len, self.num_heads)])
-        removed, total = sum(map(len, self.heads.values())), sum(self.num_heads.values())
         rows = [
             (site, number, len(self.heads.get(site, ())), _ranges(self.heads.get(site, ())))
             for site, number in self.num_heads.items()
         ]
-        rows.append(("all", total, removed, f"{removed / max(total, 1):.0%}"))
+        rows.append(("all", self.num_unpruned, self.num_removed, f"{self.num_removed / max(self.num_unpruned, 1):.0%}"))
         lines = [f"{site:<{width}}  {number:>5}  {gone:>7}  {which}" for site, number, gone, which in rows]
         return "\n".join([f"{'site':<{width}}  heads  removed  which", *lines])
 

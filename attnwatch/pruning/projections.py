@@ -33,14 +33,21 @@ class ParameterCut:
 _LORA = ("base_layer.", "lora_A.", "lora_B.", "lora_magnitude_vector.")
 
 
+def base_of(module: nn.Module) -> nn.Module | None:
+    """What the module, if it is an adapter, lies around."""
+    return getattr(module, "base_layer", None)
+
+
 def base_layer(projection: nn.Module) -> nn.Module:
     """The projection without an adapter around it."""
-    base = getattr(projection, "base_layer", None)
+    base = base_of(projection)
     if base is None:
         return projection
     for name, _ in projection.named_parameters():
         if not name.startswith(_LORA):
             raise Refused(f"its adapter {type(projection).__name__} has a parameter {name}, which is none of LoRA's")
+    if getattr(projection, "merged", False) and adapters(projection, "lora_magnitude_vector"):
+        raise Refused("its adapter DoRA is merged, and can't be taken out again after a cut; unmerge it first")
     for lora in (*adapters(projection, "lora_A").values(), *adapters(projection, "lora_B").values()):
         if not isinstance(lora, nn.Linear):
             raise Refused(f"its adapter {type(projection).__name__} has a {type(lora).__name__} in place of a Linear")
@@ -52,7 +59,10 @@ def is_conv1d(projection: nn.Module) -> bool:
 
 
 def features_of(projection: nn.Module) -> dict[str, int]:
-    """What a projection says about the size of its weight, by attribute."""
+    """What a projection, or an adapter around it, says about the size of its weight, by attribute."""
+    if base_of(projection) is not None:
+        outputs, inputs = by_output(projection.base_layer).shape
+        return {"out_features": outputs, "in_features": inputs}
     if isinstance(projection, nn.Linear):
         return dict(zip(("out_features", "in_features"), projection.weight.shape, strict=True))
     if is_conv1d(projection):
@@ -76,12 +86,30 @@ def by_output(projection: nn.Module) -> Tensor:
 
 
 def _refuse_unusual(projection: nn.Module) -> None:
+    kind = type(projection)
     if not (isinstance(projection, nn.Linear) or is_conv1d(projection)):
-        raise Refused(f"its projection is a {type(projection).__name__}, neither a Linear nor a Conv1D")
+        raise Refused(f"its projection is a {kind.__name__}, neither a Linear nor a Conv1D")
+    if isinstance(projection, nn.Linear) and kind.forward is not nn.Linear.forward:
+        raise Refused(f"its projection is a {kind.__name__}, a Linear with a forward of its own")
     weight = projection._parameters.get("weight")
     is_plain = weight is not None and weight.ndim == 2 and weight.is_floating_point()
-    if not is_plain or is_parametrized(projection):
-        raise Refused(f"the weight of its projection {type(projection).__name__} is parametrized or quantized")
+    if not is_plain or is_parametrized(projection) or not all(map(_is_plain, projection.parameters())):
+        raise Refused(f"the weight of its projection {kind.__name__} is parametrized, quantized or sharded")
+    unknown = {*projection._parameters, *projection._buffers, *projection._modules} - {"weight", "bias"}
+    if unknown:
+        raise Refused(f"its projection {kind.__name__} has {sorted(unknown)[0]!r}, whose meaning is not known")
+
+
+def _is_plain(parameter: nn.Parameter) -> bool:
+    return type(parameter) is nn.Parameter and type(parameter.data) is Tensor
+
+
+def refuse_hooks(name: str, parameter: nn.Parameter) -> None:
+    """The parameter is replaced by a new one, and nobody knows what a hook on it would do there."""
+    if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
+        raise Refused(
+            f"its parameter {name} has hooks, which a cut would lose; remove them, cut, and put them on the new one"
+        )
 
 
 def cut_outputs(projection: nn.Module, kept: Tensor) -> Iterable[ParameterCut]:

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
-from attnwatch.pruning.guard import Guard
-from attnwatch.pruning.importance import Criterion, HeadImportance, check_criterion
+from attnwatch.pruning.cut import Cut, milliseconds
+from attnwatch.pruning.importance import HeadImportance, Importance
+from attnwatch.pruning.options import PruningOptions
 from attnwatch.pruning.plan import PruningPlan
 from attnwatch.pruning.schedule import PruningSchedule
-from attnwatch.pruning.selection import check_choice, choose_heads
+from attnwatch.pruning.selection import choose_heads
 from attnwatch.pruning.snapshot import Snapshot, restore_snapshot, take_snapshot
 from attnwatch.pruning.surgery import Surgery, apply_all
 
@@ -26,77 +27,8 @@ _TIMED_STEPS = 20
 _STEPS_WITHOUT_A_NEXT_CUT = 60
 
 
-@dataclass(frozen=True)
-class PruningOptions:
-    """See `attnwatch.lightning.HeadPruning`.
-
-    Raises:
-        ConfigurationError: an argument is wrong; the message names it.
-    """
-
-    target: float
-    criterion: Criterion
-    start: float | int
-    end: float | int
-    num_cuts: int
-    ranking: str
-    grouping: str
-    min_heads: int
-    guard: Guard | None
-    seed: int
-
-    def __post_init__(self):
-        check_choice(target=self.target, ranking=self.ranking, grouping=self.grouping, min_heads=self.min_heads)
-        if isinstance(self.target, int):
-            raise ConfigurationError(f"`target` must be a fraction of the heads between 0 and 1, got {self.target!r}.")
-        check_criterion(self.criterion)
-        require_int("num_cuts", self.num_cuts, minimum=1)
-        require_int("seed", self.seed, minimum=0)
-        for name, at in (("start", self.start), ("end", self.end)):
-            if isinstance(at, bool) or not isinstance(at, int | float) or at < 0 or (isinstance(at, float) and at >= 1):
-                raise ConfigurationError(
-                    f"`{name}` must be a fraction of the run below 1 or a number of steps, got {at!r}."
-                )
-        if type(self.start) is type(self.end) and self.start > self.end:
-            raise ConfigurationError(f"`start` must not be after `end`, got {self.start!r} and {self.end!r}.")
-        if self.guard is not None and not isinstance(self.guard, Guard):
-            raise ConfigurationError(f"`guard` must be an attnwatch.Guard or None, got {self.guard!r}.")
-
-
-@dataclass
-class Cut:
-    """One cut that was made.
-
-    Attributes:
-        step: after this optimizer step.
-        plan: what went.
-        seconds_before, seconds_after: median time of a step; None while it is not known.
-        seconds_lost: what the cut took, and the first steps after it beyond that median (recompilation).
-        taken_back: why the guard took it back; empty where it did not.
-    """
-
-    step: int
-    plan: PruningPlan
-    seconds_before: float | None = None
-    seconds_after: float | None = None
-    seconds_lost: float = 0.0
-    taken_back: str = ""
-
-    @property
-    def num_heads(self) -> int:
-        """How many heads went."""
-        return sum(map(len, self.plan.heads.values()))
-
-    def __str__(self) -> str:
-        if self.taken_back:
-            return f"the {self.num_heads} heads that were removed after step {self.step} are back: {self.taken_back}"
-        text = f"{self.num_heads} heads removed after step {self.step}"
-        if self.seconds_before is None or self.seconds_after is None:
-            return text
-        return (
-            f"{text}: a step took {1e3 * self.seconds_before:.3g} ms, now {1e3 * self.seconds_after:.3g} ms; the cut "
-            f"itself took {self.seconds_lost:.2g} s"
-        )
+def _warn(message: str) -> None:
+    warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=3)
 
 
 Value = Tensor | float
@@ -105,8 +37,9 @@ Patient = tuple[nn.Module, Sequence[Optimizer]]
 
 @dataclass
 class _Watched:
-    """The latest cut, while the guard has not judged it."""
+    """Cuts that the guard has not judged, from this one on."""
 
+    first: int
     values_before: list[Value]
     snapshots: list[Snapshot]
     values_after: list[Value] = field(default_factory=list)
@@ -151,8 +84,10 @@ class HeadPruner:
         self._seconds: list[float] = []
         self._watched: _Watched | None = None
         self._has_ended = False
-        self._step = 0
+        self._step = self._scheduled_until = 0
+        self._timed_steps = min(_TIMED_STEPS, schedule.gap or _TIMED_STEPS)
         self.heads_left = self._count_heads()
+        self._check_target()
 
     def record(self, value: Value) -> None:
         """A new value of the guard's metric."""
@@ -167,15 +102,17 @@ class HeadPruner:
         news = self._time(seconds)
         if self._watched is not None and self._can_judge(self._watched):
             news += self._judge(self._watched)
-        due = len(self.cuts) < len(self.schedule.steps) and step >= self.schedule.steps[len(self.cuts)]
-        if due and self._watched is None and not self._has_ended:
-            news += self._cut()
+        due = [target for target, at in self._planned if self._scheduled_until < at <= step]
+        self._scheduled_until = step
+        if due and not self._has_ended:
+            news += self._cut(due[-1])
         return news
 
     def state_dict(self) -> dict[str, Any]:
         watched = self._watched
         return {
             "step": self._step,
+            "settings": self._settings,
             "has_ended": self._has_ended,
             "values": list(map(float, self._values)),
             "cuts": [
@@ -184,6 +121,7 @@ class HeadPruner:
             ],
             "watched": watched
             and {
+                "first": watched.first,
                 "values_before": list(map(float, watched.values_before)),
                 "values_after": list(map(float, watched.values_after)),
                 "snapshots": watched.snapshots,
@@ -192,28 +130,60 @@ class HeadPruner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._step, self._has_ended = state["step"], state["has_ended"]
+        self._step = self._scheduled_until = state["step"]
+        self._has_ended = state["has_ended"]
+        changed = {name: now for name, now in self._settings.items() if state["settings"][name] != now}
+        if changed:
+            _warn(f"the run goes on with other settings than it began with: {changed}, before {state['settings']}")
         self._values = list(state["values"])
         self.cuts = [Cut(**{**cut, "plan": PruningPlan(**cut["plan"])}) for cut in state["cuts"]]
         self._watched = _Watched(**state["watched"]) if state["watched"] else None
         self._importance.load_state_dict(state["importance"])
         self.heads_left = self._count_heads()
 
+    def summary(self) -> str:
+        """What it came to, in a sentence."""
+        gone = PruningPlan.of(self._patients()[0][0])
+        text = f"{gone.num_removed} of {gone.num_unpruned} heads are gone; the target was {self._options.target:.0%}"
+        timed = [cut for cut in self.cuts if cut.seconds_before is not None and cut.seconds_after is not None]
+        if not timed:
+            return text
+        return (
+            f"{text}; a step took {milliseconds(timed[0].seconds_before)} before the first cut, "
+            f"{milliseconds(timed[-1].seconds_after)} after the last"
+        )
+
+    @property
+    def _planned(self) -> list[tuple[float, int]]:
+        return list(zip(self.schedule.targets, self.schedule.steps, strict=True))
+
+    @property
+    def _settings(self) -> dict[str, Any]:
+        return {"target": self._options.target, "steps": list(self.schedule.steps)}
+
     def _count_heads(self) -> float:
         gone = PruningPlan.of(self._patients()[0][0])
-        return 1 - sum(map(len, gone.heads.values())) / sum(gone.num_heads.values())
+        return 1 - gone.num_removed / gone.num_unpruned
 
-    def _cut(self) -> list[Cut]:
+    def _check_target(self) -> None:
+        """Raises a `ConfigurationError` where no head could go, whatever the importance."""
+        options, whole = self._options, PruningPlan.of(self._patients()[0][0])
+        alike = {site: torch.zeros(number) for site, number in whole.num_heads.items()}
+        if not whole.heads and not self._choose_by(alike, options.target).heads:
+            raise ConfigurationError(
+                f"`target` {options.target}: no head of this model can go with min_heads={options.min_heads}, "
+                f"ranking={options.ranking!r} and grouping={options.grouping!r}; it has {dict(whole.num_heads)}."
+            )
+
+    def _cut(self, target: float) -> list[Cut]:
         begin = time.perf_counter()
         try:
-            plan = self._make_cut()
+            plan = self._make_cut(target)
         except Exception as error:  # of a criterion, of a model that has changed; the training is worth more
             self._has_ended, self._watched = True, None
-            warnings.warn(
-                f"attnwatch: no heads were removed after step {self._step}, and none will be: {error}",
-                AttnwatchWarning,
-                stacklevel=2,
-            )
+            _warn(f"no heads were removed after step {self._step}, and none will be: {error}")
+            return []
+        if not plan.heads:
             return []
         cut = Cut(self._step, plan, statistics.median(self._seconds) if self._seconds else None)
         cut.seconds_lost = time.perf_counter() - begin
@@ -221,31 +191,29 @@ class HeadPruner:
         self._seconds.clear()
         return [cut]
 
-    def _make_cut(self) -> PruningPlan:
+    def _make_cut(self, target: float) -> PruningPlan:
         patients = self._patients()
-        plan = self._choose(patients[0][0])
+        plan = self._choose(patients[0][0], target)
+        if not plan.heads:
+            return plan
         surgeries = [Surgery(patient, plan.heads, optimizers) for patient, optimizers in patients]
         guard = self._options.guard
-        if guard is not None and (self._values or guard.metric is not None):  # otherwise there is nothing to judge by
-            self._watched = _Watched(self._values, [take_snapshot(*patient) for patient in patients])
+        if self._watched is not None:  # judged together with this one
+            self._watched.values_after.clear()
+        elif guard is not None and (self._values or guard.metric is not None):  # else there is nothing to judge by
+            snapshots = [take_snapshot(*patient) for patient in patients]
+            self._watched = _Watched(len(self.cuts), self._values, snapshots)
         apply_all(surgeries)
         self._importance.reset()
         self._after_change()
         self.heads_left = self._count_heads()
         return plan
 
-    def _choose(self, model: nn.Module) -> PruningPlan:
+    def _choose(self, model: nn.Module, target: float) -> PruningPlan:
         """The first process chooses; where it fails, all do."""
-        options, plan, failure = self._options, None, None
+        plan = failure = None
         try:
-            plan = choose_heads(
-                model,
-                self._importance.values(),
-                target=self.schedule.targets[len(self.cuts)],
-                ranking=options.ranking,
-                grouping=options.grouping,
-                min_heads=options.min_heads,
-            )
+            plan = self._choose_by(self._importance.values(), target)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
         heads, failure = self._agree((plan and dict(plan.heads), failure))
@@ -253,37 +221,60 @@ class HeadPruner:
             raise RuntimeError(failure)
         return PruningPlan(heads, PruningPlan.of(model).num_heads)
 
+    def _choose_by(self, importance: Importance, target: float) -> PruningPlan:
+        return choose_heads(
+            self._patients()[0][0],
+            importance,
+            target=target,
+            ranking=self._options.ranking,
+            grouping=self._options.grouping,
+            min_heads=self._options.min_heads,
+        )
+
     def _can_judge(self, watched: _Watched) -> bool:
         is_timed = self.cuts[-1].seconds_after is not None or not self._options.guard.require_speedup
         return is_timed and len(watched.values_after) >= self._window
 
     def _judge(self, watched: _Watched) -> list[Cut]:
-        cut, guard = self.cuts[-1], self._options.guard
+        cuts, guard = self.cuts[watched.first :], self._options.guard
         values_before, values_after = (list(map(float, v)) for v in (watched.values_before, watched.values_after))
         harm = guard.harm(values_before, values_after)
-        is_timed = cut.seconds_before is not None and cut.seconds_after is not None
-        if harm is None and guard.require_speedup and is_timed and cut.seconds_after >= cut.seconds_before:
-            harm = f"a step takes {cut.seconds_after:.3g} s, before {cut.seconds_before:.3g} s"
-        cut.taken_back = self._agree(harm) or ""
+        if harm is None and guard.require_speedup:
+            harm = self._no_speedup()
+        harm = self._agree(harm)
         self._watched = None
-        if not cut.taken_back:
+        if not harm:
             self._values = watched.values_after[-self._window :]
             return []
-        for (model, optimizers), snapshot in zip(self._patients(), watched.snapshots, strict=True):
-            restore_snapshot(model, optimizers, snapshot)
+        try:
+            for (model, optimizers), snapshot in zip(self._patients(), watched.snapshots, strict=True):
+                restore_snapshot(model, optimizers, snapshot)
+        except ConfigurationError as error:
+            _warn(f"{harm}, but the cut after step {cuts[0].step} can't be taken back: {error}")
+            return []
+        for cut in cuts:
+            cut.taken_back = harm
         self._values = watched.values_before
         self._importance.reset()
         self._has_ended = True
         self._after_change()
         self.heads_left = self._count_heads()
-        return [cut]
+        return cuts
+
+    def _no_speedup(self) -> str | None:
+        before, after = self.cuts[0].seconds_before, self.cuts[-1].seconds_after
+        is_last = self._scheduled_until >= self.schedule.steps[-1]
+        noise = 0.0 if is_last else self._options.guard.tolerance
+        if before is None or after is None or after < before * (1 + noise):
+            return None
+        return f"a step takes {milliseconds(after)}, before the first cut {milliseconds(before)}"
 
     def _time(self, seconds: float | None) -> list[Cut]:
         if seconds is not None:
-            self._seconds = [*self._seconds, seconds][-_TIMED_STEPS:]
+            self._seconds = [*self._seconds, seconds][-self._timed_steps :]
         last = self.cuts[-1] if self.cuts else None
-        if last is None or last.seconds_after is not None or len(self._seconds) < _TIMED_STEPS:
+        if last is None or last.seconds_after is not None or len(self._seconds) < self._timed_steps:
             return []
         last.seconds_after = statistics.median(self._seconds)
-        last.seconds_lost += max(sum(self._seconds) - _TIMED_STEPS * last.seconds_after, 0.0)
+        last.seconds_lost += max(sum(self._seconds) - len(self._seconds) * last.seconds_after, 0.0)
         return [last]

@@ -1,5 +1,6 @@
 """When heads go, and how many."""
 
+import itertools
 from dataclasses import dataclass
 
 from attnwatch.errors import ConfigurationError
@@ -40,8 +41,8 @@ class PruningSchedule:
 
     @property
     def gap(self) -> int | None:
-        """Steps between two cuts; None where there is only one."""
-        return self.steps[1] - self.steps[0] if len(self.steps) > 1 else None
+        """Fewest steps between two cuts; None where there is only one."""
+        return min((later - step for step, later in itertools.pairwise(self.steps)), default=None)
 
     def __str__(self) -> str:
         return ", ".join(f"{share:.0%} at step {step}" for step, share in zip(self.steps, self.targets, strict=True))

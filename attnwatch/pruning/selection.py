@@ -67,7 +67,7 @@ def choose_heads(
                 gone += heads
                 budget -= len(heads)
     return PruningPlan(
-        {name: tuple(sorted(heads)) for name, heads in removed.items() if heads},
+        {name: tuple(sorted(removed[name])) for name in all_sites if removed.get(name)},
         {name: site.num_unpruned_heads for name, site in all_sites.items()},
     )
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS
+from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, kept_heads
+from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.heads import HeadSite, head_sites
 from attnwatch.pruning.projections import features_of
-from attnwatch.pruning.surgery import forward_swaps
+from attnwatch.pruning.surgery import forward_swaps, replaced_parameter
 
 Snapshot = dict[str, Any]
 """Tensors, numbers and strings only, so that it can lie in a checkpoint."""
@@ -32,7 +33,16 @@ def take_snapshot(model: nn.Module, optimizers: Sequence[Optimizer]) -> Snapshot
 
 @torch.no_grad()
 def restore_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
-    """Put model and optimizers back, heads included. The snapshot is used up: its tensors become the model's."""
+    """Put model and optimizers back, heads included. The snapshot is used up: its tensors become the model's.
+
+    Parameters that an optimizer was given since then keep their state.
+
+    Raises:
+        ConfigurationError: an optimizer holds fewer parameters than before; nothing was changed.
+    """
+    for optimizer, states in zip(optimizers, snapshot["optimizers"], strict=True):
+        if len(_parameters(optimizer)) < len(states):
+            raise ConfigurationError(f"{type(optimizer).__name__} holds fewer parameters than it did before the cut.")
     sites, _ = head_sites(model)
     replaced = {}
     for path, value in snapshot["parameters"].items():
@@ -41,13 +51,13 @@ def restore_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot
         if old.shape == value.shape:
             old.copy_(value)
             continue
-        new = nn.Parameter(value.to(old.device), requires_grad=old.requires_grad)
-        vars(new).update(vars(old))
-        module._parameters[name] = replaced[old] = new
+        module._parameters[name] = replaced[old] = replaced_parameter(old, value)
         if name == "weight":
             vars(module).update(features_of(module))
     for site in sites.values():
         site.module._buffers.pop(KEPT_HEADS, None)
+        for adapter in site.adapters:
+            vars(adapter).update(features_of(adapter))
     for path, value in snapshot["buffers"].items():
         module, name = _owner(model, path)
         old = module._buffers.get(name)
@@ -64,7 +74,7 @@ def restore_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot
 def _restore_site(site: HeadSite, numbers: dict[str, int]) -> None:
     values = vars(site.module)
     values.update(numbers)
-    kept = getattr(site.module, KEPT_HEADS, None)
+    kept = kept_heads(site.module)
     if kept is None:
         values.pop(UNPRUNED_HEADS, None)
     for swap in forward_swaps(site, range(site.num_unpruned_heads) if kept is None else kept.tolist()):
@@ -80,7 +90,7 @@ def _restore_optimizer(optimizer: Optimizer, states: list[dict], replaced: dict[
         group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
     for old in replaced:
         optimizer.state.pop(old, None)
-    for parameter, state in zip(_parameters(optimizer), states, strict=True):
+    for parameter, state in zip(_parameters(optimizer), states, strict=False):
         if state:
             optimizer.state[parameter] = {name: _to(value, parameter) for name, value in state.items()}
         else:

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, names_in_forward
+from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, names_in_forward, site_name
 from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.forwards import forward_without_heads
 from attnwatch.pruning.heads import HeadSite, head_sites
-from attnwatch.pruning.layouts import HeadLayout
+from attnwatch.pruning.layouts import SIZES, HeadLayout
 from attnwatch.pruning.optimizer_state import ParameterSwap, Take, plan_swaps
-from attnwatch.pruning.projections import ParameterCut, features_of
+from attnwatch.pruning.projections import ParameterCut, features_of, is_conv1d
 
 MISSING = object()
 
@@ -60,6 +61,7 @@ class Surgery:
 
     def __init__(self, model: nn.Module, removed: Mapping[str, Sequence[int]], optimizers: Iterable[Optimizer] = ()):
         optimizers = _checked_optimizers(model, optimizers)
+        _refuse_wrapped(model)
         sites = _checked(model, removed)
         self._changes: list[AttributeSwap | ParameterSwap] = []
         replaced: dict[nn.Parameter, tuple[nn.Parameter, Take]] = {}
@@ -67,7 +69,8 @@ class Surgery:
             cuts, num_key_value_heads = site.keep(kept)
             for cut in cuts:
                 self._cut_parameter(cut, replaced)
-            self._changes += _attribute_swaps(site, kept, num_key_value_heads)
+                self._changes += _feature_swaps(site, cut)
+            self._changes += attribute_swaps(site, kept, num_key_value_heads)
         self._changes += plan_swaps(optimizers, replaced)
 
     def apply(self) -> None:
@@ -82,13 +85,10 @@ class Surgery:
         take = partial(_take, dim=cut.dim, kept=cut.kept)
         with torch.no_grad():
             left = take(old.detach())
-            new = nn.Parameter(left if cut.scale is None else left * cut.scale, requires_grad=old.requires_grad)
+            new = replaced_parameter(old, left if cut.scale is None else left * cut.scale)
             new.grad = None if old.grad is None else take(old.grad)
-        vars(new).update(vars(old))
         replaced[old] = (new, take)
         self._changes.append(AttributeSwap(cut.module._parameters, cut.name, new))
-        if cut.name == "weight":
-            self._changes += _feature_swaps(cut.module, cut.dim, len(cut.kept))
 
 
 def apply_all(changes: "Iterable[AttributeSwap | ParameterSwap | Surgery]") -> None:
@@ -102,6 +102,13 @@ def apply_all(changes: "Iterable[AttributeSwap | ParameterSwap | Surgery]") -> N
         for change in reversed(done):
             change.revert()
         raise
+
+
+def replaced_parameter(old: nn.Parameter, value: Tensor) -> nn.Parameter:
+    """A parameter that says of itself what the old one did."""
+    new = nn.Parameter(value.to(old.device), requires_grad=old.requires_grad)
+    vars(new).update(vars(old))
+    return new
 
 
 def _take(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
@@ -118,7 +125,7 @@ def _checked(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> list[tup
         raise ConfigurationError(f"`model` has no attention whose heads can be removed. {reasons or 'It has none.'}")
     result = []
     for key, heads in removed.items():
-        site = _site(key, sites, refused)
+        site = _site(key, model, sites, refused)
         gone = _checked_heads(site, heads)
         result.append((site, [head for head in site.kept if head not in gone]))
     if len({site.name for site, _ in result}) < len(result):
@@ -129,11 +136,21 @@ def _checked(model: nn.Module, removed: Mapping[str, Sequence[int]]) -> list[tup
     return [(site, kept) for site, kept in result if len(kept) < site.num_heads]
 
 
-def _site(key: str | int, sites: Mapping[str, HeadSite], refused: Mapping[str, str]) -> HeadSite:
+def _refuse_wrapped(model: nn.Module) -> None:
+    if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
+        raise ConfigurationError(
+            "`model` is wrapped in DistributedDataParallel, which goes on with the parameters that it was made with: "
+            "cut the module in it on every process, and wrap it anew."
+        )
+
+
+def _site(key: str | int, model: nn.Module, sites: Mapping[str, HeadSite], refused: Mapping[str, str]) -> HeadSite:
     if isinstance(key, int) and not isinstance(key, bool):
-        if not 0 <= key < len(sites):
-            raise ConfigurationError(f"`heads`: there is no layer {key}, the model has 0 to {len(sites) - 1}.")
-        return list(sites.values())[key]
+        names = [site_name(path, module) for path, module in model.named_modules()]
+        names = [name for name in names if name in sites or name in refused]
+        if not 0 <= key < len(names):
+            raise ConfigurationError(f"`heads`: there is no layer {key}, the model has 0 to {len(names) - 1}.")
+        key = names[key]
     if key in refused:
         raise ConfigurationError(f"`heads`: the heads of {key!r} can't be removed: {refused[key]}.")
     if key not in sites:
@@ -178,30 +195,38 @@ def _checked_optimizers(model: nn.Module, optimizers: Iterable[Optimizer]) -> li
 # What a module and its projections say about their sizes.
 
 
-def _feature_swaps(projection: nn.Module, dim: int, features: int) -> list[AttributeSwap]:
-    name = list(features_of(projection))[dim : dim + 1]
-    return [AttributeSwap(vars(projection), attribute, features) for attribute in name]
+def _feature_swaps(site: HeadSite, cut: ParameterCut) -> list[AttributeSwap]:
+    """Of the projection whose weight is cut, and of an adapter around it."""
+    if cut.name != "weight":
+        return []
+    around = [adapter for adapter in site.adapters if adapter.base_layer is cut.module]
+    before = cut.parameter.shape[cut.dim]
+    return [
+        AttributeSwap(vars(module), name, len(cut.kept))
+        for module in (cut.module, *around)
+        for dim, (name, size) in enumerate(features_of(module).items())
+        if size == before and (dim == cut.dim) != (module is not cut.module and is_conv1d(cut.module))
+    ]
 
 
-def _attribute_swaps(site: HeadSite, kept: list[int], num_key_value_heads: int) -> list[AttributeSwap]:
+def attribute_swaps(site: HeadSite, kept: list[int], num_key_value_heads: int) -> list[AttributeSwap]:
+    """What the module says of its heads when it has these, and until then has those of the site."""
     module, values = site.module, vars(site.module)
     swaps = [
         AttributeSwap(
-            module._buffers, KEPT_HEADS, torch.tensor(kept, dtype=torch.long, device=site.output.weight.device)
+            module._buffers, KEPT_HEADS, torch.tensor(kept, dtype=torch.float32, device=site.output.weight.device)
         ),
         AttributeSwap(values, UNPRUNED_HEADS, (site.num_unpruned_heads, site.num_unpruned_key_value_heads)),
     ]
     group = len(kept) // max(num_key_value_heads, 1)
     sizes = {
-        ("num_heads", "num_attention_heads", "n_heads", "n_head"): (site.num_heads, len(kept)),
-        ("num_key_value_heads", "num_kv_heads"): (site.num_key_value_heads, num_key_value_heads),
-        ("num_key_value_groups", "n_rep"): (site.num_heads // max(site.num_key_value_heads, 1), group),
-        ("all_head_size", "inner_dim", "split_size", "attn_dim"): (
-            site.num_heads * site.head_dim,
-            len(kept) * site.head_dim,
-        ),
+        "heads": (site.num_heads, len(kept)),
+        "key-value heads": (site.num_key_value_heads, num_key_value_heads),
+        "heads of a group": (site.num_heads // max(site.num_key_value_heads, 1), group),
+        "features of the heads": (site.num_heads * site.head_dim, len(kept) * site.head_dim),
     }
-    for names, (before, after) in sizes.items():
+    for what, names in SIZES.items():
+        before, after = sizes[what]
         swaps += [AttributeSwap(values, name, after) for name in names if values.get(name) == before]
     swaps += [AttributeSwap(values, name, value) for name, value in site.layout.when_pruned.items()]
     return swaps + forward_swaps(site, kept)
