@@ -1,7 +1,6 @@
 """Recorders come and go in any order, and leave torch, transformers and the models as they were."""
 
 import itertools
-import re
 
 import models
 import numpy as np
@@ -66,18 +65,42 @@ def test_two_recorders_do_not_change_what_one_sees():
         np.testing.assert_array_equal(together[name], alone[name])
 
 
-@pytest.mark.parametrize("sites", [None, ["layers.0.*"]], ids=["all sites", "other sites"])
-def test_model_is_watched_by_one_recorder_only(sites):
-    model = gpt()
-    originals = patched_places()
-    with AttentionRecorder(model, sites=["layers.1.*"]):
-        expected = (
-            "`model` is already watched at 'layers.1.attention': one recorder per model; close() the other first."
-        )
-        with pytest.raises(ConfigurationError, match=re.escape(expected)):
-            AttentionRecorder(model, sites=sites)
+@pytest.mark.parametrize("closed_first", [0, 1])
+@pytest.mark.parametrize(
+    "sites",
+    [
+        (None, None),
+        (["*layers.0.*"], ["*layers.1.*"]),
+        (["*layers.1.*"], ["*layers.0.*"]),
+        (None, ["plain*"]),
+        (["plain*"], None),
+        (["llama*"], ["plain*", "encoder*"]),
+    ],
+    ids=str,
+)
+def test_recorders_of_one_model_each_see_their_sites(sites, closed_first: int):
+    originals, model = patched_places(), mixed(layers=2)
+    alone = []
+    for patterns in sites:
+        with AttentionRecorder(model, sites=patterns, num_query_rows=6) as recorder:
+            alone.append(observe(recorder, model))
+    recorders = [AttentionRecorder(model, sites=patterns, num_query_rows=6) for patterns in sites]
+    with recorders[0].step(0), recorders[1].step(0):
+        model(token_ids())
+    for recorder, expected in zip(recorders, alone, strict=True):
+        history = recorder.history()
+        assert history.sites == expected.sites
+        for name in STATISTICS:
+            np.testing.assert_array_equal(history[name], expected[name])
+    recorders[closed_first].close()
+    left = recorders[1 - closed_first]
+    with left.step(10):
+        model(token_ids())
+    assert left.history().steps.tolist() == [0, 10]
+    assert not np.isnan(left.history()["entropy"][1]).any()
+    left.close()
     assert patched_places() == originals
-    AttentionRecorder(model, sites=sites).close()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
 def test_patch_of_somebody_else_stays():

@@ -142,5 +142,5 @@ def test_number_of_a_module_is_never_given_to_another():
     for module in (first, second, first):
         delivery.register(module, None, "site")
         numbers.append(delivery.site_id(module))
-        delivery.unregister(module)
+        delivery.unregister(module, None)
     assert numbers[0] == numbers[2] != numbers[1]

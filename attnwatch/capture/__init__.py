@@ -1,6 +1,9 @@
 """Where query and key are seen: finds the attention calls of a model and reads them without changing them."""
 
 from attnwatch.capture.capture import OBSERVED, Capture, Observer
+from attnwatch.capture.delivery import in_backward
+from attnwatch.capture.padding import sees_own_key
+from attnwatch.capture.positions import put_kept_positions
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
 from attnwatch.capture.sites import Site, SiteKind, find_sites, names_in_forward, site_name
 
@@ -14,7 +17,10 @@ __all__ = [
     "SiteKind",
     "at_unpruned_heads",
     "find_sites",
+    "in_backward",
     "kept_heads",
     "names_in_forward",
+    "put_kept_positions",
+    "sees_own_key",
     "site_name",
 ]

@@ -8,10 +8,11 @@ from fnmatch import fnmatch
 
 from torch import nn
 
-from attnwatch.capture.delivery import Reading, is_registered, register, unregister
+from attnwatch.capture.delivery import Reading, register, unregister
 from attnwatch.capture.functional import forget_entered, patched_functional
 from attnwatch.capture.interface import patched_interface
 from attnwatch.capture.padding import self_attention_query_mask
+from attnwatch.capture.positions import kept_positions
 from attnwatch.capture.sites import Site, SiteKind, find_sites
 from attnwatch.errors import AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.metrics import AttentionInputs
@@ -35,7 +36,7 @@ class Capture:
 
     Raises:
         NoAttentionError: the model has no attention, or none that can be read.
-        ConfigurationError: a pattern matches no site, or another capture watches this model.
+        ConfigurationError: a pattern matches no site.
     """
 
     def __init__(self, model: nn.Module, observer: Observer, *, sites: Sequence[str] | None = None):
@@ -72,15 +73,10 @@ class Capture:
 
     def attach(self) -> None:
         """Start to see calls; `detach` restores everything."""
-        for site in self._found:
-            if is_registered(site.module):
-                raise ConfigurationError(
-                    f"`model` is already watched at {site.name!r}: one recorder per model; close() the other first."
-                )
         with contextlib.ExitStack() as patches:
             for site in self._readable:
                 register(site.module, self, site.name)
-                patches.callback(unregister, site.module)
+                patches.callback(unregister, site.module, self)
             if any(site.kind is SiteKind.INTERFACE for site in self._readable):
                 patches.enter_context(patched_interface())
             functional = [site for site in self._readable if site.kind is not SiteKind.INTERFACE]
@@ -115,7 +111,11 @@ class Capture:
         if self._sites[site].is_cross or not reading.has_positions or reading.num_queries != reading.num_keys:
             reading = dataclasses.replace(reading, has_positions=False)
         else:
-            reading = dataclasses.replace(reading, query_mask=self_attention_query_mask(reading))
+            reading = dataclasses.replace(
+                reading,
+                query_mask=self_attention_query_mask(reading),
+                positions=kept_positions(reading.num_queries),
+            )
         self._observer(site, reading)
         self._seen.add(site)
         self._reasons.pop(site, None)

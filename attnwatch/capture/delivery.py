@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from attnwatch.capture.positions import kept_positions
 from attnwatch.metrics import AttentionInputs
 
 Reading = AttentionInputs | str
@@ -33,26 +34,25 @@ class Receiver(Protocol):
 # number for the next capture, and no other module ever gets it.
 _next_number = itertools.count()
 _numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-_receivers: dict[int, tuple[Receiver, str]] = {}
+_receivers: dict[int, list[tuple[Receiver, str]]] = {}
 _ids: dict[nn.Module, int] = {}
 _token = torch.zeros(())
 
 
 def register(module: nn.Module, receiver: Receiver, site: str) -> None:
-    """From now on the calls of `module` go to `receiver` under the name `site`."""
+    """From now on the calls of `module` go to `receiver` too, under the name `site`."""
     number = _numbers.get(module)
     if number is None:
         number = _numbers[module] = next(_next_number)
-    _receivers[number] = (receiver, site)
+    _receivers.setdefault(number, []).append((receiver, site))
     _ids[module] = number
 
 
-def unregister(module: nn.Module) -> None:
-    _receivers.pop(_ids.pop(module), None)
-
-
-def is_registered(module: nn.Module) -> bool:
-    return module in _ids
+def unregister(module: nn.Module, receiver: Receiver) -> None:
+    number = _ids[module]
+    _receivers[number] = [(other, site) for other, site in _receivers[number] if other is not receiver]
+    if not _receivers[number]:
+        del _receivers[number], _ids[module]
 
 
 def site_id(module: nn.Module) -> int | None:
@@ -70,13 +70,14 @@ def deliver(number: int, read: Callable[..., Reading], *args) -> None:
     if torch.compiler.is_compiling():
         _deliver_compiled(number, read(*args))
         return
-    receiver, site = _receivers[number]
-    if not receiver.armed or in_backward():
+    armed = [(receiver, site) for receiver, site in _receivers[number] if receiver.armed]
+    if not armed or in_backward():
         return
-    try:
-        receiver.receive(site, read(*args))
-    except Exception as error:
-        receiver.fail(site, error)
+    for receiver, site in armed:
+        try:
+            receiver.receive(site, read(*args))
+        except Exception as error:
+            receiver.fail(site, error)
 
 
 def _deliver_compiled(number: int, reading: Reading) -> None:
@@ -98,7 +99,7 @@ def _deliver_compiled(number: int, reading: Reading) -> None:
         reading.sliding_window,
         reading.key_padding,
         reading.segments,
-        reading.has_positions,
+        reading.has_positions and kept_positions(reading.num_queries) is None,
     )
 
 

@@ -32,19 +32,24 @@ def patched_functional(sites: Iterable[Site], others: Iterable[Site] = ()) -> It
     """
     bindings = [(vars(F), "scaled_dot_product_attention"), *(binding for site in sites for binding in site.bindings)]
     with contextlib.ExitStack() as patches:
-        for site in sites:
-            enter = _enter_multihead if site.kind is SiteKind.MULTIHEAD else _enter
-            _hook(patches, site.module, enter, _leave)
-        for site in others:
-            _hook(patches, site.module, _enter_other, _leave_other)
+        for site in (*sites, *others):
+            patches.enter_context(_hooked(site.module, *_HOOKS.get(site.kind, (_enter_other, _leave_other))))
         for namespace, name in bindings:
             patches.enter_context(shared_patch((id(namespace), name), partial(replace, namespace, name, _watched_sdpa)))
         yield
 
 
-def _hook(patches: contextlib.ExitStack, module: nn.Module, enter: Callable, leave: Callable) -> None:
-    patches.callback(module.register_forward_pre_hook(enter, with_kwargs=True).remove)
-    patches.callback(module.register_forward_hook(leave).remove)
+def _hooked(module: nn.Module, enter: Callable, leave: Callable) -> contextlib.AbstractContextManager:
+    """Once, however many captures watch the module."""
+
+    def put_hooks() -> Callable[[], None]:
+        handles = [
+            module.register_forward_pre_hook(enter, with_kwargs=True),
+            module.register_forward_hook(leave),
+        ]
+        return lambda: [handle.remove() for handle in handles] and None
+
+    return shared_patch((id(module), enter), put_hooks)
 
 
 def forget_entered() -> None:
@@ -105,15 +110,11 @@ def _with_values(mask: Tensor, device: torch.device) -> Tensor:
 
 
 def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-    number = site_id(module)
-    if number is not None:
-        _push(number, same_tokens=True)
+    _push(site_id(module), same_tokens=True)
 
 
 def _leave(module: nn.Module, args: tuple, output) -> None:
-    number = site_id(module)
-    if number is not None:
-        _pop(number)
+    _pop(site_id(module))
 
 
 def _enter_other(module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -140,9 +141,11 @@ _MULTIHEAD_ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weigh
 def _enter_multihead(module: nn.MultiheadAttention, args: tuple, kwargs: dict) -> None:
     number = site_id(module)
     if number is None:
+        _push(None, same_tokens=False)
         return
     if torch.compiler.is_compiling():  # PyTorch keeps the whole function opaque there
         deliver(number, lambda: "torch.nn.MultiheadAttention inside torch.compile is not observed; compile around it")
+        _push(None, same_tokens=False)
         return
     given = {**dict(zip(_MULTIHEAD_ARGUMENTS, args, strict=False)), **kwargs}
     same_tokens = given["query"] is given["key"]
@@ -200,3 +203,7 @@ def _multihead_mask(module: nn.MultiheadAttention, mask: Tensor | None, batch_si
     if mask.ndim == 3 and mask.shape[0] != 1:
         mask = mask.reshape(batch_size, module.num_heads, *mask.shape[1:])
     return ~mask if mask.dtype == torch.bool else mask
+
+
+# Of the sites whose calls are delivered from here, watched or not.
+_HOOKS = {SiteKind.FUNCTIONAL: (_enter, _leave), SiteKind.MULTIHEAD: (_enter_multihead, _leave)}

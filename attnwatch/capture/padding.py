@@ -23,13 +23,13 @@ def self_attention_query_mask(inputs: AttentionInputs) -> Tensor | None:
         batch = torch.arange(inputs.batch_size, device=device)[:, None]
         own_key = inputs.mask_mod(batch, torch.zeros_like(batch), tokens, tokens)
     elif inputs.attn_mask is not None:
-        own_key = _diagonal(inputs.attn_mask)
+        own_key = sees_own_key(inputs.attn_mask)
     if own_key is None:
         return None
     return (own_key | ~own_key.any(-1, keepdim=True)).expand(inputs.batch_size, inputs.num_queries)
 
 
-def _diagonal(mask: Tensor) -> Tensor:
+def sees_own_key(mask: Tensor) -> Tensor:
     """Whether each query sees its own key: bool [batch or 1, queries], from the first head's mask."""
     mask = mask[(None,) * (4 - mask.ndim)][:, 0]
     own = mask[:, 0] if mask.shape[1] == 1 else mask.diagonal(dim1=-2, dim2=-1)

@@ -3,11 +3,12 @@
 from attnwatch.metrics.accumulate import accumulate, means_of_sums, merge
 from attnwatch.metrics.declaration import STATISTICS, AttentionStatistics, Reduction, Statistic
 from attnwatch.metrics.entropy import attention_entropy
-from attnwatch.metrics.inputs import AttentionInputs
+from attnwatch.metrics.inputs import HIDDEN_AT, AttentionInputs
 from attnwatch.metrics.sampling import stratified_rows
 from attnwatch.metrics.statistics import attention_statistics
 
 __all__ = [
+    "HIDDEN_AT",
     "STATISTICS",
     "AttentionInputs",
     "AttentionStatistics",

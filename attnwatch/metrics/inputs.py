@@ -35,6 +35,7 @@ class AttentionInputs:
         mask_mod: function of (batch, head, query, key) indices as in `torch.nn.attention.flex_attention`.
         query_mask: bool [B, Q], True where the query counts in statistics (False: padding).
         has_positions: query i and key i are the same token, so that a distance between them has a meaning.
+        positions: int64 [B, N], where in their sequences these tokens lie; None: token i is at position i.
     """
 
     query: Tensor
@@ -50,6 +51,7 @@ class AttentionInputs:
     mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
     query_mask: Tensor | None = None
     has_positions: bool = True
+    positions: Tensor | None = None
 
     @property
     def num_heads(self) -> int:

@@ -110,11 +110,20 @@ class AttentionRows:
     @cached_property
     def distance(self) -> Tensor:
         """Mean of |query position - key position| under the weights, in tokens."""
-        positions = torch.arange(self.inputs.num_keys, device=self.rows.device)
-        distances = (self.rows[:, None] - positions).abs().to(self._rest_weights.dtype)
-        rest = torch.mul(self._rest_weights, distances, out=self._scratch).sum(-1)
-        sink = (self.rows - self._first_visible.squeeze(-1)).abs()
+        keys, queries = self._key_and_query_positions
+        distances = (queries[:, :, None] - keys[:, None]).abs().to(self._rest_weights.dtype)
+        rest = torch.mul(self._rest_weights, distances[:, None], out=self._scratch).sum(-1)
+        firsts = keys[:, None, None].expand(*self.shape[:3], -1).gather(-1, self._first_visible).squeeze(-1)
+        sink = (queries[:, None] - firsts).abs()
         return self.sink_mass * sink + self._rest_mass * rest
+
+    @property
+    def _key_and_query_positions(self) -> tuple[Tensor, Tensor]:
+        """[B or 1, N] and [B or 1, R]."""
+        positions = self.inputs.positions
+        if positions is None:
+            return torch.arange(self.inputs.num_keys, device=self.rows.device)[None], self.rows[None]
+        return positions, positions[:, self.rows]
 
     @cached_property
     def content_sensitivity(self) -> Tensor:

@@ -1,0 +1,49 @@
+"""Takes the kept tokens from tensors, whichever of their axes are tokens."""
+
+import torch
+from torch import Tensor
+
+
+def take(tensor: Tensor, axes: str, kept: Tensor) -> Tensor:
+    """The kept tokens of a tensor.
+
+    Args:
+        tensor: any.
+        axes: a word for each of its axes: `batch` (as long as the batch, or 1), `tokens` (may come twice; an axis of
+            length 1 is broadcast and stays) and any others. Without `batch` all sequences share it. `boundaries` alone
+            are cumulative lengths of documents: int [documents + 1], in a batch of one sequence.
+        kept: int64 [batch, kept], positions of the tokens in each sequence, ascending.
+
+    Returns:
+        The tensor with the kept tokens on its token axes, and a batch axis as long as that of `kept`, in front where
+        there was none.
+    """
+    words = axes.split()
+    if words == ["boundaries"]:
+        return torch.searchsorted(kept[0], tensor.long()).to(tensor.dtype)
+    if "batch" not in words:
+        tensor, words = tensor.unsqueeze(0), ["batch", *words]
+    batch_dim = words.index("batch")
+    for dim, word in enumerate(words):
+        if word == "tokens" and tensor.shape[dim] > 1:
+            shape = [1] * tensor.ndim
+            shape[batch_dim], shape[dim] = kept.shape
+            index = kept if batch_dim < dim else kept.t()
+            tensor = torch.take_along_dim(tensor, index.reshape(shape), dim)
+    return tensor
+
+
+def take_states(states: Tensor, kept: Tensor) -> Tensor:
+    """[batch, tokens, features] to [batch, kept, features]; the same as `take`, with a faster gradient."""
+    return states.flatten(0, 1).index_select(0, _flat(kept, states.shape[1])).unflatten(0, kept.shape)
+
+
+def put_states(states: Tensor, kept: Tensor, values: Tensor) -> Tensor:
+    """A copy of [batch, tokens, features] with `values` [batch, kept, features] in the places of the kept tokens."""
+    index = _flat(kept, states.shape[1])
+    return states.flatten(0, 1).index_copy(0, index, values.flatten(0, 1).to(states.dtype)).view_as(states)
+
+
+def _flat(kept: Tensor, num_tokens: int) -> Tensor:
+    first = torch.arange(0, len(kept) * num_tokens, num_tokens, device=kept.device)
+    return (kept + first[:, None]).flatten()

@@ -1,0 +1,253 @@
+"""Which tokens are worth computing: scores [batch, tokens], the higher the sooner kept."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from attnwatch.capture import Capture
+from attnwatch.errors import ConfigurationError, NoAttentionError
+from attnwatch.metrics import AttentionInputs, stratified_rows
+from attnwatch.tokens.batch import TokenBatch
+from attnwatch.tokens.interception import Run, intercept
+
+CRITERIA = ("random", "attention", "loss")
+Criterion = str | Callable[[TokenBatch], Tensor]
+
+# Query rows from which the attention that a key receives is estimated.
+_QUERY_ROWS = 16
+# Tokens of a batch whose loss is computed once more, to learn which vocabulary ids are hard.
+_LOSS_TOKENS = 1024
+# Share of the running mean that a new loss replaces, per token of the id that was seen.
+_LOSS_MOMENTUM = 0.05
+# Score of an id that was not seen yet, above all losses; and what decides between equal losses.
+_UNSEEN, _TIES = 1e6, 1e-6
+
+
+def _noise(batch: TokenBatch, generator: torch.Generator) -> Tensor:
+    """Drawn on the CPU, so that every device chooses the same tokens."""
+    return torch.rand(batch.states.shape[:2], generator=generator).to(batch.states.device)
+
+
+def make_criterion(criterion: Criterion, layer_before: nn.Module | None) -> "Scorer":
+    """From its name, or the user's function.
+
+    Raises:
+        ConfigurationError: it is unknown, or "attention" has no layer to look at.
+    """
+    if callable(criterion):
+        return OwnFunction(criterion)
+    if criterion == "random":
+        return Random()
+    if criterion == "loss":
+        return TokenLoss()
+    if criterion != "attention":
+        raise ConfigurationError(
+            f"`criterion` must be one of {', '.join(map(repr, CRITERIA))}, or a function of a TokenBatch; "
+            f"got {criterion!r}."
+        )
+    if layer_before is None:
+        raise ConfigurationError(
+            "`criterion` 'attention' looks at the layer before `first_layer`, which must be at least 1."
+        )
+    return AttentionReceived(layer_before)
+
+
+class Scorer:
+    """A criterion. Only some need more than `scores`."""
+
+    def scores(self, batch: TokenBatch, generator: torch.Generator) -> Tensor:
+        """[batch, tokens], the higher the sooner kept."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def attached(self, is_on: Callable[[nn.Module], bool], generator: Callable[[], torch.Generator]) -> Iterator[None]:
+        """While it is open, the criterion may watch the model."""
+        yield
+
+    def learn(self, module: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
+        """After a forward in training: what the model was given by name, and what it returned."""
+
+    def synchronize(self) -> None:
+        """Share between processes what was learned."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        pass
+
+
+class Random(Scorer):
+    """The null hypothesis."""
+
+    def scores(self, batch: TokenBatch, generator: torch.Generator) -> Tensor:
+        return _noise(batch, generator)
+
+
+class OwnFunction(Scorer):
+    def __init__(self, function: Callable[[TokenBatch], Tensor]):
+        self._function = function
+
+    def scores(self, batch: TokenBatch, generator: torch.Generator) -> Tensor:
+        scores, expected = self._function(batch), batch.states.shape[:2]
+        if not isinstance(scores, Tensor) or scores.shape != expected:
+            got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ConfigurationError(f"`criterion` must return scores of shape {list(expected)}, got {got}.")
+        return scores.to(batch.states.device)
+
+
+class AttentionReceived(Scorer):
+    """Attention that a token receives from the queries of the layer before, relative to uniform attention.
+
+    Estimated from a few query rows: s_j = mean over heads and over the rows i that see key j of p_ij · n_i, with n_i
+    the number of keys that row i sees. It is 1 everywhere where attention is uniform, also behind a causal mask, under
+    which early tokens are seen by more queries.
+    """
+
+    def __init__(self, layer: nn.Module):
+        self._layer = layer
+        self._received: Tensor | None = None
+        self._rows: torch.Generator | None = None
+        try:
+            self._capture = Capture(layer, self._see)
+        except NoAttentionError as error:
+            raise ConfigurationError(f"`criterion` 'attention' can't see the layer before the first: {error}") from None
+
+    def scores(self, batch: TokenBatch, generator: torch.Generator) -> Tensor:
+        received, self._received = self._received, None
+        if received is None or received.shape != batch.states.shape[:2]:
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in self._capture.coverage().items())
+            raise ConfigurationError(f"`criterion` 'attention' has seen no attention in the layer before ({reasons}).")
+        return received
+
+    @contextlib.contextmanager
+    def attached(self, is_on: Callable[[nn.Module], bool], generator: Callable[[], torch.Generator]) -> Iterator[None]:
+        def watch(run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
+            if not is_on(self._layer):
+                return run(*args, **kwargs)
+            self._received, self._rows = None, generator()
+            with self._capture.arm():
+                return run(*args, **kwargs)
+
+        self._capture.attach()
+        put_back = intercept(self._layer, watch)
+        try:
+            yield
+        finally:
+            put_back()
+            self._capture.detach()
+
+    @torch.no_grad()
+    def _see(self, site: str, inputs: AttentionInputs) -> None:
+        if inputs.has_positions:
+            self._received = attention_received(inputs, _QUERY_ROWS, self._rows)
+
+
+def attention_received(inputs: AttentionInputs, num_rows: int | None, generator: torch.Generator | None) -> Tensor:
+    """[batch, keys], see `AttentionReceived`; 1 where none of the rows sees the key.
+
+    Args:
+        inputs: of one attention call.
+        num_rows: query rows that are looked at, one random row of each of as many strata; None: all.
+        generator: on the CPU.
+    """
+    num_queries = inputs.num_queries
+    rows = torch.arange(num_queries) if num_rows is None else stratified_rows(num_queries, num_rows, generator)
+    rows = rows.to(inputs.query.device)
+    logits = inputs.logits(rows)
+    visible = inputs.visible(rows)
+    visible = torch.ones_like(logits, dtype=torch.bool) if visible is None else visible.expand_as(logits)
+    if inputs.query_mask is not None:
+        visible = visible & inputs.query_mask[:, None, rows, None]
+    weights = logits.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num_(nan=0.0)
+    relative = weights * visible.sum(-1, keepdim=True)
+    seen = visible.sum((1, 2))
+    return torch.where(seen > 0, relative.sum((1, 2)) / seen.clamp(min=1), 1.0)
+
+
+class TokenLoss(Scorer):
+    """Running mean of the loss of each vocabulary id (Hou et al. 2022, arXiv 2203.13240): easy tokens go first.
+
+    Ids that were not seen yet are kept first, and equal scores go by chance.
+    """
+
+    def __init__(self):
+        self._means: Tensor | None = None  # float [vocabulary], nan where an id was not seen
+        self._sums: Tensor | None = None  # float [2, vocabulary]: losses and how many, since the last synchronization
+
+    def scores(self, batch: TokenBatch, generator: torch.Generator) -> Tensor:
+        if batch.input_ids is None:
+            raise ConfigurationError(
+                "`criterion` 'loss' needs `input_ids`, and the model was given none of that length."
+            )
+        noise = _noise(batch, generator)
+        if self._means is None:
+            return noise
+        known = len(self._means)
+        means = self._means.to(noise.device)[batch.input_ids.clamp(max=known - 1)]
+        unseen = means.isnan() | (batch.input_ids >= known)
+        return torch.where(unseen, _UNSEEN + noise, means + _TIES * noise)
+
+    def learn(self, module: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
+        labels, logits = given.get("labels"), getattr(output, "logits", None)
+        if isinstance(labels, Tensor) and isinstance(logits, Tensor) and logits.shape[:-1] == labels.shape:
+            is_shifted = getattr(module, "loss_type", None) == "ForCausalLM"
+            ids, losses = sampled_losses(logits.detach(), labels, is_shifted=is_shifted, generator=generator)
+            self.record(ids, losses, logits.shape[-1])
+
+    @torch.no_grad()
+    def record(self, ids: Tensor, losses: Tensor, vocabulary: int) -> None:
+        """Losses of tokens with these vocabulary ids, both of one shape."""
+        if self._sums is None or self._sums.shape[1] != vocabulary or self._sums.device != losses.device:
+            self._sums = torch.zeros(2, vocabulary, device=losses.device)
+        losses = losses.float().flatten()
+        both = torch.stack([losses, torch.ones_like(losses)])
+        self._sums.index_add_(1, ids.flatten(), both)
+        if not (dist.is_available() and dist.is_initialized()):
+            self._take_in()
+
+    def synchronize(self) -> None:
+        """Take in what all processes have seen, so that they score alike."""
+        if self._sums is not None and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(self._sums)
+            self._take_in()
+
+    def _take_in(self) -> None:
+        losses, counts = self._sums
+        new = losses / counts
+        old = torch.full_like(new, torch.nan) if self._means is None else self._means.to(new.device)
+        share = 1 - (1 - _LOSS_MOMENTUM) ** counts
+        mixed = torch.where(old.isnan(), new, old + share * (new - old))
+        self._means = torch.where(counts > 0, mixed, old)
+        self._sums.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"means": None if self._means is None else self._means.cpu().clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._means, self._sums = state["means"], None
+
+
+@torch.no_grad()
+def sampled_losses(
+    logits: Tensor, labels: Tensor, *, is_shifted: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """(vocabulary ids, their losses) of some of the tokens that have a label.
+
+    Args:
+        logits: [batch, tokens, vocabulary].
+        labels: int [batch, tokens], negative where there is none.
+        is_shifted: logits at a token predict the label of the next one.
+    """
+    if is_shifted:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    labels = labels.to(logits.device).flatten()
+    places = torch.randint(len(labels), (min(_LOSS_TOKENS, len(labels)),), generator=generator).to(labels.device)
+    chosen, labels = logits.flatten(0, 1)[places], labels[places]
+    has_label = labels >= 0
+    losses = nn.functional.cross_entropy(chosen[has_label].float(), labels[has_label], reduction="none")
+    return labels[has_label], losses

@@ -1,0 +1,281 @@
+"""Drops tokens between two layers of a stack while a model trains."""
+
+import contextlib
+import inspect
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from attnwatch.arguments import require_int
+from attnwatch.capture import in_backward
+from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.tokens.batch import TokenBatch
+from attnwatch.tokens.choice import choose, register
+from attnwatch.tokens.criteria import Criterion, make_criterion
+from attnwatch.tokens.interception import Run, intercept, is_intercepted
+from attnwatch.tokens.route import Route
+from attnwatch.tokens.schedule import require_keep_ratio
+from attnwatch.tokens.selection import choose_tokens, num_kept
+from attnwatch.tokens.stacks import choose_stack, inner, layer_range, why_not
+
+
+class TokenDropper:
+    """Between two layers only some of the tokens are computed, in training.
+
+    ```python
+    with TokenDropper(model, keep_ratio=0.5):
+        ...  # train
+    ```
+
+    The kept tokens go through the layers `first_layer` to `last_layer` in their order, with their true positions and
+    with what of the mask belongs to them; behind these the others rejoin with the states that they had (random-LTD,
+    Yao et al. 2022, arXiv 2211.11586). Loss and labels see all tokens. Each sequence has its own choice. Nothing is
+    dropped in evaluation, without gradients (as in `generate`), or where a key-value cache is given.
+
+    Args:
+        model: with a stack of layers that are known; others are described by `register_token_layout`.
+        keep_ratio: share of the tokens that is kept, above 0 and up to 1. May be set at any time.
+        first_layer, last_layer: inclusive; negative ones count from the end. The last layer sees all tokens by default.
+        criterion: `"random"`; `"attention"`: what receives little attention in the layer before goes first;
+            `"loss"`: what is predicted well goes first (Hou et al. 2022, arXiv 2203.13240); or a function of a
+            `TokenBatch` that returns scores [batch, tokens], the higher the sooner kept.
+        stack: name of the container of the layers, where the model has several.
+        min_tokens: a sequence keeps at least so many.
+        multiple_of: the number of kept tokens is rounded up to a multiple.
+        protect_first: the first tokens of each sequence, and of each document in a packed one, always stay ([CLS], the
+            attention sink, an image's class token).
+        protected_ids: vocabulary ids of tokens that always stay. More tokens than are kept can't all be protected.
+        for_good: the tokens do not rejoin: everything behind sees the kept ones only, in evaluation too (PoWER-BERT,
+            Goyal et al. 2020, arXiv 2001.08950). For models that read their result off the first token.
+        seed: of the choice; each process of a group has one of its own.
+
+    Attributes:
+        layer_tokens: how many tokens the layers of the stack have computed in training, summed over layers.
+        all_layer_tokens: how many they would have without dropping.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or tokens can't be dropped in these layers; says why.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        keep_ratio: float = 0.5,
+        first_layer: int = 1,
+        last_layer: int | None = None,
+        criterion: Criterion = "random",
+        stack: str | None = None,
+        min_tokens: int = 16,
+        multiple_of: int = 1,
+        protect_first: int = 1,
+        protected_ids: Sequence[int] = (),
+        for_good: bool = False,
+        seed: int = 0,
+    ):
+        self.keep_ratio = keep_ratio
+        for name, value, minimum in (
+            ("min_tokens", min_tokens, 1),
+            ("multiple_of", multiple_of, 1),
+            ("protect_first", protect_first, 0),
+            ("seed", seed, 0),
+        ):
+            require_int(name, value, minimum=minimum)
+        self._stack = choose_stack(model, stack)
+        if for_good:
+            _check_for_good(protect_first, last_layer)
+            last_layer = -1
+        first, last = layer_range(self._stack, first_layer, last_layer)
+        self._layers = self._stack.layers[first : last + 1]
+        reason = why_not(self._stack, self._layers)
+        if reason:
+            raise ConfigurationError(f"`model`: tokens can't be dropped in {self._stack.name!r}: {reason}.")
+        self._names = [list(inspect.signature(inner(layer).forward).parameters) for layer in self._layers]
+        self._criterion = make_criterion(criterion, self._stack.layers[first - 1] if first else None)
+        self._min_tokens, self._multiple_of = min_tokens, multiple_of
+        self._protect_first, self._protected_ids = protect_first, tuple(protected_ids)
+        self._for_good = for_good
+        self._seed = seed
+        self._forwards = 0
+        self._as_chooser = register(self)
+        self.layer_tokens = self.all_layer_tokens = 0
+        self._given: dict[str, Any] | None = None
+        self._route: Route | None = None
+        self._warned: set[str] = set()
+        self._attached = contextlib.ExitStack()
+
+    @property
+    def keep_ratio(self) -> float:
+        return self._keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, value: float) -> None:
+        require_keep_ratio("keep_ratio", value)
+        self._keep_ratio = float(value)
+
+    @property
+    def num_layers(self) -> int:
+        """In which tokens are dropped."""
+        return len(self._layers)
+
+    def attach(self) -> None:
+        """Start to drop tokens; `detach` puts everything back. `with dropper:` does both."""
+        if any(is_intercepted(layer) for layer in self._layers):
+            raise ConfigurationError(
+                f"`model`: another TokenDropper is attached to {self._stack.name!r}; detach it first."
+            )
+        with contextlib.ExitStack() as attached:
+            for index, layer in enumerate(self._layers):
+                attached.callback(intercept(layer, partial(self._call, index)))
+            for module in self._stack.entries:
+                attached.callback(intercept(module, partial(self._forward, module)))
+            attached.enter_context(self._criterion.attached(self._is_dropping, self._generator))
+            self._attached = attached.pop_all()
+
+    def detach(self) -> None:
+        """Put everything back as it was. May be called twice."""
+        self._attached.close()
+
+    def __enter__(self) -> "TokenDropper":
+        self.attach()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def synchronize(self) -> None:
+        """Share between processes what the criterion has learned; all must call it. Only "loss" learns something."""
+        self._criterion.synchronize()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the choices to come depend on; the same on all processes after `synchronize`."""
+        return {
+            "forwards": self._forwards,
+            "layer_tokens": [self.layer_tokens, self.all_layer_tokens],
+            "criterion": self._criterion.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._forwards = state["forwards"]
+        self.layer_tokens, self.all_layer_tokens = state["layer_tokens"]
+        self._criterion.load_state_dict(state["criterion"])
+
+    # One forward of the model.
+
+    def _forward(self, module: nn.Module, run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The outermost of the models that is called says what is known of the tokens."""
+        if self._given is not None or not self._is_on(module):
+            return run(*args, **kwargs)
+        names = inspect.signature(inner(module).forward).parameters
+        self._given, self._route = {**dict(zip(names, args, strict=False)), **kwargs}, None
+        try:
+            output = run(*args, **kwargs)
+            if module.training:
+                self._criterion.learn(module, self._given, output, self._generator())
+            return output
+        finally:
+            self._given = self._route = None
+
+    def _is_on(self, module: nn.Module) -> bool:
+        return self._for_good or (module.training and torch.is_grad_enabled())
+
+    def _is_dropping(self, module: nn.Module) -> bool:
+        return self.keep_ratio < 1 and self._is_on(module)
+
+    def _call(self, index: int, run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
+        layer, names = self._layers[index], self._names[index]
+        if not torch.compiler.is_compiling() and in_backward() and self._is_dropping(layer):
+            raise ConfigurationError(
+                "the layers are run again in the backward by a checkpoint around their calls, where the same tokens "
+                "can't be chosen; use the activation checkpointing of transformers, or torch's checkpoint_wrapper."
+            )
+        if index == 0:
+            self._route = self._begin(layer, {**dict(zip(names, args, strict=False)), **kwargs})
+        route = self._route
+        if route is None:
+            return run(*args, **kwargs)
+        output = route.through(layer, names, run, args, kwargs)
+        if index < self.num_layers - 1:
+            return output
+        self._route = None
+        return output if self._for_good else route.rejoin(output, batch_first=self._stack.layout.is_batch_first(layer))
+
+    def choose(self, states: Tensor, number: int, known: Mapping[str, Tensor]) -> Tensor:
+        """The tokens of one forward that are computed: int64 [batch, number], ascending. Counts them."""
+        if self._layers[0].training:
+            self._count(states, number)
+        if number == states.shape[1]:
+            return torch.arange(number, device=states.device).expand(len(states), -1).clone()
+        batch, generator = TokenBatch.of(states, known), self._generator()
+        self._forwards += 1
+        try:
+            scores = self._criterion.scores(batch, generator)
+        except Exception as error:  # the training is worth more
+            self._warn_once(f"tokens are chosen at random where the criterion fails: {type(error).__name__}: {error}")
+            scores = torch.rand(states.shape[:2], generator=generator)
+        protected = batch.protected(self._protect_first, self._protected_ids)
+        return choose_tokens(scores.to(states.device), number, protected=protected, padding=batch.padding)
+
+    def _begin(self, layer: nn.Module, to_layer: Mapping[str, Any]) -> Route | None:
+        """The route of a forward; None where all tokens are computed."""
+        if not self._is_on(layer):
+            return None
+        layout = self._stack.layout
+        states = to_layer[layout.states]
+        if states.is_nested or states.ndim != 3:
+            return None
+        if not layout.is_batch_first(layer):
+            states = states.transpose(0, 1)
+        number = self._number(states, to_layer)
+        kept = choose(self._as_chooser, states, number, {**(self._given or {}), **layout.known(to_layer)})
+        return None if number == states.shape[1] else Route(layout, kept, states)
+
+    def _number(self, states: Tensor, to_layer: Mapping[str, Any]) -> int:
+        num_tokens = states.shape[1]
+        if self.keep_ratio == 1 or self._uses_cache(to_layer):
+            return num_tokens
+        reason = self._stack.layout.why_not(to_layer)
+        if not reason and num_tokens <= self._min_tokens:
+            reason = f"a batch has {num_tokens} tokens a sequence and `min_tokens` is {self._min_tokens}"
+        if reason:
+            self._warn_once(f"all tokens are computed where {reason}.")
+            return num_tokens
+        return num_kept(num_tokens, self.keep_ratio, min_tokens=self._min_tokens, multiple_of=self._multiple_of)
+
+    def _uses_cache(self, to_layer: Mapping[str, Any]) -> bool:
+        """By default models make a cache in training too, which nobody asked for and nobody reads."""
+        if self._given is not None:
+            return self._given.get("past_key_values") is not None or self._given.get("use_cache") is True
+        return any(to_layer.get(name) is not None for name in self._stack.layout.caches)
+
+    def _count(self, states: Tensor, number: int) -> None:
+        batch_size, num_tokens = states.shape[:2]
+        depth = len(self._stack.layers)
+        self.all_layer_tokens += batch_size * num_tokens * depth
+        self.layer_tokens += batch_size * (num_tokens * (depth - self.num_layers) + number * self.num_layers)
+
+    def _generator(self) -> torch.Generator:
+        """On the CPU, another one for each forward and process."""
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        generator = torch.Generator()
+        generator.manual_seed(hash((self._seed, rank, self._forwards)) % 2**63)
+        return generator
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)
+
+
+def _check_for_good(protect_first: int, last_layer: int | None) -> None:
+    if last_layer is not None:
+        raise ConfigurationError("`last_layer` must be left out with `for_good`: the tokens never come back.")
+    if not protect_first:
+        raise ConfigurationError(
+            "`protect_first` must be at least 1 with `for_good`: the result is read off that token."
+        )

@@ -1,0 +1,81 @@
+"""The way of one batch through the layers that see the kept tokens only."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnwatch.capture import put_kept_positions
+from attnwatch.errors import ConfigurationError
+from attnwatch.tokens.axes import put_states, take_states
+from attnwatch.tokens.interception import Run
+from attnwatch.tokens.layouts import TokenLayout
+
+
+class Route:
+    """One forward.
+
+    Args:
+        layout: of the layers.
+        kept: int64 [batch, kept].
+        states: [batch, tokens, features] that enter the first layer.
+    """
+
+    def __init__(self, layout: TokenLayout, kept: Tensor, states: Tensor):
+        self.kept = kept
+        self._layout = layout
+        self._states = states
+        self._next: Any = None
+        self._routed: list[tuple[str, Any, Any]] = []
+
+    def through(self, layer: nn.Module, names: Sequence[str], run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run a layer on the kept tokens. Its output is that of the layer."""
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        args = tuple(self._argument(name, value, layer, given) for name, value in zip(names, args, strict=False))
+        kwargs = {name: self._argument(name, value, layer, given) for name, value in kwargs.items()}
+        before = put_kept_positions(self.kept)
+        try:
+            output = run(*args, **kwargs)
+        finally:
+            put_kept_positions(before)
+        self._next = first(output)
+        return output
+
+    def rejoin(self, output: Any, *, batch_first: bool) -> Any:
+        """The last layer's output, with the states of the other tokens as they were before the first one."""
+        states = first(output) if batch_first else first(output).transpose(0, 1)
+        whole = put_states(self._states, self.kept, states)
+        whole = whole if batch_first else whole.transpose(0, 1)
+        return (whole, *output[1:]) if isinstance(output, tuple) else whole
+
+    def _argument(self, name: str, value: Any, layer: nn.Module, given: dict[str, Any]) -> Any:
+        layout = self._layout
+        if name == layout.states:
+            return self._entering(value, layer)
+        if name in layout.caches:
+            return None
+        if name not in layout.routed or value is None:
+            return value
+        for known, of, routed in self._routed:  # most are the same objects for all layers
+            if known == name and of is value:
+                return routed
+        routed = layout.route(name, value, self.kept, layer, given)
+        self._routed.append((name, value, routed))
+        return routed
+
+    def _entering(self, states: Tensor, layer: nn.Module) -> Tensor:
+        if self._next is None:
+            taken = take_states(self._states, self.kept)
+            return taken if self._layout.is_batch_first(layer) else taken.transpose(0, 1)
+        if not torch.compiler.is_compiling() and states is not self._next:
+            raise ConfigurationError(
+                "`model`: something changes the hidden states between the layers in which tokens are dropped; choose "
+                "`first_layer` and `last_layer` so that nothing does."
+            )
+        return states
+
+
+def first(output: Any) -> Tensor:
+    """The hidden states of what a layer returns."""
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,79 @@
+"""Which share of the tokens is kept, over a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from attnwatch.errors import ConfigurationError
+
+
+def require_keep_ratio(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ConfigurationError(
+            f"`{name}` must be the share of the tokens that is kept, above 0 and up to 1; got {value!r}."
+        )
+
+
+@dataclass(frozen=True)
+class KeepSchedule:
+    """The share of tokens that is kept, as steps over the run. Call it with the share of the run that is over.
+
+    ```python
+    schedule = KeepSchedule.constant(0.5)  # the last 20% of the run at full length
+    schedule(0.3)  # 0.5
+    ```
+
+    Steps, not slopes: each ratio is a length for which a compiled model is compiled anew.
+
+    Attributes:
+        steps: pairs of the share of the run from which on it holds, and the ratio; the first begins at 0.
+    """
+
+    steps: tuple[tuple[float, float], ...]
+
+    def __post_init__(self):
+        begins = [begin for begin, _ in self.steps]
+        if not begins or begins[0] != 0 or begins != sorted(set(begins)) or begins[-1] >= 1:
+            raise ConfigurationError(f"`steps` must begin at 0 and ascend to below 1; got {begins}.")
+        for _, ratio in self.steps:
+            require_keep_ratio("keep_ratio", ratio)
+
+    @classmethod
+    def constant(cls, keep_ratio: float, *, full_length_from: float | None = 0.8) -> "KeepSchedule":
+        """One ratio, then all tokens, so that the model that comes out is the one that was trained."""
+        return cls.stepwise({0.0: keep_ratio}, full_length_from=full_length_from)
+
+    @classmethod
+    def linear(
+        cls, start: float, end: float = 1.0, *, num_steps: int = 8, full_length_from: float | None = 0.8
+    ) -> "KeepSchedule":
+        """From one ratio to another in equal steps, each equally long, then all tokens."""
+        if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
+            raise ConfigurationError(f"`num_steps` must be an integer of at least 2, got {num_steps!r}.")
+        until = 1.0 if full_length_from is None else full_length_from
+        steps = {
+            until * index / num_steps: start + (end - start) * index / (num_steps - 1) for index in range(num_steps)
+        }
+        return cls.stepwise(steps, full_length_from=full_length_from)
+
+    @classmethod
+    def stepwise(cls, steps: Mapping[float, float], *, full_length_from: float | None = 0.8) -> "KeepSchedule":
+        """{share of the run: ratio from there on}."""
+        if full_length_from is None:
+            return cls(tuple(sorted(steps.items())))
+        if isinstance(full_length_from, bool) or not 0 < full_length_from < 1:
+            raise ConfigurationError(
+                f"`full_length_from` must be a share of the run between 0 and 1, or None; got {full_length_from!r}."
+            )
+        before = {begin: ratio for begin, ratio in steps.items() if begin < full_length_from}
+        return cls(tuple(sorted((before | {full_length_from: 1.0}).items())))
+
+    def __call__(self, progress: float) -> float:
+        """The ratio when this share of the run is over, 0 to 1."""
+        return next(ratio for begin, ratio in reversed(self.steps) if begin <= max(progress, 0.0) + 1e-9)
+
+    def __str__(self) -> str:
+        ends = [begin for begin, _ in self.steps[1:]] + [1.0]
+        return ", ".join(
+            f"{ratio:.0%} of the tokens from {begin:.0%} to {end:.0%} of the run"
+            for (begin, ratio), end in zip(self.steps, ends, strict=True)
+        )

@@ -1,0 +1,33 @@
+"""How many tokens are kept, and which."""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def num_kept(num_tokens: int, keep_ratio: float, *, min_tokens: int, multiple_of: int) -> int:
+    """Of a sequence: the share rounded up, to a multiple, to at least the minimum; never more than there are."""
+    share = math.ceil(keep_ratio * num_tokens - 1e-6)  # 0.55 · 100 is a little more than 55
+    rounded = math.ceil(share / multiple_of) * multiple_of
+    return min(max(rounded, min_tokens), num_tokens)
+
+
+def choose_tokens(scores: Tensor, number: int, *, protected: Tensor | None, padding: Tensor | None) -> Tensor:
+    """The tokens with the highest scores; protected ones first, padding last.
+
+    Args:
+        scores: [batch, tokens]; nan counts as lowest.
+        number: of tokens that are kept in each sequence.
+        protected, padding: bool, broadcastable to [batch, tokens].
+
+    Returns:
+        int64 [batch, number], positions, ascending.
+    """
+    lowest, highest = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
+    scores = scores.detach().float().nan_to_num(nan=lowest, posinf=highest, neginf=lowest)
+    if protected is not None:
+        scores = scores.masked_fill(protected, torch.inf)
+    if padding is not None:
+        scores = scores.masked_fill(padding, -torch.inf)
+    return scores.topk(number, dim=1, sorted=False).indices.sort(dim=1).values
