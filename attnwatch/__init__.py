@@ -19,6 +19,7 @@ from attnwatch.pruning import (
     savings,
 )
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
 
 __version__ = "0.1.0"
 
@@ -35,10 +36,14 @@ __all__ = [
     "Guard",
     "HeadImportance",
     "HeadLayout",
+    "KeepSchedule",
     "NoAttentionError",
     "PruningPlan",
     "RunStatus",
     "Thresholds",
+    "TokenBatch",
+    "TokenDropper",
+    "TokenLayout",
     "accept_pruned_state",
     "attention_entropy",
     "attention_statistics",
@@ -49,6 +54,7 @@ __all__ = [
     "load_pruned",
     "prune_heads",
     "register_layout",
+    "register_token_layout",
     "save_pruned",
     "savings",
 ]

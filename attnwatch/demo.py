@@ -1,4 +1,4 @@
-"""Three trainings of one small Llama: healthy, with a fault that the loss does not show, and with heads removed.
+"""Trainings of one small Llama: healthy, with a fault that the loss does not show, with heads removed, tokens dropped.
 
 Run by `attnwatch demo`.
 """
@@ -20,16 +20,17 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from attnwatch.diagnosis import Diagnosis, FindingKind, RunStatus
-from attnwatch.lightning import AttentionMonitor, HeadPruning
+from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
 from attnwatch.pruning import Cut
 from attnwatch.recorder import AttentionHistory
 
 _CONTEXT = 256  # bytes
 _BATCH_SIZE = 16
 _REPORT_EVERY = 40  # steps
-HEALTHY, FAULTY, PRUNED = "healthy", "faulty", "pruned"
+HEALTHY, FAULTY, PRUNED, DROPPED = "healthy", "faulty", "pruned", "dropped"
 _PRUNED_SHARE = 0.5
-_MOST_LOSS_OF_PRUNED = 1.05  # of the healthy run's
+_KEPT_TOKENS = 0.5
+_MOST_LOSS = 1.05  # of a run that does with less, of the healthy run's
 
 
 class SourceBytes(Dataset):
@@ -116,10 +117,11 @@ class Run:
     directory: Path
     found: list[str] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
+    saving: str = ""
 
 
 def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
-    """Train and print. True if the faulty run, and only that one, was flagged, and the pruned one kept up."""
+    """Train and print. True if the faulty run, and only that one, was flagged, and the faster ones kept up."""
     print("Two trainings of one small Llama on the source text of Python's standard library.")
     print("The faulty one has its query and key projections left out of the optimizer.\n")
     runs = {name: _train(name, out, steps, seed) for name in (HEALTHY, FAULTY)}
@@ -128,8 +130,14 @@ def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
     print("\nBoth losses fall; attention tells the two apart." if told_apart else f"\n{_NOT_AS_IT_SHOULD_BE}")
     print(f"\nThe healthy training once more, with {_PRUNED_SHARE:.0%} of its attention heads removed on the way.\n")
     pruned = _train(PRUNED, out, steps, seed)
-    _print_cuts(pruned, runs[HEALTHY])
-    kept_up = pruning_kept_up(pruned, runs[HEALTHY])
+    for cut in pruned.cuts:
+        print(cut)
+    _print_losses(pruned, runs[HEALTHY])
+    print(f"\nAnd once more, with {_KEPT_TOKENS:.0%} of the tokens in the layers between the first and the last.\n")
+    dropped = _train(DROPPED, out, steps, seed)
+    print(dropped.saving)
+    _print_losses(dropped, runs[HEALTHY])
+    kept_up = pruning_kept_up(pruned, runs[HEALTHY]) and loss_kept_up(dropped, runs[HEALTHY])
     print("" if kept_up else f"\n{_NOT_AS_IT_SHOULD_BE}")
     print(f"Look at it:\n\n    tensorboard --logdir {out}\n")
     return told_apart and kept_up
@@ -147,6 +155,7 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
         )
     )
     pruning = [HeadPruning(_PRUNED_SHARE)] if name == PRUNED else []
+    dropping = [TokenDropping(_KEPT_TOKENS)] if name == DROPPED else []
     module = ByteLlama(forget_queries_and_keys=name == FAULTY)
     logger = TensorBoardLogger(out, name=name)
     with _quiet():
@@ -155,7 +164,7 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
             accelerator="cpu",
             logger=logger,
             log_every_n_steps=10,
-            callbacks=[monitor, *pruning, Progress(name, monitor, steps)],
+            callbacks=[monitor, *pruning, *dropping, Progress(name, monitor, steps)],
             enable_progress_bar=False,
             enable_model_summary=False,
             enable_checkpointing=False,
@@ -164,7 +173,8 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
     directory = Path(logger.log_dir)
     monitor.history.save(directory / "attention.npz")
     cuts = [cut for callback in pruning for cut in callback.cuts]
-    return Run(monitor.history, monitor.diagnosis, directory, found, cuts)
+    saving = "".join(callback.summary() for callback in dropping)
+    return Run(monitor.history, monitor.diagnosis, directory, found, cuts, saving)
 
 
 def saw_what_it_should(runs: dict[str, Run]) -> bool:
@@ -186,17 +196,20 @@ def pruning_kept_up(pruned: Run, healthy: Run) -> bool:
     total = pruned.cuts[0].plan.num_unpruned if pruned.cuts else 0
     gone = sum(cut.plan.num_removed for cut in pruned.cuts if not cut.taken_back)
     is_gone = total > 0 and gone >= round(_PRUNED_SHARE * total)
-    return is_gone and _last_loss(pruned) < _MOST_LOSS_OF_PRUNED * _last_loss(healthy)
+    return is_gone and loss_kept_up(pruned, healthy)
+
+
+def loss_kept_up(run: Run, healthy: Run) -> bool:
+    """The loss at the end is nearly the healthy run's."""
+    return _last_loss(run) < _MOST_LOSS * _last_loss(healthy)
 
 
 def _last_loss(run: Run) -> float:
     return float(np.mean(run.history.loss[-5:]))
 
 
-def _print_cuts(pruned: Run, healthy: Run) -> None:
-    for cut in pruned.cuts:
-        print(cut)
-    print(f"\nloss at the end: {_last_loss(pruned):.3f}, with all heads {_last_loss(healthy):.3f}")
+def _print_losses(run: Run, healthy: Run) -> None:
+    print(f"\nloss at the end: {_last_loss(run):.3f}, of the healthy run {_last_loss(healthy):.3f}")
 
 
 def _print_side_by_side(runs: dict[str, Run]) -> None:

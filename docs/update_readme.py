@@ -137,6 +137,54 @@ def pruning_speed() -> str:
     )
 
 
+def tokens() -> str:
+    speed, quality = _newest("tokens_speed"), _newest("tokens_quality")
+    by_length = {at["num_tokens"]: {_way(row): row for row in at["rows"]} for at in speed["measured"]}
+    heads = " | ".join(f"a step at {length:,} tokens, times as fast (its ceiling)" for length in by_length)
+    rows = [
+        f"| kept, by | {heads} | steps in the same time | loss at the end, mean (each) | less than with all tokens "
+        "| share of the time to reach their loss |",
+        "|---|" + "---|" * (len(by_length) + 4),
+    ]
+    for name, way in quality["ways"].items():
+        speeds = [_speed(rows_of.get(name)) for rows_of in by_length.values()]
+        steps = sum(way["steps"]) / sum(quality["ways"]["all tokens"]["steps"])
+        gains, reached = way["less_than_all_tokens"], way["time_to_their_loss"]
+        is_whole = name == "all tokens"
+        rows.append(
+            f"| {name} | {' | '.join(speeds)} | {steps:.2f}× | {_mean(way['loss']):.3f} "
+            f"({', '.join(f'{loss:.3f}' for loss in way['loss'])}) "
+            f"| {'–' if is_whole else f'{_mean(gains):+.3f} ({min(gains):+.3f} to {max(gains):+.3f})'} "
+            f"| {'–' if is_whole else ', '.join('never' if r is None else f'{r:.2f}' for r in reached)} |"
+        )
+    sizes = speed["sizes"]
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"Speed: a transformers Llama of {sizes['num_layers']} layers (hidden size {sizes['hidden_size']}), "
+            f"batches of {sizes['tokens_per_batch']:,} tokens, AdamW, tokens dropped in all layers but the first and "
+            f"the last; the ceiling is for a cost that is linear in the tokens. On {_machine(speed)}: "
+            "`python -m benchmarks.tokens_speed`. Loss: a Llama of 8 layers on the bytes of Python's standard library, "
+            f"nats per byte of held-out files, each way {quality['seconds']:.0f} s of CPU time on one thread, "
+            f"{len(quality['ways']['all tokens']['loss'])} seeds. {_machine(quality)}: "
+            "`python -m benchmarks.tokens_quality`.",
+        ]
+    )
+
+
+def _way(row: dict[str, Any]) -> str:
+    return f"{row['criterion']} {row['keep_ratio']:.0%}"
+
+
+def _speed(row: dict[str, Any] | None) -> str:
+    return "–" if row is None else f"{row['speedup']['median']:.2f} ({row['ceiling']:.2f})"
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
 def _points(estimate: dict[str, float]) -> str:
     return f"{estimate['median']:+.2f} ({estimate['low']:+.2f} to {estimate['high']:+.2f})"
 

@@ -1,5 +1,6 @@
 """The demo and the command line, as a user runs them."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,16 @@ def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkey
     healthy, faulty = runs["healthy"], runs["faulty"]
     assert not seen({"healthy": faulty, "faulty": healthy})
     assert not seen({"healthy": healthy, "faulty": healthy})
+    assert printed.count("heads): a step took") == 4
+    assert "with 50% of them" in printed
+    assert printed.count("loss at the end: ") == 2
+    assert not demo.pruning_kept_up(healthy, healthy)  # it has lost no head
+    assert demo.loss_kept_up(healthy, healthy)
+    assert not demo.loss_kept_up(dataclasses.replace(healthy, history=_with_loss(healthy.history, 1.06)), healthy)
+
+
+def _with_loss(history: AttentionHistory, factor: float) -> AttentionHistory:
+    return dataclasses.replace(history, loss=factor * history.loss)
 
 
 def test_demo_refuses_fewer_steps_than_can_be_judged(capsys):

@@ -212,14 +212,16 @@ def test_checkpoint_around_the_calls_is_an_error_in_the_first_step():
             loss.backward()
 
 
+@pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_compiled_model_computes_the_same_and_compiles_once_per_length(backend):
+def test_compiled_model_computes_the_same_and_compiles_once_per_length(backend, criterion):
     plain, compiled = deep_llama(), deep_llama()
     torch._dynamo.reset()
     counter = CompileCounterWithBackend(backend)
     compiled.compile(backend=counter, fullgraph=True)
     counts = []
-    with TokenDropper(plain, **SMALL) as ours, TokenDropper(compiled, **SMALL) as theirs:
+    options = {**SMALL, "criterion": criterion}
+    with TokenDropper(plain, **options) as ours, TokenDropper(compiled, **options) as theirs:
         for keep_ratio in (0.5, 0.5, 0.5, 0.75, 0.5, 0.75):
             ours.keep_ratio = theirs.keep_ratio = keep_ratio
             for model in (plain, compiled):

@@ -36,7 +36,8 @@ _next_number = itertools.count()
 _numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 _receivers: dict[int, list[tuple[Receiver, str]]] = {}
 _ids: dict[nn.Module, int] = {}
-_token = torch.zeros(())
+# What operators claim to change, which keeps them in the graph and in their order.
+ORDER = torch.zeros(())
 
 
 def register(module: nn.Module, receiver: Receiver, site: str) -> None:
@@ -84,10 +85,10 @@ def _deliver_compiled(number: int, reading: Reading) -> None:
     if not isinstance(reading, str) and reading.mask_mod is not None:
         reading = "a flex-attention block mask can't be read inside torch.compile; compile the model without it"
     if isinstance(reading, str):
-        _not_observed(_token, number, reading)
+        _not_observed(ORDER, number, reading)
         return
     _observe(
-        _token,
+        ORDER,
         number,
         reading.query.detach(),
         reading.key.detach(),

@@ -7,5 +7,6 @@ except ImportError as error:
 
 from attnwatch.lightning.monitor import AttentionMonitor
 from attnwatch.lightning.pruning import HeadPruning
+from attnwatch.lightning.tokens import TokenDropping
 
-__all__ = ["AttentionMonitor", "HeadPruning"]
+__all__ = ["AttentionMonitor", "HeadPruning", "TokenDropping"]

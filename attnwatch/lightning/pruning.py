@@ -1,7 +1,6 @@
 """Head pruning as a Lightning callback: a thin layer over the pruner."""
 
 import math
-import time
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -17,6 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.lightning.loggers import LoggerPublisher
 from attnwatch.lightning.monitor import AttentionMonitor
+from attnwatch.lightning.steps import StepClock, total_steps
 from attnwatch.pruning.cut import Cut
 from attnwatch.pruning.guard import Guard
 from attnwatch.pruning.importance import Criterion, HeadImportance, needs_history
@@ -82,8 +82,7 @@ class HeadPruning(pl.Callback):
         self._restored: dict[str, Any] = {}
         self._loading: list[RemovableHandle] = []
         self._publisher = LoggerPublisher()
-        self._step = 0
-        self._began: float | None = None
+        self._clock = StepClock()
         self._warned: set[str] = set()
         self._metric_is_new_after: str | None = None
 
@@ -124,11 +123,10 @@ class HeadPruning(pl.Callback):
             self._restored = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._step = trainer.global_step  # of a resumed run, which does not know it when fitting starts
+        self._clock.start(trainer)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
-        if self._began is None:
-            self._began = time.perf_counter()
+        self._clock.batch_starts()
 
     def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer) -> None:
         # Gradients are unscaled and not clipped yet.
@@ -137,16 +135,14 @@ class HeadPruning(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx: int
     ) -> None:
-        if trainer.global_step == self._step:  # a micro-batch
+        seconds = self._clock.batch_ends(trainer)
+        if seconds is None:
             return
-        self._step = trainer.global_step
         if self._options.guard is not None:
             self._record(trainer, outputs)
-        seconds = time.perf_counter() - self._began
-        for cut in self._pruner.after_step(self._step, seconds):
+        for cut in self._pruner.after_step(trainer.global_step, seconds):
             self._report(cut, trainer, pl_module)
         pl_module.log_dict({"pruning/heads": self._pruner.heads_left, "pruning/step_seconds": seconds})
-        self._began = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.current_epoch > 0:
@@ -174,26 +170,15 @@ class HeadPruning(pl.Callback):
         options = self._options
         if trainer.fast_dev_run:  # too short for more than to see that it works
             return PruningSchedule((1,), (options.target,))
-        return PruningSchedule.spread(
-            options.target,
-            start=options.start,
-            end=options.end,
-            num_cuts=options.num_cuts,
-            total_steps=self._total_steps(trainer, pl_module),
-        )
-
-    def _total_steps(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> float:
-        total = trainer.estimated_stepping_batches
-        if total == math.inf or total <= 0:
-            if isinstance(self._options.start, int) and isinstance(self._options.end, int):
-                return math.inf
+        total = total_steps(trainer, pl_module)
+        if total == math.inf and not (isinstance(options.start, int) and isinstance(options.end, int)):
             raise ConfigurationError(
-                "the length of the run is not known: give `start` and `end` as numbers of steps, or "
-                "max_steps to the trainer."
+                "the length of the run is not known: give `start` and `end` as numbers of steps, or max_steps to the "
+                "trainer."
             )
-        if pl_module.automatic_optimization or trainer.max_steps != -1:
-            return total
-        return total * len(trainer.optimizers)  # Lightning counts batches then; a step is that of any optimizer
+        return PruningSchedule.spread(
+            options.target, start=options.start, end=options.end, num_cuts=options.num_cuts, total_steps=total
+        )
 
     def _history(self, trainer: pl.Trainer):
         monitors = [callback for callback in trainer.callbacks if isinstance(callback, AttentionMonitor)]

@@ -1,6 +1,7 @@
 """The choice of the tokens, as one operator: also in code that `torch.compile` has compiled, without a graph break.
 
-It claims to change a tensor of its own, so that no compiler runs it twice, leaves it out, or moves it.
+It claims to change the tensor that the capture's operators claim to change, so that no compiler runs it twice, leaves
+it out, or moves it before what it depends on.
 """
 
 import itertools
@@ -10,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from attnwatch.capture import ORDER
 
 
 class Chooser(Protocol):
@@ -22,7 +25,6 @@ class Chooser(Protocol):
 KNOWN = ("input_ids", "attention_mask", "position_ids", "layer_mask", "layer_positions", "hidden", "boundaries")
 _next_number = itertools.count()
 _choosers: weakref.WeakValueDictionary[int, Chooser] = weakref.WeakValueDictionary()
-_token = torch.zeros(())
 
 
 def register(chooser: Chooser) -> int:
@@ -37,7 +39,7 @@ def choose(chooser: int, states: Tensor, number: int, known: Mapping[str, Any]) 
     tensors = [value if isinstance(value := known.get(name), Tensor) else None for name in KNOWN]
     if not torch.compiler.is_compiling():
         return _run(chooser, states, number, *tensors)
-    return _choose_tokens(_token, chooser, states.detach(), number, *tensors)
+    return _choose_tokens(ORDER, chooser, states.detach(), number, *tensors)
 
 
 def _run(chooser: int, states: Tensor, number: int, *tensors: Tensor | None) -> Tensor:

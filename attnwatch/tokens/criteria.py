@@ -12,7 +12,6 @@ from attnwatch.capture import Capture
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.metrics import AttentionInputs, stratified_rows
 from attnwatch.tokens.batch import TokenBatch
-from attnwatch.tokens.interception import Run, intercept
 
 CRITERIA = ("random", "attention", "loss")
 Criterion = str | Callable[[TokenBatch], Tensor]
@@ -64,8 +63,8 @@ class Scorer:
         raise NotImplementedError
 
     @contextlib.contextmanager
-    def attached(self, is_on: Callable[[nn.Module], bool], generator: Callable[[], torch.Generator]) -> Iterator[None]:
-        """While it is open, the criterion may watch the model."""
+    def attached(self, is_dropping: Callable[[], bool], generator: Callable[[], torch.Generator]) -> Iterator[None]:
+        """While it is open, the criterion may watch the model, where tokens are dropped in training."""
         yield
 
     def learn(self, module: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
@@ -111,7 +110,6 @@ class AttentionReceived(Scorer):
     def __init__(self, layer: nn.Module):
         self._layer = layer
         self._received: Tensor | None = None
-        self._rows: torch.Generator | None = None
         try:
             self._capture = Capture(layer, self._see)
         except NoAttentionError as error:
@@ -125,26 +123,19 @@ class AttentionReceived(Scorer):
         return received
 
     @contextlib.contextmanager
-    def attached(self, is_on: Callable[[nn.Module], bool], generator: Callable[[], torch.Generator]) -> Iterator[None]:
-        def watch(run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
-            if not is_on(self._layer):
-                return run(*args, **kwargs)
-            self._received, self._rows = None, generator()
-            with self._capture.arm():
-                return run(*args, **kwargs)
-
+    def attached(self, is_dropping: Callable[[], bool], generator: Callable[[], torch.Generator]) -> Iterator[None]:
+        self._is_dropping, self._generator = is_dropping, generator
         self._capture.attach()
-        put_back = intercept(self._layer, watch)
         try:
-            yield
+            with self._capture.arm():  # all the time: what compiled code does, it does not do step by step
+                yield
         finally:
-            put_back()
             self._capture.detach()
 
     @torch.no_grad()
     def _see(self, site: str, inputs: AttentionInputs) -> None:
-        if inputs.has_positions:
-            self._received = attention_received(inputs, _QUERY_ROWS, self._rows)
+        if self._layer.training and self._is_dropping() and inputs.has_positions:
+            self._received = attention_received(inputs, _QUERY_ROWS, self._generator())
 
 
 def attention_received(inputs: AttentionInputs, num_rows: int | None, generator: torch.Generator | None) -> Tensor:

@@ -123,6 +123,10 @@ class TokenDropper:
         """In which tokens are dropped."""
         return len(self._layers)
 
+    def speedup_ceiling(self, keep_ratio: float) -> float:
+        """A step can't get faster than by this factor: 1 / (1 - g · (1 - keep_ratio)), g the share of the layers."""
+        return 1 / (1 - self.num_layers / len(self._stack.layers) * (1 - keep_ratio))
+
     def attach(self) -> None:
         """Start to drop tokens; `detach` puts everything back. `with dropper:` does both."""
         if any(is_intercepted(layer) for layer in self._layers):
@@ -134,7 +138,7 @@ class TokenDropper:
                 attached.callback(intercept(layer, partial(self._call, index)))
             for module in self._stack.entries:
                 attached.callback(intercept(module, partial(self._forward, module)))
-            attached.enter_context(self._criterion.attached(self._is_dropping, self._generator))
+            attached.enter_context(self._criterion.attached(lambda: self.keep_ratio < 1, self._generator))
             self._attached = attached.pop_all()
 
     def detach(self) -> None:
@@ -184,12 +188,9 @@ class TokenDropper:
     def _is_on(self, module: nn.Module) -> bool:
         return self._for_good or (module.training and torch.is_grad_enabled())
 
-    def _is_dropping(self, module: nn.Module) -> bool:
-        return self.keep_ratio < 1 and self._is_on(module)
-
     def _call(self, index: int, run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
         layer, names = self._layers[index], self._names[index]
-        if not torch.compiler.is_compiling() and in_backward() and self._is_dropping(layer):
+        if not torch.compiler.is_compiling() and in_backward() and self.keep_ratio < 1 and self._is_on(layer):
             raise ConfigurationError(
                 "the layers are run again in the backward by a checkpoint around their calls, where the same tokens "
                 "can't be chosen; use the activation checkpointing of transformers, or torch's checkpoint_wrapper."
