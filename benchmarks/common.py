@@ -96,6 +96,24 @@ def _wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
+class Training:
+    """A transformers language model, its optimizer, and a step of both.
+
+    Args:
+        all_parameters: the optimizer also works on those that get no gradient.
+    """
+
+    def __init__(self, model: torch.nn.Module, *, all_parameters: bool = False):
+        self.model = model
+        self.all_parameters = all_parameters
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+
+    def step(self, batch: torch.Tensor) -> None:
+        self.optimizer.zero_grad(set_to_none=not self.all_parameters)
+        self.model(input_ids=batch, labels=batch).loss.backward()
+        self.optimizer.step()
+
+
 def peak_extra_bytes(prepare: Callable[..., Callable[[], Any]], *args: Any) -> int:
     """How far the resident memory of a fresh process rises above its state before a call, at the peak.
 

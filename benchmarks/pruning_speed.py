@@ -21,7 +21,7 @@ import torch
 from transformers import MistralConfig, MistralForCausalLM
 
 from attnwatch import HeadImportance, PruningPlan, prune_heads, savings
-from benchmarks.common import median_estimate, publish, results_path, time_paired
+from benchmarks.common import Training, median_estimate, publish, results_path, time_paired
 
 GOAL = 1.02
 SHARES = (0.25, 0.5, 0.75)
@@ -62,34 +62,23 @@ class Sizes:
 QUICK = Sizes(hidden_size=64, num_layers=2, head_dim=8, vocab_size=256, tokens_per_batch=256)
 
 
-class Training:
-    """A model, its optimizer, and a step of both."""
+def pruned_by(training: Training, share: float) -> tuple[Training, float]:
+    """A copy that has lost this share of every layer's heads, and the seconds that the cut took."""
+    pruned = copy.deepcopy(training)
+    config = training.model.config
+    heads = range(round(share * config.num_attention_heads))
+    begin = time.perf_counter()
+    prune_heads(pruned.model, dict.fromkeys(range(config.num_hidden_layers), heads), optimizers=[pruned.optimizer])
+    return pruned, time.perf_counter() - begin
 
-    def __init__(self, model: MistralForCausalLM):
-        self.model = model
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
 
-    def step(self, batch: torch.Tensor) -> None:
-        self.optimizer.zero_grad()
-        self.model(input_ids=batch, labels=batch).loss.backward()
-        self.optimizer.step()
-
-    def pruned(self, share: float) -> tuple["Training", float]:
-        """A copy that has lost this share of every layer's heads, and the seconds that the cut took."""
-        pruned = copy.deepcopy(self)
-        heads = self.model.config.num_attention_heads
-        removed = {layer: range(round(share * heads)) for layer in range(self.model.config.num_hidden_layers)}
-        begin = time.perf_counter()
-        prune_heads(pruned.model, removed, optimizers=[pruned.optimizer])
-        return pruned, time.perf_counter() - begin
-
-    def without_attention(self) -> tuple["Training", float]:
-        """A copy that has one head left, and the share of heads that it has lost."""
-        pruned = copy.deepcopy(self)
-        heads, layers = self.model.config.num_attention_heads, self.model.config.num_hidden_layers
-        removed: dict[int, range] = {layer: range(heads) for layer in range(layers)} | {0: range(heads - 1)}
-        prune_heads(pruned.model, removed, optimizers=[pruned.optimizer])
-        return pruned, 1 - 1 / (heads * layers)
+def without_attention(training: Training) -> tuple[Training, float]:
+    """A copy that has one head left, and the share of heads that it has lost."""
+    pruned = copy.deepcopy(training)
+    heads, layers = training.model.config.num_attention_heads, training.model.config.num_hidden_layers
+    removed: dict[int, range] = {layer: range(heads) for layer in range(layers)} | {0: range(heads - 1)}
+    prune_heads(pruned.model, removed, optimizers=[pruned.optimizer])
+    return pruned, 1 - 1 / (heads * layers)
 
 
 def measure(sizes: Sizes, num_tokens: int, seconds: float) -> dict[str, Any]:
@@ -100,7 +89,7 @@ def measure(sizes: Sizes, num_tokens: int, seconds: float) -> dict[str, Any]:
     def paired(candidate: Training, baseline: Training) -> Any:
         return time_paired(lambda: candidate.step(batch), lambda: baseline.step(batch), seconds=seconds)
 
-    bare, share_of_bare = dense.without_attention()
+    bare, share_of_bare = without_attention(dense)
     timing = paired(bare, dense)
     attention_share = (1 - timing.ratio.median) / share_of_bare
     dense_s = median_estimate(timing.baseline_s).median
@@ -109,7 +98,7 @@ def measure(sizes: Sizes, num_tokens: int, seconds: float) -> dict[str, Any]:
     print(f"{'heads gone':<12}{'pruned / built small':<26}{'speed-up over dense':<26}{'ceiling':<10}a cut, in steps")
     measured["shares"] = []
     for share in SHARES:
-        pruned, cut_s = dense.pruned(share)
+        pruned, cut_s = pruned_by(dense, share)
         against_small = paired(pruned, Training(sizes.model(share))).ratio
         speedup = paired(dense, pruned).ratio
         ceiling = 1 / (1 - share * attention_share)

@@ -20,7 +20,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from attnwatch import TokenDropper
-from benchmarks.common import median_estimate, publish, results_path, time_paired
+from benchmarks.common import Training, median_estimate, publish, results_path, time_paired
 
 GOAL = 0.9
 RATIOS = (0.75, 0.5, 0.25)
@@ -57,32 +57,20 @@ class Sizes:
 QUICK = Sizes(hidden_size=64, num_layers=4, num_heads=2, vocab_size=256, tokens_per_batch=256)
 
 
-class Training:
-    """A model, its optimizer, and a step of both."""
-
-    def __init__(self, model: LlamaForCausalLM):
-        self.model = model
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step(self, batch: torch.Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=False)
-        self.model(input_ids=batch, labels=batch).loss.backward()
-        self.optimizer.step()
-
-    def without_middle(self) -> "Training":
-        """A copy that skips the layers in which tokens are dropped, and whose optimizer works on them all the same."""
-        bare = copy.deepcopy(self)
-        layers = bare.model.model.layers
-        bare.model.model.layers = nn.ModuleList([layers[0], layers[-1]])
-        return bare
+def without_middle(training: Training) -> Training:
+    """A copy that skips the layers in which tokens are dropped, and whose optimizer works on them all the same."""
+    bare = copy.deepcopy(training)
+    layers = bare.model.model.layers
+    bare.model.model.layers = nn.ModuleList([layers[0], layers[-1]])
+    return bare
 
 
 def measure(sizes: Sizes, num_tokens: int, seconds: float) -> dict[str, Any]:
     batch = sizes.batch(num_tokens)
-    whole, dropped = Training(sizes.model()), Training(sizes.model())
+    whole, dropped = (Training(sizes.model(), all_parameters=True) for _ in range(2))
     for training in (whole, dropped):
         training.step(batch)
-    bare = whole.without_middle()
+    bare = without_middle(whole)
     timing = time_paired(lambda: bare.step(batch), lambda: whole.step(batch), seconds=seconds)
     share, whole_s = 1 - timing.ratio.median, median_estimate(timing.baseline_s).median
     print(f"\n{num_tokens} tokens: a step takes {whole_s:.3f} s, the layers in the middle {share:.0%} of it")

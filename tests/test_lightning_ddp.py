@@ -1,10 +1,6 @@
 """The monitor on two processes."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
+from processes import run_script
 
 SCRIPT = """
 import logging, os, sys, warnings
@@ -35,16 +31,7 @@ with open(f"{sys.argv[1]}/rank{trainer.global_rank}", "w") as file:
 
 
 def test_finding_of_one_process_stops_both(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    finished = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-    )
-    assert finished.returncode == 0, finished.stderr
+    run_script(SCRIPT, tmp_path)
     steps = {int((tmp_path / f"rank{rank}").read_text().split()[0]) for rank in (0, 1)}
     assert len(steps) == 1
     assert steps.pop() < 20  # of 40

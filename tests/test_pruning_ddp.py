@@ -1,12 +1,7 @@
 """Head pruning on two processes."""
 
-import os
-import subprocess
-import sys
-import textwrap
-from pathlib import Path
-
 import torch
+from processes import on_two_processes
 
 SCRIPT = """
 import logging, sys, warnings
@@ -38,20 +33,6 @@ torch.save((module.state_dict(), module.losses), f"{sys.argv[1]}/rank{trainer.gl
 """
 
 
-def run(tmp_path: Path, how: str) -> list[tuple[dict[str, torch.Tensor], list[float]]]:
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    finished = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), how],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-    )
-    assert finished.returncode == 0, finished.stderr
-    return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
-
-
 def assert_equal_processes(results) -> None:
     (first, losses_of_first), (second, losses_of_second) = results
     assert first.keys() == second.keys()
@@ -61,14 +42,14 @@ def assert_equal_processes(results) -> None:
 
 
 def test_processes_stay_equal_after_cuts(tmp_path):
-    results = run(tmp_path, "gate")
+    results = on_two_processes(SCRIPT, tmp_path, "gate")
     assert_equal_processes(results)
     state = results[0][0]
     assert sum(len(value) for name, value in state.items() if name.endswith("kept_heads")) == 4
 
 
 def test_processes_that_would_remove_other_heads_agree_on_the_first_ones(tmp_path):
-    results = run(tmp_path, "differs")
+    results = on_two_processes(SCRIPT, tmp_path, "differs")
     assert_equal_processes(results)
     for layer in range(2):
         assert results[0][0][f"model.model.layers.{layer}.self_attn.kept_heads"].tolist() == [0, 1]

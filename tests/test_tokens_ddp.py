@@ -1,13 +1,10 @@
 """Token dropping on two processes."""
 
-import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
+from processes import on_two_processes
 
 SCRIPT = """
 import sys, warnings
@@ -47,19 +44,7 @@ torch.save((module.state_dict(), kept, state), f"{sys.argv[1]}/rank{trainer.glob
 
 @pytest.mark.parametrize("criterion", ["random", "loss"])
 def test_processes_choose_for_themselves_and_stay_equal(tmp_path: Path, criterion):
-    script = tmp_path / "train.py"
-    script.write_text(textwrap.dedent(SCRIPT))
-    finished = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), criterion],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
-    )
-    assert finished.returncode == 0, finished.stderr
-    (weights, kept, state), (other_weights, other_kept, other_state) = (
-        torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)
-    )
+    (weights, kept, state), (other_weights, other_kept, other_state) = on_two_processes(SCRIPT, tmp_path, criterion)
     for name, value in weights.items():
         assert torch.equal(value, other_weights[name]), name
     assert len(kept) == len(other_kept) == 6

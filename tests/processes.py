@@ -1,0 +1,30 @@
+"""Trainings on two processes."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def run_script(script: str, directory: Path, *arguments: str) -> None:
+    """In a new process, which may start others; the script is called with directory and arguments."""
+    file = directory / "train.py"
+    file.write_text(textwrap.dedent(script))
+    finished = subprocess.run(
+        [sys.executable, str(file), str(directory), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+    )
+    assert finished.returncode == 0, finished.stderr
+
+
+def on_two_processes(script: str, directory: Path, *arguments: str) -> list[Any]:
+    """What each process of the script has saved as {directory}/rank{rank}.pt."""
+    run_script(script, directory, *arguments)
+    return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
