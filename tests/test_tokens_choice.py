@@ -115,7 +115,7 @@ def test_sliding_window_makes_no_documents():
     assert TokenBatch.of(torch.zeros(1, 6, 2), {"layer_mask": allowed}).starts[0].tolist() == [True] + [False] * 5
 
 
-PADDED = torch.tensor([[False, False, True, True], [False] * 4])
+PADDED = torch.tensor([[False, False, True, True], [True, False, False, False]])
 PADDING = {
     "of the model": {"attention_mask": (~PADDED).long()},
     "of flash attention": {"layer_mask": ~PADDED},
@@ -128,10 +128,11 @@ PADDING = {
 
 @pytest.mark.parametrize("known", PADDING.values(), ids=PADDING)
 def test_padding_in_every_form(known):
-    batch = TokenBatch.of(torch.zeros(2, 4, 2), known)
-    assert batch.padding.tolist() == PADDED.tolist()
-    assert not (batch.starts & batch.padding).any()
-    assert batch.starts.sum(1).tolist() == [1, 1]
+    states = torch.zeros(2, 4, 2)
+    for positions in ({}, {"position_ids": torch.tensor([[0, 1, 1, 1], [1, 0, 1, 2]])}):
+        batch = TokenBatch.of(states, known | positions)
+        assert batch.padding.tolist() == PADDED.tolist()
+        assert batch.starts.tolist() == [[True, False, False, False], [False, True, False, False]]
 
 
 # Criteria.

@@ -313,6 +313,7 @@ def test_masks_that_the_user_gives(kind):
         assert torch.equal(given if kind == "bool" else given == 0, own)
     cos, _ = model.model.rotary_emb(torch.zeros(1, dtype=torch.float64), kept)
     assert torch.equal(seen["position_embeddings"][0], cos)
+    assert torch.equal(seen["position_ids"], kept)
 
 
 def test_images_keep_their_class_token():
