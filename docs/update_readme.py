@@ -208,7 +208,8 @@ def _machine(result: dict[str, Any]) -> str:
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
-    function.__name__: function for function in (statistics, overhead, exactness, pruning_quality, pruning_speed)
+    function.__name__: function
+    for function in (statistics, overhead, exactness, pruning_quality, pruning_speed, tokens)
 }
 
 

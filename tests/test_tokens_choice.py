@@ -5,12 +5,13 @@ import math
 import hypothesis.strategies as st
 import pytest
 import torch
+import transformers as hf
 from hypothesis import given
 from models import HEADS, TOKENS, VOCABULARY, bert, llama, token_ids
 from test_tokens_routing import deep
 from torch import Tensor, nn
 
-from attnwatch import ConfigurationError
+from attnwatch import AttnwatchWarning, ConfigurationError
 from attnwatch.metrics import AttentionInputs
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
 from attnwatch.tokens.criteria import TokenLoss, attention_received, sampled_losses
@@ -292,6 +293,30 @@ def test_loss_criterion_learns_while_the_model_trains():
     seen = set(IDS[:, 1:].unique().tolist())
     assert {index for index, mean in enumerate(means.tolist()) if not math.isnan(mean)} <= seen
     assert means.nanmean() == pytest.approx(model(input_ids=IDS, labels=IDS).loss.item(), rel=0.5)
+
+
+def test_loss_criterion_that_learns_nothing_says_so():
+    model = deep(llama)().float()
+    with TokenDropper(model, keep_ratio=0.5, min_tokens=2, criterion="loss"):
+        for _ in range(9):
+            model(input_ids=IDS)
+        with pytest.warns(AttnwatchWarning, match="'loss' has seen no loss in 10 forwards"):
+            model(input_ids=IDS)
+        model(input_ids=IDS)
+
+
+def test_classes_are_no_vocabulary():
+    """Labels of a classifier are not the losses of tokens."""
+    config = bert().config
+    for model_class, labels in (
+        (hf.BertForSequenceClassification, torch.tensor([0, 1, 1])),
+        (hf.BertForTokenClassification, torch.ones_like(IDS)),
+    ):
+        config.num_hidden_layers = 4
+        model = model_class(config)
+        with TokenDropper(model, keep_ratio=0.5, min_tokens=2, criterion="loss") as dropper:
+            model(input_ids=IDS, labels=labels).loss.backward()
+            assert dropper.state_dict()["criterion"]["means"] is None
 
 
 @pytest.mark.parametrize("criterion", ["random", "attention", "loss"])

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import transformers as hf
 from models import (
     HEADS,
     LENGTHS,
@@ -21,6 +22,7 @@ from models import (
     gpt2_with_cross_attention,
     llama,
     mistral,
+    opt,
     padding_mask,
     seeded,
     t5,
@@ -439,7 +441,7 @@ REFUSED = {
     "router logits": (lambda: _with(llama, output_router_logits=True), {}, "its loss wants the router logits"),
     "layer too far": (llama, {"first_layer": 2}, "`first_layer` must be one of the 2 layers 0 to 1, got 2"),
     "layer too far back": (llama, {"last_layer": -3}, "`last_layer` must be one of the 2 layers 0 to 1, got -3"),
-    "layer that is none": (llama, {"first_layer": 1.0}, "`first_layer` must be one of the 2 layers"),
+    "layer that is none": (llama, {"first_layer": 1.5}, "`first_layer` must be one of the 2 layers"),
     "wrong order": (llama, {"first_layer": 1, "last_layer": 0}, "`first_layer` must not be behind `last_layer`, got 1"),
     "keep nothing": (llama, {"keep_ratio": 0}, "`keep_ratio` must be the share .* above 0 and up to 1; got 0"),
     "keep more": (llama, {"keep_ratio": 1.5}, "`keep_ratio` must be the share .*; got 1.5"),
@@ -449,6 +451,7 @@ REFUSED = {
         {"first_layer": 0, "criterion": "attention"},
         "`criterion` 'attention' looks at the layer before `first_layer`, which must be at least 1",
     ),
+    "protected ids": (llama, {"protected_ids": ["a"]}, "`protected_ids` must be vocabulary ids, got"),
     "minimum": (llama, {"min_tokens": 0}, "`min_tokens` must be an integer of at least 1, got 0"),
     "multiple": (llama, {"multiple_of": 0}, "`multiple_of` must be an integer of at least 1, got 0"),
 }
@@ -497,6 +500,124 @@ def test_layers_that_go_by_places_in_the_tensor_are_refused(change, message):
     TokenDropper(model, **SMALL, last_layer=1)  # the others are fine
 
 
+def test_layers_that_are_left_out_at_random_are_refused():
+    with pytest.raises(ConfigurationError, match=r"layers are left out at random \(layerdrop=0.1\); set it to 0"):
+        TokenDropper(deep(opt, layerdrop=0.1)(), **SMALL)
+
+
+def test_attention_that_counts_tokens_in_the_tensor_is_refused():
+    options = {"attn_temperature_tuning": True, "num_local_experts": 2, "intermediate_size_mlp": 48}
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": HEADS}
+    model = seeded(lambda: hf.Llama4ForCausalLM(hf.Llama4TextConfig(vocab_size=VOCABULARY, **sizes, **options)))
+    with pytest.raises(ConfigurationError, match="layer 1: self_attn counts the tokens in the tensor"):
+        TokenDropper(model, **SMALL)
+
+
+def test_flash_attention_needs_the_first_token_of_each_document():
+    model = _with(llama, _attn_implementation="flash_attention_2")
+    TokenDropper(model, **SMALL, first_layer=0)
+    with pytest.raises(
+        ConfigurationError, match="tells documents apart by their first tokens: `protect_first` must be"
+    ):
+        TokenDropper(model, **SMALL, first_layer=0, protect_first=0)
+
+
+@pytest.mark.parametrize(
+    "order",
+    [(0, 1, 3), (0, 1, 1, 2, 3), (0, 1, 2, 2, 1, 3), (3, 2, 1, 0), (0, 2, 3), (0, 2, 1, 3)],
+    ids=lambda order: "".join(map(str, order)),
+)
+def test_layers_that_do_not_run_one_after_the_other_are_an_error_in_the_first_step(order):
+    class Other(Own):
+        def forward(self, ids, mask=None):
+            x = self.embedding(ids)
+            for index in order:
+                x = self.blocks[index](x, mask)
+            return x
+
+    model = Other()
+    dropper = TokenDropper(model, **SMALL)
+    if order == (0, 2, 3):  # the first of them is left out, and with it the choice
+        with dropper:
+            assert torch.equal(model(IDS), model(IDS))
+        return
+    with dropper, pytest.raises(ConfigurationError, match="was left out"):
+        model(IDS)
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (lambda: TokenLayout("x", routed={"mask": "tokens tokens"}), "`routed`: the axes of 'mask' must be words with"),
+        (lambda: TokenLayout("x", routed={"mask": "batch tokenz"}), "`routed`: the axes of 'mask' must be words with"),
+        (lambda: TokenLayout("x", routed={"mask": 3}), "`routed`: the axes of 'mask' must be words with"),
+        (lambda: TokenLayout("hidden"), "`layout`: the forward of Block has no argument 'hidden'"),
+        (lambda: TokenLayout("x", routed={"rope": "batch tokens"}), "the forward of Block has no argument 'rope'"),
+        (lambda: "x", "`layout` must be a TokenLayout, got 'x'"),
+    ],
+)
+def test_wrong_registrations_are_named(layout, message):
+    with pytest.raises(ConfigurationError, match=message):
+        register_token_layout(Block, layout())
+
+
+def test_what_all_sequences_share_is_routed_by_a_function():
+    class Rotated(Block):
+        def forward(self, x: Tensor, table: Tensor) -> Tensor:
+            return super().forward(x * (table[None] if table.ndim == 2 else table))
+
+    def route(table, kept, layer, arguments):
+        return table[kept]
+
+    register_token_layout(Rotated, TokenLayout("x", routed={"table": route}))
+    table = torch.rand(TOKENS, WIDTH, generator=torch.Generator().manual_seed(0)).double()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks = nn.ModuleList(Rotated() for _ in range(4))
+
+        def forward(self, x):
+            for block in self.blocks:
+                x = block(x, table)
+            return x
+
+    model = seeded(Model).double()
+    x = torch.randn(3, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1)).double()
+    kept = _kept(None)
+    states = model.blocks[0](x, table)
+    index = kept[..., None].expand(-1, -1, WIDTH)
+    own = states.gather(1, index)
+    for block in model.blocks[1:3]:
+        own = block(own, table[kept])
+    expected = model.blocks[3](states.scatter(1, index, own), table)
+    with TokenDropper(model, **SMALL, criterion=by_scores):
+        torch.testing.assert_close(model(x), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_decoder_goes_by_its_own_tokens():
+    model = deep(bart, encoder_layers=4, decoder_layers=4)().float()
+    seen = []
+
+    def note(tokens):
+        seen.append(tokens)
+        return scores()
+
+    own, mask = token_ids(seed=5), padding_mask("right")
+    with TokenDropper(model, **SMALL, stack="decoder.layers", criterion=note):
+        model(input_ids=IDS, attention_mask=mask, decoder_input_ids=own)
+    assert torch.equal(seen[0].input_ids, own)
+    assert seen[0].padding is None or not seen[0].padding.any()
+
+
+def test_router_logits_of_all_tokens_are_computed_where_they_are_asked_for():
+    model = deep_llama()
+    with TokenDropper(model, **SMALL) as dropper:
+        with pytest.warns(AttnwatchWarning, match="router logits of all tokens are asked for"):
+            model(IDS, output_router_logits=True)
+        assert dropper.layer_tokens == dropper.all_layer_tokens
+
+
 def test_causal_mask_of_its_own_is_right_for_tokens_in_their_order():
     model = deep_llama()
     model.model.layers[2].self_attn.register_buffer("bias", torch.ones(4, 4, dtype=torch.bool).tril())
@@ -507,6 +628,18 @@ def test_second_dropper_is_refused_while_the_first_is_attached():
     model = deep_llama()
     with TokenDropper(model, **SMALL), pytest.raises(ConfigurationError, match="another TokenDropper is attached"):
         TokenDropper(model, **SMALL).attach()
+
+
+def test_two_layers_have_none_in_the_middle():
+    with pytest.raises(ConfigurationError, match="`last_layer`: of 2 layers none lies between the first and the last"):
+        TokenDropper(llama(), **SMALL)
+
+
+def test_model_with_layers_of_several_kinds_is_refused_by_name():
+    model = deep_llama()
+    model.model.layers[1] = nn.Linear(2, 2)
+    with pytest.raises(ConfigurationError, match=r"model.layers: what its layers .* are given is not known"):
+        TokenDropper(model, **SMALL)
 
 
 # A batch that can't be routed is computed whole, with one warning.

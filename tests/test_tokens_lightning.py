@@ -160,6 +160,17 @@ def test_tokens_are_dropped_for_good_in_training_and_validation():
     )
     trainer.fit(module, batches(4), batches(1))
     assert set(module.lengths) == {(True, TOKENS // 2), (False, TOKENS // 2)}
+    module.lengths.clear()
+    trainer.validate(module, batches(1), verbose=False)
+    assert set(module.lengths) == {(False, TOKENS // 2)}
+
+
+def test_two_of_one_model_are_refused():
+    trainer = pl.Trainer(
+        callbacks=[dropping(), type("Another", (TokenDropping,), {})()], logger=False, accelerator="cpu"
+    )
+    with pytest.raises(ConfigurationError, match="`callbacks` has two TokenDropping"):
+        trainer.fit(Deep(), batches(1))
 
 
 @pytest.mark.parametrize(

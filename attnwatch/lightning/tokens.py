@@ -77,6 +77,13 @@ class TokenDropping(pl.Callback):
 
     # Lightning's hooks, in the order in which they come.
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if sum(isinstance(callback, TokenDropping) for callback in trainer.callbacks) > 1:
+            raise ConfigurationError("`callbacks` has two TokenDropping: one of them must do.")
+        if stage != "fit" and self._options["for_good"]:
+            self.dropper = TokenDropper(pl_module, keep_ratio=self.schedule(1), **self._options)
+            self.dropper.attach()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
 

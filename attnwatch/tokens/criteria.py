@@ -1,6 +1,7 @@
 """Which tokens are worth computing: scores [batch, tokens], the higher the sooner kept."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.capture import Capture
-from attnwatch.errors import ConfigurationError, NoAttentionError
+from attnwatch.errors import AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.metrics import AttentionInputs, stratified_rows
 from attnwatch.tokens.batch import TokenBatch
 
@@ -22,6 +23,9 @@ _QUERY_ROWS = 16
 _LOSS_TOKENS = 1024
 # Share of the running mean that a new loss replaces, per token of the id that was seen.
 _LOSS_MOMENTUM = 0.05
+_LANGUAGE_LOSSES = ("ForCausalLM", "ForMaskedLM")
+# So many forwards without any loss are no start, but a mistake.
+_BLIND_FORWARDS = 10
 # Score of an id that was not seen yet, above all losses; and what decides between equal losses.
 _UNSEEN, _TIES = 1e6, 1e-6
 
@@ -169,6 +173,7 @@ class TokenLoss(Scorer):
     def __init__(self):
         self._means: Tensor | None = None  # float [vocabulary], nan where an id was not seen
         self._sums: Tensor | None = None  # float [2, vocabulary]: losses and how many, since the last synchronization
+        self._num_blind = 0
 
     def scores(self, batch: TokenBatch, generator: torch.Generator) -> Tensor:
         if batch.input_ids is None:
@@ -177,6 +182,14 @@ class TokenLoss(Scorer):
             )
         noise = _noise(batch, generator)
         if self._means is None:
+            self._num_blind += 1
+            if self._num_blind == _BLIND_FORWARDS:
+                warnings.warn(
+                    f"attnwatch: the criterion 'loss' has seen no loss in {_BLIND_FORWARDS} forwards, so that tokens "
+                    "go by chance: give a language model of transformers its `labels`; compile it by model.compile().",
+                    AttnwatchWarning,
+                    stacklevel=2,
+                )
             return noise
         known = len(self._means)
         means = self._means.to(noise.device)[batch.input_ids.clamp(max=known - 1)]
@@ -185,8 +198,10 @@ class TokenLoss(Scorer):
 
     def learn(self, module: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
         labels, logits = given.get("labels"), getattr(output, "logits", None)
-        if isinstance(labels, Tensor) and isinstance(logits, Tensor) and logits.shape[:-1] == labels.shape:
-            is_shifted = getattr(module, "loss_type", None) == "ForCausalLM"
+        loss_type = getattr(module, "loss_type", None)
+        has_both = isinstance(labels, Tensor) and isinstance(logits, Tensor)
+        if loss_type in _LANGUAGE_LOSSES and has_both and logits.shape[:-1] == labels.shape:
+            is_shifted = loss_type == "ForCausalLM"
             ids, losses = sampled_losses(logits.detach(), labels, is_shifted=is_shifted, generator=generator)
             self.record(ids, losses, logits.shape[-1])
 

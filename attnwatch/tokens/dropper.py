@@ -86,13 +86,15 @@ class TokenDropper:
             ("seed", seed, 0),
         ):
             require_int(name, value, minimum=minimum)
+        if not all(isinstance(each, int) and not isinstance(each, bool) for each in protected_ids):
+            raise ConfigurationError(f"`protected_ids` must be vocabulary ids, got {protected_ids!r}.")
         self._stack = choose_stack(model, stack)
         if for_good:
             _check_for_good(protect_first, last_layer)
             last_layer = -1
         first, last = layer_range(self._stack, first_layer, last_layer)
         self._layers = self._stack.layers[first : last + 1]
-        reason = why_not(self._stack, self._layers)
+        reason = why_not(self._stack, self._layers, has_starts=protect_first > 0)
         if reason:
             raise ConfigurationError(f"`model`: tokens can't be dropped in {self._stack.name!r}: {reason}.")
         self._names = [list(inspect.signature(inner(layer).forward).parameters) for layer in self._layers]
@@ -129,7 +131,7 @@ class TokenDropper:
 
     def attach(self) -> None:
         """Start to drop tokens; `detach` puts everything back. `with dropper:` does both."""
-        if any(is_intercepted(layer) for layer in self._layers):
+        if any(map(is_intercepted, (*self._layers, *self._stack.entries))):
             raise ConfigurationError(
                 f"`model`: another TokenDropper is attached to {self._stack.name!r}; detach it first."
             )
@@ -179,11 +181,25 @@ class TokenDropper:
         self._given, self._route = {**dict(zip(names, args, strict=False)), **kwargs}, None
         try:
             output = run(*args, **kwargs)
-            if module.training:
-                self._criterion.learn(module, self._given, output, self._generator())
+            self._check_route_has_ended()
+            if module.training and not torch.compiler.is_compiling():
+                self._learn(module, output)
             return output
         finally:
             self._given = self._route = None
+
+    def _check_route_has_ended(self) -> None:
+        if self._route is not None:
+            raise ConfigurationError(
+                "`model`: a layer in which tokens are dropped was left out, so that the others never came back; switch "
+                "off what skips layers (layerdrop), or choose `first_layer` and `last_layer` beside it."
+            )
+
+    def _learn(self, module: nn.Module, output: Any) -> None:
+        try:
+            self._criterion.learn(module, self._given, output, self._generator())
+        except Exception as error:  # the training is worth more
+            self._warn_once(f"the criterion does not learn from this model: {type(error).__name__}: {error}")
 
     def _is_on(self, module: nn.Module) -> bool:
         return self._for_good or (module.training and torch.is_grad_enabled())
@@ -195,11 +211,17 @@ class TokenDropper:
                 "the layers are run again in the backward by a checkpoint around their calls, where the same tokens "
                 "can't be chosen; use the activation checkpointing of transformers, or torch's checkpoint_wrapper."
             )
-        if index == 0:
+        if index == 0 and self._route is None:
             self._route = self._begin(layer, {**dict(zip(names, args, strict=False)), **kwargs})
         route = self._route
         if route is None:
             return run(*args, **kwargs)
+        if route.num_layers != index:
+            self._route = None
+            raise ConfigurationError(
+                "`model`: one of the layers in which tokens are dropped was left out or runs twice; they must run one "
+                "after the other."
+            )
         output = route.through(layer, names, run, args, kwargs)
         if index < self.num_layers - 1:
             return output
@@ -229,11 +251,12 @@ class TokenDropper:
         layout = self._stack.layout
         states = to_layer[layout.states]
         if states.is_nested or states.ndim != 3:
+            self._warn_once("all tokens are computed where the hidden states are no tensor [batch, tokens, features].")
             return None
         if not layout.is_batch_first(layer):
             states = states.transpose(0, 1)
         number = self._number(states, to_layer)
-        kept = choose(self._as_chooser, states, number, {**(self._given or {}), **layout.known(to_layer)})
+        kept = choose(self._as_chooser, states, number, self._known(to_layer))
         return None if number == states.shape[1] else Route(layout, kept, states)
 
     def _number(self, states: Tensor, to_layer: Mapping[str, Any]) -> int:
@@ -241,12 +264,21 @@ class TokenDropper:
         if self.keep_ratio == 1 or self._uses_cache(to_layer):
             return num_tokens
         reason = self._stack.layout.why_not(to_layer)
+        if not reason and (self._given or {}).get("output_router_logits"):
+            reason = "the router logits of all tokens are asked for (output_router_logits)"
         if not reason and num_tokens <= self._min_tokens:
             reason = f"a batch has {num_tokens} tokens a sequence and `min_tokens` is {self._min_tokens}"
         if reason:
             self._warn_once(f"all tokens are computed where {reason}.")
             return num_tokens
         return num_kept(num_tokens, self.keep_ratio, min_tokens=self._min_tokens, multiple_of=self._multiple_of)
+
+    def _known(self, to_layer: Mapping[str, Any]) -> dict[str, Any]:
+        """See `choice.KNOWN`."""
+        prefix = "decoder_" if self._stack.is_decoder_of_two else ""
+        names = ("input_ids", "attention_mask", "position_ids")
+        of_model = {name: (self._given or {}).get(f"{prefix}{name}") for name in names}
+        return {**of_model, **self._stack.layout.known(to_layer)}
 
     def _uses_cache(self, to_layer: Mapping[str, Any]) -> bool:
         """By default models make a cache in training too, which nobody asked for and nobody reads."""

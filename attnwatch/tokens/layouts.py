@@ -1,5 +1,6 @@
 """What the layers of a stack are given: one declaration per kind of layer, from which the routing follows."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,8 +32,8 @@ class TokenLayout:
         batch_first: hidden states are [batch, tokens, features], not [tokens, batch, features]; or a function of the
             layer that says so.
 
-    Axes are `batch`, `tokens` and any other words. An argument that all sequences share has no `batch`, and gets one
-    in front. Tuples of tensors are routed one by one.
+    Axes are `batch`, `tokens` and any other words. What all sequences share has no batch axis, and after the choice it
+    needs one in the place where the layer's code expects it: give a function. Tuples of tensors are routed one by one.
     """
 
     states: str
@@ -40,6 +41,18 @@ class TokenLayout:
     whole: tuple[str, ...] = ()
     caches: tuple[str, ...] = ()
     batch_first: bool | Callable[[nn.Module], bool] = True
+
+    def __post_init__(self):
+        for name, how in self.routed.items():
+            patterns = how if isinstance(how, tuple) else (how,)
+            if callable(how) or patterns == ("boundaries",):
+                continue
+            words = [pattern.split() if isinstance(pattern, str) else [] for pattern in patterns]
+            if not all("batch" in each for each in words) or not any("tokens" in each for each in words):
+                raise ConfigurationError(
+                    f"`routed`: the axes of {name!r} must be words with `batch` and `tokens` among them, got "
+                    f"{how!r}; what all sequences share needs a function (see docs/tokens.md)."
+                )
 
     def is_batch_first(self, layer: nn.Module) -> bool:
         return self.batch_first(layer) if callable(self.batch_first) else self.batch_first
@@ -112,6 +125,12 @@ def register_token_layout(layer_class: type, layout: TokenLayout) -> None:
     """
     if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
         raise ConfigurationError(f"`layer_class` must be a class of modules, got {layer_class!r}.")
+    if not isinstance(layout, TokenLayout):
+        raise ConfigurationError(f"`layout` must be a TokenLayout, got {layout!r}.")
+    names = inspect.signature(layer_class.forward).parameters
+    for name in (layout.states, *layout.routed):
+        if name not in names:
+            raise ConfigurationError(f"`layout`: the forward of {layer_class.__name__} has no argument {name!r}.")
     _registered[layer_class] = layout
 
 

@@ -20,12 +20,16 @@ class Route:
         layout: of the layers.
         kept: int64 [batch, kept].
         states: [batch, tokens, features] that enter the first layer.
+
+    Attributes:
+        num_layers: that were run.
     """
 
     def __init__(self, layout: TokenLayout, kept: Tensor, states: Tensor):
         self.kept = kept
         self._layout = layout
         self._states = states
+        self.num_layers = 0
         self._next: Any = None
         self._routed: list[tuple[str, Any, Any]] = []
 
@@ -40,6 +44,7 @@ class Route:
         finally:
             put_kept_positions(before)
         self._next = first(output)
+        self.num_layers += 1
         return output
 
     def rejoin(self, output: Any, *, batch_first: bool) -> Any:

@@ -44,7 +44,7 @@ class KeepSchedule:
 
     @classmethod
     def linear(
-        cls, start: float, end: float = 1.0, *, num_steps: int = 8, full_length_from: float | None = 0.8
+        cls, start: float, end: float = 1.0, *, num_steps: int = 4, full_length_from: float | None = 0.8
     ) -> "KeepSchedule":
         """From one ratio to another in equal steps, each equally long, then all tokens."""
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:

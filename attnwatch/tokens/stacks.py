@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from attnwatch.capture import SiteKind, find_sites, site_name
+from attnwatch.capture import SiteKind, find_sites, names_in_forward, site_name
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens.layouts import TORCH, TRANSFORMERS, TokenLayout, registered_layout
 
 # Modules and parameters by which a layer would know how far apart two tokens lie in the tensor.
 _POSITIONS_INSIDE = re.compile(r"rotary|relative|rel_pos|alibi|distance|position", re.IGNORECASE)
+_LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 _MIXING = (nn.modules.conv._ConvNd, nn.RNNBase)
 
 
@@ -33,6 +34,12 @@ class Stack:
     layout: TokenLayout
     entries: tuple[nn.Module, ...]
 
+    @property
+    def is_decoder_of_two(self) -> bool:
+        """Of an encoder-decoder, whose decoder is given arguments of its own."""
+        config = getattr(self.entries[0], "config", None)
+        return bool(getattr(config, "is_encoder_decoder", False)) and "decoder" in self.name.split(".")
+
 
 def find_stacks(model: nn.Module) -> tuple[dict[str, Stack], dict[str, str]]:
     """Stacks in which tokens can be dropped, by name, and for the others why not."""
@@ -45,7 +52,7 @@ def find_stacks(model: nn.Module) -> tuple[dict[str, Stack], dict[str, str]]:
         layout = _layout(layers[0])
         if layout is not None and all(_layout(layer) is layout for layer in layers):
             stacks[name] = Stack(name, layers, layout, _entries(model, path))
-        elif all(_attends(layer) for layer in layers) and not _lies_in(name, (*stacks, *refused)):
+        elif any(_attends(layer) for layer in layers) and not _lies_in(name, (*stacks, *refused)):
             refused[name] = (
                 f"what its layers ({type(layers[0]).__name__}) are given is not known; describe it with "
                 "attnwatch.register_token_layout"
@@ -82,6 +89,11 @@ def layer_range(stack: Stack, first_layer: int, last_layer: int | None) -> tuple
         ConfigurationError: they are not in the stack, or in the wrong order.
     """
     depth = len(stack.layers)
+    if last_layer is None and depth < 3 and first_layer == 1:
+        raise ConfigurationError(
+            f"`last_layer`: of {depth} layers none lies between the first and the last; give `first_layer` and "
+            "`last_layer`."
+        )
     last_layer = max(depth - 2, 0) if last_layer is None else last_layer
     places = []
     for name, layer in (("first_layer", first_layer), ("last_layer", last_layer)):
@@ -96,14 +108,23 @@ def layer_range(stack: Stack, first_layer: int, last_layer: int | None) -> tuple
     return first, last
 
 
-def why_not(stack: Stack, layers: tuple[nn.Module, ...]) -> str:
-    """Why tokens can't be dropped in these layers of a stack; empty where they can."""
+def why_not(stack: Stack, layers: tuple[nn.Module, ...], *, has_starts: bool = True) -> str:
+    """Why tokens can't be dropped in these layers of a stack; empty where they can.
+
+    Args:
+        has_starts: the first token of each document stays.
+    """
     config = getattr(stack.entries[0], "config", None)
     implementation = str(getattr(config, "_attn_implementation", ""))
     if implementation == "flex_attention":
         return "flex attention's block masks can't be cut; use attn_implementation='sdpa'"
     if getattr(config, "output_router_logits", False):
         return "its loss wants the router logits of all tokens (output_router_logits)"
+    if "flash" in implementation and not has_starts:
+        return "flash attention tells documents apart by their first tokens: `protect_first` must be at least 1"
+    skipping = next((name for name in _LAYER_DROPS if getattr(config, name, None)), None)
+    if skipping is not None:
+        return f"layers are left out at random ({skipping}={getattr(config, skipping)}); set it to 0"
     if stack.layout is not TRANSFORMERS:
         return ""
     depth = getattr(config, "num_hidden_layers", None)
@@ -156,6 +177,8 @@ def _why_not_layer(layer: nn.Module) -> str:
     for site in find_sites(layer):
         if site.kind is SiteKind.UNREADABLE:
             return f"{site.name} {site.reason}"
+        if "arange" in names_in_forward(type(site.module)):
+            return f"{site.name} counts the tokens in the tensor (arange), which it would take for positions"
     for path, module in layer.named_modules():
         if isinstance(module, _MIXING):
             return f"{path} ({type(module).__name__}) mixes tokens that are neighbours in the tensor"
