@@ -397,7 +397,10 @@ def test_recorder_sees_true_distances_and_the_keys_that_are_left():
     ):
         with recorder.step(0):
             model(IDS)
+        with recorder.step(1):  # as many tokens as were kept, and none of them dropped
+            model.eval()(IDS[:, :6])
         history = recorder.history()
+    assert history["distance"][1, 1, 0] == pytest.approx(sum(row / 2 for row in range(1, 6)) / 5)
     distance, entropy = history["distance"][0, 1, 0], history["entropy"][0, 1, 0]
     rows = [
         (sum(tokens[row] - tokens[: row + 1]) / (row + 1), torch.log(torch.tensor(row + 1.0)))

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import transformers as hf
 from models import (
     LENGTHS,
     TOKENS,
+    VOCABULARY,
+    WIDTH,
     bert,
     distilbert,
     gemma2,
@@ -95,6 +98,24 @@ def window_of(layer: nn.Module) -> int | None:
     return attention.sliding_window if hasattr(attention, "sliding_window") else attention.config.sliding_window
 
 
+def small(model_class: type, config_class: type, **options) -> Callable[[], nn.Module]:
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": LAYERS}
+    heads = {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    return deep(lambda: model_class(config_class(**sizes, **heads, **options)))
+
+
+def with_rotary_of_its_kind(model, layer, states, positions, mask):
+    """Gemma 3 has one for the layers with a window, one for the others."""
+    rotary = model.model.rotary_emb(states, positions, layer.self_attn.layer_type)
+    return first(layer(states, attention_mask=mask, position_ids=positions, position_embeddings=rotary))
+
+
 LLAMA = {"stack": lambda model: model.model.layers, "run": with_rotary(lambda model: model.model.rotary_emb)}
 FAMILIES = {
     "llama": Family(deep(llama), **LLAMA),
@@ -104,6 +125,14 @@ FAMILIES = {
     "qwen3": Family(deep(qwen3), **LLAMA),
     "gemma2": Family(deep(gemma2), **LLAMA, window=window_of),
     "phi3": Family(deep(phi3), **LLAMA),
+    "phi": Family(small(hf.PhiForCausalLM, hf.PhiConfig), **LLAMA),
+    "gemma": Family(small(hf.GemmaForCausalLM, hf.GemmaConfig, head_dim=8), **LLAMA),
+    "gemma3": Family(
+        small(hf.Gemma3ForCausalLM, hf.Gemma3TextConfig, head_dim=8, sliding_window=4, sliding_window_pattern=2),
+        lambda model: model.model.layers,
+        with_rotary_of_its_kind,
+        window=lambda layer: layer.self_attn.sliding_window,
+    ),
     "gpt2": Family(deep(gpt2), lambda model: model.transformer.h, plainly),
     "gpt_neox": Family(
         deep(gpt_neox), lambda model: model.gpt_neox.layers, with_rotary(lambda model: model.gpt_neox.rotary_emb)
@@ -308,7 +337,9 @@ def test_gradients_equal_those_by_hand_and_reach_dropped_tokens(name: str):
         entered, after, _ = run(family, model, batch.given)
         (gradient,) = torch.autograd.grad((after * weights).sum(), entered, retain_graph=True)
         (after * weights).sum().backward()
-    close = {"rtol": 1e-5, "atol": 1e-5} if name == "gemma2" else {"rtol": 1e-8, "atol": 1e-8}  # its norms are float32
+    close = (
+        {"rtol": 1e-5, "atol": 1e-5} if name.startswith("gemma") else {"rtol": 1e-8, "atol": 1e-8}
+    )  # its norms are float32
     torch.testing.assert_close(gradient, before.grad, **close)
     for parameter_name, parameter in family.stack(model)[FIRST : LAST + 1].named_parameters():
         torch.testing.assert_close(parameter.grad, expected[parameter_name], **close)
