@@ -358,14 +358,17 @@ def test_linear_schedule_has_few_ratios():
 
 
 def test_steps():
-    schedule = KeepSchedule.stepwise({0: 1.0, 0.1: 0.5, 0.9: 0.6})
+    schedule = KeepSchedule.stepwise({0: 1.0, 0.1: 0.5})
     assert [schedule(at) for at in (0, 0.1, 0.85, 0.95)] == [1.0, 0.5, 1.0, 1.0]
+    schedule = KeepSchedule.stepwise({0: 1.0, 0.1: 0.5, 0.9: 0.6}, full_length_from=None)
+    assert [schedule(at) for at in (0, 0.1, 0.85, 0.95)] == [1.0, 0.5, 0.5, 0.6]
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: KeepSchedule.stepwise({0.1: 0.5}), "`steps` must begin at 0 and ascend to below 1; got"),
+        (lambda: KeepSchedule.stepwise({0: 0.5, 0.9: 0.7}), r"`steps` must begin before `full_length_from` \(0.8\)"),
         (lambda: KeepSchedule(()), "`steps` must begin at 0"),
         (lambda: KeepSchedule.constant(0), "`keep_ratio` must be the share of the tokens"),
         (lambda: KeepSchedule.constant(0.5, full_length_from=1.0), "`full_length_from` must be a share of the run"),

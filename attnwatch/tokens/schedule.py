@@ -64,8 +64,12 @@ class KeepSchedule:
             raise ConfigurationError(
                 f"`full_length_from` must be a share of the run between 0 and 1, or None; got {full_length_from!r}."
             )
-        before = {begin: ratio for begin, ratio in steps.items() if begin < full_length_from}
-        return cls(tuple(sorted((before | {full_length_from: 1.0}).items())))
+        if any(begin >= full_length_from for begin in steps):
+            raise ConfigurationError(
+                f"`steps` must begin before `full_length_from` ({full_length_from}), from where on all tokens stay; "
+                f"got {sorted(steps)}."
+            )
+        return cls(tuple(sorted((dict(steps) | {full_length_from: 1.0}).items())))
 
     def __call__(self, progress: float) -> float:
         """The ratio when this share of the run is over, 0 to 1."""
