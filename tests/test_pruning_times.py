@@ -4,10 +4,11 @@ import pytest
 import torch
 from models import gpt2, llama, token_ids
 
-from attnwatch import ConfigurationError, Guard, HeadImportance, PruningPlan, prune_heads
+from attnwatch import AttnwatchWarning, ConfigurationError, Guard, HeadImportance, PruningPlan, prune_heads
 from attnwatch.pruning.options import PruningOptions
 from attnwatch.pruning.pruner import HeadPruner
 from attnwatch.pruning.schedule import PruningSchedule
+from attnwatch.pruning.surgery import Surgery
 
 IDS = token_ids()
 
@@ -145,3 +146,21 @@ def test_cut_of_no_head_is_none():
         pruner.record(1.0)
         assert pruner.after_step(step) == []
     assert pruner.summary() == "4 of 8 heads are gone; the target was 50%"
+
+
+def test_cut_that_fails_leaves_the_guard_of_the_ones_before(monkeypatch):
+    """The second cut of two that would be judged together can't be made."""
+    apply, calls = Surgery.apply, []
+
+    def fail_at_the_second(surgery):
+        calls.append(surgery)
+        apply(surgery)
+        if len(calls) == 2:
+            raise MemoryError("no memory")
+
+    monkeypatch.setattr(Surgery, "apply", fail_at_the_second)
+    guard = Guard("quality", recovery_steps=2)
+    with pytest.warns(AttnwatchWarning, match="none will be: no memory"):
+        pruner, _ = train(guard, lambda step: 0.1, end=9, num_cuts=2, loss_at={4: 1.0, 24: 1.5}.get)
+    assert [cut.step for cut in pruner.cuts] == [5]
+    assert pruner.cuts[0].taken_back == "quality went from 1 to 1.5"

@@ -624,7 +624,7 @@ def test_router_logits_of_all_tokens_are_computed_where_they_are_asked_for():
 def test_causal_mask_of_its_own_is_right_for_tokens_in_their_order():
     model = deep_llama()
     model.model.layers[2].self_attn.register_buffer("bias", torch.ones(4, 4, dtype=torch.bool).tril())
-    TokenDropper(model, **SMALL)
+    assert TokenDropper(model, **SMALL).num_layers == 2
 
 
 def test_second_dropper_is_refused_while_the_first_is_attached():

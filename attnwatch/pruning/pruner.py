@@ -176,11 +176,11 @@ class HeadPruner:
             )
 
     def _cut(self, target: float) -> list[Cut]:
-        begin = time.perf_counter()
+        begin, watched = time.perf_counter(), self._watched
         try:
             plan = self._make_cut(target)
         except Exception as error:  # of a criterion, of a model that has changed; the training is worth more
-            self._has_ended, self._watched = True, None
+            self._has_ended, self._watched = True, watched  # cuts before this one are still judged
             _warn(f"no heads were removed after step {self._step}, and none will be: {error}")
             return []
         if not plan.heads:
