@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import warnings
 from collections.abc import Callable
 
 import pytest
@@ -57,6 +58,7 @@ def by_scores(tokens) -> Tensor:
 # What is left alone.
 
 
+@pytest.mark.filterwarnings("ignore:attnwatch. all tokens are computed where a key-value cache")
 def test_evaluation_generation_and_caches_are_left_alone():
     model = deep_llama()
     cases = {
@@ -83,6 +85,25 @@ def _without_gradients(model) -> Tensor:
 def _with_cache(model) -> Tensor:
     cache = model.train()(IDS[:, :6], use_cache=True).past_key_values
     return model(IDS[:, 6:], past_key_values=cache).logits
+
+
+NOTHING = {"criterion": lambda tokens: torch.full(IDS.shape, torch.nan)}
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "message"),
+    [
+        ({}, {"use_cache": True}, "all tokens are computed where a key-value cache is given or asked for"),
+        (NOTHING, {}, "the criterion says nan for all tokens"),
+    ],
+)
+def test_warns_once_of_what_makes_the_dropping_useless(options, arguments, message):
+    model = deep_llama().train()
+    with TokenDropper(model, **SMALL, **options), warnings.catch_warnings(record=True) as caught:
+        for _ in range(2):
+            model(IDS, **arguments)
+    assert len(caught) == 1
+    assert message in str(caught[0].message)
 
 
 def test_everything_is_put_back():
@@ -234,6 +255,22 @@ def test_compiled_model_computes_the_same_and_compiles_once_per_length(backend, 
             counts.append(counter.frame_count)
     assert counts[0] == counts[2]
     assert counts[3] == counts[5]
+
+
+@pytest.mark.parametrize("options", [{}, {"multiple_of": 4}, {"criterion": "attention"}])
+def test_compiled_model_is_not_compiled_for_each_length_of_a_batch(options):
+    plain, compiled = deep_llama(), deep_llama()
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled.compile(backend=counter, fullgraph=True)
+    with TokenDropper(plain, **SMALL, **options), TokenDropper(compiled, **SMALL, **options):
+        for num_tokens in (12, 16, 21, 37, 18):
+            ids = torch.randint(VOCABULARY, (2, num_tokens), generator=torch.Generator().manual_seed(num_tokens))
+            mask = torch.ones_like(ids)
+            mask[0, -3:] = 0
+            losses = [model(input_ids=ids, attention_mask=mask, labels=ids).loss for model in (plain, compiled)]
+            torch.testing.assert_close(*losses)
+    assert counter.frame_count == 2  # for the first length, and for any
 
 
 def test_torchs_encoder_equals_running_it_by_hand():
@@ -441,6 +478,7 @@ REFUSED = {
     ),
     "flex attention": (lambda: _with(llama, _attn_implementation="flex_attention"), {}, "flex attention's block masks"),
     "shared layers": (lambda: _with(llama, num_hidden_layers=12), {}, "its 12 layers share the weights of 2"),
+    "positions without a batch axis": (lambda: dinov3(), {}, "dinov3_vit has one table of positions for all sequences"),
     "router logits": (lambda: _with(llama, output_router_logits=True), {}, "its loss wants the router logits"),
     "layer too far": (llama, {"first_layer": 2}, "`first_layer` must be one of the 2 layers 0 to 1, got 2"),
     "layer too far back": (llama, {"last_layer": -3}, "`last_layer` must be one of the 2 layers 0 to 1, got -3"),
@@ -458,6 +496,13 @@ REFUSED = {
     "minimum": (llama, {"min_tokens": 0}, "`min_tokens` must be an integer of at least 1, got 0"),
     "multiple": (llama, {"multiple_of": 0}, "`multiple_of` must be an integer of at least 1, got 0"),
 }
+
+
+def dinov3() -> nn.Module:
+    config = hf.DINOv3ViTConfig(
+        hidden_size=WIDTH, num_hidden_layers=2, num_attention_heads=HEADS, intermediate_size=48, image_size=32
+    )
+    return hf.DINOv3ViTModel(config)
 
 
 def _with(build: Callable, **config) -> nn.Module:

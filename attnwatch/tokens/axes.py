@@ -28,8 +28,9 @@ def take(tensor: Tensor, axes: str, kept: Tensor) -> Tensor:
         if word == "tokens" and tensor.shape[dim] > 1:
             shape = [1] * tensor.ndim
             shape[batch_dim], shape[dim] = kept.shape
-            index = kept if batch_dim < dim else kept.t()
-            tensor = torch.take_along_dim(tensor, index.reshape(shape), dim)
+            index = (kept if batch_dim < dim else kept.t()).reshape(shape)
+            tensor = tensor.expand(_with(tensor.shape, batch_dim, len(kept)))
+            tensor = tensor.gather(dim, index.expand(_with(tensor.shape, dim, kept.shape[1])))
     return tensor
 
 
@@ -44,6 +45,10 @@ def put_states(states: Tensor, kept: Tensor, values: Tensor) -> Tensor:
     return states.flatten(0, 1).index_copy(0, index, values.flatten(0, 1).to(states.dtype)).view_as(states)
 
 
+def _with(shape: torch.Size, dim: int, length: int) -> list[int]:
+    return [*shape[:dim], length, *shape[dim + 1 :]]
+
+
 def _flat(kept: Tensor, num_tokens: int) -> Tensor:
-    first = torch.arange(0, len(kept) * num_tokens, num_tokens, device=kept.device)
+    first = torch.arange(len(kept), device=kept.device) * num_tokens
     return (kept + first[:, None]).flatten()

@@ -241,6 +241,8 @@ class TokenDropper:
         except Exception as error:  # the training is worth more
             self._warn_once(f"tokens are chosen at random where the criterion fails: {type(error).__name__}: {error}")
             scores = torch.rand(states.shape[:2], generator=generator)
+        if self._forwards == 1 and scores.isnan().all():  # once: on a GPU it waits
+            self._warn_once("the criterion says nan for all tokens; the choice means nothing.")
         protected = batch.protected(self._protect_first, self._protected_ids)
         return choose_tokens(scores.to(states.device), number, protected=protected, padding=batch.padding)
 
@@ -261,9 +263,10 @@ class TokenDropper:
 
     def _number(self, states: Tensor, to_layer: Mapping[str, Any]) -> int:
         num_tokens = states.shape[1]
-        if self.keep_ratio == 1 or self._uses_cache(to_layer):
+        if self.keep_ratio == 1:
             return num_tokens
-        reason = self._stack.layout.why_not(to_layer)
+        reason = "a key-value cache is given or asked for (`use_cache`)" if self._uses_cache(to_layer) else ""
+        reason = reason or self._stack.layout.why_not(to_layer)
         if not reason and (self._given or {}).get("output_router_logits"):
             reason = "the router logits of all tokens are asked for (output_router_logits)"
         if not reason and num_tokens <= self._min_tokens:

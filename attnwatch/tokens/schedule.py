@@ -46,7 +46,7 @@ class KeepSchedule:
     def linear(
         cls, start: float, end: float = 1.0, *, num_steps: int = 4, full_length_from: float | None = 0.8
     ) -> "KeepSchedule":
-        """From one ratio to another in equal steps, each equally long, then all tokens."""
+        """From one ratio to another in equal steps, each equally long, the last one of them `end`; then all tokens."""
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
             raise ConfigurationError(f"`num_steps` must be an integer of at least 2, got {num_steps!r}.")
         until = 1.0 if full_length_from is None else full_length_from

@@ -1,15 +1,19 @@
 """How many tokens are kept, and which."""
 
-import math
+from fractions import Fraction
 
 import torch
 from torch import Tensor
 
 
 def num_kept(num_tokens: int, keep_ratio: float, *, min_tokens: int, multiple_of: int) -> int:
-    """Of a sequence: the share rounded up, to a multiple, to at least the minimum; never more than there are."""
-    share = math.ceil(keep_ratio * num_tokens - 1e-6)  # 0.55 · 100 is a little more than 55
-    rounded = math.ceil(share / multiple_of) * multiple_of
+    """Of a sequence: the share rounded up, to a multiple, to at least the minimum; never more than there are.
+
+    In integers, so that it may be the symbolic length of a compiled model.
+    """
+    ratio = Fraction(keep_ratio).limit_denominator(10**6)
+    step = ratio.denominator * multiple_of
+    rounded = (num_tokens * ratio.numerator + step - 1) // step * multiple_of
     return min(max(rounded, min_tokens), num_tokens)
 
 

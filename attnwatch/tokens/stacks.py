@@ -14,6 +14,8 @@ from attnwatch.tokens.layouts import TORCH, TRANSFORMERS, TokenLayout, registere
 
 # Modules and parameters by which a layer would know how far apart two tokens lie in the tensor.
 _POSITIONS_INSIDE = re.compile(r"rotary|relative|rel_pos|alibi|distance|position", re.IGNORECASE)
+# Models whose rotary positions are one table [tokens, features], for all sequences the same.
+_POSITIONS_WITHOUT_BATCH = ("dinov3_vit", "mlcd_vision_model", "sapiens2")
 _LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 _MIXING = (nn.modules.conv._ConvNd, nn.RNNBase)
 
@@ -127,6 +129,8 @@ def why_not(stack: Stack, layers: tuple[nn.Module, ...], *, has_starts: bool = T
         return f"layers are left out at random ({skipping}={getattr(config, skipping)}); set it to 0"
     if stack.layout is not TRANSFORMERS:
         return ""
+    if getattr(config, "model_type", "") in _POSITIONS_WITHOUT_BATCH:
+        return f"{config.model_type} has one table of positions for all sequences, and each keeps other tokens"
     depth = getattr(config, "num_hidden_layers", None)
     if isinstance(depth, int) and depth > len(stack.layers):
         return f"its {depth} layers share the weights of {len(stack.layers)}"
