@@ -99,7 +99,7 @@ NOTHING = {"criterion": lambda tokens: torch.full(IDS.shape, torch.nan)}
 )
 def test_warns_once_of_what_makes_the_dropping_useless(options, arguments, message):
     model = deep_llama().train()
-    with TokenDropper(model, **SMALL, **options), warnings.catch_warnings(record=True) as caught:
+    with TokenDropper(model, **SMALL, **options), warnings.catch_warnings(record=True, action="always") as caught:
         for _ in range(2):
             model(IDS, **arguments)
     assert len(caught) == 1
