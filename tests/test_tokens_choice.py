@@ -15,6 +15,7 @@ from attnwatch import AttnwatchWarning, ConfigurationError
 from attnwatch.metrics import AttentionInputs
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
 from attnwatch.tokens.criteria import TokenLoss, attention_received, sampled_losses
+from attnwatch.tokens.schedule import require_keep_ratio
 from attnwatch.tokens.selection import choose_tokens, num_kept
 
 IDS = token_ids()
@@ -354,7 +355,17 @@ def test_linear_schedule_has_few_ratios():
     ratios = [schedule(progress / 100) for progress in range(101)]
     assert sorted(set(ratios)) == pytest.approx([0.25, 0.5, 0.75, 1.0])
     assert ratios == sorted(ratios)
-    assert [schedule(at) for at in (0.0, 0.2, 0.4, 0.6)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert [schedule(at) for at in (0.0, 0.26, 0.27, 0.54, 0.8)] == pytest.approx([0.25, 0.25, 0.5, 0.75, 1.0])
+    whole_run = KeepSchedule.linear(0.25, 1.0, num_steps=4, full_length_from=None)
+    assert [whole_run(at) for at in (0.0, 0.25, 0.5, 0.75)] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert KeepSchedule.linear(0.25, 0.75, num_steps=2)(0.5) == 0.75
+
+
+def test_schedule_that_is_none():
+    with pytest.raises(ConfigurationError, match=r"`steps` must be pairs; make a schedule by KeepSchedule.constant"):
+        KeepSchedule(0.5)
+    with pytest.raises(ConfigurationError, match=r"Set dropper.keep_ratio = schedule\(progress\) in your loop"):
+        require_keep_ratio("keep_ratio", KeepSchedule.constant(0.5))
 
 
 def test_steps():

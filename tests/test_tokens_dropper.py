@@ -420,6 +420,34 @@ def test_for_good_has_no_end_and_a_result(options, message):
         TokenDropper(bert(), **SMALL, for_good=True, **options)
 
 
+def test_for_good_is_refused_where_each_token_has_a_result():
+    with pytest.raises(ConfigurationError, match="`for_good` is for models that read their result off the first token"):
+        TokenDropper(deep_llama(), **SMALL, for_good=True)
+
+
+@pytest.mark.parametrize("criterion", ["random", "attention"])
+def test_for_good_says_the_same_of_the_same_text_in_evaluation(criterion):
+    model = deep(bert)().float().eval()
+    with TokenDropper(model, **SMALL, criterion=criterion, for_good=True) as dropper, torch.no_grad():
+        outputs = [model(IDS).pooler_output for _ in range(2)]
+        assert torch.equal(*outputs)
+        before = dropper.state_dict()
+        model(IDS)
+        assert dropper.state_dict() == before
+
+
+def test_state_of_another_criterion_is_taken_and_of_something_else_refused():
+    model = deep_llama().train()
+    with TokenDropper(model, **SMALL) as dropper:
+        model(IDS, labels=IDS)
+        state = dropper.state_dict()
+    other = TokenDropper(model, **SMALL, criterion="loss")
+    other.load_state_dict(state)
+    assert other.layer_tokens == dropper.layer_tokens > 0
+    with pytest.raises(ConfigurationError, match=r"`state` must come from TokenDropper.state_dict\(\)"):
+        other.load_state_dict({})
+
+
 # With the rest of attnwatch.
 
 
@@ -465,9 +493,17 @@ def test_heads_are_removed_while_tokens_are_dropped():
 
 
 REFUSED = {
-    "relative positions": (deberta, {}, r"no stack of layers in which tokens can be dropped. encoder.layer: what its"),
-    "alibi": (bloom, {}, r"h: what its layers \(BloomBlock\) are given is not known; describe it with"),
-    "t5": (t5, {"stack": "encoder.block"}, r"`stack`: tokens can't be dropped in 'encoder.block': what its layers"),
+    "relative positions": (
+        deberta,
+        {},
+        r"can be dropped. encoder.layer: its .* take .*relative_pos, rel_embeddings, which can't",
+    ),
+    "alibi": (bloom, {}, r"h: its layers \(BloomBlock\) take alibi, which can't be cut to the kept tokens"),
+    "t5": (
+        t5,
+        {"stack": "encoder.block"},
+        r"`stack`: tokens can't .* in 'encoder.block': its layers \(T5Block\) take position_bias",
+    ),
     "unknown blocks": (gpt, {}, "what its layers .* are given is not known"),
     "no layers": (lambda: nn.Linear(2, 2), {}, "no stack of layers in which tokens can be dropped. It has none"),
     "other stack": (llama, {"stack": "layers"}, "`stack` is 'layers'; it must be one of 'model.layers'"),
@@ -492,7 +528,9 @@ REFUSED = {
         {"first_layer": 0, "criterion": "attention"},
         "`criterion` 'attention' looks at the layer before `first_layer`, which must be at least 1",
     ),
-    "protected ids": (llama, {"protected_ids": ["a"]}, "`protected_ids` must be vocabulary ids, got"),
+    "protected ids": (llama, {"protected_ids": ["a"]}, "`protected_ids` must be a list of vocabulary ids, got"),
+    "protected id": (llama, {"protected_ids": 5}, "`protected_ids` must be a list of vocabulary ids, got 5"),
+    "no model": (lambda: "gpt2", {}, "`model` must be a torch.nn.Module, got str"),
     "minimum": (llama, {"min_tokens": 0}, "`min_tokens` must be an integer of at least 1, got 0"),
     "multiple": (llama, {"multiple_of": 0}, "`multiple_of` must be an integer of at least 1, got 0"),
 }
@@ -676,6 +714,9 @@ def test_second_dropper_is_refused_while_the_first_is_attached():
     model = deep_llama()
     with TokenDropper(model, **SMALL), pytest.raises(ConfigurationError, match="another TokenDropper is attached"):
         TokenDropper(model, **SMALL).attach()
+    own = Own()
+    with TokenDropper(own, **SMALL), pytest.raises(ConfigurationError, match="another TokenDropper is attached"):
+        TokenDropper(own, **SMALL).attach()
 
 
 def test_two_layers_have_none_in_the_middle():
@@ -686,7 +727,9 @@ def test_two_layers_have_none_in_the_middle():
 def test_model_with_layers_of_several_kinds_is_refused_by_name():
     model = deep_llama()
     model.model.layers[1] = nn.Linear(2, 2)
-    with pytest.raises(ConfigurationError, match=r"model.layers: what its layers .* are given is not known"):
+    with pytest.raises(
+        ConfigurationError, match=r"model.layers: its layers are of several kinds \(LlamaDecoderLayer, Linear\)"
+    ):
         TokenDropper(model, **SMALL)
 
 
@@ -696,10 +739,11 @@ def test_model_with_layers_of_several_kinds_is_refused_by_name():
 @pytest.mark.parametrize(
     ("options", "given", "message"),
     [
-        ({"min_tokens": TOKENS}, {}, "a batch has 12 tokens a sequence and `min_tokens` is 12"),
+        ({"min_tokens": TOKENS}, {}, "a batch has no more than the 12 tokens a sequence of `min_tokens`"),
+        ({"multiple_of": 64}, {}, "`min_tokens` .2. and `multiple_of` .64. leave none to drop"),
         ({}, {"offsets": torch.zeros(3)}, "the layers are given 'offsets', a tensor that the token layout does not"),
     ],
-    ids=["short", "unknown tensor"],
+    ids=["short", "long multiple", "unknown tensor"],
 )
 def test_batch_that_can_not_be_routed_is_computed_whole_with_one_warning(options, given, message):
     model = deep_llama()

@@ -144,6 +144,8 @@ class TokenDropping(pl.Callback):
     def summary(self) -> str:
         """What it came to: tokens that were computed, and step times against their ceiling."""
         dropper = self.dropper
+        if dropper is None:
+            return "no tokens were dropped: the training has not started"
         share = dropper.layer_tokens / max(dropper.all_layer_tokens, 1)
         text = f"the layers computed {share:.0%} of the tokens"
         medians = {ratio: statistics.median(seconds) for ratio, seconds in sorted(self._seconds.items())}
@@ -152,7 +154,8 @@ class TokenDropping(pl.Callback):
             text += f"; a step took {1e3 * seconds:.3g} ms with {ratio:.0%} of them"
             if whole is not None:
                 ceiling = dropper.speedup_ceiling(ratio)
-                text += f", {1e3 * whole:.3g} ms with all: {whole / seconds:.2f} times as fast, at most {ceiling:.2f}"
+                text += f", {1e3 * whole:.3g} ms with all: {whole / seconds:.2f} times as fast"
+                text += f"; {ceiling:.2f} if cost were linear in tokens"
         return text
 
     def _detach(self) -> None:

@@ -68,7 +68,7 @@ class Scorer:
 
     @contextlib.contextmanager
     def attached(self, is_dropping: Callable[[], bool], generator: Callable[[], torch.Generator]) -> Iterator[None]:
-        """While it is open, the criterion may watch the model, where tokens are dropped in training."""
+        """While it is open, the criterion may watch the model, where `is_dropping`."""
         yield
 
     def learn(self, module: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
@@ -112,7 +112,6 @@ class AttentionReceived(Scorer):
     """
 
     def __init__(self, layer: nn.Module):
-        self._layer = layer
         self._received: Tensor | None = None
         try:
             self._capture = Capture(layer, self._see)
@@ -138,7 +137,7 @@ class AttentionReceived(Scorer):
 
     @torch.no_grad()
     def _see(self, site: str, inputs: AttentionInputs) -> None:
-        if self._layer.training and self._is_dropping() and inputs.has_positions:
+        if self._is_dropping() and inputs.has_positions:
             self._received = attention_received(inputs, _QUERY_ROWS, self._generator())
 
 
@@ -186,7 +185,8 @@ class TokenLoss(Scorer):
             if self._num_blind == _BLIND_FORWARDS:
                 warnings.warn(
                     f"attnwatch: the criterion 'loss' has seen no loss in {_BLIND_FORWARDS} forwards, so that tokens "
-                    "go by chance: give a language model of transformers its `labels`; compile it by model.compile().",
+                    "go by chance. It learns from a language model of transformers that is given its `labels` and "
+                    "returns its logits; compile it by model.compile().",
                     AttnwatchWarning,
                     stacklevel=2,
                 )
@@ -235,7 +235,7 @@ class TokenLoss(Scorer):
         return {"means": None if self._means is None else self._means.cpu().clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._means, self._sums = state["means"], None
+        self._means, self._sums = state.get("means"), None  # none from another criterion
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from attnwatch.tokens.interception import Run, intercept, is_intercepted
 from attnwatch.tokens.route import Route
 from attnwatch.tokens.schedule import require_keep_ratio
 from attnwatch.tokens.selection import choose_tokens, num_kept
-from attnwatch.tokens.stacks import choose_stack, inner, layer_range, why_not
+from attnwatch.tokens.stacks import Stack, choose_stack, inner, layer_range, why_not
 
 
 class TokenDropper:
@@ -86,11 +86,12 @@ class TokenDropper:
             ("seed", seed, 0),
         ):
             require_int(name, value, minimum=minimum)
-        if not all(isinstance(each, int) and not isinstance(each, bool) for each in protected_ids):
-            raise ConfigurationError(f"`protected_ids` must be vocabulary ids, got {protected_ids!r}.")
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+        _check_ids(protected_ids)
         self._stack = choose_stack(model, stack)
         if for_good:
-            _check_for_good(protect_first, last_layer)
+            _check_for_good(self._stack, protect_first, last_layer)
             last_layer = -1
         first, last = layer_range(self._stack, first_layer, last_layer)
         self._layers = self._stack.layers[first : last + 1]
@@ -126,7 +127,10 @@ class TokenDropper:
         return len(self._layers)
 
     def speedup_ceiling(self, keep_ratio: float) -> float:
-        """A step can't get faster than by this factor: 1 / (1 - g · (1 - keep_ratio)), g the share of the layers."""
+        """How much faster a step can get where its cost is linear in tokens: 1 / (1 - g · (1 - keep_ratio)).
+
+        g is the share of the layers. Attention's own cost is quadratic: of many tokens, more than this is saved.
+        """
         return 1 / (1 - self.num_layers / len(self._stack.layers) * (1 - keep_ratio))
 
     def attach(self) -> None:
@@ -140,7 +144,7 @@ class TokenDropper:
                 attached.callback(intercept(layer, partial(self._call, index)))
             for module in self._stack.entries:
                 attached.callback(intercept(module, partial(self._forward, module)))
-            attached.enter_context(self._criterion.attached(lambda: self.keep_ratio < 1, self._generator))
+            attached.enter_context(self._criterion.attached(self._is_dropping, self._generator))
             self._attached = attached.pop_all()
 
     def detach(self) -> None:
@@ -167,6 +171,13 @@ class TokenDropper:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ConfigurationError: it is no such state.
+        """
+        if not {"forwards", "layer_tokens", "criterion"} <= set(state):
+            raise ConfigurationError("`state` must come from TokenDropper.state_dict().")
         self._forwards = state["forwards"]
         self.layer_tokens, self.all_layer_tokens = state["layer_tokens"]
         self._criterion.load_state_dict(state["criterion"])
@@ -204,6 +215,9 @@ class TokenDropper:
     def _is_on(self, module: nn.Module) -> bool:
         return self._for_good or (module.training and torch.is_grad_enabled())
 
+    def _is_dropping(self) -> bool:
+        return self.keep_ratio < 1 and (self._for_good or self._layers[0].training)
+
     def _call(self, index: int, run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
         layer, names = self._layers[index], self._names[index]
         if not torch.compiler.is_compiling() and in_backward() and self.keep_ratio < 1 and self._is_on(layer):
@@ -230,12 +244,13 @@ class TokenDropper:
 
     def choose(self, states: Tensor, number: int, known: Mapping[str, Tensor]) -> Tensor:
         """The tokens of one forward that are computed: int64 [batch, number], ascending. Counts them."""
-        if self._layers[0].training:
+        is_training = self._layers[0].training
+        if is_training:
             self._count(states, number)
         if number == states.shape[1]:
             return torch.arange(number, device=states.device).expand(len(states), -1).clone()
         batch, generator = TokenBatch.of(states, known), self._generator()
-        self._forwards += 1
+        self._forwards += is_training
         try:
             scores = self._criterion.scores(batch, generator)
         except Exception as error:  # the training is worth more
@@ -270,11 +285,17 @@ class TokenDropper:
         if not reason and (self._given or {}).get("output_router_logits"):
             reason = "the router logits of all tokens are asked for (output_router_logits)"
         if not reason and num_tokens <= self._min_tokens:
-            reason = f"a batch has {num_tokens} tokens a sequence and `min_tokens` is {self._min_tokens}"
+            reason = f"a batch has no more than the {self._min_tokens} tokens a sequence of `min_tokens`"
         if reason:
             self._warn_once(f"all tokens are computed where {reason}.")
             return num_tokens
-        return num_kept(num_tokens, self.keep_ratio, min_tokens=self._min_tokens, multiple_of=self._multiple_of)
+        number = num_kept(num_tokens, self.keep_ratio, min_tokens=self._min_tokens, multiple_of=self._multiple_of)
+        if number == num_tokens:
+            self._warn_once(
+                f"all tokens are computed where `min_tokens` ({self._min_tokens}) and `multiple_of` "
+                f"({self._multiple_of}) leave none to drop."
+            )
+        return number
 
     def _known(self, to_layer: Mapping[str, Any]) -> dict[str, Any]:
         """See `choice.KNOWN`."""
@@ -296,10 +317,11 @@ class TokenDropper:
         self.layer_tokens += batch_size * (num_tokens * (depth - self.num_layers) + number * self.num_layers)
 
     def _generator(self) -> torch.Generator:
-        """On the CPU, another one for each forward and process."""
+        """On the CPU, another one for each forward and process; in evaluation always the same."""
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         generator = torch.Generator()
-        generator.manual_seed(hash((self._seed, rank, self._forwards)) % 2**63)
+        number = self._forwards if self._layers[0].training else -1
+        generator.manual_seed(hash((self._seed, rank, number)) % 2**63)
         return generator
 
     def _warn_once(self, message: str) -> None:
@@ -308,7 +330,18 @@ class TokenDropper:
             warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)
 
 
-def _check_for_good(protect_first: int, last_layer: int | None) -> None:
+def _check_ids(ids: Any) -> None:
+    is_sequence = isinstance(ids, Sequence) and not isinstance(ids, str)
+    if not is_sequence or not all(isinstance(each, int) and not isinstance(each, bool) for each in ids):
+        raise ConfigurationError(f"`protected_ids` must be a list of vocabulary ids, got {ids!r}.")
+
+
+def _check_for_good(stack: Stack, protect_first: int, last_layer: int | None) -> None:
+    if stack.says_something_of_each_token:
+        raise ConfigurationError(
+            "`for_good` is for models that read their result off the first token, and this one says something of each; "
+            "leave it out."
+        )
     if last_layer is not None:
         raise ConfigurationError("`last_layer` must be left out with `for_good`: the tokens never come back.")
     if not protect_first:

@@ -45,5 +45,9 @@ def intercept(module: nn.Module, call: Callable[[Run, tuple, dict[str, Any]], An
     return put_back
 
 
+def original_class(module: nn.Module) -> type:
+    return type(module).__base__ if is_intercepted(module) else type(module)
+
+
 def is_intercepted(module: nn.Module) -> bool:
     return getattr(type(module), _MARK, False)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens.axes import take
+from attnwatch.tokens.interception import original_class
 
 Router = Callable[[Tensor, Tensor, nn.Module, Mapping[str, Any]], Tensor]
 """Called with an argument, the kept tokens [batch, kept], the layer, and all its arguments by name."""
@@ -135,7 +136,8 @@ def register_token_layout(layer_class: type, layout: TokenLayout) -> None:
 
 
 def registered_layout(layer: nn.Module) -> TokenLayout | None:
-    return _registered.get(type(layer))
+    """Of the layer's class, also while it has one of its own (see `interception`)."""
+    return _registered.get(original_class(layer))
 
 
 def _torch_mask(mask: Tensor, kept: Tensor, layer: nn.Module, arguments: Mapping[str, Any]) -> Tensor:

@@ -10,6 +10,7 @@ def require_keep_ratio(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise ConfigurationError(
             f"`{name}` must be the share of the tokens that is kept, above 0 and up to 1; got {value!r}."
+            + (" Set dropper.keep_ratio = schedule(progress) in your loop." if isinstance(value, KeepSchedule) else "")
         )
 
 
@@ -31,6 +32,11 @@ class KeepSchedule:
     steps: tuple[tuple[float, float], ...]
 
     def __post_init__(self):
+        if not isinstance(self.steps, tuple):
+            raise ConfigurationError(
+                "`steps` must be pairs; make a schedule by KeepSchedule.constant(0.5), .linear(0.5) or "
+                f".stepwise({{0.0: 0.5}}); got {self.steps!r}."
+            )
         begins = [begin for begin, _ in self.steps]
         if not begins or begins[0] != 0 or begins != sorted(set(begins)) or begins[-1] >= 1:
             raise ConfigurationError(f"`steps` must begin at 0 and ascend to below 1; got {begins}.")
@@ -46,13 +52,12 @@ class KeepSchedule:
     def linear(
         cls, start: float, end: float = 1.0, *, num_steps: int = 4, full_length_from: float | None = 0.8
     ) -> "KeepSchedule":
-        """From one ratio to another in equal steps, each equally long, the last one of them `end`; then all tokens."""
+        """From one ratio to another in equal steps, each equally long, then all tokens: where `end` is 1, these."""
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
             raise ConfigurationError(f"`num_steps` must be an integer of at least 2, got {num_steps!r}.")
         until = 1.0 if full_length_from is None else full_length_from
-        steps = {
-            until * index / num_steps: start + (end - start) * index / (num_steps - 1) for index in range(num_steps)
-        }
+        before = num_steps - (end == 1 and full_length_from is not None)
+        steps = {until * index / before: start + (end - start) * index / (num_steps - 1) for index in range(before)}
         return cls.stepwise(steps, full_length_from=full_length_from)
 
     @classmethod

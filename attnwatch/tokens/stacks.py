@@ -37,6 +37,12 @@ class Stack:
     entries: tuple[nn.Module, ...]
 
     @property
+    def says_something_of_each_token(self) -> bool:
+        """As language models do, and taggers."""
+        names = type(self.entries[0]).__name__
+        return any(part in names for part in ("LMHead", "CausalLM", "MaskedLM", "TokenClass", "QuestionAnswering"))
+
+    @property
     def is_decoder_of_two(self) -> bool:
         """Of an encoder-decoder, whose decoder is given arguments of its own."""
         config = getattr(self.entries[0], "config", None)
@@ -55,10 +61,7 @@ def find_stacks(model: nn.Module) -> tuple[dict[str, Stack], dict[str, str]]:
         if layout is not None and all(_layout(layer) is layout for layer in layers):
             stacks[name] = Stack(name, layers, layout, _entries(model, path))
         elif any(_attends(layer) for layer in layers) and not _lies_in(name, (*stacks, *refused)):
-            refused[name] = (
-                f"what its layers ({type(layers[0]).__name__}) are given is not known; describe it with "
-                "attnwatch.register_token_layout"
-            )
+            refused[name] = _why_unknown(layers)
     return stacks, refused
 
 
@@ -161,12 +164,31 @@ def _layout(layer: nn.Module) -> TokenLayout | None:
         return layout
     if isinstance(layer, nn.TransformerEncoderLayer):
         return TORCH if type(layer).forward is nn.TransformerEncoderLayer.forward else None
-    if type(layer).__module__.split(".")[0] not in ("transformers", "transformers_modules"):
+    if not _is_of_transformers(layer):
         return None
-    parameters = inspect.signature(type(layer).forward).parameters
-    named = [name for name, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD][1:]
+    named = _named_arguments(layer)
     is_layer = named[:1] == [TRANSFORMERS.states] and _attends(layer) and not _is_attention(layer)
     return TRANSFORMERS if is_layer and all(map(TRANSFORMERS.knows, named)) else None
+
+
+def _named_arguments(layer: nn.Module) -> list[str]:
+    parameters = inspect.signature(type(layer).forward).parameters.items()
+    return [name for name, parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD][1:]
+
+
+def _why_unknown(layers: tuple[nn.Module, ...]) -> str:
+    kinds = list(dict.fromkeys(type(inner(layer)).__name__ for layer in layers))
+    if len(kinds) > 1:
+        return f"its layers are of several kinds ({', '.join(kinds)})"
+    name, named = kinds[0], _named_arguments(inner(layers[0]))
+    unknown = [each for each in named if not TRANSFORMERS.knows(each) and not each.startswith("output_")]
+    if _is_of_transformers(inner(layers[0])) and TRANSFORMERS.states in named and unknown:
+        return f"its layers ({name}) take {', '.join(unknown)}, which can't be cut to the kept tokens"
+    return f"what its layers ({name}) are given is not known; describe it with attnwatch.register_token_layout"
+
+
+def _is_of_transformers(layer: nn.Module) -> bool:
+    return type(layer).__module__.split(".")[0] in ("transformers", "transformers_modules")
 
 
 def _attends(layer: nn.Module) -> bool:
