@@ -1,4 +1,4 @@
-"""The command line: `attnwatch demo`."""
+"""The command line: `attnwatch demo`, `attnwatch inspect`."""
 
 import argparse
 import sys
@@ -16,8 +16,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.add_argument("--out", type=Path, default=Path("attnwatch-demo"), help="where TensorBoard files go")
     demo.add_argument("--steps", type=_demo_steps, default=240, help="training steps of each run (default: 240)")
     demo.add_argument("--seed", type=int, default=0)
+    demo.set_defaults(command_function=_demo)
+    inspect = commands.add_parser(
+        "inspect",
+        help="judge a run from its saved history or its TensorBoard logs",
+        description="Says what is wrong with a run, and where. Exit code: 0; 1 where the run does not converge or "
+        "is unstable; 2 where it can't be read.",
+    )
+    inspect.add_argument("run", type=Path, help="a saved AttentionHistory (.npz), or a directory with event files")
+    inspect.add_argument("--loss-tag", help="name of the training loss in the logs (default: the first usual one)")
+    inspect.set_defaults(command_function=_inspect)
     options = parser.parse_args(arguments)
-    return _demo(options)
+    return options.command_function(options)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -27,6 +37,21 @@ def _demo(options: argparse.Namespace) -> int:
         print(f"attnwatch demo needs more packages: pip install 'attnwatch[all]' ({error})", file=sys.stderr)
         return 2
     return 0 if run_demo(options.out, steps=options.steps, seed=options.seed) else 1
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from attnwatch.diagnosis import RunStatus
+    from attnwatch.errors import AttnwatchError
+    from attnwatch.inspection import read_run, report
+
+    try:
+        history = read_run(options.run, loss_tag=options.loss_tag)
+    except (AttnwatchError, ImportError) as error:
+        print(f"attnwatch inspect: {error}", file=sys.stderr)
+        return 2
+    text, diagnosis = report(history)
+    print(text)
+    return int(diagnosis.status in (RunStatus.NOT_CONVERGING, RunStatus.UNSTABLE))
 
 
 def _demo_steps(text: str) -> int:

@@ -1,0 +1,90 @@
+"""A history back from a run that was logged to TensorBoard."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from attnwatch.dashboard.scalars import RUN_TAGS
+from attnwatch.errors import ConfigurationError
+from attnwatch.metrics import STATISTICS
+from attnwatch.recorder import AttentionHistory
+
+_LOSS_TAGS = ("loss", "train_loss", "train/loss", "training_loss", "loss_step", "train_loss_step", "train/loss_step")
+Curve = Mapping[int, float]
+
+
+def read_logged(directory: str | os.PathLike, *, loss_tag: str | None = None) -> AttentionHistory:
+    """The curves of layers as a history.
+
+    A layer counts as one head, and what is logged for the whole model only as the same in all of them.
+
+    Args:
+        directory: with the event files of one run.
+        loss_tag: of the training loss; None means the first of the usual names that is there.
+
+    Raises:
+        ConfigurationError: there is no such run, none with attention in it, or no such tag.
+        ImportError: tensorboard is missing.
+    """
+    curves = _curves(Path(directory))
+    of_model = {name: curves[statistic.tag] for name, statistic in STATISTICS.items() if statistic.tag in curves}
+    of_layers = _of_layers(curves)
+    if not of_model:
+        raise ConfigurationError(
+            f"`directory`: {os.fspath(directory)!r} has no curves of attention ({RUN_TAGS[0]}, …); log with an "
+            "AttentionMonitor, or give the directory of one run."
+        )
+    steps = sorted({step for curve in of_model.values() for step in curve})
+    layers = sorted({layer for _, layer in of_layers}, key=_natural) or ["model"]
+    values = {name: np.full((len(steps), len(layers), 1), np.nan, dtype=np.float32) for name in STATISTICS}
+    for name, array in values.items():
+        for site, layer in enumerate(layers):
+            curve = of_layers.get((name, layer), of_model.get(name, {}))
+            array[:, site, 0] = [curve.get(step, np.nan) for step in steps]
+    loss = _at(steps, curves.get(_loss_tag(curves, loss_tag), {}))
+    return AttentionHistory(np.array(steps, dtype=np.int64), tuple(layers), values, loss)
+
+
+def _curves(directory: Path) -> dict[str, Curve]:
+    try:
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    except ImportError as error:
+        raise ImportError("reading a logged run needs tensorboard: pip install 'attnwatch[tensorboard]'") from error
+    if not any(directory.glob("*tfevents*")):
+        runs = sorted({str(file.parent) for file in directory.rglob("*tfevents*")})
+        inside = f" There are some in {', '.join(map(repr, runs[:5]))}." if runs else ""
+        raise ConfigurationError(f"`directory`: {str(directory)!r} has no event files of TensorBoard.{inside}")
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def _of_layers(curves: Mapping[str, Curve]) -> dict[tuple[str, str], Curve]:
+    found = {}
+    for tag, curve in curves.items():
+        match = re.fullmatch(r"attention_([^/]+)/(.+)", tag)
+        if match and match[1] in STATISTICS:
+            found[match[1], match[2]] = curve
+    return found
+
+
+def _loss_tag(curves: Mapping[str, Curve], asked: str | None) -> str | None:
+    if asked is not None and asked not in curves:
+        others = sorted(tag for tag in curves if not tag.startswith("attention"))
+        raise ConfigurationError(f"`loss_tag` {asked!r} was not logged; there are: {', '.join(others) or 'none'}.")
+    return asked or next((tag for tag in _LOSS_TAGS if tag in curves), None)
+
+
+def _at(steps: list[int], curve: Curve) -> np.ndarray:
+    """The curve at these steps, between its points interpolated; nan where there is none."""
+    if not curve:
+        return np.full(len(steps), np.nan)
+    known = sorted(curve)
+    return np.interp(steps, known, [curve[step] for step in known])
+
+
+def _natural(label: str) -> list:
+    return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.split(r"(\d+)", label)]

@@ -1,0 +1,57 @@
+"""Judges a run that is over, or still going on, from what was kept of it. Run by `attnwatch inspect`."""
+
+from pathlib import Path
+
+import numpy as np
+
+from attnwatch.dashboard import site_labels
+from attnwatch.dashboard.logged import read_logged
+from attnwatch.dashboard.scalars import over_heads
+from attnwatch.diagnosis import Diagnosis, diagnose
+from attnwatch.errors import ConfigurationError
+from attnwatch.metrics import STATISTICS
+from attnwatch.recorder import AttentionHistory
+
+
+def read_run(path: Path, *, loss_tag: str | None = None) -> AttentionHistory:
+    """A saved history (.npz), or a directory that TensorBoard reads.
+
+    Raises:
+        ConfigurationError: it is neither, or has no attention in it.
+    """
+    if path.is_dir():
+        return read_logged(path, loss_tag=loss_tag)
+    if not path.exists():
+        raise ConfigurationError(f"`run`: there is no {str(path)!r}; give a saved history (.npz) or a log directory.")
+    return AttentionHistory.load(path)
+
+
+def report(history: AttentionHistory) -> tuple[str, Diagnosis]:
+    """The verdict in words, with the latest numbers of each layer; and the verdict."""
+    diagnosis = diagnose(history)
+    parts = [f"{history!r}", *_not_observed(history), str(diagnosis), _table(history)]
+    return "\n\n".join(filter(None, parts)), diagnosis
+
+
+def _not_observed(history: AttentionHistory) -> list[str]:
+    missing = {site: reason for site, reason in history.coverage.items() if reason != "observed"}
+    return ["\n".join(f"not observed: {site}: {reason}" for site, reason in missing.items())] if missing else []
+
+
+def _table(history: AttentionHistory) -> str:
+    """First and latest number of the statistics that are shown per layer."""
+    if not len(history):
+        return ""
+    shown = [statistic for statistic in STATISTICS.values() if statistic.per_layer]
+    labels = site_labels(history.sites)
+    width = max(len("layer"), *map(len, labels))
+    lines = [f"{'layer':<{width}}  " + "  ".join(f"{statistic.name:>22}" for statistic in shown)]
+    curves = [over_heads(history, statistic) for statistic in shown]
+    for site, label in enumerate(labels):
+        cells = [f"{_number(curve[0, site])} → {_number(curve[-1, site])}" for curve in curves]
+        lines.append(f"{label:<{width}}  " + "  ".join(f"{cell:>22}" for cell in cells))
+    return "\n".join(lines)
+
+
+def _number(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.3g}"

@@ -1,0 +1,100 @@
+"""What people watch today: rules on the loss and the gradient norm. Each gives a number, the higher the worse.
+
+Every threshold is tuned on other tasks than the one that is judged, as attention's is.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from benchmarks.verdicts.runs import Run
+
+Score = Callable[[Run], float]
+WORST = 1e9
+_SPIKE_WINDOW = 128  # steps
+
+
+def _smooth(losses: np.ndarray) -> np.ndarray:
+    """Mean of the last twentieth of what was seen, at each step; infinite where one of them is lost."""
+    width = max(len(losses) // 20, 1)
+    sums = np.cumsum(np.concatenate([np.zeros(1), losses]))
+    ends = np.arange(1, len(losses) + 1)
+    begins = np.maximum(ends - width, 0)
+    means = (sums[ends] - sums[begins]) / (ends - begins)
+    return np.where(np.isfinite(means), means, np.inf)
+
+
+def loss_level(run: Run) -> float:
+    """The loss, relative to the first one."""
+    smooth = _smooth(run.losses)
+    return float(min(smooth[-1] / max(np.mean(run.losses[:5]), 1e-9), WORST)) if np.isfinite(smooth[-1]) else WORST
+
+
+def loss_slope(run: Run) -> float:
+    """Least-squares slope of the last half of what was seen, relative to the first loss: per step of it seen."""
+    half = run.losses[len(run.losses) // 2 :]
+    if not np.isfinite(half).all():
+        return WORST
+    slope = np.polyfit(np.linspace(0, 1, len(half)), half, 1)[0]
+    return float(slope / max(np.mean(run.losses[:5]), 1e-9))
+
+
+def plateau(run: Run) -> float:
+    """Share of what was seen since the smoothed loss was last 1% better, as in ReduceLROnPlateau."""
+    return _since_best(_smooth(run.losses), 0.01)
+
+
+def early_stopping(run: Run) -> float:
+    """Share of what was seen since the smoothed loss was last better at all."""
+    return _since_best(_smooth(run.losses), 0.0)
+
+
+def _since_best(smooth: np.ndarray, margin: float) -> float:
+    best, at = np.inf, 0
+    for step, loss in enumerate(smooth):
+        if loss < best * (1 - margin) or (np.isinf(best) and np.isfinite(loss)):
+            best, at = loss, step
+    return (len(smooth) - 1 - at) / max(len(smooth), 1)
+
+
+def loss_spike(run: Run) -> float:
+    """Largest deviation of the loss from the 128 steps before, in their standard deviations (as in OLMo-core)."""
+    return _spike(run.losses)
+
+
+def gradient_spike(run: Run) -> float:
+    """As `loss_spike`, of the gradient's norm."""
+    return _spike(run.gradient_norms)
+
+
+def _spike(values: np.ndarray) -> float:
+    if not np.isfinite(values).all():
+        return WORST
+    width = min(_SPIKE_WINDOW, len(values) // 2)
+    windows = np.lib.stride_tricks.sliding_window_view(values[:-1], width)
+    deviations = (values[width:] - windows.mean(1)) / np.maximum(windows.std(1), 1e-9)
+    return float(min(deviations.max(initial=0.0), WORST))
+
+
+def extrapolation(run: Run) -> float:
+    """Loss at the end of the budget by a power law of what was seen, relative to the first loss."""
+    smooth = _smooth(run.losses)
+    begin = len(smooth) // 5
+    seen = smooth[begin:]
+    if not np.isfinite(seen).all():
+        return WORST
+    steps = np.log(np.arange(begin, len(smooth)) + 1.0)
+    slope, offset = np.polyfit(steps, np.log(np.maximum(seen, 1e-6)), 1)
+    final = np.exp(np.clip(offset + slope * np.log(run.budget), -20, 20))
+    return float(final / max(np.mean(run.losses[:5]), 1e-9))
+
+
+BASELINES: Mapping[str, Score] = {
+    "loss level": loss_level,
+    "loss slope": loss_slope,
+    "plateau": plateau,
+    "early stopping": early_stopping,
+    "spike of the loss": loss_spike,
+    "spike of the gradient": gradient_spike,
+    "extrapolated loss": extrapolation,
+}

@@ -1,0 +1,115 @@
+"""Judging runs from what was kept of them."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from test_diagnosis import SITES, course, falling
+from torch.utils.tensorboard import SummaryWriter
+
+from attnwatch import ConfigurationError, RunStatus, diagnose
+from attnwatch.cli import main
+from attnwatch.dashboard import run_scalars, site_scalars
+from attnwatch.dashboard.logged import read_logged
+
+LOSS = falling(5.0, 1.0)
+
+
+def log(directory, history, *, loss_tag="train_loss", layers=12) -> None:
+    """As a monitor does; the loss at other steps, as trainers log it."""
+    with SummaryWriter(directory) as writer:
+        for index, step in enumerate(history.steps):
+            numbers = run_scalars(history, index) | site_scalars(history, index, max_sites=layers)
+            for tag, number in numbers.items():
+                writer.add_scalar(tag, number, int(step))
+            writer.add_scalar(loss_tag, history.loss[index], int(step) - 5)
+
+
+def test_history_comes_back_from_the_logs(tmp_path):
+    recorded = course(normalized_entropy=falling(0.99, 0.4), max_logit=falling(1, 20), loss=LOSS)
+    log(tmp_path, recorded)
+    back = read_logged(tmp_path)
+    assert back.sites == tuple(f"layer_{site}" for site in range(SITES))
+    np.testing.assert_array_equal(back.steps, recorded.steps)
+    for name in ("normalized_entropy", "max_logit"):  # of each layer
+        np.testing.assert_allclose(back[name][:, :, 0], recorded[name].mean(2), rtol=1e-5)
+    for name in ("entropy", "nonfinite"):  # of the whole model
+        np.testing.assert_allclose(
+            back[name][:, :, 0], recorded[name].mean((1, 2))[:, None].repeat(SITES, 1), rtol=1e-5
+        )
+    np.testing.assert_allclose(back.loss[:-1], (LOSS[:-1] + LOSS[1:]) / 2, rtol=1e-5)
+
+
+def test_layers_are_in_their_order(tmp_path):
+    recorded = course()
+    values = {name: np.repeat(array, 3, axis=1) for name, array in recorded.values.items()}
+    sites = tuple(f"layers.{site}.attn" for site in range(3 * SITES))
+    log(tmp_path, dataclasses.replace(recorded, sites=sites, values=values))
+    assert read_logged(tmp_path).sites == tuple(f"layer_{site}" for site in range(3 * SITES))
+
+
+def test_run_whose_layers_were_not_logged_is_judged_as_a_whole(tmp_path):
+    log(tmp_path, course(normalized_entropy=0.999), layers=0)
+    back = read_logged(tmp_path)
+    assert back.sites == ("model",)
+    assert diagnose(back).status is RunStatus.NOT_CONVERGING
+
+
+@pytest.mark.parametrize("statistics", [{}, {"normalized_entropy": 0.999}, {"nonfinite": 0.5}, {"max_logit": 5000.0}])
+def test_verdict_from_the_logs_is_the_verdict_of_the_run(tmp_path, statistics):
+    recorded = course(**statistics)
+    if "max_logit" in statistics:
+        recorded["max_logit"][:5] = 10
+    log(tmp_path, recorded)
+    back, own = diagnose(read_logged(tmp_path)), diagnose(recorded)
+    assert (back.status, back.risk) == (own.status, own.risk)
+    assert [finding.kind for finding in back.findings] == [finding.kind for finding in own.findings]
+
+
+@pytest.mark.parametrize("kept_as", ["history", "logs"])
+@pytest.mark.parametrize(("entropy", "code"), [(0.5, 0), (0.999, 1)])
+def test_command_says_what_is_wrong_and_its_exit_code_too(tmp_path, capsys, kept_as, entropy, code):
+    recorded = course(normalized_entropy=entropy, loss=LOSS)
+    path = tmp_path / "run.npz" if kept_as == "history" else tmp_path / "logs"
+    if kept_as == "history":
+        recorded.save(path)
+    else:
+        log(path, recorded)
+    assert main(["inspect", str(path)]) == code
+    printed = capsys.readouterr().out
+    assert "40 observations, steps 0 to 390, 4 sites" in printed
+    assert ("not converging" in printed) is (code == 1)
+    assert ("uniform_attention since step 0" in printed) is (code == 1)
+    assert printed.count(f"{entropy} → {entropy}") == SITES
+
+
+def test_command_names_what_was_not_observed(tmp_path, capsys):
+    coverage = {"layers.0.attn": "observed", "layers.9.attn": "adds a bias to its logits"}
+    dataclasses.replace(course(), coverage=coverage).save(tmp_path / "run.npz")
+    assert main(["inspect", str(tmp_path / "run.npz")]) == 0
+    assert "not observed: layers.9.attn: adds a bias to its logits" in capsys.readouterr().out
+
+
+def test_loss_is_taken_from_the_tag_that_is_asked_for(tmp_path):
+    log(tmp_path, course(loss=LOSS), loss_tag="objective")
+    assert np.isnan(read_logged(tmp_path).loss).all()
+    assert np.isfinite(read_logged(tmp_path, loss_tag="objective").loss).all()
+    with pytest.raises(ConfigurationError, match="`loss_tag` 'nll' was not logged; there are: objective"):
+        read_logged(tmp_path, loss_tag="nll")
+
+
+def test_what_can_not_be_read_is_an_error_with_a_remedy(tmp_path, capsys):
+    with SummaryWriter(tmp_path / "logs" / "version_0") as writer:
+        writer.add_scalar("loss", 1.0, 0)
+    (tmp_path / "text.npz").write_text("no history")
+    for path, message in (
+        ("nowhere", "there is no .*; give a saved history"),
+        ("text.npz", "is not a saved attention history"),
+        ("logs", "has no event files of TensorBoard. There are some in .*version_0"),
+        ("logs/version_0", "has no curves of attention"),
+    ):
+        assert main(["inspect", str(tmp_path / path)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("attnwatch inspect: ")
+        assert re.search(message, error)
