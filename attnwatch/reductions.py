@@ -13,10 +13,3 @@ def nan_max(values: np.ndarray) -> np.ndarray:
     missing = np.isnan(values)
     largest = np.where(missing, -np.inf, values).max(-1, initial=-np.inf)
     return np.where(missing.all(-1), np.nan, largest)
-
-
-def nan_variance(values: np.ndarray) -> np.ndarray:
-    """Of the sample (its number less one in the denominator)."""
-    number = (~np.isnan(values)).sum(-1)
-    squares = np.square(values - nan_mean(values)[..., None])
-    return nan_mean(squares) * number / np.maximum(number - 1, 1)

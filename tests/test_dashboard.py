@@ -180,7 +180,7 @@ def test_tensorboard_gets_the_verdict_in_words(tmp_path):
         Finding(FindingKind.UNIFORM_ATTENTION, ("a", "b"), 0, 0.4, "uniform at a, b.", {"start": 1.0, "now": 0.98765}),
     )
     with SummaryWriter(tmp_path) as writer:
-        write_diagnosis(writer, Diagnosis(RunStatus.NOT_CONVERGING, findings, 30))
+        write_diagnosis(writer, Diagnosis(RunStatus.NOT_CONVERGING, findings, 30, risk=1.0))
     (text,) = EventAccumulator(str(tmp_path)).Reload().Tensors("attention/diagnosis/text_summary")
     assert text.step == 30
     assert text.tensor_proto.string_val[0].decode().split("\n\n") == [

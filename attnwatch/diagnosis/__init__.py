@@ -2,6 +2,7 @@
 
 from attnwatch.diagnosis.actions import Action, FindingActions
 from attnwatch.diagnosis.diagnose import diagnose
+from attnwatch.diagnosis.risk import RiskModel
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.diagnosis.verdict import Diagnosis, Finding, FindingKind, RunStatus
 
@@ -11,6 +12,7 @@ __all__ = [
     "Finding",
     "FindingActions",
     "FindingKind",
+    "RiskModel",
     "RunStatus",
     "Thresholds",
     "diagnose",

@@ -18,6 +18,10 @@ REMEDIES = {
     FindingKind.FROZEN_ATTENTION: (
         "If these layers are meant to train, check requires_grad, the optimizer's parameters and the learning rate."
     ),
+    FindingKind.UNPROMISING: (
+        "Look at the learning rate (too low, too high, not warmed up), at what the optimizer is given, and whether "
+        "labels and masks belong to their inputs; then compare with a run that you know is sound."
+    ),
     FindingKind.NON_FINITE: (
         "Go back to a checkpoint before this step, lower the learning rate, clip gradients, and use bfloat16 "
         "instead of float16."

@@ -9,7 +9,7 @@ from attnwatch.diagnosis.remedies import REMEDIES
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.diagnosis.verdict import Finding, FindingKind
 from attnwatch.recorder import AttentionHistory
-from attnwatch.reductions import nan_max, nan_mean, nan_variance
+from attnwatch.reductions import nan_max, nan_mean
 
 Rule = Callable[[AttentionHistory, Thresholds], Finding | None]
 
@@ -86,11 +86,10 @@ def uniform_attention(history: AttentionHistory, thresholds: Thresholds) -> Find
 def frozen_attention(history: AttentionHistory, thresholds: Thresholds) -> Finding | None:
     """Attention that no longer changes although the loss still falls. Uniform sites are left to their own rule."""
     window = thresholds.frozen_window
-    ends = range(max(window, len(history) - _MOST_FROZEN_WINDOWS), len(history) + 1)
-    windows = [_change(history, slice(end - window, end), thresholds) for end in ends]
-    if not windows:
+    ends = np.arange(max(window, len(history) - _MOST_FROZEN_WINDOWS), len(history) + 1)
+    if not len(ends):
         return None
-    stands_still, moves, drift = (np.array(column) for column in zip(*windows, strict=True))
+    stands_still, moves, drift = _changes(history, ends, thresholds)
     since = onset(stands_still, moves, patience=thresholds.patience)
     if not (since >= 0).any():
         return None
@@ -101,18 +100,29 @@ def frozen_attention(history: AttentionHistory, thresholds: Thresholds) -> Findi
     return _finding(FindingKind.FROZEN_ATTENTION, history, since, severity, what, evidence)
 
 
-def _change(
-    history: AttentionHistory, window: slice, thresholds: Thresholds
+def _changes(
+    history: AttentionHistory, ends: np.ndarray, thresholds: Thresholds
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each site within the window: stands still while the loss falls; moves; by how much its entropy drifts."""
-    entropy = history["normalized_entropy"][window].astype(np.float64)
-    drift, error = _halves(entropy)
+    """Of each window and site: stands still while the loss falls; moves; by how much its entropy drifts."""
+    entropy = history["normalized_entropy"]
+    first, second, error = _halves(entropy, ends, thresholds.frozen_window)
+    drift = second - first
     chi2 = nan_mean(np.square(drift / np.maximum(error, 1e-7)))
     largest = nan_max(np.abs(drift))
-    uniform = nan_mean(entropy[-1]) > thresholds.uniform_leave
+    uniform = nan_mean(entropy[ends - 1]) > thresholds.uniform_leave
     still = (chi2 < thresholds.frozen_chi2) & (largest < thresholds.frozen_drift)
     moves = (chi2 > 4 * thresholds.frozen_chi2) | (largest > 2 * thresholds.frozen_drift)
-    return still & ~uniform & _falls(history.loss[window], thresholds.frozen_loss_drop), moves | uniform, largest
+    falls = _falls(history.loss, ends, thresholds)[:, None]
+    return still & ~uniform & falls, moves | uniform, largest
+
+
+def _falls(loss: np.ndarray, ends: np.ndarray, thresholds: Thresholds) -> np.ndarray:
+    """Bool [windows]: the loss falls within it, clearly; False where it was not always recorded."""
+    window = thresholds.frozen_window
+    first, second, error = _halves(loss, ends, window)
+    missing = np.append(0, np.cumsum(~np.isfinite(loss)))
+    falls = (second - first < -thresholds.frozen_loss_drop * np.abs(first)) & (second - first < -2 * error)
+    return falls & (missing[ends] == missing[ends - window])
 
 
 # How many of the latest windows the flag of frozen attention is followed through.
@@ -166,24 +176,42 @@ def _entropy_beside_sink(history: AttentionHistory, thresholds: Thresholds) -> n
 
 
 def _departing(history: AttentionHistory, entropy: np.ndarray, thresholds: Thresholds) -> np.ndarray:
-    """Bool [observations, sites]: entropy is still high but has begun to fall within the last `uniform_steps` steps."""
-    padded = np.concatenate([entropy[:1], entropy[:1], entropy])
-    deficit = 1 - nan_mean(np.lib.stride_tricks.sliding_window_view(padded, 3, axis=0))
+    """Bool [observations, sites]: entropy is high, but queries and keys are learning.
+
+    It has begun to fall within the last `uniform_steps` steps, or the spread of the logits has grown since the start:
+    entropy falls with its square, so that the spread shows first.
+    """
+    deficit = 1 - _smooth(entropy)
     then = np.searchsorted(history.steps, history.steps - thresholds.uniform_steps, side="right") - 1
     before = deficit[np.maximum(then, 0)]
-    return deficit > np.maximum(thresholds.uniform_growth * before, before + thresholds.uniform_growth_floor)
+    falls = deficit > np.maximum(thresholds.uniform_growth * before, before + thresholds.uniform_growth_floor)
+    spread = _smooth(nan_mean(history["logit_std"]))
+    return falls | (spread > thresholds.uniform_growth * _at_start(spread, 3))
 
 
-def _halves(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of the second half minus that of the first, and its standard error, along the first axis."""
-    first, second = np.array_split(values, 2)
-    drift = _over_observations(nan_mean, second) - _over_observations(nan_mean, first)
-    variance = sum(_over_observations(nan_variance, half) / len(half) for half in (first, second))
-    return drift, np.sqrt(variance)
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Mean of the last three observations at each of them."""
+    padded = np.concatenate([values[:1], values[:1], values])
+    return nan_mean(np.lib.stride_tricks.sliding_window_view(padded, 3, axis=0))
 
 
-def _falls(loss: np.ndarray, share: float) -> bool:
-    if not np.isfinite(loss).all():
-        return False
-    drift, error = _halves(loss)
-    return bool(drift < -share * abs(loss[: len(loss) // 2].mean()) and drift < -2 * error)
+def _halves(values: np.ndarray, ends: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of the windows that end before `ends`: means of both halves, and the standard error of their difference.
+
+    By running sums along the first axis, of the values less their mean, so that nothing is lost where they vary little.
+    """
+    values = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
+    centre = _over_observations(nan_mean, values)
+    known = np.isfinite(values)
+    centred = np.where(known, values - centre, 0.0)
+    sums = [np.cumsum(np.concatenate([np.zeros_like(each[:1]), each]), axis=0) for each in (known, centred, centred**2)]
+    middle = ends - window // 2
+    means, variance = [], 0.0
+    for begin, end in ((ends - window, middle), (middle, ends)):
+        number, total, squares = (running[end] - running[begin] for running in sums)
+        mean = np.where(number > 0, total / np.maximum(number, 1), np.nan)
+        spread = np.maximum(squares - number * mean**2, 0.0) / np.maximum(number - 1, 1)
+        length = (end - begin)[0]
+        means.append(mean + centre)
+        variance = variance + spread / length
+    return means[0], means[1], np.sqrt(variance)

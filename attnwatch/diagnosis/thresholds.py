@@ -1,6 +1,6 @@
 """The numbers behind the rules, each with its reason."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
@@ -17,7 +17,7 @@ class Thresholds:
             logits of standard deviation s has 1 - s²/(2 log n) to first order: 0.97 at 128 visible keys is s = 0.5.
         uniform_steps: a site must have been uniform for so many steps.
         uniform_growth: if 1 - normalized entropy grew by this factor (and `uniform_growth_floor`) within these
-            steps, queries and keys are learning, only slowly: no finding.
+            steps, or the spread of the logits since the start, queries and keys are learning, only slowly: no finding.
         collapse_enter, collapse_leave: normalized entropy of a head; below, it looks at one key. Sharp but healthy
             heads (previous token, induction) measure 0.03 and more.
         sink_mass: a head with more weight than this on its first key is a sink, and judged by its other weights.
@@ -38,11 +38,11 @@ class Thresholds:
     """
 
     min_observations: int = 10
-    min_steps: int = 100
+    min_steps: float = 100
     patience: int = 5
     uniform_enter: float = 0.97
     uniform_leave: float = 0.95
-    uniform_steps: int = 100
+    uniform_steps: float = 100
     uniform_growth: float = 1.5
     uniform_growth_floor: float = 1e-3
     collapse_enter: float = 0.01
@@ -57,6 +57,13 @@ class Thresholds:
     frozen_drift: float = 1e-3
     frozen_loss_drop: float = 0.02
     widespread: float = 0.5
+
+    def of_budget(self, total_steps: int | None) -> "Thresholds":
+        """For a run of so many steps: a short one is judged after a tenth of it, a very short one not at all."""
+        if total_steps is None or total_steps < self.min_steps:
+            return self
+        least = total_steps / 10
+        return replace(self, min_steps=min(self.min_steps, least), uniform_steps=min(self.uniform_steps, least))
 
     def __post_init__(self):
         for number in fields(self):

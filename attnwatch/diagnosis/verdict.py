@@ -12,7 +12,7 @@ class RunStatus(str, Enum):
     """Too little has been observed to claim anything."""
     HEALTHY = "healthy"
     NOT_CONVERGING = "not_converging"
-    """Attention stays uniform in most of the model."""
+    """Attention stays uniform in most of the model, or the run is like runs that failed."""
     UNSTABLE = "unstable"
     """Attention collapses, its logits explode, or values are not finite."""
 
@@ -25,6 +25,7 @@ class FindingKind(str, Enum):
     EXPLODING_LOGITS = "exploding_logits"
     FROZEN_ATTENTION = "frozen_attention"
     NON_FINITE = "non_finite"
+    UNPROMISING = "unpromising"
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Finding:
 
     Attributes:
         kind: which.
-        sites: where, in module order; empty where it concerns the loss.
+        sites: where, in module order; empty where it concerns the run as a whole.
         step: global step since which it holds.
         severity: 0 (worth a look) to 1 (the run is lost).
         message: what was seen and what to do about it.
@@ -56,16 +57,13 @@ class Diagnosis:
         status: as a whole.
         findings: what is wrong now, most severe first.
         step: global step of the last observation; -1 for an empty history.
+        risk: 0 to 1: of runs like this one, the share that failed (see docs/verdicts.md); 0 before there is evidence.
     """
 
     status: RunStatus
     findings: tuple[Finding, ...]
     step: int
-
-    @property
-    def risk(self) -> float:
-        """0 (nothing speaks against the run) to 1: the severity of the worst finding."""
-        return max((finding.severity for finding in self.findings), default=0.0)
+    risk: float = 0.0
 
     def __str__(self) -> str:
         lines = [f"{self.status.value.replace('_', ' ')} (risk {self.risk:.2f}) at step {self.step}"]

@@ -1,6 +1,7 @@
 """The monitor as a Lightning callback: a thin layer over the recorder and the diagnosis."""
 
 import contextlib
+import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from attnwatch.dashboard import RUN_TAGS, run_scalars
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.lightning.loggers import LoggerPublisher
+from attnwatch.lightning.steps import total_steps
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
 
 _SHARE_OF_TIME_TO_DRAW = 0.005
@@ -91,6 +93,7 @@ class AttentionMonitor(pl.Callback):
         self._has_failed = False
         self._has_reported_coverage = False
         self._wants_to_stop = False
+        self._total_steps: int | None = None
         self._published_step = -1
         self._published_observations = 0
         self._drawn_step = 0
@@ -117,6 +120,8 @@ class AttentionMonitor(pl.Callback):
         self._recorder = AttentionRecorder(pl_module, **vars(self._options))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        total = total_steps(trainer, pl_module)
+        self._total_steps = None if math.isinf(total) else int(total)
         # Strategies that shard parameters restore checkpoints after on_fit_start.
         restored, self._restored = self._restored, {}
         if restored:
@@ -211,7 +216,7 @@ class AttentionMonitor(pl.Callback):
         self._publisher.scalars(trainer, history, after_step=self._published_step)
         self._published_step = int(history.steps[-1])
         self._published_observations = self._recorder.num_observations
-        self.diagnosis = diagnose(history, thresholds=self._thresholds)
+        self.diagnosis = diagnose(history, total_steps=self._total_steps, thresholds=self._thresholds)
         self._publisher.risk(trainer, self.diagnosis)
         new = self._actions.new_findings(self.diagnosis)
         if new:

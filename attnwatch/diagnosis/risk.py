@@ -1,0 +1,94 @@
+"""How likely a run is to fail, from its signals: as transparent as a model can be.
+
+A signal counts by how far it lies outside of the range that it has in sound runs when as much of the budget is over.
+The distances, each at most `MOST`, are weighted, added up, and passed through the logistic function.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+
+from attnwatch.diagnosis.signals import SIGNALS, signals_of
+from attnwatch.recorder import AttentionHistory
+
+MOST = 4.0
+
+
+@dataclass(frozen=True)
+class RiskModel:
+    """Numbers come from `python -m benchmarks.verdicts --tune`, none by hand.
+
+    Attributes:
+        shares: of the budget, ascending: where the ranges are known; between them they are interpolated.
+        low, high: [shares, signals]: the range of sound runs.
+        width: [signals]: the spread of sound runs, the unit of distances.
+        below, above: [signals]: weights, not negative.
+        offset: log odds of a run within all ranges.
+        flag_at: risk from which on a run is flagged: few sound runs of the tuning reached it.
+    """
+
+    shares: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    width: np.ndarray
+    below: np.ndarray
+    above: np.ndarray
+    offset: float
+    flag_at: float
+
+    def risk(self, history: AttentionHistory, share: float | None = None) -> float:
+        """0 to 1, of a run whose history this is.
+
+        Args:
+            share: of the budget that is over; None where the budget is not known: then only what lies outside of the
+                ranges at every share counts.
+        """
+        distances = self.distances(signals_of(history)[None], share)
+        return float(self.risks(distances)[0])
+
+    def distances(self, signals: np.ndarray, share: float | None) -> np.ndarray:
+        """[runs, 2 · signals]: how far each signal [runs, signals] lies below its range, then how far above."""
+        low, high = self._range(share)
+        outside = np.concatenate([low - signals, signals - high], axis=1) / np.tile(self.width, 2)
+        return np.nan_to_num(np.clip(outside, 0.0, MOST), nan=0.0)
+
+    def risks(self, distances: np.ndarray) -> np.ndarray:
+        odds = self.offset + distances @ np.concatenate([self.below, self.above])
+        return np.exp(-np.logaddexp(0.0, -odds))
+
+    def contributions(self, history: AttentionHistory, share: float | None = None) -> dict[str, float]:
+        """What each signal adds to the log odds, largest first, in words."""
+        distances = self.distances(signals_of(history)[None], share)[0] * np.concatenate([self.below, self.above])
+        words = [signal.below for signal in SIGNALS] + [signal.above for signal in SIGNALS]
+        return {words[index]: float(distances[index]) for index in np.argsort(-distances) if distances[index] > 0}
+
+    def _range(self, share: float | None) -> tuple[np.ndarray, np.ndarray]:
+        if share is None:
+            return self.low.min(0), self.high.max(0)
+        place = np.log(np.clip(share, self.shares[0], self.shares[-1]))
+        return tuple(
+            np.array([np.interp(place, np.log(self.shares), column) for column in bound.T])
+            for bound in (self.low, self.high)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        numbers = {name: getattr(self, name) for name in ("shares", "low", "high", "width", "below", "above")}
+        rounded = {name: np.round(array, 4).tolist() for name, array in numbers.items()}
+        named = {"signals": [signal.name for signal in SIGNALS], **rounded}
+        return {**named, "offset": round(self.offset, 4), "flag_at": round(self.flag_at, 4)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "RiskModel":
+        arrays = {name: np.array(stored[name]) for name in ("shares", "low", "high", "width", "below", "above")}
+        return cls(**arrays, offset=stored["offset"], flag_at=stored["flag_at"])
+
+
+@cache
+def default_risk_model() -> RiskModel:
+    """The one that was tuned on all tasks."""
+    return RiskModel.from_json(json.loads((files(__package__) / "risk_model.json").read_text()))

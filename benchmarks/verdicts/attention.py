@@ -1,0 +1,95 @@
+"""What attention says: signals and rules of each run at each look, computed once, and models tuned on them."""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from attnwatch import diagnose
+from attnwatch.diagnosis import RunStatus
+from attnwatch.diagnosis.risk import RiskModel
+from attnwatch.diagnosis.signals import SIGNALS, signals_of
+from benchmarks.verdicts.runs import Run
+from benchmarks.verdicts.scores import Judge, Numbers
+from benchmarks.verdicts.tune import SHARES, tune
+
+OF_LOSS = np.array([signal.name.startswith("loss") for signal in SIGNALS])
+_FLAGGED = (RunStatus.UNSTABLE, RunStatus.NOT_CONVERGING)
+
+
+class Signals:
+    """Of many runs.
+
+    Args:
+        parts: of each run, by name: what was seen of it at each of the shares.
+        shares: of the budget, `tune.SHARES` among them.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[Run]], shares: Sequence[float]):
+        self._shares = list(shares)
+        self._of = {name: np.array([signals_of(part.history) for part in seen]) for name, seen in parts.items()}
+
+    def without(self, left_out: np.ndarray) -> "Signals":
+        """Those where `left_out`, bool [signals], are not known."""
+        others = copy.copy(self)
+        others._of = {name: np.where(left_out, np.nan, signals) for name, signals in self._of.items()}
+        return others
+
+    def tune(self, names: Sequence[str], failed: Mapping[str, bool]) -> RiskModel:
+        places = {share: self._shares.index(share) for share in SHARES}
+        signals = {share: [self._of[name][place] for name in names] for share, place in places.items()}
+        return tune(signals, [failed[name] for name in names])
+
+    def risks(self, name: str, model: RiskModel) -> np.ndarray:
+        """At each share."""
+        rows = zip(self._of[name], self._shares, strict=True)
+        return np.array([model.risks(model.distances(row[None], share))[0] for row, share in rows])
+
+    def judge(self, failed: Mapping[str, bool], rules: "Rules | None" = None) -> Judge:
+        """By the model alone, or with the rules' findings."""
+
+        def tuned(others: Sequence[str]) -> Numbers:
+            model = self.tune(others, failed)
+            if rules is None:
+                return lambda name: self.risks(name, model)
+            return lambda name: rules.risks(name, self.risks(name, model))
+
+        return tuned
+
+
+class Rules:
+    """What the rules find in many runs at each of `LOOKS`, without the risk model.
+
+    Attributes:
+        kinds: of each run, by name: at each look, the kinds that are found, worst first.
+    """
+
+    def __init__(self, parts: Mapping[str, Sequence[Run]]):
+        found = {
+            name: [diagnose(part.history, total_steps=part.budget, risk_model=NEVER) for part in seen]
+            for name, seen in parts.items()
+        }
+        self.kinds = {name: [[f.kind for f in each.findings] for each in seen] for name, seen in found.items()}
+        self._flags = {name: np.array([each.status in _FLAGGED for each in seen]) for name, seen in found.items()}
+        self._risks = {name: np.array([each.risk for each in seen]) for name, seen in found.items()}
+
+    def flags(self, name: str, risks: np.ndarray, model: RiskModel) -> np.ndarray:
+        """As `diagnose` flags a run whose risks these are."""
+        return self._flags[name] | (risks >= model.flag_at)
+
+    def risks(self, name: str, risks: np.ndarray) -> np.ndarray:
+        """As `diagnose` tells them."""
+        return np.maximum(self._risks[name], risks)
+
+
+_NOTHING = np.zeros(len(SIGNALS))
+NEVER = RiskModel(
+    shares=np.ones(1),
+    low=_NOTHING[None],
+    high=_NOTHING[None],
+    width=np.ones(len(SIGNALS)),
+    below=_NOTHING,
+    above=_NOTHING,
+    offset=-np.inf,
+    flag_at=2.0,
+)

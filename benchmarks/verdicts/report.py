@@ -1,0 +1,177 @@
+"""The tables: what is measured on all runs, printed and returned."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from attnwatch.diagnosis import FindingKind
+from benchmarks.verdicts.attention import OF_LOSS, Rules, Signals
+from benchmarks.verdicts.baselines import BASELINES
+from benchmarks.verdicts.outcomes import failed, progress
+from benchmarks.verdicts.runs import Run
+from benchmarks.verdicts.scores import (
+    LOOKS,
+    Foresight,
+    capability,
+    detection,
+    first_look,
+    foresee,
+    leads,
+    leave_one_task_out,
+    on_plateau_auroc,
+    on_the_plateau,
+)
+
+_SHARES = (0.1, 0.25, 0.5)
+DIAGNOSE, ATTENTION, LOSS = "diagnose", "attention alone", "loss, judged the same way"
+
+
+def measure(runs: Sequence[Run]) -> dict[str, Any]:
+    outcomes, reached = failed(runs), progress(runs)
+    parts = {run.name: [run.until(share) for share in LOOKS] for run in runs}
+    rules = Rules(parts)
+    ways = foresights(parts, rules, outcomes)
+    baselines = [name for name in ways if name in BASELINES]
+    measured = {
+        "runs": len(runs),
+        "failed": sum(outcomes.values()),
+        "tasks": _by_task(runs, outcomes),
+        "detection": {
+            name: {str(share): detection(way, outcomes, share) for share in _SHARES} for name, way in ways.items()
+        },
+        "lead": {name: _quartiles(leads(ways[DIAGNOSE], ways[name], outcomes)) for name in (*baselines, LOSS)},
+        "plateau": _plateau(parts, outcomes, ways),
+        "capability": {
+            name: {str(share): capability(way, reached, share) for share in _SHARES[:2]} for name, way in ways.items()
+        },
+        "reliability": _reliability(ways[DIAGNOSE], outcomes),
+        **_kinds(runs, rules, ways[DIAGNOSE], outcomes),
+    }
+    _print(measured)
+    return measured
+
+
+def foresights(parts: Mapping[str, Sequence[Run]], rules: Rules, outcomes: Mapping[str, bool]) -> dict[str, Foresight]:
+    """Of all ways of judging, each tuned on the other tasks."""
+    signals = Signals(parts, LOOKS)
+    ways = {
+        DIAGNOSE: _as_diagnosed(signals, rules, outcomes),
+        ATTENTION: foresee(signals.without(OF_LOSS).judge(outcomes, rules), outcomes),
+        LOSS: foresee(signals.without(~OF_LOSS).judge(outcomes), outcomes),
+    }
+    for name, score in BASELINES.items():
+        numbers = {run: np.array([score(part) for part in seen]) for run, seen in parts.items()}
+        ways[name] = foresee(lambda others, numbers=numbers: numbers.__getitem__, outcomes)
+    return ways
+
+
+def _as_diagnosed(signals: Signals, rules: Rules, outcomes: Mapping[str, bool]) -> Foresight:
+    """`diagnose` with a risk model of the other tasks, and its own decision when to flag."""
+    foresight = Foresight()
+    for others, held_out in leave_one_task_out(outcomes):
+        model = signals.tune(others, outcomes)
+        for name in held_out:
+            risks = signals.risks(name, model)
+            foresight.flags[name] = rules.flags(name, risks, model)
+            foresight.numbers[name] = rules.risks(name, risks)
+            foresight.alarms[name] = first_look(foresight.flags[name])
+    return foresight
+
+
+def _by_task(runs: Sequence[Run], outcomes: Mapping[str, bool]) -> dict[str, dict[str, int]]:
+    tasks = sorted({run.recipe.task for run in runs})
+    of = {task: [run for run in runs if run.recipe.task == task] for task in tasks}
+    return {
+        task: {
+            "runs": len(of[task]),
+            "sound_recipes": sum(not run.recipe.fault for run in of[task]),
+            "failed": sum(outcomes[run.name] for run in of[task]),
+            "failed_without_fault": sum(outcomes[run.name] and not run.recipe.fault for run in of[task]),
+            "succeeded_with_fault": sum(not outcomes[run.name] and bool(run.recipe.fault) for run in of[task]),
+        }
+        for task in tasks
+    }
+
+
+def _plateau(parts, outcomes, ways) -> dict[str, Any]:
+    pairs = on_the_plateau(parts, outcomes)
+    return {
+        "pairs": len(pairs),
+        "runs": len({name for failing, sound, _ in pairs for name in (failing, sound)}),
+        "auroc": {name: on_plateau_auroc(way, pairs) for name, way in ways.items()},
+    }
+
+
+def _quartiles(values: np.ndarray) -> dict[str, float]:
+    low, median, high = np.percentile(values, [25, 50, 75])
+    return {"low": float(low), "median": float(median), "high": float(high), "mean": float(values.mean())}
+
+
+def _reliability(foresight: Foresight, outcomes: Mapping[str, bool]) -> list[dict[str, float]]:
+    """Of the looks between 10 and 50% of the budget: the share of runs that failed, by the risk that was told."""
+    looks = [LOOKS.index(share) for share in (0.1, 0.25, 0.5)]
+    risks = np.array([foresight.numbers[name][look] for name in outcomes for look in looks])
+    truth = np.array([outcomes[name] for name in outcomes for _ in looks])
+    bins = []
+    for low, high in zip((0, 0.2, 0.4, 0.6, 0.8), (0.2, 0.4, 0.6, 0.8, 1.01), strict=True):
+        inside = (risks >= low) & (risks < high)
+        if inside.any():
+            told, happened = float(risks[inside].mean()), float(truth[inside].mean())
+            bins.append({"told": told, "happened": happened, "runs": int(inside.sum())})
+    return bins
+
+
+def _kinds(
+    runs: Sequence[Run], rules: Rules, foresight: Foresight, outcomes: Mapping[str, bool]
+) -> dict[str, dict[str, Any]]:
+    """At half of the budget: what is found first in failing runs of each fault; how often runs with a kind failed."""
+    look = LOOKS.index(0.5)
+    confusion: dict[str, Counter] = {}
+    right: dict[str, list[bool]] = {}
+    for run in runs:
+        kinds = [kind.value for kind in rules.kinds[run.name][look]]
+        if foresight.flags[run.name][look] and not set(kinds) - {FindingKind.FROZEN_ATTENTION.value}:
+            kinds = [FindingKind.UNPROMISING.value, *kinds]
+        for kind in kinds:
+            right.setdefault(kind, []).append(outcomes[run.name])
+        if run.recipe.fault and outcomes[run.name]:
+            confusion.setdefault(run.recipe.fault, Counter())[kinds[0] if kinds else "nothing"] += 1
+    return {
+        "confusion": {fault: dict(counter.most_common()) for fault, counter in sorted(confusion.items())},
+        "kinds": {kind: {"runs": len(them), "failed": float(np.mean(them))} for kind, them in sorted(right.items())},
+    }
+
+
+def _print(measured: dict[str, Any]) -> None:
+    print(f"{measured['runs']} runs, {measured['failed']} failed; each task judged by what the others taught\n")
+    print(f"{'at the share of the budget':<28}" + "".join(f"{share:^32.0%}" for share in _SHARES))
+    print(f"{'':<28}" + f"{'recall  precis.  false   AUROC':<32}" * 3)
+    for name, of_shares in measured["detection"].items():
+        cells = [
+            f"{each['recall']:6.2f}  {each['precision']:6.2f}  {each['false_alarms']:6.2f}  {each['auroc']:6.2f}  "
+            for each in of_shares.values()
+        ]
+        print(f"{name:<28}" + "".join(cells))
+    plateau = measured["plateau"]
+    print(
+        f"\non the plateau of the loss ({plateau['runs']} runs)   AUROC     rank correlation with the end at 10%, 25%"
+    )
+    for name, value in plateau["auroc"].items():
+        early = measured["capability"][name]
+        print(f"{name:<44} {value:.2f}      {early['0.1']:.2f}, {early['0.25']:.2f}")
+    print("\nflagged earlier than by … (share of the budget: median, quartiles)")
+    for name, lead in measured["lead"].items():
+        print(f"{name:<28} {lead['median']:.2f} [{lead['low']:.2f}, {lead['high']:.2f}]")
+    print(
+        "\nrisk told → share that failed: "
+        + ", ".join(f"{each['told']:.2f} → {each['happened']:.2f} ({each['runs']})" for each in measured["reliability"])
+    )
+    print("\nfound first at half of the budget, in failing runs, by fault")
+    for fault, found in measured["confusion"].items():
+        print(f"{fault:<28} " + ", ".join(f"{kind} {number}" for kind, number in found.items()))
+    print(
+        "\nof runs with a finding, so many failed: "
+        + ", ".join(f"{kind} {each['failed']:.2f} ({each['runs']})" for kind, each in measured["kinds"].items())
+    )

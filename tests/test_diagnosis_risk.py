@@ -1,0 +1,187 @@
+"""Signals of a run, and the risk that follows from them."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_diagnosis import HEADS, SITES, course
+
+from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, diagnose
+from attnwatch.diagnosis import RiskModel
+from attnwatch.diagnosis.risk import default_risk_model
+from attnwatch.diagnosis.signals import SIGNALS, signals_of
+
+NAMES = [signal.name for signal in SIGNALS]
+
+
+def noisy(observations=100, *, start=0.99, end=0.5, noise=0.01, seed=0, loss=(4.0, 2.0), every=10, **statistics):
+    """Heads whose normalized entropy goes from start to end; logits and loss with it."""
+    rng = np.random.default_rng(seed)
+    history = course(observations=observations, every=every, **statistics)
+    path = np.linspace(start, end, observations)[:, None, None]
+    history.values["normalized_entropy"][:] = path + noise * rng.normal(size=(observations, SITES, HEADS))
+    losses = np.geomspace(*loss, observations) * np.exp(0.05 * rng.normal(size=observations))
+    return dataclasses.replace(history, loss=losses)
+
+
+def signals(history: AttentionHistory) -> dict[str, float]:
+    return dict(zip(NAMES, signals_of(history), strict=True))
+
+
+def test_movement_is_the_distance_in_units_of_the_noise():
+    found = signals(noisy(start=0.9, end=0.5, noise=0.01))
+    between_means_of_ten = 0.4 * 90 / 99
+    assert found["movement"] == pytest.approx(np.log10(between_means_of_ten / 0.01), abs=0.03)
+    assert found["recent_movement"] == pytest.approx(np.log10(0.4 * 40 / 99), abs=0.03)
+
+
+def test_noise_alone_is_no_movement():
+    found = [signals(noisy(start=0.7, end=0.7, seed=seed)) for seed in range(20)]
+    assert np.median([each["movement"] for each in found]) < -0.8
+    assert all(each["trend"] < 0.3 for each in found)
+
+
+def test_trend_is_the_slope_in_standard_errors():
+    time = np.arange(50.0)
+    history = noisy(start=0.9, end=0.5, noise=0.02)
+    values = history["normalized_entropy"][50:].reshape(50, -1).astype(np.float64)
+    statistics = []
+    for head in values.T:
+        (slope, _), covariance = np.polyfit(time, head, 1, cov=True)
+        statistics.append(abs(slope) / np.sqrt(covariance[0, 0]))
+    assert signals(history)["trend"] == pytest.approx(np.log10(np.median(statistics) + 0.1), abs=1e-3)
+
+
+def test_logits_are_those_of_the_largest_head_and_relative_to_the_start():
+    history = noisy()
+    history.values["max_logit"][:, 2, 1] = 100.0
+    history.values["logit_std"][:] = np.geomspace(0.1, 10, 100)[:, None, None]
+    found = signals(history)
+    assert found["largest_logit"] == pytest.approx(2.0, abs=1e-6)
+    ends = np.geomspace(0.1, 10, 100)
+    assert found["logit_growth"] == pytest.approx(np.log10(ends[-10:].mean() / ends[:10].mean()), abs=1e-3)
+
+
+def test_loss_that_falls_rises_or_makes_no_noise():
+    assert signals(noisy(loss=(4, 2)))["loss_trend"] > 1
+    assert signals(noisy(loss=(2, 4)))["loss_trend"] < -1
+    assert abs(signals(noisy(loss=(2, 2)))["loss_trend"]) < 1.3
+    quiet = noisy()
+    assert signals(quiet)["loss_noise"] == pytest.approx(np.log10(0.05), abs=0.3)
+    quiet = dataclasses.replace(quiet, loss=np.geomspace(4, 2, 100))
+    assert signals(quiet)["loss_noise"] < -4
+
+
+def test_what_was_not_observed_is_not_known():
+    history = noisy()
+    loss = np.full(100, np.nan)
+    found = signals(dataclasses.replace(history, loss=loss))
+    assert np.isnan(found["loss_trend"])
+    assert np.isnan(found["loss_noise"])
+    assert np.isfinite([found[name] for name in NAMES if not name.startswith("loss")]).all()
+    assert np.isnan(signals_of(noisy(observations=5))).all()
+
+
+def test_history_that_is_thinner_at_its_beginning_says_the_same():
+    whole = noisy(observations=400, every=1)
+    kept = np.r_[0:200:4, 200:300:2, 300:400]
+    values = {name: array[kept] for name, array in whole.values.items()}
+    thinned = dataclasses.replace(whole, steps=whole.steps[kept], values=values, loss=whole.loss[kept])
+    np.testing.assert_allclose(signals_of(thinned), signals_of(whole), atol=0.15)
+
+
+def model(**changes) -> RiskModel:
+    number = len(SIGNALS)
+    numbers = {
+        "shares": np.array([0.1, 0.5]),
+        "low": np.stack([np.zeros(number), np.ones(number)]),
+        "high": np.stack([np.full(number, 2.0), np.full(number, 3.0)]),
+        "width": np.full(number, 0.5),
+        "below": np.ones(number),
+        "above": np.full(number, 2.0),
+        "offset": -1.0,
+        "flag_at": 0.5,
+    }
+    return RiskModel(**numbers | changes)
+
+
+def test_within_the_ranges_nothing_counts():
+    inside = np.full((1, len(SIGNALS)), 1.5)
+    for share in (0.1, 0.3, 0.5, None):
+        assert not model().distances(inside, share).any()
+    assert model().risks(np.zeros((1, 2 * len(SIGNALS))))[0] == pytest.approx(1 / (1 + np.e))
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high"),
+    [(0.05, 0, 2), (0.1, 0, 2), (np.sqrt(0.05), 0.5, 2.5), (0.5, 1, 3), (1.0, 1, 3), (None, 0, 3)],
+)
+def test_ranges_are_those_of_the_share_of_the_budget(share, low, high):
+    """Between the shares they are interpolated by its logarithm; without a budget the widest counts."""
+    signal = np.zeros((1, len(SIGNALS))) + 1.5
+    for value, place, expected in ((low - 0.25, 0, 0.5), (high + 0.5, len(SIGNALS), 1.0), (low - 9, 0, 4.0)):
+        signal[0, 0] = value
+        distances = model().distances(signal, share)[0]
+        assert distances[place] == pytest.approx(expected)
+        assert distances.sum() == pytest.approx(expected)
+
+
+@given(st.lists(st.floats(-10, 10), min_size=len(SIGNALS), max_size=len(SIGNALS)), st.floats(0.01, 1))
+def test_risk_is_a_share_and_more_distance_is_more_risk(values, share):
+    distances = model().distances(np.array([values]), share)
+    (risk,) = model().risks(distances)
+    assert 0 <= risk <= 1
+    assert (model().risks(distances + 0.5) >= risk).all()
+    assert np.isfinite(model().risks(distances * 1e6)).all()
+
+
+def test_model_is_kept_as_numbers():
+    kept = json.loads(json.dumps(default_risk_model().to_json()))
+    assert RiskModel.from_json(kept).to_json() == kept
+    assert kept["signals"] == NAMES
+    assert min(kept["below"] + kept["above"]) >= 0
+
+
+def test_run_that_learns_is_promising_and_one_that_stands_still_is_not():
+    learning, still = noisy(max_logit=10.0), noisy(start=0.6, end=0.6, loss=(2, 2), max_logit=10.0)
+    good, bad = (diagnose(history, total_steps=2000) for history in (learning, still))
+    assert good.status is RunStatus.HEALTHY
+    assert bad.status is RunStatus.NOT_CONVERGING
+    (finding,) = bad.findings
+    assert finding.kind is FindingKind.UNPROMISING
+    assert finding.sites == ()
+    assert finding.severity == bad.risk > 0.5 > good.risk
+    assert "hardly moves" in finding.message
+    assert "learning rate" in finding.message
+    assert finding.evidence.keys() == set(NAMES)
+
+
+def test_slow_beginning_is_worse_the_more_of_the_budget_is_over():
+    slow = noisy(start=0.8, end=0.795, noise=0.005, loss=(4, 3.9))
+    risks = [diagnose(slow, total_steps=steps).risk for steps in (1000, 2000, 10_000)]
+    assert risks == sorted(risks, reverse=True)
+    assert risks[0] > risks[-1] + 0.1
+    assert diagnose(slow).risk <= min(risks)
+
+
+def test_nothing_else_is_said_where_a_rule_says_why():
+    still = noisy(start=0.999, end=0.999, noise=1e-5, loss=(2, 2), max_logit=0.1)
+    diagnosis = diagnose(still, total_steps=2000)
+    assert [finding.kind for finding in diagnosis.findings] == [FindingKind.UNIFORM_ATTENTION]
+    assert diagnosis.risk >= diagnosis.findings[0].severity
+
+
+@pytest.mark.parametrize(("total_steps", "is_judged"), [(None, False), (99, False), (150, True), (2000, False)])
+def test_short_run_is_judged_after_a_tenth_of_it_and_a_very_short_one_not_at_all(total_steps, is_judged):
+    uniform = noisy(observations=40, every=1, start=0.999, end=0.999, noise=1e-5)
+    is_found = bool(diagnose(uniform, total_steps=total_steps).findings)
+    assert is_found is is_judged
+
+
+@pytest.mark.parametrize("total_steps", [0, -1, 1.5, True])
+def test_budget_that_is_none_is_refused(total_steps):
+    with pytest.raises(ConfigurationError, match="`total_steps` must be an integer of at least 1 or None, got"):
+        diagnose(noisy(), total_steps=total_steps)
