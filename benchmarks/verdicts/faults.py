@@ -76,7 +76,7 @@ def _ignored(batch: Batch) -> Batch:
 
 
 def _scaled(factor: float) -> Callable[[nn.Module], None]:
-    """Attention scale times a factor; by the queries, as some models keep the scale where it can't be reached."""
+    """Attention's scale times a factor."""
 
     def prepare(model: nn.Module) -> None:
         for module in model.modules():
@@ -96,10 +96,12 @@ def _without_positions(model: nn.Module) -> None:
             parameter.requires_grad_(False)
 
 
-def _weights_times(factor: float, pattern: str = ".*") -> Callable[[nn.Module], None]:
+def _weights_times(factor: float) -> Callable[[nn.Module], None]:
+    """All matrices times a factor."""
+
     def prepare(model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            if parameter.ndim == 2 and re.search(pattern, name):
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
                 parameter.data.mul_(factor)
 
     return prepare

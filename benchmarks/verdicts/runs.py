@@ -1,7 +1,6 @@
 """Finished runs, and where they are kept."""
 
 import json
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -97,10 +96,3 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 def is_stored(recipe: Recipe, directory: Path) -> bool:
     return (directory / recipe.task / f"{recipe.name}.json").exists()
-
-
-def by_task(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    grouped: dict[str, list[Run]] = {}
-    for run in runs:
-        grouped.setdefault(run.recipe.task, []).append(run)
-    return grouped

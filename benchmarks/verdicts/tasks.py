@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from benchmarks.common import minilm_directory
 from benchmarks.verdicts import architectures as arch
 
 Batch = dict[str, Tensor]
@@ -27,7 +28,6 @@ class Task:
         steps: the budget of a run.
         batch_size: in sequences.
         learning_rate: a sound one, of AdamW.
-        fine_tunes: the models are pretrained.
     """
 
     name: str
@@ -36,7 +36,6 @@ class Task:
     steps: int
     batch_size: int
     learning_rate: float
-    fine_tunes: bool = False
 
 
 # Associative recall: tokens that each are a key and a value, then keys whose values are to be said. Padded on the left,
@@ -162,7 +161,7 @@ class Sentences:
 def sentences(rows: list[tuple[str, int]]) -> Sentences:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(arch.minilm_directory())
+    tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
     texts, labels = zip(*rows, strict=True)
     tokens = tokenizer(list(texts), truncation=True, max_length=24)["input_ids"]
     return Sentences(tokens, torch.tensor(labels))
@@ -188,6 +187,7 @@ def code_or_prose() -> list[tuple[str, int]]:
     return [mixed[index] for index in np.random.default_rng(1).permutation(len(mixed))]
 
 
+@cache
 def tasks(data: Path | None) -> dict[str, Task]:
     """All tasks, by name.
 
@@ -253,4 +253,4 @@ def _text(data: Path | None) -> Task:
     def batch(size: int, generator: Generator, training: bool) -> Batch:
         return parts()[0 if training else 1].batch(size, generator)
 
-    return Task("text", models, batch, steps=150, batch_size=16, learning_rate=1.5e-4, fine_tunes=True)
+    return Task("text", models, batch, steps=150, batch_size=16, learning_rate=1.5e-4)

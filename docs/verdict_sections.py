@@ -1,0 +1,117 @@
+"""Tables about the verdicts, from the stored result of `python -m benchmarks.verdicts`."""
+
+from typing import Any
+
+from results import machine, newest
+
+_BASELINES = (
+    "plateau",
+    "early stopping",
+    "loss slope",
+    "extrapolated loss",
+    "spike of the loss",
+    "spike of the gradient",
+)
+_SHARES = {"0.1": "10%", "0.25": "25%", "0.5": "50%"}
+
+
+def verdicts() -> str:
+    """The headline."""
+    result = newest("verdicts")
+    detection, plateau, end = result["detection"], result["plateau"]["auroc"], result["capability"]
+    rows = [
+        "| | failing runs flagged at 10 / 25 / 50% of the budget | sound runs flagged | AUROC at 10 / 25 / 50% "
+        "| on the plateau |",
+        "|---|---|---|---|---|",
+    ]
+    for name in ("diagnose", "attention alone", "loss, judged the same way", *_BASELINES):
+        of = detection[name]
+        shown = f"**{name}**" if name == "diagnose" else name
+        rows.append(
+            f"| {shown} | {_row(of, 'recall', '.0%')} | {_row(of, 'false_alarms', '.0%')} | {_row(of, 'auroc', '.2f')} "
+            f"| {plateau[name]:.2f} |"
+        )
+    best = min(_BASELINES, key=lambda name: result["lead"][name]["mean"])
+    lead = result["lead"][best]
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"{result['runs']} small trainings of {len(result['tasks'])} tasks, {result['failed']} of which failed; "
+            "every task was judged with thresholds of the other ones. AUROC is the share of pairs of a failing and a "
+            'sound run in which the failing one is called worse; "on the plateau" takes pairs whose losses cannot be '
+            f"told apart. The quickest rule on the loss is {best}: `diagnose` flags the median failing run "
+            f"{lead['median']:.0%} of the budget earlier (quartiles {lead['low']:.0%} and {lead['high']:.0%}). "
+            "Rank correlation of what is foreseen at 25% with the accuracy at the end: "
+            f"{end['diagnose']['0.25']:.2f}, of the loss {end['loss level']['0.25']:.2f}. "
+            "`python -m benchmarks.verdicts` prints it; see [docs/verdicts.md](docs/verdicts.md).",
+        ]
+    )
+
+
+def tasks() -> str:
+    result = newest("verdicts")
+    rows = ["| task | runs | of sound recipes | failed | sound recipes that failed | faults that did not matter |"]
+    rows.append("|---|---|---|---|---|---|")
+    for task, of in result["tasks"].items():
+        rows.append(
+            f"| {task} | {of['runs']} | {of['sound_recipes']} | {of['failed']} | {of['failed_without_fault']} "
+            f"| {of['succeeded_with_fault']} |"
+        )
+    return "\n".join(rows)
+
+
+def detection() -> str:
+    result = newest("verdicts")
+    rows = ["| | budget | flagged of failing | flagged of sound | precision | AUROC | AUROC within tasks |"]
+    rows.append("|---|---|---|---|---|---|---|")
+    for name, of in result["detection"].items():
+        for share, words in _SHARES.items():
+            each = of[share]
+            rows.append(
+                f"| {name} | {words} | {each['recall']:.2f} | {each['false_alarms']:.2f} | {each['precision']:.2f} "
+                f"| {each['auroc']:.2f} | {each['auroc_within_tasks']:.2f} |"
+            )
+    return "\n".join([*rows, "", f"Measured on {machine(result)}."])
+
+
+def foresight() -> str:
+    result = newest("verdicts")
+    plateau = result["plateau"]
+    rows = [
+        "| | on the plateau | rank correlation with the end at 10% / 25% | flagged earlier by `diagnose` (median) |",
+        "|---|---|---|---|",
+    ]
+    for name, value in plateau["auroc"].items():
+        early, lead = result["capability"][name], result["lead"].get(name)
+        shown = "–" if lead is None else f"{lead['median']:.0%} ({lead['low']:.0%} to {lead['high']:.0%})"
+        rows.append(f"| {name} | {value:.2f} | {early['0.1']:.2f} / {early['0.25']:.2f} | {shown} |")
+    return "\n".join([*rows, "", f"The plateau has {plateau['pairs']} pairs of {plateau['runs']} runs."])
+
+
+def reliability() -> str:
+    rows = ["| risk told (mean) | runs that failed | looks |", "|---|---|---|"]
+    for each in newest("verdicts")["reliability"]:
+        rows.append(f"| {each['told']:.2f} | {each['happened']:.2f} | {each['runs']} |")
+    return "\n".join(rows)
+
+
+def confusion() -> str:
+    rows = ["| fault | found first at half of the budget (runs) |", "|---|---|"]
+    for fault, found in newest("verdicts")["confusion"].items():
+        rows.append(f"| {fault} | {', '.join(f'`{kind}` {number}' for kind, number in found.items())} |")
+    return "\n".join(rows).replace("`nothing`", "nothing")
+
+
+def kinds() -> str:
+    rows = ["| finding | runs that had it at half of the budget | of these failed |", "|---|---|---|"]
+    for kind, each in newest("verdicts")["kinds"].items():
+        rows.append(f"| `{kind}` | {each['runs']} | {each['failed']:.0%} |")
+    return "\n".join(rows)
+
+
+def _row(of_shares: dict[str, dict[str, Any]], name: str, style: str) -> str:
+    return " / ".join(f"{of_shares[share][name]:{style}}" for share in _SHARES)
+
+
+DETAILS = (tasks, detection, foresight, reliability, kinds, confusion)
