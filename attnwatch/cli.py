@@ -25,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     inspect.add_argument("run", type=Path, help="a saved AttentionHistory (.npz), or a directory with event files")
     inspect.add_argument("--loss-tag", help="name of the training loss in the logs (default: the first usual one)")
+    inspect.add_argument("--total-steps", type=int, help="that the run will have, so that more can be foreseen")
     inspect.set_defaults(command_function=_inspect)
     options = parser.parse_args(arguments)
     return options.command_function(options)
@@ -46,10 +47,10 @@ def _inspect(options: argparse.Namespace) -> int:
 
     try:
         history = read_run(options.run, loss_tag=options.loss_tag)
+        text, diagnosis = report(history, total_steps=options.total_steps)
     except (AttnwatchError, ImportError) as error:
         print(f"attnwatch inspect: {error}", file=sys.stderr)
         return 2
-    text, diagnosis = report(history)
     print(text)
     return int(diagnosis.status in (RunStatus.NOT_CONVERGING, RunStatus.UNSTABLE))
 

@@ -26,9 +26,13 @@ def read_run(path: Path, *, loss_tag: str | None = None) -> AttentionHistory:
     return AttentionHistory.load(path)
 
 
-def report(history: AttentionHistory) -> tuple[str, Diagnosis]:
-    """The verdict in words, with the latest numbers of each layer; and the verdict."""
-    diagnosis = diagnose(history)
+def report(history: AttentionHistory, *, total_steps: int | None = None) -> tuple[str, Diagnosis]:
+    """The verdict in words, with the first and latest numbers of each layer; and the verdict.
+
+    Args:
+        total_steps: see `diagnose`.
+    """
+    diagnosis = diagnose(history, total_steps=total_steps)
     parts = [f"{history!r}", *_not_observed(history), str(diagnosis), _table(history)]
     return "\n\n".join(filter(None, parts)), diagnosis
 

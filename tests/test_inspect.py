@@ -86,6 +86,15 @@ def test_command_says_what_is_wrong_and_its_exit_code_too(tmp_path, capsys, kept
     assert printed.count(f"{entropy[0]:.3g} → {entropy[-1]:.3g}") == SITES
 
 
+def test_command_foresees_more_where_the_budget_is_known(tmp_path, capsys):
+    uniform = course(normalized_entropy=0.999, every=1)  # 40 steps
+    uniform.save(tmp_path / "run.npz")
+    assert main(["inspect", str(tmp_path / "run.npz")]) == 0
+    assert main(["inspect", str(tmp_path / "run.npz"), "--total-steps", "200"]) == 1
+    assert main(["inspect", str(tmp_path / "run.npz"), "--total-steps", "0"]) == 2
+    assert "`total_steps` must be an integer of at least 1" in capsys.readouterr().err
+
+
 def test_command_names_what_was_not_observed(tmp_path, capsys):
     coverage = {"layers.0.attn": "observed", "layers.9.attn": "adds a bias to its logits"}
     dataclasses.replace(course(), coverage=coverage).save(tmp_path / "run.npz")
