@@ -81,14 +81,10 @@ def diagnose(
 def _unpromising(history: AttentionHistory, model: RiskModel, share: float | None, risk: float) -> Finding:
     """No rule says why, but the run as a whole is more like runs that failed than like sound ones."""
     reasons = model.contributions(history, share)
-    what = f"of runs like this one {risk:.0%} failed: attention {_listed(list(reasons)[:3])}"
-    message = f"{what}. {REMEDIES[FindingKind.UNPROMISING]}"
+    what = ", ".join(list(reasons)[:3]) or "nothing speaks for it"
+    message = f"Of runs like this one {risk:.0%} failed: {what}. {REMEDIES[FindingKind.UNPROMISING]}"
     evidence = dict(zip((signal.name for signal in SIGNALS), signals_of(history).tolist(), strict=True))
     return Finding(FindingKind.UNPROMISING, (), int(history.steps[-1]), risk, message, evidence)
-
-
-def _listed(words: list[str]) -> str:
-    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _observed_part(history: AttentionHistory) -> AttentionHistory:

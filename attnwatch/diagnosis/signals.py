@@ -24,13 +24,11 @@ class Signal:
 
     Attributes:
         name: of the signal.
-        summary: one line for people.
         value: of a history of at least `MIN_OBSERVATIONS`; nan where it can't be said.
         below, above: what it means to be below, or above, what sound runs have; "" where it means nothing.
     """
 
     name: str
-    summary: str
     value: Callable[[AttentionHistory], float]
     below: str = ""
     above: str = ""
@@ -83,15 +81,13 @@ def loss_noise(history: AttentionHistory) -> float:
 
 
 SIGNALS = (
-    Signal("movement", "how far attention has come since the start", movement, below="hardly moves"),
-    Signal("recent_movement", "how far it has come lately", recent_movement, below="has come to rest"),
-    Signal("trend", "how clearly it goes somewhere", trend, below="goes nowhere"),
-    Signal(
-        "largest_logit", "the largest attention logit", largest_logit, "hardly tells keys apart", "has large logits"
-    ),
-    Signal("logit_growth", "growth of the spread of the logits", logit_growth, "loses its contrast", "blows up"),
-    Signal("loss_trend", "how clearly the loss falls", loss_trend, below="does not lower the loss"),
-    Signal("loss_noise", "noise of the loss", loss_noise, below="sees a loss without noise, as of the same data"),
+    Signal("movement", movement, below="attention hardly moves"),
+    Signal("recent_movement", recent_movement, below="attention has come to rest"),
+    Signal("trend", trend, below="attention goes nowhere"),
+    Signal("largest_logit", largest_logit, "queries hardly tell keys apart", "attention logits are large"),
+    Signal("logit_growth", logit_growth, "attention loses its contrast", "attention logits spread fast"),
+    Signal("loss_trend", loss_trend, below="the loss does not fall"),
+    Signal("loss_noise", loss_noise, below="the loss has no noise, as if the same data came again"),
 )
 
 

@@ -13,6 +13,7 @@ from attnwatch.diagnosis.signals import SIGNALS
 SHARES = (0.1, 0.15, 0.2, 0.25, 0.35, 0.5, 0.75, 1.0)
 # Of the sound runs so many lie outside of a range, at either end.
 _OUTSIDE = 0.1
+_LEAST_WIDTH = 1e-3
 # Strength of the penalty on the sum of the weights.
 _PENALTY = 1.0
 # So many of the sound runs may reach the risk at which a run is flagged, at some share.
@@ -30,13 +31,13 @@ def tune(signals: Mapping[float, Sequence[np.ndarray]], failed: Sequence[bool]) 
         failed: of each run.
     """
     failed = np.array(failed)
-    arrays = {share: np.array(signals[share]) for share in SHARES}
+    arrays = {share: _known(np.array(signals[share])) for share in SHARES}
     sound = {share: array[~failed] for share, array in arrays.items()}
     unweighted = RiskModel(
         shares=np.array(SHARES),
         low=np.array([np.nanquantile(sound[share], _OUTSIDE, axis=0) for share in SHARES]),
         high=np.array([np.nanquantile(sound[share], 1 - _OUTSIDE, axis=0) for share in SHARES]),
-        width=np.nanstd(np.concatenate(list(sound.values())), axis=0),
+        width=np.maximum(np.nanstd(np.concatenate(list(sound.values())), axis=0), _LEAST_WIDTH),
         below=np.ones(len(SIGNALS)),
         above=np.ones(len(SIGNALS)),
         offset=0.0,
@@ -48,6 +49,11 @@ def tune(signals: Mapping[float, Sequence[np.ndarray]], failed: Sequence[bool]) 
     model = replace(unweighted, below=below, above=above, offset=offset)
     risks = np.array([model.risks(model.distances(sound[share], share)) for share in SHARES])
     return replace(model, flag_at=float(np.quantile(risks.max(0), 1 - _FALSE_ALARMS)))
+
+
+def _known(signals: np.ndarray) -> np.ndarray:
+    """A signal that is known of no run is the same for all."""
+    return np.where(np.isnan(signals).all(0), 0.0, signals)
 
 
 def _most_likely(distances: np.ndarray, failed: np.ndarray) -> tuple[np.ndarray, float]:
