@@ -8,6 +8,7 @@ _BASELINES = (
     "plateau",
     "early stopping",
     "loss slope",
+    "loss level",
     "extrapolated loss",
     "spike of the loss",
     "spike of the gradient",
@@ -20,7 +21,7 @@ def verdicts() -> str:
     result = newest("verdicts")
     detection, plateau, end = result["detection"], result["plateau"]["auroc"], result["capability"]
     rows = [
-        "| | failing runs flagged at 10 / 25 / 50% of the budget | sound runs flagged | AUROC at 10 / 25 / 50% "
+        "| | failing runs flagged at 10 / 25 / 50% of the budget | of the others, flagged | AUROC at 10 / 25 / 50% "
         "| on the plateau |",
         "|---|---|---|---|---|",
     ]
@@ -38,8 +39,8 @@ def verdicts() -> str:
             *rows,
             "",
             f"{result['runs']} small trainings of {len(result['tasks'])} tasks, {result['failed']} of which failed; "
-            "every task was judged with thresholds of the other ones. AUROC is the share of pairs of a failing and a "
-            'sound run in which the failing one is called worse; "on the plateau" takes pairs whose losses cannot be '
+            "every task was judged with thresholds of the other ones. AUROC is the share of pairs of a failing and "
+            'another run in which the failing one is called worse; "on the plateau" takes pairs whose losses cannot be '
             f"told apart. The quickest rule on the loss is {best}: `diagnose` flags the median failing run "
             f"{lead['median']:.0%} of the budget earlier (quartiles {lead['low']:.0%} and {lead['high']:.0%}). "
             "Rank correlation of what is foreseen at 25% with the accuracy at the end: "
@@ -63,7 +64,7 @@ def tasks() -> str:
 
 def detection() -> str:
     result = newest("verdicts")
-    rows = ["| | budget | flagged of failing | flagged of sound | precision | AUROC | AUROC within tasks |"]
+    rows = ["| | budget | failing runs flagged | of the others, flagged | precision | AUROC | AUROC within tasks |"]
     rows.append("|---|---|---|---|---|---|---|")
     for name, of in result["detection"].items():
         for share, words in _SHARES.items():
