@@ -19,13 +19,14 @@ _SHARES = {"0.1": "10%", "0.25": "25%", "0.5": "50%"}
 def verdicts() -> str:
     """The headline."""
     result = newest("verdicts")
+    ever = result["ever_flagged_of_the_others"]
     detection, plateau, end = result["detection"], result["plateau"]["auroc"], result["capability"]
     rows = [
         "| | failing runs flagged at 10 / 25 / 50% of the budget | of the others, flagged | AUROC at 10 / 25 / 50% "
         "| on the plateau |",
         "|---|---|---|---|---|",
     ]
-    for name in ("diagnose", "attention alone", "loss, judged the same way", *_BASELINES):
+    for name in ("diagnose", "its risk", "attention alone", "loss, judged the same way", *_BASELINES):
         of = detection[name]
         shown = f"**{name}**" if name == "diagnose" else name
         rows.append(
@@ -41,8 +42,10 @@ def verdicts() -> str:
             f"{result['runs']} small trainings of {len(result['tasks'])} tasks, {result['failed']} of which failed; "
             "every task was judged with thresholds of the other ones. AUROC is the share of pairs of a failing and "
             'another run in which the failing one is called worse; "on the plateau" takes pairs whose losses cannot be '
-            f"told apart. The quickest rule on the loss is {best}: `diagnose` flags the median failing run "
-            f"{lead['median']:.0%} of the budget earlier (quartiles {lead['low']:.0%} and {lead['high']:.0%}). "
+            f"told apart. The quickest rule on the loss is {best}: the risk, with a threshold found alike, flags "
+            f"the median failing run {lead['median']:.0%} of the budget earlier (quartiles {lead['low']:.0%} and "
+            f"{lead['high']:.0%}), and of the others {ever['its risk']:.0%} at some time (that rule: {ever[best]:.0%}; "
+            f"`diagnose`: {ever['diagnose']:.0%}). "
             "Rank correlation of what is foreseen at 25% with the accuracy at the end: "
             f"{end['diagnose']['0.25']:.2f}, of the loss {end['loss level']['0.25']:.2f}. "
             "`python -m benchmarks.verdicts` prints it; see [docs/verdicts.md](docs/verdicts.md).",
@@ -80,13 +83,17 @@ def foresight() -> str:
     result = newest("verdicts")
     plateau = result["plateau"]
     rows = [
-        "| | on the plateau | rank correlation with the end at 10% / 25% | flagged earlier by `diagnose` (median) |",
-        "|---|---|---|---|",
+        "| | on the plateau | rank correlation with the end at 10% / 25% | flagged earlier by the risk (median) "
+        "| of the others, ever flagged |",
+        "|---|---|---|---|---|",
     ]
     for name, value in plateau["auroc"].items():
         early, lead = result["capability"][name], result["lead"].get(name)
         shown = "–" if lead is None else f"{lead['median']:.0%} ({lead['low']:.0%} to {lead['high']:.0%})"
-        rows.append(f"| {name} | {value:.2f} | {early['0.1']:.2f} / {early['0.25']:.2f} | {shown} |")
+        rows.append(
+            f"| {name} | {value:.2f} | {early['0.1']:.2f} / {early['0.25']:.2f} | {shown} "
+            f"| {result['ever_flagged_of_the_others'][name]:.0%} |"
+        )
     return "\n".join([*rows, "", f"The plateau has {plateau['pairs']} pairs of {plateau['runs']} runs."])
 
 

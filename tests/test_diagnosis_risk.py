@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_diagnosis import HEADS, SITES, course
 
-from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, diagnose
+from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, Thresholds, diagnose
 from attnwatch.diagnosis import RiskModel
 from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
@@ -136,6 +136,18 @@ def test_risk_is_a_share_and_more_distance_is_more_risk(values, share):
     assert 0 <= risk <= 1
     assert (model().risks(distances + 0.5) >= risk).all()
     assert np.isfinite(model().risks(distances * 1e6)).all()
+
+
+def test_thresholds_that_are_given_are_taken_as_they_are():
+    uniform = noisy(observations=80, every=1, start=0.999, end=0.999, noise=1e-5)
+    assert diagnose(uniform, total_steps=200).findings
+    assert not diagnose(uniform, total_steps=200, thresholds=Thresholds()).findings
+
+
+def test_model_of_other_signals_is_refused():
+    stored = default_risk_model().to_json() | {"signals": ["movement"]}
+    with pytest.raises(ConfigurationError, match=r"`stored` is of other signals \(movement\): tune it anew"):
+        RiskModel.from_json(stored)
 
 
 def test_model_is_kept_as_numbers():

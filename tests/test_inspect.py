@@ -90,7 +90,7 @@ def test_command_foresees_more_where_the_budget_is_known(tmp_path, capsys):
     uniform = course(normalized_entropy=0.999, every=1)  # 40 steps
     uniform.save(tmp_path / "run.npz")
     assert main(["inspect", str(tmp_path / "run.npz")]) == 0
-    assert main(["inspect", str(tmp_path / "run.npz"), "--total-steps", "200"]) == 1
+    assert main(["inspect", str(tmp_path / "run.npz"), "--total-steps", "150"]) == 1
     assert main(["inspect", str(tmp_path / "run.npz"), "--total-steps", "0"]) == 2
     assert "`total_steps` must be an integer of at least 1" in capsys.readouterr().err
 

@@ -38,7 +38,7 @@ def diagnose(
         loss: training loss at `history.steps`; None means the one in the history.
         total_steps: that the run will have: how much attention should have moved depends on it. None where nobody
             knows; less is foreseen then.
-        thresholds: see `Thresholds`; None means the defaults.
+        thresholds: see `Thresholds`; None means the defaults, which for a short run ask for fewer steps.
         risk_model: see `RiskModel`; None means the one that was tuned on all tasks of the benchmark.
 
     Raises:
@@ -50,7 +50,7 @@ def diagnose(
             "take it from a recorder or monitor, or AttentionHistory.load(path)."
         )
     require_int("total_steps", total_steps, minimum=1, optional=True)
-    thresholds = (thresholds or Thresholds()).of_budget(total_steps)
+    thresholds = thresholds or Thresholds().of_budget(total_steps)
     risk_model = risk_model or default_risk_model()
     if loss is not None:
         loss = np.asarray(loss, dtype=np.float64)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
+from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
 
 MOST = 4.0
@@ -84,6 +85,9 @@ class RiskModel:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "RiskModel":
+        """Raises a `ConfigurationError` where the model is of other signals than today's."""
+        if list(stored["signals"]) != [signal.name for signal in SIGNALS]:
+            raise ConfigurationError(f"`stored` is of other signals ({', '.join(stored['signals'])}): tune it anew.")
         arrays = {name: np.array(stored[name]) for name in ("shares", "low", "high", "width", "below", "above")}
         return cls(**arrays, offset=stored["offset"], flag_at=stored["flag_at"])
 

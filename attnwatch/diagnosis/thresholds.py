@@ -59,11 +59,17 @@ class Thresholds:
     widespread: float = 0.5
 
     def of_budget(self, total_steps: int | None) -> "Thresholds":
-        """For a run of so many steps: a short one is judged after a tenth of it, a very short one not at all."""
+        """For a run of so many steps: of a short one a tenth must be over, and uniform attention have lasted a fifth.
+
+        A very short one is not judged at all.
+        """
         if total_steps is None or total_steps < self.min_steps:
             return self
-        least = total_steps / 10
-        return replace(self, min_steps=min(self.min_steps, least), uniform_steps=min(self.uniform_steps, least))
+        return replace(
+            self,
+            min_steps=min(self.min_steps, total_steps / 10),
+            uniform_steps=min(self.uniform_steps, total_steps / 5),
+        )
 
     def __post_init__(self):
         for number in fields(self):

@@ -85,7 +85,10 @@ def vit(labels: int, *, width: int = 64, layers: int = 4, heads: int = 4, patch:
 
 
 def minilm(labels: int, *, layers: int) -> nn.Module:
-    """The first layers of a pretrained sentence encoder (all-MiniLM-L6-v2): post-norm, learned positions."""
+    """The first layers of a pretrained sentence encoder (all-MiniLM-L6-v2): post-norm, learned positions.
+
+    As it is loaded: without dropout, as all models here.
+    """
     return hf.AutoModelForSequenceClassification.from_pretrained(
         minilm_directory(), num_labels=labels, num_hidden_layers=layers
     )

@@ -25,7 +25,7 @@ from benchmarks.verdicts.scores import (
 )
 
 _SHARES = (0.1, 0.25, 0.5)
-DIAGNOSE, ATTENTION, LOSS = "diagnose", "attention alone", "loss, judged the same way"
+DIAGNOSE, RISK, ATTENTION, LOSS = "diagnose", "its risk", "attention alone", "loss, judged the same way"
 
 
 def measure(runs: Sequence[Run]) -> dict[str, Any]:
@@ -41,7 +41,8 @@ def measure(runs: Sequence[Run]) -> dict[str, Any]:
         "detection": {
             name: {str(share): detection(way, outcomes, share) for share in _SHARES} for name, way in ways.items()
         },
-        "lead": {name: _quartiles(leads(ways[DIAGNOSE], ways[name], outcomes)) for name in (*baselines, LOSS)},
+        "lead": {name: _quartiles(leads(ways[RISK], ways[name], outcomes)) for name in (*baselines, LOSS)},
+        "ever_flagged_of_the_others": {name: _ever_flagged(way, outcomes) for name, way in ways.items()},
         "plateau": _plateau(parts, outcomes, ways),
         "capability": {
             name: {str(share): capability(way, reached, share) for share in _SHARES[:2]} for name, way in ways.items()
@@ -58,6 +59,7 @@ def foresights(parts: Mapping[str, Sequence[Run]], rules: Rules, outcomes: Mappi
     signals = Signals(parts, LOOKS)
     ways = {
         DIAGNOSE: _as_diagnosed(signals, rules, outcomes),
+        RISK: foresee(signals.judge(outcomes, rules), outcomes),
         ATTENTION: foresee(signals.without(OF_LOSS).judge(outcomes, rules), outcomes),
         LOSS: foresee(signals.without(~OF_LOSS).judge(outcomes), outcomes),
     }
@@ -102,6 +104,11 @@ def _plateau(parts, outcomes, ways) -> dict[str, Any]:
         "runs": len({name for failing, sound, _ in pairs for name in (failing, sound)}),
         "auroc": {name: on_plateau_auroc(way, pairs) for name, way in ways.items()},
     }
+
+
+def _ever_flagged(foresight: Foresight, outcomes: Mapping[str, bool]) -> float:
+    """Share of the runs that did not fail and were flagged at some look before the end: the price of a lead."""
+    return float(np.mean([foresight.alarms[name] < 1 for name in outcomes if not outcomes[name]]))
 
 
 def _quartiles(values: np.ndarray) -> dict[str, float]:
@@ -161,7 +168,7 @@ def _print(measured: dict[str, Any]) -> None:
     for name, value in plateau["auroc"].items():
         early = measured["capability"][name]
         print(f"{name:<44} {value:.2f}      {early['0.1']:.2f}, {early['0.25']:.2f}")
-    print("\nflagged earlier than by … (share of the budget: median, quartiles)")
+    print("\nflagged earlier by the risk than by … (share of the budget: median, quartiles)")
     for name, lead in measured["lead"].items():
         print(f"{name:<28} {lead['median']:.2f} [{lead['low']:.2f}, {lead['high']:.2f}]")
     print(

@@ -47,7 +47,7 @@ def train(recipe: Recipe, task: Task) -> Run:
             schedule.step()
             losses.append(loss.item())
             norms.append(norm.item())
-            if not np.isfinite(losses[-_LOST:]).any():
+            if len(losses) >= _LOST and not np.isfinite(losses[-_LOST:]).any():
                 break
         history = recorder.history()
     quality, chance = _measure(model, task, setup)
