@@ -41,7 +41,6 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
-    from attnwatch.diagnosis import RunStatus
     from attnwatch.errors import AttnwatchError
     from attnwatch.inspection import read_run, report
 
@@ -52,7 +51,7 @@ def _inspect(options: argparse.Namespace) -> int:
         print(f"attnwatch inspect: {error}", file=sys.stderr)
         return 2
     print(text)
-    return int(diagnosis.status in (RunStatus.NOT_CONVERGING, RunStatus.UNSTABLE))
+    return int(diagnosis.status.is_alarm)
 
 
 def _demo_steps(text: str) -> int:

@@ -16,11 +16,8 @@ from attnwatch.diagnosis.hysteresis import onset
 from attnwatch.metrics import STATISTICS
 
 SITES, HEADS, OBSERVATIONS = 4, 3, 40
-_ANYTHING = {"low": np.full((1, 7), -99.0), "high": np.full((1, 7), 99.0), "width": np.ones(7)}
-_NO_WEIGHTS = {"below": np.zeros(7), "above": np.zeros(7)}
 # The rules are tested alone; the risk has its own tests.
-NEVER = RiskModel(shares=np.ones(1), **_ANYTHING, **_NO_WEIGHTS, offset=-999.0, flag_at=1.0)
-diagnose = functools.partial(attnwatch.diagnose, risk_model=NEVER)
+diagnose = functools.partial(attnwatch.diagnose, risk_model=RiskModel.unknowing())
 ORDINARY = {
     "entropy": 2.0,
     "normalized_entropy": 0.5,

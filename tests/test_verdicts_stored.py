@@ -2,10 +2,9 @@
 
 import pytest
 
-from attnwatch import RunStatus, diagnose
+from attnwatch import diagnose
 from benchmarks.verdicts.runs import STORED, Run
 
-FLAGGED = {RunStatus.NOT_CONVERGING, RunStatus.UNSTABLE}
 # What is found first at half of the budget; None: nothing, and why that is so stands in docs/verdicts.md.
 FOUND = {
     "bytes/gpt2-plain-labels_shuffled-110": "uniform_attention",
@@ -56,7 +55,7 @@ def test_fault_is_found_by_its_name(name):
     diagnosis = diagnose(run.history, total_steps=run.budget)
     kinds = [finding.kind.value for finding in diagnosis.findings]
     assert (kinds[0] if kinds else None) == FOUND[name]
-    assert (diagnosis.status in FLAGGED) is (FOUND[name] is not None)
+    assert diagnosis.status.is_alarm is (FOUND[name] is not None)
 
 
 def test_every_fault_is_among_them():
@@ -70,7 +69,7 @@ def test_sound_runs_are_left_alone():
 
     def flagged(share: float) -> set[str]:
         parts = (run.until(share) for run in runs)
-        return {part.name for part in parts if diagnose(part.history, total_steps=part.budget).status in FLAGGED}
+        return {part.name for part in parts if diagnose(part.history, total_steps=part.budget).status.is_alarm}
 
     assert flagged(0.25) == FLAGGED_EARLY
     assert flagged(0.5) == flagged(1.0) == set()

@@ -42,6 +42,13 @@ class RiskModel:
     offset: float
     flag_at: float
 
+    @classmethod
+    def unknowing(cls) -> "RiskModel":
+        """One that foresees nothing: where it is given to `diagnose`, the rules judge alone."""
+        numbers = np.zeros(len(SIGNALS))
+        bounds = {"low": numbers[None] - np.inf, "high": numbers[None] + np.inf, "width": numbers + 1.0}
+        return cls(np.ones(1), **bounds, below=numbers, above=numbers, offset=-np.inf, flag_at=np.inf)
+
     def risk(self, history: AttentionHistory, share: float | None = None) -> float:
         """0 to 1, of a run whose history this is.
 

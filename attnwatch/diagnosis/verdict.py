@@ -16,6 +16,11 @@ class RunStatus(str, Enum):
     UNSTABLE = "unstable"
     """Attention collapses, its logits explode, or values are not finite."""
 
+    @property
+    def is_alarm(self) -> bool:
+        """The run is likely to fail."""
+        return self in (RunStatus.NOT_CONVERGING, RunStatus.UNSTABLE)
+
 
 class FindingKind(str, Enum):
     """What can be found."""

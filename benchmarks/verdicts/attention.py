@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from attnwatch import diagnose
-from attnwatch.diagnosis import RunStatus
 from attnwatch.diagnosis.risk import RiskModel
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
 from benchmarks.verdicts.runs import Run
@@ -14,7 +13,6 @@ from benchmarks.verdicts.scores import Judge, Numbers
 from benchmarks.verdicts.tune import SHARES, tune
 
 OF_LOSS = np.array([signal.name.startswith("loss") for signal in SIGNALS])
-_FLAGGED = (RunStatus.UNSTABLE, RunStatus.NOT_CONVERGING)
 
 
 class Signals:
@@ -66,11 +64,11 @@ class Rules:
 
     def __init__(self, parts: Mapping[str, Sequence[Run]]):
         found = {
-            name: [diagnose(part.history, total_steps=part.budget, risk_model=NEVER) for part in seen]
+            name: [diagnose(part.history, total_steps=part.budget, risk_model=RiskModel.unknowing()) for part in seen]
             for name, seen in parts.items()
         }
         self.kinds = {name: [[f.kind for f in each.findings] for each in seen] for name, seen in found.items()}
-        self._flags = {name: np.array([each.status in _FLAGGED for each in seen]) for name, seen in found.items()}
+        self._flags = {name: np.array([each.status.is_alarm for each in seen]) for name, seen in found.items()}
         self._risks = {name: np.array([each.risk for each in seen]) for name, seen in found.items()}
 
     def flags(self, name: str, risks: np.ndarray, model: RiskModel) -> np.ndarray:
@@ -80,16 +78,3 @@ class Rules:
     def risks(self, name: str, risks: np.ndarray) -> np.ndarray:
         """As `diagnose` tells them."""
         return np.maximum(self._risks[name], risks)
-
-
-_NOTHING = np.zeros(len(SIGNALS))
-NEVER = RiskModel(
-    shares=np.ones(1),
-    low=_NOTHING[None],
-    high=_NOTHING[None],
-    width=np.ones(len(SIGNALS)),
-    below=_NOTHING,
-    above=_NOTHING,
-    offset=-np.inf,
-    flag_at=2.0,
-)
