@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_lightning_monitor import Llama, train
 from torch import nn
 
-import attnwatch.lightning.monitor as monitor_module
+import attnwatch.callbacks.monitor as monitor_module
 from attnwatch import AttnwatchWarning, RunStatus, Thresholds
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.metrics import STATISTICS

@@ -1,5 +1,9 @@
 """Pictures and words for a TensorBoard `SummaryWriter`."""
 
+from collections.abc import Callable, Mapping
+
+from attnwatch.dashboard.sinks import ScalarSink, drawn
+from attnwatch.dashboard.words import diagnosis_markdown
 from attnwatch.diagnosis import Diagnosis
 from attnwatch.recorder import AttentionHistory
 
@@ -10,22 +14,28 @@ def write_figures(writer, history: AttentionHistory) -> None:
     Raises:
         ImportError: matplotlib is missing; the message says how to install it.
     """
-    try:
-        from attnwatch.dashboard.figures import figures, pixels
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error
-
-    for tag, figure in figures(history).items():
-        writer.add_image(tag, pixels(figure), int(history.steps[-1]), dataformats="HWC")
+    for tag, image in drawn(history).items():
+        writer.add_image(tag, image, int(history.steps[-1]), dataformats="HWC")
 
 
 def write_diagnosis(writer, diagnosis: Diagnosis) -> None:
     """The verdict as markdown, under Text."""
-    lines = [f"**{diagnosis.status.value.replace('_', ' ')}** · risk {diagnosis.risk:.2f} · step {diagnosis.step}"]
-    for finding in diagnosis.findings:
-        evidence = ", ".join(f"{name} = {value:.4g}" for name, value in finding.evidence.items())
-        lines.append(
-            f"- **{finding.kind.value.replace('_', ' ')}** since step {finding.step}, severity "
-            f"{finding.severity:.2f}: {finding.message}\n\n  {evidence}"
-        )
-    writer.add_text("attention/diagnosis", "\n\n".join(lines), diagnosis.step)
+    writer.add_text("attention/diagnosis", diagnosis_markdown(diagnosis), diagnosis.step)
+
+
+class TensorBoardSink(ScalarSink):
+    """Everything.
+
+    Args:
+        writer: returns the `SummaryWriter`.
+    """
+
+    def __init__(self, name: str, key: int, write: Callable[[Mapping[str, float], int], None], writer: Callable):
+        super().__init__(name, key, write)
+        self._writer = writer
+
+    def figures(self, history: AttentionHistory) -> None:
+        write_figures(self._writer(), history)
+
+    def text(self, tag: str, markdown: str, step: int) -> None:
+        self._writer().add_text(tag, markdown, step)

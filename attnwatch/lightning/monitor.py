@@ -1,189 +1,49 @@
-"""The monitor as a Lightning callback: a thin layer over the recorder and the diagnosis."""
+"""The monitor as a Lightning callback."""
 
-import contextlib
-import math
-import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 
-from attnwatch.arguments import require_int
-from attnwatch.capture import OBSERVED
-from attnwatch.dashboard import RUN_TAGS, run_scalars
-from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
-from attnwatch.errors import AttnwatchWarning, ConfigurationError
-from attnwatch.lightning.loggers import LoggerPublisher
-from attnwatch.lightning.steps import total_steps
-from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
-
-_SHARE_OF_TIME_TO_DRAW = 0.005
+from attnwatch.callbacks.monitor import Monitor
+from attnwatch.lightning.run import LightningRun
 
 
-class AttentionMonitor(pl.Callback):
-    """Records attention entropy and uniformity of every layer and head while a model trains, and judges the run.
+class AttentionMonitor(Monitor, pl.Callback):
+    # Its documentation is that of `Monitor`. The hooks come in this order.
 
-    ```python
-    trainer = Trainer(callbacks=[AttentionMonitor()])
-    ```
-
-    Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
-    the findings in words. Numbers of the whole model (`attention/normalized_entropy`, `attention/risk`, …) are in
-    `trainer.callback_metrics`, for `EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6)` and
-    `ModelCheckpoint`; nan where nothing was observed. The history travels in the checkpoint.
-
-    Args:
-        every_n_steps: observe the first step at or after each multiple of it.
-        num_query_rows: how many query rows are looked at; None means all. See `attention_statistics`.
-        sites: glob patterns of the sites to watch; None means all.
-        on_finding: what to do when something is found, once each time it comes up: `"warn"`, `"stop"` (warn and
-            stop the training), `"ignore"` (it stays on the dashboard), a function of
-            (finding, trainer, pl_module), or a mapping from kinds to one of these; kinds that are not in it warn.
-            A run that is resumed goes on past the finding that stopped it.
-        thresholds: of the diagnosis; None means the defaults.
-        max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
-        figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than
-            half a percent of the time, and at the end; None means at the end only.
-        flush_every: observed steps per transfer from the device; None means as many as cover 50 steps, at least 5.
-            Dashboards and findings come as often.
-        max_history: how many observations are kept; see `AttentionRecorder`.
-        seed: of the random query rows.
-
-    Attributes:
-        history: what was observed so far.
-        diagnosis: the latest verdict; None before the first.
-
-    Raises:
-        ConfigurationError: an argument is wrong.
-        NoAttentionError: when fitting starts, if the model has no attention, or none that can be read.
-    """
-
-    def __init__(
-        self,
-        *,
-        every_n_steps: int = 10,
-        num_query_rows: int | None = 32,
-        sites: Sequence[str] | None = None,
-        on_finding: Action | Mapping[str, Action] = "warn",
-        thresholds: Thresholds | None = None,
-        max_layer_curves: int = 12,
-        figures_every_n_steps: int | None = 500,
-        flush_every: int | None = None,
-        max_history: int = 512,
-        seed: int = 0,
-    ):
-        if thresholds is not None and not isinstance(thresholds, Thresholds):
-            raise ConfigurationError(f"`thresholds` must be Thresholds or None, got {thresholds!r}.")
-        require_int("max_layer_curves", max_layer_curves, minimum=0)
-        require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
-        self._options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
-        self._actions = FindingActions(on_finding)
-        self._thresholds = thresholds
-        self._figures_every_n_steps = figures_every_n_steps
-        self._max_layer_curves = max_layer_curves
-        self._recorder: AttentionRecorder | None = None
-        self._restored: dict[str, Any] = {}
-        self._batch = contextlib.ExitStack()
-        self._batch_step = 0
-        self._start_anew()
-
-    def _start_anew(self) -> None:
-        self.diagnosis: Diagnosis | None = None
-        self._has_failed = False
-        self._has_reported_coverage = False
-        self._wants_to_stop = False
-        self._total_steps: int | None = None
-        self._published_step = -1
-        self._published_observations = 0
-        self._drawn_step = 0
-        self._next_figures_time = 0.0
-        self._publisher = LoggerPublisher(self._max_layer_curves)
-        self._actions.load_state_dict([])
-
-    @property
-    def history(self) -> AttentionHistory:
-        return self._existing_recorder("history").history()
-
-    def coverage(self) -> dict[str, str]:
-        """For every attention site of the model `"observed"` or the reason why it is not."""
-        return self._existing_recorder("coverage").coverage()
-
-    # Lightning's hooks, in the order in which they come.
+    _restored: Mapping[str, Any] | None = None
+    _run: LightningRun
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._detach()
-        self._start_anew()
-        self._recorder = AttentionRecorder(pl_module, **vars(self._options))
+        self._run = LightningRun(trainer, pl_module)
+        self._start(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        total = total_steps(trainer, pl_module)
-        self._total_steps = None if math.isinf(total) else int(total)
         # Strategies that shard parameters restore checkpoints after on_fit_start.
-        restored, self._restored = self._restored, {}
+        restored, self._restored = self._restored, None
         if restored:
-            try:
-                self._recorder.load_state_dict(restored["recorder"])
-            except ConfigurationError as error:
-                _warn(f"the checkpoint's history is not continued, a new one begins: {error}")
-                return
-            self._published_step = restored["published_step"]
-            self._published_observations = self._recorder.num_observations
-            self._drawn_step = restored["drawn_step"]
-            self._actions.load_state_dict(restored["findings"])
+            self._restore(restored)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
-        self._batch_step = trainer.global_step
-        self._batch.enter_context(self._recorder.step(trainer.global_step))
+        self._begin_batch(self._run)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx: int
     ) -> None:
-        self._batch.close()
-        is_observing = self._recorder.is_observing
-        with self._never_fatal():
-            if is_observing:
-                self._report_coverage(trainer)
-            loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-            if is_observing and loss is not None:  # Lightning has divided it by the number of accumulated batches
-                self._recorder.record_loss(loss * trainer.accumulate_grad_batches)
-            # Whoever monitors a metric finds it from the first step on, and up to date when an epoch ends.
-            is_complete = trainer.global_step != self._batch_step
-            if is_complete and (self.diagnosis is None or trainer.is_last_batch):
-                self._recorder.flush(finish_step=True)
-            is_new = self._recorder.num_observations > self._published_observations
-            is_restored = self.diagnosis is None and self._recorder.num_observations > 0
-            if is_new or is_restored:
-                self._publish(trainer, pl_module)
-        # Observed steps are the same on all processes, so they all take part in the decision, whatever each has seen.
-        if is_observing and self._actions.may_stop:
-            trainer.should_stop |= trainer.strategy.reduce_boolean_decision(self._wants_to_stop, all=False)
+        self._end_batch(self._run, self._run.loss_of(outputs), is_last=trainer.is_last_batch)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._batch.close()  # still open where the module's on_train_batch_start has skipped the rest of the epoch
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        with self._never_fatal():
-            self._recorder.flush(finish_step=True)
-            history = self._recorder.history(flushed_only=True)
-            if self._recorder.num_observations > self._published_observations:
-                self._judge(trainer, pl_module, history)
-            if self.diagnosis is not None:
-                self._publisher.figures(trainer, history)
-                self._publisher.diagnosis(trainer, self.diagnosis)
+        self._end(self._run)
 
     def state_dict(self) -> dict[str, Any]:
-        if self._recorder is None:
-            return {}
-        return {
-            "recorder": self._recorder.state_dict(),
-            "published_step": self._published_step,
-            "drawn_step": self._drawn_step,
-            "findings": self._actions.state_dict(),
-        }
+        return self._state()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._detach()
@@ -191,77 +51,3 @@ class AttentionMonitor(pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage == "fit":
             self._detach()
-
-    # What the hooks share.
-
-    def _publish(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        history = self._recorder.history(flushed_only=True)
-        self._judge(trainer, pl_module, history)
-        numbers = dict.fromkeys(RUN_TAGS, float("nan")) | run_scalars(history, -1)
-        numbers["attention/risk"] = self.diagnosis.risk
-        pl_module.log_dict(numbers, on_step=True, on_epoch=False, logger=False)
-        every = self._figures_every_n_steps
-        if every is not None and self.diagnosis.step >= self._drawn_step + every:
-            self._draw(trainer, history)
-
-    def _draw(self, trainer: pl.Trainer, history: AttentionHistory) -> None:
-        begin = time.monotonic()
-        if begin < self._next_figures_time:
-            return
-        self._publisher.figures(trainer, history)
-        self._drawn_step = int(history.steps[-1])
-        self._next_figures_time = begin + (time.monotonic() - begin) / _SHARE_OF_TIME_TO_DRAW
-
-    def _judge(self, trainer: pl.Trainer, pl_module: pl.LightningModule, history: AttentionHistory) -> None:
-        self._publisher.scalars(trainer, history, after_step=self._published_step)
-        self._published_step = int(history.steps[-1])
-        self._published_observations = self._recorder.num_observations
-        self.diagnosis = diagnose(history, total_steps=self._total_steps, thresholds=self._thresholds)
-        self._publisher.risk(trainer, self.diagnosis)
-        new = self._actions.new_findings(self.diagnosis)
-        if new:
-            self._publisher.diagnosis(trainer, self.diagnosis)
-        for finding, action in new:
-            with self._never_fatal():
-                self._act(action, finding, trainer, pl_module)
-
-    def _act(self, action: Action, finding: Finding, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if callable(action):
-            action(finding, trainer, pl_module)
-        elif action != "ignore":
-            self._wants_to_stop |= action == "stop"
-            _warn(f"{finding.kind.value} since step {finding.step}: {finding.message}")
-
-    def _report_coverage(self, trainer: pl.Trainer) -> None:
-        """Once, after the first batch: what of the model is not observed, and why."""
-        if self._has_reported_coverage or not trainer.is_global_zero:
-            return
-        self._has_reported_coverage = True
-        missing = {site: reason for site, reason in self.coverage().items() if reason != OBSERVED}
-        if missing:
-            listed = "; ".join(f"{site}: {reason}" for site, reason in list(missing.items())[:3])
-            more = f"; and {len(missing) - 3} more, see coverage()" if len(missing) > 3 else ""
-            _warn(f"{len(missing)} of {len(self.coverage())} attention sites are not observed. {listed}{more}")
-
-    @contextlib.contextmanager
-    def _never_fatal(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if not self._has_failed:
-                self._has_failed = True
-                _warn(f"the monitor failed, training goes on: {type(error).__name__}: {error}")
-
-    def _existing_recorder(self, name: str) -> AttentionRecorder:
-        if self._recorder is None:
-            raise ConfigurationError(f"`{name}`: nothing was observed yet; call trainer.fit with this callback first.")
-        return self._recorder
-
-    def _detach(self) -> None:
-        self._batch.close()
-        if self._recorder is not None:
-            self._recorder.close()
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)

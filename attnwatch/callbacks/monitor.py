@@ -1,0 +1,250 @@
+"""The monitor as a callback, without the hooks that call it: a thin layer over the recorder and the diagnosis."""
+
+import contextlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from attnwatch.arguments import require_int
+from attnwatch.callbacks.publisher import Publisher
+from attnwatch.callbacks.run import TrainerRun
+from attnwatch.capture import OBSERVED
+from attnwatch.dashboard import RUN_TAGS, run_scalars
+from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
+from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
+
+_SHARE_OF_TIME_TO_DRAW = 0.005
+
+
+class Monitor:
+    """Records attention entropy and uniformity of every layer and head while a model trains, and judges the run.
+
+    ```python
+    trainer = Trainer(callbacks=[AttentionMonitor()])
+    ```
+
+    Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
+    the findings in words, Weights & Biases and MLflow the pictures. Numbers of the whole model
+    (`attention/normalized_entropy`, `attention/risk`, …) are among the trainer's own metrics: in Lightning's
+    `trainer.callback_metrics`, for `EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6)` and
+    `ModelCheckpoint`, nan where nothing was observed; in the `trainer.state.log_history` of transformers. The history
+    travels in the checkpoint.
+
+    Args:
+        every_n_steps: observe the first step at or after each multiple of it.
+        num_query_rows: how many query rows are looked at; None means all. See `attention_statistics`.
+        sites: glob patterns of the sites to watch; None means all.
+        on_finding: what to do when something is found, once each time it comes up: `"warn"`, `"stop"` (warn and
+            stop the training), `"ignore"` (it stays on the dashboard), a function of (finding, trainer, model), where
+            Lightning's model is the LightningModule, or a mapping from kinds to one of these; kinds that are not in
+            it warn. A run that is resumed goes on past the finding that stopped it.
+        thresholds: of the diagnosis; None means the defaults.
+        max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
+        figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than
+            half a percent of the time, and at the end; None means at the end only.
+        flush_every: observed steps per transfer from the device; None means as many as cover 50 steps, at least 5.
+            Dashboards and findings come as often.
+        max_history: how many observations are kept; see `AttentionRecorder`.
+        seed: of the random query rows.
+
+    Attributes:
+        history: what was observed so far.
+        diagnosis: the latest verdict; None before the first.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+        NoAttentionError: when training starts, if the model has no attention, or none that can be read.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int = 10,
+        num_query_rows: int | None = 32,
+        sites: Sequence[str] | None = None,
+        on_finding: Action | Mapping[str, Action] = "warn",
+        thresholds: Thresholds | None = None,
+        max_layer_curves: int = 12,
+        figures_every_n_steps: int | None = 500,
+        flush_every: int | None = None,
+        max_history: int = 512,
+        seed: int = 0,
+    ):
+        if thresholds is not None and not isinstance(thresholds, Thresholds):
+            raise ConfigurationError(f"`thresholds` must be Thresholds or None, got {thresholds!r}.")
+        require_int("max_layer_curves", max_layer_curves, minimum=0)
+        require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
+        self._options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
+        self._actions = FindingActions(on_finding)
+        self._thresholds = thresholds
+        self._figures_every_n_steps = figures_every_n_steps
+        self._max_layer_curves = max_layer_curves
+        self._recorder: AttentionRecorder | None = None
+        self._batch = contextlib.ExitStack()
+        self._batch_step = 0
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self.diagnosis: Diagnosis | None = None
+        self._has_failed = False
+        self._has_reported_coverage = False
+        self._wants_to_stop = False
+        self._published_step = -1
+        self._published_observations = 0
+        self._drawn_step = 0
+        self._next_figures_time = 0.0
+        self._publisher = Publisher(self._max_layer_curves)
+        self._actions.load_state_dict([])
+
+    @property
+    def history(self) -> AttentionHistory:
+        return self._existing_recorder("history").history()
+
+    def coverage(self) -> dict[str, str]:
+        """For every attention site of the model `"observed"` or the reason why it is not."""
+        return self._existing_recorder("coverage").coverage()
+
+    # What a trainer's hooks call, in the order in which they come.
+
+    def _start(self, model: nn.Module) -> None:
+        self._detach()
+        self._start_anew()
+        self._recorder = AttentionRecorder(model, **vars(self._options))
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        try:
+            self._recorder.load_state_dict(state["recorder"])
+        except ConfigurationError as error:
+            _warn(f"the checkpoint's history is not continued, a new one begins: {error}")
+            return
+        self._published_step = state["published_step"]
+        self._published_observations = self._recorder.num_observations
+        self._drawn_step = state["drawn_step"]
+        self._actions.load_state_dict(state["findings"])
+
+    def _begin_batch(self, run: TrainerRun) -> None:
+        self._batch_step = run.global_step
+        self._batch.enter_context(self._recorder.step(run.global_step))
+
+    def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
+        """After a batch, or a micro-batch of a step.
+
+        Args:
+            loss: of the batch, its mean.
+            is_last: whoever monitors a metric will look at it now.
+        """
+        self._batch.close()
+        is_observing = self._recorder.is_observing
+        with self._never_fatal():
+            if is_observing:
+                self._report_coverage(run)
+            if loss is not None:
+                self._recorder.record_loss(loss)
+            # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at.
+            is_complete = run.global_step != self._batch_step
+            if is_complete and (self.diagnosis is None or is_last):
+                self._recorder.flush(finish_step=True)
+            is_new = self._recorder.num_observations > self._published_observations
+            is_restored = self.diagnosis is None and self._recorder.num_observations > 0
+            if is_new or is_restored:
+                self._publish(run)
+        # Observed steps are the same on all processes, so they all take part in the decision, whatever each has seen.
+        if is_observing and self._actions.may_stop and run.is_true_anywhere(self._wants_to_stop):
+            run.stop()
+
+    def _end(self, run: TrainerRun) -> None:
+        with self._never_fatal():
+            self._recorder.flush(finish_step=True)
+            history = self._recorder.history(flushed_only=True)
+            if self._recorder.num_observations > self._published_observations:
+                self._judge(run, history)
+            if self.diagnosis is not None:
+                self._publisher.figures(run.sinks, history)
+                self._publisher.diagnosis(run.sinks, self.diagnosis)
+
+    def _state(self) -> dict[str, Any]:
+        if self._recorder is None:
+            return {}
+        return {
+            "recorder": self._recorder.state_dict(),
+            "published_step": self._published_step,
+            "drawn_step": self._drawn_step,
+            "findings": self._actions.state_dict(),
+        }
+
+    def _detach(self) -> None:
+        self._batch.close()
+        if self._recorder is not None:
+            self._recorder.close()
+
+    # What these share.
+
+    def _publish(self, run: TrainerRun) -> None:
+        history = self._recorder.history(flushed_only=True)
+        self._judge(run, history)
+        numbers = dict.fromkeys(RUN_TAGS, float("nan")) | run_scalars(history, -1)
+        run.log(numbers | {"attention/risk": self.diagnosis.risk}, self.diagnosis.step)
+        every = self._figures_every_n_steps
+        if every is not None and self.diagnosis.step >= self._drawn_step + every:
+            self._draw(run, history)
+
+    def _draw(self, run: TrainerRun, history: AttentionHistory) -> None:
+        begin = time.monotonic()
+        if begin < self._next_figures_time:
+            return
+        self._publisher.figures(run.sinks, history)
+        self._drawn_step = int(history.steps[-1])
+        self._next_figures_time = begin + (time.monotonic() - begin) / _SHARE_OF_TIME_TO_DRAW
+
+    def _judge(self, run: TrainerRun, history: AttentionHistory) -> None:
+        self._publisher.scalars(run.sinks, history, after_step=self._published_step)
+        self._published_step = int(history.steps[-1])
+        self._published_observations = self._recorder.num_observations
+        self.diagnosis = diagnose(history, total_steps=run.total_steps, thresholds=self._thresholds)
+        self._publisher.risk(run.sinks, self.diagnosis)
+        new = self._actions.new_findings(self.diagnosis)
+        if new:
+            self._publisher.diagnosis(run.sinks, self.diagnosis)
+        for finding, action in new:
+            with self._never_fatal():
+                self._act(action, finding, run)
+
+    def _act(self, action: Action, finding: Finding, run: TrainerRun) -> None:
+        if callable(action):
+            action(finding, *run.arguments)
+        elif action != "ignore":
+            self._wants_to_stop |= action == "stop"
+            _warn(f"{finding.kind.value} since step {finding.step}: {finding.message}")
+
+    def _report_coverage(self, run: TrainerRun) -> None:
+        """Once, after the first batch: what of the model is not observed, and why."""
+        if self._has_reported_coverage or not run.is_main_process:
+            return
+        self._has_reported_coverage = True
+        missing = {site: reason for site, reason in self.coverage().items() if reason != OBSERVED}
+        if missing:
+            listed = "; ".join(f"{site}: {reason}" for site, reason in list(missing.items())[:3])
+            more = f"; and {len(missing) - 3} more, see coverage()" if len(missing) > 3 else ""
+            _warn(f"{len(missing)} of {len(self.coverage())} attention sites are not observed. {listed}{more}")
+
+    @contextlib.contextmanager
+    def _never_fatal(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not self._has_failed:
+                self._has_failed = True
+                _warn(f"the monitor failed, training goes on: {type(error).__name__}: {error}")
+
+    def _existing_recorder(self, name: str) -> AttentionRecorder:
+        if self._recorder is None:
+            raise ConfigurationError(f"`{name}`: nothing was observed yet; train with this callback first.")
+        return self._recorder
+
+
+def _warn(message: str) -> None:
+    warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)

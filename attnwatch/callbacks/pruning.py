@@ -1,0 +1,212 @@
+"""Head pruning as a callback, without the hooks that call it: a thin layer over the pruner."""
+
+import warnings
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from attnwatch.callbacks.monitor import Monitor
+from attnwatch.callbacks.publisher import Publisher
+from attnwatch.callbacks.run import StepClock, TrainerRun
+from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.pruning.cut import Cut
+from attnwatch.pruning.guard import Guard
+from attnwatch.pruning.importance import Criterion, HeadImportance, needs_history
+from attnwatch.pruning.options import PruningOptions
+from attnwatch.pruning.plan import PruningPlan
+from attnwatch.pruning.pruner import HeadPruner, Patient
+from attnwatch.pruning.schedule import PruningSchedule
+from attnwatch.recorder import AttentionHistory
+
+
+class Pruning:
+    """Removes the attention heads that matter least while a model trains, so that its steps get faster.
+
+    ```python
+    trainer = Trainer(callbacks=[HeadPruning(target=0.5)])
+    ```
+
+    Weights, biases and optimizer state are cut. A guard takes a cut back that does lasting harm. Logged are
+    `pruning/heads` (share that is left) and `pruning/step_seconds`; `cuts` has the rest. A run is resumed from its
+    checkpoint with a freshly built, unpruned model; for Lightning's `load_from_checkpoint` see
+    `attnwatch.accept_pruned_state`.
+
+    Args:
+        target: fraction of the heads that goes in all, between 0 and 1.
+        criterion: importance of heads: `"gate"`, `"entropy"`, `"confidence"`, `"weight"`, `"random"`, or a function;
+            see `attnwatch.HeadImportance`. "entropy" and "confidence" read an `AttentionMonitor` in the same trainer.
+        start, end: of the first and the last cut; optimizer steps where they are integers, else fractions of the run.
+        num_cuts: how many cuts, evenly spaced, of equally many heads.
+        ranking: `"global"`, `"layer"` or `"equal"`; see `attnwatch.choose_heads`.
+        grouping: with grouped-query attention, whole groups or some heads of each; see `attnwatch.choose_heads`.
+        min_heads: that stay in every layer; 0 allows layers without attention.
+        guard: when a cut is taken back; None: never.
+        seed: of the criterion "random".
+
+    Attributes:
+        cuts: those that were made, each with `step`, `plan`, `seconds_before`, `seconds_after`, `seconds_lost` and
+            `taken_back`; printed, it is a sentence.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or when training starts, if the model has no heads that can be
+            removed, or its parameters are sharded.
+    """
+
+    def __init__(
+        self,
+        target: float = 0.5,
+        *,
+        criterion: Criterion = "gate",
+        start: float | int = 0.1,
+        end: float | int = 0.4,
+        num_cuts: int = 4,
+        ranking: str = "global",
+        grouping: str = "auto",
+        min_heads: int = 1,
+        guard: Guard | None = Guard(),  # noqa: B008
+        seed: int = 0,
+    ):
+        self._options = PruningOptions(
+            target, criterion, start, end, num_cuts, ranking, grouping, min_heads, guard, seed
+        )
+        self._pruner: HeadPruner | None = None
+        self._importance: HeadImportance | None = None
+        self._clock = StepClock()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        self._publisher = Publisher()
+        self._warned: set[str] = set()
+        self._has_seen_metric = False
+
+    @property
+    def cuts(self) -> list[Cut]:
+        return [] if self._pruner is None else self._pruner.cuts
+
+    # What a trainer's hooks call, in the order in which they come.
+
+    def _start(
+        self,
+        run: TrainerRun,
+        model: nn.Module,
+        *,
+        patients: Callable[[], list[Patient]],
+        callbacks: Iterable[object],
+        agree: Callable[[Any], Any],
+        after_change: Callable[[], None],
+        is_trial: bool = False,
+    ) -> None:
+        """Before the first step.
+
+        Args:
+            patients, agree, after_change: see `HeadPruner`.
+            callbacks: of the trainer.
+            is_trial: the run is too short for more than to see that it works.
+        """
+        self._close()
+        self._start_anew()
+        self._model = model
+        history = _history_of(callbacks, self._options.criterion) if needs_history(self._options.criterion) else None
+        self._importance = HeadImportance(
+            model, criterion=self._options.criterion, history=history, seed=self._options.seed
+        )
+        schedule = PruningSchedule((1,), (self._options.target,)) if is_trial else self._schedule(run)
+        self._pruner = HeadPruner(
+            patients, self._importance, self._options, schedule, agree=agree, after_change=after_change
+        )
+
+    def _before_optimizer_step(self, optimizer: Optimizer | None = None) -> None:
+        """Gradients are complete.
+
+        Args:
+            optimizer: see `HeadImportance.update`.
+        """
+        self._importance.update(optimizer)
+
+    def _after_batch(self, run: TrainerRun, loss: Tensor | None) -> None:
+        """After a batch, or a micro-batch of a step, with its training loss."""
+        seconds = self._clock.batch_ends(run.global_step)
+        if seconds is None:
+            return
+        self._record_step(loss)
+        for cut in self._pruner.after_step(run.global_step, seconds):
+            self._report(cut, run)
+        numbers = {"pruning/heads": self._pruner.heads_left, "pruning/step_seconds": seconds}
+        run.log(numbers, run.global_step, to_sinks=True)
+
+    def _end(self, run: TrainerRun) -> None:
+        run.tell(self._pruner.summary())
+
+    def _state(self) -> dict[str, Any]:
+        return {} if self._pruner is None else self._pruner.state_dict()
+
+    def _close(self) -> None:
+        if self._importance is not None:
+            self._importance.close()
+
+    # What these share.
+
+    @property
+    def _metric(self) -> str | None:
+        """That the guard looks at, if it is a logged one."""
+        return self._options.guard and self._options.guard.metric
+
+    def _record_metric(self, value: Tensor | float) -> None:
+        """A new value of it."""
+        self._has_seen_metric = True
+        self._pruner.record(value)
+
+    def _record_step(self, loss: Tensor | None) -> None:
+        """After a complete step: the loss, if the guard looks at it."""
+        if self._options.guard is None or self._metric is not None:
+            return
+        if loss is not None:
+            self._pruner.record(loss)
+        else:
+            self._warn_once(
+                "`guard`: training_step returns no loss, so that cuts are not judged; return it, or give a "
+                "Guard(metric=...) that is logged."
+            )
+
+    def _schedule(self, run: TrainerRun) -> PruningSchedule:
+        options = self._options
+        if run.total_steps is None and not (isinstance(options.start, int) and isinstance(options.end, int)):
+            raise ConfigurationError(
+                "the length of the run is not known: give `start` and `end` as numbers of steps, or max_steps to the "
+                "trainer."
+            )
+        return PruningSchedule.spread(
+            options.target,
+            start=options.start,
+            end=options.end,
+            num_cuts=options.num_cuts,
+            total_steps=float("inf") if run.total_steps is None else run.total_steps,
+        )
+
+    def _report(self, cut: Cut, run: TrainerRun) -> None:
+        if self._metric is not None and not self._has_seen_metric:
+            self._warn_once(
+                f"`guard`: the metric {self._metric!r} was not logged before the first cut, so that there is nothing "
+                f"to compare with; logged were: {', '.join(sorted(run.metrics)) or 'none'}."
+            )
+        if cut.taken_back:
+            warnings.warn(f"attnwatch: {cut}. No further cut is made.", AttnwatchWarning, stacklevel=2)
+        else:
+            run.tell(str(cut))
+        gone = PruningPlan.of(self._model)
+        text = f"{cut}\n\nRemoved so far:\n\n```\n{gone}\n```"
+        self._publisher.text(run.sinks, "pruning/cuts", text, run.global_step)
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)
+
+
+def _history_of(callbacks: Iterable[object], criterion: Criterion) -> Callable[[], AttentionHistory]:
+    monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
+    if not monitors:
+        raise ConfigurationError(f"`criterion` {criterion!r} needs an AttentionMonitor among the trainer's callbacks.")
+    return lambda: monitors[0].history

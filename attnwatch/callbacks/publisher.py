@@ -1,0 +1,65 @@
+"""From a history to wherever a trainer logs."""
+
+import warnings
+from collections.abc import Callable, Sequence
+
+from attnwatch.dashboard import run_scalars, site_scalars
+from attnwatch.dashboard.sinks import Sink
+from attnwatch.dashboard.words import diagnosis_markdown
+from attnwatch.diagnosis import Diagnosis
+from attnwatch.errors import AttnwatchWarning
+from attnwatch.recorder import AttentionHistory
+
+
+class Publisher:
+    """Writes to every logger of a trainer what it can show.
+
+    What a logger fails to take it is not given again; one warning says so, and training goes on.
+
+    Args:
+        max_layer_curves: see `site_scalars`.
+    """
+
+    def __init__(self, max_layer_curves: int = 0):
+        self._max_layer_curves = max_layer_curves
+        self._broken: set[tuple[int, str]] = set()
+
+    def scalars(self, sinks: Sequence[Sink], history: AttentionHistory, *, after_step: int) -> None:
+        """The observations after the step `after_step`, each under its own step."""
+        for index, step in enumerate(history.steps):
+            if step > after_step:
+                numbers = run_scalars(history, index)
+                numbers |= site_scalars(history, index, max_sites=self._max_layer_curves)
+                self._all(sinks, "scalars", lambda sink: sink.scalars(numbers, int(step)))  # noqa: B023
+
+    def risk(self, sinks: Sequence[Sink], diagnosis: Diagnosis) -> None:
+        """The latest risk, under the step it was judged at."""
+        self._all(sinks, "scalars", lambda sink: sink.scalars({"attention/risk": diagnosis.risk}, diagnosis.step))
+
+    def figures(self, sinks: Sequence[Sink], history: AttentionHistory) -> None:
+        """The heatmaps of the latest observation and the layers over time."""
+        self._all(sinks, "pictures", lambda sink: sink.figures(history))
+
+    def diagnosis(self, sinks: Sequence[Sink], diagnosis: Diagnosis) -> None:
+        """The verdict."""
+        markdown = diagnosis_markdown(diagnosis)
+        self._all(sinks, "findings", lambda sink: sink.text("attention/diagnosis", markdown, diagnosis.step))
+
+    def text(self, sinks: Sequence[Sink], tag: str, markdown: str, step: int) -> None:
+        self._all(sinks, tag, lambda sink: sink.text(tag, markdown, step))
+
+    def _all(self, sinks: Sequence[Sink], what: str, write: Callable[[Sink], None]) -> None:
+        for sink in sinks:
+            if (sink.key, what) in self._broken:
+                continue
+            try:
+                write(sink)
+            except Exception as error:
+                self._broken.add((sink.key, what))
+                cause = f" (because of {error.__cause__!r})" if error.__cause__ else ""
+                warnings.warn(
+                    f"attnwatch gives {sink.name} no more {what}, training goes on: "
+                    f"{type(error).__name__}: {error}{cause}",
+                    AttnwatchWarning,
+                    stacklevel=2,
+                )

@@ -1,0 +1,63 @@
+"""What a callback must know of a training, whichever trainer runs it."""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
+
+from attnwatch.dashboard.sinks import Sink
+
+
+class TrainerRun(Protocol):
+    """One training as its trainer sees it now.
+
+    Attributes:
+        global_step: optimizer steps that are complete.
+        total_steps: how far `global_step` will count; None where nobody knows.
+        is_main_process: whether this process is the one that says things.
+        metrics: names of the numbers that were logged.
+        sinks: where numbers, pictures and words go.
+        arguments: what a user's function is called with, after its own first argument.
+    """
+
+    global_step: int
+    total_steps: int | None
+    is_main_process: bool
+    metrics: Collection[str]
+    sinks: Sequence[Sink]
+    arguments: tuple[Any, ...]
+
+    def log(self, numbers: Mapping[str, float], step: int, *, to_sinks: bool = False) -> None:
+        """Give the trainer metrics that others can monitor, seen at `step`; and to its loggers too."""
+
+    def tell(self, message: str) -> None:
+        """Say something to the user, once for all processes."""
+
+    def is_true_anywhere(self, decision: bool) -> bool:
+        """Whether it is true in some process; all of them must ask."""
+
+    def stop(self) -> None:
+        """End the training after this step."""
+
+
+class StepClock:
+    """Tells complete optimizer steps from micro-batches, and how long they took."""
+
+    def __init__(self):
+        self._step = 0
+        self._began: float | None = None
+
+    def start(self, step: int) -> None:
+        """When training starts, after this step: before, a resumed run does not know it."""
+        self._step = step
+        self._began = None
+
+    def batch_starts(self) -> None:
+        if self._began is None:
+            self._began = time.perf_counter()
+
+    def batch_ends(self, step: int) -> float | None:
+        """Seconds that the step took, all its micro-batches; None where it is not complete."""
+        if step == self._step:
+            return None
+        seconds, self._began, self._step = time.perf_counter() - self._began, None, step
+        return seconds

@@ -1,0 +1,66 @@
+"""A Lightning training as the callbacks see it."""
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from attnwatch.dashboard.sinks import Sink
+from attnwatch.lightning.loggers import sinks_of
+
+
+class LightningRun:
+    """See `TrainerRun`."""
+
+    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule):
+        self.arguments = (trainer, pl_module)
+        self._trainer, self._module = trainer, pl_module
+
+    @property
+    def global_step(self) -> int:
+        return self._trainer.global_step
+
+    @cached_property
+    def total_steps(self) -> int | None:
+        trainer, total = self._trainer, self._trainer.estimated_stepping_batches
+        if total == math.inf or total <= 0:
+            return None
+        if self._module.automatic_optimization or trainer.max_steps != -1:
+            return int(total)
+        return int(total) * len(trainer.optimizers)  # Lightning counts batches then; a step is that of any optimizer
+
+    @property
+    def is_main_process(self) -> bool:
+        return self._trainer.is_global_zero
+
+    @property
+    def sinks(self) -> Sequence[Sink]:
+        return sinks_of(self._trainer)
+
+    def log(self, numbers: Mapping[str, float], step: int, *, to_sinks: bool = False) -> None:
+        # What goes to loggers at its own step does not go there again.
+        self._module.log_dict(dict(numbers), on_step=True, on_epoch=False, logger=to_sinks)
+
+    @property
+    def metrics(self) -> Collection[str]:
+        return self._trainer.callback_metrics
+
+    def tell(self, message: str) -> None:
+        rank_zero_info(f"attnwatch: {message}")
+
+    def is_true_anywhere(self, decision: bool) -> bool:
+        return self._trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+    def stop(self) -> None:
+        self._trainer.should_stop = True
+
+    def loss_of(self, outputs: Any) -> Tensor | None:
+        """Of what `training_step` returned; None where it returned none."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        # Lightning has divided it by the number of accumulated batches.
+        return None if loss is None else torch.as_tensor(loss).detach() * self._trainer.accumulate_grad_batches
