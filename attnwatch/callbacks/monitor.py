@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
+from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.capture import OBSERVED
@@ -20,7 +21,7 @@ from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOpt
 _SHARE_OF_TIME_TO_DRAW = 0.005
 
 
-class Monitor:
+class Monitor(TrainingPart):
     """Records attention entropy and uniformity of every layer and head while a model trains, and judges the run.
 
     ```python
@@ -108,14 +109,16 @@ class Monitor:
         """For every attention site of the model `"observed"` or the reason why it is not."""
         return self._existing_recorder("coverage").coverage()
 
-    # What a trainer's hooks call, in the order in which they come.
+    # What happens in a training.
 
-    def _start(self, model: nn.Module) -> None:
+    def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
         self._start_anew()
         self._recorder = AttentionRecorder(model, **vars(self._options))
 
-    def _restore(self, state: Mapping[str, Any]) -> None:
+    def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
+        if not state:
+            return
         try:
             self._recorder.load_state_dict(state["recorder"])
         except ConfigurationError as error:
@@ -131,12 +134,6 @@ class Monitor:
         self._batch.enter_context(self._recorder.step(run.global_step))
 
     def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
-        """After a batch, or a micro-batch of a step.
-
-        Args:
-            loss: of the batch, its mean.
-            is_last: whoever monitors a metric will look at it now.
-        """
         self._batch.close()
         is_observing = self._recorder.is_observing
         with self._never_fatal():
@@ -205,7 +202,7 @@ class Monitor:
         self._published_step = int(history.steps[-1])
         self._published_observations = self._recorder.num_observations
         self.diagnosis = diagnose(history, total_steps=run.total_steps, thresholds=self._thresholds)
-        self._publisher.risk(run.sinks, self.diagnosis)
+        self._publisher.numbers(run.sinks, {"attention/risk": self.diagnosis.risk}, self.diagnosis.step)
         new = self._actions.new_findings(self.diagnosis)
         if new:
             self._publisher.diagnosis(run.sinks, self.diagnosis)

@@ -1,13 +1,14 @@
 """Head pruning as a callback, without the hooks that call it: a thin layer over the pruner."""
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.callbacks.monitor import Monitor
+from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import StepClock, TrainerRun
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
@@ -16,12 +17,12 @@ from attnwatch.pruning.guard import Guard
 from attnwatch.pruning.importance import Criterion, HeadImportance, needs_history
 from attnwatch.pruning.options import PruningOptions
 from attnwatch.pruning.plan import PruningPlan
-from attnwatch.pruning.pruner import HeadPruner, Patient
+from attnwatch.pruning.pruner import HeadPruner
 from attnwatch.pruning.schedule import PruningSchedule
 from attnwatch.recorder import AttentionHistory
 
 
-class Pruning:
+class Pruning(TrainingPart):
     """Removes the attention heads that matter least while a model trains, so that its steps get faster.
 
     ```python
@@ -74,59 +75,42 @@ class Pruning:
         self._pruner: HeadPruner | None = None
         self._importance: HeadImportance | None = None
         self._clock = StepClock()
-        self._start_anew()
-
-    def _start_anew(self) -> None:
-        self._publisher = Publisher()
-        self._warned: set[str] = set()
-        self._has_seen_metric = False
 
     @property
     def cuts(self) -> list[Cut]:
         return [] if self._pruner is None else self._pruner.cuts
 
-    # What a trainer's hooks call, in the order in which they come.
+    # What happens in a training.
 
-    def _start(
-        self,
-        run: TrainerRun,
-        model: nn.Module,
-        *,
-        patients: Callable[[], list[Patient]],
-        callbacks: Iterable[object],
-        agree: Callable[[Any], Any],
-        after_change: Callable[[], None],
-        is_trial: bool = False,
-    ) -> None:
-        """Before the first step.
-
-        Args:
-            patients, agree, after_change: see `HeadPruner`.
-            callbacks: of the trainer.
-            is_trial: the run is too short for more than to see that it works.
-        """
-        self._close()
-        self._start_anew()
+    def _start(self, run: TrainerRun, model: nn.Module) -> None:
+        self._detach()
+        self._publisher, self._warned, self._has_seen_metric = Publisher(), set(), False
         self._model = model
-        history = _history_of(callbacks, self._options.criterion) if needs_history(self._options.criterion) else None
+        history = _history_of(run.callbacks, self._options.criterion)
         self._importance = HeadImportance(
             model, criterion=self._options.criterion, history=history, seed=self._options.seed
         )
-        schedule = PruningSchedule((1,), (self._options.target,)) if is_trial else self._schedule(run)
         self._pruner = HeadPruner(
-            patients, self._importance, self._options, schedule, agree=agree, after_change=after_change
+            run.patients,
+            self._importance,
+            self._options,
+            PruningSchedule((1,), (self._options.target,)) if run.is_trial else self._schedule(run),
+            agree=run.agree,
+            after_change=run.parameters_were_replaced,
         )
 
-    def _before_optimizer_step(self, optimizer: Optimizer | None = None) -> None:
-        """Gradients are complete.
+    def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
+        if state:
+            self._pruner.load_state_dict(state)
+        self._clock.start(run.global_step)
 
-        Args:
-            optimizer: see `HeadImportance.update`.
-        """
+    def _begin_batch(self, run: TrainerRun) -> None:
+        self._clock.batch_starts()
+
+    def _before_optimizer_step(self, optimizer: Optimizer | None) -> None:
         self._importance.update(optimizer)
 
-    def _after_batch(self, run: TrainerRun, loss: Tensor | None) -> None:
-        """After a batch, or a micro-batch of a step, with its training loss."""
+    def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
         seconds = self._clock.batch_ends(run.global_step)
         if seconds is None:
             return
@@ -142,7 +126,7 @@ class Pruning:
     def _state(self) -> dict[str, Any]:
         return {} if self._pruner is None else self._pruner.state_dict()
 
-    def _close(self) -> None:
+    def _detach(self) -> None:
         if self._importance is not None:
             self._importance.close()
 
@@ -205,7 +189,10 @@ class Pruning:
             warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)
 
 
-def _history_of(callbacks: Iterable[object], criterion: Criterion) -> Callable[[], AttentionHistory]:
+def _history_of(callbacks: Iterable[object], criterion: Criterion) -> Callable[[], AttentionHistory] | None:
+    """That of the trainer's monitor, where the criterion reads one."""
+    if not needs_history(criterion):
+        return None
     monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
     if not monitors:
         raise ConfigurationError(f"`criterion` {criterion!r} needs an AttentionMonitor among the trainer's callbacks.")

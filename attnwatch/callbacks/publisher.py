@@ -1,7 +1,7 @@
 """From a history to wherever a trainer logs."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from attnwatch.dashboard import run_scalars, site_scalars
 from attnwatch.dashboard.sinks import Sink
@@ -30,11 +30,10 @@ class Publisher:
             if step > after_step:
                 numbers = run_scalars(history, index)
                 numbers |= site_scalars(history, index, max_sites=self._max_layer_curves)
-                self._all(sinks, "scalars", lambda sink: sink.scalars(numbers, int(step)))  # noqa: B023
+                self.numbers(sinks, numbers, int(step))
 
-    def risk(self, sinks: Sequence[Sink], diagnosis: Diagnosis) -> None:
-        """The latest risk, under the step it was judged at."""
-        self._all(sinks, "scalars", lambda sink: sink.scalars({"attention/risk": diagnosis.risk}, diagnosis.step))
+    def numbers(self, sinks: Sequence[Sink], numbers: Mapping[str, float], step: int) -> None:
+        self._all(sinks, "scalars", lambda sink: sink.scalars(numbers, step))
 
     def figures(self, sinks: Sequence[Sink], history: AttentionHistory) -> None:
         """The heatmaps of the latest observation and the layers over time."""

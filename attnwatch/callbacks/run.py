@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from attnwatch.dashboard.sinks import Sink
+from attnwatch.pruning.pruner import Patient
 
 
 class TrainerRun(Protocol):
@@ -13,17 +14,21 @@ class TrainerRun(Protocol):
     Attributes:
         global_step: optimizer steps that are complete.
         total_steps: how far `global_step` will count; None where nobody knows.
+        is_trial: whether it is too short for more than to see that it works.
         is_main_process: whether this process is the one that says things.
         metrics: names of the numbers that were logged.
         sinks: where numbers, pictures and words go.
+        callbacks: of the trainer.
         arguments: what a user's function is called with, after its own first argument.
     """
 
     global_step: int
     total_steps: int | None
+    is_trial: bool
     is_main_process: bool
     metrics: Collection[str]
     sinks: Sequence[Sink]
+    callbacks: Sequence[object]
     arguments: tuple[Any, ...]
 
     def log(self, numbers: Mapping[str, float], step: int, *, to_sinks: bool = False) -> None:
@@ -35,8 +40,17 @@ class TrainerRun(Protocol):
     def is_true_anywhere(self, decision: bool) -> bool:
         """Whether it is true in some process; all of them must ask."""
 
+    def agree(self, value: Any) -> Any:
+        """The main process's value; all of them must ask."""
+
     def stop(self) -> None:
         """End the training after this step."""
+
+    def patients(self) -> list[Patient]:
+        """The model and its copies, which are cut alike, each with its optimizers."""
+
+    def parameters_were_replaced(self) -> None:
+        """Tell whoever holds parameters of the model."""
 
 
 class StepClock:
@@ -47,7 +61,7 @@ class StepClock:
         self._began: float | None = None
 
     def start(self, step: int) -> None:
-        """When training starts, after this step: before, a resumed run does not know it."""
+        """When training starts, after this step."""
         self._step = step
         self._began = None
 

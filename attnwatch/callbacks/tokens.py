@@ -4,15 +4,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
+from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.run import StepClock, TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens import KeepSchedule, TokenDropper
 from attnwatch.tokens.criteria import Criterion
 
 
-class Dropping:
+class Dropping(TrainingPart):
     """Computes only some of the tokens in the middle layers while a model trains, so that its steps get faster.
 
     ```python
@@ -88,14 +89,15 @@ class Dropping:
                 text += f"; {ceiling:.2f} if cost were linear in tokens"
         return text
 
-    # What a trainer's hooks call, in the order in which they come.
+    def _attach_for_good(self, model: nn.Module) -> None:
+        """Outside of training, where tokens may be dropped at all times."""
+        if self._options["for_good"]:
+            self.dropper = TokenDropper(model, keep_ratio=self.schedule(1), **self._options)
+            self.dropper.attach()
 
-    def _attach(self, model: nn.Module) -> None:
-        """Outside of training, where tokens are dropped at all times."""
-        self.dropper = TokenDropper(model, keep_ratio=self.schedule(1), **self._options)
-        self.dropper.attach()
+    # What happens in a training.
 
-    def _start(self, run: TrainerRun, model: nn.Module, restored: Mapping[str, Any] | None) -> None:
+    def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
         self._seconds.clear()
         if run.total_steps is None and len(self.schedule.steps) > 1:
@@ -104,16 +106,18 @@ class Dropping:
                 "KeepSchedule.constant(keep_ratio, full_length_from=None)."
             )
         self.dropper = TokenDropper(model, keep_ratio=self.schedule(0), **self._options)
-        if restored:
-            self.dropper.load_state_dict(restored)
         self.dropper.attach()
+
+    def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
+        if state:
+            self.dropper.load_state_dict(state)
+        self._clock.start(run.global_step)
 
     def _begin_batch(self, run: TrainerRun) -> None:
         self.dropper.keep_ratio = self.schedule(run.global_step / (run.total_steps or float("inf")))
         self._clock.batch_starts()
 
-    def _end_batch(self, run: TrainerRun) -> None:
-        """After a batch, or a micro-batch of a step."""
+    def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
         seconds = self._clock.batch_ends(run.global_step)
         if seconds is None:
             return

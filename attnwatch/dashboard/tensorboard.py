@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from attnwatch.dashboard.sinks import ScalarSink, drawn
+from attnwatch.dashboard.sinks import drawn
 from attnwatch.dashboard.words import diagnosis_markdown
 from attnwatch.diagnosis import Diagnosis
 from attnwatch.recorder import AttentionHistory
@@ -23,16 +23,20 @@ def write_diagnosis(writer, diagnosis: Diagnosis) -> None:
     writer.add_text("attention/diagnosis", diagnosis_markdown(diagnosis), diagnosis.step)
 
 
-class TensorBoardSink(ScalarSink):
-    """Everything.
+class TensorBoardSink:
+    """Everything, under the tags that it is given.
 
     Args:
         writer: returns the `SummaryWriter`.
     """
 
-    def __init__(self, name: str, key: int, write: Callable[[Mapping[str, float], int], None], writer: Callable):
-        super().__init__(name, key, write)
+    def __init__(self, name: str, key: int, writer: Callable):
+        self.name, self.key = name, key
         self._writer = writer
+
+    def scalars(self, numbers: Mapping[str, float], step: int) -> None:
+        for tag, number in numbers.items():
+            self._writer().add_scalar(tag, number, step)
 
     def figures(self, history: AttentionHistory) -> None:
         write_figures(self._writer(), history)

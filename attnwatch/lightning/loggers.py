@@ -18,11 +18,11 @@ def _sink(logger: Logger) -> Sink:
     def write(numbers: Mapping[str, float], step: int) -> None:
         logger.log_metrics(dict(numbers), step)
 
-    named = (type(logger).__name__, id(logger), write)
+    name, key = type(logger).__name__, id(logger)
     if isinstance(logger, TensorBoardLogger):
-        return TensorBoardSink(*named, lambda: logger.experiment)
+        return TensorBoardSink(name, key, lambda: logger.experiment)
     if isinstance(logger, WandbLogger):
-        return WandbSink(*named, lambda: logger.experiment)
+        return WandbSink(name, key, write, lambda: logger.experiment)
     if isinstance(logger, MLFlowLogger):
-        return MLflowSink(*named, lambda image, file: logger.experiment.log_image(logger.run_id, image, file))
-    return ScalarSink(*named)
+        return MLflowSink(name, key, write, lambda *image: logger.experiment.log_image(logger.run_id, *image))
+    return ScalarSink(name, key, write)

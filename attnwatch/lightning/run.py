@@ -7,11 +7,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from attnwatch.dashboard.sinks import Sink
 from attnwatch.lightning.loggers import sinks_of
+from attnwatch.pruning.pruner import Patient
 
 
 class LightningRun:
@@ -19,15 +22,16 @@ class LightningRun:
 
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule):
         self.arguments = (trainer, pl_module)
-        self._trainer, self._module = trainer, pl_module
+        self.trainer = trainer
+        self._module = pl_module
 
     @property
     def global_step(self) -> int:
-        return self._trainer.global_step
+        return self.trainer.global_step
 
     @cached_property
     def total_steps(self) -> int | None:
-        trainer, total = self._trainer, self._trainer.estimated_stepping_batches
+        trainer, total = self.trainer, self.trainer.estimated_stepping_batches
         if total == math.inf or total <= 0:
             return None
         if self._module.automatic_optimization or trainer.max_steps != -1:
@@ -35,12 +39,20 @@ class LightningRun:
         return int(total) * len(trainer.optimizers)  # Lightning counts batches then; a step is that of any optimizer
 
     @property
+    def is_trial(self) -> bool:
+        return bool(self.trainer.fast_dev_run)
+
+    @property
     def is_main_process(self) -> bool:
-        return self._trainer.is_global_zero
+        return self.trainer.is_global_zero
+
+    @property
+    def callbacks(self) -> Sequence[object]:
+        return self.trainer.callbacks
 
     @property
     def sinks(self) -> Sequence[Sink]:
-        return sinks_of(self._trainer)
+        return sinks_of(self.trainer)
 
     def log(self, numbers: Mapping[str, float], step: int, *, to_sinks: bool = False) -> None:
         # What goes to loggers at its own step does not go there again.
@@ -48,19 +60,36 @@ class LightningRun:
 
     @property
     def metrics(self) -> Collection[str]:
-        return self._trainer.callback_metrics
+        return self.trainer.callback_metrics
 
     def tell(self, message: str) -> None:
         rank_zero_info(f"attnwatch: {message}")
 
     def is_true_anywhere(self, decision: bool) -> bool:
-        return self._trainer.strategy.reduce_boolean_decision(decision, all=False)
+        return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+    def agree(self, value: Any) -> Any:
+        return self.trainer.strategy.broadcast(value)
 
     def stop(self) -> None:
-        self._trainer.should_stop = True
+        self.trainer.should_stop = True
+
+    def patients(self) -> list[Patient]:
+        """With the averaged model that Lightning's WeightAveraging or StochasticWeightAveraging keeps."""
+        averages = [getattr(callback, "_average_model", None) for callback in self.callbacks]
+        averages = [average.module if isinstance(average, AveragedModel) else average for average in averages]
+        copies = [(average, ()) for average in averages if average is not None]
+        return [(self._module, self.trainer.strategy.optimizers), *copies]
+
+    def parameters_were_replaced(self) -> None:
+        """Data parallelism reduces the gradients of the parameters that it was made with."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DDPStrategy):
+            strategy.model = strategy.lightning_module
+            strategy.configure_ddp()
 
     def loss_of(self, outputs: Any) -> Tensor | None:
         """Of what `training_step` returned; None where it returned none."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         # Lightning has divided it by the number of accumulated batches.
-        return None if loss is None else torch.as_tensor(loss).detach() * self._trainer.accumulate_grad_batches
+        return None if loss is None else torch.as_tensor(loss).detach() * self.trainer.accumulate_grad_batches

@@ -19,9 +19,9 @@ from attnwatch.pruning.plan import PruningPlan
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_PLAN_FILE = "pruning_plan.json"
+PLAN_FILE = "pruning_plan.json"
 # What else a saved model consists of; other files in a folder are somebody else's.
-_MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*", _PLAN_FILE)
+_MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*", PLAN_FILE)
 
 
 def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
@@ -50,7 +50,7 @@ def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
         if stock is None:
             # Weights as they are called and shaped here: what transformers converts, it splits by the config.
             model.save_pretrained(folder, save_original_format=False)
-            PruningPlan.of(model).save(folder / _PLAN_FILE)
+            PruningPlan.of(model).save(folder / PLAN_FILE)
         else:
             state = {name: value for name, value in model.state_dict().items() if not name.endswith(KEPT_HEADS)}
             with _config_of(model, stock):
@@ -77,10 +77,10 @@ def load_pruned(directory: str | Path, **options: Any) -> "PreTrainedModel":
     try:
         config = transformers.AutoConfig.from_pretrained(directory)
         model_class = getattr(transformers, config.architectures[0])
-        if not (directory / _PLAN_FILE).exists():
+        if not (directory / PLAN_FILE).exists():
             _refuse_without_plan(directory)
             return model_class.from_pretrained(directory, **options)
-        plan = PruningPlan.load(directory / _PLAN_FILE)
+        plan = PruningPlan.load(directory / PLAN_FILE)
         model, found = _pruned_class(model_class, plan).from_pretrained(
             directory, output_loading_info=True, ignore_mismatched_sizes=True, **options
         )

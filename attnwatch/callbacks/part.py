@@ -1,0 +1,60 @@
+"""What a callback does in a training, in the order in which it comes."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from attnwatch.callbacks.run import TrainerRun
+from attnwatch.errors import ConfigurationError
+
+
+class TrainingPart:
+    """Called by the hooks of a trainer."""
+
+    def _start(self, run: TrainerRun, model: nn.Module) -> None:
+        """Before training. Raises what stops it: errors of the user's configuration."""
+        raise NotImplementedError
+
+    def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
+        """The first batch comes next: `run.global_step` is known, and what a checkpoint has kept."""
+        raise NotImplementedError
+
+    def _begin_batch(self, run: TrainerRun) -> None:
+        """Before forward and backward of a batch, or of a micro-batch of a step."""
+        raise NotImplementedError
+
+    def _before_optimizer_step(self, optimizer: Optimizer | None) -> None:
+        """Gradients are complete, and not clipped.
+
+        Args:
+            optimizer: the one that steps, where there are several.
+        """
+
+    def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
+        """After a batch and, where a step is complete, the optimizer's step.
+
+        Args:
+            loss: of the batch, its mean.
+            is_last: metrics will be looked at now.
+        """
+        raise NotImplementedError
+
+    def _end(self, run: TrainerRun) -> None:
+        """Training is over."""
+        raise NotImplementedError
+
+    def _state(self) -> dict[str, Any]:
+        """For a checkpoint: tensors, numbers and strings. All processes ask."""
+        raise NotImplementedError
+
+    def _detach(self) -> None:
+        """Leave the model as it was. May be called twice, and before `_start`."""
+        raise NotImplementedError
+
+
+def refuse_two(callbacks: Iterable[object], kind: type) -> None:
+    """Raises a `ConfigurationError` where a trainer has two callbacks of a kind of which one must do."""
+    if sum(isinstance(callback, kind) for callback in callbacks) > 1:
+        raise ConfigurationError(f"`callbacks` has two {kind.__name__}: one of them must do.")
