@@ -19,11 +19,16 @@ def read_run(path: Path, *, loss_tag: str | None = None) -> AttentionHistory:
     Raises:
         ConfigurationError: it is neither, or has no attention in it.
     """
-    if path.is_dir():
-        return read_logged(path, loss_tag=loss_tag)
-    if not path.exists():
+    try:
+        if path.is_dir():
+            return read_logged(path, loss_tag=loss_tag)
+        if loss_tag is not None:
+            raise ConfigurationError(f"`loss_tag` is of a log directory; {str(path)!r} has the loss that was recorded.")
+        if path.is_file():
+            return AttentionHistory.load(path)
         raise ConfigurationError(f"`run`: there is no {str(path)!r}; give a saved history (.npz) or a log directory.")
-    return AttentionHistory.load(path)
+    except OSError as error:
+        raise ConfigurationError(f"`run`: {str(path)!r} can't be read: {error}.") from error
 
 
 def report(history: AttentionHistory, *, total_steps: int | None = None) -> tuple[str, Diagnosis]:
@@ -31,10 +36,27 @@ def report(history: AttentionHistory, *, total_steps: int | None = None) -> tupl
 
     Args:
         total_steps: see `diagnose`.
+
+    Raises:
+        ConfigurationError: the run has more steps already.
     """
     diagnosis = diagnose(history, total_steps=total_steps)
-    parts = [f"{history!r}", *_not_observed(history), str(diagnosis), _table(history)]
+    if total_steps is not None and len(history) and total_steps <= history.steps[-1]:
+        raise ConfigurationError(
+            f"`total_steps`: the run has {history.steps[-1] + 1} steps already, got {total_steps}; "
+            "give as many as it will have, or leave it out."
+        )
+    parts = [f"{history!r}\n{_loss(history)}", *_not_observed(history), str(diagnosis), _table(history)]
     return "\n\n".join(filter(None, parts)), diagnosis
+
+
+def _loss(history: AttentionHistory) -> str:
+    """How much of it is known: what is judged depends on it."""
+    known = np.isfinite(history.loss)
+    if not known.any():
+        return "no loss is known at these steps: attention alone is judged (record_loss, or a logged loss, adds it)"
+    first, last = history.loss[known][[0, -1]]
+    return f"loss at {known.sum()} of {len(history)} observations: {_number(first)} → {_number(last)}"
 
 
 def _not_observed(history: AttentionHistory) -> list[str]:
@@ -44,7 +66,7 @@ def _not_observed(history: AttentionHistory) -> list[str]:
 
 def _table(history: AttentionHistory) -> str:
     """First and latest number of the statistics that are shown per layer."""
-    if not len(history):
+    if not len(history) or not history.sites:
         return ""
     shown = [statistic for statistic in STATISTICS.values() if statistic.per_layer]
     labels = site_labels(history.sites)

@@ -13,3 +13,7 @@ def nan_max(values: np.ndarray) -> np.ndarray:
     missing = np.isnan(values)
     largest = np.where(missing, -np.inf, values).max(-1, initial=-np.inf)
     return np.where(missing.all(-1), np.nan, largest)
+
+
+def nan_min(values: np.ndarray) -> np.ndarray:
+    return -nan_max(-values)

@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -103,8 +104,10 @@ def test_evidence_is_ten_observations_over_a_hundred_steps():
     uniform = {"normalized_entropy": 0.999}
     assert kinds(course(observations=9, every=20, **uniform)) == []
     assert kinds(course(observations=10, every=20, **uniform)) == [FindingKind.UNIFORM_ATTENTION]
-    resumed = course(observations=10, every=10, normalized_entropy=0.001)
+    resumed = course(observations=10, every=9, normalized_entropy=0.001)
     assert kinds(dataclasses.replace(resumed, steps=resumed.steps + 5000)) == []
+    resumed = course(observations=10, every=10, normalized_entropy=0.001)
+    assert kinds(dataclasses.replace(resumed, steps=resumed.steps + 5000)) == [FindingKind.ENTROPY_COLLAPSE]
 
 
 @pytest.mark.parametrize(
@@ -296,11 +299,24 @@ def test_exploding_logits_are_unstable_wherever_they_are():
 
 @pytest.mark.parametrize(
     "max_logit",
-    [2000.0, -3000.0, falling(0.1, 900), pieces((5, 1), (1500, 39)), pieces((-2000, 3), (1500, 37))],
-    ids=["always large", "negative", "grown", "grown from the second observation on", "grown from far below"],
+    [2000.0, -3000.0, falling(0.1, 900), pieces((-2000, 3), (1500, 37))],
+    ids=["always large", "negative", "grown", "grown from far below"],
 )
 def test_large_logits_alone_are_no_explosion(max_logit):
     assert kinds(course(max_logit=max_logit)) == []
+
+
+def test_explosion_between_the_first_two_observations_is_found():
+    (finding,) = diagnose(course(max_logit=pieces((5, 1), (1500, 39)))).findings
+    assert finding.kind is FindingKind.EXPLODING_LOGITS
+    assert finding.step == 10
+    assert finding.evidence["max_logit_at_start"] == 5
+
+
+def test_attention_that_huge_logits_hold_still_is_not_frozen():
+    falls = np.linspace(4.0, 2.0, OBSERVATIONS)
+    assert kinds(course(loss=falls)) == [FindingKind.FROZEN_ATTENTION]
+    assert kinds(course(loss=falls, max_logit=2000.0)) == []
 
 
 @pytest.mark.parametrize(
@@ -313,7 +329,7 @@ def test_exploding_logits_are_as_severe_as_they_are_large(largest, severity):
     history["max_logit"][25, 0] = 2e4
     (finding,) = diagnose(history).findings
     assert finding.sites == ("layers.0.attn",)
-    assert finding.evidence == pytest.approx({"max_logit": largest, "max_logit_at_start": 12})
+    assert finding.evidence == pytest.approx({"max_logit": largest, "max_logit_at_start": 8})
     assert finding.severity == pytest.approx(severity)
 
 
@@ -552,9 +568,34 @@ def test_history_prints_short():
     assert repr(course()) == "AttentionHistory(40 observations, steps 0 to 390, 4 sites)"
 
 
-def test_loss_of_another_length_is_refused():
-    with pytest.raises(ConfigurationError, match="`loss` must have one value for each of the 40 observed steps"):
-        diagnose(course(), loss=[1.0, 2.0])
+@pytest.mark.parametrize(
+    ("loss", "got"),
+    [([1.0, 2.0], r"shape \(2,\)"), ("abc", "str"), ({"loss": 1.0}, "dict"), ([[1.0], [2.0, 3.0]], "list")],
+)
+def test_loss_of_another_length_is_refused(loss, got):
+    message = f"`loss` must have one number for each of the 40 observed steps, got {got}"
+    with pytest.raises(ConfigurationError, match=message):
+        diagnose(course(), loss=loss)
+
+
+def test_loss_may_be_a_tensor():
+    falls = torch.linspace(4.0, 2.0, OBSERVATIONS, requires_grad=True)
+    (finding,) = diagnose(course(), loss=falls.bfloat16()).findings
+    assert finding.kind is FindingKind.FROZEN_ATTENTION
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"thresholds": {"patience": 3}}, r"`thresholds` must be Thresholds\(...\) or None, got {'patience': 3}"),
+        ({"thresholds": Thresholds}, "`thresholds` must be Thresholds"),
+        ({"risk_model": "none"}, r"`risk_model` must be RiskModel\(...\) or None, got 'none'"),
+    ],
+    ids=str,
+)
+def test_what_is_no_threshold_is_refused(argument, message):
+    with pytest.raises(ConfigurationError, match=message):
+        attnwatch.diagnose(course(), **argument)
 
 
 @pytest.mark.parametrize(

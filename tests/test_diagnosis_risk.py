@@ -27,6 +27,11 @@ def noisy(observations=100, *, start=0.99, end=0.5, noise=0.01, seed=0, loss=(4.
     return dataclasses.replace(history, loss=losses)
 
 
+def dead(**options):
+    """Nothing moves, nothing is learned."""
+    return noisy(start=0.999, end=0.999, noise=1e-5, loss=(2, 2), max_logit=0.1, **options)
+
+
 def signals(history: AttentionHistory) -> dict[str, float]:
     return dict(zip(NAMES, signals_of(history), strict=True))
 
@@ -139,7 +144,7 @@ def test_risk_is_a_share_and_more_distance_is_more_risk(values, share):
 
 
 def test_thresholds_that_are_given_are_taken_as_they_are():
-    uniform = noisy(observations=80, every=1, start=0.999, end=0.999, noise=1e-5)
+    uniform = dead(observations=80, every=1)
     assert diagnose(uniform, total_steps=200).findings
     assert not diagnose(uniform, total_steps=200, thresholds=Thresholds()).findings
 
@@ -180,17 +185,71 @@ def test_slow_beginning_is_worse_the_more_of_the_budget_is_over():
 
 
 def test_nothing_else_is_said_where_a_rule_says_why():
-    still = noisy(start=0.999, end=0.999, noise=1e-5, loss=(2, 2), max_logit=0.1)
-    diagnosis = diagnose(still, total_steps=2000)
+    diagnosis = diagnose(dead(), total_steps=2000)
     assert [finding.kind for finding in diagnosis.findings] == [FindingKind.UNIFORM_ATTENTION]
     assert diagnosis.risk >= diagnosis.findings[0].severity
 
 
 @pytest.mark.parametrize(("total_steps", "is_judged"), [(None, False), (99, False), (150, True), (2000, False)])
 def test_short_run_is_judged_after_a_tenth_of_it_and_a_very_short_one_not_at_all(total_steps, is_judged):
-    uniform = noisy(observations=40, every=1, start=0.999, end=0.999, noise=1e-5)
+    uniform = dead(observations=40, every=1)
     is_found = bool(diagnose(uniform, total_steps=total_steps).findings)
     assert is_found is is_judged
+
+
+@pytest.mark.parametrize(("total_steps", "step"), [(20_000, 1990), (100_000, 1990), (1000, 190)])
+def test_uniform_attention_must_last_longer_than_a_warm_up(total_steps, step):
+    still = dead(observations=400)
+    looks = [still.until(number) for number in range(10, 400, 5)]
+    found = [look.steps[-1] for look in looks if diagnose(look, total_steps=total_steps).findings]
+    assert step <= found[0] <= step + 100
+
+
+def test_uniform_attention_is_no_alarm_where_the_run_is_as_sound_ones_are():
+    """The loss falls fast, logits are ordinary: others looked like this and learned."""
+    early = noisy(start=0.980, end=0.975, noise=1e-5, observations=30, max_logit=8.0, logit_std=np.linspace(1, 1.4, 30))
+    rules = diagnose(early, total_steps=1000, risk_model=RiskModel.unknowing())
+    assert [finding.kind for finding in rules.findings] == [FindingKind.UNIFORM_ATTENTION]
+    assert diagnose(early, total_steps=1000).findings == ()
+
+
+def test_run_that_was_not_watched_from_its_beginning_is_not_judged_by_how_far_it_came():
+    late = dead()
+    late = dataclasses.replace(late, steps=late.steps + 1000)
+    assert diagnose(late, total_steps=2000).findings == ()
+    assert diagnose(late, total_steps=2000).risk == 0
+    assert diagnose(dataclasses.replace(late, steps=late.steps - 1000), total_steps=2000).findings
+    collapsed = course(normalized_entropy=0.001)
+    collapsed = dataclasses.replace(collapsed, steps=collapsed.steps + 1000)
+    assert diagnose(collapsed, total_steps=2000).status is RunStatus.UNSTABLE
+
+
+def grows_at(observation: int) -> AttentionHistory:
+    """Largest logits jump there, and stay."""
+    return noisy(max_logit=np.where(np.arange(100) < observation, 10.0, 300.0))
+
+
+def model_of_logits() -> RiskModel:
+    """Logits of more than 100 are a risk of 0.73; nothing else counts."""
+    unknowing = RiskModel.unknowing()
+    place = NAMES.index("largest_logit")
+    high, above = unknowing.high.copy(), unknowing.above.copy()
+    high[0, place], above[place] = 2.0, 20.0
+    return dataclasses.replace(unknowing, shares=np.array([0.1]), high=high, above=above, offset=-1.0, flag_at=0.7)
+
+
+def test_high_risk_is_told_once_it_has_lasted():
+    history, foresees = grows_at(50), model_of_logits()
+    found = {}
+    for number in range(40, 100):
+        diagnosis = diagnose(history.until(number), total_steps=1000, risk_model=foresees)
+        is_high = diagnosis.risk >= foresees.flag_at
+        found[number] = (is_high, [finding.step for finding in diagnosis.findings])
+    first_high = min(number for number, (is_high, _) in found.items() if is_high)
+    assert not any(steps for number, (_, steps) in found.items() if number < first_high + 5)
+    for number in range(first_high + 5, 100):
+        ((step,),) = [found[number][1]]
+        assert first_high - 1 <= step / 10 < first_high + 5  # since then, however long ago that is
 
 
 @pytest.mark.parametrize("total_steps", [0, -1, 1.5, True])

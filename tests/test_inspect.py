@@ -1,17 +1,19 @@
 """Judging runs from what was kept of them."""
 
 import dataclasses
+import json
 import re
 
 import numpy as np
 import pytest
-from test_diagnosis import SITES, course, falling
+from test_diagnosis import OBSERVATIONS, SITES, course, falling
 from torch.utils.tensorboard import SummaryWriter
 
 from attnwatch import ConfigurationError, RunStatus, diagnose
 from attnwatch.cli import main
 from attnwatch.dashboard import run_scalars, site_scalars
 from attnwatch.dashboard.logged import read_logged
+from attnwatch.diagnosis.signals import SIGNALS, signals_of
 
 LOSS = falling(5.0, 1.0)
 
@@ -38,7 +40,19 @@ def test_history_comes_back_from_the_logs(tmp_path):
         np.testing.assert_allclose(
             back[name][:, :, 0], recorded[name].mean((1, 2))[:, None].repeat(SITES, 1), rtol=1e-5
         )
-    np.testing.assert_allclose(back.loss[:-1], (LOSS[:-1] + LOSS[1:]) / 2, rtol=1e-5)
+    np.testing.assert_allclose(back.loss, LOSS, rtol=1e-5)
+
+
+def test_loss_is_known_only_where_it_was_logged(tmp_path):
+    """Every 50 steps, as Lightning logs it: no course that a loss could be judged by."""
+    recorded = course(normalized_entropy=falling(0.99, 0.4), loss=np.full(OBSERVATIONS, np.nan))
+    log(tmp_path, recorded, loss_tag="other")
+    with SummaryWriter(tmp_path) as writer:
+        for step in range(49, 400, 50):
+            writer.add_scalar("train_loss", 4.0 - step / 400, step)
+    back = read_logged(tmp_path, loss_tag="train_loss")
+    assert back.steps[np.isfinite(back.loss)].tolist() == [50, 100, 150, 200, 250, 300, 350]
+    assert np.isnan(signals_of(back)[[signal.name.startswith("loss") for signal in SIGNALS]]).all()
 
 
 def test_layers_are_in_their_order(tmp_path):
@@ -87,12 +101,28 @@ def test_command_says_what_is_wrong_and_its_exit_code_too(tmp_path, capsys, kept
 
 
 def test_command_foresees_more_where_the_budget_is_known(tmp_path, capsys):
-    uniform = course(normalized_entropy=0.999, every=1)  # 40 steps
+    uniform = course(normalized_entropy=0.999, max_logit=0.01, loss=np.full(40, 3.0), every=1)  # 40 steps
     uniform.save(tmp_path / "run.npz")
     assert main(["inspect", str(tmp_path / "run.npz")]) == 0
     assert main(["inspect", str(tmp_path / "run.npz"), "--total-steps", "150"]) == 1
     assert main(["inspect", str(tmp_path / "run.npz"), "--total-steps", "0"]) == 2
     assert "`total_steps` must be an integer of at least 1" in capsys.readouterr().err
+    assert main(["inspect", str(tmp_path / "run.npz"), "--total-steps", "39"]) == 2
+    assert "`total_steps`: the run has 40 steps already, got 39; give as many" in capsys.readouterr().err
+
+
+def test_statistics_that_were_not_recorded_are_not_known(tmp_path, capsys):
+    dead = course(normalized_entropy=0.999)
+    only = {"normalized_entropy": dead["normalized_entropy"]}
+    dataclasses.replace(dead, values=only).save(tmp_path / "run.npz")
+    assert main(["inspect", str(tmp_path / "run.npz")]) == 1
+    assert "0.999 → 0.999                   – → –" in capsys.readouterr().out
+
+
+def test_loss_tag_is_of_logs(tmp_path, capsys):
+    course().save(tmp_path / "run.npz")
+    assert main(["inspect", str(tmp_path / "run.npz"), "--loss-tag", "loss"]) == 2
+    assert "`loss_tag` is of a log directory" in capsys.readouterr().err
 
 
 def test_command_names_what_was_not_observed(tmp_path, capsys):
@@ -114,9 +144,16 @@ def test_what_can_not_be_read_is_an_error_with_a_remedy(tmp_path, capsys):
     with SummaryWriter(tmp_path / "logs" / "version_0") as writer:
         writer.add_scalar("loss", 1.0, 0)
     (tmp_path / "text.npz").write_text("no history")
+    np.savez(tmp_path / "list.npz", header=np.array(json.dumps([1])))
+    np.savez(tmp_path / "empty.npz", header=np.array(json.dumps({"format": 1, "sites": [], "coverage": {}})))
+    dataclasses.replace(course(), sites=("a",)).save(tmp_path / "shapes.npz")
     for path, message in (
         ("nowhere", "there is no .*; give a saved history"),
         ("text.npz", "is not a saved attention history"),
+        ("x" * 300, "can't be read: .*name too long"),
+        ("list.npz", "is not a saved attention history"),
+        ("empty.npz", "is damaged"),
+        ("shapes.npz", "is damaged: .*different lengths"),
         ("logs", "has no event files of TensorBoard. There are some in .*version_0"),
         ("logs/version_0", "has no curves of attention"),
     ):

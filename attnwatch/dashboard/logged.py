@@ -79,11 +79,19 @@ def _loss_tag(curves: Mapping[str, Curve], asked: str | None) -> str | None:
 
 
 def _at(steps: list[int], curve: Curve) -> np.ndarray:
-    """The curve at these steps, between its points interpolated; nan where there is none."""
-    if not curve:
-        return np.full(len(steps), np.nan)
-    known = sorted(curve)
-    return np.interp(steps, known, [curve[step] for step in known])
+    """The curve at these steps; nan where it has no point nearer than half of the way to the next step.
+
+    Not interpolated: that would have less noise than any loss.
+    """
+    values = np.full(len(steps), np.nan)
+    if not curve or len(steps) < 2:
+        return values
+    known, gap = np.array(sorted(curve)), np.median(np.diff(steps))
+    for index, step in enumerate(steps):
+        nearest = known[np.abs(known - step).argmin()]
+        if 2 * abs(nearest - step) <= gap:
+            values[index] = curve[nearest]
+    return values
 
 
 def _natural(label: str) -> list:

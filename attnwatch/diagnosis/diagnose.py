@@ -1,13 +1,16 @@
 """From a history to a verdict."""
 
 import dataclasses
+import itertools
+import operator
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 
 from attnwatch.arguments import require_int
 from attnwatch.diagnosis.remedies import REMEDIES
-from attnwatch.diagnosis.risk import RiskModel, default_risk_model
+from attnwatch.diagnosis.risk import Outlook, RiskModel, default_risk_model
 from attnwatch.diagnosis.rules import RULES
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
 from attnwatch.diagnosis.thresholds import Thresholds
@@ -18,6 +21,9 @@ from attnwatch.recorder import AttentionHistory
 _UNSTABLE = {FindingKind.NON_FINITE, FindingKind.EXPLODING_LOGITS, FindingKind.ENTROPY_COLLAPSE}
 # Unstable wherever they are, not only where they are widespread.
 _ANYWHERE = {FindingKind.NON_FINITE, FindingKind.EXPLODING_LOGITS}
+# The risk is high from `flag_at` on, and no longer below this share of it; followed back through so many looks.
+_LEAVE = 0.9
+_MOST_LOOKS = 20
 
 
 def diagnose(
@@ -50,47 +56,97 @@ def diagnose(
             "take it from a recorder or monitor, or AttentionHistory.load(path)."
         )
     require_int("total_steps", total_steps, minimum=1, optional=True)
+    _require("thresholds", thresholds, Thresholds)
+    _require("risk_model", risk_model, RiskModel)
     thresholds = thresholds or Thresholds().of_budget(total_steps)
     risk_model = risk_model or default_risk_model()
     if loss is not None:
-        loss = np.asarray(loss, dtype=np.float64)
-        if loss.shape != history.steps.shape:
-            raise ConfigurationError(
-                f"`loss` must have one value for each of the {len(history)} observed steps, got shape {loss.shape}."
-            )
-        history = dataclasses.replace(history, loss=loss)
+        history = dataclasses.replace(history, loss=_as_loss(loss, len(history)))
     history = _observed_part(history)
     if len(history) == 0:
         return Diagnosis(RunStatus.UNDETERMINED, (), -1)
-    enough = (
-        len(history) >= thresholds.min_observations and history.steps[-1] - history.steps[0] >= thresholds.min_steps
-    )
-    share = None if total_steps is None else min((history.steps[-1] + 1) / total_steps, 1.0)
-    risk = risk_model.risk(history, share) if enough else 0.0
+    enough = _is_enough(history, thresholds)
+    outlook = Outlook(history, risk_model, total_steps)
+    risk = outlook.risk if enough else 0.0
     found = [rule(history, thresholds) for rule in RULES]
     findings = [finding for finding in found if finding and (enough or finding.kind is FindingKind.NON_FINITE)]
-    status = _status(findings, len(history.sites), thresholds, enough)
-    if status is RunStatus.HEALTHY and risk >= risk_model.flag_at:
-        findings.append(_unpromising(history, risk_model, share, risk))
-        status = RunStatus.NOT_CONVERGING
+    findings = [finding for finding in findings if not _is_no_alarm(finding, outlook, thresholds)]
+    status = _status(findings, history, thresholds, enough)
+    if status is RunStatus.HEALTHY:
+        since = _unpromising_since(outlook, thresholds)
+        if since is not None:
+            findings.append(_unpromising(outlook, since))
+            status = RunStatus.NOT_CONVERGING
     findings.sort(key=lambda finding: -finding.severity)
     risk = max([risk, *(finding.severity for finding in findings)])
     return Diagnosis(status, tuple(findings), int(history.steps[-1]), risk)
 
 
-def _unpromising(history: AttentionHistory, model: RiskModel, share: float | None, risk: float) -> Finding:
+def _is_enough(history: AttentionHistory, thresholds: Thresholds) -> bool:
+    """Whether more can be claimed than that values are not finite."""
+    return len(history) >= thresholds.min_observations and history.num_steps >= thresholds.min_steps
+
+
+def _require(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise ConfigurationError(f"`{name}` must be {kind.__name__}(...) or None, got {value!r}.")
+
+
+def _as_loss(loss: Sequence[float], number: int) -> np.ndarray:
+    try:
+        values = torch.as_tensor(loss).detach().double().cpu().numpy()
+    except (TypeError, ValueError, RuntimeError):
+        values = None
+    if values is None or values.shape != (number,):
+        got = type(loss).__name__ if values is None else f"shape {values.shape}"
+        raise ConfigurationError(f"`loss` must have one number for each of the {number} observed steps, got {got}.")
+    return values
+
+
+def _is_no_alarm(finding: Finding, outlook: Outlook, thresholds: Thresholds) -> bool:
+    """Attention that is uniform, in a run that is no worse than sound ones are when as much of it is over.
+
+    Neither is it an alarm where nobody knows how far attention has come: some layers of sound runs stay near uniform.
+    """
+    if finding.kind is not FindingKind.UNIFORM_ATTENTION or not _is_widespread(finding, outlook.history, thresholds):
+        return False
+    return outlook.begins_late or (outlook.is_known and outlook.risk < _LEAVE * outlook.model.flag_at)
+
+
+def _is_widespread(finding: Finding, history: AttentionHistory, thresholds: Thresholds) -> bool:
+    return len(finding.sites) >= thresholds.widespread * len(history.sites)
+
+
+def _unpromising_since(outlook: Outlook, thresholds: Thresholds) -> int | None:
+    """The step since which the risk is high; None where it is not, or was not `patience` observations ago."""
+    looks = []
+    while len(looks) < _MOST_LOOKS and len(outlook.history) and _is_enough(outlook.history, thresholds):
+        if outlook.risk < _LEAVE * outlook.model.flag_at:
+            break
+        looks.append(outlook)
+        outlook = outlook.before(thresholds.patience)
+    is_high = [look.risk >= look.model.flag_at for look in looks]
+    if not any(itertools.starmap(operator.and_, itertools.pairwise(is_high))):
+        return None
+    return int(looks[-1].history.steps[-1])
+
+
+def _unpromising(outlook: Outlook, since: int) -> Finding:
     """No rule says why, but the run as a whole is more like runs that failed than like sound ones."""
-    reasons = model.contributions(history, share)
+    reasons = outlook.reasons
     what = ", ".join(list(reasons)[:3]) or "nothing speaks for it"
-    message = f"Of runs like this one {risk:.0%} failed: {what}. {REMEDIES[FindingKind.UNPROMISING]}"
-    evidence = dict(zip((signal.name for signal in SIGNALS), signals_of(history).tolist(), strict=True))
-    return Finding(FindingKind.UNPROMISING, (), int(history.steps[-1]), risk, message, evidence)
+    message = f"Of runs like this one about {outlook.risk:.0%} fail: {what}. {REMEDIES[FindingKind.UNPROMISING]}"
+    numbers = zip((signal.name for signal in SIGNALS), signals_of(outlook.history).tolist(), strict=True)
+    evidence = {name: number for name, number in numbers if np.isfinite(number)}
+    return Finding(FindingKind.UNPROMISING, (), since, outlook.risk, message, evidence)
 
 
 def _observed_part(history: AttentionHistory) -> AttentionHistory:
     """Without sites and steps at which nothing was observed."""
-    observed = np.isfinite(history["nonfinite"]).any(2)
+    observed = (np.isfinite(history["nonfinite"]) | np.isfinite(history["normalized_entropy"])).any(2)
     steps, sites = observed.any(1), observed.any(0)
+    if steps.all() and sites.all():
+        return history
     return dataclasses.replace(
         history,
         steps=history.steps[steps],
@@ -100,11 +156,11 @@ def _observed_part(history: AttentionHistory) -> AttentionHistory:
     )
 
 
-def _status(findings: Sequence[Finding], num_sites: int, thresholds: Thresholds, enough: bool) -> RunStatus:
+def _status(findings: Sequence[Finding], history: AttentionHistory, thresholds: Thresholds, enough: bool) -> RunStatus:
     decisive = {
         finding.kind
         for finding in findings
-        if finding.kind in _ANYWHERE or len(finding.sites) >= thresholds.widespread * num_sites
+        if finding.kind in _ANYWHERE or _is_widespread(finding, history, thresholds)
     }
     if decisive & _UNSTABLE:
         return RunStatus.UNSTABLE

@@ -6,8 +6,8 @@ The distances, each at most `MOST`, are weighted, added up, and passed through t
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from importlib.resources import files
 from typing import Any
 
@@ -18,6 +18,7 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
 
 MOST = 4.0
+_LATE = 0.05  # share of the budget
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,53 @@ class RiskModel:
             raise ConfigurationError(f"`stored` is of other signals ({', '.join(stored['signals'])}): tune it anew.")
         arrays = {name: np.array(stored[name]) for name in ("shares", "low", "high", "width", "below", "above")}
         return cls(**arrays, offset=stored["offset"], flag_at=stored["flag_at"])
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """How likely a run is to fail, when so much of it was seen.
+
+    Attributes:
+        history: of what was seen.
+        model: that says so.
+        total_steps: that the run will have; None where nobody knows.
+    """
+
+    history: AttentionHistory
+    model: RiskModel
+    total_steps: int | None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it is known what sound runs have by now: from the first of the model's shares on."""
+        return self._share is not None and self._share >= self.model.shares[0] and np.isfinite(self.model.flag_at)
+
+    @cached_property
+    def risk(self) -> float:
+        """0 where nothing can be said: too early, or not watched from the beginning."""
+        is_early = self._share is not None and self._share < self.model.shares[0]
+        return 0.0 if is_early or self.begins_late else self.model.risk(self.history, self._share)
+
+    @property
+    def begins_late(self) -> bool:
+        """Whether the run was not watched from its beginning, so that nobody knows how far it has come."""
+        return self.total_steps is not None and self.history.steps[0] > _LATE * self.total_steps
+
+    @property
+    def reasons(self) -> dict[str, float]:
+        """See `RiskModel.contributions`."""
+        return self.model.contributions(self.history, self._share)
+
+    def before(self, observations: int) -> "Outlook":
+        """So many observations ago."""
+        return replace(self, history=self.history.until(len(self.history) - observations))
+
+    @property
+    def _share(self) -> float | None:
+        """Of the budget that is over; None where that is not known."""
+        if self.total_steps is None:
+            return None
+        return min(float(self.history.steps[-1] + self.history.gap) / self.total_steps, 1.0)
 
 
 @cache

@@ -9,7 +9,7 @@ from attnwatch.diagnosis.remedies import REMEDIES
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.diagnosis.verdict import Finding, FindingKind
 from attnwatch.recorder import AttentionHistory
-from attnwatch.reductions import nan_max, nan_mean
+from attnwatch.reductions import nan_max, nan_mean, nan_min
 
 Rule = Callable[[AttentionHistory, Thresholds], Finding | None]
 
@@ -28,7 +28,7 @@ def non_finite(history: AttentionHistory, thresholds: Thresholds) -> Finding | N
 def exploding_logits(history: AttentionHistory, thresholds: Thresholds) -> Finding | None:
     """Attention logits far above what stable runs have, and far above where they began."""
     largest = nan_max(history["max_logit"])
-    at_start = _at_start(largest, 3)
+    at_start = _over_observations(nan_min, _first(largest, 3))  # a run may explode between two observations
     since = onset(
         (largest > thresholds.logit_enter) & (largest > thresholds.logit_growth * np.abs(at_start)),
         largest < thresholds.logit_leave,
@@ -84,7 +84,10 @@ def uniform_attention(history: AttentionHistory, thresholds: Thresholds) -> Find
 
 
 def frozen_attention(history: AttentionHistory, thresholds: Thresholds) -> Finding | None:
-    """Attention that no longer changes although the loss still falls. Uniform sites are left to their own rule."""
+    """Attention that no longer changes although the loss still falls.
+
+    Uniform sites are left to their own rule, and those with huge logits, which can not change, to theirs.
+    """
     window = thresholds.frozen_window
     ends = np.arange(max(window, len(history) - _MOST_FROZEN_WINDOWS), len(history) + 1)
     if not len(ends):
@@ -109,11 +112,12 @@ def _changes(
     drift = second - first
     chi2 = nan_mean(np.square(drift / np.maximum(error, 1e-7)))
     largest = nan_max(np.abs(drift))
-    uniform = nan_mean(entropy[ends - 1]) > thresholds.uniform_leave
+    other = nan_mean(entropy[ends - 1]) > thresholds.uniform_leave
+    other |= nan_max(history["max_logit"][ends - 1]) > thresholds.logit_leave
     still = (chi2 < thresholds.frozen_chi2) & (largest < thresholds.frozen_drift)
     moves = (chi2 > 4 * thresholds.frozen_chi2) | (largest > 2 * thresholds.frozen_drift)
     falls = _falls(history.loss, ends, thresholds)[:, None]
-    return still & ~uniform & falls, moves | uniform, largest
+    return still & ~other & falls, moves | other, largest
 
 
 def _falls(loss: np.ndarray, ends: np.ndarray, thresholds: Thresholds) -> np.ndarray:
@@ -153,8 +157,13 @@ def _over_observations(reduce: Callable[[np.ndarray], np.ndarray], values: np.nd
 
 def _at_start(values: np.ndarray, number: int) -> np.ndarray:
     """Mean of the first `number` values that were observed, along the first axis."""
+    return _over_observations(nan_mean, _first(values, number))
+
+
+def _first(values: np.ndarray, number: int) -> np.ndarray:
+    """Nan but for the first `number` values that were observed, along the first axis."""
     is_first = np.cumsum(~np.isnan(values), axis=0) <= number
-    return _over_observations(nan_mean, np.where(is_first, values, np.nan))
+    return np.where(is_first, values, np.nan)
 
 
 def _latest(values: np.ndarray) -> np.ndarray:

@@ -9,13 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from attnwatch.recorder import AttentionHistory
-from attnwatch.reductions import nan_max, nan_mean
+from attnwatch.reductions import nan_max, nan_mean, nan_min
 
 # Fewer observations say nothing of a change.
 MIN_OBSERVATIONS = 6
 _MOST_OBSERVATIONS = 100
 _MOST_AVERAGED = 10
 _LEAST_MOVEMENT = 1e-4
+_LEAST_RECORDED = 0.75
 
 
 @dataclass(frozen=True)
@@ -68,16 +69,23 @@ def logit_growth(history: AttentionHistory) -> float:
 
 def loss_trend(history: AttentionHistory) -> float:
     """Fall of the loss in the second half, in standard errors t, as sign(t) · log(1 + |t|)."""
-    slope, error = _slope(history.loss[len(history) // 2 :, None])
+    slope, error = _slope(_recent_loss(history)[:, None])
     fall = -float(slope[0]) / (float(error[0]) + 1e-9)
     return float(np.sign(fall) * np.log1p(abs(fall)))
 
 
 def loss_noise(history: AttentionHistory) -> float:
-    """log10 of the noise of log loss from step to step, in the second half."""
-    logs = np.log(np.maximum(history.loss[len(history) // 2 :], 1e-9))
+    """log10 of the noise of log loss from step to step, in the second half; nan for a loss that is not above 0."""
+    loss = _recent_loss(history)
+    logs = np.log(loss) if nan_min(loss) > 0 else np.full_like(loss, np.nan)
     second = logs[2:] - 2 * logs[1:-1] + logs[:-2]
     return float(np.log10(np.sqrt(_median(second**2) / 6) + 1e-5))
+
+
+def _recent_loss(history: AttentionHistory) -> np.ndarray:
+    """Of the second half; nan where too much of it was not recorded for its course to be known."""
+    loss = history.loss[len(history) // 2 :]
+    return loss if np.isfinite(loss).mean() >= _LEAST_RECORDED else np.full_like(loss, np.nan)
 
 
 SIGNALS = (

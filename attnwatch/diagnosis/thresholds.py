@@ -1,6 +1,7 @@
 """The numbers behind the rules, each with its reason."""
 
 from dataclasses import dataclass, fields, replace
+from numbers import Real
 
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
@@ -59,22 +60,23 @@ class Thresholds:
     widespread: float = 0.5
 
     def of_budget(self, total_steps: int | None) -> "Thresholds":
-        """For a run of so many steps: of a short one a tenth must be over, and uniform attention have lasted a fifth.
+        """For a run of so many steps: a tenth must be over, and uniform attention have lasted a fifth.
 
-        A very short one is not judged at all.
+        Of a long run, no more than 1,000 and 2,000 steps, about as long as a warm-up. A very short one is not judged
+        at all.
         """
         if total_steps is None or total_steps < self.min_steps:
             return self
         return replace(
             self,
-            min_steps=min(self.min_steps, total_steps / 10),
-            uniform_steps=min(self.uniform_steps, total_steps / 5),
+            min_steps=min(total_steps / 10, _MOST_MIN_STEPS),
+            uniform_steps=min(total_steps / 5, _MOST_UNIFORM_STEPS),
         )
 
     def __post_init__(self):
         for number in fields(self):
             value = getattr(self, number.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:
+            if isinstance(value, bool) or not isinstance(value, Real) or not value >= 0:
                 raise ConfigurationError(f"`{number.name}` must be a number of at least 0, got {value!r}.")
         for name, minimum in {"min_observations": 1, "patience": 1, "frozen_window": 2}.items():
             require_int(name, getattr(self, name), minimum=minimum)
@@ -85,6 +87,9 @@ class Thresholds:
                     "a flag can not come up and go down at once; give both."
                 )
 
+
+_MOST_MIN_STEPS = 1000
+_MOST_UNIFORM_STEPS = 2000
 
 _HYSTERESES = (
     ("uniform_leave", "uniform_enter"),

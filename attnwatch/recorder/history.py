@@ -5,12 +5,13 @@ import os
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.metrics import STATISTICS
 
 _FORMAT = 1
 
@@ -36,6 +37,16 @@ class AttentionHistory:
     loss: np.ndarray
     coverage: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def num_steps(self) -> int:
+        """How many steps the observations stand for, each for those up to the next."""
+        return int(self.steps[-1] - self.steps[0]) + self.gap if len(self) else 0
+
+    @property
+    def gap(self) -> int:
+        """Steps between two observations (median); 1 where there is only one."""
+        return int(np.median(np.diff(self.steps))) if len(self) > 1 else 1
+
     def __getitem__(self, statistic: str) -> np.ndarray:
         if statistic not in self.values:
             raise KeyError(f"{statistic!r} is not in this history; it has: {', '.join(self.values)}")
@@ -47,6 +58,12 @@ class AttentionHistory:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    def until(self, number: int) -> "AttentionHistory":
+        """The first so many observations."""
+        number = max(number, 0)
+        values = {name: array[:number] for name, array in self.values.items()}
+        return replace(self, steps=self.steps[:number], values=values, loss=self.loss[:number])
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one .npz file. A file that is already there is replaced only when the new one is complete."""
@@ -75,13 +92,29 @@ class AttentionHistory:
             with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
                 header = json.loads(str(file["header"]))
                 arrays = {name: file[name] for name in file.files}
+            version = header["format"]
         except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ConfigurationError(f"`path`: {os.fspath(path)!r} is not a saved attention history.") from error
-        if header.get("format") != _FORMAT:
+        if version != _FORMAT:
             raise ConfigurationError(
-                f"`path`: {os.fspath(path)!r} has format {header.get('format')}, this version reads {_FORMAT}; "
-                "upgrade attnwatch."
+                f"`path`: {os.fspath(path)!r} has format {version}, this version reads {_FORMAT}; upgrade attnwatch."
             )
         prefix = "statistic/"
         values = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        return cls(arrays["steps"], tuple(header["sites"]), values, arrays["loss"], header["coverage"])
+        try:
+            unknown = np.full_like(next(iter(values.values())), np.nan)  # statistics that were not recorded then
+            values = dict.fromkeys(STATISTICS, unknown) | values
+            history = cls(arrays["steps"], tuple(header["sites"]), values, arrays["loss"], dict(header["coverage"]))
+            history._check()
+        except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            raise ConfigurationError(f"`path`: {os.fspath(path)!r} is damaged: {error!r}.") from error
+        return history
+
+    def _check(self) -> None:
+        """Raises a `ValueError` where arrays do not belong together."""
+        shapes = {array.shape for array in self.values.values()}
+        number = len(self.steps)
+        if len(shapes) != 1 or self.loss.shape != self.steps.shape or shapes.pop()[:2] != (number, len(self.sites)):
+            raise ValueError("its arrays have different lengths")
+        if (np.diff(self.steps) <= 0).any():
+            raise ValueError("its steps do not ascend")

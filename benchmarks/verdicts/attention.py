@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from attnwatch import diagnose
+from attnwatch.diagnosis import Diagnosis
 from attnwatch.diagnosis.risk import RiskModel
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
 from benchmarks.verdicts.runs import Run
@@ -55,25 +56,17 @@ class Signals:
         return tuned
 
 
-class Rules:
-    """What the rules find in many runs at each of `LOOKS`, without the risk model.
+def diagnoses(seen: Sequence[Run], model: RiskModel) -> list[Diagnosis]:
+    """Of one run at each look."""
+    return [diagnose(part.history, total_steps=part.budget, risk_model=model) for part in seen]
 
-    Attributes:
-        kinds: of each run, by name: at each look, the kinds that are found, worst first.
-    """
+
+class Rules:
+    """What the rules find in many runs at each of `LOOKS`, without the risk model."""
 
     def __init__(self, parts: Mapping[str, Sequence[Run]]):
-        found = {
-            name: [diagnose(part.history, total_steps=part.budget, risk_model=RiskModel.unknowing()) for part in seen]
-            for name, seen in parts.items()
-        }
-        self.kinds = {name: [[f.kind for f in each.findings] for each in seen] for name, seen in found.items()}
-        self._flags = {name: np.array([each.status.is_alarm for each in seen]) for name, seen in found.items()}
+        found = {name: diagnoses(seen, RiskModel.unknowing()) for name, seen in parts.items()}
         self._risks = {name: np.array([each.risk for each in seen]) for name, seen in found.items()}
-
-    def flags(self, name: str, risks: np.ndarray, model: RiskModel) -> np.ndarray:
-        """As `diagnose` flags a run whose risks these are."""
-        return self._flags[name] | (risks >= model.flag_at)
 
     def risks(self, name: str, risks: np.ndarray) -> np.ndarray:
         """As `diagnose` tells them."""

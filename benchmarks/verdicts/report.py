@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from attnwatch.diagnosis import FindingKind
-from benchmarks.verdicts.attention import OF_LOSS, Rules, Signals
+from attnwatch.diagnosis import Diagnosis
+from benchmarks.verdicts.attention import OF_LOSS, Rules, Signals, diagnoses
 from benchmarks.verdicts.baselines import BASELINES
 from benchmarks.verdicts.outcomes import failed, progress
 from benchmarks.verdicts.runs import Run
@@ -31,8 +31,8 @@ DIAGNOSE, RISK, ATTENTION, LOSS = "diagnose", "its risk", "attention alone", "lo
 def measure(runs: Sequence[Run]) -> dict[str, Any]:
     outcomes, reached = failed(runs), progress(runs)
     parts = {run.name: [run.until(share) for share in LOOKS] for run in runs}
-    rules = Rules(parts)
-    ways = foresights(parts, rules, outcomes)
+    diagnosed = held_out_diagnoses(parts, outcomes)
+    ways = foresights(parts, diagnosed, outcomes)
     baselines = [name for name in ways if name in BASELINES]
     measured = {
         "runs": len(runs),
@@ -48,17 +48,19 @@ def measure(runs: Sequence[Run]) -> dict[str, Any]:
             name: {str(share): capability(way, reached, share) for share in _SHARES[:2]} for name, way in ways.items()
         },
         "reliability": _reliability(ways[DIAGNOSE], outcomes),
-        **_kinds(runs, rules, ways[DIAGNOSE], outcomes),
+        **_kinds(runs, diagnosed, outcomes),
     }
     _print(measured)
     return measured
 
 
-def foresights(parts: Mapping[str, Sequence[Run]], rules: Rules, outcomes: Mapping[str, bool]) -> dict[str, Foresight]:
+def foresights(
+    parts: Mapping[str, Sequence[Run]], diagnosed: Mapping[str, Sequence[Diagnosis]], outcomes: Mapping[str, bool]
+) -> dict[str, Foresight]:
     """Of all ways of judging, each tuned on the other tasks."""
-    signals = Signals(parts, LOOKS)
+    signals, rules = Signals(parts, LOOKS), Rules(parts)
     ways = {
-        DIAGNOSE: _as_diagnosed(signals, rules, outcomes),
+        DIAGNOSE: _as_diagnosed(diagnosed),
         RISK: foresee(signals.judge(outcomes, rules), outcomes),
         ATTENTION: foresee(signals.without(OF_LOSS).judge(outcomes, rules), outcomes),
         LOSS: foresee(signals.without(~OF_LOSS).judge(outcomes), outcomes),
@@ -69,16 +71,24 @@ def foresights(parts: Mapping[str, Sequence[Run]], rules: Rules, outcomes: Mappi
     return ways
 
 
-def _as_diagnosed(signals: Signals, rules: Rules, outcomes: Mapping[str, bool]) -> Foresight:
-    """`diagnose` with a risk model of the other tasks, and its own decision when to flag."""
-    foresight = Foresight()
+def held_out_diagnoses(
+    parts: Mapping[str, Sequence[Run]], outcomes: Mapping[str, bool]
+) -> dict[str, Sequence[Diagnosis]]:
+    """Of each run, by name: what `diagnose` says at each look, with a risk model of the other tasks."""
+    signals, diagnosed = Signals(parts, LOOKS), {}
     for others, held_out in leave_one_task_out(outcomes):
         model = signals.tune(others, outcomes)
-        for name in held_out:
-            risks = signals.risks(name, model)
-            foresight.flags[name] = rules.flags(name, risks, model)
-            foresight.numbers[name] = rules.risks(name, risks)
-            foresight.alarms[name] = first_look(foresight.flags[name])
+        diagnosed |= {name: diagnoses(parts[name], model) for name in held_out}
+    return diagnosed
+
+
+def _as_diagnosed(diagnosed: Mapping[str, Sequence[Diagnosis]]) -> Foresight:
+    """With its own decision when to flag."""
+    foresight = Foresight()
+    for name, each in diagnosed.items():
+        foresight.flags[name] = np.array([diagnosis.status.is_alarm for diagnosis in each])
+        foresight.numbers[name] = np.array([diagnosis.risk for diagnosis in each])
+        foresight.alarms[name] = first_look(foresight.flags[name])
     return foresight
 
 
@@ -131,16 +141,14 @@ def _reliability(foresight: Foresight, outcomes: Mapping[str, bool]) -> list[dic
 
 
 def _kinds(
-    runs: Sequence[Run], rules: Rules, foresight: Foresight, outcomes: Mapping[str, bool]
+    runs: Sequence[Run], diagnosed: Mapping[str, Sequence[Diagnosis]], outcomes: Mapping[str, bool]
 ) -> dict[str, dict[str, Any]]:
     """At half of the budget: what is found first in failing runs of each fault; how often runs with a kind failed."""
     look = LOOKS.index(0.5)
     confusion: dict[str, Counter] = {}
     right: dict[str, list[bool]] = {}
     for run in runs:
-        kinds = [kind.value for kind in rules.kinds[run.name][look]]
-        if foresight.flags[run.name][look] and not set(kinds) - {FindingKind.FROZEN_ATTENTION.value}:
-            kinds = [FindingKind.UNPROMISING.value, *kinds]
+        kinds = [finding.kind.value for finding in diagnosed[run.name][look].findings]
         for kind in kinds:
             right.setdefault(kind, []).append(outcomes[run.name])
         if run.recipe.fault and outcomes[run.name]:
