@@ -8,7 +8,7 @@ import numpy as np
 
 from attnwatch.diagnosis import Diagnosis
 from benchmarks.verdicts.attention import OF_LOSS, Rules, Signals, diagnoses
-from benchmarks.verdicts.baselines import BASELINES
+from benchmarks.verdicts.baselines import BASELINES, together
 from benchmarks.verdicts.outcomes import failed, progress
 from benchmarks.verdicts.runs import Run
 from benchmarks.verdicts.scores import (
@@ -25,7 +25,8 @@ from benchmarks.verdicts.scores import (
 )
 
 _SHARES = (0.1, 0.25, 0.5)
-DIAGNOSE, RISK, ATTENTION, LOSS = "diagnose", "its risk", "attention alone", "loss, judged the same way"
+DIAGNOSE, RISK = "diagnose", "its risk"
+ATTENTION, LOSS, TOGETHER = "attention's signals alone", "loss's signals alone", "rules on the loss, together"
 
 
 def measure(runs: Sequence[Run]) -> dict[str, Any]:
@@ -33,7 +34,7 @@ def measure(runs: Sequence[Run]) -> dict[str, Any]:
     parts = {run.name: [run.until(share) for share in LOOKS] for run in runs}
     diagnosed = held_out_diagnoses(parts, outcomes)
     ways = foresights(parts, diagnosed, outcomes)
-    baselines = [name for name in ways if name in BASELINES]
+    baselines = [name for name in ways if name in BASELINES or name == TOGETHER]
     measured = {
         "runs": len(runs),
         "failed": sum(outcomes.values()),
@@ -62,11 +63,15 @@ def foresights(
     ways = {
         DIAGNOSE: _as_diagnosed(diagnosed),
         RISK: foresee(signals.judge(outcomes, rules), outcomes),
-        ATTENTION: foresee(signals.without(OF_LOSS).judge(outcomes, rules), outcomes),
+        ATTENTION: foresee(signals.without(OF_LOSS).judge(outcomes), outcomes),
         LOSS: foresee(signals.without(~OF_LOSS).judge(outcomes), outcomes),
     }
-    for name, score in BASELINES.items():
-        numbers = {run: np.array([score(part) for part in seen]) for run, seen in parts.items()}
+    scores = {
+        name: {run: np.array([score(part) for part in seen]) for run, seen in parts.items()}
+        for name, score in BASELINES.items()
+    }
+    ways[TOGETHER] = foresee(together(list(scores.values()), outcomes), outcomes)
+    for name, numbers in scores.items():
         ways[name] = foresee(lambda others, numbers=numbers: numbers.__getitem__, outcomes)
     return ways
 
