@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,15 @@ def run_script(script: str, directory: Path, *arguments: str) -> None:
     assert finished.returncode == 0, finished.stderr
 
 
-def on_two_processes(script: str, directory: Path, *arguments: str) -> list[Any]:
-    """What each process of the script has saved as {directory}/rank{rank}.pt."""
-    run_script(script, directory, *arguments)
+def on_two_processes(script: str, directory: Path, *arguments: str, launch: bool = False) -> list[Any]:
+    """What each process of the script has saved as {directory}/rank{rank}.pt.
+
+    Args:
+        launch: call the script twice, with the rank as its last argument; else it starts the other process itself.
+    """
+    if launch:
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda rank: run_script(script, directory, *arguments, str(rank)), (0, 1)))
+    else:
+        run_script(script, directory, *arguments)
     return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]

@@ -93,6 +93,7 @@ class Monitor(TrainingPart):
         self.diagnosis: Diagnosis | None = None
         self._has_failed = False
         self._has_reported_coverage = False
+        self._has_flushed = False
         self._wants_to_stop = False
         self._published_step = -1
         self._published_observations = 0
@@ -114,7 +115,7 @@ class Monitor(TrainingPart):
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
         self._start_anew()
-        self._recorder = AttentionRecorder(model, **vars(self._options))
+        self._recorder = AttentionRecorder(model, **vars(self._options), across_processes=True)
 
     def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         if not state:
@@ -136,15 +137,16 @@ class Monitor(TrainingPart):
     def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
         self._batch.close()
         is_observing = self._recorder.is_observing
+        if loss is not None:
+            self._recorder.record_loss(loss)
+        # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at. All processes
+        # flush at the same steps, whatever each has seen.
+        if run.global_step != self._batch_step and (is_last or not self._has_flushed):
+            self._has_flushed = True
+            self._recorder.flush(finish_step=True)
         with self._never_fatal():
             if is_observing:
                 self._report_coverage(run)
-            if loss is not None:
-                self._recorder.record_loss(loss)
-            # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at.
-            is_complete = run.global_step != self._batch_step
-            if is_complete and (self.diagnosis is None or is_last):
-                self._recorder.flush(finish_step=True)
             is_new = self._recorder.num_observations > self._published_observations
             is_restored = self.diagnosis is None and self._recorder.num_observations > 0
             if is_new or is_restored:
@@ -154,8 +156,8 @@ class Monitor(TrainingPart):
             run.stop()
 
     def _end(self, run: TrainerRun) -> None:
+        self._recorder.flush(finish_step=True)
         with self._never_fatal():
-            self._recorder.flush(finish_step=True)
             history = self._recorder.history(flushed_only=True)
             if self._recorder.num_observations > self._published_observations:
                 self._judge(run, history)
@@ -166,6 +168,7 @@ class Monitor(TrainingPart):
     def _state(self) -> dict[str, Any]:
         if self._recorder is None:
             return {}
+        self._recorder.flush()
         return {
             "recorder": self._recorder.state_dict(),
             "published_step": self._published_step,

@@ -5,6 +5,7 @@ from attnwatch.capture.delivery import ORDER, in_backward
 from attnwatch.capture.padding import sees_own_key
 from attnwatch.capture.positions import put_kept_positions
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
+from attnwatch.capture.sharded import at_all_heads
 from attnwatch.capture.sites import Site, SiteKind, find_sites, names_in_forward, site_name
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Observer",
     "Site",
     "SiteKind",
+    "at_all_heads",
     "at_unpruned_heads",
     "find_sites",
     "in_backward",

@@ -1,6 +1,6 @@
 """Pure maths on tensors: entropy and the other statistics of attention, from query and key alone."""
 
-from attnwatch.metrics.accumulate import accumulate, means_of_sums, merge
+from attnwatch.metrics.accumulate import MAXIMA, accumulate, means_of_sums, merge
 from attnwatch.metrics.declaration import STATISTICS, AttentionStatistics, Reduction, Statistic
 from attnwatch.metrics.entropy import attention_entropy
 from attnwatch.metrics.inputs import HIDDEN_AT, AttentionInputs
@@ -9,6 +9,7 @@ from attnwatch.metrics.statistics import attention_statistics
 
 __all__ = [
     "HIDDEN_AT",
+    "MAXIMA",
     "STATISTICS",
     "AttentionInputs",
     "AttentionStatistics",

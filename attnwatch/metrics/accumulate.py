@@ -13,7 +13,7 @@ def _indices(reduction: Reduction) -> list[int]:
     return [index for index, statistic in enumerate(STATISTICS.values()) if statistic.reduction is reduction]
 
 
-_MAXIMA = _indices(Reduction.MAX)
+MAXIMA = _indices(Reduction.MAX)
 _ERRORS = _indices(Reduction.STANDARD_ERROR)
 
 
@@ -27,7 +27,7 @@ def accumulate(inputs: AttentionInputs, rows: Tensor) -> Tensor:
     with torch.autocast(inputs.query.device.type, enabled=False):
         per_row = torch.cat([_sums_of_block(AttentionRows(inputs, block)) for block in row_blocks(inputs, rows)], -1)
     sums = per_row.sum(-1)
-    for index in _MAXIMA:
+    for index in MAXIMA:
         sums[index, 0] = per_row[index, 0].amax(-1)
     for index in _ERRORS:
         sums[index, 0] = _sampling_variance(*per_row[index], num_queries=inputs.num_queries)
@@ -37,7 +37,7 @@ def accumulate(inputs: AttentionInputs, rows: Tensor) -> Tensor:
 def merge(sums: Tensor, other: Tensor) -> Tensor:
     """The sums of two calls together, as if their rows had been one call's."""
     merged = sums + other
-    for index in _MAXIMA:
+    for index in MAXIMA:
         merged[index, 0] = torch.maximum(sums[index, 0], other[index, 0])
     return merged
 
@@ -47,7 +47,7 @@ def means_of_sums(sums: Tensor) -> Tensor:
     values, weights = sums[:, 0].clone(), sums[:, 1]
     values[_ERRORS] = values[_ERRORS].clamp(min=0).sqrt()
     divisors = weights.clone()
-    divisors[_MAXIMA] = 1
+    divisors[MAXIMA] = 1
     return torch.where(weights > 0, values / divisors, torch.nan)
 
 
@@ -57,7 +57,7 @@ def _sums_of_block(rows: AttentionRows) -> Tensor:
     values = torch.stack([statistic.values(rows).expand(rows.shape[:3]) for statistic in statistics])
     counts = torch.stack([statistic.weights(rows).expand(rows.shape[:3]) for statistic in statistics])
     sums = torch.where(counts, values, 0).sum(1)
-    for index in _MAXIMA:
+    for index in MAXIMA:
         sums[index] = torch.where(counts[index], values[index], -torch.inf).amax(0)
     return torch.stack([sums, counts.sum(1).to(sums.dtype)], dim=1)
 

@@ -8,14 +8,22 @@ from torch import Tensor
 
 from attnwatch.metrics import STATISTICS, means_of_sums, merge
 from attnwatch.recorder.buffer import Observation
+from attnwatch.recorder.processes import Processes
+from attnwatch.recorder.steps import LOSS, StepSums
 
 
 class PendingSteps:
-    """Sums per step and site, collected without any transfer until they are taken, all in one."""
+    """Sums per step and site, collected without any transfer until they are taken, all in one.
 
-    def __init__(self, sites: Sequence[str]):
+    Args:
+        sites: of the model.
+        processes: whose sums are added up when they are taken; None: this one's are enough.
+    """
+
+    def __init__(self, sites: Sequence[str], processes: Processes | None = None):
         self._sites = tuple(sites)
-        self._finished: list[tuple[int, dict[str, Tensor]]] = []
+        self._processes = processes
+        self._finished: list[StepSums] = []
         self._open: dict[str, Tensor] = {}
         self.step: int | None = None
 
@@ -31,7 +39,8 @@ class PendingSteps:
 
     def finish(self) -> None:
         """The open step is complete."""
-        if self._open:
+        is_step = self.step is not None and self._processes is not None  # others may have seen something in it
+        if self._open or is_step:
             self._finished.append((self.step, self._open))
         self.step, self._open = None, {}
 
@@ -43,16 +52,18 @@ class PendingSteps:
         """A loss of the open step; the mean of all is kept."""
         loss = torch.as_tensor(loss).detach().float().mean()
         entry = torch.stack([loss, torch.ones_like(loss)])
-        self._open[_LOSS] = self._open[_LOSS].to(entry.device) + entry if _LOSS in self._open else entry
+        self._open[LOSS] = self._open[LOSS].to(entry.device) + entry if LOSS in self._open else entry
 
     def take(self) -> list[Observation]:
         """The finished steps, which are forgotten here."""
         finished, self._finished = self._finished, []
+        if self._processes is not None and finished:
+            finished = [step for step in self._processes.combine(finished) if step[1]]
         return self._to_host(finished)
 
     def peek(self) -> list[Observation]:
-        """The open step as it is now, which stays open; empty where nothing was added to it."""
-        return self._to_host([(self.step, self._open)] if self._open else [])
+        """The open step as it is now, which stays open; empty if nothing was added to it, or others must be asked."""
+        return self._to_host([(self.step, self._open)] if self._open and self._processes is None else [])
 
     def state_dict(self) -> dict:
         return {"step": self.step, "sums": {name: sums.cpu() for name, sums in self._open.items()}}
@@ -61,7 +72,7 @@ class PendingSteps:
         self._finished.clear()
         self.step, self._open = state["step"], dict(state["sums"])
 
-    def _to_host(self, steps: list[tuple[int, dict[str, Tensor]]]) -> list[Observation]:
+    def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:
         packed = [sums for _, sums_by_site in steps for sums in sums_by_site.values()]
         if not packed:
             return []
@@ -71,7 +82,7 @@ class PendingSteps:
         observations = []
         for step, sums_by_site in steps:
             sums = {name: next(parts).reshape(sums.shape) for name, sums in sums_by_site.items()}
-            loss = sums.pop(_LOSS, None)
+            loss = sums.pop(LOSS, None)
             observations.append(
                 Observation(step, self._values(sums), float("nan") if loss is None else float(loss[0] / loss[1]))
             )
@@ -84,6 +95,3 @@ class PendingSteps:
         for site, site_sums in sums.items():
             values[:, self._sites.index(site), : site_sums.shape[-1]] = means_of_sums(site_sums).numpy()
         return values
-
-
-_LOSS = ".loss"  # beside the sites, whose names are module paths

@@ -5,16 +5,18 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
-from attnwatch.capture import Capture, at_unpruned_heads
+from attnwatch.capture import Capture, at_all_heads, at_unpruned_heads
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.metrics import AttentionInputs, accumulate, stratified_rows
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.history import AttentionHistory
 from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
+from attnwatch.recorder.processes import Processes
 
 _STATE_FORMAT = 1
 
@@ -46,6 +48,10 @@ class AttentionRecorder:
             newest quarter is complete, older ones are thinned to every second, fourth, … and stay evenly spread
             over the run.
         seed: of the random query rows, which depend on it and the step only; no other random state is touched.
+        across_processes: the history is that of all processes of `torch.distributed`, the same on each. All of them
+            must then make a recorder and call `step`, `flush` and `close` alike; a flush is two collectives
+            (`attnwatch.recorder.processes`), everything else none, so that `history` and `state_dict` know what was
+            flushed. Statistics within a batch (`content_sensitivity`) are means over the processes' batches.
 
     Raises:
         NoAttentionError: the model has no attention, or none that can be read.
@@ -62,6 +68,7 @@ class AttentionRecorder:
         flush_every: int | None = None,
         max_history: int = 512,
         seed: int = 0,
+        across_processes: bool = False,
     ):
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
@@ -71,7 +78,8 @@ class AttentionRecorder:
         self._observing = False
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
         self._capture = Capture(model, self._observe, sites=sites)
-        self._pending = PendingSteps(self._capture.sites)
+        self._processes = _processes(self._capture.sites, self._options) if across_processes else None
+        self._pending = PendingSteps(self._capture.sites, self._processes)
         self._buffer = HistoryBuffer(self._capture.sites, max_history)
         self.attach()
 
@@ -98,6 +106,8 @@ class AttentionRecorder:
         if not self._observing:
             yield
             return
+        if self._processes is not None:
+            self._processes.check()
         if is_new:
             self._last_due = global_step
             self._rows.clear()
@@ -146,7 +156,7 @@ class AttentionRecorder:
 
     def history(self, *, flushed_only: bool = False) -> AttentionHistory:
         """Everything observed so far; or only what has come to the host already, without a transfer."""
-        if flushed_only:
+        if flushed_only or self._processes is not None:
             return self._buffer.history(self.coverage())
         self.flush()
         return self._buffer.history(self.coverage(), self._pending.peek())
@@ -157,7 +167,8 @@ class AttentionRecorder:
 
     def state_dict(self) -> dict:
         """The history and where recording stands: tensors, numbers and strings."""
-        self.flush()
+        if self._processes is None:
+            self.flush()
         return {
             "format": _STATE_FORMAT,
             "last_step": self._last_step,
@@ -203,7 +214,8 @@ class AttentionRecorder:
 
     def _observe(self, site: str, inputs: AttentionInputs) -> None:
         sums = accumulate(inputs, self._rows_of(inputs))
-        self._pending.add(site, at_unpruned_heads(sums, self._capture.module(site)))
+        module = self._capture.module(site)
+        self._pending.add(site, at_all_heads(at_unpruned_heads(sums, module), module))
 
     def _rows_of(self, inputs: AttentionInputs) -> Tensor:
         """The query rows of this step: the same for all sites of equal length, the same when a run is resumed."""
@@ -215,3 +227,10 @@ class AttentionRecorder:
             rows = stratified_rows(inputs.num_queries, self._options.num_query_rows, generator)
             self._rows[key] = rows.to(inputs.query.device, non_blocking=True)
         return self._rows[key]
+
+
+def _processes(sites: Sequence[str], options: RecordingOptions) -> Processes | None:
+    """None where there is only one."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return None
+    return Processes(sites, str(options))

@@ -1,0 +1,108 @@
+"""One history for all processes of a training: what a flush sends."""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.metrics import MAXIMA, STATISTICS
+from attnwatch.recorder.steps import LOSS, StepSums
+
+_FLOAT_BYTES = 4
+# The sums and the maxima, which no single operation reduces.
+COLLECTIVES_PER_FLUSH = 2
+
+
+def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
+    """What each process gives to the collectives of a flush, in bytes.
+
+    A ring sends it nearly twice, however many processes there are. Nothing else is ever sent but 24 bytes before the
+    first step, and 4 before the first flush.
+
+    Args:
+        num_steps: observed steps in it.
+        num_sites, num_heads: of the model; the most heads that a site has.
+    """
+    sums = num_steps * (num_sites * len(STATISTICS) * 2 * num_heads + 2)
+    maxima = num_steps * num_sites * len(MAXIMA) * num_heads + 1
+    return (sums + maxima) * _FLOAT_BYTES
+
+
+class Processes:
+    """The processes of the default group. All call the same methods in the same order, whatever each has seen.
+
+    Args:
+        sites: of the model.
+        settings: what must be the same everywhere, in words.
+    """
+
+    def __init__(self, sites: Sequence[str], settings: str):
+        self._sites = tuple(sites)
+        self._settings = settings
+        self._num_heads = 0
+        self._is_checked = False
+        self._device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
+
+    def check(self) -> None:
+        """Before the first step. Raises a `ConfigurationError` on all where they disagree about model or settings."""
+        if self._is_checked:
+            return
+        self._is_checked = True
+        digests = [
+            int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+            for text in ("\n".join(self._sites), self._settings)
+        ]
+        lowest_and_highest = torch.tensor([*digests, *(-digest for digest in digests)], device=self._device)
+        dist.all_reduce(lowest_and_highest, dist.ReduceOp.MIN)
+        low, negative_high = lowest_and_highest.view(2, 2).tolist()
+        if low != [-number for number in negative_high]:
+            raise ConfigurationError(
+                f"`model`: the processes differ in their sites of attention or settings; make the same model and "
+                f"recorder on all. This one has {self._settings}, {len(self._sites)} sites: "
+                f"{', '.join(self._sites[:3])}, …"
+            )
+
+    def combine(self, steps: Sequence[StepSums]) -> list[StepSums]:
+        """Sums over all processes, of the same steps everywhere. A step's site that nobody called is left out."""
+        self._agree_on_heads(steps)
+        shape = (len(steps), len(self._sites), len(STATISTICS), 2, self._num_heads)
+        sums, losses = torch.zeros(shape, device=self._device), torch.zeros(len(steps), 2, device=self._device)
+        for index, (_, sums_by_site) in enumerate(steps):
+            for site, of_site in sums_by_site.items():
+                if site == LOSS:
+                    losses[index] = of_site.to(self._device)
+                elif of_site.shape[-1] <= self._num_heads:  # else from the next flush on
+                    sums[index, self._sites.index(site), ..., : of_site.shape[-1]] = of_site.to(self._device)
+        largest = torch.where(sums[:, :, MAXIMA, 1] > 0, sums[:, :, MAXIMA, 0], -torch.inf)
+        sums[:, :, MAXIMA, 0] = 0.0
+        packed = torch.cat([sums.flatten(), losses.flatten()])
+        maxima = torch.cat([largest.flatten(), self._heads_seen(steps)])
+        for work in (
+            dist.all_reduce(packed, dist.ReduceOp.SUM, async_op=True),
+            dist.all_reduce(maxima, dist.ReduceOp.MAX, async_op=True),
+        ):
+            work.wait()
+        packed, maxima = packed.cpu(), maxima.cpu()
+        sums, losses = packed[: sums.numel()].view(shape), packed[sums.numel() :].view(-1, 2)
+        sums[:, :, MAXIMA, 0] = maxima[:-1].view(largest.shape)
+        self._num_heads = int(maxima[-1])
+        return [self._unpacked(*each) for each in zip(steps, sums, losses, strict=True)]
+
+    def _unpacked(self, step: StepSums, sums: Tensor, losses: Tensor) -> StepSums:
+        called = (sums[:, :, 1] > 0).any((1, 2)).tolist()
+        by_site = {site: sums[index] for index, site in enumerate(self._sites) if called[index]}
+        return step[0], by_site | ({LOSS: losses} if losses[1] > 0 else {})
+
+    def _agree_on_heads(self, steps: Sequence[StepSums]) -> None:
+        """Once: the most heads that a site has. Later a flush tells the next one."""
+        if not self._num_heads:
+            heads = self._heads_seen(steps)
+            dist.all_reduce(heads, dist.ReduceOp.MAX)
+            self._num_heads = int(heads)
+
+    def _heads_seen(self, steps: Sequence[StepSums]) -> Tensor:
+        seen = [of_site.shape[-1] for _, sums in steps for site, of_site in sums.items() if site != LOSS]
+        return torch.tensor([max([self._num_heads, *seen])], dtype=torch.float32, device=self._device)
