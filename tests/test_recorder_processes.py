@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from attnwatch import AttentionRecorder, ConfigurationError
+from attnwatch import AttentionRecorder, ConfigurationError, prune_heads
 from models import llama
 from test_recorder_processes import OPTIONS, train, with_negative_logits
 
@@ -69,7 +69,15 @@ def parallel(model):
     return model
 
 
+def refusal(model):
+    try:
+        prune_heads(model, {0: [0]})
+    except ConfigurationError as error:
+        return str(error)
+
+
 results = {
+    "refused": [refusal(sharded()), refusal(parallel(llama()))],
     "sound": run(llama()),
     "negative": run(parallel(with_negative_logits()), slice(0, 4)),
     "blind": run(llama(), fails=rank == 1),
@@ -136,6 +144,12 @@ def test_model_that_is_split(case, processes):
         np.testing.assert_array_equal(first["values"][name], second["values"][name], err_msg=name)
         if name not in WITHIN_A_BATCH or case == "tensor parallel":
             np.testing.assert_allclose(first["values"][name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+def test_heads_of_a_model_that_is_split_are_refused_with_the_way_that_works(processes):
+    for results in processes:
+        for message in results["refused"]:
+            assert "its parameters are sharded (DTensor); remove heads before fully_shard" in message
 
 
 def test_maxima_may_be_negative(processes):

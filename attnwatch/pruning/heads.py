@@ -22,6 +22,7 @@ from attnwatch.pruning.projections import (
     cut_inputs,
     cut_outputs,
     is_conv1d,
+    is_sharded,
     num_inputs,
     num_outputs,
     refuse_hooks,
@@ -183,6 +184,11 @@ def head_sites(model: nn.Module) -> tuple[dict[str, HeadSite], dict[str, str]]:
 def _resolve(name: str, module: nn.Module, layout: HeadLayout, parent: nn.Module) -> HeadSite:
     if is_parametrized(module):
         raise Refused("its parameters are parametrized")
+    if is_sharded(module):
+        raise Refused(
+            "its parameters are sharded (DTensor); remove heads before fully_shard or parallelize_module, or from a "
+            "checkpoint of the whole model"
+        )
     if getattr(parent, "base_layer", None) is module:
         raise Refused(f"it lies in an adapter {type(parent).__name__}, whose forward needs all of its heads")
     head_dim = _head_dim(module, layout)
