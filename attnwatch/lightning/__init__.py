@@ -1,9 +1,4 @@
-"""Lightning callbacks. Needs `pip install attnwatch[lightning]`."""
-
-try:
-    import lightning.pytorch  # noqa: F401
-except ImportError as error:
-    raise ImportError("attnwatch.lightning needs Lightning: pip install 'attnwatch[lightning]'") from error
+"""Lightning callbacks, for `lightning` and `pytorch_lightning`. Needs `pip install attnwatch[lightning]`."""
 
 from attnwatch.lightning.monitor import AttentionMonitor
 from attnwatch.lightning.pruning import HeadPruning

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import lightning.pytorch as pl
-
 from attnwatch.callbacks import TrainingPart
 from attnwatch.callbacks.part import refuse_two
+from attnwatch.lightning.api import pl
 from attnwatch.lightning.run import LightningRun
 
 

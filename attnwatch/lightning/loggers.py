@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-import lightning.pytorch as pl
-from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
-
 from attnwatch.dashboard.sinks import MLflowSink, ScalarSink, Sink, WandbSink
 from attnwatch.dashboard.tensorboard import TensorBoardSink
+from attnwatch.lightning.api import is_one, pl
 
 
 def sinks_of(trainer: pl.Trainer) -> Sequence[Sink]:
@@ -14,15 +12,15 @@ def sinks_of(trainer: pl.Trainer) -> Sequence[Sink]:
     return [_sink(logger) for logger in trainer.loggers] if trainer.is_global_zero else []
 
 
-def _sink(logger: Logger) -> Sink:
+def _sink(logger: pl.loggers.Logger) -> Sink:
     def write(numbers: Mapping[str, float], step: int) -> None:
         logger.log_metrics(dict(numbers), step)
 
     name, key = type(logger).__name__, id(logger)
-    if isinstance(logger, TensorBoardLogger):
+    if is_one(logger, "TensorBoardLogger"):
         return TensorBoardSink(name, key, lambda: logger.experiment)
-    if isinstance(logger, WandbLogger):
+    if is_one(logger, "WandbLogger"):
         return WandbSink(name, key, write, lambda: logger.experiment)
-    if isinstance(logger, MLFlowLogger):
+    if is_one(logger, "MLFlowLogger"):
         return MLflowSink(name, key, write, lambda *image: logger.experiment.log_image(logger.run_id, *image))
     return ScalarSink(name, key, write)

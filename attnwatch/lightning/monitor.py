@@ -1,8 +1,7 @@
 """The monitor as a Lightning callback."""
 
-import lightning.pytorch as pl
-
 from attnwatch.callbacks.monitor import Monitor
+from attnwatch.lightning.api import pl
 from attnwatch.lightning.hooks import Hooks
 
 

@@ -1,12 +1,11 @@
 """Head pruning as a Lightning callback."""
 
-import lightning.pytorch as pl
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from attnwatch.callbacks.pruning import Pruning
 from attnwatch.errors import ConfigurationError
+from attnwatch.lightning.api import is_one, pl
 from attnwatch.lightning.hooks import Hooks
 from attnwatch.lightning.run import LightningRun
 from attnwatch.pruning.state import accept_pruned_state
@@ -20,7 +19,7 @@ class HeadPruning(Pruning, Hooks):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        if stage == "fit" and not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+        if stage == "fit" and not is_one(trainer.strategy, "DDPStrategy", "SingleDeviceStrategy"):
             raise ConfigurationError(
                 f"HeadPruning does not work under {type(trainer.strategy).__name__}, which shards parameters or keeps "
                 "copies of them. Prune a checkpoint with attnwatch.prune_heads, then train that."

@@ -5,14 +5,12 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from attnwatch.dashboard.sinks import Sink
+from attnwatch.lightning.api import is_one, pl
 from attnwatch.lightning.loggers import sinks_of
 from attnwatch.pruning.pruner import Patient
 
@@ -63,7 +61,7 @@ class LightningRun:
         return self.trainer.callback_metrics
 
     def tell(self, message: str) -> None:
-        rank_zero_info(f"attnwatch: {message}")
+        pl.utilities.rank_zero_info(f"attnwatch: {message}")
 
     def is_true_anywhere(self, decision: bool) -> bool:
         return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
@@ -84,7 +82,7 @@ class LightningRun:
     def parameters_were_replaced(self) -> None:
         """Data parallelism reduces the gradients of the parameters that it was made with."""
         strategy = self.trainer.strategy
-        if isinstance(strategy, DDPStrategy):
+        if is_one(strategy, "DDPStrategy"):
             strategy.model = strategy.lightning_module
             strategy.configure_ddp()
 

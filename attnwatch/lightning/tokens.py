@@ -1,8 +1,7 @@
 """Token dropping as a Lightning callback."""
 
-import lightning.pytorch as pl
-
 from attnwatch.callbacks.tokens import Dropping
+from attnwatch.lightning.api import pl
 from attnwatch.lightning.hooks import Hooks
 
 

@@ -19,8 +19,8 @@ class PruningOptions:
 
     target: float
     criterion: Criterion
-    start: float | int
-    end: float | int
+    start: int | float
+    end: int | float
     num_cuts: int
     ranking: str
     grouping: str

@@ -20,7 +20,7 @@ class PruningSchedule:
 
     @classmethod
     def spread(
-        cls, target: float, *, start: float | int, end: float | int, num_cuts: int, total_steps: float
+        cls, target: float, *, start: int | float, end: int | float, num_cuts: int, total_steps: float
     ) -> "PruningSchedule":
         """Cuts from `start` to `end`: steps where they are integers, else fractions of the run.
 

@@ -19,7 +19,7 @@ def choose_heads(
     model: nn.Module,
     importance: Mapping[str, Tensor],
     *,
-    target: float | int,
+    target: int | float,
     ranking: str = "global",
     grouping: str = "auto",
     min_heads: int = 1,
@@ -72,7 +72,7 @@ def choose_heads(
     )
 
 
-def check_choice(*, target: float | int, ranking: str, grouping: str, min_heads: int) -> None:
+def check_choice(*, target: int | float, ranking: str, grouping: str, min_heads: int) -> None:
     """Raises a `ConfigurationError` where an argument of `choose_heads` is wrong whatever the model."""
     is_share = isinstance(target, float) and 0 < target < 1
     if not is_share and not (isinstance(target, int) and target > 1):
