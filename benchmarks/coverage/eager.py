@@ -1,0 +1,72 @@
+"""The attention weights that a model's own eager code returns, by module."""
+
+import contextlib
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.coverage.architecture import Architecture
+from benchmarks.coverage.batches import Batch
+from benchmarks.coverage.reference import Weights
+
+_STATES_OF_OTHERS = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
+
+
+def eager_twin(architecture: Architecture, model: nn.Module) -> nn.Module:
+    """The model with eager attention, with weights of its own that are the same."""
+    twin = architecture.build("eager")
+    twin.load_state_dict(model.state_dict())
+    return twin
+
+
+@torch.no_grad()
+def weights_of(twin: nn.Module, batch: Batch) -> dict[str, list[Weights]]:
+    """Path of each module that returns attention weights to those of its calls in one forward."""
+    found: dict[str, list[Weights]] = {}
+    with _watched(twin, batch, found):
+        twin(**batch.inputs, **_asking_for_weights(twin))
+    return found
+
+
+@contextlib.contextmanager
+def _watched(model: nn.Module, batch: Batch, found: dict[str, list[Weights]]) -> Iterator[None]:
+    """While it is open, the weights that modules return are put into `found`. Inner modules return first."""
+    seen: list[Tensor] = []
+
+    def put(path: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        for values in filter(_are_weights, output if isinstance(output, tuple | list) else ()):
+            if any(values is other for other in seen):  # a module around that hands them on
+                continue
+            seen.append(values)
+            is_cross = _is_cross(module, args, kwargs)
+            real = None if is_cross else batch.real_of(path, values.shape[2])
+            found.setdefault(path, []).append(Weights(values, is_cross, real))
+
+    with contextlib.ExitStack() as hooks:
+        for path, module in model.named_modules():
+            handle = module.register_forward_hook(lambda *call, at=path: put(at, *call), with_kwargs=True)
+            hooks.callback(handle.remove)
+        yield
+
+
+def _asking_for_weights(model: nn.Module) -> dict[str, bool]:
+    parameters = inspect.signature(model.forward).parameters
+    takes_more = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return {"output_attentions": True} if takes_more or "output_attentions" in parameters else {}
+
+
+def _are_weights(value: Any) -> bool:
+    """[batch, heads, queries, keys], rows of which sum to one; those that see no key may be nan or zero."""
+    if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
+        return False
+    sums = value.double().sum(-1)
+    ones = (sums - 1).abs() < 1e-3
+    return bool(ones.any() and (ones | sums.isnan() | (sums == 0)).all() and not (value < 0).any())
+
+
+def _is_cross(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+    given = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | dict(kwargs)
+    return any(given.get(name) is not None for name in _STATES_OF_OTHERS)

@@ -1,0 +1,78 @@
+"""Which attention modules of a model are observed, and are the recorded statistics those of its attention weights?"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from attnwatch import AttentionHistory, AttentionRecorder, NoAttentionError
+from attnwatch.capture import OBSERVED, find_sites
+from benchmarks.coverage.architecture import loss_of, outputs_of
+from benchmarks.coverage.batches import Batch
+from benchmarks.coverage.reference import Weights, statistics_of
+
+WeightsBySite = Mapping[str, list[Weights]]
+
+
+def record(model: nn.Module, batch: Batch) -> AttentionHistory | str:
+    """One training step in which every query row is looked at; or the reason why the model can't be watched."""
+    try:
+        with AttentionRecorder(model, every_n_steps=1, num_query_rows=None) as recorder:
+            with recorder.step(0):
+                loss_of(outputs_of(model, batch)).backward()
+            return recorder.history()
+    except NoAttentionError as reason:
+        return str(reason)
+
+
+def coverage_of(history: AttentionHistory | str, model: nn.Module, weights: WeightsBySite) -> dict[str, Any]:
+    """How many sites are observed, why others are not, and modules that return weights but are no sites."""
+    unreadable = {site.name: site.reason for site in find_sites(model)}
+    coverage = unreadable if isinstance(history, str) else history.coverage
+    reasons = Counter(reason for reason in coverage.values() if reason != OBSERVED)
+    missed = [path for path in weights if not any(_is_relative(path, site) for site in coverage)]
+    observed = len(coverage) - reasons.total()
+    if not coverage:
+        reasons[history] += 1
+    return {"sites": len(coverage), "observed": observed, "reasons": dict(reasons), "missed": sorted(missed)}
+
+
+def deviations_of(history: AttentionHistory | str, weights: WeightsBySite) -> dict[str, dict[str, float]]:
+    """For each observed site that weights are known of, how far each statistic is off, largest over heads."""
+    sites = () if isinstance(history, str) else history.sites
+    deviations = {}
+    for index, site in enumerate(sites):
+        if site in weights and history.coverage[site] == OBSERVED:
+            expected = statistics_of(weights[site])
+            deviations[site] = {
+                name: _deviation(history[name][0, index], values.numpy()) for name, values in expected.items()
+            }
+    return deviations
+
+
+def are_outputs_unchanged(model: nn.Module, batch: Batch) -> bool:
+    """Whether outputs are the same, bit for bit, while the model is watched."""
+    plain = outputs_of(model, batch)
+    try:
+        with AttentionRecorder(model, every_n_steps=1) as recorder, recorder.step(0):
+            watched = outputs_of(model, batch)
+    except NoAttentionError:
+        return True
+    return all(torch.equal(*pair) for pair in zip(plain, watched, strict=True))
+
+
+def _deviation(recorded: np.ndarray, expected: np.ndarray) -> float:
+    """Infinite where only one of the two is a number. Histories fill up sites that have fewer heads by nan."""
+    recorded, more = recorded[: len(expected)].astype(np.float64), recorded[len(expected) :]
+    if recorded.shape != expected.shape or np.isfinite(more).any():
+        return float("inf")
+    if (np.isfinite(recorded) != np.isfinite(expected)).any():
+        return float("inf")
+    return float(np.nan_to_num(np.abs(recorded - expected)).max(initial=0.0))
+
+
+def _is_relative(path: str, site: str) -> bool:
+    return path == site or path.startswith(f"{site}.") or site.startswith(f"{path}.")
