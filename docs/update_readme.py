@@ -14,6 +14,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import coverage_sections
 import verdict_sections
 from results import ROOT, machine, newest
 
@@ -205,7 +206,10 @@ SECTIONS: dict[Path, tuple[Callable[[], str], ...]] = {
         pruning_quality,
         pruning_speed,
         tokens,
+        coverage_sections.coverage_totals,
     ),
+    ROOT / "docs" / "coverage.md": (coverage_sections.coverage,),
+    ROOT / "docs" / "processes.md": (coverage_sections.flush_cost,),
     ROOT / "docs" / "verdicts.md": verdict_sections.DETAILS,
 }
 

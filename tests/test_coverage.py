@@ -150,3 +150,10 @@ def test_a_crash_is_noticed(monkeypatch):
     assert result["observation"]["observed"] == 0
     assert not report.is_observed(result)
     assert not report.is_prunable(result)
+
+
+@pytest.mark.parametrize("name", ["swin", "umt5", "seamless_m4t", "yolos", "llava", "doge", "deepseek_v32"])
+def test_what_was_wrong_once_is_right_or_refused(name: str):
+    result = measure(next(each for each in ARCHITECTURES if each.name == name))
+    assert result["crashes"] == []
+    assert not report.is_wrong(result)

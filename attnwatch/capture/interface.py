@@ -66,9 +66,11 @@ def read_call(
         attention_mask: None, a 4D tensor, a 2D tensor [batch, keys] (flash), or a BlockMask (flex).
         kwargs: what the model passed besides (scaling, dropout, softcap, …).
     """
-    reason = _refusal(kwargs)
+    reason = _refusal(module, kwargs)
     if reason:
         return reason
+    if type(module).__name__.endswith(_HIDE_BY_A_HUNDRED) and isinstance(attention_mask, Tensor):
+        attention_mask = attention_mask.masked_fill(attention_mask < _HIDDEN_BELOW, -torch.inf)
     is_causal = kwargs.get("is_causal")
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
@@ -104,7 +106,16 @@ def read_call(
     return f"the attention implementation {implementation!r} is not known; use sdpa, eager, flex or flash attention"
 
 
-def _refusal(kwargs: dict) -> str:
+# Their masks hide by -100, which elsewhere is a bias as any other; biases of positions are added to it.
+_HIDE_BY_A_HUNDRED = ("SwinAttention", "SwinSelfAttention")
+_HIDDEN_BELOW = -50.0
+# A token whose own key is hidden from it is padding; not in these.
+_CHOOSE_KEYS_BY_CONTENT = ("DogeAttention", "DeepseekV32Attention")
+
+
+def _refusal(module: nn.Module, kwargs: dict) -> str:
+    if type(module).__name__ in _CHOOSE_KEYS_BY_CONTENT:
+        return "which keys a token sees depends on their content, so that padding can't be told from what was left out"
     if kwargs.get("s_aux") is not None:
         return "attention-sink logits (s_aux) take part in the softmax; their share is not measured yet"
     if kwargs.get("cache") is not None:

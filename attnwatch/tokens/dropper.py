@@ -186,6 +186,8 @@ class TokenDropper:
 
     def _forward(self, module: nn.Module, run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The outermost of the models that is called says what is known of the tokens."""
+        if self._given is not None and kwargs.get("output_hidden_states"):
+            self._given["inner_hidden_states"] = True
         if self._given is not None or not self._is_on(module):
             return run(*args, **kwargs)
         names = inspect.signature(inner(module).forward).parameters
@@ -284,6 +286,8 @@ class TokenDropper:
         reason = reason or self._stack.layout.why_not(to_layer)
         if not reason and (self._given or {}).get("output_router_logits"):
             reason = "the router logits of all tokens are asked for (output_router_logits)"
+        if not reason and (self._given or {}).get("inner_hidden_states"):
+            reason = "the model around the layers reads the hidden states between them"
         if not reason and num_tokens <= self._min_tokens:
             reason = f"a batch has no more than the {self._min_tokens} tokens a sequence of `min_tokens`"
         if reason:

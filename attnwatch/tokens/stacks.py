@@ -46,7 +46,7 @@ class Stack:
     def is_decoder_of_two(self) -> bool:
         """Of an encoder-decoder, whose decoder is given arguments of its own."""
         config = getattr(self.entries[0], "config", None)
-        return bool(getattr(config, "is_encoder_decoder", False)) and "decoder" in self.name.split(".")
+        return bool(getattr(config, "is_encoder_decoder", False)) and "decoder" in self.name
 
 
 def find_stacks(model: nn.Module) -> tuple[dict[str, Stack], dict[str, str]]:
@@ -130,6 +130,8 @@ def why_not(stack: Stack, layers: tuple[nn.Module, ...], *, has_starts: bool = T
     skipping = next((name for name in _LAYER_DROPS if getattr(config, name, None)), None)
     if skipping is not None:
         return f"layers are left out at random ({skipping}={getattr(config, skipping)}); set it to 0"
+    if getattr(config, "use_mid_position_embeddings", False):
+        return "positions of all tokens are added between its layers (use_mid_position_embeddings)"
     if stack.layout is not TRANSFORMERS:
         return ""
     if getattr(config, "model_type", "") in _POSITIONS_WITHOUT_BATCH:
@@ -208,7 +210,7 @@ def _why_not_layer(layer: nn.Module) -> str:
     for path, module in layer.named_modules():
         if isinstance(module, _MIXING):
             return f"{path} ({type(module).__name__}) mixes tokens that are neighbours in the tensor"
-        names = [type(module).__name__, *module._parameters, *module._buffers]
+        names = [type(module).__name__, path.rpartition(".")[2], *module._parameters, *module._buffers]
         found = next((name for name in names if path and _POSITIONS_INSIDE.search(name)), None)
         if found is not None:
             return f"{path} ({found}) knows positions itself, which it would take from the tensor"
