@@ -17,38 +17,68 @@ _DOCUMENT_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_l
 _HARMLESS_TENSORS = {"position_ids", "cache_position", "num_items_in_batch", *_DOCUMENT_BOUNDARIES}
 
 
+# Of transformers before 5, which has functions looked up like entries of a dict, and eager attention not at all.
+_LOOKUPS = ("get_interface", "__getitem__")
+
+
 @contextlib.contextmanager
 def patched_interface() -> Iterator[None]:
     """While it is open, attention functions looked up by transformers models deliver their calls first."""
-    with shared_patch("transformers", _replace_get_interface):
+    with shared_patch("transformers", _replace_lookup):
         yield
 
 
-def _replace_get_interface() -> Callable[[], None]:
-    from transformers.modeling_utils import AttentionInterface
+def why_not_called(module: nn.Module) -> str:
+    """A reason why a module's calls do not come here; empty where none is known."""
+    if _lookup_of(_interface()) == _LOOKUPS[0] or _implementation(module) != "eager":
+        return ""
+    return "eager attention is seen with transformers 5 or newer only; use attn_implementation='sdpa'"
 
-    original = AttentionInterface.get_interface
+
+def _replace_lookup() -> Callable[[], None]:
+    interface = _interface()
+    lookup = _lookup_of(interface)
+    original = getattr(interface, lookup)
 
     @functools.wraps(original)
-    def get_interface(self, attn_implementation: str, default: Callable) -> Callable:
-        function = original(self, attn_implementation, default)
+    def look_up(self, implementation: str, *default: Callable) -> Callable:
+        return _watched(original(self, implementation, *default), implementation or "eager")
 
-        def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, *args, **kwargs):
-            number = site_id(module)
-            if number is not None:
-                read = _read_positional if args else read_call
-                deliver(number, read, attn_implementation or "eager", module, query, key, attention_mask, kwargs)
-            return function(module, query, key, value, attention_mask, *args, **kwargs)
-
-        return watched
-
-    AttentionInterface.get_interface = get_interface
+    setattr(interface, lookup, look_up)
 
     def put_back() -> None:
-        if AttentionInterface.get_interface is get_interface:
-            AttentionInterface.get_interface = original
+        if getattr(interface, lookup) is look_up:
+            if original is getattr(super(interface, interface), lookup, None):
+                delattr(interface, lookup)
+            else:
+                setattr(interface, lookup, original)
 
     return put_back
+
+
+def _interface() -> type:
+    from transformers.modeling_utils import AttentionInterface
+
+    return AttentionInterface
+
+
+def _lookup_of(interface: type) -> str:
+    return next(name for name in _LOOKUPS if hasattr(interface, name))
+
+
+def _implementation(module: nn.Module) -> str | None:
+    return getattr(getattr(module, "config", None), "_attn_implementation", None)
+
+
+def _watched(function: Callable, implementation: str) -> Callable:
+    def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, *args, **kwargs):
+        number = site_id(module)
+        if number is not None:
+            read = _read_positional if args else read_call
+            deliver(number, read, implementation, module, query, key, attention_mask, kwargs)
+        return function(module, query, key, value, attention_mask, *args, **kwargs)
+
+    return watched
 
 
 def _read_positional(*_) -> Reading:
