@@ -12,7 +12,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="attnwatch", description="Watch attention during training.")
     commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="train a small Llama twice, once with a fault, and tell the two apart")
+    demo = commands.add_parser(
+        "demo", help="train a small Llama four times: sound, faulty, pruned, with dropped tokens"
+    )
     demo.add_argument("--out", type=Path, default=Path("attnwatch-demo"), help="where TensorBoard files go")
     demo.add_argument("--steps", type=_demo_steps, default=240, help="training steps of each run (default: 240)")
     demo.add_argument("--seed", type=int, default=0)

@@ -5,6 +5,7 @@ from typing import Any
 from results import machine, newest
 
 _BASELINES = (
+    "rules on the loss, together",
     "plateau",
     "early stopping",
     "loss slope",
@@ -26,7 +27,7 @@ def verdicts() -> str:
         "| on the plateau |",
         "|---|---|---|---|---|",
     ]
-    for name in ("diagnose", "its risk", "attention alone", "loss, judged the same way", *_BASELINES):
+    for name in ("diagnose", "its risk", "attention's signals alone", "loss's signals alone", *_BASELINES):
         of = detection[name]
         shown = f"**{name}**" if name == "diagnose" else name
         rows.append(

@@ -117,7 +117,8 @@ def together(numbers: Sequence[Mapping[str, np.ndarray]], failed: Mapping[str, b
         models = []
         for look in range(len(numbers[0][others[0]])):
             seen = [[way[name][look] for way in numbers] for name in others]
-            model = make_pipeline(QuantileTransformer(n_quantiles=min(100, len(others))), LogisticRegression())
+            ranks = QuantileTransformer(n_quantiles=min(100, len(others)), output_distribution="normal")
+            model = make_pipeline(ranks, LogisticRegression())
             models.append(model.fit(seen, truth))
         return lambda name: np.array(
             [model.predict_proba([[way[name][look] for way in numbers]])[0, 1] for look, model in enumerate(models)]
