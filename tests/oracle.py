@@ -113,13 +113,6 @@ def oracle_statistics(
                 if batch >= 2 and all(is_valid(b, h, i) for b in range(batch)) and _same_keys(matrix, h, i)
             ]
         )
-        values["head_divergence"] = _mean(
-            [
-                _head_divergence(matrix, b, h, i)
-                for b, _, i in in_head
-                if heads >= 2 and all(is_valid(b, other, i) for other in range(heads))
-            ]
-        )
         values["nonfinite"] = _mean(
             [
                 torch.tensor(float(not matrix.visible_logits(*index).isfinite().all()), dtype=torch.float64)
@@ -205,14 +198,6 @@ def _content_sensitivity(matrix: AttentionMatrix, h: int, i: int) -> Tensor:
     """H(mean_b p) - mean_b H(p)."""
     weights = torch.stack([matrix.weights(b, h, i) for b in range(len(matrix.logits))])
     return entropy(weights.mean(0)) - torch.stack([entropy(p) for p in weights]).mean()
-
-
-def _head_divergence(matrix: AttentionMatrix, b: int, h: int, i: int) -> Tensor:
-    """KL(p_h || mean over heads)."""
-    weights = torch.stack([matrix.weights(b, other, i) for other in range(matrix.logits.shape[1])])
-    p, mean = weights[h], weights.mean(0)
-    looked_at = p > 0
-    return (p[looked_at] * (p[looked_at] / mean[looked_at]).log()).sum()
 
 
 def _same_keys(matrix: AttentionMatrix, h: int, i: int) -> bool:

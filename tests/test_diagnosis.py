@@ -31,7 +31,6 @@ ORDINARY = {
     "entropy_without_sink": 2.0,
     "distance": 20.0,
     "content_sensitivity": 0.4,
-    "head_divergence": 0.3,
     "nonfinite": 0.0,
 }
 

@@ -40,24 +40,18 @@ def test_movement_is_the_distance_in_units_of_the_noise():
     found = signals(noisy(start=0.9, end=0.5, noise=0.01))
     between_means_of_ten = 0.4 * 90 / 99
     assert found["movement"] == pytest.approx(np.log10(between_means_of_ten / 0.01), abs=0.03)
-    assert found["recent_movement"] == pytest.approx(np.log10(0.4 * 40 / 99), abs=0.03)
 
 
 def test_noise_alone_is_no_movement():
     found = [signals(noisy(start=0.7, end=0.7, seed=seed)) for seed in range(20)]
     assert np.median([each["movement"] for each in found]) < -0.8
-    assert all(each["trend"] < 0.3 for each in found)
 
 
-def test_trend_is_the_slope_in_standard_errors():
-    time = np.arange(50.0)
-    history = noisy(start=0.9, end=0.5, noise=0.02)
-    values = history["normalized_entropy"][50:].reshape(50, -1).astype(np.float64)
-    statistics = []
-    for head in values.T:
-        (slope, _), covariance = np.polyfit(time, head, 1, cov=True)
-        statistics.append(abs(slope) / np.sqrt(covariance[0, 0]))
-    assert signals(history)["trend"] == pytest.approx(np.log10(np.median(statistics) + 0.1), abs=1e-3)
+def test_trend_of_the_loss_is_its_slope_in_standard_errors():
+    history = noisy(loss=(4, 3.7))
+    (slope, _), covariance = np.polyfit(np.arange(50.0), history.loss[50:], 1, cov=True)
+    errors = -slope / np.sqrt(covariance[0, 0])
+    assert signals(history)["loss_trend"] == pytest.approx(np.sign(errors) * np.log1p(abs(errors)), abs=1e-3)
 
 
 def test_logits_are_those_of_the_largest_head_and_relative_to_the_start():

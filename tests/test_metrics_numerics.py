@@ -183,18 +183,3 @@ def test_autocast_changes_nothing(mask: Tensor | None):
         assert attention_entropy(query, key, attn_mask=mask).equal(entropy)
         again = attention_statistics(query, key, attn_mask=mask)
     assert all(getattr(again, name).equal(getattr(statistics, name)) for name in STATISTICS)
-
-
-def test_heads_that_look_alike_do_not_diverge_and_one_head_has_none_to_diverge_from():
-    query, key = torch.randn(2, 1, 6, 8), torch.randn(2, 1, 6, 8)
-    alike = attention_statistics(query.expand(2, 3, 6, 8), key.expand(2, 3, 6, 8))
-    assert alike.head_divergence.tolist() == pytest.approx([0, 0, 0], abs=1e-6)
-    assert attention_statistics(query, key).head_divergence.isnan().all()
-
-
-def test_divergence_of_heads_that_share_no_key_is_log_heads():
-    tokens = 4
-    key = torch.eye(tokens)[None, None]
-    query = 1000 * torch.stack([torch.eye(tokens).roll(shift, 0) for shift in range(tokens)])[None]
-    statistics = attention_statistics(query, key.expand(1, tokens, tokens, tokens))
-    assert statistics.head_divergence.tolist() == pytest.approx([math.log(tokens)] * tokens, abs=1e-5)

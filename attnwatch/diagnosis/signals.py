@@ -15,7 +15,6 @@ from attnwatch.reductions import nan_max, nan_mean, nan_min
 MIN_OBSERVATIONS = 6
 _MOST_OBSERVATIONS = 100
 _MOST_AVERAGED = 10
-_LEAST_MOVEMENT = 1e-4
 _LEAST_RECORDED = 0.75
 
 
@@ -39,19 +38,7 @@ def movement(history: AttentionHistory) -> float:
     """log10 of how far the heads' normalized entropy has come since the start, in units of its noise."""
     entropy = _entropy(history)
     noise = np.sqrt(_mean(_noise_variance(entropy)))
-    return float(np.log10((_distance(entropy, 0) + 1e-5) / (noise + 1e-5)))
-
-
-def recent_movement(history: AttentionHistory) -> float:
-    """log10 of how far the heads' normalized entropy has come in the second half of the history."""
-    entropy = _entropy(history)
-    return float(np.log10(max(_distance(entropy, len(entropy) // 2), _LEAST_MOVEMENT)))
-
-
-def trend(history: AttentionHistory) -> float:
-    """log10 of the median head's |slope| of normalized entropy in the second half, in standard errors."""
-    slope, error = _slope(_entropy(history)[len(history) // 2 :])
-    return float(np.log10(_median(np.abs(slope) / (error + 1e-7)) + 0.1))
+    return float(np.log10((_distance(entropy) + 1e-5) / (noise + 1e-5)))
 
 
 def largest_logit(history: AttentionHistory) -> float:
@@ -90,8 +77,6 @@ def _recent_loss(history: AttentionHistory) -> np.ndarray:
 
 SIGNALS = (
     Signal("movement", movement, below="attention hardly moves"),
-    Signal("recent_movement", recent_movement, below="attention has come to rest"),
-    Signal("trend", trend, below="attention goes nowhere"),
     Signal("largest_logit", largest_logit, "queries hardly tell keys apart", "attention logits are large"),
     Signal("logit_growth", logit_growth, "attention loses its contrast", "attention logits spread fast"),
     Signal("loss_trend", loss_trend, below="the loss does not fall"),
@@ -140,10 +125,10 @@ def _ends(number: int) -> int:
     return max(2, min(_MOST_AVERAGED, number // 4))
 
 
-def _distance(entropy: np.ndarray, begin: int) -> float:
-    """Root mean square over heads of the change since an observation, without what noise alone would show."""
-    number = _ends(len(entropy) - begin)
-    change = _mean(entropy[-number:], 0) - _mean(entropy[begin : begin + number], 0)
+def _distance(entropy: np.ndarray) -> float:
+    """Root mean square over heads of the change since the start, without what noise alone would show."""
+    number = _ends(len(entropy))
+    change = _mean(entropy[-number:], 0) - _mean(entropy[:number], 0)
     return float(np.sqrt(max(_mean(change**2) - 2 * _mean(_noise_variance(entropy)) / number, 0.0)))
 
 

@@ -180,15 +180,6 @@ class AttentionStatistics:
         per_layer=True,
         chart_span=0.1,
     )
-    head_divergence: Tensor = _declare(
-        "nats",
-        0,
-        None,
-        "Σ_j p_hj log(p_hj / mean_h p_hj)",
-        "how much a head's pattern differs from the mean of its layer's heads (0: all heads alike)",
-        lambda rows: rows.head_divergence,
-        weights=lambda rows: rows.beside_others,
-    )
     nonfinite: Tensor = _declare(
         "",
         0,

@@ -137,19 +137,6 @@ class AttentionRows:
         return (-(mean_weights * log_weights).sum(-1) - self.entropy.mean(0)).clamp(min=0)
 
     @cached_property
-    def head_divergence(self) -> Tensor:
-        """Nats: Kullback-Leibler divergence of a head from the mean of the heads, Σ_j p_hj log(p_hj / mean_h p_hj)."""
-        weights = torch.mul(self._rest_weights, self._rest_mass.unsqueeze(-1), out=self._scratch)
-        weights.scatter_(-1, self._first_visible, self.sink_mass.unsqueeze(-1))
-        log_mean = weights.mean(1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny).log()
-        return (-weights.mul_(log_mean).sum(-1) - self.entropy).clamp(min=0)
-
-    @cached_property
-    def beside_others(self) -> Tensor:
-        """Bool: there are other heads, all valid here."""
-        return self.valid.all(1, keepdim=True).expand(self.shape[:3]) & (self.shape[1] > 1)
-
-    @cached_property
     def comparable(self) -> Tensor:
         """Bool [H, R]: there are at least two sequences, all valid here, and all see the same keys."""
         same_keys = (self.visible == self.visible[:1]).all(-1).all(0)

@@ -44,7 +44,7 @@ class AttentionRecorder:
             maximum over these rows.
         sites: glob patterns of the sites to watch (`["*.layers.0.*"]`); None means all.
         flush_every: observed steps per transfer; None means as many as cover 50 steps, at least 5.
-        max_history: how many observations are kept, each 52 bytes per head (and the step that is still open). The
+        max_history: how many observations are kept, each 48 bytes per head (and the step that is still open). The
             newest quarter is complete, older ones are thinned to every second, fourth, … and stay evenly spread
             over the run.
         seed: of the random query rows, which depend on it and the step only; no other random state is touched.
