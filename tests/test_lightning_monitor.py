@@ -440,3 +440,19 @@ def test_fast_dev_run_works():
     monitor = AttentionMonitor()
     train(monitor, fast_dev_run=True)
     assert monitor.history.steps.tolist() == [0]
+
+
+def test_model_that_is_replaced_during_training_is_told():
+    def replace(module, batch_idx):
+        if batch_idx == 6:
+            module.model = llama()
+
+    monitor = AttentionMonitor(every_n_steps=2)
+    with pytest.warns(AttnwatchWarning, match="nothing was observed in step 6: the model that trains is not the one"):
+        trainer, _ = train(monitor, Llama(replace))
+    assert trainer.global_step == 12
+    seen = np.isfinite(monitor.history["entropy"]).any((1, 2))
+    assert dict(zip(monitor.history.steps.tolist(), seen.tolist(), strict=True)) == {
+        **dict.fromkeys((0, 2, 4), True),
+        **dict.fromkeys((6, 8, 10), False),
+    }

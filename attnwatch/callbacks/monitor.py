@@ -94,6 +94,7 @@ class Monitor(TrainingPart):
         self._has_failed = False
         self._has_reported_coverage = False
         self._has_flushed = False
+        self._has_warned_of_nothing = False
         self._wants_to_stop = False
         self._published_step = -1
         self._published_observations = 0
@@ -139,6 +140,8 @@ class Monitor(TrainingPart):
         is_observing = self._recorder.is_observing
         if loss is not None:
             self._recorder.record_loss(loss)
+        if is_observing and not self._recorder.has_seen_step:
+            self._warn_that_nothing_is_seen(run)
         # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at. All processes
         # flush at the same steps, whatever each has seen.
         if run.global_step != self._batch_step and (is_last or not self._has_flushed):
@@ -230,6 +233,14 @@ class Monitor(TrainingPart):
             listed = "; ".join(f"{site}: {reason}" for site, reason in list(missing.items())[:3])
             more = f"; and {len(missing) - 3} more, see coverage()" if len(missing) > 3 else ""
             _warn(f"{len(missing)} of {len(self.coverage())} attention sites are not observed. {listed}{more}")
+
+    def _warn_that_nothing_is_seen(self, run: TrainerRun) -> None:
+        if run.is_main_process and not self._has_warned_of_nothing:
+            self._has_warned_of_nothing = True
+            _warn(
+                f"nothing was observed in step {self._batch_step}: the model that trains is not the one that was there "
+                "when training began, or it has not called its attention; put a new model into a new fit"
+            )
 
     @contextlib.contextmanager
     def _never_fatal(self) -> Iterator[None]:

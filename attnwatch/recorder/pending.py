@@ -54,6 +54,11 @@ class PendingSteps:
         entry = torch.stack([loss, torch.ones_like(loss)])
         self._open[LOSS] = self._open[LOSS].to(entry.device) + entry if LOSS in self._open else entry
 
+    @property
+    def has_seen_sites(self) -> bool:
+        """Whether something was added to the open step, its loss apart."""
+        return bool(self._open.keys() - {LOSS})
+
     def take(self) -> list[Observation]:
         """The finished steps, which are forgotten here."""
         finished, self._finished = self._finished, []

@@ -129,6 +129,11 @@ class AttentionRecorder:
         return self._observing
 
     @property
+    def has_seen_step(self) -> bool:
+        """Whether a call of attention came in the present step, or the last one."""
+        return self._pending.has_seen_sites
+
+    @property
     def num_observations(self) -> int:
         """How many observed steps have come to the host so far."""
         return self._buffer.num_observations
