@@ -10,7 +10,7 @@ from torch import nn
 
 from attnwatch.capture.delivery import Reading, register, unregister
 from attnwatch.capture.functional import forget_entered, patched_functional
-from attnwatch.capture.interface import patched_interface, why_not_called
+from attnwatch.capture.interface import patched_interface
 from attnwatch.capture.padding import self_attention_query_mask
 from attnwatch.capture.positions import kept_positions
 from attnwatch.capture.sites import Site, SiteKind, find_sites
@@ -68,9 +68,7 @@ class Capture:
             "forward, MultiheadAttention only off PyTorch's inference fast path"
         )
         return {
-            name: self._reasons.get(name)
-            or (OBSERVED if name in self._seen else _why_not_called(self._sites[name]) or not_called)
-            for name in self._sites
+            name: self._reasons.get(name) or (OBSERVED if name in self._seen else not_called) for name in self._sites
         }
 
     def attach(self) -> None:
@@ -79,8 +77,9 @@ class Capture:
             for site in self._readable:
                 register(site.module, self, site.name)
                 patches.callback(unregister, site.module, self)
-            if any(site.kind is SiteKind.INTERFACE for site in self._readable):
-                patches.enter_context(patched_interface())
+            interface = [site.module for site in self._readable if site.kind is SiteKind.INTERFACE]
+            if interface:
+                patches.enter_context(patched_interface(interface))
             functional = [site for site in self._readable if site.kind is not SiteKind.INTERFACE]
             if functional:
                 others = [site for site in self._found if site not in functional]
@@ -133,10 +132,6 @@ class Capture:
             AttnwatchWarning,
             stacklevel=2,
         )
-
-
-def _why_not_called(site: Site) -> str:
-    return why_not_called(site.module) if site.kind is SiteKind.INTERFACE else ""
 
 
 def _why_not(inputs: AttentionInputs) -> str:

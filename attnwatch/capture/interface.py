@@ -2,13 +2,15 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from attnwatch.capture.delivery import Reading, deliver, site_id
-from attnwatch.capture.patching import shared_patch
+from attnwatch.capture.patching import replace, shared_patch
 from attnwatch.metrics import AttentionInputs
 
 # Arguments with which flash attention is told of the documents in a packed batch; it needs all of them.
@@ -17,22 +19,21 @@ _DOCUMENT_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_l
 _HARMLESS_TENSORS = {"position_ids", "cache_position", "num_items_in_batch", *_DOCUMENT_BOUNDARIES}
 
 
-# Of transformers before 5, which has functions looked up like entries of a dict, and eager attention not at all.
+# Transformers before 5 look functions up like entries of a dict, and call this global where attention is eager.
 _LOOKUPS = ("get_interface", "__getitem__")
+_EAGER = "eager_attention_forward"
 
 
 @contextlib.contextmanager
-def patched_interface() -> Iterator[None]:
-    """While it is open, attention functions looked up by transformers models deliver their calls first."""
-    with shared_patch("transformers", _replace_lookup):
+def patched_interface(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """While it is open, attention functions that these transformers modules look up deliver their calls first."""
+    with contextlib.ExitStack() as patches:
+        patches.enter_context(shared_patch("transformers", _replace_lookup))
+        if _lookup_of(_interface()) != _LOOKUPS[0]:
+            namespaces = [inspect.unwrap(type(module).forward).__globals__ for module in modules]
+            for namespace in {id(each): each for each in namespaces if _EAGER in each}.values():
+                patches.enter_context(shared_patch(f"eager attention of {namespace['__name__']}", _replaced(namespace)))
         yield
-
-
-def why_not_called(module: nn.Module) -> str:
-    """A reason why a module's calls do not come here; empty where none is known."""
-    if _lookup_of(_interface()) == _LOOKUPS[0] or _implementation(module) != "eager":
-        return ""
-    return "eager attention is seen with transformers 5 or newer only; use attn_implementation='sdpa'"
 
 
 def _replace_lookup() -> Callable[[], None]:
@@ -66,8 +67,8 @@ def _lookup_of(interface: type) -> str:
     return next(name for name in _LOOKUPS if hasattr(interface, name))
 
 
-def _implementation(module: nn.Module) -> str | None:
-    return getattr(getattr(module, "config", None), "_attn_implementation", None)
+def _replaced(namespace: dict[str, Any]) -> Callable[[], Callable[[], None]]:
+    return lambda: replace(namespace, _EAGER, lambda eager: functools.wraps(eager)(_watched(eager, "eager")))
 
 
 def _watched(function: Callable, implementation: str) -> Callable:
