@@ -83,8 +83,8 @@ def output(model: nn.Module, batch: Batch) -> Tensor:
 
 def assert_equal_step(masked_model: nn.Module, pruned_model: nn.Module, batch: Batch, entries: dict[str, Tensor]):
     """Same outputs, and same gradients of what is left."""
-    rtol = 1e-9 if next(masked_model.parameters()).dtype == torch.float64 else 1e-4
-    close = partial(torch.testing.assert_close, rtol=rtol, atol=rtol / 100)
+    rtol, atol = (1e-9, 1e-11) if next(masked_model.parameters()).dtype == torch.float64 else (1e-4, 1e-5)
+    close = partial(torch.testing.assert_close, rtol=rtol, atol=atol)
     expected, got = output(masked_model, batch), output(pruned_model, batch)
     assert got.isfinite().all()
     close(got, expected)

@@ -4,6 +4,7 @@ import csv
 from pathlib import Path
 
 import lightning.pytorch as pl
+import mlflow
 import pytest
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
@@ -118,12 +119,11 @@ def offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/mlruns")
+    mlflow.set_tracking_uri(f"file:{tmp_path}/mlruns")
 
 
 def shown(directory) -> tuple[dict, set[str], set[str]]:
     """(what W&B has of it, pictures of W&B, files of MLflow)"""
-    import mlflow
     import wandb
 
     mlflow.flush_async_logging()

@@ -18,6 +18,9 @@ def test_import_loads_no_extra():
     assert python(f"import sys, attnwatch; print([n for n in {EXTRAS} if n in sys.modules])").strip() == "[]"
 
 
+LIGHTNING = ("lightning", "lightning.pytorch", "pytorch_lightning")
+
+
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [
@@ -27,7 +30,7 @@ def test_import_loads_no_extra():
     ids=["lightning", "demo"],
 )
 def test_missing_extra_is_named(code, remedy):
-    code = f"import sys; sys.modules['lightning'] = sys.modules['lightning.pytorch'] = None\n{code}"
+    code = f"import sys; sys.modules.update(dict.fromkeys({LIGHTNING}))\n{code}"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert finished.returncode != 0 or "main" in code
     assert remedy in finished.stderr
