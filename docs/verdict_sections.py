@@ -123,4 +123,18 @@ def _row(of_shares: dict[str, dict[str, Any]], name: str, style: str) -> str:
     return " / ".join(f"{of_shares[share][name]:{style}}" for share in _SHARES)
 
 
-DETAILS = (tasks, detection, foresight, reliability, kinds, confusion)
+def again() -> str:
+    """All runs trained anew on another processor."""
+    result = newest("verdicts_again")
+    of, ever = result["detection"]["diagnose"], result["ever_flagged_of_the_others"]["diagnose"]
+    lead = result["lead"]["early stopping"]
+    return (
+        f"All {result['runs']} were trained again on another processor ({machine(result)}; `--retrain`, the same seeds): "
+        f"{result['failed']} failed. There `diagnose` flags {_row(of, 'recall', '.0%')} of the failing runs and "
+        f"{_row(of, 'false_alarms', '.0%')} of the others at 10 / 25 / 50% of the budget, with an AUROC of "
+        f"{_row(of, 'auroc', '.2f')}, {result['plateau']['auroc']['diagnose']:.2f} on the plateau, and flags {ever:.0%} "
+        f"of the others at some time; the risk leads early stopping by {lead['median']:.0%} of the budget (median)."
+    )
+
+
+DETAILS = (again, tasks, detection, foresight, reliability, kinds, confusion)
