@@ -129,11 +129,12 @@ def again() -> str:
     of, ever = result["detection"]["diagnose"], result["ever_flagged_of_the_others"]["diagnose"]
     lead = result["lead"]["early stopping"]
     return (
-        f"All {result['runs']} were trained again on another processor ({machine(result)}; `--retrain`, the same seeds): "
-        f"{result['failed']} failed. There `diagnose` flags {_row(of, 'recall', '.0%')} of the failing runs and "
-        f"{_row(of, 'false_alarms', '.0%')} of the others at 10 / 25 / 50% of the budget, with an AUROC of "
-        f"{_row(of, 'auroc', '.2f')}, {result['plateau']['auroc']['diagnose']:.2f} on the plateau, and flags {ever:.0%} "
-        f"of the others at some time; the risk leads early stopping by {lead['median']:.0%} of the budget (median)."
+        f"All {result['runs']} were trained again on another processor ({machine(result)}; `--retrain`, the same "
+        f"seeds): {result['failed']} failed. There `diagnose` flags {_row(of, 'recall', '.0%')} of the failing runs "
+        f"and {_row(of, 'false_alarms', '.0%')} of the others at 10 / 25 / 50% of the budget, with an AUROC of "
+        f"{_row(of, 'auroc', '.2f')}, {result['plateau']['auroc']['diagnose']:.2f} on the plateau, and flags "
+        f"{ever:.0%} of the others at some time; the risk leads early stopping by {lead['median']:.0%} of the budget "
+        "(median)."
     )
 
 
