@@ -11,7 +11,6 @@ import argparse
 import random
 from pathlib import Path
 
-from peft import LoraConfig, get_peft_model
 from sentences import code_or_prose, collate_with, minilm_directory
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer, TrainingArguments
 
@@ -31,6 +30,8 @@ def main() -> None:
     encoder = minilm_directory()
     model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
     if options.lora:
+        from peft import LoraConfig, get_peft_model
+
         targets = ["query", "value", "attention.output.dense"]
         model = get_peft_model(model, LoraConfig(r=8, target_modules=targets, modules_to_save=["classifier"]))
 

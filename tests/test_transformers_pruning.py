@@ -284,3 +284,11 @@ def test_run_that_is_too_short_is_refused(tmp_path):
         train(pruning(), pruning(), directory=tmp_path)
     with pytest.raises(ConfigurationError, match="no attention whose heads can be removed"):
         train(pruning(), directory=tmp_path, model=torch.nn.Linear(2, 2))
+
+
+def test_trainer_may_evaluate_before_it_trains(tmp_path):
+    run = trainer(AttentionMonitor(), pruning(), dropping_tokens(), directory=tmp_path)
+    before = run.evaluate()["eval_loss"]
+    assert before > 0
+    run.train()
+    assert gone(run.model) == LAYERS * HEADS // 2

@@ -19,7 +19,7 @@ COLLECTIVES_PER_FLUSH = 2
 def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
     """What each process gives to the collectives of a flush, in bytes.
 
-    A ring sends it nearly twice, however many processes there are. Nothing else is ever sent but 24 bytes before the
+    A ring sends it nearly twice, however many processes there are. Nothing else is ever sent but 32 bytes before the
     first step, and 4 before the first flush.
 
     Args:
@@ -52,7 +52,7 @@ class Processes:
             return
         self._is_checked = True
         digests = [
-            int.from_bytes(hashlib.sha256(text.encode()).digest()[:4])
+            int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
             for text in ("\n".join(self._sites), self._settings)
         ]
         lowest_and_highest = torch.tensor([*digests, *(-digest for digest in digests)], device=self._device)

@@ -17,7 +17,7 @@ from attnwatch.transformers.trainer import listen, trainer_of, unlisten
 class Hooks(TrainingPart, TrainerCallback):
     """In the order in which they come. A batch begins and ends with the trainer's `training_step`."""
 
-    _run: TransformersRun
+    _run: TransformersRun | None = None
     _loss: Tensor | None = None
     _has_ended = False
     _state_file: str
@@ -54,7 +54,8 @@ class Hooks(TrainingPart, TrainerCallback):
         self._end_batch(self._run, self._loss, is_last=is_last)
 
     def on_log(self, args, state, control, **kwargs) -> None:
-        self._run.trainer_logs()
+        if self._run is not None:  # a trainer may evaluate before it trains
+            self._run.trainer_logs()
 
     def on_save(self, args, state, control, **kwargs) -> None:
         kept = self._state()
