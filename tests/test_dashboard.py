@@ -7,9 +7,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from attnwatch import AttentionHistory, FindingKind, RunStatus
+from attnwatch.callbacks.publisher import Publisher
 from attnwatch.dashboard import RUN_TAGS, evenly_spaced, run_scalars, site_labels, site_scalars
 from attnwatch.dashboard.figures import figures, pixels
-from attnwatch.dashboard.tensorboard import write_diagnosis, write_figures
+from attnwatch.dashboard.tensorboard import TensorBoardSink
 from attnwatch.diagnosis import Diagnosis, Finding
 from attnwatch.metrics import STATISTICS
 
@@ -166,7 +167,7 @@ def test_noise_does_not_fill_the_colour_scale():
 def test_tensorboard_gets_pictures_as_they_are_drawn(tmp_path):
     recorded = history(observations=4)
     with SummaryWriter(tmp_path) as writer:
-        write_figures(writer, recorded)
+        Publisher().figures([TensorBoardSink("TensorBoard", 0, lambda: writer)], recorded)
     events, drawn = EventAccumulator(str(tmp_path)).Reload(), figures(recorded)
     assert set(events.Tags()["images"]) == set(drawn)
     (image,) = events.Images("attention_layers/max_logit")
@@ -180,7 +181,8 @@ def test_tensorboard_gets_the_verdict_in_words(tmp_path):
         Finding(FindingKind.UNIFORM_ATTENTION, ("a", "b"), 0, 0.4, "uniform at a, b.", {"start": 1.0, "now": 0.98765}),
     )
     with SummaryWriter(tmp_path) as writer:
-        write_diagnosis(writer, Diagnosis(RunStatus.NOT_CONVERGING, findings, 30, risk=1.0))
+        verdict = Diagnosis(RunStatus.NOT_CONVERGING, findings, 30, risk=1.0)
+        Publisher().diagnosis([TensorBoardSink("TensorBoard", 0, lambda: writer)], verdict)
     (text,) = EventAccumulator(str(tmp_path)).Reload().Tensors("attention/diagnosis/text_summary")
     assert text.step == 30
     assert text.tensor_proto.string_val[0].decode().split("\n\n") == [

@@ -1,10 +1,13 @@
 """From a history to wherever a trainer logs."""
 
+import functools
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from attnwatch.dashboard import run_scalars, site_scalars
-from attnwatch.dashboard.sinks import Sink
+from attnwatch.dashboard.sinks import Sink, drawn
 from attnwatch.dashboard.words import diagnosis_markdown
 from attnwatch.diagnosis import Diagnosis
 from attnwatch.errors import AttnwatchWarning
@@ -37,7 +40,12 @@ class Publisher:
 
     def figures(self, sinks: Sequence[Sink], history: AttentionHistory) -> None:
         """The heatmaps of the latest observation and the layers over time."""
-        self._all(sinks, "pictures", lambda sink: sink.figures(history))
+        self.images(sinks, lambda: drawn(history), int(history.steps[-1]))
+
+    def images(self, sinks: Sequence[Sink], draw: Callable[[], Mapping[str, np.ndarray]], step: int) -> None:
+        """Pictures by tag, uint8 [height, width, 3], drawn once and only if some logger shows any."""
+        draw = functools.cache(draw)
+        self._all(sinks, "pictures", lambda sink: sink.images(draw, step))
 
     def diagnosis(self, sinks: Sequence[Sink], diagnosis: Diagnosis) -> None:
         """The verdict."""

@@ -16,6 +16,7 @@ class TrainerRun(Protocol):
         total_steps: how far `global_step` will count; None where nobody knows.
         is_trial: whether it is too short for more than to see that it works.
         is_main_process: whether this process is the one that says things.
+        has_validation_data: whether `validation_batches` has any.
         metrics: names of the numbers that were logged.
         sinks: where numbers, pictures and words go.
         callbacks: of the trainer.
@@ -26,6 +27,7 @@ class TrainerRun(Protocol):
     total_steps: int | None
     is_trial: bool
     is_main_process: bool
+    has_validation_data: bool
     metrics: Collection[str]
     sinks: Sequence[Sink]
     callbacks: Sequence[object]
@@ -42,6 +44,12 @@ class TrainerRun(Protocol):
 
     def agree(self, value: Any) -> Any:
         """The main process's value; all of them must ask."""
+
+    def validation_batches(self, number: int) -> list[Any]:
+        """The main process's first batches of the validation data; all processes must ask. Random state stays."""
+
+    def to_device(self, batch: Any) -> Any:
+        """The batch where the model is."""
 
     def stop(self) -> None:
         """End the training after this step."""

@@ -7,6 +7,8 @@ import numpy as np
 
 from attnwatch.recorder import AttentionHistory
 
+Draw = Callable[[], Mapping[str, np.ndarray]]
+
 
 class Sink(Protocol):
     """One logger of a training. What it can't show it leaves out.
@@ -22,8 +24,8 @@ class Sink(Protocol):
     def scalars(self, numbers: Mapping[str, float], step: int) -> None:
         """Numbers by tag."""
 
-    def figures(self, history: AttentionHistory) -> None:
-        """The pictures of a history."""
+    def images(self, draw: Draw, step: int) -> None:
+        """Pictures by tag, each uint8 [height, width, 3]; drawn if it can show them."""
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         """Words."""
@@ -39,7 +41,7 @@ class ScalarSink:
     def scalars(self, numbers: Mapping[str, float], step: int) -> None:
         self._write(numbers, step)
 
-    def figures(self, history: AttentionHistory) -> None:
+    def images(self, draw: Draw, step: int) -> None:
         pass
 
     def text(self, tag: str, markdown: str, step: int) -> None:
@@ -57,10 +59,10 @@ class WandbSink(ScalarSink):
         super().__init__(name, key, write)
         self._run = run
 
-    def figures(self, history: AttentionHistory) -> None:
+    def images(self, draw: Draw, step: int) -> None:
         import wandb
 
-        self._run().log({tag: wandb.Image(image) for tag, image in drawn(history).items()})
+        self._run().log({tag: wandb.Image(image) for tag, image in draw().items()})
 
 
 class MLflowSink(ScalarSink):
@@ -80,9 +82,9 @@ class MLflowSink(ScalarSink):
         super().__init__(name, key, write)
         self._log_image = log_image
 
-    def figures(self, history: AttentionHistory) -> None:
-        for tag, image in drawn(history).items():
-            self._log_image(image, f"{tag}/step_{history.steps[-1]}.png")
+    def images(self, draw: Draw, step: int) -> None:
+        for tag, image in draw().items():
+            self._log_image(image, f"{tag}/step_{step}.png")
 
 
 def drawn(history: AttentionHistory) -> dict[str, np.ndarray]:

@@ -1,26 +1,8 @@
-"""Pictures and words for a TensorBoard `SummaryWriter`."""
+"""Numbers, pictures and words for a TensorBoard `SummaryWriter`."""
 
 from collections.abc import Callable, Mapping
 
-from attnwatch.dashboard.sinks import drawn
-from attnwatch.dashboard.words import diagnosis_markdown
-from attnwatch.diagnosis import Diagnosis
-from attnwatch.recorder import AttentionHistory
-
-
-def write_figures(writer, history: AttentionHistory) -> None:
-    """The heatmaps of the latest observation and the layers over time, under Images.
-
-    Raises:
-        ImportError: matplotlib is missing; the message says how to install it.
-    """
-    for tag, image in drawn(history).items():
-        writer.add_image(tag, image, int(history.steps[-1]), dataformats="HWC")
-
-
-def write_diagnosis(writer, diagnosis: Diagnosis) -> None:
-    """The verdict as markdown, under Text."""
-    writer.add_text("attention/diagnosis", diagnosis_markdown(diagnosis), diagnosis.step)
+from attnwatch.dashboard.sinks import Draw
 
 
 class TensorBoardSink:
@@ -38,8 +20,9 @@ class TensorBoardSink:
         for tag, number in numbers.items():
             self._writer().add_scalar(tag, number, step)
 
-    def figures(self, history: AttentionHistory) -> None:
-        write_figures(self._writer(), history)
+    def images(self, draw: Draw, step: int) -> None:
+        for tag, image in draw().items():
+            self._writer().add_image(tag, image, step, dataformats="HWC")
 
     def text(self, tag: str, markdown: str, step: int) -> None:
         self._writer().add_text(tag, markdown, step)

@@ -1,5 +1,6 @@
 """A Lightning training as the callbacks see it."""
 
+import importlib
 import math
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
@@ -8,11 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
+from torch.utils._pytree import tree_leaves
 
+from attnwatch.callbacks.loading import first_batches
 from attnwatch.dashboard.sinks import Sink
 from attnwatch.lightning.api import is_one, pl
 from attnwatch.lightning.loggers import sinks_of
 from attnwatch.pruning.pruner import Patient
+
+is_overridden = importlib.import_module(f"{pl.__name__}.utilities.model_helpers").is_overridden
 
 
 class LightningRun:
@@ -43,6 +48,20 @@ class LightningRun:
     @property
     def is_main_process(self) -> bool:
         return self.trainer.is_global_zero
+
+    @property
+    def has_validation_data(self) -> bool:
+        # Its data loaders are made after the callbacks have started.
+        loop = self.trainer.fit_loop.epoch_loop.val_loop
+        has_step = is_overridden("validation_step", self._module)
+        return has_step and self.trainer.limit_val_batches > 0 and loop._data_source.is_defined()
+
+    def validation_batches(self, number: int) -> list[Any]:
+        loaders = tree_leaves(self.trainer.val_dataloaders)
+        return self.agree(first_batches(loaders[0], number) if self.is_main_process else None)
+
+    def to_device(self, batch: Any) -> Any:
+        return self.trainer.strategy.batch_to_device(batch)
 
     @property
     def callbacks(self) -> Sequence[object]:

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 from transformers.utils import logging
 
+from attnwatch.callbacks.loading import first_batches
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.dashboard.sinks import Sink
 from attnwatch.errors import ConfigurationError
@@ -41,6 +43,22 @@ class TransformersRun:
     @property
     def is_main_process(self) -> bool:
         return self.trainer.is_world_process_zero()
+
+    @property
+    def has_validation_data(self) -> bool:
+        return self.trainer.eval_dataset is not None
+
+    def validation_batches(self, number: int) -> list[Any]:
+        """Where there are several evaluation data sets, of the first."""
+        data = self.trainer.eval_dataset
+        name = next(iter(data)) if isinstance(data, dict) else None
+        loader = self.trainer.get_eval_dataloader(name)
+        # Accelerate's own loader would count as the training's while it is open, and wait for other processes.
+        loader = getattr(loader, "base_dataloader", loader)
+        return self.agree(first_batches(loader, number) if self.is_main_process else None)
+
+    def to_device(self, batch: Any) -> Any:
+        return send_to_device(batch, self.trainer.args.device)
 
     @property
     def metrics(self) -> Collection[str]:

@@ -1,0 +1,1 @@
+"""What a model relies on: hide inputs, probe layers, ask the model. Functions on a model, without any trainer."""
