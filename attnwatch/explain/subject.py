@@ -100,7 +100,7 @@ def token_mask(batch: Batch) -> Tensor:
         return torch.ones_like(ids, dtype=torch.bool)
     if mask.shape != ids.shape:
         raise ConfigurationError(
-            f"`batches`: `attention_mask` must have the shape of `input_ids`, {list(ids.shape)}; got {list(mask.shape)}."
+            f"`batches`: `attention_mask` must be {list(ids.shape)} as `input_ids`, got {list(mask.shape)}."
         )
     return mask.bool()
 
