@@ -85,14 +85,15 @@ def time_paired(
 
 
 def _seconds_of(function: Callable[[], Any]) -> float:
-    _wait_for_gpu()
+    wait_for_gpu()
     begin = time.perf_counter()
     function()
-    _wait_for_gpu()
+    wait_for_gpu()
     return time.perf_counter() - begin
 
 
-def _wait_for_gpu() -> None:
+def wait_for_gpu() -> None:
+    """Where there is one: until all that was asked of it is done."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 

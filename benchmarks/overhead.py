@@ -27,7 +27,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from attnwatch import AttentionRecorder, AttnwatchWarning
 from attnwatch.lightning import AttentionMonitor
-from benchmarks.common import Estimate, peak_extra_bytes, publish, results_path
+from benchmarks.common import Estimate, peak_extra_bytes, publish, results_path, wait_for_gpu
 
 _WARM_UP_STEPS = 20
 GOALS = {"monitor_default": 1.01, "monitor_every_step": 1.03}
@@ -44,20 +44,23 @@ class Sizes:
     vocab_size: int = 4096
     batch_size: int = 2
     num_tokens: int = 512
+    intermediate_size: int | None = None
+    precision: str = "32-true"
 
     def model(self) -> LlamaForCausalLM:
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=self.vocab_size,
             hidden_size=self.hidden_size,
-            intermediate_size=8 * self.hidden_size // 3,
+            intermediate_size=self.intermediate_size or 8 * self.hidden_size // 3,
             num_hidden_layers=self.num_layers,
             num_attention_heads=self.num_heads,
             num_key_value_heads=self.num_key_value_heads,
             max_position_embeddings=self.num_tokens,
             pad_token_id=None,
         )
-        return LlamaForCausalLM(config).train()
+        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+            return LlamaForCausalLM(config).train()
 
     def batch(self) -> Tensor:
         return torch.randint(self.vocab_size, (self.batch_size, self.num_tokens))
@@ -152,6 +155,7 @@ class StepTimer(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         step = batch_idx - _WARM_UP_STEPS
         if step >= 0:
+            wait_for_gpu()
             self._begins.append(time.perf_counter())
         if step < len(self._plan):
             self._switch(self._plan[step] if step >= 0 else bool(step % 2))
@@ -197,6 +201,7 @@ def measure(sizes: Sizes, monitor: SwitchableMonitor | None, plan: tuple[int, in
     trainer = pl.Trainer(
         max_steps=timer.num_steps,
         logger=TensorBoardLogger(out),
+        precision=sizes.precision,
         callbacks=[timer, *([monitor] if monitor else [])],
         log_every_n_steps=1,
         enable_progress_bar=False,

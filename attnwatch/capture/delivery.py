@@ -2,7 +2,8 @@
 
 In eager code a call is read only when its capture is armed. In code compiled by `torch.compile` the reading is part
 of the graph and ends in a custom operator; whether a capture is armed is asked when the operator runs, so that
-arming neither breaks the graph nor recompiles it. The operator claims to mutate a token, which keeps it in the graph.
+arming neither breaks the graph nor recompiles it. The operator claims to mutate a token, which keeps it in the graph,
+and to be unsafe in CUDA graphs, which would replay kernels without asking: compiled models are split around it.
 """
 
 import itertools
@@ -38,6 +39,7 @@ _receivers: dict[int, list[tuple[Receiver, str]]] = {}
 _ids: dict[nn.Module, int] = {}
 # What operators claim to change, which keeps them in the graph and in their order.
 ORDER = torch.zeros(())
+NOT_IN_CUDA_GRAPHS = (torch.Tag.cudagraph_unsafe,)
 
 
 def register(module: nn.Module, receiver: Receiver, site: str) -> None:
@@ -74,11 +76,20 @@ def deliver(number: int, read: Callable[..., Reading], *args) -> None:
     armed = [(receiver, site) for receiver, site in _receivers[number] if receiver.armed]
     if not armed or in_backward():
         return
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        read, args = _read_in_cuda_graph, ()
     for receiver, site in armed:
         try:
             receiver.receive(site, read(*args))
         except Exception as error:
             receiver.fail(site, error)
+
+
+def _read_in_cuda_graph() -> Reading:
+    return (
+        "it was called while a CUDA graph was captured, which replays kernels and no code; capture the graph without "
+        "attention, or use torch.compile(mode='reduce-overhead'), which is observed"
+    )
 
 
 def _deliver_compiled(number: int, reading: Reading) -> None:
@@ -108,7 +119,7 @@ def _detached(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.detach()
 
 
-@torch.library.custom_op("attnwatch::observe", mutates_args=("token",))
+@torch.library.custom_op("attnwatch::observe", mutates_args=("token",), tags=NOT_IN_CUDA_GRAPHS)
 def _observe(
     token: Tensor,
     number: int,
@@ -142,7 +153,7 @@ def _observe(
     )
 
 
-@torch.library.custom_op("attnwatch::not_observed", mutates_args=("token",))
+@torch.library.custom_op("attnwatch::not_observed", mutates_args=("token",), tags=NOT_IN_CUDA_GRAPHS)
 def _not_observed(token: Tensor, number: int, reason: str) -> None:
     _run_compiled(number, lambda: reason)
 

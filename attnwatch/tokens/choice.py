@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from attnwatch.capture import ORDER
+from attnwatch.capture import NOT_IN_CUDA_GRAPHS, ORDER
 
 
 class Chooser(Protocol):
@@ -47,7 +47,7 @@ def _run(chooser: int, states: Tensor, number: int, *tensors: Tensor | None) -> 
     return _choosers[chooser].choose(states, number, known)
 
 
-@torch.library.custom_op("attnwatch::choose_tokens", mutates_args=("token",))
+@torch.library.custom_op("attnwatch::choose_tokens", mutates_args=("token",), tags=NOT_IN_CUDA_GRAPHS)
 def _choose_tokens(
     token: Tensor,
     chooser: int,
