@@ -2,11 +2,11 @@
 
     python -m benchmarks.billion [--quick] [--out PATH]
 
-The model has the sizes of TinyLlama, in bfloat16, one sequence of 4,096 tokens a step. Watching is measured as in
-`benchmarks.overhead`, under Lightning with TensorBoard logging; what people do today, attention weights of all layers, is tried as well.
-Speed-ups are of training steps of a plain loop, paired in one process, each beside its ceiling: after half of every
-layer's heads were removed, and with half of the tokens dropped in all layers but the first and the last. Last line of
-the output: JSON.
+The model has the sizes of TinyLlama, in bfloat16; a step takes one sequence of 4,096 tokens. Watching is measured as in
+`benchmarks.overhead`, under Lightning with TensorBoard logging; beside it the memory of attention weights of all
+layers, which is what people look at today. Speed-ups are of steps of a plain loop, paired in one process, each beside
+its ceiling: after half of every layer's heads were removed, and with half of the tokens dropped in all layers but the
+first and the last. Last line of the output: JSON.
 """
 
 import argparse

@@ -50,11 +50,16 @@ def multihead_forward(
         mixed = weights @ v
         weights = weights.mean(1) if average_attn_weights else weights
     else:
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+        mixed = _attend(q, k, v, attn_mask=mask, dropout_p=dropout)
     output = module.out_proj(mixed.transpose(1, 2).flatten(2))
     if not is_batched:
         return output.squeeze(0), None if weights is None else weights.squeeze(0)
     return output if module.batch_first else output.transpose(0, 1), weights
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, **options) -> Tensor:
+    """Without heads nothing is left to compute, and torch 2.11 would divide by their number."""
+    return F.scaled_dot_product_attention(query, key, value, **options) if query.shape[1] else query
 
 
 def _multihead_of_nested(module: nn.MultiheadAttention, tokens: Tensor, *options: bool) -> tuple[Tensor, Tensor | None]:
@@ -99,7 +104,7 @@ def nanogpt_forward(module: nn.Module, x: Tensor) -> Tensor:
     """nanoGPT's CausalSelfAttention, which itself takes the width of its heads from that of the model."""
     q, k, v = (_split_heads(part, nanogpt_head_dim(module)) for part in module.c_attn(x).chunk(3, dim=-1))
     dropout = module.dropout if module.training else 0.0
-    mixed = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True)
+    mixed = _attend(q, k, v, dropout_p=dropout, is_causal=True)
     return module.resid_dropout(module.c_proj(mixed.transpose(1, 2).flatten(2)))
 
 
@@ -112,7 +117,7 @@ def timm_forward(module: nn.Module, x: Tensor, attn_mask: Tensor | None = None) 
     """timm's Attention, whose own forward gives its output the width of the model."""
     q, k, v = (_split_heads(part, module.head_dim) for part in module.qkv(x).chunk(3, dim=-1))
     dropout = module.attn_drop.p if module.training else 0.0
-    mixed = F.scaled_dot_product_attention(module.q_norm(q), module.k_norm(k), v, attn_mask, dropout)
+    mixed = _attend(module.q_norm(q), module.k_norm(k), v, attn_mask=attn_mask, dropout_p=dropout)
     return module.proj_drop(module.proj(mixed.transpose(1, 2).flatten(2)))
 
 
