@@ -98,6 +98,29 @@ def wait_for_gpu() -> None:
         torch.cuda.synchronize()
 
 
+class Moments:
+    """Moments of a training that is not made to wait for a GPU: there, when the work asked for so far was done."""
+
+    def __init__(self):
+        self._marks: list[float | torch.cuda.Event] = []
+
+    def mark(self) -> None:
+        if torch.cuda.is_available():
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds_between(self) -> list[float]:
+        """From each moment to the next one."""
+        wait_for_gpu()
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if torch.cuda.is_available():
+            return [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+        return [end - begin for begin, end in pairs]
+
+
 class Training:
     """A transformers language model, its optimizer, and a step of both.
 

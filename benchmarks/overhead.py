@@ -12,7 +12,6 @@ import argparse
 import dataclasses
 import logging
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +26,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from attnwatch import AttentionRecorder, AttnwatchWarning
 from attnwatch.lightning import AttentionMonitor
-from benchmarks.common import Estimate, peak_extra_bytes, publish, results_path, wait_for_gpu
+from benchmarks.common import Estimate, Moments, peak_extra_bytes, publish, results_path
 
 _WARM_UP_STEPS = 20
 GOALS = {"monitor_default": 1.01, "monitor_every_step": 1.03}
@@ -149,14 +148,13 @@ class StepTimer(pl.Callback):
         self._plan = [with_it for pair in range(steps_per_cycle * num_cycles) for with_it in _order(pair)]
         self._steps_per_cycle = steps_per_cycle
         self._switch = switch
-        self._begins: list[float] = []
+        self._begins = Moments()
         self.num_steps = _WARM_UP_STEPS + len(self._plan) + 1
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         step = batch_idx - _WARM_UP_STEPS
         if step >= 0:
-            wait_for_gpu()
-            self._begins.append(time.perf_counter())
+            self._begins.mark()
         if step < len(self._plan):
             self._switch(self._plan[step] if step >= 0 else bool(step % 2))
 
@@ -183,7 +181,7 @@ class StepTimer(pl.Callback):
 
     def _seconds(self, with_it: bool) -> list[list[float]]:
         """Of all steps of one sort: [cycles, steps]; the entries of both sorts are neighbours in time."""
-        taken = [end - begin for begin, end in zip(self._begins, self._begins[1:], strict=False)]
+        taken = self._begins.seconds_between()
         sort = [seconds for seconds, kind in zip(taken, self._plan, strict=True) if kind is with_it]
         n = self._steps_per_cycle
         return [sort[i : i + n] for i in range(0, len(sort), n)]

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
 from attnwatch.metrics import STATISTICS, AttentionInputs, accumulate, means_of_sums, merge
-from attnwatch.metrics.sampling import BLOCK_ELEMENTS
+from attnwatch.metrics.sampling import block_elements
 
 ROWS = torch.arange(12)
 # Both compare what is in one call: sequences with each other, rows with their neighbours.
@@ -63,7 +63,7 @@ def test_merged_standard_errors_add_in_squares():
 @pytest.mark.parametrize("kind", ["causal", "float mask"])
 def test_several_blocks_equal_the_oracle(kind: str):
     tokens = 1100
-    assert tokens**2 > BLOCK_ELEMENTS
+    assert tokens**2 > block_elements(torch.device("cpu"))
     query, key = torch.randn(1, 1, tokens, 8), torch.randn(1, 1, tokens, 8)
     options = {"is_causal": True} if kind == "causal" else {"attn_mask": torch.randn(tokens)}
     matrix = attention_matrix(query, key, **options)

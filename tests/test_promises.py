@@ -30,8 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnwatch import AttnwatchWarning
 from attnwatch.metrics import STATISTICS
-from attnwatch.recorder import AttentionRecorder
-from attnwatch.recorder import recorder as recorder_module
+from attnwatch.recorder import AttentionRecorder, grouping
 
 DROPOUT = 0.2
 
@@ -212,14 +211,14 @@ def test_watched_model_can_be_copied_and_its_weights_stay_plain():
 
 
 def test_error_while_watching_gives_one_site_up(monkeypatch):
-    accumulate = recorder_module.accumulate
+    accumulate = grouping.accumulate
 
     def failing_for_two_heads(inputs, rows):
         if inputs.num_heads == 2:
             raise RuntimeError("no kernel for this")
         return accumulate(inputs, rows)
 
-    monkeypatch.setattr(recorder_module, "accumulate", failing_for_two_heads)
+    monkeypatch.setattr(grouping, "accumulate", failing_for_two_heads)
     model = nn.ModuleList([nn.MultiheadAttention(WIDTH, heads) for heads in (4, 2, 8)])
     x = torch.randn(5, 3, WIDTH, requires_grad=True)
 
@@ -257,11 +256,14 @@ class ChangingHeads(nn.Module):
 def test_real_error_gives_the_site_up():
     model, x = ChangingHeads(), torch.randn(2, 5, WIDTH)
     expected = model(x)
-    with AttentionRecorder(model) as recorder, recorder.step(0):
-        with pytest.warns(AttnwatchWarning, match="stops watching 'ChangingHeads', training goes on"):
-            output = model(x)
-        assert output.equal(expected)
-        assert model(x).equal(expected)  # no second warning, which would be an error
+    with AttentionRecorder(model, every_n_steps=1) as recorder:
+        with (
+            pytest.warns(AttnwatchWarning, match="stops watching 'ChangingHeads', training goes on"),
+            recorder.step(0),
+        ):
+            assert model(x).equal(expected)
+        with recorder.step(1):
+            assert model(x).equal(expected)  # no second warning, which would be an error
     assert recorder.coverage()["ChangingHeads"].startswith("watching failed with RuntimeError")
 
 

@@ -5,7 +5,7 @@ from attnwatch.capture.delivery import NOT_IN_CUDA_GRAPHS, ORDER, in_backward
 from attnwatch.capture.padding import sees_own_key
 from attnwatch.capture.positions import put_kept_positions
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
-from attnwatch.capture.sharded import at_all_heads
+from attnwatch.capture.sharded import HeadShard, at_all_heads, head_shard
 from attnwatch.capture.sites import Site, SiteKind, find_sites, names_in_forward, site_name
 
 __all__ = [
@@ -15,12 +15,14 @@ __all__ = [
     "ORDER",
     "UNPRUNED_HEADS",
     "Capture",
+    "HeadShard",
     "Observer",
     "Site",
     "SiteKind",
     "at_all_heads",
     "at_unpruned_heads",
     "find_sites",
+    "head_shard",
     "in_backward",
     "kept_heads",
     "names_in_forward",

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 
-from torch import nn
+from torch import Tensor, nn
 
 from attnwatch.capture.delivery import Reading, register, unregister
 from attnwatch.capture.functional import forget_entered, patched_functional
@@ -48,6 +48,7 @@ class Capture:
         self._seen: set[str] = set()
         self._failed: set[str] = set()
         self._patches = contextlib.ExitStack()
+        self._query_masks: dict[int, tuple[Tensor, Tensor | None]] = {}
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -100,6 +101,7 @@ class Capture:
             yield
         finally:
             self.armed = False
+            self._query_masks.clear()
 
     def receive(self, site: str, reading: Reading) -> None:
         """One call of a site, while armed."""
@@ -114,12 +116,21 @@ class Capture:
         else:
             reading = dataclasses.replace(
                 reading,
-                query_mask=self_attention_query_mask(reading),
+                query_mask=self._query_mask(reading),
                 positions=kept_positions(reading.num_queries),
             )
         self._observer(site, reading)
         self._seen.add(site)
         self._reasons.pop(site, None)
+
+    def _query_mask(self, reading: AttentionInputs) -> Tensor | None:
+        """Layers are given the same mask: what it says of padding is asked once."""
+        mask = reading.attn_mask
+        if mask is None or reading.key_padding is not None or not reading.keeps_its_masks:
+            return self_attention_query_mask(reading)
+        if id(mask) not in self._query_masks:
+            self._query_masks[id(mask)] = mask, self_attention_query_mask(reading)
+        return self._query_masks[id(mask)][1]
 
     def fail(self, site: str, error: Exception) -> None:
         """Give a site up after an error: mark it and warn once."""

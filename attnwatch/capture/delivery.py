@@ -149,6 +149,7 @@ def _observe(
             key_padding=key_padding,
             segments=segments,
             has_positions=has_positions,
+            keeps_its_masks=all(mask is None for mask in (attn_mask, position_bias, key_padding, segments)),
         ),
     )
 

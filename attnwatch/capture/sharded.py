@@ -4,13 +4,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+HeadShard = tuple[int, int]
+"""Which part of a site's heads this process computes, of how many parts."""
 
-def at_all_heads(values: Tensor, module: nn.Module) -> Tensor:
-    """[…, heads of this process] to [… heads of all], 0 where another one computes them. To be called in a forward.
 
-    There, parameters that are sharded for memory's sake only (FSDP) are whole.
-    """
-    index, number = _shard(module)
+def at_all_heads(values: Tensor, shard: HeadShard) -> Tensor:
+    """[…, heads of this process] to [… heads of all], 0 where another one computes them."""
+    index, number = shard
     if number == 1:
         return values
     heads = values.shape[-1]
@@ -19,8 +19,11 @@ def at_all_heads(values: Tensor, module: nn.Module) -> Tensor:
     return spread
 
 
-def _shard(module: nn.Module) -> tuple[int, int]:
-    """(which part, of how many) of the output features of its first projection that is split by them."""
+def head_shard(module: nn.Module) -> HeadShard:
+    """The part of the output features of its first projection that is split by them. To be called in a forward.
+
+    There, parameters that are sharded for memory's sake only (FSDP) are whole.
+    """
     if not dist.is_available() or not dist.is_initialized():
         return 0, 1
     from torch.distributed.tensor import DTensor

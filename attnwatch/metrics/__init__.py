@@ -4,7 +4,8 @@ from attnwatch.metrics.accumulate import MAXIMA, accumulate, means_of_sums, merg
 from attnwatch.metrics.declaration import STATISTICS, AttentionStatistics, Reduction, Statistic
 from attnwatch.metrics.entropy import attention_entropy
 from attnwatch.metrics.inputs import HIDDEN_AT, AttentionInputs
-from attnwatch.metrics.sampling import stratified_rows
+from attnwatch.metrics.joining import at_rows, joined, kind_of_call
+from attnwatch.metrics.sampling import block_elements, stratified_rows
 from attnwatch.metrics.statistics import attention_statistics
 
 __all__ = [
@@ -16,8 +17,12 @@ __all__ = [
     "Reduction",
     "Statistic",
     "accumulate",
+    "at_rows",
     "attention_entropy",
     "attention_statistics",
+    "block_elements",
+    "joined",
+    "kind_of_call",
     "means_of_sums",
     "merge",
     "stratified_rows",

@@ -36,6 +36,8 @@ class AttentionInputs:
         query_mask: bool [B, Q], True where the query counts in statistics (False: padding).
         has_positions: query i and key i are the same token, so that a distance between them has a meaning.
         positions: int64 [B, N], where in their sequences these tokens lie; None: token i is at position i.
+        query_rows: int64 [R], ascending: `query` holds only these rows of the call's `num_all_queries`; None: all Q.
+        keeps_its_masks: what shapes the logits keeps its values after the call (not in compiled code).
     """
 
     query: Tensor
@@ -52,6 +54,9 @@ class AttentionInputs:
     query_mask: Tensor | None = None
     has_positions: bool = True
     positions: Tensor | None = None
+    query_rows: Tensor | None = None
+    num_all_queries: int | None = None
+    keeps_its_masks: bool = True
 
     @property
     def num_heads(self) -> int:
@@ -59,7 +64,7 @@ class AttentionInputs:
 
     @property
     def num_queries(self) -> int:
-        return self.query.shape[2]
+        return self.num_all_queries or self.query.shape[2]
 
     @property
     def num_keys(self) -> int:
@@ -80,7 +85,8 @@ class AttentionInputs:
 
     def logits(self, rows: Tensor) -> Tensor:
         """Attention logits of the query rows `rows` (int64 [R]), before hiding keys: [B, H, R, N]."""
-        query = self.query.index_select(2, rows).to(self.compute_dtype) * self.effective_scale
+        places = rows if self.query_rows is None else torch.searchsorted(self.query_rows, rows)
+        query = self.query.index_select(2, places).to(self.compute_dtype) * self.effective_scale
         key = self.key.to(self.compute_dtype)
         batch, heads, num_rows, head_dim = query.shape
         groups = query.reshape(batch, key.shape[1], -1, head_dim)

@@ -131,6 +131,8 @@ class AttentionRows:
 
         Only where `comparable`: there the first visible key is the same in all sequences.
         """
+        if self.shape[0] == 1:
+            return torch.zeros_like(self._sink_logit[0])
         mean_weights = torch.mul(self._rest_weights, self._rest_mass.unsqueeze(-1), out=self._scratch).mean(0)
         mean_weights.scatter_(-1, self._first_visible[0], self.sink_mass.mean(0).unsqueeze(-1))
         log_weights = mean_weights.clamp(min=torch.finfo(mean_weights.dtype).tiny).log()
@@ -139,8 +141,10 @@ class AttentionRows:
     @cached_property
     def comparable(self) -> Tensor:
         """Bool [H, R]: there are at least two sequences, all valid here, and all see the same keys."""
+        if self.shape[0] == 1:
+            return torch.zeros_like(self.valid[0])
         same_keys = (self.visible == self.visible[:1]).all(-1).all(0)
-        return self.valid.all(0) & same_keys & (self.shape[0] > 1)
+        return self.valid.all(0) & same_keys
 
     @cached_property
     def _rest_relative_lse(self) -> Tensor:
@@ -175,9 +179,11 @@ class AttentionRows:
 def _hide_(logits: Tensor, visible: Tensor) -> Tensor:
     """Overwrites the logits of all other keys, also where they are nan, by a finite value no weight survives.
 
-    A `masked_fill_` does the same at twice the time on a CPU. The value is so low that the square of what was
+    On a CPU a `masked_fill_` takes twice as long as what is done there. The value is so low that the square of what was
     infinite, and of nothing else, overflows: a visible logit that is not finite stays visible in a sum of squares.
     """
     lowest = torch.finfo(logits.dtype).min / 4
+    if not logits.is_cpu:
+        return logits.masked_fill_(~visible, lowest)
     highest = torch.full_like(visible, torch.inf, dtype=logits.dtype).masked_fill_(~visible, lowest)
     return torch.minimum(logits.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=lowest), highest, out=logits)

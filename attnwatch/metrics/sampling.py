@@ -7,8 +7,9 @@ from torch import Tensor
 
 from attnwatch.metrics.inputs import AttentionInputs
 
-# How many logits are held at once: 4 MiB in float32. Larger blocks fall out of a CPU's cache.
-BLOCK_ELEMENTS = 2**20
+# How many logits are held at once. Larger blocks fall out of a CPU's cache; smaller ones are too many kernels to launch
+# on other devices.
+_CPU_ELEMENTS, _DEVICE_ELEMENTS = 2**20, 2**24
 
 
 def stratified_rows(num_queries: int, num_rows: int | None, generator: torch.Generator | None = None) -> Tensor:
@@ -25,7 +26,12 @@ def stratified_rows(num_queries: int, num_rows: int | None, generator: torch.Gen
     return rows.clamp_(max=num_queries - 1)
 
 
+def block_elements(device: torch.device) -> int:
+    """How many logits are held at once, in float32: 4 MiB of them on a CPU, 64 MiB elsewhere."""
+    return _CPU_ELEMENTS if device.type == "cpu" else _DEVICE_ELEMENTS
+
+
 def row_blocks(inputs: AttentionInputs, rows: Tensor) -> Iterator[Tensor]:
-    """`rows` in blocks whose logits fit into `BLOCK_ELEMENTS`, so that memory grows with the keys, not their square."""
+    """`rows` in blocks whose logits fit into `block_elements`, so that memory grows with the keys, not their square."""
     elements_per_row = max(1, inputs.batch_size * inputs.num_heads * inputs.num_keys)
-    return iter(rows.split(max(1, BLOCK_ELEMENTS // elements_per_row)))
+    return iter(rows.split(max(1, block_elements(rows.device) // elements_per_row)))

@@ -9,10 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
-from attnwatch.capture import Capture, at_all_heads, at_unpruned_heads
+from attnwatch.capture import Capture, HeadShard, at_all_heads, at_unpruned_heads, head_shard
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
-from attnwatch.metrics import AttentionInputs, accumulate, stratified_rows
+from attnwatch.metrics import AttentionInputs, stratified_rows
 from attnwatch.recorder.buffer import HistoryBuffer
+from attnwatch.recorder.grouping import CallGroup
 from attnwatch.recorder.history import AttentionHistory
 from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
@@ -80,6 +81,8 @@ class AttentionRecorder:
         self._capture = Capture(model, self._observe, sites=sites)
         self._processes = _processes(self._capture.sites, self._options) if across_processes else None
         self._pending = PendingSteps(self._capture.sites, self._processes)
+        self._group = CallGroup(self._receive, self._capture.fail)
+        self._shards: dict[str, HeadShard] = {}
         self._buffer = HistoryBuffer(self._capture.sites, max_history)
         self.attach()
 
@@ -115,8 +118,11 @@ class AttentionRecorder:
         self._pending.open(global_step)
         if len(self._pending) >= self._options.observations_per_flush:
             self.flush()
-        with self._capture.arm():
-            yield
+        try:
+            with self._capture.arm():
+                yield
+        finally:
+            self._group.compute()
 
     def record_loss(self, loss: Tensor | float) -> None:
         """Keep the training loss of this step, if it is observed (the mean, if called several times in it)."""
@@ -131,6 +137,7 @@ class AttentionRecorder:
     @property
     def has_seen_step(self) -> bool:
         """Whether a call of attention came in the present step, or the last one."""
+        self._group.compute()
         return self._pending.has_seen_sites
 
     @property
@@ -144,6 +151,7 @@ class AttentionRecorder:
         Args:
             finish_step: the step that is observed now is complete and comes along.
         """
+        self._group.compute()
         if finish_step:
             self._observing = False
             self._pending.finish()
@@ -174,6 +182,7 @@ class AttentionRecorder:
         """The history and where recording stands: tensors, numbers and strings."""
         if self._processes is None:
             self.flush()
+        self._group.compute()
         return {
             "format": _STATE_FORMAT,
             "last_step": self._last_step,
@@ -193,6 +202,7 @@ class AttentionRecorder:
                 f"`state` has format {state.get('format')!r}, expected {_STATE_FORMAT}: "
                 "it was written by another version of attnwatch."
             )
+        self._group.clear()
         self._buffer.load_state_dict(state["history"])
         self._pending.load_state_dict(state["pending"])
         self._last_step, self._last_due = state["last_step"], state["last_due"]
@@ -218,9 +228,11 @@ class AttentionRecorder:
         return step // every > last // every
 
     def _observe(self, site: str, inputs: AttentionInputs) -> None:
-        sums = accumulate(inputs, self._rows_of(inputs))
-        module = self._capture.module(site)
-        self._pending.add(site, at_all_heads(at_unpruned_heads(sums, module), module))
+        self._shards[site] = head_shard(self._capture.module(site))
+        self._group.add(site, inputs, self._rows_of(inputs))
+
+    def _receive(self, site: str, sums: Tensor) -> None:
+        self._pending.add(site, at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site]))
 
     def _rows_of(self, inputs: AttentionInputs) -> Tensor:
         """The query rows of this step: the same for all sites of equal length, the same when a run is resumed."""

@@ -1,0 +1,66 @@
+"""Calls of a step that are alike, kept until they are worth computing together."""
+
+from collections.abc import Callable, Hashable
+
+import torch
+from torch import Tensor
+
+from attnwatch.metrics import AttentionInputs, accumulate, at_rows, block_elements, joined, kind_of_call
+
+Receive = Callable[[str, Tensor], None]
+
+
+class CallGroup:
+    """Computes the statistics of calls, those of neighbouring layers at once.
+
+    A call's statistics are dozens of small kernels. On a GPU, launching them for each layer takes far longer than the
+    kernels do; one call with the heads of many layers takes as many launches as one with those of one.
+
+    Args:
+        receive: called with a name and the sums of its call, [statistics, 2, heads], once they are computed.
+        fail: called with a name and the error where they can't be.
+    """
+
+    def __init__(self, receive: Receive, fail: Callable[[str, Exception], None]):
+        self._receive, self._fail = receive, fail
+        self._kind: Hashable = None
+        self._rows: Tensor | None = None
+        self._calls: list[tuple[str, AttentionInputs]] = []
+        self._elements = 0
+
+    def add(self, name: str, inputs: AttentionInputs, rows: Tensor) -> None:
+        """A call of which these query rows are looked at. Copied, where it is not computed at once."""
+        kind = kind_of_call(inputs, rows) if inputs.keeps_its_masks else None
+        elements = inputs.batch_size * inputs.num_heads * len(rows) * inputs.num_keys
+        most = block_elements(inputs.key.device)
+        if kind is None or kind != self._kind or self._elements + elements > most:
+            self.compute()
+        if kind is None or elements > most:
+            self._receive(name, accumulate(inputs, rows))
+            return
+        with torch.no_grad():
+            self._calls.append((name, at_rows(inputs, rows)))
+        self._kind, self._rows, self._elements = kind, rows, self._elements + elements
+
+    def compute(self) -> None:
+        """Everything that was added is received now."""
+        calls, rows = self._calls, self._rows
+        self.clear()
+        if not calls:
+            return
+        try:
+            sums = accumulate(joined([inputs for _, inputs in calls]), rows)
+        except Exception as error:
+            for name, _ in calls:
+                self._fail(name, error)
+            return
+        parts = sums.split([inputs.num_heads for _, inputs in calls], dim=-1)
+        for (name, _), part in zip(calls, parts, strict=True):
+            try:
+                self._receive(name, part)
+            except Exception as error:
+                self._fail(name, error)
+
+    def clear(self) -> None:
+        """Forget what was not computed."""
+        self._kind, self._rows, self._calls, self._elements = None, None, [], 0
