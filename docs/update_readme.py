@@ -58,6 +58,33 @@ def overhead() -> str:
     )
 
 
+def billion() -> str:
+    result = newest("billion")
+    sizes, ratios, peaks, speed = result["sizes"], result["watching"]["ratio"], result["peak_gib"], result["speed"]
+    most = "out of memory" if peaks["materialised"] is None else f"{peaks['materialised']:.1f} GiB"
+    rows = [
+        f"| on a GPU, {result['parameters'] / 1e9:.1f} billion parameters, {sizes['num_tokens']:,} tokens | a step "
+        "takes (95% interval) | peak memory |",
+        "|---|---|---|",
+        f"| `AttentionMonitor()` | {_interval(ratios['monitor_default'])} times as long | {peaks['watched']:.1f} GiB "
+        f"(without: {peaks['unwatched']:.1f}) |",
+        f"| `AttentionMonitor(every_n_steps=1)` | {_interval(ratios['monitor_every_step'])} times as long | the same |",
+        f"| `output_attentions=True` on eager attention | – | {most} |",
+    ]
+    for name, words in (("heads", "half of the heads removed"), ("tokens", "half of the tokens dropped")):
+        ceiling = f"(ceiling {speed[name]['ceiling']:.2f})"
+        rows.append(f"| {words} | 1 / {_interval(speed[name]['speedup'])} {ceiling} | – |")
+    return "\n".join(
+        [
+            *rows,
+            "",
+            f"A transformers Llama with TinyLlama's sizes in bfloat16, one sequence a step, on {machine(result)}, PyTorch "
+            f"{result['hardware']['torch'].partition('+')[0]}: `python -m benchmarks.billion`. Observing every step, and "
+            "steps with half of the tokens, are held up by launching kernels more than by computing them.",
+        ]
+    )
+
+
 def exactness() -> str:
     result = newest("exactness")
     rows = [
@@ -202,6 +229,7 @@ SECTIONS: dict[Path, tuple[Callable[[], str], ...]] = {
         statistics,
         verdict_sections.verdicts,
         overhead,
+        billion,
         exactness,
         pruning_quality,
         pruning_speed,
