@@ -23,6 +23,8 @@ is_overridden = importlib.import_module(f"{pl.__name__}.utilities.model_helpers"
 class LightningRun:
     """See `TrainerRun`."""
 
+    tokenizer = None
+
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule):
         self.arguments = (trainer, pl_module)
         self.trainer = trainer
