@@ -13,13 +13,13 @@ from attnwatch.callbacks.run import TrainerRun
 from attnwatch.dashboard.sinks import matplotlib_needed
 from attnwatch.dashboard.words import answers_markdown
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.answers import Answers
+from attnwatch.explain.asking.answers import Answers
+from attnwatch.explain.asking.interview import Interview, check_options
+from attnwatch.explain.asking.questions import Question, as_questions, questions_from_text
+from attnwatch.explain.asking.templates import Templates
 from attnwatch.explain.calibration import Calibration
 from attnwatch.explain.confidence import classifier_calibration, is_classifier, require_language_model
-from attnwatch.explain.interview import Interview, check_options
-from attnwatch.explain.questions import Question, as_questions, questions_from_text
 from attnwatch.explain.subject import Batch, Forward, Subject
-from attnwatch.explain.templates import Templates
 
 
 class Asking(Audit):
@@ -99,10 +99,7 @@ class Asking(Audit):
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         super()._start(run, model)
         subject = self._subject
-        if subject.has_own_forward:
-            judges_classes = self._questions is None
-        else:
-            judges_classes = is_classifier(subject)
+        judges_classes = self._questions is None if subject.has_own_forward else is_classifier(subject)
         self._Found = Calibration if judges_classes else Answers
         if judges_classes:
             self._refuse_questions()

@@ -5,7 +5,7 @@ import math
 import re
 
 from attnwatch.diagnosis import Diagnosis
-from attnwatch.explain.answers import Answers
+from attnwatch.explain.asking.answers import Answers
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
 _LINE_END = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")

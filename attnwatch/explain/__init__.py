@@ -1,10 +1,10 @@
 """What a model relies on: hide inputs, probe layers, ask the model. Functions on a model, without any trainer."""
 
-from attnwatch.explain.answers import Answers
+from attnwatch.explain.asking.answers import Answers
+from attnwatch.explain.asking.questions import Question, load_questions, questions_from_text
+from attnwatch.explain.asking.templates import Templates, parse_percentage
 from attnwatch.explain.calibration import Calibration, calibration
 from attnwatch.explain.confidence import ask, classifier_calibration
-from attnwatch.explain.questions import Question, load_questions, questions_from_text
-from attnwatch.explain.templates import Templates, parse_percentage
 
 __all__ = [
     "Answers",

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.answers import Answers
+from attnwatch.explain.asking.answers import Answers
+from attnwatch.explain.asking.interview import Interview
+from attnwatch.explain.asking.questions import Question, as_questions
+from attnwatch.explain.asking.templates import Templates
 from attnwatch.explain.calibration import Calibration, calibration
-from attnwatch.explain.interview import Interview
-from attnwatch.explain.questions import Question, as_questions
 from attnwatch.explain.subject import Batch, Forward, Subject, labels_of
-from attnwatch.explain.templates import Templates
 
 _NO_LABEL = -100
 

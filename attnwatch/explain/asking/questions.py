@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.encoding import Encoder, Unaskable
+from attnwatch.explain.asking.encoding import Encoder, Unaskable
 from attnwatch.explain.subject import Batch, token_mask
 
 _EXPECTED = '{"prompt": str, "choices": [str, str, ...], "answer": index or text of a choice}'

@@ -60,14 +60,12 @@ class Encoder:
         first of them parts from the context's own tokens: what is compared has the same tokens before it.
 
         Raises:
-            Unaskable: a text has no tokens of its own, or two have the same, or there is nothing before them.
+            Unaskable: a text has no tokens of its own, or there is nothing before them.
         """
         alone, whole = self.ids(context), [self.ids(context + text) for text in texts]
         start = min(_shared(alone, ids) for ids in whole)
         if min(map(len, whole)) <= start:
-            raise Unaskable("a choice adds no token to the prompt")
-        if len(set(whole)) < len(whole):
-            raise Unaskable("two choices are the same tokens")
+            raise Unaskable("what may be answered has no token of its own")
         if start > 0:
             return [Continuation(ids, start) for ids in whole]
         if self._begin_id is None:

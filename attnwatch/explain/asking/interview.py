@@ -3,22 +3,33 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.answers import Answers
-from attnwatch.explain.encoding import Continuation, Encoder, Unaskable
-from attnwatch.explain.questions import Question
-from attnwatch.explain.scoring import greedy, log_likelihoods, most_greedy_forwards, num_contexts
+from attnwatch.explain.asking.answers import Answers
+from attnwatch.explain.asking.encoding import Continuation, Encoder, Unaskable
+from attnwatch.explain.asking.questions import Question
+from attnwatch.explain.asking.scoring import greedy, log_likelihoods, most_greedy_forwards, num_contexts
+from attnwatch.explain.asking.templates import Templates, parse_percentage
 from attnwatch.explain.subject import Subject
-from attnwatch.explain.templates import Templates, parse_percentage
 
 _STATED = ("yes_no", "percentage", None)
 _SCORES = ("sum", "mean")
 _PERCENTAGE_TOKENS = 8
+
+
+class _Replies(NamedTuple):
+    """Those that mean yes and those that mean no, each once, and none that might mean either."""
+
+    yes: list[Continuation]
+    no: list[Continuation]
+
+    @property
+    def all(self) -> list[Continuation]:
+        return [*self.yes, *self.no]
 
 
 @dataclass(frozen=True)
@@ -27,20 +38,22 @@ class _Prepared:
 
     question: Question
     choices: list[Continuation]
-    yes_no: list[list[Continuation]]
+    yes_no: list["_Replies"]
     percentage: list[tuple[int, ...]]
     reason: list[tuple[int, ...]]
 
     def longest(self, max_new_tokens: int) -> int:
         """Tokens that the model must be able to read at once."""
-        read = [each for group in (self.choices, *self.yes_no) for each in group]
-        lengths = [len(each.ids) - 1 for each in read]
+        lengths = [len(each.ids) - 1 for each in self._scored()]
         lengths += [len(ids) + _PERCENTAGE_TOKENS for ids in self.percentage]
         return max(lengths + [len(ids) + max_new_tokens for ids in self.reason])
 
     def largest_id(self) -> int:
-        read = [each.ids for group in (self.choices, *self.yes_no) for each in group]
-        return max(max(ids) for ids in (*read, *self.percentage, *self.reason))
+        scored = (each.ids for each in self._scored())
+        return max(max(ids) for ids in (*scored, *self.percentage, *self.reason))
+
+    def _scored(self) -> list[Continuation]:
+        return [*self.choices, *(each for replies in self.yes_no for each in replies.all)]
 
 
 class Interview:
@@ -94,7 +107,9 @@ class Interview:
         size, number = self._batch_size, len(self._prepared)
         most = math.ceil(num_contexts(read for each in self._prepared for read in each.choices) / size)
         if self._stated == "yes_no":
-            most += math.ceil(sum(max(map(num_contexts, each.yes_no)) for each in self._prepared) / size)
+            most += math.ceil(
+                sum(max(num_contexts(replies.all) for replies in each.yes_no) for each in self._prepared) / size
+            )
         if self._stated == "percentage":
             most += most_greedy_forwards(number, max_new_tokens=_PERCENTAGE_TOKENS, batch_size=size)
         if self._reasons:
@@ -138,12 +153,14 @@ class Interview:
             num_forwards=0,
         )
 
-    def _yes_over_both(self, replies: list[list[Continuation]]) -> list[float]:
+    def _yes_over_both(self, replies: list[_Replies]) -> list[float]:
         """Probability of the words for yes over that of those for yes and no."""
-        sums = torch.tensor(self._scored(replies), dtype=torch.float64)
-        number = len(self._templates.yes)
-        yes, no = sums[:, :number].logsumexp(1), sums[:, number:].logsumexp(1)
-        return (yes - no).sigmoid().tolist()
+        confidence = []
+        for each, sums in zip(replies, self._scored([each.all for each in replies]), strict=True):
+            values = torch.tensor(sums, dtype=torch.float64)
+            yes, no = values[: len(each.yes)].logsumexp(0), values[len(each.yes) :].logsumexp(0)
+            confidence.append((yes - no).sigmoid().item())
+        return confidence
 
     def _scored(self, groups: list[list[Continuation]]) -> list[list[float]]:
         flat = [each for group in groups for each in group]
@@ -157,11 +174,10 @@ class Interview:
 
     def _prepare(self, question: Question) -> _Prepared:
         """Raises `Unaskable`."""
-        words = (*self._templates.yes, *self._templates.no)
         prepared = _Prepared(
             question,
-            self._behind(self._templates.question(question.prompt), question.choices),
-            self._next(question, "yes_no", lambda parts: self._behind(parts, words)),
+            self._choices(question),
+            self._next(question, "yes_no", self._replies),
             self._next(question, "percentage", lambda parts: self._encoder.ids(parts[0])),
             self._next(question, "reason", lambda parts: self._encoder.ids(parts[0])),
         )
@@ -176,6 +192,23 @@ class Interview:
             return []
         parts = [self._templates.follow_up(name, question.prompt, choice) for choice in question.choices]
         return [tokens(each) for each in parts]
+
+    def _choices(self, question: Question) -> list[Continuation]:
+        found = self._behind(self._templates.question(question.prompt), question.choices)
+        if len(set(found)) < len(found):
+            raise Unaskable("two choices are the same tokens")
+        return found
+
+    def _replies(self, parts: tuple[str, str]) -> _Replies:
+        """Words may be the same tokens: where case makes no difference, or where the tokenizer knows neither."""
+        words = self._templates
+        found = self._behind(parts, (*words.yes, *words.no))
+        yes, no = found[: len(words.yes)], found[len(words.yes) :]
+        both = set(yes) & set(no)
+        replies = _Replies(*([each for each in dict.fromkeys(group) if each not in both] for group in (yes, no)))
+        if not replies.yes or not replies.no:
+            raise Unaskable("the words for yes and no are the same tokens")
+        return replies
 
     def _behind(self, parts: tuple[str, str], texts: Sequence[str]) -> list[Continuation]:
         context, blanks = parts

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnwatch.explain.encoding import Continuation, Encoder
+from attnwatch.explain.asking.encoding import Continuation, Encoder
 from attnwatch.explain.subject import Batch, Subject
 
 
