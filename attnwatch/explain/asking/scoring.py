@@ -80,22 +80,33 @@ def _padded(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *,
 
 @contextlib.contextmanager
 def _own_generation_config(model: nn.Module, encoder: Encoder, max_new_tokens: int) -> Iterator[Any]:
-    """Transformers fills in from the model's own what a configuration leaves open, and PEFT sets attributes."""
-    base = getattr(model, "get_base_model", None)
-    holders = {id(each): each for each in (model, getattr(model, "base_model", None), base() if base else None) if each}
-    attributes = [(holder, dict(vars(holder))) for holder in holders.values()]
+    """Transformers fills in from the model's own what a configuration leaves open; PEFT hands its own down."""
     config = type(model.generation_config)(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         pad_token_id=encoder.pad_id,
         eos_token_id=encoder.end_id,
     )
+    kept = [
+        (module, {name: vars(module)[name] for name in _TOUCHED & vars(module).keys()}) for module in _within(model)
+    ]
     try:
-        for holder, kept in attributes:
-            if "generation_config" in kept:
-                holder.generation_config = config
+        for module, attributes in kept:
+            if "generation_config" in attributes:
+                module.generation_config = config
         yield config
     finally:
-        for holder, kept in attributes:
-            vars(holder).clear()
-            vars(holder).update(kept)
+        for module, attributes in kept:
+            for name in _TOUCHED & vars(module).keys():
+                delattr(module, name)
+            vars(module).update(attributes)
+
+
+_TOUCHED = {"generation_config", "prepare_inputs_for_generation"}
+
+
+def _within(model: nn.Module) -> list[nn.Module]:
+    """The model and, under adapters, what they adapt."""
+    base = getattr(model, "base_model", None)
+    modules = (model, base, getattr(base, "model", None))
+    return list({id(module): module for module in modules if isinstance(module, nn.Module)}.values())
