@@ -97,7 +97,7 @@ STORY = " ".join(f"the {thing} of w{at} saw the {other}, and it was {kind}." for
 @pytest.mark.parametrize("tokenizer", [byte_tokenizer(STORY, 400), word_tokenizer()], ids=["bytes", "words"])
 def test_questions_from_text(tokenizer):
     text = STORY if tokenizer.eos_token else " ".join(f"w{at * at % 29}" for at in range(300))
-    questions = questions_from_text(text, tokenizer, 20, prompt_tokens=8, choice_tokens=2, seed=3)
+    questions = questions_from_text(text, tokenizer, 20, prompt_tokens=8, choice_tokens=2, seed=5)
     assert len(questions) == 20
     assert len(set(questions)) == 20
     for question in questions:
@@ -109,7 +109,7 @@ def test_questions_from_text(tokenizer):
         assert lengths == [2] * 4
         assert prompt == 8
     assert {question.answer for question in questions} == {0, 1, 2, 3}
-    assert questions == questions_from_text(text, tokenizer, 20, prompt_tokens=8, choice_tokens=2, seed=3)
+    assert questions == questions_from_text(text, tokenizer, 20, prompt_tokens=8, choice_tokens=2, seed=5)
     assert questions != questions_from_text(text, tokenizer, 20, prompt_tokens=8, choice_tokens=2, seed=4)
 
 
@@ -126,7 +126,7 @@ def test_questions_from_batches():
 
 
 def test_text_with_too_little_in_it():
-    with pytest.raises(ConfigurationError, match="`text` has no 4 places with 32 . 3 tokens"):
+    with pytest.raises(ConfigurationError, match=r"`text` has no 4 places with 32 . 3 tokens"):
         questions_from_text("the sky is blue", word_tokenizer())
     with pytest.raises(ConfigurationError, match=r"\(400 tokens in 1 sequences\): give more of it"):
         questions_from_text("sky " * 400, word_tokenizer())  # what follows is the same everywhere

@@ -16,7 +16,7 @@ from attnwatch.explain.asking.encoding import Encoder, Unaskable
 from attnwatch.explain.subject import Batch, token_mask
 
 _EXPECTED = '{"prompt": str, "choices": [str, str, ...], "answer": index or text of a choice}'
-_TRIES = 200  # for each question, at places of a text
+_TRIES = 60  # at places of a text: for a question, and for each of these for its other choices
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def questions_from_text(
     Args:
         text: a text, or batches with `input_ids` [batch, tokens], and `attention_mask` where there is padding.
         tokenizer: of transformers; it must be the one that made the batches.
-        number: of questions.
+        number: of questions; fewer come where the text has no more.
         seed: of the places and of the order of the choices.
         prompt_tokens, choice_tokens: how long.
         num_choices: of each question.
@@ -122,7 +122,9 @@ def questions_from_text(
     found = []
     for _ in range(number):
         question = maker.question(num_choices)
-        if question is not None and question not in found:
+        if question is None:
+            break
+        if question not in found:
             found.append(question)
     if not found:
         raise ConfigurationError(
