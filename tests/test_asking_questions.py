@@ -125,6 +125,27 @@ def test_questions_from_batches():
         assert len(question.choices) == 3
 
 
+def test_stretches_are_within_documents():
+    tokenizer = word_tokenizer(bos=True)
+    packed = " <s> ".join(" ".join(f"w{document}" for _ in range(6)) for document in range(20))
+    batches = [{"input_ids": torch.tensor([tokenizer(packed).input_ids])}]
+    for question in questions_from_text(batches, tokenizer, 9, prompt_tokens=4, choice_tokens=1):
+        assert set(question.prompt.split()) == {question.choices[question.answer]}
+    unknown = " ".join(f"w{at} purple w{at} w{at}" for at in range(30))
+    for question in questions_from_text(unknown, tokenizer, 9, prompt_tokens=2, choice_tokens=1):
+        assert f"{question.prompt} {question.choices[question.answer]}" in unknown
+
+
+def test_choices_are_as_long_as_they_are_when_asked():
+    """Tokens of batches need not be those that the tokenizer makes of their text."""
+    tokenizer = byte_tokenizer(STORY, 275)
+    letters = [tokenizer(letter).input_ids[0] for letter in STORY]
+    batches = [{"input_ids": torch.tensor([letters])}]
+    for question in questions_from_text(batches, tokenizer, 9, prompt_tokens=8, choice_tokens=3, num_choices=2):
+        prompt = len(tokenizer(question.prompt).input_ids)
+        assert {len(tokenizer(f"{question.prompt} {choice}").input_ids) - prompt for choice in question.choices} == {3}
+
+
 def test_text_with_too_little_in_it():
     with pytest.raises(ConfigurationError, match=r"`text` has no 4 places with 32 . 3 tokens"):
         questions_from_text("the sky is blue", word_tokenizer())

@@ -10,7 +10,7 @@ from torch import nn
 from attnwatch.arguments import require_int
 from attnwatch.callbacks.audit import Audit
 from attnwatch.callbacks.run import TrainerRun
-from attnwatch.dashboard.sinks import needing_matplotlib
+from attnwatch.dashboard.sinks import matplotlib_needed
 from attnwatch.dashboard.words import answers_markdown
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.answers import Answers
@@ -154,7 +154,7 @@ class Asking(Audit):
         return numbers
 
     def _drawn(self) -> dict[str, np.ndarray]:
-        with needing_matplotlib():
+        with matplotlib_needed():
             from attnwatch.dashboard.figures import pixels
             from attnwatch.dashboard.reliability import reliability_figure
         step, found = self.results[-1]

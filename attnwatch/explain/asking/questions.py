@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.encoding import Encoder, Unaskable
@@ -117,7 +115,7 @@ def questions_from_text(
     require_int("choice_tokens", choice_tokens, minimum=1)
     require_int("num_choices", num_choices, minimum=2)
     encoder = Encoder(tokenizer)
-    sequences = [encoder.plain_ids(text)] if isinstance(text, str) else _sequences(text, encoder)
+    sequences = [encoder.plain_ids(text)] if isinstance(text, str) else _sequences(text)
     maker = _Maker(encoder, sequences, prompt_tokens, choice_tokens, random.Random(seed))
     found = []
     for _ in range(number):
@@ -163,8 +161,10 @@ class _Maker:
         (ids,) = self._draw.choices(self._long, self._weights)
         length = self._prompt_tokens + self._choice_tokens
         start = self._draw.randrange(len(ids) - length + 1)
-        prompt = self._encoder.decode(ids[start : start + self._prompt_tokens])
-        whole = self._encoder.decode(ids[start : start + length])
+        stretch = ids[start : start + length]
+        if not self._encoder.special_ids.isdisjoint(stretch):  # where a document ends, or a word is unknown
+            return "", ""
+        prompt, whole = self._encoder.decode(stretch[: self._prompt_tokens]), self._encoder.decode(stretch)
         following = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
         return prompt, following[1:] if following[:1] == " " and not following[1:2].isspace() else ""
 
@@ -189,16 +189,12 @@ class _Maker:
         return len(ids) - start == self._choice_tokens
 
 
-def _sequences(batches: Iterable[Batch], encoder: Encoder) -> list[list[int]]:
+def _sequences(batches: Iterable[Batch]) -> list[list[int]]:
     found = []
     for batch in batches:
         mask = token_mask(batch)
-        found += [_without(row[kept], encoder.special_ids) for row, kept in zip(batch["input_ids"], mask, strict=True)]
+        found += [row[kept].tolist() for row, kept in zip(batch["input_ids"], mask, strict=True)]
     return found
-
-
-def _without(ids: Tensor, special: frozenset[int]) -> list[int]:
-    return [each for each in ids.tolist() if each not in special]
 
 
 def _parsed(line: str, where: str) -> Question:
