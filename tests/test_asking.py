@@ -13,7 +13,7 @@ from asking import ID, QUESTION, WORDS, bigrams, byte_tokenizer, word_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 from models import bert, gpt2, llama, seeded, t5_for_generation, token_ids
-from peft import LoraConfig, PrefixTuningConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 from attnwatch import ConfigurationError
 from attnwatch.dashboard.words import answers_markdown, literal
@@ -230,12 +230,22 @@ def test_forwards_are_those_that_were_told(known):
     handle.remove()
 
 
+def built(build):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT calls what transformers will remove
+        return build()
+
+
 def lora():
     return get_peft_model(llama(dropout=0.1), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
 
 
 def prefix():
     return get_peft_model(llama(), PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
+
+
+def virtual():
+    return get_peft_model(llama(), PromptTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM"))
 
 
 def checkpointed():
@@ -258,11 +268,9 @@ def small_tokenizer():
     return word_tokenizer(bos=True)
 
 
-@pytest.mark.parametrize("build", [lora, prefix, checkpointed, sampling])
+@pytest.mark.parametrize("build", [lora, prefix, virtual, checkpointed, sampling])
 def test_nothing_of_the_model_changes(build, caplog):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PEFT calls what transformers will remove
-        model = build().train()
+    model = built(build).train()
     list(model.modules())[5].eval()  # frozen by its owner
     before = {
         name: {key: value for key, value in vars(module).items() if not key.startswith("_")}
@@ -282,6 +290,22 @@ def test_nothing_of_the_model_changes(build, caplog):
     assert random.getstate() == python_state
     assert all(torch.equal(value, weights[name]) for name, value in model.state_dict().items())
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
+
+
+@pytest.mark.parametrize("build", [lora, prefix, virtual])
+def test_adapters_count(build):
+    model = built(build)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+    answers = ask(model, small_tokenizer(), [QUESTION], stated=None)
+    row = small_tokenizer()(QUESTION["prompt"]).input_ids
+    with torch.no_grad():
+        logits = model.eval()(input_ids=torch.tensor([row])).logits[0, -1].log_softmax(0)
+    assert answers.log_likelihoods[0] == pytest.approx([logits[ID[each]].item() for each in QUESTION["choices"]], 1e-4)
+    plain = ask(model.get_base_model(), small_tokenizer(), [QUESTION], stated=None)
+    assert (plain.log_likelihoods == answers.log_likelihoods) == (build is lora)  # others are not in the base
 
 
 def test_texts_are_greedy_whatever_the_model_would_do():

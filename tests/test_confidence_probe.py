@@ -93,7 +93,7 @@ def test_metrics_can_be_monitored():
     assert run.callback_metrics["confidence/mean_confidence"] == pytest.approx(found.mean_confidence)
 
 
-def test_questions_are_made_from_validation_batches(tmp_path, caplog):
+def test_questions_are_made_from_validation_batches(tmp_path):
     """The trainer knows its tokenizer."""
 
     class Long(Sequences):

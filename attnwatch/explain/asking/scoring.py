@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,11 +25,14 @@ def log_likelihoods(
         behind.setdefault(each.ids[:-1], []).append(each)
     sums: dict[Continuation, Tensor] = {}
     for batch in _batched(_contexts(continuations), batch_size):
-        logits = subject.logits(_padded(batch, pad_id, subject.device, side="right"))
+        given = _padded(batch, pad_id, subject.device, side="right")
+        length, first = given["input_ids"].shape[1], min(each.start for context in batch for each in behind[context])
+        logits = subject.logits(given, **_last_only(subject, length - first + 1))
+        before = logits.shape[1] - length  # below 0 where only the last were computed, above 0 with virtual tokens
         for context, row in zip(batch, logits, strict=True):
             for each in behind[context]:
                 tokens = torch.tensor(each.ids[each.start :], device=row.device)
-                read = row[each.start - 1 : len(context)].log_softmax(-1)
+                read = row[each.start - 1 + before : len(context) + before].log_softmax(-1)
                 sums[each] = read.gather(1, tokens[:, None]).sum()
     return torch.stack([sums[each] for each in continuations]).tolist() if continuations else []
 
@@ -46,7 +50,9 @@ def greedy(
     for batch in _batched(prompts, batch_size):
         given = _padded(batch, encoder.pad_id, subject.device, side="left")
         length = given["input_ids"].shape[1]
-        with _own_generation_config(subject.model, encoder, max_new_tokens) as config:
+        with _own_generation_config(subject.model, encoder, max_new_tokens) as config, warnings.catch_warnings():
+            # PEFT's prompt tuning, of what generate itself hands over.
+            warnings.filterwarnings("ignore", message="Position ids are not supported")
             ids = subject.model.generate(**given, generation_config=config)
         subject.num_forwards += ids.shape[1] - length
         written += [encoder.decode(row).strip() for row in ids[:, length:].tolist()]
@@ -56,6 +62,11 @@ def greedy(
 def most_greedy_forwards(number: int, *, max_new_tokens: int, batch_size: int) -> int:
     """That `greedy` takes for so many prompts: one a token, fewer where all texts of a batch end early."""
     return math.ceil(number / batch_size) * max_new_tokens
+
+
+def _last_only(subject: Subject, number: int) -> dict[str, int]:
+    """Logits over the whole vocabulary are most of what a small model computes."""
+    return {"logits_to_keep": number} if not subject.has_own_forward and subject.takes("logits_to_keep") else {}
 
 
 def _batched(rows: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[tuple[int, ...]]]:
