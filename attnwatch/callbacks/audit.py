@@ -69,6 +69,10 @@ class Audit(TrainingPart):
         """Pictures of `results` by tag, each uint8 [height, width, 3]."""
         raise NotImplementedError
 
+    def _texts(self, found: Any) -> dict[str, str]:
+        """What to say of it, as markdown by tag."""
+        return {}
+
     # What happens in a training.
 
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
@@ -113,14 +117,20 @@ class Audit(TrainingPart):
         self._audited_step = run.global_step
         with self._never_fatal():
             if self._batches is None:
-                found = self._given if self._given is not None else run.validation_batches(self._num_batches)
-                self._batches = [run.to_device(as_batch(batch)) for batch in found]
+                self._batches = [run.to_device(as_batch(batch)) for batch in self._raw_batches(run)]
             found = self._audit(run, self._subject, self._batches)
             self.results.append((run.global_step, found))
             numbers = self._numbers(found)
             run.log(numbers, run.global_step)
             self._publisher.numbers(run.sinks, numbers, run.global_step)
             self._publisher.images(run.sinks, self._drawn, run.global_step)
+            for tag, markdown in self._texts(found).items():
+                self._publisher.text(run.sinks, tag, markdown, run.global_step)
+
+    def _raw_batches(self, run: TrainerRun) -> list[Any]:
+        if self._given is not None:
+            return self._given
+        return run.validation_batches(self._num_batches) if self._needs_batches else []
 
     def _own_batches(self) -> list[Any]:
         found = []

@@ -20,6 +20,7 @@ class TrainerRun(Protocol):
         metrics: names of the numbers that were logged.
         sinks: where numbers, pictures and words go.
         callbacks: of the trainer.
+        tokenizer: of the model, where the trainer has it; None otherwise.
         arguments: what a user's function is called with, after its own first argument.
     """
 
@@ -31,6 +32,7 @@ class TrainerRun(Protocol):
     metrics: Collection[str]
     sinks: Sequence[Sink]
     callbacks: Sequence[object]
+    tokenizer: Any
     arguments: tuple[Any, ...]
 
     def log(self, numbers: Mapping[str, float], step: int, *, to_sinks: bool = False) -> None:

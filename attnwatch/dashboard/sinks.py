@@ -1,6 +1,7 @@
 """Where numbers, pictures and words go: what every logger can be given, and those that need no package of ours."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -87,14 +88,21 @@ class MLflowSink(ScalarSink):
             self._log_image(image, f"{tag}/step_{step}.png")
 
 
+@contextlib.contextmanager
+def matplotlib_needed() -> Iterator[None]:
+    """An import that fails says how to install it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error
+
+
 def drawn(history: AttentionHistory) -> dict[str, np.ndarray]:
     """The pictures of a history by tag, each uint8 [height, width, 3].
 
     Raises:
         ImportError: matplotlib is missing; the message says how to install it.
     """
-    try:
+    with matplotlib_needed():
         from attnwatch.dashboard.figures import figures, pixels
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error
     return {tag: pixels(figure) for tag, figure in figures(history).items()}

@@ -8,8 +8,9 @@ except ImportError as error:
         "attnwatch.transformers needs transformers and accelerate: pip install 'attnwatch[transformers]'"
     ) from error
 
+from attnwatch.transformers.confidence import ConfidenceProbe
 from attnwatch.transformers.monitor import AttentionMonitor
 from attnwatch.transformers.pruning import HeadPruning
 from attnwatch.transformers.tokens import TokenDropping
 
-__all__ = ["AttentionMonitor", "HeadPruning", "TokenDropping"]
+__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "TokenDropping"]

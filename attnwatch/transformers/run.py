@@ -61,6 +61,13 @@ class TransformersRun:
         return send_to_device(batch, self.trainer.args.device)
 
     @property
+    def tokenizer(self) -> Any:
+        """Processors of several kinds of inputs have one in them."""
+        processor = self.trainer.processing_class
+        tokenizer = getattr(processor, "tokenizer", processor)
+        return tokenizer if callable(getattr(tokenizer, "decode", None)) else None
+
+    @property
     def metrics(self) -> Collection[str]:
         return {name for entry in self.trainer.state.log_history for name in entry}
 

@@ -1,0 +1,184 @@
+"""Asking a model how sure it is as a callback, without the hooks that call it."""
+
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from attnwatch.arguments import require_int
+from attnwatch.callbacks.audit import Audit
+from attnwatch.callbacks.run import TrainerRun
+from attnwatch.dashboard.sinks import matplotlib_needed
+from attnwatch.dashboard.words import answers_markdown
+from attnwatch.errors import ConfigurationError
+from attnwatch.explain.asking.answers import Answers
+from attnwatch.explain.asking.interview import Interview, check_options
+from attnwatch.explain.asking.questions import Question, as_questions, questions_from_text
+from attnwatch.explain.asking.templates import Templates
+from attnwatch.explain.calibration import Calibration
+from attnwatch.explain.confidence import classifier_calibration, is_classifier, require_language_model
+from attnwatch.explain.subject import Batch, Forward, Subject
+
+
+class Asking(Audit):
+    """Asks a language model multiple-choice questions, and whether it is sure; and says how far it can be believed.
+
+    ```python
+    trainer = Trainer(callbacks=[ConfidenceProbe("questions.jsonl", tokenizer=tokenizer)])
+    ```
+
+    Logged are `confidence/accuracy`, `confidence/mean_confidence`, `confidence/expected_calibration_error`,
+    `confidence/expected_if_calibrated`, `confidence/brier` and `confidence/auroc` of the probabilities of the choices;
+    of what it states itself the same figures as `confidence/stated_…`; and `confidence/questions`,
+    `confidence/skipped` and `confidence/unparsable`. Under Images there are reliability diagrams, under Text the
+    questions with the answers. Of a classifier it has the figures of its probabilities on validation batches.
+
+    Args:
+        questions: path of a JSONL file, a list, or None: made from the text of the validation batches.
+        tokenizer: of transformers; None means the one that the trainer has (transformers' `processing_class`).
+        every_n_steps: ask after the first step at or after each multiple of it; None means at the end only.
+        num_questions: that are made, where none are given.
+        templates, stated, reasons, score, max_new_tokens, batch_size, max_length: see `attnwatch.explain.ask`.
+        num_bins: of the reliability diagram and the expected calibration error.
+        batches: to make questions of, or of a classifier to judge; None means the first of the validation data.
+        num_batches: so many of them.
+        forward: see `Subject`. With `questions` what it returns is taken for a language model's, else a classifier's.
+        seed: of the questions that are made.
+
+    Attributes:
+        results: list of (global step, what was found): `attnwatch.explain.Answers`, of a classifier
+            `attnwatch.explain.Calibration`.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or when training starts, if the model can't be asked.
+    """
+
+    def __init__(
+        self,
+        questions: str | PathLike[str] | Iterable[Question | Mapping[str, Any]] | None = None,
+        *,
+        tokenizer: Any = None,
+        every_n_steps: int | None = 500,
+        num_questions: int = 32,
+        templates: Templates | None = None,
+        stated: str | None = "yes_no",
+        reasons: bool = False,
+        score: str = "sum",
+        max_new_tokens: int = 32,
+        batch_size: int = 8,
+        max_length: int | None = None,
+        num_bins: int = 15,
+        batches: Iterable[Batch] | None = None,
+        num_batches: int = 8,
+        forward: Forward | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(every_n_steps, batches, num_batches, forward)
+        check_options(stated=stated, score=score, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        require_int("max_length", max_length, minimum=1, optional=True)
+        require_int("num_questions", num_questions, minimum=1)
+        require_int("num_bins", num_bins, minimum=1)
+        self._questions = None if questions is None else as_questions(questions)
+        self._needs_batches = self._questions is None
+        self._tokenizer, self._num_questions, self._num_bins, self._seed = tokenizer, num_questions, num_bins, seed
+        self._options = {
+            "templates": templates or Templates(),
+            "stated": stated,
+            "reasons": reasons,
+            "score": score,
+            "max_new_tokens": max_new_tokens,
+            "batch_size": batch_size,
+            "max_length": max_length,
+        }
+        self._interview: Interview | None = None
+
+    # What happens in a training.
+
+    def _start(self, run: TrainerRun, model: nn.Module) -> None:
+        super()._start(run, model)
+        subject = self._subject
+        judges_classes = self._questions is None if subject.has_own_forward else is_classifier(subject)
+        self._Found = Calibration if judges_classes else Answers
+        if judges_classes:
+            self._refuse_questions()
+            return
+        require_language_model(subject)
+        self._known_tokenizer = self._tokenizer if self._tokenizer is not None else run.tokenizer
+        if self._known_tokenizer is None:
+            raise ConfigurationError(
+                "`tokenizer` is needed to ask a language model: give that of the model, for instance "
+                "AutoTokenizer.from_pretrained(name)."
+            )
+        if self._questions is not None:
+            self._prepare(run, self._questions)
+
+    def _detach(self) -> None:
+        super()._detach()
+        self._interview = None
+
+    def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> Answers | Calibration:
+        if self._Found is Calibration:
+            return classifier_calibration(subject, batches, num_bins=self._num_bins)
+        if self._interview is None:
+            made = questions_from_text(batches, self._known_tokenizer, self._num_questions, seed=self._seed)
+            self._prepare(run, made)
+        return self._interview.hold()
+
+    def _prepare(self, run: TrainerRun, questions: list[Question]) -> None:
+        self._interview = Interview(self._subject, self._known_tokenizer, questions, **self._options)
+        skipped = len(self._interview.skipped)
+        run.tell(
+            f"{type(self).__name__} asks {len(questions) - skipped} questions each time ({skipped} skipped), in at "
+            f"most {self._interview.most_forwards} forwards of up to {self._options['batch_size']} rows"
+        )
+
+    def _refuse_questions(self) -> None:
+        if self._questions is not None:
+            raise ConfigurationError(
+                f"`questions` are for language models; a {type(self._subject.model).__name__} is a classifier, which "
+                "is judged on batches with labels: leave them out."
+            )
+
+    # What was found.
+
+    def _numbers(self, found: Answers | Calibration) -> dict[str, float]:
+        numbers = {}
+        for name, calibration in self._calibrations(found).items():
+            numbers |= _figures(f"confidence/{name}", calibration)
+        if isinstance(found, Answers):
+            numbers["confidence/questions"] = float(len(found.labels))
+            numbers["confidence/skipped"] = float(len(found.skipped))
+            numbers["confidence/unparsable"] = float(found.num_unparsable)
+        return numbers
+
+    def _drawn(self) -> dict[str, np.ndarray]:
+        with matplotlib_needed():
+            from attnwatch.dashboard.figures import pixels
+            from attnwatch.dashboard.reliability import reliability_figure
+        step, found = self.results[-1]
+        return {
+            f"confidence/{name}reliability": pixels(
+                reliability_figure(calibration, f"{name.replace('_', ' ')}confidence, step {step}")
+            )
+            for name, calibration in self._calibrations(found).items()
+        }
+
+    def _texts(self, found: Answers | Calibration) -> dict[str, str]:
+        return {"confidence/answers": answers_markdown(found)} if isinstance(found, Answers) else {}
+
+    def _calibrations(self, found: Answers | Calibration) -> dict[str, Calibration]:
+        """By the prefix of their names."""
+        if isinstance(found, Calibration):
+            return {"": found}
+        stated = found.stated_calibration(num_bins=self._num_bins)
+        calibrations = {"": found.calibration(num_bins=self._num_bins)}
+        return calibrations if stated is None else {**calibrations, "stated_": stated}
+
+
+def _figures(prefix: str, calibration: Calibration) -> dict[str, float]:
+    """Without those that there are not."""
+    names = ("mean_confidence", "expected_calibration_error", "expected_if_calibrated", "brier", "auroc")
+    numbers = {f"{prefix}{name}": getattr(calibration, name) for name in ("accuracy", *names)}
+    return {name: number for name, number in numbers.items() if number == number}

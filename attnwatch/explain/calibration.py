@@ -1,0 +1,222 @@
+"""How far the probabilities of a model can be believed."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from attnwatch.arguments import require_int
+from attnwatch.errors import ConfigurationError
+
+_BINS = ("equal_width", "equal_mass")
+_RESAMPLES = 200
+
+
+@dataclass
+class Calibration:
+    """Of n examples with confidence c_i (the probability of what was predicted) and r_i = 1 where that was right.
+
+    Attributes:
+        num_examples: n.
+        accuracy, accuracy_stderr: mean of r_i, and sqrt(accuracy (1 − accuracy) / n).
+        mean_confidence: mean of c_i; above the accuracy: over-confident.
+        expected_calibration_error: Σ_b n_b/n · |accuracy_b − confidence_b| over bins b of the confidence, 0 to 1
+            (Guo et al. 2017, arXiv 1706.04599, equation 3).
+        expected_calibration_error_stderr: from a bootstrap over the examples.
+        expected_if_calibrated: the expected calibration error that a perfectly calibrated model would show with these
+            confidences, by chance alone (mean over outcomes drawn from them; Bröcker and Smith 2007). An error that is
+            not above it says nothing.
+        brier, brier_stderr: of class probabilities the mean of Σ_k (p_ik − [k is the label])², 0 to 2 (Brier 1950); of
+            confidences the mean of (c_i − r_i)², 0 to 1.
+        auroc, auroc_stderr: share of pairs of a right and a wrong answer in which the right one has the higher
+            confidence, ties as half; 0.5 is chance. Standard error of Hanley and McNeil (1982): 0 where no pair is
+            out of order, however few there are. nan where there are no such pairs.
+        auroc_reason: why there is none; empty where there is one.
+        bin_lower, bin_upper, bin_confidence, bin_accuracy, bin_count: float64 [bins], the reliability diagram: limits,
+            means and number of examples of each bin, (lower, upper], the first with its lower limit; nan where a bin is
+            empty.
+    """
+
+    num_examples: int
+    accuracy: float
+    accuracy_stderr: float
+    mean_confidence: float
+    expected_calibration_error: float
+    expected_calibration_error_stderr: float
+    expected_if_calibrated: float
+    brier: float
+    brier_stderr: float
+    auroc: float
+    auroc_stderr: float
+    auroc_reason: str
+    bin_lower: Tensor
+    bin_upper: Tensor
+    bin_confidence: Tensor
+    bin_accuracy: Tensor
+    bin_count: Tensor
+
+    def __str__(self) -> str:
+        auroc = self.auroc_reason or f"{self.auroc:.3f} ± {self.auroc_stderr:.3f}"
+        return (
+            f"{self.num_examples} examples: accuracy {self.accuracy:.3f} ± {self.accuracy_stderr:.3f}, mean confidence "
+            f"{self.mean_confidence:.3f}, expected calibration error {self.expected_calibration_error:.3f} ± "
+            f"{self.expected_calibration_error_stderr:.3f} ({self.expected_if_calibrated:.3f} by chance alone), Brier "
+            f"score {self.brier:.3f} ± {self.brier_stderr:.3f}, AUROC of the confidence: {auroc}"
+        )
+
+
+def calibration(
+    probabilities: ArrayLike | Tensor,
+    outcomes: ArrayLike | Tensor,
+    *,
+    num_bins: int = 15,
+    bins: str = "equal_width",
+    seed: int = 0,
+) -> Calibration:
+    """Accuracy, expected calibration error, Brier score, reliability diagram, and AUROC of the confidence.
+
+    Of equal probabilities the first class counts as predicted. No figure depends on the order of the examples.
+
+    Args:
+        probabilities: [examples, classes], 0 to 1, rows sum to 1; or confidences [examples], 0 to 1.
+        outcomes: labels [examples], integers from 0 to classes − 1; with confidences whether each was right.
+        num_bins: of the reliability diagram and the expected calibration error.
+        bins: `"equal_width"`: ((b − 1)/num_bins, b/num_bins]; `"equal_mass"`: about as many examples in each, equal
+            confidences in the same one (Nguyen and O'Connor 2015), so that there may be fewer bins.
+        seed: of the resampling.
+
+    Raises:
+        ConfigurationError: what was given is not of these shapes and ranges, or empty.
+
+    >>> found = calibration([0.9, 0.9, 0.6, 0.6], [True, True, True, False], num_bins=10)
+    >>> round(found.expected_calibration_error, 3)  # (2·|1 − 0.9| + 2·|0.5 − 0.6|) / 4
+    0.1
+    >>> found.auroc  # the wrong one ties with one of the three right ones: 2.5 / 3
+    0.8333333333333334
+    """
+    require_int("num_bins", num_bins, minimum=1)
+    if bins not in _BINS:
+        raise ConfigurationError(f"`bins` must be one of {', '.join(map(repr, _BINS))}, got {bins!r}.")
+    confidence, right, squares = _scored(_array("probabilities", probabilities), _array("outcomes", outcomes))
+    order = np.lexsort((squares, right, confidence))  # sums and draws do not depend on the order that came
+    confidence, right, squares = confidence[order], right[order], squares[order]
+    n = len(confidence)
+    edges = np.arange(num_bins + 1) / num_bins if bins == "equal_width" else _equal_mass(confidence, num_bins)
+    index = np.searchsorted(edges[1:-1], confidence, side="left")
+    count = np.bincount(index, minlength=len(edges) - 1).astype(float)
+    accuracy, (auroc, auroc_stderr, reason) = right.mean(), _auroc(confidence, right)
+    resampled, by_chance = _resampled(confidence, right, index, np.random.default_rng(seed))
+    with np.errstate(invalid="ignore"):  # 0/0 in empty bins is nan
+        bin_confidence = np.bincount(index, confidence, len(count)) / count
+        bin_accuracy = np.bincount(index, right, len(count)) / count
+    return Calibration(
+        num_examples=n,
+        accuracy=float(accuracy),
+        accuracy_stderr=math.sqrt(accuracy * (1 - accuracy) / n),
+        mean_confidence=float(confidence.mean()),
+        expected_calibration_error=_error(right - confidence, index),
+        expected_calibration_error_stderr=resampled,
+        expected_if_calibrated=by_chance,
+        brier=float(squares.mean()),
+        brier_stderr=float(squares.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan,
+        auroc=auroc,
+        auroc_stderr=auroc_stderr,
+        auroc_reason=reason,
+        bin_lower=torch.from_numpy(edges[:-1].copy()),
+        bin_upper=torch.from_numpy(edges[1:].copy()),
+        bin_confidence=torch.from_numpy(bin_confidence),
+        bin_accuracy=torch.from_numpy(bin_accuracy),
+        bin_count=torch.from_numpy(count),
+    )
+
+
+def _scored(probabilities: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each example its confidence, whether it was right (0. or 1.), and its term of the Brier score."""
+    if probabilities.ndim not in (1, 2) or probabilities.size == 0:
+        raise ConfigurationError(
+            "`probabilities` must be [examples, classes] or confidences [examples], at least one; got the shape "
+            f"{list(probabilities.shape)}."
+        )
+    if outcomes.shape != probabilities.shape[:1]:
+        raise ConfigurationError(
+            f"`outcomes` must be [examples], {len(probabilities)} as in `probabilities`; got the shape "
+            f"{list(outcomes.shape)}."
+        )
+    if not (probabilities >= 0).all() or not (probabilities <= 1 + 1e-6).all():
+        raise ConfigurationError(
+            f"`probabilities` must lie between 0 and 1; they go from {probabilities.min():.4g} to "
+            f"{probabilities.max():.4g}. Of logits take the softmax first."
+        )
+    probabilities = np.minimum(probabilities, 1.0)
+    if probabilities.ndim == 1:
+        if not np.isin(outcomes, (0, 1)).all():
+            raise ConfigurationError("`outcomes` must say of each confidence whether it was right: True or False.")
+        return probabilities, outcomes, (probabilities - outcomes) ** 2
+    sums, num_classes = probabilities.sum(1), probabilities.shape[1]
+    if (np.abs(sums - 1) > 1e-2).any():
+        raise ConfigurationError(
+            f"`probabilities`: each row must sum to 1; they sum to {sums.min():.4g} up to {sums.max():.4g}."
+        )
+    if not np.isin(outcomes, np.arange(num_classes)).all():
+        raise ConfigurationError(
+            f"`outcomes` must be labels, integers from 0 to {num_classes - 1} for {num_classes} classes; they go from "
+            f"{outcomes.min():g} to {outcomes.max():g}."
+        )
+    labels = outcomes.astype(int)
+    right = (probabilities.argmax(1) == labels).astype(float)
+    squares = ((probabilities - np.eye(num_classes)[labels]) ** 2).sum(1)
+    return probabilities.max(1), right, squares
+
+
+def _equal_mass(confidence: np.ndarray, num_bins: int) -> np.ndarray:
+    """Limits from 0 to 1, of sorted confidences; no two alike."""
+    last_of_bin = np.ceil(len(confidence) * np.arange(1, num_bins) / num_bins).astype(int) - 1
+    inner = np.unique(confidence[last_of_bin.clip(min=0)])
+    return np.concatenate(([0.0], inner[(inner > 0) & (inner < 1)], [1.0]))
+
+
+def _error(excess: np.ndarray, index: np.ndarray) -> float:
+    """Expected calibration error, of r_i − c_i and the bin of each."""
+    return float(np.abs(np.bincount(index, excess)).sum() / len(excess))
+
+
+def _resampled(
+    confidence: np.ndarray, right: np.ndarray, index: np.ndarray, random: np.random.Generator
+) -> tuple[float, float]:
+    """Standard error of the expected calibration error, and its mean for a calibrated model."""
+    again, by_chance = [], []
+    for _ in range(_RESAMPLES):
+        drawn = random.integers(len(right), size=len(right))
+        again.append(_error((right - confidence)[drawn], index[drawn]))
+        by_chance.append(_error((random.random(len(right)) < confidence) - confidence, index))
+    return float(np.std(again, ddof=1)), float(np.mean(by_chance))
+
+
+def _auroc(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float, str]:
+    """With its standard error, or the reason why there is none."""
+    num_right, num_wrong = int(right.sum()), int((1 - right).sum())
+    if not num_right or not num_wrong:
+        return math.nan, math.nan, f"all answers are {'right' if num_right else 'wrong'}"
+    wrong = confidence[right == 0]  # sorted
+    asked = confidence[right == 1]
+    below = np.searchsorted(wrong, asked, "left") + np.searchsorted(wrong, asked, "right")
+    auroc = float(below.sum() / (2 * num_right * num_wrong))
+    spread = (num_right - 1) * (auroc / (2 - auroc) - auroc**2)
+    spread += (num_wrong - 1) * (2 * auroc**2 / (1 + auroc) - auroc**2)
+    variance = (auroc * (1 - auroc) + spread) / (num_right * num_wrong)
+    return auroc, math.sqrt(max(variance, 0.0)), ""
+
+
+def _array(name: str, values: ArrayLike | Tensor) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().double().cpu().numpy()
+    try:
+        values = np.asarray(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError(f"`{name}` must be a tensor or an array of numbers, got {values!r:.80}.") from error
+    if not np.isfinite(values).all():
+        raise ConfigurationError(f"`{name}` must be finite; {np.count_nonzero(~np.isfinite(values))} are not.")
+    return values

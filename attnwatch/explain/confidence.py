@@ -1,0 +1,131 @@
+"""Asking a model how sure it is: its probabilities, its words, and whether either can be believed."""
+
+from collections.abc import Iterable, Mapping
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.explain.asking.answers import Answers
+from attnwatch.explain.asking.interview import Interview
+from attnwatch.explain.asking.questions import Question, as_questions
+from attnwatch.explain.asking.templates import Templates
+from attnwatch.explain.calibration import Calibration, calibration
+from attnwatch.explain.subject import Batch, Forward, Subject, labels_of
+
+_NO_LABEL = -100
+
+
+def ask(
+    model: nn.Module | Subject,
+    tokenizer: Any,
+    questions: str | PathLike[str] | Iterable[Question | Mapping[str, Any]],
+    *,
+    templates: Templates | None = None,
+    stated: str | None = "yes_no",
+    reasons: bool = False,
+    score: str = "sum",
+    max_new_tokens: int = 32,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    forward: Forward | None = None,
+) -> Answers:
+    """Put multiple-choice questions to a causal language model; nothing of it or of the random state changes.
+
+    It answers with the choice that has the largest probability: p(choice) ∝ exp(Σ_t log p(token t | prompt, tokens
+    before t)). Choices are read from the first token on in which some choice parts from the prompt's own tokens.
+
+    Args:
+        model: a causal language model, or the `Subject` of one.
+        tokenizer: of transformers.
+        questions: path of a JSONL file (see `load_questions`), or a list.
+        templates: the words; see `Templates`.
+        stated: how it is then asked whether it is sure. `"yes_no"`: the probability of "yes" over that of "yes" and
+            "no". `"percentage"`: it writes a number (see `parse_percentage`). None: not at all.
+        reasons: whether it is asked why, too.
+        score: `"sum"` as above; `"mean"`: divided by the choice's number of tokens, so that long ones stand a chance.
+        max_new_tokens: of a reason.
+        batch_size: rows of a forward.
+        max_length: tokens that may be read at once; the model's positions are a limit in any case.
+        forward: see `Subject`; without reasons and percentages only, as these need transformers' `generate`.
+
+    Raises:
+        ConfigurationError: an argument is wrong, `model` is no causal language model, or no question can be asked.
+    """
+    subject = model if isinstance(model, Subject) else Subject(model, forward)
+    require_language_model(subject)
+    interview = Interview(
+        subject,
+        tokenizer,
+        as_questions(questions),
+        templates=templates or Templates(),
+        stated=stated,
+        reasons=reasons,
+        score=score,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        max_length=max_length,
+    )
+    return interview.hold()
+
+
+def classifier_calibration(
+    model: nn.Module | Subject,
+    batches: Iterable[Batch],
+    *,
+    num_bins: int = 15,
+    bins: str = "equal_width",
+    forward: Forward | None = None,
+) -> Calibration:
+    """Calibration of a classifier's probabilities, one forward a batch.
+
+    Args:
+        model: returns logits [batch, classes]; or the `Subject` of one.
+        batches: as the model takes them, with `labels` [batch] (−100: no label), on its device.
+        num_bins, bins: see `calibration`.
+        forward: see `Subject`.
+
+    Raises:
+        ConfigurationError: the model returns other logits, or batches have no labels.
+    """
+    subject = model if isinstance(model, Subject) else Subject(model, forward)
+    probabilities, labels = [], []
+    with subject.asked():
+        for batch in batches:
+            logits, given = subject.logits(batch), labels_of(batch)
+            if logits.ndim != 2 or logits.shape[1] < 2:
+                raise ConfigurationError(
+                    f"`model` must return logits [batch, classes] of at least two classes, got {list(logits.shape)}. "
+                    "Give `questions` if it is a language model."
+                )
+            if given is None or given.shape != logits.shape[:1] or given.is_floating_point():
+                got = "none" if given is None else f"{given.dtype} of shape {list(given.shape)}"
+                raise ConfigurationError(f"`batches` must have integer `labels` [batch], got {got}.")
+            known = given != _NO_LABEL
+            probabilities.append(logits[known].double().softmax(-1).cpu())
+            labels.append(given[known].cpu())
+    if not probabilities:
+        raise ConfigurationError("`batches` is empty: give at least one.")
+    return calibration(torch.cat(probabilities), torch.cat(labels), num_bins=num_bins, bins=bins)
+
+
+def is_classifier(subject: Subject) -> bool:
+    """Whether it is one of transformers', of sequences."""
+    base = getattr(subject.model, "get_base_model", None)
+    name = type(base() if callable(base) else subject.model).__name__
+    return "Classification" in name and "TokenClassification" not in name
+
+
+def require_language_model(subject: Subject) -> None:
+    """Raises a `ConfigurationError` unless it is a causal one; what a user's `forward` calls is taken for one."""
+    model = subject.model
+    if subject.has_own_forward:
+        return
+    can_generate = getattr(model, "can_generate", None)
+    if not callable(can_generate) or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
+        raise ConfigurationError(
+            f"`model` must be a causal language model or a sequence classifier, got a {type(model).__name__}, which is "
+            "neither. If it is one under another name, give `forward`."
+        )
