@@ -80,6 +80,11 @@ class Subject:
         return logits.float()
 
     @property
+    def is_called_by_name(self) -> bool:
+        """With what is in the batch, as a transformers model is: there is no `forward` of the user's."""
+        return self._forward is None
+
+    @property
     def device(self) -> torch.device:
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
