@@ -1,6 +1,7 @@
 """Where numbers, pictures and words go: what every logger can be given, and those that need no package of ours."""
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,8 +94,15 @@ def drawn(history: AttentionHistory) -> dict[str, np.ndarray]:
     Raises:
         ImportError: matplotlib is missing; the message says how to install it.
     """
-    try:
+    with needing_matplotlib():
         from attnwatch.dashboard.figures import figures, pixels
+    return {tag: pixels(figure) for tag, figure in figures(history).items()}
+
+
+@contextlib.contextmanager
+def needing_matplotlib() -> Iterator[None]:
+    """Around an import: says how to install what is missing."""
+    try:
+        yield
     except ImportError as error:
         raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error
-    return {tag: pixels(figure) for tag, figure in figures(history).items()}

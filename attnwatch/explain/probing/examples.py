@@ -18,6 +18,10 @@ from attnwatch.explain.probing.targets import (
 )
 from attnwatch.explain.subject import Batch, labels_of, token_mask
 
+_NO_LABELS = "there are no labels in the batches"
+_LABELS_ARE_TOKENS = "there are no labels but the tokens: the task is next_token"
+_NOTHING_MISSED = (_NO_LABELS, _LABELS_ARE_TOKENS)
+
 
 @dataclass(frozen=True)
 class Labels:
@@ -76,7 +80,7 @@ def label_all(batches: Sequence[Batch], options: ProbeOptions) -> tuple[dict[str
         if name in names:
             labels = _labels_of_task(batches, name)
             if isinstance(labels, str):
-                if options.targets is not None or "no labels" not in labels:
+                if options.targets is not None or labels not in _NOTHING_MISSED:
                     skipped[name] = labels
             else:
                 found[name] = labels
@@ -87,7 +91,7 @@ def _labels_of_task(batches: Sequence[Batch], name: str) -> Labels | str:
     """Or why there are none."""
     given = [labels_of(batch) for batch in batches]
     if any(each is None for each in given):
-        return "there are no labels in the batches"
+        return _NO_LABELS
     if any(each.is_floating_point() or each.is_complex() for each in given):
         return "the labels are not integers"
     shapes = [(each.shape, batch["input_ids"].shape) for each, batch in zip(given, batches, strict=True)]
@@ -99,7 +103,7 @@ def _labels_of_task(batches: Sequence[Batch], name: str) -> Labels | str:
     if name == LABEL_AT_FIRST:
         return "the labels are of tokens, not of sequences"
     if all(map(is_language_model, batches)):
-        return "there are no labels but the tokens: the task is next_token"
+        return _LABELS_ARE_TOKENS
     return Labels(given, is_given=True)
 
 

@@ -79,16 +79,21 @@ def probe_layers(
     given = [as_batch(batch) for batch in batches]
     if not given:
         raise ConfigurationError("`batches` is empty: give at least one.")
-    subject = subject_of(model, forward, hidden_states)
+    subject = Subject(model, single_call(forward, hidden_states))
     return probe(subject, reader(subject, is_given=hidden_states is not None), given, options)
 
 
-def subject_of(model: nn.Module, forward: Forward | None, hidden_states: HiddenStates | None) -> Subject:
+def single_call(forward: Forward | None, hidden_states: HiddenStates | None) -> Forward | None:
+    """The user's function that calls the model, if there is one.
+
+    Raises:
+        ConfigurationError: both are given, or what is given is not a function.
+    """
     if forward is not None and hidden_states is not None:
         raise ConfigurationError("`forward` is not called where `hidden_states` is given: give one of them.")
     if hidden_states is not None and not callable(hidden_states):
         raise ConfigurationError(f"`hidden_states` must be a function of (model, batch), got {hidden_states!r}.")
-    return Subject(model, forward if hidden_states is None else hidden_states)
+    return forward if hidden_states is None else hidden_states
 
 
 @torch.no_grad()
@@ -134,9 +139,9 @@ def _found(examples: Examples, tasks: list[Task], fits: list[Fit]) -> list[_Foun
     found = []
     for task in tasks:
         own = [fit for fit in fits if any(each is task for each in fit.tasks)]
-        baseline = [task.labels[fit.test].bincount().max() / len(fit.test) for fit in own]
+        baseline = [task.labels[fit.test].bincount().max().double() / len(fit.test) for fit in own]
         ratio = sum(len(fit.test) for fit in own) / sum(len(fit.train) for fit in own)
-        found.append(_Found(task, *numbers[task.name], torch.stack(baseline).double(), ratio))
+        found.append(_Found(task, *numbers[task.name], torch.stack(baseline), ratio))
     return found
 
 

@@ -10,7 +10,7 @@ _PARTS = re.compile(
     (?P<comment>\#[^\n]*)
     | (?P<string>
         {_PREFIX}(?P<triple>\"\"\"|''')(?:\\.|(?!(?P=triple)).)*(?:(?P=triple)|\Z)
-        | {_PREFIX}(?P<quote>["'])(?:\\.|(?!(?P=quote))[^\\\n])*(?:(?P=quote)|(?=\n)|\Z|(?=\\\Z))
+        | {_PREFIX}(?P<quote>["'])(?:\\(?:.|\Z)|(?!(?P=quote))[^\\\n])*(?:(?P=quote)|(?=\n)|\Z)
     )
     | (?P<word>[^\W\d]\w*)
     | (?P<opening>[(\[{{])

@@ -74,5 +74,7 @@ def corrected_stderr(accuracy: Tensor, test_per_train: Tensor) -> Tensor:
         accuracy: [targets, layers, splits].
         test_per_train: [targets], how many test examples there are for each training example.
     """
+    if not len(accuracy):
+        return accuracy.new_empty(accuracy.shape[:-1])
     variance = accuracy.var(-1)
     return torch.sqrt((1 / accuracy.shape[-1] + test_per_train[:, None]) * variance)

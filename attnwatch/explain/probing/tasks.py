@@ -93,7 +93,7 @@ def control_labels(task: Task, examples: Examples, generator: torch.Generator) -
 
 
 def position_bins(positions: Tensor) -> Tensor:
-    """Positions in bins that hold about equally many, numbered from 0; IGNORED stays."""
+    """Positions in bins that hold about equally many, numbered in their order; IGNORED stays."""
     known = positions[positions >= 0].sort().values
     if not len(known):
         return positions
