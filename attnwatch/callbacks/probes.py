@@ -9,7 +9,7 @@ from torch import nn
 from attnwatch.callbacks.audit import Audit
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.dashboard.scalars import evenly_spaced
-from attnwatch.dashboard.sinks import needing_matplotlib
+from attnwatch.dashboard.sinks import matplotlib_needed
 from attnwatch.explain.probing.examples import label_all
 from attnwatch.explain.probing.options import ProbeOptions
 from attnwatch.explain.probing.probes import LayerProbes, probe, single_call
@@ -92,7 +92,7 @@ class Probing(Audit):
         return {tag: number for tag, number in numbers.items() if number == number}
 
     def _drawn(self) -> dict[str, np.ndarray]:
-        with needing_matplotlib():
+        with matplotlib_needed():
             from attnwatch.dashboard.figures import layers_over_steps, pixels
         pictures = {}
         for name in dict.fromkeys(name for _, found in self.results for name in found.targets):

@@ -88,21 +88,21 @@ class MLflowSink(ScalarSink):
             self._log_image(image, f"{tag}/step_{step}.png")
 
 
+@contextlib.contextmanager
+def matplotlib_needed() -> Iterator[None]:
+    """An import that fails says how to install it."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error
+
+
 def drawn(history: AttentionHistory) -> dict[str, np.ndarray]:
     """The pictures of a history by tag, each uint8 [height, width, 3].
 
     Raises:
         ImportError: matplotlib is missing; the message says how to install it.
     """
-    with needing_matplotlib():
+    with matplotlib_needed():
         from attnwatch.dashboard.figures import figures, pixels
     return {tag: pixels(figure) for tag, figure in figures(history).items()}
-
-
-@contextlib.contextmanager
-def needing_matplotlib() -> Iterator[None]:
-    """Around an import: says how to install what is missing."""
-    try:
-        yield
-    except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error

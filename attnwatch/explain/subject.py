@@ -80,9 +80,9 @@ class Subject:
         return logits.float()
 
     @property
-    def is_called_by_name(self) -> bool:
-        """With what is in the batch, as a transformers model is: there is no `forward` of the user's."""
-        return self._forward is None
+    def has_own_forward(self) -> bool:
+        """Whether the user's function calls the model."""
+        return self._forward is not None
 
     @property
     def device(self) -> torch.device:

@@ -44,6 +44,7 @@ class Hooks(TrainingPart, pl.Callback):
         self._end_batch(self._run, self._run.loss_of(outputs), is_last=trainer.is_last_batch)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._run.has_ended = True
         self._end(self._run)
 
     def state_dict(self) -> dict[str, Any]:

@@ -23,6 +23,9 @@ is_overridden = importlib.import_module(f"{pl.__name__}.utilities.model_helpers"
 class LightningRun:
     """See `TrainerRun`."""
 
+    has_ended = False
+    """Lightning takes no more metrics then, and nobody would monitor them."""
+
     def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule):
         self.arguments = (trainer, pl_module)
         self.trainer = trainer
@@ -73,7 +76,8 @@ class LightningRun:
 
     def log(self, numbers: Mapping[str, float], step: int, *, to_sinks: bool = False) -> None:
         # What goes to loggers at its own step does not go there again.
-        self._module.log_dict(dict(numbers), on_step=True, on_epoch=False, logger=to_sinks)
+        if not self.has_ended:
+            self._module.log_dict(dict(numbers), on_step=True, on_epoch=False, logger=to_sinks)
 
     @property
     def metrics(self) -> Collection[str]:

@@ -32,7 +32,7 @@ def reader(subject: Subject, *, is_given: bool = False) -> Read:
     """
     if is_given:
         return lambda batch: _checked(subject.output(batch), batch)
-    if subject.is_called_by_name:
+    if not subject.has_own_forward:
         return lambda batch: _checked(_of_transformers(subject, batch), batch)
     layers, is_batch_first = _layers(subject.model)
     return lambda batch: _checked(_of_stack(subject, layers, is_batch_first, batch), batch)

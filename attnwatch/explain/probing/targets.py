@@ -121,7 +121,8 @@ OwnLabels = Callable[[Batch], Tensor] | Sequence[Tensor]
 
 def labels_of_tokens(batch: Batch, targets: Sequence[str], tokenizer: Any | None = None) -> dict[str, Tensor]:
     """The built-in targets among these: int64 [batch, tokens], IGNORED at padding and, with a tokenizer, specials."""
-    ids, mask = batch["input_ids"].cpu(), token_mask(batch).cpu()
+    mask = token_mask(batch).cpu()
+    ids = batch["input_ids"].cpu()
     content = mask & ~_is_special(ids, tokenizer)
     labels = {name: label(ids, content) for name, label in _OF_IDS.items() if name in targets}
     if POSITION in targets:
