@@ -173,7 +173,7 @@ def test_labels_of_sequences_are_stratified():
     labels = torch.tensor([0] * 70 + [1] * 20 + [2] * 10)
     numbers = torch.arange(100)
     _, fits, _ = prepare(examples_of(labels, numbers, numbers, is_of_tokens=False), ProbeOptions())
-    assert [labels[fit.test].bincount().tolist() for fit in fits] == [[21, 6, 3]] * 3
+    assert [labels[fit.test].bincount().tolist() for fit in fits] == [[21, 6, 3]] * 5
 
 
 def test_sequences_learnt_by_heart_do_not_help():
@@ -470,6 +470,12 @@ def test_transformers_model_is_left_as_it_was():
     assert all(module.training for module in model.modules())
     assert torch.equal(torch.get_rng_state(), state)
     pickle.dumps(model)
+
+
+def test_model_is_probed_without_dropout():
+    model = llama(dropout=0.5)
+    trained = probe_layers(model, batches())
+    assert torch.equal(trained.accuracy, probe_layers(model.eval(), batches()).accuracy)
 
 
 def test_encoder_of_an_encoder_decoder_is_probed():

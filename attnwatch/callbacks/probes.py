@@ -62,7 +62,7 @@ class Probing(Audit):
         hidden_states: HiddenStates | None = None,
         max_tokens: int = 8192,
         test_share: float = 0.3,
-        num_splits: int = 3,
+        num_splits: int = 5,
         seed: int = 0,
     ):
         super().__init__(every_n_steps, batches, num_batches, single_call(forward, hidden_states))

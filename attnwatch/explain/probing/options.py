@@ -27,7 +27,7 @@ class ProbeOptions:
     tokenizer: Any | None = None
     max_tokens: int = 8192
     test_share: float = 0.3
-    num_splits: int = 3
+    num_splits: int = 5
     seed: int = 0
 
     def __post_init__(self):

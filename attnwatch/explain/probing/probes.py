@@ -29,7 +29,7 @@ def probe_layers(
     hidden_states: HiddenStates | None = None,
     max_tokens: int = 8192,
     test_share: float = 0.3,
-    num_splits: int = 3,
+    num_splits: int = 5,
     seed: int = 0,
 ) -> LayerProbes:
     """How well a linear classifier reads each target off the hidden states of each layer.
@@ -134,7 +134,7 @@ def _found(examples: Examples, tasks: list[Task], fits: list[Fit]) -> list[_Foun
         if not torch.isfinite(states).all():
             continue
         for fit in fits:
-            for task, measured in zip(fit.tasks, _measure(states, fit), strict=True):
+            for task, measured in zip(fit.tasks, measure(states, fit), strict=True):
                 numbers[task.name][:, layer, fit.split] = torch.tensor(measured, dtype=torch.float64)
     found = []
     for task in tasks:
@@ -145,7 +145,7 @@ def _found(examples: Examples, tasks: list[Task], fits: list[Fit]) -> list[_Foun
     return found
 
 
-def _measure(states: Tensor, fit: Fit) -> list[tuple[float, float, float]]:
+def measure(states: Tensor, fit: Fit) -> list[tuple[float, float, float]]:
     """Of each task: accuracy of its probe, of the control's, and the strength of its ridge."""
     device, sizes = states.device, [task.num_classes for task in fit.tasks]
     labels = [*(task.labels for task in fit.tasks), *fit.controls]
