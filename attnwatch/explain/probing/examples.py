@@ -66,25 +66,25 @@ def label_all(batches: Sequence[Batch], options: ProbeOptions) -> tuple[dict[str
     Raises:
         ConfigurationError: the user's labels do not fit the batches.
     """
-    names, own = options.chosen(), options.labels or {}
+    names = options.chosen()
     built_in = [labels_of_tokens(batch, names, options.tokenizer) for batch in batches]
-    found = {name: Labels([each[name] for each in built_in], is_given=False) for name in built_in[0]}
-    for name in own:
-        if name in names:
-            of_batches = [options.own_labels(name, batches, index) for index in range(len(batches))]
-            if len({each.ndim for each in of_batches}) > 1:
-                raise ConfigurationError(f"`labels`: {name!r} is of tokens in some batches, of sequences in others.")
-            found[name] = Labels(of_batches, is_given=True)
-    skipped = {}
-    for name in (LABEL, LABEL_AT_FIRST):
-        if name in names:
-            labels = _labels_of_task(batches, name)
-            if isinstance(labels, str):
-                if options.targets is not None or labels not in _NOTHING_MISSED:
-                    skipped[name] = labels
-            else:
-                found[name] = labels
-    return {name: found[name] for name in names if name in found}, skipped
+    found: dict[str, Labels | str] = {
+        name: Labels([each[name] for each in built_in], is_given=False) for name in built_in[0]
+    }
+    found |= {name: _own_labels(batches, name, options) for name in options.labels or () if name in names}
+    found |= {name: _labels_of_task(batches, name) for name in (LABEL, LABEL_AT_FIRST) if name in names}
+    labels = {name: found[name] for name in names if isinstance(found[name], Labels)}
+    reasons = {name: reason for name, reason in found.items() if isinstance(reason, str)}
+    if options.targets is None:
+        reasons = {name: reason for name, reason in reasons.items() if reason not in _NOTHING_MISSED}
+    return labels, reasons
+
+
+def _own_labels(batches: Sequence[Batch], name: str, options: ProbeOptions) -> Labels:
+    of_batches = [options.own_labels(name, batches, index) for index in range(len(batches))]
+    if len({each.ndim for each in of_batches}) > 1:
+        raise ConfigurationError(f"`labels`: {name!r} is of tokens in some batches, of sequences in others.")
+    return Labels(of_batches, is_given=True)
 
 
 def _labels_of_task(batches: Sequence[Batch], name: str) -> Labels | str:
@@ -92,7 +92,7 @@ def _labels_of_task(batches: Sequence[Batch], name: str) -> Labels | str:
     given = [labels_of(batch) for batch in batches]
     if any(each is None for each in given):
         return _NO_LABELS
-    if any(each.is_floating_point() or each.is_complex() for each in given):
+    if any(not isinstance(each, Tensor) or each.is_floating_point() or each.is_complex() for each in given):
         return "the labels are not integers"
     shapes = [(each.shape, batch["input_ids"].shape) for each, batch in zip(given, batches, strict=True)]
     given = [each.detach().cpu().to(torch.int64) for each in given]
