@@ -3,6 +3,8 @@
 Dashboards show pictures small, so each holds one statistic in letters that stay readable.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -48,25 +50,36 @@ def _heads(history: AttentionHistory, statistic: Statistic) -> Figure:
 def _layers(history: AttentionHistory, statistic: Statistic) -> Figure:
     """The mean over heads (for maxima, the maximum) at every observed step."""
     figure, axes = _heatmap(over_heads(history, statistic).T, statistic, history)
-    ticks = evenly_spaced(len(history), 5)
-    axes.set_xlabel("step")
-    axes.set_xticks(ticks, [str(history.steps[index]) for index in ticks])
+    _name_steps(axes, history.steps)
     axes.set_title(_title(statistic))
     return figure
 
 
-def _heatmap(values: np.ndarray, statistic: Statistic, history: AttentionHistory) -> tuple[Figure, Axes]:
-    """Sites downwards; grey where nothing was observed."""
-    height = min(1.6 + 0.28 * len(history.sites), 6.5)
+def layers_over_steps(values: np.ndarray, steps: Sequence[int], title: str) -> Figure:
+    """Numbers of layers, of which 0 is nothing, at every step.
+
+    Args:
+        values: [steps, layers], nan where there is none.
+    """
+    known = values[np.isfinite(values)]
+    limits = (min(known.min(initial=0.0), 0.0), max(known.max(initial=0.0), 0.05))
+    figure, axes = heatmap(values.T, [str(layer) for layer in range(values.shape[1])], limits)
+    _name_steps(axes, steps)
+    axes.set_title(title)
+    return figure
+
+
+def heatmap(values: np.ndarray, labels: Sequence[str], limits: tuple[float, float]) -> tuple[Figure, Axes]:
+    """Layers downwards; grey where there is no number."""
+    height = min(1.6 + 0.28 * len(labels), 6.5)
     figure = Figure(figsize=(5.6, max(height, 3.0)), layout="constrained", dpi=120)
     axes = figure.subplots()
     axes.set_facecolor(_NOT_OBSERVED)
-    low, high = statistic.chart_range(values)
+    low, high = limits
     image = axes.imshow(
         np.ma.masked_invalid(values), aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high
     )
     figure.colorbar(image, ax=axes, pad=0.02).ax.tick_params(labelsize=12)
-    labels = [label.removeprefix("layer_") for label in site_labels(history.sites)]
     ticks = evenly_spaced(len(labels), _MOST_TICKS)
     axes.set_yticks(ticks, [labels[index] for index in ticks])
     axes.set_ylabel("layer", fontsize=13)
@@ -74,6 +87,17 @@ def _heatmap(values: np.ndarray, statistic: Statistic, history: AttentionHistory
     axes.title.set_size(14)
     axes.tick_params(labelsize=12)
     return figure, axes
+
+
+def _heatmap(values: np.ndarray, statistic: Statistic, history: AttentionHistory) -> tuple[Figure, Axes]:
+    labels = [label.removeprefix("layer_") for label in site_labels(history.sites)]
+    return heatmap(values, labels, statistic.chart_range(values))
+
+
+def _name_steps(axes: Axes, steps: Sequence[int]) -> None:
+    ticks = evenly_spaced(len(steps), 5)
+    axes.set_xlabel("step")
+    axes.set_xticks(ticks, [str(steps[index]) for index in ticks])
 
 
 def _title(statistic: Statistic) -> str:

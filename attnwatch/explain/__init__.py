@@ -5,10 +5,13 @@ from attnwatch.explain.asking.questions import Question, load_questions, questio
 from attnwatch.explain.asking.templates import Templates, parse_percentage
 from attnwatch.explain.calibration import Calibration, calibration
 from attnwatch.explain.confidence import ask, classifier_calibration
+from attnwatch.explain.probing.probes import probe_layers
+from attnwatch.explain.probing.result import LayerProbes
 
 __all__ = [
     "Answers",
     "Calibration",
+    "LayerProbes",
     "Question",
     "Templates",
     "ask",
@@ -16,5 +19,6 @@ __all__ = [
     "classifier_calibration",
     "load_questions",
     "parse_percentage",
+    "probe_layers",
     "questions_from_text",
 ]

@@ -96,6 +96,11 @@ class Subject:
         return self._forward is not None
 
     @property
+    def has_own_forward(self) -> bool:
+        """Whether the user's function calls the model."""
+        return self._forward is not None
+
+    @property
     def device(self) -> torch.device:
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 

@@ -2,7 +2,8 @@
 
 from attnwatch.lightning.confidence import ConfidenceProbe
 from attnwatch.lightning.monitor import AttentionMonitor
+from attnwatch.lightning.probes import LayerProbe
 from attnwatch.lightning.pruning import HeadPruning
 from attnwatch.lightning.tokens import TokenDropping
 
-__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "TokenDropping"]
+__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "LayerProbe", "TokenDropping"]

@@ -10,7 +10,8 @@ except ImportError as error:
 
 from attnwatch.transformers.confidence import ConfidenceProbe
 from attnwatch.transformers.monitor import AttentionMonitor
+from attnwatch.transformers.probes import LayerProbe
 from attnwatch.transformers.pruning import HeadPruning
 from attnwatch.transformers.tokens import TokenDropping
 
-__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "TokenDropping"]
+__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "LayerProbe", "TokenDropping"]

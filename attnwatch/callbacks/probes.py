@@ -1,0 +1,107 @@
+"""Probes of the layers as a callback, without the hooks that call it: a thin layer over `probe_layers`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from attnwatch.callbacks.audit import Audit
+from attnwatch.callbacks.run import TrainerRun
+from attnwatch.dashboard.scalars import evenly_spaced
+from attnwatch.dashboard.sinks import matplotlib_needed
+from attnwatch.explain.probing.examples import label_all
+from attnwatch.explain.probing.options import ProbeOptions
+from attnwatch.explain.probing.probes import LayerProbes, probe, single_call
+from attnwatch.explain.probing.states import HiddenStates, Read, reader
+from attnwatch.explain.probing.targets import OwnLabels
+from attnwatch.explain.subject import Batch, Forward, Subject
+
+_MOST_CURVES = 12
+
+
+class Probing(Audit):
+    """Asks now and then what each layer knows: linear probes on the hidden states of all layers.
+
+    ```python
+    trainer = Trainer(callbacks=[LayerProbe(every_n_steps=500, tokenizer=tokenizer)])
+    ```
+
+    Logged are, by layer (0: the embeddings; of more than 12 layers, 12 evenly spaced ones), the accuracy above the
+    baseline as `probe_<target>/layer_<n>` and the selectivity as `probe_<target>_selectivity/layer_<n>`; as a picture
+    `probes/<target>`, accuracy above the baseline by layer and step. An audit costs `num_batches` forwards without
+    gradients, and about as long again for the probes. The training is not touched: see `Subject`.
+
+    Args:
+        every_n_steps: probe after the first step at or after each multiple of it, and at the end; None means at the end
+            only.
+        batches: to probe, as the model takes them by name; None means the first of the validation data.
+        num_batches: so many of them; together they must have 8 sequences or more.
+        targets, labels, tokenizer, forward, hidden_states, max_tokens, test_share, num_splits, seed: see
+            `attnwatch.explain.probe_layers`.
+
+    Attributes:
+        results: (global step, `LayerProbes`) of each audit of this training.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or when training starts, if there is nothing to probe.
+    """
+
+    _Found = LayerProbes
+
+    def __init__(
+        self,
+        *,
+        every_n_steps: int | None = 500,
+        batches: Iterable[Batch] | None = None,
+        num_batches: int = 16,
+        targets: Sequence[str] | None = None,
+        labels: Mapping[str, OwnLabels] | None = None,
+        tokenizer: Any | None = None,
+        forward: Forward | None = None,
+        hidden_states: HiddenStates | None = None,
+        max_tokens: int = 8192,
+        test_share: float = 0.3,
+        num_splits: int = 5,
+        seed: int = 0,
+    ):
+        super().__init__(every_n_steps, batches, num_batches, single_call(forward, hidden_states))
+        self._options = ProbeOptions(targets, labels, tokenizer, max_tokens, test_share, num_splits, seed)
+        self._returns_states = hidden_states is not None
+        self._read: Read | None = None
+
+    def _start(self, run: TrainerRun, model: nn.Module) -> None:
+        super()._start(run, model)
+        self._read = reader(self._subject, is_given=self._returns_states)
+        if self._given is not None:
+            label_all(self._given, self._options)  # raises where they do not fit
+
+    def _detach(self) -> None:
+        super()._detach()
+        self._read = None
+
+    def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> LayerProbes:
+        return probe(subject, self._read, batches, self._options)
+
+    def _numbers(self, found: LayerProbes) -> dict[str, float]:
+        numbers = {}
+        for index, name in enumerate(found.targets):
+            for layer in evenly_spaced(len(found.layers), _MOST_CURVES):
+                numbers[f"probe_{name}/layer_{layer}"] = float(found.above_baseline[index, layer])
+                numbers[f"probe_{name}_selectivity/layer_{layer}"] = float(found.selectivity[index, layer])
+        return {tag: number for tag, number in numbers.items() if number == number}
+
+    def _drawn(self) -> dict[str, np.ndarray]:
+        with matplotlib_needed():
+            from attnwatch.dashboard.figures import layers_over_steps, pixels
+        pictures = {}
+        for name in dict.fromkeys(name for _, found in self.results for name in found.targets):
+            by_step = [
+                (step, found.above_baseline[found.targets.index(name)].numpy())
+                for step, found in self.results
+                if name in found.targets
+            ]
+            steps, values = zip(*by_step, strict=True)
+            title = f"{name.replace('_', ' ')}: accuracy above the baseline"
+            pictures[f"probes/{name}"] = pixels(layers_over_steps(np.stack(values), steps, title))
+        return pictures

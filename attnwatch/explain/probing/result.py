@@ -1,0 +1,80 @@
+"""What probes found."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attnwatch.dashboard.scalars import evenly_spaced
+
+_MOST_COLUMNS = 12
+
+
+@dataclass
+class LayerProbes:
+    """Accuracy of linear probes on the states of each layer, on sequences that they were not trained on.
+
+    Attributes:
+        targets: names, in the order of the first axis of what follows.
+        layers: names, in the order of the second: `"embeddings"`, `"layer 1"`, …
+        accuracy: float64 [targets, layers], mean over the splits, 0 to 1; nan where a layer was not probed.
+        stderr: of accuracy, [targets, layers], from its variance s² over J splits: sqrt((1/J + test/train) s²), as
+            splits share examples (Nadeau and Bengio 2003).
+        baseline: [targets], accuracy of always saying the most frequent class of the test part.
+        control: [targets, layers], accuracy of the same probes for random labels, see `selectivity`.
+        num_classes, num_examples: of each target.
+        strength: [targets, layers], the median of the ridge strengths that were chosen, relative to the examples.
+        num_forwards: what it took, one for each batch.
+        skipped: why targets or layers have no numbers, by name.
+    """
+
+    targets: list[str]
+    layers: list[str]
+    accuracy: Tensor
+    stderr: Tensor
+    baseline: Tensor
+    control: Tensor
+    num_classes: list[int]
+    num_examples: list[int]
+    strength: Tensor
+    num_forwards: int
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def above_baseline(self) -> Tensor:
+        """accuracy - baseline, [targets, layers]."""
+        return self.accuracy - self.baseline[:, None]
+
+    @property
+    def selectivity(self) -> Tensor:
+        """accuracy - control, [targets, layers]: what is not explained by a probe that learns words by heart."""
+        return self.accuracy - self.control
+
+    def __str__(self) -> str:
+        """A table; of many layers, some evenly spaced ones."""
+        columns = evenly_spaced(len(self.layers), _MOST_COLUMNS)
+        heads = [self.layers[column].removeprefix("layer ") for column in columns]
+        rows = [["accuracy (standard error)", "baseline", *heads]]
+        for index, name in enumerate(self.targets):
+            pairs = zip(self.accuracy[index].tolist(), self.stderr[index].tolist(), strict=True)
+            cells = [f"{accuracy:.3f} ({error:.3f})" for accuracy, error in pairs]
+            rows.append([f"{name} ({self.num_classes[index]} classes)", f"{self.baseline[index]:.3f}"])
+            rows[-1] += [cells[column] for column in columns]
+            selectivity = self.selectivity[index].tolist()
+            rows.append(["  selectivity", "", *(f"{selectivity[column]:+.3f}" for column in columns)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *(f"{name}: skipped, {reason}" for name, reason in self.skipped.items())])
+
+
+def corrected_stderr(accuracy: Tensor, test_per_train: Tensor) -> Tensor:
+    """See `LayerProbes.stderr`.
+
+    Args:
+        accuracy: [targets, layers, splits].
+        test_per_train: [targets], how many test examples there are for each training example.
+    """
+    if not len(accuracy):
+        return accuracy.new_empty(accuracy.shape[:-1])
+    variance = accuracy.var(-1)
+    return torch.sqrt((1 / accuracy.shape[-1] + test_per_train[:, None]) * variance)

@@ -1,0 +1,109 @@
+"""Linear classifiers in closed form: ridge regressions of many label sets on the same states."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
+"""Ridge strengths to choose from, relative to the number of examples (features have unit variance). The weakest is far
+above what float32 loses in the sums of products."""
+
+LEAVE_ONE_OUT_EXAMPLES = 2048
+"""So many are left out, one at a time, to choose the strength by: enough to tell five apart, and most of the cost."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A linear classifier.
+
+    Attributes:
+        weight: [features, classes] and
+        bias: [classes], of the states as they are standardized.
+        strength: that was chosen, relative to the number of examples.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    strength: float
+
+
+class Ridge:
+    """Examples, standardized and decomposed once; then each set of labels costs a few small products.
+
+    With X the standardized states (n examples) and X'X = V diag(s) V', the weights for the centred one-hot labels Y are
+    W = (X'X + nλ)⁻¹ X'Y = V diag(1/(s + nλ)) V'X'Y. The error for an example that was left out is
+    e_i / (1 - h_i), h_i = 1/n + Σ_j (XV)²_ij / (s_j + nλ) (PRESS; Hoerl and Kennard 1970, Allen 1974); the λ with the
+    least sum of squares is taken. Products are in the states' dtype, the decomposition in float64.
+
+    Args:
+        states: [examples, features], floating point.
+        left_out: indices of the examples to choose the strength by; None means all.
+    """
+
+    def __init__(self, states: Tensor, left_out: Tensor | None = None):
+        self.mean, self.scale = states.mean(0), states.std(0, correction=0)
+        self.scale = torch.where(self.scale > 1e-6 * self.mean.abs().clamp_min(1e-30), self.scale, torch.inf)
+        self._states = self.standardized(states)
+        self._left_out = slice(None) if left_out is None else left_out
+        self._values, self._vectors = _decomposed(self._states)
+        self._rotated = self._states[self._left_out] @ self._vectors
+
+    def standardized(self, states: Tensor) -> Tensor:
+        """Zero mean and unit variance on the examples that were decomposed; features that are constant there vanish."""
+        return (states - self.mean) / self.scale
+
+    def fit(self, labels: Sequence[Tensor], num_classes: Sequence[int]) -> list[Probe]:
+        """A classifier for each set of labels, int64 [examples], each with a strength of its own."""
+        sizes = list(num_classes)
+        targets = torch.cat([one_hot(each, size) for each, size in zip(labels, sizes, strict=True)], 1)
+        targets = targets.to(self._states.dtype)
+        bias = targets.mean(0)
+        targets -= bias
+        products = self._vectors.T @ (self._states.T @ targets)
+        errors = torch.stack([self._squared_errors(products, targets, strength) for strength in STRENGTHS])
+        by_target = torch.stack([each.sum(1) for each in errors.split(sizes, 1)], 1)  # [strengths, targets]
+        chosen = [STRENGTHS[index] for index in by_target.argmin(0).tolist()]
+        columns = torch.tensor(chosen, device=bias.device, dtype=torch.float64).repeat_interleave(
+            torch.tensor(sizes, device=bias.device)
+        )
+        shrunk = products / (self._values[:, None] + len(self._states) * columns).to(products)
+        weights = (self._vectors @ shrunk).split(sizes, 1)
+        return [Probe(*each) for each in zip(weights, bias.split(sizes), chosen, strict=True)]
+
+    def _squared_errors(self, products: Tensor, targets: Tensor, strength: float) -> Tensor:
+        """Sums over the examples that are left out, [columns]."""
+        inverse = (1 / (self._values + len(self._states) * strength)).to(products)
+        leverage = 1 / len(self._states) + self._rotated.square() @ inverse
+        residuals = targets[self._left_out] - self._rotated @ (inverse[:, None] * products)
+        return (residuals / (1 - leverage)[:, None]).square().sum(0)
+
+
+def _decomposed(states: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues of X'X (float64) and its eigenvectors [features, rank], by the smaller of X'X and XX'."""
+    examples, features = states.shape
+    if features <= examples:
+        values, vectors = torch.linalg.eigh((states.T @ states).double())
+        return values.clamp_min(0), vectors.to(states)
+    exact = states.double()
+    values, vectors = torch.linalg.eigh(exact @ exact.T)
+    kept = values > 1e-12 * values[-1:]  # below, nothing but rounding; centred states have one such value
+    values = values[kept]
+    return values, (exact.T @ (vectors[:, kept] / values.sqrt())).to(states)
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """float32 products as precise as by default, also where a training has chosen TF32 or bfloat16 for them."""
+    before = torch.get_float32_matmul_precision()
+    if before == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

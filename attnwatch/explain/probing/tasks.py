@@ -1,0 +1,164 @@
+"""From examples to what is fitted: classes, control labels, and the sequences to train and to test on."""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnwatch.explain.probing.examples import Examples
+from attnwatch.explain.probing.options import ProbeOptions
+from attnwatch.explain.probing.targets import IGNORED, POSITION
+
+MOST_CLASSES = 50
+"""The most frequent classes are kept, examples of others ignored: of token ids these are about half of a text, with
+enough examples each, and the cost of a probe grows with its classes."""
+
+FEWEST_SEQUENCES = 8
+"""A class of a built-in target must be in so many sequences, or is ignored: then some of them are to train on. With
+fewer sequences nothing is probed."""
+
+NUM_POSITION_BINS = 8
+
+
+@dataclass(frozen=True)
+class Task:
+    """One target, made ready.
+
+    Attributes:
+        labels: int64 [examples], 0 to num_classes - 1, or IGNORED.
+    """
+
+    name: str
+    labels: Tensor
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What one decomposition serves: tasks whose labelled examples are the same, in one split.
+
+    Attributes:
+        split: its number.
+        train, test: int64, indices of examples; no sequence is in both.
+        controls: int64 [examples] for each task, see `control_labels`.
+    """
+
+    split: int
+    train: Tensor
+    test: Tensor
+    tasks: list[Task]
+    controls: list[Tensor]
+
+
+def prepare(examples: Examples, options: ProbeOptions) -> tuple[list[Task], list[Fit], dict[str, str]]:
+    """Tasks, what to fit for them, and why other targets are skipped."""
+    tasks, skipped = [], {}
+    num_sequences = len(examples.sequences.unique())
+    for name, labels in examples.labels.items():
+        if num_sequences < FEWEST_SEQUENCES:
+            skipped[name] = f"{num_sequences} sequences are too few: at least {FEWEST_SEQUENCES} are needed"
+            continue
+        task = _task(name, labels, examples)
+        if task.num_classes < 2:
+            skipped[name] = f"its examples are of {'one class' if task.num_classes else 'no class'} that can be probed"
+        else:
+            tasks.append(task)
+    tests = [_test_examples(examples, tasks, options, split) for split in range(options.num_splits)]
+    for task in list(tasks):
+        reason = next(filter(None, (_why_not(task, test, split) for split, test in enumerate(tests))), "")
+        if reason:
+            tasks.remove(task)
+            skipped[task.name] = reason
+    fits = [fit for split, test in enumerate(tests) for fit in _fits(tasks, test, examples, options, split)]
+    return tasks, fits, skipped
+
+
+def control_labels(task: Task, examples: Examples, generator: torch.Generator) -> Tensor:
+    """Labels that say nothing of the input but which word it is, distributed like the task's.
+
+    Of tokens: a random one for each word type, drawn from all labels of the task (Hewitt and Liang 2019,
+    arXiv 1909.03368). Of sequences: shuffled.
+    """
+    has_label = task.labels >= 0
+    labels = task.labels[has_label]
+    if examples.is_of_tokens:
+        types, type_of_each = examples.types.unique(return_inverse=True)
+        drawn = labels[torch.randint(len(labels), (len(types),), generator=generator)][type_of_each]
+        return drawn.where(has_label, IGNORED)
+    shuffled = task.labels.clone()
+    shuffled[has_label] = labels[torch.randperm(len(labels), generator=generator)]
+    return shuffled
+
+
+def position_bins(positions: Tensor) -> Tensor:
+    """Positions in bins that hold about equally many, numbered in their order; IGNORED stays."""
+    known = positions[positions >= 0].sort().values
+    if not len(known):
+        return positions
+    edges = known[[len(known) * each // NUM_POSITION_BINS for each in range(1, NUM_POSITION_BINS)]].unique()
+    return torch.where(positions >= 0, torch.bucketize(positions, edges, right=True), IGNORED)
+
+
+def _task(name: str, labels: Tensor, examples: Examples) -> Task:
+    if name == POSITION:
+        labels = position_bins(labels)
+    classes, counts = labels[labels >= 0].unique(return_counts=True)
+    if name not in examples.given:
+        present = torch.stack([labels, examples.sequences], 1)[labels >= 0].unique(dim=0)[:, 0]
+        num_sequences = present.unique(return_counts=True)[1]
+        kept = num_sequences >= FEWEST_SEQUENCES
+        classes, counts = classes[kept], counts[kept]
+    if len(classes) > MOST_CLASSES:
+        most = counts.argsort(descending=True, stable=True)[:MOST_CLASSES]
+        classes = classes[most].sort().values
+    if not len(classes):
+        return Task(name, torch.full_like(labels, IGNORED), 0)
+    places = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
+    return Task(name, places.where(classes[places] == labels, IGNORED), len(classes))
+
+
+def _test_examples(examples: Examples, tasks: list[Task], options: ProbeOptions, split: int) -> Tensor:
+    """bool [examples]: whole sequences at random; where these have labels themselves, as many of each class."""
+    generator = _generator(options, split, "sequences")
+    if not examples.is_of_tokens and tasks:
+        (task,) = tasks
+        strata = [(task.labels == each).nonzero()[:, 0] for each in range(task.num_classes)]
+    else:
+        strata = [examples.sequences.unique()]
+    test = torch.cat([_part_of(stratum, options.test_share, generator) for stratum in strata])
+    return torch.isin(examples.sequences, test)
+
+
+def _part_of(sequences: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    number = min(max(round(share * len(sequences)), int(len(sequences) > 1)), max(len(sequences) - 1, 0))
+    return sequences[torch.randperm(len(sequences), generator=generator)[:number]]
+
+
+def _why_not(task: Task, is_test: Tensor, split: int) -> str:
+    """Why a target can't be probed in this split; empty where it can."""
+    has_label = task.labels >= 0
+    counts = task.labels[has_label & ~is_test].bincount(minlength=task.num_classes)
+    missing = int((counts == 0).sum())
+    if missing:
+        return f"{missing} of its {task.num_classes} classes have no example in the training part of split {split}"
+    if not (has_label & is_test).any():
+        return f"it has no example in the test part of split {split}"
+    return ""
+
+
+def _fits(tasks: list[Task], is_test: Tensor, examples: Examples, options: ProbeOptions, split: int) -> Iterator[Fit]:
+    groups: dict[bytes, list[Task]] = {}
+    for task in tasks:
+        groups.setdefault((task.labels >= 0).numpy().tobytes(), []).append(task)
+    for group in groups.values():
+        has_label = group[0].labels >= 0
+        controls = [control_labels(task, examples, _generator(options, split, task.name)) for task in group]
+        train, test = (has_label & ~is_test).nonzero()[:, 0], (has_label & is_test).nonzero()[:, 0]
+        yield Fit(split, train, test, group, controls)
+
+
+def _generator(options: ProbeOptions, split: int, what: str) -> torch.Generator:
+    """The same draws for a target whichever others there are."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{options.seed} {split} {what}".encode()))
