@@ -1,6 +1,7 @@
 """A model that is asked something beside its training: nothing of it, nor of the random state, is changed by it."""
 
 import contextlib
+import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -78,6 +79,21 @@ class Subject:
                 "a head."
             )
         return logits.float()
+
+    def takes(self, name: str) -> bool:
+        """Whether the model's forward has an argument of this name; a `forward` of the user takes whatever comes.
+
+        What falls to `**kwargs` doesn't count: nobody knows whether it is looked at.
+        """
+        if self.has_own_forward:
+            return True
+        base = getattr(self.model, "get_base_model", None)  # adapters of PEFT hand arguments through
+        return name in inspect.signature((base() if callable(base) else self.model).forward).parameters
+
+    @property
+    def has_own_forward(self) -> bool:
+        """Whether the user's function calls the model."""
+        return self._forward is not None
 
     @property
     def device(self) -> torch.device:

@@ -4,6 +4,7 @@ from attnwatch.metrics.accumulate import MAXIMA, accumulate, means_of_sums, merg
 from attnwatch.metrics.declaration import STATISTICS, AttentionStatistics, Reduction, Statistic
 from attnwatch.metrics.entropy import attention_entropy
 from attnwatch.metrics.inputs import HIDDEN_AT, AttentionInputs
+from attnwatch.metrics.received import attention_received, attention_weights
 from attnwatch.metrics.sampling import stratified_rows
 from attnwatch.metrics.statistics import attention_statistics
 
@@ -17,7 +18,9 @@ __all__ = [
     "Statistic",
     "accumulate",
     "attention_entropy",
+    "attention_received",
     "attention_statistics",
+    "attention_weights",
     "means_of_sums",
     "merge",
     "stratified_rows",

@@ -1,0 +1,222 @@
+"""Asks a model about many rows, each a sequence of a batch in which some tokens are hidden."""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.explain.effects import Effect, LossEffect, make_effect
+from attnwatch.explain.hiding import make_hiding, positions_by_mask, rows_of, special_ids
+from attnwatch.explain.progress import progress
+from attnwatch.explain.subject import Batch, Subject, token_mask
+from attnwatch.explain.suffixes import Prefix, kept_prefix
+
+# Tokens that one forward is given: more do not make a CPU faster, and logits over a vocabulary take memory.
+_TOKENS_PER_FORWARD = {"cpu": 512}
+_ON_ACCELERATORS = 16384
+# Relative to 1 + the largest loss: what rounding does to losses computed in another order, by bytes of a parameter.
+_ROUNDING = {8: 1e-4, 4: 1e-4, 2: 0.05}
+
+
+class Questions:
+    """What hiding tokens of one batch changes. All of it happens while `subject.asked()` is open.
+
+    A causal language model is asked for the tokens from the first hidden one on only: keys and values of the tokens
+    before it are those of the whole sequence. One row is computed both ways first; where they disagree, or where the
+    model keeps something else, rows are computed whole.
+
+    Attributes:
+        real: bool [batch, tokens], False at padding.
+        hideable: bool [batch, tokens], neither padding nor a special token.
+        effect: that is measured.
+        route: "suffixes" or "whole"; `why_whole` says why.
+
+    Raises:
+        ConfigurationError: the model or the batch can't be asked this way.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        batch: Batch,
+        *,
+        hide: str,
+        effect: str | None,
+        tokenizer: Any,
+        mask_token_id: int | None,
+        special: Collection[int] | None,
+        tokens_per_forward: int | None,
+    ):
+        self._subject = subject
+        self._hiding = make_hiding(hide, subject, tokenizer, mask_token_id)
+        self.real = token_mask(batch)
+        self.special = torch.isin(batch["input_ids"], special_ids(subject, tokenizer, special)) & self.real
+        self.hideable = self.real & ~self.special
+        default = _TOKENS_PER_FORWARD.get(subject.device.type, _ON_ACCELERATORS)
+        self._budget = default if tokens_per_forward is None else tokens_per_forward
+        self._batch = dict(batch)
+        if self._hiding.takes_away_outputs:
+            self._batch.setdefault("attention_mask", self.real.long())
+        self._without_cache = {"use_cache": False} if self._is_by_name("use_cache") else {}
+        logits = self._ask_all(effect)
+        self._fix_positions(logits)
+        self.effect: Effect = make_effect(effect, logits, batch, self.real)
+        if isinstance(self.effect, LossEffect):
+            self._check_causality()
+        else:
+            self._prefix, self.why_whole = None, f"the effect {self.effect.name!r} needs all outputs"
+
+    @property
+    def route(self) -> str:
+        return "whole" if self._prefix is None else "suffixes"
+
+    @property
+    def takes_away_outputs(self) -> bool:
+        return self._hiding.takes_away_outputs
+
+    def chunks(self, sequences: Tensor, hidden: Tensor) -> list[Tensor]:
+        """Indices of the rows that are computed in one forward each, int64 [rows]."""
+        starts, ends = self._spans(sequences, hidden)
+        order = torch.argsort(starts * self.real.shape[1] + ends, stable=True).tolist()
+        starts, ends = starts.tolist(), ends.tolist()
+        chunks: list[list[int]] = []
+        for row in order:
+            if chunks:
+                end = max(widest, ends[row])
+                if (len(chunks[-1]) + 1) * (end - starts[chunks[-1][0]]) <= self._budget:
+                    chunks[-1].append(row)
+                    widest = end
+                    continue
+            chunks.append([row])
+            widest = ends[row]
+        return [torch.tensor(chunk, device=hidden.device) for chunk in chunks]
+
+    def effects(self, sequences: Tensor, hidden: Tensor, *, show_progress: bool = False) -> Tensor:
+        """[rows], or [rows, tokens] where the model says something at each token: 0 where it was not computed.
+
+        Args:
+            sequences: int64 [rows], of the batch.
+            hidden: bool [rows, tokens].
+        """
+        shape = (len(sequences),) if self.effect.outputs is None else hidden.shape
+        effects = torch.zeros(shape, device=hidden.device)
+        for chunk in progress(self.chunks(sequences, hidden), show_progress):
+            start, found = self._ask(sequences[chunk], hidden[chunk], self._prefix)
+            if found.ndim == 1:
+                effects[chunk] = found
+            else:
+                effects[chunk, start : start + found.shape[1]] = found
+        return effects
+
+    def _spans(self, sequences: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """First token of each row that must be computed, and the end, int64 [rows]."""
+        if self._prefix is None:
+            return torch.zeros_like(sequences), self._ends(self.real)[sequences]
+        return hidden.int().argmax(1), self._ends(self.effect.outputs)[sequences]
+
+    def _ends(self, counts: Tensor) -> Tensor:
+        """int64 [batch], at least 1; all tokens where only the user's function knows what may be left out."""
+        tokens = counts.shape[1]
+        if self._subject.has_own_forward:
+            return torch.full((len(counts),), tokens, device=counts.device)
+        return (counts * torch.arange(1, tokens + 1, device=counts.device)).amax(1).clamp(min=1)
+
+    def _ask(self, sequences: Tensor, hidden: Tensor, prefix: Prefix | None) -> tuple[int, Tensor]:
+        """(first token that was computed, effects of the rows from there on)."""
+        starts, ends = self._spans(sequences, hidden)
+        start, end = (int(starts.min()) if prefix is not None else 0), int(ends.max())
+        given = rows_of(self._batch, sequences)
+        kept = self._without_cache if prefix is None else prefix.arguments(sequences, start)
+        with self._hiding.hidden_in(given, hidden, start) as rows:
+            logits = self._subject.logits(_cut(rows, self.real.shape[1], start, end), **kept)
+        return start, self.effect.of(logits, sequences, start)
+
+    def _ask_all(self, effect: str | None) -> Tensor:
+        """Logits with nothing hidden; keeps keys and values where they may be of use."""
+        self._prefix, self.why_whole = None, "the model keeps no keys and values that are known"
+        is_causal = not getattr(getattr(self._subject.model, "config", None), "is_encoder_decoder", False)
+        by_name = all(map(self._is_by_name, ("past_key_values", "use_cache", "attention_mask")))
+        if effect in (None, "loss") and is_causal and by_name:
+            logits, self._prefix = kept_prefix(self._subject, self._batch)
+            if logits is not None:
+                return logits
+        return self._subject.logits(self._batch, **self._without_cache)
+
+    def _fix_positions(self, own: Tensor) -> None:
+        """Where the model counts positions in the attention mask, it is given those of the whole sequences."""
+        if not self._hiding.takes_away_outputs or "position_ids" in self._batch or not self._is_by_name("position_ids"):
+            return
+        positions = positions_by_mask(self._batch["attention_mask"])
+        try:
+            given = self._subject.logits(self._batch, position_ids=positions, **self._without_cache)
+        except Exception:
+            return  # positions of another kind, which a mask does not make
+        if own.ndim == 3:
+            own, given = own[self.real], given[self.real]
+        if torch.allclose(own, given, rtol=1e-4, atol=self._rounding * (1 + float(own.abs().max())) / 10):
+            self._batch["position_ids"] = positions
+
+    def _check_causality(self) -> None:
+        """One token hidden the plain way: nothing before it changes, and with keys and values kept it is the same."""
+        usable = self.hideable & (self.effect.outputs.sum(1, keepdim=True) > 1)
+        if not usable.any():
+            self._prefix = None
+            return
+        sequence = int(usable.sum(1).argmax())
+        places = usable[sequence].nonzero()[:, 0]
+        place = int(places[len(places) // 2])
+        sequences = torch.tensor([sequence], device=self.real.device)
+        hidden = torch.zeros_like(self.real[:1])
+        hidden[0, place] = True
+        prefix, self._prefix = self._prefix, None
+        whole = self._whole_row(sequences, hidden, None)
+        tolerance = self._rounding * (1 + self.effect.largest)
+        if self._exceeds(whole[:place], tolerance):
+            raise ConfigurationError(
+                f"`effect` 'loss' is of a causal language model, and in {type(self._subject.model).__name__} hiding a "
+                "token changes predictions before it: give effect='kl'."
+            )
+        if prefix is None:
+            return
+        self._prefix = prefix
+        try:
+            again = self._whole_row(sequences, hidden, prefix)
+        except Exception as error:  # of whatever kind: models differ in what they do with a cache
+            self._prefix, self.why_whole = None, f"kept keys and values could not be used: {error}"
+            return
+        if self._exceeds((again - whole)[place + self._hiding.takes_away_outputs :], tolerance):
+            self._prefix, self.why_whole = None, "with kept keys and values the model says something else"
+        else:
+            self.why_whole = ""
+
+    def _whole_row(self, sequences: Tensor, hidden: Tensor, prefix: Prefix | None) -> Tensor:
+        """Effects [tokens], 0 where there is no output."""
+        effects = torch.zeros(self.real.shape[1], device=hidden.device)
+        start, found = self._ask(sequences, hidden, prefix)
+        effects[start : start + found.shape[1]] = found[0]
+        return effects.masked_fill(~self.effect.outputs[sequences[0]], 0.0)
+
+    @staticmethod
+    def _exceeds(values: Tensor, tolerance: float) -> bool:
+        """Also where a value is nan."""
+        return not bool((values.abs() <= tolerance).all())
+
+    @property
+    def _rounding(self) -> float:
+        parameter = next(self._subject.model.parameters(), torch.zeros(()))
+        return _ROUNDING.get(parameter.element_size(), 0.05)
+
+    def _is_by_name(self, name: str) -> bool:
+        return not self._subject.has_own_forward and self._subject.takes(name)
+
+
+def _cut(rows: dict[str, Any], tokens: int, start: int, end: int) -> dict[str, Any]:
+    """The tokens from `start` to `end`; the mask of keys begins at the first."""
+    cut = {}
+    for name, each in rows.items():
+        if isinstance(each, Tensor) and each.ndim >= 2 and each.shape[1] == tokens:
+            each = each[:, (0 if name == "attention_mask" else start) : end]
+        cut[name] = each
+    return cut
