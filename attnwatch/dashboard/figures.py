@@ -12,7 +12,7 @@ from attnwatch.dashboard.scalars import evenly_spaced, over_heads, site_labels
 from attnwatch.metrics import STATISTICS, Statistic
 from attnwatch.recorder import AttentionHistory
 
-_NOT_OBSERVED = "0.85"  # light grey
+NOT_OBSERVED = "0.85"  # light grey
 _MOST_TICKS = 12
 
 
@@ -60,7 +60,7 @@ def _heatmap(values: np.ndarray, statistic: Statistic, history: AttentionHistory
     height = min(1.6 + 0.28 * len(history.sites), 6.5)
     figure = Figure(figsize=(5.6, max(height, 3.0)), layout="constrained", dpi=120)
     axes = figure.subplots()
-    axes.set_facecolor(_NOT_OBSERVED)
+    axes.set_facecolor(NOT_OBSERVED)
     low, high = statistic.chart_range(values)
     image = axes.imshow(
         np.ma.masked_invalid(values), aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high

@@ -1,6 +1,5 @@
 """What hiding something changes in the output, in nats."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -119,8 +118,8 @@ def make_effect(effect: str | None, logits: Tensor, batch: Batch, real: Tensor) 
     is_sequence = logits.ndim == 3
     if is_sequence and logits.shape[1] != real.shape[1]:
         raise ConfigurationError(
-            f"`batch`: {real.shape[1]} tokens give {logits.shape[1]} outputs, and it is not known which of them belongs "
-            "to which; explained are models with one output per token, or one per sequence."
+            f"`batch`: {real.shape[1]} tokens give {logits.shape[1]} outputs, and it is not known which of them "
+            "belongs to which; explained are models with one output per token, or one per sequence."
         )
     if effect is None:
         effect = "loss" if is_sequence else "label" if labels_of(batch) is not None else "kl"

@@ -117,7 +117,7 @@ def embedding_of(subject: Subject, who: str) -> nn.Module:
     return embedding
 
 
-def special_ids(subject: Subject, tokenizer: Any, given: Collection[int] | None) -> Tensor:
+def ids_never_hidden(subject: Subject, tokenizer: Any, given: Collection[int] | None) -> Tensor:
     """Vocabulary ids that are never hidden, int64 [ids]: special tokens, without the one for unknown words.
 
     Args:

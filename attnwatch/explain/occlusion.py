@@ -60,7 +60,7 @@ class Occlusion:
 class Occlusions:
     """Occlusion of one batch, prepared: the number of forwards is known. Used while `subject.asked()` is open.
 
-    Args: see `occlude`.
+    Args: see `occlude`; `options` are those of `Questions`.
     """
 
     def __init__(
@@ -68,38 +68,23 @@ class Occlusions:
         subject: Subject,
         batch: Batch,
         *,
-        hide: str = "remove",
-        effect: str | None = None,
         units: Tensor | None = None,
         max_units: int | None = None,
-        tokenizer: Any = None,
-        mask_token_id: int | None = None,
-        special_ids: Collection[int] | None = None,
-        tokens_per_forward: int | None = None,
         seed: int = 0,
+        **options: Any,
     ):
         require_int("max_units", max_units, minimum=1, optional=True)
-        require_int("tokens_per_forward", tokens_per_forward, minimum=1, optional=True)
-        self._hide, self._subject, self._begin = hide, subject, subject.num_forwards
+        self._hide = options.get("hide", "remove")
         shape = token_mask(batch).shape
         if units is not None and (units.shape != shape or units.is_floating_point() or units.dtype == torch.bool):
             raise ConfigurationError(
                 f"`units` must be integers of shape {list(shape)} as `input_ids`, -1 where nothing is hidden; got "
                 f"{units.dtype} of shape {list(units.shape)}."
             )
-        self.questions = Questions(
-            subject,
-            batch,
-            hide=hide,
-            effect=effect,
-            tokenizer=tokenizer,
-            mask_token_id=mask_token_id,
-            special=special_ids,
-            tokens_per_forward=tokens_per_forward,
-        )
+        self.questions = Questions(subject, batch, **options)
         self._choose(units, max_units, torch.Generator().manual_seed(seed))
         num_chunks = len(self.questions.chunks(self._sequences, self._hidden)) if len(self._hidden) else 0
-        self.num_forwards = subject.num_forwards - self._begin + num_chunks
+        self.num_forwards = self.questions.num_preparing + num_chunks
 
     def run(self, *, show_progress: bool = False) -> Occlusion:
         questions = self.questions
@@ -210,15 +195,15 @@ def occlude(
         batch: what it takes by name: `input_ids` [batch, tokens], `attention_mask`, and labels where there are any.
         hide: "remove" masks the token's key out in every layer, others keep their positions; "mask_token" puts the mask
             token in its place; "mean" the mean of the embedding matrix.
-        effect: "label" (drop of the label's log-probability), "loss" (rise of the next token's loss) or "kl" (divergence
-            of the output from what it was), in nats; None means "loss" for language models, "label" for classifiers
-            with labels and "kl" for those without.
+        effect: "label" (drop of the label's log-probability), "loss" (rise of the next token's loss) or "kl"
+            (divergence of the output from what it was), in nats; None means "loss" for language models,
+            "label" for classifiers with labels and "kl" for those without.
         units: int [batch, tokens], tokens with one number are hidden together (words, spans), -1 is never hidden; None
             means each token for itself.
         max_units: per sequence; of more, one is drawn from each of as many equal strata.
         tokenizer: knows special tokens and the mask token; without one, those of the model's configuration.
         mask_token_id, special_ids: where the tokenizer does not know better.
-        tokens_per_forward: about so many; None means 512 on a CPU and 16,384 elsewhere.
+        tokens_per_forward: about so many; None means 256 on a CPU and 16,384 elsewhere.
         forward: see `Subject`.
         seed: of the draw.
         show_progress: a bar, where tqdm is installed and it takes more than two seconds.

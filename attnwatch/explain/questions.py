@@ -6,15 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.effects import Effect, LossEffect, make_effect
-from attnwatch.explain.hiding import make_hiding, positions_by_mask, rows_of, special_ids
+from attnwatch.explain.hiding import ids_never_hidden, make_hiding, positions_by_mask, rows_of
 from attnwatch.explain.progress import progress
 from attnwatch.explain.subject import Batch, Subject, token_mask
 from attnwatch.explain.suffixes import Prefix, kept_prefix
 
 # Tokens that one forward is given: more do not make a CPU faster, and logits over a vocabulary take memory.
-_TOKENS_PER_FORWARD = {"cpu": 512}
+_TOKENS_PER_FORWARD = {"cpu": 256}
 _ON_ACCELERATORS = 16384
 # Relative to 1 + the largest loss: what rounding does to losses computed in another order, by bytes of a parameter.
 _ROUNDING = {8: 1e-4, 4: 1e-4, 2: 0.05}
@@ -27,7 +28,10 @@ class Questions:
     before it are those of the whole sequence. One row is computed both ways first; where they disagree, or where the
     model keeps something else, rows are computed whole.
 
+    Args: see `occlude`.
+
     Attributes:
+        num_preparing: forwards that it took to prepare.
         real: bool [batch, tokens], False at padding.
         hideable: bool [batch, tokens], neither padding nor a special token.
         effect: that is measured.
@@ -42,17 +46,19 @@ class Questions:
         subject: Subject,
         batch: Batch,
         *,
-        hide: str,
-        effect: str | None,
-        tokenizer: Any,
-        mask_token_id: int | None,
-        special: Collection[int] | None,
-        tokens_per_forward: int | None,
+        hide: str = "remove",
+        effect: str | None = None,
+        tokenizer: Any = None,
+        mask_token_id: int | None = None,
+        special_ids: Collection[int] | None = None,
+        tokens_per_forward: int | None = None,
     ):
+        require_int("tokens_per_forward", tokens_per_forward, minimum=1, optional=True)
         self._subject = subject
+        before = subject.num_forwards
         self._hiding = make_hiding(hide, subject, tokenizer, mask_token_id)
         self.real = token_mask(batch)
-        self.special = torch.isin(batch["input_ids"], special_ids(subject, tokenizer, special)) & self.real
+        self.special = torch.isin(batch["input_ids"], ids_never_hidden(subject, tokenizer, special_ids)) & self.real
         self.hideable = self.real & ~self.special
         default = _TOKENS_PER_FORWARD.get(subject.device.type, _ON_ACCELERATORS)
         self._budget = default if tokens_per_forward is None else tokens_per_forward
@@ -67,6 +73,7 @@ class Questions:
             self._check_causality()
         else:
             self._prefix, self.why_whole = None, f"the effect {self.effect.name!r} needs all outputs"
+        self.num_preparing = subject.num_forwards - before
 
     @property
     def route(self) -> str:
@@ -82,15 +89,15 @@ class Questions:
         order = torch.argsort(starts * self.real.shape[1] + ends, stable=True).tolist()
         starts, ends = starts.tolist(), ends.tolist()
         chunks: list[list[int]] = []
+        widest = 0
         for row in order:
-            if chunks:
-                end = max(widest, ends[row])
-                if (len(chunks[-1]) + 1) * (end - starts[chunks[-1][0]]) <= self._budget:
-                    chunks[-1].append(row)
-                    widest = end
-                    continue
-            chunks.append([row])
-            widest = ends[row]
+            end = max(widest, ends[row])
+            if chunks and (len(chunks[-1]) + 1) * (end - starts[chunks[-1][0]]) <= self._budget:
+                chunks[-1].append(row)
+                widest = end
+            else:
+                chunks.append([row])
+                widest = ends[row]
         return [torch.tensor(chunk, device=hidden.device) for chunk in chunks]
 
     def effects(self, sequences: Tensor, hidden: Tensor, *, show_progress: bool = False) -> Tensor:
@@ -145,17 +152,24 @@ class Questions:
         return self._subject.logits(self._batch, **self._without_cache)
 
     def _fix_positions(self, own: Tensor) -> None:
-        """Where the model counts positions in the attention mask, it is given those of the whole sequences."""
+        """Where the model counts positions in the attention mask, it is given those of the whole sequences.
+
+        Tried on the sequence with the most padding, in which positions that are counted otherwise differ the most.
+        """
         if not self._hiding.takes_away_outputs or "position_ids" in self._batch or not self._is_by_name("position_ids"):
             return
+        lengths = self.real.sum(1)
+        sequence = lengths.masked_fill(lengths < 2, self.real.shape[1] + 1).argmin()[None]
         positions = positions_by_mask(self._batch["attention_mask"])
+        row = rows_of(self._batch, sequence)
         try:
-            given = self._subject.logits(self._batch, position_ids=positions, **self._without_cache)
+            given = self._subject.logits(row, position_ids=positions[sequence], **self._without_cache)
         except Exception:
             return  # positions of another kind, which a mask does not make
+        own = own[sequence]
         if own.ndim == 3:
-            own, given = own[self.real], given[self.real]
-        if torch.allclose(own, given, rtol=1e-4, atol=self._rounding * (1 + float(own.abs().max())) / 10):
+            own, given = own[self.real[sequence]], given[self.real[sequence]]
+        if torch.allclose(own, given, rtol=self._rounding, atol=self._rounding):
             self._batch["position_ids"] = positions
 
     def _check_causality(self) -> None:

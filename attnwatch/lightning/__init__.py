@@ -1,7 +1,8 @@
 """Lightning callbacks, for `lightning` and `pytorch_lightning`. Needs `pip install attnwatch[lightning]`."""
 
 from attnwatch.lightning.monitor import AttentionMonitor
+from attnwatch.lightning.occlusion import OcclusionAudit
 from attnwatch.lightning.pruning import HeadPruning
 from attnwatch.lightning.tokens import TokenDropping
 
-__all__ = ["AttentionMonitor", "HeadPruning", "TokenDropping"]
+__all__ = ["AttentionMonitor", "HeadPruning", "OcclusionAudit", "TokenDropping"]

@@ -9,7 +9,8 @@ except ImportError as error:
     ) from error
 
 from attnwatch.transformers.monitor import AttentionMonitor
+from attnwatch.transformers.occlusion import OcclusionAudit
 from attnwatch.transformers.pruning import HeadPruning
 from attnwatch.transformers.tokens import TokenDropping
 
-__all__ = ["AttentionMonitor", "HeadPruning", "TokenDropping"]
+__all__ = ["AttentionMonitor", "HeadPruning", "OcclusionAudit", "TokenDropping"]
