@@ -73,7 +73,8 @@ class Occluding(Audit):
 
     Args:
         every_n_steps, batches, num_batches, forward: see `Audit`.
-        hide, effect, max_units, tokenizer, mask_token_id, special_ids, tokens_per_forward: see `attnwatch.explain.occlude`.
+        hide, effect, max_units, tokenizer, mask_token_id, special_ids, tokens_per_forward: see
+            `attnwatch.explain.occlude`.
         readout: see `attnwatch.explain.attention_stories`.
         disagreement: attention disagrees where the mean rank correlation is below, or not above 0 by 1.96 standard
             errors over the sequences.

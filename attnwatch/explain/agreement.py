@@ -63,5 +63,5 @@ def _of_row(first: Tensor, second: Tensor) -> Tensor:
         return nothing
     ranks = torch.stack([average_ranks(first[counts]), average_ranks(second[counts])])
     ranks = ranks - ranks.mean(1, keepdim=True)
-    sizes = ranks.square().sum(1).sqrt()
-    return (ranks[0] * ranks[1]).sum() / (sizes[0] * sizes[1]) if bool((sizes > 0).all()) else nothing
+    squares = ranks.square().sum(1)
+    return (ranks[0] * ranks[1]).sum() / squares.prod().sqrt() if bool((squares > 0).all()) else nothing

@@ -17,6 +17,8 @@ from attnwatch.explain.suffixes import Prefix, kept_prefix
 # Tokens that one forward is given: more do not make a CPU faster, and logits over a vocabulary take memory.
 _TOKENS_PER_FORWARD = {"cpu": 256}
 _ON_ACCELERATORS = 16384
+# Tokens that can be hidden in a sequence on which it is tried whether keys and values can be kept.
+_FEWEST = 4
 # Relative to 1 + the largest loss: what rounding does to losses computed in another order, by bytes of a parameter.
 _ROUNDING = {8: 1e-4, 4: 1e-4, 2: 0.05}
 
@@ -66,8 +68,7 @@ class Questions:
         if self._hiding.takes_away_outputs:
             self._batch.setdefault("attention_mask", self.real.long())
         self._without_cache = {"use_cache": False} if self._is_by_name("use_cache") else {}
-        logits = self._ask_all(effect)
-        self._fix_positions(logits)
+        logits = self._answer(effect)
         self.effect: Effect = make_effect(effect, logits, batch, self.real)
         if isinstance(self.effect, LossEffect):
             self._check_causality()
@@ -151,26 +152,29 @@ class Questions:
                 return logits
         return self._subject.logits(self._batch, **self._without_cache)
 
-    def _fix_positions(self, own: Tensor) -> None:
-        """Where the model counts positions in the attention mask, it is given those of the whole sequences.
+    def _answer(self, effect: str | None) -> Tensor:
+        """Logits with nothing hidden. Models that count positions in the mask are given those of the whole sequences.
 
-        Tried on the sequence with the most padding, in which positions that are counted otherwise differ the most.
+        Whether they do is tried on the sequence with the most padding, in which other ways to count differ the most.
         """
-        if not self._hiding.takes_away_outputs or "position_ids" in self._batch or not self._is_by_name("position_ids"):
-            return
+        by_mask = self._hiding.takes_away_outputs and self._is_by_name("position_ids")
+        if not by_mask or "position_ids" in self._batch:
+            return self._ask_all(effect)
         lengths = self.real.sum(1)
         sequence = lengths.masked_fill(lengths < 2, self.real.shape[1] + 1).argmin()[None]
-        positions = positions_by_mask(self._batch["attention_mask"])
-        row = rows_of(self._batch, sequence)
+        row, real = rows_of(self._batch, sequence), self.real[sequence]
+        self._batch["position_ids"] = positions_by_mask(self._batch["attention_mask"])
         try:
-            given = self._subject.logits(row, position_ids=positions[sequence], **self._without_cache)
-        except Exception:
-            return  # positions of another kind, which a mask does not make
-        own = own[sequence]
-        if own.ndim == 3:
-            own, given = own[self.real[sequence]], given[self.real[sequence]]
-        if torch.allclose(own, given, rtol=self._rounding, atol=self._rounding):
-            self._batch["position_ids"] = positions
+            logits = self._ask_all(effect)
+            given, own = logits[sequence], self._subject.logits(row, **self._without_cache)
+            if own.ndim == 3:
+                given, own = given[real], own[real]
+            if torch.allclose(given, own, rtol=self._rounding, atol=self._rounding):
+                return logits
+        except Exception:  # of whatever kind: there are positions that a mask does not make
+            pass
+        del self._batch["position_ids"]
+        return self._ask_all(effect)
 
     def _check_causality(self) -> None:
         """One token hidden the plain way: nothing before it changes, and with keys and values kept it is the same."""
@@ -178,7 +182,8 @@ class Questions:
         if not usable.any():
             self._prefix = None
             return
-        sequence = int(usable.sum(1).argmax())
+        numbers = usable.sum(1)  # padding is where models differ, and of very few tokens little can be seen
+        sequence = int(numbers.masked_fill(numbers < min(_FEWEST, int(numbers.max())), usable.shape[1] + 1).argmin())
         places = usable[sequence].nonzero()[:, 0]
         place = int(places[len(places) // 2])
         sequences = torch.tensor([sequence], device=self.real.device)
