@@ -5,7 +5,7 @@ import pytest
 import torch
 from models import LAYERS, gpt_oss, llama, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_lightning_monitor import Llama
+from test_lightning_monitor import Llama, assert_same_history
 from test_lightning_monitor import train as train_lightning
 from torch import nn
 from trainers import train, trainer

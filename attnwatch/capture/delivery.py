@@ -5,9 +5,10 @@ of the graph and ends in a custom operator; whether a capture is armed is asked 
 arming neither breaks the graph nor recompiles it. The operator claims to mutate a token, which keeps it in the graph.
 """
 
+import contextlib
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -59,6 +60,19 @@ def unregister(module: nn.Module, receiver: Receiver) -> None:
 def site_id(module: nn.Module) -> int | None:
     """The number under which calls of this module are delivered; None where nobody watches it."""
     return _ids.get(module)
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """While it is open, captures that are armed now see nothing: what the model is asked is not its training."""
+    armed = {id(receiver): receiver for each in _receivers.values() for receiver, _ in each if receiver.armed}
+    for receiver in armed.values():
+        receiver.armed = False
+    try:
+        yield
+    finally:
+        for receiver in armed.values():
+            receiver.armed = True
 
 
 def in_backward() -> bool:
