@@ -14,9 +14,13 @@ from attnwatch.explain.progress import progress
 from attnwatch.explain.subject import Batch, Subject, token_mask
 from attnwatch.explain.suffixes import Prefix, kept_prefix
 
-# Tokens that one forward is given: more do not make a CPU faster, and logits over a vocabulary take memory.
-_TOKENS_PER_FORWARD = {"cpu": 256}
+# Tokens that one forward is given by default: a CPU gains nothing from more.
+_TOKENS_PER_FORWARD = {"cpu": 512}
 _ON_ACCELERATORS = 16384
+# Numbers that a forward returns by default, on a CPU: 32 MiB, beyond which the C library asks the system for memory
+# anew each time. On an accelerator as many more as there may be tokens.
+_OUTPUTS_PER_FORWARD = {"cpu": 2**23}
+_OUTPUTS_ON_ACCELERATORS = 2**28
 # Tokens that can be hidden in a sequence on which it is tried whether keys and values can be kept.
 _FEWEST = 4
 # Relative to 1 + the largest loss: what rounding does to losses computed in another order, by bytes of a parameter.
@@ -62,14 +66,13 @@ class Questions:
         self.real = token_mask(batch)
         self.special = torch.isin(batch["input_ids"], ids_never_hidden(subject, tokenizer, special_ids)) & self.real
         self.hideable = self.real & ~self.special
-        default = _TOKENS_PER_FORWARD.get(subject.device.type, _ON_ACCELERATORS)
-        self._budget = default if tokens_per_forward is None else tokens_per_forward
         self._batch = dict(batch)
         if self._hiding.takes_away_outputs:
             self._batch.setdefault("attention_mask", self.real.long())
         self._without_cache = {"use_cache": False} if self._is_by_name("use_cache") else {}
         logits = self._answer(effect)
         self.effect: Effect = make_effect(effect, logits, batch, self.real)
+        self._budget = _default_budget(logits) if tokens_per_forward is None else tokens_per_forward
         if isinstance(self.effect, LossEffect):
             self._check_causality()
         else:
@@ -229,6 +232,15 @@ class Questions:
 
     def _is_by_name(self, name: str) -> bool:
         return not self._subject.has_own_forward and self._subject.takes(name)
+
+
+def _default_budget(logits: Tensor) -> int:
+    """Tokens that one forward is given."""
+    device = logits.device.type
+    tokens = _TOKENS_PER_FORWARD.get(device, _ON_ACCELERATORS)
+    if logits.ndim == 2:
+        return tokens
+    return min(tokens, max(1, _OUTPUTS_PER_FORWARD.get(device, _OUTPUTS_ON_ACCELERATORS) // logits.shape[-1]))
 
 
 def _cut(rows: dict[str, Any], tokens: int, start: int, end: int) -> dict[str, Any]:

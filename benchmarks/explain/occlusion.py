@@ -47,9 +47,9 @@ def measure(data: Path, quick: bool) -> dict[str, Any]:
 def _of_stories(directory: Path, quick: bool) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
-    number, tokens = (1, 32) if quick else (8, _STORY_TOKENS)
+    number, tokens = (1, 32) if quick else (6, _STORY_TOKENS)
     batch = {"input_ids": _stories(model, number, tokens)}
-    few = {"input_ids": batch["input_ids"][:2]}
+    few = {"input_ids": batch["input_ids"][:1]}
     print(f"stories15M, {number} stories of {tokens} tokens")
     measured = _speed(model, few, tokenizer, _one_by_one_losses, quick)
     return measured | _stories_side_by_side(model, [batch], tokenizer, quick)
@@ -62,10 +62,10 @@ def _of_sentences(directory: Path, quick: bool) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
     training = Sentences.read([directory / "sst2_train.tsv"], tokenizer)
     held_out = Sentences.read([directory / "sst2_dev.tsv"], tokenizer)
-    options = argparse.Namespace(steps=4 if quick else 150, batch_size=16)
+    options = argparse.Namespace(steps=4 if quick else 120, batch_size=16)
     model, _ = fine_tune(Way(), 0, minilm_directory(), training, options)
     accuracy = float(100 * correct(model, Sentences(held_out.tokens[:400], held_out.labels[:400])).mean())
-    number = 8 if quick else 4 * _SENTENCES_PER_BATCH
+    number = 8 if quick else 2 * _SENTENCES_PER_BATCH
     batches = [
         held_out.batch(list(range(first, min(first + _SENTENCES_PER_BATCH, number))))
         for first in range(0, number, _SENTENCES_PER_BATCH)
@@ -172,7 +172,7 @@ def _stories_side_by_side(
             questions = Questions(subject, batch, tokenizer=tokenizer)
             for kind, found in areas.items():
                 fractions = (0.0, 0.5, 1.0) if quick else tuple(tenth / 10 for tenth in range(11))
-                options = {"fractions": fractions, "num_random": 2 if quick else 5}
+                options = {"fractions": fractions, "num_random": 2 if quick else 3}
                 curves = Curves(questions, scores, is_deletion=kind == "deletion", **options).run()
                 for name, curve in curves.items():
                     found.setdefault(name, []).append(curve.areas)
