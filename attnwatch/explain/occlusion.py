@@ -203,7 +203,8 @@ def occlude(
         max_units: per sequence; of more, one is drawn from each of as many equal strata.
         tokenizer: knows special tokens and the mask token; without one, those of the model's configuration.
         mask_token_id, special_ids: where the tokenizer does not know better.
-        tokens_per_forward: about so many; None means 512 on a CPU and 16,384 elsewhere, fewer where a vocabulary is large.
+        tokens_per_forward: about so many; None means 512 on a CPU and 16,384 elsewhere, or fewer where a
+            vocabulary is large.
         forward: see `Subject`.
         seed: of the draw.
         show_progress: a bar, where tqdm is installed and it takes more than two seconds.
