@@ -128,7 +128,7 @@ def _speed(
     one_by_one: Callable[[nn.Module, dict[str, Tensor], Tensor], Tensor],
     quick: bool,
 ) -> dict[str, Any]:
-    found = occlude(model, batch, tokenizer=tokenizer)
+    found = occlude(model, batch, tokenizer=tokenizer, show_progress=False)
     hidden = ~found.importance.isnan()
     difference = float((found.importance - one_by_one(model, batch, hidden)).abs().nan_to_num().max())
     timing = time_paired(
