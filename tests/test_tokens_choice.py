@@ -12,9 +12,9 @@ from test_tokens_routing import deep
 from torch import Tensor, nn
 
 from attnwatch import AttnwatchWarning, ConfigurationError
-from attnwatch.metrics import AttentionInputs
+from attnwatch.metrics import AttentionInputs, attention_received
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
-from attnwatch.tokens.criteria import TokenLoss, attention_received, sampled_losses
+from attnwatch.tokens.criteria import TokenLoss, sampled_losses
 from attnwatch.tokens.schedule import require_keep_ratio
 from attnwatch.tokens.selection import choose_tokens, num_kept
 

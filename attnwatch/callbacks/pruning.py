@@ -77,6 +77,11 @@ class Pruning(TrainingPart):
         self._clock = StepClock()
 
     @property
+    def criterion(self) -> Criterion:
+        """By which heads are removed."""
+        return self._options.criterion
+
+    @property
     def cuts(self) -> list[Cut]:
         return [] if self._pruner is None else self._pruner.cuts
 

@@ -72,6 +72,11 @@ class Dropping(TrainingPart):
         self._clock = StepClock()
         self._seconds: dict[float, list[float]] = {}
 
+    @property
+    def criterion(self) -> Criterion:
+        """By which tokens are kept."""
+        return self._options["criterion"]
+
     def summary(self) -> str:
         """What it came to: tokens that were computed, and step times against their ceiling."""
         dropper = self.dropper

@@ -1,7 +1,7 @@
 """Where query and key are seen: finds the attention calls of a model and reads them without changing them."""
 
 from attnwatch.capture.capture import OBSERVED, Capture, Observer
-from attnwatch.capture.delivery import NOT_IN_CUDA_GRAPHS, ORDER, in_backward
+from attnwatch.capture.delivery import NOT_IN_CUDA_GRAPHS, ORDER, in_backward, unwatched
 from attnwatch.capture.padding import sees_own_key
 from attnwatch.capture.positions import put_kept_positions
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
@@ -29,4 +29,5 @@ __all__ = [
     "put_kept_positions",
     "sees_own_key",
     "site_name",
+    "unwatched",
 ]

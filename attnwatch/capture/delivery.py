@@ -6,9 +6,10 @@ arming neither breaks the graph nor recompiles it. The operator claims to mutate
 and to be unsafe in CUDA graphs, which would replay kernels without asking: compiled models are split around it.
 """
 
+import contextlib
 import itertools
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -61,6 +62,19 @@ def unregister(module: nn.Module, receiver: Receiver) -> None:
 def site_id(module: nn.Module) -> int | None:
     """The number under which calls of this module are delivered; None where nobody watches it."""
     return _ids.get(module)
+
+
+@contextlib.contextmanager
+def unwatched() -> Iterator[None]:
+    """While it is open, captures that are armed now see nothing: what the model is asked is not its training."""
+    armed = {id(receiver): receiver for each in _receivers.values() for receiver, _ in each if receiver.armed}
+    for receiver in armed.values():
+        receiver.armed = False
+    try:
+        yield
+    finally:
+        for receiver in armed.values():
+            receiver.armed = True
 
 
 def in_backward() -> bool:

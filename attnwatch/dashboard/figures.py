@@ -14,7 +14,7 @@ from attnwatch.dashboard.scalars import evenly_spaced, over_heads, site_labels
 from attnwatch.metrics import STATISTICS, Statistic
 from attnwatch.recorder import AttentionHistory
 
-_NOT_OBSERVED = "0.85"  # light grey
+NOT_OBSERVED = "0.85"  # light grey
 _MOST_TICKS = 12
 
 
@@ -74,7 +74,7 @@ def heatmap(values: np.ndarray, labels: Sequence[str], limits: tuple[float, floa
     height = min(1.6 + 0.28 * len(labels), 6.5)
     figure = Figure(figsize=(5.6, max(height, 3.0)), layout="constrained", dpi=120)
     axes = figure.subplots()
-    axes.set_facecolor(_NOT_OBSERVED)
+    axes.set_facecolor(NOT_OBSERVED)
     low, high = limits
     image = axes.imshow(
         np.ma.masked_invalid(values), aspect="auto", interpolation="nearest", cmap="viridis", vmin=low, vmax=high

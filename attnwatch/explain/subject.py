@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnwatch.capture import unwatched
 from attnwatch.errors import ConfigurationError
 
 Batch = Mapping[str, Any]
@@ -45,11 +46,12 @@ class Subject:
 
     @contextlib.contextmanager
     def asked(self, *, gradients: bool = False) -> Iterator[None]:
-        """While it is open the model is in eval mode, not compiled and without autocast; then all is as it was."""
+        """While it is open the model is in eval mode, not compiled, unwatched and without autocast; then as it was."""
         modes = [(module, module.training) for module in self.model.modules()]
         device = self.device
         with contextlib.ExitStack() as stack:
             stack.callback(_restore, modes)
+            stack.enter_context(unwatched())
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             stack.enter_context(torch.set_grad_enabled(gradients))
             stack.enter_context(torch.autocast(device.type, enabled=False))
@@ -89,11 +91,6 @@ class Subject:
             return True
         base = getattr(self.model, "get_base_model", None)  # adapters of PEFT hand arguments through
         return name in inspect.signature((base() if callable(base) else self.model).forward).parameters
-
-    @property
-    def has_own_forward(self) -> bool:
-        """Whether the user's function calls the model."""
-        return self._forward is not None
 
     @property
     def has_own_forward(self) -> bool:

@@ -5,6 +5,7 @@ from attnwatch.metrics.declaration import STATISTICS, AttentionStatistics, Reduc
 from attnwatch.metrics.entropy import attention_entropy
 from attnwatch.metrics.inputs import HIDDEN_AT, AttentionInputs
 from attnwatch.metrics.joining import at_rows, joined, kind_of_call
+from attnwatch.metrics.received import attention_received, attention_weights
 from attnwatch.metrics.sampling import block_elements, stratified_rows
 from attnwatch.metrics.statistics import attention_statistics
 
@@ -19,7 +20,9 @@ __all__ = [
     "accumulate",
     "at_rows",
     "attention_entropy",
+    "attention_received",
     "attention_statistics",
+    "attention_weights",
     "block_elements",
     "joined",
     "kind_of_call",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attnwatch.capture import Capture
 from attnwatch.errors import AttnwatchWarning, ConfigurationError, NoAttentionError
-from attnwatch.metrics import AttentionInputs, stratified_rows
+from attnwatch.metrics import AttentionInputs, attention_received
 from attnwatch.tokens.batch import TokenBatch
 
 CRITERIA = ("random", "attention", "loss")
@@ -106,9 +106,7 @@ class OwnFunction(Scorer):
 class AttentionReceived(Scorer):
     """Attention that a token receives from the queries of the layer before, relative to uniform attention.
 
-    Estimated from a few query rows: s_j = mean over heads and over the rows i that see key j of p_ij · n_i, with n_i
-    the number of keys that row i sees. It is 1 everywhere where attention is uniform, also behind a causal mask, under
-    which early tokens are seen by more queries.
+    Estimated from a few query rows, see `attnwatch.metrics.attention_received`.
     """
 
     def __init__(self, layer: nn.Module):
@@ -139,28 +137,6 @@ class AttentionReceived(Scorer):
     def _see(self, site: str, inputs: AttentionInputs) -> None:
         if self._is_dropping() and inputs.has_positions:
             self._received = attention_received(inputs, _QUERY_ROWS, self._generator())
-
-
-def attention_received(inputs: AttentionInputs, num_rows: int | None, generator: torch.Generator | None) -> Tensor:
-    """[batch, keys], see `AttentionReceived`; 1 where none of the rows sees the key.
-
-    Args:
-        inputs: of one attention call.
-        num_rows: query rows that are looked at, one random row of each of as many strata; None: all.
-        generator: on the CPU.
-    """
-    num_queries = inputs.num_queries
-    rows = torch.arange(num_queries) if num_rows is None else stratified_rows(num_queries, num_rows, generator)
-    rows = rows.to(inputs.query.device)
-    logits = inputs.logits(rows)
-    visible = inputs.visible(rows)
-    visible = torch.ones_like(logits, dtype=torch.bool) if visible is None else visible.expand_as(logits)
-    if inputs.query_mask is not None:
-        visible = visible & inputs.query_mask[:, None, rows, None]
-    weights = logits.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num_(nan=0.0)
-    relative = weights * visible.sum(-1, keepdim=True)
-    seen = visible.sum((1, 2))
-    return torch.where(seen > 0, relative.sum((1, 2)) / seen.clamp(min=1), 1.0)
 
 
 class TokenLoss(Scorer):

@@ -10,8 +10,9 @@ except ImportError as error:
 
 from attnwatch.transformers.confidence import ConfidenceProbe
 from attnwatch.transformers.monitor import AttentionMonitor
+from attnwatch.transformers.occlusion import OcclusionAudit
 from attnwatch.transformers.probes import LayerProbe
 from attnwatch.transformers.pruning import HeadPruning
 from attnwatch.transformers.tokens import TokenDropping
 
-__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "LayerProbe", "TokenDropping"]
+__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "LayerProbe", "OcclusionAudit", "TokenDropping"]

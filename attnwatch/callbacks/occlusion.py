@@ -1,0 +1,256 @@
+"""Occlusion as a callback, without the hooks that call it: whether attention says what hiding inputs says."""
+
+import warnings
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from attnwatch.arguments import require_int
+from attnwatch.callbacks.audit import Audit
+from attnwatch.callbacks.pruning import Pruning
+from attnwatch.callbacks.run import TrainerRun
+from attnwatch.callbacks.tokens import Dropping
+from attnwatch.dashboard.scalars import evenly_spaced, site_labels
+from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.explain.agreement import MeanOverSequences
+from attnwatch.explain.comparison import DISAGREEMENT, Comparison, agrees, compare, summary
+from attnwatch.explain.effects import EFFECTS
+from attnwatch.explain.faithfulness import Curves, FaithfulnessCurve
+from attnwatch.explain.hiding import make_hiding
+from attnwatch.explain.occlusion import Occlusion, Occlusions
+from attnwatch.explain.stories import READOUTS
+from attnwatch.explain.subject import Batch, Forward, Subject
+
+# Of the deletion curves: more of them where curves differ, and as few as show it, since each takes a row per sequence.
+_FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
+_NUM_RANDOM = 2
+# Forwards that observe attention, and that are differentiated.
+_STORY_FORWARDS = 2
+_MAX_LAYER_CURVES = 12
+
+
+@dataclass
+class OcclusionFindings:
+    """What an audit found, over the sequences of its batches.
+
+    Attributes:
+        sites: attention layers that were observed.
+        attention, rollout: rank correlations with |importance|, float64 [layers, sequences].
+        gradient: float64 [sequences].
+        deletion: areas of the deletion curves, nats, float [sequences] by score: "occlusion", "attention", "rollout",
+            "gradient", and "random" (the mean of the random orders).
+        importance: of the first sequence's tokens, nats, float [tokens]; nan where a token was not hidden.
+        tokens: of the first sequence.
+        num_forwards: that the audit took.
+    """
+
+    sites: list[str]
+    attention: Tensor
+    rollout: Tensor
+    gradient: Tensor
+    deletion: dict[str, Tensor]
+    importance: Tensor
+    tokens: list[str]
+    num_forwards: int
+
+
+class Occluding(Audit):
+    """Hides inputs now and then while a model trains, and holds what attention says against what that does.
+
+    ```python
+    trainer = Trainer(callbacks=[OcclusionAudit(every_n_steps=500)])
+    ```
+
+    Logged are `occlusion/attention_agreement`, `occlusion/rollout_agreement` and `occlusion/gradient_agreement` (mean
+    rank correlation with the importance by hiding, attention's over all layers), the first two for each of up to 12
+    layers, `occlusion/deletion_area/…` (nats, by score; the higher above `random`, the more faithful) and
+    `occlusion/forwards`; and pictures. Where attention disagrees and the trainer has a callback that chooses heads or
+    tokens by attention, one warning says so. The training itself is not changed by it.
+
+    Args:
+        every_n_steps, batches, num_batches, forward: see `Audit`.
+        hide, effect, max_units, tokenizer, mask_token_id, special_ids, tokens_per_forward: see
+            `attnwatch.explain.occlude`.
+        readout: see `attnwatch.explain.attention_stories`.
+        disagreement: attention disagrees where the mean rank correlation is below, or not above 0 by 1.96 standard
+            errors over the sequences.
+        seed: of which tokens are hidden, where there are more than `max_units`, and of the random orders.
+
+    Attributes:
+        results: (global step, `OcclusionFindings`) of each audit.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or when training starts, if the model can't be asked this way.
+    """
+
+    _Found = OcclusionFindings
+
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        *,
+        batches: Iterable[Batch] | None = None,
+        num_batches: int = 1,
+        hide: str = "remove",
+        effect: str | None = None,
+        max_units: int | None = 64,
+        tokenizer: Any = None,
+        mask_token_id: int | None = None,
+        special_ids: Collection[int] | None = None,
+        readout: str | None = None,
+        tokens_per_forward: int | None = None,
+        disagreement: float = DISAGREEMENT,
+        forward: Forward | None = None,
+        seed: int = 0,
+    ):
+        super().__init__(every_n_steps, batches, num_batches, forward)
+        require_int("max_units", max_units, minimum=1, optional=True)
+        require_int("tokens_per_forward", tokens_per_forward, minimum=1, optional=True)
+        for name, value, known in (("effect", effect, EFFECTS), ("readout", readout, READOUTS)):
+            if value not in (None, *known):
+                raise ConfigurationError(
+                    f"`{name}` must be one of {', '.join(map(repr, known))} or None, got {value!r}."
+                )
+        if not -1 <= disagreement <= 1:
+            raise ConfigurationError(f"`disagreement` must be a correlation, between -1 and 1, got {disagreement!r}.")
+        self._options = {
+            "hide": hide,
+            "effect": effect,
+            "tokenizer": tokenizer,
+            "mask_token_id": mask_token_id,
+            "special_ids": special_ids,
+            "tokens_per_forward": tokens_per_forward,
+        }
+        self._max_units, self._readout, self._disagreement, self._seed = max_units, readout, disagreement, seed
+
+    def _start(self, run: TrainerRun, model: nn.Module) -> None:
+        super()._start(run, model)
+        with self._subject.asked():
+            make_hiding(
+                self._options["hide"], self._subject, self._options["tokenizer"], self._options["mask_token_id"]
+            )
+
+    def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> OcclusionFindings:
+        parts = [self._of_batch(run, subject, batch) for batch in batches]
+        found = OcclusionFindings(
+            parts[0].sites,
+            *(torch.cat([getattr(each, name) for each in parts], -1) for name in ("attention", "rollout", "gradient")),
+            {name: torch.cat([each.deletion[name] for each in parts]) for name in parts[0].deletion},
+            parts[0].importance,
+            parts[0].tokens,
+            sum(each.num_forwards for each in parts),
+        )
+        self._warn_of_choices(run, summary(found.attention))
+        return found
+
+    def _of_batch(self, run: TrainerRun, subject: Subject, batch: Batch) -> OcclusionFindings:
+        with subject.asked():
+            prepared = Occlusions(subject, batch, max_units=self._max_units, seed=self._seed, **self._options)
+            if not self.results:
+                run.tell(f"hiding tokens takes {prepared.num_forwards} forwards, attention and gradient 2 more")
+            occlusion = prepared.run()
+            comparison = compare(subject, batch, occlusion, readout=self._readout)
+            scores = {"occlusion": occlusion.importance, **comparison.scores()}
+            curves = Curves(prepared.questions, scores, fractions=_FRACTIONS, num_random=_NUM_RANDOM, seed=self._seed)
+            if not self.results:
+                run.tell(f"the deletion curves take {curves.num_forwards} forwards")
+            deletion = curves.run()
+        self._say_once(comparison.why_no_attention)
+        num_forwards = prepared.num_forwards + _STORY_FORWARDS + curves.num_forwards
+        return _findings(occlusion, comparison, deletion, self._tokens(batch), num_forwards)
+
+    def _tokens(self, batch: Batch) -> list[str]:
+        """Of the first sequence."""
+        ids, tokenizer = batch["input_ids"][0].tolist(), self._options["tokenizer"]
+        if tokenizer is None:
+            return [str(each) for each in ids]
+        return [str(each) for each in tokenizer.convert_ids_to_tokens(ids)]
+
+    def _numbers(self, found: OcclusionFindings) -> dict[str, float]:
+        numbers = {
+            "occlusion/gradient_agreement": summary(found.gradient).mean,
+            "occlusion/forwards": float(found.num_forwards),
+        }
+        labels = site_labels(found.sites)
+        for name in ("attention", "rollout"):
+            of_layers = getattr(found, name)
+            if len(of_layers):
+                numbers[f"occlusion/{name}_agreement"] = summary(of_layers).mean
+            for layer in evenly_spaced(len(of_layers), _MAX_LAYER_CURVES):
+                numbers[f"occlusion_{name}_agreement/{labels[layer]}"] = summary(of_layers[layer]).mean
+        for name, areas in found.deletion.items():
+            numbers[f"occlusion/deletion_area/{name}"] = summary(areas).mean
+        return numbers
+
+    def _drawn(self) -> dict[str, np.ndarray]:
+        try:
+            from attnwatch.dashboard.explanations import agreement_figure, token_figure
+            from attnwatch.dashboard.figures import pixels
+        except ImportError as error:
+            raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error
+        found = self.results[-1][1]
+        steps = [step for step, _ in self.results]
+        pictures = {"occlusion/tokens": token_figure(found.tokens, found.importance.numpy(), steps[-1])}
+        for name in ("attention", "rollout"):
+            series = [getattr(each, name).nanmean(1).numpy() for _, each in self.results]
+            if len(series[-1]) and all(len(each) == len(series[-1]) for each in series):
+                pictures[f"occlusion/{name}_agreement"] = agreement_figure(
+                    np.stack(series), steps, found.sites, f"{name}: agreement with hiding"
+                )
+        return {tag: pixels(figure) for tag, figure in pictures.items()}
+
+    def _warn_of_choices(self, run: TrainerRun, agreement: MeanOverSequences) -> None:
+        """Of callbacks that choose by an attention that does not say what matters."""
+        if agrees(agreement, self._disagreement):
+            return
+        for callback in run.callbacks:
+            choice = _choice_by_attention(callback)
+            if choice is not None:
+                what, instead = choice
+                # The number goes into the first warning only, and so not into what is remembered.
+                self._say_once(
+                    f"{type(callback).__name__} chooses {what}, and attention does not agree with what hiding inputs "
+                    f"does: take {instead}",
+                    f" (mean rank correlation {agreement.mean:.2f} ± {agreement.stderr:.2f} over "
+                    f"{agreement.num_sequences} sequences, after step {run.global_step})",
+                )
+
+    def _say_once(self, message: str, detail: str = "") -> None:
+        if message and message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(f"attnwatch: {message}{detail}", AttnwatchWarning, stacklevel=2)
+
+
+def _choice_by_attention(callback: object) -> tuple[str, str] | None:
+    """(what a callback chooses by attention, what to do instead)."""
+    if isinstance(callback, Dropping) and callback.criterion == "attention":
+        return "tokens by criterion='attention'", "criterion='random'"
+    if isinstance(callback, Pruning) and callback.criterion in ("entropy", "confidence"):
+        return f"heads by criterion='{callback.criterion}'", "criterion='gate'"
+    return None
+
+
+def _findings(
+    occlusion: Occlusion,
+    comparison: Comparison,
+    deletion: dict[str, FaithfulnessCurve],
+    tokens: list[str],
+    num_forwards: int,
+) -> OcclusionFindings:
+    """On the CPU."""
+    areas = {name: each.areas.cpu() for name, each in deletion.items()}
+    areas["random"] = deletion["occlusion"].random_areas.mean(0).cpu()
+    return OcclusionFindings(
+        list(comparison.sites),
+        comparison.attention.cpu(),
+        comparison.rollout.cpu(),
+        comparison.gradient.cpu(),
+        areas,
+        occlusion.importance[0].cpu(),
+        tokens,
+        num_forwards,
+    )

@@ -1,0 +1,89 @@
+"""Pictures of explanations. Needs matplotlib, like `figures`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from attnwatch.dashboard.figures import NOT_OBSERVED
+from attnwatch.dashboard.scalars import evenly_spaced, site_labels
+
+_MOST_TICKS = 12
+_MOST_TOKENS = 160
+_CHARACTERS_PER_LINE = 60
+
+
+def agreement_figure(values: np.ndarray, steps: Sequence[int], sites: Sequence[str], title: str) -> Figure:
+    """Rank correlations [steps, layers] as layers over steps, from -1 to 1; grey where there is none."""
+    figure = Figure(figsize=(5.6, max(3.0, min(1.6 + 0.28 * values.shape[1], 6.5))), layout="constrained", dpi=120)
+    axes = figure.subplots()
+    axes.set_facecolor(NOT_OBSERVED)
+    image = axes.imshow(
+        np.ma.masked_invalid(values.T), aspect="auto", interpolation="nearest", cmap="RdBu", vmin=-1, vmax=1
+    )
+    figure.colorbar(image, ax=axes, pad=0.02).ax.tick_params(labelsize=12)
+    labels = [label.removeprefix("layer_") for label in site_labels(sites)]
+    rows, columns = evenly_spaced(len(labels), _MOST_TICKS), evenly_spaced(len(steps), 5)
+    axes.set_yticks(rows, [labels[row] for row in rows])
+    axes.set_xticks(columns, [str(steps[column]) for column in columns])
+    axes.set_ylabel("layer", fontsize=13)
+    axes.set_xlabel("step", fontsize=13)
+    axes.set_title(title, fontsize=14)
+    axes.tick_params(labelsize=12)
+    return figure
+
+
+def token_figure(tokens: Sequence[str], importance: np.ndarray, step: int) -> Figure:
+    """The text, each token on the colour of its importance: red where hiding it hurts, blue where it helps.
+
+    Args:
+        tokens: of one sequence; of a long one the first 160.
+        importance: [tokens], nats; nan is grey.
+    """
+    from matplotlib import colormaps
+
+    tokens = [_readable(each) for each in tokens[:_MOST_TOKENS]]
+    known = importance[np.isfinite(importance)]
+    largest = float(np.abs(known).max()) if known.size else 0.0
+    lines = _lines(tokens)
+    figure = Figure(figsize=(8.0, 0.9 + 0.34 * (1 + lines[-1][0] if lines else 1)), dpi=120)
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    axes.set_axis_off()
+    axes.set_xlim(0, _CHARACTERS_PER_LINE)
+    axes.set_ylim(2 + (lines[-1][0] if lines else 0), -1.2)
+    axes.text(
+        0, -0.8, f"importance by hiding, step {step}; darkest ±{largest:.3g} nats", fontsize=12, verticalalignment="top"
+    )
+    for token, (line, column), value in zip(tokens, lines, importance, strict=False):
+        shade = NOT_OBSERVED
+        if np.isfinite(value):
+            shade = colormaps["RdBu_r"](0.5 + 0.4 * float(value) / (largest or 1.0))
+        axes.text(
+            column,
+            line + 0.7,
+            token,
+            family="monospace",
+            fontsize=11,
+            verticalalignment="top",
+            parse_math=False,
+            bbox={"facecolor": shade, "edgecolor": "none", "pad": 1.5},
+        )
+    return figure
+
+
+def _readable(token: str) -> str:
+    """Without the signs of tokenizers for a space, and what fonts can't show."""
+    token = token.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "⏎").replace("\n", "⏎")
+    return "".join(each if ord(each) < 0x2500 else "?" for each in token) or " "
+
+
+def _lines(tokens: Sequence[str]) -> list[tuple[int, int]]:
+    """(line, first column) of each token."""
+    places, line, column = [], 0, 0
+    for token in tokens:
+        width = len(token) + 1
+        if column and column + width > _CHARACTERS_PER_LINE:
+            line, column = line + 1, 0
+        places.append((line, column))
+        column += width
+    return places

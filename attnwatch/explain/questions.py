@@ -1,0 +1,253 @@
+"""Asks a model about many rows, each a sequence of a batch in which some tokens are hidden."""
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnwatch.arguments import require_int
+from attnwatch.errors import ConfigurationError
+from attnwatch.explain.effects import Effect, LossEffect, make_effect
+from attnwatch.explain.hiding import ids_never_hidden, make_hiding, positions_by_mask, rows_of
+from attnwatch.explain.progress import progress
+from attnwatch.explain.subject import Batch, Subject, token_mask
+from attnwatch.explain.suffixes import Prefix, kept_prefix
+
+# Tokens that one forward is given by default: a CPU gains nothing from more.
+_TOKENS_PER_FORWARD = {"cpu": 512}
+_ON_ACCELERATORS = 16384
+# Numbers that a forward returns by default, on a CPU: 32 MiB, beyond which the C library asks the system for memory
+# anew each time. On an accelerator as many more as there may be tokens.
+_OUTPUTS_PER_FORWARD = {"cpu": 2**23}
+_OUTPUTS_ON_ACCELERATORS = 2**28
+# Tokens that can be hidden in a sequence on which it is tried whether keys and values can be kept.
+_FEWEST = 4
+# Relative to 1 + the largest loss: what rounding does to losses computed in another order, by bytes of a parameter.
+_ROUNDING = {8: 1e-4, 4: 1e-4, 2: 0.05}
+
+
+class Questions:
+    """What hiding tokens of one batch changes. All of it happens while `subject.asked()` is open.
+
+    A causal language model is asked for the tokens from the first hidden one on only: keys and values of the tokens
+    before it are those of the whole sequence. One row is computed both ways first; where they disagree, or where the
+    model keeps something else, rows are computed whole.
+
+    Args: see `occlude`.
+
+    Attributes:
+        num_preparing: forwards that it took to prepare.
+        real: bool [batch, tokens], False at padding.
+        hideable: bool [batch, tokens], neither padding nor a special token.
+        effect: that is measured.
+        route: "suffixes" or "whole"; `why_whole` says why.
+
+    Raises:
+        ConfigurationError: the model or the batch can't be asked this way.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        batch: Batch,
+        *,
+        hide: str = "remove",
+        effect: str | None = None,
+        tokenizer: Any = None,
+        mask_token_id: int | None = None,
+        special_ids: Collection[int] | None = None,
+        tokens_per_forward: int | None = None,
+    ):
+        require_int("tokens_per_forward", tokens_per_forward, minimum=1, optional=True)
+        self._subject = subject
+        before = subject.num_forwards
+        self._hiding = make_hiding(hide, subject, tokenizer, mask_token_id)
+        self.real = token_mask(batch)
+        self.special = torch.isin(batch["input_ids"], ids_never_hidden(subject, tokenizer, special_ids)) & self.real
+        self.hideable = self.real & ~self.special
+        self._batch = dict(batch)
+        if self._hiding.takes_away_outputs:
+            self._batch.setdefault("attention_mask", self.real.long())
+        self._without_cache = {"use_cache": False} if self._is_by_name("use_cache") else {}
+        logits = self._answer(effect)
+        self.effect: Effect = make_effect(effect, logits, batch, self.real)
+        self._budget = _default_budget(logits) if tokens_per_forward is None else tokens_per_forward
+        if isinstance(self.effect, LossEffect):
+            self._check_causality()
+        else:
+            self._prefix, self.why_whole = None, f"the effect {self.effect.name!r} needs all outputs"
+        self.num_preparing = subject.num_forwards - before
+
+    @property
+    def route(self) -> str:
+        return "whole" if self._prefix is None else "suffixes"
+
+    @property
+    def takes_away_outputs(self) -> bool:
+        return self._hiding.takes_away_outputs
+
+    def chunks(self, sequences: Tensor, hidden: Tensor) -> list[Tensor]:
+        """Indices of the rows that are computed in one forward each, int64 [rows]."""
+        starts, ends = self._spans(sequences, hidden)
+        order = torch.argsort(starts * self.real.shape[1] + ends, stable=True).tolist()
+        starts, ends = starts.tolist(), ends.tolist()
+        chunks: list[list[int]] = []
+        widest = 0
+        for row in order:
+            end = max(widest, ends[row])
+            if chunks and (len(chunks[-1]) + 1) * (end - starts[chunks[-1][0]]) <= self._budget:
+                chunks[-1].append(row)
+                widest = end
+            else:
+                chunks.append([row])
+                widest = ends[row]
+        return [torch.tensor(chunk, device=hidden.device) for chunk in chunks]
+
+    def effects(self, sequences: Tensor, hidden: Tensor, *, show_progress: bool = False) -> Tensor:
+        """[rows], or [rows, tokens] where the model says something at each token: 0 where it was not computed.
+
+        Args:
+            sequences: int64 [rows], of the batch.
+            hidden: bool [rows, tokens].
+        """
+        shape = (len(sequences),) if self.effect.outputs is None else hidden.shape
+        effects = torch.zeros(shape, device=hidden.device)
+        for chunk in progress(self.chunks(sequences, hidden), show_progress):
+            start, found = self._ask(sequences[chunk], hidden[chunk], self._prefix)
+            if found.ndim == 1:
+                effects[chunk] = found
+            else:
+                effects[chunk, start : start + found.shape[1]] = found
+        return effects
+
+    def _spans(self, sequences: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """First token of each row that must be computed, and the end, int64 [rows]."""
+        if self._prefix is None:
+            return torch.zeros_like(sequences), self._ends(self.real)[sequences]
+        return hidden.int().argmax(1), self._ends(self.effect.outputs)[sequences]
+
+    def _ends(self, counts: Tensor) -> Tensor:
+        """int64 [batch], at least 1; all tokens where only the user's function knows what may be left out."""
+        tokens = counts.shape[1]
+        if self._subject.has_own_forward:
+            return torch.full((len(counts),), tokens, device=counts.device)
+        return (counts * torch.arange(1, tokens + 1, device=counts.device)).amax(1).clamp(min=1)
+
+    def _ask(self, sequences: Tensor, hidden: Tensor, prefix: Prefix | None) -> tuple[int, Tensor]:
+        """(first token that was computed, effects of the rows from there on)."""
+        starts, ends = self._spans(sequences, hidden)
+        start, end = (int(starts.min()) if prefix is not None else 0), int(ends.max())
+        given = rows_of(self._batch, sequences)
+        kept = self._without_cache if prefix is None else prefix.arguments(sequences, start)
+        with self._hiding.hidden_in(given, hidden, start) as rows:
+            logits = self._subject.logits(_cut(rows, self.real.shape[1], start, end), **kept)
+        return start, self.effect.of(logits, sequences, start)
+
+    def _ask_all(self, effect: str | None) -> Tensor:
+        """Logits with nothing hidden; keeps keys and values where they may be of use."""
+        self._prefix, self.why_whole = None, "the model keeps no keys and values that are known"
+        is_causal = not getattr(getattr(self._subject.model, "config", None), "is_encoder_decoder", False)
+        by_name = all(map(self._is_by_name, ("past_key_values", "use_cache", "attention_mask")))
+        if effect in (None, "loss") and is_causal and by_name:
+            logits, self._prefix = kept_prefix(self._subject, self._batch)
+            if logits is not None:
+                return logits
+        return self._subject.logits(self._batch, **self._without_cache)
+
+    def _answer(self, effect: str | None) -> Tensor:
+        """Logits with nothing hidden. Models that count positions in the mask are given those of the whole sequences.
+
+        Whether they do is tried on the sequence with the most padding, in which other ways to count differ the most.
+        """
+        by_mask = self._hiding.takes_away_outputs and self._is_by_name("position_ids")
+        if not by_mask or "position_ids" in self._batch:
+            return self._ask_all(effect)
+        lengths = self.real.sum(1)
+        sequence = lengths.masked_fill(lengths < 2, self.real.shape[1] + 1).argmin()[None]
+        row, real = rows_of(self._batch, sequence), self.real[sequence]
+        self._batch["position_ids"] = positions_by_mask(self._batch["attention_mask"])
+        try:
+            logits = self._ask_all(effect)
+            given, own = logits[sequence], self._subject.logits(row, **self._without_cache)
+            if own.ndim == 3:
+                given, own = given[real], own[real]
+            if torch.allclose(given, own, rtol=self._rounding, atol=self._rounding):
+                return logits
+        except Exception:  # of whatever kind: there are positions that a mask does not make
+            pass
+        del self._batch["position_ids"]
+        return self._ask_all(effect)
+
+    def _check_causality(self) -> None:
+        """One token hidden the plain way: nothing before it changes, and with keys and values kept it is the same."""
+        usable = self.hideable & (self.effect.outputs.sum(1, keepdim=True) > 1)
+        if not usable.any():
+            self._prefix = None
+            return
+        numbers = usable.sum(1)  # padding is where models differ, and of very few tokens little can be seen
+        sequence = int(numbers.masked_fill(numbers < min(_FEWEST, int(numbers.max())), usable.shape[1] + 1).argmin())
+        places = usable[sequence].nonzero()[:, 0]
+        place = int(places[len(places) // 2])
+        sequences = torch.tensor([sequence], device=self.real.device)
+        hidden = torch.zeros_like(self.real[:1])
+        hidden[0, place] = True
+        prefix, self._prefix = self._prefix, None
+        whole = self._whole_row(sequences, hidden, None)
+        tolerance = self._rounding * (1 + self.effect.largest)
+        if self._exceeds(whole[:place], tolerance):
+            raise ConfigurationError(
+                f"`effect` 'loss' is of a causal language model, and in {type(self._subject.model).__name__} hiding a "
+                "token changes predictions before it: give effect='kl'."
+            )
+        if prefix is None:
+            return
+        self._prefix = prefix
+        try:
+            again = self._whole_row(sequences, hidden, prefix)
+        except Exception as error:  # of whatever kind: models differ in what they do with a cache
+            self._prefix, self.why_whole = None, f"kept keys and values could not be used: {error}"
+            return
+        if self._exceeds((again - whole)[place + self._hiding.takes_away_outputs :], tolerance):
+            self._prefix, self.why_whole = None, "with kept keys and values the model says something else"
+        else:
+            self.why_whole = ""
+
+    def _whole_row(self, sequences: Tensor, hidden: Tensor, prefix: Prefix | None) -> Tensor:
+        """Effects [tokens], 0 where there is no output."""
+        effects = torch.zeros(self.real.shape[1], device=hidden.device)
+        start, found = self._ask(sequences, hidden, prefix)
+        effects[start : start + found.shape[1]] = found[0]
+        return effects.masked_fill(~self.effect.outputs[sequences[0]], 0.0)
+
+    @staticmethod
+    def _exceeds(values: Tensor, tolerance: float) -> bool:
+        """Also where a value is nan."""
+        return not bool((values.abs() <= tolerance).all())
+
+    @property
+    def _rounding(self) -> float:
+        parameter = next(self._subject.model.parameters(), torch.zeros(()))
+        return _ROUNDING.get(parameter.element_size(), 0.05)
+
+    def _is_by_name(self, name: str) -> bool:
+        return not self._subject.has_own_forward and self._subject.takes(name)
+
+
+def _default_budget(logits: Tensor) -> int:
+    """Tokens that one forward is given."""
+    device = logits.device.type
+    tokens = _TOKENS_PER_FORWARD.get(device, _ON_ACCELERATORS)
+    if logits.ndim == 2:
+        return tokens
+    return min(tokens, max(1, _OUTPUTS_PER_FORWARD.get(device, _OUTPUTS_ON_ACCELERATORS) // logits.shape[-1]))
+
+
+def _cut(rows: dict[str, Any], tokens: int, start: int, end: int) -> dict[str, Any]:
+    """The tokens from `start` to `end`; the mask of keys begins at the first."""
+    cut = {}
+    for name, each in rows.items():
+        if isinstance(each, Tensor) and each.ndim >= 2 and each.shape[1] == tokens:
+            each = each[:, (0 if name == "attention_mask" else start) : end]
+        cut[name] = each
+    return cut

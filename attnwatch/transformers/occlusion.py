@@ -1,0 +1,20 @@
+"""Occlusion as a callback of the transformers Trainer."""
+
+from torch import nn
+
+from attnwatch.callbacks.occlusion import Occluding
+from attnwatch.transformers.hooks import Hooks
+from attnwatch.transformers.run import TransformersRun
+
+
+class OcclusionAudit(Occluding, Hooks):
+    # Its documentation is that of `Occluding`.
+
+    _state_file = "occlusion_audit.pt"
+
+    def _start(self, run: TransformersRun, model: nn.Module) -> None:
+        """The trainer's tokenizer is used where none was given."""
+        processing = getattr(run.trainer, "processing_class", None)
+        if self._options["tokenizer"] is None and hasattr(processing, "all_special_ids"):
+            self._options["tokenizer"] = processing
+        super()._start(run, model)

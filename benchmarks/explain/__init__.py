@@ -1,0 +1,1 @@
+"""Whether explanations are right, and what they cost."""
