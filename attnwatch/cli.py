@@ -21,13 +21,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo.set_defaults(command_function=_demo)
     inspect = commands.add_parser(
         "inspect",
-        help="judge a run from its saved history or its TensorBoard logs",
-        description="Says what is wrong with a run, and where. Exit code: 0; 1 where the run does not converge or "
-        "is unstable; 2 where it can't be read.",
+        help="judge a run from its saved history or its TensorBoard logs; or look into a model",
+        description="Of a run: says what is wrong with it, and where. Exit code: 0; 1 where the run does not converge "
+        "or is unstable; 2 where it can't be read. Of a transformers model, with --text: writes a page about what it "
+        "attends to, which inputs it relies on, what each layer knows, and how sure it is.",
     )
-    inspect.add_argument("run", type=Path, help="a saved AttentionHistory (.npz), or a directory with event files")
+    inspect.add_argument(
+        "run", type=Path, help="a saved AttentionHistory (.npz), a directory with event files, or one with a model"
+    )
     inspect.add_argument("--loss-tag", help="name of the training loss in the logs (default: the first usual one)")
     inspect.add_argument("--total-steps", type=int, help="that the run will have, so that more can be foreseen")
+    model = inspect.add_argument_group("of a model")
+    model.add_argument("--text", type=Path, help="UTF-8; a text, or for classifiers lines: sentence [tab label]")
+    model.add_argument("--questions", type=Path, help='JSONL: {"prompt": …, "choices": […], "answer": …}')
+    model.add_argument("--sequences", type=_positive, default=32, help="of the text that are looked at (default: 32)")
+    model.add_argument("--tokens", type=_positive, default=96, help="of each sequence (default: 96)")
+    model.add_argument("--out", type=Path, default=Path("attnwatch-report.html"), help="the page")
     inspect.set_defaults(command_function=_inspect)
     options = parser.parse_args(arguments)
     return options.command_function(options)
@@ -43,6 +52,31 @@ def _demo(options: argparse.Namespace) -> int:
 
 
 def _inspect(options: argparse.Namespace) -> int:
+    return _inspect_run(options) if options.text is None else _inspect_model(options)
+
+
+def _inspect_model(options: argparse.Namespace) -> int:
+    from attnwatch.errors import AttnwatchError
+
+    try:
+        from attnwatch.report.writing import write_report
+
+        write_report(
+            options.run,
+            options.text,
+            options.out,
+            questions=options.questions,
+            num_sequences=options.sequences,
+            num_tokens=options.tokens,
+        )
+    except (AttnwatchError, ImportError, OSError) as error:
+        print(f"attnwatch inspect: {error}", file=sys.stderr)
+        return 2
+    print(f"Written: {options.out}. It opens in any browser, and loads nothing.")
+    return 0
+
+
+def _inspect_run(options: argparse.Namespace) -> int:
     from attnwatch.errors import AttnwatchError
     from attnwatch.inspection import read_run, report
 
@@ -54,6 +88,13 @@ def _inspect(options: argparse.Namespace) -> int:
         return 2
     print(text)
     return int(diagnosis.status.is_alarm)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return number
 
 
 def _demo_steps(text: str) -> int:

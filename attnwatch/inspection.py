@@ -20,6 +20,8 @@ def read_run(path: Path, *, loss_tag: str | None = None) -> AttentionHistory:
         ConfigurationError: it is neither, or has no attention in it.
     """
     try:
+        if (path / "config.json").is_file():
+            raise ConfigurationError(f"`run`: {str(path)!r} holds a model; to look into it, give a text with --text.")
         if path.is_dir():
             return read_logged(path, loss_tag=loss_tag)
         if loss_tag is not None:

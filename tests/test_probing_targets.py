@@ -10,7 +10,7 @@ from hypothesis import given, strategies
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from attnwatch.explain.probing.pieces import Segment, decoder, segment
+from attnwatch.explain.pieces import Segment, decoder, segment
 from attnwatch.explain.probing.python_text import scan
 from attnwatch.explain.probing.targets import IGNORED, labels_of_tokens
 from benchmarks.common import minilm_directory

@@ -21,12 +21,13 @@ HOSTILE = [
 
 
 class Reader(HTMLParser):
-    """What a browser finds in a page: its elements with their attributes, and its text."""
+    """What a browser finds in a page: its elements with their attributes, and its text, with the element it is in."""
 
     def __init__(self, document: str):
         super().__init__(convert_charrefs=True)
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.texts: list[str] = []
+        self.texts_in: list[tuple[str, str]] = []
         self.open: list[str] = []
         self.feed(document)
         self.close()
@@ -42,6 +43,7 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         if "style" not in self.open:
             self.texts.append(data)
+            self.texts_in.append((data, self.open[-1] if self.open else ""))
 
 
 def built(text: str) -> str:

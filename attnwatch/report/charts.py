@@ -109,7 +109,7 @@ def reliability_chart(confidence: Sequence[float], accuracy: Sequence[float], co
 class _Plot:
     """Axes of an SVG."""
 
-    width, height, left, bottom, top, right = 460, 260, 52, 42, 14, 14
+    width, height, left, bottom, top, right = 460, 280, 52, 42, 34, 14
 
     def __init__(self, x_range: tuple[float, float], y_range: tuple[float, float]):
         self._x_range, self._y_range = x_range, y_range
@@ -143,7 +143,7 @@ class _Plot:
             axes.append(element("text", f"{value:g}", text_anchor="middle", **place))
         middle = (self.left + self.width - self.right) / 2
         axes.append(element("text", x_name, x=middle, y=self.height - 6, text_anchor="middle"))
-        axes.append(element("text", y_name, x=6, y=self.top - 3))
+        axes.append(element("text", y_name, x=6, y=14))
         return element(
             "svg",
             axes,

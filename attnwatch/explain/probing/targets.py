@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnwatch.explain.probing.pieces import Segment, decoder, segment
+from attnwatch.explain.pieces import Segment, decoder, segment
 from attnwatch.explain.probing.python_text import Marks, scan
 from attnwatch.explain.subject import Batch, labels_of, token_mask
 

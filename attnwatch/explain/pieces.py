@@ -1,5 +1,6 @@
 """The text that tokens stand for."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,3 +68,13 @@ def segment(ids: Sequence[int], decode: Decode) -> Segment:
         pieces.append(text[len(before) :])
         begin, read = read, end
     return Segment(pieces)
+
+
+def token_pieces(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """The text of each token, for people: a special one by its name."""
+    decode, special = decoder(tokenizer), set(tokenizer.all_special_ids)
+    pieces: list[str] = []
+    for is_special, run in itertools.groupby(ids, special.__contains__):
+        run = list(run)
+        pieces += map(str, tokenizer.convert_ids_to_tokens(run)) if is_special else segment(run, decode).pieces
+    return pieces

@@ -1,0 +1,134 @@
+"""A model of a directory and a text, as batches."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.explain.subject import Batch
+from attnwatch.pruning.checkpoints import load_pruned
+
+_SEQUENCES_PER_BATCH = 8
+# Shorter ends of a text say little.
+_FEWEST_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a report is about.
+
+    Attributes:
+        model: in eval mode, on the CPU.
+        tokenizer: of transformers.
+        batches: the text as the model takes it, with `labels` where the text has some.
+        is_classifier, is_language_model: of sequences; causal.
+        num_left_out: sequences of the text beyond those that were asked for.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    batches: list[Batch]
+    is_classifier: bool
+    is_language_model: bool
+    num_left_out: int
+
+    @property
+    def has_labels(self) -> bool:
+        return "labels" in self.batches[0]
+
+
+def read(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) -> Reading:
+    """Load a transformers model and cut the text up for it.
+
+    For a language model the text is one, in stretches of `num_tokens`; for any other model each line that is not empty
+    is a sequence. A classifier's lines may end in a tab and a label, by number or by name.
+
+    Raises:
+        ConfigurationError: there is no such model, no tokenizer, or nothing in the text.
+    """
+    model = load_pruned(directory)
+    tokenizer = _tokenizer(directory)
+    content = _content(text)
+    name = type(model).__name__
+    is_classifier = name.endswith("ForSequenceClassification")
+    is_language_model = not is_classifier and bool(getattr(model, "can_generate", bool)())
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ConfigurationError(f"`run`: {name} has an encoder and a decoder; a report is of models with one stack.")
+    most = getattr(model.config, "max_position_embeddings", None) or num_tokens
+    num_tokens = min(num_tokens, most - 2)  # RoBERTa's positions begin at 2
+    if is_language_model:
+        rows, labels = _stretches(content, tokenizer, num_tokens), None
+    else:
+        lines = [line.strip() for line in content.splitlines() if line.strip()]
+        lines, labels = _labelled(lines, model.config) if is_classifier else (lines, None)
+        rows = [tokenizer(line, truncation=True, max_length=num_tokens)["input_ids"] for line in lines]
+    if not rows:
+        raise ConfigurationError(f"`--text`: {str(text)!r} has nothing in it to read.")
+    chosen = _evenly(len(rows), num_sequences)
+    known = None if labels is None else [labels[index] for index in chosen]
+    batches = _batches([rows[index] for index in chosen], known, tokenizer)
+    return Reading(model, tokenizer, batches, is_classifier, is_language_model, len(rows) - len(chosen))
+
+
+def _tokenizer(directory: Path) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(directory)
+    except Exception as error:
+        raise ConfigurationError(
+            f"`run`: {str(directory)!r} has no tokenizer that transformers can load ({error}); save the model's there."
+        ) from error
+
+
+def _content(text: Path) -> str:
+    try:
+        return text.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"`--text`: {str(text)!r} can't be read as UTF-8 text: {error}.") from error
+
+
+def _stretches(content: str, tokenizer: Any, num_tokens: int) -> list[list[int]]:
+    """Each begins as the tokenizer lets a text begin."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the text is longer than the model's context
+        ids = tokenizer(content, verbose=False)["input_ids"]
+    start = ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+    ids, length = ids[len(start) :], num_tokens - len(start)
+    stretches = [start + ids[begin : begin + length] for begin in range(0, len(ids), length)]
+    return [stretch for stretch in stretches if len(stretch) >= _FEWEST_TOKENS]
+
+
+def _labelled(lines: Sequence[str], config: Any) -> tuple[list[str], list[int] | None]:
+    """The lines without their labels, and these; None unless every line has one."""
+    numbers = {str(name): int(number) for name, number in (config.label2id or {}).items()}
+    numbers |= {str(number): number for number in range(config.num_labels)}
+    parts = [line.rpartition("\t") for line in lines]
+    if not all(tab and label.strip() in numbers for _, tab, label in parts):
+        return list(lines), None
+    return [text for text, _, _ in parts], [numbers[label.strip()] for _, _, label in parts]
+
+
+def _evenly(number: int, most: int) -> list[int]:
+    return list(range(number)) if number <= most else [index * number // most for index in range(most)]
+
+
+def _batches(rows: list[list[int]], labels: list[int] | None, tokenizer: Any) -> list[Batch]:
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    batches = []
+    for begin in range(0, len(rows), _SEQUENCES_PER_BATCH):
+        part = rows[begin : begin + _SEQUENCES_PER_BATCH]
+        longest = max(map(len, part))
+        batch: dict[str, Tensor] = {
+            "input_ids": torch.tensor([row + [padding] * (longest - len(row)) for row in part]),
+            "attention_mask": torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in part]),
+        }
+        if labels is not None:
+            batch["labels"] = torch.tensor(labels[begin : begin + _SEQUENCES_PER_BATCH])
+        batches.append(batch)
+    return batches

@@ -1,0 +1,150 @@
+"""Looking into a model from the command line: what is on the page, and that nothing on it comes from elsewhere."""
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers as hf
+from asking import byte_tokenizer
+from models import HEADS, LAYERS, bert, llama, seeded, t5_for_generation
+from test_report_html import HOSTILE, Reader
+from torch import nn
+
+from attnwatch import prune_heads, save_pruned
+from attnwatch.cli import main
+
+TEXT = " ".join(f"word{number % 7} is a thing & number {number}.\n" for number in range(80))
+SECTIONS = ["What it attends to", "What it relies on", "What each layer knows", "How sure it is"]
+SIZE = 300  # of the vocabulary
+
+
+def with_vocabulary(model_class: type, model: nn.Module, **options) -> nn.Module:
+    config = type(model.config)(**model.config.to_diff_dict() | {"vocab_size": SIZE} | options)
+    return seeded(lambda: model_class(config))
+
+
+def saved(model: nn.Module, directory: Path) -> Path:
+    save_pruned(model, directory)
+    tokenizer = byte_tokenizer(TEXT, SIZE)
+    tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def language_model(tmp_path_factory) -> Path:
+    model = with_vocabulary(hf.LlamaForCausalLM, llama(), max_position_embeddings=160)
+    return saved(model, tmp_path_factory.mktemp("model") / "llama")
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory) -> Path:
+    names = {"label2id": {"bad": 0, "good": 1}, "id2label": {0: "bad", 1: "good"}}
+    model = with_vocabulary(hf.BertForSequenceClassification, bert(), **names)
+    return saved(model, tmp_path_factory.mktemp("model") / "bert")
+
+
+def inspected(model: Path, text: str, directory: Path, *options: str, tokens: int = 24) -> Reader:
+    """The page."""
+    (directory / "text.txt").write_text(text, encoding="utf-8", errors="surrogatepass")
+    out = directory / "report.html"
+    arguments = ["inspect", str(model), "--text", str(directory / "text.txt"), "--out", str(out), *options]
+    assert main([*arguments, "--sequences", "16", "--tokens", str(tokens)]) == 0
+    return Reader(out.read_text(encoding="utf-8"))
+
+
+def headings(page: Reader, level: str = "h2") -> list[str]:
+    return [text for text, tag in page.texts_in if tag == level]
+
+
+def test_language_model(language_model, tmp_path, capsys):
+    page = inspected(language_model, TEXT, tmp_path)
+    assert "opens in any browser" in capsys.readouterr().out
+    assert headings(page) == SECTIONS
+    assert headings(page, "h3")[:4] == ["normalized entropy", "max logit", "sink mass", "content sensitivity [nats]"]
+    cells = [text for text, tag in page.texts_in if tag == "td"]
+    assert len(cells) > 4 * LAYERS * HEADS
+    assert "Not written" not in "".join(page.texts)
+    shown = "".join(text for text, tag in page.texts_in if tag == "span")
+    assert "word0 is a thing & number 0." in shown  # of the tokens that were hidden, and of those that were not
+    hidden = [
+        attributes for tag, attributes in page.elements if tag == "span" and "nats" in attributes.get("title", "")
+    ]
+    assert len(hidden) > 20
+    assert {"word_start", "position", "previous_token"} <= set(cells)
+    assert "expected calibration error" in cells
+
+
+def test_own_questions_are_asked(language_model, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    rows = [{"prompt": f"word{n} is", "choices": [" a", " number"], "answer": n % 2} for n in range(4)]
+    questions.write_text("\n".join(map(json.dumps, rows)))
+    page = inspected(language_model, TEXT, tmp_path, "--questions", str(questions))
+    assert "4 questions of your file." in page.texts
+
+
+def test_classifier_with_labels_by_name(classifier, tmp_path):
+    lines = [f"word{number % 7} is number {number}\t{['bad', 'good'][number % 2]}" for number in range(40)]
+    page = inspected(classifier, "\n".join(lines), tmp_path)
+    assert headings(page) == SECTIONS
+    assert "Not written" not in "".join(page.texts)
+    assert any("how much the label's log-probability falls" in text for text in page.texts)
+    assert "bad" not in "".join(text for text, tag in page.texts_in if tag == "span")  # the label is not in the text
+
+
+def test_classifier_without_labels_says_what_it_needs(classifier, tmp_path):
+    page = inspected(classifier, "\n".join(f"word{number} is a thing" for number in range(20)), tmp_path)
+    text = "".join(page.texts)
+    assert "Not written: the text has no labels: end every line with a tab and the label." in text
+    assert "how far the output moves" in text
+
+
+def test_model_without_a_head_and_with_pruned_heads(tmp_path):
+    model = with_vocabulary(hf.BertModel, bert())
+    prune_heads(model, {0: [1]})
+    page = inspected(saved(model, tmp_path / "model"), "a thing is a thing\n" * 20, tmp_path)
+    text = "".join(page.texts)
+    assert "Not written: BertModel has no head" in text
+    assert "–" in [text for text, tag in page.texts_in if tag == "td"]  # the head that is gone
+
+
+@pytest.mark.parametrize("hostile", HOSTILE[:5])
+def test_markup_in_the_text_stays_text(language_model, tmp_path, hostile: str):
+    harmless = inspected(language_model, f"{TEXT} aaa", tmp_path, tokens=60)
+    page = inspected(language_model, f"{hostile} {TEXT}", tmp_path, tokens=60)
+    assert hostile in "".join(text for text, tag in page.texts_in if tag == "span")
+    assert {tag for tag, _ in page.elements} == {tag for tag, _ in harmless.elements}
+    names = {name for _, attributes in page.elements for name in attributes}
+    assert not [name for name in names if name.startswith("on") or name in ("src", "href")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "missing.txt"], "`--text`: 'missing.txt' can't be read"),
+        (["--text", "empty.txt"], "`--text`: 'empty.txt' has nothing in it to read"),
+        (["--text", "text.txt", "--questions", "bad.jsonl"], "line 2"),
+        ([], "holds a model; to look into it, give a text with --text"),
+        (["--text", "text.txt", "--out", "no/such/folder.html"], "No such file or directory"),
+    ],
+)
+def test_bad_input(language_model, tmp_path, monkeypatch, capsys, arguments: list[str], message: str):
+    monkeypatch.chdir(tmp_path)
+    Path("empty.txt").write_text(" \n")
+    Path("text.txt").write_text("word0 is a thing " * 20)
+    Path("bad.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n{"prompt": \n')
+    assert main(["inspect", str(language_model), *arguments, "--tokens", "16"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_models_that_a_report_can_not_be_made_of(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("a thing")
+    t5_for_generation().save_pretrained(tmp_path / "t5")
+    llama().save_pretrained(tmp_path / "untold")
+    for name, message in (
+        ("t5", "has an encoder and a decoder"),
+        ("untold", "has no tokenizer"),
+        ("nowhere", "holds no saved model"),
+    ):
+        assert main(["inspect", str(tmp_path / name), "--text", str(tmp_path / "text.txt")]) == 2
+        assert message in capsys.readouterr().err
