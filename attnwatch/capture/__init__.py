@@ -6,9 +6,10 @@ from attnwatch.capture.padding import sees_own_key
 from attnwatch.capture.positions import put_kept_positions
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
 from attnwatch.capture.sharded import at_all_heads
-from attnwatch.capture.sites import Site, SiteKind, find_sites, names_in_forward, site_name
+from attnwatch.capture.sites import CACHES, Site, SiteKind, find_sites, locals_of_forward, names_in_forward, site_name
 
 __all__ = [
+    "CACHES",
     "KEPT_HEADS",
     "OBSERVED",
     "ORDER",
@@ -22,6 +23,7 @@ __all__ = [
     "find_sites",
     "in_backward",
     "kept_heads",
+    "locals_of_forward",
     "names_in_forward",
     "put_kept_positions",
     "sees_own_key",

@@ -1,6 +1,7 @@
 """One set of small sizes for all architectures, under whatever names their configurations have for them."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,9 +41,9 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def small_config(config_class: type[hf.PreTrainedConfig], options: Mapping[str, Any]) -> hf.PreTrainedConfig:
+def small_config(config_class: type[hf.PretrainedConfig], options: Mapping[str, Any]) -> hf.PretrainedConfig:
     """A configuration with small sizes, without dropout, and with `options`, of which parts are made likewise."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    defaults = _defaults(config_class)
     sizes = {name: size for name, size in _SIZES.items() if name in defaults}
     if defaults.get("sliding_window") is None:  # a model without one
         sizes.pop("sliding_window", None)
@@ -51,6 +52,13 @@ def small_config(config_class: type[hf.PreTrainedConfig], options: Mapping[str, 
             sizes[name] = 0.0
     given = {name: _part(value) if isinstance(value, Part) else value for name, value in options.items()}
     return config_class(**sizes | given)
+
+
+def _defaults(config_class: type[hf.PretrainedConfig]) -> dict[str, Any]:
+    """Configurations are dataclasses since transformers 5."""
+    if dataclasses.is_dataclass(config_class):
+        return {field.name: field.default for field in dataclasses.fields(config_class)}
+    return {name: parameter.default for name, parameter in inspect.signature(config_class).parameters.items()}
 
 
 def _part(part: Part) -> dict[str, Any]:
