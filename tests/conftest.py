@@ -14,6 +14,12 @@ hypothesis.settings.load_profile("deterministic")
 
 
 @pytest.fixture(autouse=True)
+def _full_precision(monkeypatch):
+    """Trainers of transformers 4 leave the precision of a run in the environment, for all later ones."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+
+
+@pytest.fixture(autouse=True)
 def _seed():
     random.seed(0)
     np.random.seed(0)

@@ -14,6 +14,7 @@ from models import HEADS, bert, gpt2, llama, token_ids
 from pruning_models import features, output, with_decoder, with_lora
 from safetensors.torch import load_file, save_file
 from torch import nn
+from versions import BEFORE_5, lacks
 
 from attnwatch import ConfigurationError, PruningPlan, load_pruned, prune_heads, save_pruned
 
@@ -69,7 +70,11 @@ UNEQUAL = {
     "vit": (models.vit, {1: [0, 3]}),
     "llama, a layer without heads": (llama, {0: [0, 1, 2, 3]}),
     "gpt2, a layer without heads": (gpt2, {1: [0, 1, 2, 3]}),
-    "llama, three heads in a width of 32": (llama_without_groups, {0: [1], 1: [3]}),
+    "llama, three heads in a width of 32": pytest.param(
+        llama_without_groups,
+        {0: [1], 1: [3]},
+        marks=lacks(BEFORE_5, "a Llama's width need not be a multiple of its number of heads"),
+    ),
     "llama, bfloat16": (in_bfloat16(llama), {0: [2, 3]}),
     "t5, bfloat16": (in_bfloat16(models.t5), {0: [1]}),
 }
@@ -108,7 +113,7 @@ def test_equally_many_heads_need_nothing_of_attnwatch(tmp_path, build, heads):
     assert (content["head_dim"], content["hidden_size"]) == (models.HEAD_DIM, models.WIDTH)
     assert not [name for name in load_file(tmp_path / "model.safetensors") if "kept_heads" in name]
     assert "attnwatch" not in (tmp_path / "config.json").read_text()
-    for loaded in (hf.AutoModelForCausalLM.from_pretrained(tmp_path), load_pruned(tmp_path)):
+    for loaded in (hf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto"), load_pruned(tmp_path)):
         assert torch.equal(result(loaded), result(model))
         assert not PruningPlan.of(loaded).heads  # heads are counted anew
     assert model.config.num_attention_heads == HEADS
@@ -248,14 +253,14 @@ BROKEN = {
     "config that is none": (write("config.json", "{"), "can't be loaded: .*not a valid JSON"),
     "impossible config": (
         write("config.json", '{"model_type": "llama", "hidden_size": 32, "num_attention_heads": 3}'),
-        "can't be loaded: Class validation error",
+        "can't be loaded: (Class validation error|its config.json does not say)",  # transformers 4 validates nothing
     ),
     "unknown class": (
         write("config.json", '{"model_type": "llama", "architectures": ["My"]}'),
         "can't be loaded: module transformers has no attribute My",
     ),
     "no class": (write("config.json", '{"model_type": "llama"}'), "can't be loaded: "),
-    "no weights": (without("model.safetensors"), "can't be loaded: .*no file named model.safetensors"),
+    "no weights": (without("model.safetensors"), "can't be loaded: .*no file named .*model.safetensors"),
     "weights that are none": (write("model.safetensors", "weights"), "can't be loaded: "),
     "plan that is none": (write(PLAN, "[]"), "can't be loaded: `path`: .* is not a saved pruning plan"),
     "saved without the plan": (without(PLAN), "it is a pruned model that save_pretrained has saved; use save_pruned"),

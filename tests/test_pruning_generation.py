@@ -33,6 +33,7 @@ from pruning_models import (
     survivors,
 )
 from torch import Tensor
+from versions import CACHE
 
 NONE = range(HEADS)
 
@@ -95,8 +96,8 @@ def test_tokens_one_after_the_other(name: str):
     for cut in (masked, pruned):
         each, cache, parts = cut(model, heads), None, []
         for ids in token_ids().split([5, 1, 1, 3, 2], dim=1):
-            result = each(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache = result.past_key_values
+            result = each(input_ids=ids, use_cache=True, **{CACHE: cache})
+            cache = result[CACHE]
             parts.append(result.logits)
         logits.append(torch.cat(parts, dim=1))
     torch.testing.assert_close(logits[1], logits[0])

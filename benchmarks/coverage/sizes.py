@@ -30,6 +30,7 @@ _SIZES |= dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_si
 _SIZES |= dict.fromkeys(("max_position_embeddings", "n_positions", "max_target_positions", "n_ctx"), 64)
 _SIZES |= {"pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END, "decoder_start_token_id": END}
 _SIZES |= {"sliding_window": WINDOW, "image_size": PICTURE, "patch_size": PATCH, "num_channels": 3}
+_SIZES |= {"use_mamba_kernels": False}  # which are for GPUs
 _RANDOM = ("dropout", "pdrop", "_drop", "drop_path", "layerdrop", "jitter")
 
 
