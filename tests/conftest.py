@@ -1,5 +1,6 @@
 """Every test starts from the same seed, and hypothesis draws the same examples in every run."""
 
+import os
 import random
 
 import hypothesis
@@ -14,9 +15,10 @@ hypothesis.settings.load_profile("deterministic")
 
 
 @pytest.fixture(autouse=True)
-def _full_precision(monkeypatch):
-    """Trainers of transformers 4 leave the precision of a run in the environment, for all later ones."""
-    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+def _plain_training(monkeypatch):
+    """Trainers of transformers 4 leave a run's precision and compilation in the environment, for all later ones."""
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)

@@ -65,7 +65,8 @@ def _run(pins: tuple[str, ...], overlay: Path, num_processes: str) -> tuple[Coun
     """How many tests passed, failed and were skipped, and whether all is well."""
     print(f"\n{', '.join(pins)}", flush=True)
     _install(pins, overlay)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, overlay)))}
+    path = [str(ROOT), str(overlay), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     subprocess.run([sys.executable, "-c", _CHECK, str(ROOT), *pins], env=environment, cwd=ROOT, check=True)
     command = [sys.executable, "-m", "pytest", "--quiet", f"--numprocesses={num_processes}", *_tests()]
     running = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)

@@ -553,6 +553,7 @@ def _with(build: Callable, **config) -> nn.Module:
 
 
 @pytest.mark.parametrize(("build", "options", "message"), REFUSED.values(), ids=REFUSED)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which DeBERTa used in transformers 4
 def test_refused_by_name_at_construction(build, options, message):
     model = build()
     options = {"last_layer": 1, **options} if "first_layer" not in options else options
