@@ -44,7 +44,9 @@ def watch(model) -> None:
 
 
 def train_by_lightning(*callbacks: pl.Callback) -> None:
-    trainer = pl.Trainer(max_steps=20, callbacks=list(callbacks), accelerator="cpu", logger=False)
+    trainer = pl.Trainer(
+        max_steps=20, callbacks=list(callbacks), accelerator="cpu", logger=False, enable_checkpointing=False
+    )
     trainer.fit(Llama(), batches(20))
 
 
