@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format install
+.PHONY: demo test test-matrix test-all lint format install
 
 install: $(VENV)/.installed
 
@@ -19,6 +19,12 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest --numprocesses 2
+
+# With the oldest and the newest transformers and Lightning that pyproject.toml allows.
+test-matrix: install
+	$(BIN)/python tests/matrix.py
+
+test-all: test test-matrix
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Every test starts from the same seed, and hypothesis draws the same examples in every run."""
 
+import os
 import random
 
 import hypothesis
@@ -11,6 +12,13 @@ torch.set_num_threads(1)  # pytest-xdist runs one process a core
 
 hypothesis.settings.register_profile("deterministic", deadline=None, derandomize=True, max_examples=120)
 hypothesis.settings.load_profile("deterministic")
+
+
+@pytest.fixture(autouse=True)
+def _plain_training(monkeypatch):
+    """Trainers of transformers 4 leave a run's precision and compilation in the environment, for all later ones."""
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)

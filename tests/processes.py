@@ -20,7 +20,7 @@ def run_script(script: str, directory: Path, *arguments: str) -> None:
         capture_output=True,
         text=True,
         timeout=240,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
     )
     assert finished.returncode == 0, finished.stderr
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from models import AliasedAttention, gpt, llama, token_ids
 from torch import nn
 from transformers import AttentionInterface
+from versions import GETS_FUNCTIONS
 
 from attnwatch import ConfigurationError
 from attnwatch.metrics import STATISTICS
@@ -16,7 +17,7 @@ from attnwatch.recorder import AttentionRecorder
 
 
 def patched_places() -> list:
-    return [F.scaled_dot_product_attention, models.sdpa, vars(AttentionInterface)["get_interface"]]
+    return [F.scaled_dot_product_attention, models.sdpa, getattr(AttentionInterface, GETS_FUNCTIONS)]
 
 
 def mixed(layers: int) -> nn.Module:

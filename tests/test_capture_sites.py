@@ -23,6 +23,7 @@ from models import (
     vit,
 )
 from torch import Tensor, nn
+from versions import BEFORE_5, lacks
 
 from attnwatch import ConfigurationError, NoAttentionError
 from attnwatch.capture import SiteKind, find_sites
@@ -50,11 +51,12 @@ class XformersAttention(FusedAttention):
         return xops.memory_efficient_attention(*self.heads(x))
 
 
+VIT = "encoder.layer.{}.attention.attention" if BEFORE_5 else "layers.{}.attention"
 READABLE = {
     "llama": (llama, [f"model.layers.{layer}.self_attn" for layer in range(LAYERS)]),
     "gpt2": (gpt2, [f"transformer.h.{layer}.attn" for layer in range(LAYERS)]),
     "bert": (bert, [f"encoder.layer.{layer}.attention.self" for layer in range(LAYERS)]),
-    "vit": (vit, [f"layers.{layer}.attention" for layer in range(LAYERS)]),
+    "vit": (vit, [VIT.format(layer) for layer in range(LAYERS)]),
     "plain": (gpt, [f"layers.{layer}.attention" for layer in range(LAYERS)]),
     "alias": (lambda: gpt(AliasedAttention), [f"layers.{layer}.attention" for layer in range(LAYERS)]),
     "helpers": (lambda: gpt(IndirectAttention), [f"layers.{layer}.attention" for layer in range(LAYERS)]),
@@ -90,6 +92,7 @@ def test_cross_attention_is_told_from_the_class_too():
 
 
 @pytest.mark.parametrize(("build", "first"), UNREADABLE.values(), ids=UNREADABLE)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which DeBERTa used in transformers 4
 def test_unreadable_attention_is_named(build, first: str):
     model = build()
     sites = find_sites(model)
@@ -99,6 +102,16 @@ def test_unreadable_attention_is_named(build, first: str):
     )
     with pytest.raises(NoAttentionError, match=re.escape(expected)):
         AttentionRecorder(model)
+
+
+@lacks(not BEFORE_5, "no attention of BERT is computed by hand")
+@pytest.mark.parametrize("options", [{}, {"is_decoder": True, "add_cross_attention": True}], ids=["", "cross"])
+def test_eager_attention_by_hand_is_named_with_the_remedy(options: dict):
+    expected = "attention.self: computes eager attention by hand; set attn_implementation='sdpa' to have it observed"
+    for model in (bert("eager", **options), nn.Sequential(bert("eager", **options))):
+        assert {site.reason for site in find_sites(model)} == {expected.partition(": ")[2]}
+        with pytest.raises(NoAttentionError, match=re.escape(expected)):
+            AttentionRecorder(model)
 
 
 def test_package_that_is_called_directly_is_named():

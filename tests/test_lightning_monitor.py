@@ -13,6 +13,7 @@ from models import VOCABULARY, gpt, llama, token_ids
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers.modeling_utils import AttentionInterface
+from versions import GETS_FUNCTIONS
 
 from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
 from attnwatch.lightning import AttentionMonitor
@@ -373,11 +374,11 @@ def raise_at_four(error):
     ("error", "steps"), [(None, 12), (ValueError("mine"), 4), (KeyboardInterrupt(), 4)], ids=["no error", "", "ctrl-c"]
 )
 def test_everything_is_put_back_after_training(error, steps):
-    lookup, sdpa = AttentionInterface.get_interface, F.scaled_dot_product_attention
+    lookup, sdpa = getattr(AttentionInterface, GETS_FUNCTIONS), F.scaled_dot_product_attention
     module, monitor = Llama(raise_at_four(error) if error else do_nothing), AttentionMonitor(every_n_steps=1)
     with pytest.raises((ValueError, SystemExit)) if error else contextlib.nullcontext():
         train(monitor, module)
-    assert AttentionInterface.get_interface is lookup
+    assert getattr(AttentionInterface, GETS_FUNCTIONS) is lookup
     assert F.scaled_dot_product_attention is sdpa
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     assert monitor.history.steps.tolist() == list(range(steps))

@@ -4,16 +4,21 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 
 import models
+import peft
 import pytest
 import torch
 import transformers as hf
 from models import HEADS, bert, gpt2, llama, token_ids
+from packaging.version import Version
 from pruning_models import features, output, with_decoder, with_lora
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers.integrations.peft import MIN_PEFT_VERSION
+from versions import BEFORE_5, lacks
 
 from attnwatch import ConfigurationError, PruningPlan, load_pruned, prune_heads, save_pruned
 
@@ -69,7 +74,11 @@ UNEQUAL = {
     "vit": (models.vit, {1: [0, 3]}),
     "llama, a layer without heads": (llama, {0: [0, 1, 2, 3]}),
     "gpt2, a layer without heads": (gpt2, {1: [0, 1, 2, 3]}),
-    "llama, three heads in a width of 32": (llama_without_groups, {0: [1], 1: [3]}),
+    "llama, three heads in a width of 32": pytest.param(
+        llama_without_groups,
+        {0: [1], 1: [3]},
+        marks=lacks(BEFORE_5, "a Llama's width need not be a multiple of its number of heads"),
+    ),
     "llama, bfloat16": (in_bfloat16(llama), {0: [2, 3]}),
     "t5, bfloat16": (in_bfloat16(models.t5), {0: [1]}),
 }
@@ -108,7 +117,7 @@ def test_equally_many_heads_need_nothing_of_attnwatch(tmp_path, build, heads):
     assert (content["head_dim"], content["hidden_size"]) == (models.HEAD_DIM, models.WIDTH)
     assert not [name for name in load_file(tmp_path / "model.safetensors") if "kept_heads" in name]
     assert "attnwatch" not in (tmp_path / "config.json").read_text()
-    for loaded in (hf.AutoModelForCausalLM.from_pretrained(tmp_path), load_pruned(tmp_path)):
+    for loaded in (hf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto"), load_pruned(tmp_path)):
         assert torch.equal(result(loaded), result(model))
         assert not PruningPlan.of(loaded).heads  # heads are counted anew
     assert model.config.num_attention_heads == HEADS
@@ -217,11 +226,16 @@ def test_what_can_not_be_saved_is_refused(tmp_path):
     for model in (nn.Linear(2, 2), own, with_lora(llama, "q_proj")(), torch.compile(llama(), backend="eager")):
         with pytest.raises(ConfigurationError, match="`model` must be of one of transformers' own classes, got "):
             save_pruned(model, tmp_path / "model")
-    peft, adapted = pytest.importorskip("peft"), llama()
+    assert files(tmp_path) == {"file"}
+
+
+@lacks(Version(metadata.version("peft")) < Version(MIN_PEFT_VERSION), f"add_adapter needs peft {MIN_PEFT_VERSION}")
+def test_model_with_adapters_of_transformers_can_not_be_saved(tmp_path):
+    adapted = llama()
     adapted.add_adapter(peft.LoraConfig(target_modules=["q_proj"]))
     with pytest.raises(ConfigurationError, match="`model` has adapters"):
         save_pruned(adapted, tmp_path / "model")
-    assert files(tmp_path) == {"file"}
+    assert not files(tmp_path)
 
 
 def break_weights(directory: Path, change: Callable[[dict], None]) -> None:
@@ -248,14 +262,14 @@ BROKEN = {
     "config that is none": (write("config.json", "{"), "can't be loaded: .*not a valid JSON"),
     "impossible config": (
         write("config.json", '{"model_type": "llama", "hidden_size": 32, "num_attention_heads": 3}'),
-        "can't be loaded: Class validation error",
+        "can't be loaded: (Class validation error|its config.json does not say)",  # transformers 4 validates nothing
     ),
     "unknown class": (
         write("config.json", '{"model_type": "llama", "architectures": ["My"]}'),
         "can't be loaded: module transformers has no attribute My",
     ),
     "no class": (write("config.json", '{"model_type": "llama"}'), "can't be loaded: "),
-    "no weights": (without("model.safetensors"), "can't be loaded: .*no file named model.safetensors"),
+    "no weights": (without("model.safetensors"), "can't be loaded: .*no file named .*model.safetensors"),
     "weights that are none": (write("model.safetensors", "weights"), "can't be loaded: "),
     "plan that is none": (write(PLAN, "[]"), "can't be loaded: `path`: .* is not a saved pruning plan"),
     "saved without the plan": (without(PLAN), "it is a pruned model that save_pretrained has saved; use save_pruned"),

@@ -6,12 +6,13 @@ import time
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from models import HEADS, LAYERS, llama
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_lightning_monitor import Llama, batches
+from versions import EMAWeightAveraging, WeightAveraging, needs_moving_averages, needs_weight_averaging
 
 import attnwatch
 from attnwatch import AttnwatchWarning, ConfigurationError, Guard, PruningPlan
@@ -325,6 +326,7 @@ def test_criterion_that_fails_ends_the_pruning_and_not_the_training(criterion, m
     assert_same_weights(module, plain)
 
 
+@needs_weight_averaging
 def test_cut_that_fails_half_way_leaves_model_and_average_whole(monkeypatch):
     """The model is cut, then its average can't be: its memory is not enough, say."""
     average, callback = WeightAveraging(), pruning(guard=Guard())
@@ -484,6 +486,7 @@ def test_importance_is_read_before_gradients_are_clipped():
     assert cuts[0] == cuts[1]
 
 
+@needs_weight_averaging
 def test_averaged_weights_are_cut_with_the_model():
     callback, average = pruning(), WeightAveraging()
     module = train(average, callback)
@@ -535,6 +538,7 @@ def test_sharding_strategies_are_refused_with_the_way_that_works():
         pruning().setup(trainer, Llama(), "fit")
 
 
+@needs_weight_averaging
 def test_run_with_averaged_weights_is_resumed(tmp_path):
     callbacks = pruning(), WeightAveraging(), ModelCheckpoint(tmp_path, every_n_train_steps=8, filename="{step}")
     module = train(*callbacks, limit_train_batches=4)
@@ -629,6 +633,7 @@ def test_trial_run_makes_one_cut(fast_dev_run):
     assert PruningPlan.of(module).num_removed == LAYERS * HEADS // 2
 
 
+@needs_moving_averages
 @pytest.mark.parametrize("decay", [0.9, 0.95, 0.9999])
 def test_moving_averages_do_not_spoil_the_numbers_of_the_heads(decay):
     """Lightning's EMA averages buffers too."""

@@ -10,6 +10,7 @@ from hypothesis import given
 from models import HEADS, TOKENS, VOCABULARY, bert, llama, token_ids
 from test_tokens_routing import deep
 from torch import Tensor, nn
+from versions import BEFORE_5, lacks
 
 from attnwatch import AttnwatchWarning, ConfigurationError
 from attnwatch.metrics import AttentionInputs, attention_received
@@ -211,7 +212,10 @@ def test_uniform_attention_is_received_alike_by_all_also_from_a_few_rows():
         torch.testing.assert_close(received, torch.ones(2, 40))
 
 
-@pytest.mark.parametrize("build", [llama, bert], ids=["llama", "bert"])
+BERT = pytest.param(bert, id="bert", marks=lacks(BEFORE_5, "eager attention of BERT is computed by hand"))
+
+
+@pytest.mark.parametrize("build", [pytest.param(llama, id="llama"), BERT])
 def test_attention_keeps_what_the_layer_before_attends_to(build):
     """With all rows looked at, against weights that the model itself returns."""
     model = deep(lambda: build("eager"))().float()

@@ -6,13 +6,14 @@ import logging
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from models import TOKENS, bert, llama
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_lightning_monitor import BATCH, Llama, batches
 from test_pruning_lightning import assert_same_weights, train
 from test_tokens_routing import deep
+from versions import WeightAveraging, needs_weight_averaging
 
 from attnwatch import ConfigurationError, KeepSchedule, PruningPlan
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
@@ -123,6 +124,7 @@ def test_works_with_the_monitor_and_with_head_pruning():
     assert torch.isfinite(torch.tensor(module.losses)).all()
 
 
+@needs_weight_averaging
 def test_works_with_averaged_weights_and_bf16():
     module = train(WeightAveraging(), dropping(), module=Deep(), precision="bf16-mixed", gradient_clip_val=0.1)
     assert torch.isfinite(torch.tensor(module.losses)).all()

@@ -31,6 +31,7 @@ from models import (
     token_ids,
 )
 from torch import Tensor, nn
+from versions import BEFORE_5
 
 from attnwatch.tokens import TokenDropper
 
@@ -112,8 +113,18 @@ def small(model_class: type, config_class: type, **options) -> Callable[[], nn.M
 
 def with_rotary_of_its_kind(model, layer, states, positions, mask):
     """Gemma 3 has one for the layers with a window, one for the others."""
+    if BEFORE_5:
+        kinds = {"global": model.model.rotary_emb, "local": model.model.rotary_emb_local}
+        given = {f"position_embeddings_{kind}": rotary(states, positions) for kind, rotary in kinds.items()}
+        return first(layer(states, attention_mask=mask, position_ids=positions, **given))
     rotary = model.model.rotary_emb(states, positions, layer.self_attn.layer_type)
     return first(layer(states, attention_mask=mask, position_ids=positions, position_embeddings=rotary))
+
+
+def _distilbert() -> nn.Module:
+    if BEFORE_5:
+        pytest.skip(f"transformers {hf.__version__}: layers of DistilBERT take other arguments")
+    return distilbert()
 
 
 LLAMA = {"stack": lambda model: model.model.layers, "run": with_rotary(lambda model: model.model.rotary_emb)}
@@ -140,7 +151,7 @@ FAMILIES = {
     "opt": Family(deep(opt), lambda model: model.model.decoder.layers, plainly),
     "bert": Family(deep(bert), lambda model: model.encoder.layer, plainly, is_causal=False),
     "roberta": Family(deep(roberta), lambda model: model.encoder.layer, plainly, is_causal=False),
-    "distilbert": Family(deep(distilbert), lambda model: model.transformer.layer, plainly, is_causal=False),
+    "distilbert": Family(lambda: deep(_distilbert)(), lambda model: model.transformer.layer, plainly, is_causal=False),
 }
 
 

@@ -6,9 +6,10 @@ from attnwatch.capture.padding import sees_own_key
 from attnwatch.capture.positions import put_kept_positions
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
 from attnwatch.capture.sharded import HeadShard, at_all_heads, head_shard
-from attnwatch.capture.sites import Site, SiteKind, find_sites, names_in_forward, site_name
+from attnwatch.capture.sites import CACHES, Site, SiteKind, find_sites, locals_of_forward, names_in_forward, site_name
 
 __all__ = [
+    "CACHES",
     "KEPT_HEADS",
     "NOT_IN_CUDA_GRAPHS",
     "OBSERVED",
@@ -25,6 +26,7 @@ __all__ = [
     "head_shard",
     "in_backward",
     "kept_heads",
+    "locals_of_forward",
     "names_in_forward",
     "put_kept_positions",
     "sees_own_key",

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnwatch.capture import transformers4
 from attnwatch.capture.delivery import Reading, deliver, site_id
 from attnwatch.capture.patching import replace, shared_patch
 from attnwatch.metrics import AttentionInputs
+from attnwatch.versions import warn_if_untested
 
 # Arguments with which flash attention is told of the documents in a packed batch; it needs all of them.
 _DOCUMENT_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -27,9 +29,10 @@ _EAGER = "eager_attention_forward"
 @contextlib.contextmanager
 def patched_interface(modules: Iterable[nn.Module]) -> Iterator[None]:
     """While it is open, attention functions that these transformers modules look up deliver their calls first."""
+    warn_if_untested("transformers")
     with contextlib.ExitStack() as patches:
         patches.enter_context(shared_patch("transformers", _replace_lookup))
-        if _lookup_of(_interface()) != _LOOKUPS[0]:
+        if _is_before_5():
             namespaces = [inspect.unwrap(type(module).forward).__globals__ for module in modules]
             for namespace in {id(each): each for each in namespaces if _EAGER in each}.values():
                 patches.enter_context(shared_patch(f"eager attention of {namespace['__name__']}", _replaced(namespace)))
@@ -40,10 +43,11 @@ def _replace_lookup() -> Callable[[], None]:
     interface = _interface()
     lookup = _lookup_of(interface)
     original = getattr(interface, lookup)
+    read = functools.partial(_read_before_5, ()) if _is_before_5() else _read
 
     @functools.wraps(original)
     def look_up(self, implementation: str, *default: Callable) -> Callable:
-        return _watched(original(self, implementation, *default), implementation or "eager")
+        return _watched(original(self, implementation, *default), implementation or "eager", read)
 
     setattr(interface, lookup, look_up)
 
@@ -67,16 +71,24 @@ def _lookup_of(interface: type) -> str:
     return next(name for name in _LOOKUPS if hasattr(interface, name))
 
 
+def _is_before_5() -> bool:
+    return _lookup_of(_interface()) != _LOOKUPS[0]
+
+
 def _replaced(namespace: dict[str, Any]) -> Callable[[], Callable[[], None]]:
-    return lambda: replace(namespace, _EAGER, lambda eager: functools.wraps(eager)(_watched(eager, "eager")))
+    def wrap(eager: Callable) -> Callable:
+        read = functools.partial(_read_before_5, transformers4.names_read_by(eager))
+        return functools.wraps(eager)(_watched(eager, "eager", read))
+
+    return lambda: replace(namespace, _EAGER, wrap)
 
 
-def _watched(function: Callable, implementation: str) -> Callable:
+def _watched(function: Callable, implementation: str, read: Callable[..., Reading]) -> Callable:
     def watched(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask, *args, **kwargs):
         number = site_id(module)
         if number is not None:
-            read = _read_positional if args else read_call
-            deliver(number, read, implementation, module, query, key, attention_mask, kwargs)
+            reader = _read_positional if args else read
+            deliver(number, reader, implementation, module, query, key, attention_mask, kwargs)
         return function(module, query, key, value, attention_mask, *args, **kwargs)
 
     return watched
@@ -84,6 +96,19 @@ def _watched(function: Callable, implementation: str) -> Callable:
 
 def _read_positional(*_) -> Reading:
     return "the attention function is called with positional arguments whose meaning is not known; use keywords"
+
+
+def _read(*call) -> Reading:
+    return read_call(*call)
+
+
+def _read_before_5(names: tuple[str, ...], implementation: str, module, query, key, attention_mask, kwargs) -> Reading:
+    reason = transformers4.refusal(module, names)
+    if reason:
+        return reason
+    if implementation == "eager":
+        attention_mask, kwargs = transformers4.eager_arguments(module, query, key, attention_mask, kwargs)
+    return read_call(implementation, module, query, key, attention_mask, kwargs)
 
 
 def read_call(
@@ -109,7 +134,7 @@ def read_call(
         "query": query,
         "key": key,
         "scale": kwargs.get("scaling"),
-        "softcap": kwargs.get("softcap"),
+        "softcap": None if implementation == "sdpa" else kwargs.get("softcap"),  # sdpa refuses it, or ignores it
         "position_bias": kwargs.get("position_bias"),
     }
     if implementation == "eager":

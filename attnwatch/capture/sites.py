@@ -17,6 +17,8 @@ SDPA = torch.nn.functional.scaled_dot_product_attention
 _WRAPPER_NAMES = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.|$)")
 _LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 _CROSS = re.compile(r"cross|encoder_attn|encdec|multihead_attn", re.IGNORECASE)
+# What transformers' models and layers call their key-value cache, in one version or another.
+CACHES = ("past_key_values", "cache", "layer_past")
 # How far calls of helper functions are followed from a module's forward.
 _CALL_DEPTH = 3
 
@@ -55,8 +57,12 @@ def find_sites(model: nn.Module) -> list[Site]:
     """All attention sites of a model in module order, the unreadable ones included."""
     sites: list[Site] = []
     read_code = functools.cache(_read_code)  # once for each class
+    around: list[tuple[str, nn.Module]] = []  # the modules with a config in which the module lies, innermost last
     for path, module in model.named_modules():
-        site = _site_of(site_name(path, module), module, read_code)
+        around = [(prefix, other) for prefix, other in around if path.startswith(prefix)]
+        if hasattr(module, "config"):
+            around.append((f"{path}." if path else "", module))
+        site = _site_of(site_name(path, module), module, [other for _, other in around], read_code)
         if site is not None:
             sites.append(site)
     return [site for site in sites if site.kind is not SiteKind.UNREADABLE or not _has_relative(site, sites)]
@@ -67,8 +73,9 @@ def site_name(path: str, module: nn.Module) -> str:
     return _WRAPPER_NAMES.sub("", path).lstrip(".") or type(module).__name__
 
 
-def _site_of(name: str, module: nn.Module, read_code: Callable) -> Site | None:
-    named = f"{name.rpartition('.')[2]} {type(module).__name__}"
+def _site_of(name: str, module: nn.Module, models: list[nn.Module], read_code: Callable) -> Site | None:
+    # The part of BERT's attention that computes it is called "self" in cross-attention too.
+    named = f"{name.removesuffix('.self').rpartition('.')[2]} {type(module).__name__}"
     is_cross = bool(getattr(module, "is_cross_attention", False) or _CROSS.search(named))
     if isinstance(module, nn.MultiheadAttention):
         return Site(name, module, SiteKind.MULTIHEAD, is_cross)
@@ -80,18 +87,25 @@ def _site_of(name: str, module: nn.Module, read_code: Callable) -> Site | None:
     if "scaled_dot_product_attention" in names or bindings:
         return Site(name, module, SiteKind.FUNCTIONAL, is_cross, bindings=tuple(bindings))
     if _LOOKS_LIKE_ATTENTION.search(type(module).__name__) and any(True for _ in module.parameters()):
-        return Site(name, module, SiteKind.UNREADABLE, is_cross, reason=_why_unreadable(names))
+        return Site(name, module, SiteKind.UNREADABLE, is_cross, reason=_why_unreadable(names, models))
     return None
 
 
-def _why_unreadable(names: set[str]) -> str:
+def _why_unreadable(names: set[str], models: list[nn.Module]) -> str:
     for name, package in (("flash_attn", "flash-attn"), ("memory_efficient_attention", "xformers")):
         if any(name in used for used in names):
             return f"calls {package} directly; use torch's scaled_dot_product_attention to have it observed"
+    if any(map(_is_eager_by_choice, models)):
+        return "computes eager attention by hand; set attn_implementation='sdpa' to have it observed"
     return (
         "computes attention without torch's scaled_dot_product_attention, torch.nn.MultiheadAttention or "
         "transformers' attention interface; call one of them to have it observed"
     )
+
+
+def _is_eager_by_choice(model: nn.Module) -> bool:
+    """Whether it is a transformers model whose attention could be sdpa."""
+    return getattr(model.config, "_attn_implementation", "") == "eager" and getattr(model, "_supports_sdpa", False)
 
 
 def _has_relative(site: Site, sites: list[Site]) -> bool:
@@ -121,6 +135,11 @@ def _read_code(module_class: type) -> tuple[set[str], list[tuple[dict, str]]]:
 def names_in_forward(module_class: type) -> set[str]:
     """Names of attributes and globals that the code of a class's own `forward` uses."""
     return set(_names_in(inspect.unwrap(module_class.forward).__code__))
+
+
+def locals_of_forward(module_class: type) -> set[str]:
+    """Names of arguments and variables of a class's own `forward`."""
+    return set(inspect.unwrap(module_class.forward).__code__.co_varnames)
 
 
 def _is_sdpa(value: object) -> bool:

@@ -16,6 +16,7 @@ def _imported_or_installed():
 
 
 pl = _imported_or_installed()
+DISTRIBUTION = "lightning" if pl.__name__ == "lightning.pytorch" else "pytorch-lightning"
 
 
 def is_one(thing: object, *class_names: str) -> bool:

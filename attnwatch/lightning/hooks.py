@@ -5,8 +5,9 @@ from typing import Any
 
 from attnwatch.callbacks import TrainingPart
 from attnwatch.callbacks.part import refuse_two
-from attnwatch.lightning.api import pl
+from attnwatch.lightning.api import DISTRIBUTION, pl
 from attnwatch.lightning.run import LightningRun
+from attnwatch.versions import warn_if_untested
 
 
 class Hooks(TrainingPart, pl.Callback):
@@ -16,6 +17,7 @@ class Hooks(TrainingPart, pl.Callback):
     _restored: Mapping[str, Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        warn_if_untested(DISTRIBUTION)
         refuse_two(trainer.callbacks, type(self))
         if stage == "fit":  # another trainer may evaluate the module in the middle of it
             self._run = LightningRun(trainer, pl_module)

@@ -62,7 +62,8 @@ def load_pruned(directory: str | Path, **options: Any) -> "PreTrainedModel":
 
     Args:
         directory: of the model.
-        options: of transformers' `from_pretrained`, such as `attn_implementation` or `device_map`.
+        options: of transformers' `from_pretrained`, such as `attn_implementation` or `device_map`; its `dtype` is by
+            default that of the saved weights.
 
     Raises:
         ConfigurationError: the folder holds no model that it could load.
@@ -74,16 +75,21 @@ def load_pruned(directory: str | Path, **options: Any) -> "PreTrainedModel":
         directory = _beside(directory, "old")
     if not (directory / "config.json").is_file():
         raise ConfigurationError(f"`directory`: {str(directory)!r} holds no saved model: it has no config.json.")
+    if "torch_dtype" not in options:
+        options = {"dtype": "auto", **options}  # before transformers 5 it was float32
     try:
         config = transformers.AutoConfig.from_pretrained(directory)
+        if not config.architectures:
+            raise ConfigurationError("its config.json does not say of which class it is (`architectures`)")
         model_class = getattr(transformers, config.architectures[0])
-        if not (directory / PLAN_FILE).exists():
-            _refuse_without_plan(directory)
-            return model_class.from_pretrained(directory, **options)
-        plan = PruningPlan.load(directory / PLAN_FILE)
-        model, found = _pruned_class(model_class, plan).from_pretrained(
-            directory, output_loading_info=True, ignore_mismatched_sizes=True, **options
-        )
+        with torch.random.fork_rng(devices=[]):  # some models draw weights before they are loaded
+            if not (directory / PLAN_FILE).exists():
+                _refuse_without_plan(directory)
+                return model_class.from_pretrained(directory, **options)
+            plan = PruningPlan.load(directory / PLAN_FILE)
+            model, found = _pruned_class(model_class, plan).from_pretrained(
+                directory, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            )
     except Exception as error:  # of transformers, of safetensors, of the plan
         raise ConfigurationError(f"`directory`: {str(directory)!r} can't be loaded: {error}") from error
     wrong = {name: sorted(map(str, found[name])) for name in found if found[name]}

@@ -131,26 +131,23 @@ def t5_forward(
     **kwargs,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """T5's attention. Layers hand the position bias of all heads on, whichever heads each of them still has."""
+    cache = kwargs.pop("cache", past_key_values)  # its name since transformers 5.24
     if position_bias is None:
-        position_bias = _t5_position_bias(module, hidden_states, key_value_states, past_key_values)
+        position_bias = _t5_position_bias(module, hidden_states, key_value_states, cache)
     own = position_bias if position_bias.shape[1] == 1 else position_bias[:, kept_heads(module)]
     if module.n_heads == 0:
-        output = forward_without_heads(module, "o", hidden_states, key_value_states, past_key_values)
+        output = forward_without_heads(module, "o", hidden_states, key_value_states, cache)
         return output, position_bias, None
-    output, _, weights = type(module).forward(
-        module, hidden_states, mask, key_value_states, own, past_key_values, **kwargs
-    )
+    output, _, weights = type(module).forward(module, hidden_states, mask, key_value_states, own, cache, **kwargs)
     return output, position_bias, weights
 
 
-def _t5_position_bias(
-    module: nn.Module, hidden_states: Tensor, key_value_states: Tensor | None, past_key_values
-) -> Tensor:
+def _t5_position_bias(module: nn.Module, hidden_states: Tensor, key_value_states: Tensor | None, cache) -> Tensor:
     past, queries = 0, hidden_states.shape[1]
     keys = queries if key_value_states is None else key_value_states.shape[1]
-    if past_key_values is not None and key_value_states is None:
-        past = past_key_values.get_seq_length(module.layer_idx)
-        keys, _ = past_key_values.get_mask_sizes(queries, module.layer_idx)
+    if cache is not None and key_value_states is None:
+        past = cache.get_seq_length(module.layer_idx)
+        keys, _ = cache.get_mask_sizes(queries, module.layer_idx)
     if module.has_relative_attention_bias:
         return module.compute_bias(queries, keys, device=hidden_states.device, past_seen_tokens=past)
     return hidden_states.new_zeros((1, 1, queries, keys))

@@ -11,12 +11,14 @@ from typing import Any
 
 from torch import nn
 
-from attnwatch.capture import names_in_forward
+from attnwatch.capture import locals_of_forward, names_in_forward
 from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.forwards import multihead_forward, nanogpt_forward, nanogpt_head_dim, t5_forward, timm_forward
 
 # What transformers' attention modules call the things that a layout must know.
 _HEAD_DIM = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
+# Forwards that compute the weights by hand are of many kinds.
+_KERNELS = {"ALL_ATTENTION_FUNCTIONS", "scaled_dot_product_attention"}
 # A forward that takes the width of its heads' output from one of these can't do with fewer heads.
 _WIDTHS_OF_THE_MODEL = {"embed_dim", "hidden_size", "d_model", "n_embd", "dim"}
 # A bias for each head comes from outside then, and is that of all heads (BEiT).
@@ -161,7 +163,8 @@ _TRANSFORMERS = (
 def _of_transformers(module: nn.Module) -> HeadLayout | None:
     head_dim = next((name for name in _HEAD_DIM if isinstance(getattr(module, name, None), int)), None)
     names = names_in_forward(type(module))
-    if head_dim is None or "ALL_ATTENTION_FUNCTIONS" not in names or names & (_WIDTHS_OF_THE_MODEL | _SHARED):
+    widths = (names | locals_of_forward(type(module))) & _WIDTHS_OF_THE_MODEL
+    if head_dim is None or not names & _KERNELS or widths or names & _SHARED:
         return None
     if "num_key_value_heads" in names and not hasattr(module, "num_key_value_heads"):  # read from the model's config
         return None

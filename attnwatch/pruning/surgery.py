@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, names_in_forward, site_name
+from attnwatch.capture import CACHES, KEPT_HEADS, UNPRUNED_HEADS, names_in_forward, site_name
 from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.forwards import forward_without_heads
 from attnwatch.pruning.heads import HeadSite, head_sites
@@ -256,7 +256,7 @@ def forward_swaps(site: HeadSite, kept: Sequence[int]) -> list[AttributeSwap]:
 def _without_heads(module: nn.Module, layout: HeadLayout, *args, **kwargs) -> Tensor | tuple[Tensor, None]:
     hidden_states = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
     key_value_states = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
-    cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
+    cache = next((kwargs[name] for name in CACHES if name in kwargs), None)
     output = None if layout.output.startswith("../") else layout.output
     result = forward_without_heads(module, output, hidden_states, key_value_states, cache)
     if layout.after_output is not None:

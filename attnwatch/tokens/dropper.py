@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
-from attnwatch.capture import in_backward
+from attnwatch.capture import CACHES, in_backward
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.tokens.choice import choose, register
@@ -311,7 +311,8 @@ class TokenDropper:
     def _uses_cache(self, to_layer: Mapping[str, Any]) -> bool:
         """By default models make a cache in training too, which nobody asked for and nobody reads."""
         if self._given is not None:
-            return self._given.get("past_key_values") is not None or self._given.get("use_cache") is True
+            has_cache = any(self._given.get(name) is not None for name in CACHES)
+            return has_cache or self._given.get("use_cache") is True
         return any(to_layer.get(name) is not None for name in self._stack.layout.caches)
 
     def _count(self, states: Tensor, number: int) -> None:

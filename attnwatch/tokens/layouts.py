@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attnwatch.capture import CACHES
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens.axes import take
 from attnwatch.tokens.interception import original_class
@@ -162,11 +163,19 @@ TRANSFORMERS = TokenLayout(
     routed={
         "attention_mask": ("batch tokens", "batch heads tokens tokens"),
         "position_ids": ("batch tokens", "sections batch tokens"),
-        "position_embeddings": ("batch tokens features", "sections batch tokens features"),
+        **dict.fromkeys(
+            ("position_embeddings", "position_embeddings_global", "position_embeddings_local"),
+            ("batch tokens features", "sections batch tokens features"),
+        ),
+        "causal_attention_mask": "batch heads tokens tokens",
         "encoder_attention_mask": ("batch memory", "batch heads tokens memory"),
         "cu_seq_lens_q": "boundaries",
         "cu_seq_lens_k": "boundaries",
     },
-    whole=("encoder_hidden_states", "use_cache", "max_length_q", "max_length_k", "num_items_in_batch"),
-    caches=("past_key_values", "layer_past"),
+    whole=(
+        *("encoder_hidden_states", "use_cache", "max_length_q", "max_length_k", "num_items_in_batch"),
+        # Of transformers before 5: masks of heads, and the places in the cache, of which there is none.
+        *("head_mask", "layer_head_mask", "cross_attn_layer_head_mask", "cache_position"),
+    ),
+    caches=CACHES,
 )

@@ -16,6 +16,8 @@ from attnwatch.tokens.layouts import TORCH, TRANSFORMERS, TokenLayout, registere
 _POSITIONS_INSIDE = re.compile(r"rotary|relative|rel_pos|alibi|distance|position", re.IGNORECASE)
 # Models whose rotary positions are one table [tokens, features], for all sequences the same.
 _POSITIONS_WITHOUT_BATCH = ("dinov3_vit", "mlcd_vision_model", "sapiens2")
+# In the code of attention that knows the places of the tokens; the scales of Llama 4 go by them.
+_COUNTING = {"arange", "floor_scale"}
 _LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
 _MIXING = (nn.modules.conv._ConvNd, nn.RNNBase)
 
@@ -174,8 +176,10 @@ def _layout(layer: nn.Module) -> TokenLayout | None:
 
 
 def _named_arguments(layer: nn.Module) -> list[str]:
+    """But for flags that say what else to return."""
     parameters = inspect.signature(type(layer).forward).parameters.items()
-    return [name for name, parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD][1:]
+    named = [name for name, parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD][1:]
+    return [name for name in named if not name.startswith("output_")]
 
 
 def _why_unknown(layers: tuple[nn.Module, ...]) -> str:
@@ -183,7 +187,7 @@ def _why_unknown(layers: tuple[nn.Module, ...]) -> str:
     if len(kinds) > 1:
         return f"its layers are of several kinds ({', '.join(kinds)})"
     name, named = kinds[0], _named_arguments(inner(layers[0]))
-    unknown = [each for each in named if not TRANSFORMERS.knows(each) and not each.startswith("output_")]
+    unknown = [each for each in named if not TRANSFORMERS.knows(each)]
     if _is_of_transformers(inner(layers[0])) and TRANSFORMERS.states in named and unknown:
         return f"its layers ({name}) take {', '.join(unknown)}, which can't be cut to the kept tokens"
     return f"what its layers ({name}) are given is not known; describe it with attnwatch.register_token_layout"
@@ -205,8 +209,9 @@ def _why_not_layer(layer: nn.Module) -> str:
     for site in find_sites(layer):
         if site.kind is SiteKind.UNREADABLE:
             return f"{site.name} {site.reason}"
-        if "arange" in names_in_forward(type(site.module)):
-            return f"{site.name} counts the tokens in the tensor (arange), which it would take for positions"
+        counting = sorted(_COUNTING & names_in_forward(type(site.module)))
+        if counting:
+            return f"{site.name} counts the tokens in the tensor ({counting[0]}), which it would take for positions"
     for path, module in layer.named_modules():
         if isinstance(module, _MIXING):
             return f"{path} ({type(module).__name__}) mixes tokens that are neighbours in the tensor"

@@ -12,6 +12,7 @@ from attnwatch.callbacks import TrainingPart
 from attnwatch.callbacks.part import refuse_two
 from attnwatch.transformers.run import TransformersRun
 from attnwatch.transformers.trainer import listen, trainer_of, unlisten
+from attnwatch.versions import warn_if_untested
 
 
 class Hooks(TrainingPart, TrainerCallback):
@@ -24,6 +25,7 @@ class Hooks(TrainingPart, TrainerCallback):
     """In the folders of checkpoints."""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        warn_if_untested("transformers")
         trainer, checkpoint = trainer_of(self)
         self._run, self._loss, self._has_ended = TransformersRun(trainer), None, False
         refuse_two(self._run.callbacks, type(self))

@@ -1,6 +1,7 @@
 """One set of small sizes for all architectures, under whatever names their configurations have for them."""
 
 import dataclasses
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ _SIZES |= dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_si
 _SIZES |= dict.fromkeys(("max_position_embeddings", "n_positions", "max_target_positions", "n_ctx"), 64)
 _SIZES |= {"pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END, "decoder_start_token_id": END}
 _SIZES |= {"sliding_window": WINDOW, "image_size": PICTURE, "patch_size": PATCH, "num_channels": 3}
+_SIZES |= {"use_mamba_kernels": False}  # which are for GPUs
 _RANDOM = ("dropout", "pdrop", "_drop", "drop_path", "layerdrop", "jitter")
 
 
@@ -40,9 +42,9 @@ class Part:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def small_config(config_class: type[hf.PreTrainedConfig], options: Mapping[str, Any]) -> hf.PreTrainedConfig:
+def small_config(config_class: type[hf.PretrainedConfig], options: Mapping[str, Any]) -> hf.PretrainedConfig:
     """A configuration with small sizes, without dropout, and with `options`, of which parts are made likewise."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config_class)}
+    defaults = _defaults(config_class)
     sizes = {name: size for name, size in _SIZES.items() if name in defaults}
     if defaults.get("sliding_window") is None:  # a model without one
         sizes.pop("sliding_window", None)
@@ -51,6 +53,13 @@ def small_config(config_class: type[hf.PreTrainedConfig], options: Mapping[str, 
             sizes[name] = 0.0
     given = {name: _part(value) if isinstance(value, Part) else value for name, value in options.items()}
     return config_class(**sizes | given)
+
+
+def _defaults(config_class: type[hf.PretrainedConfig]) -> dict[str, Any]:
+    """Configurations are dataclasses since transformers 5."""
+    if dataclasses.is_dataclass(config_class):
+        return {field.name: field.default for field in dataclasses.fields(config_class)}
+    return {name: parameter.default for name, parameter in inspect.signature(config_class).parameters.items()}
 
 
 def _part(part: Part) -> dict[str, Any]:

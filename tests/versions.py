@@ -1,0 +1,28 @@
+"""What the oldest tested versions of other libraries do not have. Reasons of skips name both."""
+
+import inspect
+
+import lightning
+import pytest
+import transformers
+from lightning.pytorch import callbacks
+from transformers import AttentionInterface
+
+BEFORE_5 = not hasattr(AttentionInterface, "get_interface")  # of transformers
+GETS_FUNCTIONS = "__getitem__" if BEFORE_5 else "get_interface"  # method of the AttentionInterface
+# What models call the key-value cache that they take and return.
+CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaModel.forward).parameters else "past_key_values"
+
+
+def lacks(is_lacking: bool, what: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(is_lacking, reason=f"transformers {transformers.__version__}: {what}")
+
+
+WeightAveraging = getattr(callbacks, "WeightAveraging", None)
+EMAWeightAveraging = getattr(callbacks, "EMAWeightAveraging", None)
+needs_weight_averaging = pytest.mark.skipif(
+    WeightAveraging is None, reason=f"lightning {lightning.__version__} has no WeightAveraging"
+)
+needs_moving_averages = pytest.mark.skipif(
+    EMAWeightAveraging is None, reason=f"lightning {lightning.__version__} has no EMAWeightAveraging"
+)
