@@ -56,3 +56,12 @@ def test_accelerate_loop_on_two_processes():
     printed = run("-m", *launch, "examples/accelerate_loop.py", "--steps", "3", "--cpu")
     assert printed.count("attention: undetermined (risk 0.00) at step 0") == 1
     assert "18  25%" in printed
+
+
+def test_explain(tmp_path):
+    printed = run("examples/explain.py", "--steps", "4", "--out", str(tmp_path))
+    assert "previous_token (50 classes)" in printed
+    assert "256 examples: accuracy" in printed
+    assert "nats more than hiding at random" in printed
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+    assert (tmp_path / "lines.txt").is_file()

@@ -48,7 +48,7 @@ def _of_stories(directory: Path, quick: bool) -> dict[str, Any]:
     model = AutoModelForCausalLM.from_pretrained(directory).eval()
     tokenizer = AutoTokenizer.from_pretrained(directory)
     number, tokens = (1, 32) if quick else (6, _STORY_TOKENS)
-    batch = {"input_ids": _stories(model, number, tokens)}
+    batch = {"input_ids": stories(model, number, tokens)}
     few = {"input_ids": batch["input_ids"][:1]}
     print(f"stories15M, {number} stories of {tokens} tokens")
     measured = _speed(model, few, tokenizer, _one_by_one_losses, quick)
@@ -77,7 +77,7 @@ def _of_sentences(directory: Path, quick: bool) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def _stories(model: nn.Module, number: int, tokens: int) -> Tensor:
+def stories(model: nn.Module, number: int, tokens: int) -> Tensor:
     torch.manual_seed(0)
     begin = torch.full((number, 1), model.config.bos_token_id)
     length = {"max_new_tokens": tokens - 1, "min_new_tokens": tokens - 1}

@@ -1,0 +1,46 @@
+"""How sure a language model is, at home and elsewhere: stories15M on stories that it wrote, and on Shakespeare."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from attnwatch.explain import Answers, ask, questions_from_text
+from benchmarks.explain.occlusion import stories
+
+_QUESTIONS, _STORIES, _STORY_TOKENS, _CHARACTERS = 200, 64, 200, 200_000
+
+
+def measure(data: Path, quick: bool) -> dict[str, Any]:
+    """Prints its lines; returns what goes into the JSON."""
+    directory = data / "models" / "stories15M"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(directory).eval(), AutoTokenizer.from_pretrained(directory)
+    own = stories(model, 8 if quick else _STORIES, _STORY_TOKENS)
+    texts = {
+        "stories that it wrote itself": [{"input_ids": own, "attention_mask": torch.ones_like(own)}],
+        "Shakespeare": (data / "lm" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:_CHARACTERS],
+    }
+    measured = {}
+    for name, text in texts.items():
+        questions = questions_from_text(text, tokenizer, 8 if quick else _QUESTIONS)
+        answers = ask(model, tokenizer, questions, batch_size=16)
+        percentages = ask(model, tokenizer, questions, batch_size=16, stated="percentage")
+        measured[name] = _figures(answers) | {
+            "percentages": len(questions) - percentages.num_unparsable,
+            "forwards": answers.num_forwards,
+        }
+        print(f"{name}: {answers.calibration()}")
+        print(f"  asked whether it is sure: {answers.stated_calibration()}")
+        print(f"  percentages among {len(questions)} replies: {measured[name]['percentages']}")
+    return measured
+
+
+def _figures(answers: Answers) -> dict[str, Any]:
+    """Without the bins of the diagrams."""
+    both = {"choices": answers.calibration(), "stated": answers.stated_calibration()}
+    return {
+        name: {field: value for field, value in asdict(found).items() if not field.startswith("bin_")}
+        for name, found in both.items()
+    }
