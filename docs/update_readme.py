@@ -84,6 +84,63 @@ def billion() -> str:
     )
 
 
+def explain() -> str:
+    result = newest("explain")
+    rows = [
+        "| | hiding each token, times as fast as one forward each (95% interval) | largest difference, nats "
+        "| probes of all layers cost, in forwards | deletion, nats more than at random: by hiding | by attention "
+        "| by rollout | by gradient × input |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (model, hiding), probing in zip(result["occlusion"].items(), result["probes"].values(), strict=True):
+        scores = ("occlusion", "attention", "rollout", "gradient")
+        areas = [hiding["areas"][score]["deletion_minus_random"] for score in scores]
+        cells = [
+            model,
+            _interval(hiding["speed_up"]),
+            f"{hiding['max_difference']:.0e} of {hiding['largest_importance']:.2g}",
+            _interval(probing["probing_in_forwards"]),
+            *(f"{area['mean']:+.2f} ± {area['stderr']:.2f}" for area in areas),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(
+        [
+            *rows,
+            "",
+            "Deletion: the mean, over shares of the tokens that are hidden, of the fall of the label's log-probability "
+            "or the rise of the next token's loss. Agreement of attention with hiding is a rank correlation of "
+            + " and ".join(
+                f"{found['agreement']['attention']['mean']:.2f} ± {found['agreement']['attention']['stderr']:.2f} "
+                f"({model})"
+                for model, found in result["occlusion"].items()
+            )
+            + f". On {machine(result)}, {result['hardware']['torch_threads']} thread(s): `python -m benchmarks.explain --data DIRECTORY`.",
+        ]
+    )
+
+
+def confidence() -> str:
+    result = newest("explain")
+    rows = [
+        "| text | accuracy | mean confidence | expected calibration error (if calibrated) | AUROC "
+        "| stated, yes/no: mean, AUROC | percentages among the replies |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for text, found in result["confidence"].items():
+        choices, stated = found["choices"], found["stated"]
+        rows.append(
+            f"| {text} | {_with_stderr(choices, 'accuracy')} | {choices['mean_confidence']:.2f} "
+            f"| {_with_stderr(choices, 'expected_calibration_error')} ({choices['expected_if_calibrated']:.2f}) "
+            f"| {_with_stderr(choices, 'auroc')} | {stated['mean_confidence']:.2f}, {_with_stderr(stated, 'auroc')} "
+            f"| {found['percentages']} of {choices['num_examples']} |"
+        )
+    return "\n".join([*rows, "", f"On {machine(result)}: `python -m benchmarks.explain --data DIRECTORY`."])
+
+
+def _with_stderr(figures: dict[str, float], name: str) -> str:
+    return f"{figures[name]:.2f} ± {figures[f'{name}_stderr']:.2f}"
+
+
 def exactness() -> str:
     result = newest("exactness")
     rows = [
@@ -233,9 +290,11 @@ SECTIONS: dict[Path, tuple[Callable[[], str], ...]] = {
         pruning_quality,
         pruning_speed,
         tokens,
+        explain,
         coverage_sections.coverage_totals,
     ),
     ROOT / "docs" / "coverage.md": (coverage_sections.coverage,),
+    ROOT / "docs" / "explain.md": (confidence,),
     ROOT / "docs" / "processes.md": (coverage_sections.flush_cost,),
     ROOT / "docs" / "verdicts.md": verdict_sections.DETAILS,
 }

@@ -18,12 +18,11 @@ h1 { font-size: 1.7rem; margin: 0 0 .25rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.75rem 0 .25rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; margin: 1.5rem 0 .4rem; }
 p { margin: .3rem 0 .8rem; max-width: 46rem; }
-figure { flex: 0 1 26rem; margin: 0; max-width: 100%; min-width: 0; }
+figure { margin: 0; min-width: min(26rem, 100%); max-width: 100%; }
 figure p { max-width: 26rem; min-height: 2.9em; margin-bottom: .3rem; }
 .soft { color: var(--soft); font-size: .92rem; }
 .wide { overflow-x: auto; }
 .pair { display: flex; flex-wrap: wrap; gap: .5rem 3rem; align-items: flex-start; }
-.pair > * { min-width: 0; }
 table { border-collapse: collapse; font-size: .88rem; font-variant-numeric: tabular-nums; }
 th { font-weight: 500; color: var(--soft); text-align: right; padding: .15rem .5rem; white-space: nowrap; }
 thead th { text-align: center; }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,8 +43,8 @@ def attention(reading: Reading) -> list[Markup]:
         history = recorder.history()
     if not len(history):
         raise ConfigurationError("; ".join(f"{site}: {why}" for site, why in history.coverage.items()))
-    shown = [statistic for statistic in STATISTICS.values() if statistic.per_layer]
-    parts = [_of_statistic(history, statistic.name) for statistic in shown]
+    shown = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
+    parts = [_of_statistic(history, name) for name in shown if np.isfinite(history[name]).any()]
     missing = {site: why for site, why in history.coverage.items() if why != "observed"}
     charts = element("div", parts, class_="pair")
     return [charts, *(element("p", f"Not observed: {site}: {why}", class_="soft") for site, why in missing.items())]
@@ -178,9 +179,9 @@ def _calibrated(found: Calibration) -> Markup:
         ["mean confidence", f"{found.mean_confidence:.3f}"],
         [
             "expected calibration error",
-            f"{found.expected_calibration_error:.3f} ± {found.expected_calibration_error_stderr:.3f} "
-            f"(by chance alone {found.expected_if_calibrated:.3f})",
+            f"{found.expected_calibration_error:.3f} ± {found.expected_calibration_error_stderr:.3f}",
         ],
+        ["… by chance alone", f"{found.expected_if_calibrated:.3f}"],
         ["Brier score", f"{found.brier:.3f} ± {found.brier_stderr:.3f}"],
         ["AUROC of the confidence", found.auroc_reason or f"{found.auroc:.3f} ± {found.auroc_stderr:.3f}"],
     ]
