@@ -114,7 +114,8 @@ def explain() -> str:
                 f"({model})"
                 for model, found in result["occlusion"].items()
             )
-            + f". On {machine(result)}, {result['hardware']['torch_threads']} thread(s): `python -m benchmarks.explain --data DIRECTORY`.",
+            + f". On {machine(result)}, PyTorch threads: {result['hardware']['torch_threads']}. "
+            "`python -m benchmarks.explain --data DIRECTORY`.",
         ]
     )
 

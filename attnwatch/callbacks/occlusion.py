@@ -155,7 +155,7 @@ class Occluding(Audit):
             occlusion = prepared.run()
             comparison = compare(subject, batch, occlusion, readout=self._readout)
             scores = {"occlusion": occlusion.importance, **comparison.scores()}
-            curves = Curves(prepared.questions, scores, fractions=_FRACTIONS, num_random=_NUM_RANDOM, seed=self._seed)
+            curves = Curves(prepared.ablations, scores, fractions=_FRACTIONS, num_random=_NUM_RANDOM, seed=self._seed)
             if not self.results:
                 run.tell(f"the deletion curves take {curves.num_forwards} forwards")
             deletion = curves.run()

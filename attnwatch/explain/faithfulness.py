@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
+from attnwatch.explain.ablations import Ablations
 from attnwatch.explain.agreement import MeanOverSequences
-from attnwatch.explain.questions import Questions
 from attnwatch.explain.subject import Batch, Forward, Subject
 
 TENTHS = tuple(tenth / 10 for tenth in range(11))
@@ -116,7 +116,7 @@ def _curve(
     subject = model if isinstance(model, Subject) else Subject(model, forward)
     with subject.asked():
         curves = Curves(
-            Questions(subject, batch, **options),
+            Ablations(subject, batch, **options),
             {"": scores},
             is_deletion=is_deletion,
             fractions=fractions,
@@ -135,7 +135,7 @@ class Curves:
 
     def __init__(
         self,
-        questions: Questions,
+        ablations: Ablations,
         scores: Mapping[str, Tensor],
         *,
         is_deletion: bool = True,
@@ -143,24 +143,24 @@ class Curves:
         num_random: int = 3,
         seed: int = 0,
     ):
-        self._questions, self._names, self._is_deletion = questions, list(scores), is_deletion
-        self._points = _checked_fractions(fractions).to(questions.real.device)
-        orders = _orders(questions.real, scores.values(), num_random, seed)
-        hidden = hidden_by_orders(questions.hideable, orders, self._points, is_deletion)
+        self._ablations, self._names, self._is_deletion = ablations, list(scores), is_deletion
+        self._points = _checked_fractions(fractions).to(ablations.real.device)
+        orders = _orders(ablations.real, scores.values(), num_random, seed)
+        hidden = hidden_by_orders(ablations.hideable, orders, self._points, is_deletion)
         sequences = torch.arange(hidden.shape[1], device=hidden.device)[None, :, None].expand(hidden.shape[:-1])
-        self._hides = hidden.any(-1) & questions.effect.has_answer[:, None]
+        self._hides = hidden.any(-1) & ablations.effect.has_answer[:, None]
         self._rows, self._sequences = hidden[self._hides], sequences[self._hides]
-        self.num_forwards = len(questions.chunks(self._sequences, self._rows)) if len(self._rows) else 0
+        self.num_forwards = len(ablations.chunks(self._sequences, self._rows)) if len(self._rows) else 0
 
     def run(self) -> dict[str, FaithfulnessCurve]:
-        questions = self._questions
+        ablations = self._ablations
         effects = torch.zeros(self._hides.shape, device=self._hides.device)
         if len(self._rows):
-            found = questions.effects(self._sequences, self._rows)
-            effects[self._hides] = _over_outputs(questions, found, self._sequences, self._rows)
-        unknown = ~(questions.effect.has_answer & questions.hideable.any(1))
+            found = ablations.effects(self._sequences, self._rows)
+            effects[self._hides] = _over_outputs(ablations, found, self._sequences, self._rows)
+        unknown = ~(ablations.effect.has_answer & ablations.hideable.any(1))
         effects.masked_fill_(unknown[:, None], torch.nan)
-        num_forwards = questions.num_preparing + self.num_forwards
+        num_forwards = ablations.num_preparing + self.num_forwards
         given, by_chance = effects[: len(self._names)], effects[len(self._names) :]
         return {
             name: FaithfulnessCurve(self._points.float(), each, by_chance, self._is_deletion, num_forwards)
@@ -183,12 +183,12 @@ def hidden_by_orders(hideable: Tensor, orders: Tensor, fractions: Tensor, is_del
     return (among_first if is_deletion else ~among_first) & hideable[:, None, :]
 
 
-def _over_outputs(questions: Questions, effects: Tensor, sequences: Tensor, hidden: Tensor) -> Tensor:
+def _over_outputs(ablations: Ablations, effects: Tensor, sequences: Tensor, hidden: Tensor) -> Tensor:
     """[rows]: the mean over the outputs that remain; nan where none does."""
-    if questions.effect.outputs is None:
+    if ablations.effect.outputs is None:
         return effects
-    remain = (questions.effect.outputs & questions.hideable)[sequences]
-    if questions.takes_away_outputs:
+    remain = (ablations.effect.outputs & ablations.hideable)[sequences]
+    if ablations.takes_away_outputs:
         remain = remain & ~hidden
     return effects.masked_fill(~remain, 0.0).sum(1) / remain.sum(1)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.questions import Questions
+from attnwatch.explain.ablations import Ablations
 from attnwatch.explain.subject import Batch, Forward, Subject, token_mask
 from attnwatch.metrics import stratified_rows
 
@@ -60,7 +60,7 @@ class Occlusion:
 class Occlusions:
     """Occlusion of one batch, prepared: the number of forwards is known. Used while `subject.asked()` is open.
 
-    Args: see `occlude`; `options` are those of `Questions`.
+    Args: see `occlude`; `options` are those of `Ablations`.
     """
 
     def __init__(
@@ -81,39 +81,39 @@ class Occlusions:
                 f"`units` must be integers of shape {list(shape)} as `input_ids`, -1 where nothing is hidden; got "
                 f"{units.dtype} of shape {list(units.shape)}."
             )
-        self.questions = Questions(subject, batch, **options)
+        self.ablations = Ablations(subject, batch, **options)
         self._choose(units, max_units, torch.Generator().manual_seed(seed))
-        num_chunks = len(self.questions.chunks(self._sequences, self._hidden)) if len(self._hidden) else 0
-        self.num_forwards = self.questions.num_preparing + num_chunks
+        num_chunks = len(self.ablations.chunks(self._sequences, self._hidden)) if len(self._hidden) else 0
+        self.num_forwards = self.ablations.num_preparing + num_chunks
 
     def run(self, *, show_progress: bool = False) -> Occlusion:
-        questions = self.questions
-        importance = torch.full(questions.real.shape, torch.nan, device=questions.real.device)
-        outputs = questions.effect.outputs
+        ablations = self.ablations
+        importance = torch.full(ablations.real.shape, torch.nan, device=ablations.real.device)
+        outputs = ablations.effect.outputs
         matrix = None if outputs is None else importance[:, :, None].repeat(1, 1, importance.shape[1])
         if len(self._hidden):
-            effects = questions.effects(self._sequences, self._hidden, show_progress=show_progress)
+            effects = ablations.effects(self._sequences, self._hidden, show_progress=show_progress)
             self._fill(effects, importance, matrix)
         return Occlusion(
             importance,
             matrix,
             self._reasons,
             self._hide,
-            questions.effect.name,
-            questions.route,
-            questions.why_whole,
+            ablations.effect.name,
+            ablations.route,
+            ablations.why_whole,
             self.num_forwards,
         )
 
     def _choose(self, units: Tensor | None, max_units: int | None, generator: torch.Generator) -> None:
         """Rows to ask about: of each sequence its units, or some of them from equal strata."""
-        questions = self.questions
-        real, hideable = questions.real, questions.hideable
+        ablations = self.ablations
+        real, hideable = ablations.real, ablations.hideable
         reasons = torch.full(real.shape, _HIDDEN, device=real.device)
         units = torch.arange(real.shape[1], device=real.device).expand(real.shape) if units is None else units
         reasons[units.to(real.device) < 0] = _NO_UNIT
-        reasons[~questions.effect.has_answer] = _NO_ANSWER
-        reasons[questions.special] = _SPECIAL
+        reasons[~ablations.effect.has_answer] = _NO_ANSWER
+        reasons[ablations.special] = _SPECIAL
         reasons[~real] = _PADDING
         sequences, rows = [], []
         for sequence in range(len(real)):
@@ -137,25 +137,25 @@ class Occlusions:
 
     def _has_output(self, sequence: int, members: Tensor) -> Tensor:
         """bool [units]: whether the unit can change an output that counts."""
-        outputs = self.questions.effect.outputs
+        outputs = self.ablations.effect.outputs
         if outputs is None:
             return torch.ones(len(members), dtype=torch.bool, device=members.device)
         return self._counts(outputs[sequence].expand_as(members), members).any(1)
 
     def _counts(self, outputs: Tensor, members: Tensor) -> Tensor:
         """bool [rows, tokens]: outputs that hiding these tokens can change."""
-        if self.questions.takes_away_outputs:
+        if self.ablations.takes_away_outputs:
             outputs = outputs & ~members
-        return outputs & (members.cummax(1).values if self.questions.effect.name == "loss" else True)
+        return outputs & (members.cummax(1).values if self.ablations.effect.name == "loss" else True)
 
     def _fill(self, effects: Tensor, importance: Tensor, matrix: Tensor | None) -> None:
         """Every token of a unit gets what the unit did."""
         if matrix is None:
             values = effects
         else:
-            outputs = self.questions.effect.outputs[self._sequences]
+            outputs = self.ablations.effect.outputs[self._sequences]
             values = effects.masked_fill(~self._counts(outputs, self._hidden), 0.0)
-            undefined = ~outputs | (self._hidden & self.questions.takes_away_outputs)
+            undefined = ~outputs | (self._hidden & self.ablations.takes_away_outputs)
             effects = values.masked_fill(undefined, torch.nan)
             values = values.sum(1) / outputs.sum(1)
         for row, (sequence, members) in enumerate(zip(self._sequences.tolist(), self._hidden, strict=True)):

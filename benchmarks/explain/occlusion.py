@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attnwatch.explain import MeanOverSequences, Subject, compare, num_forwards, occlude
+from attnwatch.explain.ablations import Ablations
 from attnwatch.explain.comparison import summary
 from attnwatch.explain.faithfulness import Curves
-from attnwatch.explain.questions import Questions
 from benchmarks.common import minilm_directory, time_paired
 from benchmarks.pruning_quality import Sentences, Way, correct, fine_tune
 
@@ -169,11 +169,11 @@ def _stories_side_by_side(
             each.append(getattr(comparison, name))
         scores = {"occlusion": occlusion.importance, **comparison.scores()}
         with subject.asked():
-            questions = Questions(subject, batch, tokenizer=tokenizer)
+            ablations = Ablations(subject, batch, tokenizer=tokenizer)
             for kind, found in areas.items():
                 fractions = (0.0, 0.5, 1.0) if quick else tuple(tenth / 10 for tenth in range(11))
                 options = {"fractions": fractions, "num_random": 2 if quick else 3}
-                curves = Curves(questions, scores, is_deletion=kind == "deletion", **options).run()
+                curves = Curves(ablations, scores, is_deletion=kind == "deletion", **options).run()
                 for name, curve in curves.items():
                     found.setdefault(name, []).append(curve.areas)
                 found.setdefault("random", []).append(curve.random_areas.mean(0))

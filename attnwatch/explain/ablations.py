@@ -1,4 +1,4 @@
-"""Asks a model about many rows, each a sequence of a batch in which some tokens are hidden."""
+"""Forwards of a model on rows, each a sequence of a batch in which some tokens are hidden."""
 
 from collections.abc import Collection
 from typing import Any
@@ -27,7 +27,7 @@ _FEWEST = 4
 _ROUNDING = {8: 1e-4, 4: 1e-4, 2: 0.05}
 
 
-class Questions:
+class Ablations:
     """What hiding tokens of one batch changes. All of it happens while `subject.asked()` is open.
 
     A causal language model is asked for the tokens from the first hidden one on only: keys and values of the tokens
