@@ -292,3 +292,17 @@ def test_trainer_may_evaluate_before_it_trains(tmp_path):
     assert before > 0
     run.train()
     assert gone(run.model) == LAYERS * HEADS // 2
+
+
+def test_lora_resumes_once_its_base_has_the_checkpoints_heads(tmp_path):
+    """A checkpoint of adapters has nothing of the base: the plan beside it says which heads are gone."""
+    options = {"directory": tmp_path, "save_strategy": "steps", "save_steps": 8, "learning_rate": 1e-2}
+    whole = train(HeadPruning(0.5, start=4, end=6, num_cuts=2, guard=None), model=adapted(), **options)
+    checkpoint = tmp_path / "checkpoint-8"
+    model = adapted()
+    attnwatch.PruningPlan.load(checkpoint / "pruning_plan.json").apply(model)
+    callback = HeadPruning(0.5, start=4, end=6, num_cuts=2, guard=None)
+    resumed = train(callback, model=model, resume_from_checkpoint=str(checkpoint), **options)
+    assert resumed.losses == whole.losses[8:]
+    assert len(callback.cuts) == 2
+    assert_same_weights(resumed.model, whole.model)
