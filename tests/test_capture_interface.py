@@ -6,7 +6,7 @@ from models import HEAD_DIM, HEADS, LENGTHS, TOKENS, llama, padding_mask, token_
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from versions import BEFORE_5, CACHE
+from versions import CACHE, EARLY
 
 from attnwatch.capture.interface import read_call
 from attnwatch.recorder import AttentionRecorder
@@ -86,7 +86,7 @@ def test_flash_attention_of_documents_over_several_rows(module):
 def test_flex_block_mask_equals_dense_mask(module, create_mask, side: str):
     masks = {}
     states = torch.randn(len(LENGTHS), TOKENS, 32)
-    options = {"input_embeds": states, "cache_position": POSITIONS} if BEFORE_5 else {"inputs_embeds": states}
+    options = {"input_embeds": states, "cache_position": POSITIONS} if EARLY else {"inputs_embeds": states}
     for implementation in ("flex_attention", "eager", "sdpa"):
         config = llama(implementation).config
         config.sliding_window = 4

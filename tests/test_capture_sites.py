@@ -23,7 +23,7 @@ from models import (
     vit,
 )
 from torch import Tensor, nn
-from versions import BEFORE_5, lacks
+from versions import BEFORE_5, EARLY, lacks
 
 from attnwatch import ConfigurationError, NoAttentionError
 from attnwatch.capture import SiteKind, find_sites
@@ -51,7 +51,7 @@ class XformersAttention(FusedAttention):
         return xops.memory_efficient_attention(*self.heads(x))
 
 
-VIT = "encoder.layer.{}.attention.attention" if BEFORE_5 else "layers.{}.attention"
+VIT = "encoder.layer.{}.attention.attention" if EARLY else "layers.{}.attention"
 READABLE = {
     "llama": (llama, [f"model.layers.{layer}.self_attn" for layer in range(LAYERS)]),
     "gpt2": (gpt2, [f"transformer.h.{layer}.attn" for layer in range(LAYERS)]),

@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 import transformers as hf
-from versions import BEFORE_5, lacks
+from versions import BEFORE_5, EARLY, lacks
 
 import attnwatch
 from attnwatch import TokenLayout
@@ -20,7 +20,7 @@ from benchmarks.coverage.tokens import dropping_of
 
 # Models warn of what transformers deprecates, and of what attnwatch does not observe of them.
 pytestmark = pytest.mark.filterwarnings("ignore")
-NO_T5 = lacks(BEFORE_5, "T5 computes attention by hand")
+NO_T5 = lacks(EARLY, "T5 computes attention by hand")
 ATTENTION = [
     pytest.param(model, marks=NO_T5) if model == "T5Model" else model for model in QUICK if model != "MambaForCausalLM"
 ]
@@ -76,7 +76,7 @@ def test_a_model_without_attention_has_nothing_to_observe():
     assert "has no attention" in next(iter(seen["reasons"]))
 
 
-@lacks(BEFORE_5, "not all architectures exist")
+@lacks(EARLY, "not all architectures exist")
 def test_architectures_exist_and_are_many():
     assert {each.model for each in ARCHITECTURES} <= set(dir(hf))
     assert len({each.model for each in ARCHITECTURES}) >= 45
@@ -166,8 +166,8 @@ def test_a_crash_is_noticed(monkeypatch):
 
 WRONG_ONCE = [
     *("swin", "umt5", "seamless_m4t", "yolos", "llava"),
-    pytest.param("doge", marks=lacks(BEFORE_5, "without a mask Doge is not causal under sdpa")),
-    pytest.param("deepseek_v32", marks=lacks(BEFORE_5, "there is no DeepSeek V3.2")),
+    pytest.param("doge", marks=lacks(EARLY, "without a mask Doge is not causal under sdpa")),
+    pytest.param("deepseek_v32", marks=lacks(EARLY, "there is no DeepSeek V3.2")),
 ]
 
 

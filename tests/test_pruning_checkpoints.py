@@ -18,7 +18,7 @@ from pruning_models import features, output, with_decoder, with_lora
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.integrations.peft import MIN_PEFT_VERSION
-from versions import BEFORE_5, lacks
+from versions import EARLY, lacks
 
 from attnwatch import ConfigurationError, PruningPlan, load_pruned, prune_heads, save_pruned
 
@@ -77,7 +77,7 @@ UNEQUAL = {
     "llama, three heads in a width of 32": pytest.param(
         llama_without_groups,
         {0: [1], 1: [3]},
-        marks=lacks(BEFORE_5, "a Llama's width need not be a multiple of its number of heads"),
+        marks=lacks(EARLY, "a Llama's width need not be a multiple of its number of heads"),
     ),
     "llama, bfloat16": (in_bfloat16(llama), {0: [2, 3]}),
     "t5, bfloat16": (in_bfloat16(models.t5), {0: [1]}),

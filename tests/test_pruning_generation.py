@@ -33,7 +33,7 @@ from pruning_models import (
     survivors,
 )
 from torch import Tensor
-from versions import BEFORE_5, CACHE, lacks
+from versions import CACHE, EARLY, lacks
 
 NONE = range(HEADS)
 
@@ -64,7 +64,7 @@ GENERATING = {
     "bart, layers 0 without heads": (bart_for_generation, padded, {0: NONE, 2: NONE}),
     "bart, cross-attention without heads": (bart_for_generation, padded, {3: NONE, 4: NONE, 5: [1, 2]}),
 }
-T5_BY_HAND = lacks(BEFORE_5, "attention of T5 is computed by hand")
+T5_BY_HAND = lacks(EARLY, "attention of T5 is computed by hand")
 GENERATING = {
     name: pytest.param(*case, marks=T5_BY_HAND) if name.startswith("t5") else case for name, case in GENERATING.items()
 }

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
-from versions import BEFORE_5, CACHE
+from versions import CACHE, EARLY
 
 from attnwatch import AttentionRecorder, AttnwatchWarning, ConfigurationError, prune_heads
 from attnwatch.tokens import TokenDropper, TokenLayout, register_token_layout
@@ -362,7 +362,7 @@ def test_images_keep_their_class_token():
     model = deep(vit)()
     pixels = torch.randn(3, 3, 12, 12, generator=torch.Generator().manual_seed(0)).double()
     states = []
-    layers = model.encoder.layer if BEFORE_5 else model.layers
+    layers = model.encoder.layer if EARLY else model.layers
     handle = layers[1].register_forward_pre_hook(lambda module, args, kwargs: states.append(args[0]), with_kwargs=True)
     with TokenDropper(model, **SMALL):
         before = layers[0].register_forward_hook(lambda module, args, output: states.append(output))

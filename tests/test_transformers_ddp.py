@@ -8,7 +8,7 @@ import torch
 from processes import on_two_processes
 from test_recorder_processes import WITHIN_A_BATCH
 from trainers import train
-from versions import BEFORE_5, lacks
+from versions import EARLY, lacks
 
 from attnwatch.metrics import STATISTICS
 from attnwatch.transformers import AttentionMonitor
@@ -23,7 +23,7 @@ os.environ["MASTER_PORT"] = sys.argv[2]
 import torch
 from models import llama
 from trainers import Sequences, train
-from versions import BEFORE_5
+from versions import EARLY
 from attnwatch import ConfigurationError, Guard, PruningPlan
 from attnwatch.transformers import AttentionMonitor, HeadPruning, TokenDropping
 
@@ -43,7 +43,7 @@ dropping = TokenDropping(0.5, min_tokens=4, first_layer=0, last_layer=1, criteri
 run = train(pruning, dropping, save_strategy="steps", save_steps=5, **options)
 results["removed"] = {site: list(heads) for site, heads in PruningPlan.of(run.model).heads.items()}
 results["weights"] = dict(run.model.state_dict())
-if not BEFORE_5:
+if not EARLY:
     resumed = train(
         HeadPruning(0.5, guard=Guard(tolerance=10.0, window=2), start=3, end=6, num_cuts=2),
         TokenDropping(0.5, min_tokens=4, first_layer=0, last_layer=1, criterion="loss"),
@@ -97,7 +97,7 @@ def test_heads_are_removed_alike_and_training_goes_on(processes):
         assert torch.equal(value, second["weights"][name]), name
 
 
-@lacks(BEFORE_5, "it can't load the state of an optimizer to the device cpu:0 of several processes")
+@lacks(EARLY, "it can't load the state of an optimizer to the device cpu:0 of several processes")
 def test_resumed_equals_uninterrupted(processes):
     for results in processes:
         for name, value in results["weights"].items():

@@ -13,7 +13,7 @@ from test_lightning_monitor import assert_same_history
 from torch import nn
 from torch.utils.data import DataLoader
 from trainers import STEPS, Noting, Sequences, train, trainer
-from versions import BEFORE_5
+from versions import EARLY
 
 import attnwatch.lightning
 from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
@@ -79,9 +79,9 @@ def test_history_is_that_of_lightning(accumulated, tmp_path):
     first, second = ours.history, theirs.history
     assert first.steps.tolist() == second.steps.tolist() == [0, 2, 4, 6, 8, 10]
     assert [f"model.{site}" for site in first.sites] == list(second.sites)
-    # Transformers 4 trains with (and logs) the sum over all predictions, divided by the number of labels, of which the
+    # Early trainers train with (and log) the sum over all predictions, divided by the number of labels, of which the
     # first of each sequence is not predicted.
-    scale = (TOKENS - 1) / TOKENS if BEFORE_5 else 1
+    scale = (TOKENS - 1) / TOKENS if EARLY else 1
     np.testing.assert_allclose(first.loss, scale * second.loss, rtol=1e-5)
     for name in STATISTICS:
         np.testing.assert_allclose(first[name], second[name], rtol=1e-3, atol=1e-4, err_msg=name)
@@ -131,7 +131,7 @@ def test_numbers_are_in_the_log_history(tmp_path):
 
 def test_tensorboard_has_the_tags_of_lightning(tmp_path, monkeypatch):
     monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "ours"))
-    options = {"logging_dir": str(tmp_path / "ours")} if BEFORE_5 else {}  # which did not know the variable
+    options = {"logging_dir": str(tmp_path / "ours")} if EARLY else {}  # which did not know the variable
     train(AttentionMonitor(every_n_steps=2), directory=tmp_path, report_to="tensorboard", **options)
     logger = pl.loggers.TensorBoardLogger(tmp_path, name="theirs")
     pl.Trainer(

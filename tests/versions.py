@@ -6,10 +6,12 @@ import lightning
 import pytest
 import transformers
 from lightning.pytorch import callbacks
+from packaging.version import Version
 from transformers import AttentionInterface
 
-BEFORE_5 = not hasattr(AttentionInterface, "get_interface")  # of transformers
-GETS_FUNCTIONS = "__getitem__" if BEFORE_5 else "get_interface"  # method of the AttentionInterface
+BEFORE_5 = Version(transformers.__version__).major < 5
+EARLY = not hasattr(AttentionInterface, "get_interface")  # the first of 5 too
+GETS_FUNCTIONS = "__getitem__" if EARLY else "get_interface"  # method of the AttentionInterface
 # What models call the key-value cache that they take and return.
 CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaModel.forward).parameters else "past_key_values"
 

@@ -154,7 +154,12 @@ def _t5_position_bias(module: nn.Module, hidden_states: Tensor, key_value_states
 
 
 def forward_without_heads(
-    module: nn.Module, output: str | None, hidden_states: Tensor, key_value_states: Tensor | None = None, cache=None
+    module: nn.Module,
+    output: str | None,
+    hidden_states: Tensor,
+    key_value_states: Tensor | None = None,
+    cache=None,
+    cache_position: Tensor | None = None,
 ) -> Tensor:
     """What is left of attention without heads: the output projection's bias, [..., features].
 
@@ -164,9 +169,10 @@ def forward_without_heads(
     nothing = sum(tensor.flatten()[:0].sum() for tensor in everything)
     empty = hidden_states[..., :0] + nothing
     if cache is not None and key_value_states is None and getattr(module, "layer_idx", None) is not None:
-        # The cache counts the tokens that it has seen in the states of a layer.
-        seen = hidden_states.new_zeros((hidden_states.shape[0], 1, hidden_states.shape[1], 1))
-        getattr(cache, "self_attention_cache", cache).update(seen, seen, module.layer_idx)
+        # The cache counts the tokens that it has seen in the states of a layer; a static one those that are not zero.
+        seen = hidden_states.new_ones((hidden_states.shape[0], 1, hidden_states.shape[1], 1))
+        at = () if cache_position is None else ({"cache_position": cache_position},)  # models gave it, early ones
+        getattr(cache, "self_attention_cache", cache).update(seen, seen, module.layer_idx, *at)
     if output is None:
         return empty
     projection = module.get_submodule(output)

@@ -258,7 +258,8 @@ def _without_heads(module: nn.Module, layout: HeadLayout, *args, **kwargs) -> Te
     key_value_states = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
     cache = next((kwargs[name] for name in CACHES if name in kwargs), None)
     output = None if layout.output.startswith("../") else layout.output
-    result = forward_without_heads(module, output, hidden_states, key_value_states, cache)
+    at = kwargs.get("cache_position")
+    result = forward_without_heads(module, output, hidden_states, key_value_states, cache, at)
     if layout.after_output is not None:
         result = module.get_submodule(layout.after_output)(result)
     return result if layout.returns == "output" else (result, None)
