@@ -1,5 +1,7 @@
 """Ways to train that run a forward more than once, in other precision, or compiled."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -135,6 +137,25 @@ def test_compiled_model_reports_to_its_own_recorder():
     with AttentionRecorder(gpt()) as recorder:
         train(compiled, recorder, range(1))
     assert not any(reason == "observed" for reason in recorder.coverage().values())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
+@pytest.mark.parametrize("copied", [False, True])
+def test_compiled_models_that_look_alike_are_told_apart(copied: bool):
+    """They share the graph that was compiled for the first of them."""
+    torch._dynamo.reset()
+    model = gpt()
+    with AttentionRecorder(model, num_query_rows=None) as recorder:
+        other = copy.deepcopy(model) if copied else gpt()
+        with torch.no_grad():
+            for parameter in other.parameters():
+                parameter.mul_(1.5)
+        compiled, others = (torch.compile(each, backend="aot_eager") for each in (model, other))
+        with recorder.step(0):
+            loss_of(compiled, token_ids()).backward()
+            loss_of(others, token_ids(seed=1)).backward()
+        history = recorder.history()
+    assert_equal(history, record(gpt(), token_ids(), num_query_rows=None), atol=2e-5)
 
 
 def test_number_of_a_module_is_never_given_to_another():

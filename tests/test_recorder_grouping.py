@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from models import HEADS, FusedAttention, gpt, llama, token_ids
-from torch import Tensor
+from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, token_ids
+from torch import Tensor, nn
 
 from attnwatch import AttentionRecorder
 from attnwatch.metrics import AttentionInputs, accumulate, at_rows, joined, kind_of_call, means_of_sums
@@ -34,7 +34,8 @@ def test_joined_calls_have_the_numbers_of_each(data: st.DataObject):
     number = data.draw(st.integers(1, queries))
     rows = torch.randperm(queries, generator=generator)[:number].sort().values
     assert len({kind_of_call(each, rows) for each in alone}) == 1
-    together = accumulate(joined([at_rows(each, rows) for each in alone]), rows)
+    first = at_rows(alone[0], rows)
+    together = accumulate(joined([first, *(at_rows(each, rows, first) for each in alone[1:])]), rows)
     expected = [means_of_sums(accumulate(each, rows)) for each in alone]
     torch.testing.assert_close(means_of_sums(together), torch.cat(expected, -1), rtol=1e-4, atol=1e-5, equal_nan=True)
 
@@ -96,6 +97,27 @@ def test_what_is_overwritten_after_the_call_is_recorded_as_it_was():
             model(token_ids())
         histories.append(recorder.history())
     np.testing.assert_array_equal(*[history["entropy"] for history in histories])
+
+
+class MaskedAttention(FusedAttention):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = self.heads(x)
+        return self.output(F.scaled_dot_product_attention(query, key, value, mask).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("written_after", [0, 1])
+def test_mask_that_is_written_to_was_what_it_was(written_after: int):
+    layers = nn.ModuleList(MaskedAttention() for _ in range(3))
+    x, mask = torch.randn(2, TOKENS, WIDTH), torch.ones(TOKENS, TOKENS, dtype=torch.bool).tril()[None, None]
+    visible = []
+    with AttentionRecorder(layers, num_query_rows=None) as recorder, recorder.step(0), torch.no_grad():
+        for index, layer in enumerate(layers):
+            visible.append(mask[0, 0].sum(-1)[mask[0, 0].sum(-1) > 1].double().log().mean())
+            layer(x, mask)
+            if index == written_after:
+                mask.fill_(True)
+    expected = torch.stack(visible)[:, None].expand(-1, HEADS)
+    np.testing.assert_allclose(recorder.history()["max_entropy"][0], expected, rtol=1e-5)
 
 
 def test_history_in_the_middle_of_a_step_has_what_came_so_far():

@@ -65,8 +65,9 @@ class Capture:
     def coverage(self) -> dict[str, str]:
         """For every site `"observed"` or the reason why it is not."""
         not_called = (
-            "not called in a step that was observed; a compiled model is seen if it is watched from before its first "
-            "forward, MultiheadAttention only off PyTorch's inference fast path"
+            "not called in a step that was observed; a compiled model is seen if it is watched from before the first "
+            "forward of any that looks like it (torch._dynamo.reset() forgets them), MultiheadAttention only off "
+            "PyTorch's inference fast path"
         )
         return {
             name: self._reasons.get(name) or (OBSERVED if name in self._seen else not_called) for name in self._sites

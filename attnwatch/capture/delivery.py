@@ -8,6 +8,7 @@ and to be unsafe in CUDA graphs, which would replay kernels without asking: comp
 
 import contextlib
 import itertools
+import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -32,6 +33,20 @@ class Receiver(Protocol):
     def fail(self, site: str, error: Exception) -> None: ...
 
 
+class _Mark:
+    """A module's number, as compiled code sees it: modules that look alike share graphs, and this tells them apart.
+
+    A copy of the module is another module, and has none.
+    """
+
+    def __init__(self, number: int):
+        self.digits = str(number)  # an integer would become a variable of the graph
+
+    def __reduce__(self):
+        return type(None), ()
+
+
+_MARK = "_attnwatch_mark"
 # A compiled graph holds the numbers of its modules and outlives the capture it was traced with. So a module keeps its
 # number for the next capture, and no other module ever gets it.
 _next_number = itertools.count()
@@ -48,6 +63,7 @@ def register(module: nn.Module, receiver: Receiver, site: str) -> None:
     number = _numbers.get(module)
     if number is None:
         number = _numbers[module] = next(_next_number)
+    module.__dict__[_MARK] = _Mark(number)
     _receivers.setdefault(number, []).append((receiver, site))
     _ids[module] = number
 
@@ -57,10 +73,15 @@ def unregister(module: nn.Module, receiver: Receiver) -> None:
     _receivers[number] = [(other, site) for other, site in _receivers[number] if other is not receiver]
     if not _receivers[number]:
         del _receivers[number], _ids[module]
+        if "torch._dynamo" not in sys.modules:  # compiled code would be compiled anew without it
+            del module.__dict__[_MARK]
 
 
 def site_id(module: nn.Module) -> int | None:
     """The number under which calls of this module are delivered; None where nobody watches it."""
+    if torch.compiler.is_compiling():
+        mark = getattr(module, _MARK, None)
+        return None if mark is None else int(mark.digits)
     return _ids.get(module)
 
 

@@ -36,7 +36,8 @@ class AttentionInputs:
         query_mask: bool [B, Q], True where the query counts in statistics (False: padding).
         has_positions: query i and key i are the same token, so that a distance between them has a meaning.
         positions: int64 [B, N], where in their sequences these tokens lie; None: token i is at position i.
-        query_rows: int64 [R], ascending: `query` holds only these rows of the call's `num_all_queries`; None: all Q.
+        query_rows: int64 [R], ascending: `query`, `attn_mask` and `position_bias` hold only these rows of the call's
+            `num_all_queries`; None: all Q.
         keeps_its_masks: what shapes the logits keeps its values after the call (not in compiled code).
     """
 
@@ -85,7 +86,7 @@ class AttentionInputs:
 
     def logits(self, rows: Tensor) -> Tensor:
         """Attention logits of the query rows `rows` (int64 [R]), before hiding keys: [B, H, R, N]."""
-        places = rows if self.query_rows is None else torch.searchsorted(self.query_rows, rows)
+        places = self._places(rows)
         query = self.query.index_select(2, places).to(self.compute_dtype) * self.effective_scale
         key = self.key.to(self.compute_dtype)
         batch, heads, num_rows, head_dim = query.shape
@@ -95,7 +96,7 @@ class AttentionInputs:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         for bias in (self.attn_mask, self.position_bias):
             if bias is not None and bias.dtype != torch.bool:
-                logits = logits + _select_rows(bias, rows).to(logits.dtype)
+                logits = logits + select_rows(bias, places).to(logits.dtype)
         return logits
 
     def visible(self, rows: Tensor) -> Tensor | None:
@@ -104,10 +105,10 @@ class AttentionInputs:
         if self.is_causal or self.sliding_window is not None:
             parts.append(self._visible_by_position(rows))
         if self.attn_mask is not None:
-            mask = _select_rows(self.attn_mask, rows)
+            mask = select_rows(self.attn_mask, self._places(rows))
             parts.append(mask if mask.dtype == torch.bool else ~(mask <= HIDDEN_AT))  # nan is not hidden
         if self.position_bias is not None:
-            parts.append(~(_select_rows(self.position_bias, rows) <= HIDDEN_AT))
+            parts.append(~(select_rows(self.position_bias, self._places(rows)) <= HIDDEN_AT))
         if self.key_padding is not None:
             parts.append(self.key_padding[:, None, None, :])
         if self.segments is not None:
@@ -118,6 +119,10 @@ class AttentionInputs:
         for part in parts:
             visible = part if visible is None else visible & part
         return visible
+
+    def _places(self, rows: Tensor) -> Tensor:
+        """Where these rows of the call are among those that it has."""
+        return rows if self.query_rows is None else torch.searchsorted(self.query_rows, rows)
 
     def _visible_by_position(self, rows: Tensor) -> Tensor:
         ahead = torch.arange(self.num_keys, device=rows.device) - rows[:, None]
@@ -193,7 +198,7 @@ def _broadcasts(shape: torch.Size, full: tuple[int, ...]) -> bool:
     return all(size in (1, whole) for size, whole in zip(reversed(shape), reversed(full), strict=False))
 
 
-def _select_rows(mask: Tensor, rows: Tensor) -> Tensor:
+def select_rows(mask: Tensor, rows: Tensor) -> Tensor:
     """Rows of a mask that may be broadcast over its query dimension; the result has four dimensions."""
     mask = mask[(None,) * (4 - mask.ndim)]
     return mask if mask.shape[2] == 1 else mask.index_select(2, rows)

@@ -2,18 +2,21 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from attnwatch.metrics.inputs import AttentionInputs
+from attnwatch.metrics.inputs import AttentionInputs, select_rows
 
 # What shapes the logits and must be the same object in calls that are joined.
-_SHARED = ("attn_mask", "key_padding", "segments", "mask_mod", "query_mask", "positions")
+_SHARED = ("attn_mask", "position_bias", "key_padding", "segments", "mask_mod", "query_mask", "positions")
+
+_OF_ROWS = ("attn_mask", "position_bias")
 
 
 def kind_of_call(inputs: AttentionInputs, rows: Tensor) -> Hashable:
-    """Equal for calls that can be joined, as long as both are alive; None where this one can't be.
+    """Equal for calls that can be joined, while what they share is alive; None where this one can't be.
 
     Args:
         rows: that are looked at, the same object for calls that are joined.
@@ -24,19 +27,39 @@ def kind_of_call(inputs: AttentionInputs, rows: Tensor) -> Hashable:
     query, key = inputs.query, inputs.key
     shapes = (key.device, query.dtype, key.dtype, key.shape[0], query.shape[1] // key.shape[1], *key.shape[2:])
     shaping = (inputs.num_queries, inputs.is_causal, inputs.scale, inputs.softcap, inputs.sliding_window)
-    shared = tuple(id(getattr(inputs, name)) for name in (*_SHARED, "position_bias"))
+    shared = tuple(_identity(getattr(inputs, name)) for name in _SHARED)
     return (*shapes, *shaping, inputs.has_positions, id(rows), *shared)
 
 
-def at_rows(inputs: AttentionInputs, rows: Tensor) -> AttentionInputs:
-    """The call with a copy of its keys, and of these of its queries (int64 [R], ascending), whatever becomes of it."""
+def _identity(shared: Any) -> Hashable:
+    """Another one where a tensor was written to."""
+    has_version = isinstance(shared, Tensor) and not shared.is_inference()
+    return id(shared), shared._version if has_version else None
+
+
+def at_rows(inputs: AttentionInputs, rows: Tensor, alike: AttentionInputs | None = None) -> AttentionInputs:
+    """The call with a copy of its keys, of these of its queries, and of its masks, whatever becomes of them.
+
+    Args:
+        rows: int64 [R], ascending.
+        alike: of a call with the same `kind_of_call`, what this returned: its masks are these.
+    """
     return replace(
         inputs,
         query=inputs.query.detach().index_select(2, rows),
         key=inputs.key.detach().clone(),
         query_rows=rows,
         num_all_queries=inputs.num_queries,
+        **({name: getattr(alike, name) for name in _SHARED} if alike is not None else _copies(inputs, rows)),
     )
+
+
+def _copies(inputs: AttentionInputs, rows: Tensor) -> dict[str, Tensor]:
+    given = {name: getattr(inputs, name) for name in _SHARED}
+    tensors = {name: tensor.detach() for name, tensor in given.items() if isinstance(tensor, Tensor)}
+    return {
+        name: (select_rows(tensor, rows) if name in _OF_ROWS else tensor).clone() for name, tensor in tensors.items()
+    }
 
 
 def joined(calls: Sequence[AttentionInputs]) -> AttentionInputs:

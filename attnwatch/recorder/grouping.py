@@ -39,7 +39,8 @@ class CallGroup:
             self._receive(name, accumulate(inputs, rows))
             return
         with torch.no_grad():
-            self._calls.append((name, at_rows(inputs, rows)))
+            first = self._calls[0][1] if self._calls else None
+            self._calls.append((name, at_rows(inputs, rows, first)))
         self._kind, self._rows, self._elements = kind, rows, self._elements + elements
 
     def compute(self) -> None:
