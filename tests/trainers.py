@@ -1,5 +1,6 @@
 """Trainings of a tiny Llama by the transformers Trainer."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import transformers as hf
@@ -43,6 +44,7 @@ def trainer(
     trainer_class: type[hf.Trainer] = Noting,
     arguments_class: type[hf.TrainingArguments] = hf.TrainingArguments,
     train_dataset: Dataset | None = None,
+    data_collator: Callable | None = None,
     **options,
 ) -> hf.Trainer:
     """On the CPU, without anything on the screen. Options are those of `TrainingArguments`."""
@@ -63,6 +65,7 @@ def trainer(
         arguments_class(**defaults | options),
         train_dataset=train_dataset or Sequences(),
         eval_dataset=Sequences(4),
+        data_collator=data_collator,
         callbacks=list(callbacks),
     )
     made.remove_callback(hf.PrinterCallback)

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
+from attnwatch.callbacks.loading import first_batches
 from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
@@ -133,14 +134,11 @@ class Audit(TrainingPart):
         return run.validation_batches(self._num_batches) if self._needs_batches else []
 
     def _own_batches(self) -> list[Any]:
-        found = []
-        for batch in self._given_batches:
-            found.append(as_batch(batch))
-            if len(found) == self._num_batches:
-                break
-        if not found:
+        """Once, as what gives them may have no more."""
+        self._given_batches = [as_batch(batch) for batch in first_batches(self._given_batches, self._num_batches)]
+        if not self._given_batches:
             raise ConfigurationError("`batches` is empty: give at least one.")
-        return found
+        return self._given_batches
 
     @contextlib.contextmanager
     def _never_fatal(self) -> Iterator[None]:

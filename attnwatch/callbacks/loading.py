@@ -1,6 +1,7 @@
 """Batches of a data loader, taken beside the training that uses it."""
 
 import contextlib
+import copy
 import itertools
 import random
 from collections.abc import Iterable, Iterator
@@ -8,23 +9,29 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 
 def first_batches(loader: Iterable[Any], number: int) -> list[Any]:
-    """So many, without a trace in any random state that the training draws from."""
+    """So many, without a trace in the loader or in any random state that the training draws from."""
     with _random_state_kept(loader):
-        iterator = iter(loader)
-        try:
-            return list(itertools.islice(iterator, number))
-        finally:
-            del iterator  # its workers
+        return list(itertools.islice(_without_workers(loader), number))
+
+
+def _without_workers(loader: Iterable[Any]) -> Iterable[Any]:
+    """Workers that persist would be the training's own, with a random state that was drawn here."""
+    if not isinstance(loader, DataLoader) or loader.num_workers == 0:
+        return loader
+    alone = copy.copy(loader)  # a loader lets nobody set these
+    vars(alone).update(num_workers=0, timeout=0, persistent_workers=False, prefetch_factor=None, _iterator=None)
+    return alone
 
 
 @contextlib.contextmanager
 def _random_state_kept(loader: Iterable[Any]) -> Iterator[None]:
-    holders = (loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None))
-    generators = {id(each): each for each in (getattr(holder, "generator", None) for holder in holders) if each}
-    states = [(generator, generator.get_state()) for generator in generators.values()]
+    holders = [holder for holder in _holders(loader) if "generator" in getattr(holder, "__dict__", {})]
+    kept = [(holder, vars(holder)["generator"]) for holder in holders]
+    states = [_state(generator) for _, generator in kept]
     python_state, numpy_state = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():
@@ -32,5 +39,27 @@ def _random_state_kept(loader: Iterable[Any]) -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        for generator, state in states:
-            generator.set_state(state)
+        for (holder, generator), state in zip(kept, states, strict=True):
+            vars(holder)["generator"] = generator  # collators make theirs when they are first called
+            _set_state(generator, state)
+
+
+def _holders(loader: Iterable[Any]) -> list[Any]:
+    """What may draw from a generator of its own: samplers, and collators (transformers wraps them)."""
+    collate = getattr(loader, "collate_fn", None)
+    inner = [getattr(collate, name, None) for name in ("data_collator", "__self__")]
+    outer = [getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset")]
+    return [loader, collate, *inner, *outer]
+
+
+def _state(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state() if isinstance(generator, torch.Generator) else None
+
+
+def _set_state(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif state is not None:
+        generator.set_state(state)

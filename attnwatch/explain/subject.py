@@ -47,10 +47,10 @@ class Subject:
     @contextlib.contextmanager
     def asked(self, *, gradients: bool = False) -> Iterator[None]:
         """While it is open the model is in eval mode, not compiled, unwatched and without autocast; then as it was."""
-        modes = [(module, module.training) for module in self.model.modules()]
+        states = [(module, *_state_of(module)) for module in self.model.modules()]
         device = self.device
         with contextlib.ExitStack() as stack:
-            stack.callback(_restore, modes)
+            stack.callback(_restore, states)
             stack.enter_context(unwatched())
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             stack.enter_context(torch.set_grad_enabled(gradients))
@@ -158,9 +158,16 @@ def _transformers_model(model: nn.Module) -> nn.Module:
     )
 
 
-def _restore(modes: list[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
+def _state_of(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
+    """Its mode and other plain attributes, and its buffers: rotary embeddings, for one, replace theirs in a forward."""
+    plain = bool | int | float | str | Tensor | None
+    return {name: value for name, value in vars(module).items() if isinstance(value, plain)}, dict(module._buffers)
+
+
+def _restore(states: list[tuple[nn.Module, dict[str, Any], dict[str, Tensor | None]]]) -> None:
+    for module, attributes, buffers in states:
+        vars(module).update(attributes)
+        module._buffers.update(buffers)
 
 
 def _described(thing: Any) -> str:
