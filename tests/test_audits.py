@@ -103,7 +103,7 @@ def test_buffers_that_a_forward_replaces_come_back():
     rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
     config = hf.LlamaConfig(**llama().config.to_diff_dict() | {"rope_parameters": rope, "max_position_embeddings": 8})
     model = seeded(lambda: hf.LlamaForCausalLM(config)).eval()
-    short: Tensor = token_ids(2, 6)
+    short: Tensor = token_ids(2, 10)
     before = model(short).logits
     occlude(model, {"input_ids": token_ids(2, 20)})
     assert torch.equal(model(short).logits, before)
