@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import transformers as hf
 from asking import byte_tokenizer
-from models import HEADS, LAYERS, bert, llama, seeded, t5_for_generation
+from models import HEADS, LAYERS, VOCABULARY, bert, gpt2, llama, seeded, t5_for_generation, vit
 from test_report_html import HOSTILE, Reader
 from torch import nn
 
 from attnwatch import prune_heads, save_pruned
 from attnwatch.cli import main
+from attnwatch.report.reading import read
 
 TEXT = " ".join(f"word{number % 7} is a thing & number {number}.\n" for number in range(80))
 SECTIONS = ["What it attends to", "What it relies on", "What each layer knows", "How sure it is"]
@@ -137,13 +138,31 @@ def test_bad_input(language_model, tmp_path, monkeypatch, capsys, arguments: lis
     assert message in capsys.readouterr().err
 
 
+def test_tokens_that_the_text_does_not_need_may_be_unknown_to_the_model(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    model = with_vocabulary(hf.LlamaForCausalLM, llama())
+    tokenizer = hf.AutoTokenizer.from_pretrained(saved(model, tmp_path / "model"))
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = read(tmp_path / "model", tmp_path / "text.txt", num_sequences=4, num_tokens=24)
+    assert len(found.tokenizer) > found.model.config.vocab_size
+
+
 def test_models_that_a_report_can_not_be_made_of(tmp_path, capsys):
-    (tmp_path / "text.txt").write_text("a thing")
-    t5_for_generation().save_pretrained(tmp_path / "t5")
-    llama().save_pretrained(tmp_path / "untold")
+    (tmp_path / "text.txt").write_text("a thing is a thing is a thing")
+    choosing = seeded(lambda: hf.BertForMultipleChoice(bert().config))
+    models = {"t5": t5_for_generation(), "untold": llama(), "bert": bert(), "gpt2": gpt2(), "vit": vit()}
+    for name, model in (models | {"choosing": choosing}).items():
+        model.save_pretrained(tmp_path / name)
+    saved(llama(), tmp_path / "small")
     for name, message in (
         ("t5", "has an encoder and a decoder"),
         ("untold", "has no tokenizer"),
+        ("bert", "has no tokenizer"),  # transformers 5 makes them of nothing
+        ("gpt2", "has no tokenizer"),
+        ("vit", "`input_ids` [batch, tokens] expected, got ViTModel"),
+        ("choosing", "`input_ids` [batch, tokens] expected, got BertForMultipleChoice"),
+        ("small", f"the tokenizer ({SIZE} tokens) must be the model's, with ids below its vocabulary of {VOCABULARY}"),
         ("nowhere", "holds no saved model"),
     ):
         assert main(["inspect", str(tmp_path / name), "--text", str(tmp_path / "text.txt")]) == 2

@@ -1,5 +1,6 @@
 """A model of a directory and a text, as batches."""
 
+import inspect
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,16 +50,14 @@ def read(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) ->
     is a sequence. A classifier's lines may end in a tab and a label, by number or by name.
 
     Raises:
-        ConfigurationError: there is no such model, no tokenizer, or nothing in the text.
+        ConfigurationError: there is no such model, no tokenizer, one of another model, or nothing in the text.
     """
     model = load_pruned(directory)
+    _refuse_other_inputs(model)
     tokenizer = _tokenizer(directory)
     content = _content(text)
-    name = type(model).__name__
-    is_classifier = name.endswith("ForSequenceClassification")
+    is_classifier = type(model).__name__.endswith("ForSequenceClassification")
     is_language_model = not is_classifier and bool(getattr(model, "can_generate", bool)())
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ConfigurationError(f"`run`: {name} has an encoder and a decoder; a report is of models with one stack.")
     most = getattr(model.config, "max_position_embeddings", None) or num_tokens
     num_tokens = min(num_tokens, most - 2)  # RoBERTa's positions begin at 2
     if is_language_model:
@@ -72,18 +71,36 @@ def read(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) ->
     chosen = _evenly(len(rows), num_sequences)
     known = None if labels is None else [labels[index] for index in chosen]
     batches = _batches([rows[index] for index in chosen], known, tokenizer)
+    _refuse_unknown_ids(batches, tokenizer, model)
     return Reading(model, tokenizer, batches, is_classifier, is_language_model, len(rows) - len(chosen))
+
+
+def _refuse_other_inputs(model: nn.Module) -> None:
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ConfigurationError(f"`run`: {name} has an encoder and a decoder; a report is of models with one stack.")
+    takes_ids = "input_ids" in inspect.signature(model.forward).parameters
+    if not takes_ids or name.endswith("ForMultipleChoice"):  # whose input_ids are [batch, choices, tokens]
+        raise ConfigurationError(
+            f"`run`: a model that takes `input_ids` [batch, tokens] expected, got {name}, which does not; give a "
+            "language model, a sequence classifier or an encoder of text."
+        )
 
 
 def _tokenizer(directory: Path) -> Any:
     import transformers
 
     try:
-        return transformers.AutoTokenizer.from_pretrained(directory)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
     except Exception as error:
-        raise ConfigurationError(
-            f"`run`: {str(directory)!r} has no tokenizer that transformers can load ({error}); save the model's there."
-        ) from error
+        raise _no_tokenizer(directory, f"that transformers can load ({error})") from error
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers 5 makes one of no files
+        raise _no_tokenizer(directory, "with a vocabulary")
+    return tokenizer
+
+
+def _no_tokenizer(directory: Path, lacking: str) -> ConfigurationError:
+    return ConfigurationError(f"`run`: {str(directory)!r} has no tokenizer {lacking}; save the model's there.")
 
 
 def _content(text: Path) -> str:
@@ -132,3 +149,14 @@ def _batches(rows: list[list[int]], labels: list[int] | None, tokenizer: Any) ->
             batch["labels"] = torch.tensor(labels[begin : begin + _SEQUENCES_PER_BATCH])
         batches.append(batch)
     return batches
+
+
+def _refuse_unknown_ids(batches: list[Batch], tokenizer: Any, model: nn.Module) -> None:
+    """Only those that the text needs: many tokenizers have a token or two more than their model, which nobody uses."""
+    size = getattr(model.config.get_text_config(), "vocab_size", None)  # CANINE has none: it hashes
+    largest = max(int(batch["input_ids"].max()) for batch in batches)
+    if size is not None and largest >= size:
+        raise ConfigurationError(
+            f"`run`: the tokenizer ({len(tokenizer)} tokens) must be the model's, with ids below its vocabulary of "
+            f"{size}, got id {largest} in the text; save the right one there, or resize the model's embeddings."
+        )
