@@ -1,6 +1,7 @@
 """Looking into a model from the command line: what is on the page, and that nothing on it comes from elsewhere."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -107,6 +108,43 @@ def test_model_without_a_head_and_with_pruned_heads(tmp_path):
     text = "".join(page.texts)
     assert "Not written: BertModel has no head" in text
     assert "–" in [text for text, tag in page.texts_in if tag == "td"]  # the head that is gone
+
+
+def test_numbers_of_a_regression_are_not_its_text(tmp_path):
+    model = with_vocabulary(hf.BertForSequenceClassification, bert(), num_labels=1)
+    (tmp_path / "text.txt").write_text("a thing\t0.25\na thing\tis a thing\n")
+    reading = read(saved(model, tmp_path / "model"), tmp_path / "text.txt", num_sequences=4, num_tokens=24)
+    rows = reading.batches[0]["input_ids"], reading.batches[0]["attention_mask"].bool()
+    assert [reading.tokenizer.decode(ids[real]) for ids, real in zip(*rows, strict=True)] == [
+        "a thing",
+        "a thing\tis a thing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a thing\t1", "", "a thing"], "line 3 must be a sentence, a tab and a label, since .*; got no label"),
+        (["a thing\t1", "a thing\t"], "line 2 must .*; got no label"),
+        (
+            ["a thing\tgood", "a thing\tugly"],
+            "line 2 must .*; got the label 'ugly'. Known are 'bad', 'good', and 0 to 1",
+        ),
+        (["a thing\t1.0", "a thing\t0.0"], "line 1 must .*; got the label '1.0'"),
+        (["a thing\t2", "a thing\t1"], "line 1 must .*; got the label '2'"),
+        (["a thing\t0", "\t1"], "line 2 must .*; got nothing before the label '1'"),
+        (["\t1", "  \t0"], "line 1 must .*; got nothing before the label '1'"),
+    ],
+)
+def test_lines_that_are_badly_labelled_are_named(classifier, tmp_path, capsys, lines: list[str], message: str):
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    assert main(["inspect", str(classifier), "--text", str(tmp_path / "text.txt")]) == 2
+    assert re.search(f"`--text`: {message}", capsys.readouterr().err)
+
+
+def test_indented_lines_are_not_labelled(classifier, tmp_path):
+    page = inspected(classifier, "\n".join(f"\tword{number} is a thing\t" for number in range(20)), tmp_path)
+    assert "the text has no labels" in "".join(page.texts)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE[:5])
