@@ -147,6 +147,21 @@ def test_indented_lines_are_not_labelled(classifier, tmp_path):
     assert "the text has no labels" in "".join(page.texts)
 
 
+def test_part_that_fails_leaves_the_others(language_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("attnwatch.report.sections.probe_layers", lambda *_, **__: [].pop())
+    page = inspected(language_model, TEXT, tmp_path)
+    assert "".join(page.texts).count("Not written") == 1
+    assert "Not written: IndexError: pop from empty list" in page.texts
+    assert headings(page) == SECTIONS
+
+
+def test_page_is_written_where_every_part_fails(tmp_path):
+    model = with_vocabulary(hf.GPT2ForSequenceClassification, gpt2(), pad_token_id=None)
+    page = inspected(saved(model, tmp_path / "model"), "a thing\t1\na thing\t0\n" * 9, tmp_path)
+    assert headings(page) == SECTIONS
+    assert "".join(page.texts).count("Not written: ValueError: Cannot handle batch sizes > 1") == len(SECTIONS)
+
+
 @pytest.mark.parametrize("hostile", HOSTILE[:5])
 def test_markup_in_the_text_stays_text(language_model, tmp_path, hostile: str):
     harmless = inspected(language_model, f"{TEXT} aaa", tmp_path, tokens=60)

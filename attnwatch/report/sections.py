@@ -31,6 +31,8 @@ def section(title: str, lead: str, write: Callable[[], Iterable[str]]) -> Markup
         body = joined(*write())
     except AttnwatchError as error:
         body = element("p", f"Not written: {error}")
+    except Exception as error:  # of a model of any kind: the other parts may be written all the same
+        body = element("p", f"Not written: {type(error).__name__}: {error}")
     return element("section", element("h2", title), element("p", lead, class_="soft"), body)
 
 
