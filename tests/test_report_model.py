@@ -25,10 +25,11 @@ def with_vocabulary(model_class: type, model: nn.Module, **options) -> nn.Module
     return seeded(lambda: model_class(config))
 
 
-def saved(model: nn.Module, directory: Path) -> Path:
+def saved(model: nn.Module, directory: Path, *, pad: bool = True) -> Path:
     save_pruned(model, directory)
     tokenizer = byte_tokenizer(TEXT, SIZE)
-    tokenizer.pad_token = tokenizer.eos_token
+    if pad:
+        tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(directory)
     return directory
 
@@ -145,6 +146,13 @@ def test_lines_that_are_badly_labelled_are_named(classifier, tmp_path, capsys, l
 def test_indented_lines_are_not_labelled(classifier, tmp_path):
     page = inspected(classifier, "\n".join(f"\tword{number} is a thing\t" for number in range(20)), tmp_path)
     assert "the text has no labels" in "".join(page.texts)
+
+
+def test_padding_is_not_shown_where_the_tokenizer_has_none(tmp_path):
+    model = with_vocabulary(hf.LlamaForCausalLM, llama(), max_position_embeddings=160)
+    page = inspected(saved(model, tmp_path / "model", pad=False), TEXT[:240], tmp_path)
+    assert byte_tokenizer(TEXT, SIZE).decode([0]) == "<end>"  # what the last stretch is filled up with
+    assert "<end>" not in "".join(page.texts)
 
 
 def test_part_that_fails_leaves_the_others(language_model, tmp_path, monkeypatch):

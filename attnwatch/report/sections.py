@@ -88,17 +88,16 @@ def inputs(reading: Reading) -> list[Markup]:
         "helps. Grey: it was not hidden."
     )
     texts = [
-        _highlighted(reading, ids, importance)
-        for ids, importance in zip(batch["input_ids"], found.importance, strict=True)
+        _highlighted(reading, ids[real], importance[real])
+        for ids, importance, real in zip(
+            batch["input_ids"], found.importance, batch["attention_mask"].bool(), strict=True
+        )
     ]
     return [element("p", lead), *texts, _agreement(reading, batch, found)]
 
 
 def _highlighted(reading: Reading, ids: Tensor, importance: Tensor) -> Markup:
-    real = reading.tokenizer.pad_token_id
-    last = len(ids) - next((back for back, each in enumerate(ids.flip(0)) if int(each) != real), 0)
-    pieces = token_pieces(ids[:last].tolist(), reading.tokenizer)
-    return highlighted(pieces, importance[:last].tolist(), unit="nats")
+    return highlighted(token_pieces(ids.tolist(), reading.tokenizer), importance.tolist(), unit="nats")
 
 
 def _agreement(reading: Reading, batch: dict[str, Tensor], found: Occlusion) -> Markup:
