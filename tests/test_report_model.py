@@ -155,6 +155,15 @@ def test_padding_is_not_shown_where_the_tokenizer_has_none(tmp_path):
     assert "<end>" not in "".join(page.texts)
 
 
+def test_statistics_that_were_not_observed_are_named(language_model, classifier, tmp_path):
+    why = "Not observed: content sensitivity: needs two or more sequences of equal length in a batch"
+    uneven = "\n".join("a thing " * number for number in range(1, 9))
+    for page in (inspected(language_model, TEXT[:30], tmp_path), inspected(classifier, uneven, tmp_path)):
+        assert why in page.texts
+        assert "content sensitivity [nats]" not in headings(page, "h3")
+    assert why not in inspected(language_model, TEXT, tmp_path).texts
+
+
 def test_part_that_fails_leaves_the_others(language_model, tmp_path, monkeypatch):
     monkeypatch.setattr("attnwatch.report.sections.probe_layers", lambda *_, **__: [].pop())
     page = inspected(language_model, TEXT, tmp_path)

@@ -46,10 +46,19 @@ def attention(reading: Reading) -> list[Markup]:
     if not len(history):
         raise ConfigurationError("; ".join(f"{site}: {why}" for site, why in history.coverage.items()))
     shown = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
-    parts = [_of_statistic(history, name) for name in shown if np.isfinite(history[name]).any()]
+    found = [name for name in shown if np.isfinite(history[name]).any()]
+    parts = [_of_statistic(history, name) for name in found]
+    lacking = [f"{name.replace('_', ' ')}: needs {_needs(name)}" for name in shown if name not in found]
     missing = {site: why for site, why in history.coverage.items() if why != "observed"}
     charts = element("div", parts, class_="pair")
-    return [charts, *(element("p", f"Not observed: {site}: {why}", class_="soft") for site, why in missing.items())]
+    reasons = [*(["; ".join(lacking)] if lacking else []), *(f"{site}: {why}" for site, why in missing.items())]
+    return [charts, *(element("p", f"Not observed: {reason}", class_="soft") for reason in reasons)]
+
+
+def _needs(name: str) -> str:
+    if name == "content_sensitivity":
+        return "two or more sequences of equal length in a batch"
+    return "tokens that see two or more, with finite logits"
 
 
 def _of_statistic(history: AttentionHistory, name: str) -> Markup:
