@@ -107,8 +107,26 @@ def test_model_without_a_head_and_with_pruned_heads(tmp_path):
     prune_heads(model, {0: [1]})
     page = inspected(saved(model, tmp_path / "model"), "a thing is a thing\n" * 20, tmp_path)
     text = "".join(page.texts)
-    assert "Not written: BertModel has no head" in text
+    assert text.count("classifiers and causal language models; BertModel is neither.") == 2
     assert "–" in [text for text, tag in page.texts_in if tag == "td"]  # the head that is gone
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("BertForMaskedLM", {}, "BertForMaskedLM is neither"),
+        ("BertForTokenClassification", {}, "BertForTokenClassification is neither"),
+        ("BertForQuestionAnswering", {}, "BertForQuestionAnswering is neither"),
+        ("BertForSequenceClassification", {"num_labels": 1}, "BertForSequenceClassification has a regression head"),
+    ],
+)
+def test_heads_that_nothing_is_measured_by(tmp_path, name: str, options: dict, why: str):
+    model = with_vocabulary(getattr(hf, name), bert(), **options)
+    text = "".join(f"a thing is number {number}\t{number}.25\n" for number in range(9))
+    page = inspected(saved(model, tmp_path / "model"), text, tmp_path)
+    shown = "".join(page.texts)
+    assert shown.count(f"Not written: this part is for sequence classifiers and causal language models; {why}") == 2
+    assert "normalized entropy" in headings(page, "h3")
 
 
 def test_numbers_of_a_regression_are_not_its_text(tmp_path):

@@ -81,10 +81,7 @@ def _of_statistic(history: AttentionHistory, name: str) -> Markup:
 
 def inputs(reading: Reading) -> list[Markup]:
     """Which tokens mattered, and whether attention says so."""
-    if not (reading.is_classifier or reading.is_language_model):
-        raise ConfigurationError(
-            f"{type(reading.model).__name__} has no head, so that nothing says what hiding a token changes."
-        )
+    _refuse_other_heads(reading)
     batch = {name: value[:_SHOWN_SEQUENCES] for name, value in reading.batches[0].items()}
     found = occlude(reading.model, batch, tokenizer=reading.tokenizer)
     measured = {
@@ -103,6 +100,15 @@ def inputs(reading: Reading) -> list[Markup]:
         )
     ]
     return [element("p", lead), *texts, _agreement(reading, batch, found)]
+
+
+def _refuse_other_heads(reading: Reading) -> None:
+    if reading.is_classifier or reading.is_language_model:
+        return
+    name = type(reading.model).__name__
+    is_regression = name.endswith("ForSequenceClassification")  # with one label: see `read`
+    what = "has a regression head (`num_labels` is 1)" if is_regression else "is neither"
+    raise ConfigurationError(f"this part is for sequence classifiers and causal language models; {name} {what}.")
 
 
 def _highlighted(reading: Reading, ids: Tensor, importance: Tensor) -> Markup:
@@ -160,8 +166,7 @@ def confidence(reading: Reading, questions: list[Question] | None) -> list[Marku
         if not reading.has_labels:
             raise ConfigurationError("the text has no labels: end every line with a tab and the label.")
         return [_calibrated(calibration_of_classifier(reading.model, reading.batches))]
-    if not reading.is_language_model:
-        raise ConfigurationError(f"{type(reading.model).__name__} is neither a classifier nor a language model.")
+    _refuse_other_heads(reading)
     made = questions is None
     asked = _made_questions(reading) if made else questions
     answers = ask(reading.model, reading.tokenizer, asked)
