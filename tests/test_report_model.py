@@ -1,17 +1,19 @@
 """Looking into a model from the command line: what is on the page, and that nothing on it comes from elsewhere."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import transformers as hf
 from asking import byte_tokenizer
-from models import HEADS, LAYERS, bert, llama, seeded, t5_for_generation
+from models import HEADS, LAYERS, VOCABULARY, bert, gpt2, llama, seeded, t5_for_generation, vit
 from test_report_html import HOSTILE, Reader
 from torch import nn
 
 from attnwatch import prune_heads, save_pruned
 from attnwatch.cli import main
+from attnwatch.report.reading import read
 
 TEXT = " ".join(f"word{number % 7} is a thing & number {number}.\n" for number in range(80))
 SECTIONS = ["What it attends to", "What it relies on", "What each layer knows", "How sure it is"]
@@ -23,10 +25,11 @@ def with_vocabulary(model_class: type, model: nn.Module, **options) -> nn.Module
     return seeded(lambda: model_class(config))
 
 
-def saved(model: nn.Module, directory: Path) -> Path:
+def saved(model: nn.Module, directory: Path, *, pad: bool = True) -> Path:
     save_pruned(model, directory)
     tokenizer = byte_tokenizer(TEXT, SIZE)
-    tokenizer.pad_token = tokenizer.eos_token
+    if pad:
+        tokenizer.pad_token = tokenizer.eos_token
     tokenizer.save_pretrained(directory)
     return directory
 
@@ -104,8 +107,94 @@ def test_model_without_a_head_and_with_pruned_heads(tmp_path):
     prune_heads(model, {0: [1]})
     page = inspected(saved(model, tmp_path / "model"), "a thing is a thing\n" * 20, tmp_path)
     text = "".join(page.texts)
-    assert "Not written: BertModel has no head" in text
+    assert text.count("classifiers and causal language models; BertModel is neither.") == 2
     assert "–" in [text for text, tag in page.texts_in if tag == "td"]  # the head that is gone
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "why"),
+    [
+        ("BertForMaskedLM", {}, "BertForMaskedLM is neither"),
+        ("BertForTokenClassification", {}, "BertForTokenClassification is neither"),
+        ("BertForQuestionAnswering", {}, "BertForQuestionAnswering is neither"),
+        ("BertForSequenceClassification", {"num_labels": 1}, "BertForSequenceClassification has a regression head"),
+    ],
+)
+def test_heads_that_nothing_is_measured_by(tmp_path, name: str, options: dict, why: str):
+    model = with_vocabulary(getattr(hf, name), bert(), **options)
+    text = "".join(f"a thing is number {number}\t{number}.25\n" for number in range(9))
+    page = inspected(saved(model, tmp_path / "model"), text, tmp_path)
+    shown = "".join(page.texts)
+    assert shown.count(f"Not written: this part is for sequence classifiers and causal language models; {why}") == 2
+    assert "normalized entropy" in headings(page, "h3")
+
+
+def test_numbers_of_a_regression_are_not_its_text(tmp_path):
+    model = with_vocabulary(hf.BertForSequenceClassification, bert(), num_labels=1)
+    (tmp_path / "text.txt").write_text("a thing\t0.25\na thing\tis a thing\n")
+    reading = read(saved(model, tmp_path / "model"), tmp_path / "text.txt", num_sequences=4, num_tokens=24)
+    rows = reading.batches[0]["input_ids"], reading.batches[0]["attention_mask"].bool()
+    assert [reading.tokenizer.decode(ids[real]) for ids, real in zip(*rows, strict=True)] == [
+        "a thing",
+        "a thing\tis a thing",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["a thing\t1", "", "a thing"], "line 3 must be a sentence, a tab and a label, since .*; got no label"),
+        (["a thing\t1", "a thing\t"], "line 2 must .*; got no label"),
+        (
+            ["a thing\tgood", "a thing\tugly"],
+            "line 2 must .*; got the label 'ugly'. Known are 'bad', 'good', and 0 to 1",
+        ),
+        (["a thing\t1.0", "a thing\t0.0"], "line 1 must .*; got the label '1.0'"),
+        (["a thing\t2", "a thing\t1"], "line 1 must .*; got the label '2'"),
+        (["a thing\t0", "\t1"], "line 2 must .*; got nothing before the label '1'"),
+        (["\t1", "  \t0"], "line 1 must .*; got nothing before the label '1'"),
+    ],
+)
+def test_lines_that_are_badly_labelled_are_named(classifier, tmp_path, capsys, lines: list[str], message: str):
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    assert main(["inspect", str(classifier), "--text", str(tmp_path / "text.txt")]) == 2
+    assert re.search(f"`--text`: {message}", capsys.readouterr().err)
+
+
+def test_indented_lines_are_not_labelled(classifier, tmp_path):
+    page = inspected(classifier, "\n".join(f"\tword{number} is a thing\t" for number in range(20)), tmp_path)
+    assert "the text has no labels" in "".join(page.texts)
+
+
+def test_padding_is_not_shown_where_the_tokenizer_has_none(tmp_path):
+    model = with_vocabulary(hf.LlamaForCausalLM, llama(), max_position_embeddings=160)
+    page = inspected(saved(model, tmp_path / "model", pad=False), TEXT[:240], tmp_path)
+    assert byte_tokenizer(TEXT, SIZE).decode([0]) == "<end>"  # what the last stretch is filled up with
+    assert "<end>" not in "".join(page.texts)
+
+
+def test_statistics_that_were_not_observed_are_named(language_model, classifier, tmp_path):
+    why = "Not observed: content sensitivity: needs two or more sequences of equal length in a batch"
+    uneven = "\n".join("a thing " * number for number in range(1, 9))
+    for page in (inspected(language_model, TEXT[:30], tmp_path), inspected(classifier, uneven, tmp_path)):
+        assert why in page.texts
+        assert "content sensitivity [nats]" not in headings(page, "h3")
+    assert why not in inspected(language_model, TEXT, tmp_path).texts
+
+
+def test_part_that_fails_leaves_the_others(language_model, tmp_path, monkeypatch):
+    monkeypatch.setattr("attnwatch.report.sections.probe_layers", lambda *_, **__: [].pop())
+    page = inspected(language_model, TEXT, tmp_path)
+    assert "".join(page.texts).count("Not written") == 1
+    assert "Not written: IndexError: pop from empty list" in page.texts
+    assert headings(page) == SECTIONS
+
+
+def test_page_is_written_where_every_part_fails(tmp_path):
+    model = with_vocabulary(hf.GPT2ForSequenceClassification, gpt2(), pad_token_id=None)
+    page = inspected(saved(model, tmp_path / "model"), "a thing\t1\na thing\t0\n" * 9, tmp_path)
+    assert headings(page) == SECTIONS
+    assert "".join(page.texts).count("Not written: ValueError: Cannot handle batch sizes > 1") == len(SECTIONS)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE[:5])
@@ -137,13 +226,31 @@ def test_bad_input(language_model, tmp_path, monkeypatch, capsys, arguments: lis
     assert message in capsys.readouterr().err
 
 
+def test_tokens_that_the_text_does_not_need_may_be_unknown_to_the_model(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    model = with_vocabulary(hf.LlamaForCausalLM, llama())
+    tokenizer = hf.AutoTokenizer.from_pretrained(saved(model, tmp_path / "model"))
+    tokenizer.add_tokens(["<more>"])
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = read(tmp_path / "model", tmp_path / "text.txt", num_sequences=4, num_tokens=24)
+    assert len(found.tokenizer) > found.model.config.vocab_size
+
+
 def test_models_that_a_report_can_not_be_made_of(tmp_path, capsys):
-    (tmp_path / "text.txt").write_text("a thing")
-    t5_for_generation().save_pretrained(tmp_path / "t5")
-    llama().save_pretrained(tmp_path / "untold")
+    (tmp_path / "text.txt").write_text("a thing is a thing is a thing")
+    choosing = seeded(lambda: hf.BertForMultipleChoice(bert().config))
+    models = {"t5": t5_for_generation(), "untold": llama(), "bert": bert(), "gpt2": gpt2(), "vit": vit()}
+    for name, model in (models | {"choosing": choosing}).items():
+        model.save_pretrained(tmp_path / name)
+    saved(llama(), tmp_path / "small")
     for name, message in (
         ("t5", "has an encoder and a decoder"),
         ("untold", "has no tokenizer"),
+        ("bert", "has no tokenizer"),  # transformers 5 makes them of nothing
+        ("gpt2", "has no tokenizer"),
+        ("vit", "`input_ids` [batch, tokens] expected, got ViTModel"),
+        ("choosing", "`input_ids` [batch, tokens] expected, got BertForMultipleChoice"),
+        ("small", f"the tokenizer ({SIZE} tokens) must be the model's, with ids below its vocabulary of {VOCABULARY}"),
         ("nowhere", "holds no saved model"),
     ):
         assert main(["inspect", str(tmp_path / name), "--text", str(tmp_path / "text.txt")]) == 2

@@ -31,6 +31,8 @@ def section(title: str, lead: str, write: Callable[[], Iterable[str]]) -> Markup
         body = joined(*write())
     except AttnwatchError as error:
         body = element("p", f"Not written: {error}")
+    except Exception as error:  # of a model of any kind: the other parts may be written all the same
+        body = element("p", f"Not written: {type(error).__name__}: {error}")
     return element("section", element("h2", title), element("p", lead, class_="soft"), body)
 
 
@@ -44,10 +46,19 @@ def attention(reading: Reading) -> list[Markup]:
     if not len(history):
         raise ConfigurationError("; ".join(f"{site}: {why}" for site, why in history.coverage.items()))
     shown = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
-    parts = [_of_statistic(history, name) for name in shown if np.isfinite(history[name]).any()]
+    found = [name for name in shown if np.isfinite(history[name]).any()]
+    parts = [_of_statistic(history, name) for name in found]
+    lacking = [f"{name.replace('_', ' ')}: needs {_needs(name)}" for name in shown if name not in found]
     missing = {site: why for site, why in history.coverage.items() if why != "observed"}
     charts = element("div", parts, class_="pair")
-    return [charts, *(element("p", f"Not observed: {site}: {why}", class_="soft") for site, why in missing.items())]
+    reasons = [*(["; ".join(lacking)] if lacking else []), *(f"{site}: {why}" for site, why in missing.items())]
+    return [charts, *(element("p", f"Not observed: {reason}", class_="soft") for reason in reasons)]
+
+
+def _needs(name: str) -> str:
+    if name == "content_sensitivity":
+        return "two or more sequences of equal length in a batch"
+    return "tokens that see two or more, with finite logits"
 
 
 def _of_statistic(history: AttentionHistory, name: str) -> Markup:
@@ -70,10 +81,7 @@ def _of_statistic(history: AttentionHistory, name: str) -> Markup:
 
 def inputs(reading: Reading) -> list[Markup]:
     """Which tokens mattered, and whether attention says so."""
-    if not (reading.is_classifier or reading.is_language_model):
-        raise ConfigurationError(
-            f"{type(reading.model).__name__} has no head, so that nothing says what hiding a token changes."
-        )
+    _refuse_other_heads(reading)
     batch = {name: value[:_SHOWN_SEQUENCES] for name, value in reading.batches[0].items()}
     found = occlude(reading.model, batch, tokenizer=reading.tokenizer)
     measured = {
@@ -86,17 +94,25 @@ def inputs(reading: Reading) -> list[Markup]:
         "helps. Grey: it was not hidden."
     )
     texts = [
-        _highlighted(reading, ids, importance)
-        for ids, importance in zip(batch["input_ids"], found.importance, strict=True)
+        _highlighted(reading, ids[real], importance[real])
+        for ids, importance, real in zip(
+            batch["input_ids"], found.importance, batch["attention_mask"].bool(), strict=True
+        )
     ]
     return [element("p", lead), *texts, _agreement(reading, batch, found)]
 
 
+def _refuse_other_heads(reading: Reading) -> None:
+    if reading.is_classifier or reading.is_language_model:
+        return
+    name = type(reading.model).__name__
+    is_regression = name.endswith("ForSequenceClassification")  # with one label: see `read`
+    what = "has a regression head (`num_labels` is 1)" if is_regression else "is neither"
+    raise ConfigurationError(f"this part is for sequence classifiers and causal language models; {name} {what}.")
+
+
 def _highlighted(reading: Reading, ids: Tensor, importance: Tensor) -> Markup:
-    real = reading.tokenizer.pad_token_id
-    last = len(ids) - next((back for back, each in enumerate(ids.flip(0)) if int(each) != real), 0)
-    pieces = token_pieces(ids[:last].tolist(), reading.tokenizer)
-    return highlighted(pieces, importance[:last].tolist(), unit="nats")
+    return highlighted(token_pieces(ids.tolist(), reading.tokenizer), importance.tolist(), unit="nats")
 
 
 def _agreement(reading: Reading, batch: dict[str, Tensor], found: Occlusion) -> Markup:
@@ -150,8 +166,7 @@ def confidence(reading: Reading, questions: list[Question] | None) -> list[Marku
         if not reading.has_labels:
             raise ConfigurationError("the text has no labels: end every line with a tab and the label.")
         return [_calibrated(calibration_of_classifier(reading.model, reading.batches))]
-    if not reading.is_language_model:
-        raise ConfigurationError(f"{type(reading.model).__name__} is neither a classifier nor a language model.")
+    _refuse_other_heads(reading)
     made = questions is None
     asked = _made_questions(reading) if made else questions
     answers = ask(reading.model, reading.tokenizer, asked)
