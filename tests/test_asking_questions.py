@@ -32,6 +32,9 @@ def test_file(tmp_path):
     ("line", "message"),
     [
         ("{", "line 2 is not JSON"),
+        ("[" * 200_000, "line 2 is not JSON"),
+        (r'{"prompt": "\ud800 a", "choices": ["b", "c"], "answer": 0}', "line 2: `prompt` must be text that UTF-8 can"),
+        (r'{"prompt": "a", "choices": ["b", "\udfff"], "answer": 0}', "line 2: `choices` must be text that UTF-8 can"),
         ("[1]", 'line 2 is a list; expected {"prompt": str'),
         ('{"prompt": "a", "choices": ["b", "c"]}', "line 2 has no 'answer'; expected"),
         ('{"prompt": "a", "answer": 0}', "line 2 has no 'choices'"),
@@ -151,6 +154,8 @@ def test_text_with_too_little_in_it():
         questions_from_text("the sky is blue", word_tokenizer())
     with pytest.raises(ConfigurationError, match=r"\(400 tokens in 1 sequences\): give more of it"):
         questions_from_text("sky " * 400, word_tokenizer())  # what follows is the same everywhere
+    with pytest.raises(ConfigurationError, match="`text` must be text that UTF-8 can encode"):
+        questions_from_text("\ud800 a", word_tokenizer())
     with pytest.raises(ConfigurationError, match="`batches`: `input_ids`"):
         questions_from_text([{"labels": torch.zeros(1)}], word_tokenizer())
     with pytest.raises(ConfigurationError, match="`num_choices` must be an integer of at least 2"):

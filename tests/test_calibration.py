@@ -163,6 +163,7 @@ def test_brier_of_classes(classes, seed):
     [
         ([0.5], [1], {"num_bins": 0}, "`num_bins` must be an integer of at least 1"),
         ([0.5], [1], {"bins": "best"}, "`bins` must be one of 'equal_width', 'equal_mass', got 'best'"),
+        ([0.5], [1], {"seed": -1}, "`seed` must be an integer of at least 0, got -1"),
         ([], [], {}, "at least one; got the shape"),
         ([[[0.5]]], [1], {}, "`probabilities` must be .examples, classes."),
         ([0.5, 0.5], [1], {}, "`outcomes` must be .examples., 2"),

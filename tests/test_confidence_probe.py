@@ -286,6 +286,10 @@ def test_what_cannot_be_asked_stops_before_the_first_step(options, message, tmp_
         ({"num_questions": 0}, "`num_questions` must be an integer"),
         ({"num_bins": 0}, "`num_bins` must be an integer"),
         ({"max_length": 0}, "`max_length` must be an integer"),
+        ({"seed": [1]}, "`seed` must be an integer"),
+        ({"templates": "x"}, "`templates` must be `attnwatch.explain.Templates` or None, got a str"),
+        ({"templates": {}}, "`templates` must be `attnwatch.explain.Templates` or None, got a dict"),
+        ({"tokenizer": "gpt2"}, "give a tokenizer object, AutoTokenizer.from_pretrained.'gpt2'"),
         ({"batches": {"input_ids": 0}}, "`batches` must be a list of batches"),
     ],
 )

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from attnwatch import ConfigurationError
 from attnwatch.explain import num_forwards, occlude
+from attnwatch.explain.hiding import positions_by_mask
 from attnwatch.explain.occlusion import REASONS
 
 CAUSAL = [llama, mistral, gpt2, opt, gpt_neox, qwen3, gemma2]
@@ -354,6 +355,21 @@ def test_tokenizer_says_what_is_special():
     assert torch.equal(found.importance.nan_to_num(), expected.importance.nan_to_num())
 
 
+def undirected(std: float = 0.3) -> nn.Module:
+    """Looks both ways, and nothing but its outputs says so."""
+    model = seeded(lambda: hf.BertLMHeadModel(bert().config))
+    for parameter in model.parameters():
+        if parameter.ndim >= 2:
+            nn.init.normal_(parameter, std=std, generator=torch.Generator().manual_seed(0))
+    return model
+
+
+def of_tokens() -> nn.Module:
+    config = llama().config
+    config.num_labels = VOCABULARY  # so that ids could be labels
+    return seeded(lambda: hf.LlamaForTokenClassification(config))
+
+
 ERRORS = {
     "hide": (lambda: llama(), {"hide": "blur"}, "`hide` must be one of 'remove', 'mask_token', 'mean', got 'blur'"),
     "effect": (lambda: llama(), {"effect": "logit"}, "`effect` must be one of 'label', 'loss', 'kl' or None"),
@@ -362,11 +378,14 @@ ERRORS = {
     "no labels": (lambda: classifier("bert"), {"effect": "label"}, "needs `labels` in the batch"),
     "loss of a class": (lambda: classifier("bert"), {"effect": "loss"}, "give 'label' or 'kl'"),
     "one output": (lambda: classifier("bert", num_labels=1), {"effect": "kl"}, "the model has 1 output"),
-    "not causal": (
-        lambda: seeded(lambda: hf.BertForMaskedLM(bert().config)),
-        {},
-        "hiding a token changes predictions before it: give effect='kl'",
-    ),
+    "masked": (lambda: seeded(lambda: hf.BertForMaskedLM(bert().config)), {}, "are about the hidden tokens: give effe"),
+    "classes of tokens": (lambda: of_tokens(), {}, "LlamaForTokenClassification are about the token itself: give effe"),
+    "not causal": (lambda: undirected(), {}, "hiding a token changes predictions before it: give effect='kl'"),
+    "encoder-decoder": (lambda: t5_for_generation(), {}, "`model`: T5ForConditionalGeneration is an encoder-decoder"),
+    "mask token's id": (lambda: llama(), {"hide": "mask_token", "mask_token_id": 50}, "from 0 to 49; got 50"),
+    "special_ids": (lambda: llama(), {"special_ids": ["a"]}, "`special_ids` must be a list of token ids"),
+    "seed": (lambda: llama(), {"seed": "x"}, "`seed` must be an integer of at least 0, got 'x'"),
+    "tokenizer": (lambda: llama(), {"tokenizer": "bert-base"}, "`tokenizer` must be .* got the text 'bert-base'"),
     "alibi": (lambda: seeded(lambda: hf.BloomForCausalLM(bloom().config)), {}, "would shift the other tokens"),
     "units": (lambda: llama(), {"units": torch.zeros(2, 2, dtype=torch.int64)}, r"`units` must be integers of shape"),
     "max_units": (lambda: llama(), {"max_units": 0}, "`max_units` must be an integer of at least 1"),
@@ -385,6 +404,75 @@ def test_errors_say_what_can_be_done(case):
         occlude(build(), causal_batch("right"), **options)
 
 
+@pytest.mark.parametrize("std", [0.3, 0.02])
+@pytest.mark.parametrize("first", [1, 8, TOKENS - 1])
+@pytest.mark.parametrize("hide", ["remove", "mean"])
+def test_model_that_looks_both_ways_is_refused_whatever_has_labels(hide, first, std):
+    labels = torch.full((3, TOKENS), -100)
+    labels[:, first:] = 7
+    with pytest.raises(ConfigurationError, match="hiding a token changes predictions before it"):
+        occlude(undirected(std), {"input_ids": token_ids(), "labels": labels}, hide=hide)
+
+
+@pytest.mark.parametrize("labelled", [slice(1, 3), slice(TOKENS - 2, TOKENS), slice(TOKENS - 1, TOKENS)])
+def test_few_labels_of_a_causal_model(labelled):
+    batch = causal_batch(None)
+    labels = torch.full((3, TOKENS), -100)
+    labels[:, labelled] = batch["input_ids"][:, labelled]
+    found, whole = occlude(llama(), {**batch, "labels": labels}), occlude(llama(), batch)
+    outputs = [token - 1 for token in range(*labelled.indices(TOKENS))]
+    expected = whole.matrix[:, : outputs[0], outputs]
+    torch.testing.assert_close(found.matrix[:, : outputs[0], outputs], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_classes_of_tokens_have_a_divergence():
+    found = occlude(of_tokens(), {**causal_batch(None), "labels": token_ids(seed=1)}, effect="kl")
+    assert not found.importance.isnan().any()
+
+
+def test_regression_has_no_label_to_measure_by():
+    with pytest.raises(ConfigurationError, match=r"`effect` 'label' needs .* the model has 1 output: give `forward`"):
+        occlude(classifier("bert", num_labels=1), {**causal_batch("right"), "labels": torch.tensor([0, 0, 0])})
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_no_position_is_negative(side):
+    model, batch = opt(), causal_batch(side)
+    given = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: given.append(kwargs.get("position_ids")), with_kwargs=True)
+    occlude(model, batch)
+    given = [each for each in given if each is not None]
+    assert given
+    assert all(int(each.min()) >= 0 for each in given)
+    with torch.no_grad():
+        plain = model.eval()(**batch).logits
+        same = model(**batch, position_ids=positions_by_mask(batch["attention_mask"])).logits
+    real = batch["attention_mask"].bool()
+    torch.testing.assert_close(same[real], plain[real], atol=1e-5, rtol=1e-4)
+
+
+def test_nan_is_called_nan():
+    model = llama()
+    nn.init.constant_(model.lm_head.weight, torch.nan)
+    with pytest.raises(ConfigurationError, match="outputs of LlamaForCausalLM are not finite"):
+        occlude(model, causal_batch("right"))
+
+
+@pytest.mark.parametrize(
+    ("batch", "message"),
+    [
+        ({"input_ids": token_ids(), "labels": [1, 0, 1]}, "`batch`: `labels` must be a tensor, got a list"),
+        ({"input_ids": token_ids(0)}, r"`batch` is empty, `input_ids` are of shape \[0, 12\]"),
+        ({"input_ids": token_ids(3, 0)}, r"`batch` is empty, `input_ids` are of shape \[3, 0\]"),
+        ({"input_ids": token_ids(), "attention_mask": [1]}, "`attention_mask` must be .3, 12. .* got a list"),
+        ((token_ids(), LABELS), "`batch` must be a mapping with `input_ids`.* got a tuple"),
+    ],
+)
+def test_wrong_batches_are_named(batch, message):
+    with pytest.raises(ConfigurationError, match=message):
+        occlude(classifier("bert"), batch)
+
+
 def test_model_without_mask_of_keys():
     class Blind(KeepsNothing):
         def forward(self, input_ids):
@@ -397,7 +485,7 @@ def test_model_without_mask_of_keys():
 def test_outputs_of_another_length_are_refused():
     batch = {**causal_batch("right"), "decoder_input_ids": token_ids(tokens=4)}
     with pytest.raises(ConfigurationError, match="12 tokens give 4 outputs"):
-        occlude(t5_for_generation(), batch)
+        occlude(t5_for_generation(), batch, forward=lambda model, given: model(**given))
 
 
 @settings(max_examples=25)

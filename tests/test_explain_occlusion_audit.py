@@ -231,6 +231,15 @@ def test_tokenizer_of_the_trainer_is_used(tmp_path):
         ({"effect": "gain"}, "`effect` must be one of 'label', 'loss', 'kl' or None, got 'gain'"),
         ({"readout": "middle"}, "`readout` must be one of 'first', 'last', 'mean' or None, got 'middle'"),
         ({"disagreement": 3}, "`disagreement` must be a correlation"),
+        ({"disagreement": "x"}, "`disagreement` must be a correlation, between -1 and 1, got 'x'"),
+        ({"disagreement": None}, "`disagreement` must be a correlation, between -1 and 1, got None"),
+        ({"hide": "blur"}, "`hide` must be one of"),
+        ({"hide": "mask_token", "mask_token_id": "x"}, "`mask_token_id` must be an integer of at least 0 or None"),
+        ({"hide": "mask_token", "mask_token_id": -5}, "`mask_token_id` must be an integer of at least 0 or None"),
+        ({"seed": "x"}, "`seed` must be an integer of at least 0, got 'x'"),
+        ({"special_ids": 5}, "`special_ids` must be a list of token ids, .*; got 5"),
+        ({"special_ids": ["a"]}, "`special_ids` must be a list of token ids"),
+        ({"tokenizer": "bert-base"}, "give a tokenizer object, AutoTokenizer.from_pretrained.'bert-base'"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(wrong, message):
@@ -240,7 +249,13 @@ def test_wrong_arguments_are_refused_at_once(wrong, message):
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"hide": "blur"}, "`hide` must be one of"), ({"hide": "mask_token"}, "needs a mask token")],
+    [
+        ({"hide": "mask_token"}, "needs a mask token"),
+        (
+            {"hide": "mask_token", "mask_token_id": 10**6},
+            "`mask_token_id` must be one of the 50 ids .* got 1000000",
+        ),
+    ],
 )
 def test_wrong_ways_to_hide_are_refused_before_the_first_step(wrong, message):
     module = Llama()

@@ -16,8 +16,9 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.answers import Answers
 from attnwatch.explain.asking.interview import Interview, check_options
 from attnwatch.explain.asking.questions import Question, as_questions, questions_from_text
-from attnwatch.explain.asking.templates import Templates
+from attnwatch.explain.asking.templates import Templates, as_templates
 from attnwatch.explain.calibration import Calibration
+from attnwatch.explain.checks import require_tokenizer
 from attnwatch.explain.confidence import classifier_calibration, is_classifier, require_language_model
 from attnwatch.explain.subject import Batch, Forward, Subject
 
@@ -80,11 +81,13 @@ class Asking(Audit):
         require_int("max_length", max_length, minimum=1, optional=True)
         require_int("num_questions", num_questions, minimum=1)
         require_int("num_bins", num_bins, minimum=1)
+        require_int("seed", seed, minimum=0)
+        require_tokenizer(tokenizer)
         self._questions = None if questions is None else as_questions(questions)
         self._needs_batches = self._questions is None
         self._tokenizer, self._num_questions, self._num_bins, self._seed = tokenizer, num_questions, num_bins, seed
         self._options = {
-            "templates": templates or Templates(),
+            "templates": as_templates(templates),
             "stated": stated,
             "reasons": reasons,
             "score": score,

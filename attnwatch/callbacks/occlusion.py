@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,8 @@ from attnwatch.callbacks.tokens import Dropping
 from attnwatch.dashboard.scalars import evenly_spaced, site_labels
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.explain.agreement import MeanOverSequences
+from attnwatch.explain.checks import check_hiding_options, require_one_of
 from attnwatch.explain.comparison import DISAGREEMENT, Comparison, agrees, compare, summary
-from attnwatch.explain.effects import EFFECTS
 from attnwatch.explain.faithfulness import Curves, FaithfulnessCurve
 from attnwatch.explain.hiding import make_hiding
 from attnwatch.explain.occlusion import Occlusion, Occlusions
@@ -109,13 +110,9 @@ class Occluding(Audit):
     ):
         super().__init__(every_n_steps, batches, num_batches, forward)
         require_int("max_units", max_units, minimum=1, optional=True)
-        require_int("tokens_per_forward", tokens_per_forward, minimum=1, optional=True)
-        for name, value, known in (("effect", effect, EFFECTS), ("readout", readout, READOUTS)):
-            if value not in (None, *known):
-                raise ConfigurationError(
-                    f"`{name}` must be one of {', '.join(map(repr, known))} or None, got {value!r}."
-                )
-        if not -1 <= disagreement <= 1:
+        require_int("seed", seed, minimum=0)
+        require_one_of("readout", readout, READOUTS, optional=True)
+        if not isinstance(disagreement, Real) or not -1 <= disagreement <= 1:
             raise ConfigurationError(f"`disagreement` must be a correlation, between -1 and 1, got {disagreement!r}.")
         self._options = {
             "hide": hide,
@@ -125,6 +122,7 @@ class Occluding(Audit):
             "special_ids": special_ids,
             "tokens_per_forward": tokens_per_forward,
         }
+        check_hiding_options(**self._options)
         self._max_units, self._readout, self._disagreement, self._seed = max_units, readout, disagreement, seed
 
     def _start(self, run: TrainerRun, model: nn.Module) -> None:

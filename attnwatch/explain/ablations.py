@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
+from attnwatch.explain.checks import check_batch, check_hiding_options
 from attnwatch.explain.effects import Effect, LossEffect, make_effect
 from attnwatch.explain.hiding import ids_never_hidden, make_hiding, positions_by_mask, rows_of
 from attnwatch.explain.progress import progress
@@ -59,7 +59,16 @@ class Ablations:
         special_ids: Collection[int] | None = None,
         tokens_per_forward: int | None = None,
     ):
-        require_int("tokens_per_forward", tokens_per_forward, minimum=1, optional=True)
+        check_hiding_options(
+            hide=hide,
+            effect=effect,
+            tokenizer=tokenizer,
+            mask_token_id=mask_token_id,
+            special_ids=special_ids,
+            tokens_per_forward=tokens_per_forward,
+        )
+        check_batch(batch)
+        _refuse_encoder_decoder(subject)
         self._subject = subject
         before = subject.num_forwards
         self._hiding = make_hiding(hide, subject, tokenizer, mask_token_id)
@@ -71,10 +80,12 @@ class Ablations:
             self._batch.setdefault("attention_mask", self.real.long())
         self._without_cache = {"use_cache": False} if self._is_by_name("use_cache") else {}
         logits = self._answer(effect)
+        if logits.ndim == 3 and effect in (None, "loss"):
+            _refuse_other_heads(subject)
         self.effect: Effect = make_effect(effect, logits, batch, self.real)
         self._budget = _default_budget(logits) if tokens_per_forward is None else tokens_per_forward
         if isinstance(self.effect, LossEffect):
-            self._check_causality()
+            self._check_causality(logits)
         else:
             self._prefix, self.why_whole = None, f"the effect {self.effect.name!r} needs all outputs"
         self.num_preparing = subject.num_forwards - before
@@ -89,7 +100,7 @@ class Ablations:
 
     def chunks(self, sequences: Tensor, hidden: Tensor) -> list[Tensor]:
         """Indices of the rows that are computed in one forward each, int64 [rows]."""
-        starts, ends = self._spans(sequences, hidden)
+        starts, ends = self._spans(sequences, hidden, self._prefix)
         order = torch.argsort(starts * self.real.shape[1] + ends, stable=True).tolist()
         starts, ends = starts.tolist(), ends.tolist()
         chunks: list[list[int]] = []
@@ -121,9 +132,9 @@ class Ablations:
                 effects[chunk, start : start + found.shape[1]] = found
         return effects
 
-    def _spans(self, sequences: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    def _spans(self, sequences: Tensor, hidden: Tensor, prefix: Prefix | None) -> tuple[Tensor, Tensor]:
         """First token of each row that must be computed, and the end, int64 [rows]."""
-        if self._prefix is None:
+        if prefix is None:
             return torch.zeros_like(sequences), self._ends(self.real)[sequences]
         return hidden.int().argmax(1), self._ends(self.effect.outputs)[sequences]
 
@@ -136,13 +147,17 @@ class Ablations:
 
     def _ask(self, sequences: Tensor, hidden: Tensor, prefix: Prefix | None) -> tuple[int, Tensor]:
         """(first token that was computed, effects of the rows from there on)."""
-        starts, ends = self._spans(sequences, hidden)
+        start, logits = self._logits(sequences, hidden, prefix)
+        return start, self.effect.of(logits, sequences, start)
+
+    def _logits(self, sequences: Tensor, hidden: Tensor, prefix: Prefix | None) -> tuple[int, Tensor]:
+        """(first token that was computed, logits of the rows from there on)."""
+        starts, ends = self._spans(sequences, hidden, prefix)
         start, end = (int(starts.min()) if prefix is not None else 0), int(ends.max())
         given = rows_of(self._batch, sequences)
         kept = self._without_cache if prefix is None else prefix.arguments(sequences, start)
         with self._hiding.hidden_in(given, hidden, start) as rows:
-            logits = self._subject.logits(_cut(rows, self.real.shape[1], start, end), **kept)
-        return start, self.effect.of(logits, sequences, start)
+            return start, self._subject.logits(_cut(rows, self.real.shape[1], start, end), **kept)
 
     def _ask_all(self, effect: str | None) -> Tensor:
         """Logits with nothing hidden; keeps keys and values where they may be of use."""
@@ -179,44 +194,67 @@ class Ablations:
         del self._batch["position_ids"]
         return self._ask_all(effect)
 
-    def _check_causality(self) -> None:
+    def _check_causality(self, logits: Tensor) -> None:
         """One token hidden the plain way: nothing before it changes, and with keys and values kept it is the same."""
-        usable = self.hideable & (self.effect.outputs.sum(1, keepdim=True) > 1)
+        prefix, self._prefix = self._prefix, None
+        outputs = self.effect.outputs
+        # Logits before the hidden token show it, whether or not there are labels at them.
+        usable = self.hideable & outputs.any(1, keepdim=True) & (self.real.cumsum(1) > 1)
         if not usable.any():
-            self._prefix = None
             return
-        numbers = usable.sum(1)  # padding is where models differ, and of very few tokens little can be seen
-        sequence = int(numbers.masked_fill(numbers < min(_FEWEST, int(numbers.max())), usable.shape[1] + 1).argmin())
-        places = usable[sequence].nonzero()[:, 0]
-        place = int(places[len(places) // 2])
+        is_nan = (logits.isnan().any(-1) & self.real).any(1, keepdim=True)
+        if not (usable & ~is_nan).any():
+            self._refuse_nan()
+        usable &= ~is_nan  # sequences of which something can be seen
+        ahead = outputs.flip(1).cumsum(1).flip(1) - (outputs & self._hiding.takes_away_outputs).long() > 0
+        is_shown = bool((usable & ahead).any())  # by a loss, whether what was kept is of use
+        sequence, place = _middle_of_one(usable & ahead if is_shown else usable)
         sequences = torch.tensor([sequence], device=self.real.device)
         hidden = torch.zeros_like(self.real[:1])
         hidden[0, place] = True
-        prefix, self._prefix = self._prefix, None
-        whole = self._whole_row(sequences, hidden, None)
-        tolerance = self._rounding * (1 + self.effect.largest)
-        if self._exceeds(whole[:place], tolerance):
+        _, found = self._logits(sequences, hidden, None)
+        self._compare_before(logits[sequence, :place], found[0, :place], self.real[sequence, :place])
+        if prefix is not None and is_shown:
+            whole = self._row(sequences, 0, self.effect.of(found, sequences, 0))
+            self._try_prefix(prefix, whole, sequences, hidden, place)
+        elif prefix is not None:
+            self.why_whole = "too little is predicted to see whether keys and values can be kept"
+
+    def _compare_before(self, base: Tensor, found: Tensor, real: Tensor) -> None:
+        """Logits [tokens, vocabulary] before a hidden token, in proportion to their spread, however small that is."""
+        base, found = base[real], found[real]
+        if found.isnan().any():
+            self._refuse_nan()
+        spread = (base - base.mean(-1, keepdim=True)).abs().nan_to_num(posinf=0.0).max()
+        change = torch.where(base == found, 0.0, base - found)  # infinities that stay are no change
+        if self._exceeds(change, self._rounding * float(spread)):
             raise ConfigurationError(
                 f"`effect` 'loss' is of a causal language model, and in {type(self._subject.model).__name__} hiding a "
                 "token changes predictions before it: give effect='kl'."
             )
-        if prefix is None:
-            return
-        self._prefix = prefix
-        try:
-            again = self._whole_row(sequences, hidden, prefix)
-        except Exception as error:  # of whatever kind: models differ in what they do with a cache
-            self._prefix, self.why_whole = None, f"kept keys and values could not be used: {error}"
-            return
-        if self._exceeds((again - whole)[place + self._hiding.takes_away_outputs :], tolerance):
-            self._prefix, self.why_whole = None, "with kept keys and values the model says something else"
-        else:
-            self.why_whole = ""
 
-    def _whole_row(self, sequences: Tensor, hidden: Tensor, prefix: Prefix | None) -> Tensor:
-        """Effects [tokens], 0 where there is no output."""
-        effects = torch.zeros(self.real.shape[1], device=hidden.device)
-        start, found = self._ask(sequences, hidden, prefix)
+    def _refuse_nan(self) -> None:
+        raise ConfigurationError(
+            f"`model`: the outputs of {type(self._subject.model).__name__} are not finite (nan), so that nothing can "
+            "be measured: look for nan among its weights and in the batch."
+        )
+
+    def _try_prefix(self, prefix: Prefix, whole: Tensor, sequences: Tensor, hidden: Tensor, place: int) -> None:
+        """Keeps it if the effects [tokens] of this row are the same with it."""
+        try:
+            again = self._row(sequences, *self._ask(sequences, hidden, prefix))
+        except Exception as error:  # of whatever kind: models differ in what they do with a cache
+            self.why_whole = f"kept keys and values could not be used: {error}"
+            return
+        tolerance = self._rounding * (1 + self.effect.largest)
+        if self._exceeds((again - whole)[place + self._hiding.takes_away_outputs :], tolerance):
+            self.why_whole = "with kept keys and values the model says something else"
+        else:
+            self._prefix, self.why_whole = prefix, ""
+
+    def _row(self, sequences: Tensor, start: int, found: Tensor) -> Tensor:
+        """Effects [tokens] of one row, known from `start` on; 0 where there is no output."""
+        effects = torch.zeros(self.real.shape[1], device=found.device)
         effects[start : start + found.shape[1]] = found[0]
         return effects.masked_fill(~self.effect.outputs[sequences[0]], 0.0)
 
@@ -232,6 +270,37 @@ class Ablations:
 
     def _is_by_name(self, name: str) -> bool:
         return not self._subject.has_own_forward and self._subject.takes(name)
+
+
+def _middle_of_one(usable: Tensor) -> tuple[int, int]:
+    """(sequence, place): padding is where models differ, and of very few tokens little can be seen."""
+    numbers = usable.sum(1)
+    sequence = int(numbers.masked_fill(numbers < min(_FEWEST, int(numbers.max())), usable.shape[1] + 1).argmin())
+    places = usable[sequence].nonzero()[:, 0]
+    return sequence, int(places[len(places) // 2])
+
+
+def _refuse_encoder_decoder(subject: Subject) -> None:
+    """Their outputs are at the decoder's tokens, and it is the encoder's that would be hidden."""
+    config = getattr(subject.model, "config", None)
+    if subject.has_own_forward or not getattr(config, "is_encoder_decoder", False):
+        return
+    if "Classification" not in subject.head:
+        raise ConfigurationError(
+            f"`model`: {subject.head} is an encoder-decoder, whose outputs belong to the decoder's tokens and not to "
+            "`input_ids`: give `forward`, a function of (model, batch) that returns logits [batch, classes], for "
+            "instance those of the decoder's last token."
+        )
+
+
+def _refuse_other_heads(subject: Subject) -> None:
+    """Models that say themselves that what they say at a token is not about the next one."""
+    for kind, about in (("MaskedLM", "the hidden tokens"), ("TokenClassification", "the token itself")):
+        if subject.head.endswith(kind) or subject.loss_type == f"For{kind}":
+            raise ConfigurationError(
+                f"`effect` 'loss' is of the next token, and the outputs of {subject.head} are about {about}: give "
+                "effect='kl'."
+            )
 
 
 def _default_budget(logits: Tensor) -> int:

@@ -98,6 +98,7 @@ def calibration(
     0.8333333333333334
     """
     require_int("num_bins", num_bins, minimum=1)
+    require_int("seed", seed, minimum=0)
     if bins not in _BINS:
         raise ConfigurationError(f"`bins` must be one of {', '.join(map(repr, _BINS))}, got {bins!r}.")
     confidence, right, squares = _scored(_array("probabilities", probabilities), _array("outcomes", outcomes))

@@ -5,15 +5,15 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.answers import Answers
 from attnwatch.explain.asking.interview import Interview
 from attnwatch.explain.asking.questions import Question, as_questions
-from attnwatch.explain.asking.templates import Templates
+from attnwatch.explain.asking.templates import Templates, as_templates
 from attnwatch.explain.calibration import Calibration, calibration
-from attnwatch.explain.subject import Batch, Forward, Subject, labels_of
+from attnwatch.explain.subject import Batch, Forward, Subject, as_batch, described, labels_of
 
 _NO_LABEL = -100
 
@@ -60,7 +60,7 @@ def ask(
         subject,
         tokenizer,
         as_questions(questions),
-        templates=templates or Templates(),
+        templates=as_templates(templates),
         stated=stated,
         reasons=reasons,
         score=score,
@@ -93,16 +93,17 @@ def classifier_calibration(
     subject = model if isinstance(model, Subject) else Subject(model, forward)
     probabilities, labels = [], []
     with subject.asked():
-        for batch in batches:
+        for batch in map(as_batch, batches):
             logits, given = subject.logits(batch), labels_of(batch)
             if logits.ndim != 2 or logits.shape[1] < 2:
                 raise ConfigurationError(
                     f"`model` must return logits [batch, classes] of at least two classes, got {list(logits.shape)}. "
                     "Give `questions` if it is a language model."
                 )
-            if given is None or given.shape != logits.shape[:1] or given.is_floating_point():
-                got = "none" if given is None else f"{given.dtype} of shape {list(given.shape)}"
-                raise ConfigurationError(f"`batches` must have integer `labels` [batch], got {got}.")
+            is_int = isinstance(given, Tensor) and not given.is_floating_point()
+            if not is_int or given.shape != logits.shape[:1]:
+                got = "none" if given is None else described(given)
+                raise ConfigurationError(f"`batches` must have integer `labels` [batch], a tensor, got {got}.")
             known = given != _NO_LABEL
             probabilities.append(logits[known].double().softmax(-1).cpu())
             labels.append(given[known].cpu())

@@ -41,6 +41,11 @@ class LabelEffect(Effect):
     def __init__(self, logits: Tensor, labels: Tensor | None):
         if labels is None:
             raise ConfigurationError("`effect` 'label' needs `labels` in the batch: give them, or effect='kl'.")
+        if logits.shape[1] < 2:
+            raise ConfigurationError(
+                f"`effect` 'label' needs probabilities of classes, and the model has {logits.shape[1]} output: give "
+                "`forward`, a function of (model, batch) that returns class logits [batch, classes]."
+            )
         if labels.shape != logits.shape[:1] or labels.is_floating_point() or int(labels.max()) >= logits.shape[1]:
             raise ConfigurationError(
                 f"`effect` 'label' needs one class of {logits.shape[1]} per sequence as `labels`, integers of shape "
@@ -96,7 +101,8 @@ class DivergenceEffect(Effect):
     def __init__(self, logits: Tensor, real: Tensor):
         if logits.shape[-1] < 2:
             raise ConfigurationError(
-                f"`effect` 'kl' compares distributions over classes, and the model has {logits.shape[-1]} output."
+                f"`effect` 'kl' compares distributions over classes, and the model has {logits.shape[-1]} output: "
+                "give `forward`, a function of (model, batch) that returns class logits."
             )
         self.outputs = real if logits.ndim == 3 else None
         self.has_answer = real.any(1)

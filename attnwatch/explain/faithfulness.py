@@ -196,6 +196,7 @@ def _over_outputs(ablations: Ablations, effects: Tensor, sequences: Tensor, hidd
 def _orders(real: Tensor, scores: Iterable[Tensor], num_random: int, seed: int) -> Tensor:
     """Scores [orders, batch, tokens], the random ones last."""
     require_int("num_random", num_random, minimum=1)
+    require_int("seed", seed, minimum=0)
     orders = []
     for each in scores:
         if not isinstance(each, Tensor) or each.shape != real.shape:

@@ -95,6 +95,7 @@ def make_hiding(hide: str, subject: Subject, tokenizer: Any, mask_token_id: int 
                 f"`hide` 'mask_token' needs a mask token, and none is known of {type(subject.model).__name__}: give "
                 "`mask_token_id`, or a `tokenizer` that has one; or hide by 'remove' or 'mean'."
             )
+        _check_known(int(token_id), subject)
         return MaskToken(int(token_id))
     if hide == "mean":
         return MeanEmbedding(embedding_of(subject, "`hide` 'mean'"))
@@ -140,8 +141,11 @@ def ids_never_hidden(subject: Subject, tokenizer: Any, given: Collection[int] | 
 
 
 def positions_by_mask(mask: Tensor) -> Tensor:
-    """int64 [batch, tokens]: real tokens are counted from 0, as models do that derive positions from the mask."""
-    return mask.long().cumsum(1).mul(mask.long()).sub(1)
+    """int64 [batch, tokens]: real tokens are counted from 0, as models do that derive positions from the mask.
+
+    0 at padding, where it does not matter: -1 is no index, and an accelerator does not recover from one.
+    """
+    return mask.long().cumsum(1).mul(mask.long()).sub(1).clamp(min=0)
 
 
 def rows_of(batch: Batch, sequences: Tensor) -> dict[str, Any]:
@@ -149,6 +153,17 @@ def rows_of(batch: Batch, sequences: Tensor) -> dict[str, Any]:
     size = len(batch["input_ids"])
     has_batch = {name: isinstance(each, Tensor) and each.ndim > 0 and len(each) == size for name, each in batch.items()}
     return {name: each[sequences] if has_batch[name] else each for name, each in batch.items()}
+
+
+def _check_known(token_id: int, subject: Subject) -> None:
+    """An accelerator does not recover from an id that is not in the embedding."""
+    find = getattr(subject.model, "get_input_embeddings", None)
+    weight = getattr(find() if callable(find) else None, "weight", None)
+    if isinstance(weight, Tensor) and weight.ndim == 2 and not 0 <= token_id < len(weight):
+        raise ConfigurationError(
+            f"`mask_token_id` must be one of the {len(weight)} ids that {type(subject.model).__name__} embeds, from 0 "
+            f"to {len(weight) - 1}; got {token_id}: give another, or the `tokenizer` of this model."
+        )
 
 
 def _refuse_removal(subject: Subject) -> None:

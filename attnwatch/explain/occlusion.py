@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.ablations import Ablations
+from attnwatch.explain.checks import check_batch
 from attnwatch.explain.subject import Batch, Forward, Subject, token_mask
 from attnwatch.metrics import stratified_rows
 
@@ -74,6 +75,8 @@ class Occlusions:
         **options: Any,
     ):
         require_int("max_units", max_units, minimum=1, optional=True)
+        require_int("seed", seed, minimum=0)
+        check_batch(batch)
         self._hide = options.get("hide", "remove")
         shape = token_mask(batch).shape
         if units is not None and (units.shape != shape or units.is_floating_point() or units.dtype == torch.bool):

@@ -77,7 +77,7 @@ class Subject:
         if not isinstance(logits, Tensor) or logits.ndim not in (2, 3) or not logits.is_floating_point():
             raise ConfigurationError(
                 f"`forward`: {type(self.model).__name__} returns no logits [batch, classes] or [batch, tokens, "
-                f"vocabulary], but {_described(output)}; give a function of (model, batch) that does, or a model with "
+                f"vocabulary], but {described(output)}; give a function of (model, batch) that does, or a model with "
                 "a head."
             )
         return logits.float()
@@ -89,8 +89,22 @@ class Subject:
         """
         if self.has_own_forward:
             return True
+        return name in inspect.signature(self._base.forward).parameters
+
+    @property
+    def head(self) -> str:
+        """Name of the model's class, without adapters of PEFT around it."""
+        return type(self._base).__name__
+
+    @property
+    def loss_type(self) -> str | None:
+        """What a transformers model says it is trained for."""
+        return getattr(self._base, "loss_type", None)
+
+    @property
+    def _base(self) -> nn.Module:
         base = getattr(self.model, "get_base_model", None)  # adapters of PEFT hand arguments through
-        return name in inspect.signature((base() if callable(base) else self.model).forward).parameters
+        return base() if callable(base) else self.model
 
     @property
     def has_own_forward(self) -> bool:
@@ -111,15 +125,14 @@ def token_mask(batch: Batch) -> Tensor:
     ids = batch.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
         raise ConfigurationError(
-            f"`batches`: `input_ids` [batch, tokens] expected in each batch, got {_described(batch)}."
+            f"`batches`: `input_ids` [batch, tokens] expected in each batch, got {described(batch)}."
         )
     mask = batch.get("attention_mask")
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
-    if mask.shape != ids.shape:
-        raise ConfigurationError(
-            f"`batches`: `attention_mask` must be {list(ids.shape)} as `input_ids`, got {list(mask.shape)}."
-        )
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
+        got = list(mask.shape) if isinstance(mask, Tensor) else described(mask)
+        raise ConfigurationError(f"`batches`: `attention_mask` must be {list(ids.shape)} as `input_ids`, got {got}.")
     return mask.bool()
 
 
@@ -138,7 +151,7 @@ def as_batch(given: Any) -> Batch:
         return dict(given)
     raise ConfigurationError(
         f"`batches`: a mapping with `input_ids` expected, as transformers models take it by name; got "
-        f"{_described(given)}. Give `batches` of your own."
+        f"{described(given)}. Give `batches` of your own."
     )
 
 
@@ -170,7 +183,7 @@ def _restore(states: list[tuple[nn.Module, dict[str, Any], dict[str, Tensor | No
         module._buffers.update(buffers)
 
 
-def _described(thing: Any) -> str:
+def described(thing: Any) -> str:
     if isinstance(thing, Tensor):
         return f"a {thing.dtype} tensor of shape {list(thing.shape)}"
     if isinstance(thing, Mapping):

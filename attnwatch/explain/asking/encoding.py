@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.explain.checks import require_tokenizer
 
 
 class Unaskable(Exception):
@@ -30,11 +31,7 @@ class Encoder:
     """
 
     def __init__(self, tokenizer: Any):
-        if not callable(tokenizer) or not callable(getattr(tokenizer, "decode", None)):
-            raise ConfigurationError(
-                f"`tokenizer` must be a tokenizer of transformers, got a {type(tokenizer).__name__}: for instance "
-                "AutoTokenizer.from_pretrained(name)."
-            )
+        require_tokenizer(tokenizer, optional=False)
         self._tokenizer = tokenizer
         self.end_id: int | None = tokenizer.eos_token_id
         self._begin_id: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
@@ -76,6 +73,17 @@ class Encoder:
         plain, whole = self.plain_ids("a"), list(self._tokenizer("a")["input_ids"])
         starts = [at for at in range(len(whole)) if whole[at : at + len(plain)] == plain]
         return whole[: starts[0]] if starts else []
+
+
+def require_unicode(name: str, text: str) -> None:
+    """Raises a `ConfigurationError` where half a character is in a text (JSON has escapes for it): no tokenizer can."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"`{name}` must be text that UTF-8 can encode, and has the lone surrogate {text[error.start]!r} at "
+            f"{error.start}: {text[max(0, error.start - 20) : error.start + 20]!r}; take it out."
+        ) from error
 
 
 def _shared(first: Sequence[int], second: Sequence[int]) -> int:

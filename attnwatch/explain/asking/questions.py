@@ -10,7 +10,7 @@ from typing import Any
 
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.asking.encoding import Encoder, Unaskable
+from attnwatch.explain.asking.encoding import Encoder, Unaskable, require_unicode
 from attnwatch.explain.subject import Batch, token_mask
 
 _EXPECTED = '{"prompt": str, "choices": [str, str, ...], "answer": index or text of a choice}'
@@ -41,6 +41,9 @@ class Question:
             raise ConfigurationError(f"`choices` must be texts that are not empty, got {list(self.choices)!r}.")
         if len({choice.strip() for choice in self.choices}) < len(self.choices):
             raise ConfigurationError(f"`choices` must differ from each other, got {list(self.choices)!r}.")
+        for name, texts in (("prompt", [self.prompt]), ("choices", self.choices)):
+            for text in texts:
+                require_unicode(name, text)
         object.__setattr__(self, "choices", tuple(self.choices))
         object.__setattr__(self, "answer", self._index(self.answer))
 
@@ -114,6 +117,9 @@ def questions_from_text(
     require_int("prompt_tokens", prompt_tokens, minimum=1)
     require_int("choice_tokens", choice_tokens, minimum=1)
     require_int("num_choices", num_choices, minimum=2)
+    require_int("seed", seed, minimum=0)
+    if isinstance(text, str):
+        require_unicode("text", text)
     encoder = Encoder(tokenizer)
     sequences = [encoder.plain_ids(text)] if isinstance(text, str) else _sequences(text)
     maker = _Maker(encoder, sequences, prompt_tokens, choice_tokens, random.Random(seed))
@@ -200,7 +206,7 @@ def _sequences(batches: Iterable[Batch]) -> list[list[int]]:
 def _parsed(line: str, where: str) -> Question:
     try:
         fields = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter of brackets in brackets
         raise ConfigurationError(f"`questions`: {where} is not JSON ({error}); expected {_EXPECTED}.") from error
     return _question(fields, where)
 

@@ -6,6 +6,7 @@ import string
 from dataclasses import dataclass
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.explain.asking.encoding import require_unicode
 
 # A number with whatever is written to it: signs, digits, separators, letters. Not within a word: "GPT4 says 80%" is 80.
 _NUMBER = re.compile(r"(?<![\w.,])[-−+]?[0-9][0-9.,]*\w*")
@@ -41,6 +42,8 @@ class Templates:
             words = getattr(self, name)
             if isinstance(words, str) or not words or not all(isinstance(word, str) and word.strip() for word in words):
                 raise ConfigurationError(f"`{name}` must be a tuple of words, at least one; got {words!r}.")
+            for word in words:
+                require_unicode(name, word)
             object.__setattr__(self, name, tuple(words))
         if len({*self.yes, *self.no}) < len(self.yes) + len(self.no):
             raise ConfigurationError(f"`yes` and `no` must be different words, got {self.yes!r} and {self.no!r}.")
@@ -53,6 +56,22 @@ class Templates:
         """What comes before the reply in the template of this name, and the blanks between the two."""
         template = getattr(self, name).removesuffix("{reply}")
         return _parted(template.format(prompt=prompt.rstrip(" "), answer=answer.strip(" ")))
+
+
+def as_templates(given: Templates | None) -> Templates:
+    """Those that were given, or the usual ones.
+
+    Raises:
+        ConfigurationError: it is something else.
+    """
+    if given is None:
+        return Templates()
+    if not isinstance(given, Templates):
+        raise ConfigurationError(
+            f"`templates` must be `attnwatch.explain.Templates` or None, got a {type(given).__name__}: give "
+            "Templates(answer=…)."
+        )
+    return given
 
 
 _FOLLOW_UP = ("prompt", "answer", "reply")
@@ -85,6 +104,7 @@ def _check(name: str, template: str, names: tuple[str, ...]) -> None:
         raise ConfigurationError(
             f"`{name}` must be a text with {expected} in it, got {template!r}: {error}."
         ) from error
+    require_unicode(name, template)
     if sorted(found) != sorted(names) or not template.endswith(f"{{{names[-1]}}}"):
         raise ConfigurationError(
             f"`{name}` must have {expected}, each once, and end with the last; got {template!r}. Write other braces "

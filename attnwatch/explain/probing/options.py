@@ -1,6 +1,6 @@
 """What a user asks probes for, checked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
+from attnwatch.explain.checks import require_tokenizer
 from attnwatch.explain.probing.targets import BUILT_IN, FOR_ALL, FOR_TEXT, LABEL, TEXT_TARGETS, OwnLabels
 from attnwatch.explain.subject import Batch
 
@@ -36,10 +37,7 @@ class ProbeOptions:
         require_int("seed", self.seed, minimum=0)
         if not isinstance(self.test_share, Real) or not 0 < self.test_share < 1:
             raise ConfigurationError(f"`test_share` must be a number between 0 and 1, got {self.test_share!r}.")
-        if self.tokenizer is not None and not hasattr(self.tokenizer, "all_special_ids"):
-            raise ConfigurationError(
-                f"`tokenizer` must be a tokenizer of transformers, got a {type(self.tokenizer).__name__}."
-            )
+        require_tokenizer(self.tokenizer)
         self._check_labels()
         self._check_targets()
 
@@ -62,7 +60,7 @@ class ProbeOptions:
         if self.targets is None:
             return
         known = (*BUILT_IN, *(self.labels or ()))
-        if isinstance(self.targets, str) or not self.targets:
+        if isinstance(self.targets, str) or not isinstance(self.targets, Collection) or not self.targets:
             raise ConfigurationError(f"`targets` must be a list of names, got {self.targets!r}.")
         for name in self.targets:
             if name not in known:
