@@ -120,6 +120,24 @@ def explain() -> str:
     )
 
 
+def probe_costs() -> str:
+    result = newest("explain")
+    rows = [
+        "| | tokens | time, in forwards of them (95% interval) | points by which logistic regression is better: median "
+        "over targets and layers | at most |",
+        "|---|---|---|---|---|",
+    ]
+    for model, found in result["probes"].items():
+        widest = max(found["compared"], key=lambda pair: pair["logistic"] - pair["ridge"])
+        better = found["logistic_minus_ridge_points"]
+        rows.append(
+            f"| {model} | {found['num_tokens']:,} | {_interval(found['probing_in_forwards'])} "
+            f"| {better['median']:.1f} ({better['low']:.1f} to {better['high']:.1f}) "
+            f"| {widest['target']}, {widest['layer']}: {widest['logistic']:.2f} against {widest['ridge']:.2f} |"
+        )
+    return "\n".join([*rows, "", f"On {machine(result)}: `python -m benchmarks.explain --data DIRECTORY`."])
+
+
 def confidence() -> str:
     result = newest("explain")
     rows = [
@@ -295,7 +313,7 @@ SECTIONS: dict[Path, tuple[Callable[[], str], ...]] = {
         coverage_sections.coverage_totals,
     ),
     ROOT / "docs" / "coverage.md": (coverage_sections.coverage,),
-    ROOT / "docs" / "explain.md": (confidence,),
+    ROOT / "docs" / "explain.md": (probe_costs, confidence),
     ROOT / "docs" / "processes.md": (coverage_sections.flush_cost,),
     ROOT / "docs" / "verdicts.md": verdict_sections.DETAILS,
 }
