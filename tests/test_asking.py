@@ -357,8 +357,8 @@ def test_model_that_a_function_calls(known):
         ({"max_length": 0}, "`max_length` must be an integer"),
         ({"tokenizer": 3}, "`tokenizer` must be a tokenizer of transformers, got a int"),
         ({"questions": []}, "`questions` is empty"),
-        ({"model": t5_for_generation}, "a T5ForConditionalGeneration, which is neither"),
-        ({"model": bert}, "a BertModel, which is neither"),
+        ({"model": t5_for_generation}, "a T5ForConditionalGeneration; for a classifier"),
+        ({"model": bert}, "a BertModel; for a classifier"),
         ({"model": lambda: resized(llama(), 9)}, "`tokenizer` is not that of the model: it makes the token id 15"),
     ],
 )

@@ -57,4 +57,4 @@ class TrainingPart:
 def refuse_two(callbacks: Iterable[object], kind: type) -> None:
     """Raises a `ConfigurationError` where a trainer has two callbacks of a kind of which one must do."""
     if sum(isinstance(callback, kind) for callback in callbacks) > 1:
-        raise ConfigurationError(f"`callbacks` has two {kind.__name__}: one of them must do.")
+        raise ConfigurationError(f"`callbacks` has two {kind.__name__}: a trainer takes one, remove the other.")

@@ -127,6 +127,6 @@ def require_language_model(subject: Subject) -> None:
     can_generate = getattr(model, "can_generate", None)
     if not callable(can_generate) or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
         raise ConfigurationError(
-            f"`model` must be a causal language model or a sequence classifier, got a {type(model).__name__}, which is "
-            "neither. If it is one under another name, give `forward`."
+            f"`model` must be a causal language model, got a {type(model).__name__}; for a classifier there is "
+            "classifier_calibration. If it is a language model under another name, give `forward`."
         )

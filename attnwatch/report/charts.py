@@ -15,11 +15,16 @@ _NOT_MEASURED = "rgb(150 150 150 / 25%)"
 
 
 def heatmap(
-    values: np.ndarray, *, row_names: Sequence[str], column_names: Sequence[str], value_range: tuple[float, float]
+    values: np.ndarray,
+    *,
+    row_names: Sequence[str],
+    column_names: Sequence[str],
+    value_range: tuple[float, float],
+    corner: str = "",
 ) -> Markup:
     """A table [rows, columns] of coloured numbers; grey where there is none."""
     digits = 2 if np.nanmax(np.abs(values), initial=0.0) < 100 else 0
-    head = element("tr", element("th", ""), (element("th", name, scope="col") for name in column_names))
+    head = element("tr", element("th", corner), (element("th", name, scope="col") for name in column_names))
     body = [
         element("tr", element("th", name, scope="row"), (_cell(value, value_range, digits) for value in line))
         for name, line in zip(row_names, values, strict=True)

@@ -70,6 +70,7 @@ def _of_statistic(history: AttentionHistory, name: str) -> Markup:
         row_names=layers,
         column_names=[str(head) for head in range(values.shape[1])],
         value_range=statistic.chart_range(values),
+        corner="layer, head",
     )
     return element(
         "figure",
@@ -94,12 +95,36 @@ def inputs(reading: Reading) -> list[Markup]:
         "helps. Grey: it was not hidden."
     )
     texts = [
-        _highlighted(reading, ids[real], importance[real])
-        for ids, importance, real in zip(
-            batch["input_ids"], found.importance, batch["attention_mask"].bool(), strict=True
+        joined(_highlighted(reading, ids[real], importance[real]), _caption(importance[real], said))
+        for ids, importance, real, said in zip(
+            batch["input_ids"], found.importance, batch["attention_mask"].bool(), _answers(reading, batch), strict=True
         )
     ]
     return [element("p", lead), *texts, _agreement(reading, batch, found)]
+
+
+def _answers(reading: Reading, batch: dict[str, Tensor]) -> list[str]:
+    """What a classifier says of each sequence."""
+    if not reading.is_classifier:
+        return [""] * len(batch["input_ids"])
+    names = reading.model.config.id2label
+    with torch.no_grad():
+        given = {name: value for name, value in batch.items() if name != "labels"}
+        sure, guesses = reading.model(**given).logits.softmax(-1).max(-1)
+    labels = batch["labels"].tolist() if "labels" in batch else guesses.tolist()
+    return [
+        f"It says {names[guess]} ({probability:.0%})"
+        + ("" if guess == label else f", the label is {names[label]}")
+        + "; "
+        for guess, probability, label in zip(guesses.tolist(), sure.tolist(), labels, strict=True)
+    ]
+
+
+def _caption(importance: Tensor, said: str) -> Markup:
+    """With the scale of the colours, which are relative to the strongest."""
+    known = importance[importance.isfinite()]
+    strongest = f"the strongest colour is {known.abs().max():.2g} nats." if len(known) else "nothing was hidden."
+    return element("p", said + strongest if said else strongest.capitalize(), class_="soft")
 
 
 def _refuse_other_heads(reading: Reading) -> None:
@@ -172,7 +197,8 @@ def confidence(reading: Reading, questions: list[Question] | None) -> list[Marku
     answers = ask(reading.model, reading.tokenizer, asked)
     told_why = ask(reading.model, reading.tokenizer, asked[:_SHOWN_QUESTIONS], reasons=True)
     origin = "made from the text: how does it go on?" if made else "of your file"
-    lead = element("p", f"{len(answers.labels)} questions {origin}.")
+    number = len(answers.labels)
+    lead = element("p", f"{number} {'question' if number == 1 else 'questions'} {origin}.")
     skipped = (element("p", f"Skipped: {prompt}: {why}", class_="soft") for prompt, why in answers.skipped)
     stated = answers.stated_calibration()
     told = [] if stated is None else [element("h3", "Asked in words whether it is sure"), _calibrated(stated)]

@@ -47,8 +47,8 @@ def write_report(
         sections.section(
             "What each layer knows",
             "Linear classifiers, trained on the states of each layer, tested on sequences that they were not trained "
-            "on. Selectivity is the accuracy beyond that of the same classifiers for random labels of words; "
-            "where it is not above 0, words were learnt by heart.",
+            "on. Selectivity is the accuracy beyond that of the same classifiers for random labels of words. It "
+            "is small where a word alone says the target, and far below 0 where nothing is known of the context.",
             lambda: sections.layers(reading),
         ),
         sections.section(
