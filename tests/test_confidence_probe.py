@@ -258,7 +258,7 @@ def test_failures_are_told_once_and_training_goes_on():
     ("options", "message"),
     [
         ({"tokenizer": None}, "`tokenizer` is needed to ask a language model"),
-        ({"model": t5_for_generation}, "causal language model or a sequence classifier, got a T5ForConditionalGenera"),
+        ({"model": t5_for_generation}, "causal language model, got a T5ForConditionalGenera"),
         ({"model": bert}, "got a BertModel; for a classifier"),
         ({"model": gpt}, "no transformers model in it: give `forward`"),
         ({"model": classifier}, "`questions` are for language models; a BertForSequenceClassification is a classifier"),

@@ -8,7 +8,6 @@ and to be unsafe in CUDA graphs, which would replay kernels without asking: comp
 
 import contextlib
 import itertools
-import sys
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -72,9 +71,7 @@ def unregister(module: nn.Module, receiver: Receiver) -> None:
     number = _ids[module]
     _receivers[number] = [(other, site) for other, site in _receivers[number] if other is not receiver]
     if not _receivers[number]:
-        del _receivers[number], _ids[module]
-        if "torch._dynamo" not in sys.modules:  # compiled code would be compiled anew without it
-            del module.__dict__[_MARK]
+        del _receivers[number], _ids[module], module.__dict__[_MARK]
 
 
 def site_id(module: nn.Module) -> int | None:
