@@ -179,3 +179,48 @@ def test_processes_with_other_models_are_told_before_the_first_step(processes):
     for results in processes:
         assert "the processes differ in their sites of attention or settings" in results["other model"]["error"]
         assert len(results["other model"]["sent"]) == 1
+
+
+DYING = """
+import os
+import sys
+import warnings
+import torch
+import torch.distributed as dist
+from attnwatch import AttentionRecorder
+from models import llama, token_ids
+
+torch.set_num_threads(1)
+directory, rank = sys.argv[1], int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{directory}/store", rank=rank, world_size=2)
+model = llama()
+recorder = AttentionRecorder(model, every_n_steps=1, flush_every=100, across_processes=True)
+
+
+def step(number):
+    with recorder.step(number):
+        model(token_ids())
+
+
+for number in range(2):
+    step(number)
+recorder.flush(finish_step=True)
+step(2)
+torch.save({"flushed": len(recorder.history())}, f"{directory}/rank{rank}.pt")
+if rank == 1:
+    os._exit(0)
+with warnings.catch_warnings(record=True) as warned:
+    warnings.simplefilter("always")
+    recorder.flush(finish_step=True)
+    step(3)
+told = [str(each.message) for each in warned if "attnwatch lost the observations" in str(each.message)]
+torch.save({"flushed": len(recorder.history()), "told": told}, f"{directory}/rank{rank}.pt")
+"""
+
+
+def test_process_that_dies_leaves_the_others_what_they_had(tmp_path):
+    survivor, dead = on_two_processes(DYING, tmp_path, launch=True)
+    assert dead == {"flushed": 2}
+    assert survivor["flushed"] == 2
+    assert len(survivor["told"]) == 1
+    assert "training goes on" in survivor["told"][0]
