@@ -54,10 +54,7 @@ def main() -> None:
     found = occlude(module, batch, tokenizer=tokenizer)
     told = compare(module, batch, found)
     curve = deletion_curve(module, batch, found.importance, tokenizer=tokenizer)
-    layers = " ".join(f"{agreement:.2f}" for agreement in told.attention.nanmean(1))
-    print(f"\nRank correlation of attention received with hiding, by layer: {layers}")
-    more = curve.more_than_random
-    print(f"Hiding what matters first costs {more.mean:.2f} ± {more.stderr:.2f} nats more than hiding at random")
+    print(f"\nHiding: {found}\nAttention: {told}\nCurve: {curve}")
 
     module.model.save_pretrained(options.out / "model")
     tokenizer.save_pretrained(options.out / "model")

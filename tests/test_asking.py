@@ -55,6 +55,7 @@ def test_answers_that_are_known_by_construction(known, options):
     assert answers.num_forwards == 1 + 1 + 4
     assert answers.stated_calibration().brier == pytest.approx(0.25**2, abs=1e-6)
     assert answers.calibration().accuracy == 1
+    assert str(answers).splitlines()[1].startswith("stated confidence: 1 examples: accuracy 1.000")
 
 
 def test_percentage_in_words(known):

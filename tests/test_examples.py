@@ -62,6 +62,7 @@ def test_explain(tmp_path):
     printed = run("examples/explain.py", "--steps", "4", "--out", str(tmp_path))
     assert "previous_token (50 classes)" in printed
     assert "256 examples: accuracy" in printed
-    assert "nats more than hiding at random" in printed
+    assert "rank correlation with |importance|: attention received" in printed
+    assert "Curve: deletion: area" in printed
     assert list(tmp_path.rglob("events.out.tfevents.*"))
     assert (tmp_path / "lines.txt").is_file()

@@ -9,7 +9,7 @@ from test_explain_stories import LABELS, batch_of, classifier
 from torch import Tensor, nn
 
 from attnwatch import ConfigurationError
-from attnwatch.explain import deletion_curve, insertion_curve, occlude
+from attnwatch.explain import compare, deletion_curve, insertion_curve, occlude
 from attnwatch.explain.faithfulness import area
 
 
@@ -127,3 +127,19 @@ def test_random_orders_depend_on_the_seed():
 def test_errors_name_the_argument(scores, options, message):
     with pytest.raises(ConfigurationError, match=message):
         deletion_curve(classifier(), batch_of("right"), scores, **options)
+
+
+def test_what_is_printed_is_a_line():
+    model, batch = classifier(), batch_of("right")
+    found = occlude(model, batch)
+    told = compare(model, batch, found)
+    curve = deletion_curve(model, batch, found.importance)
+    known = int(found.importance.isfinite().sum())
+    assert str(found).startswith(
+        f"{known} of 36 tokens hidden by 'remove', effect 'label', in {found.num_forwards} for"
+    )
+    assert f"{found.importance.nan_to_num().abs().max():.3g} nats" in str(found)
+    assert f"gradient × input {told.gradient.mean():.3f} ±" in str(told)
+    assert str(curve).startswith(f"deletion: area {curve.areas.mean():.3f} ± ")
+    assert "(3 sequences)" in str(curve.more_than_random)
+    assert max(len(str(each).splitlines()) for each in (found, told, curve)) == 1

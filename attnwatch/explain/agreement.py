@@ -12,11 +12,18 @@ _FEWEST_TOKENS = 3
 
 @dataclass(frozen=True)
 class MeanOverSequences:
-    """A mean, its standard error (nan of fewer than two sequences), and of how many sequences it is."""
+    """A mean, its standard error (nan of fewer than two sequences), and of how many sequences it is.
+
+    >>> print(MeanOverSequences.of(torch.tensor([1.0, 3.0])))
+    2.000 ± 1.000 (2 sequences)
+    """
 
     mean: float
     stderr: float
     num_sequences: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {self.stderr:.3f} ({self.num_sequences} sequences)"
 
     @classmethod
     def of(cls, values: Tensor) -> "MeanOverSequences":

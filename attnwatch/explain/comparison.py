@@ -40,6 +40,12 @@ class Comparison:
     gradient_scores: Tensor
     why_no_attention: str = ""
 
+    def __str__(self) -> str:
+        """Means over sequences; attention's over its layers too."""
+        told = {"attention received": self.attention, "rollout": self.rollout, "gradient × input": self.gradient}
+        parts = [f"{name} {summary(values) if values.numel() else 'not observed'}" for name, values in told.items()]
+        return "rank correlation with |importance|: " + "; ".join(parts)
+
     def scores(self) -> dict[str, Tensor]:
         """[batch, tokens] by name: attention received, the mean over layers; rollout through all; gradient × input."""
         gradient = {"gradient": self.gradient_scores}

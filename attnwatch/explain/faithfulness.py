@@ -34,6 +34,10 @@ class FaithfulnessCurve:
     is_deletion: bool
     num_forwards: int
 
+    def __str__(self) -> str:
+        kind = "deletion" if self.is_deletion else "insertion"
+        return f"{kind}: area {self.area} nats, at random {self.random_area}, difference {self.more_than_random}"
+
     @property
     def areas(self) -> Tensor:
         """Mean effect over the fractions (trapezoids), float [batch]."""

@@ -53,6 +53,14 @@ class Occlusion:
     why_whole: str
     num_forwards: int
 
+    def __str__(self) -> str:
+        known = self.importance[self.importance.isfinite()]
+        largest = f", largest importance {known.abs().max():.3g} nats" if len(known) else ""
+        return (
+            f"{len(known)} of {self.importance.numel()} tokens hidden by {self.hide!r}, effect {self.effect!r}, in "
+            f"{self.num_forwards} forwards{largest}"
+        )
+
     def why_not(self, sequence: int, token: int) -> str:
         """Why a token has no importance; "hidden" where it has."""
         return REASONS[int(self.reasons[sequence, token])]

@@ -39,6 +39,13 @@ class Answers:
     skipped: list[tuple[str, str]]
     num_forwards: int
 
+    def __str__(self) -> str:
+        parts = [f"choices: {self.calibration()}"]
+        stated = self.stated_calibration()
+        parts += [] if stated is None else [f"stated confidence: {stated}"]
+        parts += [f"skipped: {prompt!r}: {why}" for prompt, why in self.skipped]
+        return "\n".join(parts)
+
     @property
     def probabilities(self) -> Tensor:
         """float64 [questions, most choices]: softmax over the scores of a question's choices, 0 beyond the last."""
