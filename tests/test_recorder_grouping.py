@@ -120,6 +120,42 @@ def test_mask_that_is_written_to_was_what_it_was(written_after: int):
     np.testing.assert_allclose(recorder.history()["max_entropy"][0], expected, rtol=1e-5)
 
 
+class FewQueries(FusedAttention):
+    """Some tokens look at all."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        query, key, value = self.heads(x)
+        mixed = F.scaled_dot_product_attention(query[:, :, : mask.shape[-2]], key, value, mask)
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+
+def test_masks_that_live_for_one_call_are_told_apart():
+    """The next mask is likely to get the memory, and so the identity, of the one that is gone."""
+    layers, x = nn.ModuleList(FewQueries() for _ in range(6)), torch.randn(2, TOKENS, WIDTH)
+    with AttentionRecorder(layers, num_query_rows=None) as recorder, recorder.step(0), torch.no_grad():
+        for index, layer in enumerate(layers):
+            layer(x, (torch.arange(TOKENS) <= index + 2).expand(1, 1, 5, TOKENS))
+    expected = np.log(np.arange(6) + 3)[:, None].repeat(HEADS, 1)
+    np.testing.assert_allclose(recorder.history()["max_entropy"][0], expected, rtol=1e-5)
+
+
+def test_padding_that_is_written_to_is_asked_anew():
+    """Which queries count follows the mask of each call, though layers are mostly given the same one."""
+    layers, x = nn.ModuleList(MaskedAttention() for _ in range(2)), torch.randn(1, TOKENS, WIDTH)
+    mask = torch.ones(1, 1, 1, TOKENS, dtype=torch.bool)
+    mask[..., TOKENS // 2 :] = False  # the rest is padding
+    with AttentionRecorder(layers, num_query_rows=None) as recorder, recorder.step(0), torch.no_grad():
+        layers[0](x, mask)
+        mask.fill_(True)
+        layers[1](x, mask)
+    alone = []
+    for keys in (TOKENS // 2, TOKENS):
+        with AttentionRecorder(layers, num_query_rows=None) as other, other.step(0), torch.no_grad():
+            layers[0 if keys < TOKENS else 1](x[:, :keys], torch.ones(1, 1, 1, keys, dtype=torch.bool))
+        alone.append(other.history()["entropy"][0, 0 if keys < TOKENS else 1])
+    np.testing.assert_allclose(recorder.history()["entropy"][0], alone, rtol=1e-4)
+
+
 def test_history_in_the_middle_of_a_step_has_what_came_so_far():
     model = gpt()
     with AttentionRecorder(model) as recorder, recorder.step(0):

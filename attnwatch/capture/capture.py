@@ -15,7 +15,7 @@ from attnwatch.capture.padding import self_attention_query_mask
 from attnwatch.capture.positions import kept_positions
 from attnwatch.capture.sites import Site, SiteKind, find_sites
 from attnwatch.errors import AttnwatchWarning, ConfigurationError, NoAttentionError
-from attnwatch.metrics import AttentionInputs
+from attnwatch.metrics import AttentionInputs, Identity
 
 OBSERVED = "observed"
 
@@ -48,7 +48,7 @@ class Capture:
         self._seen: set[str] = set()
         self._failed: set[str] = set()
         self._patches = contextlib.ExitStack()
-        self._query_masks: dict[int, tuple[Tensor, Tensor | None]] = {}
+        self._query_masks: dict[Identity, Tensor | None] = {}
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -129,9 +129,10 @@ class Capture:
         mask = reading.attn_mask
         if mask is None or reading.key_padding is not None or not reading.keeps_its_masks:
             return self_attention_query_mask(reading)
-        if id(mask) not in self._query_masks:
-            self._query_masks[id(mask)] = mask, self_attention_query_mask(reading)
-        return self._query_masks[id(mask)][1]
+        identity = Identity(mask)
+        if identity not in self._query_masks:
+            self._query_masks[identity] = self_attention_query_mask(reading)
+        return self._query_masks[identity]
 
     def fail(self, site: str, error: Exception) -> None:
         """Give a site up after an error: mark it and warn once."""

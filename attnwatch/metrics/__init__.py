@@ -3,6 +3,7 @@
 from attnwatch.metrics.accumulate import MAXIMA, accumulate, means_of_sums, merge
 from attnwatch.metrics.declaration import STATISTICS, AttentionStatistics, Reduction, Statistic
 from attnwatch.metrics.entropy import attention_entropy
+from attnwatch.metrics.identity import Identity
 from attnwatch.metrics.inputs import HIDDEN_AT, AttentionInputs
 from attnwatch.metrics.joining import at_rows, joined, kind_of_call
 from attnwatch.metrics.received import attention_received, attention_weights
@@ -15,6 +16,7 @@ __all__ = [
     "STATISTICS",
     "AttentionInputs",
     "AttentionStatistics",
+    "Identity",
     "Reduction",
     "Statistic",
     "accumulate",

@@ -2,21 +2,21 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnwatch.metrics.identity import Identity
 from attnwatch.metrics.inputs import AttentionInputs, select_rows
 
 # What shapes the logits and must be the same object in calls that are joined.
 _SHARED = ("attn_mask", "position_bias", "key_padding", "segments", "mask_mod", "query_mask", "positions")
-
+# Of these, what has a row for each query.
 _OF_ROWS = ("attn_mask", "position_bias")
 
 
 def kind_of_call(inputs: AttentionInputs, rows: Tensor) -> Hashable:
-    """Equal for calls that can be joined, while what they share is alive; None where this one can't be.
+    """Equal for calls that can be joined; None where this one can't be.
 
     Args:
         rows: that are looked at, the same object for calls that are joined.
@@ -27,14 +27,8 @@ def kind_of_call(inputs: AttentionInputs, rows: Tensor) -> Hashable:
     query, key = inputs.query, inputs.key
     shapes = (key.device, query.dtype, key.dtype, key.shape[0], query.shape[1] // key.shape[1], *key.shape[2:])
     shaping = (inputs.num_queries, inputs.is_causal, inputs.scale, inputs.softcap, inputs.sliding_window)
-    shared = tuple(_identity(getattr(inputs, name)) for name in _SHARED)
-    return (*shapes, *shaping, inputs.has_positions, id(rows), *shared)
-
-
-def _identity(shared: Any) -> Hashable:
-    """Another one where a tensor was written to."""
-    has_version = isinstance(shared, Tensor) and not shared.is_inference()
-    return id(shared), shared._version if has_version else None
+    shared = (Identity(getattr(inputs, name)) for name in _SHARED)
+    return (*shapes, *shaping, inputs.has_positions, Identity(rows), *shared)
 
 
 def at_rows(inputs: AttentionInputs, rows: Tensor, alike: AttentionInputs | None = None) -> AttentionInputs:
