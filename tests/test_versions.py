@@ -61,7 +61,10 @@ def test_range_is_from_the_oldest_to_the_newest_that_was_tested(library: str):
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_tested_versions_are_used_without_a_word(library: str):
     warn_if_untested.cache_clear()
-    warn_if_untested(library)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        warn_if_untested(library)
+    assert not warned
 
 
 def test_model_of_an_untested_version_is_told_once(installed_elsewhere):

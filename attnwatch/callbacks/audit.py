@@ -1,7 +1,6 @@
 """What asks the model something now and then, on batches that it is not trained on."""
 
 import contextlib
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,11 +9,14 @@ from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
 from attnwatch.callbacks.loading import first_batches
-from attnwatch.callbacks.part import TrainingPart
+from attnwatch.callbacks.part import TrainingPart, WarnOnce
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
-from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.errors import ConfigurationError
 from attnwatch.explain.subject import Batch, Forward, Subject, as_batch
+
+# Of models with more layers, so many have curves of their own: more can't be read.
+MOST_LAYER_CURVES = 12
 
 
 class Audit(TrainingPart):
@@ -55,7 +57,7 @@ class Audit(TrainingPart):
         self._forward = forward
         self._publisher = Publisher()
         self._subject: Subject | None = None
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce()
         self.results: list[tuple[int, Any]] = []
 
     def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> Any:
@@ -146,7 +148,4 @@ class Audit(TrainingPart):
         try:
             yield
         except Exception as error:
-            message = f"{type(self).__name__} failed, training goes on: {type(error).__name__}: {error}"
-            if message not in self._warned:
-                self._warned.add(message)
-                warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)
+            self._warn_once(f"{type(self).__name__} failed, training goes on: {type(error).__name__}: {error}")

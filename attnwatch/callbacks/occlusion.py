@@ -1,6 +1,5 @@
 """Occlusion as a callback, without the hooks that call it: whether attention says what hiding inputs says."""
 
-import warnings
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from numbers import Real
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
-from attnwatch.callbacks.audit import Audit
+from attnwatch.callbacks.audit import MOST_LAYER_CURVES, Audit
 from attnwatch.callbacks.pruning import Pruning
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.callbacks.tokens import Dropping
 from attnwatch.dashboard.scalars import evenly_spaced, site_labels
-from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.dashboard.sinks import matplotlib_needed
+from attnwatch.errors import ConfigurationError
 from attnwatch.explain.agreement import MeanOverSequences
 from attnwatch.explain.checks import check_hiding_options, require_one_of
 from attnwatch.explain.comparison import DISAGREEMENT, Comparison, agrees, compare, summary
@@ -31,7 +31,6 @@ _FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 _NUM_RANDOM = 2
 # Forwards that observe attention, and that are differentiated.
 _STORY_FORWARDS = 2
-_MAX_LAYER_CURVES = 12
 
 
 @dataclass
@@ -157,7 +156,8 @@ class Occluding(Audit):
             if not self.results:
                 run.tell(f"the deletion curves take {curves.num_forwards} forwards")
             deletion = curves.run()
-        self._say_once(comparison.why_no_attention)
+        if comparison.why_no_attention:
+            self._warn_once(comparison.why_no_attention)
         num_forwards = prepared.num_forwards + _STORY_FORWARDS + curves.num_forwards
         return _findings(occlusion, comparison, deletion, self._tokens(batch), num_forwards)
 
@@ -178,18 +178,16 @@ class Occluding(Audit):
             of_layers = getattr(found, name)
             if len(of_layers):
                 numbers[f"occlusion/{name}_agreement"] = summary(of_layers).mean
-            for layer in evenly_spaced(len(of_layers), _MAX_LAYER_CURVES):
+            for layer in evenly_spaced(len(of_layers), MOST_LAYER_CURVES):
                 numbers[f"occlusion_{name}_agreement/{labels[layer]}"] = summary(of_layers[layer]).mean
         for name, areas in found.deletion.items():
             numbers[f"occlusion/deletion_area/{name}"] = summary(areas).mean
         return numbers
 
     def _drawn(self) -> dict[str, np.ndarray]:
-        try:
+        with matplotlib_needed():
             from attnwatch.dashboard.explanations import agreement_figure, token_figure
             from attnwatch.dashboard.figures import pixels
-        except ImportError as error:
-            raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error
         found = self.results[-1][1]
         steps = [step for step, _ in self.results]
         pictures = {"occlusion/tokens": token_figure(found.tokens, found.importance.numpy(), steps[-1])}
@@ -209,18 +207,12 @@ class Occluding(Audit):
             choice = _choice_by_attention(callback)
             if choice is not None:
                 what, instead = choice
-                # The number goes into the first warning only, and so not into what is remembered.
-                self._say_once(
+                self._warn_once(
                     f"{type(callback).__name__} chooses {what}, and attention does not agree with what hiding inputs "
                     f"does: take {instead}",
                     f" (mean rank correlation {agreement.mean:.2f} ± {agreement.stderr:.2f} over "
                     f"{agreement.num_sequences} sequences, after step {run.global_step})",
                 )
-
-    def _say_once(self, message: str, detail: str = "") -> None:
-        if message and message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(f"attnwatch: {message}{detail}", AttnwatchWarning, stacklevel=2)
 
 
 def _choice_by_attention(callback: object) -> tuple[str, str] | None:

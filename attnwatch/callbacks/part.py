@@ -1,5 +1,6 @@
 """What a callback does in a training, in the order in which it comes."""
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.callbacks.run import TrainerRun
-from attnwatch.errors import ConfigurationError
+from attnwatch.errors import AttnwatchWarning, ConfigurationError
 
 
 class TrainingPart:
@@ -52,6 +53,18 @@ class TrainingPart:
     def _detach(self) -> None:
         """Leave the model as it was. May be called twice, and before `_start`."""
         raise NotImplementedError
+
+
+class WarnOnce:
+    """Gives each message as one `AttnwatchWarning`, whatever the details that are said with it the first time."""
+
+    def __init__(self):
+        self._given: set[str] = set()
+
+    def __call__(self, message: str, details: str = "") -> None:
+        if message not in self._given:
+            self._given.add(message)
+            warnings.warn(f"attnwatch: {message}{details}", AttnwatchWarning, stacklevel=3)
 
 
 def refuse_two(callbacks: Iterable[object], kind: type) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from attnwatch.callbacks.audit import Audit
+from attnwatch.callbacks.audit import MOST_LAYER_CURVES, Audit
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.dashboard.scalars import evenly_spaced
 from attnwatch.dashboard.sinks import matplotlib_needed
@@ -16,8 +16,6 @@ from attnwatch.explain.probing.probes import LayerProbes, probe, single_call
 from attnwatch.explain.probing.states import HiddenStates, Read, reader
 from attnwatch.explain.probing.targets import OwnLabels
 from attnwatch.explain.subject import Batch, Forward, Subject
-
-_MOST_CURVES = 12
 
 
 class Probing(Audit):
@@ -86,7 +84,7 @@ class Probing(Audit):
     def _numbers(self, found: LayerProbes) -> dict[str, float]:
         numbers = {}
         for index, name in enumerate(found.targets):
-            for layer in evenly_spaced(len(found.layers), _MOST_CURVES):
+            for layer in evenly_spaced(len(found.layers), MOST_LAYER_CURVES):
                 numbers[f"probe_{name}/layer_{layer}"] = float(found.above_baseline[index, layer])
                 numbers[f"probe_{name}_selectivity/layer_{layer}"] = float(found.selectivity[index, layer])
         return {tag: number for tag, number in numbers.items() if number == number}

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.callbacks.monitor import Monitor
-from attnwatch.callbacks.part import TrainingPart
+from attnwatch.callbacks.part import TrainingPart, WarnOnce
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import StepClock, TrainerRun
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
@@ -89,7 +89,7 @@ class Pruning(TrainingPart):
 
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
-        self._publisher, self._warned, self._has_seen_metric = Publisher(), set(), False
+        self._publisher, self._warn_once, self._has_seen_metric = Publisher(), WarnOnce(), False
         self._model = model
         history = _history_of(run.callbacks, self._options.criterion)
         self._importance = HeadImportance(
@@ -187,11 +187,6 @@ class Pruning(TrainingPart):
         gone = PruningPlan.of(self._model)
         text = f"{cut}\n\nRemoved so far:\n\n```\n{gone}\n```"
         self._publisher.text(run.sinks, "pruning/cuts", text, run.global_step)
-
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)
 
 
 def _history_of(callbacks: Iterable[object], criterion: Criterion) -> Callable[[], AttentionHistory] | None:
