@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)  # pytest-xdist runs one process a core
+# pytest-xdist runs one process a core, and some tests start others.
+torch.set_num_threads(1)
+os.environ["OMP_NUM_THREADS"] = "1"
 
 hypothesis.settings.register_profile("deterministic", deadline=None, derandomize=True, max_examples=120)
 hypothesis.settings.load_profile("deterministic")

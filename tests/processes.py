@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 
 def run_script(script: str, directory: Path, *arguments: str) -> None:
@@ -37,3 +41,18 @@ def on_two_processes(script: str, directory: Path, *arguments: str, launch: bool
     else:
         run_script(script, directory, *arguments)
     return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def sharded(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
+    """A Llama with its parameters over the processes of a mesh, by default over all."""
+    for module in (*model.model.layers, model):
+        fully_shard(module, mesh=mesh)
+    return model
+
+
+def parallel(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
+    """A Llama with its heads over the processes of a mesh, by default over two."""
+    plan = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {"self_attn.o_proj": RowwiseParallel()}
+    for layer in model.model.layers:
+        parallelize_module(layer, mesh or init_device_mesh("cpu", (2,)), plan)
+    return model

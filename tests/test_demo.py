@@ -12,6 +12,7 @@ pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWar
 
 
 def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "_BATCH_SIZE", 6)  # it takes a minute, not three
     runs = {}
     seen = demo.saw_what_it_should
     monkeypatch.setattr(demo, "saw_what_it_should", lambda finished: runs.update(finished) or seen(finished))

@@ -17,11 +17,9 @@ SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from attnwatch import AttentionRecorder, ConfigurationError, prune_heads
 from models import llama
+from processes import parallel, sharded
 from test_recorder_processes import OPTIONS, train, with_negative_logits
 
 torch.set_num_threads(1)
@@ -55,20 +53,6 @@ def run(model, sequences=slice(2 * rank, 2 * rank + 2), fails=False):
     return {"values": values, "steps": steps, "loss": loss, "resumed": resumed, "sent": list(sent)}
 
 
-def sharded():
-    model = llama()
-    for module in (*model.model.layers, model):
-        fully_shard(module)
-    return model
-
-
-def parallel(model):
-    plan = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"} | {"self_attn.o_proj": RowwiseParallel()}
-    for layer in model.model.layers:
-        parallelize_module(layer, init_device_mesh("cpu", (2,)), plan)
-    return model
-
-
 def refusal(model):
     try:
         prune_heads(model, {0: [0]})
@@ -77,11 +61,11 @@ def refusal(model):
 
 
 results = {
-    "refused": [refusal(sharded()), refusal(parallel(llama()))],
+    "refused": [refusal(sharded(llama())), refusal(parallel(llama()))],
     "sound": run(llama()),
     "negative": run(parallel(with_negative_logits()), slice(0, 4)),
     "blind": run(llama(), fails=rank == 1),
-    "fsdp": run(sharded()),
+    "fsdp": run(sharded(llama())),
     "tensor parallel": run(parallel(llama()), slice(0, 4)),
     "other model": run(llama(layers=2 + rank)),
 }

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import on_two_processes
+from models import llama, token_ids
+from processes import on_two_processes, run_script
+from torch.distributed.tensor import DTensor
+
+from attnwatch import TokenDropper
 
 SCRIPT = """
 import sys, warnings
@@ -54,3 +58,107 @@ def test_processes_choose_for_themselves_and_stay_equal(tmp_path: Path, criterio
     assert state == other_state
     torch.testing.assert_close(means, other_means, equal_nan=True, rtol=0, atol=0)
     assert criterion == "random" or not means.isnan().all()
+
+
+SPLIT = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from processes import parallel, sharded
+from test_tokens_ddp import deep, train
+
+torch.set_num_threads(1)
+rank = int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=rank, world_size=2)
+results, mine = {}, slice(2 * rank, 2 * rank + 2)
+for criterion in ("random", "attention", "loss"):
+    results[criterion] = {
+        "ddp": train(DistributedDataParallel(deep()), criterion, mine),
+        "fsdp": train(sharded(deep()), criterion, mine),
+        "tensor parallel": train(parallel(deep()), criterion, slice(0, 4)),
+    }
+torch.save(results, f"{sys.argv[1]}/rank{rank}.pt")
+dist.barrier()
+"""
+
+
+def deep():
+    return llama(layers=4)
+
+
+def train(model, criterion: str, sequences: slice) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The kept tokens, and the weights after it."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
+    dropper, kept = TokenDropper(model.train(), keep_ratio=0.5, min_tokens=2, criterion=criterion), []
+    choose = dropper.choose
+    dropper.choose = lambda *args: kept.append(choose(*args)) or kept[-1]
+    with dropper:
+        for step in range(4):
+            ids = token_ids(4, seed=step)[sequences]
+            model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            dropper.synchronize()
+    weights = {name.removeprefix("module."): whole(value).clone() for name, value in model.state_dict().items()}
+    return torch.stack(kept), weights
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    return value.full_tensor() if isinstance(value, DTensor) else value
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory) -> list[dict]:
+    return on_two_processes(SPLIT, tmp_path_factory.mktemp("split"), launch=True)
+
+
+@pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
+def test_sharded_model_trains_as_a_replicated_one(split, criterion):
+    for results in split:
+        (kept, weights), (expected_kept, expected) = results[criterion]["fsdp"], results[criterion]["ddp"]
+        assert torch.equal(kept, expected_kept)
+        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-6)
+    assert not torch.equal(*(results[criterion]["fsdp"][0] for results in split))  # each has tokens of its own
+
+
+@pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
+def test_processes_that_share_the_tokens_choose_alike_and_train_as_one(split, criterion):
+    expected_kept, expected = train(deep(), criterion, slice(0, 4))
+    for results in split:
+        kept, weights = results[criterion]["tensor parallel"]
+        assert torch.equal(kept, expected_kept)
+        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-3)
+
+
+MESHES = """
+import sys
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
+from models import llama
+from processes import parallel, sharded
+from attnwatch.tokens.peers import Peers
+from attnwatch.tokens.stacks import choose_stack
+
+dist.init_process_group("fake", store=FakeStore(), rank=7, world_size=8)
+flat = init_device_mesh("cpu", (8,))
+two = init_device_mesh("cpu", (4, 2), mesh_dim_names=("shards", "heads"))
+three = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("replicas", "shards", "heads"))
+for model, leader in (
+    (llama(), 7),
+    (sharded(llama(), flat), 7),
+    (sharded(llama(), three["replicas", "shards"]), 7),
+    (parallel(llama(), flat), 0),
+    (parallel(llama(), two["heads"]), 6),
+    (sharded(parallel(llama(), two["heads"]), two["shards"]), 6),
+    (sharded(parallel(llama(), three["heads"]), three["replicas", "shards"]), 6),
+):
+    stack = choose_stack(model, None)
+    assert Peers(stack, stack.layers[0]).leader == leader, (model, leader)
+"""
+
+
+def test_processes_with_the_same_tokens_are_found_in_any_mesh(tmp_path):
+    """Seen from the last of eight processes."""
+    run_script(MESHES, tmp_path)

@@ -74,8 +74,8 @@ class Scorer:
     def learn(self, module: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
         """After a forward in training: what the model was given by name, and what it returned."""
 
-    def synchronize(self) -> None:
-        """Share between processes what was learned."""
+    def synchronize(self, num_peers: int) -> None:
+        """Share between processes what was learned; always so many have seen the same tokens."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
@@ -192,10 +192,11 @@ class TokenLoss(Scorer):
         if not (dist.is_available() and dist.is_initialized()):
             self._take_in()
 
-    def synchronize(self) -> None:
+    def synchronize(self, num_peers: int) -> None:
         """Take in what all processes have seen, so that they score alike."""
         if self._sums is not None and dist.is_available() and dist.is_initialized():
             dist.all_reduce(self._sums)
+            self._sums /= num_peers
             self._take_in()
 
     def _take_in(self) -> None:

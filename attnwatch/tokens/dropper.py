@@ -8,20 +8,21 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnwatch.arguments import require_int
-from attnwatch.capture import CACHES, in_backward
+from attnwatch.capture import in_backward
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.tokens.batch import TokenBatch
+from attnwatch.tokens.call import ModelCall
 from attnwatch.tokens.choice import choose, register
 from attnwatch.tokens.criteria import Criterion, make_criterion
 from attnwatch.tokens.interception import Run, intercept, is_intercepted
+from attnwatch.tokens.options import check_choice, check_for_good
+from attnwatch.tokens.peers import Peers
 from attnwatch.tokens.route import Route
 from attnwatch.tokens.schedule import require_keep_ratio
 from attnwatch.tokens.selection import choose_tokens, num_kept
-from attnwatch.tokens.stacks import Stack, choose_stack, inner, layer_range, why_not
+from attnwatch.tokens.stacks import choose_stack, inner, layer_range, why_not
 
 
 class TokenDropper:
@@ -79,19 +80,18 @@ class TokenDropper:
         seed: int = 0,
     ):
         self.keep_ratio = keep_ratio
-        for name, value, minimum in (
-            ("min_tokens", min_tokens, 1),
-            ("multiple_of", multiple_of, 1),
-            ("protect_first", protect_first, 0),
-            ("seed", seed, 0),
-        ):
-            require_int(name, value, minimum=minimum)
+        check_choice(
+            min_tokens=min_tokens,
+            multiple_of=multiple_of,
+            protect_first=protect_first,
+            protected_ids=protected_ids,
+            seed=seed,
+        )
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
-        _check_ids(protected_ids)
         self._stack = choose_stack(model, stack)
         if for_good:
-            _check_for_good(self._stack, protect_first, last_layer)
+            check_for_good(self._stack, protect_first, last_layer)
             last_layer = -1
         first, last = layer_range(self._stack, first_layer, last_layer)
         self._layers = self._stack.layers[first : last + 1]
@@ -107,8 +107,9 @@ class TokenDropper:
         self._forwards = 0
         self._as_chooser = register(self)
         self.layer_tokens = self.all_layer_tokens = 0
-        self._given: dict[str, Any] | None = None
+        self._model_call = ModelCall(self._stack)
         self._route: Route | None = None
+        self._peers: Peers | None = None
         self._warned: set[str] = set()
         self._attached = contextlib.ExitStack()
 
@@ -160,7 +161,7 @@ class TokenDropper:
 
     def synchronize(self) -> None:
         """Share between processes what the criterion has learned; all must call it. Only "loss" learns something."""
-        self._criterion.synchronize()
+        self._criterion.synchronize(self._known_peers().number)
 
     def state_dict(self) -> dict[str, Any]:
         """What the choices to come depend on; the same on all processes after `synchronize`."""
@@ -186,20 +187,22 @@ class TokenDropper:
 
     def _forward(self, module: nn.Module, run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The outermost of the models that is called says what is known of the tokens."""
-        if self._given is not None and kwargs.get("output_hidden_states"):
-            self._given["inner_hidden_states"] = True
-        if self._given is not None or not self._is_on(module):
+        is_outermost = self._model_call.arguments is None
+        if not is_outermost and kwargs.get("output_hidden_states"):
+            self._model_call.reads_between = True
+        if not is_outermost or not self._is_on(module):
             return run(*args, **kwargs)
         names = inspect.signature(inner(module).forward).parameters
-        self._given, self._route = {**dict(zip(names, args, strict=False)), **kwargs}, None
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
+        self._model_call, self._route = ModelCall(self._stack, given), None
         try:
             output = run(*args, **kwargs)
             self._check_route_has_ended()
             if module.training and not torch.compiler.is_compiling():
-                self._learn(module, output)
+                self._learn(module, given, output)
             return output
         finally:
-            self._given = self._route = None
+            self._model_call, self._route = ModelCall(self._stack), None
 
     def _check_route_has_ended(self) -> None:
         if self._route is not None:
@@ -208,9 +211,9 @@ class TokenDropper:
                 "off what skips layers (layerdrop), or choose `first_layer` and `last_layer` beside it."
             )
 
-    def _learn(self, module: nn.Module, output: Any) -> None:
+    def _learn(self, module: nn.Module, given: Mapping[str, Any], output: Any) -> None:
         try:
-            self._criterion.learn(module, self._given, output, self._generator())
+            self._criterion.learn(module, given, output, self._generator())
         except Exception as error:  # the training is worth more
             self._warn_once(f"the criterion does not learn from this model: {type(error).__name__}: {error}")
 
@@ -258,10 +261,11 @@ class TokenDropper:
         except Exception as error:  # the training is worth more
             self._warn_once(f"tokens are chosen at random where the criterion fails: {type(error).__name__}: {error}")
             scores = torch.rand(states.shape[:2], generator=generator)
+        scores = self._known_peers().mean(scores.to(states.device, torch.float32))
         if self._forwards == 1 and scores.isnan().all():  # once: on a GPU it waits
             self._warn_once("the criterion says nan for all tokens; the choice means nothing.")
         protected = batch.protected(self._protect_first, self._protected_ids)
-        return choose_tokens(scores.to(states.device), number, protected=protected, padding=batch.padding)
+        return choose_tokens(scores, number, protected=protected, padding=batch.padding)
 
     def _begin(self, layer: nn.Module, to_layer: Mapping[str, Any]) -> Route | None:
         """The route of a forward; None where all tokens are computed."""
@@ -275,19 +279,14 @@ class TokenDropper:
         if not layout.is_batch_first(layer):
             states = states.transpose(0, 1)
         number = self._number(states, to_layer)
-        kept = choose(self._as_chooser, states, number, self._known(to_layer))
+        kept = choose(self._as_chooser, states, number, self._model_call.known(to_layer))
         return None if number == states.shape[1] else Route(layout, kept, states)
 
     def _number(self, states: Tensor, to_layer: Mapping[str, Any]) -> int:
         num_tokens = states.shape[1]
         if self.keep_ratio == 1:
             return num_tokens
-        reason = "a key-value cache is given or asked for (`use_cache`)" if self._uses_cache(to_layer) else ""
-        reason = reason or self._stack.layout.why_not(to_layer)
-        if not reason and (self._given or {}).get("output_router_logits"):
-            reason = "the router logits of all tokens are asked for (output_router_logits)"
-        if not reason and (self._given or {}).get("inner_hidden_states"):
-            reason = "the model around the layers reads the hidden states between them"
+        reason = self._model_call.why_all(to_layer, num_tokens)
         if not reason and num_tokens <= self._min_tokens:
             reason = f"a batch has no more than the {self._min_tokens} tokens a sequence of `min_tokens`"
         if reason:
@@ -301,20 +300,6 @@ class TokenDropper:
             )
         return number
 
-    def _known(self, to_layer: Mapping[str, Any]) -> dict[str, Any]:
-        """See `choice.KNOWN`."""
-        prefix = "decoder_" if self._stack.is_decoder_of_two else ""
-        names = ("input_ids", "attention_mask", "position_ids")
-        of_model = {name: (self._given or {}).get(f"{prefix}{name}") for name in names}
-        return {**of_model, **self._stack.layout.known(to_layer)}
-
-    def _uses_cache(self, to_layer: Mapping[str, Any]) -> bool:
-        """By default models make a cache in training too, which nobody asked for and nobody reads."""
-        if self._given is not None:
-            has_cache = any(self._given.get(name) is not None for name in CACHES)
-            return has_cache or self._given.get("use_cache") is True
-        return any(to_layer.get(name) is not None for name in self._stack.layout.caches)
-
     def _count(self, states: Tensor, number: int) -> None:
         batch_size, num_tokens = states.shape[:2]
         depth = len(self._stack.layers)
@@ -322,34 +307,19 @@ class TokenDropper:
         self.layer_tokens += batch_size * (num_tokens * (depth - self.num_layers) + number * self.num_layers)
 
     def _generator(self) -> torch.Generator:
-        """On the CPU, another one for each forward and process; in evaluation always the same."""
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        """On the CPU; another one for each forward, and process with other tokens; in evaluation always the same."""
         generator = torch.Generator()
         number = self._forwards if self._layers[0].training else -1
-        generator.manual_seed(hash((self._seed, rank, number)) % 2**63)
+        generator.manual_seed(hash((self._seed, self._known_peers().leader, number)) % 2**63)
         return generator
+
+    def _known_peers(self) -> Peers:
+        """Looked up in a forward, when the model has been split over the processes."""
+        if self._peers is None:
+            self._peers = Peers(self._stack, self._layers[0])
+        return self._peers
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
             warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)
-
-
-def _check_ids(ids: Any) -> None:
-    is_sequence = isinstance(ids, Sequence) and not isinstance(ids, str)
-    if not is_sequence or not all(isinstance(each, int) and not isinstance(each, bool) for each in ids):
-        raise ConfigurationError(f"`protected_ids` must be a list of vocabulary ids, got {ids!r}.")
-
-
-def _check_for_good(stack: Stack, protect_first: int, last_layer: int | None) -> None:
-    if stack.says_something_of_each_token:
-        raise ConfigurationError(
-            "`for_good` is for models that read their result off the first token, and this one says something of each; "
-            "leave it out."
-        )
-    if last_layer is not None:
-        raise ConfigurationError("`last_layer` must be left out with `for_good`: the tokens never come back.")
-    if not protect_first:
-        raise ConfigurationError(
-            "`protect_first` must be at least 1 with `for_good`: the result is read off that token."
-        )

@@ -46,7 +46,16 @@ def intercept(module: nn.Module, call: Callable[[Run, tuple, dict[str, Any]], An
 
 
 def original_class(module: nn.Module) -> type:
-    return type(module).__base__ if is_intercepted(module) else type(module)
+    """That it was built with, under those that interceptions and `fully_shard` have given to it since then."""
+    kind = type(module)
+    while _MARK in vars(kind) or _is_of_sharding(kind):
+        kind = kind.__bases__[-1]
+    return kind
+
+
+def _is_of_sharding(kind: type) -> bool:
+    """`fully_shard` (and `replicate`) give a module a class made of their own one and the module's."""
+    return len(kind.__bases__) == 2 and kind.__bases__[0].__module__.startswith("torch.distributed.")
 
 
 def is_intercepted(module: nn.Module) -> bool:

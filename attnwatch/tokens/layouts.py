@@ -62,28 +62,34 @@ class TokenLayout:
     def knows(self, name: str) -> bool:
         return name == self.states or name in self.routed or name in self.whole or name in self.caches
 
-    def why_not(self, arguments: Mapping[str, Any]) -> str:
-        """Why these arguments can't be routed; empty where they can."""
+    def why_not(self, arguments: Mapping[str, Any], num_tokens: int) -> str:
+        """Why these arguments can't be routed, with hidden states of so many tokens; empty where they can."""
         for name, value in arguments.items():
             if value is None or name == self.states:
                 continue
             if name in self.routed:
-                reason = self._why_not_routed(name, value)
+                reason = self._why_not_routed(name, value, num_tokens)
                 if reason:
                     return reason
             elif not self.knows(name) and _has_tensor(value):
                 return f"the layers are given {name!r}, a tensor that the token layout does not know"
         return ""
 
-    def _why_not_routed(self, name: str, value: Any) -> str:
+    def _why_not_routed(self, name: str, value: Any, num_tokens: int) -> str:
         if isinstance(value, tuple | list):
-            return next(filter(None, (self._why_not_routed(name, part) for part in value)), "")
+            return next(filter(None, (self._why_not_routed(name, part, num_tokens) for part in value)), "")
         if value is None:
             return ""
         if not isinstance(value, Tensor):
             return f"{name!r} is a {type(value).__name__}, which can't be cut to the kept tokens"
-        if not callable(self.routed[name]) and _axes(self.routed[name], value.ndim) is None:
+        if callable(self.routed[name]):
+            return ""
+        axes = _axes(self.routed[name], value.ndim)
+        if axes is None:
             return f"{name!r} has the shape {list(value.shape)}, which the token layout does not know"
+        lengths = [length for axis, length in zip(axes.split(), value.shape, strict=True) if axis == "tokens"]
+        if any(length not in (1, num_tokens) for length in lengths):
+            return f"{name!r} is for {max(lengths)} tokens, and the layers are given {num_tokens}"
         return ""
 
     def known(self, arguments: Mapping[str, Any]) -> dict[str, Any]:

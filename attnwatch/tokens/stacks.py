@@ -10,6 +10,7 @@ from torch import nn
 
 from attnwatch.capture import SiteKind, find_sites, names_in_forward, site_name
 from attnwatch.errors import ConfigurationError
+from attnwatch.tokens.interception import original_class
 from attnwatch.tokens.layouts import TORCH, TRANSFORMERS, TokenLayout, registered_layout
 
 # Modules and parameters by which a layer would know how far apart two tokens lie in the tensor.
@@ -31,12 +32,14 @@ class Stack:
         layers: in their order.
         layout: what each is given.
         entries: the modules whose call may be one forward of the model, outermost first.
+        model: in which it was found.
     """
 
     name: str
     layers: tuple[nn.Module, ...]
     layout: TokenLayout
     entries: tuple[nn.Module, ...]
+    model: nn.Module
 
     @property
     def says_something_of_each_token(self) -> bool:
@@ -61,7 +64,7 @@ def find_stacks(model: nn.Module) -> tuple[dict[str, Stack], dict[str, str]]:
         name = site_name(path, container)
         layout = _layout(layers[0])
         if layout is not None and all(_layout(layer) is layout for layer in layers):
-            stacks[name] = Stack(name, layers, layout, _entries(model, path))
+            stacks[name] = Stack(name, layers, layout, _entries(model, path), model)
         elif any(_attends(layer) for layer in layers) and not _lies_in(name, (*stacks, *refused)):
             refused[name] = _why_unknown(layers)
     return stacks, refused
@@ -183,7 +186,7 @@ def _named_arguments(layer: nn.Module) -> list[str]:
 
 
 def _why_unknown(layers: tuple[nn.Module, ...]) -> str:
-    kinds = list(dict.fromkeys(type(inner(layer)).__name__ for layer in layers))
+    kinds = list(dict.fromkeys(original_class(inner(layer)).__name__ for layer in layers))
     if len(kinds) > 1:
         return f"its layers are of several kinds ({', '.join(kinds)})"
     name, named = kinds[0], _named_arguments(inner(layers[0]))
@@ -194,7 +197,7 @@ def _why_unknown(layers: tuple[nn.Module, ...]) -> str:
 
 
 def _is_of_transformers(layer: nn.Module) -> bool:
-    return type(layer).__module__.split(".")[0] in ("transformers", "transformers_modules")
+    return original_class(layer).__module__.split(".")[0] in ("transformers", "transformers_modules")
 
 
 def _attends(layer: nn.Module) -> bool:
