@@ -138,7 +138,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from models import llama
 from processes import parallel, sharded
-from attnwatch.tokens.peers import Peers
+from attnwatch.capture import Peers
 from attnwatch.tokens.stacks import choose_stack
 
 dist.init_process_group("fake", store=FakeStore(), rank=7, world_size=8)
@@ -155,7 +155,7 @@ for model, leader in (
     (sharded(parallel(llama(), three["heads"]), three["replicas", "shards"]), 6),
 ):
     stack = choose_stack(model, None)
-    assert Peers(stack, stack.layers[0]).leader == leader, (model, leader)
+    assert Peers(model, stack.layers[0]).leader == leader, (model, leader)
 """
 
 

@@ -21,11 +21,11 @@ rank = int(sys.argv[3])
 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
 os.environ["MASTER_PORT"] = sys.argv[2]
 import torch
-from models import llama
+from models import llama, token_ids
 from trainers import Sequences, train
 from versions import EARLY
 from attnwatch import ConfigurationError, Guard, PruningPlan
-from attnwatch.transformers import AttentionMonitor, HeadPruning, TokenDropping
+from attnwatch.transformers import AttentionMonitor, HeadPruning, LayerProbe, TokenDropping
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
@@ -50,6 +50,22 @@ if not EARLY:
         save_strategy="no", resume_from_checkpoint=sys.argv[1] + "/checkpoint-5", **options,
     )
     results["resumed"] = dict(resumed.model.state_dict())
+
+probes = {"every_n_steps": 6, "num_splits": 2, "targets": ["position"]}
+probing = LayerProbe(batches=[{"input_ids": token_ids(16, seed=rank)}], **probes)
+train(probing, **options)
+results["probed"] = probing.results[-1][1].accuracy
+
+
+def gone():
+    assert rank == 1, "the file is gone"
+    yield {"input_ids": token_ids(16)}
+
+
+try:
+    train(LayerProbe(batches=gone(), **probes), **options)
+except (AssertionError, ConfigurationError) as error:
+    results["told"] = str(error)
 
 try:
     poisoned = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding={"non_finite": "stop"})
@@ -102,6 +118,17 @@ def test_resumed_equals_uninterrupted(processes):
     for results in processes:
         for name, value in results["weights"].items():
             assert torch.equal(value, results["resumed"][name]), name
+
+
+def test_all_are_asked_about_the_batches_of_the_first(processes):
+    first, second = processes
+    assert torch.equal(first["probed"], second["probed"])
+
+
+def test_batches_that_one_process_cannot_take_are_waited_for_by_none(processes):
+    first, second = processes
+    assert first["told"].startswith("the file is gone")
+    assert second["told"].startswith("the main process could not take batches: AssertionError: the file is gone")
 
 
 def test_finding_of_one_process_stops_both(processes):

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
-from attnwatch.callbacks.loading import first_batches
+from attnwatch.callbacks.loading import main_process_batches
 from attnwatch.callbacks.part import TrainingPart, WarnOnce
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
@@ -83,7 +83,7 @@ class Audit(TrainingPart):
         self.results = []
         self._subject = Subject(model, self._forward)
         self._batches: list[Batch] | None = None
-        self._given = run.agree(self._own_batches()) if self._given_batches is not None else None
+        self._given = self._own_batches(run) if self._given_batches is not None else None
         if self._needs_batches and self._given is None and not run.has_validation_data:
             raise ConfigurationError(
                 f"{type(self).__name__} needs batches to ask about: give `batches`, or validation data to the trainer."
@@ -133,11 +133,11 @@ class Audit(TrainingPart):
     def _raw_batches(self, run: TrainerRun) -> list[Any]:
         if self._given is not None:
             return self._given
-        return run.validation_batches(self._num_batches) if self._needs_batches else []
+        return main_process_batches(run, run.validation_loader(), self._num_batches) if self._needs_batches else []
 
-    def _own_batches(self) -> list[Any]:
+    def _own_batches(self, run: TrainerRun) -> list[Any]:
         """Once, as what gives them may have no more."""
-        self._given_batches = [as_batch(batch) for batch in first_batches(self._given_batches, self._num_batches)]
+        self._given_batches = list(map(as_batch, main_process_batches(run, self._given_batches, self._num_batches)))
         if not self._given_batches:
             raise ConfigurationError("`batches` is empty: give at least one.")
         return self._given_batches

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import itertools
+import pickle
 import random
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -10,6 +11,32 @@ from typing import Any
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+
+from attnwatch.callbacks.run import TrainerRun
+from attnwatch.capture import has_processes
+from attnwatch.errors import ConfigurationError
+
+
+def main_process_batches(run: TrainerRun, loader: Iterable[Any], number: int) -> list[Any]:
+    """The first batches of the main process, on all of them.
+
+    Raises:
+        Exception: of the loader; of whatever kind on the main process, a ConfigurationError that says so on the others.
+    """
+    if not has_processes():
+        return first_batches(loader, number)
+    packed, failure = None, None
+    if run.is_main_process:
+        try:
+            packed = pickle.dumps(first_batches(loader, number))
+        except Exception as error:  # to be raised when the others have been told, who would wait for ever
+            failure = error
+    packed, told = run.agree((packed, None if failure is None else f"{type(failure).__name__}: {failure}"))
+    if failure is not None:
+        raise failure
+    if told is not None:
+        raise ConfigurationError(f"the main process could not take batches: {told}")
+    return pickle.loads(packed)
 
 
 def first_batches(loader: Iterable[Any], number: int) -> list[Any]:

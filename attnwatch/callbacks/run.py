@@ -1,7 +1,7 @@
 """What a callback must know of a training, whichever trainer runs it."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attnwatch.dashboard.sinks import Sink
@@ -16,7 +16,7 @@ class TrainerRun(Protocol):
         total_steps: how far `global_step` will count; None where nobody knows.
         is_trial: whether it is too short for more than to see that it works.
         is_main_process: whether this process is the one that says things.
-        has_validation_data: whether `validation_batches` has any.
+        has_validation_data: whether there is a `validation_loader`.
         metrics: names of the numbers that were logged.
         sinks: where numbers, pictures and words go.
         callbacks: of the trainer.
@@ -47,8 +47,8 @@ class TrainerRun(Protocol):
     def agree(self, value: Any) -> Any:
         """The main process's value; all of them must ask."""
 
-    def validation_batches(self, number: int) -> list[Any]:
-        """The main process's first batches of the validation data; all processes must ask. Random state stays."""
+    def validation_loader(self) -> Iterable[Any]:
+        """Of this process; where there are several, the first."""
 
     def to_device(self, batch: Any) -> Any:
         """The batch where the model is."""

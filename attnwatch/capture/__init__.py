@@ -5,7 +5,7 @@ from attnwatch.capture.delivery import NOT_IN_CUDA_GRAPHS, ORDER, in_backward, u
 from attnwatch.capture.padding import sees_own_key
 from attnwatch.capture.positions import put_kept_positions
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
-from attnwatch.capture.sharded import HeadShard, at_all_heads, head_shard
+from attnwatch.capture.sharded import HeadShard, Peers, at_all_heads, has_processes, head_shard, is_split, whole
 from attnwatch.capture.sites import CACHES, Site, SiteKind, find_sites, locals_of_forward, names_in_forward, site_name
 
 __all__ = [
@@ -18,13 +18,16 @@ __all__ = [
     "Capture",
     "HeadShard",
     "Observer",
+    "Peers",
     "Site",
     "SiteKind",
     "at_all_heads",
     "at_unpruned_heads",
     "find_sites",
+    "has_processes",
     "head_shard",
     "in_backward",
+    "is_split",
     "kept_heads",
     "locals_of_forward",
     "names_in_forward",
@@ -32,4 +35,5 @@ __all__ = [
     "sees_own_key",
     "site_name",
     "unwatched",
+    "whole",
 ]

@@ -37,6 +37,7 @@ class Ablations:
     Args: see `occlude`.
 
     Attributes:
+        subject: that is asked.
         num_preparing: forwards that it took to prepare.
         real: bool [batch, tokens], False at padding.
         hideable: bool [batch, tokens], neither padding nor a special token.
@@ -69,7 +70,7 @@ class Ablations:
         )
         check_batch(batch)
         _refuse_encoder_decoder(subject)
-        self._subject = subject
+        self.subject = subject
         before = subject.num_forwards
         self._hiding = make_hiding(hide, subject, tokenizer, mask_token_id)
         self.real = token_mask(batch)
@@ -141,7 +142,7 @@ class Ablations:
     def _ends(self, counts: Tensor) -> Tensor:
         """int64 [batch], at least 1; all tokens where only the user's function knows what may be left out."""
         tokens = counts.shape[1]
-        if self._subject.has_own_forward:
+        if self.subject.has_own_forward:
             return torch.full((len(counts),), tokens, device=counts.device)
         return (counts * torch.arange(1, tokens + 1, device=counts.device)).amax(1).clamp(min=1)
 
@@ -157,18 +158,18 @@ class Ablations:
         given = rows_of(self._batch, sequences)
         kept = self._without_cache if prefix is None else prefix.arguments(sequences, start)
         with self._hiding.hidden_in(given, hidden, start) as rows:
-            return start, self._subject.logits(_cut(rows, self.real.shape[1], start, end), **kept)
+            return start, self.subject.logits(_cut(rows, self.real.shape[1], start, end), **kept)
 
     def _ask_all(self, effect: str | None) -> Tensor:
         """Logits with nothing hidden; keeps keys and values where they may be of use."""
         self._prefix, self.why_whole = None, "the model keeps no keys and values that are known"
-        is_causal = not getattr(getattr(self._subject.model, "config", None), "is_encoder_decoder", False)
+        is_causal = not getattr(getattr(self.subject.model, "config", None), "is_encoder_decoder", False)
         by_name = all(map(self._is_by_name, ("past_key_values", "use_cache", "attention_mask")))
         if effect in (None, "loss") and is_causal and by_name:
-            logits, self._prefix = kept_prefix(self._subject, self._batch)
+            logits, self._prefix = kept_prefix(self.subject, self._batch)
             if logits is not None:
                 return logits
-        return self._subject.logits(self._batch, **self._without_cache)
+        return self.subject.logits(self._batch, **self._without_cache)
 
     def _answer(self, effect: str | None) -> Tensor:
         """Logits with nothing hidden. Models that count positions in the mask are given those of the whole sequences.
@@ -184,10 +185,10 @@ class Ablations:
         self._batch["position_ids"] = positions_by_mask(self._batch["attention_mask"])
         try:
             logits = self._ask_all(effect)
-            given, own = logits[sequence], self._subject.logits(row, **self._without_cache)
+            given, own = logits[sequence], self.subject.logits(row, **self._without_cache)
             if own.ndim == 3:
                 given, own = given[real], own[real]
-            if torch.allclose(given, own, rtol=self._rounding, atol=self._rounding):
+            if self.subject.agreed(torch.allclose(given, own, rtol=self._rounding, atol=self._rounding)):
                 return logits
         except Exception:  # of whatever kind: there are positions that a mask does not make
             pass
@@ -229,13 +230,13 @@ class Ablations:
         change = torch.where(base == found, 0.0, base - found)  # infinities that stay are no change
         if self._exceeds(change, self._rounding * float(spread)):
             raise ConfigurationError(
-                f"`effect` 'loss' is of a causal language model, and in {type(self._subject.model).__name__} hiding a "
+                f"`effect` 'loss' is of a causal language model, and in {type(self.subject.model).__name__} hiding a "
                 "token changes predictions before it: give effect='kl'."
             )
 
     def _refuse_nan(self) -> None:
         raise ConfigurationError(
-            f"`model`: the outputs of {type(self._subject.model).__name__} are not finite (nan), so that nothing can "
+            f"`model`: the outputs of {type(self.subject.model).__name__} are not finite (nan), so that nothing can "
             "be measured: look for nan among its weights and in the batch."
         )
 
@@ -258,18 +259,17 @@ class Ablations:
         effects[start : start + found.shape[1]] = found[0]
         return effects.masked_fill(~self.effect.outputs[sequences[0]], 0.0)
 
-    @staticmethod
-    def _exceeds(values: Tensor, tolerance: float) -> bool:
+    def _exceeds(self, values: Tensor, tolerance: float) -> bool:
         """Also where a value is nan."""
-        return not bool((values.abs() <= tolerance).all())
+        return self.subject.agreed(not bool((values.abs() <= tolerance).all()))
 
     @property
     def _rounding(self) -> float:
-        parameter = next(self._subject.model.parameters(), torch.zeros(()))
+        parameter = next(self.subject.model.parameters(), torch.zeros(()))
         return _ROUNDING.get(parameter.element_size(), 0.05)
 
     def _is_by_name(self, name: str) -> bool:
-        return not self._subject.has_own_forward and self._subject.takes(name)
+        return not self.subject.has_own_forward and self.subject.takes(name)
 
 
 def _middle_of_one(usable: Tensor) -> tuple[int, int]:

@@ -149,8 +149,8 @@ class Curves:
     ):
         self._ablations, self._names, self._is_deletion = ablations, list(scores), is_deletion
         self._points = _checked_fractions(fractions).to(ablations.real.device)
-        orders = _orders(ablations.real, scores.values(), num_random, seed)
-        hidden = hidden_by_orders(ablations.hideable, orders, self._points, is_deletion)
+        orders = ablations.subject.agreed(_orders(ablations.real, scores.values(), num_random, seed).cpu())
+        hidden = hidden_by_orders(ablations.hideable, orders.to(ablations.real.device), self._points, is_deletion)
         sequences = torch.arange(hidden.shape[1], device=hidden.device)[None, :, None].expand(hidden.shape[:-1])
         self._hides = hidden.any(-1) & ablations.effect.has_answer[:, None]
         self._rows, self._sequences = hidden[self._hides], sequences[self._hides]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnwatch.capture import Capture
+from attnwatch.capture import Capture, Peers
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.explain.effects import make_effect
 from attnwatch.explain.hiding import embedding_of
@@ -66,13 +66,14 @@ def attention_stories(
         if not inputs.has_positions or (inputs.batch_size, inputs.num_keys) != real.shape:
             return
         weights, visible = attention_weights(inputs, torch.arange(inputs.num_queries))
-        rolled = weights.float().mean(1).matmul(rolled).add(rolled) / 2
+        rolled = peers[site].mean(weights.float().mean(1)).matmul(rolled).add(rolled) / 2
         sites.append(site)
-        received.append(attention_received(inputs, None, None).float())
+        received.append(peers[site].mean(attention_received(inputs, None, None).float()))
         rollouts.append(rolled)
         causal.append(not bool(visible.triu(1).any()))
 
     capture = Capture(subject.model, see)
+    peers = {site: Peers(subject.model, capture.module(site)) for site in capture.sites}
     with subject.asked():
         capture.attach()
         try:

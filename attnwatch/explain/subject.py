@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnwatch.capture import unwatched
+from attnwatch.capture import has_processes, is_split, unwatched, whole
 from attnwatch.errors import ConfigurationError
 
 Batch = Mapping[str, Any]
@@ -80,7 +81,23 @@ class Subject:
                 f"vocabulary], but {described(output)}; give a function of (model, batch) that does, or a model with "
                 "a head."
             )
-        return logits.float()
+        return whole(logits).float()
+
+    def agreed(self, value: Any) -> Any:
+        """What decides which forwards follow: the first process's, where the model is split over several.
+
+        Each forward of such a model is one of all processes. Rounding may tell them apart.
+        """
+        if not self.is_split:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, device=self.device)
+        return values[0]
+
+    @property
+    def is_split(self) -> bool:
+        """Over processes that must all call it alike."""
+        return has_processes() and is_split(self.model)
 
     def takes(self, name: str) -> bool:
         """Whether the model's forward has an argument of this name; a `forward` of the user takes whatever comes.

@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
-from attnwatch.callbacks.loading import first_batches
 from attnwatch.dashboard.sinks import Sink
 from attnwatch.lightning.api import is_one, pl
 from attnwatch.lightning.loggers import sinks_of
@@ -60,9 +59,8 @@ class LightningRun:
         has_step = is_overridden("validation_step", self._module)
         return has_step and self.trainer.limit_val_batches > 0 and loop._data_source.is_defined()
 
-    def validation_batches(self, number: int) -> list[Any]:
-        loaders = tree_leaves(self.trainer.val_dataloaders)
-        return self.agree(first_batches(loaders[0], number) if self.is_main_process else None)
+    def validation_loader(self) -> Iterable[Any]:
+        return tree_leaves(self.trainer.val_dataloaders)[0]
 
     def to_device(self, batch: Any) -> Any:
         return self.trainer.strategy.batch_to_device(batch)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from attnwatch.capture import UNPRUNED_HEADS, find_sites, kept_heads, names_in_forward, site_name
+from attnwatch.capture import UNPRUNED_HEADS, find_sites, is_split, kept_heads, names_in_forward, site_name
 from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.layouts import SIZES, HeadLayout, is_registered, layout_of
 from attnwatch.pruning.projections import (
@@ -22,7 +22,6 @@ from attnwatch.pruning.projections import (
     cut_inputs,
     cut_outputs,
     is_conv1d,
-    is_sharded,
     num_inputs,
     num_outputs,
     refuse_hooks,
@@ -184,7 +183,7 @@ def head_sites(model: nn.Module) -> tuple[dict[str, HeadSite], dict[str, str]]:
 def _resolve(name: str, module: nn.Module, layout: HeadLayout, parent: nn.Module) -> HeadSite:
     if is_parametrized(module):
         raise Refused("its parameters are parametrized")
-    if is_sharded(module):
+    if is_split(module):
         raise Refused(
             "its parameters are sharded (DTensor); remove heads before fully_shard or parallelize_module, or from a "
             "checkpoint of the whole model"

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attnwatch.capture import at_unpruned_heads
+from attnwatch.capture import at_unpruned_heads, has_processes
 from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.gates import HeadGates
 from attnwatch.pruning.heads import HeadSite, head_sites
@@ -177,7 +177,7 @@ class HeadImportance:
             )
         names = sorted(self._sums)
         packed = torch.cat([self._sums[name] for name in names])
-        if dist.is_available() and dist.is_initialized():
+        if has_processes():
             dist.all_reduce(packed)
         packed = packed.cpu()
         values = dict(zip(names, packed.split([len(self._sums[name]) for name in names]), strict=True))

@@ -104,15 +104,6 @@ def _is_plain(parameter: nn.Parameter) -> bool:
     return type(parameter) is nn.Parameter and type(parameter.data) is Tensor
 
 
-def is_sharded(module: nn.Module) -> bool:
-    """Whether a process has parts of its parameters only."""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
-
-
 def refuse_hooks(name: str, parameter: nn.Parameter) -> None:
     """The parameter is replaced by a new one, and nobody knows what a hook on it would do there."""
     if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:

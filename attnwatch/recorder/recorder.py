@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
-from attnwatch.capture import Capture, HeadShard, at_all_heads, at_unpruned_heads, head_shard
+from attnwatch.capture import Capture, HeadShard, at_all_heads, at_unpruned_heads, has_processes, head_shard
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.metrics import AttentionInputs, stratified_rows
 from attnwatch.recorder.buffer import HistoryBuffer
@@ -248,6 +248,6 @@ class AttentionRecorder:
 
 def _processes(sites: Sequence[str], options: RecordingOptions) -> Processes | None:
     """None where there is only one."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    if not (has_processes() and dist.get_world_size() > 1):
         return None
     return Processes(sites, str(options))

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnwatch.capture import Capture
+from attnwatch.capture import Capture, has_processes
 from attnwatch.errors import AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.metrics import AttentionInputs, attention_received
 from attnwatch.tokens.batch import TokenBatch
@@ -189,12 +189,12 @@ class TokenLoss(Scorer):
         losses = losses.float().flatten()
         both = torch.stack([losses, torch.ones_like(losses)])
         self._sums.index_add_(1, ids.flatten(), both)
-        if not (dist.is_available() and dist.is_initialized()):
+        if not has_processes():
             self._take_in()
 
     def synchronize(self, num_peers: int) -> None:
         """Take in what all processes have seen, so that they score alike."""
-        if self._sums is not None and dist.is_available() and dist.is_initialized():
+        if self._sums is not None and has_processes():
             dist.all_reduce(self._sums)
             self._sums /= num_peers
             self._take_in()

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnwatch.capture import in_backward
+from attnwatch.capture import Peers, in_backward
 from attnwatch.errors import AttnwatchWarning, ConfigurationError
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.tokens.call import ModelCall
@@ -18,7 +18,6 @@ from attnwatch.tokens.choice import choose, register
 from attnwatch.tokens.criteria import Criterion, make_criterion
 from attnwatch.tokens.interception import Run, intercept, is_intercepted
 from attnwatch.tokens.options import check_choice, check_for_good
-from attnwatch.tokens.peers import Peers
 from attnwatch.tokens.route import Route
 from attnwatch.tokens.schedule import require_keep_ratio
 from attnwatch.tokens.selection import choose_tokens, num_kept
@@ -316,7 +315,7 @@ class TokenDropper:
     def _known_peers(self) -> Peers:
         """Looked up in a forward, when the model has been split over the processes."""
         if self._peers is None:
-            self._peers = Peers(self._stack, self._layers[0])
+            self._peers = Peers(self._stack.model, self._layers[0])
         return self._peers
 
     def _warn_once(self, message: str) -> None:

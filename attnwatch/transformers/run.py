@@ -1,6 +1,6 @@
 """A training of the transformers Trainer as the callbacks see it."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer
 from transformers.utils import logging
 
-from attnwatch.callbacks.loading import first_batches
 from attnwatch.callbacks.publisher import Publisher
+from attnwatch.capture import has_processes
 from attnwatch.dashboard.sinks import Sink
 from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.pruner import Patient
@@ -48,14 +48,12 @@ class TransformersRun:
     def has_validation_data(self) -> bool:
         return self.trainer.eval_dataset is not None
 
-    def validation_batches(self, number: int) -> list[Any]:
-        """Where there are several evaluation data sets, of the first."""
+    def validation_loader(self) -> Iterable[Any]:
         data = self.trainer.eval_dataset
         name = next(iter(data)) if isinstance(data, dict) else None
         loader = self.trainer.get_eval_dataloader(name)
         # Accelerate's own loader would count as the training's while it is open, and wait for other processes.
-        loader = getattr(loader, "base_dataloader", loader)
-        return self.agree(first_batches(loader, number) if self.is_main_process else None)
+        return getattr(loader, "base_dataloader", loader)
 
     def to_device(self, batch: Any) -> Any:
         return send_to_device(batch, self.trainer.args.device)
@@ -99,14 +97,14 @@ class TransformersRun:
             _logger.info(f"attnwatch: {message}")
 
     def is_true_anywhere(self, decision: bool) -> bool:
-        if not _has_processes():
+        if not has_processes():
             return decision
         anywhere = torch.tensor(float(decision), device=self.trainer.args.device)
         dist.all_reduce(anywhere, dist.ReduceOp.MAX)
         return bool(anywhere)
 
     def agree(self, value: Any) -> Any:
-        if not _has_processes():
+        if not has_processes():
             return value
         values = [value]
         dist.broadcast_object_list(values, device=self.trainer.args.device)
@@ -155,10 +153,6 @@ _DATA_PARALLEL_OPTIONS = (
     "find_unused_parameters",
     "static_graph",
 )
-
-
-def _has_processes() -> bool:
-    return dist.is_available() and dist.is_initialized()
 
 
 def _make_anew(wrapper: DistributedDataParallel) -> None:

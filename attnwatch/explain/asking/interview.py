@@ -135,7 +135,7 @@ class Interview:
         return answers
 
     def _answers(self) -> Answers:
-        sums = self._scored([each.choices for each in self._prepared])
+        sums = self._subject.agreed(self._scored([each.choices for each in self._prepared]))
         if not all(map(math.isfinite, (value for row in sums for value in row))):
             raise ConfigurationError("the model's logits are nan or infinite: it can't be asked anything.")
         questions = [each.question for each in self._prepared]

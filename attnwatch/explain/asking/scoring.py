@@ -53,7 +53,7 @@ def greedy(
         with _own_generation_config(subject.model, encoder, max_new_tokens) as config, warnings.catch_warnings():
             # PEFT's prompt tuning, of what generate itself hands over.
             warnings.filterwarnings("ignore", message="Position ids are not supported")
-            ids = subject.model.generate(**given, generation_config=config)
+            ids = subject.model.generate(**given, generation_config=config, synced_gpus=subject.is_split)
         subject.num_forwards += ids.shape[1] - length
         written += [encoder.decode(row).strip() for row in ids[:, length:].tolist()]
     return written
