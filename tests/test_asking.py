@@ -478,6 +478,21 @@ def test_classifier_calibration():
         classifier_calibration(llama(), batches)
 
 
+def test_calibration_of_labels_that_are_each_yes_or_no():
+    model = classifier(num_labels=3, problem_type="multi_label_classification").eval()
+    labels = torch.tensor([[0.0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 1, 1]])
+    batch = {"input_ids": token_ids(4), "labels": labels}
+    with torch.no_grad():
+        yes = model(**batch).logits.double().sigmoid()
+    right = (yes > 0.5) == labels.bool()
+    expected = calibration(torch.maximum(yes, 1 - yes).flatten(), right.flatten())
+    found = classifier_calibration(model, [batch])
+    assert found.num_examples == 12
+    assert found.expected_calibration_error == pytest.approx(expected.expected_calibration_error)
+    assert found.auroc == pytest.approx(expected.auroc)
+    assert found.brier == pytest.approx(float(2 * (yes - labels).square().mean()))
+
+
 def test_json_of_a_question_is_taken_as_it_is(known, tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text(json.dumps(QUESTION), encoding="utf-8")

@@ -265,6 +265,10 @@ def test_failures_are_told_once_and_training_goes_on():
         ({"model": classifier}, "`questions` are for language models; a BertForSequenceClassification is a classifier"),
         ({"max_length": 2}, "none of 2 can be asked; the first: it takes"),
         ({"questions": None, "evaluated": False}, "ConfidenceProbe needs batches to ask about"),
+        (
+            {"questions": None, "batches": [{"input_ids": token_ids(2, 4)}]},
+            "the text of the batches has no 4 places .* .8 tokens in 2",
+        ),
     ],
 )
 def test_what_cannot_be_asked_stops_before_the_first_step(options, message, tmp_path):

@@ -146,6 +146,21 @@ def test_classifier_against_one_forward_each(name, side, effect, hide):
     assert "label" in found.why_whole or "kl" in found.why_whole
 
 
+def test_labels_that_are_each_yes_or_no_against_one_forward_each():
+    model = classifier("bert", num_labels=3, problem_type="multi_label_classification")
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1]])
+    batch = {**causal_batch("right"), "labels": labels}
+    found = occlude(model, batch)
+    assert found.effect == "label"
+    double = copy.deepcopy(model).double().eval()
+    for sequence, token in batch["attention_mask"].nonzero().tolist():
+        signs = 2 * labels[sequence] - 1
+        base, after = (
+            (signs * alone(double, batch, sequence, hidden, "remove")).sigmoid().log().sum() for hidden in ([], [token])
+        )
+        assert found.importance[sequence, token].item() == pytest.approx((base - after).item(), rel=1e-3, abs=1e-4)
+
+
 @pytest.mark.parametrize("build", [bert, llama], ids=["bert", "llama"])
 def test_divergence_of_every_output(build):
     model = seeded(lambda: hf.BertForMaskedLM(bert().config)) if build is bert else llama()

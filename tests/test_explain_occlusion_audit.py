@@ -3,7 +3,8 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from models import LAYERS, gpt_oss, llama, token_ids
+import transformers as hf
+from models import LAYERS, bert, gpt_oss, llama, seeded, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_lightning_monitor import Llama, assert_same_history
 from test_lightning_monitor import train as train_lightning
@@ -262,6 +263,14 @@ def test_wrong_ways_to_hide_are_refused_before_the_first_step(wrong, message):
     with pytest.raises(ConfigurationError, match=message):
         train_lightning(attnwatch.lightning.OcclusionAudit(**options(**wrong)), module)
     assert module.losses == []
+
+
+def test_model_that_says_something_else_is_refused_before_the_first_step(tmp_path):
+    model = seeded(lambda: hf.BertForMaskedLM(bert().config))
+    run = trainer(attnwatch.transformers.OcclusionAudit(), directory=tmp_path, model=model)
+    with pytest.raises(ConfigurationError, match="outputs of BertForMaskedLM are about the hidden tokens: give effect"):
+        run.train()
+    assert run.losses == []
 
 
 @pytest.mark.parametrize("is_first", [True, False], ids=["audit first", "monitor first"])

@@ -116,6 +116,8 @@ class Asking(Audit):
             )
         if self._questions is not None:
             self._prepare(run, self._questions)
+        elif self._given is not None:
+            self._prepare(run, self._made_of(self._given))
 
     def _detach(self) -> None:
         super()._detach()
@@ -125,9 +127,11 @@ class Asking(Audit):
         if self._Found is Calibration:
             return classifier_calibration(subject, batches, num_bins=self._num_bins)
         if self._interview is None:
-            made = questions_from_text(batches, self._known_tokenizer, self._num_questions, seed=self._seed)
-            self._prepare(run, made)
+            self._prepare(run, self._made_of(batches))
         return self._interview.hold()
+
+    def _made_of(self, batches: list[Batch]) -> list[Question]:
+        return questions_from_text(batches, self._known_tokenizer, self._num_questions, seed=self._seed)
 
     def _prepare(self, run: TrainerRun, questions: list[Question]) -> None:
         self._interview = Interview(self._subject, self._known_tokenizer, questions, **self._options)

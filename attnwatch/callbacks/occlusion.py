@@ -18,7 +18,7 @@ from attnwatch.dashboard.scalars import evenly_spaced, site_labels
 from attnwatch.dashboard.sinks import matplotlib_needed
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.agreement import MeanOverSequences
-from attnwatch.explain.checks import check_hiding_options, require_one_of
+from attnwatch.explain.checks import check_hiding_options, check_model, require_one_of
 from attnwatch.explain.comparison import DISAGREEMENT, Comparison, agrees, compare, summary
 from attnwatch.explain.faithfulness import Curves, FaithfulnessCurve
 from attnwatch.explain.hiding import make_hiding
@@ -126,6 +126,7 @@ class Occluding(Audit):
 
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         super()._start(run, model)
+        check_model(self._subject, self._options["effect"])
         with self._subject.asked():
             make_hiding(
                 self._options["hide"], self._subject, self._options["tokenizer"], self._options["mask_token_id"]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.checks import check_batch, check_hiding_options
+from attnwatch.explain.checks import check_batch, check_hiding_options, check_model, refuse_other_heads
 from attnwatch.explain.effects import Effect, LossEffect, make_effect
 from attnwatch.explain.hiding import ids_never_hidden, make_hiding, positions_by_mask, rows_of
 from attnwatch.explain.progress import progress
@@ -69,7 +69,7 @@ class Ablations:
             tokens_per_forward=tokens_per_forward,
         )
         check_batch(batch)
-        _refuse_encoder_decoder(subject)
+        check_model(subject, effect)
         self.subject = subject
         before = subject.num_forwards
         self._hiding = make_hiding(hide, subject, tokenizer, mask_token_id)
@@ -81,8 +81,8 @@ class Ablations:
             self._batch.setdefault("attention_mask", self.real.long())
         self._without_cache = {"use_cache": False} if self._is_by_name("use_cache") else {}
         logits = self._answer(effect)
-        if logits.ndim == 3 and effect in (None, "loss"):
-            _refuse_other_heads(subject)
+        if logits.ndim == 3:
+            refuse_other_heads(subject, effect)
         self.effect: Effect = make_effect(effect, logits, batch, self.real)
         self._budget = _default_budget(logits) if tokens_per_forward is None else tokens_per_forward
         if isinstance(self.effect, LossEffect):
@@ -278,29 +278,6 @@ def _middle_of_one(usable: Tensor) -> tuple[int, int]:
     sequence = int(numbers.masked_fill(numbers < min(_FEWEST, int(numbers.max())), usable.shape[1] + 1).argmin())
     places = usable[sequence].nonzero()[:, 0]
     return sequence, int(places[len(places) // 2])
-
-
-def _refuse_encoder_decoder(subject: Subject) -> None:
-    """Their outputs are at the decoder's tokens, and it is the encoder's that would be hidden."""
-    config = getattr(subject.model, "config", None)
-    if subject.has_own_forward or not getattr(config, "is_encoder_decoder", False):
-        return
-    if "Classification" not in subject.head:
-        raise ConfigurationError(
-            f"`model`: {subject.head} is an encoder-decoder, whose outputs belong to the decoder's tokens and not to "
-            "`input_ids`: give `forward`, a function of (model, batch) that returns logits [batch, classes], for "
-            "instance those of the decoder's last token."
-        )
-
-
-def _refuse_other_heads(subject: Subject) -> None:
-    """Models that say themselves that what they say at a token is not about the next one."""
-    for kind, about in (("MaskedLM", "the hidden tokens"), ("TokenClassification", "the token itself")):
-        if subject.head.endswith(kind) or subject.loss_type == f"For{kind}":
-            raise ConfigurationError(
-                f"`effect` 'loss' is of the next token, and the outputs of {subject.head} are about {about}: give "
-                "effect='kl'."
-            )
 
 
 def _default_budget(logits: Tensor) -> int:

@@ -10,7 +10,7 @@ from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.effects import EFFECTS
 from attnwatch.explain.hiding import HIDES
-from attnwatch.explain.subject import Batch, labels_of, token_mask
+from attnwatch.explain.subject import Batch, Subject, labels_of, token_mask
 
 
 def check_hiding_options(
@@ -33,6 +33,32 @@ def check_hiding_options(
             f"`special_ids` must be a list of token ids, integers, or None (those that the tokenizer or the model's "
             f"configuration knows); got {special_ids!r}."
         )
+
+
+def check_model(subject: Subject, effect: str | None) -> None:
+    """Raises a `ConfigurationError` if a model is known to say something else than the effect is measured by."""
+    if subject.has_own_forward:
+        return
+    config = getattr(subject.model, "config", None)
+    if getattr(config, "is_encoder_decoder", False) and "Classification" not in subject.head:
+        raise ConfigurationError(
+            f"`model`: {subject.head} is an encoder-decoder, whose outputs belong to the decoder's tokens and not to "
+            "`input_ids`: give `forward`, a function of (model, batch) that returns logits [batch, classes], for "
+            "instance those of the decoder's last token."
+        )
+    refuse_other_heads(subject, effect)
+
+
+def refuse_other_heads(subject: Subject, effect: str | None) -> None:
+    """Raises a `ConfigurationError` if what the model says at a token is by its own word not about the next one."""
+    if effect not in (None, "loss"):
+        return
+    for kind, about in (("MaskedLM", "the hidden tokens"), ("TokenClassification", "the token itself")):
+        if subject.head.endswith(kind) or subject.loss_type == f"For{kind}":
+            raise ConfigurationError(
+                f"`effect` 'loss' is of the next token, and the outputs of {subject.head} are about {about}: give "
+                "effect='kl'."
+            )
 
 
 def check_batch(batch: Batch) -> None:

@@ -13,6 +13,7 @@ from attnwatch.explain.asking.interview import Interview
 from attnwatch.explain.asking.questions import Question, as_questions
 from attnwatch.explain.asking.templates import Templates, as_templates
 from attnwatch.explain.calibration import Calibration, calibration
+from attnwatch.explain.effects import is_multi_label
 from attnwatch.explain.subject import Batch, Forward, Subject, as_batch, described, labels_of
 
 _NO_LABEL = -100
@@ -83,7 +84,8 @@ def classifier_calibration(
 
     Args:
         model: returns logits [batch, classes]; or the `Subject` of one.
-        batches: as the model takes them, with `labels` [batch] (−100: no label), on its device.
+        batches: as the model takes them, with `labels` [batch] (−100: no label), on its device; or [batch, classes] of
+            0.0 and 1.0 (multi-label), where each class of each sequence is an example.
         num_bins, bins: see `calibration`.
         forward: see `Subject`.
 
@@ -94,22 +96,29 @@ def classifier_calibration(
     probabilities, labels = [], []
     with subject.asked():
         for batch in map(as_batch, batches):
-            logits, given = subject.logits(batch), labels_of(batch)
-            if logits.ndim != 2 or logits.shape[1] < 2:
-                raise ConfigurationError(
-                    f"`model` must return logits [batch, classes] of at least two classes, got {list(logits.shape)}. "
-                    "Give `questions` if it is a language model."
-                )
-            is_int = isinstance(given, Tensor) and not given.is_floating_point()
-            if not is_int or given.shape != logits.shape[:1]:
-                got = "none" if given is None else described(given)
-                raise ConfigurationError(f"`batches` must have integer `labels` [batch], a tensor, got {got}.")
-            known = given != _NO_LABEL
-            probabilities.append(logits[known].double().softmax(-1).cpu())
-            labels.append(given[known].cpu())
+            found, given = _judged(subject.logits(batch), labels_of(batch))
+            probabilities.append(found.cpu())
+            labels.append(given.cpu())
     if not probabilities:
         raise ConfigurationError("`batches` is empty: give at least one.")
     return calibration(torch.cat(probabilities), torch.cat(labels), num_bins=num_bins, bins=bins)
+
+
+def _judged(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """(probabilities float64 [examples, classes], labels int64 [examples]) of what has a label."""
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ConfigurationError(
+            f"`model` must return logits [batch, classes] of at least two classes, got {list(logits.shape)}. "
+            "Give `questions` if it is a language model."
+        )
+    if isinstance(labels, Tensor) and is_multi_label(logits, labels):
+        yes = logits.double().sigmoid().flatten()
+        return torch.stack([1 - yes, yes], 1), labels.flatten().long()
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:1]:
+        got = "none" if labels is None else described(labels)
+        raise ConfigurationError(f"`batches` must have integer `labels` [batch], a tensor, got {got}.")
+    known = labels != _NO_LABEL
+    return logits[known].double().softmax(-1), labels[known]
 
 
 def is_classifier(subject: Subject) -> bool:

@@ -34,13 +34,21 @@ class Effect:
 
 
 class LabelEffect(Effect):
-    """Drop of the label's log-probability: log p(y | all) - log p(y | hidden)."""
+    """Drop of the label's log-probability: log p(y | all) - log p(y | hidden).
+
+    Of labels that are all yes or no (multi-label, float [batch, classes]) the sum over them.
+    """
 
     name = "label"
 
     def __init__(self, logits: Tensor, labels: Tensor | None):
         if labels is None:
             raise ConfigurationError("`effect` 'label' needs `labels` in the batch: give them, or effect='kl'.")
+        self._is_of_many = is_multi_label(logits, labels)
+        if self._is_of_many:
+            self.has_answer, self._labels = labels.new_ones(len(labels), dtype=bool), labels.float()
+            self._base = self._losses(logits, self._labels)
+            return
         if logits.shape[1] < 2:
             raise ConfigurationError(
                 f"`effect` 'label' needs probabilities of classes, and the model has {logits.shape[1]} output: give "
@@ -53,10 +61,20 @@ class LabelEffect(Effect):
             )
         self.has_answer = labels >= 0
         self._labels = labels.clamp(min=0).long()
-        self._base = -F.cross_entropy(logits, self._labels, reduction="none")
+        self._base = self._losses(logits, self._labels)
 
     def of(self, logits: Tensor, sequences: Tensor, start: int) -> Tensor:
-        return self._base[sequences] + F.cross_entropy(logits, self._labels[sequences], reduction="none")
+        return self._losses(logits, self._labels[sequences]) - self._base[sequences]
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if self._is_of_many:
+            return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1)
+        return F.cross_entropy(logits, labels, reduction="none")
+
+
+def is_multi_label(logits: Tensor, labels: Tensor) -> bool:
+    """Whether each class is a question of its own, with labels 0 or 1."""
+    return labels.is_floating_point() and labels.shape == logits.shape and bool(((labels == 0) | (labels == 1)).all())
 
 
 class LossEffect(Effect):

@@ -131,10 +131,11 @@ def questions_from_text(
         if question not in found:
             found.append(question)
     if not found:
+        name = "`text`" if isinstance(text, str) else "the text of the batches"
         raise ConfigurationError(
-            f"`text` has no {num_choices} places with {prompt_tokens} + {choice_tokens} tokens of which the last begin "
-            f"with a word ({sum(map(len, sequences))} tokens in {len(sequences)} sequences): give more of it, fewer "
-            "`prompt_tokens`, or `questions` of your own."
+            f"{name} has no {num_choices} places with {prompt_tokens} + {choice_tokens} tokens of which the last begin "
+            f"with a word ({sum(map(len, sequences))} tokens in {len(sequences)} sequences): give more of it, or "
+            "`questions` of your own."
         )
     return found
 

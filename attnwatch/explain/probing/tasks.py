@@ -62,7 +62,7 @@ def prepare(examples: Examples, options: ProbeOptions) -> tuple[list[Task], list
             continue
         task = _task(name, labels, examples)
         if task.num_classes < 2:
-            skipped[name] = f"its examples are of {'one class' if task.num_classes else 'no class'} that can be probed"
+            skipped[name] = _too_few_classes(task, is_given=name in examples.given)
         else:
             tasks.append(task)
     tests = [_test_examples(examples, tasks, options, split) for split in range(options.num_splits)]
@@ -117,6 +117,13 @@ def _task(name: str, labels: Tensor, examples: Examples) -> Task:
         return Task(name, torch.full_like(labels, IGNORED), 0)
     places = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
     return Task(name, places.where(classes[places] == labels, IGNORED), len(classes))
+
+
+def _too_few_classes(task: Task, *, is_given: bool) -> str:
+    number = "one class" if task.num_classes else "no class"
+    if is_given:
+        return f"its examples are of {number}"
+    return f"{number} is in {FEWEST_SEQUENCES} sequences or more, and classes in fewer are left out"
 
 
 def _test_examples(examples: Examples, tasks: list[Task], options: ProbeOptions, split: int) -> Tensor:
