@@ -49,6 +49,32 @@ def llama(implementation: str = "sdpa", *, dropout: float = 0.0, layers: int = L
     return _transformers(hf.LlamaForCausalLM, hf.LlamaConfig, implementation, **options)
 
 
+def afmoe(implementation: str = "sdpa"):
+    options = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4, "num_experts": 2}
+    options |= {"num_dense_layers": 1, "moe_intermediate_size": 16, "num_experts_per_tok": 1}
+    return _transformers(hf.AfmoeForCausalLM, hf.AfmoeConfig, implementation, **_GROUPED | options)
+
+
+def modernbert(implementation: str = "sdpa"):
+    options = {"layer_types": ["sliding_attention", "full_attention"], "local_attention": 8, "cls_token_id": 1}
+    return _transformers(hf.ModernBertModel, hf.ModernBertConfig, implementation, **_SIZES | options, sep_token_id=2)
+
+
+def modernbert_decoder(implementation: str = "sdpa"):
+    options = {"layer_types": ["sliding_attention", "full_attention"], "local_attention": 8, "cls_token_id": 1}
+    model_class, config_class = hf.ModernBertDecoderForCausalLM, hf.ModernBertDecoderConfig
+    return _transformers(model_class, config_class, implementation, **_SIZES | options, sep_token_id=2)
+
+
+def qwen2_vision(implementation: str = "sdpa"):
+    """Of patches of 3 × 2 × 4 × 4 numbers, with rotary positions."""
+    from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLVisionConfig
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VisionTransformerPretrainedModel as Vision
+
+    options = {"depth": LAYERS, "embed_dim": WIDTH, "hidden_size": WIDTH, "num_heads": HEADS, "patch_size": 4}
+    return _transformers(Vision, Qwen2VLVisionConfig, implementation, **options)
+
+
 def mistral(implementation: str = "sdpa"):
     return _transformers(hf.MistralForCausalLM, hf.MistralConfig, implementation, **_GROUPED, sliding_window=4)
 

@@ -149,11 +149,15 @@ _NORMS = {"head_norms": ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "quer
 
 # Of transformers' modules, told apart by the names of their projections.
 _TRANSFORMERS = (
+    ({"q_proj": "q", "k_proj": "k", "v_proj": "v", "gate_proj": "q"}, ("o_proj",), _NORMS),
     ({"q_proj": "q", "k_proj": "k", "v_proj": "v"}, ("o_proj", "out_proj", "dense"), _NORMS),
+    ({"q_proj": "q", "k_proj": "k", "v_proj": "v"}, ("Wo",), {"after_output": "out_drop"}),
+    ({"Wqkv": "q|k|v"}, ("Wo",), {"after_output": "out_drop"}),
     ({"query": "q", "key": "k", "value": "v"}, ("../output.dense",), {}),
     ({"q_lin": "q", "k_lin": "k", "v_lin": "v"}, ("out_lin",), {}),
     ({"q": "q", "k": "k", "v": "v"}, ("o",), _T5),
     ({"qkv_proj": "q|k|v"}, ("o_proj",), _NORMS),
+    ({"qkv": "q|k|v"}, ("proj",), {"returns": "output"}),
     ({"query_key_value": "qkv"}, ("dense",), _NORMS),
     ({"q_attn": "q", "c_attn": "k|v"}, ("c_proj",), {"after_output": "resid_dropout"}),
     ({"c_attn": "q|k|v"}, ("c_proj",), {"after_output": "resid_dropout"}),
