@@ -90,6 +90,11 @@ def gpt_oss(implementation: str = "eager"):
     return _transformers(hf.GptOssForCausalLM, hf.GptOssConfig, implementation, **_GROUPED, **options)
 
 
+def doge(implementation: str = "eager"):
+    """Which keys a token sees depends on their content: it can't be observed."""
+    return _transformers(hf.DogeForCausalLM, hf.DogeConfig, implementation, **_GROUPED, keep_window_size=4)
+
+
 def gpt2(implementation: str = "sdpa", *, is_scaled_by_layer: bool = True):
     options = {"n_positions": 64, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
     dropout = {

@@ -15,11 +15,13 @@ class AttentionMatrix:
     """Logits (float64) and visibility (bool) of every key for every query: [batch, heads, queries, keys].
 
     `magnitude` is the largest sum of absolute terms behind a visible, finite logit: rounding errors grow with it.
+    `has_sink`: the first of the keys is one that the heads have learned, no token.
     """
 
     logits: Tensor
     visible: Tensor
     magnitude: float
+    has_sink: bool = False
 
     def weights(self, b: int, h: int, i: int) -> Tensor:
         """Attention weights of one row over all keys: float64 [keys], 0 at hidden keys."""
@@ -39,6 +41,7 @@ def attention_matrix(
     enable_gqa: bool = False,
     softcap: float | None = None,
     position_bias: Tensor | None = None,
+    learned_sink: Tensor | None = None,
 ) -> AttentionMatrix:
     query, key = query.double(), key.double()
     if enable_gqa:
@@ -60,8 +63,13 @@ def attention_matrix(
             magnitude = magnitude + mask.double().abs()
     if is_causal:
         visible = visible.tril()
+    if learned_sink is not None:
+        sinks = learned_sink.double()[None, :, None, None].expand(*logits.shape[:3], 1)
+        logits, magnitude = torch.cat([sinks, logits], -1), torch.cat([sinks.abs(), magnitude], -1)
+        visible = torch.cat([torch.ones_like(visible[..., :1]), visible], -1)
     counts = visible & magnitude.isfinite()
-    return AttentionMatrix(logits, visible, magnitude[counts].max().item() if counts.any() else 0.0)
+    largest = magnitude[counts].max().item() if counts.any() else 0.0
+    return AttentionMatrix(logits, visible, largest, learned_sink is not None)
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -180,17 +188,21 @@ def _row_statistics(matrix: AttentionMatrix, b: int, h: int, i: int) -> dict[str
     positions = matrix.visible[b, h, i].nonzero().squeeze(-1)
     p = logits.softmax(-1)
     max_entropy = torch.tensor(float(len(logits)), dtype=torch.float64).log()
+    if matrix.has_sink:
+        of_tokens, distances, p_of_tokens = logits[1:], (i - (positions[1:] - 1)).abs(), logits[1:].softmax(-1)
+    else:
+        of_tokens, distances, p_of_tokens = logits, (i - positions).abs(), p
     return {
         "entropy": entropy(p),
         "normalized_entropy": entropy(p) / max_entropy,
         "max_entropy": max_entropy,
-        "max_logit": logits.max(),
-        "logit_std": logits.std(correction=0),
+        "max_logit": of_tokens.max(),
+        "logit_std": of_tokens.std(correction=0),
         "sink_mass": p[0],
         "confidence": p.max(),
         # The softmax over the other keys is p / (1 - p[0]) also where p[0] rounds to 1.
         "entropy_without_sink": entropy(logits[1:].softmax(-1)),
-        "distance": (p * (i - positions).abs()).sum(),
+        "distance": (p_of_tokens * distances).sum(),
     }
 
 

@@ -107,6 +107,11 @@ def test_scale_and_bias_are_taken_over(module, implementation: str):
     torch.testing.assert_close(inputs.logits(POSITIONS), expected)
 
 
+def test_sinks_that_sdpa_ignores_are_ignored(module):
+    assert read("sdpa", module, s_aux=torch.zeros(HEADS)).learned_sink is None
+    assert read("flex_attention", module, s_aux=torch.zeros(HEADS)).learned_sink is not None
+
+
 def test_masks_longer_than_the_keys_are_cut(module):
     mask = torch.zeros(1, 1, TOKENS, 40)
     assert read("eager", module, mask).attn_mask.shape == (1, 1, TOKENS, TOKENS)
@@ -114,7 +119,7 @@ def test_masks_longer_than_the_keys_are_cut(module):
 
 REFUSED = {
     "unknown implementation": ("paged|sdpa", {}, "implementation 'paged|sdpa' is not known; use sdpa, eager"),
-    "sink logits": ("eager", {"s_aux": torch.zeros(HEADS)}, "attention-sink logits (s_aux) take part in the softmax"),
+    "sink logits": ("eager", {"s_aux": torch.zeros(1)}, "its attention-sink logits (s_aux) are [1], not one for each"),
     "unknown tensor": ("sdpa", {"indices": torch.zeros(1)}, "a tensor whose effect is not known: indices"),
     "paged cache": ("sdpa", {"cache": object()}, "a paged key-value cache is in use"),
     "flash, shorter queries": ("flash_attention_2", {"queries": 4}, "fewer queries than keys"),
@@ -131,6 +136,14 @@ def test_refused_with_a_reason(module, implementation: str, kwargs: dict, reason
     reading = read(implementation, module, **kwargs)
     assert isinstance(reading, str)
     assert reason in reading
+
+
+def test_module_that_chooses_its_keys_is_refused(module):
+    module.indexer = torch.nn.Identity()
+    try:
+        assert "depends on their content" in read("eager", module)
+    finally:
+        del module.indexer
 
 
 def test_flash_cross_attention_sees_every_key(module):

@@ -3,10 +3,27 @@
 import functools
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
-from models import LENGTHS, TOKENS, bart, bert, gemma2, gpt2, gpt_oss, llama, mistral, padding_mask, t5, token_ids, vit
-from torch import Tensor
+from models import (
+    HEADS,
+    LENGTHS,
+    TOKENS,
+    bart,
+    bert,
+    doge,
+    gemma2,
+    gpt2,
+    gpt_oss,
+    llama,
+    mistral,
+    padding_mask,
+    t5,
+    token_ids,
+    vit,
+)
+from torch import Tensor, nn
 from versions import BEFORE_5, EARLY, lacks
 
 from attnwatch.metrics import STATISTICS
@@ -174,9 +191,42 @@ def test_flex_attention_forward():
     assert_recorded(history, in_order(history, returned_weights(llama, **batch)["attentions"], batch["attention_mask"]))
 
 
-def test_attention_sinks_are_not_observed():
-    """They take part in the softmax, so that the entropy of query and key alone would be a wrong number."""
-    history = record(gpt_oss(), input_ids=token_ids(), **NO_CACHE)
-    assert all("s_aux" in reason for reason in history.coverage.values())
+def with_sinks(implementation: str = "eager") -> nn.Module:
+    model = gpt_oss(implementation)
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.sinks.copy_(torch.linspace(-2, 3, HEADS))
+    return model
+
+
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_learned_sinks(padding: str):
+    """What is missing in a row of the weights is on the sink."""
+    batch = {"input_ids": token_ids(), "attention_mask": padding_mask(padding), **NO_CACHE}
+    history = record(with_sinks(), **batch)
+    weights = returned_weights(with_sinks, **batch)["attentions"]
+    whole = [torch.cat([1 - each.sum(-1, keepdim=True), each], -1) for each in weights]
+    assert_recorded(history, in_order(history, whole, batch["attention_mask"]))
+    assert (history["sink_mass"][0, :, -1] > history["sink_mass"][0, :, 0]).all()
+
+
+def test_learned_sinks_in_compiled_code():
+    with AttentionRecorder(compiled := torch.compile(with_sinks(), backend="aot_eager")) as recorder:
+        with recorder.step(0), torch.no_grad():
+            compiled(input_ids=token_ids(), **NO_CACHE)
+        history = recorder.history()
+    with AttentionRecorder(model := with_sinks()) as recorder:
+        with recorder.step(0), torch.no_grad():
+            model(input_ids=token_ids(), **NO_CACHE)
+        expected = recorder.history()
+    for name in STATISTICS:
+        np.testing.assert_allclose(history[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
+    assert np.isfinite(history["sink_mass"]).all()
+
+
+def test_keys_that_are_chosen_by_their_content_are_not_observed():
+    """Padding can't be told from what was left out."""
+    history = record(doge(), input_ids=token_ids(), **NO_CACHE)
+    assert all("depends on their content" in reason for reason in history.coverage.values())
     for name in STATISTICS:
         assert torch.from_numpy(history[name]).isnan().all()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import transformers as hf
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TOKENS, bert, gpt_oss, llama, padding_mask, seeded, t5_for_generation, token_ids
+from models import TOKENS, bert, doge, llama, padding_mask, seeded, t5_for_generation, token_ids
 from torch import nn
 
 from attnwatch import ConfigurationError, NoAttentionError
@@ -91,8 +91,8 @@ def test_readout_follows_the_model():
 
 
 def test_attention_that_is_not_seen_says_so():
-    with pytest.raises(NoAttentionError, match="s_aux"):
-        attention_stories(gpt_oss(), batch_of("right"))
+    with pytest.raises(NoAttentionError, match="depends on their content"):
+        attention_stories(doge(), batch_of("right"))
     with pytest.raises(ConfigurationError, match="`readout` must be one of 'first', 'last', 'mean' or None"):
         attention_stories(llama(), batch_of("right"), readout="middle")
 
@@ -214,10 +214,10 @@ def test_comparison_is_by_magnitude(build):
 
 def test_comparison_without_attention_has_its_reason():
     batch = batch_of("right")
-    model = gpt_oss()
+    model = doge()
     found = compare(model, batch, occlude(model, batch))
     assert found.attention.shape == (0, 3)
-    assert "s_aux" in found.why_no_attention
+    assert "depends on their content" in found.why_no_attention
     assert list(found.scores()) == ["gradient"]
     assert found.gradient.isfinite().all()
 

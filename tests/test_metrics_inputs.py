@@ -9,7 +9,14 @@ from oracle import assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import AttentionStatistics
-from attnwatch.metrics import STATISTICS, AttentionInputs, accumulate, means_of_sums
+from attnwatch.metrics import (
+    STATISTICS,
+    AttentionInputs,
+    accumulate,
+    attention_received,
+    attention_weights,
+    means_of_sums,
+)
 
 BATCH, HEADS, TOKENS, HEAD_DIM = 2, 2, 9, 8
 POSITIONS = torch.arange(TOKENS)
@@ -93,6 +100,51 @@ def test_bias_is_not_capped():
     statistics = statistics_of(AttentionInputs(query, key, **options))
     assert (statistics.max_logit > 6).all()
     assert_statistics_match(statistics, attention_matrix(query, key, **options))
+
+
+@pytest.mark.parametrize("sink", [0.0, 3.0, -30.0, 30.0])
+@pytest.mark.parametrize("name", MASKING)
+def test_learned_sink(name: str, sink: float):
+    feature, mask = MASKING[name]
+    query, key = random_query_key()
+    learned = sink + torch.tensor([0.5, -0.5])
+    statistics = statistics_of(AttentionInputs(query, key, **feature, learned_sink=learned))
+    assert_statistics_match(statistics, attention_matrix(query, key, attn_mask=mask, learned_sink=learned))
+
+
+@pytest.mark.parametrize("sink", [-torch.inf, torch.nan])
+def test_learned_sink_that_is_not_finite(sink: float):
+    query, key = random_query_key()
+    learned = torch.tensor([0.0, sink])
+    assert statistics_of(AttentionInputs(query, key, learned_sink=learned)).nonfinite.tolist() == [0, 1]
+
+
+def test_learned_sink_with_positions_in_the_rows_that_are_looked_at():
+    query, key = random_query_key()
+    rows, learned = torch.tensor([0, 3, 8]), torch.tensor([1.0, 2.0])
+    positions = torch.arange(TOKENS).expand(BATCH, -1)
+    inputs = AttentionInputs(query, key, is_causal=True, learned_sink=learned, positions=positions)
+    matrix = attention_matrix(query, key, is_causal=True, learned_sink=learned)
+    assert_statistics_match(statistics_of(inputs, rows), matrix, rows=rows.tolist())
+
+
+def test_weights_with_a_learned_sink():
+    query, key = random_query_key()
+    learned = torch.tensor([1.0, 2.0])
+    weights, visible = attention_weights(AttentionInputs(query, key, is_causal=True, learned_sink=learned), POSITIONS)
+    matrix = attention_matrix(query, key, is_causal=True, learned_sink=learned)
+    for index in itertools.product(range(BATCH), range(HEADS), range(TOKENS)):
+        torch.testing.assert_close(weights[index].double(), matrix.weights(*index)[1:], rtol=1e-5, atol=1e-6)
+    assert visible[0, 0].equal(BACK >= 0)
+
+
+def test_uniform_attention_with_a_learned_sink_gives_every_key_the_same():
+    zeros = torch.zeros(BATCH, HEADS, TOKENS, HEAD_DIM)
+    inputs = AttentionInputs(zeros, zeros, is_causal=True, learned_sink=torch.zeros(HEADS))
+    torch.testing.assert_close(attention_received(inputs, None, None), torch.ones(BATCH, TOKENS))
+    statistics = statistics_of(inputs)
+    torch.testing.assert_close(statistics.normalized_entropy, torch.ones(HEADS))
+    torch.testing.assert_close(statistics.sink_mass, (1 / (POSITIONS + 2.0)).mean().expand(HEADS))
 
 
 def test_nan_in_a_position_bias_is_not_hidden():

@@ -17,8 +17,8 @@ from models import (
     WIDTH,
     FusedAttention,
     bert,
+    doge,
     gpt,
-    gpt_oss,
     llama,
     padding_mask,
     seeded,
@@ -307,7 +307,7 @@ def test_layer_that_is_not_called_is_nan_and_named():
 
 
 def test_layers_that_can_not_be_read_are_nan_and_named():
-    model = gpt_oss()
+    model = doge()
     with AttentionRecorder(model) as recorder:
         with recorder.step(0):
             loss_of(model, 0)

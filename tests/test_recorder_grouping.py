@@ -22,12 +22,14 @@ def test_joined_calls_have_the_numbers_of_each(data: st.DataObject):
     batch, key_heads, group = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2))
     generator = torch.Generator().manual_seed(data.draw(st.integers(0, 99)))
     mask = torch.rand(batch, 1, queries, keys, generator=generator) < 0.7 if data.draw(st.booleans()) else None
+    has_sink = data.draw(st.booleans())
     shared = {"is_causal": data.draw(st.booleans()), "attn_mask": mask, "has_positions": queries == keys}
     alone = [
         AttentionInputs(
             torch.randn(batch, key_heads * group, queries, 4, generator=generator),
             torch.randn(batch, key_heads, keys, 4, generator=generator),
             **shared,
+            learned_sink=torch.randn(key_heads * group, generator=generator) if has_sink else None,
         )
         for _ in range(calls)
     ]
@@ -54,6 +56,7 @@ def test_calls_that_differ_are_not_joined():
         replace(call, key=torch.randn(2, 4, 4, 8)),
         replace(call, query_mask=torch.ones(2, 4, dtype=torch.bool)),
         replace(call, position_bias=torch.zeros(1, 1, 4, 4)),
+        replace(call, learned_sink=torch.zeros(4)),
     ]
     kinds = {kind_of_call(each, rows) for each in (call, *others)}
     assert len(kinds) == 1 + len(others)

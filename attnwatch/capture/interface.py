@@ -19,7 +19,8 @@ from attnwatch.versions import warn_if_untested
 _DOCUMENT_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
 # Tensors that models pass through to the attention function and that do not change the logits there.
 _HARMLESS_TENSORS = {"position_ids", "cache_position", "num_items_in_batch", *_DOCUMENT_BOUNDARIES}
-
+# The logits of a key that each head has learned to look at where there is nothing to see (gpt-oss).
+_LEARNED_SINK = "s_aux"
 
 # Transformers before 5 look functions up like entries of a dict, and call this global where attention is eager.
 _LOOKUPS = ("get_interface", "__getitem__")
@@ -122,7 +123,7 @@ def read_call(
         attention_mask: None, a 4D tensor, a 2D tensor [batch, keys] (flash), or a BlockMask (flex).
         kwargs: what the model passed besides (scaling, dropout, softcap, …).
     """
-    reason = _refusal(module, kwargs)
+    reason = _refusal(module, query, kwargs)
     if reason:
         return reason
     if type(module).__name__.endswith(_HIDE_BY_A_HUNDRED) and isinstance(attention_mask, Tensor):
@@ -136,6 +137,7 @@ def read_call(
         "scale": kwargs.get("scaling"),
         "softcap": None if implementation == "sdpa" else kwargs.get("softcap"),  # sdpa refuses it, or ignores it
         "position_bias": kwargs.get("position_bias"),
+        "learned_sink": None if implementation == "sdpa" else kwargs.get(_LEARNED_SINK),  # which ignores it
     }
     if implementation == "eager":
         return AttentionInputs(**shared, attn_mask=_cropped(attention_mask, key))
@@ -166,17 +168,20 @@ def read_call(
 _HIDE_BY_A_HUNDRED = ("SwinAttention", "SwinSelfAttention")
 _HIDDEN_BELOW = -50.0
 # A token whose own key is hidden from it is padding; not in these.
-_CHOOSE_KEYS_BY_CONTENT = ("DogeAttention", "DeepseekV32Attention")
+_CHOOSE_KEYS_BY_CONTENT = ("DogeAttention",)
+# What a module has that chooses its keys, or makes one of several (DeepSeek sparse attention).
+_CHOOSERS_OF_KEYS = ("indexer", "compressor")
 
 
-def _refusal(module: nn.Module, kwargs: dict) -> str:
-    if type(module).__name__ in _CHOOSE_KEYS_BY_CONTENT:
+def _refusal(module: nn.Module, query: Tensor, kwargs: dict) -> str:
+    if type(module).__name__ in _CHOOSE_KEYS_BY_CONTENT or any(hasattr(module, name) for name in _CHOOSERS_OF_KEYS):
         return "which keys a token sees depends on their content, so that padding can't be told from what was left out"
-    if kwargs.get("s_aux") is not None:
-        return "attention-sink logits (s_aux) take part in the softmax; their share is not measured yet"
+    sink = kwargs.get(_LEARNED_SINK)
+    if sink is not None and sink.shape != (query.shape[1],):
+        return f"its attention-sink logits ({_LEARNED_SINK}) are {list(sink.shape)}, not one for each head"
     if kwargs.get("cache") is not None:
         return "a paged key-value cache is in use, so the keys are not those that were passed"
-    understood = _HARMLESS_TENSORS | {"position_bias"}
+    understood = _HARMLESS_TENSORS | {"position_bias", _LEARNED_SINK}
     unknown = sorted(name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in understood)
     if unknown:
         return f"the attention function is given a tensor whose effect is not known: {', '.join(unknown)}"

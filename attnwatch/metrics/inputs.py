@@ -29,6 +29,7 @@ class AttentionInputs:
         scale: factor of the dot products; None means 1 / sqrt(D).
         softcap: logits become `softcap * tanh(logits / softcap)` before masks (Gemma 2).
         position_bias: float, broadcastable to [B, H, Q, N], added to the logits (T5).
+        learned_sink: float [H], logit of one more key, which all queries see and whose value is zero (gpt-oss).
         sliding_window: a query sees keys less than this many positions before it (and, if not causal, after it).
         key_padding: bool [B, N], True where the key is a real token.
         segments: int [B, N], document of each token in a packed batch; attention stays inside a document.
@@ -48,6 +49,7 @@ class AttentionInputs:
     scale: float | None = None
     softcap: float | None = None
     position_bias: Tensor | None = None
+    learned_sink: Tensor | None = None
     sliding_window: int | None = None
     key_padding: Tensor | None = None
     segments: Tensor | None = None
@@ -85,7 +87,7 @@ class AttentionInputs:
         return self.query.shape[-1] ** -0.5 if self.scale is None else float(self.scale)
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Attention logits of the query rows `rows` (int64 [R]), before hiding keys: [B, H, R, N]."""
+        """Attention logits of the query rows `rows` (int64 [R]), before hiding keys: [B, H, R, N]. See `with_sink`."""
         places = self._places(rows)
         query = self.query.index_select(2, places).to(self.compute_dtype) * self.effective_scale
         key = self.key.to(self.compute_dtype)
@@ -98,6 +100,13 @@ class AttentionInputs:
             if bias is not None and bias.dtype != torch.bool:
                 logits = logits + select_rows(bias, places).to(logits.dtype)
         return logits
+
+    def with_sink(self, logits: Tensor) -> Tensor:
+        """[B, H, R, N + 1] of [B, H, R, N]: the logit of the learned sink before those of the keys, if there is one."""
+        if self.learned_sink is None:
+            return logits
+        sink = self.learned_sink.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
+        return torch.cat([sink, logits], -1)
 
     def visible(self, rows: Tensor) -> Tensor | None:
         """Which keys the query rows see: bool, broadcastable to [B, H, R, N]; None where every row sees every key."""

@@ -28,7 +28,7 @@ def kind_of_call(inputs: AttentionInputs, rows: Tensor) -> Hashable:
     shapes = (key.device, query.dtype, key.dtype, key.shape[0], query.shape[1] // key.shape[1], *key.shape[2:])
     shaping = (inputs.num_queries, inputs.is_causal, inputs.scale, inputs.softcap, inputs.sliding_window)
     shared = (Identity(getattr(inputs, name)) for name in _SHARED)
-    return (*shapes, *shaping, inputs.has_positions, Identity(rows), *shared)
+    return (*shapes, *shaping, inputs.has_positions, inputs.learned_sink is None, Identity(rows), *shared)
 
 
 def at_rows(inputs: AttentionInputs, rows: Tensor, alike: AttentionInputs | None = None) -> AttentionInputs:
@@ -42,6 +42,7 @@ def at_rows(inputs: AttentionInputs, rows: Tensor, alike: AttentionInputs | None
         inputs,
         query=inputs.query.detach().index_select(2, rows),
         key=inputs.key.detach().clone(),
+        learned_sink=None if inputs.learned_sink is None else inputs.learned_sink.detach().clone(),
         query_rows=rows,
         num_all_queries=inputs.num_queries,
         **({name: getattr(alike, name) for name in _SHARED} if alike is not None else _copies(inputs, rows)),
@@ -60,8 +61,10 @@ def joined(calls: Sequence[AttentionInputs]) -> AttentionInputs:
     """One call with the heads of all, those of the first call first; they have the same `kind_of_call`."""
     if len(calls) == 1:
         return calls[0]
+    sinks = [call.learned_sink for call in calls]
     return replace(
         calls[0],
+        learned_sink=None if sinks[0] is None else torch.cat(sinks),
         query=torch.cat([call.query for call in calls], dim=1),
         key=torch.cat([call.key for call in calls], dim=1),
     )

@@ -10,6 +10,8 @@ from attnwatch.metrics.sampling import stratified_rows
 def attention_weights(inputs: AttentionInputs, rows: Tensor) -> tuple[Tensor, Tensor]:
     """(weights, whether the row sees the key), both [batch, heads, rows, keys]; 0 in rows that see none or are padding.
 
+    What a learned sink has is missing in the sum of a row.
+
     Args:
         inputs: of one attention call.
         rows: int64 [rows], query rows.
@@ -20,13 +22,16 @@ def attention_weights(inputs: AttentionInputs, rows: Tensor) -> tuple[Tensor, Te
     visible = torch.ones_like(logits, dtype=torch.bool) if visible is None else visible.expand_as(logits)
     if inputs.query_mask is not None:
         visible = visible & inputs.query_mask[:, None, rows, None]
-    return logits.masked_fill(~visible, -torch.inf).softmax(-1).nan_to_num_(nan=0.0), visible
+    logits = logits.masked_fill(~visible, -torch.inf)
+    weights = inputs.with_sink(logits).softmax(-1)[..., -inputs.num_keys :]
+    return weights.nan_to_num(nan=0.0), visible
 
 
 def attention_received(inputs: AttentionInputs, num_rows: int | None, generator: torch.Generator | None) -> Tensor:
     """Attention that each key receives from the queries, relative to uniform attention: [batch, keys].
 
-    s_j = mean over heads and over the rows i that see key j of p_ij · n_i, with n_i the number of keys that row i sees.
+    s_j = mean over heads and over the rows i that see key j of p_ij · n_i, with n_i the number of keys that row i sees
+    (a learned sink is one of them).
     It is 1 everywhere where attention is uniform, also behind a causal mask, under which early tokens are seen by more
     queries; and 1 where none of the rows sees the key.
 
@@ -36,6 +41,7 @@ def attention_received(inputs: AttentionInputs, num_rows: int | None, generator:
         generator: on the CPU.
     """
     weights, visible = attention_weights(inputs, stratified_rows(inputs.num_queries, num_rows, generator))
-    relative = weights * visible.sum(-1, keepdim=True)
+    has_sink = inputs.learned_sink is not None
+    relative = weights * (visible.sum(-1, keepdim=True) + has_sink)
     seen = visible.sum((1, 2))
     return torch.where(seen > 0, relative.sum((1, 2)) / seen.clamp(min=1), 1.0)

@@ -1,7 +1,8 @@
 """Everything a statistic may ask about a block of query rows, computed once and only when asked.
 
-The first visible key (the usual attention sink) is kept apart from the rest. A softmax over the rest alone stays
-exact where the sink takes all but 1e-9 of the weight, and the full distribution follows from the two log-sum-exps.
+The first visible key (the usual attention sink) is kept apart from the rest; where a model has learned a sink, that is
+the first. A softmax over the rest alone stays exact where the sink takes all but 1e-9 of the weight, and the full
+distribution follows from the two log-sum-exps.
 Logits are taken relative to the largest of the rest, so that terms of very different size are never subtracted.
 
 Tensors [B, H, R, N] are read and written as rarely as possible: their traffic is what watching costs.
@@ -10,6 +11,7 @@ Tensors [B, H, R, N] are read and written as rarely as possible: their traffic i
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attnwatch.metrics.inputs import AttentionInputs
@@ -25,15 +27,22 @@ class AttentionRows:
         self.inputs = inputs
         self.rows = rows
         logits = inputs.logits(rows)
-        self.shape = logits.shape
         visible = inputs.visible(rows)
         if visible is None:
             visible = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=rows.device)
-        self.visible = visible.expand(*visible.shape[:2], len(rows), inputs.num_keys)
+        visible = visible.expand(*visible.shape[:2], len(rows), inputs.num_keys)
+        if self._sink_is_learned:
+            logits, visible = inputs.with_sink(logits), F.pad(visible, (1, 0), value=True)
+        self.shape, self.visible = logits.shape, visible
         first_visible = self.visible.to(torch.uint8).argmax(-1, keepdim=True)
         self._first_visible = first_visible.expand(*self.shape[:3], 1)
         self._sink_logit = logits.gather(-1, self._first_visible).squeeze(-1)
         self._sum_over_rest(logits, self.visible.scatter(-1, first_visible, False))
+
+    @property
+    def _sink_is_learned(self) -> bool:
+        """Then it is no token: it has neither a position nor a logit of a query and a key."""
+        return self.inputs.learned_sink is not None
 
     def _sum_over_rest(self, logits: Tensor, rest: Tensor) -> None:
         """Sums over all visible keys but the first, which `rest` marks. Overwrites `logits`."""
@@ -49,7 +58,7 @@ class AttentionRows:
 
     @cached_property
     def num_visible(self) -> Tensor:
-        """Number of keys that the row sees; float, broadcastable to [B, H, R]."""
+        """Number of keys that the row sees, a learned sink among them; float, broadcastable to [B, H, R]."""
         return self.visible.sum(-1).to(self._sink_logit.dtype)
 
     @cached_property
@@ -71,11 +80,17 @@ class AttentionRows:
 
     @cached_property
     def max_logit(self) -> Tensor:
+        """Without that of a learned sink."""
+        if self._sink_is_learned:
+            return self._rest_max
         return torch.maximum(self._sink_logit, self._rest_max)
 
     @cached_property
     def logit_std(self) -> Tensor:
-        """Population standard deviation over the visible keys."""
+        """Population standard deviation over the visible keys, without a learned sink."""
+        if self._sink_is_learned:
+            number = self.num_visible - 1
+            return (self._rest_sum_of_squares / number - (self._rest_sum / number).square()).clamp(min=0).sqrt()
         sink = self._sink_logit - self._rest_max
         mean = (self._rest_sum + sink) / self.num_visible
         mean_square = (self._rest_sum_of_squares + sink.square()) / self.num_visible
@@ -94,7 +109,7 @@ class AttentionRows:
 
     @cached_property
     def sink_mass(self) -> Tensor:
-        """Weight on the first visible key."""
+        """Weight on the first visible key, or on a learned sink."""
         return self._log_sink_mass.exp()
 
     @cached_property
@@ -109,21 +124,25 @@ class AttentionRows:
 
     @cached_property
     def distance(self) -> Tensor:
-        """Mean of |query position - key position| under the weights, in tokens."""
+        """Mean of |query position - key position| under the weights, in tokens; of those on tokens only."""
         keys, queries = self._key_and_query_positions
         distances = (queries[:, :, None] - keys[:, None]).abs().to(self._rest_weights.dtype)
         rest = torch.mul(self._rest_weights, distances[:, None], out=self._scratch).sum(-1)
+        if self._sink_is_learned:
+            return rest
         firsts = keys[:, None, None].expand(*self.shape[:3], -1).gather(-1, self._first_visible).squeeze(-1)
         sink = (queries[:, None] - firsts).abs()
         return self.sink_mass * sink + self._rest_mass * rest
 
     @property
     def _key_and_query_positions(self) -> tuple[Tensor, Tensor]:
-        """[B or 1, N] and [B or 1, R]."""
-        positions = self.inputs.positions
-        if positions is None:
-            return torch.arange(self.inputs.num_keys, device=self.rows.device)[None], self.rows[None]
-        return positions, positions[:, self.rows]
+        """[B or 1, N] and [B or 1, R]; any where there is no token."""
+        keys, queries = self.inputs.positions, self.rows[None]
+        if keys is None:
+            keys = torch.arange(self.inputs.num_keys, device=self.rows.device)[None]
+        else:
+            queries = keys[:, self.rows]
+        return (F.pad(keys, (1, 0)) if self._sink_is_learned else keys), queries
 
     @cached_property
     def content_sensitivity(self) -> Tensor:

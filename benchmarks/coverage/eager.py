@@ -37,13 +37,16 @@ def _watched(model: nn.Module, batch: Batch, found: dict[str, list[Weights]]) ->
     seen: list[Tensor] = []
 
     def put(path: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-        for values in filter(_are_weights, output if isinstance(output, tuple | list) else ()):
+        has_sink = getattr(module, "sinks", None) is not None
+        for values in output if isinstance(output, tuple | list) else ():
+            if not _are_weights(values, has_sink):
+                continue
             if any(values is other for other in seen):  # a module around that hands them on
                 continue
             seen.append(values)
             is_cross = _is_cross(module, args, kwargs)
             real = None if is_cross else batch.real_of(path, values.shape[2])
-            found.setdefault(path, []).append(Weights(values, is_cross, real))
+            found.setdefault(path, []).append(Weights(values, is_cross, real, has_sink))
 
     with contextlib.ExitStack() as hooks:
         for path, module in model.named_modules():
@@ -58,11 +61,16 @@ def _asking_for_weights(model: nn.Module) -> dict[str, bool]:
     return {"output_attentions": True} if takes_more or "output_attentions" in parameters else {}
 
 
-def _are_weights(value: Any) -> bool:
-    """[batch, heads, queries, keys], rows of which sum to one; those that see no key may be nan or zero."""
+def _are_weights(value: Any, has_sink: bool) -> bool:
+    """[batch, heads, queries, keys], rows of which sum to one, with a learned sink to less.
+
+    Those that see no key may be nan or zero.
+    """
     if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
         return False
     sums = value.double().sum(-1)
+    if has_sink:
+        return bool((sums.isnan() | (sums < 1 + 1e-3)).all() and not (value < 0).any())
     ones = (sums - 1).abs() < 1e-3
     return bool(ones.any() and (ones | sums.isnan() | (sums == 0)).all() and not (value < 0).any())
 

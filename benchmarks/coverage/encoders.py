@@ -24,6 +24,7 @@ ENCODERS = (
     Architecture("ModernBertModel", "rotary positions, sliding window in some layers", _LOCAL_AND_GLOBAL),
     Architecture("MPNetModel", "relative positions"),
     Architecture("EuroBertModel", "rotary positions, grouped queries"),
+    Architecture("OpenAIPrivacyFilterModel", "attention sinks, experts"),
     Architecture("NomicBertModel", "rotary positions"),
     Architecture("EsmModel", "rotary positions", {"position_embedding_type": "rotary", "mask_token_id": 4}),
     Architecture("RoFormerModel", "rotary positions"),
