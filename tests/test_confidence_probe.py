@@ -17,7 +17,7 @@ from test_lightning_monitor import Llama
 from test_lightning_monitor import train as train_lightning
 from torch import nn
 from torch.utils.data import DataLoader
-from trainers import STEPS, Sequences, train, trainer
+from trainers import STEPS, Sequences, tensorboard_in, train, trainer
 
 import attnwatch.lightning
 from attnwatch import AttnwatchWarning, ConfigurationError
@@ -136,9 +136,9 @@ def test_lightning_resumed_equals_uninterrupted(tmp_path):
 
 
 def test_tensorboard_has_numbers_pictures_and_words(tmp_path, monkeypatch):
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    options = tensorboard_in(tmp_path / "logs", monkeypatch)
     probe = ConfidenceProbe(QUESTIONS, every_n_steps=10, reasons=True, **OPTIONS)
-    train(probe, directory=tmp_path, report_to="tensorboard")
+    train(probe, directory=tmp_path, **options)
     events = EventAccumulator(str(tmp_path / "logs")).Reload()
     tags = events.Tags()
     assert {"confidence/accuracy", "confidence/stated_expected_calibration_error"} <= set(tags["scalars"])

@@ -12,7 +12,7 @@ from models import LAYERS, gpt, llama, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
-from trainers import STEPS, Sequences, trainer
+from trainers import STEPS, Sequences, tensorboard_in, trainer
 from trainers import train as train_transformers
 
 import attnwatch.lightning
@@ -177,8 +177,8 @@ def test_dashboards_have_curves_and_pictures(tmp_path, monkeypatch):
     callback = lightning_probe()
     logger = TensorBoardLogger(tmp_path, name="lightning", version="")
     train_lightning(callback, logger=logger)
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "transformers"))
-    train_transformers(transformers_probe(), directory=tmp_path, report_to="tensorboard")
+    options = tensorboard_in(tmp_path / "transformers", monkeypatch)
+    train_transformers(transformers_probe(), directory=tmp_path, **options)
     kinds = [f"probe_{name}{kind}" for name in TARGETS for kind in ("", "_selectivity")]
     expected = {
         "scalars": {f"{kind}/layer_{layer}" for kind in kinds for layer in range(LAYERS + 1)},

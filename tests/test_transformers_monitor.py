@@ -12,7 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_lightning_monitor import assert_same_history
 from torch import nn
 from torch.utils.data import DataLoader
-from trainers import STEPS, Noting, Sequences, train, trainer
+from trainers import STEPS, Noting, Sequences, tensorboard_in, train, trainer
 from versions import EARLY
 
 import attnwatch.lightning
@@ -130,9 +130,8 @@ def test_numbers_are_in_the_log_history(tmp_path):
 
 
 def test_tensorboard_has_the_tags_of_lightning(tmp_path, monkeypatch):
-    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "ours"))
-    options = {"logging_dir": str(tmp_path / "ours")} if EARLY else {}  # which did not know the variable
-    train(AttentionMonitor(every_n_steps=2), directory=tmp_path, report_to="tensorboard", **options)
+    options = tensorboard_in(tmp_path / "ours", monkeypatch)
+    train(AttentionMonitor(every_n_steps=2), directory=tmp_path, **options)
     logger = pl.loggers.TensorBoardLogger(tmp_path, name="theirs")
     pl.Trainer(
         max_steps=STEPS,

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import transformers as hf
 from models import llama, token_ids
 from torch import nn
 from torch.utils.data import Dataset
+from versions import EARLY
 
 STEPS = 20
 
@@ -70,6 +72,12 @@ def trainer(
     )
     made.remove_callback(hf.PrinterCallback)
     return made
+
+
+def tensorboard_in(directory: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """Options of a training that reports there."""
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(directory))
+    return {"report_to": "tensorboard"} | ({"logging_dir": str(directory)} if EARLY else {})  # before the variable
 
 
 def train(*callbacks: hf.TrainerCallback, resume_from_checkpoint=None, **options) -> hf.Trainer:
