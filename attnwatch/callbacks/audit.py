@@ -133,11 +133,12 @@ class Audit(TrainingPart):
     def _raw_batches(self, run: TrainerRun) -> list[Any]:
         if self._given is not None:
             return self._given
-        return main_process_batches(run, run.validation_loader(), self._num_batches) if self._needs_batches else []
+        return main_process_batches(run, run.validation_loader, self._num_batches) if self._needs_batches else []
 
     def _own_batches(self, run: TrainerRun) -> list[Any]:
         """Once, as what gives them may have no more."""
-        self._given_batches = list(map(as_batch, main_process_batches(run, self._given_batches, self._num_batches)))
+        given = self._given_batches
+        self._given_batches = list(map(as_batch, main_process_batches(run, lambda: given, self._num_batches)))
         if not self._given_batches:
             raise ConfigurationError("`batches` is empty: give at least one.")
         return self._given_batches

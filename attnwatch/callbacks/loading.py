@@ -5,7 +5,7 @@ import copy
 import itertools
 import pickle
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,18 +17,18 @@ from attnwatch.capture import has_processes
 from attnwatch.errors import ConfigurationError
 
 
-def main_process_batches(run: TrainerRun, loader: Iterable[Any], number: int) -> list[Any]:
-    """The first batches of the main process, on all of them.
+def main_process_batches(run: TrainerRun, make_loader: Callable[[], Iterable[Any]], number: int) -> list[Any]:
+    """The first batches of the loader that the main process makes, on all of them.
 
     Raises:
         Exception: of the loader; of whatever kind on the main process, a ConfigurationError that says so on the others.
     """
     if not has_processes():
-        return first_batches(loader, number)
+        return first_batches(make_loader(), number)
     packed, failure = None, None
     if run.is_main_process:
         try:
-            packed = pickle.dumps(first_batches(loader, number))
+            packed = pickle.dumps(first_batches(make_loader(), number))
         except Exception as error:  # to be raised when the others have been told, who would wait for ever
             failure = error
     packed, told = run.agree((packed, None if failure is None else f"{type(failure).__name__}: {failure}"))
