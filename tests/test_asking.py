@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import bert, gpt2, llama, seeded, t5_for_generation, token_ids
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from versions import enable_checkpointing
 
 from attnwatch import ConfigurationError
 from attnwatch.dashboard.words import answers_markdown, literal
@@ -251,7 +252,7 @@ def virtual():
 
 def checkpointed():
     model = llama(dropout=0.1)
-    model.activation_checkpointing_enable()
+    enable_checkpointing(model)
     model.config.use_cache = False
     return model
 

@@ -8,7 +8,7 @@ import torch
 from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, seeded, token_ids
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from versions import EARLY
+from versions import enable_checkpointing
 
 from attnwatch import attention_statistics
 from attnwatch.capture import delivery
@@ -96,8 +96,7 @@ def test_activation_checkpointing_counts_a_forward_once(use_reentrant: bool):
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
 def test_gradient_checkpointing_of_transformers(use_reentrant: bool):
     model = llama()
-    enable = model.gradient_checkpointing_enable if EARLY else model.activation_checkpointing_enable
-    enable({"use_reentrant": use_reentrant})
+    enable_checkpointing(model, use_reentrant=use_reentrant)
     assert_equal(record(model, token_ids()), record(llama(), token_ids()))
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from test_explain_stories import LABELS, batch_of, classifier
 from torch import Tensor, nn
+from versions import BEFORE_5
 
 from attnwatch import ConfigurationError
 from attnwatch.explain import compare, deletion_curve, insertion_curve, occlude
@@ -33,6 +34,8 @@ def test_classifier_by_hand(curve):
         for point, fraction in enumerate((0.0, 0.25, 0.5, 1.0)):
             first = round(length * fraction)
             hidden = order[:first] if curve is deletion_curve else order[first:]
+            if BEFORE_5 and len(hidden) == length:
+                continue  # what sees nothing depends on the precision there
             expected = base - log_p(double, batch, sequence, hidden)
             assert found.effects[sequence, point].item() == pytest.approx(expected, abs=1e-4)
     assert found.random_effects.shape == (3, 3, 4)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.utils.checkpoint import checkpoint
-from versions import CACHE, EARLY
+from versions import CACHE, EARLY, enable_checkpointing
 
 from attnwatch import AttentionRecorder, AttnwatchWarning, ConfigurationError, prune_heads
 from attnwatch.tokens import TokenDropper, TokenLayout, register_token_layout
@@ -159,8 +159,7 @@ def test_forward_that_failed_leaves_no_trace():
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_of_transformers(use_reentrant):
     plain, checkpointed = deep_llama(), deep_llama()
-    enable = getattr(checkpointed, "activation_checkpointing_enable", checkpointed.gradient_checkpointing_enable)
-    enable({"use_reentrant": use_reentrant})
+    enable_checkpointing(checkpointed, use_reentrant=use_reentrant)
     for model in (plain, checkpointed):
         with TokenDropper(model, **SMALL) as dropper:
             first, second = (model(input_ids=token_ids(seed=seed), labels=IDS).loss for seed in (0, 1))

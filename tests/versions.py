@@ -12,6 +12,14 @@ from transformers import AttentionInterface
 BEFORE_5 = Version(transformers.__version__).major < 5
 EARLY = not hasattr(AttentionInterface, "get_interface")  # the first of 5 too
 GETS_FUNCTIONS = "__getitem__" if EARLY else "get_interface"  # method of the AttentionInterface
+
+
+def enable_checkpointing(model: transformers.PreTrainedModel, **options) -> None:
+    """Of activations."""
+    name = "gradient_checkpointing_enable" if EARLY else "activation_checkpointing_enable"
+    getattr(model, name)(options or None)
+
+
 # What models call the key-value cache that they take and return.
 CACHE = "cache" if "cache" in inspect.signature(transformers.LlamaModel.forward).parameters else "past_key_values"
 

@@ -16,7 +16,8 @@ HiddenStates = Callable[[nn.Module, Batch], Sequence[Tensor]]
 
 Read = Callable[[Batch], list[Tensor]]
 
-_FLAG = "_output_capturing_hooks_installed"
+# What else it leaves in the attributes of modules.
+_LEFT = {"_output_capturing_hooks_installed", "forward"}
 
 
 def reader(subject: Subject, *, is_given: bool = False) -> Read:
@@ -47,13 +48,16 @@ def _of_transformers(subject: Subject, batch: Batch) -> Any:
 
 @contextlib.contextmanager
 def _without_lasting_hooks(model: nn.Module) -> Iterator[None]:
-    """transformers would leave hooks on the modules, which can't be pickled and which compiled code would see."""
+    """transformers would leave hooks on the modules, which can't be pickled and which compiled code would see.
+
+    Before 5 it would leave a forward that belongs to this module in all copies of it.
+    """
     modules = list(model.modules())
-    before = [(module, set(module._forward_hooks), _FLAG in vars(module)) for module in modules]
+    before = [(module, set(module._forward_hooks), _LEFT - vars(module).keys()) for module in modules]
     try:
         yield
     finally:
-        for module, known, had_flag in before:
+        for module, known, missing in before:
             for key in set(module._forward_hooks) - known:
                 for hooks in (
                     module._forward_hooks,
@@ -61,8 +65,8 @@ def _without_lasting_hooks(model: nn.Module) -> Iterator[None]:
                     module._forward_hooks_always_called,
                 ):
                     hooks.pop(key, None)
-            if not had_flag:
-                vars(module).pop(_FLAG, None)
+            for name in missing:
+                vars(module).pop(name, None)
 
 
 def _layers(model: nn.Module) -> tuple[list[nn.Module], bool]:
