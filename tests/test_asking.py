@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import bert, gpt2, llama, seeded, t5_for_generation, token_ids
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from versions import enable_checkpointing
+from versions import CACHE, enable_checkpointing, lacks
 
 from attnwatch import ConfigurationError
 from attnwatch.dashboard.words import answers_markdown, literal
@@ -270,7 +270,11 @@ def small_tokenizer():
     return word_tokenizer(bos=True)
 
 
-@pytest.mark.parametrize("build", [lora, prefix, virtual, checkpointed, sampling])
+# PEFT hands the cache over by the name that it had before, and `generate` by its new one.
+PREFIX = pytest.param(prefix, marks=lacks(CACHE == "cache", "the cache of PEFT's prefixes is ignored"))
+
+
+@pytest.mark.parametrize("build", [lora, PREFIX, virtual, checkpointed, sampling])
 def test_nothing_of_the_model_changes(build, caplog):
     model = built(build).train()
     list(model.modules())[5].eval()  # frozen by its owner
@@ -294,7 +298,7 @@ def test_nothing_of_the_model_changes(build, caplog):
     assert not [record for record in caplog.records if record.levelname in ("WARNING", "ERROR")]
 
 
-@pytest.mark.parametrize("build", [lora, prefix, virtual])
+@pytest.mark.parametrize("build", [lora, PREFIX, virtual])
 def test_adapters_count(build):
     model = built(build)
     with torch.no_grad():

@@ -28,6 +28,7 @@ from models import (
     token_ids,
 )
 from torch import Tensor, nn
+from versions import CACHE
 
 from attnwatch import ConfigurationError
 from attnwatch.explain import num_forwards, occlude
@@ -299,7 +300,7 @@ class ForgetsItsCache(KeepsNothing):
 
     def forward(self, input_ids, attention_mask=None, past_key_values=None, use_cache=False):
         if past_key_values is not None and past_key_values.get_seq_length() == 0:
-            return self.inner(input_ids=input_ids, attention_mask=attention_mask, past_key_values=past_key_values)
+            return self.inner(input_ids=input_ids, attention_mask=attention_mask, **{CACHE: past_key_values})
         return self.inner(input_ids=input_ids, attention_mask=attention_mask[:, -input_ids.shape[1] :], use_cache=False)
 
 

@@ -12,7 +12,7 @@ from attnwatch.explain.effects import Effect, LossEffect, make_effect
 from attnwatch.explain.hiding import ids_never_hidden, make_hiding, positions_by_mask, rows_of
 from attnwatch.explain.progress import progress
 from attnwatch.explain.subject import Batch, Subject, token_mask
-from attnwatch.explain.suffixes import Prefix, kept_prefix
+from attnwatch.explain.suffixes import Prefix, kept_prefix, name_of_cache
 
 # Tokens that one forward is given by default: a CPU gains nothing from more.
 _TOKENS_PER_FORWARD = {"cpu": 512}
@@ -164,9 +164,9 @@ class Ablations:
         """Logits with nothing hidden; keeps keys and values where they may be of use."""
         self._prefix, self.why_whole = None, "the model keeps no keys and values that are known"
         is_causal = not getattr(getattr(self.subject.model, "config", None), "is_encoder_decoder", False)
-        by_name = all(map(self._is_by_name, ("past_key_values", "use_cache", "attention_mask")))
-        if effect in (None, "loss") and is_causal and by_name:
-            logits, self._prefix = kept_prefix(self.subject, self._batch)
+        cache, by_name = name_of_cache(self.subject), all(map(self._is_by_name, ("use_cache", "attention_mask")))
+        if effect in (None, "loss") and is_causal and cache is not None and by_name:
+            logits, self._prefix = kept_prefix(self.subject, self._batch, cache)
             if logits is not None:
                 return logits
         return self.subject.logits(self._batch, **self._without_cache)
