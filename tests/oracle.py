@@ -15,13 +15,13 @@ class AttentionMatrix:
     """Logits (float64) and visibility (bool) of every key for every query: [batch, heads, queries, keys].
 
     `magnitude` is the largest sum of absolute terms behind a visible, finite logit: rounding errors grow with it.
-    `has_sink`: the first of the keys is one that the heads have learned, no token.
+    `sinks`: [heads], logits of one more key that the heads have learned, which is no token.
     """
 
     logits: Tensor
     visible: Tensor
     magnitude: float
-    has_sink: bool = False
+    sinks: Tensor | None = None
 
     def weights(self, b: int, h: int, i: int) -> Tensor:
         """Attention weights of one row over all keys: float64 [keys], 0 at hidden keys."""
@@ -63,13 +63,9 @@ def attention_matrix(
             magnitude = magnitude + mask.double().abs()
     if is_causal:
         visible = visible.tril()
-    if learned_sink is not None:
-        sinks = learned_sink.double()[None, :, None, None].expand(*logits.shape[:3], 1)
-        logits, magnitude = torch.cat([sinks, logits], -1), torch.cat([sinks.abs(), magnitude], -1)
-        visible = torch.cat([torch.ones_like(visible[..., :1]), visible], -1)
     counts = visible & magnitude.isfinite()
     largest = magnitude[counts].max().item() if counts.any() else 0.0
-    return AttentionMatrix(logits, visible, largest, learned_sink is not None)
+    return AttentionMatrix(logits, visible, largest, None if learned_sink is None else learned_sink.double())
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -188,21 +184,19 @@ def _row_statistics(matrix: AttentionMatrix, b: int, h: int, i: int) -> dict[str
     positions = matrix.visible[b, h, i].nonzero().squeeze(-1)
     p = logits.softmax(-1)
     max_entropy = torch.tensor(float(len(logits)), dtype=torch.float64).log()
-    if matrix.has_sink:
-        of_tokens, distances, p_of_tokens = logits[1:], (i - (positions[1:] - 1)).abs(), logits[1:].softmax(-1)
-    else:
-        of_tokens, distances, p_of_tokens = logits, (i - positions).abs(), p
+    with_sink = logits if matrix.sinks is None else torch.cat([logits, matrix.sinks[h : h + 1]])
+    true = with_sink.softmax(-1)
     return {
         "entropy": entropy(p),
         "normalized_entropy": entropy(p) / max_entropy,
         "max_entropy": max_entropy,
-        "max_logit": of_tokens.max(),
-        "logit_std": of_tokens.std(correction=0),
-        "sink_mass": p[0],
-        "confidence": p.max(),
+        "max_logit": logits.max(),
+        "logit_std": logits.std(correction=0),
+        "sink_mass": true[0] + true[len(logits) :].sum(),
+        "confidence": true[: len(logits)].max(),
         # The softmax over the other keys is p / (1 - p[0]) also where p[0] rounds to 1.
         "entropy_without_sink": entropy(logits[1:].softmax(-1)),
-        "distance": (p_of_tokens * distances).sum(),
+        "distance": (p * (i - positions).abs()).sum(),
     }
 
 

@@ -138,12 +138,20 @@ def test_refused_with_a_reason(module, implementation: str, kwargs: dict, reason
     assert reason in reading
 
 
-def test_module_that_chooses_its_keys_is_refused(module):
-    module.indexer = torch.nn.Identity()
-    try:
-        assert "depends on their content" in read("eager", module)
-    finally:
-        del module.indexer
+@pytest.mark.parametrize(
+    ("has", "chooses"),
+    [
+        ({"indexer": torch.nn.Identity(), "skip_topk": False}, True),
+        ({"indexer": None, "skip_topk": True}, True),  # it takes those of another layer
+        ({"compressor": torch.nn.Identity()}, True),
+        ({"indexer": None, "compressor": None}, False),
+    ],
+)
+def test_module_that_chooses_its_keys_is_refused(has, chooses, module, monkeypatch):
+    for name, value in has.items():
+        monkeypatch.setattr(module, name, value, raising=False)
+    reading = read("eager", module)
+    assert ("depends on their content" in reading) if chooses else not isinstance(reading, str)
 
 
 def test_flash_cross_attention_sees_every_key(module):

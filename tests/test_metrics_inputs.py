@@ -112,11 +112,29 @@ def test_learned_sink(name: str, sink: float):
     assert_statistics_match(statistics, attention_matrix(query, key, attn_mask=mask, learned_sink=learned))
 
 
-@pytest.mark.parametrize("sink", [-torch.inf, torch.nan])
+@pytest.mark.parametrize("sink", [torch.inf, torch.nan])
 def test_learned_sink_that_is_not_finite(sink: float):
     query, key = random_query_key()
     learned = torch.tensor([0.0, sink])
     assert statistics_of(AttentionInputs(query, key, learned_sink=learned)).nonfinite.tolist() == [0, 1]
+
+
+def test_learned_sink_changes_nothing_but_its_share():
+    query, key = random_query_key()
+    found = statistics_of(AttentionInputs(query, key, is_causal=True, learned_sink=torch.tensor([3.0, -1.0])))
+    without = statistics_of(AttentionInputs(query, key, is_causal=True))
+    assert (found.sink_mass > without.sink_mass + 0.01).all()
+    assert (found.confidence < without.confidence - 0.01).all()
+    for name in STATISTICS.keys() - {"sink_mass", "confidence"}:
+        torch.testing.assert_close(getattr(found, name), getattr(without, name), rtol=0, atol=0, msg=name)
+
+
+def test_learned_sink_that_takes_nothing():
+    query, key = random_query_key()
+    found = statistics_of(AttentionInputs(query, key, learned_sink=torch.full((HEADS,), -torch.inf)))
+    without = statistics_of(AttentionInputs(query, key))
+    for name in STATISTICS:
+        torch.testing.assert_close(getattr(found, name), getattr(without, name), msg=name)
 
 
 def test_learned_sink_with_positions_in_the_rows_that_are_looked_at():
@@ -134,7 +152,10 @@ def test_weights_with_a_learned_sink():
     weights, visible = attention_weights(AttentionInputs(query, key, is_causal=True, learned_sink=learned), POSITIONS)
     matrix = attention_matrix(query, key, is_causal=True, learned_sink=learned)
     for index in itertools.product(range(BATCH), range(HEADS), range(TOKENS)):
-        torch.testing.assert_close(weights[index].double(), matrix.weights(*index)[1:], rtol=1e-5, atol=1e-6)
+        true = torch.cat(
+            [matrix.logits[index].masked_fill(~matrix.visible[index], -torch.inf), learned[index[1]][None]]
+        )
+        torch.testing.assert_close(weights[index].double(), true.softmax(-1)[:-1], rtol=1e-5, atol=1e-6)
     assert visible[0, 0].equal(BACK >= 0)
 
 
@@ -144,7 +165,7 @@ def test_uniform_attention_with_a_learned_sink_gives_every_key_the_same():
     torch.testing.assert_close(attention_received(inputs, None, None), torch.ones(BATCH, TOKENS))
     statistics = statistics_of(inputs)
     torch.testing.assert_close(statistics.normalized_entropy, torch.ones(HEADS))
-    torch.testing.assert_close(statistics.sink_mass, (1 / (POSITIONS + 2.0)).mean().expand(HEADS))
+    torch.testing.assert_close(statistics.sink_mass, (2 / (POSITIONS[1:] + 2.0)).mean().expand(HEADS))
 
 
 def test_nan_in_a_position_bias_is_not_hidden():

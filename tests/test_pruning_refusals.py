@@ -1,7 +1,9 @@
 """Modules whose heads can't be removed are refused with the reason."""
 
+import importlib
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +14,10 @@ from pruning_models import BY_HAND, EVERYWHERE, KINDS, with_lora
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.prune import l1_unstructured
-from versions import BEFORE_5, lacks
+from versions import BEFORE_5, EARLY, lacks
 
 from attnwatch import ConfigurationError, HeadLayout, prune_heads, register_layout
+from attnwatch.pruning.layouts import layout_of
 
 
 def small(model_class: type, config_class: type, **options) -> nn.Module:
@@ -303,6 +306,17 @@ def test_adapters_that_need_a_head(build: Callable):
 def test_segments_that_cannot_be_read(segments: str):
     with pytest.raises(ConfigurationError, match="must be segments of the letters q, k and v"):
         HeadLayout({"projection": segments}, "output", 8)
+
+
+@lacks(EARLY, "the modules are not there")
+def test_modules_whose_code_needs_what_is_not_kept_up_to_date():
+    exaone = importlib.import_module("transformers.models.exaone4_5.modeling_exaone4_5").Exaone4_5_VisionAttention
+    sizes = {"hidden_size": WIDTH, "num_heads": HEADS, "num_key_value_heads": 2, "_attn_implementation": "sdpa"}
+    assert layout_of(exaone(SimpleNamespace(**sizes))) is None
+    esmfold = importlib.import_module("transformers.models.esmfold2.modeling_esmfold2").EsmFold2AtomAttention
+    sizes = SimpleNamespace(hidden_size=WIDTH, head_dim=WIDTH // HEADS)
+    layout = layout_of(esmfold(SimpleNamespace(_attn_implementation="sdpa"), sizes))
+    assert layout is None or "gate_proj" not in layout.inputs
 
 
 def test_wrong_layouts():

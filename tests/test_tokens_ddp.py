@@ -131,10 +131,39 @@ def test_processes_that_share_the_tokens_choose_alike_and_train_as_one(split, cr
         torch.testing.assert_close(weights, expected, rtol=0, atol=1e-3)
 
 
+LATE = """
+import sys
+import torch
+import torch.distributed as dist
+from models import token_ids
+from attnwatch import TokenDropper
+from test_tokens_ddp import deep
+
+rank = int(sys.argv[2])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=rank, world_size=2)
+with TokenDropper(deep().train(), keep_ratio=0.5, min_tokens=2, criterion="loss") as dropper:
+    for step in range(3):
+        dropper.synchronize()
+        ids = token_ids(2, seed=step)
+        labels = {"labels": ids} if step and rank == 0 else {}
+        dropper._stack.model(input_ids=ids, **labels)
+    dropper.synchronize()
+torch.save(dropper.state_dict()["criterion"]["means"], f"{sys.argv[1]}/rank{rank}.pt")
+"""
+
+
+def test_process_without_losses_learns_from_the_others(tmp_path):
+    first, second = on_two_processes(LATE, tmp_path, launch=True)
+    assert not first.isnan().all()
+    torch.testing.assert_close(first, second, rtol=0, atol=0, equal_nan=True)
+
+
 MESHES = """
 import sys
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from models import llama
 from processes import parallel, sharded
@@ -145,6 +174,29 @@ dist.init_process_group("fake", store=FakeStore(), rank=7, world_size=8)
 flat = init_device_mesh("cpu", (8,))
 two = init_device_mesh("cpu", (4, 2), mesh_dim_names=("shards", "heads"))
 three = init_device_mesh("cpu", (2, 2, 2), mesh_dim_names=("replicas", "shards", "heads"))
+
+
+def unsharded(model):
+    # As in a forward.
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.unshard()
+    return model
+
+
+def parallel_mlps(model):
+    plan = {f"mlp.{name}_proj": ColwiseParallel() for name in ("gate", "up")} | {"mlp.down_proj": RowwiseParallel()}
+    for layer in model.model.layers:
+        parallelize_module(layer, two["heads"], plan)
+    return model
+
+
+def planned(model):
+    # As transformers leaves it, where a plan of its own splits what is no DTensor.
+    model._device_mesh, model._tp_size = init_device_mesh("cpu", (4, 2), mesh_dim_names=("fsdp", "tp")), 2
+    return model
+
+
 for model, leader in (
     (llama(), 7),
     (sharded(llama(), flat), 7),
@@ -153,6 +205,12 @@ for model, leader in (
     (parallel(llama(), two["heads"]), 6),
     (sharded(parallel(llama(), two["heads"]), two["shards"]), 6),
     (sharded(parallel(llama(), three["heads"]), three["replicas", "shards"]), 6),
+    (unsharded(sharded(llama(), flat)), 7),
+    (unsharded(sharded(parallel(llama(), two["heads"]), two["shards"])), 6),
+    (unsharded(sharded(parallel(llama(), three["heads"]), three["replicas", "shards"])), 6),
+    (parallel_mlps(llama()), 6),
+    (sharded(parallel_mlps(llama()), two["shards"]), 6),
+    (planned(llama()), 6),
 ):
     stack = choose_stack(model, None)
     assert Peers(model, stack.layers[0]).leader == leader, (model, leader)

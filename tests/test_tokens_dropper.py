@@ -1,6 +1,7 @@
 """What a token dropper leaves alone, refuses, and survives."""
 
 import copy
+import gc
 import io
 import pickle
 import warnings
@@ -38,6 +39,7 @@ from torch.utils.checkpoint import checkpoint
 from versions import CACHE, EARLY, enable_checkpointing
 
 from attnwatch import AttentionRecorder, AttnwatchWarning, ConfigurationError, prune_heads
+from attnwatch.metrics import Identity
 from attnwatch.tokens import TokenDropper, TokenLayout, register_token_layout
 
 IDS = token_ids()
@@ -791,3 +793,13 @@ def test_states_that_change_between_the_layers_are_an_error_in_the_first_step():
         model(IDS)
     with TokenDropper(model, **SMALL, first_layer=2, last_layer=2):
         model(IDS)
+
+
+def test_masks_of_earlier_steps_are_not_kept():
+    """The criterion watches the layer before all the time."""
+    model = deep_llama()
+    with TokenDropper(model, **SMALL, criterion="attention"):
+        for step in range(6):
+            ids = token_ids(seed=step)
+            model(input_ids=ids, attention_mask=padding_mask("right"), labels=ids).loss.backward()
+        assert 0 < sum(type(each) is Identity for each in gc.get_objects()) <= 2

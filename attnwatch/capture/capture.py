@@ -22,6 +22,9 @@ OBSERVED = "observed"
 Observer = Callable[[str, AttentionInputs], None]
 """Called with the site's name and what its attention call was given."""
 
+# Of which it is known who is padding: layers have two of them in turn, those of sliding windows and the others'.
+_MOST_MASKS = 2
+
 
 class Capture:
     """While attached, hands the attention calls of `model` to `observer` whenever it is armed.
@@ -131,6 +134,8 @@ class Capture:
             return self_attention_query_mask(reading)
         identity = Identity(mask)
         if identity not in self._query_masks:
+            if len(self._query_masks) == _MOST_MASKS:  # it keeps them alive, and may be armed for a whole training
+                del self._query_masks[next(iter(self._query_masks))]
             self._query_masks[identity] = self_attention_query_mask(reading)
         return self._query_masks[identity]
 

@@ -169,12 +169,17 @@ _HIDE_BY_A_HUNDRED = ("SwinAttention", "SwinSelfAttention")
 _HIDDEN_BELOW = -50.0
 # A token whose own key is hidden from it is padding; not in these.
 _CHOOSE_KEYS_BY_CONTENT = ("DogeAttention",)
-# What a module has that chooses its keys, or makes one of several (DeepSeek sparse attention).
-_CHOOSERS_OF_KEYS = ("indexer", "compressor")
+# What a module has that chooses its keys, takes those that an earlier layer chose, or makes one key of several, as in
+# DeepSeek's sparse attention; other layers of these models have none of it.
+_CHOOSERS_OF_KEYS = ("indexer", "skip_topk", "compressor")
+
+
+def _chooses_keys(module: nn.Module) -> bool:
+    return any(getattr(module, name, None) not in (None, False) for name in _CHOOSERS_OF_KEYS)
 
 
 def _refusal(module: nn.Module, query: Tensor, kwargs: dict) -> str:
-    if type(module).__name__ in _CHOOSE_KEYS_BY_CONTENT or any(hasattr(module, name) for name in _CHOOSERS_OF_KEYS):
+    if type(module).__name__ in _CHOOSE_KEYS_BY_CONTENT or _chooses_keys(module):
         return "which keys a token sees depends on their content, so that padding can't be told from what was left out"
     sink = kwargs.get(_LEARNED_SINK)
     if sink is not None and sink.shape != (query.shape[1],):

@@ -1,13 +1,12 @@
 """Models that are split over processes: which of the heads this one computes, and with whom it shares the tokens."""
 
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-
-from attnwatch.capture.sites import find_sites
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -27,12 +26,15 @@ def at_all_heads(values: Tensor, shard: HeadShard) -> Tensor:
     return spread
 
 
-def head_shard(module: nn.Module) -> HeadShard:
+def head_shard(module: nn.Module, num_heads: int) -> HeadShard:
     """The part of the output features of its first projection that is split by them. To be called in a forward.
 
     There, parameters that are sharded for memory's sake only (FSDP) are whole.
+
+    Args:
+        num_heads: that the module's call had: all of them, where the projection's outputs are gathered.
     """
-    if not has_processes():
+    if not has_processes() or num_heads == _num_all_heads(module):
         return 0, 1
     from torch.distributed.tensor import DTensor
 
@@ -43,6 +45,11 @@ def head_shard(module: nn.Module) -> HeadShard:
                 if placement.is_shard(0):
                     return weight.device_mesh.get_local_rank(dimension), weight.device_mesh.size(dimension)
     return 0, 1
+
+
+def _num_all_heads(module: nn.Module) -> int | None:
+    config = getattr(module, "config", None)
+    return getattr(module, "num_attention_heads", getattr(config, "num_attention_heads", None))
 
 
 def has_processes() -> bool:
@@ -65,11 +72,11 @@ def whole(values: Tensor) -> Tensor:
 
 
 class Peers:
-    """Processes that compute the same tokens, each with heads of its own (tensor parallelism). Others are alone.
+    """Processes that compute the same tokens, each a part of the features (tensor parallelism). Others are alone.
 
     Args:
         model: that is trained.
-        part: of it, with attention.
+        part: of it, whose parameters tell.
 
     Attributes:
         leader: the first one's rank; 0 where there are no processes.
@@ -81,13 +88,14 @@ class Peers:
         if not has_processes():
             return
         self.leader = dist.get_rank()
-        mesh, dimensions = _split_by_heads(model, part)
-        if mesh is None:
-            return
-        place = [0 if index in dimensions else own for index, own in enumerate(mesh.get_coordinate())]
-        self.leader = int(mesh.mesh[tuple(place)])
-        self._groups = [mesh.get_group(dimension) for dimension in dimensions]
-        self.number = math.prod(group.size() for group in self._groups)
+        others = _ranks_with_other_tokens(model)
+        for mesh in _meshes(model, part):
+            dimensions = _shared_dimensions(mesh, others)
+            groups = [mesh.get_group(dimension) for dimension in dimensions]
+            number = math.prod(group.size() for group in groups)
+            if number > self.number:
+                place = [0 if index in dimensions else own for index, own in enumerate(mesh.get_coordinate())]
+                self.leader, self.number, self._groups = int(mesh.mesh[tuple(place)]), number, groups
 
     def mean(self, values: Tensor) -> Tensor:
         """Of the values of all of them, on the model's device; all must call it."""
@@ -97,25 +105,40 @@ class Peers:
         return values
 
 
-def _split_by_heads(model: nn.Module, part: nn.Module) -> tuple["DeviceMesh | None", list[int]]:
-    """(device mesh, its dimensions over which attention is split by heads); None where it is not.
-
-    What is not attention may be split over processes with other tokens (experts).
-    """
-    from torch.distributed.fsdp import FSDPModule
+def _meshes(model: nn.Module, part: nn.Module) -> Iterator["DeviceMesh"]:
+    """Over which parameters of the part are split, and of transformers' own plans, under which some are no DTensors."""
     from torch.distributed.tensor import DTensor
 
-    is_sharded = any(isinstance(module, FSDPModule) for module in model.modules())
-    for site in find_sites(part):
-        for parameter in site.module.parameters():
-            if isinstance(parameter, DTensor):
-                dimensions = list(range(parameter.device_mesh.ndim))[_num_of_fsdp(parameter) if is_sharded else 0 :]
-                if dimensions:
-                    return parameter.device_mesh, dimensions
-    return None, []
+    for parameter in part.parameters():
+        if isinstance(parameter, DTensor):
+            yield parameter.device_mesh
+    for module in model.modules():
+        mesh, is_split = getattr(module, "_device_mesh", None), (getattr(module, "_tp_size", None) or 1) > 1
+        if is_split and mesh is not None:
+            yield mesh["tp"] if "tp" in (mesh.mesh_dim_names or ()) else mesh
 
 
-def _num_of_fsdp(parameter: Tensor) -> int:
-    """Of the dimensions of its mesh: FSDP's come first, one, or two where it has replicas of what it shards."""
-    placements = parameter.placements
-    return 2 if len(placements) > 1 and placements[0].is_replicate() else 1
+def _shared_dimensions(mesh: "DeviceMesh", others: set[int]) -> list[int]:
+    """Along which nobody has other tokens."""
+    own = mesh.get_coordinate()
+    lines = [
+        mesh.mesh[tuple(slice(None) if index == each else at for index, at in enumerate(own))]
+        for each in range(mesh.ndim)
+    ]
+    return [index for index, line in enumerate(lines) if not others.issuperset(line.tolist())]
+
+
+def _ranks_with_other_tokens(model: nn.Module) -> set[int]:
+    """Over which FSDP shards or replicates the model, this one's own rank among them.
+
+    A parameter says so only while it is sharded: in a forward it is whole, and with it its device mesh.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    ranks = {dist.get_rank()}
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            group = module._get_fsdp_state()._fsdp_param_group
+            if group is not None:
+                ranks.update(group.mesh_info.mesh.mesh.flatten().tolist())
+    return ranks

@@ -99,8 +99,8 @@ class AttentionStatistics:
     """Statistics of one attention call, float32 tensors [heads].
 
     Means are over rows (of all sequences) that see at least two keys and whose logits are finite; nan where there
-    is no such row. A sink that a head has learned (gpt-oss) is a key that all rows see, the first one; it has no
-    distance, and `max_logit` and `logit_std` are of the other keys.
+    is no such row. What a sink takes that a head has learned (gpt-oss) is in `sink_mass` and missing in `confidence`;
+    all other statistics are of the weights on tokens, which sum to one without it.
     """
 
     entropy: Tensor = _declare(
@@ -146,7 +146,7 @@ class AttentionStatistics:
         0,
         1,
         "p_first",
-        "attention weight on the first visible key, or on the sink that a head has learned",
+        "attention weight on the first visible key, and on the sink that a head has learned",
         lambda rows: rows.sink_mass,
         per_layer=True,
     )
@@ -158,7 +158,7 @@ class AttentionStatistics:
         0,
         None,
         "H(p_j / (1 - p_first), j ≠ first)",
-        "entropy of the weights on all keys but that one",
+        "entropy of the weights on all keys but the first visible one",
         lambda rows: rows.entropy_without_sink,
     )
     distance: Tensor = _declare(

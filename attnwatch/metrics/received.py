@@ -30,8 +30,8 @@ def attention_weights(inputs: AttentionInputs, rows: Tensor) -> tuple[Tensor, Te
 def attention_received(inputs: AttentionInputs, num_rows: int | None, generator: torch.Generator | None) -> Tensor:
     """Attention that each key receives from the queries, relative to uniform attention: [batch, keys].
 
-    s_j = mean over heads and over the rows i that see key j of p_ij · n_i, with n_i the number of keys that row i sees
-    (a learned sink is one of them).
+    s_j = mean over heads and over the rows i that see key j of p_ij · n_i, with n_i the number of keys that row i sees.
+    Where heads have learned sinks, a row counts as much as it gives to tokens.
     It is 1 everywhere where attention is uniform, also behind a causal mask, under which early tokens are seen by more
     queries; and 1 where none of the rows sees the key.
 
@@ -41,7 +41,8 @@ def attention_received(inputs: AttentionInputs, num_rows: int | None, generator:
         generator: on the CPU.
     """
     weights, visible = attention_weights(inputs, stratified_rows(inputs.num_queries, num_rows, generator))
-    has_sink = inputs.learned_sink is not None
-    relative = weights * (visible.sum(-1, keepdim=True) + has_sink)
+    relative = weights * visible.sum(-1, keepdim=True)
     seen = visible.sum((1, 2))
-    return torch.where(seen > 0, relative.sum((1, 2)) / seen.clamp(min=1), 1.0)
+    if inputs.learned_sink is not None:
+        seen = (visible * weights.sum(-1, keepdim=True)).sum((1, 2))
+    return torch.where(seen > 0, relative.sum((1, 2)) / torch.where(seen > 0, seen, 1), 1.0)

@@ -1,8 +1,8 @@
 """Everything a statistic may ask about a block of query rows, computed once and only when asked.
 
-The first visible key (the usual attention sink) is kept apart from the rest; where a model has learned a sink, that is
-the first. A softmax over the rest alone stays exact where the sink takes all but 1e-9 of the weight, and the full
-distribution follows from the two log-sum-exps.
+The first visible key (the usual attention sink) is kept apart from the rest. A softmax over the rest alone stays
+exact where the sink takes all but 1e-9 of the weight, and the full distribution follows from the two log-sum-exps.
+What a learned sink takes is left out of the distribution, which is that over tokens.
 Logits are taken relative to the largest of the rest, so that terms of very different size are never subtracted.
 
 Tensors [B, H, R, N] are read and written as rarely as possible: their traffic is what watching costs.
@@ -11,7 +11,6 @@ Tensors [B, H, R, N] are read and written as rarely as possible: their traffic i
 from functools import cached_property
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from attnwatch.metrics.inputs import AttentionInputs
@@ -27,22 +26,15 @@ class AttentionRows:
         self.inputs = inputs
         self.rows = rows
         logits = inputs.logits(rows)
+        self.shape = logits.shape
         visible = inputs.visible(rows)
         if visible is None:
             visible = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=rows.device)
-        visible = visible.expand(*visible.shape[:2], len(rows), inputs.num_keys)
-        if self._sink_is_learned:
-            logits, visible = inputs.with_sink(logits), F.pad(visible, (1, 0), value=True)
-        self.shape, self.visible = logits.shape, visible
+        self.visible = visible.expand(*visible.shape[:2], len(rows), inputs.num_keys)
         first_visible = self.visible.to(torch.uint8).argmax(-1, keepdim=True)
         self._first_visible = first_visible.expand(*self.shape[:3], 1)
-        self._sink_logit = logits.gather(-1, self._first_visible).squeeze(-1)
+        self._first_logit = logits.gather(-1, self._first_visible).squeeze(-1)
         self._sum_over_rest(logits, self.visible.scatter(-1, first_visible, False))
-
-    @property
-    def _sink_is_learned(self) -> bool:
-        """Then it is no token: it has neither a position nor a logit of a query and a key."""
-        return self.inputs.learned_sink is not None
 
     def _sum_over_rest(self, logits: Tensor, rest: Tensor) -> None:
         """Sums over all visible keys but the first, which `rest` marks. Overwrites `logits`."""
@@ -58,8 +50,8 @@ class AttentionRows:
 
     @cached_property
     def num_visible(self) -> Tensor:
-        """Number of keys that the row sees, a learned sink among them; float, broadcastable to [B, H, R]."""
-        return self.visible.sum(-1).to(self._sink_logit.dtype)
+        """Number of keys that the row sees; float, broadcastable to [B, H, R]."""
+        return self.visible.sum(-1).to(self._first_logit.dtype)
 
     @cached_property
     def counts(self) -> Tensor:
@@ -75,31 +67,26 @@ class AttentionRows:
 
     @cached_property
     def is_finite(self) -> Tensor:
-        """Bool: no visible logit is nan or infinite."""
-        return torch.isfinite(self._rest_sum_of_squares + self._sink_logit)
+        """Bool: no visible logit is nan or infinite, nor a learned sink; at -inf that takes nothing."""
+        finite = torch.isfinite(self._rest_sum_of_squares + self._first_logit)
+        return finite if self.inputs.learned_sink is None else finite & (self._learned_sink < torch.inf)
 
     @cached_property
     def max_logit(self) -> Tensor:
-        """Without that of a learned sink."""
-        if self._sink_is_learned:
-            return self._rest_max
-        return torch.maximum(self._sink_logit, self._rest_max)
+        return torch.maximum(self._first_logit, self._rest_max)
 
     @cached_property
     def logit_std(self) -> Tensor:
-        """Population standard deviation over the visible keys, without a learned sink."""
-        if self._sink_is_learned:
-            number = self.num_visible - 1
-            return (self._rest_sum_of_squares / number - (self._rest_sum / number).square()).clamp(min=0).sqrt()
-        sink = self._sink_logit - self._rest_max
+        """Population standard deviation over the visible keys."""
+        sink = self._first_logit - self._rest_max
         mean = (self._rest_sum + sink) / self.num_visible
         mean_square = (self._rest_sum_of_squares + sink.square()) / self.num_visible
         return (mean_square - mean.square()).clamp(min=0).sqrt()
 
     @cached_property
     def entropy(self) -> Tensor:
-        """Nats. Chain rule: H(p) = h(p_sink) + (1 - p_sink) · H(rest)."""
-        split = -(self.sink_mass * self._log_sink_mass) - (self._rest_mass * self._log_rest_mass)
+        """Nats. Chain rule: H(p) = h(p_first) + (1 - p_first) · H(rest)."""
+        split = -(self._first_mass * self._log_first_mass) - (self._rest_mass * self._log_rest_mass)
         return split + self._rest_mass * self.entropy_without_sink
 
     @cached_property
@@ -109,13 +96,16 @@ class AttentionRows:
 
     @cached_property
     def sink_mass(self) -> Tensor:
-        """Weight on the first visible key, or on a learned sink."""
-        return self._log_sink_mass.exp()
+        """Weight on the first visible key, and on a learned sink."""
+        if self.inputs.learned_sink is None:
+            return self._first_mass
+        return 1 - self._token_mass + self._token_mass * self._first_mass
 
     @cached_property
     def confidence(self) -> Tensor:
-        """Largest weight of the row."""
-        return torch.maximum(self.sink_mass, self._rest_mass * self._largest_rest_weight)
+        """Largest weight of the row on a token."""
+        largest = torch.maximum(self._first_mass, self._rest_mass * self._largest_rest_weight)
+        return largest if self.inputs.learned_sink is None else self._token_mass * largest
 
     @cached_property
     def entropy_without_sink(self) -> Tensor:
@@ -124,25 +114,23 @@ class AttentionRows:
 
     @cached_property
     def distance(self) -> Tensor:
-        """Mean of |query position - key position| under the weights, in tokens; of those on tokens only."""
+        """Mean of |query position - key position| under the weights, in tokens."""
         keys, queries = self._key_and_query_positions
         distances = (queries[:, :, None] - keys[:, None]).abs().to(self._rest_weights.dtype)
         rest = torch.mul(self._rest_weights, distances[:, None], out=self._scratch).sum(-1)
-        if self._sink_is_learned:
-            return rest
         firsts = keys[:, None, None].expand(*self.shape[:3], -1).gather(-1, self._first_visible).squeeze(-1)
         sink = (queries[:, None] - firsts).abs()
-        return self.sink_mass * sink + self._rest_mass * rest
+        return self._first_mass * sink + self._rest_mass * rest
 
     @property
     def _key_and_query_positions(self) -> tuple[Tensor, Tensor]:
-        """[B or 1, N] and [B or 1, R]; any where there is no token."""
+        """[B or 1, N] and [B or 1, R]."""
         keys, queries = self.inputs.positions, self.rows[None]
         if keys is None:
             keys = torch.arange(self.inputs.num_keys, device=self.rows.device)[None]
         else:
             queries = keys[:, self.rows]
-        return (F.pad(keys, (1, 0)) if self._sink_is_learned else keys), queries
+        return keys, queries
 
     @cached_property
     def content_sensitivity(self) -> Tensor:
@@ -151,9 +139,9 @@ class AttentionRows:
         Only where `comparable`: there the first visible key is the same in all sequences.
         """
         if self.shape[0] == 1:
-            return torch.zeros_like(self._sink_logit[0])
+            return torch.zeros_like(self._first_logit[0])
         mean_weights = torch.mul(self._rest_weights, self._rest_mass.unsqueeze(-1), out=self._scratch).mean(0)
-        mean_weights.scatter_(-1, self._first_visible[0], self.sink_mass.mean(0).unsqueeze(-1))
+        mean_weights.scatter_(-1, self._first_visible[0], self._first_mass.mean(0).unsqueeze(-1))
         log_weights = mean_weights.clamp(min=torch.finfo(mean_weights.dtype).tiny).log()
         return (-(mean_weights * log_weights).sum(-1) - self.entropy.mean(0)).clamp(min=0)
 
@@ -180,11 +168,25 @@ class AttentionRows:
 
     @cached_property
     def _lse(self) -> Tensor:
-        return torch.logaddexp(self._sink_logit, self._rest_lse)
+        return torch.logaddexp(self._first_logit, self._rest_lse)
+
+    @property
+    def _learned_sink(self) -> Tensor:
+        """[H, 1]."""
+        return self.inputs.learned_sink.to(self._first_logit.dtype)[:, None]
 
     @cached_property
-    def _log_sink_mass(self) -> Tensor:
-        return self._sink_logit - self._lse
+    def _token_mass(self) -> Tensor:
+        """Weight on all tokens, where a head has learned a sink."""
+        return (self._lse - self._learned_sink).sigmoid()
+
+    @cached_property
+    def _log_first_mass(self) -> Tensor:
+        return self._first_logit - self._lse
+
+    @cached_property
+    def _first_mass(self) -> Tensor:
+        return self._log_first_mass.exp()
 
     @cached_property
     def _log_rest_mass(self) -> Tensor:

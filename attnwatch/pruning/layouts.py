@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from attnwatch.capture import locals_of_forward, names_in_forward
+from attnwatch.capture import CACHES, locals_of_forward, names_in_forward
 from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.forwards import multihead_forward, nanogpt_forward, nanogpt_head_dim, t5_forward, timm_forward
 
@@ -23,6 +23,8 @@ _KERNELS = {"ALL_ATTENTION_FUNCTIONS", "scaled_dot_product_attention"}
 _WIDTHS_OF_THE_MODEL = {"embed_dim", "hidden_size", "d_model", "n_embd", "dim"}
 # A bias for each head comes from outside then, and is that of all heads (BEiT).
 _BIASES_OF_ALL_HEADS = ("use_relative_position_bias", "use_shared_relative_position_bias")
+# Widths of the module's own that are not kept up to date (EXAONE 4.5's vision).
+_OTHER_WIDTHS = {"q_dim", "kv_dim", "q_size", "kv_size"}
 # Keys and values that another layer reads too (Gemma 3n) can't be cut for one of them.
 _SHARED = {"is_kv_shared_layer"}
 
@@ -146,10 +148,11 @@ _TIMM = HeadLayout(
 _MODULES_OF_TIMM = ("timm.layers.attention", "timm.models.vision_transformer")
 _T5 = {"whole": ("relative_attention_bias",), "forward": t5_forward, "returns": None}
 _NORMS = {"head_norms": ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_norm", "key_norm")}
+_GATED = dict(_NORMS)
 
 # Of transformers' modules, told apart by the names of their projections.
 _TRANSFORMERS = (
-    ({"q_proj": "q", "k_proj": "k", "v_proj": "v", "gate_proj": "q"}, ("o_proj",), _NORMS),
+    ({"q_proj": "q", "k_proj": "k", "v_proj": "v", "gate_proj": "q"}, ("o_proj",), _GATED),
     ({"q_proj": "q", "k_proj": "k", "v_proj": "v"}, ("o_proj", "out_proj", "dense"), _NORMS),
     ({"q_proj": "q", "k_proj": "k", "v_proj": "v"}, ("Wo",), {"after_output": "out_drop"}),
     ({"Wqkv": "q|k|v"}, ("Wo",), {"after_output": "out_drop"}),
@@ -157,7 +160,7 @@ _TRANSFORMERS = (
     ({"q_lin": "q", "k_lin": "k", "v_lin": "v"}, ("out_lin",), {}),
     ({"q": "q", "k": "k", "v": "v"}, ("o",), _T5),
     ({"qkv_proj": "q|k|v"}, ("o_proj",), _NORMS),
-    ({"qkv": "q|k|v"}, ("proj",), {"returns": "output"}),
+    ({"qkv": "q|k|v"}, ("proj",), {"returns": "output", **_NORMS}),
     ({"query_key_value": "qkv"}, ("dense",), _NORMS),
     ({"q_attn": "q", "c_attn": "k|v"}, ("c_proj",), {"after_output": "resid_dropout"}),
     ({"c_attn": "q|k|v"}, ("c_proj",), {"after_output": "resid_dropout"}),
@@ -168,7 +171,7 @@ def _of_transformers(module: nn.Module) -> HeadLayout | None:
     head_dim = next((name for name in _HEAD_DIM if isinstance(getattr(module, name, None), int)), None)
     names = names_in_forward(type(module))
     widths = (names | locals_of_forward(type(module))) & _WIDTHS_OF_THE_MODEL
-    if head_dim is None or not names & _KERNELS or widths or names & _SHARED:
+    if head_dim is None or not names & _KERNELS or widths or names & (_SHARED | _OTHER_WIDTHS):
         return None
     if "num_key_value_heads" in names and not hasattr(module, "num_key_value_heads"):  # read from the model's config
         return None
@@ -177,6 +180,8 @@ def _of_transformers(module: nn.Module) -> HeadLayout | None:
     for inputs, outputs, more in _TRANSFORMERS:
         if not _has(module, *inputs) or (more is _T5 and "position_bias" not in _arguments(module)):
             continue
+        if more is _GATED and not any(name in _arguments(module) for name in CACHES):
+            continue  # those of EsmFold2 are given biases of all heads
         for output in outputs:
             if output.startswith("../") or _has(module, output):
                 per_head = {"sinks": 0} if _has(module, "sinks") else {}

@@ -228,7 +228,7 @@ class AttentionRecorder:
         return step // every > last // every
 
     def _observe(self, site: str, inputs: AttentionInputs) -> None:
-        self._shards[site] = head_shard(self._capture.module(site))
+        self._shards[site] = head_shard(self._capture.module(site), inputs.num_heads)
         self._group.add(site, inputs, self._rows_of(inputs))
 
     def _receive(self, site: str, sums: Tensor) -> None:

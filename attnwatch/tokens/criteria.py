@@ -74,7 +74,7 @@ class Scorer:
     def learn(self, module: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
         """After a forward in training: what the model was given by name, and what it returned."""
 
-    def synchronize(self, num_peers: int) -> None:
+    def synchronize(self, num_peers: int, device: torch.device) -> None:
         """Share between processes what was learned; always so many have seen the same tokens."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,6 +149,7 @@ class TokenLoss(Scorer):
         self._means: Tensor | None = None  # float [vocabulary], nan where an id was not seen
         self._sums: Tensor | None = None  # float [2, vocabulary]: losses and how many, since the last synchronization
         self._num_blind = 0
+        self._vocabulary: int | None = None  # that all processes know of
 
     def scores(self, batch: TokenBatch, generator: torch.Generator) -> Tensor:
         if batch.input_ids is None:
@@ -192,12 +193,23 @@ class TokenLoss(Scorer):
         if not has_processes():
             self._take_in()
 
-    def synchronize(self, num_peers: int) -> None:
+    def synchronize(self, num_peers: int, device: torch.device) -> None:
         """Take in what all processes have seen, so that they score alike."""
-        if self._sums is not None and has_processes():
-            dist.all_reduce(self._sums)
-            self._sums /= num_peers
-            self._take_in()
+        if not has_processes() or not self._know_the_vocabulary(device):
+            return
+        if self._sums is None:
+            self._sums = torch.zeros(2, self._vocabulary, device=device)
+        dist.all_reduce(self._sums)
+        self._sums /= num_peers
+        self._take_in()
+
+    def _know_the_vocabulary(self, device: torch.device) -> bool:
+        """Whether some process has seen a loss: as long as none has, all ask, and then never again."""
+        if self._vocabulary is None:
+            largest = torch.tensor(0 if self._sums is None else self._sums.shape[1], device=device)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+            self._vocabulary = int(largest) or None
+        return self._vocabulary is not None
 
     def _take_in(self) -> None:
         losses, counts = self._sums
@@ -212,7 +224,7 @@ class TokenLoss(Scorer):
         return {"means": None if self._means is None else self._means.cpu().clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._means, self._sums = state.get("means"), None  # none from another criterion
+        self._means, self._sums, self._vocabulary = state.get("means"), None, None  # none from another criterion
 
 
 @torch.no_grad()
@@ -229,6 +241,8 @@ def sampled_losses(
     if is_shifted:
         logits, labels = logits[:, :-1], labels[:, 1:]
     labels = labels.to(logits.device).flatten()
+    if not len(labels):
+        return labels, labels.new_zeros(0, dtype=torch.float32)
     places = torch.randint(len(labels), (min(_LOSS_TOKENS, len(labels)),), generator=generator).to(labels.device)
     chosen, labels = logits.flatten(0, 1)[places], labels[places]
     has_label = labels >= 0

@@ -160,7 +160,8 @@ class TokenDropper:
 
     def synchronize(self) -> None:
         """Share between processes what the criterion has learned; all must call it. Only "loss" learns something."""
-        self._criterion.synchronize(self._known_peers().number)
+        device = next(self._layers[0].parameters()).device
+        self._criterion.synchronize(self._known_peers().number, device)
 
     def state_dict(self) -> dict[str, Any]:
         """What the choices to come depend on; the same on all processes after `synchronize`."""

@@ -44,9 +44,8 @@ def statistics_of(calls: Iterable[Weights]) -> dict[str, Tensor]:
 def _rows(call: Weights) -> dict[str, tuple[Tensor, Tensor]]:
     """Value of each row and whether it counts: [batch, heads, queries], or [heads, queries] over the batch."""
     weights = call.values.detach().double()
-    of_tokens = weights
-    if call.has_sink:
-        weights = torch.cat([1 - weights.sum(-1, keepdim=True), weights], -1)
+    on_tokens = weights.sum(-1) if call.has_sink else torch.ones_like(weights[..., 0])
+    weights = weights / on_tokens[..., None]
     visible = weights >= _SMALLEST
     num_visible = visible.sum(-1)
     counts = num_visible >= 2
@@ -60,14 +59,14 @@ def _rows(call: Weights) -> dict[str, tuple[Tensor, Tensor]]:
         "entropy": entropy,
         "normalized_entropy": entropy / num_visible.log(),
         "max_entropy": num_visible.double().log(),
-        "logit_std": _std_of_logits(of_tokens),
-        "sink_mass": sink,
-        "confidence": weights.amax(-1),
+        "logit_std": _std_of_logits(weights, visible),
+        "sink_mass": 1 - on_tokens + on_tokens * sink,
+        "confidence": on_tokens * weights.amax(-1),
         "entropy_without_sink": _entropy(rest / rest.sum(-1, keepdim=True)),
     }
     result = {name: (values, counts) for name, values in rows.items()}
-    same_tokens = not call.is_cross and of_tokens.shape[-2] == of_tokens.shape[-1]
-    result["distance"] = (_distance(of_tokens), counts & same_tokens)
+    same_tokens = not call.is_cross and weights.shape[-2] == weights.shape[-1]
+    result["distance"] = (_distance(weights), counts & same_tokens)
     comparable = counts.all(0) & (visible == visible[:1]).all(-1).all(0) & (len(weights) > 1)
     result["content_sensitivity"] = (_entropy(weights.mean(0)) - entropy.mean(0), comparable)
     return result
@@ -77,9 +76,8 @@ def _entropy(weights: Tensor) -> Tensor:
     return torch.special.entr(weights).sum(-1)
 
 
-def _std_of_logits(weights: Tensor) -> Tensor:
+def _std_of_logits(weights: Tensor, visible: Tensor) -> Tensor:
     """Logits are the logarithms of the weights, up to a number that the whole row shares."""
-    visible = weights >= _SMALLEST
     logits, number = torch.where(visible, weights, 1).log(), visible.sum(-1, keepdim=True)
     deviations = torch.where(visible, logits - logits.sum(-1, keepdim=True) / number, 0)
     return (deviations.square().sum(-1) / number.squeeze(-1)).sqrt()
@@ -87,4 +85,4 @@ def _std_of_logits(weights: Tensor) -> Tensor:
 
 def _distance(weights: Tensor) -> Tensor:
     queries, keys = (torch.arange(size) for size in weights.shape[-2:])
-    return (weights * (queries[:, None] - keys).abs()).sum(-1) / weights.sum(-1)
+    return (weights * (queries[:, None] - keys).abs()).sum(-1)
