@@ -469,7 +469,7 @@ def test_classifier_calibration():
     expected = calibration(logits.double().softmax(-1), labels[labels >= 0].repeat(2), num_bins=5)
     assert str(found) == str(expected)
     assert found.num_examples == 6
-    with pytest.raises(ConfigurationError, match=r"`batches` must have integer `labels` .batch., a tensor, got none"):
+    with pytest.raises(ConfigurationError, match=r"`batches` must have integer `labels` .batch., a tensor, .*; got none"):
         classifier_calibration(model, [{"input_ids": token_ids(4)}])
     with pytest.raises(ConfigurationError, match=r"`batches` must have integer `labels` .*, got a list"):
         classifier_calibration(model, [{"input_ids": token_ids(4), "labels": [0, 1, 0, 1]}])
@@ -496,6 +496,8 @@ def test_calibration_of_labels_that_are_each_yes_or_no():
     assert found.expected_calibration_error == pytest.approx(expected.expected_calibration_error)
     assert found.auroc == pytest.approx(expected.auroc)
     assert found.brier == pytest.approx(float(2 * (yes - labels).square().mean()))
+    with pytest.raises(ConfigurationError, match=r"or of a multi-label model 0.0 and 1.0 .batch, classes.; got"):
+        classifier_calibration(classifier(num_labels=3, problem_type="regression"), [batch])
 
 
 def test_json_of_a_question_is_taken_as_it_is(known, tmp_path):

@@ -147,19 +147,24 @@ def test_classifier_against_one_forward_each(name, side, effect, hide):
     assert "label" in found.why_whole or "kl" in found.why_whole
 
 
-def test_labels_that_are_each_yes_or_no_against_one_forward_each():
+@pytest.mark.parametrize("effect", ["label", "kl"])
+def test_labels_that_are_each_yes_or_no_against_one_forward_each(effect):
     model = classifier("bert", num_labels=3, problem_type="multi_label_classification")
     labels = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1]])
     batch = {**causal_batch("right"), "labels": labels}
+    if effect == "kl":
+        del batch["labels"]
     found = occlude(model, batch)
-    assert found.effect == "label"
+    assert found.effect == effect
     double = copy.deepcopy(model).double().eval()
     for sequence, token in batch["attention_mask"].nonzero().tolist():
-        signs = 2 * labels[sequence] - 1
-        base, after = (
-            (signs * alone(double, batch, sequence, hidden, "remove")).sigmoid().log().sum() for hidden in ([], [token])
-        )
-        assert found.importance[sequence, token].item() == pytest.approx((base - after).item(), rel=1e-3, abs=1e-4)
+        base, after = (alone(double, batch, sequence, hidden, "remove").sigmoid() for hidden in ([], [token]))
+        if effect == "label":
+            is_there = labels[sequence].bool()
+            expected = (torch.where(is_there, base, 1 - base) / torch.where(is_there, after, 1 - after)).log().sum()
+        else:
+            expected = (base * (base / after).log() + (1 - base) * ((1 - base) / (1 - after)).log()).sum()
+        assert found.importance[sequence, token].item() == pytest.approx(expected.item(), rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("build", [bert, llama], ids=["bert", "llama"])
@@ -444,6 +449,12 @@ def test_few_labels_of_a_causal_model(labelled):
 def test_classes_of_tokens_have_a_divergence():
     found = occlude(of_tokens(), {**causal_batch(None), "labels": token_ids(seed=1)}, effect="kl")
     assert not found.importance.isnan().any()
+
+
+def test_numbers_to_be_hit_are_no_labels():
+    batch = {**causal_batch("right"), "labels": torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])}
+    with pytest.raises(ConfigurationError, match=r"or of a multi-label model 0.0 and 1.0 of shape .3, 2.; got"):
+        occlude(classifier("bert", problem_type="regression"), batch)
 
 
 def test_regression_has_no_label_to_measure_by():

@@ -83,7 +83,7 @@ class Ablations:
         logits = self._answer(effect)
         if logits.ndim == 3:
             refuse_other_heads(subject, effect)
-        self.effect: Effect = make_effect(effect, logits, batch, self.real)
+        self.effect: Effect = make_effect(effect, logits, batch, self.real, subject.problem_type)
         self._budget = _default_budget(logits) if tokens_per_forward is None else tokens_per_forward
         if isinstance(self.effect, LossEffect):
             self._check_causality(logits)

@@ -96,7 +96,7 @@ def classifier_calibration(
     probabilities, labels = [], []
     with subject.asked():
         for batch in map(as_batch, batches):
-            found, given = _judged(subject.logits(batch), labels_of(batch))
+            found, given = _judged(subject.logits(batch), labels_of(batch), subject.problem_type)
             probabilities.append(found.cpu())
             labels.append(given.cpu())
     if not probabilities:
@@ -104,19 +104,22 @@ def classifier_calibration(
     return calibration(torch.cat(probabilities), torch.cat(labels), num_bins=num_bins, bins=bins)
 
 
-def _judged(logits: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+def _judged(logits: Tensor, labels: Tensor | None, problem_type: str | None) -> tuple[Tensor, Tensor]:
     """(probabilities float64 [examples, classes], labels int64 [examples]) of what has a label."""
+    if logits.ndim == 2 and isinstance(labels, Tensor) and is_multi_label(logits, labels, problem_type):
+        yes = logits.double().sigmoid().flatten()
+        return torch.stack([1 - yes, yes], 1), labels.flatten().long()
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ConfigurationError(
             f"`model` must return logits [batch, classes] of at least two classes, got {list(logits.shape)}. "
             "Give `questions` if it is a language model."
         )
-    if isinstance(labels, Tensor) and is_multi_label(logits, labels):
-        yes = logits.double().sigmoid().flatten()
-        return torch.stack([1 - yes, yes], 1), labels.flatten().long()
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:1]:
         got = "none" if labels is None else described(labels)
-        raise ConfigurationError(f"`batches` must have integer `labels` [batch], a tensor, got {got}.")
+        raise ConfigurationError(
+            f"`batches` must have integer `labels` [batch], a tensor, or of a multi-label model 0.0 and 1.0 [batch, "
+            f"classes]; got {got}."
+        )
     known = labels != _NO_LABEL
     return logits[known].double().softmax(-1), labels[known]
 

@@ -1,5 +1,6 @@
 """What hiding something changes in the output, in nats."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -41,10 +42,10 @@ class LabelEffect(Effect):
 
     name = "label"
 
-    def __init__(self, logits: Tensor, labels: Tensor | None):
+    def __init__(self, logits: Tensor, labels: Tensor | None, problem_type: str | None):
         if labels is None:
             raise ConfigurationError("`effect` 'label' needs `labels` in the batch: give them, or effect='kl'.")
-        self._is_of_many = is_multi_label(logits, labels)
+        self._is_of_many = is_multi_label(logits, labels, problem_type)
         if self._is_of_many:
             self.has_answer, self._labels = labels.new_ones(len(labels), dtype=bool), labels.float()
             self._base = self._losses(logits, self._labels)
@@ -57,7 +58,8 @@ class LabelEffect(Effect):
         if labels.shape != logits.shape[:1] or labels.is_floating_point() or int(labels.max()) >= logits.shape[1]:
             raise ConfigurationError(
                 f"`effect` 'label' needs one class of {logits.shape[1]} per sequence as `labels`, integers of shape "
-                f"{list(logits.shape[:1])}; got {labels.dtype} of shape {list(labels.shape)}: effect='kl' needs none."
+                f"{list(logits.shape[:1])}, or of a multi-label model 0.0 and 1.0 of shape {list(logits.shape)}; got "
+                f"{labels.dtype} of shape {list(labels.shape)}: effect='kl' needs none."
             )
         self.has_answer = labels >= 0
         self._labels = labels.clamp(min=0).long()
@@ -72,9 +74,11 @@ class LabelEffect(Effect):
         return F.cross_entropy(logits, labels, reduction="none")
 
 
-def is_multi_label(logits: Tensor, labels: Tensor) -> bool:
-    """Whether each class is a question of its own, with labels 0 or 1."""
-    return labels.is_floating_point() and labels.shape == logits.shape and bool(((labels == 0) | (labels == 1)).all())
+def is_multi_label(logits: Tensor, labels: Tensor, problem_type: str | None) -> bool:
+    """Whether each class is a question of its own, with labels 0 or 1: as transformers tells it from a regression."""
+    is_one = problem_type == "multi_label_classification" or (problem_type is None and logits.shape[1] > 1)
+    is_of_each = labels.is_floating_point() and labels.shape == logits.shape
+    return is_one and is_of_each and bool(((labels == 0) | (labels == 1)).all())
 
 
 class LossEffect(Effect):
@@ -112,29 +116,39 @@ class LossEffect(Effect):
 
 
 class DivergenceEffect(Effect):
-    """Kullback-Leibler divergence Σ_y p(y | all) · (log p(y | all) - log p(y | hidden))."""
+    """Kullback-Leibler divergence Σ_y p(y | all) · (log p(y | all) - log p(y | hidden)).
+
+    Of a multi-label model the sum over its classes, each of which is there or not.
+    """
 
     name = "kl"
 
-    def __init__(self, logits: Tensor, real: Tensor):
-        if logits.shape[-1] < 2:
+    def __init__(self, logits: Tensor, real: Tensor, problem_type: str | None):
+        self._is_of_many = problem_type == "multi_label_classification" and logits.ndim == 2
+        if logits.shape[-1] < 2 and not self._is_of_many:
             raise ConfigurationError(
                 f"`effect` 'kl' compares distributions over classes, and the model has {logits.shape[-1]} output: "
                 "give `forward`, a function of (model, batch) that returns class logits."
             )
         self.outputs = real if logits.ndim == 3 else None
         self.has_answer = real.any(1)
-        self._base = logits.log_softmax(-1)
+        self._base = self._log_probabilities(logits)
 
     def of(self, logits: Tensor, sequences: Tensor, start: int) -> Tensor:
         base = self._base[sequences]
         if logits.ndim == 3:
             base = base[:, start : start + logits.shape[1]]
-        return F.kl_div(logits.log_softmax(-1), base, reduction="none", log_target=True).sum(-1)
+        return F.kl_div(self._log_probabilities(logits), base, reduction="none", log_target=True).sum(-1)
+
+    def _log_probabilities(self, logits: Tensor) -> Tensor:
+        """Of what may be said; of a multi-label model of yes and no, [rows, 2 · classes]."""
+        if self._is_of_many:
+            return torch.cat([F.logsigmoid(logits), F.logsigmoid(-logits)], -1)
+        return logits.log_softmax(-1)
 
 
-def make_effect(effect: str | None, logits: Tensor, batch: Batch, real: Tensor) -> Effect:
-    """From its name; None means what fits the outputs.
+def make_effect(effect: str | None, logits: Tensor, batch: Batch, real: Tensor, problem_type: str | None) -> Effect:
+    """From its name; None means what fits the outputs. See `Subject.problem_type`.
 
     Raises:
         ConfigurationError: it is unknown, or does not fit.
@@ -150,8 +164,8 @@ def make_effect(effect: str | None, logits: Tensor, batch: Batch, real: Tensor) 
     if effect not in EFFECTS:
         raise ConfigurationError(f"`effect` must be one of {', '.join(map(repr, EFFECTS))} or None, got {effect!r}.")
     if effect == "kl":
-        return DivergenceEffect(logits, real)
+        return DivergenceEffect(logits, real, problem_type)
     if (effect == "loss") != is_sequence:
         fits = "'loss' or 'kl'" if is_sequence else "'label' or 'kl'"
         raise ConfigurationError(f"`effect` {effect!r} does not fit logits of shape {list(logits.shape)}: give {fits}.")
-    return LossEffect(logits, batch, real) if is_sequence else LabelEffect(logits, labels_of(batch))
+    return LossEffect(logits, batch, real) if is_sequence else LabelEffect(logits, labels_of(batch), problem_type)

@@ -139,7 +139,7 @@ def gradient_times_input(
     try:
         with subject.asked(gradients=True):
             logits = subject.logits(batch)
-            asked, has_answer = _objective(logits, effect, batch, real)
+            asked, has_answer = _objective(logits, effect, batch, real, subject.problem_type)
             (gradient,) = torch.autograd.grad(asked, embedded[0])
     finally:
         handle.remove()
@@ -148,10 +148,14 @@ def gradient_times_input(
     return scores.masked_fill(~(real & has_answer[:, None]), torch.nan)
 
 
-def _objective(logits: Tensor, effect: str | None, batch: Batch, real: Tensor) -> tuple[Tensor, Tensor]:
+def _objective(
+    logits: Tensor, effect: str | None, batch: Batch, real: Tensor, problem_type: str | None
+) -> tuple[Tensor, Tensor]:
     """(the sum over sequences of what is asked about, which sequences have it)."""
-    measured = make_effect(effect, logits.detach(), batch, real)
-    if measured.name == "kl":
+    measured = make_effect(effect, logits.detach(), batch, real, problem_type)
+    if measured.name == "kl" and problem_type == "multi_label_classification" and logits.ndim == 2:
+        values = F.logsigmoid(logits.abs()).sum(-1)
+    elif measured.name == "kl":
         likely = logits.detach().argmax(-1)
         values = -F.cross_entropy(logits.flatten(0, -2), likely.flatten(), reduction="none").view(likely.shape)
     else:

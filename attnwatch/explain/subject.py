@@ -119,6 +119,11 @@ class Subject:
         return getattr(self._base, "loss_type", None)
 
     @property
+    def problem_type(self) -> str | None:
+        """Of a transformers classifier, where its configuration says: "multi_label_classification" and others."""
+        return None if self.has_own_forward else getattr(getattr(self._base, "config", None), "problem_type", None)
+
+    @property
     def _base(self) -> nn.Module:
         base = getattr(self.model, "get_base_model", None)  # adapters of PEFT hand arguments through
         return base() if callable(base) else self.model
