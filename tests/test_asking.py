@@ -469,9 +469,9 @@ def test_classifier_calibration():
     expected = calibration(logits.double().softmax(-1), labels[labels >= 0].repeat(2), num_bins=5)
     assert str(found) == str(expected)
     assert found.num_examples == 6
-    with pytest.raises(ConfigurationError, match=r"`batches` must have integer `labels` .batch., a tensor, .*; got none"):
+    with pytest.raises(ConfigurationError, match=r"`batches` must have integer `labels` .batch., .*; got none"):
         classifier_calibration(model, [{"input_ids": token_ids(4)}])
-    with pytest.raises(ConfigurationError, match=r"`batches` must have integer `labels` .*, got a list"):
+    with pytest.raises(ConfigurationError, match=r"`batches` must have integer `labels` .*; got a list"):
         classifier_calibration(model, [{"input_ids": token_ids(4), "labels": [0, 1, 0, 1]}])
     with pytest.raises(ConfigurationError, match="`batches`: a mapping with `input_ids` expected"):
         classifier_calibration(model, [(token_ids(4), labels)])
