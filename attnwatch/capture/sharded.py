@@ -121,6 +121,8 @@ def _meshes(model: nn.Module, part: nn.Module) -> Iterator["DeviceMesh"]:
 def _shared_dimensions(mesh: "DeviceMesh", others: set[int]) -> list[int]:
     """Along which nobody has other tokens."""
     own = mesh.get_coordinate()
+    if own is None:  # this process is not one of them
+        return []
     lines = [
         mesh.mesh[tuple(slice(None) if index == each else at for index, at in enumerate(own))]
         for each in range(mesh.ndim)
@@ -138,7 +140,8 @@ def _ranks_with_other_tokens(model: nn.Module) -> set[int]:
     ranks = {dist.get_rank()}
     for module in model.modules():
         if isinstance(module, FSDPModule):
-            group = module._get_fsdp_state()._fsdp_param_group
-            if group is not None:
+            state = module._get_fsdp_state()
+            groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+            for group in filter(None, groups):
                 ranks.update(group.mesh_info.mesh.mesh.flatten().tolist())
     return ranks
