@@ -209,7 +209,6 @@ def test_learned_sinks(padding: str):
     weights = returned_weights(with_sinks, **batch)["attentions"]
     assert weights[0][:, :, -1].sum(-1).min() < 0.9
     assert_recorded(history, in_order(history, weights, batch["attention_mask"]))
-    assert (history["sink_mass"][0, :, -1] > history["sink_mass"][0, :, 0]).all()
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch asks a tensor between modules for its gradient
