@@ -6,7 +6,7 @@ import torch
 import transformers as hf
 from asking import word_tokenizer
 from models import VOCABULARY, llama, seeded, token_ids
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from trainers import Sequences, train
 
@@ -17,9 +17,9 @@ from attnwatch.explain import occlude
 
 
 class Module(pl.LightningModule):
-    def __init__(self):
+    def __init__(self, model: nn.Module | None):
         super().__init__()
-        self.model = llama(dropout=0.3)
+        self.model = model
         self.losses: list[float] = []
 
     def training_step(self, batch):
@@ -36,7 +36,7 @@ class Module(pl.LightningModule):
 
 def losses(*callbacks: pl.Callback, validation: DataLoader | None = None) -> list[float]:
     pl.seed_everything(1, verbose=False)
-    module = Module()
+    module = Module(llama(dropout=0.3))
     trainer = pl.Trainer(
         max_steps=8,
         val_check_interval=4,

@@ -190,7 +190,7 @@ class Ablations:
                 given, own = given[real], own[real]
             if self.subject.agreed(torch.allclose(given, own, rtol=self._rounding, atol=self._rounding)):
                 return logits
-        except Exception:  # of whatever kind: there are positions that a mask does not make
+        except Exception:  # of whatever kind: what is not about the positions comes again without them
             pass
         del self._batch["position_ids"]
         return self._ask_all(effect)

@@ -148,11 +148,10 @@ _TIMM = HeadLayout(
 _MODULES_OF_TIMM = ("timm.layers.attention", "timm.models.vision_transformer")
 _T5 = {"whole": ("relative_attention_bias",), "forward": t5_forward, "returns": None}
 _NORMS = {"head_norms": ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_norm", "key_norm")}
-_GATED = dict(_NORMS)
 
 # Of transformers' modules, told apart by the names of their projections.
 _TRANSFORMERS = (
-    ({"q_proj": "q", "k_proj": "k", "v_proj": "v", "gate_proj": "q"}, ("o_proj",), _GATED),
+    ({"q_proj": "q", "k_proj": "k", "v_proj": "v", "gate_proj": "q"}, ("o_proj",), _NORMS),
     ({"q_proj": "q", "k_proj": "k", "v_proj": "v"}, ("o_proj", "out_proj", "dense"), _NORMS),
     ({"q_proj": "q", "k_proj": "k", "v_proj": "v"}, ("Wo",), {"after_output": "out_drop"}),
     ({"Wqkv": "q|k|v"}, ("Wo",), {"after_output": "out_drop"}),
@@ -180,7 +179,7 @@ def _of_transformers(module: nn.Module) -> HeadLayout | None:
     for inputs, outputs, more in _TRANSFORMERS:
         if not _has(module, *inputs) or (more is _T5 and "position_bias" not in _arguments(module)):
             continue
-        if more is _GATED and not any(name in _arguments(module) for name in CACHES):
+        if "gate_proj" in inputs and not any(name in _arguments(module) for name in CACHES):
             continue  # those of EsmFold2 are given biases of all heads
         for output in outputs:
             if output.startswith("../") or _has(module, output):

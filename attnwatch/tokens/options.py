@@ -9,9 +9,7 @@ from attnwatch.tokens.stacks import Stack
 
 
 def check_choice(*, min_tokens: int, multiple_of: int, protect_first: int, protected_ids: Any, seed: int) -> None:
-    """Raises:
-    ConfigurationError: one of them can't be.
-    """
+    """Raises a `ConfigurationError` that names the one that can't be."""
     require_int("min_tokens", min_tokens, minimum=1)
     require_int("multiple_of", multiple_of, minimum=1)
     require_int("protect_first", protect_first, minimum=0)
@@ -22,9 +20,7 @@ def check_choice(*, min_tokens: int, multiple_of: int, protect_first: int, prote
 
 
 def check_for_good(stack: Stack, protect_first: int, last_layer: int | None) -> None:
-    """Raises:
-    ConfigurationError: tokens of this stack can't be dropped for good.
-    """
+    """Raises a `ConfigurationError` if tokens of this stack can't be dropped for good."""
     if stack.says_something_of_each_token:
         raise ConfigurationError(
             "`for_good` is for models that read their result off the first token, and this one says something of each; "
