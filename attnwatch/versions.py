@@ -1,10 +1,9 @@
 """Whether other libraries are of a version with which attnwatch was tested."""
 
 import functools
-import warnings
 from importlib import metadata
 
-from attnwatch.errors import AttnwatchWarning
+from attnwatch.messages import warn
 
 
 @functools.cache
@@ -22,10 +21,8 @@ def warn_if_untested(library: str) -> None:
         return
     tested = next((each.specifier for each in declared if each.name == library), None)
     if tested is not None and not tested.contains(installed, prereleases=True):
-        warnings.warn(
+        warn(
             f"{library} {installed} is not among the versions that attnwatch was tested with ({library}{tested}): "
             f"layers may not be observed, heads and tokens be refused. Install one of these (pip install "
-            f"'{library}{tested}'), or check what coverage() says of your model.",
-            AttnwatchWarning,
-            stacklevel=2,
+            f"'{library}{tested}'), or check what coverage() says of your model."
         )

@@ -1,5 +1,6 @@
 """Every test starts from the same seed, and hypothesis draws the same examples in every run."""
 
+import logging
 import os
 import random
 
@@ -21,6 +22,29 @@ def _plain_training(monkeypatch):
     """Trainers of transformers 4 leave a run's precision and compilation in the environment, for all later ones."""
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_said_unheard(request):
+    """Warnings are errors in tests; attnwatch logs those that it must not raise, so what it logs is an error too."""
+    logged = _Kept()
+    logger = logging.getLogger("attnwatch")
+    logger.addHandler(logged)
+    yield
+    logger.removeHandler(logged)
+    if request.node.get_closest_marker("logs_warnings") is None:
+        assert not logged.messages, f"attnwatch warned: {logged.messages}"
+
+
+class _Kept(logging.Handler):
+    """Messages of at least the level of warnings."""
+
+    def __init__(self):
+        super().__init__(logging.WARNING)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 @pytest.fixture(autouse=True)

@@ -382,7 +382,7 @@ def test_logger_that_fails_gives_one_warning_per_fit_and_training_goes_on(full, 
         with pytest.warns(AttnwatchWarning) as caught:
             trainer, _ = train(monitor, logger=[full, other], limit_val_batches=0)
         assert messages(caught) == [
-            f"attnwatch gives {type(full).__name__} no more scalars, training goes on: {reason}"
+            f"attnwatch: {type(full).__name__} is given no more scalars, training goes on: {reason}"
         ]
         assert trainer.global_step == 12
         assert other.steps("attention/entropy") == list(range(12))

@@ -197,7 +197,7 @@ with warnings.catch_warnings(record=True) as warned:
     warnings.simplefilter("always")
     recorder.flush(finish_step=True)
     step(3)
-told = [str(each.message) for each in warned if "attnwatch lost the observations" in str(each.message)]
+told = [str(each.message) for each in warned if "the observations since the last flush are lost" in str(each.message)]
 torch.save({"flushed": len(recorder.history()), "told": told}, f"{directory}/rank{rank}.pt")
 """
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
 from attnwatch.callbacks.loading import main_process_batches
-from attnwatch.callbacks.part import TrainingPart, WarnOnce
+from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.subject import Batch, Forward, Subject, as_batch
+from attnwatch.messages import WarnOnce
 
 # Of models with more layers, so many have curves of their own: more can't be read.
 MOST_LAYER_CURVES = 12

@@ -2,7 +2,6 @@
 
 import contextlib
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,8 @@ from attnwatch.callbacks.run import TrainerRun
 from attnwatch.capture import OBSERVED
 from attnwatch.dashboard import RUN_TAGS, run_scalars
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
-from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.errors import ConfigurationError
+from attnwatch.messages import warn
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
 
 _SHARE_OF_TIME_TO_DRAW = 0.005
@@ -124,7 +124,7 @@ class Monitor(TrainingPart):
         try:
             self._recorder.load_state_dict(state["recorder"])
         except ConfigurationError as error:
-            _warn(f"the checkpoint's history is not continued, a new one begins: {error}")
+            warn(f"the checkpoint's history is not continued, a new one begins: {error}")
             return
         self._published_step = state["published_step"]
         self._published_observations = self._recorder.num_observations
@@ -221,7 +221,7 @@ class Monitor(TrainingPart):
             action(finding, *run.arguments)
         elif action != "ignore":
             self._wants_to_stop |= action == "stop"
-            _warn(f"{finding.kind.value} since step {finding.step}: {finding.message}")
+            warn(f"{finding.kind.value} since step {finding.step}: {finding.message}")
 
     def _report_coverage(self, run: TrainerRun) -> None:
         """Once, after the first batch: what of the model is not observed, and why."""
@@ -232,12 +232,12 @@ class Monitor(TrainingPart):
         if missing:
             listed = "; ".join(f"{site}: {reason}" for site, reason in list(missing.items())[:3])
             more = f"; and {len(missing) - 3} more, see coverage()" if len(missing) > 3 else ""
-            _warn(f"{len(missing)} of {len(self.coverage())} attention sites are not observed. {listed}{more}")
+            warn(f"{len(missing)} of {len(self.coverage())} attention sites are not observed. {listed}{more}")
 
     def _warn_that_nothing_is_seen(self, run: TrainerRun) -> None:
         if run.is_main_process and not self._has_warned_of_nothing:
             self._has_warned_of_nothing = True
-            _warn(
+            warn(
                 f"nothing was observed in step {self._batch_step}: the model that trains is not the one that was there "
                 "when training began, or it has not called its attention; put a new model into a new fit"
             )
@@ -249,13 +249,9 @@ class Monitor(TrainingPart):
         except Exception as error:
             if not self._has_failed:
                 self._has_failed = True
-                _warn(f"the monitor failed, training goes on: {type(error).__name__}: {error}")
+                warn(f"the monitor failed, training goes on: {type(error).__name__}: {error}")
 
     def _existing_recorder(self, name: str) -> AttentionRecorder:
         if self._recorder is None:
             raise ConfigurationError(f"`{name}`: nothing was observed yet; train with this callback first.")
         return self._recorder
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)

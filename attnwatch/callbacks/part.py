@@ -1,6 +1,5 @@
 """What a callback does in a training, in the order in which it comes."""
 
-import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.callbacks.run import TrainerRun
-from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.errors import ConfigurationError
 
 
 class TrainingPart:
@@ -53,18 +52,6 @@ class TrainingPart:
     def _detach(self) -> None:
         """Leave the model as it was. May be called twice, and before `_start`."""
         raise NotImplementedError
-
-
-class WarnOnce:
-    """Gives each message as one `AttnwatchWarning`, whatever the details that are said with it the first time."""
-
-    def __init__(self):
-        self._given: set[str] = set()
-
-    def __call__(self, message: str, details: str = "") -> None:
-        if message not in self._given:
-            self._given.add(message)
-            warnings.warn(f"attnwatch: {message}{details}", AttnwatchWarning, stacklevel=3)
 
 
 def refuse_two(callbacks: Iterable[object], kind: type) -> None:

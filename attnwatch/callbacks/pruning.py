@@ -1,6 +1,5 @@
 """Head pruning as a callback, without the hooks that call it: a thin layer over the pruner."""
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -8,10 +7,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.callbacks.monitor import Monitor
-from attnwatch.callbacks.part import TrainingPart, WarnOnce
+from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import StepClock, TrainerRun
-from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.errors import ConfigurationError
+from attnwatch.messages import WarnOnce, warn
 from attnwatch.pruning.cut import Cut
 from attnwatch.pruning.guard import Guard
 from attnwatch.pruning.importance import Criterion, HeadImportance, needs_history
@@ -181,7 +181,7 @@ class Pruning(TrainingPart):
                 f"to compare with; logged were: {', '.join(sorted(run.metrics)) or 'none'}."
             )
         if cut.taken_back:
-            warnings.warn(f"attnwatch: {cut}. No further cut is made.", AttnwatchWarning, stacklevel=2)
+            warn(f"{cut}. No further cut is made.")
         else:
             run.tell(str(cut))
         gone = PruningPlan.of(self._model)

@@ -1,7 +1,6 @@
 """From a history to wherever a trainer logs."""
 
 import functools
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ from attnwatch.dashboard import run_scalars, site_scalars
 from attnwatch.dashboard.sinks import Sink, drawn
 from attnwatch.dashboard.words import diagnosis_markdown
 from attnwatch.diagnosis import Diagnosis
-from attnwatch.errors import AttnwatchWarning
+from attnwatch.messages import warn
 from attnwatch.recorder import AttentionHistory
 
 
@@ -64,9 +63,4 @@ class Publisher:
             except Exception as error:
                 self._broken.add((sink.key, what))
                 cause = f" (because of {error.__cause__!r})" if error.__cause__ else ""
-                warnings.warn(
-                    f"attnwatch gives {sink.name} no more {what}, training goes on: "
-                    f"{type(error).__name__}: {error}{cause}",
-                    AttnwatchWarning,
-                    stacklevel=2,
-                )
+                warn(f"{sink.name} is given no more {what}, training goes on: {type(error).__name__}: {error}{cause}")

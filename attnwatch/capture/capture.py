@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import warnings
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatch
 
@@ -14,7 +13,8 @@ from attnwatch.capture.interface import patched_interface
 from attnwatch.capture.padding import self_attention_query_mask
 from attnwatch.capture.positions import kept_positions
 from attnwatch.capture.sites import Site, SiteKind, find_sites
-from attnwatch.errors import AttnwatchWarning, ConfigurationError, NoAttentionError
+from attnwatch.errors import ConfigurationError, NoAttentionError
+from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, Identity
 
 OBSERVED = "observed"
@@ -145,11 +145,7 @@ class Capture:
             return
         self._failed.add(site)
         self._reasons[site] = f"watching failed with {type(error).__name__}: {error}"
-        warnings.warn(
-            f"attnwatch stops watching {site!r}, training goes on: {type(error).__name__}: {error}",
-            AttnwatchWarning,
-            stacklevel=2,
-        )
+        warn(f"{site!r} is no longer watched, training goes on: {type(error).__name__}: {error}")
 
 
 def _why_not(inputs: AttentionInputs) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import copy
 import fnmatch
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import nn
 
 from attnwatch.capture import KEPT_HEADS
 from attnwatch.errors import ConfigurationError
+from attnwatch.files import beside, replaced_folder
 from attnwatch.pruning.heads import head_sites
 from attnwatch.pruning.plan import PruningPlan
 
@@ -45,8 +45,8 @@ def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
         )
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ConfigurationError("`model` has adapters, which would be all that is saved: merge them into it first.")
-    stock = _stock_config(model)
-    with _replaced(Path(directory).resolve()) as folder:
+    stock, directory = _stock_config(model), Path(directory).resolve()
+    with replaced_folder(directory, _ignore_model(directory)) as folder:
         if stock is None:
             # Weights as they are called and shaped here: what transformers converts, it splits by the config.
             model.save_pretrained(folder, save_original_format=False)
@@ -71,8 +71,8 @@ def load_pruned(directory: str | Path, **options: Any) -> "PreTrainedModel":
     import transformers
 
     directory = Path(directory).resolve()
-    if not directory.exists() and _beside(directory, "old").exists():  # save_pruned was killed between its renames
-        directory = _beside(directory, "old")
+    if not directory.exists() and beside(directory, "old").exists():  # save_pruned was killed between its renames
+        directory = beside(directory, "old")
     if not (directory / "config.json").is_file():
         raise ConfigurationError(f"`directory`: {str(directory)!r} holds no saved model: it has no config.json.")
     if "torch_dtype" not in options:
@@ -144,30 +144,6 @@ def _config_of(model: "PreTrainedModel", config: Any) -> Iterator[None]:
         yield
     finally:
         model.config = before
-
-
-@contextlib.contextmanager
-def _replaced(directory: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `directory` once it is complete."""
-    if directory.is_file():
-        raise ConfigurationError(f"`directory`: {str(directory)!r} is a file.")
-    new, old = _beside(directory, "new"), _beside(directory, "old")
-    if old.exists() and not directory.exists():  # killed between the two renames
-        old.rename(directory)
-    for left_over in (new, old):
-        shutil.rmtree(left_over, ignore_errors=True)
-    new.mkdir(parents=True)
-    if directory.exists():
-        shutil.copytree(directory, new, symlinks=True, ignore=_ignore_model(directory), dirs_exist_ok=True)
-    yield new
-    if directory.exists():
-        directory.rename(old)
-    new.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _beside(directory: Path, suffix: str) -> Path:
-    return directory.with_name(f".{directory.name}.{suffix}")
 
 
 def _ignore_model(directory: Path):

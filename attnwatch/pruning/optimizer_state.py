@@ -1,6 +1,5 @@
 """Optimizers follow a parameter that is cut: groups, options and state stay, entry by entry where they can."""
 
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import LBFGS, Adafactor, Muon, Optimizer
 
-from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.errors import ConfigurationError
+from attnwatch.messages import warn
 
 Take = Callable[[Tensor], Tensor]
 """Takes the entries that stay from a tensor of the old parameter's shape."""
@@ -64,10 +64,9 @@ def plan_swaps(
                     reset.add(type(optimizer).__name__)
                 swaps.append(ParameterSwap(optimizer, index, position, old, new, state, kept))
     for name in sorted(reset):
-        warnings.warn(
-            f"attnwatch: {name} keeps sums over whole rows or columns, which can't be cut; its state of the pruned "
+        warn(
+            f"{name} keeps sums over whole rows or columns, which can't be cut; its state of the pruned "
             "parameters starts anew.",
-            AttnwatchWarning,
             stacklevel=3,
         )
     return swaps

@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.files import replaced_file
 from attnwatch.pruning.heads import head_sites
 from attnwatch.pruning.surgery import Surgery
 
@@ -60,10 +61,11 @@ class PruningPlan:
         Surgery(model, self.heads, optimizers).apply()
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON."""
+        """Write it as JSON. A file that is already there is replaced only when the new one is complete."""
         content = {"format": _FORMAT, "num_heads": dict(self.num_heads)}
         content["heads"] = {site: list(heads) for site, heads in self.heads.items()}
-        Path(path).write_text(json.dumps(content, indent=2), encoding="utf-8")
+        with replaced_file(path) as stream:
+            stream.write(json.dumps(content, indent=2).encode())
 
     @classmethod
     def load(cls, path: str | Path) -> "PruningPlan":

@@ -2,7 +2,6 @@
 
 import statistics
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.errors import ConfigurationError
+from attnwatch.messages import warn
 from attnwatch.pruning.cut import Cut, milliseconds
 from attnwatch.pruning.importance import HeadImportance, Importance
 from attnwatch.pruning.options import PruningOptions
@@ -25,10 +25,6 @@ from attnwatch.pruning.surgery import Surgery, apply_all
 _TIMED_STEPS = 20
 # The last cut, or the only one, is judged after so many steps.
 _STEPS_WITHOUT_A_NEXT_CUT = 60
-
-
-def _warn(message: str) -> None:
-    warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=3)
 
 
 Value = Tensor | float
@@ -134,7 +130,7 @@ class HeadPruner:
         self._has_ended = state["has_ended"]
         changed = {name: now for name, now in self._settings.items() if state["settings"][name] != now}
         if changed:
-            _warn(f"the run goes on with other settings than it began with: {changed}, before {state['settings']}")
+            warn(f"the run goes on with other settings than it began with: {changed}, before {state['settings']}")
         self._values = list(state["values"])
         self.cuts = [Cut(**{**cut, "plan": PruningPlan(**cut["plan"])}) for cut in state["cuts"]]
         self._watched = _Watched(**state["watched"]) if state["watched"] else None
@@ -181,7 +177,7 @@ class HeadPruner:
             plan = self._make_cut(target)
         except Exception as error:  # of a criterion, of a model that has changed; the training is worth more
             self._has_ended, self._watched = True, watched  # cuts before this one are still judged
-            _warn(f"no heads were removed after step {self._step}, and none will be: {error}")
+            warn(f"no heads were removed after step {self._step}, and none will be: {error}")
             return []
         if not plan.heads:
             return []
@@ -250,7 +246,7 @@ class HeadPruner:
             for (model, optimizers), snapshot in zip(self._patients(), watched.snapshots, strict=True):
                 restore_snapshot(model, optimizers, snapshot)
         except ConfigurationError as error:
-            _warn(f"{harm}, but the cut after step {cuts[0].step} can't be taken back: {error}")
+            warn(f"{harm}, but the cut after step {cuts[0].step} can't be taken back: {error}")
             return []
         for cut in cuts:
             cut.taken_back = harm

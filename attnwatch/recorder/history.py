@@ -6,11 +6,11 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.files import replaced_file
 from attnwatch.metrics import STATISTICS
 
 _FORMAT = 1
@@ -67,18 +67,10 @@ class AttentionHistory:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one .npz file. A file that is already there is replaced only when the new one is complete."""
-        path = Path(path)
         header = {"format": _FORMAT, "sites": self.sites, "coverage": dict(self.coverage)}
         arrays = {f"statistic/{name}": array for name, array in self.values.items()}
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        try:
-            with open(temporary, "wb") as file:
-                np.savez_compressed(
-                    file, header=np.array(json.dumps(header)), steps=self.steps, loss=self.loss, **arrays
-                )
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replaced_file(path) as file:
+            np.savez_compressed(file, header=np.array(json.dumps(header)), steps=self.steps, loss=self.loss, **arrays)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "AttentionHistory":

@@ -1,7 +1,6 @@
 """Records attention statistics during training, without knowing any trainer."""
 
 import contextlib
-import warnings
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -10,7 +9,8 @@ from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
 from attnwatch.capture import Capture, HeadShard, at_all_heads, at_unpruned_heads, has_processes, head_shard
-from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.errors import ConfigurationError
+from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, stratified_rows
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
@@ -158,11 +158,7 @@ class AttentionRecorder:
         try:
             observations = self._pending.take()
         except Exception as error:
-            warnings.warn(
-                f"attnwatch lost the observations since the last flush, training goes on: {error!r}",
-                AttnwatchWarning,
-                stacklevel=2,
-            )
+            warn(f"the observations since the last flush are lost, training goes on: {error!r}")
             return
         for observation in observations:
             self._buffer.append(observation)

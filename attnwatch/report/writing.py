@@ -4,6 +4,7 @@ import datetime
 from pathlib import Path
 
 from attnwatch.explain.asking.questions import load_questions
+from attnwatch.files import replaced_file
 from attnwatch.report import sections
 from attnwatch.report.html import Markup, element, page
 from attnwatch.report.reading import Reading, read
@@ -58,7 +59,9 @@ def write_report(
         ),
     ]
     name = type(reading.model).__name__
-    out.write_text(page(f"{name}: what it relies on", _heading(directory, text, reading), *parts), encoding="utf-8")
+    document = page(f"{name}: what it relies on", _heading(directory, text, reading), *parts)
+    with replaced_file(out) as stream:
+        stream.write(document.encode())
 
 
 def _heading(directory: Path, text: Path, reading: Reading) -> Markup:

@@ -1,7 +1,6 @@
 """Which tokens are worth computing: scores [batch, tokens], the higher the sooner kept."""
 
 import contextlib
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.capture import Capture, has_processes
-from attnwatch.errors import AttnwatchWarning, ConfigurationError, NoAttentionError
+from attnwatch.errors import ConfigurationError, NoAttentionError
+from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, attention_received
 from attnwatch.tokens.batch import TokenBatch
 
@@ -160,12 +160,10 @@ class TokenLoss(Scorer):
         if self._means is None:
             self._num_blind += 1
             if self._num_blind == _BLIND_FORWARDS:
-                warnings.warn(
-                    f"attnwatch: the criterion 'loss' has seen no loss in {_BLIND_FORWARDS} forwards, so that tokens "
+                warn(
+                    f"the criterion 'loss' has seen no loss in {_BLIND_FORWARDS} forwards, so that tokens "
                     "go by chance. It learns from a language model of transformers that is given its `labels` and "
-                    "returns its logits; compile it by model.compile().",
-                    AttnwatchWarning,
-                    stacklevel=2,
+                    "returns its logits; compile it by model.compile()."
                 )
             return noise
         known = len(self._means)

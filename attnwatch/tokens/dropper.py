@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attnwatch.capture import Peers, in_backward
-from attnwatch.errors import AttnwatchWarning, ConfigurationError
+from attnwatch.errors import ConfigurationError
+from attnwatch.messages import WarnOnce
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.tokens.call import ModelCall
 from attnwatch.tokens.choice import choose, register
@@ -109,7 +109,7 @@ class TokenDropper:
         self._model_call = ModelCall(self._stack)
         self._route: Route | None = None
         self._peers: Peers | None = None
-        self._warned: set[str] = set()
+        self._warn_once = WarnOnce()
         self._attached = contextlib.ExitStack()
 
     @property
@@ -318,8 +318,3 @@ class TokenDropper:
         if self._peers is None:
             self._peers = Peers(self._stack.model, self._layers[0])
         return self._peers
-
-    def _warn_once(self, message: str) -> None:
-        if message not in self._warned:
-            self._warned.add(message)
-            warnings.warn(f"attnwatch: {message}", AttnwatchWarning, stacklevel=2)

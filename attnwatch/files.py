@@ -1,0 +1,112 @@
+"""Files and folders that are replaced whole or not at all."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from attnwatch.errors import ConfigurationError
+
+
+@contextlib.contextmanager
+def replaced_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Write a file that takes the place of `path` once it is complete and on disk.
+
+    If writing fails, also because the disk is full, the old file stays and nothing is left beside it. A process that is
+    killed leaves the old file or the new one, and perhaps a hidden `.NAME.*.tmp` that nobody reads.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with replaced_file(Path(folder, "numbers.txt")) as stream:
+        ...         _ = stream.write(b"1 2 3")
+        ...     Path(folder, "numbers.txt").read_text()
+        '1 2 3'
+    """
+    path = Path(path)
+    if path.is_symlink():
+        path = path.resolve()
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with open(descriptor, "wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(temporary, _mode_of(path))
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replaced_folder(directory: Path, keep: Callable[[Path, list[str]], Iterable[str]]) -> Iterator[Path]:
+    """Write a folder that takes the place of `directory` once it is complete and on disk.
+
+    Args:
+        directory: absolute path.
+        keep: names of what is left out when the old folder is copied to the new one, as `ignore` of
+            `shutil.copytree`.
+
+    Raises:
+        ConfigurationError: `directory` is a file.
+    """
+    if directory.is_file():
+        raise ConfigurationError(f"`directory`: {str(directory)!r} is a file; give the path of a folder.")
+    new, old = beside(directory, "new"), beside(directory, "old")
+    if old.exists() and not directory.exists():  # killed between the two renames
+        old.rename(directory)
+    for left_over in (new, old):
+        shutil.rmtree(left_over, ignore_errors=True)
+    try:
+        new.mkdir(parents=True)
+        if directory.exists():
+            shutil.copytree(directory, new, symlinks=True, ignore=keep, dirs_exist_ok=True)
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file() and not file.is_symlink():
+                _sync(file)
+        _sync_folder(new)
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        raise
+    _sync_folder(directory.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def beside(directory: Path, suffix: str) -> Path:
+    """Return the hidden sibling of a folder that `replaced_folder` uses."""
+    return directory.with_name(f".{directory.name}.{suffix}")
+
+
+def _mode_of(path: Path) -> int:
+    """Permissions of the file that is there, else those that a new file gets."""
+    try:
+        return path.stat().st_mode & 0o7777
+    except OSError:
+        umask = os.umask(0)
+        os.umask(umask)
+        return 0o666 & ~umask
+
+
+def _sync(file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames in a folder last; some systems can't open folders."""
+    with contextlib.suppress(OSError):
+        _sync(folder)
