@@ -14,15 +14,26 @@ def _nothing(folder, names):
     return ()
 
 
+def _write_half(path, error):
+    with replaced_file(path) as stream:
+        stream.write(b"half of ")
+        raise error
+
+
+def _write_half_a_folder(folder):
+    with replaced_folder(folder, _nothing) as new:
+        (new / "weights").write_bytes(b"half of ")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 @pytest.mark.parametrize("old", [None, b"old"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_file_that_can_not_be_written_leaves_the_old_one_and_nothing_else(tmp_path, old, error):
     path = tmp_path / "plan.json"
     if old is not None:
         path.write_bytes(old)
-    with pytest.raises(type(error)), replaced_file(path) as stream:
-        stream.write(b"half of ")
-        raise error
+    with pytest.raises(type(error)):
+        _write_half(path, error)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
@@ -64,9 +75,8 @@ def test_a_folder_that_can_not_be_written_leaves_the_old_one_and_nothing_else(tm
     if has_old:
         folder.mkdir()
         (folder / "weights").write_bytes(b"old")
-    with pytest.raises(OSError, match="No space left"), replaced_folder(folder, _nothing) as new:
-        (new / "weights").write_bytes(b"half of ")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        _write_half_a_folder(folder)
     assert list(tmp_path.iterdir()) == ([folder] if has_old else [])
     if has_old:
         assert (folder / "weights").read_bytes() == b"old"
