@@ -3,6 +3,9 @@
 import logging
 import os
 import random
+import sys
+import types
+from importlib import metadata
 
 import hypothesis
 import numpy as np
@@ -12,6 +15,21 @@ import torch
 # pytest-xdist runs one process a core, and some tests start others.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def _let_torchvision_be_imported():
+    """Torchvision imports beside another torch than its own if the operators that it registers for are known."""
+    try:
+        metadata.version("torchvision")
+    except metadata.PackageNotFoundError:
+        return None
+    operators = torch.library.Library("torchvision", "DEF")
+    operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
+    return operators
+
+
+_OPERATORS = _let_torchvision_be_imported()  # they are gone with this object
 
 hypothesis.settings.register_profile("deterministic", deadline=None, derandomize=True, max_examples=120)
 hypothesis.settings.load_profile("deterministic")
