@@ -16,6 +16,7 @@ from attnwatch.capture.sites import Site, SiteKind, find_sites
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, Identity
+from attnwatch.versions import warn_if_untested
 
 OBSERVED = "observed"
 
@@ -78,6 +79,7 @@ class Capture:
 
     def attach(self) -> None:
         """Start to see calls; `detach` restores everything."""
+        warn_if_untested("torch")
         with contextlib.ExitStack() as patches:
             for site in self._readable:
                 register(site.module, self, site.name)

@@ -109,6 +109,7 @@ def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor:
 
 
 def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
+    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # with fewer key heads, PyTorch 2.8 reads beyond
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, key, 0.0, is_causal, attn_mask=bias, scale=scale
     )

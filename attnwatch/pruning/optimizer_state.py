@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.optim import LBFGS, Adafactor, Muon, Optimizer
+from torch.optim import LBFGS, Optimizer
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.messages import warn
@@ -91,7 +91,7 @@ def _cut_state(state: dict[str, Any] | None, parameter: nn.Parameter, take: Take
 def _refuse_impossible(optimizer: Optimizer, new: nn.Parameter) -> None:
     if isinstance(optimizer, LBFGS):
         raise ConfigurationError("`optimizers`: LBFGS keeps one vector for all parameters, which can't be cut.")
-    if not new.numel() and isinstance(optimizer, Adafactor | Muon):
+    if not new.numel() and type(optimizer).__name__ in ("Adafactor", "Muon"):
         raise ConfigurationError(
             f"`optimizers`: {type(optimizer).__name__} does not work with empty parameters; keep a head in every layer."
         )
