@@ -22,11 +22,7 @@ _SHARE_OF_TIME_TO_DRAW = 0.005
 
 
 class Monitor(TrainingPart):
-    """Records attention entropy and uniformity of every layer and head while a model trains, and judges the run.
-
-    ```python
-    trainer = Trainer(callbacks=[AttentionMonitor()])
-    ```
+    """Record attention entropy and uniformity of every layer and head while a model trains, and judge the run.
 
     Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
     the findings in words, Weights & Biases and MLflow the pictures. Numbers of the whole model
@@ -124,7 +120,7 @@ class Monitor(TrainingPart):
         try:
             self._recorder.load_state_dict(state["recorder"])
         except ConfigurationError as error:
-            warn(f"the checkpoint's history is not continued, a new one begins: {error}")
+            warn(f"the checkpoint's history is not continued, a new one begins: {error}", once_for_all=True)
             return
         self._published_step = state["published_step"]
         self._published_observations = self._recorder.num_observations
@@ -221,7 +217,8 @@ class Monitor(TrainingPart):
             action(finding, *run.arguments)
         elif action != "ignore":
             self._wants_to_stop |= action == "stop"
-            warn(f"{finding.kind.value} since step {finding.step}: {finding.message}")
+            text = f"{finding.kind.value} since step {finding.step}: {finding.message}"
+            warn(text, always=True, once_for_all=True)
 
     def _report_coverage(self, run: TrainerRun) -> None:
         """Once, after the first batch: what of the model is not observed, and why."""

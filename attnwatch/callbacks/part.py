@@ -54,6 +54,21 @@ class TrainingPart:
         raise NotImplementedError
 
 
+def wrong_trainer(callback: object, *, given_to: str, right: str) -> ConfigurationError:
+    """Error for a callback that was given to a trainer of another library.
+
+    Args:
+        given_to: that trainer, in words.
+        right: package of attnwatch with the callbacks for it.
+    """
+    ours = next(kind for kind in type(callback).__mro__ if kind.__module__.startswith("attnwatch."))
+    package = ".".join(ours.__module__.split(".")[:2])
+    return ConfigurationError(
+        f"`callbacks`: {package}.{ours.__name__} was given to {given_to}, which calls other hooks. For this trainer: "
+        f"from {right} import {ours.__name__}"
+    )
+
+
 def refuse_two(callbacks: Iterable[object], kind: type) -> None:
     """Raises a `ConfigurationError` where a trainer has two callbacks of a kind of which one must do."""
     if sum(isinstance(callback, kind) for callback in callbacks) > 1:

@@ -23,11 +23,7 @@ from attnwatch.recorder import AttentionHistory
 
 
 class Pruning(TrainingPart):
-    """Removes the attention heads that matter least while a model trains, so that its steps get faster.
-
-    ```python
-    trainer = Trainer(callbacks=[HeadPruning(target=0.5)])
-    ```
+    """Remove the attention heads that matter least while a model trains, so that its steps get faster.
 
     Weights, biases and optimizer state are cut. A guard takes a cut back that does lasting harm. Logged are
     `pruning/heads` (share that is left) and `pruning/step_seconds`; `cuts` has the rest. A run is resumed from its
@@ -156,7 +152,8 @@ class Pruning(TrainingPart):
         else:
             self._warn_once(
                 "`guard`: training_step returns no loss, so that cuts are not judged; return it, or give a "
-                "Guard(metric=...) that is logged."
+                "Guard(metric=...) that is logged.",
+                once_for_all=True,
             )
 
     def _schedule(self, run: TrainerRun) -> PruningSchedule:
@@ -178,10 +175,11 @@ class Pruning(TrainingPart):
         if self._metric is not None and not self._has_seen_metric:
             self._warn_once(
                 f"`guard`: the metric {self._metric!r} was not logged before the first cut, so that there is nothing "
-                f"to compare with; logged were: {', '.join(sorted(run.metrics)) or 'none'}."
+                f"to compare with; logged were: {', '.join(sorted(run.metrics)) or 'none'}.",
+                once_for_all=True,
             )
         if cut.taken_back:
-            warn(f"{cut}. No further cut is made.")
+            warn(f"{cut}. No further cut is made.", always=True, once_for_all=True)
         else:
             run.tell(str(cut))
         gone = PruningPlan.of(self._model)

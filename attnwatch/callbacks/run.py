@@ -39,7 +39,7 @@ class TrainerRun(Protocol):
         """Give the trainer metrics that others can monitor, seen at `step`; and to its loggers too."""
 
     def tell(self, message: str) -> None:
-        """Say something to the user, once for all processes."""
+        """Say something to the user, once for all processes, whatever loggers are configured: see `messages.tell`."""
 
     def is_true_anywhere(self, decision: bool) -> bool:
         """Whether it is true in some process; all of them must ask."""

@@ -14,11 +14,7 @@ from attnwatch.tokens.criteria import Criterion
 
 
 class Dropping(TrainingPart):
-    """Computes only some of the tokens in the middle layers while a model trains, so that its steps get faster.
-
-    ```python
-    trainer = Trainer(callbacks=[TokenDropping(keep_ratio=0.5)])
-    ```
+    """Compute only some of the tokens in the middle layers while a model trains, so that its steps get faster.
 
     Logged are `tokens/keep_ratio`, `tokens/layer_tokens` (what the layers have computed so far, summed over layers, to
     compare runs by), `tokens/step_seconds` and `tokens/speedup_ceiling`.

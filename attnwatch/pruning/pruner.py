@@ -130,7 +130,8 @@ class HeadPruner:
         self._has_ended = state["has_ended"]
         changed = {name: now for name, now in self._settings.items() if state["settings"][name] != now}
         if changed:
-            warn(f"the run goes on with other settings than it began with: {changed}, before {state['settings']}")
+            text = f"the run goes on with other settings than it began with: {changed}, before {state['settings']}"
+            warn(text, always=True, once_for_all=True)
         self._values = list(state["values"])
         self.cuts = [Cut(**{**cut, "plan": PruningPlan(**cut["plan"])}) for cut in state["cuts"]]
         self._watched = _Watched(**state["watched"]) if state["watched"] else None
@@ -177,7 +178,8 @@ class HeadPruner:
             plan = self._make_cut(target)
         except Exception as error:  # of a criterion, of a model that has changed; the training is worth more
             self._has_ended, self._watched = True, watched  # cuts before this one are still judged
-            warn(f"no heads were removed after step {self._step}, and none will be: {error}")
+            text = f"no heads were removed after step {self._step}, and none will be: {error}"
+            warn(text, always=True, once_for_all=True)
             return []
         if not plan.heads:
             return []
@@ -246,7 +248,8 @@ class HeadPruner:
             for (model, optimizers), snapshot in zip(self._patients(), watched.snapshots, strict=True):
                 restore_snapshot(model, optimizers, snapshot)
         except ConfigurationError as error:
-            warn(f"{harm}, but the cut after step {cuts[0].step} can't be taken back: {error}")
+            text = f"{harm}, but the cut after step {cuts[0].step} can't be taken back: {error}"
+            warn(text, always=True, once_for_all=True)
             return []
         for cut in cuts:
             cut.taken_back = harm
