@@ -91,6 +91,11 @@ def is_first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+def has_other_processes() -> bool:
+    """Whether other processes of `torch.distributed` train too."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
 def _is_hidden(text: str, module: str, line: int) -> bool:
     """Whether the filters will show nothing of this warning."""
     for action, message, category, of_module, lineno in warnings.filters:

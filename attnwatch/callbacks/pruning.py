@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.callbacks.monitor import Monitor
-from attnwatch.callbacks.part import TrainingPart
+from attnwatch.callbacks.part import TrainingPart, others_workload
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import StepClock, TrainerRun
 from attnwatch.errors import ConfigurationError
@@ -81,6 +81,14 @@ class Pruning(TrainingPart):
     def cuts(self) -> list[Cut]:
         return [] if self._pruner is None else self._pruner.cuts
 
+    @property
+    def workload(self) -> float:
+        return 1.0 if self._pruner is None else self._pruner.heads_left
+
+    @property
+    def changes(self) -> list[tuple[int, str]]:
+        return [(cut.step, "cut, taken back" if cut.taken_back else "heads go") for cut in self.cuts]
+
     # What happens in a training.
 
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
@@ -116,7 +124,7 @@ class Pruning(TrainingPart):
         if seconds is None:
             return
         self._record_step(loss)
-        for cut in self._pruner.after_step(run.global_step, seconds):
+        for cut in self._pruner.after_step(run.global_step, seconds, others_workload(self, run)):
             self._report(cut, run)
         numbers = {"pruning/heads": self._pruner.heads_left, "pruning/step_seconds": seconds}
         run.log(numbers, run.global_step, to_sinks=True)

@@ -28,7 +28,8 @@ class Hooks(TrainingPart, pl.Callback):
 
     _run: LightningRun | None = None
     _restored: Mapping[str, Any] | None = None
-    _earlier: Mapping[str, Any] | None = None
+    _earlier: tuple[int, Mapping[str, Any]] | None = None
+    """(its last step, its state), of a fit that may go on."""
     _is_set_up = False
 
     @property
@@ -47,7 +48,9 @@ class Hooks(TrainingPart, pl.Callback):
             begin_run(pl_module)
         warn_if_untested(DISTRIBUTION, pl_module)
         if stage == "fit":  # another trainer may evaluate the module in the middle of it
-            self._run = LightningRun(trainer, pl_module)
+            last, self._run = self._run, LightningRun(trainer, pl_module)
+            goes_on = last is not None and last.arguments == self._run.arguments
+            self._earlier = (trainer.global_step, self._state()) if goes_on else None
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
@@ -58,6 +61,9 @@ class Hooks(TrainingPart, pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Strategies that shard parameters restore checkpoints after on_fit_start.
         restored, self._restored = self._restored, None
+        earlier, self._earlier = self._earlier, None
+        if restored is None and earlier is not None and earlier[0] == trainer.global_step > 0:
+            restored = earlier[1]  # fit was called again, without a checkpoint
         self._go_on(self._run, restored)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
@@ -80,6 +86,9 @@ class Hooks(TrainingPart, pl.Callback):
         return self._state()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == "fit" and self._run is not None:
+            self._run.has_ended = True
+            self._break_off(self._run)  # loggers are closed next
         self._detach()
 
     def on_init_end(self, *args: Any, **kwargs: Any) -> None:

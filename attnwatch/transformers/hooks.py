@@ -58,7 +58,10 @@ class Hooks(TrainingPart, TrainerCallback):
             self._before_optimizer_step(None)
 
     def batch_fails(self) -> None:
-        self._leave()
+        try:
+            self._break_off(self._run)
+        finally:
+            self._leave()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         if not self._run.has_whole_gradients:  # of float16: only here they are unscaled, and clipped already
