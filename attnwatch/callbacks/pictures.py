@@ -29,6 +29,7 @@ class Pictures:
         self._publisher = publisher
         self._next_time = self._seconds = 0.0
         self._has_told = False
+        self._shown_step: int | None = None
 
     def check(self, run: TrainerRun, options: RecordingOptions) -> None:
         """Before training: tell if what is recorded does not come as often as pictures are wanted."""
@@ -54,7 +55,10 @@ class Pictures:
         self._next_time = begin + self._seconds / _SHARE_OF_TIME
 
     def draw(self, run: TrainerRun, history: AttentionHistory) -> None:
-        """Now, whatever time it takes."""
+        """Now, whatever time it takes, unless the last pictures were of the same step."""
+        if self._shown_step == history.steps[-1]:
+            return
+        self._shown_step = int(history.steps[-1])
         self._publisher.figures(run.sinks, history, [change for part in parts_of(run) for change in part.changes])
 
     def _tell(self, run: TrainerRun) -> None:

@@ -102,6 +102,9 @@ class Hooks(TrainingPart, TrainerCallback):
         """Called by Lightning, which knows no hook of the transformers Trainer."""
         raise wrong_trainer(self, given_to="Lightning's Trainer", right="attnwatch.lightning")
 
+    def on_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Called by Lightning after `setup` has refused it."""
+
     def _finish(self) -> None:
         if not self._has_ended:
             self._has_ended = True
