@@ -23,7 +23,7 @@ def run_script(script: str, directory: Path, *arguments: str) -> None:
         [sys.executable, str(file), str(directory), *arguments],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=1800,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])},
     )
     assert finished.returncode == 0, finished.stderr

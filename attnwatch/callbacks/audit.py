@@ -56,9 +56,7 @@ class Audit(TrainingPart):
         self._given_batches = batches
         self._num_batches = num_batches
         self._forward = forward
-        self._publisher = Publisher()
         self._subject: Subject | None = None
-        self._warn_once = WarnOnce()
         self.results: list[tuple[int, Any]] = []
 
     def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> Any:
@@ -82,6 +80,7 @@ class Audit(TrainingPart):
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
         self.results = []
+        self._publisher, self._warn_once = Publisher(), WarnOnce()
         self._subject = Subject(model, self._forward)
         self._batches: list[Batch] | None = None
         self._given = self._own_batches(run) if self._given_batches is not None else None

@@ -46,6 +46,7 @@ class Capture:
     def __init__(self, model: nn.Module, observer: Observer, *, sites: Sequence[str] | None = None):
         self.armed = False
         self._observer = observer
+        self._model = model
         self._found = find_sites(model)
         self._sites = {site.name: site for site in _selected(self._found, sites, type(model).__name__)}
         self._reasons = {name: site.reason for name, site in self._sites.items() if site.reason}
@@ -79,13 +80,14 @@ class Capture:
 
     def attach(self) -> None:
         """Start to see calls; `detach` restores everything."""
-        warn_if_untested("torch")
+        warn_if_untested("torch", self._model)
         with contextlib.ExitStack() as patches:
             for site in self._readable:
                 register(site.module, self, site.name)
                 patches.callback(unregister, site.module, self)
             interface = [site.module for site in self._readable if site.kind is SiteKind.INTERFACE]
             if interface:
+                warn_if_untested("transformers", self._model)
                 patches.enter_context(patched_interface(interface))
             functional = [site for site in self._readable if site.kind is not SiteKind.INTERFACE]
             if functional:

@@ -13,7 +13,6 @@ from attnwatch.capture import transformers4
 from attnwatch.capture.delivery import Reading, deliver, site_id
 from attnwatch.capture.patching import replace, shared_patch
 from attnwatch.metrics import AttentionInputs
-from attnwatch.versions import warn_if_untested
 
 # Arguments with which flash attention is told of the documents in a packed batch; it needs all of them.
 _DOCUMENT_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
@@ -30,7 +29,6 @@ _EAGER = "eager_attention_forward"
 @contextlib.contextmanager
 def patched_interface(modules: Iterable[nn.Module]) -> Iterator[None]:
     """While it is open, attention functions that these transformers modules look up deliver their calls first."""
-    warn_if_untested("transformers")
     with contextlib.ExitStack() as patches:
         patches.enter_context(shared_patch("transformers", _replace_lookup))
         if _is_before_5():

@@ -6,14 +6,13 @@ from torch.utils.hooks import RemovableHandle
 from attnwatch.callbacks.pruning import Pruning
 from attnwatch.errors import ConfigurationError
 from attnwatch.lightning.api import is_one, pl
-from attnwatch.lightning.hooks import Hooks
+from attnwatch.lightning.hooks import Hooks, documented_for_lightning
 from attnwatch.lightning.run import LightningRun
 from attnwatch.pruning.state import accept_pruned_state
 
 
+@documented_for_lightning("HeadPruning(target=0.5)")
 class HeadPruning(Pruning, Hooks):
-    # Its documentation is that of `Pruning`.
-
     _loading: tuple[RemovableHandle, ...] = ()
     _metric_is_new_after: str | None = None
 

@@ -198,3 +198,17 @@ STATISTICS: dict[str, Statistic] = {
     for field in dataclasses.fields(AttentionStatistics)
     if field.metadata
 }
+
+
+def _documented() -> str:
+    """The attributes as they are declared."""
+    lines = ["", "Attributes:"]
+    for statistic in STATISTICS.values():
+        unit = f", {statistic.unit}" if statistic.unit else ""
+        lines.append(f"    {statistic.name}: {statistic.summary}; {statistic.formula}{unit}.")
+    lines += ["    num_rows: query rows that were looked at.", ""]
+    return "\n".join(f"    {line}".rstrip() for line in lines)
+
+
+if AttentionStatistics.__doc__:  # there is none under `python -OO`
+    AttentionStatistics.__doc__ = AttentionStatistics.__doc__.rstrip() + "\n" + _documented()

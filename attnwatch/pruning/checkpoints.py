@@ -32,6 +32,10 @@ def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
     Otherwise heads keep the numbers of the unpruned model. Files hold no pickled code. A model that the folder has is
     replaced once the new one is complete; other files in it stay.
 
+    Args:
+        model: with fewer heads than its config says, or as many.
+        directory: made where it does not exist.
+
     Raises:
         ConfigurationError: `model` is not of one of transformers' own classes, or has adapters; or `directory` is a
             file.

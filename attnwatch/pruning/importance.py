@@ -206,7 +206,11 @@ def head_importance(
 ) -> Importance:
     """Importance of the heads as the model is now; "gate" reads the gradients that its parameters have.
 
-    See `HeadImportance`; {site: float32 [heads of the unpruned model]}.
+    Args:
+        model, criterion, history, seed: see `HeadImportance`.
+
+    Returns:
+        {site: float32 [heads of the unpruned model]}, the higher the more important.
     """
     importance = HeadImportance(model, criterion=criterion, history=history, seed=seed)
     try:

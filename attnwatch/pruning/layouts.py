@@ -94,7 +94,15 @@ _registered: dict[type, HeadLayout] = {}
 
 
 def register_layout(module_class: type, layout: HeadLayout) -> None:
-    """Say where the heads of a module class lie; its subclasses are not included."""
+    """Say where the heads of a module class lie; its subclasses are not included. `check_layout` tries whether it fits.
+
+    Args:
+        module_class: class of attention modules.
+        layout: where the heads lie in its projections.
+
+    Raises:
+        ConfigurationError: `module_class` is no class of modules.
+    """
     if not (isinstance(module_class, type) and issubclass(module_class, nn.Module)):
         raise ConfigurationError(f"`module_class` must be a class of modules, got {module_class!r}.")
     _registered[module_class] = layout

@@ -28,6 +28,9 @@ def accept_pruned_state(model: nn.Module) -> RemovableHandle:
     Heads that the model does not have come back, as in `trainer.test(ckpt_path="best")` of a checkpoint from before a
     cut. Load before optimizers are made: they would hold parameters that are replaced.
 
+    Args:
+        model: whose heads can be removed, or a module with such models in it.
+
     Returns:
         A handle whose `remove()` ends it.
     """

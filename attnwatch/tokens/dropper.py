@@ -55,6 +55,7 @@ class TokenDropper:
         seed: of the choice; each process of a group has one of its own.
 
     Attributes:
+        layer_range: the first and the last layer in which tokens are dropped, counted from 0.
         layer_tokens: how many tokens the layers of the stack have computed in training, summed over layers.
         all_layer_tokens: how many they would have without dropping.
 
@@ -93,6 +94,7 @@ class TokenDropper:
             check_for_good(self._stack, protect_first, last_layer)
             last_layer = -1
         first, last = layer_range(self._stack, first_layer, last_layer)
+        self.layer_range = (first, last)
         self._layers = self._stack.layers[first : last + 1]
         reason = why_not(self._stack, self._layers, has_starts=protect_first > 0)
         if reason:

@@ -130,6 +130,13 @@ def register_token_layout(layer_class: type, layout: TokenLayout) -> None:
 
     What happens inside the layer must not depend on the distance of two tokens in the tensor: positions have to come
     as an argument, or be in the states already.
+
+    Args:
+        layer_class: class of the layers of a stack.
+        layout: which of its arguments are about tokens.
+
+    Raises:
+        ConfigurationError: either is of another kind, or `layout` names an argument that the layers do not have.
     """
     if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
         raise ConfigurationError(f"`layer_class` must be a class of modules, got {layer_class!r}.")

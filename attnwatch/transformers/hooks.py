@@ -1,5 +1,6 @@
 """When the transformers Trainer calls what the callbacks of all trainers share, and what is kept in its checkpoints."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,23 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from attnwatch.callbacks import TrainingPart
-from attnwatch.callbacks.part import refuse_two
+from attnwatch.callbacks.documentation import Kind, documented
+from attnwatch.callbacks.part import refuse_two, wrong_trainer
 from attnwatch.transformers.run import TransformersRun
 from attnwatch.transformers.trainer import listen, trainer_of, unlisten
-from attnwatch.versions import warn_if_untested
+from attnwatch.versions import begin_run, warn_if_untested
+
+
+def documented_for_transformers(call: str) -> Callable[[Kind], Kind]:
+    """Make a class decorator: see `documented`; the example gives the callback that `call` makes to a trainer."""
+    return documented(
+        f"""
+        from transformers import Trainer
+        from attnwatch.transformers import {call.split("(")[0]}
+
+        trainer = Trainer(model, args, train_dataset=train_dataset, callbacks=[{call}])
+        """
+    )
 
 
 class Hooks(TrainingPart, TrainerCallback):
@@ -25,10 +39,12 @@ class Hooks(TrainingPart, TrainerCallback):
     """In the folders of checkpoints."""
 
     def on_train_begin(self, args, state, control, **kwargs) -> None:
-        warn_if_untested("transformers")
         trainer, checkpoint = trainer_of(self)
         self._run, self._loss, self._has_ended = TransformersRun(trainer), None, False
         refuse_two(self._run.callbacks, type(self))
+        if next(each for each in self._run.callbacks if isinstance(each, Hooks)) is self:
+            begin_run(trainer.model)
+        warn_if_untested("transformers", trainer.model)
         self._start(self._run, trainer.model)
         self._go_on(self._run, self._kept_in(checkpoint))
         listen(trainer, self)
@@ -42,7 +58,10 @@ class Hooks(TrainingPart, TrainerCallback):
             self._before_optimizer_step(None)
 
     def batch_fails(self) -> None:
-        self._leave()
+        try:
+            self._break_off(self._run)
+        finally:
+            self._leave()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         if not self._run.has_whole_gradients:  # of float16: only here they are unscaled, and clipped already
@@ -73,6 +92,18 @@ class Hooks(TrainingPart, TrainerCallback):
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._finish()
         self._leave()
+
+    @property
+    def state_key(self) -> str:
+        """Name of the callback; Lightning asks for it before it calls `setup`."""
+        return type(self).__name__
+
+    def setup(self, *args: Any, **kwargs: Any) -> None:
+        """Called by Lightning, which knows no hook of the transformers Trainer."""
+        raise wrong_trainer(self, given_to="Lightning's Trainer", right="attnwatch.lightning")
+
+    def on_exception(self, *args: Any, **kwargs: Any) -> None:
+        """Called by Lightning after `setup` has refused it."""
 
     def _finish(self) -> None:
         if not self._has_ended:

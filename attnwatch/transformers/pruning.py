@@ -10,12 +10,11 @@ from attnwatch.callbacks.pruning import Pruning
 from attnwatch.pruning.checkpoints import PLAN_FILE
 from attnwatch.pruning.plan import PruningPlan
 from attnwatch.pruning.state import accept_pruned_state
-from attnwatch.transformers.hooks import Hooks
+from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 
 
+@documented_for_transformers("HeadPruning(target=0.5)")
 class HeadPruning(Pruning, Hooks):
-    # Its documentation is that of `Pruning`.
-
     _state_file = "head_pruning.pt"
 
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
