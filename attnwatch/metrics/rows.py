@@ -49,9 +49,7 @@ class AttentionRows:
         # Sums are in this unit, or the squares of large logits would not be finite.
         spread = torch.maximum(self._rest_spread, (self._first_logit - self._rest_max).abs())
         self._unit = (spread / _LARGEST_SQUARED).clamp(min=1).masked_fill(self.num_visible < 2, 1.0)
-        if not relative.is_cpu or (self._unit > 1).any():  # asking another device would wait for it
-            relative.div_(self._unit.unsqueeze(-1))
-        self._rest_sum = relative.sum(-1)
+        self._rest_sum = relative.div_(self._unit.unsqueeze(-1)).sum(-1)
         self._rest_sum_of_squares = torch.linalg.vector_norm(relative, dim=-1).square()
         self._rest_mean = relative.mul_(self._rest_weights).sum(-1) * self._unit
         self._scratch = relative
