@@ -12,6 +12,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from attnwatch.metrics.inputs import AttentionInputs
 
@@ -171,12 +172,8 @@ class AttentionRows:
         return self._rest_weights.amax(-1)
 
     @cached_property
-    def _rest_lse(self) -> Tensor:
-        return self._rest_max + self._rest_relative_lse
-
-    @cached_property
     def _lse(self) -> Tensor:
-        return torch.logaddexp(self._first_logit, self._rest_lse)
+        return torch.logaddexp(self._first_logit, self._rest_max + self._rest_relative_lse)
 
     @property
     def _learned_sink(self) -> Tensor:
@@ -189,8 +186,13 @@ class AttentionRows:
         return (self._lse - self._learned_sink).sigmoid()
 
     @cached_property
+    def _log_odds(self) -> Tensor:
+        """Of the first key against the rest, from the difference of two logits: exact also where these are large."""
+        return (self._first_logit - self._rest_max) - self._rest_relative_lse
+
+    @cached_property
     def _log_first_mass(self) -> Tensor:
-        return self._first_logit - self._lse
+        return logsigmoid(self._log_odds)
 
     @cached_property
     def _first_mass(self) -> Tensor:
@@ -198,7 +200,7 @@ class AttentionRows:
 
     @cached_property
     def _log_rest_mass(self) -> Tensor:
-        return self._rest_lse - self._lse
+        return logsigmoid(-self._log_odds)
 
     @cached_property
     def _rest_mass(self) -> Tensor:
