@@ -5,8 +5,8 @@ Tolerances follow from how errors travel. A logit is a sum of products; in the d
 made in parts, and errors cancel: c = 4). The kernel subtracts two terms of size M, with the same error. The entropy
 moves by at most Σ_j |p_j (log p_j + H)| · δ ≤ 2 log n · δ, weights by less than δ, the mean distance by the number of
 keys times that. The standard deviation of n logits of spread R, at least R / sqrt(2n), comes from the difference of
-squares up to R², so that its error is up to sqrt(n) larger. Where this exceeds what a statistic can be at all, its range
-is what is tested.
+squares up to R², so that its error is up to sqrt(n) larger. Where this exceeds what a statistic can be at all, its
+range is what is tested.
 """
 
 from collections.abc import Callable
