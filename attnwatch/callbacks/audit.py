@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from attnwatch.agreement import together
 from attnwatch.arguments import require_int
 from attnwatch.callbacks.loading import main_process_batches
 from attnwatch.callbacks.part import TrainingPart
@@ -120,7 +121,9 @@ class Audit(TrainingPart):
         self._audited_step = run.global_step
         with self._never_fatal():
             if self._batches is None:
-                self._batches = [run.to_device(as_batch(batch)) for batch in self._raw_batches(run)]
+                raw = self._raw_batches(run)
+                # Where one process has none, the others must ask with it again.
+                self._batches = together(lambda: [run.to_device(as_batch(batch)) for batch in raw])
             found = self._audit(run, self._subject, self._batches)
             self.results.append((run.global_step, found))
             numbers = self._numbers(found)

@@ -66,9 +66,10 @@ def attention_stories(
         if not inputs.has_positions or (inputs.batch_size, inputs.num_keys) != real.shape:
             return
         weights, visible = attention_weights(inputs, torch.arange(inputs.num_queries))
+        of_keys = attention_received(inputs, None, None).float()  # what may fail comes before peers wait for it
         rolled = peers[site].mean(weights.float().mean(1)).matmul(rolled).add(rolled) / 2
         sites.append(site)
-        received.append(peers[site].mean(attention_received(inputs, None, None).float()))
+        received.append(peers[site].mean(of_keys))
         rollouts.append(rolled)
         causal.append(not bool(visible.triu(1).any()))
 

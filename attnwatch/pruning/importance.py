@@ -8,6 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attnwatch.agreement import gathered
 from attnwatch.capture import at_unpruned_heads, has_processes
 from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.gates import HeadGates
@@ -121,7 +122,12 @@ class HeadImportance:
             sums += at_unpruned_heads(gradient, site.module)
 
     def values(self) -> Importance:
-        """What it comes to; the same on all processes."""
+        """What it comes to; the same on all processes, which must all call it for the criterion "gate".
+
+        Raises:
+            ConfigurationError: a process has seen no gradients, or the criterion can't be read; for "gate", on all
+                processes alike.
+        """
         sites, _ = head_sites(self._model)
         if callable(self._criterion):
             values = _checked(self._criterion(self._model), sites)
@@ -170,18 +176,33 @@ class HeadImportance:
         return _by_head(site, products if weight is site.output_weight else products.t())
 
     def _mean_gates(self, sites: Mapping[str, HeadSite]) -> Importance:
-        if not self._sums:
-            raise ConfigurationError(
-                "`importance`: no gradients were seen yet; call update() after backward. Where the output projections "
-                "are frozen, make the HeadImportance before the forward."
-            )
-        names = sorted(self._sums)
-        packed = torch.cat([self._sums[name] for name in names])
+        heads = self._heads_with_gradients()
+        device = next(iter(self._sums.values())).device
+        packed = torch.cat([self._sums.get(name, torch.zeros(number)).to(device) for name, number in heads.items()])
         if has_processes():
             dist.all_reduce(packed)
-        packed = packed.cpu()
-        values = dict(zip(names, packed.split([len(self._sums[name]) for name in names]), strict=True))
+        values = dict(zip(heads, packed.cpu().split(list(heads.values())), strict=True))
         return {name: values[name] / values[name].norm().clamp(min=1e-30) for name in sites if name in values}
+
+    def _heads_with_gradients(self) -> dict[str, int]:
+        """How many heads each site has that got gradients on some process. Raises alike on all processes."""
+        of_all = gathered({name: len(self._sums[name]) for name in sorted(self._sums)})
+        without = [rank for rank, heads in enumerate(of_all) if not heads]
+        if without:
+            where = f" on process {', '.join(map(str, without))} of {len(of_all)}" if len(of_all) > 1 else ""
+            raise ConfigurationError(
+                f"`importance`: no gradients were seen yet{where}; call update() after backward. Where the output "
+                "projections are frozen, make the HeadImportance before the forward."
+            )
+        heads: dict[str, int] = {}
+        for rank, of_rank in enumerate(of_all):
+            for name, number in of_rank.items():
+                if heads.setdefault(name, number) != number:
+                    raise ConfigurationError(
+                        f"`importance`: {name!r} has {number} heads on process {rank} and {heads[name]} on another; "
+                        "make the same model on all."
+                    )
+        return dict(sorted(heads.items()))
 
     def _from_history(self, sites: Mapping[str, HeadSite]) -> Importance:
         statistic, importance_of = _FROM_HISTORY[self._criterion]

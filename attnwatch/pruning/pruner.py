@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attnwatch.agreement import together
 from attnwatch.errors import ConfigurationError
 from attnwatch.messages import duration, warn
 from attnwatch.pruning.cut import Cut, step_times
@@ -196,12 +197,13 @@ class HeadPruner:
         plan = self._choose(patients[0][0], target)
         if not plan.heads:
             return plan
-        surgeries = [Surgery(patient, plan.heads, optimizers) for patient, optimizers in patients]
+        # What one process can't cut, none cuts.
+        surgeries = together(lambda: [Surgery(patient, plan.heads, optimizers) for patient, optimizers in patients])
         guard = self._options.guard
         if self._watched is not None:  # judged together with this one
             self._watched.values_after.clear()
         elif guard is not None and (self._values or guard.metric is not None):  # else there is nothing to judge by
-            snapshots = [take_snapshot(*patient) for patient in patients]
+            snapshots = together(lambda: [take_snapshot(*patient) for patient in patients])
             self._watched = _Watched(len(self.cuts), self._values, snapshots)
         apply_all(surgeries)
         self._importance.reset()
@@ -232,9 +234,12 @@ class HeadPruner:
         )
 
     def _can_judge(self, watched: _Watched) -> bool:
-        last = self.cuts[-1]  # without a time before it, there is nothing to compare with
-        is_timed = last.seconds_after is not None or last.seconds_before is None
-        return (is_timed or not self._options.guard.require_speedup) and len(watched.values_after) >= self._window
+        guard, last = self._options.guard, self.cuts[-1]
+        # Without a time before the cut, there is nothing to compare with.
+        is_timed = last.seconds_after is not None or last.seconds_before is None or not guard.require_speedup
+        can_judge = is_timed and len(watched.values_after) >= self._window
+        # A metric may be logged on the first process only.
+        return can_judge if guard.metric is None else self._agree(can_judge)
 
     def _judge(self, watched: _Watched) -> list[Cut]:
         cuts, guard = self.cuts[watched.first :], self._options.guard
@@ -248,9 +253,8 @@ class HeadPruner:
             self._values = watched.values_after[-self._window :]
             return []
         try:
-            for (model, optimizers), snapshot in zip(self._patients(), watched.snapshots, strict=True):
-                restore_snapshot(model, optimizers, snapshot)
-        except ConfigurationError as error:
+            together(lambda: self._restore(watched.snapshots))
+        except (ConfigurationError, RuntimeError) as error:
             text = f"{harm}, but the cut after step {cuts[0].step} can't be taken back: {error}"
             warn(text, always=True, once_for_all=True)
             return []
@@ -262,6 +266,10 @@ class HeadPruner:
         self._after_change()
         self.heads_left = self._count_heads()
         return cuts
+
+    def _restore(self, snapshots: Sequence[Snapshot]) -> None:
+        for (model, optimizers), snapshot in zip(self._patients(), snapshots, strict=True):
+            restore_snapshot(model, optimizers, snapshot)
 
     def _no_speedup(self) -> str | None:
         first, last = self.cuts[0], self.cuts[-1]
