@@ -86,7 +86,7 @@ class Surgery:
         take = partial(_take, dim=cut.dim, kept=cut.kept)
         with torch.no_grad():
             left = take(old.detach())
-            new = replaced_parameter(old, left if cut.scale is None else left * cut.scale)
+            new = replaced_parameter(old, left if cut.scale is None else left * cut.scale())
             new.grad = None if old.grad is None else take(old.grad)
         replaced[old] = (new, take)
         self._changes.append(AttributeSwap(cut.module._parameters, cut.name, new))
