@@ -105,6 +105,7 @@ class Pruning(TrainingPart):
             self._options,
             PruningSchedule((1,), (self._options.target,)) if run.is_trial else self._schedule(run),
             agree=run.agree,
+            before_cut=self._before_cut,
             after_change=run.parameters_were_replaced,
         )
 
@@ -138,6 +139,9 @@ class Pruning(TrainingPart):
     def _detach(self) -> None:
         if self._importance is not None:
             self._importance.close()
+
+    def _before_cut(self) -> None:
+        """Nothing, where checkpoints have the whole model."""
 
     # What these share.
 

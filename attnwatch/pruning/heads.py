@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from attnwatch.capture import UNPRUNED_HEADS, find_sites, is_split, kept_heads, names_in_forward, site_name
+from attnwatch.capture import UNPRUNED_HEADS, find_sites, is_split, kept_heads, site_name
 from attnwatch.errors import ConfigurationError
-from attnwatch.pruning.layouts import SIZES, HeadLayout, is_registered, layout_of
+from attnwatch.pruning.layouts import HeadLayout, is_registered, layout_of
 from attnwatch.pruning.projections import (
     ParameterCut,
     Refused,
@@ -26,9 +26,12 @@ from attnwatch.pruning.projections import (
     num_outputs,
     refuse_hooks,
 )
-
-# Adapters of PEFT that add keys and values to attention.
-_ADAPTERS_OF_ALL_HEADS = ("PREFIX_TUNING", "ADAPTION_PROMPT")
+from attnwatch.pruning.refusals import (
+    refuse_other_forward,
+    refuse_unclaimed,
+    refuse_unknown_sizes,
+    why_no_heads,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,13 +161,13 @@ def head_sites(model: nn.Module) -> tuple[dict[str, HeadSite], dict[str, str]]:
     paths = dict(model.named_modules())
     modules = paths.values()
     uses = Counter(id(part) for module in modules for part in (*module._parameters.values(), *module._modules.values()))
-    unusable = _why_no_heads(modules)
+    unusable = why_no_heads(modules)
     for path, module in paths.items():
-        layout = layout_of(module)
-        if layout is None:
-            continue
         name = site_name(path, module)
         try:
+            layout = layout_of(module)
+            if layout is None:
+                continue
             if unusable:
                 raise Refused(unusable)
             site = _resolve(name, module, layout, paths[path.rpartition(".")[0]] if path else module)
@@ -204,9 +207,10 @@ def _resolve(name: str, module: nn.Module, layout: HeadLayout, parent: nn.Module
     numbers = tuple(range(num_heads)) if kept is None else tuple(kept.tolist())
     unpruned = getattr(module, UNPRUNED_HEADS, (num_heads, num_key_value_heads))
     site = HeadSite(name, module, layout, parent, head_dim, numbers, *unpruned, num_key_value_heads)
-    _refuse_unclaimed(site)
+    refuse_unclaimed(site)
+    refuse_other_forward(site)
     if is_registered(module) and layout.forward is None and kept is None:
-        _refuse_unknown_sizes(site)
+        refuse_unknown_sizes(site)
     return site
 
 
@@ -243,36 +247,6 @@ def _num_key_value_heads(module: nn.Module, layout: HeadLayout, num_heads: int, 
     return None if others or rest or number < 0 else number
 
 
-def _refuse_unclaimed(site: HeadSite) -> None:
-    """A parameter that nobody has told where its heads are may depend on them."""
-    layout = site.layout
-    output = () if site.is_output_outside else (layout.output,)
-    claimed = (*layout.inputs, *output, *layout.per_head, *layout.whole, *layout.head_norms)
-    for name, parameter in site.module.named_parameters():
-        if not any(name == known or name.startswith(f"{known}.") for known in claimed):
-            raise Refused(
-                f"its parameter {name} {list(parameter.shape)} is not in the layout; name it in `per_head` where it "
-                "has an entry for each head, in `whole` where it does not depend on them"
-            )
-        norm = next((known for known in layout.head_norms if name.startswith(f"{known}.")), None)
-        if norm and (name.count(".") > 1 or parameter.shape != (site.head_dim,)):
-            raise Refused(f"its {norm} normalizes all heads together, or each head with weights of its own")
-
-
-def _refuse_unknown_sizes(site: HeadSite) -> None:
-    """A number that is the module's number of heads by another name would stay what it was."""
-    known = {name for names in SIZES.values() for name in names} | set(site.layout.whole) | {site.layout.head_dim}
-    sizes = {site.num_heads, site.num_heads * site.head_dim}
-    used = names_in_forward(type(site.module))
-    for name, value in vars(site.module).items():
-        if type(value) is int and value in sizes and value > 1 and name in used and name not in known:
-            raise Refused(
-                f"its forward uses {name!r}, which is {value} like its number of heads or their features: call it "
-                f"{' or '.join(map(repr, next(iter(SIZES.values()))))}, name it in `whole` if it is something else, or "
-                "give the layout a `forward`"
-            )
-
-
 def _refuse_shared(site: HeadSite, uses: Mapping[int, int]) -> None:
     """What is used twice can't be cut for one of its users."""
     for name, parameter in (*site.module.named_parameters(), *site.projection.named_parameters()):
@@ -283,17 +257,6 @@ def _refuse_shared(site: HeadSite, uses: Mapping[int, int]) -> None:
     parts = [site.module, *projections] if site.is_output_outside else projections
     if any(uses[id(part)] > 1 for part in parts):
         raise Refused("it shares a projection, or itself, with another place of the model")
-
-
-def _why_no_heads(modules: Iterable[nn.Module]) -> str:
-    """What of the whole model is against it."""
-    for module in modules:
-        configs = getattr(module, "peft_config", None)
-        for config in configs.values() if isinstance(configs, Mapping) else ():
-            kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
-            if kind in _ADAPTERS_OF_ALL_HEADS:
-                return f"the adapter {kind} has keys and values for all heads; merge it or take it out first"
-    return ""
 
 
 def _submodule(module: nn.Module, parent: nn.Module, path: str) -> nn.Module:

@@ -19,7 +19,7 @@ from attnwatch.pruning.options import PruningOptions
 from attnwatch.pruning.plan import PruningPlan
 from attnwatch.pruning.schedule import PruningSchedule
 from attnwatch.pruning.selection import choose_heads
-from attnwatch.pruning.snapshot import Snapshot, restore_snapshot, take_snapshot
+from attnwatch.pruning.snapshot import Snapshot, check_snapshot, restore_snapshot, take_snapshot
 from attnwatch.pruning.surgery import Surgery, apply_all
 
 # Steps whose median time is compared before and after a cut.
@@ -50,6 +50,7 @@ class HeadPruner:
         importance: of the first one's heads.
         options, schedule: what goes when.
         agree: makes the first process's value that of all.
+        before_cut: called when heads are about to go.
         after_change: called when parameters were replaced.
 
     Attributes:
@@ -65,6 +66,7 @@ class HeadPruner:
         schedule: PruningSchedule,
         *,
         agree: Callable[[Any], Any] = lambda value: value,
+        before_cut: Callable[[], None] = lambda: None,
         after_change: Callable[[], None] = lambda: None,
     ):
         self.cuts: list[Cut] = []
@@ -73,7 +75,7 @@ class HeadPruner:
         self._importance = importance
         self._options = options
         self._agree = agree
-        self._after_change = after_change
+        self._before_cut, self._after_change = before_cut, after_change
         self._recovery, self._window = (
             (0, 0) if options.guard is None else options.guard.steps(schedule.gap or _STEPS_WITHOUT_A_NEXT_CUT)
         )
@@ -205,6 +207,7 @@ class HeadPruner:
         elif guard is not None and (self._values or guard.metric is not None):  # else there is nothing to judge by
             snapshots = together(lambda: [take_snapshot(*patient) for patient in patients])
             self._watched = _Watched(len(self.cuts), self._values, snapshots)
+        self._before_cut()
         apply_all(surgeries)
         self._importance.reset()
         self._after_change()
@@ -268,8 +271,11 @@ class HeadPruner:
         return cuts
 
     def _restore(self, snapshots: Sequence[Snapshot]) -> None:
-        for (model, optimizers), snapshot in zip(self._patients(), snapshots, strict=True):
-            restore_snapshot(model, optimizers, snapshot)
+        taken = list(zip(self._patients(), snapshots, strict=True))
+        for patient, snapshot in taken:
+            check_snapshot(*patient, snapshot)
+        for patient, snapshot in taken:
+            restore_snapshot(*patient, snapshot)
 
     def _no_speedup(self) -> str | None:
         first, last = self.cuts[0], self.cuts[-1]

@@ -9,7 +9,8 @@ from attnwatch.callbacks import TrainerRun
 from attnwatch.callbacks.pruning import Pruning
 from attnwatch.pruning.checkpoints import PLAN_FILE
 from attnwatch.pruning.plan import PruningPlan
-from attnwatch.pruning.state import accept_pruned_state
+from attnwatch.pruning.removed import Heads, RemovedHeads
+from attnwatch.pruning.state import StateLoader
 from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 
 
@@ -19,11 +20,37 @@ class HeadPruning(Pruning, Hooks):
 
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
         # For as long as the model lives: a trainer loads checkpoints before training begins and after it has ended.
-        accept_pruned_state(model)
+        self._removed = RemovedHeads()
+        self._loader = StateLoader(self._removed, self._heads_of_best_model, waits=True)
+        self._loader.attach(model)
+
+    def on_train_begin(self, args, state, control, **kwargs) -> None:
+        self._loader.finish()
+        super().on_train_begin(args, state, control, **kwargs)
+
+    def on_train_end(self, args, state, control, **kwargs) -> None:
+        self._loader.finish()
+        super().on_train_end(args, state, control, **kwargs)
 
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._run.refuse_shards("HeadPruning")
         super()._start(run, model)
+
+    def _before_cut(self) -> None:
+        if self._run.trainer.args.load_best_model_at_end:
+            self._removed.note(self._model)
+
+    def _heads_of_best_model(self) -> Heads | None:
+        """Those of the checkpoint that the trainer loads at the end, as far as the run knows which one that is."""
+        best = self._run.trainer.state.best_model_checkpoint if self._has_ended else None
+        if best is None or not self._removed.stages or not Path(best).is_dir():
+            return None
+        plan = Path(best, PLAN_FILE)
+        gone = PruningPlan.load(plan).heads if plan.exists() else {}
+        return {
+            site: tuple(head for head in range(number) if head not in gone.get(site, ()))
+            for site, number in PruningPlan.of(self._model).num_heads.items()
+        }
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         super().on_log(args, state, control, **kwargs)
