@@ -1,12 +1,15 @@
 """When Lightning calls what the callbacks of all trainers share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from torch.utils.hooks import RemovableHandle
 
 from attnwatch.callbacks import TrainingPart
 from attnwatch.callbacks.part import refuse_two
 from attnwatch.lightning.api import DISTRIBUTION, pl
 from attnwatch.lightning.run import LightningRun
+from attnwatch.pruning.mismatch import name_other_heads
 from attnwatch.versions import warn_if_untested
 
 
@@ -15,12 +18,14 @@ class Hooks(TrainingPart, pl.Callback):
 
     _run: LightningRun
     _restored: Mapping[str, Any] | None = None
+    _comparing: Sequence[RemovableHandle] = ()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         warn_if_untested(DISTRIBUTION)
         refuse_two(trainer.callbacks, type(self))
         if stage == "fit":  # another trainer may evaluate the module in the middle of it
             self._run = LightningRun(trainer, pl_module)
+        self._comparing = name_other_heads(pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
@@ -30,6 +35,7 @@ class Hooks(TrainingPart, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Strategies that shard parameters restore checkpoints after on_fit_start.
+        self._stop_comparing()
         restored, self._restored = self._restored, None
         self._go_on(self._run, restored)
 
@@ -53,8 +59,16 @@ class Hooks(TrainingPart, pl.Callback):
         return self._state()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop_comparing()
         self._detach()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._stop_comparing()
         if stage == "fit":
             self._detach()
+
+    def _stop_comparing(self) -> None:
+        """No checkpoint is loaded any more."""
+        for handle in self._comparing:
+            handle.remove()
+        self._comparing = ()

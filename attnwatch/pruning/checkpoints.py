@@ -162,7 +162,7 @@ def _load_adapters(directory: Path, model_class: "type[PreTrainedModel] | None",
     import peft
 
     name = folders.base_of_adapters(directory)
-    if not Path(name).is_dir() or Path(name).resolve() == directory:
+    if not name or not Path(name).is_dir() or Path(name).resolve() == directory:
         raise ConfigurationError(
             f"it holds adapters of PEFT on {name!r}, which is no folder here: load their base with load_pruned, or "
             f"with from_pretrained and then PruningPlan.load(…).apply(base), and put them on it with "
@@ -182,6 +182,10 @@ def _pruned_class(model_class: type, plan: PruningPlan | None, kept: dict[str, l
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)
         (plan or _plan_of(kept, self)).apply(self)
+        for module in self.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                # Its weights are all loaded, and transformers' initialization does not know it when it is pruned.
+                module._is_hf_initialized = True
 
     # Transformers looks up by name and module how a class's weights are called in files.
     return type(model_class.__name__, (model_class,), {"__init__": init, "__module__": model_class.__module__})

@@ -75,9 +75,13 @@ def class_of(config: Mapping[str, Any]) -> "type[PreTrainedModel]":
             return found
         what = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
         raise ConfigurationError(f"its {CONFIG_FILE} names {names[0]!r}, {what} of transformers that is no model")
-    code = " Its code lies in the folder (`auto_map`), and attnwatch runs no code of a folder." if _has_code(config) else ""
+    code = (
+        " Its code lies in the folder (`auto_map`), and attnwatch runs no code of a folder."
+        if _has_code(config)
+        else ""
+    )
     raise ConfigurationError(
-        f"its {CONFIG_FILE} names the class {names[0]!r}, which transformers does not have.{code} Import or build the "
+        f"its {CONFIG_FILE} names the class {names[0]!r}, which is not found in transformers.{code} Import or build the "
         "class yourself and give it as `model_class`"
     )
 
