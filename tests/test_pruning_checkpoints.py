@@ -229,7 +229,7 @@ def test_what_can_not_be_saved_is_refused(tmp_path):
         with pytest.raises(ConfigurationError, match="`model` must be a transformers model, got "):
             save_pruned(model, tmp_path / "model")
     namesake = type("LlamaForCausalLM", (hf.LlamaForCausalLM,), {})(llama().config)
-    with pytest.raises(ConfigurationError, match="has the name of another class, of transformers.models.llama"):
+    with pytest.raises(ConfigurationError, match=r"has the name of another class, of transformers.models.llama"):
         save_pruned(namesake, tmp_path / "model")
     assert files(tmp_path) == {"file"}
 
@@ -335,7 +335,7 @@ def test_own_class_is_saved_and_loaded_by_name(tmp_path, heads):
     loaded = load_pruned(tmp_path, model_class=Reader)
     assert type(loaded) is Reader
     assert torch.equal(result(loaded), result(model))
-    with pytest.raises(ConfigurationError, match="class 'Reader', which is not found in transformers.*`model_class`"):
+    with pytest.raises(ConfigurationError, match=r"class 'Reader', which is not found in transformers.*`model_class`"):
         load_pruned(tmp_path)
     for wrong in (nn.Linear, "Reader", hf.AutoModel, hf.PreTrainedModel, model):
         with pytest.raises(ConfigurationError, match="`model_class` must be a subclass of PreTrainedModel, got"):

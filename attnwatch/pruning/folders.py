@@ -81,8 +81,8 @@ def class_of(config: Mapping[str, Any]) -> "type[PreTrainedModel]":
         else ""
     )
     raise ConfigurationError(
-        f"its {CONFIG_FILE} names the class {names[0]!r}, which is not found in transformers.{code} Import or build the "
-        "class yourself and give it as `model_class`"
+        f"its {CONFIG_FILE} names the class {names[0]!r}, which is not found in transformers.{code} Import the class "
+        "yourself and give it as `model_class`"
     )
 
 

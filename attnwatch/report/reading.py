@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.subject import Batch
 from attnwatch.pruning.checkpoints import load_pruned
+from attnwatch.pruning.folders import model_folder
 
 _SEQUENCES_PER_BATCH = 8
 # Shorter ends of a text say little.
@@ -56,6 +57,8 @@ def read(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) ->
             without a label among others that have one.
     """
     model = load_pruned(directory)
+    if hasattr(model, "merge_and_unload"):  # adapters of PEFT
+        model = model.merge_and_unload()
     _refuse_other_inputs(model)
     tokenizer = _tokenizer(directory)
     content = _content(text)
@@ -95,7 +98,7 @@ def _tokenizer(directory: Path) -> Any:
     import transformers
 
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder(directory), trust_remote_code=False)
     except Exception as error:
         raise _no_tokenizer(directory, f"that transformers can load ({error})") from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers 5 makes one of no files
