@@ -2,6 +2,7 @@
 
 import contextlib
 import fnmatch
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
 PLAN_FILE = "pruning_plan.json"
 # What else a saved model consists of; other files in a folder are somebody else's.
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*", PLAN_FILE)
+
+# Encoders are often saved without the layer above their first token, and nobody asks for it.
+_MAY_BE_MISSING = re.compile(r"(^|\.)pooler\.")
+_SHOWN = 4
 
 
 def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
@@ -144,10 +149,15 @@ def _load(directory: Path, model_class: "type[PreTrainedModel] | None", options:
     options = {**options, "trust_remote_code": False, "weights_only": True}
     plan = PruningPlan.load(directory / PLAN_FILE) if (directory / PLAN_FILE).exists() else None
     kept = saved_heads(files)
+    options["output_loading_info"] = True
     if plan is None and not kept:
-        return model_class.from_pretrained(directory, **options)
+        model, found = model_class.from_pretrained(directory, **options)
+        lacking = sorted(name for name in found["missing_keys"] if not _MAY_BE_MISSING.search(name))
+        if lacking:
+            raise ConfigurationError(f"the weights lack {_listed(lacking)}, which would be random numbers")
+        return model
     model, found = _pruned_class(model_class, plan, kept).from_pretrained(
-        directory, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        directory, ignore_mismatched_sizes=True, **options
     )
     wrong = {name: sorted(map(str, found[name])) for name in found if found[name]}
     if wrong:
@@ -196,6 +206,10 @@ def _plan_of(kept: dict[str, list[int]], model: nn.Module) -> PruningPlan:
     return PruningPlan.leaving(
         sites_of(kept, model, sites), {name: site.num_unpruned_heads for name, site in sites.items()}
     )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _words(error: Exception) -> str:

@@ -89,7 +89,8 @@ def class_of(config: Mapping[str, Any]) -> "type[PreTrainedModel]":
 def is_model_class(found: object) -> bool:
     from transformers import PreTrainedModel
 
-    return isinstance(found, type) and issubclass(found, PreTrainedModel) and found is not PreTrainedModel
+    is_one = isinstance(found, type) and issubclass(found, PreTrainedModel)
+    return is_one and found.forward is not PreTrainedModel.forward  # base classes of a family have none
 
 
 def found_by_name(model_class: type) -> Any:
@@ -138,11 +139,12 @@ def refuse_downloaded_code(config: Mapping[str, Any]) -> None:
 def refuse_impossible_sizes(model_class: "type[PreTrainedModel]", directory: Path, files: Iterable[Path]) -> None:
     """Raise a `ConfigurationError` where a config.json describes far more than the weights beside it can hold."""
     for name, value in _entries(config_of(directory)):
-        is_number = isinstance(value, int | float) and any(word in name for word in _LAYER_WORDS)
+        is_number = isinstance(value, int | float) and any(word in name.rpartition(".")[2] for word in _LAYER_WORDS)
         if is_number and value > _MOST_LAYERS:
             raise ConfigurationError(f"its {CONFIG_FILE} has {name}: {value}, more than any model of transformers has")
     stored = sum(file.stat().st_size for file in files)
     config = model_class.config_class.from_pretrained(directory)
+    config._attn_implementation = "eager"  # others may be looked up on the Hub
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         built = model_class(config)
     parameters = sum(parameter.numel() for parameter in built.parameters())
@@ -155,12 +157,12 @@ def refuse_impossible_sizes(model_class: "type[PreTrainedModel]", directory: Pat
 
 
 def _entries(content: object) -> Iterator[tuple[str, object]]:
-    """All names and values of nested JSON that are not objects or lists themselves."""
+    """All values of nested JSON that are not objects or lists themselves, with their dotted names."""
     stack: list[tuple[str, object]] = [("", content)]
     while stack:
         name, value = stack.pop()
         if isinstance(value, Mapping):
-            stack += [(str(key), each) for key, each in value.items()]
+            stack += [(f"{name}.{key}".lstrip("."), each) for key, each in value.items()]
         elif isinstance(value, list):
             stack += [(name, each) for each in value]
         else:
