@@ -1,13 +1,16 @@
 """When Lightning calls what the callbacks of all trainers share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from torch.utils.hooks import RemovableHandle
 
 from attnwatch.callbacks import TrainingPart
 from attnwatch.callbacks.documentation import Kind, documented
 from attnwatch.callbacks.part import refuse_two, wrong_trainer
 from attnwatch.lightning.api import DISTRIBUTION, pl
 from attnwatch.lightning.run import LightningRun
+from attnwatch.pruning.mismatch import name_other_heads
 from attnwatch.versions import begin_run, warn_if_untested
 
 
@@ -30,6 +33,7 @@ class Hooks(TrainingPart, pl.Callback):
     _restored: Mapping[str, Any] | None = None
     _earlier: tuple[int, Mapping[str, Any]] | None = None
     """(its last step, its state), of a fit that may go on."""
+    _comparing: Sequence[RemovableHandle] = ()
     _is_set_up = False
 
     @property
@@ -51,6 +55,7 @@ class Hooks(TrainingPart, pl.Callback):
             last, self._run = self._run, LightningRun(trainer, pl_module)
             goes_on = last is not None and last.arguments == self._run.arguments
             self._earlier = (trainer.global_step, self._state()) if goes_on else None
+        self._comparing = name_other_heads(pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
@@ -60,6 +65,7 @@ class Hooks(TrainingPart, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Strategies that shard parameters restore checkpoints after on_fit_start.
+        self._stop_comparing()
         restored, self._restored = self._restored, None
         earlier, self._earlier = self._earlier, None
         if restored is None and earlier is not None and earlier[0] == trainer.global_step > 0:
@@ -86,6 +92,7 @@ class Hooks(TrainingPart, pl.Callback):
         return self._state()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop_comparing()
         if trainer.state.fn == "fit" and self._run is not None:
             self._run.has_ended = True
             self._break_off(self._run)  # loggers are closed next
@@ -99,5 +106,12 @@ class Hooks(TrainingPart, pl.Callback):
     on_train_begin = on_prediction_step = on_evaluate = on_predict = on_log = on_init_end
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._stop_comparing()
         if stage == "fit":
             self._detach()
+
+    def _stop_comparing(self) -> None:
+        """No checkpoint is loaded any more."""
+        for handle in self._comparing:
+            handle.remove()
+        self._comparing = ()

@@ -13,4 +13,5 @@ class TokenDropping(Dropping, Hooks):
             self._attach_for_good(pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         self._detach()

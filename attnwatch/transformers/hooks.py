@@ -1,17 +1,19 @@
 """When the transformers Trainer calls what the callbacks of all trainers share, and what is kept in its checkpoints."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from attnwatch.callbacks import TrainingPart
 from attnwatch.callbacks.documentation import Kind, documented
 from attnwatch.callbacks.part import refuse_two, wrong_trainer
+from attnwatch.pruning.mismatch import name_other_heads
 from attnwatch.transformers.run import TransformersRun
 from attnwatch.transformers.trainer import listen, trainer_of, unlisten
 from attnwatch.versions import begin_run, warn_if_untested
@@ -35,10 +37,16 @@ class Hooks(TrainingPart, TrainerCallback):
     _run: TransformersRun | None = None
     _loss: Tensor | None = None
     _has_ended = False
+    _comparing: Sequence[RemovableHandle] = ()
     _state_file: str
     """In the folders of checkpoints."""
 
+    def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
+        self._comparing = name_other_heads(model)
+
     def on_train_begin(self, args, state, control, **kwargs) -> None:
+        for handle in self._comparing:  # a checkpoint that is resumed from was loaded before
+            handle.remove()
         trainer, checkpoint = trainer_of(self)
         self._run, self._loss, self._has_ended = TransformersRun(trainer), None, False
         refuse_two(self._run.callbacks, type(self))

@@ -7,6 +7,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from attnwatch.callbacks import TrainerRun
 from attnwatch.callbacks.pruning import Pruning
+from attnwatch.messages import warn
 from attnwatch.pruning.checkpoints import PLAN_FILE
 from attnwatch.pruning.plan import PruningPlan
 from attnwatch.pruning.removed import Heads, RemovedHeads
@@ -19,6 +20,7 @@ class HeadPruning(Pruning, Hooks):
     _state_file = "head_pruning.pt"
 
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
+        super().on_init_end(args, state, control, model=model, **kwargs)
         # For as long as the model lives: a trainer loads checkpoints before training begins and after it has ended.
         self._removed = RemovedHeads()
         self._loader = StateLoader(self._removed, self._heads_of_best_model, waits=True)
@@ -66,6 +68,28 @@ class HeadPruning(Pruning, Hooks):
         plan = PruningPlan.of(self._model)
         if args.should_save and folder.is_dir() and plan.heads:
             plan.save(folder / PLAN_FILE)
+
+    def _end(self, run: TrainerRun) -> None:
+        super()._end(run)
+        plan = PruningPlan.of(self._model)
+        if not plan.heads:
+            return
+        run.tell(
+            "heads were removed: from_pretrained can't load what save_model or save_pretrained write of this model, "
+            "attnwatch.load_pruned(folder) can; attnwatch.save_pruned(model, folder) writes a folder that "
+            "from_pretrained loads, where all layers have equally many heads and the model's family allows it."
+        )
+        if hasattr(self._model, "peft_config") and run.is_main_process:
+            self._keep_plan_of_base(plan, Path(run.trainer.args.output_dir, PLAN_FILE))
+
+    def _keep_plan_of_base(self, plan: PruningPlan, path: Path) -> None:
+        """Adapters are saved without their base, so that nothing else would say which heads it lost."""
+        try:
+            plan.save(path)
+        except OSError as error:
+            warn(f"{path} could not be written ({error}): save `PruningPlan.of(model)` beside the adapters yourself.")
+        else:
+            self._run.tell(f"the heads that the adapters' base lost are in {path}; keep it beside the adapters.")
 
     def _record_from(self, numbers: dict[str, float] | None) -> None:
         if self._pruner is not None and self._metric is not None and self._metric in (numbers or {}):

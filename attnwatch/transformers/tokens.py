@@ -9,6 +9,7 @@ class TokenDropping(Dropping, Hooks):
     _state_file = "token_dropping.pt"
 
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
+        super().on_init_end(args, state, control, model=model, **kwargs)
         self._attach_for_good(model)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
