@@ -17,7 +17,9 @@ from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thre
 from attnwatch.errors import ConfigurationError
 from attnwatch.messages import warn
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
+from attnwatch.states import check_format, with_format
 
+_STATE_FORMAT = 1
 _SHARE_OF_TIME_TO_DRAW = 0.005
 
 
@@ -101,7 +103,12 @@ class Monitor(TrainingPart):
         self._drawn_step = 0
         self._next_figures_time = 0.0
         self._publisher = Publisher(self._max_layer_curves)
-        self._actions.load_state_dict([])
+        self._actions.reset()
+
+    @property
+    def steers_training(self) -> bool:
+        """Whether something that is found may change the training."""
+        return self._actions.may_act
 
     @property
     def history(self) -> AttentionHistory:
@@ -122,14 +129,15 @@ class Monitor(TrainingPart):
         if not state:
             return
         try:
+            check_format(state, _STATE_FORMAT, type(self).__name__)
             self._recorder.load_state_dict(state["recorder"])
+            self._actions.load_state_dict(state["findings"])
         except ConfigurationError as error:
             warn(f"the checkpoint's history is not continued, a new one begins: {error}")
             return
         self._published_step = state["published_step"]
         self._published_observations = self._recorder.num_observations
         self._drawn_step = state["drawn_step"]
-        self._actions.load_state_dict(state["findings"])
 
     def _begin_batch(self, run: TrainerRun) -> None:
         self._batch_step = run.global_step
@@ -172,12 +180,13 @@ class Monitor(TrainingPart):
         if self._recorder is None:
             return {}
         self._recorder.flush()
-        return {
+        state = {
             "recorder": self._recorder.state_dict(),
             "published_step": self._published_step,
             "drawn_step": self._drawn_step,
             "findings": self._actions.state_dict(),
         }
+        return with_format(_STATE_FORMAT, state)
 
     def _detach(self) -> None:
         self._batch.close()

@@ -13,6 +13,20 @@ from attnwatch.errors import ConfigurationError
 class TrainingPart:
     """Called by the hooks of a trainer."""
 
+    steers_training = False
+    """Whether the training would be another one without it, or without its state in a checkpoint."""
+
+    @property
+    def state_key(self) -> str:
+        """What tells it from a trainer's other callbacks, in every run alike."""
+        name = type(self).__qualname__
+        return f"{name}{self._told_apart_by}" if self._told_apart_by else name
+
+    @property
+    def _told_apart_by(self) -> dict[str, Any]:
+        """Arguments in which several of a kind must differ to be in one trainer; empty where it takes one only."""
+        return {}
+
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         """Before training. Raises what stops it: errors of the user's configuration."""
         raise NotImplementedError
@@ -54,7 +68,17 @@ class TrainingPart:
         raise NotImplementedError
 
 
-def refuse_two(callbacks: Iterable[object], kind: type) -> None:
-    """Raises a `ConfigurationError` where a trainer has two callbacks of a kind of which one must do."""
-    if sum(isinstance(callback, kind) for callback in callbacks) > 1:
-        raise ConfigurationError(f"`callbacks` has two {kind.__name__}: a trainer takes one, remove the other.")
+def refuse_two(callbacks: Iterable[object], part: TrainingPart) -> None:
+    """Check that a trainer has only one of a callback.
+
+    Raises:
+        ConfigurationError: it has two that do the same.
+    """
+    of_kind = [callback for callback in callbacks if isinstance(callback, type(part))]
+    alike = [callback for callback in of_kind if callback._told_apart_by == part._told_apart_by]
+    if len(alike) > 1:
+        which = " and ".join(f"{name}={value!r}" for name, value in part._told_apart_by.items())
+        raise ConfigurationError(
+            f"`callbacks` has two {type(part).__name__}{which and f' with {which}'}: a trainer takes one, remove the "
+            "other."
+        )

@@ -18,7 +18,7 @@ class Hooks(TrainingPart, pl.Callback):
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         warn_if_untested(DISTRIBUTION)
-        refuse_two(trainer.callbacks, type(self))
+        refuse_two(trainer.callbacks, self)
         if stage == "fit":  # another trainer may evaluate the module in the middle of it
             self._run = LightningRun(trainer, pl_module)
 

@@ -10,8 +10,6 @@ from attnwatch.transformers.run import TransformersRun
 class OcclusionAudit(Occluding, Hooks):
     # Its documentation is that of `Occluding`.
 
-    _state_file = "occlusion_audit.pt"
-
     def _start(self, run: TransformersRun, model: nn.Module) -> None:
         """The trainer's tokenizer is used where none was given."""
         processing = getattr(run.trainer, "processing_class", None)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from torch import nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from attnwatch.callbacks import TrainerRun
 from attnwatch.callbacks.pruning import Pruning
@@ -15,8 +14,6 @@ from attnwatch.transformers.hooks import Hooks
 
 class HeadPruning(Pruning, Hooks):
     # Its documentation is that of `Pruning`.
-
-    _state_file = "head_pruning.pt"
 
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
         # For as long as the model lives: a trainer loads checkpoints before training begins and after it has ended.
@@ -33,12 +30,10 @@ class HeadPruning(Pruning, Hooks):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
         self._record_from(metrics)
 
-    def on_save(self, args, state, control, **kwargs) -> None:
-        """With a plan, so that `attnwatch.load_pruned` loads the checkpoint."""
-        super().on_save(args, state, control, **kwargs)
-        folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+    def write_beside(self, folder: Path) -> None:
+        """Write a plan, so that `attnwatch.load_pruned` loads the checkpoint."""
         plan = PruningPlan.of(self._model)
-        if args.should_save and folder.is_dir() and plan.heads:
+        if plan.heads:
             plan.save(folder / PLAN_FILE)
 
     def _record_from(self, numbers: dict[str, float] | None) -> None:

@@ -7,8 +7,6 @@ from attnwatch.transformers.hooks import Hooks
 class TokenDropping(Dropping, Hooks):
     # Its documentation is that of `Dropping`.
 
-    _state_file = "token_dropping.pt"
-
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
         self._attach_for_good(model)
 
