@@ -1,7 +1,7 @@
-"""What attnwatch keeps in the checkpoints of the transformers Trainer: one file, and a mark that says it must be there.
+"""What attnwatch keeps in the checkpoints of the transformers Trainer: one file, and a mark that it must be there.
 
-The Trainer writes a checkpoint file by file, and `trainer_state.json` near the end. So a checkpoint that it resumes from
-may lack a file of ours. The mark travels in `trainer_state.json` itself.
+The Trainer writes a checkpoint file by file, `trainer_state.json` near the end. A checkpoint that it resumes from may
+lack a file of ours. The mark travels in `trainer_state.json` itself.
 """
 
 import io

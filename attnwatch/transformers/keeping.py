@@ -1,7 +1,7 @@
 """When the callbacks of a trainer write their states, and get them back."""
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -46,8 +46,8 @@ class Kept(Protocol):
 class Keeper:
     """Writes the states of all callbacks of one trainer to its checkpoints, one file in each.
 
-    The trainer saves the model first. Where the disk has room the states follow at once, before `trainer_state.json` and
-    before older checkpoints are deleted: a process that is killed then leaves the old checkpoint or the new one whole.
+    The trainer saves the model first. Where the disk has room the states follow at once, before `trainer_state.json`
+    and before older checkpoints are deleted: a process that is killed leaves the old checkpoint or the new one whole.
     Else they come last, so that they never take the room of what the trainer writes.
     """
 
@@ -66,7 +66,7 @@ class Keeper:
     def begin(self, folder: Path) -> None:
         """The trainer has saved the model to the folder of a checkpoint. All processes call it."""
         self._collect(folder)
-        if not self._trainer.args.should_save:
+        if not (self._trainer.args.should_save and self._has_room(folder)):
             return
         with contextlib.suppress(Exception):  # the trainer may delete older checkpoints first: `finish` tries again
             self._write()
@@ -93,8 +93,8 @@ class Keeper:
         except Exception as error:
             consequence = "can't be resumed from with these callbacks" if _steering(self._parts) else "lacks them"
             self._warn_once(
-                f"the states of {', '.join(part.state_key for part in self._parts)} could not be written, training goes on; "
-                f"a checkpoint without them {consequence}. Make room, and save again",
+                f"the states of {', '.join(part.state_key for part in self._parts)} could not be written, training "
+                f"goes on; a checkpoint without them {consequence}. Make room on the disk",
                 f" ({self._begun[1] / STATE_FILE}: {type(error).__name__}: {error})",
             )
 
