@@ -145,22 +145,31 @@ def _compared(found: dict[str, Any], expected: dict[str, Any]) -> str:
     return f"different: {different}" if different else "equal"
 
 
-def main(directory: Path, number: int, writer: str) -> None:
-    """Kill so many trainings, resume each, and write what came of them to outcomes.json.
+def killed_and_resumed(directory: Path, number: int, writer: str) -> dict[str, list]:
+    """Kill so many trainings while a method of the keeper writes, and resume them.
 
     Of those that left files of the same names, one is resumed.
+
+    Returns:
+        Name of a training to [names of the files in its checkpoint, its outcome].
     """
-    if writer == "finish":
-        keeping._BYTES_PER_PARAMETER = float("inf")  # as on a disk that is almost full: the states are written last
+    directory.mkdir()
     killing = Killing(directory, number, writer)
     expected = training(directory / "whole", killing)
-    of_content, outcomes = {}, {}
+    outcomes: dict[tuple[str, ...], list] = {}
     for folder in killing.folders:
         names = tuple(sorted(_TEMPORARY.sub("", file.name) for file in (folder / SAVED).iterdir()))
-        if names not in of_content:
-            of_content[names] = folder.name
-            outcomes[folder.name] = [names, _in_child(folder, expected)]
-    (directory / "outcomes.json").write_text(json.dumps(outcomes))
+        if names not in outcomes:
+            outcomes[names] = [folder.name, _in_child(folder, expected)]
+    return {name: [names, of_name] for names, (name, of_name) in outcomes.items()}
+
+
+def main(directory: Path) -> None:
+    """Write to outcomes.json what came of trainings with a disk that has room and with one that is almost full."""
+    with_room = killed_and_resumed(directory / "room", 10, "begin")
+    keeping._BYTES_PER_PARAMETER = float("inf")
+    almost_full = killed_and_resumed(directory / "almost full", 30, "finish")
+    (directory / "outcomes.json").write_text(json.dumps({"room": with_room, "almost full": almost_full}))
 
 
 def _in_child(folder: Path, expected: dict[str, Any]) -> str:
@@ -185,7 +194,3 @@ def _equal(first: Any, second: Any) -> bool:
     if isinstance(first, torch.Tensor):
         return first.shape == second.shape and torch.equal(first.nan_to_num(9.0), second.nan_to_num(9.0))
     return first == second
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

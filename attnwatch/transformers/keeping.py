@@ -130,7 +130,8 @@ def restored_states(parts: Sequence[Kept], checkpoint: Path | None, trainer: Tra
     if _steering(known):
         raise ConfigurationError(f"`resume_from_checkpoint`: {lost_states(checkpoint, step, names, reason)}")
     warn(
-        f"{checkpoint}: {STATE_FILE}, with the state of {', '.join(names)}, {reason}: what was watched before is lost."
+        f"{str(checkpoint / STATE_FILE)!r}, with the state of {', '.join(names)}, {reason}. What was watched before is "
+        "lost; the training goes on as it would have."
     )
     return {}
 
