@@ -15,8 +15,10 @@ from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.subject import Batch, Forward, Subject, as_batch
-from attnwatch.messages import WarnOnce
+from attnwatch.messages import WarnOnce, warn
+from attnwatch.states import check_format, with_format
 
+_STATE_FORMAT = 1
 # Of models with more layers, so many have curves of their own: more can't be read.
 MOST_LAYER_CURVES = 12
 
@@ -93,7 +95,13 @@ class Audit(TrainingPart):
     def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         self._last_step = run.global_step
         self._audited_step = None
-        if state:
+        if not state:
+            return
+        try:
+            check_format(state, _STATE_FORMAT, type(self).__name__)
+        except ConfigurationError as error:
+            warn(f"the checkpoint's results of {type(self).__name__} are not continued: {error}")
+        else:
             self.results = [(step, self._Found(**fields)) for step, fields in state["results"]]
 
     def _begin_batch(self, run: TrainerRun) -> None:
@@ -110,7 +118,7 @@ class Audit(TrainingPart):
             self._look(run)
 
     def _state(self) -> dict[str, Any]:
-        return {"results": [(step, dict(vars(found))) for step, found in self.results]}
+        return with_format(_STATE_FORMAT, {"results": [(step, dict(vars(found))) for step, found in self.results]})
 
     def _detach(self) -> None:
         self._batches = self._given = self._subject = None

@@ -17,6 +17,9 @@ from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thre
 from attnwatch.errors import ConfigurationError
 from attnwatch.messages import has_other_processes, warn
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
+from attnwatch.states import check_format, with_format
+
+_STATE_FORMAT = 1
 
 
 class Monitor(TrainingPart):
@@ -98,7 +101,12 @@ class Monitor(TrainingPart):
         self._total_steps: int | None = None
         self._publisher = Publisher(self._max_layer_curves)
         self._pictures = Pictures(self._figures_every_n_steps, self._publisher)
-        self._actions.load_state_dict([])
+        self._actions.reset()
+
+    @property
+    def steers_training(self) -> bool:
+        """Whether something that is found may change the training."""
+        return self._actions.may_act
 
     @property
     def history(self) -> AttentionHistory:
@@ -130,14 +138,15 @@ class Monitor(TrainingPart):
         if not state:
             return
         try:
+            check_format(state, _STATE_FORMAT, type(self).__name__)
             self._recorder.load_state_dict(state["recorder"])
+            self._actions.load_state_dict(state["findings"])
         except ConfigurationError as error:
             warn(f"the checkpoint's history is not continued, a new one begins: {error}", once_for_all=True)
             return
         self._published_step = state["published_step"]
         self._published_observations = self._recorder.num_observations
         self._pictures.drawn_step = state["drawn_step"]
-        self._actions.load_state_dict(state["findings"])
 
     def _begin_batch(self, run: TrainerRun) -> None:
         self._batch_step = run.global_step
@@ -192,12 +201,13 @@ class Monitor(TrainingPart):
         if self._recorder is None:
             return {}
         self._recorder.flush()
-        return {
+        state = {
             "recorder": self._recorder.state_dict(),
             "published_step": self._published_step,
             "drawn_step": self._pictures.drawn_step,
             "findings": self._actions.state_dict(),
         }
+        return with_format(_STATE_FORMAT, state)
 
     def _detach(self) -> None:
         self._batch.close()

@@ -16,6 +16,19 @@ class TrainingPart:
 
     workload: float = 1.0
     """Share of the heads, or tokens, that a step computes now. Times of steps are compared at equal shares only."""
+    steers_training = False
+    """Whether the training would be another one without it, or without its state in a checkpoint."""
+
+    @property
+    def state_key(self) -> str:
+        """What tells it from a trainer's other callbacks, in every run alike."""
+        name = type(self).__qualname__
+        return f"{name}{self.told_apart_by}" if self.told_apart_by else name
+
+    @property
+    def told_apart_by(self) -> dict[str, Any]:
+        """Arguments in which several of a kind must differ to be in one trainer; empty where it takes one only."""
+        return {}
 
     @property
     def changes(self) -> list[tuple[int, str]]:
@@ -96,7 +109,17 @@ def wrong_trainer(callback: object, *, given_to: str, right: str) -> Configurati
     )
 
 
-def refuse_two(callbacks: Iterable[object], kind: type) -> None:
-    """Raises a `ConfigurationError` where a trainer has two callbacks of a kind of which one must do."""
-    if sum(isinstance(callback, kind) for callback in callbacks) > 1:
-        raise ConfigurationError(f"`callbacks` has two {kind.__name__}: a trainer takes one, remove the other.")
+def refuse_two(callbacks: Iterable[object], part: TrainingPart) -> None:
+    """Check that a trainer has only one of a callback.
+
+    Raises:
+        ConfigurationError: it has two that do the same.
+    """
+    of_kind = [callback for callback in callbacks if isinstance(callback, type(part))]
+    alike = [callback for callback in of_kind if callback.told_apart_by == part.told_apart_by]
+    if len(alike) > 1:
+        which = " and ".join(f"{name}={value!r}" for name, value in part.told_apart_by.items())
+        raise ConfigurationError(
+            f"`callbacks` has two {type(part).__name__}{which and f' with {which}'}: a trainer takes one, remove the "
+            "other."
+        )

@@ -51,6 +51,8 @@ class Pruning(TrainingPart):
             removed, or its parameters are sharded.
     """
 
+    steers_training = True
+
     def __init__(
         self,
         target: float = 0.5,

@@ -35,6 +35,8 @@ class Dropping(TrainingPart):
         ConfigurationError: an argument is wrong, or when training starts, if tokens can't be dropped in the model.
     """
 
+    steers_training = True
+
     def __init__(
         self,
         keep_ratio: float | KeepSchedule = 0.5,

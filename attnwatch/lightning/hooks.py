@@ -46,7 +46,7 @@ class Hooks(TrainingPart, pl.Callback):
         return super().state_key if self._is_set_up else f"{super().state_key} {id(self)}"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        refuse_two(trainer.callbacks, type(self))
+        refuse_two(trainer.callbacks, self)
         self._is_set_up = True
         if stage == "fit" and next(each for each in trainer.callbacks if isinstance(each, Hooks)) is self:
             begin_run(pl_module)

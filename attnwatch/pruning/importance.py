@@ -14,10 +14,12 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.gates import HeadGates
 from attnwatch.pruning.heads import HeadSite, head_sites
 from attnwatch.recorder import AttentionHistory
+from attnwatch.states import check_format, with_format
 
 Importance = dict[str, Tensor]
 """Per site float32 [heads of the unpruned model], on the CPU; nan where a head is gone."""
 
+_STATE_FORMAT = 1
 # Of attention statistics, the mean of the latest observations counts.
 _OBSERVATIONS = 20
 
@@ -151,9 +153,16 @@ class HeadImportance:
         self._gates.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": {name: sums.cpu().clone() for name, sums in self._sums.items()}}
+        """Return the sums over the gradients so far."""
+        return with_format(_STATE_FORMAT, {"sums": {name: sums.cpu().clone() for name, sums in self._sums.items()}})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ConfigurationError: `state` is of another version.
+        """
+        check_format(state, _STATE_FORMAT, "HeadImportance")
         device = {name: site.output.weight.device for name, site in head_sites(self._model)[0].items()}
         self._sums = {name: sums.to(device[name], copy=True) for name, sums in state["sums"].items() if name in device}
 

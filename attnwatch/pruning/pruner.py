@@ -21,7 +21,9 @@ from attnwatch.pruning.schedule import PruningSchedule
 from attnwatch.pruning.selection import choose_heads
 from attnwatch.pruning.snapshot import Snapshot, check_snapshot, restore_snapshot, take_snapshot
 from attnwatch.pruning.surgery import Surgery, apply_all
+from attnwatch.states import check_format, with_format
 
+_STATE_FORMAT = 1
 # Steps whose median time is compared before and after a cut.
 _TIMED_STEPS = 20
 # The last cut, or the only one, is judged after so many steps.
@@ -116,7 +118,7 @@ class HeadPruner:
 
     def state_dict(self) -> dict[str, Any]:
         watched = self._watched
-        return {
+        state = {
             "step": self._step,
             "settings": self._settings,
             "has_ended": self._has_ended,
@@ -134,8 +136,15 @@ class HeadPruner:
             },
             "importance": self._importance.state_dict(),
         }
+        return with_format(_STATE_FORMAT, state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, with a model that has the heads of then.
+
+        Raises:
+            ConfigurationError: `state` is of another version.
+        """
+        check_format(state, _STATE_FORMAT, "HeadPruner")
         self._step = self._scheduled_until = state["step"]
         self._has_ended = state["has_ended"]
         changed = {name: now for name, now in self._settings.items() if state["settings"][name] != now}

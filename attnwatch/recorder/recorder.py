@@ -18,6 +18,7 @@ from attnwatch.recorder.history import AttentionHistory
 from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
+from attnwatch.states import check_format, with_format
 
 _STATE_FORMAT = 1
 
@@ -179,13 +180,13 @@ class AttentionRecorder:
         if self._processes is None:
             self.flush()
         self._group.compute()
-        return {
-            "format": _STATE_FORMAT,
+        state = {
             "last_step": self._last_step,
             "last_due": self._last_due,
             "history": self._buffer.state_dict(),
             "pending": self._pending.state_dict(),
         }
+        return with_format(_STATE_FORMAT, state)
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state_dict` was taken.
@@ -193,11 +194,7 @@ class AttentionRecorder:
         Raises:
             ConfigurationError: the state is of another version or of a model with other sites.
         """
-        if state.get("format") != _STATE_FORMAT:
-            raise ConfigurationError(
-                f"`state` has format {state.get('format')!r}, expected {_STATE_FORMAT}: "
-                "it was written by another version of attnwatch."
-            )
+        check_format(state, _STATE_FORMAT, "AttentionRecorder")
         self._group.clear()
         self._buffer.load_state_dict(state["history"])
         self._pending.load_state_dict(state["pending"])

@@ -6,4 +6,4 @@ from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 
 @documented_for_transformers('ConfidenceProbe("questions.jsonl")')
 class ConfidenceProbe(Asking, Hooks):
-    _state_file = "confidence_probe.pt"
+    pass

@@ -6,4 +6,4 @@ from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 
 @documented_for_transformers("AttentionMonitor()")
 class AttentionMonitor(Monitor, Hooks):
-    _state_file = "attention_monitor.pt"
+    pass

@@ -9,8 +9,6 @@ from attnwatch.transformers.run import TransformersRun
 
 @documented_for_transformers("OcclusionAudit(every_n_steps=500)")
 class OcclusionAudit(Occluding, Hooks):
-    _state_file = "occlusion_audit.pt"
-
     def _start(self, run: TransformersRun, model: nn.Module) -> None:
         """The trainer's tokenizer is used where none was given."""
         processing = getattr(run.trainer, "processing_class", None)

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from torch import nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from attnwatch.callbacks import TrainerRun
 from attnwatch.callbacks.pruning import Pruning
@@ -17,8 +16,6 @@ from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 
 @documented_for_transformers("HeadPruning(target=0.5)")
 class HeadPruning(Pruning, Hooks):
-    _state_file = "head_pruning.pt"
-
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
         super().on_init_end(args, state, control, model=model, **kwargs)
         # For as long as the model lives: a trainer loads checkpoints before training begins and after it has ended.
@@ -61,12 +58,10 @@ class HeadPruning(Pruning, Hooks):
     def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
         self._record_from(metrics)
 
-    def on_save(self, args, state, control, **kwargs) -> None:
-        """With a plan, so that `attnwatch.load_pruned` loads the checkpoint."""
-        super().on_save(args, state, control, **kwargs)
-        folder = Path(args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}")
+    def write_beside(self, folder: Path) -> None:
+        """Write a plan, so that `attnwatch.load_pruned` loads the checkpoint."""
         plan = PruningPlan.of(self._model)
-        if args.should_save and folder.is_dir() and plan.heads:
+        if plan.heads:
             plan.save(folder / PLAN_FILE)
 
     def _end(self, run: TrainerRun) -> None:

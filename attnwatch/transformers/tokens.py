@@ -6,8 +6,6 @@ from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 
 @documented_for_transformers("TokenDropping(keep_ratio=0.5)")
 class TokenDropping(Dropping, Hooks):
-    _state_file = "token_dropping.pt"
-
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
         super().on_init_end(args, state, control, model=model, **kwargs)
         self._attach_for_good(model)
