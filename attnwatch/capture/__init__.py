@@ -2,6 +2,8 @@
 
 from attnwatch.capture.capture import OBSERVED, Capture, Observer
 from attnwatch.capture.delivery import NOT_IN_CUDA_GRAPHS, ORDER, in_backward, unwatched
+from attnwatch.capture.interface import attention_functions
+from attnwatch.capture.keywords import ignores, module_ignores
 from attnwatch.capture.padding import sees_own_key
 from attnwatch.capture.positions import put_kept_positions
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
@@ -23,13 +25,16 @@ __all__ = [
     "SiteKind",
     "at_all_heads",
     "at_unpruned_heads",
+    "attention_functions",
     "find_sites",
     "has_processes",
     "head_shard",
+    "ignores",
     "in_backward",
     "is_split",
     "kept_heads",
     "locals_of_forward",
+    "module_ignores",
     "names_in_forward",
     "put_kept_positions",
     "sees_own_key",
