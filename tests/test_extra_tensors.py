@@ -114,7 +114,7 @@ def test_what_a_part_of_a_layer_looks_at_keeps_all_tokens(part, is_looked_at: bo
     model, x, factor = Layers(part), torch.randn(2, TOKENS, 8), torch.rand(2, TOKENS, 1)
     with TokenDropper(model, min_tokens=2) as dropper:
         if is_looked_at:
-            with pytest.warns(match="the layers look at 'factor', a tensor that the token layout does not know"):
+            with pytest.warns(match="the layers are given 'factor', a tensor that the token layout does not know"):
                 model(x, factor=factor)
         else:
             model(x, factor=factor)

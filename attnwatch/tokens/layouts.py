@@ -79,7 +79,7 @@ class TokenLayout:
                     return reason
             elif not self.knows(name) and _has_tensor(value) and not ignored(name):
                 return (
-                    f"the layers look at {name!r}, a tensor that the token layout does not know; leave it out of the "
+                    f"the layers are given {name!r}, a tensor that the token layout does not know; leave it out of the "
                     "batch, or name it in `routed` or `whole` of a layout (attnwatch.register_token_layout)"
                 )
         return ""
