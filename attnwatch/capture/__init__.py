@@ -5,6 +5,7 @@ from attnwatch.capture.delivery import NOT_IN_CUDA_GRAPHS, ORDER, in_backward, u
 from attnwatch.capture.interface import attention_functions
 from attnwatch.capture.keywords import ignores, module_ignores
 from attnwatch.capture.padding import sees_own_key
+from attnwatch.capture.passes import Pass
 from attnwatch.capture.positions import put_kept_positions
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
 from attnwatch.capture.sharded import HeadShard, Peers, at_all_heads, has_processes, head_shard, is_split, whole
@@ -20,6 +21,7 @@ __all__ = [
     "Capture",
     "HeadShard",
     "Observer",
+    "Pass",
     "Peers",
     "Site",
     "SiteKind",

@@ -11,6 +11,7 @@ from attnwatch.capture.delivery import Reading, register, unregister
 from attnwatch.capture.functional import forget_entered, patched_functional
 from attnwatch.capture.interface import patched_interface
 from attnwatch.capture.padding import self_attention_query_mask
+from attnwatch.capture.passes import Pass
 from attnwatch.capture.positions import kept_positions
 from attnwatch.capture.sites import Site, SiteKind, find_sites
 from attnwatch.errors import ConfigurationError, NoAttentionError
@@ -19,8 +20,8 @@ from attnwatch.metrics import AttentionInputs, Identity
 
 OBSERVED = "observed"
 
-Observer = Callable[[str, AttentionInputs], None]
-"""Called with the site's name and what its attention call was given."""
+Observer = Callable[[str, AttentionInputs, Pass], None]
+"""Called with the site's name, what its attention call was given, and which kind of forward it belongs to."""
 
 # Of which it is known who is padding: layers have two of them in turn, those of sliding windows and the others'.
 _MOST_MASKS = 2
@@ -37,6 +38,10 @@ class Capture:
         observer: see `Observer`.
         sites: glob patterns of site names; None means all.
 
+    Attributes:
+        armed: whether calls reach the observer.
+        num_calls: that came while armed.
+
     Raises:
         NoAttentionError: the model has no attention, or none that can be read.
         ConfigurationError: a pattern matches no site.
@@ -49,6 +54,7 @@ class Capture:
         self._sites = {site.name: site for site in _selected(self._found, sites, type(model).__name__)}
         self._reasons = {name: site.reason for name, site in self._sites.items() if site.reason}
         self._seen: set[str] = set()
+        self.num_calls = 0
         self._failed: set[str] = set()
         self._patches = contextlib.ExitStack()
         self._query_masks: dict[Identity, Tensor | None] = {}
@@ -107,13 +113,15 @@ class Capture:
             self.armed = False
             self._query_masks.clear()
 
-    def receive(self, site: str, reading: Reading) -> None:
+    def receive(self, site: str, reading: Reading, has_gradient: bool) -> None:
         """One call of a site, while armed."""
+        self.num_calls += 1
         if site in self._failed:
             return
         reason = reading if isinstance(reading, str) else _why_not(reading)
         if reason:
-            self._reasons[site] = reason
+            if has_gradient or site not in self._seen:  # else its training is observed, and only this call is not
+                self._reasons[site] = reason
             return
         if self._sites[site].is_cross or not reading.has_positions or reading.num_queries != reading.num_keys:
             reading = dataclasses.replace(reading, has_positions=False)
@@ -123,7 +131,8 @@ class Capture:
                 query_mask=self._query_mask(reading),
                 positions=kept_positions(reading.num_queries),
             )
-        self._observer(site, reading)
+        is_whole = has_gradient or self._sites[site].is_cross or reading.num_queries >= reading.num_keys
+        self._observer(site, reading, Pass(has_gradient, is_whole, self._sites[site].module.training))
         self._seen.add(site)
         self._reasons.pop(site, None)
 

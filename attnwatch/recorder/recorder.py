@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
-from attnwatch.capture import Capture, HeadShard, at_all_heads, at_unpruned_heads, has_processes, head_shard
+from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, has_processes, head_shard
 from attnwatch.errors import ConfigurationError
 from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, stratified_rows
@@ -81,7 +81,9 @@ class AttentionRecorder:
         self._capture = Capture(model, self._observe, sites=sites)
         self._processes = _processes(self._capture.sites, self._options) if across_processes else None
         self._pending = PendingSteps(self._capture.sites, self._processes)
-        self._group = CallGroup(self._receive, self._capture.fail)
+        self._group = CallGroup(self._receive, self._fail)
+        self._calls_before_step = 0
+        self._trained: set[str] = set()  # sites whose calls without gradient are none of their training
         self._shards: dict[str, HeadShard] = {}
         self._buffer = HistoryBuffer(self._capture.sites, max_history)
         self.attach()
@@ -115,6 +117,7 @@ class AttentionRecorder:
             self._last_due = global_step
             self._rows.clear()
             self._pending.finish()
+            self._calls_before_step = self._capture.num_calls
         self._pending.open(global_step)
         if len(self._pending) >= self._options.observations_per_flush:
             self.flush()
@@ -136,9 +139,9 @@ class AttentionRecorder:
 
     @property
     def has_seen_step(self) -> bool:
-        """Whether a call of attention came in the present step, or the last one."""
+        """Whether a call of attention came in the present step, or the last one; also one that does not count."""
         self._group.compute()
-        return self._pending.has_seen_sites
+        return self._pending.has_seen_sites or self._capture.num_calls > self._calls_before_step
 
     @property
     def num_observations(self) -> int:
@@ -185,6 +188,7 @@ class AttentionRecorder:
             "last_due": self._last_due,
             "history": self._buffer.state_dict(),
             "pending": self._pending.state_dict(),
+            "trained": sorted(self._trained),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -202,6 +206,7 @@ class AttentionRecorder:
         self._buffer.load_state_dict(state["history"])
         self._pending.load_state_dict(state["pending"])
         self._last_step, self._last_due = state["last_step"], state["last_due"]
+        self._trained = set(state.get("trained", ()))
         self._observing = False
         self._rows.clear()
 
@@ -223,12 +228,23 @@ class AttentionRecorder:
             return step % every == 0
         return step // every > last // every
 
-    def _observe(self, site: str, inputs: AttentionInputs) -> None:
+    def _observe(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
+        if of.has_gradient:
+            self._trained.add(site)
+        elif site in self._trained:
+            return
+        if not self._pending.expects(site, of):
+            return
         self._shards[site] = head_shard(self._capture.module(site), inputs.num_heads)
-        self._group.add(site, inputs, self._rows_of(inputs))
+        self._group.add((site, of), inputs, self._rows_of(inputs))
 
-    def _receive(self, site: str, sums: Tensor) -> None:
-        self._pending.add(site, at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site]))
+    def _receive(self, call: tuple[str, Pass], sums: Tensor) -> None:
+        site, of = call
+        sums = at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site])
+        self._pending.add(site, sums, of)
+
+    def _fail(self, call: tuple[str, Pass], error: Exception) -> None:
+        self._capture.fail(call[0], error)
 
     def _rows_of(self, inputs: AttentionInputs) -> Tensor:
         """The query rows of this step: the same for all sites of equal length, the same when a run is resumed."""
