@@ -1,9 +1,9 @@
 """Where query and key are seen: finds the attention calls of a model and reads them without changing them."""
 
-from attnwatch.capture.capture import OBSERVED, Capture, Observer
+from attnwatch.capture.capture import OBSERVED, Capture, Observer, is_observed
 from attnwatch.capture.delivery import NOT_IN_CUDA_GRAPHS, ORDER, in_backward, unwatched
 from attnwatch.capture.interface import attention_functions
-from attnwatch.capture.keywords import ignores, module_ignores
+from attnwatch.capture.keywords import asked_when_traced, ignores, module_ignores
 from attnwatch.capture.padding import sees_own_key
 from attnwatch.capture.passes import Pass
 from attnwatch.capture.positions import put_kept_positions
@@ -25,6 +25,7 @@ __all__ = [
     "Peers",
     "Site",
     "SiteKind",
+    "asked_when_traced",
     "at_all_heads",
     "at_unpruned_heads",
     "attention_functions",
@@ -33,6 +34,7 @@ __all__ = [
     "head_shard",
     "ignores",
     "in_backward",
+    "is_observed",
     "is_split",
     "kept_heads",
     "locals_of_forward",

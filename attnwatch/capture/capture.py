@@ -13,12 +13,19 @@ from attnwatch.capture.interface import patched_interface
 from attnwatch.capture.padding import self_attention_query_mask
 from attnwatch.capture.passes import Pass
 from attnwatch.capture.positions import kept_positions
+from attnwatch.capture.silent import Forwards
 from attnwatch.capture.sites import Site, SiteKind, find_sites
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, Identity
 
 OBSERVED = "observed"
+
+
+def is_observed(reason: str) -> bool:
+    """Whether an entry of a coverage says so, perhaps with a remark."""
+    return reason.startswith(OBSERVED)
+
 
 Observer = Callable[[str, AttentionInputs, Pass], None]
 """Called with the site's name, what its attention call was given, and which kind of forward it belongs to."""
@@ -56,6 +63,7 @@ class Capture:
         self._seen: set[str] = set()
         self.num_calls = 0
         self._failed: set[str] = set()
+        self._forwards = Forwards(model, {site.name: site.module for site in self._readable})
         self._patches = contextlib.ExitStack()
         self._query_masks: dict[Identity, Tensor | None] = {}
 
@@ -72,15 +80,21 @@ class Capture:
         return self._sites[site].module
 
     def coverage(self) -> dict[str, str]:
-        """For every site `"observed"` or the reason why it is not."""
-        not_called = (
-            "not called in a step that was observed; a compiled model is seen if it is watched from before the first "
-            "forward of any that looks like it (torch._dynamo.reset() forgets them), MultiheadAttention only off "
-            "PyTorch's inference fast path"
-        )
-        return {
-            name: self._reasons.get(name) or (OBSERVED if name in self._seen else not_called) for name in self._sites
-        }
+        """For every site `"observed"`, with a remark where it is called several times, or the reason why it is not."""
+        return {name: self._reasons.get(name) or self._said_of(name) for name in self._sites}
+
+    def silent(self) -> dict[str, str]:
+        """Sites whose forward ran while forwards were counted, though no call came, and why; those that train only."""
+        ran = self._forwards.ran - self._seen - self._reasons.keys()
+        return {name: self._said_of(name) for name, site in self._sites.items() if name in ran and site.module.training}
+
+    def _said_of(self, name: str) -> str:
+        if name not in self._seen:
+            return self._forwards.why_silent(self._sites[name])
+        calls = self._forwards.calls_per_forward(name)
+        if calls == 1:
+            return OBSERVED
+        return f"{OBSERVED}; it runs {calls} times a forward with the same weights, and statistics are over all calls"
 
     def attach(self) -> None:
         """Start to see calls; `detach` restores everything."""
@@ -103,12 +117,17 @@ class Capture:
         self._patches.close()
 
     @contextlib.contextmanager
-    def arm(self):
-        """While it is open, calls reach the observer."""
+    def arm(self, *, counts_forwards: bool = False):
+        """While it is open, calls reach the observer.
+
+        Args:
+            counts_forwards: look at which forwards run, once, so that the coverage can tell why no call came.
+        """
         forget_entered()
         self.armed = True
         try:
-            yield
+            with self._forwards.counted() if counts_forwards else contextlib.nullcontext():
+                yield
         finally:
             self.armed = False
             self._query_masks.clear()
@@ -135,6 +154,10 @@ class Capture:
         self._observer(site, reading, Pass(has_gradient, is_whole, self._sites[site].module.training))
         self._seen.add(site)
         self._reasons.pop(site, None)
+
+    def begin(self, site: str) -> None:
+        """The forward of a site begins, while armed."""
+        self._forwards.note(site)
 
     def _query_mask(self, reading: AttentionInputs) -> Tensor | None:
         """Layers are given the same mask: what it says of padding is asked once."""

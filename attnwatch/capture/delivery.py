@@ -30,6 +30,8 @@ class Receiver(Protocol):
 
     def receive(self, site: str, reading: Reading, has_gradient: bool) -> None: ...
 
+    def begin(self, site: str) -> None: ...
+
     def fail(self, site: str, error: Exception) -> None: ...
 
 
@@ -81,6 +83,15 @@ def site_id(module: nn.Module) -> int | None:
         mark = getattr(module, _MARK, None)
         return None if mark is None else int(mark.digits)
     return _ids.get(module)
+
+
+def begin(number: int | None) -> None:
+    """Tell captures that are armed that the forward of this module begins, whether or not a call will come from it."""
+    if number is None or torch.compiler.is_compiling() or in_backward():
+        return
+    for receiver, site in _receivers[number]:
+        if receiver.armed:
+            receiver.begin(site)
 
 
 @contextlib.contextmanager

@@ -225,12 +225,8 @@ def _with_effect(kwargs: dict, function: Callable | None) -> dict:
     if function is None:
         return kwargs
     asked = [name for name, value in kwargs.items() if isinstance(value, Tensor) or name == "softcap"]
-    ignored = [name for name in asked if name != _LEARNED_SINK and _ignores(function, name)]
+    ignored = [name for name in asked if name != _LEARNED_SINK and ignores(function, name)]
     return {name: value for name, value in kwargs.items() if name not in ignored}
-
-
-# Compiled code asks once, when it is traced.
-_ignores = torch.compiler.assume_constant_result(ignores)
 
 
 def _cropped(mask: Tensor | None, key: Tensor) -> Tensor | None:

@@ -13,6 +13,16 @@ from torch import nn
 _CALL_DEPTH = 3
 
 
+def asked_when_traced(function: Callable) -> Callable:
+    """Have `torch.compile` call a function when it traces and take the result for constant.
+
+    As `torch.compiler.assume_constant_result`, which takes a second to import the compiler.
+    """
+    function._dynamo_marked_constant = True
+    return function
+
+
+@asked_when_traced
 def ignores(function: Callable, name: str) -> bool:
     """Whether a function that is given a keyword argument `name` does not look at it.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from attnwatch.arguments import require_int
 from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, has_processes, head_shard
 from attnwatch.errors import ConfigurationError
-from attnwatch.messages import warn
+from attnwatch.messages import WarnOnce, warn
 from attnwatch.metrics import AttentionInputs, stratified_rows
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
@@ -20,6 +20,8 @@ from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
 
 _STATE_FORMAT = 1
+# After so many observed steps without a loss, the user is told what is missing.
+_STEPS_WITHOUT_LOSS = 20
 
 
 class AttentionRecorder:
@@ -49,6 +51,7 @@ class AttentionRecorder:
             newest quarter is complete, older ones are thinned to every second, fourth, … and stay evenly spread
             over the run.
         seed: of the random query rows, which depend on it and the step only; no other random state is touched.
+        warn_of_coverage: say once which sites are silent although their forward ran, and why.
         across_processes: the history is that of all processes of `torch.distributed`, the same on each. All of them
             must then make a recorder and call `step`, `flush` and `close` alike; a flush is two collectives
             (`attnwatch.recorder.processes`), everything else none, so that `history` and `state_dict` know what was
@@ -70,6 +73,7 @@ class AttentionRecorder:
         max_history: int = 512,
         seed: int = 0,
         across_processes: bool = False,
+        warn_of_coverage: bool = True,
     ):
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
@@ -77,6 +81,10 @@ class AttentionRecorder:
         self._last_step: int | None = None
         self._last_due: int | None = None
         self._observing = False
+        self._has_step = False
+        self._has_loss = False
+        self._warns_of_coverage = warn_of_coverage
+        self._warn_once = WarnOnce()
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
         self._capture = Capture(model, self._observe, sites=sites)
         self._processes = _processes(self._capture.sites, self._options) if across_processes else None
@@ -107,7 +115,7 @@ class AttentionRecorder:
         """
         require_int("global_step", global_step, minimum=0)
         self._observing, is_new = self._is_due(global_step), global_step != self._last_step
-        self._last_step = global_step
+        self._last_step, self._has_step = global_step, True
         if not self._observing:
             yield
             return
@@ -122,15 +130,25 @@ class AttentionRecorder:
         if len(self._pending) >= self._options.observations_per_flush:
             self.flush()
         try:
-            with self._capture.arm():
+            with self._capture.arm(counts_forwards=True):
                 yield
         finally:
             self._group.compute()
+        self._warn_of_silent_sites()
 
     def record_loss(self, loss: Tensor | float) -> None:
-        """Keep the training loss of this step, if it is observed (the mean, if called several times in it)."""
+        """Keep the training loss of this step, if it is observed (the mean, if called several times in it).
+
+        Call it inside `with recorder.step(…)`, or behind it and before the next one.
+        """
+        self._has_loss = True
         if self._observing:
             self._pending.add_loss(loss)
+        elif not self._has_step:
+            self._warn_once(
+                "`record_loss` was called outside of a step, so that this loss is not kept: call it inside "
+                "`with recorder.step(global_step):`, or behind it and before the next one"
+            )
 
     @property
     def is_observing(self) -> bool:
@@ -142,6 +160,11 @@ class AttentionRecorder:
         """Whether a call of attention came in the present step, or the last one; also one that does not count."""
         self._group.compute()
         return self._pending.has_seen_sites or self._capture.num_calls > self._calls_before_step
+
+    @property
+    def has_silent_sites(self) -> bool:
+        """Whether a site's forward ran although no call of attention came from it; `coverage` says why."""
+        return bool(self._capture.silent())
 
     @property
     def num_observations(self) -> int:
@@ -156,7 +179,7 @@ class AttentionRecorder:
         """
         self._group.compute()
         if finish_step:
-            self._observing = False
+            self._observing = self._has_step = False
             self._pending.finish()
         try:
             observations = self._pending.take()
@@ -165,6 +188,8 @@ class AttentionRecorder:
             return
         for observation in observations:
             self._buffer.append(observation)
+        if not self._has_loss and self._buffer.num_observations >= _STEPS_WITHOUT_LOSS:
+            self._warn_of_missing_loss()
 
     def history(self, *, flushed_only: bool = False) -> AttentionHistory:
         """Everything observed so far; or only what has come to the host already, without a transfer."""
@@ -217,6 +242,22 @@ class AttentionRecorder:
     def close(self) -> None:
         """Detach from the model and leave it as it was; the history stays."""
         self._capture.detach()
+
+    def _warn_of_silent_sites(self) -> None:
+        silent = self._capture.silent() if self._warns_of_coverage else {}
+        self._warns_of_coverage = False
+        if silent:
+            listed = "; ".join(f"{site}: {reason}" for site, reason in list(silent.items())[:3])
+            more = f"; and {len(silent) - 3} more, see coverage()" if len(silent) > 3 else ""
+            self._warn_once(f"{len(silent)} attention sites are not observed. {listed}{more}")
+
+    def _warn_of_missing_loss(self) -> None:
+        if not has_processes() or dist.get_rank() == 0:
+            self._warn_once(
+                f"no loss came in {_STEPS_WITHOUT_LOSS} observed steps, so that attention alone is judged, and whether "
+                "it stands still while the loss falls is not: call `recorder.record_loss(loss)` in each step, or "
+                "return the loss from the trainer's training_step"
+            )
 
     def _is_due(self, step: int) -> bool:
         last, every = self._last_step, self._options.every_n_steps

@@ -10,6 +10,7 @@ from torch import nn
 
 from attnwatch.capture import (
     SiteKind,
+    asked_when_traced,
     attention_functions,
     find_sites,
     ignores,
@@ -55,7 +56,7 @@ class Stack:
         names = type(self.entries[0]).__name__
         return any(part in names for part in ("LMHead", "CausalLM", "MaskedLM", "TokenClass", "QuestionAnswering"))
 
-    @torch.compiler.assume_constant_result
+    @asked_when_traced
     def ignores(self, name: str) -> bool:
         """Whether no layer looks at a keyword argument of this name, nor an attention function that it calls."""
         return all(module_ignores(inner(layer), name) for layer in self.layers) and all(
