@@ -80,23 +80,48 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-@pytest.mark.filterwarnings("ignore", "default::attnwatch.AttnwatchWarning")
-def test_trainer_gives_the_same_reason_once():
-    monitor = attnwatch.lightning.AttentionMonitor(every_n_steps=1)
-    with pytest.warns(AttnwatchWarning) as given:
+def train(module: pl.LightningModule, *, steps: int) -> list[str]:
+    """What attnwatch's monitor warns of."""
+    monitor = attnwatch.lightning.AttentionMonitor(every_n_steps=1, flush_every=5)
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
         pl.Trainer(
-            max_steps=3,
+            max_steps=steps,
             accelerator="cpu",
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
             callbacks=[monitor],
-        ).fit(Module(gpt(by_hand)), DataLoader(token_ids(8), batch_size=2))
-    messages = [str(each.message) for each in given if each.category is AttnwatchWarning]
+        ).fit(module, DataLoader(token_ids(60), batch_size=2))
+    return [str(each.message) for each in given if each.category is AttnwatchWarning]
+
+
+def test_trainer_gives_the_same_reason_once():
+    messages = train(Module(gpt(by_hand)), steps=3)
     assert len(messages) == 1
     assert f"{LAYERS} of {LAYERS} attention sites are not observed." in messages[0]
     assert "(flash=True)" in messages[0]
+
+
+class Manual(Module):
+    """Optimizes by hand and returns nothing."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__(model)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.optimizers().zero_grad()
+        self.manual_backward(self.model(batch))
+        self.optimizers().step()
+
+
+def test_trainer_without_any_loss_is_told_once():
+    messages = train(Manual(gpt()), steps=25)
+    assert len(messages) == 1
+    assert "no loss came in 10 observed steps" in messages[0]
+    assert "return it from training_step" in messages[0]
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
@@ -184,7 +209,8 @@ def test_hooks_are_there_for_one_step():
 def test_loop_without_any_loss_is_told_once():
     _, given = said_in(gpt(), steps=60)
     assert len(given) == 1
-    assert "no loss came in 20 observed steps, so that attention alone is judged" in given[0]
+    assert "no loss came in 50 observed steps, so that attention alone is judged" in given[0]
+    assert "call recorder.record_loss(loss)" in given[0]
 
 
 def test_loss_outside_of_a_step_is_told_once():

@@ -116,7 +116,7 @@ class Monitor(TrainingPart):
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
         self._start_anew()
-        self._recorder = AttentionRecorder(model, **vars(self._options), across_processes=True, warn_of_coverage=False)
+        self._recorder = AttentionRecorder(model, **vars(self._options), across_processes=True, under_trainer=True)
 
     def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         if not state:

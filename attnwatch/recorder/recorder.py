@@ -20,8 +20,9 @@ from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
 
 _STATE_FORMAT = 1
-# After so many observed steps without a loss, the user is told what is missing.
-_STEPS_WITHOUT_LOSS = 20
+# After so many observed steps without a loss, the user is told what is missing; under a trainer it should be there.
+_STEPS_WITHOUT_LOSS = 50
+_STEPS_WITHOUT_LOSS_OF_TRAINER = 10
 
 
 class AttentionRecorder:
@@ -51,7 +52,8 @@ class AttentionRecorder:
             newest quarter is complete, older ones are thinned to every second, fourth, … and stay evenly spread
             over the run.
         seed: of the random query rows, which depend on it and the step only; no other random state is touched.
-        warn_of_coverage: say once which sites are silent although their forward ran, and why.
+        under_trainer: a trainer's callback makes the calls, which says itself what is not observed. Otherwise the
+            recorder says once which sites are silent although their forward ran, and why.
         across_processes: the history is that of all processes of `torch.distributed`, the same on each. All of them
             must then make a recorder and call `step`, `flush` and `close` alike; a flush is two collectives
             (`attnwatch.recorder.processes`), everything else none, so that `history` and `state_dict` know what was
@@ -73,7 +75,7 @@ class AttentionRecorder:
         max_history: int = 512,
         seed: int = 0,
         across_processes: bool = False,
-        warn_of_coverage: bool = True,
+        under_trainer: bool = False,
     ):
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
@@ -83,7 +85,8 @@ class AttentionRecorder:
         self._observing = False
         self._has_step = False
         self._has_loss = False
-        self._warns_of_coverage = warn_of_coverage
+        self._under_trainer = under_trainer
+        self._warns_of_coverage = not under_trainer
         self._warn_once = WarnOnce()
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
         self._capture = Capture(model, self._observe, sites=sites)
@@ -188,7 +191,7 @@ class AttentionRecorder:
             return
         for observation in observations:
             self._buffer.append(observation)
-        if not self._has_loss and self._buffer.num_observations >= _STEPS_WITHOUT_LOSS:
+        if not self._has_loss:
             self._warn_of_missing_loss()
 
     def history(self, *, flushed_only: bool = False) -> AttentionHistory:
@@ -252,11 +255,17 @@ class AttentionRecorder:
             self._warn_once(f"{len(silent)} attention sites are not observed. {listed}{more}")
 
     def _warn_of_missing_loss(self) -> None:
-        if not has_processes() or dist.get_rank() == 0:
+        most = _STEPS_WITHOUT_LOSS_OF_TRAINER if self._under_trainer else _STEPS_WITHOUT_LOSS
+        is_main = not has_processes() or dist.get_rank() == 0
+        if is_main and self._buffer.num_observations >= most:
+            how = (
+                "return it from training_step"
+                if self._under_trainer
+                else "call recorder.record_loss(loss) in each step"
+            )
             self._warn_once(
-                f"no loss came in {_STEPS_WITHOUT_LOSS} observed steps, so that attention alone is judged, and whether "
-                "it stands still while the loss falls is not: call `recorder.record_loss(loss)` in each step, or "
-                "return the loss from the trainer's training_step"
+                f"no loss came in {most} observed steps, so that attention alone is judged, and not whether it stands "
+                f"still while the loss falls: {how}"
             )
 
     def _is_due(self, step: int) -> bool:
