@@ -10,19 +10,17 @@ from torch import Tensor, nn
 from attnwatch.arguments import require_int
 from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, has_processes, head_shard
 from attnwatch.errors import ConfigurationError
-from attnwatch.messages import WarnOnce, warn
+from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, stratified_rows
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
 from attnwatch.recorder.history import AttentionHistory
+from attnwatch.recorder.notices import Notices
 from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
 
 _STATE_FORMAT = 1
-# After so many observed steps without a loss, the user is told what is missing; under a trainer it should be there.
-_STEPS_WITHOUT_LOSS = 50
-_STEPS_WITHOUT_LOSS_OF_TRAINER = 10
 
 
 class AttentionRecorder:
@@ -85,9 +83,7 @@ class AttentionRecorder:
         self._observing = False
         self._has_step = False
         self._has_loss = False
-        self._under_trainer = under_trainer
-        self._warns_of_coverage = not under_trainer
-        self._warn_once = WarnOnce()
+        self._notices = Notices(under_trainer=under_trainer)
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
         self._capture = Capture(model, self._observe, sites=sites)
         self._processes = _processes(self._capture.sites, self._options) if across_processes else None
@@ -137,7 +133,7 @@ class AttentionRecorder:
                 yield
         finally:
             self._group.compute()
-        self._warn_of_silent_sites()
+        self._notices.of_silent_sites(self._capture.silent())
 
     def record_loss(self, loss: Tensor | float) -> None:
         """Keep the training loss of this step, if it is observed (the mean, if called several times in it).
@@ -148,10 +144,7 @@ class AttentionRecorder:
         if self._observing:
             self._pending.add_loss(loss)
         elif not self._has_step:
-            self._warn_once(
-                "`record_loss` was called outside of a step, so that this loss is not kept: call it inside "
-                "`with recorder.step(global_step):`, or behind it and before the next one"
-            )
+            self._notices.of_loss_outside_of_step()
 
     @property
     def is_observing(self) -> bool:
@@ -192,7 +185,7 @@ class AttentionRecorder:
         for observation in observations:
             self._buffer.append(observation)
         if not self._has_loss:
-            self._warn_of_missing_loss()
+            self._notices.of_missing_loss(self._buffer.num_observations)
 
     def history(self, *, flushed_only: bool = False) -> AttentionHistory:
         """Everything observed so far; or only what has come to the host already, without a transfer."""
@@ -245,28 +238,6 @@ class AttentionRecorder:
     def close(self) -> None:
         """Detach from the model and leave it as it was; the history stays."""
         self._capture.detach()
-
-    def _warn_of_silent_sites(self) -> None:
-        silent = self._capture.silent() if self._warns_of_coverage else {}
-        self._warns_of_coverage = False
-        if silent:
-            listed = "; ".join(f"{site}: {reason}" for site, reason in list(silent.items())[:3])
-            more = f"; and {len(silent) - 3} more, see coverage()" if len(silent) > 3 else ""
-            self._warn_once(f"{len(silent)} attention sites are not observed. {listed}{more}")
-
-    def _warn_of_missing_loss(self) -> None:
-        most = _STEPS_WITHOUT_LOSS_OF_TRAINER if self._under_trainer else _STEPS_WITHOUT_LOSS
-        is_main = not has_processes() or dist.get_rank() == 0
-        if is_main and self._buffer.num_observations >= most:
-            how = (
-                "return it from training_step"
-                if self._under_trainer
-                else "call recorder.record_loss(loss) in each step"
-            )
-            self._warn_once(
-                f"no loss came in {most} observed steps, so that attention alone is judged, and not whether it stands "
-                f"still while the loss falls: {how}"
-            )
 
     def _is_due(self, step: int) -> bool:
         last, every = self._last_step, self._options.every_n_steps
