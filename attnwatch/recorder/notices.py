@@ -49,6 +49,6 @@ class Notices:
         if self._under_trainer:
             remedy = "return it from training_step"
         self._warn(
-            f"no loss came in {most} observed steps, so that attention alone is judged, and not whether it stands still "
-            f"while the loss falls: {remedy}"
+            f"no loss came in {most} observed steps, so that attention alone is judged, and not whether it stands "
+            f"still while the loss falls: {remedy}"
         )
