@@ -11,7 +11,7 @@ from attnwatch.callbacks.part import TrainingPart, parts_of
 from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
-from attnwatch.capture import OBSERVED
+from attnwatch.capture import is_observed
 from attnwatch.dashboard import RUN_TAGS, run_scalars
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
 from attnwatch.errors import ConfigurationError
@@ -130,7 +130,7 @@ class Monitor(TrainingPart):
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
         self._start_anew()
-        self._recorder = AttentionRecorder(model, **vars(self._options), across_processes=True)
+        self._recorder = AttentionRecorder(model, **vars(self._options), across_processes=True, under_trainer=True)
         self._pictures.check(run, self._options)
 
     def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
@@ -157,7 +157,7 @@ class Monitor(TrainingPart):
         is_observing = self._recorder.is_observing
         if loss is not None:
             self._recorder.record_loss(loss)
-        if is_observing and not self._recorder.has_seen_step:
+        if is_observing and not (self._recorder.has_seen_step or self._recorder.has_silent_sites):
             self._warn_that_nothing_is_seen(run)
         # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at. All processes
         # flush at the same steps, whatever each has seen.
@@ -253,7 +253,7 @@ class Monitor(TrainingPart):
         if self._has_reported_coverage or not run.is_main_process:
             return
         self._has_reported_coverage = True
-        missing = {site: reason for site, reason in self.coverage().items() if reason != OBSERVED}
+        missing = {site: reason for site, reason in self.coverage().items() if not is_observed(reason)}
         if missing:
             listed = "; ".join(f"{site}: {reason}" for site, reason in list(missing.items())[:3])
             more = f"; and {len(missing) - 3} more, see coverage()" if len(missing) > 3 else ""

@@ -11,7 +11,9 @@ from attnwatch.capture.delivery import Reading, register, unregister
 from attnwatch.capture.functional import forget_entered, patched_functional
 from attnwatch.capture.interface import patched_interface
 from attnwatch.capture.padding import self_attention_query_mask
+from attnwatch.capture.passes import Pass
 from attnwatch.capture.positions import kept_positions
+from attnwatch.capture.silent import Forwards
 from attnwatch.capture.sites import Site, SiteKind, find_sites
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.messages import warn
@@ -20,8 +22,14 @@ from attnwatch.versions import warn_if_untested
 
 OBSERVED = "observed"
 
-Observer = Callable[[str, AttentionInputs], None]
-"""Called with the site's name and what its attention call was given."""
+
+def is_observed(reason: str) -> bool:
+    """Whether an entry of a coverage says so, perhaps with a remark."""
+    return reason.startswith(OBSERVED)
+
+
+Observer = Callable[[str, AttentionInputs, Pass], None]
+"""Called with the site's name, what its attention call was given, and which kind of forward it belongs to."""
 
 # Of which it is known who is padding: layers have two of them in turn, those of sliding windows and the others'.
 _MOST_MASKS = 2
@@ -38,6 +46,10 @@ class Capture:
         observer: see `Observer`.
         sites: glob patterns of site names; None means all.
 
+    Attributes:
+        armed: whether calls reach the observer.
+        num_calls: that came while armed.
+
     Raises:
         NoAttentionError: the model has no attention, or none that can be read.
         ConfigurationError: a pattern matches no site.
@@ -51,7 +63,9 @@ class Capture:
         self._sites = {site.name: site for site in _selected(self._found, sites, type(model).__name__)}
         self._reasons = {name: site.reason for name, site in self._sites.items() if site.reason}
         self._seen: set[str] = set()
+        self.num_calls = 0
         self._failed: set[str] = set()
+        self._forwards = Forwards(model, {site.name: site.module for site in self._readable})
         self._patches = contextlib.ExitStack()
         self._query_masks: dict[Identity, Tensor | None] = {}
 
@@ -68,15 +82,21 @@ class Capture:
         return self._sites[site].module
 
     def coverage(self) -> dict[str, str]:
-        """For every site `"observed"` or the reason why it is not."""
-        not_called = (
-            "not called in a step that was observed; a compiled model is seen if it is watched from before the first "
-            "forward of any that looks like it (torch._dynamo.reset() forgets them), MultiheadAttention only off "
-            "PyTorch's inference fast path"
-        )
-        return {
-            name: self._reasons.get(name) or (OBSERVED if name in self._seen else not_called) for name in self._sites
-        }
+        """For every site `"observed"`, with a remark where it is called several times, or the reason why it is not."""
+        return {name: self._reasons.get(name) or self._said_of(name) for name in self._sites}
+
+    def silent(self) -> dict[str, str]:
+        """Sites whose forward ran while forwards were counted, though no call came, and why; those that train only."""
+        ran = self._forwards.ran - self._seen - self._reasons.keys()
+        return {name: self._said_of(name) for name, site in self._sites.items() if name in ran and site.module.training}
+
+    def _said_of(self, name: str) -> str:
+        if name not in self._seen:
+            return self._forwards.why_silent(self._sites[name])
+        calls = self._forwards.calls_per_forward(name)
+        if calls == 1:
+            return OBSERVED
+        return f"{OBSERVED}; it runs {calls} times a forward with the same weights, and statistics are over all calls"
 
     def attach(self) -> None:
         """Start to see calls; `detach` restores everything."""
@@ -101,23 +121,30 @@ class Capture:
         self._patches.close()
 
     @contextlib.contextmanager
-    def arm(self):
-        """While it is open, calls reach the observer."""
+    def arm(self, *, counts_forwards: bool = False):
+        """While it is open, calls reach the observer.
+
+        Args:
+            counts_forwards: look at which forwards run, once, so that the coverage can tell why no call came.
+        """
         forget_entered()
         self.armed = True
         try:
-            yield
+            with self._forwards.counted() if counts_forwards else contextlib.nullcontext():
+                yield
         finally:
             self.armed = False
             self._query_masks.clear()
 
-    def receive(self, site: str, reading: Reading) -> None:
+    def receive(self, site: str, reading: Reading, has_gradient: bool) -> None:
         """One call of a site, while armed."""
+        self.num_calls += 1
         if site in self._failed:
             return
         reason = reading if isinstance(reading, str) else _why_not(reading)
         if reason:
-            self._reasons[site] = reason
+            if has_gradient or site not in self._seen:  # else its training is observed, and only this call is not
+                self._reasons[site] = reason
             return
         if self._sites[site].is_cross or not reading.has_positions or reading.num_queries != reading.num_keys:
             reading = dataclasses.replace(reading, has_positions=False)
@@ -127,9 +154,14 @@ class Capture:
                 query_mask=self._query_mask(reading),
                 positions=kept_positions(reading.num_queries),
             )
-        self._observer(site, reading)
+        is_whole = has_gradient or self._sites[site].is_cross or reading.num_queries >= reading.num_keys
+        self._observer(site, reading, Pass(has_gradient, is_whole, self._sites[site].module.training))
         self._seen.add(site)
         self._reasons.pop(site, None)
+
+    def begin(self, site: str) -> None:
+        """The forward of a site begins, while armed."""
+        self._forwards.note(site)
 
     def _query_mask(self, reading: AttentionInputs) -> Tensor | None:
         """Layers are given the same mask: what it says of padding is asked once."""

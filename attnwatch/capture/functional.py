@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
-from attnwatch.capture.delivery import Reading, deliver, in_backward, site_id
+from attnwatch.capture.delivery import Reading, begin, deliver, in_backward, site_id
 from attnwatch.capture.patching import replace, shared_patch
 from attnwatch.capture.sites import SDPA, Site, SiteKind
 from attnwatch.metrics import AttentionInputs
@@ -110,7 +110,9 @@ def _with_values(mask: Tensor, device: torch.device) -> Tensor:
 
 
 def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-    _push(site_id(module), same_tokens=True)
+    number = site_id(module)
+    begin(number)
+    _push(number, same_tokens=True)
 
 
 def _leave(module: nn.Module, args: tuple, output) -> None:
@@ -140,6 +142,7 @@ _MULTIHEAD_ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weigh
 
 def _enter_multihead(module: nn.MultiheadAttention, args: tuple, kwargs: dict) -> None:
     number = site_id(module)
+    begin(number)
     if number is None:
         _push(None, same_tokens=False)
         return

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnwatch.capture import Capture, Peers
+from attnwatch.capture import Capture, Pass, Peers
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.explain.effects import make_effect
 from attnwatch.explain.hiding import embedding_of
@@ -61,7 +61,7 @@ def attention_stories(
     sites, received, rollouts, causal = [], [], [], []
 
     @torch.no_grad()
-    def see(site: str, inputs: AttentionInputs) -> None:
+    def see(site: str, inputs: AttentionInputs, of: Pass) -> None:
         nonlocal rolled
         if not inputs.has_positions or (inputs.batch_size, inputs.num_keys) != real.shape:
             return

@@ -178,21 +178,28 @@ def head_sites(model: nn.Module) -> tuple[dict[str, HeadSite], dict[str, str]]:
     for site in find_sites(model):
         if site.name not in sites and site.name not in refused:
             refused[site.name] = (
-                f"the layout of {type(site.module).__name__} is not known; describe it with attnwatch.register_layout"
+                f"the layout of {type(site.module).__name__} is not known; describe it with attnwatch.register_layout "
+                f"(its modules and parameters are {_named_parts(site.module)})"
             )
     return sites, refused
 
 
 def _resolve(name: str, module: nn.Module, layout: HeadLayout, parent: nn.Module) -> HeadSite:
     if is_parametrized(module):
-        raise Refused("its parameters are parametrized")
+        raise Refused(
+            "its parameters are parametrized; remove that first (torch.nn.utils.parametrize.remove_parametrizations) "
+            "and put it on again after the cut"
+        )
     if is_split(module):
         raise Refused(
             "its parameters are sharded (DTensor); remove heads before fully_shard or parallelize_module, or from a "
             "checkpoint of the whole model"
         )
     if getattr(parent, "base_layer", None) is module:
-        raise Refused(f"it lies in an adapter {type(parent).__name__}, whose forward needs all of its heads")
+        raise Refused(
+            f"it lies in an adapter {type(parent).__name__}, whose forward needs all of its heads; merge the adapter "
+            "first (merge_and_unload), or adapt its projections in place of the whole module"
+        )
     head_dim = _head_dim(module, layout)
     output = base_layer(_submodule(module, parent, layout.output))
     num_heads, rest = divmod(num_inputs(output), head_dim)
@@ -202,7 +209,10 @@ def _resolve(name: str, module: nn.Module, layout: HeadLayout, parent: nn.Module
         or num_key_value_heads is None
         or (num_heads and (not num_key_value_heads or num_heads % num_key_value_heads))
     ):
-        raise Refused("its projections do not have the features of whole heads")
+        raise Refused(
+            f"its projections do not have the features of whole heads: {num_inputs(output)} features enter "
+            f"{layout.output!r}, and a head has {head_dim}; correct `head_dim`, or the segments of `inputs`"
+        )
     kept = kept_heads(module)
     numbers = tuple(range(num_heads)) if kept is None else tuple(kept.tolist())
     unpruned = getattr(module, UNPRUNED_HEADS, (num_heads, num_key_value_heads))
@@ -220,7 +230,9 @@ def _head_dim(module: nn.Module, layout: HeadLayout) -> int:
     if isinstance(layout.head_dim, int):
         return layout.head_dim
     if not hasattr(module, layout.head_dim):
-        raise Refused(f"it has no attribute {layout.head_dim!r}")
+        raise Refused(
+            f"it has no attribute {layout.head_dim!r}; give `head_dim` as a number, or as a function of the module"
+        )
     return getattr(module, layout.head_dim)
 
 
@@ -251,16 +263,27 @@ def _refuse_shared(site: HeadSite, uses: Mapping[int, int]) -> None:
     """What is used twice can't be cut for one of its users."""
     for name, parameter in (*site.module.named_parameters(), *site.projection.named_parameters()):
         if uses[id(parameter)] > 1:
-            raise Refused(f"its parameter {name} {list(parameter.shape)} is used in another place too (tied weights)")
+            raise Refused(
+                f"its parameter {name} {list(parameter.shape)} is used in another place too (tied weights); "
+                "give each place a copy of its own first"
+            )
         refuse_hooks(name, parameter)
     projections = [_submodule(site.module, site.parent, path) for path in (*site.paths, site.layout.output)]
     parts = [site.module, *projections] if site.is_output_outside else projections
     if any(uses[id(part)] > 1 for part in parts):
-        raise Refused("it shares a projection, or itself, with another place of the model")
+        raise Refused(
+            "it shares a projection, or itself, with another place of the model (as ALBERT's layers do); give each "
+            "place a copy of its own first"
+        )
 
 
 def _submodule(module: nn.Module, parent: nn.Module, path: str) -> nn.Module:
     try:
         return parent.get_submodule(path[3:]) if path.startswith("../") else module.get_submodule(path)
     except AttributeError:
-        raise Refused(f"it has no projection {path!r}") from None
+        raise Refused(f"it has no projection {path!r}; it has {_named_parts(module)}") from None
+
+
+def _named_parts(module: nn.Module) -> str:
+    """What a layout can be made of."""
+    return ", ".join((*module._modules, *module._parameters)) or "none"

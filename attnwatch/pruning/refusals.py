@@ -30,7 +30,10 @@ def refuse_unclaimed(site: "HeadSite") -> None:
             )
         norm = next((known for known in layout.head_norms if name.startswith(f"{known}.")), None)
         if norm and (name.count(".") > 1 or parameter.shape != (site.head_dim,)):
-            raise Refused(f"its {norm} normalizes all heads together, or each head with weights of its own")
+            raise Refused(
+                f"its {norm} normalizes all heads together, or each head with weights of its own; layers whose norm "
+                "has the features of one head, or that have none, can be pruned"
+            )
 
 
 def refuse_other_forward(site: "HeadSite") -> None:

@@ -8,13 +8,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
-from attnwatch.capture import Capture, HeadShard, at_all_heads, at_unpruned_heads, has_processes, head_shard
+from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, has_processes, head_shard
 from attnwatch.errors import ConfigurationError
 from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, stratified_rows
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
 from attnwatch.recorder.history import AttentionHistory
+from attnwatch.recorder.notices import Notices
 from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
@@ -50,6 +51,8 @@ class AttentionRecorder:
             newest quarter is complete, older ones are thinned to every second, fourth, … and stay evenly spread
             over the run.
         seed: of the random query rows, which depend on it and the step only; no other random state is touched.
+        under_trainer: a trainer's callback makes the calls, which says itself what is not observed. Otherwise the
+            recorder says once which sites are silent although their forward ran, and why.
         across_processes: the history is that of all processes of `torch.distributed`, the same on each. All of them
             must then make a recorder and call `step`, `flush` and `close` alike; a flush is two collectives
             (`attnwatch.recorder.processes`), everything else none, so that `history` and `state_dict` know what was
@@ -71,6 +74,7 @@ class AttentionRecorder:
         max_history: int = 512,
         seed: int = 0,
         across_processes: bool = False,
+        under_trainer: bool = False,
     ):
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
@@ -78,11 +82,16 @@ class AttentionRecorder:
         self._last_step: int | None = None
         self._last_due: int | None = None
         self._observing = False
+        self._has_step = False
+        self._has_loss = False
+        self._notices = Notices(under_trainer=under_trainer)
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
         self._capture = Capture(model, self._observe, sites=sites)
         self._processes = _processes(self._capture.sites, self._options) if across_processes else None
         self._pending = PendingSteps(self._capture.sites, self._processes)
-        self._group = CallGroup(self._receive, self._capture.fail)
+        self._group = CallGroup(self._receive, self._fail)
+        self._calls_before_step = 0
+        self._trained: set[str] = set()  # sites whose calls without gradient are none of their training
         self._shards: dict[str, HeadShard] = {}
         self._buffer = HistoryBuffer(self._capture.sites, max_history)
         self.attach()
@@ -106,7 +115,7 @@ class AttentionRecorder:
         """
         require_int("global_step", global_step, minimum=0)
         self._observing, is_new = self._is_due(global_step), global_step != self._last_step
-        self._last_step = global_step
+        self._last_step, self._has_step = global_step, True
         if not self._observing:
             yield
             return
@@ -116,19 +125,27 @@ class AttentionRecorder:
             self._last_due = global_step
             self._rows.clear()
             self._pending.finish()
+            self._calls_before_step = self._capture.num_calls
         self._pending.open(global_step)
         if len(self._pending) >= self._options.observations_per_flush:
             self.flush()
         try:
-            with self._capture.arm():
+            with self._capture.arm(counts_forwards=True):
                 yield
         finally:
             self._group.compute()
+        self._notices.of_silent_sites(self._capture.silent())
 
     def record_loss(self, loss: Tensor | float) -> None:
-        """Keep the training loss of this step, if it is observed (the mean, if called several times in it)."""
+        """Keep the training loss of this step, if it is observed (the mean, if called several times in it).
+
+        Call it inside `with recorder.step(…)`, or behind it and before the next one.
+        """
+        self._has_loss = True
         if self._observing:
             self._pending.add_loss(loss)
+        elif not self._has_step:
+            self._notices.of_loss_outside_of_step()
 
     @property
     def is_observing(self) -> bool:
@@ -137,9 +154,14 @@ class AttentionRecorder:
 
     @property
     def has_seen_step(self) -> bool:
-        """Whether a call of attention came in the present step, or the last one."""
+        """Whether a call of attention came in the present step, or the last one; also one that does not count."""
         self._group.compute()
-        return self._pending.has_seen_sites
+        return self._pending.has_seen_sites or self._capture.num_calls > self._calls_before_step
+
+    @property
+    def has_silent_sites(self) -> bool:
+        """Whether a site's forward ran although no call of attention came from it; `coverage` says why."""
+        return bool(self._capture.silent())
 
     @property
     def num_observations(self) -> int:
@@ -154,7 +176,7 @@ class AttentionRecorder:
         """
         self._group.compute()
         if finish_step:
-            self._observing = False
+            self._observing = self._has_step = False
             self._pending.finish()
         try:
             observations = self._pending.take()
@@ -163,6 +185,8 @@ class AttentionRecorder:
             return
         for observation in observations:
             self._buffer.append(observation)
+        if not self._has_loss:
+            self._notices.of_missing_loss(self._buffer.num_observations)
 
     def history(self, *, flushed_only: bool = False) -> AttentionHistory:
         """Everything observed so far; or only what has come to the host already, without a transfer."""
@@ -185,6 +209,7 @@ class AttentionRecorder:
             "last_due": self._last_due,
             "history": self._buffer.state_dict(),
             "pending": self._pending.state_dict(),
+            "trained": sorted(self._trained),
         }
         return with_format(_STATE_FORMAT, state)
 
@@ -199,6 +224,7 @@ class AttentionRecorder:
         self._buffer.load_state_dict(state["history"])
         self._pending.load_state_dict(state["pending"])
         self._last_step, self._last_due = state["last_step"], state["last_due"]
+        self._trained = set(state.get("trained", ()))
         self._observing = False
         self._rows.clear()
 
@@ -220,12 +246,23 @@ class AttentionRecorder:
             return step % every == 0
         return step // every > last // every
 
-    def _observe(self, site: str, inputs: AttentionInputs) -> None:
+    def _observe(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
+        if of.has_gradient:
+            self._trained.add(site)
+        elif site in self._trained:
+            return
+        if not self._pending.expects(site, of):
+            return
         self._shards[site] = head_shard(self._capture.module(site), inputs.num_heads)
-        self._group.add(site, inputs, self._rows_of(inputs))
+        self._group.add((site, of), inputs, self._rows_of(inputs))
 
-    def _receive(self, site: str, sums: Tensor) -> None:
-        self._pending.add(site, at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site]))
+    def _receive(self, call: tuple[str, Pass], sums: Tensor) -> None:
+        site, of = call
+        sums = at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site])
+        self._pending.add(site, sums, of)
+
+    def _fail(self, call: tuple[str, Pass], error: Exception) -> None:
+        self._capture.fail(call[0], error)
 
     def _rows_of(self, inputs: AttentionInputs) -> Tensor:
         """The query rows of this step: the same for all sites of equal length, the same when a run is resumed."""

@@ -70,7 +70,7 @@ def read(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) ->
     fewest = _FEWEST_TOKENS + 1 if is_language_model else 1  # beside the one that many texts begin with
     if num_tokens < fewest:
         raise ConfigurationError(
-            f"`--tokens`: {num_tokens} tokens of a sequence (at most 2 less than the {most} positions of the model) are "
+            f"`--tokens`: {num_tokens} tokens of a sequence (at most 2 less than the model's {most} positions) are "
             f"too few for a {type(model).__name__}; at least {fewest} are needed."
         )
     if not content.strip():

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnwatch.capture import Capture, has_processes
+from attnwatch.capture import Capture, Pass, has_processes
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, attention_received
@@ -134,7 +134,7 @@ class AttentionReceived(Scorer):
             self._capture.detach()
 
     @torch.no_grad()
-    def _see(self, site: str, inputs: AttentionInputs) -> None:
+    def _see(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
         if self._is_dropping() and inputs.has_positions:
             self._received = attention_received(inputs, _QUERY_ROWS, self._generator())
 
