@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, seeded, token_ids
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_upper_left
 
 from attnwatch import AttnwatchWarning, attention_statistics
 from attnwatch.metrics import STATISTICS
@@ -159,9 +160,7 @@ def assert_same(history: AttentionHistory, name: str, query: Tensor, key: Tensor
     expected = attention_statistics(query.double(), key.double(), **options)
     for statistic in STATISTICS:
         recorded = torch.from_numpy(history[statistic][step, history.sites.index(name)])
-        torch.testing.assert_close(
-            recorded, getattr(expected, statistic).float(), equal_nan=True, rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(recorded, getattr(expected, statistic).float(), equal_nan=True, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
@@ -260,9 +259,9 @@ class Mlp(nn.Module):
 def test_model_that_calls_no_attention_is_named_after_the_first_step():
     module, x = Mlp(), torch.randn(2, TOKENS, WIDTH)
     with AttentionRecorder(module, every_n_steps=1) as recorder:
-        with pytest.warns(AttnwatchWarning, match=r"`model` \(Mlp\) has no attention: no module calls scaled_dot"):
-            with recorder.step(0):
-                module(x)
+        message = r"`model` \(Mlp\) has no attention: no module calls scaled_dot"
+        with pytest.warns(AttnwatchWarning, match=message), recorder.step(0):
+            module(x)
         recorder.record_loss(1.0)
         for step in range(1, 8):
             with recorder.step(step):
@@ -311,3 +310,25 @@ def test_patterns_select_among_what_calls_show():
     history = record(model, token_ids(), steps=2, sites=["*.1.attention"])
     assert history.sites == ("layers.1.attention",)
     assert not np.isnan(history["entropy"]).any()
+
+
+class Biased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attend = functools.partial(SDPA)
+
+    def forward(self, query: Tensor) -> Tensor:
+        return self.attend(query, query, query, causal_upper_left(TOKENS, TOKENS))
+
+
+def test_causal_bias_is_recognised_through_any_reference():
+    """It compares the function with torch's, in whose place another one stands while something is watched."""
+    module, query = Biased(), torch.randn(2, HEADS, TOKENS, 8)
+    expected = SDPA(query, query, query, is_causal=True)
+    with AttentionRecorder(module, num_query_rows=None) as recorder:
+        torch.testing.assert_close(module(query), expected)
+        with recorder.step(0):
+            torch.testing.assert_close(module(query), expected)
+        history = recorder.history()
+    assert_same(history, "Biased", query, query, is_causal=True)
+    torch.testing.assert_close(module(query), expected)

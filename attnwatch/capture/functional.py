@@ -6,7 +6,6 @@ A hook on the module says whose call comes next; the patched function reads it.
 import contextlib
 import inspect
 import re
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -22,6 +21,7 @@ from attnwatch.capture.multihead import enter_multihead
 from attnwatch.capture.patching import StandIn, replace, shared_patch
 from attnwatch.capture.reading import SDPA
 from attnwatch.capture.sites import Site, SiteKind, is_of_torch
+from attnwatch.capture.subclasses import call_of_subclasses, patch_biases
 from attnwatch.hooks import put
 from attnwatch.metrics import AttentionInputs
 
@@ -34,6 +34,7 @@ def patched_functional(sites: Iterable[Site], others: Iterable[Site] = ()) -> It
         sites: functional and multihead ones.
         others: sites whose calls are not delivered from here, and do not belong to a site around them either.
     """
+    sites = list(sites)
     bindings = [(vars(F), "scaled_dot_product_attention"), *(binding for site in sites for binding in site.bindings)]
     with contextlib.ExitStack() as patches:
         for site in sites:
@@ -42,6 +43,8 @@ def patched_functional(sites: Iterable[Site], others: Iterable[Site] = ()) -> It
                 patches.enter_context(_hooked(site.module, _begin_to_see, _end_to_see))
         for site in others:
             patches.enter_context(_hooked(site.module, *_HOOKS.get(site.kind, (_enter_other, _leave))))
+        if any(site.is_hidden for site in sites):
+            patches.enter_context(shared_patch("torch.nn.attention.bias", patch_biases))
         for namespace, name in bindings:
             patches.enter_context(shared_patch((id(namespace), name), partial(replace, namespace, name, _watched_sdpa)))
         yield
@@ -88,9 +91,10 @@ def _watched_sdpa(original):
     def scaled_dot_product_attention(
         query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
     ):
-        call = partial(original, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
-        if _knows_the_function(query, key, value, attn_mask):
-            call = partial(_call_with_torch_as_it_was, call)
+        given = (query, key, value, attn_mask, dropout_p, is_causal), {"scale": scale, "enable_gqa": enable_gqa}
+        call = partial(original, *given[0], **given[1])
+        if has_torch_function((query, key, value, attn_mask)):
+            call = partial(call_of_subclasses, call, *given)
         entry = _owner(by_name=True)
         if entry is not None and entry.number is not None:
             deliver(entry.number, _read_sdpa, query, key, attn_mask, is_causal, scale, entry)
@@ -107,15 +111,7 @@ def _call_of_the_function(function, *args, **kwargs):
     if entry is not None and entry.number is not None:
         query, key, attn_mask, is_causal, scale = _what_is_read(*args, **kwargs)
         deliver(entry.number, _read_sdpa, query, key, attn_mask, is_causal, scale, entry)
-    call = partial(function, *args, **kwargs)
-    return _call_with_torch_as_it_was(call) if _knows_the_function(*args, *kwargs.values()) else call()
-
-
-def _knows_the_function(*arguments) -> bool:
-    """Whether a tensor is of a class that may have an attention of its own; a mode of ours is none."""
-    if not looking.sees_every_call():
-        return has_torch_function(arguments)
-    return any(isinstance(each, Tensor) and type(each) not in (Tensor, nn.Parameter) for each in arguments)
+    return call_of_subclasses(partial(function, *args, **kwargs), args, kwargs)
 
 
 def _what_is_read(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
@@ -147,37 +143,6 @@ def _owner(*, by_name: bool) -> Entry | None:
     if not any(is_site) or (entry is not None and entry.module is module and entry.number is not None):
         return entry
     return Entry(module, site_id(module), same_tokens=True, given=given)
-
-
-class _TorchAsItWas:
-    """How many calls need torch's own function in its place now; it is replaced for all threads, so they count."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self._users = 0
-        self._replaced = None
-
-    def __enter__(self):
-        with self._lock:
-            if not self._users:
-                self._replaced = F.scaled_dot_product_attention
-                F.scaled_dot_product_attention = SDPA
-            self._users += 1
-
-    def __exit__(self, *exception):
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                F.scaled_dot_product_attention, self._replaced = self._replaced, None
-
-
-_torch_as_it_was = _TorchAsItWas()
-
-
-def _call_with_torch_as_it_was(call: Callable[[], Tensor]) -> Tensor:
-    """Tensor subclasses with an attention of their own know the function by comparing it with torch's."""
-    with _torch_as_it_was:
-        return call()
 
 
 def _read_sdpa(query: Tensor, key: Tensor, attn_mask, is_causal: bool, scale, entry: Entry) -> Reading:

@@ -1,9 +1,11 @@
-"""Which functions a module's forward reaches, and through which references, read from code and values before any call."""
+"""The functions that a module's forward reaches, read from its code and its values before any call."""
 
 import functools
 import inspect
+import itertools
 import sys
 import types
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -16,6 +18,8 @@ SDPA = torch.nn.functional.scaled_dot_product_attention
 _CALL_DEPTH = 3
 # How many entries of a container are looked at: a table of attention functions is short.
 _MOST_ENTRIES = 200
+# How many functions of a module are read: those that are near come first.
+_MOST_FUNCTIONS = 100
 # Packages that keep no attention function of the user's.
 _NOT_FOLLOWED = ("builtins", "torch", "numpy", "logging", "re", "types", "typing")
 # What holds no function that a forward calls.
@@ -107,105 +111,111 @@ def read_values(module: nn.Module) -> Hidden:
     return _Values(module).read()
 
 
+class _Step(NamedTuple):
+    """A value that reached code may call.
+
+    Attributes:
+        value: itself.
+        owner: the object or class whose function it is, besides the module; None where there is none.
+        depth: how many calls lie between the module's forward and this.
+    """
+
+    value: Any
+    owner: Any
+    depth: int
+
+
 class _Values:
-    """Follows every value that reached code may call. Reaches too much rather than too little."""
+    """Follows every value that reached code may call, nearest first. Reaches too much rather than too little."""
 
     def __init__(self, module: nn.Module):
-        self._owners: list[Any] = [module]
+        self._module = module
         self._names: set[str] = set()
         self._bindings: list[tuple[dict, str]] = []
         self._by_name = self._by_value = False
-        self._seen: set[int] = set()
-        self._alive: list[Any] = []  # so that no id comes twice
-        self._pending: list[tuple[Any, int]] = [(inspect.getattr_static(module, "forward", None), 0)]
+        self._num_functions = 0
+        self._seen: dict[int, Any] = {}  # kept alive, so that no id comes twice
+        self._pending = deque([_Step(inspect.getattr_static(module, "forward", None), None, 0)])
 
     def read(self) -> Hidden:
-        while self._pending:
-            self._follow(*self._pending.pop(0))
+        while self._pending and self._num_functions < _MOST_FUNCTIONS:
+            self._follow(self._pending.popleft())
         return Hidden(frozenset(self._names), tuple(self._bindings), self._by_name, self._by_value)
 
-    def _follow(self, value: Any, depth: int) -> None:
-        if depth > _CALL_DEPTH + 1 or isinstance(value, _PLAIN) or id(value) in self._seen:
+    def _follow(self, step: _Step) -> None:
+        value, _, depth = step
+        if depth > _CALL_DEPTH or isinstance(value, _PLAIN) or id(value) in self._seen:
             return
-        self._seen.add(id(value))
-        self._alive.append(value)
+        self._seen[id(value)] = value
         if is_sdpa(value):
             self._by_value = True
         elif isinstance(value, types.FunctionType):
-            self._follow_function(inspect.unwrap(value), depth)
+            self._follow_function(step._replace(value=inspect.unwrap(value)))
         else:
-            self._pending += [(part, depth) for part in self._parts(value)]
+            self._pending += [_Step(part, owner, depth) for part, owner in self._parts(*step)]
 
-    def _parts(self, value: Any) -> Iterable[Any]:
+    def _parts(self, value: Any, owner: Any, depth: int) -> list[tuple[Any, Any]]:
+        """What is called when this value is, each with its owner."""
         if isinstance(value, staticmethod | classmethod):
-            return (value.__func__,)
+            return [(value.__func__, owner)]
         if isinstance(value, property):
-            return (value.fget,)
+            return [(value.fget, owner)]
         if isinstance(value, types.MethodType):
-            return self._object(value.__self__, value.__func__)
+            return [(value.__func__, value.__self__), *_held(value.__self__)]
         if isinstance(value, functools.partial | functools.partialmethod):
-            return (value.func, *value.args, *value.keywords.values())
-        if isinstance(value, Mapping):
-            return list(value.values())[:_MOST_ENTRIES]
-        if isinstance(value, list | tuple | set | frozenset):
-            return list(value)[:_MOST_ENTRIES]
+            return [(part, owner) for part in (value.func, *value.args, *value.keywords.values())]
+        if isinstance(value, Mapping | list | tuple | set | frozenset):
+            entries = value.values() if isinstance(value, Mapping) else value
+            return [(part, owner) for part in itertools.islice(entries, _MOST_ENTRIES)]
         if isinstance(value, type):
-            return self._class(value)
-        if isinstance(value, types.ModuleType):
-            return self._namespace(value)
+            is_function = issubclass(value, torch.autograd.Function)
+            return [(inspect.getattr_static(value, "forward", None), value)] if is_function else []
         if _is_not_followed(type(value)):
-            return ()
-        return self._object(value, inspect.getattr_static(type(value), "__call__", None))
-
-    def _object(self, value: Any, *functions: Any) -> list[Any]:
-        """An object with state: its functions, what used names mean on it, and what a table of its own holds."""
-        if not isinstance(value, _PLAIN):
-            self._owners.append(value)
-        held = list(getattr(value, "__dict__", {}).values())[:_MOST_ENTRIES] if not isinstance(value, type) else []
-        tables = [each for each in held if callable(each) or isinstance(each, Mapping | list | tuple)]
-        return [*functions, *tables, *self._named_on(value, self._names)]
-
-    def _namespace(self, module: types.ModuleType) -> list[Any]:
-        if module.__name__.split(".")[0] in _NOT_FOLLOWED or module.__name__ in sys.builtin_module_names:
             return []
-        self._owners.append(module)
-        return self._named_on(module, self._names)
+        return [(inspect.getattr_static(type(value), "__call__", None), value), *_held(value)]
 
-    def _class(self, value: type) -> list[Any]:
-        if issubclass(value, torch.autograd.Function):
-            return [inspect.getattr_static(value, "forward", None)]
-        if issubclass(value, nn.Module) or _is_not_followed(value):
-            return []
-        self._owners.append(value)
-        return self._named_on(value, self._names)
-
-    def _follow_function(self, function: Any, depth: int) -> None:
+    def _follow_function(self, step: _Step) -> None:
+        function, owner, depth = step
         if not isinstance(function, types.FunctionType) or _belongs_to_torch(function):
             return
+        self._num_functions += 1
         names, namespace = set(names_in(function.__code__)), function.__globals__
-        new = names - self._names
         self._names |= names
         self._by_name = self._by_name or SDPA.__name__ in names or SDPA.__name__ in _texts_in(function.__code__)
-        for name in names:
-            if is_sdpa(namespace.get(name)):
-                self._bindings.append((namespace, name))
-            else:
-                self._pending.append((namespace.get(name), depth + 1))
+        self._bindings += [(namespace, name) for name in sorted(names) if is_sdpa(namespace.get(name))]
+        known = [value for name in names if not is_sdpa(value := namespace.get(name))]
         held = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values(), *_closure(function))
-        self._pending += [(value, depth + 1) for value in held]
-        for owner in self._owners:
-            self._pending += [(value, depth + 1) for value in self._named_on(owner, new)]
+        reached = [(value, None) for value in (*known, *held)]
+        for holder in (self._module, owner, *filter(_has_functions, (*known, *held))):
+            reached += [(value, holder) for value in _named_on(holder, names)]
+        self._pending += [_Step(value, holder, depth + 1) for value, holder in reached]
 
-    @staticmethod
-    def _named_on(owner: Any, names: Iterable[str]) -> list[Any]:
-        """What these names mean on an object or a class, read without running any code of it."""
-        found = []
-        for name in names:
-            value = inspect.getattr_static(owner, name, None)
-            if isinstance(value, types.MemberDescriptorType):  # of __slots__
-                value = getattr(owner, name, None)
-            found.append(value)
-        return found
+
+def _held(value: Any) -> list[tuple[Any, Any]]:
+    """Functions and tables of functions that an object holds."""
+    if isinstance(value, type | types.ModuleType | nn.Module):
+        return []
+    parts = itertools.islice(getattr(value, "__dict__", {}).values(), _MOST_ENTRIES)
+    return [(part, value) for part in parts if callable(part) or isinstance(part, Mapping | list | tuple)]
+
+
+def _has_functions(value: Any) -> bool:
+    """A module, a class or an object of somebody whose functions are called by name."""
+    if isinstance(value, types.ModuleType):
+        return value.__name__.split(".")[0] not in (*_NOT_FOLLOWED, *sys.builtin_module_names)
+    if isinstance(value, type):
+        return not issubclass(value, nn.Module) and not _is_not_followed(value)
+    return not isinstance(value, _PLAIN) and not _is_not_followed(type(value))
+
+
+def _named_on(holder: Any, names: Iterable[str]) -> Iterator[Any]:
+    """What these names mean on an object, a class or a module, read without running any code of it."""
+    for name in names if holder is not None else ():
+        value = inspect.getattr_static(holder, name, None)
+        if isinstance(value, types.MemberDescriptorType) and not isinstance(holder, type):  # of __slots__
+            value = getattr(holder, name, None)
+        if value is not None:
+            yield value
 
 
 def _closure(function: types.FunctionType) -> Iterator[Any]:

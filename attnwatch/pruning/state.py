@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS
+from attnwatch.hooks import put
 from attnwatch.pruning.heads import HeadSite, head_sites
 from attnwatch.pruning.projections import features_of
 from attnwatch.pruning.surgery import Surgery, attribute_swaps, replaced_parameter
@@ -28,10 +29,14 @@ def accept_pruned_state(model: nn.Module) -> RemovableHandle:
     Heads that the model does not have come back, as in `trainer.test(ckpt_path="best")` of a checkpoint from before a
     cut. Load before optimizers are made: they would hold parameters that are replaced.
 
+    Deep copies of the model take such states too. A pickle of it does not, so that it loads without attnwatch.
+
     Returns:
         A handle whose `remove()` ends it.
     """
-    return model.register_load_state_dict_pre_hook(_resize)
+    handle = model.register_load_state_dict_pre_hook(_resize)
+    put(model, handles=[handle], again=accept_pruned_state)
+    return handle
 
 
 def _resize(model: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
