@@ -110,8 +110,8 @@ class _Ours:
         module = self._module()
         with self._taken_off(module):
             twin = copy.deepcopy(module, memo)
-        for _, _, again in self._added:
-            if again is not None:
+        for handles, _, again in self._added:
+            if again is not None and all(_is_registered(handle) for handle in handles):
                 again(twin)
         return twin
 
@@ -131,3 +131,7 @@ class _Ours:
             for name, hooks in before.items():
                 values[name].clear()
                 values[name].update(hooks)
+
+
+def _is_registered(handle: RemovableHandle) -> bool:
+    return handle.id in (handle.hooks_dict_ref() or ())
