@@ -2,20 +2,21 @@
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
-from fnmatch import fnmatch
 
 from torch import Tensor, nn
 
+from attnwatch.capture import looking
 from attnwatch.capture.delivery import Reading, register, unregister
-from attnwatch.capture.functional import forget_entered, patched_functional
+from attnwatch.capture.found import Sites
+from attnwatch.capture.functional import forget_interrupted, looking_for_sites, patched_functional
 from attnwatch.capture.interface import patched_interface
 from attnwatch.capture.padding import self_attention_query_mask
 from attnwatch.capture.passes import Pass
 from attnwatch.capture.positions import kept_positions
 from attnwatch.capture.silent import Forwards
-from attnwatch.capture.sites import Site, SiteKind, find_sites
-from attnwatch.errors import ConfigurationError, NoAttentionError
+from attnwatch.capture.sites import Site, SiteKind
 from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, Identity
 from attnwatch.versions import warn_if_untested
@@ -45,6 +46,8 @@ class Capture:
         model: any module.
         observer: see `Observer`.
         sites: glob patterns of site names; None means all.
+        may_grow: modules that reading the code does not find become sites where they are seen to call
+            scaled_dot_product_attention, until `stop_looking`.
 
     Attributes:
         armed: whether calls reach the observer.
@@ -55,13 +58,16 @@ class Capture:
         ConfigurationError: a pattern matches no site.
     """
 
-    def __init__(self, model: nn.Module, observer: Observer, *, sites: Sequence[str] | None = None):
-        self.armed = False
+    def __init__(
+        self, model: nn.Module, observer: Observer, *, sites: Sequence[str] | None = None, may_grow: bool = False
+    ):
+        self._armed_thread: int | None = None
+        self._is_attached = False
         self._observer = observer
         self._model = model
-        self._found = find_sites(model)
-        self._sites = {site.name: site for site in _selected(self._found, sites, type(model).__name__)}
-        self._reasons = {name: site.reason for name, site in self._sites.items() if site.reason}
+        self._looks = may_grow
+        self._sites = Sites(model, sites, may_grow=may_grow)
+        self._reasons = self._sites.reasons()
         self._seen: set[str] = set()
         self.num_calls = 0
         self._failed: set[str] = set()
@@ -70,25 +76,42 @@ class Capture:
         self._query_masks: dict[Identity, Tensor | None] = {}
 
     @property
-    def sites(self) -> tuple[str, ...]:
-        """Names of the sites that can be read, in module order."""
-        return tuple(site.name for site in self._readable)
+    def armed(self) -> bool:
+        """Whether calls of this thread reach the observer."""
+        return self._armed_thread == threading.get_ident()
+
+    @armed.setter
+    def armed(self, value: bool) -> None:
+        self._armed_thread = threading.get_ident() if value else None
 
     @property
-    def _readable(self) -> list[Site]:
-        return [site for site in self._sites.values() if site.kind is not SiteKind.UNREADABLE]
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites that can be read, in module order. Those that calls have shown are among them."""
+        return tuple(site.name for site in self._sites.readable)
+
+    @property
+    def sites_from_calls(self) -> frozenset[str]:
+        """Names of the sites that calls have shown, not the code."""
+        return frozenset(self._sites.from_calls)
+
+    @property
+    def has_seen_any(self) -> bool:
+        """Whether a call of any site was read so far."""
+        return bool(self._seen)
 
     def module(self, site: str) -> nn.Module:
         return self._sites[site].module
 
     def coverage(self) -> dict[str, str]:
         """For every site `"observed"`, with a remark where it is called several times, or the reason why it is not."""
-        return {name: self._reasons.get(name) or self._said_of(name) for name in self._sites}
+        return {name: self._reasons.get(name) or self._said_of(name) for name in self._sites.names}
 
     def silent(self) -> dict[str, str]:
         """Sites whose forward ran while forwards were counted, though no call came, and why; those that train only."""
         ran = self._forwards.ran - self._seen - self._reasons.keys()
-        return {name: self._said_of(name) for name, site in self._sites.items() if name in ran and site.module.training}
+        return {
+            name: self._said_of(name) for name in self._sites.names if name in ran and self._sites[name].module.training
+        }
 
     def _said_of(self, name: str) -> str:
         if name not in self._seen:
@@ -102,22 +125,26 @@ class Capture:
         """Start to see calls; `detach` restores everything."""
         warn_if_untested("torch", self._model)
         with contextlib.ExitStack() as patches:
-            for site in self._readable:
-                register(site.module, self, site.name)
-                patches.callback(unregister, site.module, self)
-            interface = [site.module for site in self._readable if site.kind is SiteKind.INTERFACE]
+            expected = [site for site in self._sites.expected if self._sites.is_watched(site.name)]
+            for site in (*self._sites.readable, *expected):
+                self._register(site, patches)
+            interface = [site.module for site in self._sites.readable if site.kind is SiteKind.INTERFACE]
             if interface:
                 warn_if_untested("transformers", self._model)
                 patches.enter_context(patched_interface(interface))
-            functional = [site for site in self._readable if site.kind is not SiteKind.INTERFACE]
-            if functional:
-                others = [site for site in self._found if site not in functional]
-                patches.enter_context(patched_functional(functional, others))
+            functional = [site for site in self._sites.readable if site.kind is not SiteKind.INTERFACE] + expected
+            if functional or self._looks:
+                patches.enter_context(patched_functional(functional, self._sites.others() if functional else ()))
             self._patches = patches.pop_all()
+        self._is_attached = True
+
+    def _register(self, site: Site, patches: contextlib.ExitStack) -> None:
+        register(site.module, self, site.name)
+        patches.callback(unregister, site.module, self)
 
     def detach(self) -> None:
         """Put everything back as it was. May be called twice."""
-        self.armed = False
+        self.armed = self._is_attached = False
         self._patches.close()
 
     @contextlib.contextmanager
@@ -127,20 +154,81 @@ class Capture:
         Args:
             counts_forwards: look at which forwards run, once, so that the coverage can tell why no call came.
         """
-        forget_entered()
+        forget_interrupted()
         self.armed = True
         try:
-            with self._forwards.counted() if counts_forwards else contextlib.nullcontext():
+            with self._looking(), self._forwards.counted() if counts_forwards else contextlib.nullcontext():
                 yield
         finally:
+            forget_interrupted()
             self.armed = False
             self._query_masks.clear()
+
+    def _looking(self) -> contextlib.AbstractContextManager[None]:
+        if not self._looks:
+            return contextlib.nullcontext()
+        is_harmless = not looking.keeps_fast_paths(self._model) and not looking.is_compiled(self._model)
+        is_worth_it = not self._sites.is_explained or not looking.compiles_anything()
+        return looking_for_sites(self, by_any_reference=is_harmless and is_worth_it)
+
+    def stop_looking(self) -> None:
+        """From now on the sites are those that are known."""
+        self._looks = False
+
+    def why_none(self) -> str:
+        """That the model has no attention, or none that can be read."""
+        return self._sites.why_none()
+
+    def find(self, module: nn.Module, *, by_name: bool) -> bool:
+        """A module has called scaled_dot_product_attention. Returns whether its calls are delivered from there."""
+        if not self.armed:
+            return False
+        site = self._sites.of(module)
+        if site is None:
+            site = self._sites.new(module, is_hidden=not by_name)
+            if site is None:
+                return False
+            self._add(site)
+        elif not by_name and not site.is_hidden and site.kind is SiteKind.FUNCTIONAL:
+            site = dataclasses.replace(site, is_hidden=True)
+            self._sites.update(site)
+            self._watch(site)
+        return site.kind is SiteKind.FUNCTIONAL and self._sites.is_watched(site.name)
+
+    def adopt(self, names: Sequence[str]) -> None:
+        """Sites of these names, as far as the model has such modules: calls have shown them elsewhere."""
+        for name in names:
+            site = None if name in self._sites else self._sites.named(name)
+            if site is not None:
+                self._add(site)
+
+    def _add(self, site: Site) -> None:
+        is_expected = any(other.module is site.module for other in self._sites.expected)
+        self._sites.add(site)
+        self._forwards.add(site)
+        if not self._is_attached or is_expected:
+            return
+        if self._sites.is_watched(site.name):
+            self._register(site, self._patches)
+            self._watch(site)
+        else:
+            self._patches.enter_context(patched_functional((), [site]))
+
+    def _add_expected(self, name: str) -> None:
+        site = next(each for each in self._sites.expected if each.name == name)
+        self._sites.add(site)
+        self._forwards.add(site)
+
+    def _watch(self, site: Site) -> None:
+        self._patches.enter_context(patched_functional([site]))
 
     def receive(self, site: str, reading: Reading, has_gradient: bool) -> None:
         """One call of a site, while armed."""
         self.num_calls += 1
         if site in self._failed:
             return
+        if site not in self._sites:
+            self._add_expected(site)
         reason = reading if isinstance(reading, str) else _why_not(reading)
         if reason:
             if has_gradient or site not in self._seen:  # else its training is observed, and only this call is not
@@ -191,21 +279,3 @@ def _why_not(inputs: AttentionInputs) -> str:
         if tensor.device.type == "meta":
             return "tensors on the meta device have no values"
     return ""
-
-
-def _selected(found: list[Site], patterns: Sequence[str] | None, model_name: str) -> list[Site]:
-    if not found:
-        raise NoAttentionError(
-            f"`model` ({model_name}) has no attention: no module calls scaled_dot_product_attention, "
-            "torch.nn.MultiheadAttention or transformers' attention interface."
-        )
-    if patterns is not None:
-        names = [site.name for site in found]
-        for pattern in patterns:
-            if not any(fnmatch(name, pattern) for name in names):
-                raise ConfigurationError(f"`sites`: {pattern!r} matches none of the model's sites: {', '.join(names)}.")
-        found = [site for site in found if any(fnmatch(site.name, pattern) for pattern in patterns)]
-    if all(site.kind is SiteKind.UNREADABLE for site in found):
-        listed = "; ".join(f"{site.name}: {site.reason}" for site in found[:3])
-        raise NoAttentionError(f"`model` ({model_name}) has no attention that can be read. {listed}.")
-    return found

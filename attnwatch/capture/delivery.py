@@ -8,6 +8,7 @@ and to be unsafe in CUDA graphs, which would replay kernels without asking: comp
 
 import contextlib
 import itertools
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from attnwatch.capture.passes import has_gradient, in_recorded_function
 from attnwatch.capture.positions import kept_positions
+from attnwatch.hooks import Remove, put
 from attnwatch.metrics import AttentionInputs
 
 Reading = AttentionInputs | str
@@ -44,17 +46,15 @@ class _Mark:
     def __init__(self, number: int):
         self.digits = str(number)  # an integer would become a variable of the graph
 
-    def __reduce__(self):
-        return type(None), ()
-
 
 _MARK = "_attnwatch_mark"
-# A compiled graph holds the numbers of its modules and outlives the capture it was traced with. So a module keeps its
-# number for the next capture, and no other module ever gets it.
+# A compiled graph holds nothing of a module but its number, and outlives the capture it was traced with. So the numbers
+# are the process's: a module keeps its own for the next capture, and no other module ever gets it.
 _next_number = itertools.count()
 _numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-_receivers: dict[int, list[tuple[Receiver, str]]] = {}
-_ids: dict[nn.Module, int] = {}
+_receivers: dict[int, tuple[tuple[Receiver, str], ...]] = {}
+_marks: dict[int, Remove] = {}
+_lock = threading.RLock()
 # What operators claim to change, which keeps them in the graph and in their order.
 ORDER = torch.zeros(())
 NOT_IN_CUDA_GRAPHS = (torch.Tag.cudagraph_unsafe,)
@@ -62,19 +62,24 @@ NOT_IN_CUDA_GRAPHS = (torch.Tag.cudagraph_unsafe,)
 
 def register(module: nn.Module, receiver: Receiver, site: str) -> None:
     """From now on the calls of `module` go to `receiver` too, under the name `site`."""
-    number = _numbers.get(module)
-    if number is None:
-        number = _numbers[module] = next(_next_number)
-    module.__dict__[_MARK] = _Mark(number)
-    _receivers.setdefault(number, []).append((receiver, site))
-    _ids[module] = number
+    with _lock:
+        number = _numbers.get(module)
+        if number is None:
+            number = _numbers[module] = next(_next_number)
+        if number not in _receivers:
+            _marks[number] = put(module, attributes={_MARK: _Mark(number)})
+        _receivers[number] = (*_receivers.get(number, ()), (receiver, site))
 
 
 def unregister(module: nn.Module, receiver: Receiver) -> None:
-    number = _ids[module]
-    _receivers[number] = [(other, site) for other, site in _receivers[number] if other is not receiver]
-    if not _receivers[number]:
-        del _receivers[number], _ids[module], module.__dict__[_MARK]
+    with _lock:
+        number = _numbers[module]
+        left = tuple((other, site) for other, site in _receivers[number] if other is not receiver)
+        if left:
+            _receivers[number] = left
+        else:
+            del _receivers[number]
+            _marks.pop(number)()
 
 
 def site_id(module: nn.Module) -> int | None:
@@ -82,14 +87,20 @@ def site_id(module: nn.Module) -> int | None:
     if torch.compiler.is_compiling():
         mark = getattr(module, _MARK, None)
         return None if mark is None else int(mark.digits)
-    return _ids.get(module)
+    number = _numbers.get(module)
+    return number if number in _receivers else None
+
+
+def is_armed(number: int) -> bool:
+    """Whether a capture takes the calls that come now under this number."""
+    return any(receiver.armed for receiver, _ in _receivers.get(number, ()))
 
 
 def begin(number: int | None) -> None:
     """Tell captures that are armed that the forward of this module begins, whether or not a call will come from it."""
     if number is None or torch.compiler.is_compiling() or in_backward():
         return
-    for receiver, site in _receivers[number]:
+    for receiver, site in _receivers.get(number, ()):
         if receiver.armed:
             receiver.begin(site)
 
@@ -97,7 +108,7 @@ def begin(number: int | None) -> None:
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
     """While it is open, captures that are armed now see nothing: what the model is asked is not its training."""
-    armed = {id(receiver): receiver for each in _receivers.values() for receiver, _ in each if receiver.armed}
+    armed = {id(receiver): receiver for each in list(_receivers.values()) for receiver, _ in each if receiver.armed}
     for receiver in armed.values():
         receiver.armed = False
     try:
@@ -121,7 +132,7 @@ def deliver(number: int, read: Callable[..., Reading], *args) -> None:
 
 
 def _deliver_now(number: int, is_recorded: Callable[[], bool], read: Callable[..., Reading], *args) -> None:
-    armed = [(receiver, site) for receiver, site in _receivers[number] if receiver.armed]
+    armed = [(receiver, site) for receiver, site in _receivers.get(number, ()) if receiver.armed]
     if not armed or in_backward():
         return
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():

@@ -1,25 +1,29 @@
-"""Modules that call `scaled_dot_product_attention`, and `torch.nn.MultiheadAttention`.
+"""Modules that call `scaled_dot_product_attention`.
 
 A hook on the module says whose call comes next; the patched function reads it.
 """
 
 import contextlib
+import inspect
+import re
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial, wraps
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
-from attnwatch.capture.delivery import Reading, begin, deliver, in_backward, site_id
-from attnwatch.capture.patching import replace, shared_patch
-from attnwatch.capture.sites import SDPA, Site, SiteKind
+from attnwatch.capture import entered, looking
+from attnwatch.capture.delivery import Reading, begin, deliver, in_backward, is_armed, site_id
+from attnwatch.capture.entered import Entry
+from attnwatch.capture.multihead import enter_multihead
+from attnwatch.capture.patching import StandIn, replace, shared_patch
+from attnwatch.capture.reading import SDPA
+from attnwatch.capture.sites import Site, SiteKind, is_of_torch
+from attnwatch.capture.subclasses import call_of_subclasses, patch_biases
+from attnwatch.hooks import put
 from attnwatch.metrics import AttentionInputs
-
-# The modules in whose forward the program is now, innermost last: (site number or None where the module is not
-# watched here, queries and keys are the same tokens).
-_entered: list[tuple[int | None, bool]] = []
 
 
 @contextlib.contextmanager
@@ -30,10 +34,17 @@ def patched_functional(sites: Iterable[Site], others: Iterable[Site] = ()) -> It
         sites: functional and multihead ones.
         others: sites whose calls are not delivered from here, and do not belong to a site around them either.
     """
+    sites = list(sites)
     bindings = [(vars(F), "scaled_dot_product_attention"), *(binding for site in sites for binding in site.bindings)]
     with contextlib.ExitStack() as patches:
-        for site in (*sites, *others):
-            patches.enter_context(_hooked(site.module, *_HOOKS.get(site.kind, (_enter_other, _leave_other))))
+        for site in sites:
+            patches.enter_context(_hooked(site.module, *_HOOKS[site.kind]))
+            if site.is_hidden and not looking.keeps_fast_paths(site.module):
+                patches.enter_context(_hooked(site.module, _begin_to_see, _end_to_see))
+        for site in others:
+            patches.enter_context(_hooked(site.module, *_HOOKS.get(site.kind, (_enter_other, _leave))))
+        if any(site.is_hidden for site in sites):
+            patches.enter_context(shared_patch("torch.nn.attention.bias", patch_biases))
         for namespace, name in bindings:
             patches.enter_context(shared_patch((id(namespace), name), partial(replace, namespace, name, _watched_sdpa)))
         yield
@@ -45,50 +56,96 @@ def _hooked(module: nn.Module, enter: Callable, leave: Callable) -> contextlib.A
     def put_hooks() -> Callable[[], None]:
         handles = [
             module.register_forward_pre_hook(enter, with_kwargs=True),
-            module.register_forward_hook(leave),
+            module.register_forward_hook(leave, always_call=True),  # also where the forward raises
         ]
-        return lambda: [handle.remove() for handle in handles] and None
+        return put(module, handles=handles)
 
     return shared_patch((id(module), enter), put_hooks)
 
 
-def forget_entered() -> None:
-    """A forward that raised never left its module."""
-    _entered.clear()
+def forget_interrupted() -> None:
+    """Forwards that were interrupted never left their modules."""
+    entered.forget()
+    looking.forget()
+
+
+@contextlib.contextmanager
+def looking_for_sites(finder: looking.Finder, *, by_any_reference: bool) -> Iterator[None]:
+    """While it is open, modules that call scaled_dot_product_attention in this thread are shown to `finder`.
+
+    Args:
+        finder: what looks for them.
+        by_any_reference: also those whose reference to the function can't be patched.
+    """
+    looking.begin_to_look(finder)
+    if by_any_reference:
+        looking.see_every_call(finder, _call_of_the_function)
+    try:
+        yield
+    finally:
+        looking.see_no_more(finder)
+        looking.end_to_look(finder)
 
 
 def _watched_sdpa(original):
-    @wraps(SDPA)
     def scaled_dot_product_attention(
         query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
     ):
-        call = partial(original, query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        given = (query, key, value, attn_mask, dropout_p, is_causal), {"scale": scale, "enable_gqa": enable_gqa}
+        call = partial(original, *given[0], **given[1])
         if has_torch_function((query, key, value, attn_mask)):
-            call = partial(_call_with_torch_as_it_was, call)
-        number, same_tokens = _entered[-1] if _entered else (None, False)
-        if number is None:
+            call = partial(call_of_subclasses, call, *given)
+        entry = _owner(by_name=True)
+        if entry is not None and entry.number is not None:
+            deliver(entry.number, _read_sdpa, query, key, attn_mask, is_causal, scale, entry)
+        elif not looking.sees_every_call():
             return call()
-        deliver(number, _read_sdpa, query, key, attn_mask, is_causal, scale, same_tokens)
-        _push(None, same_tokens=False)  # somebody else's patch may lead to an earlier one of ours
-        try:
-            return call()
-        finally:
-            _pop(None)
+        return _unseen(call)
 
-    return scaled_dot_product_attention
+    return StandIn(SDPA, scaled_dot_product_attention)
 
 
-def _call_with_torch_as_it_was(call: Callable[[], Tensor]) -> Tensor:
-    """Tensor subclasses with an attention of their own know the function by comparing it with torch's."""
-    patched = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = SDPA
+def _call_of_the_function(function, *args, **kwargs):
+    """A call that came through another reference than the patched ones."""
+    entry = _owner(by_name=False)
+    if entry is not None and entry.number is not None:
+        query, key, attn_mask, is_causal, scale = _what_is_read(*args, **kwargs)
+        deliver(entry.number, _read_sdpa, query, key, attn_mask, is_causal, scale, entry)
+    return call_of_subclasses(partial(function, *args, **kwargs), args, kwargs)
+
+
+def _what_is_read(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False):
+    return query, key, attn_mask, is_causal, scale
+
+
+def _unseen(call: Callable[[], Tensor]) -> Tensor:
+    """The call of what is patched leads to the function itself, and maybe to an earlier patch of it: once is enough."""
+    entered.enter(_DONE)
     try:
         return call()
     finally:
-        F.scaled_dot_product_attention = patched
+        entered.leave(_DONE.module)
 
 
-def _read_sdpa(query: Tensor, key: Tensor, attn_mask, is_causal: bool, scale, same_tokens: bool) -> Reading:
+_DONE = Entry(None, None)
+
+
+def _owner(*, by_name: bool) -> Entry | None:
+    """The forward that the call belongs to."""
+    entry = entered.innermost()
+    if torch.compiler.is_compiling() or not looking.finders() or entry is _DONE or in_backward():
+        return entry
+    called = looking.called_module()
+    if called is None or is_of_torch(called[0]):
+        return entry
+    module, given = called
+    is_site = [finder.find(module, by_name=by_name) for finder in looking.finders()]
+    if not any(is_site) or (entry is not None and entry.module is module and entry.number is not None):
+        return entry
+    return Entry(module, site_id(module), same_tokens=True, given=given)
+
+
+def _read_sdpa(query: Tensor, key: Tensor, attn_mask, is_causal: bool, scale, entry: Entry) -> Reading:
     if query.ndim != 4:
         return (
             f"query has {query.ndim} dimensions, so its heads can't be told apart; "
@@ -96,7 +153,31 @@ def _read_sdpa(query: Tensor, key: Tensor, attn_mask, is_causal: bool, scale, sa
         )
     if attn_mask is not None and type(attn_mask) is not Tensor:
         attn_mask = _with_values(attn_mask, query.device)
+    same_tokens = entry.same_tokens and not _attends_to_context(entry, key)
     return AttentionInputs(query, key, attn_mask=attn_mask, is_causal=is_causal, scale=scale, has_positions=same_tokens)
+
+
+# What modules call the tokens that others attend to.
+_CONTEXT = re.compile(r"context|encoder|cross|memory|cond|source|key_value|^kv")
+
+
+def _attends_to_context(entry: Entry, key: Tensor) -> bool:
+    """Whether the keys are as many as other tokens that the forward was given beside its own: cross-attention.
+
+    In joint attention, keys are those and the module's own.
+    """
+    if entry.given is None:
+        return False
+    args, kwargs = entry.given
+    names = inspect.signature(entry.module.forward).parameters
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    tensors = {name: value for name, value in given.items() if isinstance(value, Tensor) and value.ndim >= 3}
+    own = next(iter(tensors.values()), None)
+    return any(
+        value is not own and value.shape[1] == key.shape[-2] and value.is_floating_point()
+        for name, value in tensors.items()
+        if _CONTEXT.search(name) and "mask" not in name
+    )
 
 
 def _with_values(mask: Tensor, device: torch.device) -> Tensor:
@@ -110,103 +191,28 @@ def _with_values(mask: Tensor, device: torch.device) -> Tensor:
 
 
 def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-    number = site_id(module)
+    given, number = None if torch.compiler.is_compiling() else (args, kwargs), site_id(module)
     begin(number)
-    _push(number, same_tokens=True)
+    entered.enter(Entry(module, number, same_tokens=True, given=given))
 
 
 def _leave(module: nn.Module, args: tuple, output) -> None:
-    _pop(site_id(module))
+    entered.leave(module)
 
 
 def _enter_other(module: nn.Module, args: tuple, kwargs: dict) -> None:
-    _push(None, same_tokens=False)
+    entered.enter(Entry(module, None))
 
 
-def _leave_other(module: nn.Module, args: tuple, output) -> None:
-    _pop(None)
+def _begin_to_see(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    if not torch.compiler.is_compiling() and not in_backward() and is_armed(site_id(module)):
+        looking.see_every_call(module, _call_of_the_function)
 
 
-def _push(number: int | None, *, same_tokens: bool) -> None:
-    if torch.compiler.is_compiling() or not in_backward():
-        _entered.append((number, same_tokens))
-
-
-def _pop(number: int | None) -> None:
-    if _entered and _entered[-1][0] == number:
-        _entered.pop()
-
-
-_MULTIHEAD_ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
-
-
-def _enter_multihead(module: nn.MultiheadAttention, args: tuple, kwargs: dict) -> None:
-    number = site_id(module)
-    begin(number)
-    if number is None:
-        _push(None, same_tokens=False)
-        return
-    if torch.compiler.is_compiling():  # PyTorch keeps the whole function opaque there
-        deliver(number, lambda: "torch.nn.MultiheadAttention inside torch.compile is not observed; compile around it")
-        _push(None, same_tokens=False)
-        return
-    given = {**dict(zip(_MULTIHEAD_ARGUMENTS, args, strict=False)), **kwargs}
-    same_tokens = given["query"] is given["key"]
-    _push(number, same_tokens=same_tokens)
-    if given.get("need_weights", True):
-        # PyTorch multiplies the matrices itself then, so there is no call to see: project once more.
-        deliver(number, _read_multihead, module, given, same_tokens)
-
-
-@torch.no_grad()
-def _read_multihead(module: nn.MultiheadAttention, given: dict, same_tokens: bool) -> Reading:
-    if module.bias_k is not None or module.add_zero_attn:
-        return "MultiheadAttention with add_bias_kv or add_zero_attn is read with need_weights=False only"
-    query, key = given["query"], given["key"]
-    if query.is_nested:
-        return "nested tensors are not observed; use a padded batch"
-    if query.ndim == 2:
-        query, key = query.unsqueeze(1), key.unsqueeze(1)
-    elif module.batch_first:
-        query, key = query.transpose(0, 1), key.transpose(0, 1)
-    query, key = _project(module, query, key)
-    return AttentionInputs(
-        query,
-        key,
-        attn_mask=_multihead_mask(module, given.get("attn_mask"), query.shape[0]),
-        key_padding=None if given.get("key_padding_mask") is None else _shown(given["key_padding_mask"], query),
-        has_positions=same_tokens,
-    )
-
-
-def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """[tokens, batch, embed] to [batch, heads, tokens, head_dim]."""
-    if module.in_proj_weight is not None:
-        weights = module.in_proj_weight.chunk(3)
-    else:
-        weights = (module.q_proj_weight, module.k_proj_weight)
-    biases = (None, None) if module.in_proj_bias is None else module.in_proj_bias.chunk(3)
-    heads = []
-    for tokens, weight, bias in zip((query, key), weights, biases, strict=False):
-        projected = F.linear(tokens, weight, bias)
-        heads.append(projected.unflatten(-1, (module.num_heads, -1)).permute(1, 2, 0, 3))
-    return heads[0], heads[1]
-
-
-def _shown(padding: Tensor, query: Tensor) -> Tensor:
-    """`key_padding_mask` marks what is hidden: bool [batch, keys], True where the key is shown."""
-    padding = padding.reshape(query.shape[0], -1)
-    return ~padding if padding.dtype == torch.bool else padding == 0
-
-
-def _multihead_mask(module: nn.MultiheadAttention, mask: Tensor | None, batch_size: int) -> Tensor | None:
-    """`attn_mask` marks what is hidden where bool: as scaled_dot_product_attention wants it, up to 4D."""
-    if mask is None:
-        return None
-    if mask.ndim == 3 and mask.shape[0] != 1:
-        mask = mask.reshape(batch_size, module.num_heads, *mask.shape[1:])
-    return ~mask if mask.dtype == torch.bool else mask
+def _end_to_see(module: nn.Module, args: tuple, output) -> None:
+    if not torch.compiler.is_compiling() and not in_backward():
+        looking.see_no_more(module)
 
 
 # Of the sites whose calls are delivered from here, watched or not.
-_HOOKS = {SiteKind.FUNCTIONAL: (_enter, _leave), SiteKind.MULTIHEAD: (_enter_multihead, _leave)}
+_HOOKS = {SiteKind.FUNCTIONAL: (_enter, _leave), SiteKind.MULTIHEAD: (enter_multihead, _leave)}

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
+from attnwatch.hooks import Remove, put
 from attnwatch.pruning.heads import HeadSite
 
 
@@ -14,7 +14,7 @@ class HeadGates:
 
     def __init__(self):
         self._gates: dict[str, _Gate] = {}
-        self._handles: dict[str, list[RemovableHandle]] = {}
+        self._put: dict[str, Remove] = {}
 
     def __contains__(self, site: str) -> bool:
         return site in self._gates
@@ -27,7 +27,7 @@ class HeadGates:
             if name in self._gates:
                 continue
             gate = (_WeightGate if isinstance(site.module, nn.MultiheadAttention) else _InputGate)(site)
-            self._gates[name], self._handles[name] = gate, gate.put(site)
+            self._gates[name], self._put[name] = gate, gate.put(site)
 
     def take_gradient(self, site: str) -> Tensor | None:
         """[heads], since the last call; None where there was no backward."""
@@ -39,8 +39,7 @@ class HeadGates:
 
     def _take_out(self, site: str) -> None:
         del self._gates[site]
-        for handle in self._handles.pop(site):
-            handle.remove()
+        self._put.pop(site)()
 
 
 class _Gate:
@@ -63,8 +62,8 @@ class _Gate:
 class _InputGate(_Gate):
     """On what the output projection takes."""
 
-    def put(self, site: HeadSite) -> list[RemovableHandle]:
-        return [site.projection.register_forward_pre_hook(self._multiply)]
+    def put(self, site: HeadSite) -> Remove:
+        return put(site.projection, handles=[site.projection.register_forward_pre_hook(self._multiply)])
 
     def _multiply(self, projection: nn.Module, args: tuple) -> tuple | None:
         if not torch.is_grad_enabled():
@@ -78,12 +77,13 @@ class _WeightGate(_Gate):
 
     _weight: nn.Parameter | None = None
 
-    def put(self, site: HeadSite) -> list[RemovableHandle]:
+    def put(self, site: HeadSite) -> Remove:
         # The last one of several gates is the first to put back what it has found.
-        return [
+        handles = [
             site.module.register_forward_pre_hook(self._multiply),
             site.module.register_forward_hook(self._put_back, prepend=True, always_call=True),
         ]
+        return put(site.module, handles=handles)
 
     def _multiply(self, module: nn.MultiheadAttention, args: tuple) -> None:
         if torch.is_grad_enabled():

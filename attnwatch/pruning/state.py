@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS
 from attnwatch.errors import ConfigurationError
+from attnwatch.hooks import put
 from attnwatch.pruning.heads import HeadSite, head_sites
 from attnwatch.pruning.projections import ParameterCut, features_of
 from attnwatch.pruning.removed import Heads, RemovedHeads, cuts_of, names_of_parameters
@@ -38,13 +39,17 @@ def accept_pruned_state(model: nn.Module) -> RemovableHandle:
     `load_state_dict` raises a `ConfigurationError`, and leaves the model as it was, where a state dict has other heads
     than the model but not all that these need: one of adapters only, or a part of a sharded one.
 
+    Deep copies of the model take such states too. A pickle of it does not, so that it loads without attnwatch.
+
     Args:
         model: whose heads can be removed, or a module with such models in it.
 
     Returns:
         A handle whose `remove()` ends it.
     """
-    return model.register_load_state_dict_pre_hook(StateLoader().prepare)
+    handle = model.register_load_state_dict_pre_hook(StateLoader().prepare)
+    put(model, handles=[handle], again=accept_pruned_state)
+    return handle
 
 
 class StateLoader:

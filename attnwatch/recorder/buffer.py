@@ -1,7 +1,7 @@
 """Observations on the host, within a bound."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -55,6 +55,14 @@ class HistoryBuffer:
         while len(self._numbered) > self._max:
             self._thin()
 
+    def grow(self, sites: Sequence[str]) -> None:
+        """More sites: nan in what was observed before."""
+        self._numbered = [
+            (number, Observation(each.step, _at_sites(each.values, self.sites, sites), each.loss))
+            for number, each in self._numbered
+        ]
+        self.sites = tuple(sites)
+
     def history(self, coverage: Mapping[str, str], latest: Sequence[Observation] = ()) -> AttentionHistory:
         """A snapshot, with `latest` at its end and nothing at or after its step before it."""
         end = latest[0].step if latest else math.inf
@@ -85,9 +93,15 @@ class HistoryBuffer:
             "values": [torch.from_numpy(observation.values) for _, observation in self._numbered],
         }
 
-    def load_state_dict(self, state: dict) -> None:
-        """Raises a `ConfigurationError` where the state is of a model with other sites."""
-        if tuple(state["sites"]) != self.sites:
+    def load_state_dict(self, state: dict, *, new_sites: Collection[str] = ()) -> None:
+        """Raises a `ConfigurationError` where the state is of a model with other sites.
+
+        Args:
+            state: of `state_dict`.
+            new_sites: that the state need not have.
+        """
+        sites = tuple(state["sites"])
+        if not set(self.sites) - set(new_sites) <= set(sites) <= set(self.sites):
             raise ConfigurationError(
                 f"`state` was recorded at the sites {state['sites']}, this model has {list(self.sites)}: "
                 "resume with the same model and `sites`, or start a new history."
@@ -96,7 +110,7 @@ class HistoryBuffer:
         order = [known.get(name) for name in STATISTICS]
         self._stride, self._count = state["stride"], state["count"]
         self._numbered = [
-            (number, Observation(step, _reordered(values.numpy(), order), loss))
+            (number, Observation(step, _at_sites(_reordered(values.numpy(), order), sites, self.sites), loss))
             for number, step, values, loss in zip(
                 state["numbers"], state["steps"], state["values"], state["losses"], strict=True
             )
@@ -118,3 +132,13 @@ def _reordered(values: np.ndarray, order: Sequence[int | None]) -> np.ndarray:
     """Statistics in today's order; nan for one that was not recorded then."""
     missing = np.full_like(values[0], np.nan)
     return np.stack([missing if index is None else values[index] for index in order])
+
+
+def _at_sites(values: np.ndarray, sites: Sequence[str], now: Sequence[str]) -> np.ndarray:
+    """[statistics, sites, heads] at today's sites; nan for one that was not known then."""
+    if tuple(sites) == tuple(now):
+        return values
+    result = np.full((values.shape[0], len(now), values.shape[2]), np.nan, dtype=np.float32)
+    for index, site in enumerate(sites):
+        result[:, now.index(site)] = values[:, index]
+    return result

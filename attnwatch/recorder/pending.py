@@ -33,6 +33,10 @@ class PendingSteps:
         """Number of finished steps."""
         return len(self._finished)
 
+    def grow(self, sites: Sequence[str]) -> None:
+        """More sites, in this order."""
+        self._sites = tuple(sites)
+
     def open(self, step: int) -> None:
         """What is added from now on belongs to `step`; an earlier step is finished."""
         if step != self.step:

@@ -1,7 +1,7 @@
 """One history for all processes of a training: what a flush sends."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,6 +12,8 @@ from attnwatch.metrics import MAXIMA, STATISTICS
 from attnwatch.recorder.steps import LOSS, StepSums
 
 _FLOAT_BYTES = 4
+# Integers below it are exact as float32.
+_EXACT = 2**24
 # The sums and the maxima, which no single operation reduces.
 COLLECTIVES_PER_FLUSH = 2
 
@@ -20,7 +22,7 @@ def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
     """What each process gives to the collectives of a flush, in bytes.
 
     A ring sends it nearly twice, however many processes there are. Nothing else is ever sent but 32 bytes before the
-    first step, and 4 before the first flush.
+    first step, 12 before the first flush, and names of sites where processes have seen others call attention.
 
     Args:
         num_steps: observed steps in it.
@@ -37,11 +39,14 @@ class Processes:
     Args:
         sites: of the model.
         settings: what must be the same everywhere, in words.
+        adopt: called once with the sites of all processes, where calls have shown others on some than on others;
+            returns them in module order.
     """
 
-    def __init__(self, sites: Sequence[str], settings: str):
+    def __init__(self, sites: Sequence[str], settings: str, adopt: Callable[[Sequence[str]], Sequence[str]]):
         self._sites = tuple(sites)
         self._settings = settings
+        self._adopt = adopt
         self._num_heads = 0
         self._is_checked = False
         self._device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
@@ -51,10 +56,7 @@ class Processes:
         if self._is_checked:
             return
         self._is_checked = True
-        digests = [
-            int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-            for text in ("\n".join(self._sites), self._settings)
-        ]
+        digests = [_digest("\n".join(self._sites)), _digest(self._settings)]
         lowest_and_highest = torch.tensor([*digests, *(-digest for digest in digests)], device=self._device)
         dist.all_reduce(lowest_and_highest, dist.ReduceOp.MIN)
         low, negative_high = lowest_and_highest.view(2, 2).tolist()
@@ -67,7 +69,7 @@ class Processes:
 
     def combine(self, steps: Sequence[StepSums]) -> list[StepSums]:
         """Sums over all processes, of the same steps everywhere. A step's site that nobody called is left out."""
-        self._agree_on_heads(steps)
+        self._agree(steps)
         shape = (len(steps), len(self._sites), len(STATISTICS), 2, self._num_heads)
         sums, losses = torch.zeros(shape, device=self._device), torch.zeros(len(steps), 2, device=self._device)
         for index, (_, sums_by_site) in enumerate(steps):
@@ -96,13 +98,34 @@ class Processes:
         by_site = {site: sums[index] for index, site in enumerate(self._sites) if called[index]}
         return step[0], by_site | ({LOSS: losses} if losses[1] > 0 else {})
 
-    def _agree_on_heads(self, steps: Sequence[StepSums]) -> None:
-        """Once: the most heads that a site has. Later a flush tells the next one."""
-        if not self._num_heads:
-            heads = self._heads_seen(steps)
-            dist.all_reduce(heads, dist.ReduceOp.MAX)
-            self._num_heads = int(heads)
+    def _agree(self, steps: Sequence[StepSums]) -> None:
+        """Once: the most heads that a site has, which a later flush tells the next one, and the sites."""
+        if self.has_agreed:
+            return
+        digest = _digest("\n".join(self._sites)) % _EXACT
+        own = torch.tensor([digest, -digest], dtype=torch.float32, device=self._device)
+        highest = torch.cat([self._heads_seen(steps), own])
+        dist.all_reduce(highest, dist.ReduceOp.MAX)
+        heads, high, negative_low = highest.tolist()
+        self._num_heads = int(heads)
+        if high != -negative_low:
+            everywhere: list[Sequence[str]] = [()] * dist.get_world_size()
+            dist.all_gather_object(everywhere, self._sites)
+            self.grow(self._adopt(sorted(set().union(*everywhere))))
+
+    @property
+    def has_agreed(self) -> bool:
+        """Whether the sites are settled: something was seen in a flush."""
+        return bool(self._num_heads)
+
+    def grow(self, sites: Sequence[str]) -> None:
+        """More sites, in this order."""
+        self._sites = tuple(sites)
 
     def _heads_seen(self, steps: Sequence[StepSums]) -> Tensor:
         seen = [of_site.shape[-1] for _, sums in steps for site, of_site in sums.items() if site != LOSS]
         return torch.tensor([max([self._num_heads, *seen])], dtype=torch.float32, device=self._device)
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")

@@ -22,6 +22,8 @@ from attnwatch.recorder.processes import Processes
 from attnwatch.states import check_format, with_format
 
 _STATE_FORMAT = 1
+# For how many observed steps calls may show where attention is, if none has come before.
+_MOST_STEPS_TO_LOOK = 5
 
 
 class AttentionRecorder:
@@ -85,9 +87,11 @@ class AttentionRecorder:
         self._has_step = False
         self._has_loss = False
         self._notices = Notices(under_trainer=under_trainer)
+        self._steps_looked = 0
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
-        self._capture = Capture(model, self._observe, sites=sites)
-        self._processes = _processes(self._capture.sites, self._options) if across_processes else None
+        self._capture = Capture(model, self._observe, sites=sites, may_grow=True)
+        self._is_explained = bool(self._capture.sites)  # or the user knows why nothing is seen
+        self._processes = self._processes_of(self._capture.sites) if across_processes else None
         self._pending = PendingSteps(self._capture.sites, self._processes)
         self._group = CallGroup(self._receive, self._fail)
         self._calls_before_step = 0
@@ -122,6 +126,7 @@ class AttentionRecorder:
         if self._processes is not None:
             self._processes.check()
         if is_new:
+            self._look_no_longer_than_needed()
             self._last_due = global_step
             self._rows.clear()
             self._pending.finish()
@@ -135,6 +140,7 @@ class AttentionRecorder:
         finally:
             self._group.compute()
         self._notices.of_silent_sites(self._capture.silent())
+        self._say_where_there_is_nothing()
 
     def record_loss(self, loss: Tensor | float) -> None:
         """Keep the training loss of this step, if it is observed (the mean, if called several times in it).
@@ -221,7 +227,8 @@ class AttentionRecorder:
         """
         check_format(state, _STATE_FORMAT, "AttentionRecorder")
         self._group.clear()
-        self._buffer.load_state_dict(state["history"])
+        self._adopt(state["history"]["sites"])
+        self._buffer.load_state_dict(state["history"], new_sites=self._capture.sites_from_calls)
         self._pending.load_state_dict(state["pending"])
         self._last_step, self._last_due = state["last_step"], state["last_due"]
         self._trained = set(state.get("trained", ()))
@@ -246,7 +253,46 @@ class AttentionRecorder:
             return step % every == 0
         return step // every > last // every
 
+    def _look_no_longer_than_needed(self) -> None:
+        """A first step in which attention was called tells where it is; of processes, a first flush."""
+        self._steps_looked += 1
+        is_settled = self._capture.has_seen_any if self._processes is None else self._processes.has_agreed
+        if is_settled or self._steps_looked > _MOST_STEPS_TO_LOOK:
+            self._capture.stop_looking()
+
+    def _say_where_there_is_nothing(self) -> None:
+        if self._is_explained or self._capture.sites:
+            return
+        self._is_explained = True
+        warn(
+            f"nothing is observed: {self._capture.why_none()} None was called in step {self._last_step} either, the "
+            "first that was looked at; training goes on. Call one of these in the model's modules to have it observed."
+        )
+
+    def _adopt(self, sites: Sequence[str]) -> Sequence[str]:
+        """Sites that calls have shown elsewhere. Returns all, in module order."""
+        self._capture.adopt(sites)
+        self._grow()
+        return self._capture.sites
+
+    def _grow(self) -> None:
+        sites = self._capture.sites
+        if sites == self._buffer.sites:
+            return
+        self._buffer.grow(sites)
+        self._pending.grow(sites)
+        if self._processes is not None:
+            self._processes.grow(sites)
+
+    def _processes_of(self, sites: Sequence[str]) -> Processes | None:
+        """None where there is only one."""
+        if not (has_processes() and dist.get_world_size() > 1):
+            return None
+        return Processes(sites, str(self._options), self._adopt)
+
     def _observe(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
+        if site not in self._buffer.sites:
+            self._grow()
         if of.has_gradient:
             self._trained.add(site)
         elif site in self._trained:
@@ -274,10 +320,3 @@ class AttentionRecorder:
             rows = stratified_rows(inputs.num_queries, self._options.num_query_rows, generator)
             self._rows[key] = rows.to(inputs.query.device, non_blocking=True)
         return self._rows[key]
-
-
-def _processes(sites: Sequence[str], options: RecordingOptions) -> Processes | None:
-    """None where there is only one."""
-    if not (has_processes() and dist.get_world_size() > 1):
-        return None
-    return Processes(sites, str(options))

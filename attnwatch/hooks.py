@@ -1,0 +1,137 @@
+"""Hooks and attributes that we put on other people's modules, and that no copy and no pickle of a module has."""
+
+import contextlib
+import copy
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+Remove = Callable[[], None]
+"""Takes away what was put on a module."""
+
+_REDUCE, _DEEPCOPY = "__reduce_ex__", "__deepcopy__"
+# Where torch keeps the hooks of a module, by the number of their handle.
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_load_state_dict_pre_hooks",
+)
+
+
+def put(
+    module: nn.Module,
+    *,
+    handles: Sequence[RemovableHandle] = (),
+    attributes: Mapping[str, Any] | None = None,
+    again: Callable[[nn.Module], object] | None = None,
+) -> Remove:
+    """Let hooks and attributes be on a module, but on none of its copies, and in none of its pickles.
+
+    `pickle` and `copy` ask the instance for `__reduce_ex__` before its class, so that one module changes and nothing
+    else does: pickles load where attnwatch is not installed.
+
+    Args:
+        module: that has the hooks.
+        handles: of hooks that were registered on it.
+        attributes: entries of its `__dict__`, which are put there now.
+        again: called with each deep copy, to put the same on it.
+
+    Returns:
+        Removes hooks and attributes. May be called twice.
+    """
+    attributes = dict(attributes or {})
+    ours = vars(module).get(_REDUCE)
+    if not isinstance(ours, _Ours):
+        ours = _Ours(module)
+    vars(module).update(attributes)
+    added = (tuple(handles), attributes, again)
+    ours.add(module, added)
+
+    def remove() -> None:
+        for handle in handles:
+            handle.remove()
+        for name, value in attributes.items():
+            if vars(module).get(name) is value:
+                del vars(module)[name]
+        ours.forget(module, added)
+
+    return remove
+
+
+class _Ours:
+    """What of a module is ours, and the module's `__reduce_ex__` while there is something."""
+
+    def __init__(self, module: nn.Module):
+        self._module = weakref.ref(module)
+        self._added: list[tuple] = []
+
+    def add(self, module: nn.Module, added: tuple) -> None:
+        self._added.append(added)
+        vars(module)[_REDUCE] = self
+        if added[2] is not None or hasattr(type(module), _DEEPCOPY):
+            vars(module)[_DEEPCOPY] = self._deepcopy
+
+    def forget(self, module: nn.Module, added: tuple) -> None:
+        self._added = [other for other in self._added if other is not added]
+        if not self._added and vars(module).get(_REDUCE) is self:
+            del vars(module)[_REDUCE]
+            vars(module).pop(_DEEPCOPY, None)
+
+    def __call__(self, protocol: int) -> Any:
+        module = self._module()
+        reduced = type(module).__reduce_ex__(module, protocol)
+        return reduced if isinstance(reduced, str) else tuple(map(self._without_ours, reduced))
+
+    def _without_ours(self, part: Any) -> Any:
+        if isinstance(part, tuple):
+            return tuple(map(self._without_ours, part))
+        if not isinstance(part, dict) or _HOOKS[0] not in part:
+            return part
+        names, numbers = self._names(), self._numbers()
+        state = {name: value for name, value in part.items() if name not in names}
+        for name in state.keys() & set(_HOOKS):
+            hooks = state[name]
+            state[name] = type(hooks)((number, hook) for number, hook in hooks.items() if number not in numbers)
+        return state
+
+    def _names(self) -> set[str]:
+        return {_REDUCE, _DEEPCOPY}.union(*(attributes for _, attributes, _ in self._added))
+
+    def _numbers(self) -> set[int]:
+        return {handle.id for handles, _, _ in self._added for handle in handles}
+
+    def _deepcopy(self, memo: dict) -> nn.Module:
+        module = self._module()
+        with self._taken_off(module):
+            twin = copy.deepcopy(module, memo)
+        for handles, _, again in self._added:
+            if again is not None and all(_is_registered(handle) for handle in handles):
+                again(twin)
+        return twin
+
+    @contextlib.contextmanager
+    def _taken_off(self, module: nn.Module) -> Iterator[None]:
+        """Classes with a `__deepcopy__` of their own copy what stands in `__dict__`."""
+        values, numbers = vars(module), self._numbers()
+        ours = {name: values.pop(name) for name in self._names() if name in values}
+        before = {name: dict(values[name]) for name in _HOOKS}
+        for name in _HOOKS:
+            for number in numbers:
+                values[name].pop(number, None)
+        try:
+            yield
+        finally:
+            values.update(ours)
+            for name, hooks in before.items():
+                values[name].clear()
+                values[name].update(hooks)
+
+
+def _is_registered(handle: RemovableHandle) -> bool:
+    return handle.id in (handle.hooks_dict_ref() or ())
