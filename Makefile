@@ -3,14 +3,17 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# timm needs it; apart from the rest, as it is of another torch (tests/conftest.py).
+TORCHVISION := torchvision==0.29.1
 
-.PHONY: demo test test-matrix test-all lint format install
+.PHONY: demo test test-ecosystem test-matrix test-all lint format install
 
 install: $(VENV)/.installed
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/torchvision $(TORCHVISION)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 
@@ -20,11 +23,15 @@ demo: install
 test: install
 	$(BIN)/python -m pytest --numprocesses 2
 
+# With the libraries that people train transformers with; they take long to import.
+test-ecosystem: install
+	$(BIN)/python -m pytest --numprocesses 2 -m ecosystem tests
+
 # With the oldest and the newest transformers and Lightning that pyproject.toml allows.
 test-matrix: install
 	$(BIN)/python tests/matrix.py
 
-test-all: test test-matrix
+test-all: test test-ecosystem test-matrix
 
 lint: install
 	$(BIN)/ruff check .

@@ -5,6 +5,9 @@ Run by `attnwatch demo`.
 
 import contextlib
 import logging
+import shlex
+import shutil
+import sys
 import sysconfig
 import warnings
 from dataclasses import dataclass, field
@@ -139,8 +142,19 @@ def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
     _print_losses(dropped, runs[HEALTHY])
     kept_up = pruning_kept_up(pruned, runs[HEALTHY]) and loss_kept_up(dropped, runs[HEALTHY])
     print("" if kept_up else f"\n{_NOT_AS_IT_SHOULD_BE}")
-    print(f"Look at it:\n\n    tensorboard --logdir {out}\n")
+    print(f"Look at it:\n\n    {_tensorboard()} --logdir {shlex.quote(str(out))}\n")
     return told_apart and kept_up
+
+
+def _tensorboard() -> str:
+    """Return the command that starts TensorBoard, also where its environment is not active."""
+    if shutil.which("tensorboard"):
+        return "tensorboard"
+    script = Path(sys.executable).with_name("tensorboard")
+    if not script.exists():
+        return f"{shlex.quote(sys.executable)} -m tensorboard.main"
+    here = Path.cwd()
+    return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
 
 
 _NOT_AS_IT_SHOULD_BE = "This is NOT what the demo should show."

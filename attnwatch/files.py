@@ -110,3 +110,11 @@ def _sync_folder(folder: Path) -> None:
     """Make renames in a folder last; some systems can't open folders."""
     with contextlib.suppress(OSError):
         _sync(folder)
+
+
+def free_space(path: str | os.PathLike) -> float:
+    """Bytes that may still be written where a path lies; infinite where nobody knows."""
+    try:
+        return shutil.disk_usage(path).free
+    except OSError:
+        return float("inf")

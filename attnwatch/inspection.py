@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from attnwatch.capture import is_observed
 from attnwatch.dashboard import site_labels
 from attnwatch.dashboard.logged import read_logged
 from attnwatch.dashboard.scalars import over_heads
@@ -62,7 +63,7 @@ def _loss(history: AttentionHistory) -> str:
 
 
 def _not_observed(history: AttentionHistory) -> list[str]:
-    missing = {site: reason for site, reason in history.coverage.items() if reason != "observed"}
+    missing = {site: reason for site, reason in history.coverage.items() if not is_observed(reason)}
     return ["\n".join(f"not observed: {site}: {reason}" for site, reason in missing.items())] if missing else []
 
 

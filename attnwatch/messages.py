@@ -1,15 +1,17 @@
-"""Warnings that reach the user once a run and never stop a training."""
+"""Words that reach the user: warnings, once a run, that never stop a training; and news."""
 
 import logging
 import sys
 import warnings
+
+import torch.distributed as dist
 
 from attnwatch.errors import AttnwatchWarning
 
 logger = logging.getLogger("attnwatch")
 
 
-def warn(message: str, *, stacklevel: int = 2, always: bool = False) -> None:
+def warn(message: str, *, stacklevel: int = 2, always: bool = False, once_for_all: bool = False) -> None:
     """Show an `AttnwatchWarning`, as often as it is called.
 
     Python shows a warning of one line once a process; a second run in the same process would stay silent. Filters that
@@ -19,36 +21,83 @@ def warn(message: str, *, stacklevel: int = 2, always: bool = False) -> None:
         message: one or more sentences, without the prefix "attnwatch: ".
         stacklevel: as in `warnings.warn`: 2 points to where the caller was called.
         always: log the message too where a filter hides it.
+        once_for_all: all processes of `torch.distributed` have the same to say; only the first one says it.
     """
+    if once_for_all and not is_first_process():
+        return
     frame = sys._getframe(1)
     for _ in range(stacklevel - 1):
         frame = frame.f_back or frame
     module, line = frame.f_globals.get("__name__", "<unknown>"), frame.f_lineno
     text = f"attnwatch: {message}"
+    is_hidden = _is_hidden(text, module, line)
     registry: dict = {}
     try:
         warnings.warn_explicit(text, AttnwatchWarning, frame.f_code.co_filename, line, module, registry)
     except AttnwatchWarning:
         logger.warning(text)
         return
-    if always and _is_hidden(text, module, line):
+    if always and is_hidden:
         logger.warning(text)
 
 
 class WarnOnce:
-    """Shows each message once, whatever details it comes with."""
+    """Shows each message once, whatever details it comes with. One for each run."""
 
     def __init__(self):
         self._given: set[str] = set()
 
-    def __call__(self, message: str, details: str = "") -> None:
+    def __call__(self, message: str, details: str = "", *, once_for_all: bool = False) -> None:
+        """See `warn`."""
         if message not in self._given:
             self._given.add(message)
-            warn(message + details, stacklevel=3)
+            warn(message + details, stacklevel=3, once_for_all=once_for_all)
+
+
+def tell(message: str, *, by: logging.Logger = logger) -> None:
+    """Say something that is no warning, so that it is seen: by a logger if it shows news, else on the screen.
+
+    News are of the level INFO, which loggers hide unless somebody has configured them. On the screen, progress bars
+    stay whole. `logging.getLogger("attnwatch").setLevel(logging.WARNING)` silences the news.
+
+    Args:
+        message: without the prefix "attnwatch: ".
+        by: the logger that users of the trainer have configured, or not.
+    """
+    text = f"attnwatch: {message}"
+    if logger.level > logging.INFO:
+        return
+    for each in dict.fromkeys((by, logger)):
+        if _shows_news(each):
+            each.info(text)
+            return
+    _print(text)
+
+
+def duration(seconds: float) -> str:
+    """A time in milliseconds, from 10 s on in seconds; three digits, never an exponent.
+
+    >>> duration(0.0123), duration(1.234), duration(83.2)
+    ('12.3 ms', '1230 ms', '83.2 s')
+    """
+    value, unit = (seconds, "s") if abs(seconds) >= 10 else (1e3 * seconds, "ms")
+    rounded = float(f"{value:.3g}")
+    digits = f"{rounded:.4f}".rstrip("0").rstrip(".")
+    return f"{digits} {unit}"
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks for all of `torch.distributed`, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def has_other_processes() -> bool:
+    """Whether other processes of `torch.distributed` train too."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _is_hidden(text: str, module: str, line: int) -> bool:
-    """Whether the filters ignore this warning."""
+    """Whether the filters will show nothing of this warning."""
     for action, message, category, of_module, lineno in warnings.filters:
         if (
             (message is None or message.match(text))
@@ -56,5 +105,28 @@ def _is_hidden(text: str, module: str, line: int) -> bool:
             and (of_module is None or of_module.match(module))
             and lineno in (0, line)
         ):
-            return action == "ignore"
+            was_given = (text, AttnwatchWarning) in warnings.onceregistry
+            return action == "ignore" or (action == "once" and was_given)
     return False
+
+
+def _shows_news(each: logging.Logger) -> bool:
+    """Whether a message of the level INFO gets to some handler."""
+    if each.disabled or not each.isEnabledFor(logging.INFO):
+        return False
+    at: logging.Logger | None = each
+    while at is not None:
+        for handler in at.handlers:
+            if handler.level <= logging.INFO and not isinstance(handler, logging.NullHandler):
+                return True
+        at = at.parent if at.propagate else None
+    return False
+
+
+def _print(text: str) -> None:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        print(text)
+    else:
+        tqdm.write(text)

@@ -82,7 +82,7 @@ class Sentences:
 class Classifier(pl.LightningModule):
     def __init__(self, encoder: Path, steps: int):
         super().__init__()
-        self.model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
+        self.model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2, trust_remote_code=False)
         self._steps = steps
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
@@ -165,7 +165,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
 
     encoder = minilm_directory()
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
     training = Sentences.read([options.data / "sst2_train.tsv"], tokenizer)
     held_out = Sentences.read([options.data / f"sst2_{part}.tsv" for part in ("dev", "test")], tokenizer)
     if options.quick:

@@ -24,8 +24,10 @@ steps, accelerator = options.steps, Accelerator(cpu=options.cpu)
 
 examples = code_or_prose()
 random.Random(0).shuffle(examples)
-model = AutoModelForSequenceClassification.from_pretrained(minilm_directory(), num_labels=2).train()
-collate = collate_with(AutoTokenizer.from_pretrained(minilm_directory()))
+model = AutoModelForSequenceClassification.from_pretrained(
+    minilm_directory(), num_labels=2, trust_remote_code=False
+).train()
+collate = collate_with(AutoTokenizer.from_pretrained(minilm_directory(), trust_remote_code=False))
 
 # Heads go before `prepare`: whoever wraps a model holds its parameters. Here by the weights that it comes with.
 plan = attnwatch.choose_heads(model, attnwatch.head_importance(model, "weight"), target=0.25)

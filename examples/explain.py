@@ -31,7 +31,7 @@ def main() -> None:
     examples = code_or_prose()
     random.Random(0).shuffle(examples)
     encoder = minilm_directory()
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
     collate = collate_with(tokenizer)
     validation = DataLoader(examples[:256], batch_size=32, collate_fn=collate)
 

@@ -30,7 +30,9 @@ class Classifier(pl.LightningModule):
 
     def __init__(self, encoder: Path, num_labels: int, learning_rate: float):
         super().__init__()
-        self.model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=num_labels)
+        self.model = AutoModelForSequenceClassification.from_pretrained(
+            encoder, num_labels=num_labels, trust_remote_code=False
+        )
         self.learning_rate = learning_rate
 
     def training_step(self, batch, batch_idx):
@@ -63,7 +65,7 @@ def main() -> None:
     validation, training = examples[:512], examples[512:]
 
     encoder = minilm_directory()
-    collate = collate_with(AutoTokenizer.from_pretrained(encoder))
+    collate = collate_with(AutoTokenizer.from_pretrained(encoder, trust_remote_code=False))
 
     # This is all there is to do.
     callbacks = [AttentionMonitor()]

@@ -19,8 +19,10 @@ steps = parser.parse_args().steps
 
 examples = code_or_prose()
 random.Random(0).shuffle(examples)
-model = AutoModelForSequenceClassification.from_pretrained(minilm_directory(), num_labels=2).train()
-collate = collate_with(AutoTokenizer.from_pretrained(minilm_directory()))
+model = AutoModelForSequenceClassification.from_pretrained(
+    minilm_directory(), num_labels=2, trust_remote_code=False
+).train()
+collate = collate_with(AutoTokenizer.from_pretrained(minilm_directory(), trust_remote_code=False))
 batches = iter(DataLoader(examples * 100, batch_size=32, collate_fn=collate))
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
 

@@ -28,7 +28,7 @@ def main() -> None:
     examples = code_or_prose()
     random.Random(0).shuffle(examples)
     encoder = minilm_directory()
-    model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
+    model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2, trust_remote_code=False)
     if options.lora:
         from peft import LoraConfig, get_peft_model
 
@@ -52,7 +52,7 @@ def main() -> None:
         ),
         train_dataset=examples[512:],
         eval_dataset=examples[:512],
-        data_collator=collate_with(AutoTokenizer.from_pretrained(encoder)),
+        data_collator=collate_with(AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)),
         callbacks=[monitor, HeadPruning(0.5)],  # this is all there is to do
     )
     trainer.train()

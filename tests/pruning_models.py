@@ -13,6 +13,7 @@ import pytest
 import torch
 import transformers
 from models import HEADS, LENGTHS, TOKENS, WIDTH, CausalSelfAttention, gpt, padding_mask, token_ids
+from timm.layers import Attention
 from torch import Tensor, nn
 from versions import BEFORE_5, EARLY
 
@@ -170,9 +171,8 @@ def with_lora(build: Callable, *targets: str, **options) -> Callable:
 
 
 def timm_attention() -> nn.Module:
-    layers = pytest.importorskip("timm.layers")
     options = {"qkv_bias": True, "qk_norm": True, "norm_layer": nn.LayerNorm}
-    return models.seeded(lambda: layers.Attention(WIDTH, HEADS, **options))
+    return models.seeded(lambda: Attention(WIDTH, HEADS, **options))
 
 
 def nanogpt(**options) -> nn.Module:

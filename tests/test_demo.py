@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkey
     monkeypatch.setattr(demo, "saw_what_it_should", lambda finished: runs.update(finished) or seen(finished))
     assert cli.main(["demo", "--out", str(tmp_path), "--steps", "120"]) == 0
     printed = capsys.readouterr().out
-    assert f"tensorboard --logdir {tmp_path}" in printed
+    assert f"--logdir {tmp_path}" in printed
     assert re.search(r"healthy: healthy \(risk 0\.[0-4]", printed)
     assert re.search(r"faulty: not converging \(risk 0\.9", printed)
     for name, status in {"healthy": RunStatus.HEALTHY, "faulty": RunStatus.NOT_CONVERGING}.items():
@@ -38,6 +39,30 @@ def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkey
 
 def _with_loss(history: AttentionHistory, factor: float) -> AttentionHistory:
     return dataclasses.replace(history, loss=factor * history.loss)
+
+
+@pytest.mark.parametrize("place", ["on the path", "in an environment below", "in an environment elsewhere", "nowhere"])
+def test_the_last_line_of_the_demo_works_as_typed(place, tmp_path, monkeypatch):
+    here = tmp_path / "check out"
+    folder = {"on the path": here / "bin", "in an environment below": here / ".venv" / "bin"}.get(
+        place, tmp_path / "bin"
+    )
+    folder.mkdir(parents=True)
+    for name in ("python", *(["tensorboard"] if place != "nowhere" else [])):
+        (folder / name).write_text("#!/bin/sh\necho started with $*\n")
+        (folder / name).chmod(0o755)
+    here.mkdir(exist_ok=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setattr("sys.executable", str(folder / "python"))
+    if place == "on the path":
+        monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    else:
+        monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    command = demo._tensorboard()
+    typed = subprocess.run(f"{command} --logdir x", shell=True, capture_output=True, text=True, check=True)
+    assert typed.stdout.strip().endswith("--logdir x")
+    if place == "in an environment below":
+        assert command == ".venv/bin/tensorboard"
 
 
 def test_demo_refuses_fewer_steps_than_can_be_judged(capsys):

@@ -654,12 +654,12 @@ def test_current_findings_survive_as_plain_text():
     diagnosis = diagnose(course(normalized_entropy=0.999, nonfinite=0.1))
     actions, resumed = FindingActions("warn"), FindingActions("warn")
     actions.new_findings(diagnosis)
-    assert [type(kind) for kind in actions.state_dict()] == [str, str]
-    assert actions.state_dict() == ["non_finite", "uniform_attention"]
+    assert [type(kind) for kind in actions.state_dict()["current"]] == [str, str]
+    assert actions.state_dict() == {"format": 1, "current": ["non_finite", "uniform_attention"]}
     resumed.load_state_dict(actions.state_dict())
     assert resumed.new_findings(diagnosis) == []
-    resumed.load_state_dict(list(FindingKind))
-    assert resumed.state_dict() == sorted(kind.value for kind in FindingKind)
+    resumed.load_state_dict({"format": 1, "current": list(FindingKind)})
+    assert resumed.state_dict()["current"] == sorted(kind.value for kind in FindingKind)
 
 
 @pytest.mark.parametrize(

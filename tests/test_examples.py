@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def run(*command: str) -> str:
-    finished = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    finished = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=1800)
     assert finished.returncode == 0, finished.stderr
     return finished.stdout
 

@@ -15,6 +15,7 @@ from test_lightning_monitor import Llama, train
 from torch import nn
 
 import attnwatch.callbacks.monitor as monitor_module
+import attnwatch.callbacks.pictures as pictures_module
 from attnwatch import AttnwatchWarning, RunStatus, Thresholds
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.metrics import STATISTICS
@@ -156,7 +157,7 @@ def test_run_that_ends_within_an_epoch_is_judged_to_its_last_step(tmp_path):
     ids=["every 4 steps", "at the end", "as time allows"],
 )
 def test_pictures_come_as_often_as_asked_and_as_time_allows(tmp_path, monkeypatch, every, share_of_time, expected):
-    monkeypatch.setattr(monitor_module, "_SHARE_OF_TIME_TO_DRAW", share_of_time)
+    monkeypatch.setattr(pictures_module, "_SHARE_OF_TIME", share_of_time)
     loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "tb")]
     monitor = AttentionMonitor(every_n_steps=1, flush_every=1, figures_every_n_steps=every, max_layer_curves=1)
     train(monitor, max_steps=10, logger=loggers, limit_val_batches=0)
@@ -322,7 +323,7 @@ def test_resumed_run_has_its_own_wish_for_pictures(tmp_path):
 
 
 def test_second_fit_says_everything_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(monitor_module, "_SHARE_OF_TIME_TO_DRAW", 1e-9)
+    monkeypatch.setattr(pictures_module, "_SHARE_OF_TIME", 1e-9)
     monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding="stop", figures_every_n_steps=4)
     for loggers in ([Kept()], [Kept(), TensorBoardLogger(tmp_path)]):
         with pytest.warns(AttnwatchWarning, match="non_finite since step 6"):

@@ -12,7 +12,7 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from models import HEADS, bert, gpt2, llama, token_ids
+from models import HEADS, bert, gpt2, llama, seeded, token_ids
 from packaging.version import Version
 from pruning_models import features, output, with_decoder, with_lora
 from safetensors.torch import load_file, save_file
@@ -105,7 +105,10 @@ def test_loaded_model_equals_the_saved_one(tmp_path, build, heads):
     assert not [name for name in files(tmp_path) if not name.endswith((".json", ".safetensors"))]  # and no pickle
 
 
-@pytest.mark.parametrize("build", [llama, models.mistral, models.qwen3, mixtral, in_bfloat16(llama)])
+STOCK = [llama, models.mistral, models.qwen2, models.qwen3, models.gemma2, models.phi3, mixtral, in_bfloat16(llama)]
+
+
+@pytest.mark.parametrize("build", STOCK)
 @pytest.mark.parametrize("heads", [{0: [2, 3], 1: [0, 1]}, {0: [0, 3], 1: [0, 2]}], ids=["groups", "within"])
 def test_equally_many_heads_need_nothing_of_attnwatch(tmp_path, build, heads):
     model = pruned(build, heads)
@@ -222,10 +225,12 @@ def test_what_can_not_be_saved_is_refused(tmp_path):
         save_pruned(llama(), tmp_path / "file")
     assert (tmp_path / "file").read_text() == "mine"
 
-    own = type("LlamaForCausalLM", (hf.LlamaForCausalLM,), {})(llama().config)
-    for model in (nn.Linear(2, 2), own, with_lora(llama, "q_proj")(), torch.compile(llama(), backend="eager")):
-        with pytest.raises(ConfigurationError, match="`model` must be of one of transformers' own classes, got "):
+    for model in (nn.Linear(2, 2), with_lora(llama, "q_proj")(), torch.compile(llama(), backend="eager")):
+        with pytest.raises(ConfigurationError, match="`model` must be a transformers model, got "):
             save_pruned(model, tmp_path / "model")
+    namesake = type("LlamaForCausalLM", (hf.LlamaForCausalLM,), {})(llama().config)
+    with pytest.raises(ConfigurationError, match=r"has the name of another class, of transformers.models.llama"):
+        save_pruned(namesake, tmp_path / "model")
     assert files(tmp_path) == {"file"}
 
 
@@ -266,13 +271,12 @@ BROKEN = {
     ),
     "unknown class": (
         write("config.json", '{"model_type": "llama", "architectures": ["My"]}'),
-        "can't be loaded: module transformers has no attribute My",
+        "can't be loaded: its config.json names the class 'My', which is not found in transformers.*`model_class`",
     ),
     "no class": (write("config.json", '{"model_type": "llama"}'), "can't be loaded: "),
     "no weights": (without("model.safetensors"), "can't be loaded: .*no file named .*model.safetensors"),
     "weights that are none": (write("model.safetensors", "weights"), "can't be loaded: "),
     "plan that is none": (write(PLAN, "[]"), "can't be loaded: `path`: .* is not a saved pruning plan"),
-    "saved without the plan": (without(PLAN), "it is a pruned model that save_pretrained has saved; use save_pruned"),
     "plan of another model": (write_plan(gpt2, {0: [1]}), "can't be loaded: this plan, for transformer.h.0.attn, is"),
     "other plan": (
         write_plan(llama, {1: [2, 3]}),
@@ -296,3 +300,43 @@ def test_folder_that_can_not_be_loaded_is_named(tmp_path, spoil, message: str):
     spoil(tmp_path / "model")
     with pytest.raises(ConfigurationError, match=rf"`directory`: .*{message}"):
         load_pruned(tmp_path / "model")
+
+
+# Classes that transformers does not export.
+
+
+class Reader(hf.LlamaForCausalLM):
+    """A user's own."""
+
+
+def bart_encoder() -> nn.Module:
+    from transformers.models.bart.modeling_bart import BartEncoder
+
+    return seeded(lambda: BartEncoder(models.bart().config))
+
+
+@pytest.mark.parametrize(("build", "heads"), [(bart_encoder, {0: [1]}), (models.qwen2_vision, {1: [0, 3]})])
+def test_class_that_transformers_does_not_export(tmp_path, build: Callable, heads):
+    model = pruned(build, heads)
+    assert not hasattr(hf, type(model).__name__)
+    for save in (save_pruned, lambda model, directory: model.save_pretrained(directory)):
+        save(model, tmp_path / save.__name__)
+        loaded = load_pruned(tmp_path / save.__name__)
+        assert type(loaded) is type(model)
+        assert PruningPlan.of(loaded) == PruningPlan.of(model)
+        assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("heads", [{0: [2, 3]}, {0: [2, 3], 1: [0, 1]}], ids=["with a plan", "stock"])
+def test_own_class_is_saved_and_loaded_by_name(tmp_path, heads):
+    model = Reader(llama().config)
+    prune_heads(model, heads)
+    save_pruned(model, tmp_path)
+    loaded = load_pruned(tmp_path, model_class=Reader)
+    assert type(loaded) is Reader
+    assert torch.equal(result(loaded), result(model))
+    with pytest.raises(ConfigurationError, match=r"class 'Reader', which is not found in transformers.*`model_class`"):
+        load_pruned(tmp_path)
+    for wrong in (nn.Linear, "Reader", hf.AutoModel, hf.PreTrainedModel, model):
+        with pytest.raises(ConfigurationError, match="`model_class` must be a subclass of PreTrainedModel, got"):
+            load_pruned(tmp_path, model_class=wrong)

@@ -173,7 +173,11 @@ REFUSED = {
     "merged dora": (with_merged_dora, "its adapter DoRA is merged"),
     "bloom": (bloom, "the layout of BloomAttention is not known; describe it with attnwatch.register_layout"),
     "deberta": (deberta, "the layout of Disentangled.* is not known"),
-    "unknown module": (gpt, "the layout of FusedAttention is not known"),
+    "unknown module": (
+        gpt,
+        r"the layout of FusedAttention is not known; describe it with attnwatch.register_layout \(its modules and "
+        r"parameters are projection, output\)",
+    ),
     "variant of nanogpt": (nanogpt_variant, "the layout of CausalSelfAttention is not known"),
     "subclass of torch's": (lambda: Rotated(WIDTH, HEADS), "the layout of Rotated is not known"),
     "umt5": (umt5, "the layout of UMT5Attention is not known"),
@@ -330,10 +334,16 @@ def test_wrong_layouts():
 
 
 MISFITS = {
-    "head_dim": (HeadLayout({"projection": "q|k|v"}, "output", 7), "do not have the features of whole heads"),
+    "head_dim": (
+        HeadLayout({"projection": "q|k|v"}, "output", 7),
+        "features of whole heads: 32 features enter 'output', and a head has 7; correct",
+    ),
     "segments": (HeadLayout({"projection": "q|k"}, "output", 8), "do not have the features of whole heads"),
-    "attribute": (HeadLayout({"projection": "q|k|v"}, "output", "head_dim"), "it has no attribute 'head_dim'"),
-    "input": (HeadLayout({"qkv": "q|k|v"}, "output", 8), "it has no projection 'qkv'"),
+    "attribute": (
+        HeadLayout({"projection": "q|k|v"}, "output", "head_dim"),
+        "no attribute 'head_dim'; give `head_dim` as a number",
+    ),
+    "input": (HeadLayout({"qkv": "q|k|v"}, "output", 8), "it has no projection 'qkv'; it has projection, output"),
     "output": (HeadLayout({"projection": "q|k|v"}, "../out", 8), "it has no projection '../out'"),
 }
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import HEADS, LAYERS, TOKENS, gpt, token_ids
 
-from attnwatch import ConfigurationError
+from attnwatch import AttnwatchWarning, ConfigurationError
 from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionRecorder
 
@@ -152,7 +152,8 @@ def test_loss_of_micro_batches_is_their_mean():
 def test_loss_outside_of_a_step_is_not_recorded():
     model = gpt()
     with AttentionRecorder(model) as recorder:
-        recorder.record_loss(1.0)
+        with pytest.warns(AttnwatchWarning, match="`record_loss` was called outside of a step"):
+            recorder.record_loss(1.0)
         with recorder.step(0):
             model(token_ids())
         recorder.flush(finish_step=True)

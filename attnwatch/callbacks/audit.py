@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from attnwatch.agreement import together
 from attnwatch.arguments import require_int
 from attnwatch.callbacks.loading import main_process_batches
 from attnwatch.callbacks.part import TrainingPart
@@ -14,8 +15,10 @@ from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.subject import Batch, Forward, Subject, as_batch
-from attnwatch.messages import WarnOnce
+from attnwatch.messages import WarnOnce, warn
+from attnwatch.states import check_format, with_format
 
+_STATE_FORMAT = 1
 # Of models with more layers, so many have curves of their own: more can't be read.
 MOST_LAYER_CURVES = 12
 
@@ -56,9 +59,7 @@ class Audit(TrainingPart):
         self._given_batches = batches
         self._num_batches = num_batches
         self._forward = forward
-        self._publisher = Publisher()
         self._subject: Subject | None = None
-        self._warn_once = WarnOnce()
         self.results: list[tuple[int, Any]] = []
 
     def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> Any:
@@ -82,6 +83,7 @@ class Audit(TrainingPart):
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
         self.results = []
+        self._publisher, self._warn_once = Publisher(), WarnOnce()
         self._subject = Subject(model, self._forward)
         self._batches: list[Batch] | None = None
         self._given = self._own_batches(run) if self._given_batches is not None else None
@@ -93,7 +95,13 @@ class Audit(TrainingPart):
     def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         self._last_step = run.global_step
         self._audited_step = None
-        if state:
+        if not state:
+            return
+        try:
+            check_format(state, _STATE_FORMAT, type(self).__name__)
+        except ConfigurationError as error:
+            warn(f"the checkpoint's results of {type(self).__name__} are not continued: {error}")
+        else:
             self.results = [(step, self._Found(**fields)) for step, fields in state["results"]]
 
     def _begin_batch(self, run: TrainerRun) -> None:
@@ -110,7 +118,7 @@ class Audit(TrainingPart):
             self._look(run)
 
     def _state(self) -> dict[str, Any]:
-        return {"results": [(step, dict(vars(found))) for step, found in self.results]}
+        return with_format(_STATE_FORMAT, {"results": [(step, dict(vars(found))) for step, found in self.results]})
 
     def _detach(self) -> None:
         self._batches = self._given = self._subject = None
@@ -121,7 +129,9 @@ class Audit(TrainingPart):
         self._audited_step = run.global_step
         with self._never_fatal():
             if self._batches is None:
-                self._batches = [run.to_device(as_batch(batch)) for batch in self._raw_batches(run)]
+                raw = self._raw_batches(run)
+                # Where one process has none, the others must ask with it again.
+                self._batches = together(lambda: [run.to_device(as_batch(batch)) for batch in raw])
             found = self._audit(run, self._subject, self._batches)
             self.results.append((run.global_step, found))
             numbers = self._numbers(found)

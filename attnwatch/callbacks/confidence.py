@@ -24,11 +24,7 @@ from attnwatch.explain.subject import Batch, Forward, Subject
 
 
 class Asking(Audit):
-    """Asks a language model multiple-choice questions, and whether it is sure; and says how far it can be believed.
-
-    ```python
-    trainer = Trainer(callbacks=[ConfidenceProbe("questions.jsonl", tokenizer=tokenizer)])
-    ```
+    """Ask a language model multiple-choice questions and how sure it is, and measure how far it can be believed.
 
     Logged are `confidence/accuracy`, `confidence/mean_confidence`, `confidence/expected_calibration_error`,
     `confidence/expected_if_calibrated`, `confidence/brier` and `confidence/auroc` of the probabilities of the choices;
@@ -45,7 +41,8 @@ class Asking(Audit):
         num_bins: of the reliability diagram and the expected calibration error.
         batches: to make questions of, or of a classifier to judge; None means the first of the validation data.
         num_batches: so many of them.
-        forward: see `Subject`. With `questions` what it returns is taken for a language model's, else a classifier's.
+        forward: see `attnwatch.explain.Subject`. With `questions` what it returns is taken for a language model's, else
+            for a classifier's.
         seed: of the questions that are made.
 
     Attributes:

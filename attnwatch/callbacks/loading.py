@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from attnwatch.agreement import together
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.capture import has_processes
 from attnwatch.errors import ConfigurationError
@@ -36,7 +37,7 @@ def main_process_batches(run: TrainerRun, make_loader: Callable[[], Iterable[Any
         raise failure
     if told is not None:
         raise ConfigurationError(f"the main process could not take batches: {told}")
-    return pickle.loads(packed)
+    return together(lambda: pickle.loads(packed))
 
 
 def first_batches(loader: Iterable[Any], number: int) -> list[Any]:

@@ -1,32 +1,29 @@
 """The monitor as a callback, without the hooks that call it: a thin layer over the recorder and the diagnosis."""
 
 import contextlib
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
-from attnwatch.callbacks.part import TrainingPart
+from attnwatch.callbacks.part import TrainingPart, parts_of
+from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
-from attnwatch.capture import OBSERVED
+from attnwatch.capture import is_observed
 from attnwatch.dashboard import RUN_TAGS, run_scalars
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
 from attnwatch.errors import ConfigurationError
-from attnwatch.messages import warn
+from attnwatch.messages import has_other_processes, warn
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
+from attnwatch.states import check_format, with_format
 
-_SHARE_OF_TIME_TO_DRAW = 0.005
+_STATE_FORMAT = 1
 
 
 class Monitor(TrainingPart):
-    """Records attention entropy and uniformity of every layer and head while a model trains, and judges the run.
-
-    ```python
-    trainer = Trainer(callbacks=[AttentionMonitor()])
-    ```
+    """Record attention entropy and uniformity of every layer and head while a model trains, and judge the run.
 
     Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
     the findings in words, Weights & Biases and MLflow the pictures. Numbers of the whole model
@@ -46,15 +43,16 @@ class Monitor(TrainingPart):
         thresholds: of the diagnosis; None means the defaults.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
         figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than
-            half a percent of the time, and at the end; None means at the end only.
-        flush_every: observed steps per transfer from the device; None means as many as cover 50 steps, at least 5.
-            Dashboards and findings come as often.
+            half a percent of the time (a message says so), and at the end; None means at the end only.
+        flush_every: observed steps per transfer from the device; None means as many as cover 50 steps, at least 5, and
+            not more than `figures_every_n_steps` covers. Dashboards and findings come as often.
         max_history: how many observations are kept; see `AttentionRecorder`.
         seed: of the random query rows.
 
     Attributes:
-        history: what was observed so far.
-        diagnosis: the latest verdict; None before the first.
+        history: what was observed so far, also after a training that was broken off. Where a trainer trains on (a
+            second `fit` of the same Lightning trainer, a resumed run), it goes on; a new run begins a new one.
+        diagnosis: the verdict on it; None before the first.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -79,7 +77,8 @@ class Monitor(TrainingPart):
             raise ConfigurationError(f"`thresholds` must be Thresholds or None, got {thresholds!r}.")
         require_int("max_layer_curves", max_layer_curves, minimum=0)
         require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
-        self._options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
+        options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
+        self._options = flushed_for_pictures(options, figures_every_n_steps)
         self._actions = FindingActions(on_finding)
         self._thresholds = thresholds
         self._figures_every_n_steps = figures_every_n_steps
@@ -90,22 +89,37 @@ class Monitor(TrainingPart):
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self.diagnosis: Diagnosis | None = None
+        self._diagnosis: Diagnosis | None = None
         self._has_failed = False
+        self._told_remarks: set[str] = set()
         self._has_reported_coverage = False
         self._has_flushed = False
         self._has_warned_of_nothing = False
         self._wants_to_stop = False
         self._published_step = -1
         self._published_observations = 0
-        self._drawn_step = 0
-        self._next_figures_time = 0.0
+        self._total_steps: int | None = None
         self._publisher = Publisher(self._max_layer_curves)
-        self._actions.load_state_dict([])
+        self._pictures = Pictures(self._figures_every_n_steps, self._publisher)
+        self._actions.reset()
+
+    @property
+    def steers_training(self) -> bool:
+        """Whether something that is found may change the training."""
+        return self._actions.may_act
 
     @property
     def history(self) -> AttentionHistory:
         return self._existing_recorder("history").history()
+
+    @property
+    def diagnosis(self) -> Diagnosis | None:
+        if self._recorder is None:
+            return None
+        history, known = self._recorder.history(), self._diagnosis
+        if len(history) and (known is None or known.step < history.steps[-1]):
+            return diagnose(history, total_steps=self._total_steps, thresholds=self._thresholds)
+        return known
 
     def coverage(self) -> dict[str, str]:
         """For every attention site of the model `"observed"` or the reason why it is not."""
@@ -116,20 +130,23 @@ class Monitor(TrainingPart):
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
         self._start_anew()
-        self._recorder = AttentionRecorder(model, **vars(self._options), across_processes=True)
+        self._recorder = AttentionRecorder(model, **vars(self._options), across_processes=True, under_trainer=True)
+        self._pictures.check(run, self._options)
 
     def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
+        self._total_steps = run.total_steps
         if not state:
             return
         try:
+            check_format(state, _STATE_FORMAT, type(self).__name__)
             self._recorder.load_state_dict(state["recorder"])
+            self._actions.load_state_dict(state["findings"])
         except ConfigurationError as error:
-            warn(f"the checkpoint's history is not continued, a new one begins: {error}")
+            warn(f"the checkpoint's history is not continued, a new one begins: {error}", once_for_all=True)
             return
         self._published_step = state["published_step"]
         self._published_observations = self._recorder.num_observations
-        self._drawn_step = state["drawn_step"]
-        self._actions.load_state_dict(state["findings"])
+        self._pictures.drawn_step = state["drawn_step"]
 
     def _begin_batch(self, run: TrainerRun) -> None:
         self._batch_step = run.global_step
@@ -140,7 +157,8 @@ class Monitor(TrainingPart):
         is_observing = self._recorder.is_observing
         if loss is not None:
             self._recorder.record_loss(loss)
-        if is_observing and not self._recorder.has_seen_step:
+        is_silent = not (self._recorder.has_seen_step or self._recorder.has_silent_sites)
+        if is_observing and is_silent and self._recorder.sites:  # else the recorder says so
             self._warn_that_nothing_is_seen(run)
         # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at. All processes
         # flush at the same steps, whatever each has seen.
@@ -151,7 +169,7 @@ class Monitor(TrainingPart):
             if is_observing:
                 self._report_coverage(run)
             is_new = self._recorder.num_observations > self._published_observations
-            is_restored = self.diagnosis is None and self._recorder.num_observations > 0
+            is_restored = self._diagnosis is None and self._recorder.num_observations > 0
             if is_new or is_restored:
                 self._publish(run)
         # Observed steps are the same on all processes, so they all take part in the decision, whatever each has seen.
@@ -164,20 +182,33 @@ class Monitor(TrainingPart):
             history = self._recorder.history(flushed_only=True)
             if self._recorder.num_observations > self._published_observations:
                 self._judge(run, history)
-            if self.diagnosis is not None:
-                self._publisher.figures(run.sinks, history)
-                self._publisher.diagnosis(run.sinks, self.diagnosis)
+            if self._diagnosis is not None:
+                self._pictures.draw(run, history)
+                self._publisher.diagnosis(run.sinks, self._diagnosis, _remarks(run))
+
+    def _break_off(self, run: TrainerRun) -> None:
+        if self._recorder is None:
+            return
+        self._batch.close()
+        with self._never_fatal(), contextlib.suppress(KeyboardInterrupt):  # the one that ended the training goes on
+            if not has_other_processes():
+                self._recorder.flush(finish_step=True)
+            if self._recorder.num_observations > self._published_observations:
+                self._judge(run, self._recorder.history(flushed_only=True))
+            if self._diagnosis is not None:
+                self._publisher.diagnosis(run.sinks, self._diagnosis, _remarks(run))
 
     def _state(self) -> dict[str, Any]:
         if self._recorder is None:
             return {}
         self._recorder.flush()
-        return {
+        state = {
             "recorder": self._recorder.state_dict(),
             "published_step": self._published_step,
-            "drawn_step": self._drawn_step,
+            "drawn_step": self._pictures.drawn_step,
             "findings": self._actions.state_dict(),
         }
+        return with_format(_STATE_FORMAT, state)
 
     def _detach(self) -> None:
         self._batch.close()
@@ -190,28 +221,22 @@ class Monitor(TrainingPart):
         history = self._recorder.history(flushed_only=True)
         self._judge(run, history)
         numbers = dict.fromkeys(RUN_TAGS, float("nan")) | run_scalars(history, -1)
-        run.log(numbers | {"attention/risk": self.diagnosis.risk}, self.diagnosis.step)
-        every = self._figures_every_n_steps
-        if every is not None and self.diagnosis.step >= self._drawn_step + every:
-            self._draw(run, history)
-
-    def _draw(self, run: TrainerRun, history: AttentionHistory) -> None:
-        begin = time.monotonic()
-        if begin < self._next_figures_time:
-            return
-        self._publisher.figures(run.sinks, history)
-        self._drawn_step = int(history.steps[-1])
-        self._next_figures_time = begin + (time.monotonic() - begin) / _SHARE_OF_TIME_TO_DRAW
+        run.log(numbers | {"attention/risk": self._diagnosis.risk}, self._diagnosis.step)
+        self._pictures.draw_if_due(run, history)
+        for remark in _remarks(run):
+            if remark not in self._told_remarks:
+                self._told_remarks.add(remark)
+                run.tell(remark)
 
     def _judge(self, run: TrainerRun, history: AttentionHistory) -> None:
         self._publisher.scalars(run.sinks, history, after_step=self._published_step)
         self._published_step = int(history.steps[-1])
         self._published_observations = self._recorder.num_observations
-        self.diagnosis = diagnose(history, total_steps=run.total_steps, thresholds=self._thresholds)
-        self._publisher.numbers(run.sinks, {"attention/risk": self.diagnosis.risk}, self.diagnosis.step)
-        new = self._actions.new_findings(self.diagnosis)
+        self._diagnosis = diagnose(history, total_steps=run.total_steps, thresholds=self._thresholds)
+        self._publisher.numbers(run.sinks, {"attention/risk": self._diagnosis.risk}, self._diagnosis.step)
+        new = self._actions.new_findings(self._diagnosis)
         if new:
-            self._publisher.diagnosis(run.sinks, self.diagnosis)
+            self._publisher.diagnosis(run.sinks, self._diagnosis, _remarks(run))
         for finding, action in new:
             with self._never_fatal():
                 self._act(action, finding, run)
@@ -221,14 +246,15 @@ class Monitor(TrainingPart):
             action(finding, *run.arguments)
         elif action != "ignore":
             self._wants_to_stop |= action == "stop"
-            warn(f"{finding.kind.value} since step {finding.step}: {finding.message}")
+            text = f"{finding.kind.value} since step {finding.step}: {finding.message}"
+            warn(text, always=True, once_for_all=True)
 
     def _report_coverage(self, run: TrainerRun) -> None:
         """Once, after the first batch: what of the model is not observed, and why."""
         if self._has_reported_coverage or not run.is_main_process:
             return
         self._has_reported_coverage = True
-        missing = {site: reason for site, reason in self.coverage().items() if reason != OBSERVED}
+        missing = {site: reason for site, reason in self.coverage().items() if not is_observed(reason)}
         if missing:
             listed = "; ".join(f"{site}: {reason}" for site, reason in list(missing.items())[:3])
             more = f"; and {len(missing) - 3} more, see coverage()" if len(missing) > 3 else ""
@@ -255,3 +281,7 @@ class Monitor(TrainingPart):
         if self._recorder is None:
             raise ConfigurationError(f"`{name}`: nothing was observed yet; train with this callback first.")
         return self._recorder
+
+
+def _remarks(run: TrainerRun) -> list[str]:
+    return [remark for part in parts_of(run) for remark in part.remarks]

@@ -59,11 +59,7 @@ class OcclusionFindings:
 
 
 class Occluding(Audit):
-    """Hides inputs now and then while a model trains, and holds what attention says against what that does.
-
-    ```python
-    trainer = Trainer(callbacks=[OcclusionAudit(every_n_steps=500)])
-    ```
+    """Hide inputs now and then while a model trains, and compare what that does with what attention says.
 
     Logged are `occlusion/attention_agreement`, `occlusion/rollout_agreement` and `occlusion/gradient_agreement` (mean
     rank correlation with the importance by hiding, attention's over all layers), the first two for each of up to 12
@@ -72,7 +68,11 @@ class Occluding(Audit):
     tokens by attention, one warning says so. The training itself is not changed by it.
 
     Args:
-        every_n_steps, batches, num_batches, forward: see `Audit`.
+        every_n_steps: audit after the first step at or after each multiple of it, and at the end; None means at the
+            end only.
+        batches: to hide tokens of, as the model takes them by name; None means the first of the validation data.
+        num_batches: so many of them.
+        forward: see `attnwatch.explain.Subject`.
         hide, effect, max_units, tokenizer, mask_token_id, special_ids, tokens_per_forward: see
             `attnwatch.explain.occlude`.
         readout: see `attnwatch.explain.attention_stories`.
@@ -158,7 +158,7 @@ class Occluding(Audit):
                 run.tell(f"the deletion curves take {curves.num_forwards} forwards")
             deletion = curves.run()
         if comparison.why_no_attention:
-            self._warn_once(comparison.why_no_attention)
+            self._warn_once(comparison.why_no_attention, once_for_all=True)
         num_forwards = prepared.num_forwards + _STORY_FORWARDS + curves.num_forwards
         return _findings(occlusion, comparison, deletion, self._tokens(batch), num_forwards)
 
@@ -213,6 +213,7 @@ class Occluding(Audit):
                     f"does: take {instead}",
                     f" (mean rank correlation {agreement.mean:.2f} ± {agreement.stderr:.2f} over "
                     f"{agreement.num_sequences} sequences, after step {run.global_step})",
+                    once_for_all=True,
                 )
 
 

@@ -19,16 +19,12 @@ from attnwatch.explain.subject import Batch, Forward, Subject
 
 
 class Probing(Audit):
-    """Asks now and then what each layer knows: linear probes on the hidden states of all layers.
-
-    ```python
-    trainer = Trainer(callbacks=[LayerProbe(every_n_steps=500, tokenizer=tokenizer)])
-    ```
+    """Probe now and then what each layer knows: linear probes on the hidden states of all layers.
 
     Logged are, by layer (0: the embeddings; of more than 12 layers, 12 evenly spaced ones), the accuracy above the
     baseline as `probe_<target>/layer_<n>` and the selectivity as `probe_<target>_selectivity/layer_<n>`; as a picture
     `probes/<target>`, accuracy above the baseline by layer and step. An audit costs `num_batches` forwards without
-    gradients, and about as long again for the probes. The training is not touched: see `Subject`.
+    gradients, and about as long again for the probes. The training is not touched: see `attnwatch.explain.Subject`.
 
     Args:
         every_n_steps: probe after the first step at or after each multiple of it, and at the end; None means at the end

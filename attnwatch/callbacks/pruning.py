@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.callbacks.monitor import Monitor
-from attnwatch.callbacks.part import TrainingPart
+from attnwatch.callbacks.part import TrainingPart, others_workload
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import StepClock, TrainerRun
 from attnwatch.errors import ConfigurationError
@@ -23,11 +23,7 @@ from attnwatch.recorder import AttentionHistory
 
 
 class Pruning(TrainingPart):
-    """Removes the attention heads that matter least while a model trains, so that its steps get faster.
-
-    ```python
-    trainer = Trainer(callbacks=[HeadPruning(target=0.5)])
-    ```
+    """Remove the attention heads that matter least while a model trains, so that its steps get faster.
 
     Weights, biases and optimizer state are cut. A guard takes a cut back that does lasting harm. Logged are
     `pruning/heads` (share that is left) and `pruning/step_seconds`; `cuts` has the rest. A run is resumed from its
@@ -54,6 +50,8 @@ class Pruning(TrainingPart):
         ConfigurationError: an argument is wrong, or when training starts, if the model has no heads that can be
             removed, or its parameters are sharded.
     """
+
+    steers_training = True
 
     def __init__(
         self,
@@ -85,6 +83,14 @@ class Pruning(TrainingPart):
     def cuts(self) -> list[Cut]:
         return [] if self._pruner is None else self._pruner.cuts
 
+    @property
+    def workload(self) -> float:
+        return 1.0 if self._pruner is None else self._pruner.heads_left
+
+    @property
+    def changes(self) -> list[tuple[int, str]]:
+        return [(cut.step, "cut, taken back" if cut.taken_back else "heads go") for cut in self.cuts]
+
     # What happens in a training.
 
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
@@ -101,6 +107,7 @@ class Pruning(TrainingPart):
             self._options,
             PruningSchedule((1,), (self._options.target,)) if run.is_trial else self._schedule(run),
             agree=run.agree,
+            before_cut=self._before_cut,
             after_change=run.parameters_were_replaced,
         )
 
@@ -120,7 +127,7 @@ class Pruning(TrainingPart):
         if seconds is None:
             return
         self._record_step(loss)
-        for cut in self._pruner.after_step(run.global_step, seconds):
+        for cut in self._pruner.after_step(run.global_step, seconds, others_workload(self, run)):
             self._report(cut, run)
         numbers = {"pruning/heads": self._pruner.heads_left, "pruning/step_seconds": seconds}
         run.log(numbers, run.global_step, to_sinks=True)
@@ -134,6 +141,9 @@ class Pruning(TrainingPart):
     def _detach(self) -> None:
         if self._importance is not None:
             self._importance.close()
+
+    def _before_cut(self) -> None:
+        """Nothing, where checkpoints have the whole model."""
 
     # What these share.
 
@@ -156,7 +166,8 @@ class Pruning(TrainingPart):
         else:
             self._warn_once(
                 "`guard`: training_step returns no loss, so that cuts are not judged; return it, or give a "
-                "Guard(metric=...) that is logged."
+                "Guard(metric=...) that is logged.",
+                once_for_all=True,
             )
 
     def _schedule(self, run: TrainerRun) -> PruningSchedule:
@@ -178,10 +189,11 @@ class Pruning(TrainingPart):
         if self._metric is not None and not self._has_seen_metric:
             self._warn_once(
                 f"`guard`: the metric {self._metric!r} was not logged before the first cut, so that there is nothing "
-                f"to compare with; logged were: {', '.join(sorted(run.metrics)) or 'none'}."
+                f"to compare with; logged were: {', '.join(sorted(run.metrics)) or 'none'}.",
+                once_for_all=True,
             )
         if cut.taken_back:
-            warn(f"{cut}. No further cut is made.")
+            warn(f"{cut}. No further cut is made.", always=True, once_for_all=True)
         else:
             run.tell(str(cut))
         gone = PruningPlan.of(self._model)

@@ -37,18 +37,22 @@ class Publisher:
     def numbers(self, sinks: Sequence[Sink], numbers: Mapping[str, float], step: int) -> None:
         self._all(sinks, "scalars", lambda sink: sink.scalars(numbers, step))
 
-    def figures(self, sinks: Sequence[Sink], history: AttentionHistory) -> None:
-        """The heatmaps of the latest observation and the layers over time."""
-        self.images(sinks, lambda: drawn(history), int(history.steps[-1]))
+    def figures(self, sinks: Sequence[Sink], history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()) -> None:
+        """The heatmaps of the latest observation and the layers over time.
+
+        Args:
+            marks: (step, words) of what has changed in the model.
+        """
+        self.images(sinks, lambda: drawn(history, marks), int(history.steps[-1]))
 
     def images(self, sinks: Sequence[Sink], draw: Callable[[], Mapping[str, np.ndarray]], step: int) -> None:
         """Pictures by tag, uint8 [height, width, 3], drawn once and only if some logger shows any."""
         draw = functools.cache(draw)
         self._all(sinks, "pictures", lambda sink: sink.images(draw, step))
 
-    def diagnosis(self, sinks: Sequence[Sink], diagnosis: Diagnosis) -> None:
-        """The verdict."""
-        markdown = diagnosis_markdown(diagnosis)
+    def diagnosis(self, sinks: Sequence[Sink], diagnosis: Diagnosis, remarks: Sequence[str] = ()) -> None:
+        """The verdict, and below it the remarks."""
+        markdown = "\n\n".join([diagnosis_markdown(diagnosis), *remarks])
         self._all(sinks, "findings", lambda sink: sink.text("attention/diagnosis", markdown, diagnosis.step))
 
     def text(self, sinks: Sequence[Sink], tag: str, markdown: str, step: int) -> None:

@@ -1,10 +1,12 @@
 """What a callback must know of a training, whichever trainer runs it."""
 
+import statistics
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 from attnwatch.dashboard.sinks import Sink
+from attnwatch.messages import duration
 from attnwatch.pruning.pruner import Patient
 
 
@@ -39,7 +41,7 @@ class TrainerRun(Protocol):
         """Give the trainer metrics that others can monitor, seen at `step`; and to its loggers too."""
 
     def tell(self, message: str) -> None:
-        """Say something to the user, once for all processes."""
+        """Say something to the user, once for all processes, whatever loggers are configured: see `messages.tell`."""
 
     def is_true_anywhere(self, decision: bool) -> bool:
         """Whether it is true in some process; all of them must ask."""
@@ -85,3 +87,41 @@ class StepClock:
             return None
         seconds, self._began, self._step = time.perf_counter() - self._began, None, step
         return seconds
+
+
+class StepTimes:
+    """How long steps took, by the shares of tokens and of heads that they computed."""
+
+    def __init__(self):
+        self._seconds: dict[tuple[float, float], list[float]] = {}
+
+    def add(self, seconds: float, *, keep_ratio: float, heads: float) -> None:
+        self._seconds.setdefault((keep_ratio, heads), []).append(seconds)
+
+    def words(self, ceiling: Callable[[float], float]) -> str:
+        """What dropping tokens saved, at equal numbers of heads; nothing where there are no such steps.
+
+        Args:
+            ceiling: for a share of the tokens, how much faster a step can get.
+        """
+        ratios = sorted({ratio for ratio, _ in self._seconds} - {1.0})
+        return "".join(self._words_of(ratio, ceiling(ratio)) for ratio in ratios)
+
+    def _words_of(self, ratio: float, ceiling: float) -> str:
+        comparable = [heads for of, heads in self._seconds if of == ratio and (1.0, heads) in self._seconds]
+        if not comparable:
+            is_one_model = len({heads for _, heads in self._seconds}) == 1
+            return f"; {self._step(ratio, next(iter(self._seconds))[1])}" if is_one_model else ""
+        heads = max(comparable, key=lambda heads: min(len(self._seconds[each, heads]) for each in (ratio, 1.0)))
+        whole, part = self._median(1.0, heads), self._median(ratio, heads)
+        of_heads = "" if heads == 1 else f", with {heads:.0%} of the heads in both"
+        return (
+            f"; {self._step(ratio, heads)}, {duration(whole)} with all: {whole / part:.2f} times as fast{of_heads}; "
+            f"{ceiling:.2f} if cost were linear in tokens"
+        )
+
+    def _step(self, ratio: float, heads: float) -> str:
+        return f"a step took {duration(self._median(ratio, heads))} with {ratio:.0%} of them"
+
+    def _median(self, ratio: float, heads: float) -> float:
+        return statistics.median(self._seconds[ratio, heads])

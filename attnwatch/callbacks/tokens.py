@@ -1,27 +1,25 @@
 """Token dropping as a callback, without the hooks that call it: a thin layer over the token dropper."""
 
-import statistics
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from attnwatch.callbacks.part import TrainingPart
-from attnwatch.callbacks.run import StepClock, TrainerRun
+from attnwatch.callbacks.part import TrainingPart, others_workload
+from attnwatch.callbacks.publisher import Publisher
+from attnwatch.callbacks.run import StepClock, StepTimes, TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens import KeepSchedule, TokenDropper
 from attnwatch.tokens.criteria import Criterion
 
 
 class Dropping(TrainingPart):
-    """Computes only some of the tokens in the middle layers while a model trains, so that its steps get faster.
-
-    ```python
-    trainer = Trainer(callbacks=[TokenDropping(keep_ratio=0.5)])
-    ```
+    """Compute only some of the tokens in the middle layers while a model trains, so that its steps get faster.
 
     Logged are `tokens/keep_ratio`, `tokens/layer_tokens` (what the layers have computed so far, summed over layers, to
-    compare runs by), `tokens/step_seconds` and `tokens/speedup_ceiling`.
+    compare runs by), `tokens/step_seconds` and `tokens/speedup_ceiling`; as text `tokens/changes`, where their number
+    changes. A monitor in the same trainer says which of its statistics are of shortened sequences.
 
     Args:
         keep_ratio: share of the tokens that is kept; the last 20% of the run are at full length, so that the model that
@@ -36,6 +34,8 @@ class Dropping(TrainingPart):
     Raises:
         ConfigurationError: an argument is wrong, or when training starts, if tokens can't be dropped in the model.
     """
+
+    steers_training = True
 
     def __init__(
         self,
@@ -70,7 +70,10 @@ class Dropping(TrainingPart):
         }
         self.dropper: TokenDropper | None = None
         self._clock = StepClock()
-        self._seconds: dict[float, list[float]] = {}
+        self._times = StepTimes()
+        self._step, self._heads_left = 0, 1.0
+        self._begins: list[tuple[int, float]] = []
+        self._publisher = Publisher()
 
     @property
     def criterion(self) -> Criterion:
@@ -78,21 +81,40 @@ class Dropping(TrainingPart):
         return self._options["criterion"]
 
     def summary(self) -> str:
-        """What it came to: tokens that were computed, and step times against their ceiling."""
+        """What it came to: tokens that were computed, and step times against their ceiling.
+
+        Steps are compared with those at full length where a model had as many heads; else nothing is said of them.
+        """
         dropper = self.dropper
         if dropper is None:
             return "no tokens were dropped: the training has not started"
         share = dropper.layer_tokens / max(dropper.all_layer_tokens, 1)
-        text = f"the layers computed {share:.0%} of the tokens"
-        medians = {ratio: statistics.median(seconds) for ratio, seconds in sorted(self._seconds.items())}
-        whole = medians.pop(1.0, None)
-        for ratio, seconds in medians.items():
-            text += f"; a step took {1e3 * seconds:.3g} ms with {ratio:.0%} of them"
-            if whole is not None:
-                ceiling = dropper.speedup_ceiling(ratio)
-                text += f", {1e3 * whole:.3g} ms with all: {whole / seconds:.2f} times as fast"
-                text += f"; {ceiling:.2f} if cost were linear in tokens"
-        return text
+        return f"the layers computed {share:.0%} of the tokens" + self._times.words(dropper.speedup_ceiling)
+
+    @property
+    def workload(self) -> float:
+        return 1.0 if self.dropper is None else self.dropper.keep_ratio
+
+    @property
+    def changes(self) -> list[tuple[int, str]]:
+        """The steps at which the number of tokens changes, so far."""
+        return [(step, f"{ratio:.0%} of the tokens") for step, ratio in self._begins[1:] if step <= self._step]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Where attention was observed among some of the tokens only."""
+        if self.dropper is None:
+            return []
+        first, last = self.dropper.layer_range
+        ends = [step for step, _ in self._begins[1:]] + [None]
+        return [
+            f"Attention in layers {first} to {last} is that of sequences shortened "
+            f"to {ratio:.0%} of their tokens from step {begin} "
+            + ("on" if end is None else f"to {end - 1}")
+            + ": their statistics are not those of full length."
+            for (begin, ratio), end in zip(self._begins, ends, strict=False)
+            if ratio < 1 and begin <= self._step
+        ]
 
     def _attach_for_good(self, model: nn.Module) -> None:
         """Outside of training, where tokens may be dropped at all times."""
@@ -104,7 +126,7 @@ class Dropping(TrainingPart):
 
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
-        self._seconds.clear()
+        self._times, self._publisher = StepTimes(), Publisher()
         if run.total_steps is None and len(self.schedule.steps) > 1:
             raise ConfigurationError(
                 "the length of the run is not known, which `keep_ratio` needs: give the trainer max_steps, or "
@@ -117,9 +139,12 @@ class Dropping(TrainingPart):
         if state:
             self.dropper.load_state_dict(state)
         self._clock.start(run.global_step)
+        self._begins = _begins(self.schedule, run.total_steps)
 
     def _begin_batch(self, run: TrainerRun) -> None:
+        self._step = run.global_step
         self.dropper.keep_ratio = self.schedule(run.global_step / (run.total_steps or float("inf")))
+        self._heads_left = others_workload(self, run)  # before the step, after which some may go
         self._clock.batch_starts()
 
     def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
@@ -128,7 +153,10 @@ class Dropping(TrainingPart):
             return
         self.dropper.synchronize()
         ratio = self.dropper.keep_ratio
-        self._seconds.setdefault(ratio, []).append(seconds)
+        self._times.add(seconds, keep_ratio=ratio, heads=self._heads_left)
+        if self._step > 0 and (self._step, ratio) in self._begins:
+            text = f"{ratio:.0%} of the tokens are computed from step {self._step} on"
+            self._publisher.text(run.sinks, "tokens/changes", text, run.global_step)
         numbers = {
             "tokens/keep_ratio": ratio,
             "tokens/layer_tokens": float(self.dropper.layer_tokens),
@@ -146,3 +174,8 @@ class Dropping(TrainingPart):
     def _detach(self) -> None:
         if self.dropper is not None:
             self.dropper.detach()
+
+
+def _begins(schedule: KeepSchedule, total_steps: int | None) -> list[tuple[int, float]]:
+    """(complete steps, the share of tokens from there on)."""
+    return [(math.ceil((share - 1e-9) * (total_steps or 0)) if share else 0, ratio) for share, ratio in schedule.steps]

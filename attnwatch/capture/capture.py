@@ -13,15 +13,24 @@ from attnwatch.capture.found import Sites
 from attnwatch.capture.functional import forget_interrupted, looking_for_sites, patched_functional
 from attnwatch.capture.interface import patched_interface
 from attnwatch.capture.padding import self_attention_query_mask
+from attnwatch.capture.passes import Pass
 from attnwatch.capture.positions import kept_positions
+from attnwatch.capture.silent import Forwards
 from attnwatch.capture.sites import Site, SiteKind
 from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, Identity
+from attnwatch.versions import warn_if_untested
 
 OBSERVED = "observed"
 
-Observer = Callable[[str, AttentionInputs], None]
-"""Called with the site's name and what its attention call was given."""
+
+def is_observed(reason: str) -> bool:
+    """Whether an entry of a coverage says so, perhaps with a remark."""
+    return reason.startswith(OBSERVED)
+
+
+Observer = Callable[[str, AttentionInputs, Pass], None]
+"""Called with the site's name, what its attention call was given, and which kind of forward it belongs to."""
 
 # Of which it is known who is padding: layers have two of them in turn, those of sliding windows and the others'.
 _MOST_MASKS = 2
@@ -40,6 +49,10 @@ class Capture:
         may_grow: modules that reading the code does not find become sites where they are seen to call
             scaled_dot_product_attention, until `stop_looking`.
 
+    Attributes:
+        armed: whether calls reach the observer.
+        num_calls: that came while armed.
+
     Raises:
         NoAttentionError: the model has no attention, or none that can be read.
         ConfigurationError: a pattern matches no site.
@@ -56,7 +69,9 @@ class Capture:
         self._sites = Sites(model, sites, may_grow=may_grow)
         self._reasons = self._sites.reasons()
         self._seen: set[str] = set()
+        self.num_calls = 0
         self._failed: set[str] = set()
+        self._forwards = Forwards(model, {site.name: site.module for site in self._sites.readable})
         self._patches = contextlib.ExitStack()
         self._query_masks: dict[Identity, Tensor | None] = {}
 
@@ -88,25 +103,32 @@ class Capture:
         return self._sites[site].module
 
     def coverage(self) -> dict[str, str]:
-        """For every site `"observed"` or the reason why it is not."""
-        not_called = (
-            "not called in a step that was observed; a compiled model is seen if it is watched from before the first "
-            "forward of any that looks like it (torch._dynamo.reset() forgets them), MultiheadAttention only off "
-            "PyTorch's inference fast path"
-        )
-        return {
-            name: self._reasons.get(name) or (OBSERVED if name in self._seen else not_called)
-            for name in self._sites.names
-        }
+        """For every site `"observed"`, with a remark where it is called several times, or the reason why it is not."""
+        return {name: self._reasons.get(name) or self._said_of(name) for name in self._sites.names}
+
+    def silent(self) -> dict[str, str]:
+        """Sites whose forward ran while forwards were counted, though no call came, and why; those that train only."""
+        ran = self._forwards.ran - self._seen - self._reasons.keys()
+        return {name: self._said_of(name) for name in self._sites.names if name in ran and self.module(name).training}
+
+    def _said_of(self, name: str) -> str:
+        if name not in self._seen:
+            return self._forwards.why_silent(self._sites[name])
+        calls = self._forwards.calls_per_forward(name)
+        if calls == 1:
+            return OBSERVED
+        return f"{OBSERVED}; it runs {calls} times a forward with the same weights, and statistics are over all calls"
 
     def attach(self) -> None:
         """Start to see calls; `detach` restores everything."""
+        warn_if_untested("torch", self._model)
         with contextlib.ExitStack() as patches:
             expected = [site for site in self._sites.expected if self._sites.is_watched(site.name)]
             for site in (*self._sites.readable, *expected):
                 self._register(site, patches)
             interface = [site.module for site in self._sites.readable if site.kind is SiteKind.INTERFACE]
             if interface:
+                warn_if_untested("transformers", self._model)
                 patches.enter_context(patched_interface(interface))
             functional = [site for site in self._sites.readable if site.kind is not SiteKind.INTERFACE] + expected
             if functional or self._looks:
@@ -124,12 +146,16 @@ class Capture:
         self._patches.close()
 
     @contextlib.contextmanager
-    def arm(self):
-        """While it is open, calls reach the observer."""
+    def arm(self, *, counts_forwards: bool = False):
+        """While it is open, calls of this thread reach the observer.
+
+        Args:
+            counts_forwards: look at which forwards run, once, so that the coverage can tell why no call came.
+        """
         forget_interrupted()
         self.armed = True
         try:
-            with self._looking():
+            with self._looking(), self._forwards.counted() if counts_forwards else contextlib.nullcontext():
                 yield
         finally:
             forget_interrupted()
@@ -177,6 +203,7 @@ class Capture:
     def _add(self, site: Site) -> None:
         is_expected = any(other.module is site.module for other in self._sites.expected)
         self._sites.add(site)
+        self._forwards.add(site.name, site.module)
         if not self._is_attached or is_expected:
             return
         if self._sites.is_watched(site.name):
@@ -188,15 +215,17 @@ class Capture:
     def _watch(self, site: Site) -> None:
         self._patches.enter_context(patched_functional([site]))
 
-    def receive(self, site: str, reading: Reading) -> None:
+    def receive(self, site: str, reading: Reading, has_gradient: bool) -> None:
         """One call of a site, while armed."""
+        self.num_calls += 1
         if site in self._failed:
             return
         if site not in self._sites:
-            self._sites.add(next(each for each in self._sites.expected if each.name == site))
+            self._add(next(each for each in self._sites.expected if each.name == site))
         reason = reading if isinstance(reading, str) else _why_not(reading)
         if reason:
-            self._reasons[site] = reason
+            if has_gradient or site not in self._seen:  # else its training is observed, and only this call is not
+                self._reasons[site] = reason
             return
         if self._sites[site].is_cross or not reading.has_positions or reading.num_queries != reading.num_keys:
             reading = dataclasses.replace(reading, has_positions=False)
@@ -206,9 +235,15 @@ class Capture:
                 query_mask=self._query_mask(reading),
                 positions=kept_positions(reading.num_queries),
             )
-        self._observer(site, reading)
+        is_whole = has_gradient or self._sites[site].is_cross or reading.num_queries >= reading.num_keys
+        self._observer(site, reading, Pass(has_gradient, is_whole, self._sites[site].module.training))
         self._seen.add(site)
         self._reasons.pop(site, None)
+
+    def begin(self, site: str) -> None:
+        """The forward of a site begins, while armed."""
+        if site in self._sites:
+            self._forwards.note(site)
 
     def _query_mask(self, reading: AttentionInputs) -> Tensor | None:
         """Layers are given the same mask: what it says of padding is asked once."""

@@ -16,6 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from attnwatch.capture.passes import has_gradient, in_recorded_function
 from attnwatch.capture.positions import kept_positions
 from attnwatch.hooks import Remove, put
 from attnwatch.metrics import AttentionInputs
@@ -29,7 +30,9 @@ class Receiver(Protocol):
 
     armed: bool
 
-    def receive(self, site: str, reading: Reading) -> None: ...
+    def receive(self, site: str, reading: Reading, has_gradient: bool) -> None: ...
+
+    def begin(self, site: str) -> None: ...
 
     def fail(self, site: str, error: Exception) -> None: ...
 
@@ -93,6 +96,15 @@ def is_armed(number: int) -> bool:
     return any(receiver.armed for receiver, _ in _receivers.get(number, ()))
 
 
+def begin(number: int | None) -> None:
+    """Tell captures that are armed that the forward of this module begins, whether or not a call will come from it."""
+    if number is None or torch.compiler.is_compiling() or in_backward():
+        return
+    for receiver, site in _receivers.get(number, ()):
+        if receiver.armed:
+            receiver.begin(site)
+
+
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
     """While it is open, captures that are armed now see nothing: what the model is asked is not its training."""
@@ -114,16 +126,21 @@ def in_backward() -> bool:
 def deliver(number: int, read: Callable[..., Reading], *args) -> None:
     """Hand the call that `read(*args)` describes to its capture. Never raises an `Exception`."""
     if torch.compiler.is_compiling():
-        _deliver_compiled(number, read(*args))
+        _deliver_compiled(number, read(*args), torch.is_grad_enabled())
         return
+    _deliver_now(number, has_gradient, read, *args)
+
+
+def _deliver_now(number: int, is_recorded: Callable[[], bool], read: Callable[..., Reading], *args) -> None:
     armed = [(receiver, site) for receiver, site in _receivers.get(number, ()) if receiver.armed]
     if not armed or in_backward():
         return
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         read, args = _read_in_cuda_graph, ()
+    has_gradient_now = is_recorded()
     for receiver, site in armed:
         try:
-            receiver.receive(site, read(*args))
+            receiver.receive(site, read(*args), has_gradient_now)
         except Exception as error:
             receiver.fail(site, error)
 
@@ -135,11 +152,11 @@ def _read_in_cuda_graph() -> Reading:
     )
 
 
-def _deliver_compiled(number: int, reading: Reading) -> None:
+def _deliver_compiled(number: int, reading: Reading, is_recorded: bool) -> None:
     if not isinstance(reading, str) and reading.mask_mod is not None:
         reading = "a flex-attention block mask can't be read inside torch.compile; compile the model without it"
     if isinstance(reading, str):
-        _not_observed(ORDER, number, reading)
+        _not_observed(ORDER, number, reading, is_recorded)
         return
     _observe(
         ORDER,
@@ -156,6 +173,7 @@ def _deliver_compiled(number: int, reading: Reading) -> None:
         reading.key_padding,
         reading.segments,
         reading.has_positions and kept_positions(reading.num_queries) is None,
+        is_recorded,
     )
 
 
@@ -179,9 +197,11 @@ def _observe(
     key_padding: Tensor | None,
     segments: Tensor | None,
     has_positions: bool,
+    is_recorded: bool,
 ) -> None:
     _run_compiled(
         number,
+        is_recorded,
         lambda: AttentionInputs(
             query=query,
             key=key,
@@ -201,13 +221,14 @@ def _observe(
 
 
 @torch.library.custom_op("attnwatch::not_observed", mutates_args=("token",), tags=NOT_IN_CUDA_GRAPHS)
-def _not_observed(token: Tensor, number: int, reason: str) -> None:
-    _run_compiled(number, lambda: reason)
+def _not_observed(token: Tensor, number: int, reason: str, is_recorded: bool) -> None:
+    _run_compiled(number, is_recorded, lambda: reason)
 
 
-def _run_compiled(number: int, read: Callable[[], Reading]) -> None:
+def _run_compiled(number: int, is_recorded: bool, read: Callable[[], Reading]) -> None:
     if number in _receivers:  # a compiled graph outlives the capture it was traced with
-        deliver(number, read)
+        # Whether gradients are on is known since the tracing; while the graph runs, the switch says nothing.
+        _deliver_now(number, lambda: is_recorded or in_recorded_function(), read)
 
 
 @_observe.register_fake

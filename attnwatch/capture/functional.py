@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
 from attnwatch.capture import entered, looking
-from attnwatch.capture.delivery import Reading, deliver, in_backward, is_armed, site_id
+from attnwatch.capture.delivery import Reading, begin, deliver, in_backward, is_armed, site_id
 from attnwatch.capture.entered import Entry
 from attnwatch.capture.multihead import enter_multihead
 from attnwatch.capture.patching import StandIn, replace, shared_patch
@@ -191,8 +191,10 @@ def _with_values(mask: Tensor, device: torch.device) -> Tensor:
 
 
 def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
+    number = site_id(module)
+    begin(number)
     given = None if torch.compiler.is_compiling() else (args, kwargs)
-    entered.enter(Entry(module, site_id(module), same_tokens=True, given=given))
+    entered.enter(Entry(module, number, same_tokens=True, given=given))
 
 
 def _leave(module: nn.Module, args: tuple, output) -> None:

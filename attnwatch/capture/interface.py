@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,26 +12,26 @@ from torch import Tensor, nn
 
 from attnwatch.capture import transformers4
 from attnwatch.capture.delivery import Reading, deliver, site_id
+from attnwatch.capture.keywords import ignores
 from attnwatch.capture.patching import replace, shared_patch
 from attnwatch.metrics import AttentionInputs
-from attnwatch.versions import warn_if_untested
 
 # Arguments with which flash attention is told of the documents in a packed batch; it needs all of them.
 _DOCUMENT_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-# Tensors that models pass through to the attention function and that do not change the logits there.
-_HARMLESS_TENSORS = {"position_ids", "cache_position", "num_items_in_batch", *_DOCUMENT_BOUNDARIES}
 # The logits of a key that each head has learned to look at where there is nothing to see (gpt-oss).
 _LEARNED_SINK = "s_aux"
+# Tensors whose effect on the logits is known, in each of the attention functions that names them.
+_UNDERSTOOD = {"position_ids", "cache_position", "position_bias", _LEARNED_SINK, *_DOCUMENT_BOUNDARIES}
 
 # Transformers before 5 look functions up like entries of a dict, and call this global where attention is eager.
 _LOOKUPS = ("get_interface", "__getitem__")
 _EAGER = "eager_attention_forward"
+_INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 
 
 @contextlib.contextmanager
 def patched_interface(modules: Iterable[nn.Module]) -> Iterator[None]:
     """While it is open, attention functions that these transformers modules look up deliver their calls first."""
-    warn_if_untested("transformers")
     with contextlib.ExitStack() as patches:
         patches.enter_context(shared_patch("transformers", _replace_lookup))
         if _is_before_5():
@@ -62,6 +63,19 @@ def _replace_lookup() -> Callable[[], None]:
     return put_back
 
 
+def attention_functions(module: nn.Module) -> Iterator[Callable]:
+    """What the modules in a module of transformers call by the attention interface, as their configs are now."""
+    for part in module.modules():
+        namespace = getattr(sys.modules.get(type(part).__module__), "__dict__", {})
+        config = getattr(part, "config", None)
+        if _INTERFACE in namespace and config is not None:
+            implementation = getattr(config, "_attn_implementation", None) or "eager"
+            eager = namespace.get(_EAGER)
+            function = eager if implementation == "eager" else namespace[_INTERFACE].get(implementation, eager)
+            if function is not None:
+                yield function
+
+
 def _interface() -> type:
     from transformers.modeling_utils import AttentionInterface
 
@@ -89,9 +103,11 @@ def _watched(function: Callable, implementation: str, read: Callable[..., Readin
         number = site_id(module)
         if number is not None:
             reader = _read_positional if args else read
-            deliver(number, reader, implementation, module, query, key, attention_mask, kwargs)
+            deliver(number, reader, implementation, module, query, key, attention_mask, kwargs, function)
         return function(module, query, key, value, attention_mask, *args, **kwargs)
 
+    if not torch.compiler.is_compiling():
+        watched.__wrapped__ = function
     return watched
 
 
@@ -103,17 +119,25 @@ def _read(*call) -> Reading:
     return read_call(*call)
 
 
-def _read_before_5(names: tuple[str, ...], implementation: str, module, query, key, attention_mask, kwargs) -> Reading:
+def _read_before_5(
+    names: tuple[str, ...], implementation, module, query, key, attention_mask, kwargs, function
+) -> Reading:
     reason = transformers4.refusal(module, names)
     if reason:
         return reason
     if implementation == "eager":
         attention_mask, kwargs = transformers4.eager_arguments(module, query, key, attention_mask, kwargs)
-    return read_call(implementation, module, query, key, attention_mask, kwargs)
+    return read_call(implementation, module, query, key, attention_mask, kwargs, function)
 
 
 def read_call(
-    implementation: str, module: nn.Module, query: Tensor, key: Tensor, attention_mask, kwargs: dict
+    implementation: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    attention_mask,
+    kwargs: dict,
+    function: Callable | None = None,
 ) -> Reading:
     """What the attention function `implementation` computes from these arguments.
 
@@ -122,7 +146,9 @@ def read_call(
         key: [batch, key heads, keys, head_dim].
         attention_mask: None, a 4D tensor, a 2D tensor [batch, keys] (flash), or a BlockMask (flex).
         kwargs: what the model passed besides (scaling, dropout, softcap, …).
+        function: the attention function; what it does not look at has no effect. None: it looks at all of `kwargs`.
     """
+    kwargs = _with_effect(kwargs, function)
     reason = _refusal(module, query, kwargs)
     if reason:
         return reason
@@ -186,11 +212,19 @@ def _refusal(module: nn.Module, query: Tensor, kwargs: dict) -> str:
         return f"its attention-sink logits ({_LEARNED_SINK}) are {list(sink.shape)}, not one for each head"
     if kwargs.get("cache") is not None:
         return "a paged key-value cache is in use, so the keys are not those that were passed"
-    understood = _HARMLESS_TENSORS | {"position_bias", _LEARNED_SINK}
-    unknown = sorted(name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in understood)
+    unknown = sorted(name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in _UNDERSTOOD)
     if unknown:
         return f"the attention function is given a tensor whose effect is not known: {', '.join(unknown)}"
     return ""
+
+
+def _with_effect(kwargs: dict, function: Callable | None) -> dict:
+    """Without what the function ignores, but for learned sinks, which some take from the module."""
+    if function is None:
+        return kwargs
+    asked = [name for name, value in kwargs.items() if isinstance(value, Tensor) or name == "softcap"]
+    ignored = [name for name in asked if name != _LEARNED_SINK and ignores(function, name)]
+    return {name: value for name, value in kwargs.items() if name not in ignored}
 
 
 def _cropped(mask: Tensor | None, key: Tensor) -> Tensor | None:

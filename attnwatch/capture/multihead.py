@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnwatch.capture import entered
-from attnwatch.capture.delivery import Reading, deliver, site_id
+from attnwatch.capture.delivery import Reading, begin, deliver, site_id
 from attnwatch.capture.entered import Entry
 from attnwatch.metrics import AttentionInputs
 
@@ -15,6 +15,7 @@ _MULTIHEAD_ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weigh
 def enter_multihead(module: nn.MultiheadAttention, args: tuple, kwargs: dict) -> None:
     """Hook before the forward: whose calls come next, and what it computes without any call."""
     number = site_id(module)
+    begin(number)
     if number is None:
         entered.enter(Entry(module, None))
         return

@@ -18,16 +18,19 @@ NOT_OBSERVED = "0.85"  # light grey
 _MOST_TICKS = 12
 
 
-def figures(history: AttentionHistory) -> dict[str, Figure]:
+def figures(history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()) -> dict[str, Figure]:
     """All pictures of a history by tag, for the statistics that are shown per layer.
 
     `attention_heads/entropy` has layer × head at the latest observation, `attention_layers/entropy` layers over time.
+
+    Args:
+        marks: (step, words) of what has changed in the model from that step on: lines in the layers over time.
     """
     pictures = {}
     for name, statistic in STATISTICS.items():
         if statistic.per_layer:
             pictures[f"attention_heads/{name}"] = _heads(history, statistic)
-            pictures[f"attention_layers/{name}"] = _layers(history, statistic)
+            pictures[f"attention_layers/{name}"] = _layers(history, statistic, marks)
     return pictures
 
 
@@ -47,12 +50,23 @@ def _heads(history: AttentionHistory, statistic: Statistic) -> Figure:
     return figure
 
 
-def _layers(history: AttentionHistory, statistic: Statistic) -> Figure:
+def _layers(history: AttentionHistory, statistic: Statistic, marks: Sequence[tuple[int, str]]) -> Figure:
     """The mean over heads (for maxima, the maximum) at every observed step."""
     figure, axes = _heatmap(over_heads(history, statistic).T, statistic, history)
     _name_steps(axes, history.steps)
     axes.set_title(_title(statistic))
+    for step, words in marks:
+        _mark(axes, int(np.searchsorted(history.steps, step)), len(history), words)
     return figure
+
+
+def _mark(axes: Axes, column: int, num_columns: int, words: str) -> None:
+    """A line before a column, of which there must be one."""
+    if 0 < column < num_columns:
+        axes.axvline(column - 0.5, color="white", linewidth=1.5, linestyle="--")
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.8}
+        place = axes.get_xaxis_transform()  # steps, and the height from 0 to 1
+        axes.text(column - 0.5, 0.98, words, transform=place, rotation=90, fontsize=9, va="top", ha="right", bbox=box)
 
 
 def layers_over_steps(values: np.ndarray, steps: Sequence[int], title: str) -> Figure:

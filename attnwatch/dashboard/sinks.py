@@ -1,7 +1,7 @@
 """Where numbers, pictures and words go: what every logger can be given, and those that need no package of ours."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -97,12 +97,15 @@ def matplotlib_needed() -> Iterator[None]:
         raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error
 
 
-def drawn(history: AttentionHistory) -> dict[str, np.ndarray]:
+def drawn(history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()) -> dict[str, np.ndarray]:
     """The pictures of a history by tag, each uint8 [height, width, 3].
+
+    Args:
+        marks: see `attnwatch.dashboard.figures.figures`.
 
     Raises:
         ImportError: matplotlib is missing; the message says how to install it.
     """
     with matplotlib_needed():
         from attnwatch.dashboard.figures import figures, pixels
-    return {tag: pixels(figure) for tag, figure in figures(history).items()}
+    return {tag: pixels(figure) for tag, figure in figures(history, marks).items()}

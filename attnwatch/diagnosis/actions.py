@@ -1,12 +1,15 @@
 """What to do about findings: shared by everything that takes `on_finding`."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from attnwatch.diagnosis.verdict import Diagnosis, Finding, FindingKind
 from attnwatch.errors import ConfigurationError
+from attnwatch.states import check_format, with_format
 
 ACTIONS = ("warn", "stop", "ignore")
 Action = str | Callable
+_STATE_FORMAT = 1
 
 
 class FindingActions:
@@ -38,6 +41,11 @@ class FindingActions:
         """Whether some kind of finding stops the training."""
         return "stop" in self._actions.values()
 
+    @property
+    def may_act(self) -> bool:
+        """Whether some kind of finding does more than to warn."""
+        return any(action not in ("warn", "ignore") for action in self._actions.values())
+
     def new_findings(self, diagnosis: Diagnosis) -> list[tuple[Finding, Action]]:
         """Findings whose kind did not hold at the last call."""
         new = [(finding, self._actions[finding.kind]) for finding in diagnosis.findings]
@@ -45,11 +53,22 @@ class FindingActions:
         self.current = {finding.kind for finding in diagnosis.findings}
         return new
 
-    def state_dict(self) -> list[str]:
-        return sorted(kind.value for kind in self.current)
+    def reset(self) -> None:
+        """Forget which findings hold."""
+        self.current = set()
 
-    def load_state_dict(self, state: Iterable[str]) -> None:
-        self.current = {FindingKind(kind) for kind in state}
+    def state_dict(self) -> dict[str, Any]:
+        """The kinds that hold now, as strings."""
+        return with_format(_STATE_FORMAT, {"current": sorted(kind.value for kind in self.current)})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ConfigurationError: `state` is of another version.
+        """
+        check_format(state, _STATE_FORMAT, "FindingActions")
+        self.current = {FindingKind(kind) for kind in state["current"]}
 
 
 def _checked(name: str, action: Action) -> Action:

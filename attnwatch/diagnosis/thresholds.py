@@ -17,8 +17,9 @@ class Thresholds:
         uniform_enter, uniform_leave: normalized entropy, mean over the heads of a site. Causal attention with
             logits of standard deviation s has 1 - s²/(2 log n) to first order: 0.97 at 128 visible keys is s = 0.5.
         uniform_steps: a site must have been uniform for so many steps.
-        uniform_growth: if 1 - normalized entropy grew by this factor (and `uniform_growth_floor`) within these
-            steps, or the spread of the logits since the start, queries and keys are learning, only slowly: no finding.
+        uniform_growth, uniform_growth_floor: if 1 - normalized entropy grew by this factor (and by this much) within
+            these steps, or the spread of the logits since the start, queries and keys are learning, only slowly: no
+            finding.
         collapse_enter, collapse_leave: normalized entropy of a head; below, it looks at one key. Sharp but healthy
             heads (previous token, induction) measure 0.03 and more.
         sink_mass: a head with more weight than this on its first key is a sink, and judged by its other weights.

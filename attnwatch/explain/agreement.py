@@ -12,7 +12,12 @@ _FEWEST_TOKENS = 3
 
 @dataclass(frozen=True)
 class MeanOverSequences:
-    """A mean, its standard error (nan of fewer than two sequences), and of how many sequences it is.
+    """A mean over sequences, with its uncertainty.
+
+    Attributes:
+        mean: nan of no sequence.
+        stderr: its standard error; nan of fewer than two sequences.
+        num_sequences: that it is the mean of.
 
     >>> print(MeanOverSequences.of(torch.tensor([1.0, 3.0])))
     2.000 ± 1.000 (2 sequences)

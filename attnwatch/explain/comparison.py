@@ -28,8 +28,9 @@ class Comparison:
         attention: of attention received, float64 [layers, batch].
         rollout: of attention rollout up to the layer, float64 [layers, batch].
         gradient: of gradient × input, float64 [batch].
-        stories: what attention said; None where it could not be observed: `why_no_attention`.
+        stories: what attention said; None where it could not be observed.
         gradient_scores: float [batch, tokens].
+        why_no_attention: why it could not be observed; empty where it was.
     """
 
     sites: tuple[str, ...]
@@ -62,12 +63,14 @@ def compare(
     readout: str | None = None,
     forward: Forward | None = None,
 ) -> Comparison:
-    """One forward whose attention is observed, and one forward with a backward.
+    """Compare what hiding tokens has shown with what attention and gradients say of them.
 
-    Magnitudes are compared: attention can't say that a token speaks against the label.
+    Takes one forward whose attention is observed, and one forward with a backward. Magnitudes are compared: attention
+    can't say that a token speaks against the label.
 
     Args:
-        model, batch, forward: as they were given to `occlude`, which returned `occlusion`.
+        model, batch, forward: as they were given to `occlude`.
+        occlusion: what `occlude` has returned.
         readout: see `attention_stories`.
     """
     subject = model if isinstance(model, Subject) else Subject(model, forward)

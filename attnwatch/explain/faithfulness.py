@@ -98,9 +98,10 @@ def deletion_curve(model: nn.Module | Subject, batch: Batch, scores: Tensor, **o
 
 
 def insertion_curve(model: nn.Module | Subject, batch: Batch, scores: Tensor, **options: Any) -> FaithfulnessCurve:
-    """Hides all tokens but those with the highest scores, fewer and fewer of them.
+    """Hide all tokens but those with the highest scores, fewer and fewer of them.
 
-    Args: see `deletion_curve`.
+    Args:
+        model, batch, scores, options: see `deletion_curve`.
     """
     return _curve(model, batch, scores, is_deletion=False, **options)
 

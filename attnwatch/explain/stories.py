@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnwatch.capture import Capture, Peers
+from attnwatch.capture import Capture, Pass, Peers
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.explain.effects import make_effect
 from attnwatch.explain.hiding import embedding_of
@@ -61,14 +61,15 @@ def attention_stories(
     sites, received, rollouts, causal = [], [], [], []
 
     @torch.no_grad()
-    def see(site: str, inputs: AttentionInputs) -> None:
+    def see(site: str, inputs: AttentionInputs, of: Pass) -> None:
         nonlocal rolled
         if not inputs.has_positions or (inputs.batch_size, inputs.num_keys) != real.shape:
             return
         weights, visible = attention_weights(inputs, torch.arange(inputs.num_queries))
+        of_keys = attention_received(inputs, None, None).float()  # what may fail comes before peers wait for it
         rolled = peers[site].mean(weights.float().mean(1)).matmul(rolled).add(rolled) / 2
         sites.append(site)
-        received.append(peers[site].mean(attention_received(inputs, None, None).float()))
+        received.append(peers[site].mean(of_keys))
         rollouts.append(rolled)
         causal.append(not bool(visible.triu(1).any()))
 

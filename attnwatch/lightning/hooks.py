@@ -1,26 +1,61 @@
 """When Lightning calls what the callbacks of all trainers share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from torch.utils.hooks import RemovableHandle
+
 from attnwatch.callbacks import TrainingPart
-from attnwatch.callbacks.part import refuse_two
+from attnwatch.callbacks.documentation import Kind, documented
+from attnwatch.callbacks.part import refuse_two, wrong_trainer
 from attnwatch.lightning.api import DISTRIBUTION, pl
 from attnwatch.lightning.run import LightningRun
-from attnwatch.versions import warn_if_untested
+from attnwatch.pruning.mismatch import name_other_heads
+from attnwatch.versions import begin_run, warn_if_untested
+
+
+def documented_for_lightning(call: str) -> Callable[[Kind], Kind]:
+    """Make a class decorator: see `documented`; the example gives the callback that `call` makes to a trainer."""
+    return documented(
+        f"""
+        import lightning.pytorch as pl
+        from attnwatch.lightning import {call.split("(")[0]}
+
+        trainer = pl.Trainer(callbacks=[{call}])
+        """
+    )
 
 
 class Hooks(TrainingPart, pl.Callback):
     """In the order in which they come."""
 
-    _run: LightningRun
+    _run: LightningRun | None = None
     _restored: Mapping[str, Any] | None = None
+    _earlier: tuple[int, Mapping[str, Any]] | None = None
+    """(its last step, its state), of a fit that may go on."""
+    _comparing: Sequence[RemovableHandle] = ()
+    _is_set_up = False
+
+    @property
+    def state_key(self) -> str:
+        """Name of its state in checkpoints.
+
+        Lightning compares these names when it is given callbacks, before it calls any of them: until `setup` has
+        refused a second callback of a kind with a reason, each has a name of its own.
+        """
+        return super().state_key if self._is_set_up else f"{super().state_key} {id(self)}"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        warn_if_untested(DISTRIBUTION)
-        refuse_two(trainer.callbacks, type(self))
+        refuse_two(trainer.callbacks, self)
+        self._is_set_up = True
+        if stage == "fit" and next(each for each in trainer.callbacks if isinstance(each, Hooks)) is self:
+            begin_run(pl_module)
+        warn_if_untested(DISTRIBUTION, pl_module)
         if stage == "fit":  # another trainer may evaluate the module in the middle of it
-            self._run = LightningRun(trainer, pl_module)
+            last, self._run = self._run, LightningRun(trainer, pl_module)
+            goes_on = last is not None and last.arguments == self._run.arguments
+            self._earlier = (trainer.global_step, self._state()) if goes_on else None
+        self._comparing = name_other_heads(pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
@@ -30,7 +65,11 @@ class Hooks(TrainingPart, pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # Strategies that shard parameters restore checkpoints after on_fit_start.
+        self._stop_comparing()
         restored, self._restored = self._restored, None
+        earlier, self._earlier = self._earlier, None
+        if restored is None and earlier is not None and earlier[0] == trainer.global_step > 0:
+            restored = earlier[1]  # fit was called again, without a checkpoint
         self._go_on(self._run, restored)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
@@ -53,8 +92,26 @@ class Hooks(TrainingPart, pl.Callback):
         return self._state()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop_comparing()
+        if trainer.state.fn == "fit" and self._run is not None:
+            self._run.has_ended = True
+            self._break_off(self._run)  # loggers are closed next
         self._detach()
 
+    def on_init_end(self, *args: Any, **kwargs: Any) -> None:
+        """Called by the transformers Trainer, which knows no hook of Lightning's."""
+        raise wrong_trainer(self, given_to="the transformers Trainer", right="attnwatch.transformers")
+
+    # Where it is added to a trainer later, one of these comes first.
+    on_train_begin = on_prediction_step = on_evaluate = on_predict = on_log = on_init_end
+
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._stop_comparing()
         if stage == "fit":
             self._detach()
+
+    def _stop_comparing(self) -> None:
+        """No checkpoint is loaded any more."""
+        for handle in self._comparing:
+            handle.remove()
+        self._comparing = ()

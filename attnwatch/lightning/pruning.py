@@ -6,14 +6,14 @@ from torch.utils.hooks import RemovableHandle
 from attnwatch.callbacks.pruning import Pruning
 from attnwatch.errors import ConfigurationError
 from attnwatch.lightning.api import is_one, pl
-from attnwatch.lightning.hooks import Hooks
+from attnwatch.lightning.hooks import Hooks, documented_for_lightning
 from attnwatch.lightning.run import LightningRun
+from attnwatch.pruning.plan import PruningPlan
 from attnwatch.pruning.state import accept_pruned_state
 
 
+@documented_for_lightning("HeadPruning(target=0.5)")
 class HeadPruning(Pruning, Hooks):
-    # Its documentation is that of `Pruning`.
-
     _loading: tuple[RemovableHandle, ...] = ()
     _metric_is_new_after: str | None = None
 
@@ -42,6 +42,14 @@ class HeadPruning(Pruning, Hooks):
         super().teardown(trainer, pl_module, stage)
         for handle in self._loading:
             handle.remove()
+
+    def _end(self, run: LightningRun) -> None:
+        super()._end(run)
+        if PruningPlan.of(self._model).heads:
+            run.tell(
+                "heads were removed: a checkpoint of this module, with weights only too, is loaded by a module whose "
+                "__init__ calls attnwatch.accept_pruned_state(self), or while HeadPruning is among the callbacks."
+            )
 
     def _record_step(self, loss: Tensor | None) -> None:
         super()._record_step(loss)

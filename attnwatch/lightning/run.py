@@ -1,6 +1,7 @@
 """A Lightning training as the callbacks see it."""
 
 import importlib
+import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -14,8 +15,10 @@ from torch.utils._pytree import tree_leaves
 from attnwatch.dashboard.sinks import Sink
 from attnwatch.lightning.api import is_one, pl
 from attnwatch.lightning.loggers import sinks_of
+from attnwatch.messages import tell
 from attnwatch.pruning.pruner import Patient
 
+_logger = logging.getLogger(f"{pl.__name__}.utilities.rank_zero")  # of Lightning's own news
 is_overridden = importlib.import_module(f"{pl.__name__}.utilities.model_helpers").is_overridden
 
 
@@ -83,7 +86,8 @@ class LightningRun:
         return self.trainer.callback_metrics
 
     def tell(self, message: str) -> None:
-        pl.utilities.rank_zero_info(f"attnwatch: {message}")
+        if self.is_main_process:
+            tell(message, by=_logger)
 
     def is_true_anywhere(self, decision: bool) -> bool:
         return self.trainer.strategy.reduce_boolean_decision(decision, all=False)

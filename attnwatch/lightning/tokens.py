@@ -2,16 +2,16 @@
 
 from attnwatch.callbacks.tokens import Dropping
 from attnwatch.lightning.api import pl
-from attnwatch.lightning.hooks import Hooks
+from attnwatch.lightning.hooks import Hooks, documented_for_lightning
 
 
+@documented_for_lightning("TokenDropping(keep_ratio=0.5)")
 class TokenDropping(Dropping, Hooks):
-    # Its documentation is that of `Dropping`.
-
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
             self._attach_for_good(pl_module)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
         self._detach()

@@ -24,6 +24,8 @@ def accumulate(inputs: AttentionInputs, rows: Tensor) -> Tensor:
     The two entries are (sum of values, sum of weights) for means, (maximum, number of rows) for maxima and
     (variance of the sum, sum of weights) for standard errors. Sums of several calls or processes `merge`.
     """
+    if inputs.is_empty or len(rows) == 0:
+        return _sums_of_nothing(inputs)
     with torch.autocast(inputs.query.device.type, enabled=False):
         per_row = torch.cat([_sums_of_block(AttentionRows(inputs, block)) for block in row_blocks(inputs, rows)], -1)
     sums = per_row.sum(-1)
@@ -49,6 +51,12 @@ def means_of_sums(sums: Tensor) -> Tensor:
     divisors = weights.clone()
     divisors[MAXIMA] = 1
     return torch.where(weights > 0, values / divisors, torch.nan)
+
+
+def _sums_of_nothing(inputs: AttentionInputs) -> Tensor:
+    sums = inputs.query.new_zeros((len(STATISTICS), 2, inputs.num_heads), dtype=inputs.compute_dtype)
+    sums[MAXIMA, 0] = -torch.inf
+    return sums
 
 
 def _sums_of_block(rows: AttentionRows) -> Tensor:

@@ -99,8 +99,9 @@ class AttentionStatistics:
     """Statistics of one attention call, float32 tensors [heads].
 
     Means are over rows (of all sequences) that see at least two keys and whose logits are finite; nan where there
-    is no such row. What a sink takes that a head has learned (gpt-oss) is in `sink_mass` and missing in `confidence`;
-    all other statistics are of the weights on tokens, which sum to one without it.
+    is no such row. Logits beyond 1e30 count as infinite where float32 is computed in. What a sink takes that a head
+    has learned (gpt-oss) is in `sink_mass` and missing in `confidence`; all other statistics are of the weights on
+    tokens, which sum to one without it.
     """
 
     entropy: Tensor = _declare(
@@ -198,3 +199,17 @@ STATISTICS: dict[str, Statistic] = {
     for field in dataclasses.fields(AttentionStatistics)
     if field.metadata
 }
+
+
+def _documented() -> str:
+    """The attributes as they are declared."""
+    lines = ["", "Attributes:"]
+    for statistic in STATISTICS.values():
+        unit = f", {statistic.unit}" if statistic.unit else ""
+        lines.append(f"    {statistic.name}: {statistic.summary}; {statistic.formula}{unit}.")
+    lines += ["    num_rows: query rows that were looked at.", ""]
+    return "\n".join(f"    {line}".rstrip() for line in lines)
+
+
+if AttentionStatistics.__doc__:  # there is none under `python -OO`
+    AttentionStatistics.__doc__ = AttentionStatistics.__doc__.rstrip() + "\n" + _documented()

@@ -27,7 +27,7 @@ class AttentionInputs:
         attn_mask: broadcastable to [B, H, Q, N]; bool (True: allowed) or float (added to the logits).
         is_causal: query i sees keys 0 to i (aligned top-left, as in PyTorch).
         scale: factor of the dot products; None means 1 / sqrt(D).
-        softcap: logits become `softcap * tanh(logits / softcap)` before masks (Gemma 2).
+        softcap: logits become `softcap * tanh(logits / softcap)` before masks (Gemma 2); None or 0: they do not.
         position_bias: float, broadcastable to [B, H, Q, N], added to the logits (T5).
         learned_sink: float [H], logit of one more key, which all queries see and whose value is zero (gpt-oss).
         sliding_window: a query sees keys less than this many positions before it (and, if not causal, after it).
@@ -78,13 +78,18 @@ class AttentionInputs:
         return max(self.query.shape[0], self.key.shape[0])
 
     @property
+    def is_empty(self) -> bool:
+        """There is no query, or no key, or no feature in them."""
+        return self.query.numel() == 0 or self.key.numel() == 0
+
+    @property
     def compute_dtype(self) -> torch.dtype:
         """Statistics of half-precision tensors are computed in float32, as fused kernels do inside."""
-        return torch.float64 if self.query.dtype == torch.float64 else torch.float32
+        return torch.float64 if torch.float64 in (self.query.dtype, self.key.dtype) else torch.float32
 
     @property
     def effective_scale(self) -> float:
-        return self.query.shape[-1] ** -0.5 if self.scale is None else float(self.scale)
+        return max(1, self.query.shape[-1]) ** -0.5 if self.scale is None else float(self.scale)
 
     def logits(self, rows: Tensor) -> Tensor:
         """Attention logits of the query rows `rows` (int64 [R]), before hiding keys: [B, H, R, N]. See `with_sink`."""
@@ -92,9 +97,9 @@ class AttentionInputs:
         query = self.query.index_select(2, places).to(self.compute_dtype) * self.effective_scale
         key = self.key.to(self.compute_dtype)
         batch, heads, num_rows, head_dim = query.shape
-        groups = query.reshape(batch, key.shape[1], -1, head_dim)
-        logits = torch.matmul(groups, key.transpose(-2, -1)).reshape(-1, heads, num_rows, self.num_keys)
-        if self.softcap is not None:
+        groups = query.reshape(batch, key.shape[1], heads // key.shape[1] * num_rows, head_dim)
+        logits = torch.matmul(groups, key.transpose(-2, -1)).reshape(self.batch_size, heads, num_rows, self.num_keys)
+        if self.softcap:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         for bias in (self.attn_mask, self.position_bias):
             if bias is not None and bias.dtype != torch.bool:
@@ -167,6 +172,7 @@ def checked_inputs(
         ConfigurationError: a shape or dtype does not fit; the message names the argument.
     """
     for name, tensor in (("query", query), ("key", key)):
+        _check_is_dense(name, tensor)
         if tensor.ndim != 4 or not tensor.is_floating_point():
             raise ConfigurationError(
                 f"`{name}` must be a floating-point tensor [batch, heads, tokens, head_dim], "
@@ -174,6 +180,11 @@ def checked_inputs(
             )
         if tensor.numel() == 0:
             raise ConfigurationError(f"`{name}` must not be empty, got shape {list(tensor.shape)}.")
+    for name, tensor in (("key", key), ("attn_mask", attn_mask), ("query_mask", query_mask)):
+        if tensor is not None and tensor.device != query.device:
+            raise ConfigurationError(
+                f"`{name}` must be on the device of `query`, {query.device}; got {tensor.device}. Move one of them."
+            )
     if query.shape[-1] != key.shape[-1] or query.shape[0] != key.shape[0]:
         raise ConfigurationError(
             f"`query` and `key` must agree in batch and head_dim, got {list(query.shape)} and {list(key.shape)}."
@@ -186,8 +197,11 @@ def checked_inputs(
         )
     full = (query.shape[0], heads, query.shape[2], key.shape[2])
     if attn_mask is not None:
+        _check_is_dense("attn_mask", attn_mask)
         if attn_mask.dtype != torch.bool and not attn_mask.is_floating_point():
             raise ConfigurationError(f"`attn_mask` must be bool (True: allowed) or float, got {attn_mask.dtype}.")
+        if attn_mask.dtype.itemsize == 1 and attn_mask.is_floating_point():
+            attn_mask = attn_mask.float()  # 8-bit floats can't be compared
         if not _broadcasts(attn_mask.shape, full):
             raise ConfigurationError(
                 f"`attn_mask` must be broadcastable to [batch, heads, queries, keys] = {list(full)}, "
@@ -199,6 +213,15 @@ def checked_inputs(
             f"got {query_mask.dtype} of shape {list(query_mask.shape)}."
         )
     return AttentionInputs(query, key, attn_mask, is_causal, scale, query_mask=query_mask)
+
+
+def _check_is_dense(name: str, tensor: Tensor) -> None:
+    """Raises a `ConfigurationError` unless the tensor holds its values itself, each in a place of its own or shared."""
+    kind = "a nested tensor" if tensor.is_nested else f"one of layout {tensor.layout}"
+    if tensor.is_nested or tensor.layout != torch.strided:
+        raise ConfigurationError(f"`{name}` must be a dense tensor, got {kind}; pad it, or call it by sequence.")
+    if tensor.is_meta:
+        raise ConfigurationError(f"`{name}` must hold values, and tensors on the meta device have none.")
 
 
 def _broadcasts(shape: torch.Size, full: tuple[int, ...]) -> bool:

@@ -12,8 +12,12 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from attnwatch.metrics.inputs import AttentionInputs
+
+# Up to here, a float32 can hold the sum of the squares of any number of logits.
+_LARGEST_SQUARED = 2.0**30
 
 
 class AttentionRows:
@@ -42,10 +46,13 @@ class AttentionRows:
         self._rest_max = rest_logits.amax(-1)
         self._rest_weights = rest_logits.softmax(-1)  # [B, H, R, N]
         relative = rest_logits.sub_(self._rest_max.unsqueeze(-1)).mul_(rest.to(logits.dtype))
-        self._rest_sum = relative.sum(-1)
-        # Not finite where one of the logits is not.
+        self._rest_spread = -relative.amin(-1)
+        # Sums are in this unit, or the squares of large logits would not be finite.
+        spread = torch.maximum(self._rest_spread, (self._first_logit - self._rest_max).abs())
+        self._unit = (spread / _LARGEST_SQUARED).clamp(min=1).masked_fill(self.num_visible < 2, 1.0)
+        self._rest_sum = relative.div_(self._unit.unsqueeze(-1)).sum(-1)
         self._rest_sum_of_squares = torch.linalg.vector_norm(relative, dim=-1).square()
-        self._rest_mean = relative.mul_(self._rest_weights).sum(-1)
+        self._rest_mean = relative.mul_(self._rest_weights).sum(-1) * self._unit
         self._scratch = relative
 
     @cached_property
@@ -67,8 +74,10 @@ class AttentionRows:
 
     @cached_property
     def is_finite(self) -> Tensor:
-        """Bool: no visible logit is nan or infinite, nor a learned sink; at -inf that takes nothing."""
-        finite = torch.isfinite(self._rest_sum_of_squares + self._first_logit)
+        """Bool: no visible logit is nan, infinite or `too_large`, nor a learned sink; at -inf that takes nothing."""
+        largest = too_large(self._first_logit.dtype)
+        rest = (self._rest_max < largest) & (self._rest_max - self._rest_spread > -largest)
+        finite = (self._first_logit.abs() < largest) & (rest | (self.num_visible <= 1))
         return finite if self.inputs.learned_sink is None else finite & (self._learned_sink < torch.inf)
 
     @cached_property
@@ -78,10 +87,10 @@ class AttentionRows:
     @cached_property
     def logit_std(self) -> Tensor:
         """Population standard deviation over the visible keys."""
-        sink = self._first_logit - self._rest_max
+        sink = (self._first_logit - self._rest_max) / self._unit
         mean = (self._rest_sum + sink) / self.num_visible
         mean_square = (self._rest_sum_of_squares + sink.square()) / self.num_visible
-        return (mean_square - mean.square()).clamp(min=0).sqrt()
+        return (mean_square - mean.square()).clamp(min=0).sqrt() * self._unit
 
     @cached_property
     def entropy(self) -> Tensor:
@@ -163,12 +172,8 @@ class AttentionRows:
         return self._rest_weights.amax(-1)
 
     @cached_property
-    def _rest_lse(self) -> Tensor:
-        return self._rest_max + self._rest_relative_lse
-
-    @cached_property
     def _lse(self) -> Tensor:
-        return torch.logaddexp(self._first_logit, self._rest_lse)
+        return torch.logaddexp(self._first_logit, self._rest_max + self._rest_relative_lse)
 
     @property
     def _learned_sink(self) -> Tensor:
@@ -181,8 +186,13 @@ class AttentionRows:
         return (self._lse - self._learned_sink).sigmoid()
 
     @cached_property
+    def _log_odds(self) -> Tensor:
+        """Of the first key against the rest, from the difference of two logits: exact also where these are large."""
+        return (self._first_logit - self._rest_max) - self._rest_relative_lse
+
+    @cached_property
     def _log_first_mass(self) -> Tensor:
-        return self._first_logit - self._lse
+        return logsigmoid(self._log_odds)
 
     @cached_property
     def _first_mass(self) -> Tensor:
@@ -190,21 +200,25 @@ class AttentionRows:
 
     @cached_property
     def _log_rest_mass(self) -> Tensor:
-        return self._rest_lse - self._lse
+        return logsigmoid(-self._log_odds)
 
     @cached_property
     def _rest_mass(self) -> Tensor:
         return self._log_rest_mass.exp()
 
 
+def too_large(dtype: torch.dtype) -> float:
+    """Logits of this size count as infinite, so that sums over keys and rows stay finite: 1e30 in float32."""
+    return torch.finfo(dtype).max / 2**28
+
+
 def _hide_(logits: Tensor, visible: Tensor) -> Tensor:
     """Overwrites the logits of all other keys, also where they are nan, by a finite value no weight survives.
 
-    On a CPU a `masked_fill_` takes twice as long as what is done there. The value is so low that the square of what was
-    infinite, and of nothing else, overflows: a visible logit that is not finite stays visible in a sum of squares.
+    On a CPU a `masked_fill_` takes twice as long as what is done there. Visible logits that are not finite stay so.
     """
     lowest = torch.finfo(logits.dtype).min / 4
     if not logits.is_cpu:
         return logits.masked_fill_(~visible, lowest)
     highest = torch.full_like(visible, torch.inf, dtype=logits.dtype).masked_fill_(~visible, lowest)
-    return torch.minimum(logits.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=lowest), highest, out=logits)
+    return torch.minimum(logits.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=torch.inf), highest, out=logits)

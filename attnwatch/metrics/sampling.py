@@ -20,9 +20,9 @@ def stratified_rows(num_queries: int, num_rows: int | None, generator: torch.Gen
     not less than `num_queries`.
     """
     if num_rows is None or num_rows >= num_queries:
-        return torch.arange(num_queries)
-    offsets = torch.rand(num_rows, generator=generator, dtype=torch.float64)
-    rows = ((torch.arange(num_rows) + offsets) * (num_queries / num_rows)).long()
+        return torch.arange(num_queries, device="cpu")
+    offsets = torch.rand(num_rows, generator=generator, dtype=torch.float64, device="cpu")
+    rows = ((torch.arange(num_rows, device="cpu") + offsets) * (num_queries / num_rows)).long()
     return rows.clamp_(max=num_queries - 1)
 
 

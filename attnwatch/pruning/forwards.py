@@ -3,11 +3,14 @@
 They take the number of heads from the weights, and agree with the module's own forward while no head is missing.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attnwatch.capture import UNPRUNED_HEADS, kept_heads
+from attnwatch.capture import CACHES, UNPRUNED_HEADS, kept_heads
 from attnwatch.pruning.projections import is_conv1d
 
 
@@ -113,12 +116,30 @@ def nanogpt_head_dim(module: nn.Module) -> int:
     return module.n_embd // num_heads
 
 
-def timm_forward(module: nn.Module, x: Tensor, attn_mask: Tensor | None = None) -> Tensor:
-    """timm's Attention, whose own forward gives its output the width of the model."""
+def timm_forward(module: nn.Module, x: Tensor, attn_mask: Tensor | None = None, *args, **kwargs) -> Tensor:
+    """timm's Attention, which itself takes the mask of its own heads only."""
+    return type(module).forward(module, x, _of_kept_heads(module, attn_mask), *args, **kwargs)
+
+
+def early_timm_forward(
+    module: nn.Module, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
+) -> Tensor:
+    """timm's Attention where its own forward gives the mixed values the width of the model."""
     q, k, v = (_split_heads(part, module.head_dim) for part in module.qkv(x).chunk(3, dim=-1))
     dropout = module.attn_drop.p if module.training else 0.0
-    mixed = _attend(module.q_norm(q), module.k_norm(k), v, attn_mask=attn_mask, dropout_p=dropout)
+    mask = _of_kept_heads(module, attn_mask)
+    q, k = module.q_norm(q), module.k_norm(k)
+    mixed = _attend(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=is_causal)
     return module.proj_drop(module.proj(mixed.transpose(1, 2).flatten(2)))
+
+
+def _of_kept_heads(module: nn.Module, mask: Tensor | None) -> Tensor | None:
+    """A mask [..., heads, queries, keys] of all heads of the unpruned module, without those that are gone."""
+    num_unpruned, *_ = getattr(module, UNPRUNED_HEADS, (None,))
+    kept = kept_heads(module)
+    if mask is None or kept is None or mask.ndim < 3 or mask.shape[-3] != num_unpruned or num_unpruned == 1:
+        return mask
+    return mask.index_select(-3, kept.to(mask.device))
 
 
 def t5_forward(
@@ -127,19 +148,24 @@ def t5_forward(
     mask: Tensor | None = None,
     key_value_states: Tensor | None = None,
     position_bias: Tensor | None = None,
-    past_key_values=None,
+    *args,
     **kwargs,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """T5's attention. Layers hand the position bias of all heads on, whichever heads each of them still has."""
-    cache = kwargs.pop("cache", past_key_values)  # its name since transformers 5.24
+    cache = args[0] if args else cache_in(kwargs)
     if position_bias is None:
         position_bias = _t5_position_bias(module, hidden_states, key_value_states, cache)
     own = position_bias if position_bias.shape[1] == 1 else position_bias[:, kept_heads(module)]
     if module.n_heads == 0:
         output = forward_without_heads(module, "o", hidden_states, key_value_states, cache)
         return output, position_bias, None
-    output, _, weights = type(module).forward(module, hidden_states, mask, key_value_states, own, cache, **kwargs)
+    output, _, weights = type(module).forward(module, hidden_states, mask, key_value_states, own, *args, **kwargs)
     return output, position_bias, weights
+
+
+def cache_in(arguments: Mapping[str, Any]) -> Any:
+    """The key-value cache among a call's arguments, or None."""
+    return next((arguments[name] for name in CACHES if name in arguments), None)
 
 
 def _t5_position_bias(module: nn.Module, hidden_states: Tensor, key_value_states: Tensor | None, cache) -> Tensor:

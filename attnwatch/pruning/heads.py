@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from attnwatch.capture import UNPRUNED_HEADS, find_sites, is_split, kept_heads, names_in_forward, site_name
+from attnwatch.capture import UNPRUNED_HEADS, find_sites, is_split, kept_heads, site_name
 from attnwatch.errors import ConfigurationError
-from attnwatch.pruning.layouts import SIZES, HeadLayout, is_registered, layout_of
+from attnwatch.pruning.layouts import HeadLayout, is_registered, layout_of
 from attnwatch.pruning.projections import (
     ParameterCut,
     Refused,
@@ -26,9 +26,12 @@ from attnwatch.pruning.projections import (
     num_outputs,
     refuse_hooks,
 )
-
-# Adapters of PEFT that add keys and values to attention.
-_ADAPTERS_OF_ALL_HEADS = ("PREFIX_TUNING", "ADAPTION_PROMPT")
+from attnwatch.pruning.refusals import (
+    refuse_other_forward,
+    refuse_unclaimed,
+    refuse_unknown_sizes,
+    why_no_heads,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,13 +161,13 @@ def head_sites(model: nn.Module) -> tuple[dict[str, HeadSite], dict[str, str]]:
     paths = dict(model.named_modules())
     modules = paths.values()
     uses = Counter(id(part) for module in modules for part in (*module._parameters.values(), *module._modules.values()))
-    unusable = _why_no_heads(modules)
+    unusable = why_no_heads(modules)
     for path, module in paths.items():
-        layout = layout_of(module)
-        if layout is None:
-            continue
         name = site_name(path, module)
         try:
+            layout = layout_of(module)
+            if layout is None:
+                continue
             if unusable:
                 raise Refused(unusable)
             site = _resolve(name, module, layout, paths[path.rpartition(".")[0]] if path else module)
@@ -175,21 +178,28 @@ def head_sites(model: nn.Module) -> tuple[dict[str, HeadSite], dict[str, str]]:
     for site in find_sites(model):
         if site.name not in sites and site.name not in refused:
             refused[site.name] = (
-                f"the layout of {type(site.module).__name__} is not known; describe it with attnwatch.register_layout"
+                f"the layout of {type(site.module).__name__} is not known; describe it with attnwatch.register_layout "
+                f"(its modules and parameters are {_named_parts(site.module)})"
             )
     return sites, refused
 
 
 def _resolve(name: str, module: nn.Module, layout: HeadLayout, parent: nn.Module) -> HeadSite:
     if is_parametrized(module):
-        raise Refused("its parameters are parametrized")
+        raise Refused(
+            "its parameters are parametrized; remove that first (torch.nn.utils.parametrize.remove_parametrizations) "
+            "and put it on again after the cut"
+        )
     if is_split(module):
         raise Refused(
             "its parameters are sharded (DTensor); remove heads before fully_shard or parallelize_module, or from a "
             "checkpoint of the whole model"
         )
     if getattr(parent, "base_layer", None) is module:
-        raise Refused(f"it lies in an adapter {type(parent).__name__}, whose forward needs all of its heads")
+        raise Refused(
+            f"it lies in an adapter {type(parent).__name__}, whose forward needs all of its heads; merge the adapter "
+            "first (merge_and_unload), or adapt its projections in place of the whole module"
+        )
     head_dim = _head_dim(module, layout)
     output = base_layer(_submodule(module, parent, layout.output))
     num_heads, rest = divmod(num_inputs(output), head_dim)
@@ -199,14 +209,18 @@ def _resolve(name: str, module: nn.Module, layout: HeadLayout, parent: nn.Module
         or num_key_value_heads is None
         or (num_heads and (not num_key_value_heads or num_heads % num_key_value_heads))
     ):
-        raise Refused("its projections do not have the features of whole heads")
+        raise Refused(
+            f"its projections do not have the features of whole heads: {num_inputs(output)} features enter "
+            f"{layout.output!r}, and a head has {head_dim}; correct `head_dim`, or the segments of `inputs`"
+        )
     kept = kept_heads(module)
     numbers = tuple(range(num_heads)) if kept is None else tuple(kept.tolist())
     unpruned = getattr(module, UNPRUNED_HEADS, (num_heads, num_key_value_heads))
     site = HeadSite(name, module, layout, parent, head_dim, numbers, *unpruned, num_key_value_heads)
-    _refuse_unclaimed(site)
+    refuse_unclaimed(site)
+    refuse_other_forward(site)
     if is_registered(module) and layout.forward is None and kept is None:
-        _refuse_unknown_sizes(site)
+        refuse_unknown_sizes(site)
     return site
 
 
@@ -216,7 +230,9 @@ def _head_dim(module: nn.Module, layout: HeadLayout) -> int:
     if isinstance(layout.head_dim, int):
         return layout.head_dim
     if not hasattr(module, layout.head_dim):
-        raise Refused(f"it has no attribute {layout.head_dim!r}")
+        raise Refused(
+            f"it has no attribute {layout.head_dim!r}; give `head_dim` as a number, or as a function of the module"
+        )
     return getattr(module, layout.head_dim)
 
 
@@ -243,61 +259,31 @@ def _num_key_value_heads(module: nn.Module, layout: HeadLayout, num_heads: int, 
     return None if others or rest or number < 0 else number
 
 
-def _refuse_unclaimed(site: HeadSite) -> None:
-    """A parameter that nobody has told where its heads are may depend on them."""
-    layout = site.layout
-    output = () if site.is_output_outside else (layout.output,)
-    claimed = (*layout.inputs, *output, *layout.per_head, *layout.whole, *layout.head_norms)
-    for name, parameter in site.module.named_parameters():
-        if not any(name == known or name.startswith(f"{known}.") for known in claimed):
-            raise Refused(
-                f"its parameter {name} {list(parameter.shape)} is not in the layout; name it in `per_head` where it "
-                "has an entry for each head, in `whole` where it does not depend on them"
-            )
-        norm = next((known for known in layout.head_norms if name.startswith(f"{known}.")), None)
-        if norm and (name.count(".") > 1 or parameter.shape != (site.head_dim,)):
-            raise Refused(f"its {norm} normalizes all heads together, or each head with weights of its own")
-
-
-def _refuse_unknown_sizes(site: HeadSite) -> None:
-    """A number that is the module's number of heads by another name would stay what it was."""
-    known = {name for names in SIZES.values() for name in names} | set(site.layout.whole) | {site.layout.head_dim}
-    sizes = {site.num_heads, site.num_heads * site.head_dim}
-    used = names_in_forward(type(site.module))
-    for name, value in vars(site.module).items():
-        if type(value) is int and value in sizes and value > 1 and name in used and name not in known:
-            raise Refused(
-                f"its forward uses {name!r}, which is {value} like its number of heads or their features: call it "
-                f"{' or '.join(map(repr, next(iter(SIZES.values()))))}, name it in `whole` if it is something else, or "
-                "give the layout a `forward`"
-            )
-
-
 def _refuse_shared(site: HeadSite, uses: Mapping[int, int]) -> None:
     """What is used twice can't be cut for one of its users."""
     for name, parameter in (*site.module.named_parameters(), *site.projection.named_parameters()):
         if uses[id(parameter)] > 1:
-            raise Refused(f"its parameter {name} {list(parameter.shape)} is used in another place too (tied weights)")
+            raise Refused(
+                f"its parameter {name} {list(parameter.shape)} is used in another place too (tied weights); "
+                "give each place a copy of its own first"
+            )
         refuse_hooks(name, parameter)
     projections = [_submodule(site.module, site.parent, path) for path in (*site.paths, site.layout.output)]
     parts = [site.module, *projections] if site.is_output_outside else projections
     if any(uses[id(part)] > 1 for part in parts):
-        raise Refused("it shares a projection, or itself, with another place of the model")
-
-
-def _why_no_heads(modules: Iterable[nn.Module]) -> str:
-    """What of the whole model is against it."""
-    for module in modules:
-        configs = getattr(module, "peft_config", None)
-        for config in configs.values() if isinstance(configs, Mapping) else ():
-            kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
-            if kind in _ADAPTERS_OF_ALL_HEADS:
-                return f"the adapter {kind} has keys and values for all heads; merge it or take it out first"
-    return ""
+        raise Refused(
+            "it shares a projection, or itself, with another place of the model (as ALBERT's layers do); give each "
+            "place a copy of its own first"
+        )
 
 
 def _submodule(module: nn.Module, parent: nn.Module, path: str) -> nn.Module:
     try:
         return parent.get_submodule(path[3:]) if path.startswith("../") else module.get_submodule(path)
     except AttributeError:
-        raise Refused(f"it has no projection {path!r}") from None
+        raise Refused(f"it has no projection {path!r}; it has {_named_parts(module)}") from None
+
+
+def _named_parts(module: nn.Module) -> str:
+    """What a layout can be made of."""
+    return ", ".join((*module._modules, *module._parameters)) or "none"

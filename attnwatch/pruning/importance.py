@@ -8,15 +8,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attnwatch.agreement import gathered
 from attnwatch.capture import at_unpruned_heads, has_processes
 from attnwatch.errors import ConfigurationError
 from attnwatch.pruning.gates import HeadGates
 from attnwatch.pruning.heads import HeadSite, head_sites
 from attnwatch.recorder import AttentionHistory
+from attnwatch.states import check_format, with_format
 
 Importance = dict[str, Tensor]
 """Per site float32 [heads of the unpruned model], on the CPU; nan where a head is gone."""
 
+_STATE_FORMAT = 1
 # Of attention statistics, the mean of the latest observations counts.
 _OBSERVATIONS = 20
 
@@ -121,7 +124,12 @@ class HeadImportance:
             sums += at_unpruned_heads(gradient, site.module)
 
     def values(self) -> Importance:
-        """What it comes to; the same on all processes."""
+        """What it comes to; the same on all processes, which must all call it for the criterion "gate".
+
+        Raises:
+            ConfigurationError: a process has seen no gradients, or the criterion can't be read; for "gate", on all
+                processes alike.
+        """
         sites, _ = head_sites(self._model)
         if callable(self._criterion):
             values = _checked(self._criterion(self._model), sites)
@@ -145,9 +153,16 @@ class HeadImportance:
         self._gates.close()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": {name: sums.cpu().clone() for name, sums in self._sums.items()}}
+        """Return the sums over the gradients so far."""
+        return with_format(_STATE_FORMAT, {"sums": {name: sums.cpu().clone() for name, sums in self._sums.items()}})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken.
+
+        Raises:
+            ConfigurationError: `state` is of another version.
+        """
+        check_format(state, _STATE_FORMAT, "HeadImportance")
         device = {name: site.output.weight.device for name, site in head_sites(self._model)[0].items()}
         self._sums = {name: sums.to(device[name], copy=True) for name, sums in state["sums"].items() if name in device}
 
@@ -170,18 +185,33 @@ class HeadImportance:
         return _by_head(site, products if weight is site.output_weight else products.t())
 
     def _mean_gates(self, sites: Mapping[str, HeadSite]) -> Importance:
-        if not self._sums:
-            raise ConfigurationError(
-                "`importance`: no gradients were seen yet; call update() after backward. Where the output projections "
-                "are frozen, make the HeadImportance before the forward."
-            )
-        names = sorted(self._sums)
-        packed = torch.cat([self._sums[name] for name in names])
+        heads = self._heads_with_gradients()
+        device = next(iter(self._sums.values())).device
+        packed = torch.cat([self._sums.get(name, torch.zeros(number)).to(device) for name, number in heads.items()])
         if has_processes():
             dist.all_reduce(packed)
-        packed = packed.cpu()
-        values = dict(zip(names, packed.split([len(self._sums[name]) for name in names]), strict=True))
+        values = dict(zip(heads, packed.cpu().split(list(heads.values())), strict=True))
         return {name: values[name] / values[name].norm().clamp(min=1e-30) for name in sites if name in values}
+
+    def _heads_with_gradients(self) -> dict[str, int]:
+        """How many heads each site has that got gradients on some process. Raises alike on all processes."""
+        of_all = gathered({name: len(self._sums[name]) for name in sorted(self._sums)})
+        without = [rank for rank, heads in enumerate(of_all) if not heads]
+        if without:
+            where = f" on process {', '.join(map(str, without))} of {len(of_all)}" if len(of_all) > 1 else ""
+            raise ConfigurationError(
+                f"`importance`: no gradients were seen yet{where}; call update() after backward. Where the output "
+                "projections are frozen, make the HeadImportance before the forward."
+            )
+        heads: dict[str, int] = {}
+        for rank, of_rank in enumerate(of_all):
+            for name, number in of_rank.items():
+                if heads.setdefault(name, number) != number:
+                    raise ConfigurationError(
+                        f"`importance`: {name!r} has {number} heads on process {rank} and {heads[name]} on another; "
+                        "make the same model on all."
+                    )
+        return dict(sorted(heads.items()))
 
     def _from_history(self, sites: Mapping[str, HeadSite]) -> Importance:
         statistic, importance_of = _FROM_HISTORY[self._criterion]
@@ -206,7 +236,11 @@ def head_importance(
 ) -> Importance:
     """Importance of the heads as the model is now; "gate" reads the gradients that its parameters have.
 
-    See `HeadImportance`; {site: float32 [heads of the unpruned model]}.
+    Args:
+        model, criterion, history, seed: see `HeadImportance`.
+
+    Returns:
+        {site: float32 [heads of the unpruned model]}, the higher the more important.
     """
     importance = HeadImportance(model, criterion=criterion, history=history, seed=seed)
     try:

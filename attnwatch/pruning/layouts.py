@@ -6,14 +6,22 @@ and then the value heads, `"qkv"` query, key and value of each head together. Ke
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
 
 from attnwatch.capture import CACHES, locals_of_forward, names_in_forward
 from attnwatch.errors import ConfigurationError
-from attnwatch.pruning.forwards import multihead_forward, nanogpt_forward, nanogpt_head_dim, t5_forward, timm_forward
+from attnwatch.pruning.forwards import (
+    early_timm_forward,
+    multihead_forward,
+    nanogpt_forward,
+    nanogpt_head_dim,
+    t5_forward,
+    timm_forward,
+)
+from attnwatch.pruning.projections import Refused
 
 # What transformers' attention modules call the things that a layout must know.
 _HEAD_DIM = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
@@ -55,7 +63,9 @@ class HeadLayout:
         per_head: parameters of the module with one entry per query head, and the dimension where.
         whole: names of parameters and submodules of the module that do not depend on its heads.
         head_norms: names of norms over the features of one head, the same for all heads.
-        forward: called as forward(module, *args, **kwargs) in place of the module's own once heads are missing.
+        forward: called as forward(module, *args, **kwargs) in place of the module's own once heads are missing. It
+            takes what the module's own forward takes: the same names, positions and defaults, or `*args` and
+            `**kwargs`.
         returns: what the module's forward returns: `"output"`, `"pair"` (output, None), or None if `forward` also
             works without any head.
         when_pruned: attributes of the module that take another value once heads are missing.
@@ -94,7 +104,15 @@ _registered: dict[type, HeadLayout] = {}
 
 
 def register_layout(module_class: type, layout: HeadLayout) -> None:
-    """Say where the heads of a module class lie; its subclasses are not included."""
+    """Say where the heads of a module class lie; its subclasses are not included. `check_layout` tries whether it fits.
+
+    Args:
+        module_class: class of attention modules.
+        layout: where the heads lie in its projections.
+
+    Raises:
+        ConfigurationError: `module_class` is no class of modules.
+    """
     if not (isinstance(module_class, type) and issubclass(module_class, nn.Module)):
         raise ConfigurationError(f"`module_class` must be a class of modules, got {module_class!r}.")
     _registered[module_class] = layout
@@ -106,7 +124,11 @@ def is_registered(module: nn.Module) -> bool:
 
 
 def layout_of(module: nn.Module) -> HeadLayout | None:
-    """The layout of a module, or None where it is unknown."""
+    """The layout of a module, or None where it is unknown.
+
+    Raises:
+        Refused: it is known that its heads can't be removed.
+    """
     if type(module) in _registered:
         return _registered[type(module)]
     if isinstance(module, nn.MultiheadAttention):
@@ -115,7 +137,7 @@ def layout_of(module: nn.Module) -> HeadLayout | None:
     if type(module).__name__ == "CausalSelfAttention" and _has(module, *_ATTRIBUTES_OF_NANOGPT):
         return _NANOGPT if names_in_forward(type(module)) <= _NAMES_OF_NANOGPT else None
     if type(module).__name__ == "Attention" and type(module).__module__ in _MODULES_OF_TIMM:
-        return _TIMM if _has(module, "qkv", "proj", "head_dim") else None
+        return _of_timm(module) if _has(module, "qkv", "proj", "head_dim") else None
     if type(module).__module__.split(".")[0] in ("transformers", "transformers_modules"):
         return _of_transformers(module)
     return None
@@ -186,6 +208,14 @@ def _of_transformers(module: nn.Module) -> HeadLayout | None:
                 per_head = {"sinks": 0} if _has(module, "sinks") else {}
                 return HeadLayout(inputs, output, head_dim, per_head=per_head, **more)
     return None
+
+
+def _of_timm(module: nn.Module) -> HeadLayout:
+    if not isinstance(getattr(module, "norm", None), nn.Identity | None):
+        raise Refused("its norm runs over all heads together")
+    forward = timm_forward if "attn_dim" in names_in_forward(type(module)) else early_timm_forward
+    gate = {"gate": "q"} if _has(module, "gate") else {}
+    return replace(_TIMM, inputs={**_TIMM.inputs, **gate}, forward=forward)
 
 
 def _multihead(module: nn.MultiheadAttention) -> HeadLayout:

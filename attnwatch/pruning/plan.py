@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 from attnwatch.errors import ConfigurationError
 from attnwatch.files import replaced_file
 from attnwatch.pruning.heads import head_sites
+from attnwatch.pruning.names import aligned
 from attnwatch.pruning.surgery import Surgery
+from attnwatch.pruning.weights import saved_heads, sites_of, weight_files
 
 _FORMAT = 1
 
@@ -42,23 +44,51 @@ class PruningPlan:
     def of(cls, model: nn.Module) -> "PruningPlan":
         """What has been removed from a model so far."""
         sites, _ = head_sites(model)
-        gone = {
-            name: tuple(head for head in range(site.num_unpruned_heads) if head not in site.kept)
-            for name, site in sites.items()
-        }
-        return cls(
-            {name: heads for name, heads in gone.items() if heads},
-            {name: site.num_unpruned_heads for name, site in sites.items()},
-        )
+        num_heads = {name: site.num_unpruned_heads for name, site in sites.items()}
+        return cls.leaving({name: site.kept for name, site in sites.items()}, num_heads)
+
+    @classmethod
+    def saved_in(cls, path: str | Path, model: nn.Module) -> "PruningPlan":
+        """What has been removed from the model whose weights are in a file or folder, to be removed from `model` too.
+
+        ```python
+        PruningPlan.saved_in("state", model).apply(model)  # before optimizers are made
+        accelerator.load_state("state")
+        ```
+
+        Args:
+            path: of a folder (`save_pretrained`, `Trainer.save_model`, Accelerate's `save_state` and `save_model`), or
+                of a file with a state dict (`.safetensors`, Lightning's `.ckpt`, `torch.save`).
+            model: like the saved one, as it was before heads were removed. It is not changed.
+
+        Raises:
+            ConfigurationError: there are no weights, or they are those of another model.
+        """
+        sites, _ = head_sites(model)
+        try:
+            files = weight_files(Path(path))
+            if not files:
+                raise ConfigurationError("there are no weights")
+            kept = sites_of(saved_heads(files), model, sites)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"`path`: no plan can be read from {str(path)!r}: {error}.") from error
+        return cls.leaving(kept, {name: site.num_unpruned_heads for name, site in sites.items()})
+
+    @classmethod
+    def leaving(cls, kept: Mapping[str, Sequence[int]], num_heads: Mapping[str, int]) -> "PruningPlan":
+        """Remove all heads but these; sites that are not named keep all of theirs."""
+        gone = {name: tuple(head for head in range(num_heads[name]) if head not in kept[name]) for name in kept}
+        return cls({name: heads for name, heads in gone.items() if heads}, dict(num_heads))
 
     def apply(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
         """Remove the heads from a model, and from the optimizers that hold its parameters; all of them or none.
 
+        The model may lie in a wrapper (PEFT's, a LightningModule), or have lain in one when the plan was made.
+
         Raises:
             ConfigurationError: it is a plan for another model, or a head of it is gone already.
         """
-        self.check(model)
-        Surgery(model, self.heads, optimizers).apply()
+        Surgery(model, self.named_as_in(model).heads, optimizers).apply()
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON. A file that is already there is replaced only when the new one is complete."""
@@ -92,14 +122,20 @@ class PruningPlan:
         lines = [f"{site:<{width}}  {number:>5}  {gone:>7}  {which}" for site, number, gone, which in rows]
         return "\n".join([f"{'site':<{width}}  heads  removed  which", *lines])
 
-    def check(self, model: nn.Module) -> None:
-        """Raises a `ConfigurationError` where it is a plan for another model."""
+    def named_as_in(self, model: nn.Module) -> "PruningPlan":
+        """Return the plan with the names that the sites have in this model, which may lie in a wrapper or without one.
+
+        Raises:
+            ConfigurationError: it is a plan for another model.
+        """
         has = {name: site.num_unpruned_heads for name, site in head_sites(model)[0].items()}
-        if has != dict(self.num_heads) or not self.heads.keys() <= has.keys():
+        names = aligned(self.num_heads, has) if self.heads.keys() <= self.num_heads.keys() else None
+        if names is None:
             raise ConfigurationError(
                 f"this plan, for {', '.join(self.heads) or 'no site'}, is for a model with the heads "
                 f"{dict(self.num_heads)}; `model` has {has}."
             )
+        return PruningPlan({names[site]: heads for site, heads in self.heads.items()}, has)
 
 
 def prune_heads(

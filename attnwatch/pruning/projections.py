@@ -1,7 +1,8 @@
 """The projections of an attention module: torch's Linear, transformers' Conv1D, and PEFT's LoRA around one of them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +17,14 @@ class Refused(Exception):
 class ParameterCut:
     """One dimension of a parameter, and the entries of it that stay: int64 indices, ascending.
 
-    These are multiplied with `scale`, where there is one.
+    These are multiplied with what `scale` returns, where there is one.
     """
 
     module: nn.Module
     name: str
     dim: int
     kept: Tensor
-    scale: Tensor | None = None
+    scale: Callable[[], Tensor] | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -129,7 +130,7 @@ def cut_inputs(projection: nn.Module, kept: Tensor) -> Iterable[ParameterCut]:
         yield ParameterCut(lora, "weight", 1, kept)
     for adapter, magnitude in adapters(projection, "lora_magnitude_vector").items():
         every = torch.arange(len(magnitude.weight))
-        yield ParameterCut(magnitude, "weight", 0, every, _dora_scale(projection, adapter, kept))
+        yield ParameterCut(magnitude, "weight", 0, every, partial(_dora_scale, projection, adapter, kept))
 
 
 @torch.no_grad()

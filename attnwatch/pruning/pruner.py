@@ -10,17 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attnwatch.agreement import together
 from attnwatch.errors import ConfigurationError
-from attnwatch.messages import warn
-from attnwatch.pruning.cut import Cut, milliseconds
+from attnwatch.messages import duration, warn
+from attnwatch.pruning.cut import Cut, step_times
 from attnwatch.pruning.importance import HeadImportance, Importance
 from attnwatch.pruning.options import PruningOptions
 from attnwatch.pruning.plan import PruningPlan
 from attnwatch.pruning.schedule import PruningSchedule
 from attnwatch.pruning.selection import choose_heads
-from attnwatch.pruning.snapshot import Snapshot, restore_snapshot, take_snapshot
+from attnwatch.pruning.snapshot import Snapshot, check_snapshot, restore_snapshot, take_snapshot
 from attnwatch.pruning.surgery import Surgery, apply_all
+from attnwatch.states import check_format, with_format
 
+_STATE_FORMAT = 1
 # Steps whose median time is compared before and after a cut.
 _TIMED_STEPS = 20
 # The last cut, or the only one, is judged after so many steps.
@@ -49,6 +52,7 @@ class HeadPruner:
         importance: of the first one's heads.
         options, schedule: what goes when.
         agree: makes the first process's value that of all.
+        before_cut: called when heads are about to go.
         after_change: called when parameters were replaced.
 
     Attributes:
@@ -64,6 +68,7 @@ class HeadPruner:
         schedule: PruningSchedule,
         *,
         agree: Callable[[Any], Any] = lambda value: value,
+        before_cut: Callable[[], None] = lambda: None,
         after_change: Callable[[], None] = lambda: None,
     ):
         self.cuts: list[Cut] = []
@@ -72,12 +77,13 @@ class HeadPruner:
         self._importance = importance
         self._options = options
         self._agree = agree
-        self._after_change = after_change
+        self._before_cut, self._after_change = before_cut, after_change
         self._recovery, self._window = (
             (0, 0) if options.guard is None else options.guard.steps(schedule.gap or _STEPS_WITHOUT_A_NEXT_CUT)
         )
         self._values: list[Value] = []
         self._seconds: list[float] = []
+        self._keep_ratio = 1.0
         self._watched: _Watched | None = None
         self._has_ended = False
         self._step = self._scheduled_until = 0
@@ -92,10 +98,16 @@ class HeadPruner:
         elif self._step - self.cuts[-1].step >= self._recovery:
             self._watched.values_after.append(value)
 
-    def after_step(self, step: int, seconds: float | None = None) -> list[Cut]:
-        """After an optimizer step that took so long: the cuts about which there is news, made or taken back."""
+    def after_step(self, step: int, seconds: float | None = None, keep_ratio: float = 1.0) -> list[Cut]:
+        """After an optimizer step: the cuts about which there is news, made or taken back.
+
+        Args:
+            step: how many steps are complete.
+            seconds: that it took.
+            keep_ratio: share of the tokens that it computed. Times are compared at equal shares only.
+        """
         self._step = step
-        news = self._time(seconds)
+        news = self._time(seconds, keep_ratio)
         if self._watched is not None and self._can_judge(self._watched):
             news += self._judge(self._watched)
         due = [target for target, at in self._planned if self._scheduled_until < at <= step]
@@ -106,7 +118,7 @@ class HeadPruner:
 
     def state_dict(self) -> dict[str, Any]:
         watched = self._watched
-        return {
+        state = {
             "step": self._step,
             "settings": self._settings,
             "has_ended": self._has_ended,
@@ -124,13 +136,21 @@ class HeadPruner:
             },
             "importance": self._importance.state_dict(),
         }
+        return with_format(_STATE_FORMAT, state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, with a model that has the heads of then.
+
+        Raises:
+            ConfigurationError: `state` is of another version.
+        """
+        check_format(state, _STATE_FORMAT, "HeadPruner")
         self._step = self._scheduled_until = state["step"]
         self._has_ended = state["has_ended"]
         changed = {name: now for name, now in self._settings.items() if state["settings"][name] != now}
         if changed:
-            warn(f"the run goes on with other settings than it began with: {changed}, before {state['settings']}")
+            text = f"the run goes on with other settings than it began with: {changed}, before {state['settings']}"
+            warn(text, always=True, once_for_all=True)
         self._values = list(state["values"])
         self.cuts = [Cut(**{**cut, "plan": PruningPlan(**cut["plan"])}) for cut in state["cuts"]]
         self._watched = _Watched(**state["watched"]) if state["watched"] else None
@@ -141,13 +161,7 @@ class HeadPruner:
         """What it came to, in a sentence."""
         gone = PruningPlan.of(self._patients()[0][0])
         text = f"{gone.num_removed} of {gone.num_unpruned} heads are gone; the target was {self._options.target:.0%}"
-        timed = [cut for cut in self.cuts if cut.seconds_before is not None and cut.seconds_after is not None]
-        if not timed:
-            return text
-        return (
-            f"{text}; a step took {milliseconds(timed[0].seconds_before)} before the first cut, "
-            f"{milliseconds(timed[-1].seconds_after)} after the last"
-        )
+        return text + step_times(self.cuts)
 
     @property
     def _planned(self) -> list[tuple[float, int]]:
@@ -177,11 +191,13 @@ class HeadPruner:
             plan = self._make_cut(target)
         except Exception as error:  # of a criterion, of a model that has changed; the training is worth more
             self._has_ended, self._watched = True, watched  # cuts before this one are still judged
-            warn(f"no heads were removed after step {self._step}, and none will be: {error}")
+            text = f"no heads were removed after step {self._step}, and none will be: {error}"
+            warn(text, always=True, once_for_all=True)
             return []
         if not plan.heads:
             return []
-        cut = Cut(self._step, plan, statistics.median(self._seconds) if self._seconds else None)
+        before = statistics.median(self._seconds) if self._seconds else None
+        cut = Cut(self._step, plan, before, keep_ratio=self._keep_ratio)
         cut.seconds_lost = time.perf_counter() - begin
         self.cuts.append(cut)
         self._seconds.clear()
@@ -192,13 +208,15 @@ class HeadPruner:
         plan = self._choose(patients[0][0], target)
         if not plan.heads:
             return plan
-        surgeries = [Surgery(patient, plan.heads, optimizers) for patient, optimizers in patients]
+        # What one process can't cut, none cuts.
+        surgeries = together(lambda: [Surgery(patient, plan.heads, optimizers) for patient, optimizers in patients])
         guard = self._options.guard
         if self._watched is not None:  # judged together with this one
             self._watched.values_after.clear()
         elif guard is not None and (self._values or guard.metric is not None):  # else there is nothing to judge by
-            snapshots = [take_snapshot(*patient) for patient in patients]
+            snapshots = together(lambda: [take_snapshot(*patient) for patient in patients])
             self._watched = _Watched(len(self.cuts), self._values, snapshots)
+        self._before_cut()
         apply_all(surgeries)
         self._importance.reset()
         self._after_change()
@@ -228,8 +246,12 @@ class HeadPruner:
         )
 
     def _can_judge(self, watched: _Watched) -> bool:
-        is_timed = self.cuts[-1].seconds_after is not None or not self._options.guard.require_speedup
-        return is_timed and len(watched.values_after) >= self._window
+        guard, last = self._options.guard, self.cuts[-1]
+        # Without a time before the cut, there is nothing to compare with.
+        is_timed = last.seconds_after is not None or last.seconds_before is None or not guard.require_speedup
+        can_judge = is_timed and len(watched.values_after) >= self._window
+        # A metric may be logged on the first process only.
+        return can_judge if guard.metric is None else self._agree(can_judge)
 
     def _judge(self, watched: _Watched) -> list[Cut]:
         cuts, guard = self.cuts[watched.first :], self._options.guard
@@ -243,10 +265,10 @@ class HeadPruner:
             self._values = watched.values_after[-self._window :]
             return []
         try:
-            for (model, optimizers), snapshot in zip(self._patients(), watched.snapshots, strict=True):
-                restore_snapshot(model, optimizers, snapshot)
-        except ConfigurationError as error:
-            warn(f"{harm}, but the cut after step {cuts[0].step} can't be taken back: {error}")
+            together(lambda: self._restore(watched.snapshots))
+        except (ConfigurationError, RuntimeError) as error:
+            text = f"{harm}, but the cut after step {cuts[0].step} can't be taken back: {error}"
+            warn(text, always=True, once_for_all=True)
             return []
         for cut in cuts:
             cut.taken_back = harm
@@ -257,19 +279,33 @@ class HeadPruner:
         self.heads_left = self._count_heads()
         return cuts
 
+    def _restore(self, snapshots: Sequence[Snapshot]) -> None:
+        taken = list(zip(self._patients(), snapshots, strict=True))
+        for patient, snapshot in taken:
+            check_snapshot(*patient, snapshot)
+        for patient, snapshot in taken:
+            restore_snapshot(*patient, snapshot)
+
     def _no_speedup(self) -> str | None:
-        before, after = self.cuts[0].seconds_before, self.cuts[-1].seconds_after
+        first, last = self.cuts[0], self.cuts[-1]
+        before, after = first.seconds_before, last.seconds_after
         is_last = self._scheduled_until >= self.schedule.steps[-1]
         noise = 0.0 if is_last else self._options.guard.tolerance
-        if before is None or after is None or after < before * (1 + noise):
+        if before is None or after is None or first.keep_ratio != last.keep_ratio or after < before * (1 + noise):
             return None
-        return f"a step takes {milliseconds(after)}, before the first cut {milliseconds(before)}"
+        return f"a step takes {duration(after)}, before the first cut {duration(before)}"
 
-    def _time(self, seconds: float | None) -> list[Cut]:
+    def _time(self, seconds: float | None, keep_ratio: float) -> list[Cut]:
+        last = self.cuts[-1] if self.cuts else None
+        if keep_ratio != self._keep_ratio:
+            self._seconds.clear()
+            self._keep_ratio = keep_ratio
+        if last is not None and last.seconds_after is None and keep_ratio != last.keep_ratio:
+            last.seconds_before = None  # nothing to compare the steps after it with
         if seconds is not None:
             self._seconds = [*self._seconds, seconds][-self._timed_steps :]
-        last = self.cuts[-1] if self.cuts else None
-        if last is None or last.seconds_after is not None or len(self._seconds) < self._timed_steps:
+        is_known = last is None or last.seconds_after is not None or last.seconds_before is None
+        if is_known or len(self._seconds) < self._timed_steps:
             return []
         last.seconds_after = statistics.median(self._seconds)
         last.seconds_lost += max(sum(self._seconds) - len(self._seconds) * last.seconds_after, 0.0)

@@ -52,7 +52,7 @@ def savings(model: nn.Module, plan: PruningPlan, *, num_tokens: int) -> Savings:
         ConfigurationError: it is a plan for another model.
     """
     require_int("num_tokens", num_tokens, minimum=1)
-    plan.check(model)
+    plan = plan.named_as_in(model)
     sites, _ = head_sites(model)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     attention = {name: _cost(site, site.kept, num_tokens) for name, site in sites.items()}

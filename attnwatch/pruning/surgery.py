@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
-from attnwatch.capture import CACHES, KEPT_HEADS, UNPRUNED_HEADS, names_in_forward, site_name
+from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, names_in_forward, site_name
 from attnwatch.errors import ConfigurationError
-from attnwatch.pruning.forwards import forward_without_heads
+from attnwatch.pruning.forwards import cache_in, forward_without_heads
 from attnwatch.pruning.heads import HeadSite, head_sites
 from attnwatch.pruning.layouts import SIZES, HeadLayout
 from attnwatch.pruning.optimizer_state import ParameterSwap, Take, plan_swaps
 from attnwatch.pruning.projections import ParameterCut, features_of, is_conv1d
+from attnwatch.pruning.signatures import names_of_arguments
 
 MISSING = object()
 
@@ -85,7 +86,7 @@ class Surgery:
         take = partial(_take, dim=cut.dim, kept=cut.kept)
         with torch.no_grad():
             left = take(old.detach())
-            new = replaced_parameter(old, left if cut.scale is None else left * cut.scale)
+            new = replaced_parameter(old, left if cut.scale is None else left * cut.scale())
             new.grad = None if old.grad is None else take(old.grad)
         replaced[old] = (new, take)
         self._changes.append(AttributeSwap(cut.module._parameters, cut.name, new))
@@ -242,7 +243,7 @@ def forward_swaps(site: HeadSite, kept: Sequence[int]) -> list[AttributeSwap]:
         own = SiteConfig(config, {"num_attention_heads": len(kept)})
         swaps.append(AttributeSwap(values, "config", own.whole if is_whole else own))
     if not kept and site.layout.returns is not None:
-        forward = partial(_without_heads, module, site.layout)
+        forward = partial(_without_heads, module, site.layout, names_of_arguments(module))
     elif site.layout.forward is not None and not is_whole:
         forward = partial(site.layout.forward, module)
     else:
@@ -253,13 +254,22 @@ def forward_swaps(site: HeadSite, kept: Sequence[int]) -> list[AttributeSwap]:
     return swaps
 
 
-def _without_heads(module: nn.Module, layout: HeadLayout, *args, **kwargs) -> Tensor | tuple[Tensor, None]:
-    hidden_states = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values())))
-    key_value_states = kwargs.get("key_value_states", kwargs.get("encoder_hidden_states"))
-    cache = next((kwargs[name] for name in CACHES if name in kwargs), None)
+def _without_heads(
+    module: nn.Module, layout: HeadLayout, names: tuple[str, ...], *args, **kwargs
+) -> Tensor | tuple[Tensor, None]:
+    """What the module returns, whatever else it is called with: `names` are those of its forward's arguments."""
+    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+    hidden_states = args[0] if args else kwargs.get(next(iter(names), ""), next(iter(kwargs.values())))
+    key_value_states = arguments.get("key_value_states", arguments.get("encoder_hidden_states"))
     output = None if layout.output.startswith("../") else layout.output
-    at = kwargs.get("cache_position")
-    result = forward_without_heads(module, output, hidden_states, key_value_states, cache, at)
+    result = forward_without_heads(
+        module,
+        output,
+        hidden_states,
+        key_value_states,
+        cache_in(arguments),
+        arguments.get("cache_position"),
+    )
     if layout.after_output is not None:
         result = module.get_submodule(layout.after_output)(result)
     return result if layout.returns == "output" else (result, None)

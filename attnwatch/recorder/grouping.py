@@ -1,13 +1,14 @@
 """Calls of a step that are alike, kept until they are worth computing together."""
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from attnwatch.metrics import AttentionInputs, accumulate, at_rows, block_elements, joined, kind_of_call
 
-Receive = Callable[[str, Tensor], None]
+Receive = Callable[[Any, Tensor], None]
 
 
 class CallGroup:
@@ -21,14 +22,14 @@ class CallGroup:
         fail: called with a name and the error where they can't be.
     """
 
-    def __init__(self, receive: Receive, fail: Callable[[str, Exception], None]):
+    def __init__(self, receive: Receive, fail: Callable[[Any, Exception], None]):
         self._receive, self._fail = receive, fail
         self._kind: Hashable = None
         self._rows: Tensor | None = None
-        self._calls: list[tuple[str, AttentionInputs]] = []
+        self._calls: list[tuple[Any, AttentionInputs]] = []
         self._elements = 0
 
-    def add(self, name: str, inputs: AttentionInputs, rows: Tensor) -> None:
+    def add(self, name: Any, inputs: AttentionInputs, rows: Tensor) -> None:
         """A call of which these query rows are looked at. Copied, where it is not computed at once."""
         kind = kind_of_call(inputs, rows) if inputs.keeps_its_masks else None
         elements = inputs.batch_size * inputs.num_heads * len(rows) * inputs.num_keys

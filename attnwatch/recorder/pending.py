@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnwatch.capture import Pass
 from attnwatch.metrics import STATISTICS, means_of_sums, merge
 from attnwatch.recorder.buffer import Observation
 from attnwatch.recorder.processes import Processes
@@ -25,6 +26,7 @@ class PendingSteps:
         self._processes = processes
         self._finished: list[StepSums] = []
         self._open: dict[str, Tensor] = {}
+        self._passes: dict[str, Pass] = {}
         self.step: int | None = None
 
     def __len__(self) -> int:
@@ -46,10 +48,20 @@ class PendingSteps:
         is_step = self.step is not None and self._processes is not None  # others may have seen something in it
         if self._open or is_step:
             self._finished.append((self.step, self._open))
-        self.step, self._open = None, {}
+        self.step, self._open, self._passes = None, {}, {}
 
-    def add(self, site: str, sums: Tensor) -> None:
-        """Sums of one call, [statistics, 2, heads]; several calls of a site in a step are merged."""
+    def expects(self, site: str, of: Pass) -> bool:
+        """Whether a call of this pass counts: if so, calls of lesser ones in the open step do not."""
+        greatest = self._passes.get(site, of)
+        if of > greatest:
+            self._open.pop(site, None)
+        self._passes[site] = max(of, greatest)
+        return of >= greatest
+
+    def add(self, site: str, sums: Tensor, of: Pass) -> None:
+        """Sums of one call, [statistics, 2, heads]; those of a site in a step are merged, if they count."""
+        if not self.expects(site, of):
+            return
         self._open[site] = merge(self._open[site].to(sums.device), sums) if site in self._open else sums
 
     def add_loss(self, loss: Tensor | float) -> None:
@@ -75,13 +87,19 @@ class PendingSteps:
         return self._to_host([(self.step, self._open)] if self._open and self._processes is None else [])
 
     def state_dict(self) -> dict:
-        return {"step": self.step, "sums": {name: sums.cpu() for name, sums in self._open.items()}}
+        return {
+            "step": self.step,
+            "sums": {name: sums.cpu() for name, sums in self._open.items()},
+            "passes": {site: list(of) for site, of in self._passes.items()},
+        }
 
     def load_state_dict(self, state: dict) -> None:
         self._finished.clear()
         self.step, self._open = state["step"], dict(state["sums"])
+        self._passes = {site: Pass(*of) for site, of in state.get("passes", {}).items()}
 
     def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:
+        steps = steps if self._sites else []  # where no attention is known, there is nothing to tell
         packed = [sums for _, sums_by_site in steps for sums in sums_by_site.values()]
         if not packed:
             return []

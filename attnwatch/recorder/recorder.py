@@ -3,21 +3,23 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.arguments import require_int
-from attnwatch.capture import Capture, HeadShard, at_all_heads, at_unpruned_heads, has_processes, head_shard
+from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, has_processes, head_shard
 from attnwatch.errors import ConfigurationError
 from attnwatch.messages import warn
-from attnwatch.metrics import AttentionInputs, stratified_rows
+from attnwatch.metrics import AttentionInputs
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
 from attnwatch.recorder.history import AttentionHistory
+from attnwatch.recorder.notices import Notices
 from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
+from attnwatch.recorder.rows import QueryRows
+from attnwatch.states import check_format, with_format
 
 _STATE_FORMAT = 1
 # For how many observed steps calls may show where attention is, if none has come before.
@@ -51,6 +53,8 @@ class AttentionRecorder:
             newest quarter is complete, older ones are thinned to every second, fourth, … and stay evenly spread
             over the run.
         seed: of the random query rows, which depend on it and the step only; no other random state is touched.
+        under_trainer: a trainer's callback makes the calls, which says itself what is not observed. Otherwise the
+            recorder says once which sites are silent although their forward ran, and why.
         across_processes: the history is that of all processes of `torch.distributed`, the same on each. All of them
             must then make a recorder and call `step`, `flush` and `close` alike; a flush is two collectives
             (`attnwatch.recorder.processes`), everything else none, so that `history` and `state_dict` know what was
@@ -72,6 +76,7 @@ class AttentionRecorder:
         max_history: int = 512,
         seed: int = 0,
         across_processes: bool = False,
+        under_trainer: bool = False,
     ):
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
@@ -79,13 +84,17 @@ class AttentionRecorder:
         self._last_step: int | None = None
         self._last_due: int | None = None
         self._observing = False
+        self._has_step = False
+        self._has_loss = False
+        self._notices = Notices(under_trainer=under_trainer)
         self._steps_looked = 0
-        self._rows: dict[tuple[int, torch.device], Tensor] = {}
+        self._rows = QueryRows(seed, num_query_rows)
         self._capture = Capture(model, self._observe, sites=sites, may_grow=True)
-        self._is_explained = bool(self._capture.sites)  # or the user knows why nothing is seen
         self._processes = self._processes_of(self._capture.sites) if across_processes else None
         self._pending = PendingSteps(self._capture.sites, self._processes)
-        self._group = CallGroup(self._receive, self._capture.fail)
+        self._group = CallGroup(self._receive, self._fail)
+        self._calls_before_step = 0
+        self._trained: set[str] = set()  # sites whose calls without gradient are none of their training
         self._shards: dict[str, HeadShard] = {}
         self._buffer = HistoryBuffer(self._capture.sites, max_history)
         self.attach()
@@ -108,8 +117,9 @@ class AttentionRecorder:
             ConfigurationError: `global_step` is not an integer.
         """
         require_int("global_step", global_step, minimum=0)
-        self._observing, is_new = self._is_due(global_step), global_step != self._last_step
-        self._last_step = global_step
+        is_new = global_step != self._last_step
+        self._observing = self._options.is_due(global_step, self._last_step, self._last_due)
+        self._last_step, self._has_step = global_step, True
         if not self._observing:
             yield
             return
@@ -118,22 +128,31 @@ class AttentionRecorder:
         if is_new:
             self._look_no_longer_than_needed()
             self._last_due = global_step
-            self._rows.clear()
+            self._rows.begin(global_step)
             self._pending.finish()
+            self._calls_before_step = self._capture.num_calls
         self._pending.open(global_step)
         if len(self._pending) >= self._options.observations_per_flush:
             self.flush()
         try:
-            with self._capture.arm():
+            with self._capture.arm(counts_forwards=True):
                 yield
         finally:
             self._group.compute()
-        self._say_where_there_is_nothing()
+        self._notices.of_silent_sites(self._capture.silent())
+        if not self._capture.sites:
+            self._notices.of_no_attention(self._capture.why_none(), global_step)
 
     def record_loss(self, loss: Tensor | float) -> None:
-        """Keep the training loss of this step, if it is observed (the mean, if called several times in it)."""
+        """Keep the training loss of this step, if it is observed (the mean, if called several times in it).
+
+        Call it inside `with recorder.step(…)`, or behind it and before the next one.
+        """
+        self._has_loss = True
         if self._observing:
             self._pending.add_loss(loss)
+        elif not self._has_step:
+            self._notices.of_loss_outside_of_step()
 
     @property
     def is_observing(self) -> bool:
@@ -142,9 +161,19 @@ class AttentionRecorder:
 
     @property
     def has_seen_step(self) -> bool:
-        """Whether a call of attention came in the present step, or the last one."""
+        """Whether a call of attention came in the present step, or the last one; also one that does not count."""
         self._group.compute()
-        return self._pending.has_seen_sites
+        return self._pending.has_seen_sites or self._capture.num_calls > self._calls_before_step
+
+    @property
+    def has_silent_sites(self) -> bool:
+        """Whether a site's forward ran although no call of attention came from it; `coverage` says why."""
+        return bool(self._capture.silent())
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites of the history: calls of a first observed step may show more than the code."""
+        return self._capture.sites
 
     @property
     def num_observations(self) -> int:
@@ -159,7 +188,7 @@ class AttentionRecorder:
         """
         self._group.compute()
         if finish_step:
-            self._observing = False
+            self._observing = self._has_step = False
             self._pending.finish()
         try:
             observations = self._pending.take()
@@ -168,6 +197,8 @@ class AttentionRecorder:
             return
         for observation in observations:
             self._buffer.append(observation)
+        if not self._has_loss:
+            self._notices.of_missing_loss(self._buffer.num_observations)
 
     def history(self, *, flushed_only: bool = False) -> AttentionHistory:
         """Everything observed so far; or only what has come to the host already, without a transfer."""
@@ -185,13 +216,14 @@ class AttentionRecorder:
         if self._processes is None:
             self.flush()
         self._group.compute()
-        return {
-            "format": _STATE_FORMAT,
+        state = {
             "last_step": self._last_step,
             "last_due": self._last_due,
             "history": self._buffer.state_dict(),
             "pending": self._pending.state_dict(),
+            "trained": sorted(self._trained),
         }
+        return with_format(_STATE_FORMAT, state)
 
     def load_state_dict(self, state: dict) -> None:
         """Go on where `state_dict` was taken.
@@ -199,18 +231,15 @@ class AttentionRecorder:
         Raises:
             ConfigurationError: the state is of another version or of a model with other sites.
         """
-        if state.get("format") != _STATE_FORMAT:
-            raise ConfigurationError(
-                f"`state` has format {state.get('format')!r}, expected {_STATE_FORMAT}: "
-                "it was written by another version of attnwatch."
-            )
+        check_format(state, _STATE_FORMAT, "AttentionRecorder")
         self._group.clear()
         self._adopt(state["history"]["sites"])
         self._buffer.load_state_dict(state["history"], new_sites=self._capture.sites_from_calls)
         self._pending.load_state_dict(state["pending"])
         self._last_step, self._last_due = state["last_step"], state["last_due"]
+        self._trained = set(state.get("trained", ()))
         self._observing = False
-        self._rows.clear()
+        self._rows.begin(self._last_due)
 
     def attach(self) -> None:
         """See the model's calls again after `close`. A new recorder is attached already."""
@@ -220,31 +249,12 @@ class AttentionRecorder:
         """Detach from the model and leave it as it was; the history stays."""
         self._capture.detach()
 
-    def _is_due(self, step: int) -> bool:
-        last, every = self._last_step, self._options.every_n_steps
-        if last is None:
-            return True
-        if step == last:  # another micro-batch
-            return step == self._last_due
-        if step < last:  # the run went back
-            return step % every == 0
-        return step // every > last // every
-
     def _look_no_longer_than_needed(self) -> None:
         """A first step in which attention was called tells where it is; of processes, a first flush."""
         self._steps_looked += 1
         is_settled = self._capture.has_seen_any if self._processes is None else self._processes.has_agreed
         if is_settled or self._steps_looked > _MOST_STEPS_TO_LOOK:
             self._capture.stop_looking()
-
-    def _say_where_there_is_nothing(self) -> None:
-        if self._is_explained or self._capture.sites:
-            return
-        self._is_explained = True
-        warn(
-            f"nothing is observed: {self._capture.why_none()} None was called in step {self._last_step} either, the "
-            "first that was looked at; training goes on. Call one of these in the model's modules to have it observed."
-        )
 
     def _adopt(self, sites: Sequence[str]) -> Sequence[str]:
         """Sites that calls have shown elsewhere. Returns all, in module order."""
@@ -267,22 +277,22 @@ class AttentionRecorder:
             return None
         return Processes(sites, str(self._options), self._adopt)
 
-    def _observe(self, site: str, inputs: AttentionInputs) -> None:
+    def _observe(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
         if site not in self._buffer.sites:
             self._grow()
+        if of.has_gradient:
+            self._trained.add(site)
+        elif site in self._trained:
+            return
+        if not self._pending.expects(site, of):
+            return
         self._shards[site] = head_shard(self._capture.module(site), inputs.num_heads)
-        self._group.add(site, inputs, self._rows_of(inputs))
+        self._group.add((site, of), inputs, self._rows.of(inputs))
 
-    def _receive(self, site: str, sums: Tensor) -> None:
-        self._pending.add(site, at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site]))
+    def _receive(self, call: tuple[str, Pass], sums: Tensor) -> None:
+        site, of = call
+        sums = at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site])
+        self._pending.add(site, sums, of)
 
-    def _rows_of(self, inputs: AttentionInputs) -> Tensor:
-        """The query rows of this step: the same for all sites of equal length, the same when a run is resumed."""
-        key = (inputs.num_queries, inputs.query.device)
-        if key not in self._rows:
-            generator = torch.Generator().manual_seed(
-                hash((self._options.seed, self._last_due, inputs.num_queries)) % 2**63
-            )
-            rows = stratified_rows(inputs.num_queries, self._options.num_query_rows, generator)
-            self._rows[key] = rows.to(inputs.query.device, non_blocking=True)
-        return self._rows[key]
+    def _fail(self, call: tuple[str, Pass], error: Exception) -> None:
+        self._capture.fail(call[0], error)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.subject import Batch
 from attnwatch.pruning.checkpoints import load_pruned
+from attnwatch.pruning.folders import model_folder
 
 _SEQUENCES_PER_BATCH = 8
 # Shorter ends of a text say little.
@@ -56,6 +57,8 @@ def read(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) ->
             without a label among others that have one.
     """
     model = load_pruned(directory)
+    if hasattr(model, "merge_and_unload"):  # adapters of PEFT
+        model = model.merge_and_unload()
     _refuse_other_inputs(model)
     tokenizer = _tokenizer(directory)
     content = _content(text)
@@ -63,8 +66,16 @@ def read(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) ->
     is_classifier = has_head_for_sequences and model.config.num_labels > 1
     is_language_model = not has_head_for_sequences and bool(getattr(model, "can_generate", bool)())
     most = getattr(model.config, "max_position_embeddings", None) or num_tokens
-    num_tokens = min(num_tokens, most - 2)  # RoBERTa's positions begin at 2
-    if is_language_model:
+    num_tokens = min(num_tokens, most - 2) if isinstance(most, int) else num_tokens  # RoBERTa's positions begin at 2
+    fewest = _FEWEST_TOKENS + 1 if is_language_model else 1  # beside the one that many texts begin with
+    if num_tokens < fewest:
+        raise ConfigurationError(
+            f"`--tokens`: {num_tokens} tokens of a sequence (at most 2 less than the model's {most} positions) are "
+            f"too few for a {type(model).__name__}; at least {fewest} are needed."
+        )
+    if not content.strip():
+        rows, labels = [], None
+    elif is_language_model:
         rows, labels = _stretches(content, tokenizer, num_tokens), None
     else:
         numbered = {number: line for number, line in enumerate(content.splitlines(), 1) if line.strip()}
@@ -95,7 +106,7 @@ def _tokenizer(directory: Path) -> Any:
     import transformers
 
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder(directory), trust_remote_code=False)
     except Exception as error:
         raise _no_tokenizer(directory, f"that transformers can load ({error})") from error
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers 5 makes one of no files

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnwatch.capture import is_observed
 from attnwatch.dashboard import site_labels
 from attnwatch.errors import AttnwatchError, ConfigurationError
 from attnwatch.explain import Answers, Calibration, LayerProbes, Occlusion, ask, compare, occlude, probe_layers
@@ -49,7 +50,7 @@ def attention(reading: Reading) -> list[Markup]:
     found = [name for name in shown if np.isfinite(history[name]).any()]
     parts = [_of_statistic(history, name) for name in found]
     lacking = [f"{name.replace('_', ' ')}: needs {_needs(name)}" for name in shown if name not in found]
-    missing = {site: why for site, why in history.coverage.items() if why != "observed"}
+    missing = {site: why for site, why in history.coverage.items() if not is_observed(why)}
     charts = element("div", parts, class_="pair")
     reasons = [*(["; ".join(lacking)] if lacking else []), *(f"{site}: {why}" for site, why in missing.items())]
     return [charts, *(element("p", f"Not observed: {reason}", class_="soft") for reason in reasons)]

@@ -34,7 +34,7 @@ class ModelCall:
         """Why all tokens must be computed; empty where some may be dropped."""
         if self._uses_cache(to_layer):
             return "a key-value cache is given or asked for (`use_cache`)"
-        reason = self._stack.layout.why_not(to_layer, num_tokens)
+        reason = self._stack.layout.why_not(to_layer, num_tokens, self._stack.ignores)
         if reason:
             return reason
         if self._given("output_router_logits"):

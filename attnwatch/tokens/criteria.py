@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnwatch.capture import Capture, has_processes
+from attnwatch.capture import Capture, Pass, has_processes
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.messages import warn
 from attnwatch.metrics import AttentionInputs, attention_received
@@ -134,7 +134,7 @@ class AttentionReceived(Scorer):
             self._capture.detach()
 
     @torch.no_grad()
-    def _see(self, site: str, inputs: AttentionInputs) -> None:
+    def _see(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
         if self._is_dropping() and inputs.has_positions:
             self._received = attention_received(inputs, _QUERY_ROWS, self._generator())
 
@@ -195,8 +195,7 @@ class TokenLoss(Scorer):
         """Take in what all processes have seen, so that they score alike."""
         if not has_processes() or not self._know_the_vocabulary(device):
             return
-        if self._sums is None:
-            self._sums = torch.zeros(2, self._vocabulary, device=device)
+        self._sums = _of_length(self._sums, self._vocabulary, device)  # as large on all, whatever each has seen
         dist.all_reduce(self._sums)
         self._sums /= num_peers
         self._take_in()
@@ -212,7 +211,10 @@ class TokenLoss(Scorer):
     def _take_in(self) -> None:
         losses, counts = self._sums
         new = losses / counts
-        old = torch.full_like(new, torch.nan) if self._means is None else self._means.to(new.device)
+        old = torch.full_like(new, torch.nan)
+        if self._means is not None:
+            known = min(len(self._means), len(old))
+            old[:known] = self._means[:known].to(new.device)
         share = 1 - (1 - _LOSS_MOMENTUM) ** counts
         mixed = torch.where(old.isnan(), new, old + share * (new - old))
         self._means = torch.where(counts > 0, mixed, old)
@@ -223,6 +225,17 @@ class TokenLoss(Scorer):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._means, self._sums, self._vocabulary = state.get("means"), None, None  # none from another criterion
+
+
+def _of_length(sums: Tensor | None, length: int, device: torch.device) -> Tensor:
+    """[2, length], of what there is; 0 for the rest."""
+    if sums is not None and sums.shape[1] == length:
+        return sums
+    resized = torch.zeros(2, length, device=device if sums is None else sums.device)
+    if sums is not None:
+        known = min(length, sums.shape[1])
+        resized[:, :known] = sums[:, :known]
+    return resized
 
 
 @torch.no_grad()

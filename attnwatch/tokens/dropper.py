@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from attnwatch.capture import Peers, in_backward
 from attnwatch.errors import ConfigurationError
 from attnwatch.messages import WarnOnce
+from attnwatch.states import check_format, with_format
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.tokens.call import ModelCall
 from attnwatch.tokens.choice import choose, register
@@ -22,6 +23,8 @@ from attnwatch.tokens.route import Route
 from attnwatch.tokens.schedule import require_keep_ratio
 from attnwatch.tokens.selection import choose_tokens, num_kept
 from attnwatch.tokens.stacks import choose_stack, inner, layer_range, why_not
+
+_STATE_FORMAT = 1
 
 
 class TokenDropper:
@@ -55,6 +58,7 @@ class TokenDropper:
         seed: of the choice; each process of a group has one of its own.
 
     Attributes:
+        layer_range: the first and the last layer in which tokens are dropped, counted from 0.
         layer_tokens: how many tokens the layers of the stack have computed in training, summed over layers.
         all_layer_tokens: how many they would have without dropping.
 
@@ -93,6 +97,7 @@ class TokenDropper:
             check_for_good(self._stack, protect_first, last_layer)
             last_layer = -1
         first, last = layer_range(self._stack, first_layer, last_layer)
+        self.layer_range = (first, last)
         self._layers = self._stack.layers[first : last + 1]
         reason = why_not(self._stack, self._layers, has_starts=protect_first > 0)
         if reason:
@@ -165,20 +170,20 @@ class TokenDropper:
 
     def state_dict(self) -> dict[str, Any]:
         """What the choices to come depend on; the same on all processes after `synchronize`."""
-        return {
+        state = {
             "forwards": self._forwards,
             "layer_tokens": [self.layer_tokens, self.all_layer_tokens],
             "criterion": self._criterion.state_dict(),
         }
+        return with_format(_STATE_FORMAT, state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
         Raises:
-            ConfigurationError: it is no such state.
+            ConfigurationError: it is no such state, or of another version.
         """
-        if not {"forwards", "layer_tokens", "criterion"} <= set(state):
-            raise ConfigurationError("`state` must come from TokenDropper.state_dict().")
+        check_format(state, _STATE_FORMAT, "TokenDropper")
         self._forwards = state["forwards"]
         self.layer_tokens, self.all_layer_tokens = state["layer_tokens"]
         self._criterion.load_state_dict(state["criterion"])

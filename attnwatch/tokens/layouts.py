@@ -62,8 +62,14 @@ class TokenLayout:
     def knows(self, name: str) -> bool:
         return name == self.states or name in self.routed or name in self.whole or name in self.caches
 
-    def why_not(self, arguments: Mapping[str, Any], num_tokens: int) -> str:
-        """Why these arguments can't be routed, with hidden states of so many tokens; empty where they can."""
+    def why_not(
+        self, arguments: Mapping[str, Any], num_tokens: int, ignored: Callable[[str], bool] = lambda name: False
+    ) -> str:
+        """Why these arguments can't be routed, with hidden states of so many tokens; empty where they can.
+
+        Args:
+            ignored: whether the layers never look at an argument of this name, so that it need not be cut.
+        """
         for name, value in arguments.items():
             if value is None or name == self.states:
                 continue
@@ -71,8 +77,11 @@ class TokenLayout:
                 reason = self._why_not_routed(name, value, num_tokens)
                 if reason:
                     return reason
-            elif not self.knows(name) and _has_tensor(value):
-                return f"the layers are given {name!r}, a tensor that the token layout does not know"
+            elif not self.knows(name) and _has_tensor(value) and not ignored(name):
+                return (
+                    f"the layers are given {name!r}, a tensor that the token layout does not know; leave it out of the "
+                    "batch, or name it in `routed` or `whole` of a layout (attnwatch.register_token_layout)"
+                )
         return ""
 
     def _why_not_routed(self, name: str, value: Any, num_tokens: int) -> str:
@@ -130,6 +139,13 @@ def register_token_layout(layer_class: type, layout: TokenLayout) -> None:
 
     What happens inside the layer must not depend on the distance of two tokens in the tensor: positions have to come
     as an argument, or be in the states already.
+
+    Args:
+        layer_class: class of the layers of a stack.
+        layout: which of its arguments are about tokens.
+
+    Raises:
+        ConfigurationError: either is of another kind, or `layout` names an argument that the layers do not have.
     """
     if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
         raise ConfigurationError(f"`layer_class` must be a class of modules, got {layer_class!r}.")

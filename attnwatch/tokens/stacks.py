@@ -8,7 +8,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from attnwatch.capture import SiteKind, find_sites, names_in_forward, site_name
+from attnwatch.capture import (
+    SiteKind,
+    asked_when_traced,
+    attention_functions,
+    find_sites,
+    ignores,
+    module_ignores,
+    names_in_forward,
+    site_name,
+)
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens.interception import original_class
 from attnwatch.tokens.layouts import TORCH, TRANSFORMERS, TokenLayout, registered_layout
@@ -46,6 +55,13 @@ class Stack:
         """As language models do, and taggers."""
         names = type(self.entries[0]).__name__
         return any(part in names for part in ("LMHead", "CausalLM", "MaskedLM", "TokenClass", "QuestionAnswering"))
+
+    @asked_when_traced
+    def ignores(self, name: str) -> bool:
+        """Whether no layer looks at a keyword argument of this name, nor an attention function that it calls."""
+        return all(module_ignores(inner(layer), name) for layer in self.layers) and all(
+            ignores(function, name) for layer in self.layers for function in attention_functions(layer)
+        )
 
     @property
     def is_decoder_of_two(self) -> bool:

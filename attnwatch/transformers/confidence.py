@@ -1,10 +1,9 @@
 """Asking the model as a callback of the transformers Trainer."""
 
 from attnwatch.callbacks.confidence import Asking
-from attnwatch.transformers.hooks import Hooks
+from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 
 
+@documented_for_transformers('ConfidenceProbe("questions.jsonl")')
 class ConfidenceProbe(Asking, Hooks):
-    # Its documentation is that of `Asking`.
-
-    _state_file = "confidence_probe.pt"
+    pass

@@ -1,10 +1,9 @@
 """The monitor as a callback of the transformers Trainer."""
 
 from attnwatch.callbacks.monitor import Monitor
-from attnwatch.transformers.hooks import Hooks
+from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 
 
+@documented_for_transformers("AttentionMonitor()")
 class AttentionMonitor(Monitor, Hooks):
-    # Its documentation is that of `Monitor`.
-
-    _state_file = "attention_monitor.pt"
+    pass

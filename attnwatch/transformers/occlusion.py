@@ -3,15 +3,12 @@
 from torch import nn
 
 from attnwatch.callbacks.occlusion import Occluding
-from attnwatch.transformers.hooks import Hooks
+from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 from attnwatch.transformers.run import TransformersRun
 
 
+@documented_for_transformers("OcclusionAudit(every_n_steps=500)")
 class OcclusionAudit(Occluding, Hooks):
-    # Its documentation is that of `Occluding`.
-
-    _state_file = "occlusion_audit.pt"
-
     def _start(self, run: TransformersRun, model: nn.Module) -> None:
         """The trainer's tokenizer is used where none was given."""
         processing = getattr(run.trainer, "processing_class", None)

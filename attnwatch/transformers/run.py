@@ -15,6 +15,7 @@ from attnwatch.callbacks.publisher import Publisher
 from attnwatch.capture import has_processes
 from attnwatch.dashboard.sinks import Sink
 from attnwatch.errors import ConfigurationError
+from attnwatch.messages import tell
 from attnwatch.pruning.pruner import Patient
 from attnwatch.transformers.loggers import sinks_of
 
@@ -94,7 +95,7 @@ class TransformersRun:
 
     def tell(self, message: str) -> None:
         if self.is_main_process:
-            _logger.info(f"attnwatch: {message}")
+            tell(message, by=_logger)
 
     def is_true_anywhere(self, decision: bool) -> bool:
         if not has_processes():

@@ -1,15 +1,13 @@
 """Token dropping as a callback of the transformers Trainer."""
 
 from attnwatch.callbacks.tokens import Dropping
-from attnwatch.transformers.hooks import Hooks
+from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 
 
+@documented_for_transformers("TokenDropping(keep_ratio=0.5)")
 class TokenDropping(Dropping, Hooks):
-    # Its documentation is that of `Dropping`.
-
-    _state_file = "token_dropping.pt"
-
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
+        super().on_init_end(args, state, control, model=model, **kwargs)
         self._attach_for_good(model)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:

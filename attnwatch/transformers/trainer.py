@@ -1,15 +1,18 @@
-"""What a TrainerCallback is not given: its trainer, and when a batch is trained on."""
+"""What a TrainerCallback is not given: its trainer, when a batch is trained on, and when a checkpoint begins."""
 
+import os
 import sys
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.transformers.checkpoints import checkpoint_folder
 
 
-def trainer_of(callback: TrainerCallback) -> tuple[Trainer, str | None]:
+def trainer_of(callback: TrainerCallback) -> tuple[Trainer, Path | None]:
     """The trainer that is calling a hook of this callback, and the checkpoint that it resumes from.
 
     Transformers hands neither to callbacks, though a callback is always called by its trainer: both are looked up in
@@ -23,15 +26,15 @@ def trainer_of(callback: TrainerCallback) -> tuple[Trainer, str | None]:
         checkpoint = checkpoint or frame.f_locals.get("resume_from_checkpoint")
         caller = frame.f_locals.get("self")
         if isinstance(caller, Trainer) and callback in caller.callback_handler.callbacks:
-            return caller, checkpoint if isinstance(checkpoint, str) else None
+            return caller, Path(checkpoint) if isinstance(checkpoint, str | os.PathLike) else None
         frame = frame.f_back
     raise ConfigurationError(
         f"{type(callback).__name__} must be among the `callbacks` of a transformers Trainer, which calls it."
     )
 
 
-class BatchListener(Protocol):
-    """Wants to know when a trainer trains on a batch."""
+class TrainerListener(Protocol):
+    """Wants to know when a trainer trains on a batch, and when it saves a checkpoint."""
 
     def batch_begins(self) -> None: ...
 
@@ -40,15 +43,21 @@ class BatchListener(Protocol):
 
     def batch_fails(self) -> None: ...
 
+    def model_is_saved(self, folder: Path) -> None:
+        """The model lies in the folder of the step's checkpoint, and nothing else yet."""
+
 
 class _Tap:
-    """Stands in for `training_step` of one trainer while somebody listens."""
+    """Stands in for `training_step` and `save_model` of one trainer while somebody listens."""
+
+    _NAMES = ("training_step", "save_model")
 
     def __init__(self, trainer: Trainer):
-        self.listeners: list[BatchListener] = []
-        self._own = vars(trainer).get("training_step")
-        self._training_step = trainer.training_step
-        trainer.training_step = self.training_step
+        self.listeners: list[TrainerListener] = []
+        self._trainer = trainer
+        self._own = {name: vars(trainer)[name] for name in self._NAMES if name in vars(trainer)}
+        self._training_step, self._save_model = trainer.training_step, trainer.save_model
+        trainer.training_step, trainer.save_model = self.training_step, self.save_model
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         for listener in self.listeners:
@@ -63,26 +72,36 @@ class _Tap:
             listener.batch_ends(loss)
         return loss
 
-    def close(self, trainer: Trainer) -> None:
-        del trainer.training_step
-        if self._own is not None:
-            trainer.training_step = self._own
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        result = self._save_model(output_dir, *args, **kwargs)
+        if output_dir is not None and self._is_checkpoint(Path(output_dir)):
+            for listener in self.listeners:
+                listener.model_is_saved(Path(output_dir))
+        return result
+
+    def close(self) -> None:
+        for name in self._NAMES:
+            delattr(self._trainer, name)
+        vars(self._trainer).update(self._own)
+
+    def _is_checkpoint(self, folder: Path) -> bool:
+        return folder.name == checkpoint_folder("", self._trainer.state.global_step).name
 
 
-def listen(trainer: Trainer, listener: BatchListener) -> None:
-    """From now on `listener` hears of each batch; once, however often this is called."""
+def listen(trainer: Trainer, listener: TrainerListener) -> None:
+    """From now on `listener` hears of each batch and checkpoint; once, however often this is called."""
     tap = _tap_of(trainer) or _Tap(trainer)
     if listener not in tap.listeners:
         tap.listeners.append(listener)
 
 
-def unlisten(trainer: Trainer, listener: BatchListener) -> None:
+def unlisten(trainer: Trainer, listener: TrainerListener) -> None:
     """The trainer is as it was once nobody listens."""
     tap = _tap_of(trainer)
     if tap is not None and listener in tap.listeners:
         tap.listeners.remove(listener)
         if not tap.listeners:
-            tap.close(trainer)
+            tap.close()
 
 
 def _tap_of(trainer: Trainer) -> _Tap | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from attnwatch import AttentionHistory, AttentionRecorder, NoAttentionError
-from attnwatch.capture import OBSERVED, find_sites
+from attnwatch.capture import find_sites, is_observed
 from benchmarks.coverage.architecture import loss_of, outputs_of
 from benchmarks.coverage.batches import Batch
 from benchmarks.coverage.reference import Weights, statistics_of
@@ -32,7 +32,7 @@ def coverage_of(history: AttentionHistory | str, model: nn.Module, weights: Weig
     """How many sites are observed, why others are not, and modules that return weights but are no sites."""
     unreadable = {site.name: site.reason for site in find_sites(model)}
     coverage = unreadable if isinstance(history, str) else history.coverage
-    reasons = Counter(reason for reason in coverage.values() if reason != OBSERVED)
+    reasons = Counter(reason for reason in coverage.values() if not is_observed(reason))
     missed = [path for path in weights if not any(_is_relative(path, site) for site in coverage)]
     observed = len(coverage) - reasons.total()
     if not coverage:
@@ -45,7 +45,7 @@ def deviations_of(history: AttentionHistory | str, weights: WeightsBySite) -> di
     sites = () if isinstance(history, str) else history.sites
     deviations = {}
     for index, site in enumerate(sites):
-        if site in weights and history.coverage[site] == OBSERVED:
+        if site in weights and is_observed(history.coverage[site]):
             expected = statistics_of(weights[site])
             deviations[site] = {
                 name: _deviation(history[name][0, index], values.numpy()) for name, values in expected.items()

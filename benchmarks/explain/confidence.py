@@ -16,7 +16,10 @@ _QUESTIONS, _STORIES, _STORY_TOKENS, _CHARACTERS = 200, 64, 200, 200_000
 def measure(data: Path, quick: bool) -> dict[str, Any]:
     """Prints its lines; returns what goes into the JSON."""
     directory = data / "models" / "stories15M"
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(directory).eval(), AutoTokenizer.from_pretrained(directory)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False).eval(),
+        AutoTokenizer.from_pretrained(directory, trust_remote_code=False),
+    )
     own = stories(model, 8 if quick else _STORIES, _STORY_TOKENS)
     texts = {
         "stories that it wrote itself": [{"input_ids": own, "attention_mask": torch.ones_like(own)}],

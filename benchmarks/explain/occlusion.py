@@ -45,8 +45,8 @@ def measure(data: Path, quick: bool) -> dict[str, Any]:
 
 
 def _of_stories(directory: Path, quick: bool) -> dict[str, Any]:
-    model = AutoModelForCausalLM.from_pretrained(directory).eval()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False).eval()
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     number, tokens = (1, 32) if quick else (6, _STORY_TOKENS)
     batch = {"input_ids": stories(model, number, tokens)}
     few = {"input_ids": batch["input_ids"][:1]}
@@ -59,7 +59,7 @@ def _of_sentences(directory: Path, quick: bool) -> dict[str, Any]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
-    tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
+    tokenizer = AutoTokenizer.from_pretrained(minilm_directory(), trust_remote_code=False)
     training = Sentences.read([directory / "sst2_train.tsv"], tokenizer)
     held_out = Sentences.read([directory / "sst2_dev.tsv"], tokenizer)
     options = argparse.Namespace(steps=4 if quick else 120, batch_size=16)

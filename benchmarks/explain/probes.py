@@ -71,18 +71,18 @@ def measure(data: Path, quick: bool) -> dict[str, Any]:
 def stories(data: Path, most_tokens: int) -> Probed:
     """A language model on text that it was not trained on."""
     directory = data / "models" / "stories15M"
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     text = (data / "lm" / "wikitext2_valid.txt").read_text(encoding="utf-8")[: 8 * most_tokens]
     ids = torch.tensor(tokenizer(text)["input_ids"][:most_tokens]).view(-1, 128)
     batches = [{"input_ids": rows, "attention_mask": torch.ones_like(rows)} for rows in ids.split(_BATCH_TOKENS // 128)]
-    model = AutoModelForCausalLM.from_pretrained(directory).eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False).eval()
     return Probed("stories15M", model, tokenizer, batches, ("previous_token", "next_token", "position", "word_start"))
 
 
 def minilm(data: Path, most_tokens: int) -> Probed:
     """An encoder on labelled sentences."""
     directory = minilm_directory()
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     lines = (data / "text" / "sst2_train.tsv").read_text(encoding="utf-8").splitlines()[1:]
     batches, num_tokens = [], 0
     for start in range(0, len(lines), 32):
@@ -93,7 +93,7 @@ def minilm(data: Path, most_tokens: int) -> Probed:
         if num_tokens > most_tokens:
             break
         batches.append({**batch, "labels": torch.tensor([int(label) for label in labels])})
-    model = AutoModel.from_pretrained(directory).eval()
+    model = AutoModel.from_pretrained(directory, trust_remote_code=False).eval()
     return Probed("MiniLM", model, tokenizer, batches, ("label", "previous_token", "position", "word_start"))
 
 

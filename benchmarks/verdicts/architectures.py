@@ -90,5 +90,5 @@ def minilm(labels: int, *, layers: int) -> nn.Module:
     As it is loaded: without dropout, as all models here.
     """
     return hf.AutoModelForSequenceClassification.from_pretrained(
-        minilm_directory(), num_labels=labels, num_hidden_layers=layers
+        minilm_directory(), num_labels=labels, num_hidden_layers=layers, trust_remote_code=False
     )

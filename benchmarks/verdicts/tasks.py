@@ -161,7 +161,7 @@ class Sentences:
 def sentences(rows: list[tuple[str, int]]) -> Sentences:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
+    tokenizer = AutoTokenizer.from_pretrained(minilm_directory(), trust_remote_code=False)
     texts, labels = zip(*rows, strict=True)
     tokens = tokenizer(list(texts), truncation=True, max_length=24)["input_ids"]
     return Sentences(tokens, torch.tensor(labels))

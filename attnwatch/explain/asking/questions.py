@@ -19,7 +19,12 @@ _TRIES = 60  # at places of a text: for a question, and for each of these for it
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt, choices of which one is right, and its index (or its text, which becomes the index).
+    """A question with choices, of which one is right.
+
+    Attributes:
+        prompt: text before the answer.
+        choices: two or more texts that differ.
+        answer: index of the right choice, or its text, which becomes the index.
 
     Raises:
         ConfigurationError: fewer than two choices, an empty one, two alike, or `answer` is none of them.
@@ -58,7 +63,10 @@ class Question:
 
 
 def load_questions(path: str | os.PathLike[str]) -> list[Question]:
-    """Of a JSONL file, in UTF-8: on each line an object with "prompt", "choices" and "answer". Blank lines are skipped.
+    """Read the questions of a JSONL file.
+
+    Args:
+        path: of a file in UTF-8, on each line an object with "prompt", "choices" and "answer". Blank lines are skipped.
 
     Raises:
         ConfigurationError: the file can't be read or has no question, or a line is wrong; file and line are named.

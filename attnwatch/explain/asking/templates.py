@@ -78,9 +78,14 @@ _FOLLOW_UP = ("prompt", "answer", "reply")
 
 
 def parse_percentage(text: str) -> float:
-    """Of the first number in a reply, 0 to 1; nan unless that is a plain number from 0 to 100, with or without %.
+    """Read the first number in a reply as a percentage.
 
-    Signs, thousands, decimal commas, and letters at the number make it no plain one.
+    Args:
+        text: of the reply.
+
+    Returns:
+        0 to 1; nan unless it is a plain number from 0 to 100, with or without %. Signs, thousands, decimal commas, and
+        letters at the number make it no plain one.
 
     >>> parse_percentage("About 85%, I think, or 90."), parse_percentage("150"), parse_percentage("very sure")
     (0.85, nan, nan)

@@ -1,0 +1,40 @@
+"""What all processes of a training do, or none: an error of one of them is raised by all."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+
+Made = TypeVar("Made")
+
+
+def gathered(value: Any) -> list[Any]:
+    """The values of all processes, by rank; all of them must call it. Only this one's where there are no others."""
+    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def together(make: Callable[[], Made]) -> Made:
+    """What `make` returns on this process; where it raises on one, all raise, and none waits for another.
+
+    All processes must call it. `make` must not wait for other processes.
+
+    Raises:
+        Exception: of `make`, on the processes where it was raised.
+        RuntimeError: on the others; names the process and its error.
+    """
+    made, failure = None, None
+    try:
+        made = make()
+    except Exception as error:  # to be raised when the others know
+        failure = error
+    messages = gathered(None if failure is None else f"{type(failure).__name__}: {failure}")
+    if failure is not None:
+        raise failure
+    for rank, message in enumerate(messages):
+        if message is not None:
+            raise RuntimeError(f"process {rank} of {len(messages)} failed: {message}")
+    return made

@@ -1,0 +1,181 @@
+"""Tries on a toy parameter what an optimizer that is not known does with a cut."""
+
+import copy
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+State = dict[str, Any]
+Cut = Callable[[Tensor], Tensor]
+"""Takes the entries that stay from a tensor of the old parameter's shape."""
+
+_WARM_UP, _COMPARED = 2, 10
+# Of the largest change of an entry: in float64, in float32 and in coarser types.
+_TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
+_COARSE = 3e-2
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """What a toy did after the cut.
+
+    Attributes:
+        changes: of the parameter, step by step.
+        moved: names of the tensors in its state that are not what they were.
+    """
+
+    changes: list[Tensor]
+    moved: set[str]
+
+
+class OptimizerTrial:
+    """Toys of one optimizer: each holds one parameter, with the options and the state that the real one has of it.
+
+    Args:
+        optimizer: the real one; it is not changed.
+        group: of its `param_groups`, the one that holds the parameter.
+        parameter: that is cut.
+        cut: what stays of it.
+    """
+
+    def __init__(self, optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter, cut: Cut):
+        self._optimizer, self._parameter, self._cut = optimizer, parameter, cut
+        self._options = {name: value for name, value in group.items() if name != "params"}
+        self._state = optimizer.state.get(parameter, {})
+        self._way, self._whole = self._first_way()
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether a toy could be made that steps."""
+        return self._whole is not None
+
+    def can_cut(self, cut_state: Callable[[State], State | None]) -> bool:
+        """Whether steps of the cut parameter with the cut state are those of the whole one, entry by entry.
+
+        All entries of the state that the cut changes must have changed in these steps.
+        """
+        part = self._tries(*self._way, cut_state) if self._whole else None
+        of_entries = {
+            name for name, value in self._state.items() if getattr(value, "shape", ()) == self._parameter.shape
+        }
+        if part is None or not of_entries <= self._whole.moved:
+            return False
+        pairs = zip(self._whole.changes, part.changes, strict=True)
+        return all(_agree(self._cut(expected), got) for expected, got in pairs)
+
+    def can_reset(self) -> bool:
+        """Whether the optimizer makes new state of a parameter that it has none of."""
+        return self._whole is not None and self._tries(*self._way, lambda _: None) is not None
+
+    def _first_way(self) -> tuple[tuple[Callable, torch.dtype] | None, _Steps | None]:
+        """To make a toy that steps, and what it does uncut."""
+        for dtype in dict.fromkeys((torch.float64, self._parameter.dtype)):
+            for make in (_by_attributes, _by_constructor):
+                whole = self._tries(make, dtype, None)
+                if whole is not None:
+                    return (make, dtype), whole
+        return None, None
+
+    def _tries(self, make: Callable, dtype: torch.dtype, cut_state: Callable | None) -> _Steps | None:
+        """None where a step fails. Without `cut_state` nothing is cut."""
+        devices = [self._parameter.device] if self._parameter.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(0)
+            try:
+                return self._steps(make, dtype, cut_state)
+            except (torch.OutOfMemoryError, MemoryError):
+                raise
+            except Exception:  # of code that nothing is known of, called in a way that it may not be made for
+                return None
+
+    def _steps(self, make: Callable, dtype: torch.dtype, cut_state: Callable | None) -> _Steps:
+        toy = nn.Parameter(self._parameter.detach().to(dtype, copy=True))
+        optimizer = make(self._optimizer, toy, copy.deepcopy(self._options))
+        optimizer.param_groups[0].update(copy.deepcopy(self._options))
+        if self._state:
+            optimizer.state[toy] = {name: _in_precision(value, dtype) for name, value in self._state.items()}
+        gradients = [_gradient(toy, seed) for seed in range(_WARM_UP + _COMPARED)]
+        for gradient in gradients[:_WARM_UP]:
+            _step(optimizer, toy, gradient)
+        if cut_state is not None:
+            toy = self._cut_toy(optimizer, toy, cut_state)
+            gradients = [self._cut(gradient) for gradient in gradients]
+        before = copy.deepcopy(dict(optimizer.state.get(toy, {})))
+        changes = [_step(optimizer, toy, gradient) for gradient in gradients[_WARM_UP:]]
+        return _Steps(changes, _moved(before, optimizer.state.get(toy, {})))
+
+    def _cut_toy(self, optimizer: Optimizer, whole: nn.Parameter, cut_state: Callable) -> nn.Parameter:
+        """As it is done to the real one."""
+        toy = nn.Parameter(self._cut(whole.detach()))
+        optimizer.param_groups[0]["params"][0] = toy
+        state = cut_state(optimizer.state.pop(whole, {}))
+        if state is not None:
+            optimizer.state[toy] = state
+        return toy
+
+
+def _step(optimizer: Optimizer, parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    before = parameter.detach().clone()
+    parameter.grad = gradient.clone()
+    optimizer.step()
+    return parameter.detach() - before
+
+
+def _gradient(parameter: nn.Parameter, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(parameter.shape, generator=generator).to(parameter)
+
+
+def _agree(expected: Tensor, got: Tensor) -> bool:
+    if expected.shape != got.shape or not (expected.isfinite().all() and got.isfinite().all()):
+        return False
+    tolerance = _TOLERANCES.get(expected.dtype, _COARSE)
+    return not expected.numel() or bool((expected - got).abs().max() <= tolerance * expected.abs().max())
+
+
+def _moved(before: State, after: State) -> set[str]:
+    tensors = {name: value for name, value in before.items() if isinstance(value, Tensor) and name in after}
+    return {name for name, value in tensors.items() if not torch.equal(value, after[name])}
+
+
+def _in_precision(value: Any, dtype: torch.dtype) -> Any:
+    """A copy whose floating-point tensors, wherever they lie, have this precision."""
+    if isinstance(value, Tensor):
+        return value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
+    if type(value) in (list, tuple):
+        return type(value)(_in_precision(entry, dtype) for entry in value)
+    if type(value) is dict:
+        return {name: _in_precision(entry, dtype) for name, entry in value.items()}
+    return copy.deepcopy(value)
+
+
+# Two ways to make another optimizer like this one.
+
+
+def _by_constructor(optimizer: Optimizer, parameter: nn.Parameter, options: dict[str, Any]) -> Optimizer:
+    """With the options that its group, its defaults or its attributes have by the names of the arguments."""
+    known = {**vars(optimizer), **optimizer.defaults, **options}
+    _, *arguments = list(inspect.signature(type(optimizer)).parameters.values())
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = {argument.name for argument in arguments if argument.kind in kinds}
+    return type(optimizer)([parameter], **{name: known[name] for name in known if name in named})
+
+
+def _by_attributes(optimizer: Optimizer, parameter: nn.Parameter, options: dict[str, Any]) -> Optimizer:
+    """Without its constructor, with those of its attributes that are no more than values and functions."""
+    toy = object.__new__(type(optimizer))
+    ours = vars(Optimizer([nn.Parameter(torch.zeros(1))], {}))
+    vars(toy).update({name: value for name, value in vars(optimizer).items() if name not in ours and _is_plain(value)})
+    Optimizer.__init__(toy, [{**options, "params": [parameter]}], dict(optimizer.defaults))
+    return toy
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str | torch.dtype) or inspect.isroutine(value)

@@ -1,0 +1,63 @@
+"""What a recorder tells its user, each once."""
+
+from collections.abc import Mapping
+
+import torch.distributed as dist
+
+from attnwatch.capture import has_processes
+from attnwatch.messages import WarnOnce
+
+# After so many observed steps without a loss, the user is told what is missing; under a trainer it should be there.
+_STEPS_WITHOUT_LOSS = 50
+_STEPS_WITHOUT_LOSS_OF_TRAINER = 10
+
+
+class Notices:
+    """Warnings of a recorder.
+
+    Args:
+        under_trainer: a trainer's callback makes the calls, and says itself what is not observed.
+    """
+
+    def __init__(self, *, under_trainer: bool):
+        self._under_trainer = under_trainer
+        self._has_told_of_silence = under_trainer
+        self._warn = WarnOnce()
+
+    def of_silent_sites(self, silent: Mapping[str, str]) -> None:
+        """After the first observed step: sites whose forward ran although no call came, with the reasons."""
+        if self._has_told_of_silence:
+            return
+        self._has_told_of_silence = True
+        if silent:
+            listed = "; ".join(f"{site}: {reason}" for site, reason in list(silent.items())[:3])
+            more = f"; and {len(silent) - 3} more, see coverage()" if len(silent) > 3 else ""
+            self._warn(f"{len(silent)} attention sites are not observed. {listed}{more}")
+
+    def of_no_attention(self, why: str, step: int) -> None:
+        """After the first observed step: neither code nor calls have shown attention."""
+        if has_processes() and dist.get_rank() != 0:
+            return
+        self._warn(
+            f"nothing is observed: {why} None was called in step {step} either, the first that was looked at; training "
+            "goes on. Call one of them in the model's modules to have it observed"
+        )
+
+    def of_loss_outside_of_step(self) -> None:
+        self._warn(
+            "`record_loss` was called outside of a step, so that this loss is not kept: call it inside "
+            "`with recorder.step(global_step):`, or behind it and before the next one"
+        )
+
+    def of_missing_loss(self, num_observations: int) -> None:
+        """No loss came in so many observed steps."""
+        most = _STEPS_WITHOUT_LOSS_OF_TRAINER if self._under_trainer else _STEPS_WITHOUT_LOSS
+        if num_observations < most or (has_processes() and dist.get_rank() != 0):
+            return
+        remedy = "call recorder.record_loss(loss) in each step"
+        if self._under_trainer:
+            remedy = "return it from training_step"
+        self._warn(
+            f"no loss came in {most} observed steps, so that attention alone is judged, and not whether it stands "
+            f"still while the loss falls: {remedy}"
+        )

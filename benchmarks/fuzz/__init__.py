@@ -1,0 +1,1 @@
+"""Drawn attention calls, compared with float64."""
