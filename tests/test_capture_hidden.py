@@ -256,6 +256,7 @@ class Mlp(nn.Module):
         return self.linear(x).relu()
 
 
+@pytest.mark.logs_warnings
 def test_model_that_calls_no_attention_is_named_after_the_first_step():
     module, x = Mlp(), torch.randn(2, TOKENS, WIDTH)
     with AttentionRecorder(module, every_n_steps=1) as recorder:

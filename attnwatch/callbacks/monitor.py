@@ -157,7 +157,8 @@ class Monitor(TrainingPart):
         is_observing = self._recorder.is_observing
         if loss is not None:
             self._recorder.record_loss(loss)
-        if is_observing and not (self._recorder.has_seen_step or self._recorder.has_silent_sites):
+        is_silent = not (self._recorder.has_seen_step or self._recorder.has_silent_sites)
+        if is_observing and is_silent and self._recorder.sites:  # else the recorder says so
             self._warn_that_nothing_is_seen(run)
         # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at. All processes
         # flush at the same steps, whatever each has seen.

@@ -71,7 +71,7 @@ class Capture:
         self._seen: set[str] = set()
         self.num_calls = 0
         self._failed: set[str] = set()
-        self._forwards = Forwards(model, {site.name: site.module for site in self._readable})
+        self._forwards = Forwards(model, {site.name: site.module for site in self._sites.readable})
         self._patches = contextlib.ExitStack()
         self._query_masks: dict[Identity, Tensor | None] = {}
 
@@ -109,9 +109,7 @@ class Capture:
     def silent(self) -> dict[str, str]:
         """Sites whose forward ran while forwards were counted, though no call came, and why; those that train only."""
         ran = self._forwards.ran - self._seen - self._reasons.keys()
-        return {
-            name: self._said_of(name) for name in self._sites.names if name in ran and self._sites[name].module.training
-        }
+        return {name: self._said_of(name) for name in self._sites.names if name in ran and self.module(name).training}
 
     def _said_of(self, name: str) -> str:
         if name not in self._seen:
@@ -149,7 +147,7 @@ class Capture:
 
     @contextlib.contextmanager
     def arm(self, *, counts_forwards: bool = False):
-        """While it is open, calls reach the observer.
+        """While it is open, calls of this thread reach the observer.
 
         Args:
             counts_forwards: look at which forwards run, once, so that the coverage can tell why no call came.
@@ -205,7 +203,7 @@ class Capture:
     def _add(self, site: Site) -> None:
         is_expected = any(other.module is site.module for other in self._sites.expected)
         self._sites.add(site)
-        self._forwards.add(site)
+        self._forwards.add(site.name, site.module)
         if not self._is_attached or is_expected:
             return
         if self._sites.is_watched(site.name):
@@ -213,11 +211,6 @@ class Capture:
             self._watch(site)
         else:
             self._patches.enter_context(patched_functional((), [site]))
-
-    def _add_expected(self, name: str) -> None:
-        site = next(each for each in self._sites.expected if each.name == name)
-        self._sites.add(site)
-        self._forwards.add(site)
 
     def _watch(self, site: Site) -> None:
         self._patches.enter_context(patched_functional([site]))
@@ -228,7 +221,7 @@ class Capture:
         if site in self._failed:
             return
         if site not in self._sites:
-            self._add_expected(site)
+            self._add(next(each for each in self._sites.expected if each.name == site))
         reason = reading if isinstance(reading, str) else _why_not(reading)
         if reason:
             if has_gradient or site not in self._seen:  # else its training is observed, and only this call is not
@@ -249,7 +242,8 @@ class Capture:
 
     def begin(self, site: str) -> None:
         """The forward of a site begins, while armed."""
-        self._forwards.note(site)
+        if site in self._sites:
+            self._forwards.note(site)
 
     def _query_mask(self, reading: AttentionInputs) -> Tensor | None:
         """Layers are given the same mask: what it says of padding is asked once."""

@@ -191,8 +191,9 @@ def _with_values(mask: Tensor, device: torch.device) -> Tensor:
 
 
 def _enter(module: nn.Module, args: tuple, kwargs: dict) -> None:
-    given, number = None if torch.compiler.is_compiling() else (args, kwargs), site_id(module)
+    number = site_id(module)
     begin(number)
+    given = None if torch.compiler.is_compiling() else (args, kwargs)
     entered.enter(Entry(module, number, same_tokens=True, given=given))
 
 

@@ -55,11 +55,11 @@ class Forwards:
     @property
     def ran(self) -> frozenset[str]:
         """Names of the sites that have heads and whose forward ran."""
-        return frozenset(name for name in self._ran & self._sites.keys() if not _has_no_heads(self._sites[name]))
+        return frozenset(name for name in self._ran if not _has_no_heads(self._sites[name]))
 
-    def add(self, site: Site) -> None:
-        """One more site, which a call has shown."""
-        self._sites[site.name] = site.module
+    def add(self, name: str, module: nn.Module) -> None:
+        """A site that a call has shown."""
+        self._sites[name] = module
 
     def note(self, name: str) -> None:
         """The forward of this site has begun."""

@@ -36,10 +36,10 @@ def accept_pruned_state(model: nn.Module) -> RemovableHandle:
     Heads that the model does not have come back, as in `trainer.test(ckpt_path="best")` of a checkpoint from before a
     cut. Load before optimizers are made: they would hold parameters that are replaced.
 
+    Deep copies of the model take such states too. A pickle of it does not, so that it loads without attnwatch.
+
     `load_state_dict` raises a `ConfigurationError`, and leaves the model as it was, where a state dict has other heads
     than the model but not all that these need: one of adapters only, or a part of a sharded one.
-
-    Deep copies of the model take such states too. A pickle of it does not, so that it loads without attnwatch.
 
     Args:
         model: whose heads can be removed, or a module with such models in it.

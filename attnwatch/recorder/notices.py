@@ -34,6 +34,15 @@ class Notices:
             more = f"; and {len(silent) - 3} more, see coverage()" if len(silent) > 3 else ""
             self._warn(f"{len(silent)} attention sites are not observed. {listed}{more}")
 
+    def of_no_attention(self, why: str, step: int) -> None:
+        """After the first observed step: neither code nor calls have shown attention."""
+        if has_processes() and dist.get_rank() != 0:
+            return
+        self._warn(
+            f"nothing is observed: {why} None was called in step {step} either, the first that was looked at; training "
+            "goes on. Call one of them in the model's modules to have it observed"
+        )
+
     def of_loss_outside_of_step(self) -> None:
         self._warn(
             "`record_loss` was called outside of a step, so that this loss is not kept: call it inside "

@@ -40,3 +40,13 @@ class RecordingOptions:
     @property
     def observations_per_flush(self) -> int:
         return self.flush_every or max(_FEWEST_PER_FLUSH, _STEPS_PER_FLUSH // self.every_n_steps)
+
+    def is_due(self, step: int, last_step: int | None, last_due: int | None) -> bool:
+        """Whether a step is observed, after these last ones."""
+        if last_step is None:
+            return True
+        if step == last_step:  # another micro-batch
+            return step == last_due
+        if step < last_step:  # the run went back
+            return step % self.every_n_steps == 0
+        return step // self.every_n_steps > last_step // self.every_n_steps

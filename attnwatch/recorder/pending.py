@@ -99,6 +99,7 @@ class PendingSteps:
         self._passes = {site: Pass(*of) for site, of in state.get("passes", {}).items()}
 
     def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:
+        steps = steps if self._sites else []  # where no attention is known, there is nothing to tell
         packed = [sums for _, sums_by_site in steps for sums in sums_by_site.values()]
         if not packed:
             return []

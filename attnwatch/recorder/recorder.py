@@ -3,7 +3,6 @@
 import contextlib
 from collections.abc import Iterator, Sequence
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -11,7 +10,7 @@ from attnwatch.arguments import require_int
 from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, has_processes, head_shard
 from attnwatch.errors import ConfigurationError
 from attnwatch.messages import warn
-from attnwatch.metrics import AttentionInputs, stratified_rows
+from attnwatch.metrics import AttentionInputs
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
 from attnwatch.recorder.history import AttentionHistory
@@ -19,6 +18,7 @@ from attnwatch.recorder.notices import Notices
 from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
+from attnwatch.recorder.rows import QueryRows
 from attnwatch.states import check_format, with_format
 
 _STATE_FORMAT = 1
@@ -88,9 +88,8 @@ class AttentionRecorder:
         self._has_loss = False
         self._notices = Notices(under_trainer=under_trainer)
         self._steps_looked = 0
-        self._rows: dict[tuple[int, torch.device], Tensor] = {}
+        self._rows = QueryRows(seed, num_query_rows)
         self._capture = Capture(model, self._observe, sites=sites, may_grow=True)
-        self._is_explained = bool(self._capture.sites)  # or the user knows why nothing is seen
         self._processes = self._processes_of(self._capture.sites) if across_processes else None
         self._pending = PendingSteps(self._capture.sites, self._processes)
         self._group = CallGroup(self._receive, self._fail)
@@ -118,7 +117,8 @@ class AttentionRecorder:
             ConfigurationError: `global_step` is not an integer.
         """
         require_int("global_step", global_step, minimum=0)
-        self._observing, is_new = self._is_due(global_step), global_step != self._last_step
+        is_new = global_step != self._last_step
+        self._observing = self._options.is_due(global_step, self._last_step, self._last_due)
         self._last_step, self._has_step = global_step, True
         if not self._observing:
             yield
@@ -128,7 +128,7 @@ class AttentionRecorder:
         if is_new:
             self._look_no_longer_than_needed()
             self._last_due = global_step
-            self._rows.clear()
+            self._rows.begin(global_step)
             self._pending.finish()
             self._calls_before_step = self._capture.num_calls
         self._pending.open(global_step)
@@ -140,7 +140,8 @@ class AttentionRecorder:
         finally:
             self._group.compute()
         self._notices.of_silent_sites(self._capture.silent())
-        self._say_where_there_is_nothing()
+        if not self._capture.sites:
+            self._notices.of_no_attention(self._capture.why_none(), global_step)
 
     def record_loss(self, loss: Tensor | float) -> None:
         """Keep the training loss of this step, if it is observed (the mean, if called several times in it).
@@ -168,6 +169,11 @@ class AttentionRecorder:
     def has_silent_sites(self) -> bool:
         """Whether a site's forward ran although no call of attention came from it; `coverage` says why."""
         return bool(self._capture.silent())
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Names of the sites of the history: calls of a first observed step may show more than the code."""
+        return self._capture.sites
 
     @property
     def num_observations(self) -> int:
@@ -233,7 +239,7 @@ class AttentionRecorder:
         self._last_step, self._last_due = state["last_step"], state["last_due"]
         self._trained = set(state.get("trained", ()))
         self._observing = False
-        self._rows.clear()
+        self._rows.begin(self._last_due)
 
     def attach(self) -> None:
         """See the model's calls again after `close`. A new recorder is attached already."""
@@ -243,31 +249,12 @@ class AttentionRecorder:
         """Detach from the model and leave it as it was; the history stays."""
         self._capture.detach()
 
-    def _is_due(self, step: int) -> bool:
-        last, every = self._last_step, self._options.every_n_steps
-        if last is None:
-            return True
-        if step == last:  # another micro-batch
-            return step == self._last_due
-        if step < last:  # the run went back
-            return step % every == 0
-        return step // every > last // every
-
     def _look_no_longer_than_needed(self) -> None:
         """A first step in which attention was called tells where it is; of processes, a first flush."""
         self._steps_looked += 1
         is_settled = self._capture.has_seen_any if self._processes is None else self._processes.has_agreed
         if is_settled or self._steps_looked > _MOST_STEPS_TO_LOOK:
             self._capture.stop_looking()
-
-    def _say_where_there_is_nothing(self) -> None:
-        if self._is_explained or self._capture.sites:
-            return
-        self._is_explained = True
-        warn(
-            f"nothing is observed: {self._capture.why_none()} None was called in step {self._last_step} either, the "
-            "first that was looked at; training goes on. Call one of these in the model's modules to have it observed."
-        )
 
     def _adopt(self, sites: Sequence[str]) -> Sequence[str]:
         """Sites that calls have shown elsewhere. Returns all, in module order."""
@@ -300,7 +287,7 @@ class AttentionRecorder:
         if not self._pending.expects(site, of):
             return
         self._shards[site] = head_shard(self._capture.module(site), inputs.num_heads)
-        self._group.add((site, of), inputs, self._rows_of(inputs))
+        self._group.add((site, of), inputs, self._rows.of(inputs))
 
     def _receive(self, call: tuple[str, Pass], sums: Tensor) -> None:
         site, of = call
@@ -309,14 +296,3 @@ class AttentionRecorder:
 
     def _fail(self, call: tuple[str, Pass], error: Exception) -> None:
         self._capture.fail(call[0], error)
-
-    def _rows_of(self, inputs: AttentionInputs) -> Tensor:
-        """The query rows of this step: the same for all sites of equal length, the same when a run is resumed."""
-        key = (inputs.num_queries, inputs.query.device)
-        if key not in self._rows:
-            generator = torch.Generator().manual_seed(
-                hash((self._options.seed, self._last_due, inputs.num_queries)) % 2**63
-            )
-            rows = stratified_rows(inputs.num_queries, self._options.num_query_rows, generator)
-            self._rows[key] = rows.to(inputs.query.device, non_blocking=True)
-        return self._rows[key]
