@@ -69,7 +69,7 @@ def _pruner(model, optimizer, guard):
     importance = HeadImportance(model, criterion="weight")
     options = PruningOptions(0.5, "weight", 1, 2, 1, "layer", "auto", 1, guard, 0)
     return HeadPruner(
-        lambda: [(model, [optimizer])], importance, options, PruningSchedule((0.5,), (1,)), agree=of_the_first
+        lambda: [(model, [optimizer])], importance, options, PruningSchedule((1,), (0.5,)), agree=of_the_first
     )
 
 
