@@ -5,7 +5,6 @@ import os
 import random
 import sys
 import types
-from importlib import metadata
 
 import hypothesis
 import numpy as np
@@ -18,11 +17,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _let_torchvision_be_imported():
-    """Torchvision imports beside another torch than its own if the operators that it registers for are known."""
-    try:
-        metadata.version("torchvision")
-    except metadata.PackageNotFoundError:
-        return None
+    """Torchvision, which timm imports, works beside another torch than its own once this operator is declared.
+
+    It lies in a folder of its own (see the Makefile), as other libraries would import it without this.
+    """
+    sys.path.append(os.path.join(sys.prefix, "torchvision"))
     operators = torch.library.Library("torchvision", "DEF")
     operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
