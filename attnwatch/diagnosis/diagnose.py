@@ -17,6 +17,7 @@ from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.diagnosis.verdict import Diagnosis, Finding, FindingKind, RunStatus
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
+from attnwatch.recorder.history import num_steps
 
 _UNSTABLE = {FindingKind.NON_FINITE, FindingKind.EXPLODING_LOGITS, FindingKind.ENTROPY_COLLAPSE}
 # These bear on the status wherever they are, not only where they are widespread.
@@ -61,7 +62,7 @@ def diagnose(
     thresholds = thresholds or Thresholds().of_budget(total_steps)
     risk_model = risk_model or default_risk_model()
     if loss is not None:
-        history = dataclasses.replace(history, loss=_as_loss(loss, len(history)))
+        history = dataclasses.replace(history.without_memos(), loss=_as_loss(loss, len(history)))
     evidence = Evidence(history)
     if len(evidence) == 0:
         return Diagnosis(RunStatus.UNDETERMINED, (), -1)
@@ -73,7 +74,7 @@ def diagnose(
 
 def _findings(evidence: Evidence, outlook: Outlook, thresholds: Thresholds) -> list[Finding]:
     """What holds now, most severe first."""
-    enough = _is_enough(evidence.history, thresholds)
+    enough = _is_enough(evidence.steps, thresholds)
     symptoms = [symptom for symptom in (rule(evidence, thresholds) for rule in RULES) if symptom]
     findings = [
         _finding(symptom, is_note=_is_note(symptom, outlook, thresholds))
@@ -81,7 +82,7 @@ def _findings(evidence: Evidence, outlook: Outlook, thresholds: Thresholds) -> l
         if enough or symptom.kind in _AT_ONCE
     ]
     if enough and all(finding.is_note for finding in findings):
-        since = outlook.since_when_high(thresholds.patience, lambda history: _is_enough(history, thresholds))
+        since = outlook.since_when_high(thresholds.patience, lambda steps: _is_enough(steps, thresholds))
         findings += [] if since is None else [_unpromising(outlook, since)]
     return sorted(findings, key=lambda finding: (finding.is_note, -finding.severity))
 
@@ -110,7 +111,7 @@ def _status(findings: Sequence[Finding], outlook: Outlook, thresholds: Threshold
     decisive = {finding.kind for finding in findings if not finding.is_note}
     if decisive:
         return RunStatus.UNSTABLE if decisive & _UNSTABLE else RunStatus.NOT_CONVERGING
-    if not _is_enough(outlook.history, thresholds) or math.isnan(outlook.risk):
+    if not _is_enough(outlook.history.steps, thresholds) or math.isnan(outlook.risk):
         return RunStatus.UNDETERMINED
     return RunStatus.AT_RISK if outlook.is_high else RunStatus.HEALTHY
 
@@ -123,14 +124,14 @@ def _risk(findings: Sequence[Finding], outlook: Outlook, thresholds: Thresholds)
     risks = [finding.severity for finding in findings if not finding.is_note]
     if risks and np.isfinite(outlook.model.flag_at):
         risks.append(outlook.model.flag_at)
-    if _is_enough(outlook.history, thresholds) and not math.isnan(outlook.risk):
+    if _is_enough(outlook.history.steps, thresholds) and not math.isnan(outlook.risk):
         risks.append(outlook.risk)
     return max(risks, default=math.nan)
 
 
-def _is_enough(history: AttentionHistory, thresholds: Thresholds) -> bool:
-    """Whether more can be claimed than that values are not finite."""
-    return len(history) >= thresholds.min_observations and history.num_steps >= thresholds.min_steps
+def _is_enough(steps: np.ndarray, thresholds: Thresholds) -> bool:
+    """Whether more can be claimed, of a run that was observed at these steps, than what is known at once."""
+    return len(steps) >= thresholds.min_observations and num_steps(steps) >= thresholds.min_steps
 
 
 def _require(name: str, value: object, kind: type) -> None:

@@ -22,7 +22,7 @@ MOST = 4.0
 _LATE = 0.05  # share of the budget
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RiskModel:
     """Numbers come from `python -m benchmarks.verdicts --tune`, none by hand.
 
@@ -128,8 +128,12 @@ class Outlook:
     @cached_property
     def risk(self) -> float:
         """Nan where nothing can be said: too early, or not watched from the beginning."""
-        is_early = self._share is not None and self._share < self.model.shares[0]
-        return math.nan if is_early or self.begins_late else self.model.risk(self.history, self._share)
+        memo, given = self.history.memo(-1), (self.model, self.total_steps)
+        if memo.get("risk", (None,))[0] != given:
+            is_early = self._share is not None and self._share < self.model.shares[0]
+            is_unknown = is_early or self.begins_late
+            memo["risk"] = given, math.nan if is_unknown else self.model.risk(self.history, self._share)
+        return memo["risk"][1]
 
     @property
     def is_high(self) -> bool:
@@ -149,18 +153,29 @@ class Outlook:
         """See `RiskModel.contributions`."""
         return self.model.contributions(self.history, self._share)
 
-    def since_when_high(self, patience: int, is_enough: Callable[[AttentionHistory], bool]) -> int | None:
+    def since_when_high(self, patience: int, is_enough: Callable[[np.ndarray], bool]) -> int | None:
         """The step since which the risk has been high; None where it is not, or has not lasted.
 
         It has lasted where, since it was last low or too little was known, it has been high at two observations
         that are `patience` apart.
+
+        Args:
+            patience: in observations.
+            is_enough: whether a run that was observed at these steps is judged.
         """
-        high, outlook = [], self
-        while is_enough(outlook.history) and not outlook.is_low and not math.isnan(outlook.risk):
-            since = int(outlook.history.steps[-1])
-            high += [len(outlook.history)] if outlook.is_high else []
-            outlook = replace(outlook, history=outlook.history.first(len(outlook.history) - 1))
-        return since if high and high[0] - high[-1] >= patience else None
+        high, least, steps = [], _LEAVE * self.model.flag_at, self.history.steps
+        number = len(steps)
+        while is_enough(steps[:number]) and (risk := self._risk_after(number)) >= least:
+            high += [number] if risk >= self.model.flag_at else []
+            number -= 1
+        return int(steps[number]) if high and high[0] - high[-1] >= patience else None
+
+    def _risk_after(self, number: int) -> float:
+        """After so many observations."""
+        given, risk = self.history.memo(number - 1).get("risk", (None, math.nan))
+        if given == (self.model, self.total_steps):
+            return risk
+        return replace(self, history=self.history.first(number)).risk
 
     @property
     def _share(self) -> float | None:

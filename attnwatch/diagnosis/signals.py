@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from attnwatch.recorder import AttentionHistory
+from attnwatch.recorder import AttentionHistory, Values
 from attnwatch.reductions import nan_max, nan_mean, nan_min
 
 # Fewer observations say nothing of a change.
 MIN_OBSERVATIONS = 6
 _MOST_OBSERVATIONS = 100
 _MOST_AVERAGED = 10
-_MOST_HEADS = 4096
+_MOST_HEADS = 1024
 _LEAST_RECORDED = 0.75
 
 
@@ -41,7 +41,7 @@ class Signal:
 
 def movement(history: AttentionHistory) -> float:
     """How far the heads' normalized entropy has come since the start, in units of its noise."""
-    noise_variance = _mean(_noise_variance(_entropy_of_some_heads(history)))
+    noise_variance = _mean(_noise_variance(_some_heads(history, "normalized_entropy")))
     number = _ends(len(history))
     change = _mean(_last(history, "normalized_entropy", number), 0) - _mean(
         _first(history, "normalized_entropy", number), 0
@@ -59,7 +59,8 @@ def largest_logit(history: AttentionHistory) -> float:
 def logit_growth(history: AttentionHistory) -> float:
     """Spread of the logits now, relative to the start."""
     number = _ends(len(history))
-    now, start = _mean(_last(history, "logit_std", number)), _mean(_first(history, "logit_std", number))
+    totals = history.of_each_observation("total logit_std", _total_logit_std)
+    now, start = (each[:, 0].sum() / max(each[:, 1].sum(), 1) for each in (totals[-number:], totals[:number]))
     return float((now + 1e-5) / (start + 1e-5))
 
 
@@ -112,15 +113,17 @@ SIGNALS = (
 
 def numbers_of(history: AttentionHistory) -> np.ndarray:
     """[signals], in the units that people know; nan where something can't be said (yet)."""
-    selected = _evenly_spaced(history)
-    if len(selected) < MIN_OBSERVATIONS:
+    memo = history.memo(-1) if len(history) else {}
+    if "signals" not in memo:
+        memo["signals"] = _numbers(_evenly_spaced(history))
+    return memo["signals"]
+
+
+def _numbers(history: AttentionHistory) -> np.ndarray:
+    if len(history) < MIN_OBSERVATIONS:
         return np.full(len(SIGNALS), np.nan)
-    memo = history.memo(-1)
     with np.errstate(all="ignore"):
-        if "signals" not in memo:
-            memo["signals"] = {signal.name: signal.number(selected) for signal in SIGNALS if not signal.of_loss}
-        known = memo["signals"]
-        return np.array([signal.number(selected) if signal.of_loss else known[signal.name] for signal in SIGNALS])
+        return np.array([signal.number(history) for signal in SIGNALS])
 
 
 def signals_of(history: AttentionHistory) -> np.ndarray:
@@ -152,10 +155,16 @@ def _last(history: AttentionHistory, statistic: str, number: int) -> np.ndarray:
     return history.at(slice(len(history) - number, None))[statistic].reshape(number, -1).astype(np.float64)
 
 
-def _entropy_of_some_heads(history: AttentionHistory) -> np.ndarray:
-    """Normalized entropy, float64 [observations, heads]: of models with very many heads, evenly spread ones."""
-    entropy = history["normalized_entropy"].reshape(len(history), -1)
-    return entropy[:, :: -(-entropy.shape[1] // _MOST_HEADS)].astype(np.float64)
+def _some_heads(history: AttentionHistory, statistic: str) -> np.ndarray:
+    """Float64 [observations, heads]: of models with very many heads, evenly spread ones."""
+    heads = history[statistic].reshape(len(history), -1)
+    return heads[:, :: -(-heads.shape[1] // _MOST_HEADS)].astype(np.float64)
+
+
+def _total_logit_std(values: Values) -> np.ndarray:
+    """(sum over all heads, their number): [..., 2]."""
+    spread = values["logit_std"]
+    return np.stack([np.nansum(spread, axis=(-2, -1), dtype=np.float64), np.isfinite(spread).sum((-2, -1))], axis=-1)
 
 
 def _slope(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -99,8 +99,9 @@ class AttentionStatistics:
     """Statistics of one attention call, float32 tensors [heads].
 
     Means are over rows (of all sequences) that see at least two keys and whose logits are finite; nan where there
-    is no such row. `nonfinite` is also known where a mask hides all keys but one from every row. What a sink takes that a head has learned (gpt-oss) is in `sink_mass` and missing in `confidence`;
-    all other statistics are of the weights on tokens, which sum to one without it.
+    is no such row. `nonfinite` is also known where a mask hides all keys but one from every row. What a sink takes
+    that a head has learned (gpt-oss) is in `sink_mass` and missing in `confidence`; all other statistics are of the
+    weights on tokens, which sum to one without it.
     """
 
     entropy: Tensor = _declare(

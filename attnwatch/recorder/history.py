@@ -42,12 +42,12 @@ class AttentionHistory:
     @property
     def num_steps(self) -> int:
         """How many steps the observations stand for, each for those up to the next."""
-        return int(self.steps[-1] - self.steps[0]) + self.gap if len(self) else 0
+        return num_steps(self.steps)
 
     @property
     def gap(self) -> int:
         """Steps between two observations (median); 1 where there is only one."""
-        return int(np.median(np.diff(self.steps))) if len(self) > 1 else 1
+        return gap(self.steps)
 
     def __getitem__(self, statistic: str) -> np.ndarray:
         if statistic not in self.values:
@@ -64,6 +64,10 @@ class AttentionHistory:
     def until(self, step: int) -> "AttentionHistory":
         """What was observed up to this global step, the step itself included."""
         return self.first(int(np.searchsorted(self.steps, step, side="right")))
+
+    def without_memos(self) -> "AttentionHistory":
+        """The same, with nothing remembered of what was derived from it."""
+        return replace(self, values=SelectedValues(self.values, slice(None)))
 
     def first(self, number: int) -> "AttentionHistory":
         """The first `number` observations."""
@@ -139,3 +143,13 @@ class AttentionHistory:
             raise ValueError("its arrays have different lengths")
         if (np.diff(self.steps) <= 0).any():
             raise ValueError("its steps do not ascend")
+
+
+def num_steps(steps: np.ndarray) -> int:
+    """See `AttentionHistory.num_steps`."""
+    return int(steps[-1] - steps[0]) + gap(steps) if len(steps) else 0
+
+
+def gap(steps: np.ndarray) -> int:
+    """See `AttentionHistory.gap`."""
+    return int(np.median(np.diff(steps))) if len(steps) > 1 else 1
