@@ -97,6 +97,12 @@ def oracle_statistics(
     def is_valid(b: int, h: int, i: int) -> bool:
         return counts(b, h, i) and bool(matrix.visible_logits(b, h, i).isfinite().all())
 
+    def sees_one_of_several(b: int, h: int, i: int) -> bool:
+        """The row sees one key, as all others of its sequence do, although there are other tokens."""
+        is_token = query_mask is None or (bool(query_mask[b, i]) and query_mask[b].sum() >= 2)
+        is_alone = matrix.visible[b, h, i].sum() == 1 and not any(counts(b, h, other) for other in rows)
+        return is_token and is_alone and matrix.logits.shape[-1] >= 2
+
     per_head = []
     for h in range(heads):
         in_head = list(_indices(batch, [h], rows))
@@ -121,7 +127,7 @@ def oracle_statistics(
             [
                 torch.tensor(float(not matrix.visible_logits(*index).isfinite().all()), dtype=torch.float64)
                 for index in in_head
-                if counts(*index)
+                if counts(*index) or sees_one_of_several(*index)
             ]
         )
         per_head.append(values)

@@ -260,7 +260,7 @@ def test_collapse_is_unstable():
 def test_collapse_of_one_site_carries_its_numbers():
     (finding,) = diagnose(course(sites=[1], normalized_entropy=0.004)).findings
     assert finding.sites == ("layers.1.attn",)
-    assert finding.severity == pytest.approx(0.6)
+    assert (finding.is_note, finding.severity) == (True, 0.0)
     assert finding.evidence == pytest.approx({"normalized_entropy": 0.004})
     assert "(normalized entropy 0.0040)" in finding.message
 
@@ -472,7 +472,7 @@ def test_frozen_sites_are_named_with_their_numbers():
     (finding,) = diagnose(history).findings
     assert finding.sites == ("layers.1.attn",)
     assert finding.step == 600
-    assert finding.severity == pytest.approx(0.25)
+    assert (finding.is_note, finding.severity) == (True, 0.0)
     assert finding.evidence == pytest.approx({"normalized_entropy_drift": 0}, abs=1e-6)
     assert diagnose(up_to(history, 110)).findings[0].evidence == pytest.approx(
         {"normalized_entropy_drift": 2e-5}, rel=0.02
@@ -655,7 +655,7 @@ def test_current_findings_survive_as_plain_text():
     actions, resumed = FindingActions("warn"), FindingActions("warn")
     actions.new_findings(diagnosis)
     assert [type(kind) for kind in actions.state_dict()["current"]] == [str, str]
-    assert actions.state_dict() == {"format": 1, "current": ["non_finite", "uniform_attention"]}
+    assert actions.state_dict() == {"format": 1, "current": ["non_finite", "uniform_attention"], "notes": []}
     resumed.load_state_dict(actions.state_dict())
     assert resumed.new_findings(diagnosis) == []
     resumed.load_state_dict({"format": 1, "current": list(FindingKind)})

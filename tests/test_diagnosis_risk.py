@@ -194,7 +194,7 @@ def test_short_run_is_judged_after_a_tenth_of_it_and_a_very_short_one_not_at_all
 @pytest.mark.parametrize(("total_steps", "step"), [(20_000, 1990), (100_000, 1990), (1000, 190)])
 def test_uniform_attention_must_last_longer_than_a_warm_up(total_steps, step):
     still = dead(observations=400)
-    looks = [still.until(number) for number in range(10, 400, 5)]
+    looks = [still.first(number) for number in range(10, 400, 5)]
     found = [look.steps[-1] for look in looks if diagnose(look, total_steps=total_steps).findings]
     assert step <= found[0] <= step + 100
 
@@ -204,15 +204,21 @@ def test_uniform_attention_is_no_alarm_where_the_run_is_as_sound_ones_are():
     early = noisy(start=0.980, end=0.975, noise=1e-5, observations=30, max_logit=8.0, logit_std=np.linspace(1, 1.4, 30))
     rules = diagnose(early, total_steps=1000, risk_model=RiskModel.unknowing())
     assert [finding.kind for finding in rules.findings] == [FindingKind.UNIFORM_ATTENTION]
-    assert diagnose(early, total_steps=1000).findings == ()
+    diagnosis = diagnose(early, total_steps=1000)
+    assert [(finding.kind, finding.is_note) for finding in diagnosis.findings] == [
+        (FindingKind.UNIFORM_ATTENTION, True)
+    ]
+    assert diagnosis.status is RunStatus.HEALTHY
 
 
 def test_run_that_was_not_watched_from_its_beginning_is_not_judged_by_how_far_it_came():
     late = dead()
     late = dataclasses.replace(late, steps=late.steps + 1000)
-    assert diagnose(late, total_steps=2000).findings == ()
-    assert diagnose(late, total_steps=2000).risk == 0
-    assert diagnose(dataclasses.replace(late, steps=late.steps - 1000), total_steps=2000).findings
+    diagnosis = diagnose(late, total_steps=2000)
+    assert [finding.is_note for finding in diagnosis.findings] == [True]
+    assert diagnosis.status is RunStatus.UNDETERMINED
+    assert np.isnan(diagnosis.risk)
+    assert diagnose(dataclasses.replace(late, steps=late.steps - 1000), total_steps=2000).status.is_alarm
     collapsed = course(normalized_entropy=0.001)
     collapsed = dataclasses.replace(collapsed, steps=collapsed.steps + 1000)
     assert diagnose(collapsed, total_steps=2000).status is RunStatus.UNSTABLE
@@ -236,7 +242,7 @@ def test_high_risk_is_told_once_it_has_lasted():
     history, foresees = grows_at(50), model_of_logits()
     found = {}
     for number in range(40, 100):
-        diagnosis = diagnose(history.until(number), total_steps=1000, risk_model=foresees)
+        diagnosis = diagnose(history.first(number), total_steps=1000, risk_model=foresees)
         is_high = diagnosis.risk >= foresees.flag_at
         found[number] = (is_high, [finding.step for finding in diagnosis.findings])
     first_high = min(number for number, (is_high, _) in found.items() if is_high)

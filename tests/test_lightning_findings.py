@@ -2,12 +2,13 @@
 
 import math
 import sys
+import warnings
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from models import WIDTH, llama
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -446,3 +447,71 @@ def test_ctrl_c_is_never_swallowed():
         with pytest.raises(SystemExit):
             train(monitor, module, **options)
         assert len(module.losses) < 12
+
+
+# While the risk is not known
+
+
+class AllMetrics(pl.Callback):
+    def __init__(self):
+        self.risks = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.risks.append(float(trainer.callback_metrics["attention/risk"]))
+
+
+@pytest.mark.parametrize("options", [{}, {"check_finite": False}, {"strict": False}], ids=str)
+def test_early_stopping_on_risk_goes_on_while_it_is_not_known(options):
+    stopping = EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6, **options)
+    own = EarlyStopping("validation_loss", patience=10**6)
+    metrics, check_finite = AllMetrics(), stopping.check_finite
+    trainer, _ = train(AttentionMonitor(), epochs=3, callbacks=[stopping, own, metrics])
+    assert trainer.current_epoch == 3
+    assert np.isnan(metrics.risks).all()
+    assert stopping.check_finite is check_finite  # put back
+    assert own.check_finite is True
+
+
+def test_early_stopping_is_put_back_after_an_error():
+    def fail(module, batch_idx):
+        raise ValueError("mine")
+
+    stopping = EarlyStopping("attention/risk")
+    with pytest.raises(ValueError, match="mine"):
+        train(AttentionMonitor(), Llama(fail), callbacks=[stopping])
+    assert stopping.check_finite is True
+
+
+def test_checkpoints_are_kept_by_the_least_risk_once_it_is_known(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, monitor="attention/risk", mode="min", save_top_k=1)
+    thresholds = Thresholds(min_steps=20)
+    monitor, metrics = AttentionMonitor(every_n_steps=1, thresholds=thresholds, on_finding="ignore"), AllMetrics()
+    train(monitor, epochs=3, callbacks=[checkpoint, metrics], enable_checkpointing=True)
+    assert np.isnan(metrics.risks).tolist() == [True, False, False]
+    assert checkpoint.best_model_score == pytest.approx(min(metrics.risks[1:]))
+
+
+def flat_first_layer(module, batch_idx):
+    nn.init.zeros_(module.model.model.layers[0].self_attn.q_proj.weight)
+
+
+def test_note_neither_warns_nor_stops_and_looks_different(tmp_path):
+    logger, thresholds = TensorBoardLogger(tmp_path), Thresholds(min_steps=15, uniform_steps=10, widespread=0.9)
+    told, asked = [], []
+    for on_finding in (
+        "stop",
+        lambda finding, *_: told.append(finding.kind.value),
+        {"uniform_attention": lambda finding, *_: asked.append((finding.kind.value, finding.is_note))},
+    ):
+        monitor = AttentionMonitor(every_n_steps=1, thresholds=thresholds, on_finding=on_finding)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", AttnwatchWarning)
+            trainer, _ = train(monitor, Llama(flat_first_layer), steps=25, logger=logger)
+        (note,) = monitor.diagnosis.findings
+        assert (note.is_note, note.sites) == (True, ("model.model.layers.0.self_attn",))
+        assert trainer.global_step == 25
+    assert told == []
+    assert asked == [("uniform_attention", True)]
+    text = events_of(logger).Tensors("attention/diagnosis/text_summary")[-1].tensor_proto.string_val[0].decode()
+    assert "*Note (uniform attention), since step" in text
+    assert "severity" not in text

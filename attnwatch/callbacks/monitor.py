@@ -28,9 +28,10 @@ class Monitor(TrainingPart):
     Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
     the findings in words, Weights & Biases and MLflow the pictures. Numbers of the whole model
     (`attention/normalized_entropy`, `attention/risk`, …) are among the trainer's own metrics: in Lightning's
-    `trainer.callback_metrics`, for `EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6)` and
-    `ModelCheckpoint`, nan where nothing was observed; in the `trainer.state.log_history` of transformers. The history
-    travels in the checkpoint.
+    `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, nan where nothing was observed and before
+    the risk is known; in the `trainer.state.log_history` of transformers, where they are left out instead. An
+    `EarlyStopping("attention/risk")` lets nan pass while this monitor is attached. The history travels in the
+    checkpoint.
 
     Args:
         every_n_steps: observe the first step at or after each multiple of it.
@@ -39,7 +40,8 @@ class Monitor(TrainingPart):
         on_finding: what to do when something is found, once each time it comes up: `"warn"`, `"stop"` (warn and
             stop the training), `"ignore"` (it stays on the dashboard), a function of (finding, trainer, model), where
             Lightning's model is the LightningModule, or a mapping from kinds to one of these; kinds that are not in
-            it warn. A run that is resumed goes on past the finding that stopped it.
+            it warn. A run that is resumed goes on past the finding that stopped it. Notes (`Finding.is_note`) warn
+            nobody and stop nothing; a function hears of them only where it is given for their kind in a mapping.
         thresholds: of the diagnosis; None means the defaults.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
         figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than

@@ -17,9 +17,8 @@ def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
 
     Maxima are maxima over all heads, everything else is the mean. What was not observed is left out.
     """
-    numbers = {
-        statistic.tag: _summary(history[name][index].reshape(-1), statistic) for name, statistic in STATISTICS.items()
-    }
+    seen = history.at(np.array([index]))
+    numbers = {statistic.tag: _summary(seen[name].reshape(-1), statistic) for name, statistic in STATISTICS.items()}
     return _observed(numbers)
 
 
@@ -29,11 +28,11 @@ def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> di
     Of more than `max_sites` sites so many are shown, evenly spaced from the first to the last: a dashboard with
     thousands of curves shows nothing. All others are in the pictures and in the history.
     """
-    labels = site_labels(history.sites)
+    labels, seen = site_labels(history.sites), history.at(np.array([index]))
     numbers = {}
     for name, statistic in STATISTICS.items():
         if statistic.per_layer:
-            by_site = _summary(history[name][index], statistic)
+            by_site = _summary(seen[name][0], statistic)
             shown = evenly_spaced(len(labels), max_sites)
             numbers |= {f"attention_{name}/{labels[site]}": by_site[site] for site in shown}
     return _observed(numbers)

@@ -3,8 +3,9 @@
 import html
 import math
 import re
+from enum import Enum
 
-from attnwatch.diagnosis import Diagnosis
+from attnwatch.diagnosis import Diagnosis, Finding, RunStatus
 from attnwatch.explain.asking.answers import Answers
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
@@ -13,14 +14,26 @@ _CLAIM = "What it claims as its reason (text that it finds likely, not an explan
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
-    lines = [f"**{diagnosis.status.value.replace('_', ' ')}** · risk {diagnosis.risk:.2f} · step {diagnosis.step}"]
-    for finding in diagnosis.findings:
-        evidence = ", ".join(f"{name} = {value:.4g}" for name, value in finding.evidence.items())
-        lines.append(
-            f"- **{finding.kind.value.replace('_', ' ')}** since step {finding.step}, severity "
-            f"{finding.severity:.2f}: {finding.message}\n\n  {evidence}"
-        )
-    return "\n\n".join(lines)
+    """The verdict, then each finding in bold with its severity, then the notes in italics."""
+    risk = "not known yet" if math.isnan(diagnosis.risk) else f"{diagnosis.risk:.2f}"
+    watch = ", high, but not for long: watch it" if diagnosis.status is RunStatus.AT_RISK else ""
+    lines = [f"**{_words(diagnosis.status)}** · risk {risk}{watch} · step {diagnosis.step}"]
+    return "\n\n".join([*lines, *map(_finding_markdown, diagnosis.findings)])
+
+
+def _finding_markdown(finding: Finding) -> str:
+    evidence = ", ".join(f"{name} = {value:.4g}" for name, value in finding.evidence.items())
+    where = f"since step {finding.step}"
+    if finding.is_note:
+        head = f"- *Note ({_words(finding.kind)}), {where}: {finding.message}*"
+    else:
+        severity = f"severity {finding.severity:.2f}"
+        head = f"- **{_words(finding.kind)}** {where}, {severity}: {finding.message}"
+    return f"{head}\n\n  {evidence}" if evidence else head
+
+
+def _words(value: Enum) -> str:
+    return value.value.replace("_", " ")
 
 
 def answers_markdown(answers: Answers, most: int = 20) -> str:

@@ -1,29 +1,29 @@
 """From a history to a verdict."""
 
 import dataclasses
-import itertools
-import operator
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from attnwatch.arguments import require_int
-from attnwatch.diagnosis.remedies import REMEDIES
+from attnwatch.diagnosis.evidence import Evidence
+from attnwatch.diagnosis.remedies import NOTES, REMEDIES
 from attnwatch.diagnosis.risk import Outlook, RiskModel, default_risk_model
-from attnwatch.diagnosis.rules import RULES
-from attnwatch.diagnosis.signals import SIGNALS, signals_of
+from attnwatch.diagnosis.rules import RULES, Symptom
+from attnwatch.diagnosis.signals import SIGNALS, numbers_of
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.diagnosis.verdict import Diagnosis, Finding, FindingKind, RunStatus
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
+from attnwatch.recorder.history import num_steps
 
 _UNSTABLE = {FindingKind.NON_FINITE, FindingKind.EXPLODING_LOGITS, FindingKind.ENTROPY_COLLAPSE}
-# Unstable wherever they are, not only where they are widespread.
+# These bear on the status wherever they are, not only where they are widespread.
 _ANYWHERE = {FindingKind.NON_FINITE, FindingKind.EXPLODING_LOGITS}
-# The risk is high from `flag_at` on, and no longer below this share of it; followed back through so many looks.
-_LEAVE = 0.9
-_MOST_LOOKS = 20
+# These are known as soon as they are seen, however short the run was watched.
+_AT_ONCE = {FindingKind.NON_FINITE, FindingKind.BLIND_ATTENTION}
 
 
 def diagnose(
@@ -37,7 +37,8 @@ def diagnose(
     """Judge a run at the last step of its history, while it runs or from disk.
 
     Findings have patience and hysteresis: they come up after several observations in a row and do not flicker.
-    Before there is evidence the status is UNDETERMINED; only non-finite values are reported at once.
+    Before there is evidence the status is UNDETERMINED and the risk nan; only values that are not finite, and masks
+    that hide all keys but one, are reported sooner. Findings that do not bear on the status are notes.
 
     Args:
         history: what was recorded.
@@ -61,30 +62,76 @@ def diagnose(
     thresholds = thresholds or Thresholds().of_budget(total_steps)
     risk_model = risk_model or default_risk_model()
     if loss is not None:
-        history = dataclasses.replace(history, loss=_as_loss(loss, len(history)))
-    history = _observed_part(history)
-    if len(history) == 0:
+        history = dataclasses.replace(history.without_memos(), loss=_as_loss(loss, len(history)))
+    evidence = Evidence(history)
+    if len(evidence) == 0:
         return Diagnosis(RunStatus.UNDETERMINED, (), -1)
-    enough = _is_enough(history, thresholds)
-    outlook = Outlook(history, risk_model, total_steps)
-    risk = outlook.risk if enough else 0.0
-    found = [rule(history, thresholds) for rule in RULES]
-    findings = [finding for finding in found if finding and (enough or finding.kind is FindingKind.NON_FINITE)]
-    findings = [finding for finding in findings if not _is_no_alarm(finding, outlook, thresholds)]
-    status = _status(findings, history, thresholds, enough)
-    if status is RunStatus.HEALTHY:
-        since = _unpromising_since(outlook, thresholds)
-        if since is not None:
-            findings.append(_unpromising(outlook, since))
-            status = RunStatus.NOT_CONVERGING
-    findings.sort(key=lambda finding: -finding.severity)
-    risk = max([risk, *(finding.severity for finding in findings)])
-    return Diagnosis(status, tuple(findings), int(history.steps[-1]), risk)
+    outlook = Outlook(evidence.history, risk_model, total_steps)
+    findings = _findings(evidence, outlook, thresholds)
+    status = _status(findings, outlook, thresholds)
+    return Diagnosis(status, tuple(findings), int(evidence.steps[-1]), _risk(findings, outlook, thresholds))
 
 
-def _is_enough(history: AttentionHistory, thresholds: Thresholds) -> bool:
-    """Whether more can be claimed than that values are not finite."""
-    return len(history) >= thresholds.min_observations and history.num_steps >= thresholds.min_steps
+def _findings(evidence: Evidence, outlook: Outlook, thresholds: Thresholds) -> list[Finding]:
+    """What holds now, most severe first."""
+    enough = _is_enough(evidence.steps, thresholds)
+    symptoms = [symptom for symptom in (rule(evidence, thresholds) for rule in RULES) if symptom]
+    findings = [
+        _finding(symptom, is_note=_is_note(symptom, outlook, thresholds))
+        for symptom in symptoms
+        if enough or symptom.kind in _AT_ONCE
+    ]
+    if enough and all(finding.is_note for finding in findings):
+        since = outlook.since_when_high(thresholds.patience, lambda steps: _is_enough(steps, thresholds))
+        findings += [] if since is None else [_unpromising(outlook, since)]
+    return sorted(findings, key=lambda finding: (finding.is_note, -finding.severity))
+
+
+def _finding(symptom: Symptom, *, is_note: bool) -> Finding:
+    severity, words = (0.0, NOTES[symptom.kind]) if is_note else (symptom.severity, REMEDIES[symptom.kind])
+    message = f"{symptom.what}. {words}"
+    return Finding(symptom.kind, symptom.sites, symptom.step, severity, message, symptom.evidence, is_note)
+
+
+def _is_note(symptom: Symptom, outlook: Outlook, thresholds: Thresholds) -> bool:
+    """Whether it says nothing about the run as a whole.
+
+    Neither does attention that is uniform, in a run that is no worse than sound ones are when as much of it is over,
+    or where nobody knows how far attention has come: some layers of sound runs stay near uniform.
+    """
+    if symptom.kind in _ANYWHERE:
+        return False
+    if symptom.kind is FindingKind.FROZEN_ATTENTION or symptom.share < thresholds.widespread:
+        return True
+    is_uniform = symptom.kind is FindingKind.UNIFORM_ATTENTION
+    return is_uniform and (outlook.begins_late or (outlook.is_known and outlook.is_low))
+
+
+def _status(findings: Sequence[Finding], outlook: Outlook, thresholds: Thresholds) -> RunStatus:
+    decisive = {finding.kind for finding in findings if not finding.is_note}
+    if decisive:
+        return RunStatus.UNSTABLE if decisive & _UNSTABLE else RunStatus.NOT_CONVERGING
+    if not _is_enough(outlook.history.steps, thresholds) or math.isnan(outlook.risk):
+        return RunStatus.UNDETERMINED
+    return RunStatus.AT_RISK if outlook.is_high else RunStatus.HEALTHY
+
+
+def _risk(findings: Sequence[Finding], outlook: Outlook, thresholds: Thresholds) -> float:
+    """That of the outlook, or of the worst finding; of a run that is flagged at least that from which runs are flagged.
+
+    Nan before there is evidence.
+    """
+    risks = [finding.severity for finding in findings if not finding.is_note]
+    if risks and np.isfinite(outlook.model.flag_at):
+        risks.append(outlook.model.flag_at)
+    if _is_enough(outlook.history.steps, thresholds) and not math.isnan(outlook.risk):
+        risks.append(outlook.risk)
+    return max(risks, default=math.nan)
+
+
+def _is_enough(steps: np.ndarray, thresholds: Thresholds) -> bool:
+    """Whether more can be claimed, of a run that was observed at these steps, than what is known at once."""
+    return len(steps) >= thresholds.min_observations and num_steps(steps) >= thresholds.min_steps
 
 
 def _require(name: str, value: object, kind: type) -> None:
@@ -103,69 +150,11 @@ def _as_loss(loss: Sequence[float], number: int) -> np.ndarray:
     return values
 
 
-def _is_no_alarm(finding: Finding, outlook: Outlook, thresholds: Thresholds) -> bool:
-    """Attention that is uniform, in a run that is no worse than sound ones are when as much of it is over.
-
-    Neither is it an alarm where nobody knows how far attention has come: some layers of sound runs stay near uniform.
-    """
-    if finding.kind is not FindingKind.UNIFORM_ATTENTION or not _is_widespread(finding, outlook.history, thresholds):
-        return False
-    return outlook.begins_late or (outlook.is_known and outlook.risk < _LEAVE * outlook.model.flag_at)
-
-
-def _is_widespread(finding: Finding, history: AttentionHistory, thresholds: Thresholds) -> bool:
-    return len(finding.sites) >= thresholds.widespread * len(history.sites)
-
-
-def _unpromising_since(outlook: Outlook, thresholds: Thresholds) -> int | None:
-    """The step since which the risk is high; None where it is not, or was not `patience` observations ago."""
-    looks = []
-    while len(looks) < _MOST_LOOKS and len(outlook.history) and _is_enough(outlook.history, thresholds):
-        if outlook.risk < _LEAVE * outlook.model.flag_at:
-            break
-        looks.append(outlook)
-        outlook = outlook.before(thresholds.patience)
-    is_high = [look.risk >= look.model.flag_at for look in looks]
-    if not any(itertools.starmap(operator.and_, itertools.pairwise(is_high))):
-        return None
-    return int(looks[-1].history.steps[-1])
-
-
 def _unpromising(outlook: Outlook, since: int) -> Finding:
     """No rule says why, but the run as a whole is more like runs that failed than like sound ones."""
     reasons = outlook.reasons
     what = ", ".join(list(reasons)[:3]) or "nothing speaks for it"
     message = f"Of runs like this one about {outlook.risk:.0%} fail: {what}. {REMEDIES[FindingKind.UNPROMISING]}"
-    numbers = zip((signal.name for signal in SIGNALS), signals_of(outlook.history).tolist(), strict=True)
+    numbers = zip((signal.name for signal in SIGNALS), numbers_of(outlook.history).tolist(), strict=True)
     evidence = {name: number for name, number in numbers if np.isfinite(number)}
     return Finding(FindingKind.UNPROMISING, (), since, outlook.risk, message, evidence)
-
-
-def _observed_part(history: AttentionHistory) -> AttentionHistory:
-    """Without sites and steps at which nothing was observed."""
-    observed = (np.isfinite(history["nonfinite"]) | np.isfinite(history["normalized_entropy"])).any(2)
-    steps, sites = observed.any(1), observed.any(0)
-    if steps.all() and sites.all():
-        return history
-    return dataclasses.replace(
-        history,
-        steps=history.steps[steps],
-        sites=tuple(np.array(history.sites, dtype=object)[sites]),
-        values={name: values[steps][:, sites] for name, values in history.values.items()},
-        loss=history.loss[steps],
-    )
-
-
-def _status(findings: Sequence[Finding], history: AttentionHistory, thresholds: Thresholds, enough: bool) -> RunStatus:
-    decisive = {
-        finding.kind
-        for finding in findings
-        if finding.kind in _ANYWHERE or _is_widespread(finding, history, thresholds)
-    }
-    if decisive & _UNSTABLE:
-        return RunStatus.UNSTABLE
-    if not enough:
-        return RunStatus.UNDETERMINED
-    if FindingKind.UNIFORM_ATTENTION in decisive:
-        return RunStatus.NOT_CONVERGING
-    return RunStatus.HEALTHY

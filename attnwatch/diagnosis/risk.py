@@ -5,7 +5,8 @@ The distances, each at most `MOST`, are weighted, added up, and passed through t
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib.resources import files
@@ -21,7 +22,7 @@ MOST = 4.0
 _LATE = 0.05  # share of the budget
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RiskModel:
     """Numbers come from `python -m benchmarks.verdicts --tune`, none by hand.
 
@@ -100,9 +101,13 @@ class RiskModel:
         return cls(**arrays, offset=stored["offset"], flag_at=stored["flag_at"])
 
 
+# A risk is high from `flag_at` on, and no longer below this share of it.
+_LEAVE = 0.9
+
+
 @dataclass(frozen=True)
 class Outlook:
-    """How likely a run is to fail, when so much of it was seen.
+    """How likely a run is to fail, by what was seen of it.
 
     Attributes:
         history: of what was seen.
@@ -117,27 +122,60 @@ class Outlook:
     @property
     def is_known(self) -> bool:
         """Whether it is known what sound runs have by now: from the first of the model's shares on."""
-        return self._share is not None and self._share >= self.model.shares[0] and np.isfinite(self.model.flag_at)
+        is_late_enough = self._share is not None and self._share >= self.model.shares[0]
+        return bool(is_late_enough and np.isfinite(self.model.flag_at))
 
     @cached_property
     def risk(self) -> float:
-        """0 where nothing can be said: too early, or not watched from the beginning."""
-        is_early = self._share is not None and self._share < self.model.shares[0]
-        return 0.0 if is_early or self.begins_late else self.model.risk(self.history, self._share)
+        """Nan where nothing can be said: too early, or not watched from the beginning."""
+        memo, given = self.history.memo(-1), (self.model, self.total_steps)
+        if memo.get("risk", (None,))[0] != given:
+            is_early = self._share is not None and self._share < self.model.shares[0]
+            is_unknown = is_early or self.begins_late
+            memo["risk"] = given, math.nan if is_unknown else self.model.risk(self.history, self._share)
+        return memo["risk"][1]
+
+    @property
+    def is_high(self) -> bool:
+        return self.risk >= self.model.flag_at
+
+    @property
+    def is_low(self) -> bool:
+        return self.risk < _LEAVE * self.model.flag_at
 
     @property
     def begins_late(self) -> bool:
         """Whether the run was not watched from its beginning, so that nobody knows how far it has come."""
-        return self.total_steps is not None and self.history.steps[0] > _LATE * self.total_steps
+        return self.total_steps is not None and bool(self.history.steps[0] > _LATE * self.total_steps)
 
     @property
     def reasons(self) -> dict[str, float]:
         """See `RiskModel.contributions`."""
         return self.model.contributions(self.history, self._share)
 
-    def before(self, observations: int) -> "Outlook":
-        """So many observations ago."""
-        return replace(self, history=self.history.until(len(self.history) - observations))
+    def since_when_high(self, patience: int, is_enough: Callable[[np.ndarray], bool]) -> int | None:
+        """The step since which the risk has been high; None where it is not, or has not lasted.
+
+        It has lasted where, since it was last low or too little was known, it has been high at two observations
+        that are `patience` apart.
+
+        Args:
+            patience: in observations.
+            is_enough: whether a run that was observed at these steps is judged.
+        """
+        high, least, steps = [], _LEAVE * self.model.flag_at, self.history.steps
+        number = len(steps)
+        while is_enough(steps[:number]) and (risk := self._risk_after(number)) >= least:
+            high += [number] if risk >= self.model.flag_at else []
+            number -= 1
+        return int(steps[number]) if high and high[0] - high[-1] >= patience else None
+
+    def _risk_after(self, number: int) -> float:
+        """After so many observations."""
+        given, risk = self.history.memo(number - 1).get("risk", (None, math.nan))
+        if given == (self.model, self.total_steps):
+            return risk
+        return replace(self, history=self.history.first(number)).risk
 
     @property
     def _share(self) -> float | None:

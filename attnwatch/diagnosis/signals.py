@@ -4,17 +4,18 @@ Each is declared once; the risk model and its tuning follow from the declaration
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from attnwatch.recorder import AttentionHistory
+from attnwatch.recorder import AttentionHistory, Values
 from attnwatch.reductions import nan_max, nan_mean, nan_min
 
 # Fewer observations say nothing of a change.
 MIN_OBSERVATIONS = 6
 _MOST_OBSERVATIONS = 100
 _MOST_AVERAGED = 10
+_MOST_HEADS = 1024
 _LEAST_RECORDED = 0.75
 
 
@@ -24,49 +25,67 @@ class Signal:
 
     Attributes:
         name: of the signal.
-        value: of a history of at least `MIN_OBSERVATIONS`; nan where it can't be said.
+        number: of a history of at least `MIN_OBSERVATIONS`, in a unit that people know; nan where it can't be said.
+        scale: turns the number into what the risk model reads; odd or logarithmic, so that ranges are of one width.
         below, above: what it means to be below, or above, what sound runs have; "" where it means nothing.
+        of_loss: it is of the loss, and not of attention.
     """
 
     name: str
-    value: Callable[[AttentionHistory], float]
+    number: Callable[[AttentionHistory], float]
+    scale: Callable[[float], float]
     below: str = ""
     above: str = ""
+    of_loss: bool = False
 
 
 def movement(history: AttentionHistory) -> float:
-    """log10 of how far the heads' normalized entropy has come since the start, in units of its noise."""
-    entropy = _entropy(history)
-    noise = np.sqrt(_mean(_noise_variance(entropy)))
-    return float(np.log10((_distance(entropy) + 1e-5) / (noise + 1e-5)))
+    """How far the heads' normalized entropy has come since the start, in units of its noise."""
+    noise_variance = _mean(_noise_variance(_some_heads(history, "normalized_entropy")))
+    number = _ends(len(history))
+    change = _mean(_last(history, "normalized_entropy", number), 0) - _mean(
+        _first(history, "normalized_entropy", number), 0
+    )
+    # Root mean square over heads, without what noise alone would show.
+    distance = np.sqrt(max(_mean(change**2) - 2 * noise_variance / number, 0.0))
+    return float((distance + 1e-5) / (np.sqrt(noise_variance) + 1e-5))
 
 
 def largest_logit(history: AttentionHistory) -> float:
-    """log10 of the largest attention logit now, of the head where it is largest."""
-    logits = history["max_logit"].reshape(len(history), -1)
-    return float(np.log10(max(nan_max(_mean(logits[-_ends(len(logits)) :], 0)), 1e-3)))
+    """The largest attention logit now, of the head where it is largest."""
+    return float(nan_max(_mean(_last(history, "max_logit", _ends(len(history))), 0)))
 
 
 def logit_growth(history: AttentionHistory) -> float:
-    """log10 of the spread of the logits now, relative to the start."""
-    spread = history["logit_std"].reshape(len(history), -1)
-    number = _ends(len(spread))
-    return float(np.log10((_mean(spread[-number:]) + 1e-5) / (_mean(spread[:number]) + 1e-5)))
+    """Spread of the logits now, relative to the start."""
+    number = _ends(len(history))
+    totals = history.of_each_observation("total logit_std", _total_logit_std)
+    now, start = (each[:, 0].sum() / max(each[:, 1].sum(), 1) for each in (totals[-number:], totals[:number]))
+    return float((now + 1e-5) / (start + 1e-5))
 
 
 def loss_trend(history: AttentionHistory) -> float:
-    """Fall of the loss in the second half, in standard errors t, as sign(t) · log(1 + |t|)."""
+    """Fall of the loss in the second half, in standard errors."""
     slope, error = _slope(_recent_loss(history)[:, None])
-    fall = -float(slope[0]) / (float(error[0]) + 1e-9)
-    return float(np.sign(fall) * np.log1p(abs(fall)))
+    return -float(slope[0]) / (float(error[0]) + 1e-9)
 
 
 def loss_noise(history: AttentionHistory) -> float:
-    """log10 of the noise of log loss from step to step, in the second half; nan for a loss that is not above 0."""
+    """Noise of log loss from step to step, in the second half; nan for a loss that is not above 0."""
     loss = _recent_loss(history)
     logs = np.log(loss) if nan_min(loss) > 0 else np.full_like(loss, np.nan)
     second = logs[2:] - 2 * logs[1:-1] + logs[:-2]
-    return float(np.log10(np.sqrt(_median(second**2) / 6) + 1e-5))
+    return float(np.sqrt(_median(second**2) / 6) + 1e-5)
+
+
+def _log_of_errors(errors: float) -> float:
+    """sign(t) · log(1 + |t|)."""
+    return float(np.sign(errors) * np.log1p(abs(errors)))
+
+
+def _log_of_logit(logit: float) -> float:
+    """Small and negative ones are the same."""
+    return float(np.log10(max(logit, 1e-3)))
 
 
 def _recent_loss(history: AttentionHistory) -> np.ndarray:
@@ -76,21 +95,42 @@ def _recent_loss(history: AttentionHistory) -> np.ndarray:
 
 
 SIGNALS = (
-    Signal("movement", movement, below="attention hardly moves"),
-    Signal("largest_logit", largest_logit, "queries hardly tell keys apart", "attention logits are large"),
-    Signal("logit_growth", logit_growth, "attention loses its contrast", "attention logits spread fast"),
-    Signal("loss_trend", loss_trend, below="the loss does not fall"),
-    Signal("loss_noise", loss_noise, below="the loss has no noise, as if the same data came again"),
+    Signal("movement", movement, np.log10, below="attention hardly moves"),
+    Signal(
+        "largest_logit", largest_logit, _log_of_logit, "queries hardly tell keys apart", "attention logits are large"
+    ),
+    Signal("logit_growth", logit_growth, np.log10, "attention loses its contrast", "attention logits spread fast"),
+    Signal("loss_trend", loss_trend, _log_of_errors, below="the loss does not fall", of_loss=True),
+    Signal(
+        "loss_noise",
+        loss_noise,
+        np.log10,
+        below="the loss has no noise, as if the same data came again",
+        of_loss=True,
+    ),
 )
 
 
-def signals_of(history: AttentionHistory) -> np.ndarray:
-    """[signals], nan where something can't be said (yet)."""
-    history = _evenly_spaced(history)
+def numbers_of(history: AttentionHistory) -> np.ndarray:
+    """[signals], in the units that people know; nan where something can't be said (yet)."""
+    memo = history.memo(-1) if len(history) else {}
+    if "signals" not in memo:
+        memo["signals"] = _numbers(_evenly_spaced(history))
+    return memo["signals"]
+
+
+def _numbers(history: AttentionHistory) -> np.ndarray:
     if len(history) < MIN_OBSERVATIONS:
         return np.full(len(SIGNALS), np.nan)
     with np.errstate(all="ignore"):
-        return np.array([signal.value(history) for signal in SIGNALS])
+        return np.array([signal.number(history) for signal in SIGNALS])
+
+
+def signals_of(history: AttentionHistory) -> np.ndarray:
+    """[signals], as the risk model reads them; nan where something can't be said (yet)."""
+    numbers = numbers_of(history)
+    with np.errstate(all="ignore"):
+        return np.array([signal.scale(number) for signal, number in zip(SIGNALS, numbers, strict=True)])
 
 
 def _evenly_spaced(history: AttentionHistory) -> AttentionHistory:
@@ -102,13 +142,29 @@ def _evenly_spaced(history: AttentionHistory) -> AttentionHistory:
     grid = np.linspace(steps[0], steps[-1], number)
     after = np.searchsorted(steps, grid).clip(1, len(steps) - 1)
     nearest = np.unique(np.where(grid - steps[after - 1] <= steps[after] - grid, after - 1, after))
-    values = {name: array[nearest] for name, array in history.values.items()}
-    return replace(history, steps=steps[nearest], values=values, loss=history.loss[nearest])
+    return history.at(nearest)
 
 
-def _entropy(history: AttentionHistory) -> np.ndarray:
-    """Normalized entropy, float64 [observations, sites · heads]."""
-    return history["normalized_entropy"].reshape(len(history), -1).astype(np.float64)
+def _first(history: AttentionHistory, statistic: str, number: int) -> np.ndarray:
+    """Of the first observations: float64 [number, sites · heads]."""
+    return history.at(slice(number))[statistic].reshape(number, -1).astype(np.float64)
+
+
+def _last(history: AttentionHistory, statistic: str, number: int) -> np.ndarray:
+    """Of the last observations: float64 [number, sites · heads]."""
+    return history.at(slice(len(history) - number, None))[statistic].reshape(number, -1).astype(np.float64)
+
+
+def _some_heads(history: AttentionHistory, statistic: str) -> np.ndarray:
+    """Float64 [observations, heads]: of models with very many heads, evenly spread ones."""
+    heads = history[statistic].reshape(len(history), -1)
+    return heads[:, :: -(-heads.shape[1] // _MOST_HEADS)].astype(np.float64)
+
+
+def _total_logit_std(values: Values) -> np.ndarray:
+    """(sum over all heads, their number): [..., 2]."""
+    spread = values["logit_std"]
+    return np.stack([np.nansum(spread, axis=(-2, -1), dtype=np.float64), np.isfinite(spread).sum((-2, -1))], axis=-1)
 
 
 def _slope(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -123,13 +179,6 @@ def _slope(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _ends(number: int) -> int:
     """How many observations are averaged at either end."""
     return max(2, min(_MOST_AVERAGED, number // 4))
-
-
-def _distance(entropy: np.ndarray) -> float:
-    """Root mean square over heads of the change since the start, without what noise alone would show."""
-    number = _ends(len(entropy))
-    change = _mean(entropy[-number:], 0) - _mean(entropy[:number], 0)
-    return float(np.sqrt(max(_mean(change**2) - 2 * _mean(_noise_variance(entropy)) / number, 0.0)))
 
 
 def _noise_variance(entropy: np.ndarray) -> np.ndarray:

@@ -99,9 +99,9 @@ class AttentionStatistics:
     """Statistics of one attention call, float32 tensors [heads].
 
     Means are over rows (of all sequences) that see at least two keys and whose logits are finite; nan where there
-    is no such row. Logits beyond 1e30 count as infinite where float32 is computed in. What a sink takes that a head
-    has learned (gpt-oss) is in `sink_mass` and missing in `confidence`; all other statistics are of the weights on
-    tokens, which sum to one without it.
+    is no such row. `nonfinite` is also known where a mask hides all keys but one from every row. Logits beyond 1e30
+    count as infinite in float32. What a sink takes that a head has learned (gpt-oss) is in `sink_mass` and missing in
+    `confidence`; all other statistics are of the weights on tokens, which sum to one without it.
     """
 
     entropy: Tensor = _declare(
@@ -189,7 +189,7 @@ class AttentionStatistics:
         "any visible z_j is nan or inf",
         "share of rows with a logit that is nan or infinite",
         lambda rows: (~rows.is_finite).to(rows.max_logit.dtype),
-        weights=lambda rows: rows.counts,
+        weights=lambda rows: rows.counts_as_finite,
     )
     num_rows: int
 

@@ -68,6 +68,21 @@ class AttentionRows:
         return counts if query_mask is None else counts & query_mask[:, None, self.rows]
 
     @cached_property
+    def counts_as_finite(self) -> Tensor:
+        """Bool: the row counts; of sequences in which none does, rows that see one key although there are others.
+
+        Self-attention only. So `nonfinite` is known, and the other statistics are not, where a mask hides all keys but
+        one from every row; sequences of one token, and queries over the keys of something else, say nothing of a mask.
+        """
+        if not self.inputs.has_positions or self.inputs.num_keys < 2:
+            return self.counts
+        sees_one = (self.num_visible == 1).expand(self.shape[:3]) & ~self.counts.any(-1, keepdim=True)
+        query_mask = self.inputs.query_mask
+        if query_mask is not None:
+            sees_one = sees_one & (query_mask[:, self.rows] & (query_mask.sum(-1, keepdim=True) >= 2))[:, None]
+        return self.counts | sees_one
+
+    @cached_property
     def valid(self) -> Tensor:
         """Bool: the row counts and all its visible logits are finite."""
         return self.counts & self.is_finite

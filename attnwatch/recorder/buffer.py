@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,21 +9,7 @@ import torch
 from attnwatch.errors import ConfigurationError
 from attnwatch.metrics import STATISTICS
 from attnwatch.recorder.history import AttentionHistory
-
-
-@dataclass(frozen=True)
-class Observation:
-    """What was seen at one step.
-
-    Attributes:
-        step: the global step.
-        values: float32 [statistics, sites, heads], in the order of `STATISTICS`.
-        loss: nan where it was not recorded.
-    """
-
-    step: int
-    values: np.ndarray
-    loss: float
+from attnwatch.recorder.lazy import Observation, ObservedValues
 
 
 class HistoryBuffer:
@@ -68,14 +53,10 @@ class HistoryBuffer:
         end = latest[0].step if latest else math.inf
         observations = [*(observation for _, observation in self._numbered if observation.step < end), *latest]
         heads = max((observation.values.shape[2] for observation in observations), default=0)
-        shape = (len(observations), len(STATISTICS), len(self.sites), heads)
-        stacked = np.full(shape, np.nan, dtype=np.float32)
-        for row, observation in zip(stacked, observations, strict=True):
-            row[:, :, : observation.values.shape[2]] = observation.values
         return AttentionHistory(
             steps=np.array([observation.step for observation in observations], dtype=np.int64),
             sites=self.sites,
-            values={name: stacked[:, index] for index, name in enumerate(STATISTICS)},
+            values=ObservedValues(observations, len(self.sites), heads),
             loss=np.array([observation.loss for observation in observations], dtype=np.float64),
             coverage=dict(coverage),
         )

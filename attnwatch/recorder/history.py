@@ -4,14 +4,16 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.files import replaced_file
 from attnwatch.metrics import STATISTICS
+from attnwatch.recorder.lazy import ObservedValues, SelectedValues, Values
 
 _FORMAT = 1
 
@@ -40,12 +42,12 @@ class AttentionHistory:
     @property
     def num_steps(self) -> int:
         """How many steps the observations stand for, each for those up to the next."""
-        return int(self.steps[-1] - self.steps[0]) + self.gap if len(self) else 0
+        return num_steps(self.steps)
 
     @property
     def gap(self) -> int:
         """Steps between two observations (median); 1 where there is only one."""
-        return int(np.median(np.diff(self.steps))) if len(self) > 1 else 1
+        return gap(self.steps)
 
     def __getitem__(self, statistic: str) -> np.ndarray:
         if statistic not in self.values:
@@ -59,11 +61,42 @@ class AttentionHistory:
     def __len__(self) -> int:
         return len(self.steps)
 
-    def until(self, number: int) -> "AttentionHistory":
-        """The first so many observations."""
-        number = max(number, 0)
-        values = {name: array[:number] for name, array in self.values.items()}
-        return replace(self, steps=self.steps[:number], values=values, loss=self.loss[:number])
+    def until(self, step: int) -> "AttentionHistory":
+        """What was observed up to this global step, the step itself included."""
+        return self.first(int(np.searchsorted(self.steps, step, side="right")))
+
+    def without_memos(self) -> "AttentionHistory":
+        """The same, with nothing remembered of what was derived from it."""
+        return replace(self, values=SelectedValues(self.values, slice(None)))
+
+    def first(self, number: int) -> "AttentionHistory":
+        """The first `number` observations."""
+        return self.at(slice(max(number, 0)))
+
+    def at(self, observations: np.ndarray | slice) -> "AttentionHistory":
+        """Some of the observations, by index or as a bool mask. Arrays are copied when they are read."""
+        is_observed = isinstance(self.values, ObservedValues)
+        values = self.values.at(observations) if is_observed else SelectedValues(self.values, observations)
+        return replace(self, steps=self.steps[observations], values=values, loss=self.loss[observations])
+
+    def of_each_observation(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
+        """`function` of the arrays of each observation, stacked: [steps, …].
+
+        A recorder's observations remember the result, so that it is computed once for each.
+
+        Args:
+            key: of what is computed.
+            function: from arrays [..., sites, heads] by statistic to an array whose leading dimensions are theirs.
+        """
+        if isinstance(self.values, ObservedValues) and not self.values.is_read and len(self):
+            return self.values.of_each(key, function)
+        return function(self.values)
+
+    def memo(self, index: int) -> dict[Hashable, Any]:
+        """Where to keep what is derived from the observations up to this one; empty where they may have changed."""
+        if isinstance(self.values, ObservedValues) and not self.values.is_read:
+            return self.values.observations[index].memo
+        return {}
 
     def save(self, path: str | os.PathLike) -> None:
         """Write one .npz file. A file that is already there is replaced only when the new one is complete."""
@@ -110,3 +143,13 @@ class AttentionHistory:
             raise ValueError("its arrays have different lengths")
         if (np.diff(self.steps) <= 0).any():
             raise ValueError("its steps do not ascend")
+
+
+def num_steps(steps: np.ndarray) -> int:
+    """See `AttentionHistory.num_steps`."""
+    return int(steps[-1] - steps[0]) + gap(steps) if len(steps) else 0
+
+
+def gap(steps: np.ndarray) -> int:
+    """See `AttentionHistory.gap`."""
+    return int(np.median(np.diff(steps))) if len(steps) > 1 else 1

@@ -13,7 +13,7 @@ from benchmarks.verdicts.runs import Run
 from benchmarks.verdicts.scores import Judge, Numbers
 from benchmarks.verdicts.tune import SHARES, tune
 
-OF_LOSS = np.array([signal.name.startswith("loss") for signal in SIGNALS])
+OF_LOSS = np.array([signal.of_loss for signal in SIGNALS])
 
 
 class Signals:
@@ -70,4 +70,4 @@ class Rules:
 
     def risks(self, name: str, risks: np.ndarray) -> np.ndarray:
         """As `diagnose` tells them."""
-        return np.maximum(self._risks[name], risks)
+        return np.fmax(self._risks[name], risks)

@@ -92,7 +92,8 @@ def _as_diagnosed(diagnosed: Mapping[str, Sequence[Diagnosis]]) -> Foresight:
     foresight = Foresight()
     for name, each in diagnosed.items():
         foresight.flags[name] = np.array([diagnosis.status.is_alarm for diagnosis in each])
-        foresight.numbers[name] = np.array([diagnosis.risk for diagnosis in each])
+        # Where the risk is not known, nothing speaks against the run.
+        foresight.numbers[name] = np.nan_to_num([diagnosis.risk for diagnosis in each], nan=0.0)
         foresight.alarms[name] = first_look(foresight.flags[name])
     return foresight
 
@@ -153,7 +154,7 @@ def _kinds(
     confusion: dict[str, Counter] = {}
     right: dict[str, list[bool]] = {}
     for run in runs:
-        kinds = [finding.kind.value for finding in diagnosed[run.name][look].findings]
+        kinds = [finding.kind.value for finding in diagnosed[run.name][look].findings if not finding.is_note]
         for kind in kinds:
             right.setdefault(kind, []).append(outcomes[run.name])
         if run.recipe.fault and outcomes[run.name]:

@@ -55,9 +55,7 @@ class Run:
     def until(self, share: float) -> "Run":
         """What there was to see when this share of the budget was over."""
         last = share * self.budget
-        seen = self.history.steps < last
-        values = {name: array[seen] for name, array in self.history.values.items()}
-        history = replace(self.history, steps=self.history.steps[seen], values=values, loss=self.history.loss[seen])
+        history = self.history.at(self.history.steps < last)
         steps = slice(0, int(last))
         return replace(self, history=history, losses=self.losses[steps], gradient_norms=self.gradient_norms[steps])
 

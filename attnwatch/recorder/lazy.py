@@ -1,0 +1,113 @@
+"""Arrays of a history that are copied when they are first read, and not before.
+
+512 observations of 96 layers of 128 heads are 302 MB. Whoever judges them reads a fraction of that.
+"""
+
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from attnwatch.metrics import STATISTICS
+
+Values = Mapping[str, np.ndarray]
+_PLACES = {name: place for place, name in enumerate(STATISTICS)}
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What was seen at one step.
+
+    Attributes:
+        step: the global step.
+        values: float32 [statistics, sites, heads], in the order of `STATISTICS`; never changed.
+        loss: nan where it was not recorded.
+        memo: what was derived from this observation and those before it, so that it is derived once.
+    """
+
+    step: int
+    values: np.ndarray
+    loss: float
+    memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def by_name(self) -> dict[str, np.ndarray]:
+        """Arrays [sites, heads] by statistic."""
+        return {name: self.values[place] for name, place in _PLACES.items()}
+
+
+class ObservedValues(Mapping[str, np.ndarray]):
+    """Arrays [steps, sites, heads] by statistic, stacked from observations.
+
+    Args:
+        num_sites, num_heads: of the arrays; observations with fewer heads are filled up with nan.
+
+    Attributes:
+        observations: of all steps.
+    """
+
+    def __init__(self, observations: Sequence[Observation], num_sites: int, num_heads: int):
+        self.observations = observations
+        self._shape = (num_sites, num_heads)
+        self._stacked: dict[str, np.ndarray] = {}
+
+    @property
+    def is_read(self) -> bool:
+        """Whether an array was handed out: whoever has it may have changed it."""
+        return bool(self._stacked)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._stacked:
+            place = _PLACES[name]
+            stacked = np.full((len(self.observations), *self._shape), np.nan, dtype=np.float32)
+            for row, observation in zip(stacked, self.observations, strict=True):
+                row[:, : observation.values.shape[2]] = observation.values[place]
+            self._stacked[name] = stacked
+        return self._stacked[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_PLACES)
+
+    def __len__(self) -> int:
+        return len(_PLACES)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _PLACES
+
+    def at(self, steps: np.ndarray | slice) -> Values:
+        if self.is_read:
+            return SelectedValues(self, steps)
+        indices = np.arange(len(self.observations))[steps]
+        return ObservedValues([self.observations[index] for index in indices], *self._shape)
+
+    def of_each(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
+        """`function` of each observation's arrays [sites, heads], stacked; computed once for each observation."""
+        return np.stack([_remembered(observation, key, function) for observation in self.observations])
+
+
+class SelectedValues(Mapping[str, np.ndarray]):
+    """Some of the steps of other arrays."""
+
+    def __init__(self, values: Values, steps: np.ndarray | slice):
+        self._values, self._steps = values, steps
+        self._selected: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._selected:
+            self._selected[name] = self._values[name][self._steps]
+        return self._selected[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+
+def _remembered(observation: Observation, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
+    if key not in observation.memo:
+        observation.memo[key] = function(observation.by_name())
+    return observation.memo[key]
