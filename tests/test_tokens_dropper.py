@@ -744,7 +744,7 @@ def test_model_with_layers_of_several_kinds_is_refused_by_name():
     ("options", "given", "message"),
     [
         ({"min_tokens": TOKENS}, {}, "a batch has no more than the 12 tokens a sequence of `min_tokens`"),
-        ({"multiple_of": 64}, {}, "`min_tokens` .2. and `multiple_of` .64. leave none to drop"),
+        ({"multiple_of": 64}, {}, "`min_tokens` .2., `multiple_of` .64. and `protect_first` .1. leave none to drop"),
     ],
     ids=["short", "long multiple"],
 )

@@ -51,8 +51,9 @@ class TokenDropper:
         min_tokens: a sequence keeps at least so many.
         multiple_of: the number of kept tokens is rounded up to a multiple.
         protect_first: the first tokens of each sequence, and of each document in a packed one, always stay ([CLS], the
-            attention sink, an image's class token).
-        protected_ids: vocabulary ids of tokens that always stay. More tokens than are kept can't all be protected.
+            attention sink, an image's class token). A sequence keeps at least so many.
+        protected_ids: vocabulary ids of tokens that always stay. Of more tokens than are kept, only some stay; a
+            warning says so.
         for_good: the tokens do not rejoin: everything behind sees the kept ones only, in evaluation too (PoWER-BERT,
             Goyal et al. 2020, arXiv 2001.08950). For models that read their result off the first token.
         seed: of the choice; each process of a group has one of its own.
@@ -270,7 +271,24 @@ class TokenDropper:
         if self._forwards == 1 and scores.isnan().all():  # once: on a GPU it waits
             self._warn_once("the criterion says nan for all tokens; the choice means nothing.")
         protected = batch.protected(self._protect_first, self._protected_ids)
+        self._check_protection(batch, protected, number)
         return choose_tokens(scores, number, protected=protected, padding=batch.padding)
+
+    def _check_protection(self, batch: TokenBatch, protected: Tensor, number: int) -> None:
+        """Warn once where tokens that are to stay can't, or are not known."""
+        if self._protected_ids and batch.input_ids is None:
+            self._warn_once(
+                "`protected_ids` protect nothing: the model was given no `input_ids` [batch, tokens] to find them in."
+            )
+        if not protected.is_cpu and self._forwards > 1:  # asking a GPU waits for it
+            return
+        most = int(protected.sum(1).max()) if protected.numel() else 0
+        if most > number:
+            self._warn_once(
+                "`protect_first` and `protected_ids` protect more tokens of a sequence than are kept, so that some of "
+                "them are dropped; raise `keep_ratio` or `min_tokens`, or protect fewer",
+                f" (first seen: {most} are protected, {number} of {batch.states.shape[1]} are kept).",
+            )
 
     def _begin(self, layer: nn.Module, to_layer: Mapping[str, Any]) -> Route | None:
         """The route of a forward; None where all tokens are computed."""
@@ -297,11 +315,19 @@ class TokenDropper:
         if reason:
             self._warn_once(f"all tokens are computed where {reason}.")
             return num_tokens
-        number = num_kept(num_tokens, self.keep_ratio, min_tokens=self._min_tokens, multiple_of=self._multiple_of)
+        options = {"min_tokens": self._min_tokens, "multiple_of": self._multiple_of}
+        number = num_kept(num_tokens, self.keep_ratio, **options)
+        if self._protect_first > number:
+            self._warn_once(
+                f"`protect_first` ({self._protect_first}) is above the number of tokens that are kept, so that a "
+                "sequence keeps its first tokens and the criterion chooses few or none; lower it or raise `keep_ratio`",
+                f" (first seen: {number} of {num_tokens} tokens would be kept).",
+            )
+            number = num_kept(num_tokens, self.keep_ratio, **(options | {"min_tokens": self._protect_first}))
         if number == num_tokens:
             self._warn_once(
-                f"all tokens are computed where `min_tokens` ({self._min_tokens}) and `multiple_of` "
-                f"({self._multiple_of}) leave none to drop."
+                f"all tokens are computed where `min_tokens` ({self._min_tokens}), `multiple_of` "
+                f"({self._multiple_of}) and `protect_first` ({self._protect_first}) leave none to drop."
             )
         return number
 

@@ -15,8 +15,12 @@ def check_choice(*, min_tokens: int, multiple_of: int, protect_first: int, prote
     require_int("protect_first", protect_first, minimum=0)
     require_int("seed", seed, minimum=0)
     is_sequence = isinstance(protected_ids, Sequence) and not isinstance(protected_ids, str)
-    if not is_sequence or not all(isinstance(each, int) and not isinstance(each, bool) for each in protected_ids):
-        raise ConfigurationError(f"`protected_ids` must be a list of vocabulary ids, got {protected_ids!r}.")
+    if not is_sequence or not all(
+        isinstance(each, int) and not isinstance(each, bool) and each >= 0 for each in protected_ids
+    ):
+        raise ConfigurationError(
+            f"`protected_ids` must be a list of vocabulary ids, integers of at least 0; got {protected_ids!r}."
+        )
 
 
 def check_for_good(stack: Stack, protect_first: int, last_layer: int | None) -> None:

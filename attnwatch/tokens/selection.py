@@ -7,14 +7,15 @@ from torch import Tensor
 
 
 def num_kept(num_tokens: int, keep_ratio: float, *, min_tokens: int, multiple_of: int) -> int:
-    """Of a sequence: the share rounded up, to a multiple, to at least the minimum; never more than there are.
+    """Number of tokens that a sequence keeps: its share, at least the minimum, rounded up to a multiple.
 
-    In integers, so that it may be the symbolic length of a compiled model.
+    Never more than there are. In integers, so that it may be the symbolic length of a compiled model.
     """
     ratio = Fraction(keep_ratio).limit_denominator(10**6)
     step = ratio.denominator * multiple_of
     rounded = (num_tokens * ratio.numerator + step - 1) // step * multiple_of
-    return min(max(rounded, min_tokens), num_tokens)
+    least = (min_tokens + multiple_of - 1) // multiple_of * multiple_of
+    return min(max(rounded, least), num_tokens)
 
 
 def choose_tokens(scores: Tensor, number: int, *, protected: Tensor | None, padding: Tensor | None) -> Tensor:
