@@ -147,7 +147,7 @@ def test_bytes_that_are_sent_are_those_that_are_told(processes):
     for results in processes:
         check, heads, *flushes = results["sound"]["sent"]
         assert check == 32
-        assert heads == 4
+        assert heads == 12
         assert len(flushes) == 3 * 2
         told = [flush_bytes(num_steps=number, num_sites=2, num_heads=4) for number in (3, 3, 1)]
         assert [sum(flushes[index : index + 2]) for index in (0, 2, 4)] == told
