@@ -1,9 +1,12 @@
 """One history for two processes."""
 
+import importlib
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
-from models import llama, token_ids
+from models import GPT, FusedAttention, llama, seeded, token_ids
 from processes import on_two_processes
 
 from attnwatch import AttentionRecorder
@@ -20,7 +23,7 @@ import torch.distributed as dist
 from attnwatch import AttentionRecorder, ConfigurationError, prune_heads
 from models import llama
 from processes import parallel, sharded
-from test_recorder_processes import OPTIONS, train, with_negative_logits
+from test_recorder_processes import OPTIONS, routed, train, with_negative_logits
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=int(sys.argv[2]), world_size=2)
@@ -50,7 +53,8 @@ def run(model, sequences=slice(2 * rank, 2 * rank + 2), fails=False):
     values = {name: torch.from_numpy(history[name]) for name in history.values}
     steps, loss = torch.from_numpy(history.steps), torch.from_numpy(history.loss)
     resumed = torch.from_numpy(again.history()["entropy"])
-    return {"values": values, "steps": steps, "loss": loss, "resumed": resumed, "sent": list(sent)}
+    seen = {"sites": history.sites, "values": values, "steps": steps, "loss": loss}
+    return {**seen, "resumed": resumed, "sent": list(sent)}
 
 
 def refusal(model):
@@ -67,6 +71,7 @@ results = {
     "blind": run(llama(), fails=rank == 1),
     "fsdp": run(sharded(llama())),
     "tensor parallel": run(parallel(llama()), slice(0, 4)),
+    "routed": run(routed(rank)),
     "other model": run(llama(layers=2 + rank)),
 }
 torch.save(results, f"{sys.argv[1]}/rank{rank}.pt")
@@ -92,6 +97,34 @@ def with_negative_logits():
         for layer in model.model.layers:
             layer.self_attn.q_proj.weight.neg_()
     return model
+
+
+class Routed(GPT):
+    """Runs the last layer and the one of its number."""
+
+    def __init__(self, number: int):
+        super().__init__(layers=3)
+        for layer in self.layers:
+            layer["attention"] = DynamicAttention()
+        self.number = number
+
+    def forward(self, input_ids, labels):
+        x = self.embedding(input_ids)
+        for layer in (self.layers[self.number], self.layers[2]):
+            x = x + layer["attention"](layer["norm"](x))
+        return SimpleNamespace(loss=self.head(x).square().mean())
+
+
+class DynamicAttention(FusedAttention):
+    """No code tells which function it calls."""
+
+    def forward(self, x):
+        attend = importlib.import_module("hidden_" + "helper").attend
+        return self.output(attend(*self.heads(x)).transpose(1, 2).flatten(2))
+
+
+def routed(number: int) -> Routed:
+    return seeded(lambda: Routed(number))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +190,15 @@ def test_site_that_fails_on_one_of_them_is_seen_on_the_other(processes):
     first, second = (results["blind"] for results in processes)
     torch.testing.assert_close(first["values"], second["values"], rtol=0, atol=0, equal_nan=True)
     assert np.isfinite(first["values"]["entropy"].numpy()).all()
+
+
+def test_sites_that_calls_show_on_one_of_them_are_known_to_both(processes):
+    """Each process calls a layer that the other does not; no code tells that they attend."""
+    first, second = (results["routed"] for results in processes)
+    torch.testing.assert_close(first["values"], second["values"], rtol=0, atol=0, equal_nan=True)
+    assert first["sites"] == second["sites"] == ("layers.0.attention", "layers.1.attention", "layers.2.attention")
+    assert np.isfinite(first["values"]["entropy"].numpy()).all()
+    torch.testing.assert_close(first["resumed"], first["values"]["entropy"], rtol=0, atol=0)
 
 
 def test_processes_with_other_models_are_told_before_the_first_step(processes):

@@ -196,7 +196,7 @@ class Capture:
     def adopt(self, names: Sequence[str]) -> None:
         """Sites of these names, as far as the model has such modules: calls have shown them elsewhere."""
         for name in names:
-            site = None if name in self._sites else self._sites.named(name)
+            site = None if name in self.sites else self._sites.named(name)
             if site is not None:
                 self._add(site)
 

@@ -22,7 +22,7 @@ def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
     """What each process gives to the collectives of a flush, in bytes.
 
     A ring sends it nearly twice, however many processes there are. Nothing else is ever sent but 32 bytes before the
-    first step, 12 before the first flush, and names of sites where processes have seen others call attention.
+    first step, 12 before the first flush, and the names of sites where calls have shown others on some processes.
 
     Args:
         num_steps: observed steps in it.
