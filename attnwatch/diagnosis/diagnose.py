@@ -81,7 +81,7 @@ def _findings(evidence: Evidence, outlook: Outlook, thresholds: Thresholds) -> l
         for symptom in symptoms
         if enough or symptom.kind in _AT_ONCE
     ]
-    if enough and all(finding.is_note for finding in findings):
+    if enough and all(finding.is_note for finding in findings) and not outlook.is_waking:
         since = outlook.since_when_high(thresholds.patience, lambda steps: _is_enough(steps, thresholds))
         findings += [] if since is None else [_unpromising(outlook, since)]
     return sorted(findings, key=lambda finding: (finding.is_note, -finding.severity))
@@ -97,14 +97,15 @@ def _is_note(symptom: Symptom, outlook: Outlook, thresholds: Thresholds) -> bool
     """Whether it says nothing about the run as a whole.
 
     Neither does attention that is uniform, in a run that is no worse than sound ones are when as much of it is over,
-    or where nobody knows how far attention has come: some layers of sound runs stay near uniform.
+    or whose attention is waking, or where nobody knows how far it has come: some layers of sound runs stay near uniform.
     """
     if symptom.kind in _ANYWHERE:
         return False
     if symptom.kind is FindingKind.FROZEN_ATTENTION or symptom.share < thresholds.widespread:
         return True
     is_uniform = symptom.kind is FindingKind.UNIFORM_ATTENTION
-    return is_uniform and (outlook.begins_late or (outlook.is_known and outlook.is_low))
+    is_no_worse = outlook.begins_late or outlook.is_waking or (outlook.is_known and outlook.is_low)
+    return is_uniform and is_no_worse
 
 
 def _status(findings: Sequence[Finding], outlook: Outlook, thresholds: Thresholds) -> RunStatus:

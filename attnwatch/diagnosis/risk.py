@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from attnwatch.diagnosis.signals import SIGNALS, signals_of
+from attnwatch.diagnosis.signals import SIGNALS, numbers_of, signals_of
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
 
@@ -103,6 +103,8 @@ class RiskModel:
 
 # A risk is high from `flag_at` on, and no longer below this share of it.
 _LEAVE = 0.9
+_HALF = 0.5  # of the budget
+_WAKING_GROWTH, _WAKING_TREND = (1.2, 10.0), 1.5  # of the spread of the logits; standard errors of the loss's fall
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,19 @@ class Outlook:
     def begins_late(self) -> bool:
         """Whether the run was not watched from its beginning, so that nobody knows how far it has come."""
         return self.total_steps is not None and bool(self.history.steps[0] > _LATE * self.total_steps)
+
+    @property
+    def is_waking(self) -> bool:
+        """Whether attention has begun to tell keys apart while the loss falls, and there is time left.
+
+        Sound runs that start slowly look like failing ones by all else. They have half of the budget, where it is
+        known, and more while the risk falls. Logits whose spread grows more than tenfold began near zero, or diverge.
+        """
+        if self._share is not None and self._share >= _HALF and self.is_high:
+            return False
+        numbers = dict(zip((signal.name for signal in SIGNALS), numbers_of(self.history), strict=True))
+        grows = _WAKING_GROWTH[0] <= numbers["logit_growth"] <= _WAKING_GROWTH[1]
+        return bool(grows and numbers["loss_trend"] >= _WAKING_TREND)
 
     @property
     def reasons(self) -> dict[str, float]:

@@ -130,7 +130,8 @@ def frozen_attention(evidence: Evidence, thresholds: Thresholds) -> Symptom | No
     falls = _falls(evidence.history.loss, window, thresholds)[:, None]
     if not falls.any():
         return None
-    seen = changes(evidence, window)
+    first = int(falls.argmax())  # before, no flag comes up
+    seen, falls = changes(evidence, window, first=first), falls[first:]
     clearly, anywhere = (
         flags(
             (seen.chi2 < thresholds.frozen_chi2) & (seen.drift < drift) & falls & ~others,
@@ -138,7 +139,7 @@ def frozen_attention(evidence: Evidence, thresholds: Thresholds) -> Symptom | No
             patience=thresholds.patience,
         )
         for drift, others in (
-            (thresholds.frozen_drift, _have_other_reasons(evidence, thresholds)[window - 1 :]),
+            (thresholds.frozen_drift, _have_other_reasons(evidence, thresholds)[first + window - 1 :]),
             (_NOISY * thresholds.frozen_drift, np.False_),
         )
     )
@@ -148,8 +149,8 @@ def frozen_attention(evidence: Evidence, thresholds: Thresholds) -> Symptom | No
     drift = float(nan_max(_latest(seen.drift)[where]))
     what = f"attention has not changed for {window} observations while the loss fell"
     numbers = {"normalized_entropy_drift": drift}
-    # The window that ends with an observation begins at the index of the flag.
-    return _symptom(FindingKind.FROZEN_ATTENTION, evidence, clearly, 0.0, what, numbers, where=where)
+    # A window's index is that of the observation with which it begins.
+    return _symptom(FindingKind.FROZEN_ATTENTION, evidence, clearly, 0.0, what, numbers, where=where, first=first)
 
 
 RULES: Sequence[Rule] = (
@@ -173,13 +174,14 @@ def _symptom(
     numbers: Mapping[str, float],
     *,
     where: np.ndarray | None = None,
+    first: int = 0,
 ) -> Symptom:
-    """At the sites where the flag is up, or at `where`: bool [sites]."""
+    """At the sites where the flag is up, or at `where`: bool [sites]; flags begin with the observation `first`."""
     where = found.now if where is None else where
     sites = tuple(evidence.sites[index] for index in np.flatnonzero(where))
     shown = ", ".join(sites[:3]) + (", …" if len(sites) > 3 else "")
     what = f"{what} at {len(sites)} of {len(where)} sites ({shown})"
-    step = int(evidence.steps[found.since])
+    step = int(evidence.steps[first + found.since])
     return Symptom(kind, sites, step, len(sites) / len(where), float(severity), what, numbers)
 
 
@@ -207,15 +209,16 @@ def _falls(loss: np.ndarray, window: int, thresholds: Thresholds) -> np.ndarray:
 def _departing(evidence: Evidence, entropy: np.ndarray, thresholds: Thresholds) -> np.ndarray:
     """Bool [observations, sites]: entropy is high, but queries and keys are learning.
 
-    It has begun to fall within the last `uniform_steps` steps, or the spread of the logits has grown since the start:
-    entropy falls with its square, so that the spread shows first.
+    It has begun to fall within the last `uniform_steps` steps, or the spread of the logits has grown since it was
+    lowest: entropy falls with its square, so that the spread shows first. Layers whose logits shrink before they grow,
+    as in vision transformers, are compared with their lowest point.
     """
     deficit = 1 - _smooth(entropy)
     then = np.searchsorted(evidence.steps, evidence.steps - thresholds.uniform_steps, side="right") - 1
     before = deficit[np.maximum(then, 0)]
     falls = deficit > np.maximum(thresholds.uniform_growth * before, before + thresholds.uniform_growth_floor)
     spread = _smooth(evidence.mean("logit_std"))
-    return falls | (spread > thresholds.uniform_growth * _at_start(spread, 3))
+    return falls | (spread > thresholds.uniform_spread_growth * np.fmin.accumulate(spread, axis=0))
 
 
 def _over_observations(reduce: Callable[[np.ndarray], np.ndarray], values: np.ndarray) -> np.ndarray:

@@ -157,14 +157,16 @@ def _last(history: AttentionHistory, statistic: str, number: int) -> np.ndarray:
 
 def _some_heads(history: AttentionHistory, statistic: str) -> np.ndarray:
     """Float64 [observations, heads]: of models with very many heads, evenly spread ones."""
-    heads = history[statistic].reshape(len(history), -1)
+    heads = history.at(slice(None))[statistic].reshape(len(history), -1)
     return heads[:, :: -(-heads.shape[1] // _MOST_HEADS)].astype(np.float64)
 
 
 def _total_logit_std(values: Values) -> np.ndarray:
     """(sum over all heads, their number): [..., 2]."""
     spread = values["logit_std"]
-    return np.stack([np.nansum(spread, axis=(-2, -1), dtype=np.float64), np.isfinite(spread).sum((-2, -1))], axis=-1)
+    is_known = np.isfinite(spread)
+    total = np.where(is_known, spread, 0).sum((-2, -1), dtype=np.float64)
+    return np.stack([total, is_known.sum((-2, -1))], axis=-1)
 
 
 def _slope(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

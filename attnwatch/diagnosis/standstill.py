@@ -24,17 +24,19 @@ class Changes:
     drift: np.ndarray
 
 
-def changes(evidence: Evidence, window: int) -> Changes:
-    """Of all windows of so many observations, the earliest first."""
+def changes(evidence: Evidence, window: int, *, first: int = 0) -> Changes:
+    """Of the windows of so many observations, from the one that begins with the observation `first` on."""
     history = evidence.history
-    known = [history.memo(index).get(("changes", window)) for index in range(window - 1, len(history))]
-    missing = [place for place, each in enumerate(known) if each is None]
-    for begin in range(missing[0] if missing else len(known), len(known), _AT_ONCE):
-        number = min(_AT_ONCE, len(known) - begin)
+    key, begins = ("changes", window), range(first, len(history) - window + 1)
+    known = {begin: history.memo(begin + window - 1).get(key) for begin in begins}
+    missing = [begin for begin, change in known.items() if change is None]
+    while missing:
+        begin, number = missing[0], min(_AT_ONCE, missing[-1] - missing[0] + 1)
         seen = history.at(slice(begin, begin + number + window - 1))["normalized_entropy"]
         for place, change in enumerate(_of_windows(seen, window), start=begin):
-            known[place] = history.memo(place + window - 1)["changes", window] = change
-    chi2, drift = np.moveaxis(np.array(known), 1, 0)
+            known[place] = history.memo(place + window - 1)[key] = change
+        missing = [place for place in missing if place >= begin + number]
+    chi2, drift = np.moveaxis(np.array(list(known.values())), 1, 0)
     return Changes(evidence.of_sites(chi2), evidence.of_sites(drift))
 
 

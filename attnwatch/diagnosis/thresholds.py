@@ -18,8 +18,9 @@ class Thresholds:
             logits of standard deviation s has 1 - s²/(2 log n) to first order: 0.97 at 128 visible keys is s = 0.5.
         uniform_steps: a site must have been uniform for so many steps.
         uniform_growth, uniform_growth_floor: if 1 - normalized entropy grew by this factor (and by this much) within
-            these steps, or the spread of the logits since the start, queries and keys are learning, only slowly: no
-            finding.
+            these steps, queries and keys are learning, only slowly: no finding.
+        uniform_spread_growth: neither if the spread of the logits grew by this factor since it was lowest. In runs
+            whose queries and keys do not learn it stays within 1.2 times that.
         collapse_enter, collapse_leave: normalized entropy of a head; below, it looks at one key. Sharp but healthy
             heads (previous token, induction) measure 0.03 and more.
         sink_mass: a head with more weight than this on its first key is a sink, and judged by its other weights.
@@ -47,6 +48,7 @@ class Thresholds:
     uniform_steps: float = 100
     uniform_growth: float = 1.5
     uniform_growth_floor: float = 1e-3
+    uniform_spread_growth: float = 1.25
     collapse_enter: float = 0.01
     collapse_leave: float = 0.02
     sink_mass: float = 0.5

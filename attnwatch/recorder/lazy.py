@@ -58,10 +58,10 @@ class ObservedValues(Mapping[str, np.ndarray]):
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._stacked:
-            place = _PLACES[name]
-            stacked = np.full((len(self.observations), *self._shape), np.nan, dtype=np.float32)
+            stacked = np.empty((len(self.observations), *self._shape), dtype=np.float32)
             for row, observation in zip(stacked, self.observations, strict=True):
-                row[:, : observation.values.shape[2]] = observation.values[place]
+                heads = observation.values.shape[2]
+                row[:, :heads], row[:, heads:] = observation.values[_PLACES[name]], np.nan
             self._stacked[name] = stacked
         return self._stacked[name]
 

@@ -1,5 +1,6 @@
 """Which attention modules of a model are observed, and are the recorded statistics those of its attention weights?"""
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -20,10 +21,11 @@ WeightsBySite = Mapping[str, list[Weights]]
 def record(model: nn.Module, batch: Batch) -> AttentionHistory | str:
     """One training step in which every query row is looked at; or the reason why the model can't be watched."""
     try:
-        with AttentionRecorder(model, every_n_steps=1, num_query_rows=None) as recorder:
+        with AttentionRecorder(model, every_n_steps=1, num_query_rows=None) as recorder, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "attnwatch: nothing is observed")
             with recorder.step(0):
                 loss_of(outputs_of(model, batch)).backward()
-            return recorder.history()
+            return recorder.history() if recorder.coverage() else "the model has no attention: none was called"
     except NoAttentionError as reason:
         return str(reason)
 
@@ -57,8 +59,10 @@ def are_outputs_unchanged(model: nn.Module, batch: Batch) -> bool:
     """Whether outputs are the same, bit for bit, while the model is watched."""
     plain = outputs_of(model, batch)
     try:
-        with AttentionRecorder(model, every_n_steps=1) as recorder, recorder.step(0):
-            watched = outputs_of(model, batch)
+        with AttentionRecorder(model, every_n_steps=1) as recorder, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "attnwatch: nothing is observed")
+            with recorder.step(0):
+                watched = outputs_of(model, batch)
     except NoAttentionError:
         return True
     return all(torch.equal(*pair) for pair in zip(plain, watched, strict=True))
