@@ -97,7 +97,8 @@ def _is_note(symptom: Symptom, outlook: Outlook, thresholds: Thresholds) -> bool
     """Whether it says nothing about the run as a whole.
 
     Neither does attention that is uniform, in a run that is no worse than sound ones are when as much of it is over,
-    or whose attention is waking, or where nobody knows how far it has come: some layers of sound runs stay near uniform.
+    or whose attention is waking, or where nobody knows how far it has come: some layers of sound runs stay near
+    uniform.
     """
     if symptom.kind in _ANYWHERE:
         return False
