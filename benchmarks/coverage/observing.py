@@ -25,7 +25,9 @@ def record(model: nn.Module, batch: Batch) -> AttentionHistory | str:
             warnings.filterwarnings("ignore", "attnwatch: nothing is observed")
             with recorder.step(0):
                 loss_of(outputs_of(model, batch)).backward()
-            return recorder.history() if recorder.coverage() else f"`model` ({type(model).__name__}) has no attention: none was called"
+            if not recorder.coverage():
+                return f"`model` ({type(model).__name__}) has no attention: none was called"
+            return recorder.history()
     except NoAttentionError as reason:
         return str(reason)
 
