@@ -49,7 +49,7 @@ class HeadPruner:
         importance: of the first one's heads.
         options, schedule: what goes when.
         agree: makes the first process's value that of all.
-        before_cut: called when heads are about to go.
+        before_change: called when heads are about to go, or to come back.
         after_change: called when parameters were replaced.
 
     Attributes:
@@ -65,7 +65,7 @@ class HeadPruner:
         schedule: PruningSchedule,
         *,
         agree: Callable[[Any], Any] = lambda value: value,
-        before_cut: Callable[[], None] = lambda: None,
+        before_change: Callable[[], None] = lambda: None,
         after_change: Callable[[], None] = lambda: None,
     ):
         self.cuts: list[Cut] = []
@@ -74,7 +74,7 @@ class HeadPruner:
         self._importance = importance
         self._options = options
         self._agree = agree
-        self._before_cut, self._after_change = before_cut, after_change
+        self._before_change, self._after_change = before_change, after_change
         self._recovery, self._window = (
             (0, 0) if options.guard is None else options.guard.steps(schedule.gap or _STEPS_WITHOUT_A_NEXT_CUT)
         )
@@ -201,7 +201,7 @@ class HeadPruner:
         elif guard is not None and (self._values or guard.metric is not None):  # else there is nothing to judge by
             snapshots = [take_snapshot(*patient) for patient in patients]
             self._watched = _Watched(len(self.cuts), self._values, snapshots)
-        self._before_cut()
+        self._before_change()
         apply_all(surgeries)
         self._importance.reset()
         self._after_change()
@@ -249,6 +249,7 @@ class HeadPruner:
             taken = list(zip(self._patients(), watched.snapshots, strict=True))
             for patient, snapshot in taken:
                 check_snapshot(*patient, snapshot)
+            self._before_change()
             for patient, snapshot in taken:
                 restore_snapshot(*patient, snapshot)
         except ConfigurationError as error:
