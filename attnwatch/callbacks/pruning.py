@@ -107,7 +107,7 @@ class Pruning(TrainingPart):
             self._options,
             PruningSchedule((1,), (self._options.target,)) if run.is_trial else self._schedule(run),
             agree=run.agree,
-            before_cut=self._before_cut,
+            before_change=self._before_change,
             after_change=run.parameters_were_replaced,
         )
 
@@ -142,7 +142,7 @@ class Pruning(TrainingPart):
         if self._importance is not None:
             self._importance.close()
 
-    def _before_cut(self) -> None:
+    def _before_change(self) -> None:
         """Nothing, where checkpoints have the whole model."""
 
     # What these share.

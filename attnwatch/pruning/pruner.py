@@ -52,7 +52,7 @@ class HeadPruner:
         importance: of the first one's heads.
         options, schedule: what goes when.
         agree: makes the first process's value that of all.
-        before_cut: called when heads are about to go.
+        before_change: called when heads are about to go, or to come back.
         after_change: called when parameters were replaced.
 
     Attributes:
@@ -68,7 +68,7 @@ class HeadPruner:
         schedule: PruningSchedule,
         *,
         agree: Callable[[Any], Any] = lambda value: value,
-        before_cut: Callable[[], None] = lambda: None,
+        before_change: Callable[[], None] = lambda: None,
         after_change: Callable[[], None] = lambda: None,
     ):
         self.cuts: list[Cut] = []
@@ -77,7 +77,7 @@ class HeadPruner:
         self._importance = importance
         self._options = options
         self._agree = agree
-        self._before_cut, self._after_change = before_cut, after_change
+        self._before_change, self._after_change = before_change, after_change
         self._recovery, self._window = (
             (0, 0) if options.guard is None else options.guard.steps(schedule.gap or _STEPS_WITHOUT_A_NEXT_CUT)
         )
@@ -216,7 +216,7 @@ class HeadPruner:
         elif guard is not None and (self._values or guard.metric is not None):  # else there is nothing to judge by
             snapshots = together(lambda: [take_snapshot(*patient) for patient in patients])
             self._watched = _Watched(len(self.cuts), self._values, snapshots)
-        self._before_cut()
+        self._before_change()
         apply_all(surgeries)
         self._importance.reset()
         self._after_change()
@@ -283,6 +283,7 @@ class HeadPruner:
         taken = list(zip(self._patients(), snapshots, strict=True))
         for patient, snapshot in taken:
             check_snapshot(*patient, snapshot)
+        self._before_change()
         for patient, snapshot in taken:
             restore_snapshot(*patient, snapshot)
 

@@ -26,7 +26,7 @@ class RemovedHeads:
     must be kept, in the memory of the host: the frozen weights of each attention module that was cut, once.
 
     Attributes:
-        stages: the heads that the model had before each cut, in the order of the cuts.
+        stages: the heads that the model had before each change, in the order of the changes.
     """
 
     def __init__(self):
@@ -34,9 +34,11 @@ class RemovedHeads:
         self._stored: dict[str, _Stored] = {}
 
     def note(self, model: nn.Module) -> None:
-        """Before a cut: what could go with it."""
+        """Before heads go or come back: what there is."""
         sites, _ = head_sites(model)
-        self.stages.append({name: site.kept for name, site in sites.items()})
+        stage = {name: site.kept for name, site in sites.items()}
+        if stage not in self.stages:
+            self.stages.append(stage)
         names = names_of_parameters(model)
         for site in sites.values():
             for cut in cuts_of(site, site.kept):

@@ -1,6 +1,6 @@
 """State dicts of pruned models, which resize the model that they are loaded into."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,7 @@ class StateLoader:
     ):
         self._removed, self._expected, self._waits = removed, expected, waits
         self._waiting: dict[str, dict[str, Tensor]] = {}
+        self._loaded: set[str] = set()
 
     def __reduce__(self) -> tuple:
         return StateLoader, ()
@@ -92,6 +93,7 @@ class StateLoader:
             ConfigurationError: some of a module's state did not come.
         """
         waiting, self._waiting = self._waiting, {}
+        self._loaded.clear()
         if waiting:
             raise ConfigurationError(
                 f"the state dict is not complete: of {_listed(waiting)} it has only a part, with other heads than the "
@@ -109,7 +111,7 @@ class StateLoader:
         loads = [_Load(site, state, at) for site, at in _sites(model, prefix)]
         self._choose_heads(loads)
         for load in loads:
-            load.plan(names_of_parameters(model), prefix, self._removed)
+            load.plan(names_of_parameters(model), prefix, self._removed, self._loaded)
         incomplete = [load for load in loads if load.missing]
         self._waiting = {}
         for load in incomplete:
@@ -117,9 +119,13 @@ class StateLoader:
                 raise ConfigurationError(load.why_not())
         for load in incomplete:
             self._waiting[load.site.name] = {name: state.pop(name) for name in load.names}
+        if self._waits:
+            self._loaded.update(name for load in loads if not load.missing for name in load.names)
         ready = [load for load in loads if load.is_other and not load.missing]
         if ready:
             _refuse_other_shapes(model, state, prefix, ready)
+            if self._removed is not None:
+                self._removed.note(model)
             _apply(model, ready)
 
     def _choose_heads(self, loads: "Sequence[_Load]") -> None:
@@ -191,8 +197,10 @@ class _Load:
         known = [self.said] if self.said is not None else [*of_stage, self.site.kept, unpruned]
         self.heads = next((tuple(heads) for heads in known if self.fits(heads)), None)
 
-    def plan(self, parameters: Mapping[int, str], prefix: str, removed: RemovedHeads | None) -> None:
-        """What it takes to have these heads; nothing is changed."""
+    def plan(
+        self, parameters: Mapping[int, str], prefix: str, removed: RemovedHeads | None, loaded: Collection[str]
+    ) -> None:
+        """What it takes to have these heads; nothing is changed. What is `loaded` came with an earlier part."""
         self.names = [name for name, _ in self.present.values()]
         self.names += [self._kept_name] if self.said is not None else []
         if self.heads is None:
@@ -202,15 +210,17 @@ class _Load:
         before = {(id(cut.module), cut.name): cut for cut in cuts_of(self.site, self.site.kept)}
         for cut in cuts_of(self.site, self.heads):
             key, old = (id(cut.module), cut.name), cut.parameter
-            value = None if key in self.present or removed is None else removed.value(parameters[id(old)], cut)
+            name = parameters[id(old)]
+            is_same = torch.equal(cut.kept, before[key].kept) and cut.scale is None
+            is_loaded = f"{prefix}{name}" in loaded and old.shape[cut.dim] == len(cut.kept)
             if key in self.present:
-                value = old.new_zeros(self.present[key][1].shape)  # until it is loaded, in a moment
-            elif torch.equal(cut.kept, before[key].kept) and cut.scale is None:
-                continue
-            if value is None:
-                self.missing.append(f"{prefix}{parameters[id(old)]}")
-            else:
-                self.values.append((cut, value))
+                self.values.append((cut, old.new_zeros(self.present[key][1].shape)))  # until it is loaded, in a moment
+            elif not is_same and not is_loaded:
+                value = None if removed is None else removed.value(name, cut)
+                if value is None:
+                    self.missing.append(f"{prefix}{name}")
+                else:
+                    self.values.append((cut, value))
 
     def why_not(self) -> str:
         name, has = self.site.name, list(self.site.kept)

@@ -35,7 +35,7 @@ class HeadPruning(Pruning, Hooks):
         self._run.refuse_shards("HeadPruning")
         super()._start(run, model)
 
-    def _before_cut(self) -> None:
+    def _before_change(self) -> None:
         if self._run.trainer.args.load_best_model_at_end:
             self._removed.note(self._model)
 
