@@ -238,6 +238,15 @@ def test_what_would_not_fit_into_memory_is_refused_before_it_is_made(at, name: s
         load_pruned(folder)
 
 
+@pytest.mark.parametrize("names", [3, "x", [1], {"bad": "x"}, {"bad": 7}, {"bad": -1}, {"bad": 1.5}], ids=str)
+def test_odd_names_of_labels_end_in_words(sound, at, tmp_path, capsys, names: object):
+    folder = at("bert")
+    change(folder, id2label={0: "bad", 1: "good"}, label2id=names)  # without the former it is made anew
+    code, error = inspected(folder, sound / "text.txt", capsys, tmp_path)
+    assert code == 2
+    assert re.search(r"attnwatch inspect: `.*(label2id|can't be loaded)", error)
+
+
 def tiny(directory: Path, **options) -> Path:
     return saved(with_vocabulary(hf.LlamaForCausalLM, llama(), **options), directory)
 

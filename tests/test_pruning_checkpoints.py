@@ -1,7 +1,9 @@
 """Pruned models saved and loaded: transformers folders, and state dicts that resize a model."""
 
+import contextlib
 import functools
 import json
+import resource
 import shutil
 from collections.abc import Callable
 from importlib import metadata
@@ -217,6 +219,32 @@ def test_killed_while_saving_leaves_the_model_before(tmp_path, monkeypatch, owne
     assert torch.equal(result(load_pruned(tmp_path / "model")), result(second))
     assert (tmp_path / "model" / "tokenizer.json").read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@contextlib.contextmanager
+def small_files(most: int):
+    """Writing more than this many bytes to a file fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("most", [10, 2_000, 20_000], ids=["no config", "no weights", "no whole weights"])
+@pytest.mark.parametrize("heads", [{1: [2, 3]}, {0: [0, 1], 1: [0, 1]}], ids=["with a plan", "stock"])
+def test_saving_that_fails_leaves_the_model_before_and_nothing_beside_it(tmp_path, most: int, heads):
+    first = pruned(llama, {0: [2, 3]})
+    save_pruned(first, tmp_path / "model")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for directory in ("model", "other"):
+        with pytest.raises(Exception, match=r"too large|os error 27|File too"), small_files(most):
+            save_pruned(pruned(llama, heads), tmp_path / directory)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    save_pruned(pruned(llama, heads), tmp_path / "other")
+    assert torch.equal(result(load_pruned(tmp_path / "model")), result(first))
 
 
 def test_what_can_not_be_saved_is_refused(tmp_path):

@@ -4,6 +4,7 @@ import copy
 import json
 
 import hypothesis.strategies as st
+import peft
 import pytest
 import torch
 from hypothesis import given
@@ -12,6 +13,7 @@ from pruning_models import EVERYWHERE, with_lora
 from torch import nn
 
 from attnwatch import ConfigurationError, PruningPlan, prune_heads, savings
+from attnwatch.pruning.names import aligned
 
 SITES = [f"model.layers.{layer}.self_attn" for layer in range(LAYERS)]
 HIDDEN = 48
@@ -114,6 +116,84 @@ def test_plan_applied_to_a_copy_equals_the_pruned_model(by: str):
     assert PruningPlan.of(other) == PruningPlan.of(model)
     assert all(torch.equal(value, other.state_dict()[name]) for name, value in model.state_dict().items())
     assert torch.equal(model(token_ids()).logits, other(token_ids()).logits)
+
+
+class Net(nn.Module):
+    """Holds a model, as a LightningModule does."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.net = model
+
+
+WRAPPERS = {
+    "nothing": lambda model: model,
+    "a module": Net,
+    "two modules": lambda model: Net(Net(model)),
+    "PEFT": lambda model: peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "query", "c_attn"])),
+    "PEFT in a module": lambda model: Net(WRAPPERS["PEFT"](model)),
+    "compile": lambda model: torch.compile(model, backend="eager"),
+    "Lightning": lambda model: lightning_module(model),
+}
+
+
+def lightning_module(model: nn.Module) -> nn.Module:
+    import lightning.pytorch as pl
+
+    module = pl.LightningModule()
+    module.encoder = model
+    return module
+
+
+@pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")  # PEFT's
+@pytest.mark.parametrize(
+    ("build", "made_of", "applied_to"),
+    [(llama, made_of, applied_to) for made_of in WRAPPERS for applied_to in WRAPPERS]
+    + [(build, *pair) for build in (bert, gpt2) for pair in (("PEFT", "nothing"), ("nothing", "Lightning"))],
+)
+def test_plan_of_a_wrapped_model_applies_to_the_bare_one_and_the_reverse(build, made_of: str, applied_to: str):
+    model, other = build(), build()
+    heads = {0: [2, 3], 1: [0, 1]}
+    wrapped = WRAPPERS[made_of](model)
+    plan = prune_heads(wrapped, heads)
+    target = WRAPPERS[applied_to](other)
+    assert (
+        savings(target, plan, num_tokens=TOKENS).parameters_after < savings(target, plan, num_tokens=TOKENS).parameters
+    )
+    plan.apply(target)
+    assert list(PruningPlan.of(target).heads.values()) == list(plan.heads.values())
+    for name, value in kept_weights(model).items():
+        assert torch.equal(value, kept_weights(other)[name])
+
+
+def kept_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Without those of adapters."""
+    state = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
+    return {name: value for name, value in state.items() if "lora_" not in name}
+
+
+def test_plan_does_not_apply_to_a_module_with_the_model_and_another():
+    both = Net(llama())
+    both.teacher = llama()
+    with pytest.raises(
+        ConfigurationError, match=r"this plan, .* is for a model with the heads .*; `model` has .*teacher"
+    ):
+        prune_heads(llama(), {0: [2, 3]}).apply(both)
+
+
+@given(
+    st.lists(st.sampled_from(["a", "b", "layers", "0"]), max_size=3),
+    st.lists(st.sampled_from(["a", "b", "model", "1"]), max_size=3),
+    st.integers(1, 4),
+)
+def test_sites_are_matched_behind_any_prefixes(first: list[str], second: list[str], layers: int):
+    names = [f"layers.{layer}.self_attn" for layer in range(layers)]
+    heads = {name: 4 + number for number, name in enumerate(names)}
+    of = [{".".join([*prefix, name]): heads[name] for name in names} for prefix in (first, second)]
+    assert list(aligned(*of).values()) == list(of[1])
+    changed = {**of[1], next(iter(of[1])): 99}
+    assert aligned(of[0], changed) is None
+    assert aligned(of[0], {**of[1], "more.self_attn": 4}) is None
 
 
 @pytest.mark.parametrize(

@@ -70,8 +70,8 @@ def read(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) ->
     fewest = _FEWEST_TOKENS + 1 if is_language_model else 1  # beside the one that many texts begin with
     if num_tokens < fewest:
         raise ConfigurationError(
-            f"`--tokens`: {num_tokens} tokens of a sequence (at most 2 less than the model's {most} positions) are "
-            f"too few for a {type(model).__name__}; at least {fewest} are needed."
+            f"`--tokens`: {num_tokens} tokens of a sequence (at most 2 less than the {most} positions of the model) "
+            f"are too few for a {type(model).__name__}; at least {fewest} are needed."
         )
     if not content.strip():
         rows, labels = [], None
@@ -141,7 +141,7 @@ def _labelled(lines: Mapping[int, str], config: Any) -> tuple[list[str], list[in
     parts = {number: _parted(line) for number, line in lines.items()}
     if config.num_labels == 1:  # a regression: nothing is measured by its numbers, but they are not its text
         return [text if _is_number(label) else lines[number] for number, (text, label) in parts.items()], None
-    known = {str(name): int(index) for name, index in (config.label2id or {}).items()}
+    known = _label_numbers(config)
     known |= {str(index): index for index in range(config.num_labels)}
     # An indented line is text, not an empty sentence with a label.
     if not any(label and (text or label in known) for text, label in parts.values()):
@@ -150,6 +150,24 @@ def _labelled(lines: Mapping[int, str], config: Any) -> tuple[list[str], list[in
         if label not in known or not text:
             raise _badly_labelled(number, text, label, config)
     return [text for text, _ in parts.values()], [known[label] for _, label in parts.values()]
+
+
+def _label_numbers(config: Any) -> dict[str, int]:
+    """As config.json has them.
+
+    Raises:
+        ConfigurationError: its `label2id` does not map names to numbers of classes.
+    """
+    names = config.label2id or {}
+    is_map = isinstance(names, Mapping) and all(
+        isinstance(index, int) and 0 <= index < config.num_labels for index in names.values()
+    )
+    if not is_map:
+        raise ConfigurationError(
+            f"`run`: `label2id` in the model's config.json must map names to numbers of its {config.num_labels} "
+            f"classes, got {names!r:.80}."
+        )
+    return {str(name): index for name, index in names.items()}
 
 
 def _parted(line: str) -> tuple[str, str]:
