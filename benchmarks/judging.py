@@ -3,10 +3,10 @@
     python -m benchmarks.judging [--quick] [--out PATH]
 
 A recorder's buffer is filled with observations of made-up numbers, of 96 layers of 128 heads (`--quick`: 12 of 12), in
-the order in which a training delivers them. Then come flushes of five observations each: the snapshot, the diagnosis
-and the numbers for dashboards. Times are those of the process on the CPU, so that other work on the machine does not
-count. Four kinds of runs: a sound one, one whose risk has been high for long, one whose attention is frozen, and a
-sound one whose history was just restored from a checkpoint, so that nothing of it was judged before. Last line: JSON.
+the order in which a training delivers them. After every five of them comes what a flush does: the snapshot, the
+diagnosis, and the numbers for dashboards. Times are those of the process on the CPU, so that other work on the machine
+does not count: of the last flushes of a sound run, of one whose risk has been high for long, and of one whose attention
+is frozen; and of the first flush after a history was restored from a checkpoint. Last line of the output: JSON.
 """
 
 import argparse

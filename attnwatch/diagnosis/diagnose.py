@@ -96,9 +96,8 @@ def _finding(symptom: Symptom, *, is_note: bool) -> Finding:
 def _is_note(symptom: Symptom, outlook: Outlook, thresholds: Thresholds) -> bool:
     """Whether it says nothing about the run as a whole.
 
-    Neither does attention that is uniform, in a run that is no worse than sound ones are when as much of it is over,
-    or whose attention is waking, or where nobody knows how far it has come: some layers of sound runs stay near
-    uniform.
+    Neither does attention that is uniform, as some layers of sound runs stay near uniform, where the run is no worse
+    than sound ones are when as much of it is over, its attention is waking, or nobody knows how far it has come.
     """
     if symptom.kind in _ANYWHERE:
         return False

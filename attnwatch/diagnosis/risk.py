@@ -104,7 +104,8 @@ class RiskModel:
 # A risk is high from `flag_at` on, and no longer below this share of it.
 _LEAVE = 0.9
 _HALF = 0.5  # of the budget
-_WAKING_GROWTH, _WAKING_TREND = (1.2, 10.0), 1.5  # of the spread of the logits; standard errors of the loss's fall
+# Of the spread of the logits; standard errors of the loss's fall; units of the entropy's noise.
+_WAKING_GROWTH, _WAKING_TREND, _WAKING_MOVEMENT = (1.2, 10.0), 1.5, 12.0
 
 
 @dataclass(frozen=True)
@@ -152,16 +153,17 @@ class Outlook:
 
     @property
     def is_waking(self) -> bool:
-        """Whether attention has begun to tell keys apart while the loss falls, and there is time left.
+        """Whether attention has begun to tell keys apart, while the loss falls or clearly so, and there is time left.
 
-        Sound runs that start slowly look like failing ones by all else. They have half of the budget, where it is
+        Sound runs that start slowly look like failing ones by all else, and attention moves before the loss leaves its
+        plateau (arXiv 2506.13688). They have half of the budget, where it is
         known, and more while the risk falls. Logits whose spread grows more than tenfold began near zero, or diverge.
         """
         if self._share is not None and self._share >= _HALF and self.is_high:
             return False
         numbers = dict(zip((signal.name for signal in SIGNALS), numbers_of(self.history), strict=True))
         grows = _WAKING_GROWTH[0] <= numbers["logit_growth"] <= _WAKING_GROWTH[1]
-        return bool(grows and numbers["loss_trend"] >= _WAKING_TREND)
+        return bool(grows and (numbers["loss_trend"] >= _WAKING_TREND or numbers["movement"] >= _WAKING_MOVEMENT))
 
     @property
     def reasons(self) -> dict[str, float]:
