@@ -19,7 +19,7 @@ from benchmarks.coverage.table import ARCHITECTURES, QUICK, architecture
 from benchmarks.coverage.tokens import dropping_of
 
 # Models warn of what transformers deprecates, and of what attnwatch does not observe of them.
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.logs_warnings]
 NO_T5 = lacks(EARLY, "T5 computes attention by hand")
 ATTENTION = [
     pytest.param(model, marks=NO_T5) if model == "T5Model" else model for model in QUICK if model != "MambaForCausalLM"

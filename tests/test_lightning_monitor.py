@@ -18,6 +18,7 @@ from versions import GETS_FUNCTIONS
 from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.metrics import STATISTICS
+from attnwatch.recorder import AttentionRecorder
 
 # Lightning gives hints on workers and intervals; what attnwatch itself warns of stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
@@ -384,17 +385,36 @@ def test_everything_is_put_back_after_training(error, steps):
     assert monitor.history.steps.tolist() == list(range(steps))
 
 
-class NoAttention(Llama):
+class Bigram(Llama):
     def __init__(self):
         super().__init__()
-        self.model = nn.Linear(VOCABULARY, 1)
+        self.model = nn.Sequential(nn.Embedding(VOCABULARY, 4), nn.Linear(4, VOCABULARY))
+
+    def training_step(self, batch, batch_idx):
+        loss = F.cross_entropy(self.model(batch).flatten(0, 1), batch.flatten())
+        self.losses.append(loss.item())
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        pass
 
 
-def test_model_without_attention_is_an_error_before_the_first_step():
-    module = NoAttention()
-    with pytest.raises(NoAttentionError, match="`model` \\(NoAttention\\) has no attention"):
-        train(AttentionMonitor(), module)
-    assert module.losses == []
+@pytest.mark.logs_warnings
+def test_model_without_attention_trains_and_is_named_after_the_first_step():
+    module, monitor = Bigram(), AttentionMonitor(every_n_steps=1)
+    with pytest.warns(AttnwatchWarning) as warned:
+        train(monitor, module, steps=12)
+    (message,) = [str(each.message) for each in warned if each.category is AttnwatchWarning]
+    assert "`model` (Bigram) has no attention: no module calls" in message
+    assert len(module.losses) == 12
+    assert monitor.coverage() == {}
+    assert len(monitor.history) == 0
+
+
+def test_model_of_torchs_own_modules_without_attention_is_an_error_before_the_first_step():
+    module = Bigram()
+    with pytest.raises(NoAttentionError, match="`model` \\(Sequential\\) has no attention"):
+        AttentionRecorder(module.model)
 
 
 @pytest.mark.parametrize(

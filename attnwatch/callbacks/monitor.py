@@ -58,7 +58,8 @@ class Monitor(TrainingPart):
 
     Raises:
         ConfigurationError: an argument is wrong.
-        NoAttentionError: when training starts, if the model has no attention, or none that can be read.
+        NoAttentionError: when training starts, if the code of the model shows that it has no attention, or none that
+            can be read. Where only its calls can tell, a warning comes after the first observed step.
     """
 
     def __init__(

@@ -54,7 +54,7 @@ class Capture:
         num_calls: that came while armed.
 
     Raises:
-        NoAttentionError: the model has no attention, or none that can be read.
+        NoAttentionError: the model has no attention, or none that can be read; with `may_grow` only if that is sure.
         ConfigurationError: a pattern matches no site.
     """
 

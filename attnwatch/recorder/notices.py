@@ -22,6 +22,7 @@ class Notices:
     def __init__(self, *, under_trainer: bool):
         self._under_trainer = under_trainer
         self._has_told_of_silence = under_trainer
+        self._has_told_of_nothing = False
         self._warn = WarnOnce()
 
     def of_silent_sites(self, silent: Mapping[str, str]) -> None:
@@ -34,10 +35,12 @@ class Notices:
             more = f"; and {len(silent) - 3} more, see coverage()" if len(silent) > 3 else ""
             self._warn(f"{len(silent)} attention sites are not observed. {listed}{more}")
 
-    def of_no_attention(self, why: str, step: int) -> None:
-        """After the first observed step: neither code nor calls have shown attention."""
-        if has_processes() and dist.get_rank() != 0:
+    def of_no_attention(self, why: str, coverage: Mapping[str, str], step: int) -> None:
+        """After the first observed step: neither code nor calls have shown attention that can be read."""
+        is_said = self._under_trainer and coverage  # which the trainer's callback tells
+        if self._has_told_of_nothing or is_said or (has_processes() and dist.get_rank() != 0):
             return
+        self._has_told_of_nothing = True
         self._warn(
             f"nothing is observed: {why} None was called in step {step} either, the first that was looked at; training "
             "goes on. Call one of them in the model's modules to have it observed"

@@ -61,7 +61,8 @@ class AttentionRecorder:
             flushed. Statistics within a batch (`content_sensitivity`) are means over the processes' batches.
 
     Raises:
-        NoAttentionError: the model has no attention, or none that can be read.
+        NoAttentionError: the code of the model shows that it has no attention, or none that can be read. Where only
+            its calls can tell, a warning comes after the first observed step.
         ConfigurationError: an argument is wrong, or another recorder watches this model.
     """
 
@@ -141,7 +142,7 @@ class AttentionRecorder:
             self._group.compute()
         self._notices.of_silent_sites(self._capture.silent())
         if not self._capture.sites:
-            self._notices.of_no_attention(self._capture.why_none(), global_step)
+            self._notices.of_no_attention(self._capture.why_none(), self.coverage(), global_step)
 
     def record_loss(self, loss: Tensor | float) -> None:
         """Keep the training loss of this step, if it is observed (the mean, if called several times in it).

@@ -45,7 +45,8 @@ def attention(reading: Reading) -> list[Markup]:
                 reading.model(**{name: value for name, value in batch.items() if name != "labels"})
         history = recorder.history()
     if not len(history):
-        raise ConfigurationError("; ".join(f"{site}: {why}" for site, why in history.coverage.items()))
+        reasons = "; ".join(f"{site}: {why}" for site, why in history.coverage.items())
+        raise ConfigurationError(reasons or "the model has no attention, or none that its modules call of torch's")
     shown = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
     found = [name for name in shown if np.isfinite(history[name]).any()]
     parts = [_of_statistic(history, name) for name in found]

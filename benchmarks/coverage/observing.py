@@ -26,7 +26,7 @@ def record(model: nn.Module, batch: Batch) -> AttentionHistory | str:
             with recorder.step(0):
                 loss_of(outputs_of(model, batch)).backward()
             if not recorder.coverage():
-                return f"`model` ({type(model).__name__}) has no attention: none was called"
+                return f"`model` ({type(model).__name__}) has no attention: no module has called any"
             return recorder.history()
     except NoAttentionError as reason:
         return str(reason)
