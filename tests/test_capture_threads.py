@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, seeded, token_ids
+from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, seeded, token_ids
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_upper_left
 
-from attnwatch import attention_statistics
+from attnwatch import TokenDropper, attention_statistics
 from attnwatch.capture import put_kept_positions, unwatched
 from attnwatch.capture.positions import kept_positions
 from attnwatch.metrics import STATISTICS
@@ -135,6 +135,7 @@ def test_forward_that_raised_and_was_retried_counts_once(error: type[Exception])
 
     model.inner.meanwhile = fail
     history = record(nn.ModuleList([model]), lambda: model(x))
+    assert history.coverage["0.inner"] == "observed"
     index = history.sites.index("0.inner")
     for name in ("entropy", "max_logit", "logit_spread"):
         if name in STATISTICS:
@@ -199,3 +200,49 @@ def test_questions_in_another_thread_leave_the_training_watched():
         thread.join()
 
     assert_equal(record(model, run), expected)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, torch.OutOfMemoryError])
+def test_layer_that_raised_while_tokens_are_dropped_may_be_tried_again(error: type[Exception]):
+    model = llama(layers=4)
+    layer = model.model.layers[2]
+    failures = iter([error("kernel failed")])
+
+    def fail(module: nn.Module, args: tuple) -> None:
+        for failure in failures:
+            raise failure
+
+    layer.register_forward_pre_hook(fail)
+    states = torch.randn(2, TOKENS, WIDTH)
+    embeddings = model.model.rotary_emb(states, torch.arange(TOKENS)[None])
+    with TokenDropper(model, keep_ratio=0.5, min_tokens=2, first_layer=1, last_layer=2):
+        for _ in range(2):  # as a pipeline stage runs them, without the model around
+
+            def run(x: Tensor) -> Tensor:
+                for each in model.model.layers[1:3]:
+                    x = each(x, position_embeddings=embeddings)
+                return x
+
+            try:
+                output = run(states)
+            except RuntimeError:
+                continue
+    assert output.shape == states.shape
+
+
+def test_evaluation_in_another_thread_is_not_shortened():
+    model, twin = llama(layers=4), llama(layers=4)
+    expected = twin.eval()(token_ids(seed=5)).logits
+    seen: list[Tensor] = []
+
+    def evaluate(module: nn.Module, args: tuple) -> None:
+        if seen:
+            return
+        seen.append(expected)
+        in_another_thread(lambda: seen.append(model.eval()(token_ids(seed=5)).logits))
+        model.train()
+
+    with TokenDropper(model, keep_ratio=0.5, min_tokens=2, first_layer=1, last_layer=2):
+        model.model.layers[2].register_forward_pre_hook(evaluate)
+        model.train()(token_ids())
+    assert seen[1].equal(expected)

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-import sys
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -10,8 +10,10 @@ import torch
 from torch import nn
 
 from attnwatch.capture.delivery import in_backward
+from attnwatch.capture.looking import compiles_anything
 from attnwatch.capture.pruned import kept_heads
 from attnwatch.capture.sites import Site, SiteKind
+from attnwatch.hooks import put
 
 # What models call the switch of their fused attention.
 _SWITCH = re.compile(r"fused|flash|sdpa|fast|efficient", re.IGNORECASE)
@@ -26,7 +28,8 @@ _BEFORE_ANY_STEP = (
 )
 _NOT_RUN = (
     "not called in a step that was observed; a compiled model is seen if it is watched from before the first "
-    "forward of any that looks like it (torch._dynamo.reset() forgets them)"
+    "forward of any that looks like it (torch._dynamo.reset() forgets them), and calls count in the thread that has "
+    "entered the step"
 )
 _NOT_RUN_BESIDE_OTHERS = (
     "not called in a step that was observed: its forward did not run, while those of other sites did"
@@ -51,6 +54,7 @@ class Forwards:
         self._most: Counter[str] = Counter()
         self._ran: set[str] = set()
         self._has_begun = False
+        self._thread: int | None = None
 
     @property
     def ran(self) -> frozenset[str]:
@@ -73,12 +77,14 @@ class Forwards:
     def counted(self) -> Iterator[None]:
         """While it is open, forwards are counted, unless some were before."""
         self._has_begun = True
-        if self._counts or _compiles():
+        if self._counts or compiles_anything():
             yield
             return
+        self._thread = threading.get_ident()
         with contextlib.ExitStack() as hooks:
             for name, module in self._sites.items():
-                hooks.callback(module.register_forward_pre_hook(self._counter(name)).remove)
+                begun = module.register_forward_pre_hook(self._noter(name))
+                hooks.callback(put(module, handles=[begun, module.register_forward_hook(self._counter(name))]))
             for module, inside in self._around():
                 self._count_inside(module, inside, hooks)
             yield
@@ -93,13 +99,24 @@ class Forwards:
             return _BEFORE_ANY_STEP
         return _NOT_RUN_BESIDE_OTHERS if self._ran else _NOT_RUN
 
-    def _counter(self, name: str):
-        def count(module: nn.Module, args: tuple) -> None:
-            if not torch.compiler.is_compiling() and not in_backward():
-                self._counts[name] += 1
+    def _noter(self, name: str):
+        def note(module: nn.Module, args: tuple) -> None:
+            if self._is_counted_now():
                 self.note(name)
 
+        return note
+
+    def _counter(self, name: str):
+        def count(module: nn.Module, args: tuple, output: object) -> None:
+            if self._is_counted_now():  # not one that raised, and may be tried again
+                self._counts[name] += 1
+
         return count
+
+    def _is_counted_now(self) -> bool:
+        if torch.compiler.is_compiling() or in_backward():
+            return False
+        return self._thread == threading.get_ident()
 
     def _around(self) -> Iterator[tuple[nn.Module, list[str]]]:
         names = {id(module): name for name, module in self._sites.items()}
@@ -112,20 +129,15 @@ class Forwards:
         before: Counter[str] = Counter()
 
         def enter(module: nn.Module, args: tuple) -> None:
-            if not torch.compiler.is_compiling():
+            if self._is_counted_now():
                 before.update({name: self._counts[name] - before[name] for name in inside})
 
         def leave(module: nn.Module, args: tuple, output: object) -> None:
-            if not torch.compiler.is_compiling() and not in_backward():
+            if self._is_counted_now():
                 self._most |= Counter({name: self._counts[name] - before[name] for name in inside})
 
-        hooks.callback(module.register_forward_pre_hook(enter).remove)
-        hooks.callback(module.register_forward_hook(leave).remove)
-
-
-def _compiles() -> bool:
-    """Whether `torch.compile` was called in this process, for all that torch tells."""
-    return bool(getattr(sys.modules.get("torch._dynamo.eval_frame"), "cached_backends", ()))
+        handles = [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
+        hooks.callback(put(module, handles=handles))
 
 
 def _has_no_heads(module: nn.Module) -> bool:

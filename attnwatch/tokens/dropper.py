@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -22,9 +23,17 @@ from attnwatch.tokens.options import check_choice, check_for_good
 from attnwatch.tokens.route import Route
 from attnwatch.tokens.schedule import require_keep_ratio
 from attnwatch.tokens.selection import choose_tokens, num_kept
-from attnwatch.tokens.stacks import choose_stack, inner, layer_range, why_not
+from attnwatch.tokens.stacks import Stack, choose_stack, inner, layer_range, why_not
 
 _STATE_FORMAT = 1
+
+
+class _Forward(threading.local):
+    """The forward that a thread is in: another one may run the same model meanwhile."""
+
+    def __init__(self, stack: Stack):
+        self.model_call = ModelCall(stack)
+        self.route: Route | None = None
 
 
 class TokenDropper:
@@ -112,8 +121,7 @@ class TokenDropper:
         self._forwards = 0
         self._as_chooser = register(self)
         self.layer_tokens = self.all_layer_tokens = 0
-        self._model_call = ModelCall(self._stack)
-        self._route: Route | None = None
+        self._now = _Forward(self._stack)
         self._peers: Peers | None = None
         self._warn_once = WarnOnce()
         self._attached = contextlib.ExitStack()
@@ -193,14 +201,14 @@ class TokenDropper:
 
     def _forward(self, module: nn.Module, run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The outermost of the models that is called says what is known of the tokens."""
-        is_outermost = self._model_call.arguments is None
+        is_outermost = self._now.model_call.arguments is None
         if not is_outermost and kwargs.get("output_hidden_states"):
-            self._model_call.reads_between = True
+            self._now.model_call.reads_between = True
         if not is_outermost or not self._is_on(module):
             return run(*args, **kwargs)
         names = inspect.signature(inner(module).forward).parameters
         given = {**dict(zip(names, args, strict=False)), **kwargs}
-        self._model_call, self._route = ModelCall(self._stack, given), None
+        self._now.model_call, self._now.route = ModelCall(self._stack, given), None
         try:
             output = run(*args, **kwargs)
             self._check_route_has_ended()
@@ -208,10 +216,10 @@ class TokenDropper:
                 self._learn(module, given, output)
             return output
         finally:
-            self._model_call, self._route = ModelCall(self._stack), None
+            self._now.model_call, self._now.route = ModelCall(self._stack), None
 
     def _check_route_has_ended(self) -> None:
-        if self._route is not None:
+        if self._now.route is not None:
             raise ConfigurationError(
                 "`model`: a layer in which tokens are dropped was left out, so that the others never came back; switch "
                 "off what skips layers (layerdrop), or choose `first_layer` and `last_layer` beside it."
@@ -236,21 +244,25 @@ class TokenDropper:
                 "the layers are run again in the backward by a checkpoint around their calls, where the same tokens "
                 "can't be chosen; use the activation checkpointing of transformers, or torch's checkpoint_wrapper."
             )
-        if index == 0 and self._route is None:
-            self._route = self._begin(layer, {**dict(zip(names, args, strict=False)), **kwargs})
-        route = self._route
+        if index == 0 and self._now.route is None:
+            self._now.route = self._begin(layer, {**dict(zip(names, args, strict=False)), **kwargs})
+        route = self._now.route
         if route is None:
             return run(*args, **kwargs)
         if route.num_layers != index:
-            self._route = None
+            self._now.route = None
             raise ConfigurationError(
                 "`model`: one of the layers in which tokens are dropped was left out or runs twice; they must run one "
                 "after the other."
             )
-        output = route.through(layer, names, run, args, kwargs)
+        try:
+            output = route.through(layer, names, run, args, kwargs)
+        except Exception:  # the forward may be tried again
+            self._now.route = None
+            raise
         if index < self.num_layers - 1:
             return output
-        self._route = None
+        self._now.route = None
         return output if self._for_good else route.rejoin(output, batch_first=self._stack.layout.is_batch_first(layer))
 
     def choose(self, states: Tensor, number: int, known: Mapping[str, Tensor]) -> Tensor:
@@ -302,14 +314,14 @@ class TokenDropper:
         if not layout.is_batch_first(layer):
             states = states.transpose(0, 1)
         number = self._number(states, to_layer)
-        kept = choose(self._as_chooser, states, number, self._model_call.known(to_layer))
+        kept = choose(self._as_chooser, states, number, self._now.model_call.known(to_layer))
         return None if number == states.shape[1] else Route(layout, kept, states)
 
     def _number(self, states: Tensor, to_layer: Mapping[str, Any]) -> int:
         num_tokens = states.shape[1]
         if self.keep_ratio == 1:
             return num_tokens
-        reason = self._model_call.why_all(to_layer, num_tokens)
+        reason = self._now.model_call.why_all(to_layer, num_tokens)
         if not reason and num_tokens <= self._min_tokens:
             reason = f"a batch has no more than the {self._min_tokens} tokens a sequence of `min_tokens`"
         if reason:
