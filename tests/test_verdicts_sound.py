@@ -10,7 +10,6 @@ from attnwatch import AttentionHistory, AttentionRecorder, diagnose
 from attnwatch.diagnosis import FindingActions
 from benchmarks.verdicts import architectures, tasks
 
-
 _digits = cache(load_digits)
 
 
