@@ -658,7 +658,7 @@ def test_current_findings_survive_as_plain_text():
     assert actions.state_dict() == {"format": 1, "current": ["non_finite", "uniform_attention"], "notes": []}
     resumed.load_state_dict(actions.state_dict())
     assert resumed.new_findings(diagnosis) == []
-    resumed.load_state_dict({"format": 1, "current": list(FindingKind)})
+    resumed.load_state_dict({"format": 1, "current": list(FindingKind), "notes": []})
     assert resumed.state_dict()["current"] == sorted(kind.value for kind in FindingKind)
 
 

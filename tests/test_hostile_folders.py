@@ -258,6 +258,7 @@ def is_read(folder: Path, text: Path, *, tokens: int = 12) -> bool:
     return False
 
 
+@pytest.mark.logs_warnings  # a model without layers has no attention
 @pytest.mark.parametrize(
     "options", [{"num_hidden_layers": 0}, {"max_position_embeddings": 1}, {"vocab_size": 1}], ids=str
 )

@@ -1,6 +1,7 @@
 """The monitor in real Lightning trainings of a tiny Llama."""
 
 import contextlib
+import math
 
 import lightning.pytorch as pl
 import numpy as np
@@ -165,7 +166,7 @@ def test_metrics_are_there_from_the_first_epoch_of_a_resumed_run(tmp_path):
     stopping = EarlyStopping("attention/risk", patience=99, check_on_train_epoch_end=True)
     path = saved_after_three_steps(tmp_path)
     trainer, _ = train(AttentionMonitor(), steps=3, epochs=2, callbacks=[stopping], ckpt_path=path)
-    assert float(trainer.callback_metrics["attention/risk"]) == 0.0
+    assert math.isnan(trainer.callback_metrics["attention/risk"])  # nothing can be said yet
 
 
 def test_history_of_other_sites_is_not_continued(tmp_path):

@@ -458,9 +458,9 @@ def test_gradient_accumulation_clipping_and_bf16():
 def test_step_is_timed_with_all_its_micro_batches(tmp_path, monkeypatch):
     seen, after_step = [], HeadPruner.after_step
 
-    def note(pruner, step, seconds):
+    def note(pruner, step, seconds, keep_ratio):
         seen.append((step, seconds))
-        return after_step(pruner, step, seconds)
+        return after_step(pruner, step, seconds, keep_ratio)
 
     monkeypatch.setattr(HeadPruner, "after_step", note)
     options = {"accumulate_grad_batches": 2, "limit_train_batches": 8}
@@ -672,4 +672,6 @@ def test_what_it_came_to_is_told_at_the_end(caplog):
         train(pruning())
     lines = [record.getMessage() for record in caplog.records if "attnwatch" in record.getMessage()]
     assert lines[0] == "attnwatch: 2 heads removed after step 4"
-    assert lines[-1].startswith("attnwatch: 4 of 8 heads are gone; the target was 50%; a step took ")
+    begins = "attnwatch: 4 of 8 heads are gone; the target was 50%; a step took "
+    assert sum(line.startswith(begins) for line in lines) == 1
+    assert "accept_pruned_state" in lines[-1]

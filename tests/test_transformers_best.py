@@ -107,7 +107,7 @@ class Sharded(BestAt):
     def _save(self, output_dir=None, state_dict=None):
         super()._save(output_dir, state_dict)
         Path(output_dir, "model.safetensors").unlink()
-        self.model.save_pretrained(output_dir, state_dict=self.model.state_dict(), max_shard_size="24KB")
+        self.model.save_pretrained(output_dir, state_dict=self.model.state_dict(), max_shard_size="4KB")
         files = json.loads(Path(output_dir, "model.safetensors.index.json").read_text())["weight_map"]
         assert any(len({files[name] for name in files if f"{layer}.self_attn" in name}) > 1 for layer in range(LAYERS))
 

@@ -48,7 +48,7 @@ class Hooks(TrainingPart, pl.Callback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_two(trainer.callbacks, self)
         self._is_set_up = True
-        if stage == "fit" and next(each for each in trainer.callbacks if isinstance(each, Hooks)) is self:
+        if stage == "fit" and next((each for each in trainer.callbacks if isinstance(each, Hooks)), self) is self:
             begin_run(pl_module)
         warn_if_untested(DISTRIBUTION, pl_module)
         if stage == "fit":  # another trainer may evaluate the module in the middle of it

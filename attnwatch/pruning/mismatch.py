@@ -1,8 +1,7 @@
 """Names the remedy where the state of a pruned model meets a model with other heads."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
-from itertools import accumulate
 from typing import Any
 
 from torch import nn
@@ -23,29 +22,31 @@ def name_other_heads(model: nn.Module) -> list[RemovableHandle]:
     Returns:
         Handles whose `remove()` ends it.
     """
-    in_state: dict[str, int | None] = {}
+    seen: dict[str, int | None] = {}
     return [
-        model.register_load_state_dict_pre_hook(partial(_note, in_state)),
-        model.register_load_state_dict_post_hook(partial(_compare, in_state)),
+        model.register_load_state_dict_pre_hook(partial(_note, seen)),
+        model.register_load_state_dict_post_hook(partial(_compare, seen)),
     ]
 
 
-def _note(in_state: dict[str, int | None], model: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
-    """Of each module in a state how many heads it has there; None where it says nothing of heads."""
-    in_state.clear()
+def _note(seen: dict[str, int | None], model: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
+    """Keep the names in a state, and how many heads its modules have."""
+    seen.clear()
     for name, value in state.items():
-        path, _, leaf = name.removeprefix(prefix).rpartition(".")
-        if leaf == KEPT_HEADS:
-            in_state[path] = len(value)
-        for owner in accumulate(path.split("."), "{}.{}".format):
-            in_state.setdefault(owner, None)
+        is_of_heads = name.rpartition(".")[2] == KEPT_HEADS
+        seen[name.removeprefix(prefix)] = len(value) if is_of_heads else None
 
 
-def _compare(in_state: dict[str, int | None], model: nn.Module, _: object) -> None:
-    pruned = {path: len(module._buffers[KEPT_HEADS]) for path, module in model.named_modules() if _is_pruned(module)}
-    of_state = {path: number for path, number in in_state.items() if number is not None or path in pruned}
-    in_state.clear()
-    other = [path for path, number in of_state.items() if number != pruned.get(path)]
+def _compare(seen: dict[str, int | None], model: nn.Module, _: object) -> None:
+    modules = dict(model.named_modules())
+    pruned = {path: len(module._buffers[KEPT_HEADS]) for path, module in modules.items() if _is_pruned(module)}
+    in_state = {
+        name.removesuffix(KEPT_HEADS).rstrip("."): number for name, number in seen.items() if number is not None
+    }
+    # A state of adapters alone says nothing of heads, and need not.
+    whole = [path for path in pruned if path not in in_state and _has_all(seen, path, modules[path])]
+    other = [*whole, *(path for path, number in in_state.items() if number != pruned.get(path))]
+    seen.clear()
     if other:
         places = ", ".join(other[:_SHOWN]) + (", …" if len(other) > _SHOWN else "")
         raise ConfigurationError(
@@ -54,6 +55,11 @@ def _compare(in_state: dict[str, int | None], model: nn.Module, _: object) -> No
             "attnwatch.accept_pruned_state(model) before optimizers are made (accept_pruned_state(self) in the "
             "__init__ of a LightningModule); then the model gets the checkpoint's heads."
         )
+
+
+def _has_all(names: Collection[str], path: str, module: nn.Module) -> bool:
+    """Whether all parameters of the module at this path are among the names."""
+    return all(f"{path}.{name}".removeprefix(".") in names for name, _ in module.named_parameters())
 
 
 def _is_pruned(module: nn.Module) -> bool:

@@ -27,9 +27,10 @@ ELEMENTWISE: dict[type[Optimizer], frozenset[str]] = {
     optim.RMSprop: frozenset({"square_avg", "momentum_buffer", "grad_avg"}),
     optim.Rprop: frozenset({"prev", "step_size"}),
     optim.ASGD: frozenset({"ax"}),
-    optim.Muon: frozenset({"momentum_buffer"}),
     optim.Adafactor: frozenset({"variance"}),
 }
+if hasattr(optim, "Muon"):  # from PyTorch 2.9 on
+    ELEMENTWISE[optim.Muon] = frozenset({"momentum_buffer"})
 # The same, of classes that are not imported here.
 _ELEMENTWISE_BY_NAME = {"transformers.optimization.Adafactor": frozenset({"exp_avg", "exp_avg_sq"})}
 
@@ -73,6 +74,7 @@ def plan_swaps(
     swaps, reset = [], {}
     for optimizer in dict.fromkeys(part for each in optimizers for part in _parts(each)):
         states = _States(optimizer)
+        _refuse_one_vector(optimizer)
         if not states.is_known:
             _refuse_held_elsewhere(optimizer, replaced)
         for index, group in enumerate(optimizer.param_groups):
@@ -197,9 +199,12 @@ def _parts(optimizer: Optimizer) -> Iterator[Optimizer]:
         yield from _parts(part)
 
 
-def _refuse_impossible(optimizer: Optimizer, new: nn.Parameter) -> None:
+def _refuse_one_vector(optimizer: Optimizer) -> None:
     if isinstance(optimizer, optim.LBFGS):
         raise ConfigurationError("`optimizers`: LBFGS keeps one vector for all parameters, which can't be cut.")
+
+
+def _refuse_impossible(optimizer: Optimizer, new: nn.Parameter) -> None:
     if not new.numel() and type(optimizer).__name__ in ("Adafactor", "Muon"):
         raise ConfigurationError(
             f"`optimizers`: {type(optimizer).__name__} does not work with empty parameters; keep a head in every layer."
