@@ -1,6 +1,7 @@
 """The best model comes back whole at the end of a training under head pruning, whatever its checkpoint holds."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from models import HEADS, LAYERS, llama, token_ids
+from safetensors.torch import save_file
 from torch import nn
 from trainers import Noting, train, trainer
 
@@ -119,10 +121,19 @@ def test_sharded_checkpoints(step: int, tmp_path):
 
 def test_sharded_checkpoint_resumes(tmp_path):
     """Onto an unpruned model; the files come in any order."""
-    whole = run_with_best_at(6, tmp_path, llama(), Sharded)
-    run = trainer(HeadPruning(0.5, guard=None, start=3, end=5, num_cuts=2), directory=tmp_path, max_steps=6)
-    run.train(resume_from_checkpoint=str(tmp_path / "checkpoint-6"))
-    assert all(torch.equal(value, whole.model.state_dict()[name]) for name, value in run.model.state_dict().items())
+    best = run_with_best_at(6, tmp_path, llama(), Sharded)
+    sharded, whole = tmp_path / "checkpoint-6", tmp_path / "whole" / "checkpoint-6"
+    shutil.copytree(sharded, whole, ignore=shutil.ignore_patterns("model*"))
+    save_file(best.model.state_dict(), whole / "model.safetensors", {"format": "pt"})
+    resumed = []
+    for checkpoint in (sharded, whole):
+        pruning = HeadPruning(0.5, guard=None, start=3, end=5, num_cuts=2)
+        run = trainer(pruning, directory=tmp_path, max_steps=8)
+        run.train(resume_from_checkpoint=str(checkpoint))
+        resumed.append(run.model.state_dict())
+    assert PruningPlan.of(run.model).num_removed == 4
+    assert resumed[0].keys() == resumed[1].keys()
+    assert all(torch.equal(value, resumed[1][name]) for name, value in resumed[0].items())
 
 
 def test_incomplete_checkpoint_is_named(tmp_path):

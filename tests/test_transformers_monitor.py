@@ -124,7 +124,7 @@ def test_numbers_are_in_the_log_history(tmp_path):
     for entry in entries:
         index = history.steps.tolist().index(entry["step"])
         assert entry["attention/normalized_entropy"] == pytest.approx(history["normalized_entropy"][index].mean(), 1e-5)
-        assert 0 <= entry["attention/risk"] <= 1
+        assert "attention/risk" not in entry  # nothing can be said yet
     assert len(entries) >= 4
     json.dumps(run.state.log_history, allow_nan=False)  # as checkpoints keep it
 

@@ -7,14 +7,14 @@ from benchmarks.verdicts.runs import STORED, Run
 
 # What is found first at half of the budget; None: nothing, and why that is so stands in docs/verdicts.md.
 FOUND = {
-    "bytes/gpt2-plain-labels_shuffled-110": "uniform_attention",
+    "bytes/gpt2-plain-labels_shuffled-110": "unpromising",
     "text/minilm-plain-labels_shuffled-112": None,
     "recall/gpt2-plain-no_warm-up-109": "exploding_logits",
     "images/vit-plain-no_warm-up-108": None,
     "bytes/gpt2-plain-rate_far_too_high-101": "exploding_logits",
     "recall/qwen3-plain-rate_far_too_high-102": "unpromising",
     "copy/opt-plain-scale_too_small-114": "unpromising",
-    "text/short_minilm-plain-weights_too_small-115": "uniform_attention",
+    "text/short_minilm-plain-weights_too_small-115": None,  # its attention moves, as that of sound runs that start slowly
     "bytes/gpt2-plain-weights_too_small-113": None,
     "copy/llama-plain-one_batch-130": "unpromising",
     "bytes/llama-plain-one_batch-115": None,
@@ -30,7 +30,7 @@ FOUND = {
     "text/minilm-plain-float16-116": "non_finite",
     "recall/llama-plain-rate_that_rises-111": "entropy_collapse",
     "images/vit-plain-rate_that_rises-111": "unpromising",
-    "recall/gpt2-plain-rate_too_low-104": "uniform_attention",
+    "recall/gpt2-plain-rate_too_low-104": "unpromising",
     "text/minilm-plain-rate_too_low-102": "unpromising",
     "bytes/opt-plain-scale_too_large-108": "exploding_logits",
     "copy/gpt2-plain-weights_decayed-122": "uniform_attention",
@@ -38,8 +38,6 @@ FOUND = {
     "recall/gpt2-plain-mask_ignored-121": None,  # it did no harm
     "recall/llama-plain-mask_inverted-118": "uniform_attention",
 }
-# Of a hundred sound recipes this one is flagged at a quarter of the budget.
-FLAGGED_EARLY = {"images/vit-slow-sound-8"}
 
 
 @pytest.mark.parametrize("name", FOUND)
@@ -64,5 +62,4 @@ def test_sound_runs_are_left_alone():
         parts = (run.until(share) for run in runs)
         return {part.name for part in parts if diagnose(part.history, total_steps=part.budget).status.is_alarm}
 
-    assert flagged(0.25) == FLAGGED_EARLY
-    assert flagged(0.5) == flagged(1.0) == set()
+    assert flagged(0.25) == flagged(0.5) == flagged(1.0) == set()
