@@ -14,7 +14,7 @@ FOUND = {
     "bytes/gpt2-plain-rate_far_too_high-101": "exploding_logits",
     "recall/qwen3-plain-rate_far_too_high-102": "unpromising",
     "copy/opt-plain-scale_too_small-114": "unpromising",
-    "text/short_minilm-plain-weights_too_small-115": None,  # its attention moves, as that of sound runs that start slowly
+    "text/short_minilm-plain-weights_too_small-115": None,  # as sound runs that start slowly
     "bytes/gpt2-plain-weights_too_small-113": None,
     "copy/llama-plain-one_batch-130": "unpromising",
     "bytes/llama-plain-one_batch-115": None,
