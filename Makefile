@@ -3,8 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# timm needs it; apart from the rest, as it is of another torch (tests/conftest.py).
-TORCHVISION := torchvision==0.29.1
+# Apart from the rest, as torchvision is of another torch and others would import it (tests/conftest.py).
+TIMM := timm==1.0.31 torchvision==0.29.1
 
 .PHONY: demo test test-ecosystem test-matrix test-all lint format install
 
@@ -13,7 +13,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/torchvision $(TORCHVISION)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/timm $(TIMM)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

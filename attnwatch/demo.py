@@ -120,7 +120,6 @@ class Run:
     directory: Path
     found: list[str] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
-    saving: str = ""
 
 
 def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
@@ -133,12 +132,9 @@ def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
     print("\nBoth losses fall; attention tells the two apart." if told_apart else f"\n{_NOT_AS_IT_SHOULD_BE}")
     print(f"\nThe healthy training once more, with {_PRUNED_SHARE:.0%} of its attention heads removed on the way.\n")
     pruned = _train(PRUNED, out, steps, seed)
-    for cut in pruned.cuts:
-        print(cut)
     _print_losses(pruned, runs[HEALTHY])
     print(f"\nAnd once more, with {_KEPT_TOKENS:.0%} of the tokens in the layers between the first and the last.\n")
     dropped = _train(DROPPED, out, steps, seed)
-    print(dropped.saving)
     _print_losses(dropped, runs[HEALTHY])
     kept_up = pruning_kept_up(pruned, runs[HEALTHY]) and loss_kept_up(dropped, runs[HEALTHY])
     print("" if kept_up else f"\n{_NOT_AS_IT_SHOULD_BE}")
@@ -187,8 +183,7 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
     directory = Path(logger.log_dir)
     monitor.history.save(directory / "attention.npz")
     cuts = [cut for callback in pruning for cut in callback.cuts]
-    saving = "".join(callback.summary() for callback in dropping)
-    return Run(monitor.history, monitor.diagnosis, directory, found, cuts, saving)
+    return Run(monitor.history, monitor.diagnosis, directory, found, cuts)
 
 
 def saw_what_it_should(runs: dict[str, Run]) -> bool:

@@ -21,7 +21,7 @@ def _let_torchvision_be_imported():
 
     It lies in a folder of its own (see the Makefile), as other libraries would import it without this.
     """
-    sys.path.append(os.path.join(sys.prefix, "torchvision"))
+    sys.path.append(os.path.join(sys.prefix, "timm"))
     operators = torch.library.Library("torchvision", "DEF")
     operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")

@@ -30,8 +30,8 @@ def run_script(script: str, directory: Path, *arguments: str) -> None:
 
 
 def _paths() -> list[str]:
-    """Without the folder of torchvision, which only the tests' own process can import (see conftest.py)."""
-    return [path for path in sys.path if path != os.path.join(sys.prefix, "torchvision")]
+    """Without the folder of timm and torchvision, which only the tests' own process can import (see conftest.py)."""
+    return [path for path in sys.path if path != os.path.join(sys.prefix, "timm")]
 
 
 def on_two_processes(script: str, directory: Path, *arguments: str, launch: bool = False) -> list[Any]:
