@@ -79,7 +79,7 @@ def test_state_says_at_how_many_tokens_a_cut_was_timed():
 def test_what_dropping_tokens_saves_is_of_steps_with_equal_heads(steps):
     times = StepTimes()
     for ratio, heads, seconds in steps:
-        times.add(seconds, keep_ratio=ratio, heads=heads)
+        times.add(seconds, keep_ratio=ratio, others=heads)
     words = times.words(lambda ratio: 1.5)
     for ratio in SHARES[:-1]:
         taken = {
@@ -100,7 +100,7 @@ def test_what_dropping_tokens_saves_is_of_steps_with_equal_heads(steps):
             f"{taken[1.0, h] / taken[ratio, h]:.2f} times as fast" in part
         ]
         assert matching
-        assert any((f"with {h:.0%} of the heads in both" in part) == (h < 1) for h in matching)
+        assert any((f"with {h:.0%} left by other callbacks in both" in part) == (h < 1) for h in matching)
 
 
 def callbacks(**options):
@@ -113,7 +113,7 @@ def test_summary_of_both_compares_steps_with_the_same_heads(order):
     pruning, dropping = callbacks()
     train(*(pruning, dropping)[::order])
     assert dropping.summary().startswith("the layers computed 60% of the tokens; a step took ")
-    assert "times as fast, with 50% of the heads in both;" in dropping.summary()
+    assert "times as fast, with 50% left by other callbacks in both;" in dropping.summary()
     assert [cut.keep_ratio for cut in pruning.cuts] == [0.5, 0.5]
 
 

@@ -22,6 +22,7 @@ from attnwatch import TokenDropper, accept_pruned_state
 from attnwatch.hooks import put
 from attnwatch.pruning import HeadImportance
 from attnwatch.recorder import AttentionRecorder
+from attnwatch.tokens.interception import is_intercepted
 
 TESTS = str(Path(__file__).parent)
 SDPA = F.scaled_dot_product_attention
@@ -112,7 +113,7 @@ def traces(model: nn.Module) -> list[str]:
         found += [f"{name}: hook" for each in hooks if each]
         found += [f"{name}: {key}" for key in vars(module) if "attnwatch" in key or key.startswith("__")]
         found += [f"{name}: class"] if "attnwatch" in type(module).__module__ else []
-        found += [f"{name}: intercepted"] if "_attnwatch_intercepted" in vars(type(module)) else []
+        found += [f"{name}: intercepted"] if is_intercepted(module) else []
     return found
 
 

@@ -723,6 +723,26 @@ def test_second_dropper_is_refused_while_the_first_is_attached():
         TokenDropper(own, **SMALL).attach()
 
 
+@pytest.mark.parametrize("first_to_go", [0, 1])
+def test_droppers_of_two_stacks_end_in_any_order(first_to_go):
+    model = deep(bart, encoder_layers=4, decoder_layers=4)().float()
+    classes = [type(module) for module in model.modules()]
+    droppers = [TokenDropper(model, stack=f"{side}.layers", **SMALL) for side in ("encoder", "decoder")]
+    for dropper in droppers:
+        dropper.attach()
+    model(IDS)
+    both = [dropper.layer_tokens for dropper in droppers]
+    assert [dropper.all_layer_tokens * 3 // 4 for dropper in droppers] == both
+    droppers[first_to_go].detach()
+    model(IDS)
+    counted = [dropper.layer_tokens for dropper in droppers]
+    other = 1 - first_to_go
+    assert counted[first_to_go] == both[first_to_go]
+    assert counted[other] == 2 * both[other]
+    droppers[other].detach()
+    assert [type(module) for module in model.modules()] == classes
+
+
 def test_two_layers_have_none_in_the_middle():
     with pytest.raises(ConfigurationError, match="`last_layer`: of 2 layers none lies between the first and the last"):
         TokenDropper(llama(), **SMALL)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from models import TOKENS, bert, llama
+from models import TOKENS, bart_for_generation, bert, llama
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_lightning_monitor import BATCH, Llama, batches
 from test_pruning_lightning import assert_same_weights, train
@@ -198,3 +198,31 @@ def test_run_of_unknown_length():
     callback = dropping(KeepSchedule.constant(0.5, full_length_from=None))
     train(callback, **endless)
     assert callback.dropper.layer_tokens == 0.75 * callback.dropper.all_layer_tokens
+
+
+class Bart(Llama):
+    """Two stacks of four layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = deep(bart_for_generation, encoder_layers=4, decoder_layers=4)().float()
+
+
+def of_both_stacks() -> list[TokenDropping]:
+    return [dropping(stack="model.model.encoder.layers"), dropping(0.75, stack="model.model.decoder.layers")]
+
+
+def test_each_stack_has_a_callback_of_its_own(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=8, save_top_k=-1, filename="{step}")
+    whole, resumed = of_both_stacks(), of_both_stacks()
+    uninterrupted = train(*whole, checkpoint, module=Bart(), limit_train_batches=4)
+    again = train(*resumed, module=Bart(), ckpt_path=tmp_path / "step=8.ckpt", limit_train_batches=4)
+    assert_same_weights(again, uninterrupted)
+    assert [each.dropper.layer_tokens for each in resumed] == [each.dropper.layer_tokens for each in whole]
+    encoder, decoder = (each.dropper.layer_tokens / each.dropper.all_layer_tokens for each in whole)
+    assert encoder < decoder < 1
+
+
+def test_two_callbacks_of_one_stack_are_refused():
+    with pytest.raises(ConfigurationError, match=r"`callbacks` has two TokenDropping with stack='model.model.enc"):
+        train(*of_both_stacks()[:1], *of_both_stacks()[:1], module=Bart())

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers as hf
 from kills import EARLIER, SAVED
-from models import LAYERS
+from models import LAYERS, bart_for_generation
 from processes import run_script
 from trainers import Noting, train, trainer
 
@@ -236,3 +236,17 @@ def test_states_of_hyperparameter_searches_lie_in_their_own_folders(tmp_path):
 
     train(dropping(), directory=tmp_path, trainer_class=Searching, **SAVING)
     assert (tmp_path / "run-0" / SAVED / "attnwatch.pt").is_file()
+
+
+def test_token_dropping_of_each_stack_resumes_its_own(tmp_path):
+    def of_both_stacks() -> list[TokenDropping]:
+        options = {"min_tokens": 4, "first_layer": 0, "last_layer": 1}
+        encoder = TokenDropping(0.5, stack="model.encoder.layers", **options)
+        return [encoder, TokenDropping(0.75, stack="model.decoder.layers", **options)]
+
+    whole, rest = of_both_stacks(), of_both_stacks()
+    uninterrupted = train(*whole, model=bart_for_generation(), directory=tmp_path, **SAVING)
+    assert_same_training(resumed(*rest, model=bart_for_generation(), directory=tmp_path), uninterrupted)
+    assert [each.dropper.layer_tokens for each in rest] == [each.dropper.layer_tokens for each in whole]
+    encoder, decoder = (each.dropper.layer_tokens / each.dropper.all_layer_tokens for each in whole)
+    assert encoder < decoder < 1

@@ -90,16 +90,16 @@ class StepClock:
 
 
 class StepTimes:
-    """How long steps took, by the shares of tokens and of heads that they computed."""
+    """How long steps took, by the share of tokens that they computed and by what other callbacks left."""
 
     def __init__(self):
         self._seconds: dict[tuple[float, float], list[float]] = {}
 
-    def add(self, seconds: float, *, keep_ratio: float, heads: float) -> None:
-        self._seconds.setdefault((keep_ratio, heads), []).append(seconds)
+    def add(self, seconds: float, *, keep_ratio: float, others: float) -> None:
+        self._seconds.setdefault((keep_ratio, others), []).append(seconds)
 
     def words(self, ceiling: Callable[[float], float]) -> str:
-        """What dropping tokens saved, at equal numbers of heads; nothing where there are no such steps.
+        """What dropping tokens saved, with as much left by other callbacks; nothing where there are no such steps.
 
         Args:
             ceiling: for a share of the tokens, how much faster a step can get.
@@ -108,20 +108,20 @@ class StepTimes:
         return "".join(self._words_of(ratio, ceiling(ratio)) for ratio in ratios)
 
     def _words_of(self, ratio: float, ceiling: float) -> str:
-        comparable = [heads for of, heads in self._seconds if of == ratio and (1.0, heads) in self._seconds]
+        comparable = [others for of, others in self._seconds if of == ratio and (1.0, others) in self._seconds]
         if not comparable:
-            is_one_model = len({heads for _, heads in self._seconds}) == 1
+            is_one_model = len({others for _, others in self._seconds}) == 1
             return f"; {self._step(ratio, next(iter(self._seconds))[1])}" if is_one_model else ""
-        heads = max(comparable, key=lambda heads: min(len(self._seconds[each, heads]) for each in (ratio, 1.0)))
-        whole, part = self._median(1.0, heads), self._median(ratio, heads)
-        of_heads = "" if heads == 1 else f", with {heads:.0%} of the heads in both"
+        others = max(comparable, key=lambda others: min(len(self._seconds[each, others]) for each in (ratio, 1.0)))
+        whole, part = self._median(1.0, others), self._median(ratio, others)
+        of_others = "" if others == 1 else f", with {others:.0%} left by other callbacks in both"
         return (
-            f"; {self._step(ratio, heads)}, {duration(whole)} with all: {whole / part:.2f} times as fast{of_heads}; "
+            f"; {self._step(ratio, others)}, {duration(whole)} with all: {whole / part:.2f} times as fast{of_others}; "
             f"{ceiling:.2f} if cost were linear in tokens"
         )
 
-    def _step(self, ratio: float, heads: float) -> str:
-        return f"a step took {duration(self._median(ratio, heads))} with {ratio:.0%} of them"
+    def _step(self, ratio: float, others: float) -> str:
+        return f"a step took {duration(self._median(ratio, others))} with {ratio:.0%} of them"
 
-    def _median(self, ratio: float, heads: float) -> float:
-        return statistics.median(self._seconds[ratio, heads])
+    def _median(self, ratio: float, others: float) -> float:
+        return statistics.median(self._seconds[ratio, others])

@@ -19,7 +19,8 @@ class Dropping(TrainingPart):
 
     Logged are `tokens/keep_ratio`, `tokens/layer_tokens` (what the layers have computed so far, summed over layers, to
     compare runs by), `tokens/step_seconds` and `tokens/speedup_ceiling`; as text `tokens/changes`, where their number
-    changes. A monitor in the same trainer says which of its statistics are of shortened sequences.
+    changes. With a `stack`, its name follows `tokens/`: a trainer takes one callback for each stack. A monitor in the
+    same trainer says which of its statistics are of shortened sequences.
 
     Args:
         keep_ratio: share of the tokens that is kept; the last 20% of the run are at full length, so that the model that
@@ -71,9 +72,19 @@ class Dropping(TrainingPart):
         self.dropper: TokenDropper | None = None
         self._clock = StepClock()
         self._times = StepTimes()
-        self._step, self._heads_left = 0, 1.0
+        self._step, self._others = 0, 1.0
         self._begins: list[tuple[int, float]] = []
         self._publisher = Publisher()
+
+    @property
+    def told_apart_by(self) -> dict[str, Any]:
+        stack = self._options["stack"]
+        return {} if stack is None else {"stack": stack}
+
+    @property
+    def _tag(self) -> str:
+        """What the names of its numbers begin with."""
+        return "/".join(["tokens", *self.told_apart_by.values()])
 
     @property
     def criterion(self) -> Criterion:
@@ -144,7 +155,7 @@ class Dropping(TrainingPart):
     def _begin_batch(self, run: TrainerRun) -> None:
         self._step = run.global_step
         self.dropper.keep_ratio = self.schedule(run.global_step / (run.total_steps or float("inf")))
-        self._heads_left = others_workload(self, run)  # before the step, after which some may go
+        self._others = others_workload(self, run)  # before the step, after which some may go
         self._clock.batch_starts()
 
     def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
@@ -153,15 +164,15 @@ class Dropping(TrainingPart):
             return
         self.dropper.synchronize()
         ratio = self.dropper.keep_ratio
-        self._times.add(seconds, keep_ratio=ratio, heads=self._heads_left)
+        self._times.add(seconds, keep_ratio=ratio, others=self._others)
         if self._step > 0 and (self._step, ratio) in self._begins:
             text = f"{ratio:.0%} of the tokens are computed from step {self._step} on"
-            self._publisher.text(run.sinks, "tokens/changes", text, run.global_step)
+            self._publisher.text(run.sinks, f"{self._tag}/changes", text, run.global_step)
         numbers = {
-            "tokens/keep_ratio": ratio,
-            "tokens/layer_tokens": float(self.dropper.layer_tokens),
-            "tokens/step_seconds": seconds,
-            "tokens/speedup_ceiling": self.dropper.speedup_ceiling(ratio),
+            f"{self._tag}/keep_ratio": ratio,
+            f"{self._tag}/layer_tokens": float(self.dropper.layer_tokens),
+            f"{self._tag}/step_seconds": seconds,
+            f"{self._tag}/speedup_ceiling": self.dropper.speedup_ceiling(ratio),
         }
         run.log(numbers, run.global_step, to_sinks=True)
 

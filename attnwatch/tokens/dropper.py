@@ -149,7 +149,7 @@ class TokenDropper:
 
     def attach(self) -> None:
         """Start to drop tokens; `detach` puts everything back. `with dropper:` does both."""
-        if any(map(is_intercepted, (*self._layers, *self._stack.entries))):
+        if any(map(is_intercepted, self._stack.layers)):
             raise ConfigurationError(
                 f"`model`: another TokenDropper is attached to {self._stack.name!r}; detach it first."
             )

@@ -2,53 +2,71 @@
 
 import copyreg
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-_MARK = "_attnwatch_intercepted"
+_CALLS = "_attnwatch_calls"
 Run = Callable[..., Any]
 """The module's own call."""
+Call = Callable[[Run, tuple, dict[str, Any]], Any]
 
 
-def intercept(module: nn.Module, call: Callable[[Run, tuple, dict[str, Any]], Any]) -> Callable[[], None]:
+def intercept(module: nn.Module, call: Call) -> Callable[[], None]:
     """`module(*args, **kwargs)` becomes `call(run, args, kwargs)`, where `run` is what it was.
 
     A hook, or another forward, would run inside `torch.utils.checkpoint` and once more in the backward. What stands
     outside is the module's call, which Python looks up in its class: so the module gets a subclass of its own for a
-    while. Copies and pickles of it are of the class that it had.
+    while. Copies and pickles of it are of the class that it had. Several may intercept a module, and end in any order.
 
     Returns:
-        Puts the class back. Call it to end the interception.
+        Ends the interception. With the last one, the class is put back.
     """
-    original, is_on = type(module), True
+    if _CALLS not in vars(type(module)):
+        module.__class__ = _intercepted(module)
+    intercepted = type(module)
+    calls = vars(intercepted)[_CALLS]
+    calls.append(call)
+
+    def end() -> None:
+        if call in calls:
+            calls.remove(call)
+        if not calls and type(module) is intercepted:  # somebody else may have given it another one since then
+            module.__class__ = intercepted.__bases__[0]
+
+    return end
+
+
+def _intercepted(module: nn.Module) -> type:
+    """A subclass of the module's class, for this module only."""
+    original, calls = type(module), []
 
     def __call__(self, *args, **kwargs):
         run = super(intercepted, self).__call__
-        return call(run, args, kwargs) if is_on and self is module else run(*args, **kwargs)
+        if self is module:
+            for call in calls:
+                run = partial(_through, call, run)
+        return run(*args, **kwargs)
 
     def __reduce_ex__(self, protocol):
         _, _, state, *_ = super(intercepted, self).__reduce_ex__(protocol)
         return copyreg._reconstructor, (original, object, None), state
 
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
-    methods = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, _MARK: True}
+    methods = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, _CALLS: calls}
     intercepted = type(original.__name__, (original,), {**names, **methods})
-    module.__class__ = intercepted
+    return intercepted
 
-    def put_back() -> None:
-        nonlocal is_on
-        is_on = False
-        if type(module) is intercepted:  # somebody else may have given it another one since then
-            module.__class__ = original
 
-    return put_back
+def _through(call: Call, run: Run, *args: Any, **kwargs: Any) -> Any:
+    return call(run, args, kwargs)
 
 
 def original_class(module: nn.Module) -> type:
     """That it was built with, under those that interceptions and `fully_shard` have given to it since then."""
     kind = type(module)
-    while _MARK in vars(kind) or _is_of_sharding(kind):
+    while _CALLS in vars(kind) or _is_of_sharding(kind):
         kind = kind.__bases__[-1]
     return kind
 
@@ -59,4 +77,4 @@ def _is_of_sharding(kind: type) -> bool:
 
 
 def is_intercepted(module: nn.Module) -> bool:
-    return getattr(type(module), _MARK, False)
+    return bool(getattr(type(module), _CALLS, ()))

@@ -147,11 +147,6 @@ class Hooks(TrainingPart, TrainerCallback):
         self._finish()
         self._leave()
 
-    @property
-    def state_key(self) -> str:
-        """Name of the callback; Lightning asks for it before it calls `setup`."""
-        return type(self).__name__
-
     def setup(self, *args: Any, **kwargs: Any) -> None:
         """Called by Lightning, which knows no hook of the transformers Trainer."""
         raise wrong_trainer(self, given_to="Lightning's Trainer", right="attnwatch.lightning")
