@@ -7,16 +7,20 @@ import re
 import lightning.pytorch as pl
 import numpy as np
 import pytest
+import torch.nn.functional as F
+import transformers as hf
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from models import LAYERS, token_ids
+from models import LAYERS, llama, token_ids
 from test_lightning_findings import Kept, picture_steps, poison
 from test_lightning_monitor import Llama, batches
-from trainers import Noting, trainer
+from trainers import STEPS, Noting, trainer
 
 import attnwatch.callbacks.pictures as pictures_module
 from attnwatch import AttnwatchWarning, PruningPlan, RunStatus
 from attnwatch.lightning import AttentionMonitor, HeadPruning, LayerProbe, TokenDropping
+from attnwatch.tokens.interception import is_intercepted
 from attnwatch.transformers import AttentionMonitor as TransformersMonitor
+from attnwatch.transformers import TokenDropping as TransformersDropping
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -151,12 +155,38 @@ class Failing(Noting):
 
 @pytest.mark.parametrize("where", ["training_step", "get_batch_samples"])
 def test_nothing_is_missing_after_a_transformers_training_that_is_broken_off(where, tmp_path):
-    monitor = TransformersMonitor(every_n_steps=2, flush_every=20)
+    monitor, attention = TransformersMonitor(every_n_steps=2, flush_every=20), F.scaled_dot_product_attention
     run = trainer(monitor, directory=tmp_path, trainer_class=type(where, (Failing,), {"where": where}))
     with pytest.raises(KeyboardInterrupt):
         run.train()
+    assert F.scaled_dot_product_attention is attention
     assert monitor.diagnosis.step == monitor.history.steps[-1] == 8
     assert monitor.history.steps.tolist() == [0, 2, 4, 6, 8]
+
+
+class WrongMetric(hf.TrainerCallback):
+    """Raises outside of the trainer's steps, where no callback hears of it."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == 9:
+            raise ValueError("mine")
+
+
+def test_model_of_a_training_that_broke_off_between_steps_trains_again(tmp_path):
+    """In the same process, as one does in a notebook."""
+
+    def dropping() -> TransformersDropping:
+        return TransformersDropping(0.5, min_tokens=4, first_layer=0, last_layer=LAYERS - 1)
+
+    model, attention = llama(), F.scaled_dot_product_attention
+    broken = [TransformersMonitor(every_n_steps=2), dropping()]
+    with pytest.raises(ValueError, match="mine"):
+        trainer(*broken, WrongMetric(), model=model, directory=tmp_path).train()
+    monitor = TransformersMonitor(every_n_steps=2)
+    trainer(monitor, dropping(), model=model, directory=tmp_path).train()
+    assert monitor.history.steps.tolist() == list(range(0, STEPS, 2))
+    assert not is_intercepted(model.model.layers[0])
+    assert F.scaled_dot_product_attention is attention
 
 
 # Pictures

@@ -1,10 +1,11 @@
 """When the transformers Trainer calls what the callbacks of all trainers share, and what is kept in its checkpoints."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import Trainer, TrainerCallback
 
@@ -53,10 +54,11 @@ class Hooks(TrainingPart, TrainerCallback):
             handle.remove()
         trainer, checkpoint = trainer_of(self)
         parts = _parts_of(trainer)
+        if self is parts[0]:
+            _leave_what_broke_off(trainer.model)
+            begin_run(trainer.model)
         self._run, self._loss, self._has_ended, self._is_in_step = TransformersRun(trainer), None, False, False
         refuse_two(parts, self)
-        if self is parts[0]:
-            begin_run(trainer.model)
         warn_if_untested("transformers", trainer.model)
         self._keeper = None
         if self is parts[0]:
@@ -70,9 +72,10 @@ class Hooks(TrainingPart, TrainerCallback):
             restored, self._restored = self._restored, None
             self._go_on(self._run, restored)
         except BaseException:
-            self._leave()
+            self.leave()
             raise
         listen(trainer, self)
+        _attached.add(self)
 
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Go on with this state when training begins; None: begin anew."""
@@ -95,7 +98,7 @@ class Hooks(TrainingPart, TrainerCallback):
         try:
             self._break_off(self._run)
         finally:
-            self._leave()
+            self.leave()
 
     def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
         if not self._run.has_whole_gradients:  # of float16: only here they are unscaled, and clipped already
@@ -145,7 +148,7 @@ class Hooks(TrainingPart, TrainerCallback):
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._finish()
-        self._leave()
+        self.leave()
 
     def setup(self, *args: Any, **kwargs: Any) -> None:
         """Called by Lightning, which knows no hook of the transformers Trainer."""
@@ -159,9 +162,26 @@ class Hooks(TrainingPart, TrainerCallback):
             self._has_ended = True
             self._end(self._run)
 
-    def _leave(self) -> None:
+    def leave(self) -> None:
+        """Take everything of ours from the model and from the trainer."""
+        _attached.discard(self)
         unlisten(self._run.trainer, self)
         self._detach()
+
+    def watches(self, modules: Set[nn.Module]) -> bool:
+        """Whether one of them is a part of the model in training."""
+        return not modules.isdisjoint(self._run.trainer.model.modules())
+
+
+_attached: WeakSet[Hooks] = WeakSet()
+
+
+def _leave_what_broke_off(model: nn.Module) -> None:
+    """Take from a model what an earlier training left there, which ended by an error of which no callback hears."""
+    modules = set(model.modules())
+    for part in list(_attached):
+        if part.watches(modules):
+            part.leave()
 
 
 def _parts_of(trainer: Trainer) -> list[Hooks]:

@@ -1,7 +1,9 @@
 """What a TrainerCallback is not given: its trainer, when a batch is trained on, and when a checkpoint begins."""
 
+import contextlib
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,39 +43,41 @@ class TrainerListener(Protocol):
     def batch_ends(self, loss: Tensor) -> None:
         """`loss` is the training step's: micro-batches add up to that of the step."""
 
-    def batch_fails(self) -> None: ...
+    def batch_fails(self) -> None:
+        """In the training step, or when the trainer fetched batches for it."""
 
     def model_is_saved(self, folder: Path) -> None:
         """The model lies in the folder of the step's checkpoint, and nothing else yet."""
 
 
 class _Tap:
-    """Stands in for `training_step` and `save_model` of one trainer while somebody listens."""
+    """Stands in for some methods of one trainer while somebody listens."""
 
-    _NAMES = ("training_step", "save_model")
+    _NAMES = ("get_batch_samples", "training_step", "save_model")
 
     def __init__(self, trainer: Trainer):
         self.listeners: list[TrainerListener] = []
         self._trainer = trainer
         self._own = {name: vars(trainer)[name] for name in self._NAMES if name in vars(trainer)}
-        self._training_step, self._save_model = trainer.training_step, trainer.save_model
-        trainer.training_step, trainer.save_model = self.training_step, self.save_model
+        self._originals = {name: getattr(trainer, name) for name in self._NAMES}
+        for name in self._NAMES:
+            setattr(trainer, name, getattr(self, name))
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        with self._telling_of_failure():
+            return self._originals["get_batch_samples"](*args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         for listener in self.listeners:
             listener.batch_begins()
-        try:
-            loss = self._training_step(*args, **kwargs)
-        except BaseException:
-            for listener in list(self.listeners):
-                listener.batch_fails()
-            raise
+        with self._telling_of_failure():
+            loss = self._originals["training_step"](*args, **kwargs)
         for listener in self.listeners:
             listener.batch_ends(loss)
         return loss
 
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        result = self._save_model(output_dir, *args, **kwargs)
+        result = self._originals["save_model"](output_dir, *args, **kwargs)
         if output_dir is not None and self._is_checkpoint(Path(output_dir)):
             for listener in self.listeners:
                 listener.model_is_saved(Path(output_dir))
@@ -83,6 +87,15 @@ class _Tap:
         for name in self._NAMES:
             delattr(self._trainer, name)
         vars(self._trainer).update(self._own)
+
+    @contextlib.contextmanager
+    def _telling_of_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            for listener in list(self.listeners):
+                listener.batch_fails()
+            raise
 
     def _is_checkpoint(self, folder: Path) -> bool:
         return folder.name == checkpoint_folder("", self._trainer.state.global_step).name
