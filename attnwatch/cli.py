@@ -70,8 +70,7 @@ def _inspect_model(options: argparse.Namespace) -> int:
             num_tokens=options.tokens,
         )
     except (AttnwatchError, ImportError, OSError) as error:
-        print(f"attnwatch inspect: {error}", file=sys.stderr)
-        return 2
+        return _fail(error)
     print(f"Written: {options.out}. It opens in any browser, and loads nothing.")
     return 0
 
@@ -79,15 +78,22 @@ def _inspect_model(options: argparse.Namespace) -> int:
 def _inspect_run(options: argparse.Namespace) -> int:
     from attnwatch.errors import AttnwatchError
     from attnwatch.inspection import read_run, report
+    from attnwatch.messages import printable
 
     try:
         history = read_run(options.run, loss_tag=options.loss_tag)
         text, diagnosis = report(history, total_steps=options.total_steps)
     except (AttnwatchError, ImportError) as error:
-        print(f"attnwatch inspect: {error}", file=sys.stderr)
-        return 2
-    print(text)
+        return _fail(error)
+    print(printable(text))
     return int(diagnosis.status.is_alarm)
+
+
+def _fail(error: Exception) -> int:
+    from attnwatch.messages import printable
+
+    print(f"attnwatch inspect: {printable(str(error))}", file=sys.stderr)
+    return 2
 
 
 def _positive(text: str) -> int:

@@ -1,14 +1,59 @@
-"""Files and folders that are replaced whole or not at all."""
+"""Files and folders that are replaced whole or not at all, and files of others, which may be damaged or huge."""
 
 import contextlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from attnwatch.errors import ConfigurationError
+
+# The largest index of a model's weights has some 10 MB. Reading more would take long, and nobody means to.
+_MOST_BYTES = 2**26
+
+
+class UnreadableFileError(Exception):
+    """A file is not what it should be. The message is the predicate of a sentence whose subject is the file."""
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Return the text of a file in UTF-8.
+
+    Raises:
+        UnreadableFileError: it can't be opened, has more than 64 MiB, or is not UTF-8.
+    """
+    try:
+        with open(path, "rb") as stream:
+            content = stream.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise UnreadableFileError(f"has more than {_MOST_BYTES >> 20} MiB")
+        return content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UnreadableFileError(f"can't be read as UTF-8 text ({error})") from error
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """Return what a JSON file holds.
+
+    Raises:
+        UnreadableFileError: as `read_text`; or it is not JSON.
+    """
+    return parse_json(read_text(path))
+
+
+def parse_json(text: str) -> Any:
+    """As `json.loads`.
+
+    Raises:
+        UnreadableFileError: the text is not JSON.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:  # the latter of brackets in brackets
+        raise UnreadableFileError(f"is not JSON ({error})") from error
 
 
 @contextlib.contextmanager

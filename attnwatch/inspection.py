@@ -1,5 +1,6 @@
 """Judges a run that is over, or still going on, from what was kept of it. Run by `attnwatch inspect`."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from attnwatch.dashboard.logged import read_logged
 from attnwatch.dashboard.scalars import over_heads
 from attnwatch.diagnosis import Diagnosis, diagnose
 from attnwatch.errors import ConfigurationError
+from attnwatch.messages import printable
 from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionHistory
 
@@ -43,6 +45,7 @@ def report(history: AttentionHistory, *, total_steps: int | None = None) -> tupl
     Raises:
         ConfigurationError: the run has more steps already.
     """
+    history = _with_printable_names(history)
     diagnosis = diagnose(history, total_steps=total_steps)
     if total_steps is not None and len(history) and total_steps <= history.steps[-1]:
         raise ConfigurationError(
@@ -51,6 +54,11 @@ def report(history: AttentionHistory, *, total_steps: int | None = None) -> tupl
         )
     parts = [f"{history!r}\n{_loss(history)}", *_not_observed(history), str(diagnosis), _table(history)]
     return "\n\n".join(filter(None, parts)), diagnosis
+
+
+def _with_printable_names(history: AttentionHistory) -> AttentionHistory:
+    coverage = {printable(site, keep=""): printable(reason, keep="") for site, reason in history.coverage.items()}
+    return replace(history, sites=tuple(printable(site, keep="") for site in history.sites), coverage=coverage)
 
 
 def _loss(history: AttentionHistory) -> str:

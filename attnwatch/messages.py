@@ -54,6 +54,21 @@ class WarnOnce:
             warn(message + details, stacklevel=3, once_for_all=once_for_all)
 
 
+def printable(text: str, *, keep: str = "\n") -> str:
+    r"""Return a text that comes from a file as it may be shown: what would move a terminal's cursor is escaped.
+
+    Args:
+        keep: control characters that stay.
+
+    Example:
+        >>> printable("layer\x1b[2J")
+        'layer\\x1b[2J'
+    """
+    return "".join(
+        each if each.isprintable() or each in keep else each.encode("unicode_escape").decode() for each in text
+    )
+
+
 def tell(message: str, *, by: logging.Logger = logger) -> None:
     """Say something that is no warning, so that it is seen: by a logger if it shows news, else on the screen.
 

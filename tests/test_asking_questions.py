@@ -64,7 +64,7 @@ def test_malformed_lines_are_named(line, message, tmp_path):
 
 def test_files_that_have_none(tmp_path):
     path = tmp_path / "questions.jsonl"
-    with pytest.raises(ConfigurationError, match=r"`questions`: .*questions.jsonl can't be read as UTF-8 text: "):
+    with pytest.raises(ConfigurationError, match=r"`questions`: .*questions.jsonl can't be read as UTF-8 text \("):
         load_questions(path)
     path.write_text("\n\n", encoding="utf-8")
     with pytest.raises(ConfigurationError, match=rf"`questions`: .*questions.jsonl is empty; {EXPECTED}"):

@@ -111,6 +111,22 @@ def test_command_foresees_more_where_the_budget_is_known(tmp_path, capsys):
     assert "`total_steps`: the run has 40 steps already, got 39; give as many" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kept_as", ["history", "logs"])
+def test_length_of_the_run_travels_with_it(tmp_path, capsys, kept_as):
+    uniform = course(normalized_entropy=0.999, max_logit=0.01, loss=np.full(40, 3.0), every=1)  # 40 steps
+    uniform, path = dataclasses.replace(uniform, total_steps=150), tmp_path / "run"
+    if kept_as == "history":
+        uniform.save(path)
+    else:
+        log(path, uniform)
+        with SummaryWriter(path) as writer:
+            writer.add_scalar("attention/total_steps", 150, 39)
+    assert str(diagnose(uniform)) == str(diagnose(uniform, total_steps=150)) != str(diagnose(uniform, total_steps=9999))
+    assert main(["inspect", str(path)]) == 1
+    assert str(diagnose(uniform)).splitlines()[0] in capsys.readouterr().out
+    assert main(["inspect", str(path), "--total-steps", "9999"]) == 0
+
+
 def test_statistics_that_were_not_recorded_are_not_known(tmp_path, capsys):
     dead = course(normalized_entropy=0.999)
     only = {"normalized_entropy": dead["normalized_entropy"]}
@@ -153,7 +169,7 @@ def test_what_can_not_be_read_is_an_error_with_a_remedy(tmp_path, capsys):
         ("x" * 300, "can't be read: .*name too long"),
         ("list.npz", "is not a saved attention history"),
         ("empty.npz", "is damaged"),
-        ("shapes.npz", "is damaged: .*different lengths"),
+        ("shapes.npz", "is damaged: its statistics have the shape"),
         ("logs", "has no event files of TensorBoard. There are some in .*version_0"),
         ("logs/version_0", "has no curves of attention"),
     ):

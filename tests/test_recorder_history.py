@@ -162,7 +162,9 @@ def saved_array() -> bytes:
 def test_other_file_is_refused(content: bytes, tmp_path: Path):
     path = tmp_path / "history.npz"
     path.write_bytes(content)
-    with pytest.raises(ConfigurationError, match=re.escape(f"`path`: {str(path)!r} is not a saved attention history.")):
+    with pytest.raises(
+        ConfigurationError, match=re.escape(f"`path`: {str(path)!r} is not a saved attention history (")
+    ):
         AttentionHistory.load(path)
 
 

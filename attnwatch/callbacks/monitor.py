@@ -1,6 +1,7 @@
 """The monitor as a callback, without the hooks that call it: a thin layer over the recorder and the diagnosis."""
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.capture import is_observed
-from attnwatch.dashboard import RUN_TAGS, run_scalars
+from attnwatch.dashboard import RUN_TAGS, TOTAL_STEPS_TAG, run_scalars
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
 from attnwatch.errors import ConfigurationError
 from attnwatch.messages import has_other_processes, warn
@@ -101,7 +102,7 @@ class Monitor(TrainingPart):
         self._wants_to_stop = False
         self._published_step = -1
         self._published_observations = 0
-        self._total_steps: int | None = None
+        self._published_total_steps: int | None = None
         self._publisher = Publisher(self._max_layer_curves)
         self._pictures = Pictures(self._figures_every_n_steps, self._publisher)
         self._actions.reset()
@@ -121,7 +122,7 @@ class Monitor(TrainingPart):
             return None
         history, known = self._recorder.history(), self._diagnosis
         if len(history) and (known is None or known.step < history.steps[-1]):
-            return diagnose(history, total_steps=self._total_steps, thresholds=self._thresholds)
+            return diagnose(history, thresholds=self._thresholds)
         return known
 
     def coverage(self) -> dict[str, str]:
@@ -137,7 +138,7 @@ class Monitor(TrainingPart):
         self._pictures.check(run, self._options)
 
     def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
-        self._total_steps = run.total_steps
+        self._recorder.total_steps = run.total_steps
         if not state:
             return
         try:
@@ -182,7 +183,7 @@ class Monitor(TrainingPart):
     def _end(self, run: TrainerRun) -> None:
         self._recorder.flush(finish_step=True)
         with self._never_fatal():
-            history = self._recorder.history(flushed_only=True)
+            history = self._flushed_history(run)
             if self._recorder.num_observations > self._published_observations:
                 self._judge(run, history)
             if self._diagnosis is not None:
@@ -197,7 +198,7 @@ class Monitor(TrainingPart):
             if not has_other_processes():
                 self._recorder.flush(finish_step=True)
             if self._recorder.num_observations > self._published_observations:
-                self._judge(run, self._recorder.history(flushed_only=True))
+                self._judge(run, self._flushed_history(run))
             if self._diagnosis is not None:
                 self._publisher.diagnosis(run.sinks, self._diagnosis, _remarks(run))
 
@@ -220,8 +221,12 @@ class Monitor(TrainingPart):
 
     # What these share.
 
+    def _flushed_history(self, run: TrainerRun) -> AttentionHistory:
+        self._recorder.total_steps = run.total_steps
+        return self._recorder.history(flushed_only=True)
+
     def _publish(self, run: TrainerRun) -> None:
-        history = self._recorder.history(flushed_only=True)
+        history = self._flushed_history(run)
         self._judge(run, history)
         numbers = dict.fromkeys(RUN_TAGS, float("nan")) | run_scalars(history, -1)
         run.log(numbers | {"attention/risk": self._diagnosis.risk}, self._diagnosis.step)
@@ -235,8 +240,12 @@ class Monitor(TrainingPart):
         self._publisher.scalars(run.sinks, history, after_step=self._published_step)
         self._published_step = int(history.steps[-1])
         self._published_observations = self._recorder.num_observations
-        self._diagnosis = diagnose(history, total_steps=run.total_steps, thresholds=self._thresholds)
-        self._publisher.numbers(run.sinks, {"attention/risk": self._diagnosis.risk}, self._diagnosis.step)
+        self._diagnosis = diagnose(history, thresholds=self._thresholds)
+        numbers = {"attention/risk": self._diagnosis.risk}
+        if history.total_steps != self._published_total_steps:
+            self._published_total_steps = history.total_steps
+            numbers |= {TOTAL_STEPS_TAG: history.total_steps or math.nan}
+        self._publisher.numbers(run.sinks, numbers, self._diagnosis.step)
         new = self._actions.new_findings(self._diagnosis)
         if new:
             self._publisher.diagnosis(run.sinks, self._diagnosis, _remarks(run))

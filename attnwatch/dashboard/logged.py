@@ -2,17 +2,20 @@
 
 import os
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from attnwatch.dashboard.scalars import RUN_TAGS
+from attnwatch.dashboard.events import read_events
+from attnwatch.dashboard.scalars import RUN_TAGS, TOTAL_STEPS_TAG
 from attnwatch.errors import ConfigurationError
 from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionHistory
 
 _LOSS_TAGS = ("loss", "train_loss", "train/loss", "training_loss", "loss_step", "train_loss_step", "train/loss_step")
+_MOST_POINTS = 10**8
 Curve = Mapping[int, float]
 
 
@@ -39,27 +42,34 @@ def read_logged(directory: str | os.PathLike, *, loss_tag: str | None = None) ->
         )
     steps = sorted({step for curve in of_model.values() for step in curve})
     layers = sorted({layer for _, layer in of_layers}, key=_natural) or ["model"]
+    if len(steps) * len(layers) > _MOST_POINTS:
+        raise ConfigurationError(
+            f"`directory`: {os.fspath(directory)!r} has {len(steps):,} steps of {len(layers):,} layers, more than any "
+            "run has; give the directory of one run."
+        )
     values = {name: np.full((len(steps), len(layers), 1), np.nan, dtype=np.float32) for name in STATISTICS}
     for name, array in values.items():
         for site, layer in enumerate(layers):
             curve = of_layers.get((name, layer), of_model.get(name, {}))
             array[:, site, 0] = [curve.get(step, np.nan) for step in steps]
     loss = _at(steps, curves.get(_loss_tag(curves, loss_tag), {}))
-    return AttentionHistory(np.array(steps, dtype=np.int64), tuple(layers), values, loss)
+    total_steps = _total_steps(curves.get(TOTAL_STEPS_TAG, {}))
+    return AttentionHistory(np.array(steps, dtype=np.int64), tuple(layers), values, loss, total_steps=total_steps)
 
 
 def _curves(directory: Path) -> dict[str, Curve]:
-    try:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    except ImportError as error:
-        raise ImportError("reading a logged run needs tensorboard: pip install 'attnwatch[tensorboard]'") from error
-    if not any(directory.glob("*tfevents*")):
+    files = sorted(directory.glob("*tfevents*"))
+    if not files:
         runs = sorted({str(file.parent) for file in directory.rglob("*tfevents*")})
         inside = f" There are some in {', '.join(map(repr, runs[:5]))}." if runs else ""
         raise ConfigurationError(f"`directory`: {str(directory)!r} has no event files of TensorBoard.{inside}")
-    events = EventAccumulator(str(directory), size_guidance={"scalars": 0})
-    events.Reload()
-    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+    curves: dict[str, dict[int, float]] = defaultdict(dict)
+    for file in files:
+        for event in read_events(file):
+            for value in event.summary.value:
+                if value.HasField("simple_value"):
+                    curves[value.tag][event.step] = value.simple_value
+    return curves
 
 
 def _of_layers(curves: Mapping[str, Curve]) -> dict[tuple[str, str], Curve]:
@@ -76,6 +86,12 @@ def _loss_tag(curves: Mapping[str, Curve], asked: str | None) -> str | None:
         others = sorted(tag for tag in curves if not tag.startswith("attention"))
         raise ConfigurationError(f"`loss_tag` {asked!r} was not logged; there are: {', '.join(others) or 'none'}.")
     return asked or next((tag for tag in _LOSS_TAGS if tag in curves), None)
+
+
+def _total_steps(curve: Curve) -> int | None:
+    """The latest that was logged."""
+    latest = curve[max(curve)] if curve else np.nan
+    return int(latest) if np.isfinite(latest) and latest >= 1 else None
 
 
 def _at(steps: list[int], curve: Curve) -> np.ndarray:

@@ -10,6 +10,8 @@ from attnwatch.reductions import nan_max, nan_mean
 
 RUN_TAGS = tuple(statistic.tag for statistic in STATISTICS.values())
 """Tags of the numbers for the whole model."""
+TOTAL_STEPS_TAG = "attention/total_steps"
+"""Tag of the number of steps that the run will have, a point wherever it changes; `attnwatch inspect` reads it."""
 
 
 def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:

@@ -43,8 +43,8 @@ def diagnose(
     Args:
         history: what was recorded.
         loss: training loss at `history.steps`; None means the one in the history.
-        total_steps: that the run will have: how much attention should have moved depends on it. None where nobody
-            knows; less is foreseen then.
+        total_steps: that the run will have: how much attention should have moved depends on it. None means the number
+            in the history; less is foreseen where nobody knows.
         thresholds: see `Thresholds`; None means the defaults, which for a short run ask for fewer steps.
         risk_model: see `RiskModel`; None means the one that was tuned on all tasks of the benchmark.
 
@@ -59,6 +59,7 @@ def diagnose(
     require_int("total_steps", total_steps, minimum=1, optional=True)
     _require("thresholds", thresholds, Thresholds)
     _require("risk_model", risk_model, RiskModel)
+    total_steps = history.total_steps if total_steps is None else total_steps
     thresholds = thresholds or Thresholds().of_budget(total_steps)
     risk_model = risk_model or default_risk_model()
     if loss is not None:

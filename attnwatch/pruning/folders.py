@@ -1,7 +1,6 @@
 """Which model a folder holds, found out without running, downloading or allocating what the folder asks for."""
 
 import importlib
-import json
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.files import UnreadableFileError, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -171,6 +171,6 @@ def _entries(content: object) -> Iterator[tuple[str, object]]:
 
 def _json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(f"its {file.name} is not a valid JSON file ({error})") from None
+        return read_json(file)
+    except UnreadableFileError as error:
+        raise ConfigurationError(f"its {file.name} {error}") from error

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.files import replaced_file
+from attnwatch.files import UnreadableFileError, read_json, replaced_file
 from attnwatch.pruning.heads import head_sites
 from attnwatch.pruning.names import aligned
 from attnwatch.pruning.surgery import Surgery
@@ -101,14 +101,16 @@ class PruningPlan:
     def load(cls, path: str | Path) -> "PruningPlan":
         """Raises a `ConfigurationError` where the file is no plan."""
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["format"] != _FORMAT:
                 raise ConfigurationError(f"`path`: {str(path)!r} has format {content['format']}, expected {_FORMAT}.")
             return cls(
                 {site: tuple(map(operator.index, heads)) for site, heads in content["heads"].items()},
                 {site: operator.index(number) for site, number in content["num_heads"].items()},
             )
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        except UnreadableFileError as error:
+            raise ConfigurationError(f"`path`: {str(path)!r} {error}; give a file of `PruningPlan.save`.") from error
+        except (KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(f"`path`: {str(path)!r} is not a saved pruning plan ({error!r}).") from None
 
     def __str__(self) -> str:

@@ -1,6 +1,5 @@
 """Which heads the weights in a file or folder have, read without building a model and without running pickled code."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from attnwatch.capture import KEPT_HEADS, site_name
 from attnwatch.errors import ConfigurationError
+from attnwatch.files import UnreadableFileError, read_json
 from attnwatch.pruning.heads import HeadSite
 from attnwatch.pruning.names import named_alike
 
@@ -42,8 +42,10 @@ def weight_files(path: Path, variant: str | None = None) -> list[Path]:
 
 def _shards(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        names = sorted(set(read_json(index)["weight_map"].values()))
         files = [index.with_name(name) for name in names]
+    except UnreadableFileError as error:
+        raise ConfigurationError(f"{index.name} {error}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{index.name} is not an index of weights ({error!r})") from None
     if any(Path(name).name != name or not file.is_file() for name, file in zip(names, files, strict=True)):

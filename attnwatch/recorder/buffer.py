@@ -48,7 +48,9 @@ class HistoryBuffer:
         ]
         self.sites = tuple(sites)
 
-    def history(self, coverage: Mapping[str, str], latest: Sequence[Observation] = ()) -> AttentionHistory:
+    def history(
+        self, coverage: Mapping[str, str], latest: Sequence[Observation] = (), *, total_steps: int | None = None
+    ) -> AttentionHistory:
         """A snapshot, with `latest` at its end and nothing at or after its step before it."""
         end = latest[0].step if latest else math.inf
         observations = [*(observation for _, observation in self._numbered if observation.step < end), *latest]
@@ -59,6 +61,7 @@ class HistoryBuffer:
             values=ObservedValues(observations, len(self.sites), heads),
             loss=np.array([observation.loss for observation in observations], dtype=np.float64),
             coverage=dict(coverage),
+            total_steps=total_steps,
         )
 
     def state_dict(self) -> dict:

@@ -3,19 +3,22 @@
 import json
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.files import replaced_file
+from attnwatch.files import UnreadableFileError, parse_json, replaced_file
 from attnwatch.metrics import STATISTICS
 from attnwatch.recorder.lazy import ObservedValues, SelectedValues, Values
 
 _FORMAT = 1
+_PREFIX = "statistic/"
+# 512 observations of 126 layers with 128 heads have 0.4 GB.
+_MOST_BYTES = 2**32
+_MOST_BYTES_OF_HEADER = 2**28
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,6 +34,7 @@ class AttentionHistory:
         values: name of a statistic to its array.
         loss: float64 [steps], training loss at these steps, nan where it was not recorded.
         coverage: for every site `"observed"` or the reason why it is not.
+        total_steps: that the run will have; None where nobody knows.
     """
 
     steps: np.ndarray
@@ -38,6 +42,7 @@ class AttentionHistory:
     values: Mapping[str, np.ndarray]
     loss: np.ndarray
     coverage: Mapping[str, str] = field(default_factory=dict)
+    total_steps: int | None = None
 
     @property
     def num_steps(self) -> int:
@@ -101,7 +106,8 @@ class AttentionHistory:
     def save(self, path: str | os.PathLike) -> None:
         """Write one .npz file. A file that is already there is replaced only when the new one is complete."""
         header = {"format": _FORMAT, "sites": self.sites, "coverage": dict(self.coverage)}
-        arrays = {f"statistic/{name}": array for name, array in self.values.items()}
+        header["total_steps"] = self.total_steps
+        arrays = {f"{_PREFIX}{name}": array for name, array in self.values.items()}
         with replaced_file(path) as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), steps=self.steps, loss=self.loss, **arrays)
 
@@ -110,39 +116,80 @@ class AttentionHistory:
         """Read a file that `save` wrote.
 
         Raises:
-            ConfigurationError: the file is not a saved history, or of a newer version.
+            ConfigurationError: the file is not a saved history, is damaged, or is of a newer version.
             FileNotFoundError: there is no such file.
         """
-        try:
-            with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-                header = json.loads(str(file["header"]))
-                arrays = {name: file[name] for name in file.files}
-            version = header["format"]
-        except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise ConfigurationError(f"`path`: {os.fspath(path)!r} is not a saved attention history.") from error
-        if version != _FORMAT:
-            raise ConfigurationError(
-                f"`path`: {os.fspath(path)!r} has format {version}, this version reads {_FORMAT}; upgrade attnwatch."
-            )
-        prefix = "statistic/"
-        values = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        try:
-            unknown = np.full_like(next(iter(values.values())), np.nan)  # statistics that were not recorded then
-            values = dict.fromkeys(STATISTICS, unknown) | values
-            history = cls(arrays["steps"], tuple(header["sites"]), values, arrays["loss"], dict(header["coverage"]))
-            history._check()
-        except (KeyError, TypeError, ValueError, AttributeError, StopIteration) as error:
-            raise ConfigurationError(f"`path`: {os.fspath(path)!r} is damaged: {error!r}.") from error
-        return history
+        with open(path, "rb") as stream:
+            try:
+                return _read(stream)
+            except UnreadableFileError as error:
+                raise ConfigurationError(f"`path`: {os.fspath(path)!r} {error}.") from error
 
-    def _check(self) -> None:
-        """Raises a `ValueError` where arrays do not belong together."""
-        shapes = {array.shape for array in self.values.values()}
-        number = len(self.steps)
-        if len(shapes) != 1 or self.loss.shape != self.steps.shape or shapes.pop()[:2] != (number, len(self.sites)):
-            raise ValueError("its arrays have different lengths")
-        if (np.diff(self.steps) <= 0).any():
-            raise ValueError("its steps do not ascend")
+
+def _read(stream: BinaryIO) -> AttentionHistory:
+    """Raises an `UnreadableFileError` where the file is no history."""
+    header, arrays = _content(stream)
+    if header.get("format") != _FORMAT:
+        raise UnreadableFileError(
+            f"has format {header.get('format')!r}, this version reads {_FORMAT}; upgrade attnwatch"
+        )
+    values = {name.removeprefix(_PREFIX): array for name, array in arrays.items() if name.startswith(_PREFIX)}
+    steps, loss = arrays.get("steps"), arrays.get("loss")
+    sites, coverage, total_steps = header.get("sites"), header.get("coverage"), header.get("total_steps")
+    what = _what_is_wrong(steps, loss, values, sites, coverage, total_steps)
+    if what:
+        raise UnreadableFileError(f"is damaged: {what}; take a copy, or record it again")
+    unknown = np.full_like(next(iter(values.values())), np.nan)  # statistics that were not recorded then
+    values = dict.fromkeys(STATISTICS, unknown) | values
+    return AttentionHistory(steps.astype(np.int64), tuple(sites), values, loss, coverage, total_steps)
+
+
+def _content(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The header and the arrays."""
+    try:
+        with zipfile.ZipFile(stream) as archive:
+            sizes = {member.filename: member.file_size for member in archive.infolist()}
+        size = sum(sizes.values())
+        if size > _MOST_BYTES or sizes.get("header.npy", 0) > _MOST_BYTES_OF_HEADER:
+            raise UnreadableFileError(f"is not a saved attention history: it would unpack to {size:,} bytes")
+        with np.load(stream, allow_pickle=False) as file:
+            header = parse_json(str(file["header"]))
+            arrays = {name: file[name] for name in file.files}
+    except UnreadableFileError:
+        raise
+    except Exception as error:  # of whatever kind, depending on which byte is wrong
+        raise UnreadableFileError(f"is not a saved attention history ({type(error).__name__}: {error})") from error
+    if not isinstance(header, dict):
+        raise UnreadableFileError(f"is not a saved attention history: its header is a {type(header).__name__}")
+    return header, arrays
+
+
+def _what_is_wrong(
+    steps: np.ndarray | None,
+    loss: np.ndarray | None,
+    values: Mapping[str, np.ndarray],
+    sites: Any,
+    coverage: Any,
+    total_steps: Any,
+) -> str:
+    """Why these can't be a history; empty where they can."""
+    if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites) or len({*sites}) < len(sites):
+        return "its sites are no different names"
+    if not isinstance(coverage, dict) or not all(isinstance(reason, str) for reason in coverage.values()):
+        return "its coverage is not that of sites"
+    if not (total_steps is None or (type(total_steps) is int and total_steps > 0)):
+        return f"its number of steps in total is {total_steps!r}"
+    if steps is None or steps.ndim != 1 or steps.dtype.kind != "i" or (steps < 0).any() or (np.diff(steps) <= 0).any():
+        return "its steps are no ascending numbers"
+    if loss is None or loss.dtype.kind != "f" or loss.shape != steps.shape:
+        return "its loss has not one number for each step"
+    shapes = {array.shape for array in values.values()}
+    if len(shapes) != 1 or any(array.dtype.kind != "f" for array in values.values()):
+        return "its statistics have different shapes, or are no numbers"
+    shape = shapes.pop()
+    if len(shape) != 3 or shape[:2] != (len(steps), len(sites)):
+        return f"its statistics have the shape {shape}, not [{len(steps)} steps, {len(sites)} sites, heads]"
+    return ""
 
 
 def num_steps(steps: np.ndarray) -> int:

@@ -53,12 +53,17 @@ class AttentionRecorder:
             newest quarter is complete, older ones are thinned to every second, fourth, … and stay evenly spread
             over the run.
         seed: of the random query rows, which depend on it and the step only; no other random state is touched.
+        total_steps: that the run will have, which the history keeps for whoever judges it: more is foreseen then. None
+            where nobody knows.
         under_trainer: a trainer's callback makes the calls, which says itself what is not observed. Otherwise the
             recorder says once which sites are silent although their forward ran, and why.
         across_processes: the history is that of all processes of `torch.distributed`, the same on each. All of them
             must then make a recorder and call `step`, `flush` and `close` alike; a flush is two collectives
             (`attnwatch.recorder.processes`), everything else none, so that `history` and `state_dict` know what was
             flushed. Statistics within a batch (`content_sensitivity`) are means over the processes' batches.
+
+    Attributes:
+        total_steps: as above; may be changed.
 
     Raises:
         NoAttentionError: the code of the model shows that it has no attention, or none that can be read. Where only
@@ -76,11 +81,14 @@ class AttentionRecorder:
         flush_every: int | None = None,
         max_history: int = 512,
         seed: int = 0,
+        total_steps: int | None = None,
         across_processes: bool = False,
         under_trainer: bool = False,
     ):
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+        require_int("total_steps", total_steps, minimum=1, optional=True)
+        self.total_steps = total_steps
         self._options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
         self._last_step: int | None = None
         self._last_due: int | None = None
@@ -204,9 +212,9 @@ class AttentionRecorder:
     def history(self, *, flushed_only: bool = False) -> AttentionHistory:
         """Everything observed so far; or only what has come to the host already, without a transfer."""
         if flushed_only or self._processes is not None:
-            return self._buffer.history(self.coverage())
+            return self._buffer.history(self.coverage(), total_steps=self.total_steps)
         self.flush()
-        return self._buffer.history(self.coverage(), self._pending.peek())
+        return self._buffer.history(self.coverage(), self._pending.peek(), total_steps=self.total_steps)
 
     def coverage(self) -> dict[str, str]:
         """For every attention site of the model `"observed"` or the reason why it is not."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.subject import Batch
+from attnwatch.files import UnreadableFileError, read_text
 from attnwatch.pruning.checkpoints import load_pruned
 from attnwatch.pruning.folders import model_folder
 
@@ -120,9 +121,9 @@ def _no_tokenizer(directory: Path, lacking: str) -> ConfigurationError:
 
 def _content(text: Path) -> str:
     try:
-        return text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"`--text`: {str(text)!r} can't be read as UTF-8 text: {error}.") from error
+        return read_text(text)
+    except UnreadableFileError as error:
+        raise ConfigurationError(f"`--text`: {str(text)!r} {error}; give some pages of UTF-8 text.") from error
 
 
 def _stretches(content: str, tokenizer: Any, num_tokens: int) -> list[list[int]]:

@@ -1,19 +1,19 @@
 """Multiple-choice questions: of a file, or made from a text."""
 
-import json
 import os
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.encoding import Encoder, Unaskable, require_unicode
 from attnwatch.explain.subject import Batch, token_mask
+from attnwatch.files import UnreadableFileError, parse_json, read_text
 
 _EXPECTED = '{"prompt": str, "choices": [str, str, ...], "answer": index or text of a choice}'
+_MOST_CHARACTERS = 2**20  # of a line
 _TRIES = 60  # at places of a text: for a question, and for each of these for its other choices
 
 
@@ -72,9 +72,9 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
         ConfigurationError: the file can't be read or has no question, or a line is wrong; file and line are named.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"`questions`: {path} can't be read as UTF-8 text: {error}.") from error
+        lines = read_text(path).split("\n")
+    except UnreadableFileError as error:
+        raise ConfigurationError(f"`questions`: {path} {error}; expected on each line {_EXPECTED}.") from error
     found = [_parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
     if not found:
         raise ConfigurationError(f"`questions`: {path} is empty; expected on each line {_EXPECTED}.")
@@ -213,10 +213,14 @@ def _sequences(batches: Iterable[Batch]) -> list[list[int]]:
 
 
 def _parsed(line: str, where: str) -> Question:
+    if len(line) > _MOST_CHARACTERS:
+        raise ConfigurationError(
+            f"`questions`: {where} has {len(line):,} characters, more than any model reads; expected {_EXPECTED}."
+        )
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:  # the latter of brackets in brackets
-        raise ConfigurationError(f"`questions`: {where} is not JSON ({error}); expected {_EXPECTED}.") from error
+        fields = parse_json(line)
+    except UnreadableFileError as error:
+        raise ConfigurationError(f"`questions`: {where} {error}; expected {_EXPECTED}.") from error
     return _question(fields, where)
 
 

@@ -1,0 +1,63 @@
+"""TensorBoard's event files, whole or refused."""
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from attnwatch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from tensorboard.compat.proto.event_pb2 import Event
+
+_HEADER = struct.Struct(
+    "<QI"
+)  # a record's length and the checksum of these eight bytes; its content and a checksum follow
+_CHECKSUM_BYTES = 4
+
+
+def read_events(file: Path) -> Iterator["Event"]:
+    """Yield the events of a file; of one that is being written, or whose writer was killed, the complete ones.
+
+    Raises:
+        ConfigurationError: the file is damaged. TensorBoard would show what comes before the damage and say nothing.
+        ImportError: tensorboard is missing.
+    """
+    try:
+        from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+    except ImportError as error:
+        raise ImportError("reading a logged run needs tensorboard: pip install 'attnwatch[tensorboard]'") from error
+    expected, number = _num_records(file), 0
+    try:
+        for event in LegacyEventFileLoader(str(file)).Load():
+            number += 1
+            yield event
+    except Exception as error:  # of whatever kind, depending on which byte is wrong
+        raise _damaged(file, number) from error
+    if number < expected:
+        raise _damaged(file, number)
+
+
+def _num_records(file: Path) -> int:
+    """How many records are in the file whole; more than can be read where one is damaged."""
+    from tensorboard.summary.writer.record_writer import masked_crc32c
+
+    number, end = 0, os.path.getsize(file)
+    with open(file, "rb") as stream:
+        while len(header := stream.read(_HEADER.size)) == _HEADER.size:
+            length, checksum = _HEADER.unpack(header)
+            if masked_crc32c(header[:8]) != checksum:
+                return number + 1
+            if stream.tell() + length + _CHECKSUM_BYTES > end:
+                break
+            stream.seek(length + _CHECKSUM_BYTES, os.SEEK_CUR)
+            number += 1
+    return number
+
+
+def _damaged(file: Path, number: int) -> ConfigurationError:
+    return ConfigurationError(
+        f"`directory`: {str(file)!r} is damaged after its event {number}: take a copy of it, or judge the run by the "
+        "other files of the run alone, with this one moved away."
+    )
