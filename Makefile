@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Apart from the rest, as torchvision is of another torch and others would import it (tests/conftest.py).
 TIMM := timm==1.0.31 torchvision==0.29.1
 
-.PHONY: demo test test-ecosystem test-matrix test-all lint format install
+.PHONY: demo test test-slow test-matrix test-all lint format install
 
 install: $(VENV)/.installed
 
@@ -23,15 +23,15 @@ demo: install
 test: install
 	$(BIN)/python -m pytest --numprocesses 2
 
-# With the libraries that people train transformers with; they take long to import.
-test-ecosystem: install
-	$(BIN)/python -m pytest --numprocesses 2 -m ecosystem tests
+# On several processes, compiled, killed; the examples; trl, timm, diffusers and sentence-transformers.
+test-slow: install
+	$(BIN)/python -m pytest --numprocesses 2 -m slow tests
 
 # With the oldest and the newest transformers and Lightning that pyproject.toml allows.
 test-matrix: install
 	$(BIN)/python tests/matrix.py
 
-test-all: test test-ecosystem test-matrix
+test-all: test test-slow test-matrix
 
 lint: install
 	$(BIN)/ruff check .

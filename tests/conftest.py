@@ -10,6 +10,7 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 # pytest-xdist runs one process a core, and some tests start others.
 torch.set_num_threads(1)
@@ -62,6 +63,21 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_patched():
+    before = F.scaled_dot_product_attention
+    yield
+    assert F.scaled_dot_product_attention is before, "a recorder is still open"
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_compiled():
+    """A process that compiles is watched with more care for its graphs (`capture.looking`), by later tests too."""
+    yield
+    if "torch._dynamo" in sys.modules and sys.modules["torch._dynamo.eval_frame"].cached_backends:
+        torch._dynamo.reset()
 
 
 @pytest.fixture(autouse=True)

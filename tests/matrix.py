@@ -68,7 +68,8 @@ def _run(pins: tuple[str, ...], overlay: Path, num_processes: str) -> tuple[Coun
     path = [str(ROOT), str(overlay), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
     subprocess.run([sys.executable, "-c", _CHECK, str(ROOT), *pins], env=environment, cwd=ROOT, check=True)
-    command = [sys.executable, "-m", "pytest", "--quiet", f"--numprocesses={num_processes}", *_tests()]
+    every = ["-m", "slow or not slow"]
+    command = [sys.executable, "-m", "pytest", "--quiet", f"--numprocesses={num_processes}", *every, *_tests()]
     running = subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     last = ""
     for line in running.stdout:

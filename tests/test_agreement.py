@@ -10,6 +10,8 @@ from processes import on_two_processes
 
 from attnwatch.agreement import gathered, together
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import sys
 import torch

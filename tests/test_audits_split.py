@@ -15,7 +15,7 @@ from trainers import Sequences
 from attnwatch.explain import deletion_curve
 from attnwatch.lightning import AttentionMonitor, ConfidenceProbe, LayerProbe, OcclusionAudit
 
-pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")]
 
 SCRIPT = """
 import sys, warnings

@@ -196,6 +196,7 @@ def told(captured: str) -> list[str]:
     return [line for line in captured.splitlines() if "figures_every_n_steps" in line]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("share", "options", "expected"),
     [

@@ -278,6 +278,7 @@ def test_queries_that_are_not_the_keys_have_no_distance(queries: int):
     assert_same(history, "Masked", attention_statistics(query, key), without=("distance",))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 def test_compiled_multihead_attention_is_named():
     module, x = multihead(), torch.randn(2, TOKENS, WIDTH)

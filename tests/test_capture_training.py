@@ -106,6 +106,7 @@ def train(model, recorder: AttentionRecorder, steps: range) -> None:
             loss_of(model, token_ids(seed=step)).backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "backend"), [(llama, "inductor"), (gpt, "aot_eager")])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 def test_compiled_model_is_observed_in_one_graph(build, backend: str):
@@ -125,6 +126,7 @@ def test_compiled_model_is_observed_in_one_graph(build, backend: str):
     torch.testing.assert_close([p.grad for p in model.parameters()], [p.grad for p in eager.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 def test_compiled_model_reports_to_its_own_recorder():
     model = gpt()
@@ -138,6 +140,7 @@ def test_compiled_model_reports_to_its_own_recorder():
     assert not any(reason == "observed" for reason in recorder.coverage().values())
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 @pytest.mark.parametrize("copied", [False, True])
 def test_compiled_models_that_look_alike_are_told_apart(copied: bool):

@@ -109,6 +109,7 @@ assert "attention/entropy" in tags["scalars"] and "attention_heads/max_logit" in
 """
 
 
+@pytest.mark.slow
 def test_pytorch_lightning(tmp_path):
     run_script(OTHER_NAME, tmp_path)
 
@@ -133,6 +134,7 @@ def shown(directory) -> tuple[dict, set[str], set[str]]:
     return summary, pictures, {str(path) for path in (directory / "mlruns").rglob("*")}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_loggers_of_lightning(tmp_path):
     loggers = [
@@ -160,6 +162,7 @@ def test_loggers_of_lightning(tmp_path):
     assert any(file.endswith("attention_layers/max_logit/step_10.png") for file in files)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("offline")
 def test_reports_of_transformers(tmp_path):
     monitor = attnwatch.transformers.AttentionMonitor(every_n_steps=2)

@@ -9,11 +9,11 @@ import pytest
 
 from attnwatch import AttentionHistory, RunStatus, cli, demo, diagnose
 
-pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")]
 
 
 def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "_BATCH_SIZE", 6)  # it takes a minute, not three
+    monkeypatch.setattr(demo, "_BATCH_SIZE", 6)  # and half of the steps
     runs = {}
     seen = demo.saw_what_it_should
     monkeypatch.setattr(demo, "saw_what_it_should", lambda finished: runs.update(finished) or seen(finished))

@@ -12,7 +12,7 @@ import attnwatch.transformers as watch
 from attnwatch import AttentionRecorder, diagnose
 
 pytestmark = [
-    pytest.mark.ecosystem,
+    pytest.mark.slow,
     # Other libraries warn of what they will change; ours must not.
     pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning"),
     pytest.mark.skipif(BEFORE_5, reason="the newest trl and diffusers need transformers 5"),

@@ -8,6 +8,8 @@ import pytest
 
 from attnwatch import load_pruned
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 

@@ -61,6 +61,7 @@ def test_tokens_are_dropped_as_without_them(build, implementation: str):
     assert outputs[0].equal(outputs[1])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 def test_compiled_model_is_one_graph_with_them():
     torch._dynamo.reset()

@@ -158,6 +158,7 @@ def test_copies_and_pickles_hold_nothing_of_ours(build, attach):
     assert not [each for each in traces(model) if not each.endswith("__reduce_ex__") and "deepcopy" not in each]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["watched gpt", "gated llama", "shortened llama", "accepting llama"])
 def test_pickle_loads_where_attnwatch_is_not_installed(name: str, tmp_path):
     build, attach = WAYS[name]
@@ -224,6 +225,7 @@ def _by_cloudpickle(value: object) -> bytes:
     return cloudpickle.dumps(value)
 
 
+@pytest.mark.slow
 def test_watched_model_is_sent_to_a_spawned_process():
     model = gpt()
     with AttentionRecorder(model):

@@ -1,6 +1,9 @@
 """The monitor on two processes."""
 
+import pytest
 from processes import run_script
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import logging, os, sys, warnings

@@ -152,6 +152,7 @@ def test_run_that_ends_within_an_epoch_is_judged_to_its_last_step(tmp_path):
     assert [text.step for text in events_of(tensorboard).Tensors("attention/diagnosis/text_summary")] == [7]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("every", "share_of_time", "expected"),
     [(4, math.inf, [4, 8, 9]), (None, math.inf, [9]), (1, 1e-9, [1, 9])],

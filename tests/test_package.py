@@ -14,6 +14,7 @@ def python(code: str) -> str:
     return finished.stdout
 
 
+@pytest.mark.slow
 def test_import_loads_no_extra():
     assert python(f"import sys, attnwatch; print([n for n in {EXTRAS} if n in sys.modules])").strip() == "[]"
 
@@ -21,6 +22,7 @@ def test_import_loads_no_extra():
 LIGHTNING = ("lightning", "lightning.pytorch", "pytorch_lightning")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "remedy"),
     [

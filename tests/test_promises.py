@@ -432,6 +432,7 @@ def test_one_transfer_per_flush(layers: int, flush_every: int, transfers: list[s
         assert transfers.count("cpu") == 2
 
 
+@pytest.mark.slow
 def test_import_loads_no_framework():
     slow = {"lightning", "pytorch_lightning", "transformers", "tensorboard", "matplotlib", "torch._dynamo"}
     code = f"import sys, attnwatch, attnwatch.capture, attnwatch.recorder; print(*{slow} & {{*sys.modules}})"

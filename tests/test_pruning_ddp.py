@@ -1,7 +1,10 @@
 """Head pruning on two processes."""
 
+import pytest
 import torch
 from processes import on_two_processes
+
+pytestmark = pytest.mark.slow
 
 SCRIPT = """
 import logging, sys, warnings

@@ -494,6 +494,7 @@ def test_averaged_weights_are_cut_with_the_model():
     assert PruningPlan.of(average._average_model.module) == PruningPlan.of(module)
 
 
+@pytest.mark.slow
 def test_compiled_module():
     callback, module = pruning(num_cuts=1), Llama()
     plain = train(pruning(num_cuts=1))

@@ -243,8 +243,10 @@ def test_what_accelerate_saves_is_loaded(tmp_path, how: str):
 
 def fit(*callbacks, module: nn.Module, ckpt_path=None, steps: int = 20):
     import lightning.pytorch as pl
+    from lightning.pytorch.callbacks import ModelCheckpoint
 
     quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    quiet["enable_checkpointing"] = any(isinstance(each, ModelCheckpoint) for each in callbacks)
     trainer = pl.Trainer(**quiet, max_steps=steps, callbacks=list(callbacks), num_sanity_val_steps=0)
     trainer.fit(module, batches(200), ckpt_path=ckpt_path)
     return trainer

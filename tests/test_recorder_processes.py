@@ -13,6 +13,8 @@ from attnwatch import AttentionRecorder
 from attnwatch.metrics import STATISTICS
 from attnwatch.recorder.processes import flush_bytes
 
+pytestmark = pytest.mark.slow
+
 # They look at one batch at a time: what differs between its sequences, and the error of that.
 WITHIN_A_BATCH = {"content_sensitivity", "normalized_entropy_stderr"}
 

@@ -194,10 +194,10 @@ def test_wrong_arguments_are_value_errors_too():
 
 @pytest.mark.parametrize("step", [1.0, -1, None, True])
 def test_wrong_step_is_an_error_and_leaves_the_recorder_usable(step):
-    model = gpt()
-    recorder = AttentionRecorder(model)
-    with pytest.raises(ConfigurationError, match="`global_step` must be an integer of at least 0"), recorder.step(step):
-        pass
-    with recorder.step(np.int64(0)):
-        model(token_ids())
-    assert recorder.history().steps.tolist() == [0]
+    model, expected = gpt(), "`global_step` must be an integer of at least 0"
+    with AttentionRecorder(model) as recorder:
+        with pytest.raises(ConfigurationError, match=expected), recorder.step(step):
+            pass
+        with recorder.step(np.int64(0)):
+            model(token_ids())
+        assert recorder.history().steps.tolist() == [0]

@@ -10,6 +10,8 @@ from torch.distributed.tensor import DTensor
 
 from attnwatch import TokenDropper
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import sys, warnings
 import lightning.pytorch as pl

@@ -238,6 +238,7 @@ def test_checkpoint_around_the_calls_is_an_error_in_the_first_step():
             loss.backward()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_model_computes_the_same_and_compiles_once_per_length(backend, criterion):
@@ -260,6 +261,7 @@ def test_compiled_model_computes_the_same_and_compiles_once_per_length(backend, 
     assert counts[3] == counts[5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"multiple_of": 4}, {"criterion": "attention"}])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 def test_compiled_model_is_not_compiled_for_each_length_of_a_batch(options):

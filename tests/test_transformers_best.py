@@ -114,11 +114,13 @@ class Sharded(BestAt):
         assert any(len({files[name] for name in files if f"{layer}.self_attn" in name}) > 1 for layer in range(LAYERS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 4])
 def test_sharded_checkpoints(step: int, tmp_path):
     assert_best_is_back(run_with_best_at(step, tmp_path, llama(), Sharded), step)
 
 
+@pytest.mark.slow
 def test_sharded_checkpoint_resumes(tmp_path):
     """Onto an unpruned model; the files come in any order."""
     best = run_with_best_at(6, tmp_path, llama(), Sharded)
@@ -136,6 +138,7 @@ def test_sharded_checkpoint_resumes(tmp_path):
     assert all(torch.equal(value, resumed[1][name]) for name, value in resumed[0].items())
 
 
+@pytest.mark.slow
 def test_incomplete_checkpoint_is_named(tmp_path):
     run_with_best_at(6, tmp_path, llama(), Sharded)
     folder = tmp_path / "checkpoint-6"

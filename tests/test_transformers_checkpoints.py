@@ -48,6 +48,7 @@ def assert_same_training(rest: Noting, whole: Noting) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in rest.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_training_killed_while_it_saves_is_resumed_bit_for_bit_or_refused(tmp_path):
     run_script(KILL, tmp_path)
     for disk, outcomes in json.loads((tmp_path / "outcomes.json").read_text()).items():

@@ -13,7 +13,7 @@ from versions import EARLY, lacks
 from attnwatch.metrics import STATISTICS
 from attnwatch.transformers import AttentionMonitor
 
-pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")]
 
 SCRIPT = """
 import os, sys, warnings

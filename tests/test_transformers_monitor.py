@@ -230,6 +230,7 @@ def test_seq2seq_trainer(tmp_path):
     assert run.state.global_step == STEPS
 
 
+@pytest.mark.slow
 def test_compiled_model(tmp_path):
     monitor = AttentionMonitor(every_n_steps=2)
     train(monitor, directory=tmp_path, torch_compile=True, torch_compile_backend="aot_eager", max_steps=6)

@@ -6,6 +6,8 @@ import torch
 from attnwatch import AttentionRecorder, RunStatus, diagnose
 from benchmarks.verdicts import tasks
 
+pytestmark = pytest.mark.slow
+
 STEPS, CHANGE_AT = 300, 150
 COPY = tasks.tasks(None)["copy"]
 

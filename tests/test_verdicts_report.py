@@ -37,6 +37,7 @@ OUTCOMES = {each.name: bool(each.recipe.fault) for each in RUNS}
 PARTS = {each.name: [each.until(share) for share in LOOKS] for each in RUNS}
 
 
+@pytest.mark.slow
 def test_diagnose_is_asked_with_a_model_of_the_other_tasks(monkeypatch):
     seen, tune = [], Signals.tune
 

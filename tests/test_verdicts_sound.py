@@ -10,6 +10,8 @@ from attnwatch import AttentionHistory, AttentionRecorder, diagnose
 from attnwatch.diagnosis import FindingActions
 from benchmarks.verdicts import architectures, tasks
 
+pytestmark = pytest.mark.slow
+
 _digits = cache(load_digits)
 
 

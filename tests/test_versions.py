@@ -114,6 +114,7 @@ def test_model_of_an_untested_version_is_told_once(tested_with_old_versions):
         watch(model)  # a second warning would be an error
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_callbacks_tell_of_untested_versions_once_a_run(tested_with_old_versions, tmp_path):
     with warnings.catch_warnings(record=True) as warned:
