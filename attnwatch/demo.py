@@ -28,7 +28,7 @@ from attnwatch.pruning import Cut
 from attnwatch.recorder import AttentionHistory
 
 _CONTEXT = 256  # bytes
-_BATCH_SIZE = 16
+_BATCH_SIZE = 8
 _REPORT_EVERY = 40  # steps
 HEALTHY, FAULTY, PRUNED, DROPPED = "healthy", "faulty", "pruned", "dropped"
 _PRUNED_SHARE = 0.5
