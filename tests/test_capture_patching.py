@@ -1,6 +1,8 @@
 """Recorders come and go in any order, and leave torch, transformers and the models as they were."""
 
+import gc
 import itertools
+import weakref
 
 import models
 import numpy as np
@@ -134,3 +136,26 @@ def test_failed_construction_leaves_nothing_behind():
     with pytest.raises(ConfigurationError):
         AttentionRecorder(gpt(), every_n_steps=0)
     assert patched_places() == originals
+
+
+@pytest.mark.parametrize("build", [gpt, lambda: mixed(layers=1)], ids=["functional", "of every kind"])
+def test_recorder_that_nobody_closes_ends_with_its_last_reference(build):
+    """As where an error ends a loop that has no `with`."""
+    originals, model = patched_places(), build()
+    recorder = AttentionRecorder(model)
+    observe(recorder, model)
+    assert patched_places() != originals
+    del recorder
+    gc.collect()
+    assert all(place is original for place, original in zip(patched_places(), originals, strict=True))
+    assert not [module for module in model.modules() if module._forward_hooks or module._forward_pre_hooks]
+    assert not [name for module in model.modules() for name in vars(module) if "attnwatch" in name]
+
+
+def test_model_of_a_recorder_that_nobody_closes_is_freed():
+    model = gpt()
+    recorder, reference = AttentionRecorder(model), weakref.ref(model)
+    observe(recorder, model)
+    del recorder, model
+    gc.collect()
+    assert reference() is None

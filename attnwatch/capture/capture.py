@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -73,6 +74,7 @@ class Capture:
         self._failed: set[str] = set()
         self._forwards = Forwards(model, {site.name: site.module for site in self._sites.readable})
         self._patches = contextlib.ExitStack()
+        self._reference = weakref.ref(self)
         self._query_masks: dict[Identity, Tensor | None] = {}
 
     @property
@@ -120,7 +122,7 @@ class Capture:
         return f"{OBSERVED}; it runs {calls} times a forward with the same weights, and statistics are over all calls"
 
     def attach(self) -> None:
-        """Start to see calls; `detach` restores everything."""
+        """Start to see calls; `detach`, or the end of the capture's life, restores everything."""
         warn_if_untested("torch", self._model)
         with contextlib.ExitStack() as patches:
             expected = [site for site in self._sites.expected if self._sites.is_watched(site.name)]
@@ -134,11 +136,12 @@ class Capture:
             if functional or self._looks:
                 patches.enter_context(patched_functional(functional, self._sites.others() if functional else ()))
             self._patches = patches.pop_all()
+        weakref.finalize(self, self._patches.close).atexit = False
         self._is_attached = True
 
     def _register(self, site: Site, patches: contextlib.ExitStack) -> None:
-        register(site.module, self, site.name)
-        patches.callback(unregister, site.module, self)
+        register(site.module, self._reference, site.name)
+        patches.callback(unregister, site.module, self._reference)
 
     def detach(self) -> None:
         """Put everything back as it was. May be called twice."""

@@ -52,7 +52,8 @@ _MARK = "_attnwatch_mark"
 # are the process's: a module keeps its own for the next capture, and no other module ever gets it.
 _next_number = itertools.count()
 _numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-_receivers: dict[int, tuple[tuple[Receiver, str], ...]] = {}
+# Only their owners keep receivers: one that was never closed ends with them.
+_receivers: dict[int, tuple[tuple["weakref.ref[Receiver]", str], ...]] = {}
 _marks: dict[int, Remove] = {}
 _lock = threading.RLock()
 # What operators claim to change, which keeps them in the graph and in their order.
@@ -60,7 +61,7 @@ ORDER = torch.zeros(())
 NOT_IN_CUDA_GRAPHS = (torch.Tag.cudagraph_unsafe,)
 
 
-def register(module: nn.Module, receiver: Receiver, site: str) -> None:
+def register(module: nn.Module, receiver: "weakref.ref[Receiver]", site: str) -> None:
     """From now on the calls of `module` go to `receiver` too, under the name `site`."""
     with _lock:
         number = _numbers.get(module)
@@ -71,7 +72,7 @@ def register(module: nn.Module, receiver: Receiver, site: str) -> None:
         _receivers[number] = (*_receivers.get(number, ()), (receiver, site))
 
 
-def unregister(module: nn.Module, receiver: Receiver) -> None:
+def unregister(module: nn.Module, receiver: "weakref.ref[Receiver]") -> None:
     with _lock:
         number = _numbers[module]
         left = tuple((other, site) for other, site in _receivers[number] if other is not receiver)
@@ -93,22 +94,27 @@ def site_id(module: nn.Module) -> int | None:
 
 def is_armed(number: int) -> bool:
     """Whether a capture takes the calls that come now under this number."""
-    return any(receiver.armed for receiver, _ in _receivers.get(number, ()))
+    return bool(_armed(number))
+
+
+def _armed(number: int) -> list[tuple[Receiver, str]]:
+    """The captures that take the calls that come now under this number, and their names of the site."""
+    found = [(reference(), site) for reference, site in _receivers.get(number, ())]
+    return [(receiver, site) for receiver, site in found if receiver is not None and receiver.armed]
 
 
 def begin(number: int | None) -> None:
     """Tell captures that are armed that the forward of this module begins, whether or not a call will come from it."""
     if number is None or torch.compiler.is_compiling() or in_backward():
         return
-    for receiver, site in _receivers.get(number, ()):
-        if receiver.armed:
-            receiver.begin(site)
+    for receiver, site in _armed(number):
+        receiver.begin(site)
 
 
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
     """While it is open, captures that are armed now see nothing: what the model is asked is not its training."""
-    armed = {id(receiver): receiver for each in list(_receivers.values()) for receiver, _ in each if receiver.armed}
+    armed = {id(receiver): receiver for number in list(_receivers) for receiver, _ in _armed(number)}
     for receiver in armed.values():
         receiver.armed = False
     try:
@@ -132,7 +138,7 @@ def deliver(number: int, read: Callable[..., Reading], *args) -> None:
 
 
 def _deliver_now(number: int, is_recorded: Callable[[], bool], read: Callable[..., Reading], *args) -> None:
-    armed = [(receiver, site) for receiver, site in _receivers.get(number, ()) if receiver.armed]
+    armed = _armed(number)
     if not armed or in_backward():
         return
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
