@@ -8,6 +8,7 @@ import pytest
 import torch
 from models import TOKENS, WIDTH, FusedAttention, bart_for_generation, gpt, gpt2, llama, seeded, token_ids
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 from versions import enable_checkpointing
 
@@ -63,12 +64,25 @@ def infer(model: nn.Module) -> None:
     model(OTHER_IDS)
 
 
+def run_frozen(model: nn.Module) -> None:
+    """With autograd on, though no weight needs a gradient."""
+    model.requires_grad_(False)(OTHER_IDS)
+    model.requires_grad_(True)
+
+
+def run_averaged(model: nn.Module) -> None:
+    """As with an average of the weights, which none of them is computed from."""
+    functional_call(model, {name: weight.detach() for name, weight in model.named_parameters()}, (OTHER_IDS,))
+
+
 BESIDE = {
     "generate": generate,
     "validation": evaluate,
     "validation with gradients": lambda model: evaluate(model, grad=True),
     "teacher": teach,
     "inference mode": infer,
+    "frozen": run_frozen,
+    "average of the weights": run_averaged,
 }
 
 
@@ -121,28 +135,52 @@ def test_model_that_never_sees_a_gradient_is_observed():
     assert np.isfinite(history["entropy"]).all()
 
 
+@pytest.mark.parametrize("beside", [run_frozen, run_averaged])
+@pytest.mark.parametrize("need_weights", [True, False], ids=["weights", "no weights"])
+def test_frozen_pass_of_multihead_attention(need_weights: bool, beside):
+    class SelfAttention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.attention = nn.Embedding(50, WIDTH), nn.MultiheadAttention(WIDTH, 2)
+
+        def forward(self, ids: Tensor) -> Tensor:
+            x = self.embedding(ids)
+            return self.attention(x, x, x, need_weights=need_weights)[0].sum()
+
+    history = record(seeded(SelfAttention), beside, train_on, beside)
+    assert_same(history, record(seeded(SelfAttention), train_on), atol=1e-6)
+
+
 class FrozenEncoder(nn.Module):
-    def __init__(self, *, is_frozen: bool = True):
+    """Its encoder is frozen by switching autograd off or, with `has_autograd`, by weights that need no gradient."""
+
+    def __init__(self, *, is_frozen: bool = True, has_autograd: bool = False):
         super().__init__()
         self.encoder, self.decoder = FusedAttention(), FusedAttention()
-        self.is_frozen = is_frozen
+        self.encoder.requires_grad_(not is_frozen)
+        self.is_off = is_frozen and not has_autograd
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad() if self.is_frozen else contextlib.nullcontext():
+        with torch.no_grad() if self.is_off else contextlib.nullcontext():
             x = self.encoder(x)
         return self.decoder(x)
 
 
 @pytest.mark.parametrize("mode", [True, False])
-def test_frozen_encoder_stays_observed(mode: bool):
-    model, x = seeded(FrozenEncoder), torch.randn(2, TOKENS, WIDTH)
+@pytest.mark.parametrize("has_autograd", [True, False])
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
+def test_frozen_encoder_stays_observed(backend: str | None, has_autograd: bool, mode: bool):
+    torch._dynamo.reset()
+    model, x = seeded(lambda: FrozenEncoder(has_autograd=has_autograd)), torch.randn(2, TOKENS, WIDTH)
     model.encoder.train(mode)
     whole = seeded(lambda: FrozenEncoder(is_frozen=False))
     expected = record(whole, lambda model: model(x).sum().backward())
+    run = model if backend is None else torch.compile(model, backend=backend)
     with AttentionRecorder(model, num_query_rows=6, every_n_steps=1) as recorder:
         for step in range(3):
             with recorder.step(step):
-                model(x).sum().backward()
+                run(x).sum().backward()
         history = recorder.history()
     assert set(history.coverage.values()) == {"observed"}
     for name in ("entropy", "max_logit"):
@@ -163,6 +201,31 @@ def test_activation_checkpointing_beside_other_passes(use_reentrant: bool, besid
         return model
 
     assert_same(record(build(), beside, train_on, beside), record(llama(), train_on))
+
+
+@pytest.mark.parametrize("beside", [run_frozen, run_averaged])
+@pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_activation_checkpointing_beside_a_frozen_pass(use_reentrant: bool, beside):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.attention = nn.Embedding(50, WIDTH), FusedAttention()
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return checkpoint(self.attention, self.embedding(ids), use_reentrant=use_reentrant).sum()
+
+    assert_same(record(seeded(Checkpointed), beside, train_on, beside), record(seeded(Checkpointed), train_on))
+
+
+def test_part_that_is_frozen_later_stays_observed():
+    model, x = seeded(lambda: FrozenEncoder(is_frozen=False)), torch.randn(2, TOKENS, WIDTH)
+    with AttentionRecorder(model, every_n_steps=1) as recorder:
+        for step in range(2):
+            model.encoder.requires_grad_(step == 0)
+            with recorder.step(step):
+                model(x).sum().backward()
+        assert np.isfinite(recorder.history()["entropy"]).all()
 
 
 def test_nested_reentrant_checkpoints():
@@ -189,16 +252,19 @@ def test_nested_reentrant_checkpoints():
     assert_same(record(seeded(Nested), beside, trained), record(seeded(Nested), trained))
 
 
+@pytest.mark.parametrize("kind", ["teacher", "frozen"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
-def test_compiled_model(backend: str):
+def test_compiled_model(backend: str, kind: str):
     torch._dynamo.reset()
     model = gpt()
     compiled = torch.compile(model, backend=backend)
 
     def beside(_) -> None:
-        with torch.no_grad():
+        model.requires_grad_(kind != "frozen")
+        with torch.set_grad_enabled(kind == "frozen"):
             compiled(OTHER_IDS)
+        model.requires_grad_(True)
 
     history = record(model, beside, lambda _: train_on(compiled), beside)
     assert_same(history, record(gpt(), train_on), atol=2e-5)

@@ -218,7 +218,7 @@ class Capture:
     def _watch(self, site: Site) -> None:
         self._patches.enter_context(patched_functional([site]))
 
-    def receive(self, site: str, reading: Reading, has_gradient: bool) -> None:
+    def receive(self, site: str, reading: Reading, gradient: int) -> None:
         """One call of a site, while armed."""
         self.num_calls += 1
         if site in self._failed:
@@ -227,7 +227,7 @@ class Capture:
             self._add(next(each for each in self._sites.expected if each.name == site))
         reason = reading if isinstance(reading, str) else _why_not(reading)
         if reason:
-            if has_gradient or site not in self._seen:  # else its training is observed, and only this call is not
+            if gradient or site not in self._seen:  # else its training is observed, and only this call is not
                 self._reasons[site] = reason
             return
         if self._sites[site].is_cross or not reading.has_positions or reading.num_queries != reading.num_keys:
@@ -238,8 +238,8 @@ class Capture:
                 query_mask=self._query_mask(reading),
                 positions=kept_positions(reading.num_queries),
             )
-        is_whole = has_gradient or self._sites[site].is_cross or reading.num_queries >= reading.num_keys
-        self._observer(site, reading, Pass(has_gradient, is_whole, self._sites[site].module.training))
+        is_whole = bool(gradient) or self._sites[site].is_cross or reading.num_queries >= reading.num_keys
+        self._observer(site, reading, Pass(gradient, is_whole, self._sites[site].module.training))
         self._seen.add(site)
         self._reasons.pop(site, None)
 

@@ -10,13 +10,13 @@ import contextlib
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from attnwatch.capture.passes import has_gradient, in_recorded_function
+from attnwatch.capture.passes import gradient_of, or_recorded
 from attnwatch.capture.positions import kept_positions
 from attnwatch.hooks import Remove, put
 from attnwatch.metrics import AttentionInputs
@@ -30,7 +30,7 @@ class Receiver(Protocol):
 
     armed: bool
 
-    def receive(self, site: str, reading: Reading, has_gradient: bool) -> None: ...
+    def receive(self, site: str, reading: Reading, gradient: int) -> None: ...
 
     def begin(self, site: str) -> None: ...
 
@@ -129,24 +129,33 @@ def in_backward() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def deliver(number: int, read: Callable[..., Reading], *args) -> None:
-    """Hand the call that `read(*args)` describes to its capture. Never raises an `Exception`."""
+def deliver(number: int, read: Callable[..., Reading], *args, sources: Iterable[Tensor] = ()) -> None:
+    """Hand the call that `read(*args)` describes to its capture. Never raises an `Exception`.
+
+    Args:
+        sources: what its query and key were computed from, where they do not tell whether they need a gradient.
+    """
     if torch.compiler.is_compiling():
-        _deliver_compiled(number, read(*args), torch.is_grad_enabled())
+        reading = read(*args)
+        _deliver_compiled(number, reading, gradient_of(_query_and_key(reading)))
         return
-    _deliver_now(number, has_gradient, read, *args)
+    _deliver_now(number, lambda reading: gradient_of((*_query_and_key(reading), *sources)), read, *args)
 
 
-def _deliver_now(number: int, is_recorded: Callable[[], bool], read: Callable[..., Reading], *args) -> None:
+def _query_and_key(reading: Reading) -> tuple[Tensor, ...]:
+    return () if isinstance(reading, str) else (reading.query, reading.key)
+
+
+def _deliver_now(number: int, gradient: Callable[[Reading], int], read: Callable[..., Reading], *args) -> None:
     armed = _armed(number)
     if not armed or in_backward():
         return
     if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
         read, args = _read_in_cuda_graph, ()
-    has_gradient_now = is_recorded()
     for receiver, site in armed:
         try:
-            receiver.receive(site, read(*args), has_gradient_now)
+            reading = read(*args)
+            receiver.receive(site, reading, or_recorded(gradient(reading)))
         except Exception as error:
             receiver.fail(site, error)
 
@@ -158,11 +167,11 @@ def _read_in_cuda_graph() -> Reading:
     )
 
 
-def _deliver_compiled(number: int, reading: Reading, is_recorded: bool) -> None:
+def _deliver_compiled(number: int, reading: Reading, gradient: int) -> None:
     if not isinstance(reading, str) and reading.mask_mod is not None:
         reading = "a flex-attention block mask can't be read inside torch.compile; compile the model without it"
     if isinstance(reading, str):
-        _not_observed(ORDER, number, reading, is_recorded)
+        _not_observed(ORDER, number, reading, gradient)
         return
     _observe(
         ORDER,
@@ -179,7 +188,7 @@ def _deliver_compiled(number: int, reading: Reading, is_recorded: bool) -> None:
         reading.key_padding,
         reading.segments,
         reading.has_positions and kept_positions(reading.num_queries) is None,
-        is_recorded,
+        gradient,
     )
 
 
@@ -203,11 +212,11 @@ def _observe(
     key_padding: Tensor | None,
     segments: Tensor | None,
     has_positions: bool,
-    is_recorded: bool,
+    gradient: int,
 ) -> None:
     _run_compiled(
         number,
-        is_recorded,
+        gradient,
         lambda: AttentionInputs(
             query=query,
             key=key,
@@ -227,14 +236,14 @@ def _observe(
 
 
 @torch.library.custom_op("attnwatch::not_observed", mutates_args=("token",), tags=NOT_IN_CUDA_GRAPHS)
-def _not_observed(token: Tensor, number: int, reason: str, is_recorded: bool) -> None:
-    _run_compiled(number, is_recorded, lambda: reason)
+def _not_observed(token: Tensor, number: int, reason: str, gradient: int) -> None:
+    _run_compiled(number, gradient, lambda: reason)
 
 
-def _run_compiled(number: int, is_recorded: bool, read: Callable[[], Reading]) -> None:
+def _run_compiled(number: int, gradient: int, read: Callable[[], Reading]) -> None:
     if number in _receivers:  # a compiled graph outlives the capture it was traced with
-        # Whether gradients are on is known since the tracing; while the graph runs, the switch says nothing.
-        _deliver_now(number, lambda: is_recorded or in_recorded_function(), read)
+        # The gradient is known since the tracing; while the graph runs, neither the switch nor tensors tell it.
+        _deliver_now(number, lambda reading: gradient, read)
 
 
 @_observe.register_fake

@@ -28,7 +28,8 @@ def enter_multihead(module: nn.MultiheadAttention, args: tuple, kwargs: dict) ->
     entered.enter(Entry(module, number, same_tokens))
     if given.get("need_weights", True):
         # PyTorch multiplies the matrices itself then, so there is no call to see: project once more.
-        deliver(number, _read_multihead, module, given, same_tokens)
+        sources = (given["query"], given["key"], *module.parameters())
+        deliver(number, _read_multihead, module, given, same_tokens, sources=sources)
 
 
 @torch.no_grad()

@@ -1,10 +1,12 @@
 """Which kind of forward a call belongs to: a step's statistics are those of the forwards that are trained on."""
 
 import sys
+from collections.abc import Iterable
 from types import FrameType
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 # Of what compiled code and operators run in, which say nothing of the call.
 _MACHINERY = ("torch._functorch", "torch._library", "torch._dynamo")
@@ -14,23 +16,31 @@ class Pass(NamedTuple):
     """One call's forward. Of the calls of a module in one step, only those of the greatest pass count.
 
     Attributes:
-        has_gradient: autograd records it. Not so: sampling, a reference, a teacher, validation, a frozen part.
+        gradient: 2 where query or key needs one; 1 where autograd is on, but neither does, as in a frozen part or in a
+            whole pass with frozen weights; 0 where it is off: sampling, a reference, a teacher, validation.
         is_whole: it is no decoding of single tokens beside a key-value cache.
         is_training: the module is in train mode.
     """
 
-    has_gradient: bool
+    gradient: int
     is_whole: bool
     is_training: bool
 
 
-def has_gradient() -> bool:
-    """Whether autograd records what is computed now, or has it run again in the backward and recorded then.
+def gradient_of(sources: Iterable[Tensor]) -> int:
+    """The `gradient` of a pass, as far as the tensors tell that its query and key are, or are computed from."""
+    if not torch.is_grad_enabled():
+        return 0
+    return 2 if any(tensor.requires_grad for tensor in sources) else 1
+
+
+def or_recorded(gradient: int) -> int:
+    """That, or 2 where autograd has what runs now run again in the backward, and records it then.
 
     Reentrant activation checkpointing runs a forward without gradients, inside an `autograd.Function`; that this one is
     recorded shows in its edges to the functions before.
     """
-    return torch.is_grad_enabled() or in_recorded_function()
+    return 2 if gradient == 2 or in_recorded_function() else gradient
 
 
 def in_recorded_function() -> bool:

@@ -289,7 +289,7 @@ class AttentionRecorder:
     def _observe(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
         if site not in self._buffer.sites:
             self._grow()
-        if of.has_gradient:
+        if of.gradient:
             self._trained.add(site)
         elif site in self._trained:
             return
