@@ -1,5 +1,6 @@
 """Which steps are observed, which query rows are looked at, and what is kept of a step."""
 
+import contextlib
 import re
 
 import numpy as np
@@ -62,6 +63,104 @@ def test_step_that_is_repeated_later_replaces_the_first():
     expected = record([10], num_query_rows=None)
     assert history.steps.tolist() == [0, 10]
     np.testing.assert_array_equal(history["entropy"][1], expected["entropy"][0])
+
+
+class Raising:
+    """A hook that raises once, in a forward that has passed all of its attention."""
+
+    def __init__(self, model: torch.nn.Module, error: type[BaseException] = RuntimeError):
+        self.error = error
+        self.handle = model.layers[-1]["attention"].register_forward_hook(self)
+
+    def __call__(self, *_) -> None:
+        self.handle.remove()
+        raise self.error("out of memory")
+
+
+def step_with(recorder: AttentionRecorder, model, ids, *, step: int = 0) -> None:
+    with recorder.step(step):
+        loss = model(ids)
+        loss.backward()
+        recorder.record_loss(loss)
+
+
+def retry_forward(recorder: AttentionRecorder, model) -> None:
+    with recorder.step(0):
+        recorder.record_loss(model(token_ids(seed=1)))
+        Raising(model)
+        with contextlib.suppress(RuntimeError):
+            model(token_ids(seed=2))
+        recorder.record_loss(model(token_ids(seed=3)))
+
+
+def retry_forward_while_handling(recorder: AttentionRecorder, model) -> None:
+    with recorder.step(0):
+        recorder.record_loss(model(token_ids(seed=1)))
+        Raising(model)
+        try:
+            model(token_ids(seed=2))
+        except RuntimeError:
+            recorder.record_loss(model(token_ids(seed=3)))
+
+
+def give_forward_up(recorder: AttentionRecorder, model) -> None:
+    step_with(recorder, model, token_ids(seed=1))
+    step_with(recorder, model, token_ids(seed=3))
+    Raising(model)
+    with recorder.step(0), contextlib.suppress(RuntimeError):
+        model(token_ids(seed=2))
+
+
+def repeat_step(recorder: AttentionRecorder, model) -> None:
+    step_with(recorder, model, token_ids(seed=1))
+    with contextlib.suppress(RuntimeError), recorder.step(0):
+        recorder.record_loss(model(token_ids(seed=2)))
+        raise RuntimeError("in the backward")
+    step_with(recorder, model, token_ids(seed=3))
+
+
+def repeat_step_interrupted_in_forward(recorder: AttentionRecorder, model) -> None:
+    step_with(recorder, model, token_ids(seed=1))
+    Raising(model, KeyboardInterrupt)
+    with contextlib.suppress(KeyboardInterrupt):
+        step_with(recorder, model, token_ids(seed=2))
+    step_with(recorder, model, token_ids(seed=3))
+
+
+RAISED = (
+    retry_forward,
+    retry_forward_while_handling,
+    give_forward_up,
+    repeat_step,
+    repeat_step_interrupted_in_forward,
+)
+
+
+@pytest.mark.parametrize("train", RAISED)
+def test_what_raised_does_not_count(train):
+    """Micro-batches of the same step that ended do."""
+    histories = []
+    for each in (train, lambda recorder, model: [step_with(recorder, model, token_ids(seed=seed)) for seed in (1, 3)]):
+        model = gpt()
+        with AttentionRecorder(model, num_query_rows=None) as recorder:
+            each(recorder, model)
+            histories.append(recorder.history())
+    history, expected = histories
+    assert history.steps.tolist() == expected.steps.tolist() == [0]
+    np.testing.assert_array_equal(history.loss, expected.loss)
+    for name in STATISTICS:
+        np.testing.assert_allclose(history[name], expected[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_step_that_raised_and_is_not_repeated_is_no_observation():
+    model = gpt()
+    with AttentionRecorder(model, every_n_steps=1) as recorder:
+        step_with(recorder, model, token_ids())
+        with contextlib.suppress(RuntimeError), recorder.step(1):
+            model(token_ids())
+            raise RuntimeError
+        step_with(recorder, model, token_ids(), step=2)
+        assert recorder.history().steps.tolist() == [0, 2]
 
 
 def test_shapes_and_what_a_history_has():

@@ -16,6 +16,7 @@ from attnwatch.capture.interface import patched_interface
 from attnwatch.capture.padding import self_attention_query_mask
 from attnwatch.capture.passes import Pass
 from attnwatch.capture.positions import kept_positions
+from attnwatch.capture.raised import Remember, raised_taken_back
 from attnwatch.capture.silent import Forwards
 from attnwatch.capture.sites import Site, SiteKind
 from attnwatch.messages import warn
@@ -149,16 +150,22 @@ class Capture:
         self._patches.close()
 
     @contextlib.contextmanager
-    def arm(self, *, counts_forwards: bool = False):
+    def arm(self, *, counts_forwards: bool = False, remember: Remember | None = None):
         """While it is open, calls of this thread reach the observer.
 
         Args:
             counts_forwards: look at which forwards run, once, so that the coverage can tell why no call came.
+            remember: called where a forward of the model begins; what it returns is called where that forward raises.
         """
         forget_interrupted()
         self.armed = True
         try:
-            with self._looking(), self._forwards.counted() if counts_forwards else contextlib.nullcontext():
+            with contextlib.ExitStack() as watching:
+                watching.enter_context(self._looking())
+                if counts_forwards:
+                    watching.enter_context(self._forwards.counted())
+                if remember is not None:
+                    watching.enter_context(raised_taken_back(self._model, lambda: self.armed, remember))
                 yield
         finally:
             forget_interrupted()

@@ -1,6 +1,6 @@
 """Observations that are still on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -49,6 +49,16 @@ class PendingSteps:
         if self._open or is_step:
             self._finished.append((self.step, self._open))
         self.step, self._open, self._passes = None, {}, {}
+
+    def remember(self) -> Callable[[], None]:
+        """Returns what takes back everything that is added to the open step from now on, unless it is finished then."""
+        step, sums, passes = self.step, dict(self._open), dict(self._passes)
+
+        def take_back() -> None:
+            if self.step == step:
+                self._open, self._passes = sums, passes
+
+        return take_back
 
     def expects(self, site: str, of: Pass) -> bool:
         """Whether a call of this pass counts: if so, calls of lesser ones in the open step do not."""

@@ -1,7 +1,7 @@
 """Records attention statistics during training, without knowing any trainer."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -118,6 +118,8 @@ class AttentionRecorder:
     def step(self, global_step: int) -> Iterator[None]:
         """Around forward and backward of one training step; several times per step with gradient accumulation.
 
+        What was seen in it is taken back where it raises, and what was seen in a forward of the model that raises.
+
         Args:
             global_step: number of the optimizer's step, the same for all micro-batches that it accumulates. Where it
                 goes back, as after restoring a checkpoint, what was observed from there on is forgotten.
@@ -143,11 +145,14 @@ class AttentionRecorder:
         self._pending.open(global_step)
         if len(self._pending) >= self._options.observations_per_flush:
             self.flush()
+        take_back = self._remember()
         try:
-            with self._capture.arm(counts_forwards=True):
+            with self._capture.arm(counts_forwards=True, remember=self._remember):
                 yield
-        finally:
-            self._group.compute()
+        except BaseException:
+            take_back()
+            raise
+        self._group.compute()
         self._notices.of_silent_sites(self._capture.silent())
         if not self._capture.sites:
             self._notices.of_no_attention(self._capture.why_none(), self.coverage(), global_step)
@@ -297,6 +302,17 @@ class AttentionRecorder:
             return
         self._shards[site] = head_shard(self._capture.module(site), inputs.num_heads)
         self._group.add((site, of), inputs, self._rows.of(inputs))
+
+    def _remember(self) -> Callable[[], None]:
+        """Returns what takes back everything that is seen in the open step from now on."""
+        self._group.compute()
+        forget = self._pending.remember()
+
+        def take_back() -> None:
+            self._group.clear()
+            forget()
+
+        return take_back
 
     def _receive(self, call: tuple[str, Pass], sums: Tensor) -> None:
         site, of = call
