@@ -12,6 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from attnwatch.capture.looking import compiles_anything
+
 # pytest-xdist runs one process a core, and some tests start others.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -74,9 +76,9 @@ def _nothing_stays_patched():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_compiled():
-    """A process that compiles is watched with more care for its graphs (`capture.looking`), by later tests too."""
+    """What a test compiles, the next one does not meet: less is looked for in a process that compiles."""
     yield
-    if "torch._dynamo" in sys.modules and sys.modules["torch._dynamo.eval_frame"].cached_backends:
+    if compiles_anything():
         torch._dynamo.reset()
 
 

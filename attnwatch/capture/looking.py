@@ -125,4 +125,5 @@ def is_compiled(model: nn.Module) -> bool:
 def compiles_anything() -> bool:
     """Whether `torch.compile` was called in this process, for all that torch tells."""
     compiler = sys.modules.get("torch._dynamo.eval_frame")
-    return bool(getattr(compiler, "cached_backends", ()))
+    backends = getattr(compiler, "cached_backends", {})
+    return any(backend is not None for backend in backends.values())  # None is of functions that are never compiled
