@@ -465,12 +465,20 @@ class AllMetrics(pl.Callback):
 def test_early_stopping_on_risk_goes_on_while_it_is_not_known(options):
     stopping = EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6, **options)
     own = EarlyStopping("validation_loss", patience=10**6)
-    metrics, check_finite = AllMetrics(), stopping.check_finite
+    metrics = AllMetrics()
     trainer, _ = train(AttentionMonitor(), epochs=3, callbacks=[stopping, own, metrics])
     assert trainer.current_epoch == 3
     assert np.isnan(metrics.risks).all()
-    assert stopping.check_finite is check_finite  # put back
-    assert own.check_finite is True
+    assert "_evaluate_stopping_criteria" not in vars(stopping)  # put back
+    assert own.wait_count < 3
+
+
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_early_stopping_loses_no_patience_while_the_risk_is_not_known(mode):
+    stopping = EarlyStopping("attention/risk", patience=1, mode=mode)
+    trainer, _ = train(AttentionMonitor(), epochs=3, callbacks=[stopping])
+    assert trainer.current_epoch == 3
+    assert stopping.wait_count == 0
 
 
 def test_early_stopping_is_put_back_after_an_error():
@@ -480,7 +488,7 @@ def test_early_stopping_is_put_back_after_an_error():
     stopping = EarlyStopping("attention/risk")
     with pytest.raises(ValueError, match="mine"):
         train(AttentionMonitor(), Llama(fail), callbacks=[stopping])
-    assert stopping.check_finite is True
+    assert "_evaluate_stopping_criteria" not in vars(stopping)
 
 
 def test_checkpoints_are_kept_by_the_least_risk_once_it_is_known(tmp_path):
