@@ -1,5 +1,6 @@
 """Trainings that end early or go on later: what the callbacks have observed until then, and what they tell of it."""
 
+import contextlib
 import csv
 import math
 import re
@@ -16,7 +17,7 @@ from test_lightning_monitor import Llama, batches
 from trainers import STEPS, Noting, trainer
 
 import attnwatch.callbacks.pictures as pictures_module
-from attnwatch import AttnwatchWarning, PruningPlan, RunStatus
+from attnwatch import AttnwatchWarning, ConfigurationError, PruningPlan, RunStatus
 from attnwatch.lightning import AttentionMonitor, HeadPruning, LayerProbe, TokenDropping
 from attnwatch.tokens.interception import is_intercepted
 from attnwatch.transformers import AttentionMonitor as TransformersMonitor
@@ -48,6 +49,25 @@ def test_second_fit_of_a_trainer_goes_on_with_the_history():
     assert monitor.history.steps.tolist() == [0, 4, 8, 12, 16]
     assert kept.steps("attention/entropy") == [0, 4, 8, 12, 16]
     assert np.isfinite(monitor.history["entropy"]).all()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_fit_that_trains_nothing_leaves_the_history(fails):
+    class Failing(Llama):
+        fails = False
+
+        def on_fit_start(self):
+            if self.fails:
+                raise ValueError("mine")
+
+    monitor, module = AttentionMonitor(every_n_steps=4), Failing()
+    trainer = lightning_trainer(monitor)
+    go_on(trainer, module, epochs=2)
+    verdict, module.fails = str(monitor.diagnosis), fails
+    with pytest.raises(ValueError, match="mine") if fails else contextlib.nullcontext():
+        go_on(trainer, module, epochs=2)
+    assert monitor.history.steps.tolist() == [0, 4, 8]
+    assert str(monitor.diagnosis) == verdict
 
 
 def test_new_model_or_trainer_begins_a_new_history():
@@ -231,3 +251,12 @@ def test_flush_of_their_own_is_for_pictures_that_are_wanted_more_often():
     assert AttentionMonitor(every_n_steps=10, figures_every_n_steps=20)._options.observations_per_flush == 2
     assert AttentionMonitor(every_n_steps=10, figures_every_n_steps=None)._options.observations_per_flush == 5
     assert AttentionMonitor(every_n_steps=10, figures_every_n_steps=20, flush_every=7)._options.flush_every == 7
+
+
+def test_two_monitors_that_were_used_before_are_refused_in_words():
+    monitors = [AttentionMonitor(), AttentionMonitor()]
+    for monitor in monitors:
+        lightning_trainer(monitor).fit(Llama(), batches(2))
+    for two in (monitors, monitors[:1] * 2):
+        with pytest.raises(ConfigurationError, match="`callbacks` has two AttentionMonitor: a trainer takes one"):
+            lightning_trainer(*two).fit(Llama(), batches(2))

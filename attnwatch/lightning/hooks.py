@@ -1,5 +1,7 @@
 """When Lightning calls what the callbacks of all trainers share."""
 
+import itertools
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +14,8 @@ from attnwatch.lightning.api import DISTRIBUTION, pl
 from attnwatch.lightning.run import LightningRun
 from attnwatch.pruning.mismatch import name_other_heads
 from attnwatch.versions import begin_run, warn_if_untested
+
+_number = itertools.count()
 
 
 def documented_for_lightning(call: str) -> Callable[[Kind], Kind]:
@@ -34,20 +38,19 @@ class Hooks(TrainingPart, pl.Callback):
     _earlier: tuple[int, Mapping[str, Any]] | None = None
     """(its last step, its state), of a fit that may go on."""
     _comparing: Sequence[RemovableHandle] = ()
-    _is_set_up = False
 
     @property
     def state_key(self) -> str:
         """Name of its state in checkpoints.
 
-        Lightning compares these names when it is given callbacks, before it calls any of them: until `setup` has
-        refused a second callback of a kind with a reason, each has a name of its own.
+        Lightning compares these names when it is given callbacks, before it calls any of them. There each has a name of
+        its own, so that `setup` can refuse a second callback of a kind with a reason.
         """
-        return super().state_key if self._is_set_up else f"{super().state_key} {id(self)}"
+        is_compared = sys._getframe(1).f_code.co_name == "_validate_callbacks_list"
+        return f"{super().state_key} {next(_number)}" if is_compared else super().state_key
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         refuse_two(trainer.callbacks, self)
-        self._is_set_up = True
         if stage == "fit" and next((each for each in trainer.callbacks if isinstance(each, Hooks)), self) is self:
             begin_run(pl_module)
         warn_if_untested(DISTRIBUTION, pl_module)
@@ -93,6 +96,7 @@ class Hooks(TrainingPart, pl.Callback):
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop_comparing()
+        self._go_back()
         if trainer.state.fn == "fit" and self._run is not None:
             self._run.has_ended = True
             self._break_off(self._run)  # loggers are closed next
@@ -108,7 +112,14 @@ class Hooks(TrainingPart, pl.Callback):
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self._stop_comparing()
         if stage == "fit":
+            self._go_back()
             self._detach()
+
+    def _go_back(self) -> None:
+        """To what an earlier fit has left, where this one ended before it trained."""
+        earlier, self._earlier = self._earlier, None
+        if earlier is not None:
+            self._go_on(self._run, earlier[1])
 
     def _stop_comparing(self) -> None:
         """No checkpoint is loaded any more."""
