@@ -1,6 +1,7 @@
 """Pruned models in whatever the ecosystem saves: what it writes loads again, bit for bit, or the rescue is named."""
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -387,3 +388,15 @@ def test_model_in_a_folder_of_a_sentence_transformer(tmp_path):
     (tmp_path / "modules.json").write_text(outside)
     with pytest.raises(ConfigurationError, match="holds no saved model"):
         load_pruned(tmp_path)
+
+
+@pytest.mark.parametrize("target", ["up_proj", "q_proj"])
+def test_adapters_that_are_saved_in_a_plain_loop_know_the_heads_of_their_base(target, tmp_path):
+    llama().save_pretrained(tmp_path / "base")
+    base = hf.LlamaForCausalLM.from_pretrained(tmp_path / "base")
+    config = peft.LoraConfig(r=2, target_modules=[target], init_lora_weights=False)
+    model = peft.get_peft_model(base, config).eval()
+    prune_heads(model, {0: [0, 1], 1: [2, 3]})
+    model.save_pretrained(tmp_path / "adapters")
+    assert torch.equal(result(load_pruned(tmp_path / "adapters")), result(model))
+    assert b"attnwatch" not in pickle.dumps(model)

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from models import HEADS, WIDTH, bert, gpt2, llama, t5
+from models import HEADS, WIDTH, bert, gpt2, llama, t5, token_ids
 from pruning_models import EVERYWHERE, with_lora
 from test_pruning_checkpoints import pruned, result
 from test_pruning_gates import encoder, features
@@ -194,3 +194,28 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     ids = torch.arange(12).view(2, 6)
     model(input_ids=ids, labels=ids).loss.backward()
     optimizer.step()
+
+
+def test_optimizer_that_exists_goes_on_with_the_loaded_heads():
+    """As Accelerate's `load_state` has it: the model first, then its optimizer, which was there before."""
+
+    def step(model, optimizer, seed):
+        model(input_ids=token_ids(seed=seed), labels=token_ids(seed=seed)).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    whole = llama()
+    optimizer = torch.optim.AdamW(whole.parameters(), lr=1e-2)
+    step(whole, optimizer, 0)
+    prune_heads(whole, {0: [0, 1], 1: [2, 3]}, optimizers=[optimizer])
+    step(whole, optimizer, 1)
+    states = copy.deepcopy((whole.state_dict(), optimizer.state_dict()))
+    rest = llama()
+    accept_pruned_state(rest)
+    resumed = torch.optim.AdamW(rest.parameters(), lr=1e-2)
+    for each, state in zip((rest, resumed), states, strict=True):
+        each.load_state_dict(state)
+    for model, its in ((whole, optimizer), (rest, resumed)):
+        step(model, its, 2)
+    assert all(torch.equal(value, rest.state_dict()[name]) for name, value in whole.state_dict().items())
+    assert not any(torch.equal(states[0][name], value) for name, value in rest.named_parameters())

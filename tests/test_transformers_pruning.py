@@ -1,5 +1,8 @@
 """Head pruning and token dropping in real trainings of the transformers Trainer."""
 
+import copy
+import pickle
+
 import peft
 import pytest
 import torch
@@ -306,3 +309,51 @@ def test_lora_resumes_once_its_base_has_the_checkpoints_heads(tmp_path):
     assert resumed.losses == whole.losses[8:]
     assert len(callback.cuts) == 2
     assert_same_weights(resumed.model, whole.model)
+
+
+def with_optimizer(*callbacks, model, directory, **options) -> Noting:
+    """A trainer that is given its optimizer, which therefore exists before a checkpoint is loaded."""
+    made = trainer(*callbacks, model=model, directory=directory, **options)
+    made.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    return made
+
+
+@pytest.mark.parametrize("is_given", [True, False], ids=["given to the trainer", "of its earlier training"])
+def test_optimizer_that_exists_before_the_checkpoint_is_loaded_goes_on(is_given, tmp_path):
+    options = {"directory": tmp_path, "save_strategy": "steps", "save_steps": 7, "max_steps": 14}
+    make = with_optimizer if is_given else trainer
+    whole = make(pruning(), model=llama(), **options)
+    whole.train()
+    expected = {name: value.clone() for name, value in whole.model.state_dict().items()}
+    losses = whole.losses[7:]
+    rest = make(pruning(), model=llama(), **options) if is_given else whole
+    rest.losses.clear()
+    rest.train(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    held = {id(parameter) for group in rest.optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in rest.model.parameters()}
+    assert rest.losses == losses
+    assert all(torch.equal(value, expected[name]) for name, value in rest.model.state_dict().items())
+
+
+def test_training_goes_on_after_the_best_model_was_loaded(tmp_path):
+    """Its heads are others than those at the end; the optimizer is that of the end."""
+    options = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 6, "eval_steps": 6}
+    callback = pruning(start=4, end=16)
+    run = trainer(callback, directory=tmp_path, load_best_model_at_end=True, max_steps=18, **options)
+    run.evaluate = lambda *args, **kwargs: (
+        run.log({"eval_loss": abs(run.state.global_step - 12)}) or {"eval_loss": abs(run.state.global_step - 12)}
+    )
+    run.train()
+    assert gone(run.model) < LAYERS * HEADS // 2
+    before = {name: value.clone() for name, value in run.model.state_dict().items() if "proj" in name}
+    run.remove_callback(callback)
+    run.add_callback(pruning())
+    run.train()
+    assert gone(run.model) == LAYERS * HEADS // 2
+    assert not any(torch.equal(value, run.model.state_dict()[name]) for name, value in before.items())
+
+
+def test_pickle_of_a_model_in_and_after_pruning_has_nothing_of_ours(tmp_path):
+    run = train(pruning(), directory=tmp_path)
+    assert b"attnwatch" not in pickle.dumps(run.model)
+    assert not copy.deepcopy(run.model)._load_state_dict_pre_hooks

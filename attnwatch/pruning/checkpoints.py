@@ -15,14 +15,13 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.files import beside, replaced_folder
 from attnwatch.pruning import folders
 from attnwatch.pruning.heads import head_sites
-from attnwatch.pruning.plan import PruningPlan
+from attnwatch.pruning.plan import PLAN_FILE, PruningPlan
 from attnwatch.pruning.stock import stock_config
 from attnwatch.pruning.weights import saved_heads, sites_of, weight_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-PLAN_FILE = "pruning_plan.json"
 # What else a saved model consists of; other files in a folder are somebody else's.
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*", PLAN_FILE)
 
@@ -187,7 +186,13 @@ def _load_adapters(directory: Path, model_class: "type[PreTrainedModel] | None",
         plan = PruningPlan.load(directory / PLAN_FILE)
         if plan.named_as_in(base) != PruningPlan.of(base):
             plan.apply(base)
-    return peft.PeftModel.from_pretrained(base, directory).eval()
+    try:
+        return peft.PeftModel.from_pretrained(base, directory).eval()
+    except RuntimeError as error:  # of other sizes
+        raise ConfigurationError(
+            f"its adapters do not fit the model in {name!r}: {error}. If heads were removed from it while they were "
+            f"trained, save what was removed as {PLAN_FILE} beside them: PruningPlan.of(model).save(…)"
+        ) from error
 
 
 def _pruned_class(model_class: type, plan: PruningPlan | None, kept: dict[str, list[int]]) -> type:

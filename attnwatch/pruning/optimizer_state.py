@@ -93,6 +93,17 @@ def plan_swaps(
     return swaps
 
 
+def forget_other_sizes(optimizer: Optimizer) -> None:
+    """Let state start anew that is of other sizes than its parameter, which has changed with a state dict."""
+    declared = elementwise_state(optimizer)
+    if declared is None:
+        return
+    for parameter, state in list(optimizer.state.items()):
+        sizes = {value.shape for name, value in state.items() if name in declared and isinstance(value, Tensor)}
+        if sizes - {parameter.shape}:
+            del optimizer.state[parameter]
+
+
 class _States:
     """What is left of one optimizer's state; parameters that are alike are tried once."""
 

@@ -2,20 +2,25 @@
 
 import json
 import operator
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.optim import Optimizer
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.files import UnreadableFileError, read_json, replaced_file
+from attnwatch.hooks import Remove, put
 from attnwatch.pruning.heads import head_sites
 from attnwatch.pruning.names import aligned
 from attnwatch.pruning.surgery import Surgery
 from attnwatch.pruning.weights import saved_heads, sites_of, weight_files
 
+PLAN_FILE = "pruning_plan.json"
 _FORMAT = 1
 
 
@@ -89,6 +94,7 @@ class PruningPlan:
             ConfigurationError: it is a plan for another model, or a head of it is gone already.
         """
         Surgery(model, self.named_as_in(model).heads, optimizers).apply()
+        keep_beside_adapters(model)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON. A file that is already there is replaced only when the new one is complete."""
@@ -104,14 +110,20 @@ class PruningPlan:
             content = read_json(path)
             if content["format"] != _FORMAT:
                 raise ConfigurationError(f"`path`: {str(path)!r} has format {content['format']}, expected {_FORMAT}.")
-            return cls(
-                {site: tuple(map(operator.index, heads)) for site, heads in content["heads"].items()},
-                {site: operator.index(number) for site, number in content["num_heads"].items()},
-            )
+            heads = {site: tuple(map(operator.index, heads)) for site, heads in content["heads"].items()}
+            num_heads = {site: operator.index(number) for site, number in content["num_heads"].items()}
         except UnreadableFileError as error:
             raise ConfigurationError(f"`path`: {str(path)!r} {error}; give a file of `PruningPlan.save`.") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(f"`path`: {str(path)!r} is not a saved pruning plan ({error!r}).") from None
+        for site, gone in heads.items():
+            number = num_heads.get(site, 0)
+            if len({*gone}) < len(gone) or not all(0 <= head < number for head in gone):
+                raise ConfigurationError(
+                    f"`path`: {str(path)!r} is damaged: its heads of {site!r} must be different numbers from 0 to "
+                    f"{number - 1}, got {list(gone)!s:.80}."
+                )
+        return cls(heads, num_heads)
 
     def __str__(self) -> str:
         """A table: for each site how many heads the unpruned model has, how many of them go, and which."""
@@ -138,6 +150,36 @@ class PruningPlan:
                 f"{dict(self.num_heads)}; `model` has {has}."
             )
         return PruningPlan({names[site]: heads for site, heads in self.heads.items()}, has)
+
+
+def keep_beside_adapters(model: nn.Module) -> None:
+    """Let PEFT's `save_pretrained` of a pruned model write the plan beside the adapters, whose files say nothing of it.
+
+    Args:
+        model: with adapters, or a module with such models in it; others are left alone.
+    """
+    for module in model.modules():
+        if hasattr(module, "peft_config") and hasattr(type(module), "save_pretrained") and module not in _beside:
+            _beside[module] = put(module, attributes={"save_pretrained": _Saving(module)})
+
+
+_beside: WeakKeyDictionary[nn.Module, Remove] = WeakKeyDictionary()
+
+
+class _Saving:
+    """A model's `save_pretrained`, and what it has to say of heads that are gone."""
+
+    def __init__(self, module: nn.Module):
+        self._module = weakref.ref(module)
+
+    def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        module = self._module()
+        result = type(module).save_pretrained(module, save_directory, *args, **kwargs)
+        plan = PruningPlan.of(module)
+        for folder in (Path(save_directory), *(Path(save_directory, name) for name in module.peft_config)):
+            if plan.heads and (folder / "adapter_config.json").is_file():
+                plan.save(folder / PLAN_FILE)
+        return result
 
 
 def prune_heads(
@@ -173,6 +215,7 @@ def prune_heads(
     """
     before = PruningPlan.of(model)
     Surgery(model, heads, optimizers).apply()
+    keep_beside_adapters(model)
     after = PruningPlan.of(model)
     gone = {
         site: tuple(head for head in all_gone if head not in before.heads.get(site, ()))

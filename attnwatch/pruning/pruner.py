@@ -16,7 +16,7 @@ from attnwatch.messages import duration, warn
 from attnwatch.pruning.cut import Cut, step_times
 from attnwatch.pruning.importance import HeadImportance, Importance
 from attnwatch.pruning.options import PruningOptions
-from attnwatch.pruning.plan import PruningPlan
+from attnwatch.pruning.plan import PruningPlan, keep_beside_adapters
 from attnwatch.pruning.schedule import PruningSchedule
 from attnwatch.pruning.selection import choose_heads
 from attnwatch.pruning.snapshot import Snapshot, check_snapshot, restore_snapshot, take_snapshot
@@ -218,6 +218,8 @@ class HeadPruner:
             self._watched = _Watched(len(self.cuts), self._values, snapshots)
         self._before_change()
         apply_all(surgeries)
+        for patient, _ in patients:
+            keep_beside_adapters(patient)
         self._importance.reset()
         self._after_change()
         self.heads_left = self._count_heads()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS
 from attnwatch.errors import ConfigurationError
-from attnwatch.hooks import put
+from attnwatch.hooks import Remove, put
 from attnwatch.pruning.heads import HeadSite, head_sites
 from attnwatch.pruning.projections import ParameterCut, features_of
 from attnwatch.pruning.removed import Heads, RemovedHeads, cuts_of, names_of_parameters
@@ -34,7 +35,8 @@ def accept_pruned_state(model: nn.Module) -> RemovableHandle:
     ```
 
     Heads that the model does not have come back, as in `trainer.test(ckpt_path="best")` of a checkpoint from before a
-    cut. Load before optimizers are made: they would hold parameters that are replaced.
+    cut. Parameters stay the objects that they are, so that optimizers go on with them once their own state, which has
+    other sizes now, is loaded too.
 
     Deep copies of the model take such states too. A pickle of it does not, so that it loads without attnwatch.
 
@@ -50,6 +52,9 @@ def accept_pruned_state(model: nn.Module) -> RemovableHandle:
     handle = model.register_load_state_dict_pre_hook(StateLoader().prepare)
     put(model, handles=[handle], again=accept_pruned_state)
     return handle
+
+
+_attached: WeakKeyDictionary[nn.Module, Remove] = WeakKeyDictionary()
 
 
 class StateLoader:
@@ -79,12 +84,11 @@ class StateLoader:
     def __reduce__(self) -> tuple:
         return StateLoader, ()
 
-    def attach(self, model: nn.Module) -> RemovableHandle:
+    def attach(self, model: nn.Module) -> None:
         """Be the one that prepares this module for its states: an earlier one, of another run, is taken out."""
-        for key, hook in list(model._load_state_dict_pre_hooks.items()):
-            if isinstance(getattr(getattr(hook, "hook", None), "__self__", None), StateLoader):
-                del model._load_state_dict_pre_hooks[key]
-        return model.register_load_state_dict_pre_hook(self.prepare)
+        if model in _attached:
+            _attached.pop(model)()
+        _attached[model] = put(model, handles=[model.register_load_state_dict_pre_hook(self.prepare)])
 
     def finish(self) -> None:
         """After the last part of a state.
@@ -309,9 +313,20 @@ def _apply(model: nn.Module, loads: Sequence[_Load]) -> None:
         for load in grown
         for cut, value in load.values
     ]
+    places = [(cut.module, cut.name, cut.parameter) for load in loads for cut in cuts_of(load.site, load.site.kept)]
     apply_all([*surgery, *swaps])
     for load in grown:
         _name_sizes(load.site, load.heads)
+    for module, name, parameter in places:
+        _become(parameter, module, name)
+
+
+def _become(parameter: nn.Parameter, module: nn.Module, name: str) -> None:
+    """Let a parameter take the values and the place of the one that has replaced it: optimizers hold it."""
+    new = module._parameters[name]
+    if new is not parameter:
+        parameter.data, parameter.grad = new.data, None
+        module._parameters[name] = parameter
 
 
 def _name_sizes(site: HeadSite, heads: tuple[int, ...]) -> None:

@@ -7,8 +7,8 @@ from torch import nn
 from attnwatch.callbacks import TrainerRun
 from attnwatch.callbacks.pruning import Pruning
 from attnwatch.messages import warn
-from attnwatch.pruning.checkpoints import PLAN_FILE
-from attnwatch.pruning.plan import PruningPlan
+from attnwatch.pruning.optimizer_state import forget_other_sizes
+from attnwatch.pruning.plan import PLAN_FILE, PruningPlan
 from attnwatch.pruning.removed import Heads, RemovedHeads
 from attnwatch.pruning.state import StateLoader
 from attnwatch.transformers.hooks import Hooks, documented_for_transformers
@@ -16,16 +16,23 @@ from attnwatch.transformers.hooks import Hooks, documented_for_transformers
 
 @documented_for_transformers("HeadPruning(target=0.5)")
 class HeadPruning(Pruning, Hooks):
+    _loader: StateLoader | None = None
+
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
         super().on_init_end(args, state, control, model=model, **kwargs)
-        # For as long as the model lives: a trainer loads checkpoints before training begins and after it has ended.
+        self._prepare_for_states(model)
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        if self._loader is None:  # of a callback that was added to the trainer later
+            self._prepare_for_states(model)
+        self._loader.finish()
+        super().on_train_begin(args, state, control, model=model, **kwargs)
+
+    def _prepare_for_states(self, model: nn.Module) -> None:
+        """For as long as the model lives: a trainer loads checkpoints before training begins and after it has ended."""
         self._removed = RemovedHeads()
         self._loader = StateLoader(self._removed, self._heads_of_best_model, waits=True)
         self._loader.attach(model)
-
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
-        self._loader.finish()
-        super().on_train_begin(args, state, control, **kwargs)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         self._loader.finish()
@@ -33,6 +40,8 @@ class HeadPruning(Pruning, Hooks):
 
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._run.refuse_shards("HeadPruning")
+        for optimizer in [optimizer for _, optimizers in run.patients() for optimizer in optimizers]:
+            forget_other_sizes(optimizer)  # the best model of an earlier training may have been loaded since then
         super()._start(run, model)
 
     def _before_change(self) -> None:
