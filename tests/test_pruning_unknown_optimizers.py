@@ -63,6 +63,17 @@ class Eager(Own):
         parameter.sub_(group["lr"] * state["momentum"].mul_(0.9).add_(grad))
 
 
+class ShampooOfSingles(Own):
+    """Its new state is of single precision, whatever the parameter is of."""
+
+    def update(self, parameter, grad, state, group):
+        matrix = grad.reshape(len(grad), -1)
+        if not state:
+            state["left"] = 1e-3 * torch.eye(len(matrix))
+        state["left"] += matrix @ matrix.T
+        parameter.sub_(group["lr"] * torch.linalg.solve(state["left"], matrix).view_as(parameter))
+
+
 class Shampoo(Own):
     """For matrices. The sums over rows of a square one have its shape."""
 
@@ -262,6 +273,7 @@ def test_wrapper_that_has_nothing_of_its_own():
 
 RESET = {
     "sums over rows": partial(Shampoo, lr=0.01),
+    "new state of single precision": partial(ShampooOfSingles, lr=1e-4),
     "mean over all": partial(Gram, lr=0.01),
     "blocks": partial(Quantized, lr=0.01),
     "blocks in the parameter's shape": partial(Rounded, lr=0.01),

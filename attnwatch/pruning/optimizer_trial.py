@@ -3,7 +3,7 @@
 import copy
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,16 +71,21 @@ class OptimizerTrial:
 
     def can_reset(self) -> bool:
         """Whether the optimizer makes new state of a parameter that it has none of."""
-        return self._whole is not None and self._tries(*self._way, lambda _: None) is not None
+        return self._whole is not None and any(self._tries(*way, lambda _: None) is not None for way in self._ways())
 
     def _first_way(self) -> tuple[tuple[Callable, torch.dtype] | None, _Steps | None]:
         """To make a toy that steps, and what it does uncut."""
+        for way in self._ways():
+            whole = self._tries(*way, None)
+            if whole is not None:
+                return way, whole
+        return None, None
+
+    def _ways(self) -> Iterator[tuple[Callable, torch.dtype]]:
+        """Exact numbers first; but new state of some optimizers is always of single precision."""
         for dtype in dict.fromkeys((torch.float64, self._parameter.dtype)):
             for make in (_by_attributes, _by_constructor):
-                whole = self._tries(make, dtype, None)
-                if whole is not None:
-                    return (make, dtype), whole
-        return None, None
+                yield make, dtype
 
     def _tries(self, make: Callable, dtype: torch.dtype, cut_state: Callable | None) -> _Steps | None:
         """None where a step fails. Without `cut_state` nothing is cut."""
