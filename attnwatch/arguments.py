@@ -5,10 +5,12 @@ from numbers import Integral
 from attnwatch.errors import ConfigurationError
 
 
-def require_int(name: str, value: object, *, minimum: int, optional: bool = False) -> None:
-    """Raise a `ConfigurationError` unless `value` is an integer of at least `minimum` (or None, if `optional`)."""
+def require_int(name: str, value: object, *, minimum: int, maximum: int | None = None, optional: bool = False) -> None:
+    """Raise a `ConfigurationError` unless `value` is an integer in this range (or None, if `optional`)."""
     if optional and value is None:
         return
     if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
         alternative = " or None" if optional else ""
         raise ConfigurationError(f"`{name}` must be an integer of at least {minimum}{alternative}, got {value!r}.")
+    if maximum is not None and value > maximum:
+        raise ConfigurationError(f"`{name}` must be at most {maximum}, got a number of {len(f'{value:x}')} hex digits.")

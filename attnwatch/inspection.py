@@ -46,13 +46,17 @@ def report(history: AttentionHistory, *, total_steps: int | None = None) -> tupl
         ConfigurationError: the run has more steps already.
     """
     history = _with_printable_names(history)
+    is_longer = len(history) and history.total_steps is not None and history.total_steps <= history.steps[-1]
+    if is_longer:
+        history = replace(history, total_steps=None)
     diagnosis = diagnose(history, total_steps=total_steps)
     if total_steps is not None and len(history) and total_steps <= history.steps[-1]:
         raise ConfigurationError(
             f"`total_steps`: the run has {history.steps[-1] + 1} steps already, got {total_steps}; "
             "give as many as it will have, or leave it out."
         )
-    parts = [f"{history!r}\n{_loss(history)}", *_not_observed(history), str(diagnosis), _table(history)]
+    length = "\nit has more steps than it was to have: judged as a run of unknown length" if is_longer else ""
+    parts = [f"{history!r}\n{_loss(history)}{length}", *_not_observed(history), str(diagnosis), _table(history)]
     return "\n\n".join(filter(None, parts)), diagnosis
 
 

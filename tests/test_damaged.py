@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboard.summary.writer.record_writer import masked_crc32c
 from test_diagnosis import course
 from test_inspect import log
 
@@ -71,8 +73,8 @@ WRONG = {
     "too few sites": (head(sites=["a"]), r"have the shape \(40, 4, \d\), not \[40 steps, 1 sites, heads\]"),
     "coverage that is a list": (head(coverage=["a"]), "its coverage is not that of sites"),
     "reason that is a number": (head(coverage={"a": 1}), "its coverage is not that of sites"),
-    "length that is text": (head(total_steps="many"), "its number of steps in total is 'many'"),
-    "length that is not": (head(total_steps=True), "its number of steps in total is True"),
+    "length that is text": (head(total_steps="many"), "its number of steps in total is none"),
+    "length that is not": (head(total_steps=True), "its number of steps in total is none"),
     "header that is a list": (lambda content: content.update(header=[1]), "its header is a list"),
     "newer format": (head(format=2), "has format 2, this version reads 1; upgrade attnwatch"),
 }
@@ -245,3 +247,45 @@ def test_damaged_questions_and_plans_end_in_words(tmp_path_factory, damage):
         (folder / name).write_bytes(damage((folder / name).read_bytes()))
         with contextlib.suppress(ConfigurationError):
             load(folder / name)
+
+
+@pytest.mark.parametrize("kept_as", ["asked", "in the file"])
+def test_length_that_no_run_has_is_refused(kept_as, tmp_path, capsys):
+    path, content = tmp_path / "run.npz", saved()
+    content["header"]["total_steps"] = 10**400 if kept_as == "in the file" else None
+    write(path, content)
+    assert main(["inspect", str(path), *(["--total-steps", "1" + 400 * "0"] if kept_as == "asked" else [])]) == 2
+    assert len(capsys.readouterr().err) < 500
+
+
+def test_length_that_the_run_has_passed_is_told_and_not_believed(tmp_path, capsys):
+    dataclasses.replace(COURSE, total_steps=5).save(tmp_path / "run.npz")
+    assert main(["inspect", str(tmp_path / "run.npz")]) == 0
+    assert "it has more steps than it was to have" in capsys.readouterr().out
+
+
+def test_huge_record_is_refused_without_being_read(logs, tmp_path, capsys):
+    (file,) = logs.iterdir()
+    content = b"t" * 100_000_000
+    header = struct.pack("<Q", len(content))
+    record = header + struct.pack("<I", masked_crc32c(header)) + content + bytes(4)
+    (tmp_path / file.name).write_bytes(file.read_bytes() + record)
+    assert main(["inspect", str(tmp_path)]) == 2
+    assert "is damaged after its event" in capsys.readouterr().err
+
+
+IMPOSSIBLE = {
+    "head beyond": ({"a": [9]}, {"a": 2}),
+    "negative head": ({"a": [-1]}, {"a": 2}),
+    "head twice": ({"a": [1, 1]}, {"a": 2}),
+    "unknown site": ({"b": [0]}, {"a": 2}),
+    "negative number": ({"a": [-1]}, {"a": -2}),
+    "huge number": ({"a": [10**12]}, {"a": 10**12}),
+}
+
+
+@pytest.mark.parametrize(("heads", "num_heads"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
+def test_impossible_plan_is_refused(heads, num_heads, tmp_path):
+    (tmp_path / "plan.json").write_text(json.dumps({"format": 1, "heads": heads, "num_heads": num_heads}))
+    with pytest.raises(ConfigurationError, match=r"its heads of '[ab]' must be different numbers from 0 to"):
+        PruningPlan.load(tmp_path / "plan.json")

@@ -379,3 +379,11 @@ def test_weights_that_are_missing_are_named_and_not_drawn(at):
         ConfigurationError, match=r"the weights lack model.layers.1.self_attn.q_proj.weight, which would"
     ):
         load_pruned(folder)
+
+
+@pytest.mark.parametrize("name", ["GenerationConfig", "LlamaModel", "AutoConfig", "PreTrainedConfig", "AutoTokenizer"])
+def test_tokenizer_of_an_odd_class_ends_in_words(sound, at, capsys, name: str):
+    folder = at("llama")
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name}))
+    assert main(["inspect", str(folder), "--text", str(sound / "text.txt"), "--out", str(folder / "page.html")]) == 2
+    assert "has no tokenizer that transformers can load" in capsys.readouterr().err

@@ -103,7 +103,7 @@ def write_another_run(file: Path) -> None:
         (empty, "is damaged (BadZipFile"),
         (change_a_number, "is damaged (checksum of"),
         (write_another_version, "can't be read: `state` has format 99, expected 1"),
-        (write_another_run, "is of another run, which used the same folder"),
+        (write_another_run, "was written by another run, or at another step"),
     ],
 )
 def test_checkpoint_without_its_states_is_refused_by_name_before_anything_is_attached(damage, told, tmp_path):

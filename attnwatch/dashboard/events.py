@@ -15,6 +15,7 @@ _HEADER = struct.Struct(
     "<QI"
 )  # a record's length and the checksum of these eight bytes; its content and a checksum follow
 _CHECKSUM_BYTES = 4
+_MOST_BYTES = 2**24  # of a record; a picture has some 10**5, and checksums of more take seconds
 
 
 def read_events(file: Path) -> Iterator["Event"]:
@@ -47,7 +48,7 @@ def _num_records(file: Path) -> int:
     with open(file, "rb") as stream:
         while len(header := stream.read(_HEADER.size)) == _HEADER.size:
             length, checksum = _HEADER.unpack(header)
-            if masked_crc32c(header[:8]) != checksum:
+            if masked_crc32c(header[:8]) != checksum or length > _MOST_BYTES:
                 return number + 1
             if stream.tell() + length + _CHECKSUM_BYTES > end:
                 break

@@ -24,6 +24,7 @@ _UNSTABLE = {FindingKind.NON_FINITE, FindingKind.EXPLODING_LOGITS, FindingKind.E
 _ANYWHERE = {FindingKind.NON_FINITE, FindingKind.EXPLODING_LOGITS}
 # These are known as soon as they are seen, however short the run was watched.
 _AT_ONCE = {FindingKind.NON_FINITE, FindingKind.BLIND_ATTENTION}
+_MOST_STEPS = 2**53
 
 
 def diagnose(
@@ -56,7 +57,7 @@ def diagnose(
             f"`history` must be an AttentionHistory, got {type(history).__name__}: "
             "take it from a recorder or monitor, or AttentionHistory.load(path)."
         )
-    require_int("total_steps", total_steps, minimum=1, optional=True)
+    require_int("total_steps", total_steps, minimum=1, maximum=_MOST_STEPS, optional=True)
     _require("thresholds", thresholds, Thresholds)
     _require("risk_model", risk_model, RiskModel)
     total_steps = history.total_steps if total_steps is None else total_steps
@@ -115,7 +116,7 @@ def _status(findings: Sequence[Finding], outlook: Outlook, thresholds: Threshold
         return RunStatus.UNSTABLE if decisive & _UNSTABLE else RunStatus.NOT_CONVERGING
     if not _is_enough(outlook.history.steps, thresholds) or math.isnan(outlook.risk):
         return RunStatus.UNDETERMINED
-    return RunStatus.AT_RISK if outlook.is_high else RunStatus.HEALTHY
+    return RunStatus.AT_RISK if outlook.is_considerable else RunStatus.HEALTHY
 
 
 def _risk(findings: Sequence[Finding], outlook: Outlook, thresholds: Thresholds) -> float:

@@ -104,6 +104,7 @@ class RiskModel:
 # A risk is high from `flag_at` on, and no longer below this share of it.
 _LEAVE = 0.9
 _HALF = 0.5  # of the budget
+_EVEN = 0.5  # the risk of a run that fails as often as not
 # Of the spread of the logits; standard errors of the loss's fall; units of the entropy's noise.
 _WAKING_GROWTH, _WAKING_TREND, _WAKING_MOVEMENT = (1.2, 10.0), 1.5, 12.0
 
@@ -141,6 +142,11 @@ class Outlook:
     @property
     def is_high(self) -> bool:
         return self.risk >= self.model.flag_at
+
+    @property
+    def is_considerable(self) -> bool:
+        """Whether the run is as likely to fail as not, or more."""
+        return self.risk >= min(_EVEN, self.model.flag_at)
 
     @property
     def is_low(self) -> bool:

@@ -131,7 +131,7 @@ def _read(stream: BinaryIO) -> AttentionHistory:
     header, arrays = _content(stream)
     if header.get("format") != _FORMAT:
         raise UnreadableFileError(
-            f"has format {header.get('format')!r}, this version reads {_FORMAT}; upgrade attnwatch"
+            f"has format {header.get('format')!r:.20}, this version reads {_FORMAT}; upgrade attnwatch"
         )
     values = {name.removeprefix(_PREFIX): array for name, array in arrays.items() if name.startswith(_PREFIX)}
     steps, loss = arrays.get("steps"), arrays.get("loss")
@@ -177,8 +177,8 @@ def _what_is_wrong(
         return "its sites are no different names"
     if not isinstance(coverage, dict) or not all(isinstance(reason, str) for reason in coverage.values()):
         return "its coverage is not that of sites"
-    if not (total_steps is None or (type(total_steps) is int and total_steps > 0)):
-        return f"its number of steps in total is {total_steps!r}"
+    if not (total_steps is None or (type(total_steps) is int and 0 < total_steps <= 2**53)):
+        return "its number of steps in total is none"
     if steps is None or steps.ndim != 1 or steps.dtype.kind != "i" or (steps < 0).any() or (np.diff(steps) <= 0).any():
         return "its steps are no ascending numbers"
     if loss is None or loss.dtype.kind != "f" or loss.shape != steps.shape:

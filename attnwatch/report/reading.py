@@ -68,6 +68,7 @@ def read(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) ->
     is_language_model = not has_head_for_sequences and bool(getattr(model, "can_generate", bool)())
     most = getattr(model.config, "max_position_embeddings", None) or num_tokens
     num_tokens = min(num_tokens, most - 2) if isinstance(most, int) else num_tokens  # RoBERTa's positions begin at 2
+    num_tokens = max(num_tokens, 0)
     fewest = _FEWEST_TOKENS + 1 if is_language_model else 1  # beside the one that many texts begin with
     if num_tokens < fewest:
         raise ConfigurationError(
@@ -110,6 +111,8 @@ def _tokenizer(directory: Path) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder(directory), trust_remote_code=False)
     except Exception as error:
         raise _no_tokenizer(directory, f"that transformers can load ({error})") from error
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):  # whatever class the folder has named
+        raise _no_tokenizer(directory, f"that transformers can load (it has a {type(tokenizer).__name__})")
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers 5 makes one of no files
         raise _no_tokenizer(directory, "with a vocabulary")
     return tokenizer

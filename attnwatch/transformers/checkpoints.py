@@ -93,7 +93,7 @@ def read_states(folder: Path, mark: Mark, step: int) -> States:
     except ConfigurationError as error:
         raise DamagedStateError(f"can't be read: {error}") from error
     if (content["run"], content["step"]) != (mark.run, step):
-        raise DamagedStateError("is of another run, which used the same folder")
+        raise DamagedStateError("was written by another run, or at another step, than the checkpoint it lies in")
     missing = [key for key in mark.keys if key not in content["states"]]
     if missing:
         raise DamagedStateError(f"lacks the state of {', '.join(missing)}")
