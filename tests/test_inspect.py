@@ -177,3 +177,11 @@ def test_what_can_not_be_read_is_an_error_with_a_remedy(tmp_path, capsys):
         error = capsys.readouterr().err
         assert error.startswith("attnwatch inspect: ")
         assert re.search(message, error)
+
+
+@pytest.mark.parametrize("out", [".", "nowhere/page.html"])
+def test_page_that_can_not_be_written_is_refused_before_anything_is_loaded(tmp_path, capsys, out):
+    assert main(["inspect", "model", "--text", "text.txt", "--out", str(tmp_path / out)]) == 2
+    assert re.search(
+        r"`--out`: .* (is a folder|lies in a folder that is not there); give the path", capsys.readouterr().err
+    )

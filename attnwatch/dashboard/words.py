@@ -16,7 +16,7 @@ _CLAIM = "What it claims as its reason (text that it finds likely, not an explan
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     """The verdict, then each finding in bold with its severity, then the notes in italics."""
     risk = "not known yet" if math.isnan(diagnosis.risk) else f"{diagnosis.risk:.2f}"
-    watch = ", high, but not for long: watch it" if diagnosis.status is RunStatus.AT_RISK else ""
+    watch = ": watch it" if diagnosis.status is RunStatus.AT_RISK else ""
     lines = [f"**{_words(diagnosis.status)}** · risk {risk}{watch} · step {diagnosis.step}"]
     return "\n\n".join([*lines, *map(_finding_markdown, diagnosis.findings)])
 

@@ -13,7 +13,7 @@ class RunStatus(str, Enum):
     """Too little is known to claim anything: the risk is nan."""
     HEALTHY = "healthy"
     AT_RISK = "at_risk"
-    """Watch it: the risk is high, but has not been for long enough to be an alarm."""
+    """Watch it: nothing was found, but runs like this one fail as often as not, or more often."""
     NOT_CONVERGING = "not_converging"
     """Attention stays uniform or sees nothing in most of the model, or the run is like runs that failed."""
     UNSTABLE = "unstable"
@@ -87,7 +87,7 @@ class Diagnosis:
         status = self.status.value.replace("_", " ")
         if math.isnan(self.risk):
             return f"{status} (risk not known yet)"
-        watch = ", not for long: watch it" if self.status is RunStatus.AT_RISK else ""
+        watch = ": watch it" if self.status is RunStatus.AT_RISK else ""
         return f"{status} (risk {self.risk:.2f}{watch})"
 
     def __str__(self) -> str:

@@ -3,6 +3,7 @@
 import datetime
 from pathlib import Path
 
+from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.questions import load_questions
 from attnwatch.files import replaced_file
 from attnwatch.report import sections
@@ -30,8 +31,11 @@ def write_report(
         num_sequences, num_tokens: how much of the text is looked at, evenly spread.
 
     Raises:
-        ConfigurationError: there is no such model, or a file can't be read.
+        ConfigurationError: there is no such model, a file can't be read, or the page can't be written there.
     """
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        what = "is a folder" if out.is_dir() else "lies in a folder that is not there"
+        raise ConfigurationError(f"`--out`: {str(out)!r} {what}; give the path of a file to write.")
     asked = None if questions is None else load_questions(questions)
     reading = read(directory, text, num_sequences=num_sequences, num_tokens=num_tokens)
     parts = [
