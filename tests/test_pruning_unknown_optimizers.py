@@ -273,7 +273,6 @@ def test_wrapper_that_has_nothing_of_its_own():
 
 RESET = {
     "sums over rows": partial(Shampoo, lr=0.01),
-    "new state of single precision": partial(ShampooOfSingles, lr=1e-4),
     "mean over all": partial(Gram, lr=0.01),
     "blocks": partial(Quantized, lr=0.01),
     "blocks in the parameter's shape": partial(Rounded, lr=0.01),
@@ -297,6 +296,16 @@ def test_other_state_starts_anew(make):
     for name, parameter in model.named_parameters():
         assert parameter.isfinite().all()
         assert not torch.equal(parameter, before[name]), name
+
+
+def test_state_that_is_always_made_in_single_precision_starts_anew():
+    model = LLAMA.model().float()
+    optimizer = ShampooOfSingles(model.parameters(), lr=1e-4)
+    step(model, optimizer)
+    with pytest.warns(AttnwatchWarning, match=r"ShampooOfSingles keeps of \d+ .* starts anew"):
+        prune_heads(model, LLAMA.heads, optimizers=[optimizer])
+    step(model, optimizer)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 REFUSED = {

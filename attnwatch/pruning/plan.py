@@ -176,7 +176,8 @@ class _Saving:
         module = self._module()
         result = type(module).save_pretrained(module, save_directory, *args, **kwargs)
         plan = PruningPlan.of(module)
-        for folder in (Path(save_directory), *(Path(save_directory, name) for name in module.peft_config)):
+        adapters = getattr(module, "peft_config", ())  # none any more once they were merged
+        for folder in (Path(save_directory), *(Path(save_directory, name) for name in adapters)):
             if plan.heads and (folder / "adapter_config.json").is_file():
                 plan.save(folder / PLAN_FILE)
         return result

@@ -19,6 +19,7 @@ from attnwatch.pruning.surgery import AttributeSwap, Surgery, apply_all, attribu
 
 # Names that an error lists.
 _NAMED = 3
+_attached: WeakKeyDictionary[nn.Module, Remove] = WeakKeyDictionary()
 
 
 def accept_pruned_state(model: nn.Module) -> RemovableHandle:
@@ -50,18 +51,15 @@ def accept_pruned_state(model: nn.Module) -> RemovableHandle:
         A handle whose `remove()` ends it.
     """
     handle = model.register_load_state_dict_pre_hook(StateLoader().prepare)
-    put(model, handles=[handle], again=accept_pruned_state)
+    _attached.setdefault(model, put(model, handles=[handle], again=accept_pruned_state))
     return handle
-
-
-_attached: WeakKeyDictionary[nn.Module, Remove] = WeakKeyDictionary()
 
 
 class StateLoader:
     """Resizes a model to the heads of a state dict before this is loaded: all that it takes, or nothing.
 
-    Its `prepare` is a hook for `register_load_state_dict_pre_hook`. Copies of it, as in the copy of a model, know
-    nothing of the run.
+    Its `prepare` is a hook for `register_load_state_dict_pre_hook`. Copies of the model accept states for
+    themselves, and know nothing of the run.
 
     Args:
         removed: what cuts have taken from the model; None where nothing was kept.
@@ -81,14 +79,12 @@ class StateLoader:
         self._waiting: dict[str, dict[str, Tensor]] = {}
         self._loaded: set[str] = set()
 
-    def __reduce__(self) -> tuple:
-        return StateLoader, ()
-
     def attach(self, model: nn.Module) -> None:
         """Be the one that prepares this module for its states: an earlier one, of another run, is taken out."""
         if model in _attached:
             _attached.pop(model)()
-        _attached[model] = put(model, handles=[model.register_load_state_dict_pre_hook(self.prepare)])
+        handle = model.register_load_state_dict_pre_hook(self.prepare)
+        _attached[model] = put(model, handles=[handle], again=accept_pruned_state)
 
     def finish(self) -> None:
         """After the last part of a state.
