@@ -43,7 +43,7 @@ def put(
         again: called with each deep copy, to put the same on it.
 
     Returns:
-        Removes hooks and attributes. May be called twice.
+        Removes hooks and attributes. May be called twice, and does not keep the module alive.
     """
     attributes = dict(attributes or {})
     ours = vars(module).get(_REDUCE)
@@ -53,7 +53,12 @@ def put(
     added = (tuple(handles), attributes, again)
     ours.add(module, added)
 
+    reference = weakref.ref(module)
+
     def remove() -> None:
+        module = reference()
+        if module is None:
+            return
         for handle in handles:
             handle.remove()
         for name, value in attributes.items():

@@ -1,6 +1,8 @@
 """State dicts of pruned models, loaded into models that have more heads, or others."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from test_pruning_plan import assert_unchanged, attributes, contents
 from torch import nn
 
 from attnwatch import PruningPlan, accept_pruned_state, prune_heads
+from attnwatch.pruning.state import StateLoader
 
 KINDS = {
     "llama": (llama, {0: [2, 3], 1: [0, 3]}),
@@ -219,3 +222,13 @@ def test_optimizer_that_exists_goes_on_with_the_loaded_heads():
         step(model, its, 2)
     assert all(torch.equal(value, rest.state_dict()[name]) for name, value in whole.state_dict().items())
     assert not any(torch.equal(states[0][name], value) for name, value in rest.named_parameters())
+
+
+@pytest.mark.parametrize("attach", [accept_pruned_state, lambda model: StateLoader().attach(model)])
+def test_model_that_accepts_states_is_freed(attach):
+    model = llama()
+    attach(model)
+    reference = weakref.ref(model)
+    del model
+    gc.collect()
+    assert reference() is None
