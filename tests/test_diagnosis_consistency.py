@@ -32,8 +32,8 @@ def check(diagnosis: Diagnosis) -> None:
     status, risk = diagnosis.status, diagnosis.risk
     assert status.is_alarm == bool(reasons)
     assert (status is RunStatus.UNDETERMINED) == math.isnan(risk)
-    assert (status is RunStatus.HEALTHY) == (not reasons and risk < min(0.5, FLAG_AT))
-    assert (status is RunStatus.AT_RISK) == (not reasons and risk >= min(0.5, FLAG_AT))
+    assert (status is RunStatus.HEALTHY) == (not reasons and risk < min(0.7, FLAG_AT))
+    assert (status is RunStatus.AT_RISK) == (not reasons and risk >= min(0.7, FLAG_AT))
     assert all(FLAG_AT <= risk <= 1 and 0 < finding.severity <= risk for finding in reasons)
     assert list(diagnosis.findings) == reasons + notes
     for note in notes:

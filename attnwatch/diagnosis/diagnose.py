@@ -116,7 +116,7 @@ def _status(findings: Sequence[Finding], outlook: Outlook, thresholds: Threshold
         return RunStatus.UNSTABLE if decisive & _UNSTABLE else RunStatus.NOT_CONVERGING
     if not _is_enough(outlook.history.steps, thresholds) or math.isnan(outlook.risk):
         return RunStatus.UNDETERMINED
-    return RunStatus.AT_RISK if outlook.is_considerable else RunStatus.HEALTHY
+    return RunStatus.AT_RISK if outlook.is_worth_watching else RunStatus.HEALTHY
 
 
 def _risk(findings: Sequence[Finding], outlook: Outlook, thresholds: Thresholds) -> float:

@@ -13,7 +13,7 @@ class RunStatus(str, Enum):
     """Too little is known to claim anything: the risk is nan."""
     HEALTHY = "healthy"
     AT_RISK = "at_risk"
-    """Watch it: nothing was found, but runs like this one fail as often as not, or more often."""
+    """Watch it: nothing was found, but of runs like this one seven in ten fail, or more."""
     NOT_CONVERGING = "not_converging"
     """Attention stays uniform or sees nothing in most of the model, or the run is like runs that failed."""
     UNSTABLE = "unstable"
