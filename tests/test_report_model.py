@@ -214,7 +214,7 @@ def test_markup_in_the_text_stays_text(language_model, tmp_path, hostile: str):
         (["--text", "empty.txt"], "`--text`: 'empty.txt' has nothing in it to read"),
         (["--text", "text.txt", "--questions", "bad.jsonl"], "line 2"),
         ([], "holds a model; to look into it, give a text with --text"),
-        (["--text", "text.txt", "--out", "no/such/folder.html"], "No such file or directory"),
+        (["--text", "text.txt", "--out", "no/such/folder.html"], "lies in a folder that is not there"),
     ],
 )
 def test_bad_input(language_model, tmp_path, monkeypatch, capsys, arguments: list[str], message: str):
