@@ -12,6 +12,7 @@ from attnwatch.callbacks.documentation import Kind, documented
 from attnwatch.callbacks.part import refuse_two, wrong_trainer
 from attnwatch.lightning.api import DISTRIBUTION, pl
 from attnwatch.lightning.run import LightningRun
+from attnwatch.messages import warn
 from attnwatch.pruning.mismatch import name_other_heads
 from attnwatch.versions import begin_run, warn_if_untested
 
@@ -118,8 +119,12 @@ class Hooks(TrainingPart, pl.Callback):
     def _go_back(self) -> None:
         """To what an earlier fit has left, where this one ended before it trained."""
         earlier, self._earlier = self._earlier, None
-        if earlier is not None:
+        if earlier is None:
+            return
+        try:
             self._go_on(self._run, earlier[1])
+        except Exception as error:  # not in the place of the error that has ended the fit
+            warn(f"what an earlier fit has left is lost: {type(error).__name__}: {error}")
 
     def _stop_comparing(self) -> None:
         """No checkpoint is loaded any more."""
