@@ -1,9 +1,9 @@
 """Watch attention during training, and remove what it does without. See the README for the ways to use it."""
 
+from attnwatch.attention import AttentionStatistics, attention_entropy, attention_statistics
 from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RiskModel, RunStatus, Thresholds, diagnose
 from attnwatch.errors import AttnwatchError, AttnwatchWarning, ConfigurationError, NoAttentionError
-from attnwatch.metrics import AttentionStatistics, attention_entropy, attention_statistics
-from attnwatch.pruning import (
+from attnwatch.heads import (
     Guard,
     HeadImportance,
     HeadLayout,

@@ -77,8 +77,8 @@ def _inspect_model(options: argparse.Namespace) -> int:
 
 def _inspect_run(options: argparse.Namespace) -> int:
     from attnwatch.errors import AttnwatchError
-    from attnwatch.inspection import read_run, report
-    from attnwatch.messages import printable
+    from attnwatch.judging import read_run, report
+    from attnwatch.utils.messages import printable
 
     try:
         history = read_run(options.run, loss_tag=options.loss_tag)
@@ -90,7 +90,7 @@ def _inspect_run(options: argparse.Namespace) -> int:
 
 
 def _fail(error: Exception) -> int:
-    from attnwatch.messages import printable
+    from attnwatch.utils.messages import printable
 
     print(f"attnwatch inspect: {printable(str(error))}", file=sys.stderr)
     return 2

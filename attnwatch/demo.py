@@ -23,8 +23,8 @@ from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from attnwatch.diagnosis import Diagnosis, FindingKind, RunStatus
+from attnwatch.heads import Cut
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
-from attnwatch.pruning import Cut
 from attnwatch.recorder import AttentionHistory
 
 _CONTEXT = 256  # bytes

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from attnwatch import attention_entropy, attention_statistics
-from attnwatch.metrics import stratified_rows
+from attnwatch.attention import stratified_rows
 from benchmarks.common import Estimate, peak_extra_bytes, publish, results_path, time_paired
 
 HEADS, HEAD_DIM, SAMPLED_ROWS, SEED = 8, 64, 32, 0

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from attnwatch import diagnose
+from attnwatch.attention import STATISTICS
 from attnwatch.dashboard import run_scalars
-from attnwatch.metrics import STATISTICS
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.lazy import Observation
 from benchmarks.common import publish, results_path

@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from results import newest
 
+from attnwatch.attention import STATISTICS
 from attnwatch.dashboard.scalars import over_heads
-from attnwatch.metrics import STATISTICS
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

@@ -18,7 +18,7 @@ import coverage_sections
 import verdict_sections
 from results import ROOT, machine, newest
 
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 
 
 def statistics() -> str:

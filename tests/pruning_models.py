@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from versions import BEFORE_5, EARLY
 
 from attnwatch import prune_heads
-from attnwatch.pruning.heads import head_sites
+from attnwatch.heads.heads import head_sites
 
 Heads = Mapping[int, Sequence[int]]
 """Heads to remove, by layer."""

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from processes import on_two_processes
 
-from attnwatch.agreement import gathered, together
+from attnwatch.utils.processes import gathered, together
 
 pytestmark = pytest.mark.slow
 
@@ -59,9 +59,9 @@ def _importance(rank: int, backward_on: tuple[int, ...], layers_of=lambda rank: 
 def _pruner(model, optimizer, guard):
     """Of half of the heads after step 1."""
     from attnwatch import HeadImportance
-    from attnwatch.pruning.options import PruningOptions
-    from attnwatch.pruning.pruner import HeadPruner
-    from attnwatch.pruning.schedule import PruningSchedule
+    from attnwatch.heads.options import PruningOptions
+    from attnwatch.heads.pruner import HeadPruner
+    from attnwatch.heads.schedule import PruningSchedule
 
     def of_the_first(value):
         values = [value]
@@ -90,7 +90,7 @@ def _cut_that_one_process_can_not_make(rank: int):
 def _metric_that_only_the_first_process_logs(rank: int):
     from models import llama
 
-    from attnwatch.pruning.guard import Guard
+    from attnwatch.heads.guard import Guard
 
     model = llama()
     pruner = _pruner(model, torch.optim.AdamW(model.parameters()), Guard("accuracy", mode="max", recovery_steps=0))

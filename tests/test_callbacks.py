@@ -20,7 +20,7 @@ import attnwatch.explain
 import attnwatch.lightning
 import attnwatch.transformers
 from attnwatch import ConfigurationError
-from attnwatch.messages import tell
+from attnwatch.utils.messages import tell
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

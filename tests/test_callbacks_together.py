@@ -19,11 +19,11 @@ from test_pruning_lightning import train
 from attnwatch import Guard, HeadImportance
 from attnwatch.callbacks.run import StepTimes
 from attnwatch.dashboard.figures import figures
+from attnwatch.heads.options import PruningOptions
+from attnwatch.heads.pruner import HeadPruner
+from attnwatch.heads.schedule import PruningSchedule
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
-from attnwatch.messages import duration
-from attnwatch.pruning.options import PruningOptions
-from attnwatch.pruning.pruner import HeadPruner
-from attnwatch.pruning.schedule import PruningSchedule
+from attnwatch.utils.messages import duration
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

@@ -7,7 +7,7 @@ import torch
 from models import seeded
 from torch import Tensor, nn
 
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionRecorder
 
 BATCH, IMAGE_TOKENS, TEXT_TOKENS, HEADS, HEAD_DIM = 2, 16, 16, 4, 8

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_upper_left
 
 from attnwatch import AttnwatchWarning, attention_statistics
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 
 SDPA = F.scaled_dot_product_attention

@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from versions import enable_checkpointing
 
 from attnwatch import AttentionRecorder
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory
 
 IDS, OTHER_IDS = token_ids(2), token_ids(2, seed=1)

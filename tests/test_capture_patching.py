@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from versions import GETS_FUNCTIONS
 
 from attnwatch import ConfigurationError
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionRecorder
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 from attnwatch import AttentionStatistics, attention_statistics
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 
 ATTENTIONS = {"direct": FusedAttention, "alias": AliasedAttention, "helper of a helper": IndirectAttention}

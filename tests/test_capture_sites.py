@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from versions import BEFORE_5, EARLY, lacks
 
 from attnwatch import ConfigurationError, NoAttentionError
+from attnwatch.attention import STATISTICS
 from attnwatch.capture import SiteKind, find_sites
-from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionRecorder
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_upper_left
 
 from attnwatch import TokenDropper, attention_statistics
+from attnwatch.attention import STATISTICS
 from attnwatch.capture import put_kept_positions, unwatched
 from attnwatch.capture.positions import kept_positions
-from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 
 OTHER = torch.randn(3, 3, HEADS, TOKENS, 8, generator=torch.Generator().manual_seed(7)) * 3

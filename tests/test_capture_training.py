@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 from versions import enable_checkpointing
 
 from attnwatch import attention_statistics
+from attnwatch.attention import STATISTICS
 from attnwatch.capture import delivery
-from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 
 

@@ -26,7 +26,7 @@ from models import (
 from torch import Tensor, nn
 from versions import BEFORE_5, EARLY, lacks
 
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 
 CAUSAL = {

@@ -7,12 +7,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from attnwatch import AttentionHistory, FindingKind, RunStatus
+from attnwatch.attention import STATISTICS
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.dashboard import RUN_TAGS, evenly_spaced, run_scalars, site_labels, site_scalars
 from attnwatch.dashboard.figures import figures, pixels
-from attnwatch.dashboard.tensorboard import TensorBoardSink
 from attnwatch.diagnosis import Diagnosis, Finding
-from attnwatch.metrics import STATISTICS
+from attnwatch.loggers.tensorboard import TensorBoardSink
 
 PER_LAYER = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import attnwatch
 from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, Thresholds
+from attnwatch.attention import STATISTICS
 from attnwatch.diagnosis import FindingActions, RiskModel
 from attnwatch.diagnosis.hysteresis import onset
-from attnwatch.metrics import STATISTICS
 
 SITES, HEADS, OBSERVATIONS = 4, 3, 40
 # The rules are tested alone; the risk has its own tests.

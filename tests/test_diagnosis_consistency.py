@@ -12,10 +12,10 @@ from test_diagnosis import HEADS, SITES, course
 
 import attnwatch
 from attnwatch import AttentionHistory, Diagnosis, Finding, FindingKind, RunStatus, Thresholds, diagnose
-from attnwatch.dashboard.words import diagnosis_markdown
+from attnwatch.attention import STATISTICS
+from attnwatch.dashboard.markdown import diagnosis_markdown
 from attnwatch.diagnosis import FindingActions
 from attnwatch.diagnosis.risk import default_risk_model
-from attnwatch.metrics import STATISTICS
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.lazy import Observation
 from benchmarks.verdicts.runs import STORED, Run

@@ -15,8 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from versions import BEFORE_5
 
 from attnwatch import AttentionRecorder, TokenDropper, TokenLayout, register_token_layout
+from attnwatch.attention import STATISTICS
 from attnwatch.capture import ignores
-from attnwatch.metrics import STATISTICS
 from attnwatch.transformers import AttentionMonitor, TokenDropping
 
 pytestmark = pytest.mark.skipif(BEFORE_5, reason=f"transformers {hf.__version__}: few models take what they don't name")

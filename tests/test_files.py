@@ -7,7 +7,7 @@ import stat
 import pytest
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.files import replaced_file, replaced_folder
+from attnwatch.utils.files import replaced_file, replaced_folder
 
 
 def _nothing(folder, names):
@@ -42,7 +42,9 @@ def test_a_full_disk_is_noticed_before_the_old_file_is_replaced(tmp_path, monkey
     path = tmp_path / "plan.json"
     path.write_bytes(b"old")
     full = os.open("/dev/full", os.O_WRONLY)
-    monkeypatch.setattr("attnwatch.files.tempfile.mkstemp", lambda **_: (full, str(tmp_path / ".plan.json.x.tmp")))
+    monkeypatch.setattr(
+        "attnwatch.utils.files.tempfile.mkstemp", lambda **_: (full, str(tmp_path / ".plan.json.x.tmp"))
+    )
     with pytest.raises(OSError, match="No space left"), replaced_file(path) as stream:
         stream.write(b"new")  # is buffered: only the flush fails
     assert path.read_bytes() == b"old"

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from attnwatch import TokenDropper, accept_pruned_state
-from attnwatch.hooks import put
-from attnwatch.pruning import HeadImportance
+from attnwatch.heads import HeadImportance
 from attnwatch.recorder import AttentionRecorder
 from attnwatch.tokens.interception import is_intercepted
+from attnwatch.utils.hooks import put
 
 TESTS = str(Path(__file__).parent)
 SDPA = F.scaled_dot_product_attention

@@ -18,8 +18,8 @@ from torch import nn
 import attnwatch.callbacks.monitor as monitor_module
 import attnwatch.callbacks.pictures as pictures_module
 from attnwatch import AttnwatchWarning, RunStatus, Thresholds
+from attnwatch.attention import STATISTICS
 from attnwatch.lightning import AttentionMonitor
-from attnwatch.metrics import STATISTICS
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

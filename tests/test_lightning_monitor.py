@@ -17,8 +17,8 @@ from transformers.modeling_utils import AttentionInterface
 from versions import GETS_FUNCTIONS
 
 from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
+from attnwatch.attention import STATISTICS
 from attnwatch.lightning import AttentionMonitor
-from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionRecorder
 
 # Lightning gives hints on workers and intervals; what attnwatch itself warns of stays an error.

@@ -6,7 +6,7 @@ import warnings
 import pytest
 
 from attnwatch.errors import AttnwatchWarning
-from attnwatch.messages import WarnOnce, warn
+from attnwatch.utils.messages import WarnOnce, warn
 
 
 def test_a_warning_is_shown_as_often_as_it_is_given():

@@ -6,8 +6,8 @@ from oracle import assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
-from attnwatch.metrics import STATISTICS, AttentionInputs, accumulate, means_of_sums, merge
-from attnwatch.metrics.sampling import block_elements
+from attnwatch.attention import STATISTICS, AttentionInputs, accumulate, means_of_sums, merge
+from attnwatch.attention.sampling import block_elements
 
 ROWS = torch.arange(12)
 # Both compare what is in one call: sequences with each other, rows with their neighbours.

@@ -9,7 +9,7 @@ from oracle import assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import AttentionStatistics
-from attnwatch.metrics import (
+from attnwatch.attention import (
     STATISTICS,
     AttentionInputs,
     accumulate,

@@ -11,7 +11,7 @@ from oracle import assert_entropy_matches, assert_statistics_match, attention_ma
 from torch import Tensor
 
 from attnwatch import AttentionStatistics, attention_entropy, attention_statistics
-from attnwatch.metrics import (
+from attnwatch.attention import (
     STATISTICS,
     AttentionInputs,
     accumulate,

@@ -8,7 +8,7 @@ from oracle import assert_entropy_matches, assert_statistics_match, attention_ma
 from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 
 HIDE_ALL = {
     "bool": torch.zeros(1, dtype=torch.bool),

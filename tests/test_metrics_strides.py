@@ -10,7 +10,7 @@ from oracle import assert_entropy_matches, assert_statistics_match, attention_ma
 from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
-from attnwatch.metrics import STATISTICS, AttentionInputs, accumulate, attention_received, attention_weights
+from attnwatch.attention import STATISTICS, AttentionInputs, accumulate, attention_received, attention_weights
 
 BATCH, KEY_HEADS, TOKENS, HEAD_DIM = 2, 2, 5, 8
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnwatch import AttnwatchWarning
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionRecorder, grouping
 
 DROPOUT = 0.2

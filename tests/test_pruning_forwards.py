@@ -12,9 +12,9 @@ from pruning_models import FAMILIES, assert_equal_step, features, masked, pruned
 from torch import Tensor, nn
 
 from attnwatch import ConfigurationError, HeadLayout, prune_heads, register_layout
-from attnwatch.pruning import layouts
-from attnwatch.pruning.heads import head_sites
-from attnwatch.pruning.signatures import not_honoured
+from attnwatch.heads import layouts
+from attnwatch.heads.heads import head_sites
+from attnwatch.heads.signatures import not_honoured
 
 
 class Own(nn.Module):

@@ -12,7 +12,7 @@ from pruning_models import EVERYWHERE, features, output, padded, with_decoder, w
 from torch import Tensor, nn
 
 from attnwatch import HeadImportance, head_importance, prune_heads
-from attnwatch.pruning.importance import Importance
+from attnwatch.heads.importance import Importance
 
 
 def encoder(batch_first: bool = True) -> nn.Module:

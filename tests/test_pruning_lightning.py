@@ -16,9 +16,9 @@ from versions import EMAWeightAveraging, WeightAveraging, needs_moving_averages,
 
 import attnwatch
 from attnwatch import AttnwatchWarning, ConfigurationError, Guard, PruningPlan
+from attnwatch.heads.pruner import HeadPruner
+from attnwatch.heads.surgery import Surgery
 from attnwatch.lightning import AttentionMonitor, HeadPruning
-from attnwatch.pruning.pruner import HeadPruner
-from attnwatch.pruning.surgery import Surgery
 
 # Lightning gives hints on workers and intervals; what attnwatch itself warns of stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")

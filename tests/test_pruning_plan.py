@@ -13,7 +13,7 @@ from pruning_models import EVERYWHERE, with_lora
 from torch import nn
 
 from attnwatch import ConfigurationError, PruningPlan, prune_heads, savings
-from attnwatch.pruning.names import aligned
+from attnwatch.heads.names import aligned
 
 SITES = [f"model.layers.{layer}.self_attn" for layer in range(LAYERS)]
 HIDDEN = 48

@@ -16,10 +16,10 @@ from test_pruning_plan import attributes
 from torch import nn
 
 from attnwatch import ConfigurationError, Guard, HeadImportance, PruningPlan, prune_heads
-from attnwatch.pruning.options import PruningOptions
-from attnwatch.pruning.pruner import HeadPruner
-from attnwatch.pruning.schedule import PruningSchedule
-from attnwatch.pruning.snapshot import restore_snapshot, take_snapshot
+from attnwatch.heads.options import PruningOptions
+from attnwatch.heads.pruner import HeadPruner
+from attnwatch.heads.schedule import PruningSchedule
+from attnwatch.heads.snapshot import restore_snapshot, take_snapshot
 
 # Schedule.
 

@@ -17,7 +17,7 @@ from torch.nn.utils.prune import l1_unstructured
 from versions import BEFORE_5, EARLY, lacks
 
 from attnwatch import ConfigurationError, HeadLayout, prune_heads, register_layout
-from attnwatch.pruning.layouts import layout_of
+from attnwatch.heads.layouts import layout_of
 
 
 def small(model_class: type, config_class: type, **options) -> nn.Module:

@@ -14,7 +14,7 @@ from test_pruning_plan import assert_unchanged, attributes, contents
 from torch import nn
 
 from attnwatch import PruningPlan, accept_pruned_state, prune_heads
-from attnwatch.pruning.state import StateLoader
+from attnwatch.heads.state import StateLoader
 
 KINDS = {
     "llama": (llama, {0: [2, 3], 1: [0, 3]}),

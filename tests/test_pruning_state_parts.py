@@ -16,9 +16,9 @@ from test_pruning_state import assert_equal_models, other
 from torch import nn
 
 from attnwatch import ConfigurationError, PruningPlan, accept_pruned_state, prune_heads
-from attnwatch.pruning.heads import head_sites
-from attnwatch.pruning.removed import RemovedHeads
-from attnwatch.pruning.state import StateLoader
+from attnwatch.heads.heads import head_sites
+from attnwatch.heads.removed import RemovedHeads
+from attnwatch.heads.state import StateLoader
 
 BUILDS = {
     "llama": (llama, GROUPS, MIXED),
@@ -166,7 +166,7 @@ def test_models_that_wait_are_copied_and_pickled():
     duplicate = copy.deepcopy(model)
     duplicate.load_state_dict(source.state_dict())
     assert_equal_models(duplicate, source)
-    assert b"attnwatch.pruning.state" not in pickle.dumps(model)
+    assert b"attnwatch.heads.state" not in pickle.dumps(model)
 
 
 def test_the_later_loader_takes_over():

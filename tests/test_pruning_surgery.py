@@ -29,8 +29,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from attnwatch import HeadLayout, prune_heads, register_layout
-from attnwatch.pruning import layouts
-from attnwatch.pruning.heads import head_sites
+from attnwatch.heads import layouts
+from attnwatch.heads.heads import head_sites
 
 COPIED = ("llama, groups, sdpa", "t5, sdpa", "phi3, sdpa", "bart, eager", "gpt2, cross, sdpa", "nanogpt", "bert, sdpa")
 

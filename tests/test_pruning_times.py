@@ -5,10 +5,10 @@ import torch
 from models import gpt2, llama, token_ids
 
 from attnwatch import AttnwatchWarning, ConfigurationError, Guard, HeadImportance, PruningPlan, prune_heads
-from attnwatch.pruning.options import PruningOptions
-from attnwatch.pruning.pruner import HeadPruner
-from attnwatch.pruning.schedule import PruningSchedule
-from attnwatch.pruning.surgery import Surgery
+from attnwatch.heads.options import PruningOptions
+from attnwatch.heads.pruner import HeadPruner
+from attnwatch.heads.schedule import PruningSchedule
+from attnwatch.heads.surgery import Surgery
 
 IDS = token_ids()
 

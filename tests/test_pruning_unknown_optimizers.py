@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from attnwatch import AttnwatchWarning, ConfigurationError, prune_heads
-from attnwatch.pruning.optimizer_state import elementwise_state
+from attnwatch.heads.optimizer_state import elementwise_state
 
 
 class Own(Optimizer):

@@ -12,7 +12,7 @@ from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, token_ids
 from torch import Tensor, nn
 
 from attnwatch import AttentionRecorder
-from attnwatch.metrics import AttentionInputs, accumulate, at_rows, joined, kind_of_call, means_of_sums
+from attnwatch.attention import AttentionInputs, accumulate, at_rows, joined, kind_of_call, means_of_sums
 from attnwatch.recorder.grouping import CallGroup
 
 

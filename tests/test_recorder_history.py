@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from models import gpt, token_ids
 
 from attnwatch import ConfigurationError
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.recorder.buffer import HistoryBuffer, Observation
 

@@ -10,7 +10,7 @@ from models import GPT, FusedAttention, llama, seeded, token_ids
 from processes import on_two_processes
 
 from attnwatch import AttentionRecorder
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder.processes import flush_bytes
 
 pytestmark = pytest.mark.slow

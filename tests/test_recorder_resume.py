@@ -10,7 +10,7 @@ import torch
 from models import gpt, llama, token_ids
 
 from attnwatch import ConfigurationError
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 
 # Two micro-batches for each of 50 steps; every second step is observed, more often than the history has room for.

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from models import HEADS, LAYERS, TOKENS, gpt, token_ids
 
 from attnwatch import AttnwatchWarning, ConfigurationError
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionRecorder
 
 DUE = {

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from versions import BEFORE_5, lacks
 
 from attnwatch import AttnwatchWarning, ConfigurationError
-from attnwatch.metrics import AttentionInputs, attention_received
+from attnwatch.attention import AttentionInputs, attention_received
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
 from attnwatch.tokens.criteria import TokenLoss, sampled_losses
 from attnwatch.tokens.schedule import require_keep_ratio

@@ -39,7 +39,7 @@ from torch.utils.checkpoint import checkpoint
 from versions import CACHE, EARLY, enable_checkpointing
 
 from attnwatch import AttentionRecorder, AttnwatchWarning, ConfigurationError, prune_heads
-from attnwatch.metrics import Identity
+from attnwatch.attention import Identity
 from attnwatch.tokens import TokenDropper, TokenLayout, register_token_layout
 
 IDS = token_ids()

@@ -10,7 +10,7 @@ from test_recorder_processes import WITHIN_A_BATCH
 from trainers import train
 from versions import EARLY, lacks
 
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.transformers import AttentionMonitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")]

@@ -17,7 +17,7 @@ from versions import EARLY
 
 import attnwatch.lightning
 from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 from attnwatch.transformers import AttentionMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")

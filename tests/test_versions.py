@@ -19,7 +19,7 @@ from trainers import train
 import attnwatch.lightning as ours
 import attnwatch.transformers as theirs
 from attnwatch import AttentionRecorder, AttnwatchWarning
-from attnwatch.versions import TESTED, warn_if_untested
+from attnwatch.utils.versions import TESTED, warn_if_untested
 
 BOTH_LAYERS = {"min_tokens": 2, "first_layer": 0, "last_layer": 1}
 MATRIX = ["transformers", "lightning", "pytorch-lightning"]
@@ -36,7 +36,7 @@ def declared(library: str) -> Requirement:
 
 @pytest.fixture
 def tested_with_old_versions(monkeypatch):
-    monkeypatch.setattr("attnwatch.versions.TESTED", dict.fromkeys(TESTED, ("0.5", "0.9")))
+    monkeypatch.setattr("attnwatch.utils.versions.TESTED", dict.fromkeys(TESTED, ("0.5", "0.9")))
 
 
 def watch(model) -> None:
@@ -90,8 +90,8 @@ def test_minor_versions_outside_of_the_tested_ones_are_told(installed: str, is_t
             raise metadata.PackageNotFoundError(library)
         return installed
 
-    monkeypatch.setattr("attnwatch.versions.TESTED", {"torch": ("2.8.0", "2.14.1")})
-    monkeypatch.setattr("attnwatch.versions.metadata.version", version)
+    monkeypatch.setattr("attnwatch.utils.versions.TESTED", {"torch": ("2.8.0", "2.14.1")})
+    monkeypatch.setattr("attnwatch.utils.versions.metadata.version", version)
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         warn_if_untested("torch", nn.Linear(2, 2))

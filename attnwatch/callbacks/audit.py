@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from attnwatch.agreement import together
-from attnwatch.arguments import require_int
 from attnwatch.callbacks.loading import main_process_batches
 from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.subject import Batch, Forward, Subject, as_batch
-from attnwatch.messages import WarnOnce, warn
-from attnwatch.states import check_format, with_format
+from attnwatch.utils.arguments import require_int
+from attnwatch.utils.messages import WarnOnce, warn
+from attnwatch.utils.processes import together
+from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 1
 # Of models with more layers, so many have curves of their own: more can't be read.

@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from attnwatch.arguments import require_int
 from attnwatch.callbacks.audit import Audit
 from attnwatch.callbacks.run import TrainerRun
-from attnwatch.dashboard.sinks import matplotlib_needed
-from attnwatch.dashboard.words import answers_markdown
+from attnwatch.dashboard.markdown import answers_markdown
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.answers import Answers
 from attnwatch.explain.asking.interview import Interview, check_options
@@ -21,6 +19,8 @@ from attnwatch.explain.calibration import Calibration
 from attnwatch.explain.checks import require_tokenizer
 from attnwatch.explain.confidence import classifier_calibration, is_classifier, require_language_model
 from attnwatch.explain.subject import Batch, Forward, Subject
+from attnwatch.loggers.logger import matplotlib_needed
+from attnwatch.utils.arguments import require_int
 
 
 class Asking(Audit):

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from attnwatch.agreement import together
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.capture import has_processes
 from attnwatch.errors import ConfigurationError
+from attnwatch.utils.processes import together
 
 
 def main_process_batches(run: TrainerRun, make_loader: Callable[[], Iterable[Any]], number: int) -> list[Any]:

@@ -7,7 +7,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnwatch.arguments import require_int
 from attnwatch.callbacks.part import TrainingPart, parts_of
 from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
@@ -16,9 +15,10 @@ from attnwatch.capture import is_observed
 from attnwatch.dashboard import RUN_TAGS, TOTAL_STEPS_TAG, run_scalars
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
 from attnwatch.errors import ConfigurationError
-from attnwatch.messages import has_other_processes, warn
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
-from attnwatch.states import check_format, with_format
+from attnwatch.utils.arguments import require_int
+from attnwatch.utils.messages import has_other_processes, warn
+from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 1
 

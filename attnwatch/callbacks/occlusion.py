@@ -9,13 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from attnwatch.arguments import require_int
 from attnwatch.callbacks.audit import MOST_LAYER_CURVES, Audit
 from attnwatch.callbacks.pruning import Pruning
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.callbacks.tokens import Dropping
 from attnwatch.dashboard.scalars import evenly_spaced, site_labels
-from attnwatch.dashboard.sinks import matplotlib_needed
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.agreement import MeanOverSequences
 from attnwatch.explain.checks import check_hiding_options, check_model, require_one_of
@@ -25,6 +23,8 @@ from attnwatch.explain.hiding import make_hiding
 from attnwatch.explain.occlusion import Occlusion, Occlusions
 from attnwatch.explain.stories import READOUTS
 from attnwatch.explain.subject import Batch, Forward, Subject
+from attnwatch.loggers.logger import matplotlib_needed
+from attnwatch.utils.arguments import require_int
 
 # Of the deletion curves: more of them where curves differ, and as few as show it, since each takes a row per sequence.
 _FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)

@@ -102,7 +102,7 @@ def wrong_trainer(callback: object, *, given_to: str, right: str) -> Configurati
         right: package of attnwatch with the callbacks for it.
     """
     ours = next(kind for kind in type(callback).__mro__ if kind.__module__.startswith("attnwatch."))
-    package = ".".join(ours.__module__.split(".")[:2])
+    package = ours.__module__.replace(".trainers", "").rpartition(".")[0]
     return ConfigurationError(
         f"`callbacks`: {package}.{ours.__name__} was given to {given_to}, which calls other hooks. For this trainer: "
         f"from {right} import {ours.__name__}"

@@ -6,8 +6,8 @@ import time
 from attnwatch.callbacks.part import parts_of
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
-from attnwatch.messages import duration
 from attnwatch.recorder import AttentionHistory, RecordingOptions
+from attnwatch.utils.messages import duration
 
 _SHARE_OF_TIME = 0.005
 

@@ -9,13 +9,13 @@ from torch import nn
 from attnwatch.callbacks.audit import MOST_LAYER_CURVES, Audit
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.dashboard.scalars import evenly_spaced
-from attnwatch.dashboard.sinks import matplotlib_needed
 from attnwatch.explain.probing.examples import label_all
 from attnwatch.explain.probing.options import ProbeOptions
 from attnwatch.explain.probing.probes import LayerProbes, probe, single_call
 from attnwatch.explain.probing.states import HiddenStates, Read, reader
 from attnwatch.explain.probing.targets import OwnLabels
 from attnwatch.explain.subject import Batch, Forward, Subject
+from attnwatch.loggers.logger import matplotlib_needed
 
 
 class Probing(Audit):

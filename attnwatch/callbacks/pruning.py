@@ -11,15 +11,15 @@ from attnwatch.callbacks.part import TrainingPart, others_workload
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import StepClock, TrainerRun
 from attnwatch.errors import ConfigurationError
-from attnwatch.messages import WarnOnce, warn
-from attnwatch.pruning.cut import Cut
-from attnwatch.pruning.guard import Guard
-from attnwatch.pruning.importance import Criterion, HeadImportance, needs_history
-from attnwatch.pruning.options import PruningOptions
-from attnwatch.pruning.plan import PruningPlan
-from attnwatch.pruning.pruner import HeadPruner
-from attnwatch.pruning.schedule import PruningSchedule
+from attnwatch.heads.cut import Cut
+from attnwatch.heads.guard import Guard
+from attnwatch.heads.importance import Criterion, HeadImportance, needs_history
+from attnwatch.heads.options import PruningOptions
+from attnwatch.heads.plan import PruningPlan
+from attnwatch.heads.pruner import HeadPruner
+from attnwatch.heads.schedule import PruningSchedule
 from attnwatch.recorder import AttentionHistory
+from attnwatch.utils.messages import WarnOnce, warn
 
 
 class Pruning(TrainingPart):

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from attnwatch.dashboard import run_scalars, site_scalars
-from attnwatch.dashboard.sinks import Sink, drawn
-from attnwatch.dashboard.words import diagnosis_markdown
+from attnwatch.dashboard.markdown import diagnosis_markdown
 from attnwatch.diagnosis import Diagnosis
-from attnwatch.messages import warn
+from attnwatch.loggers.logger import Sink, drawn
 from attnwatch.recorder import AttentionHistory
+from attnwatch.utils.messages import warn
 
 
 class Publisher:

@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from attnwatch.dashboard.sinks import Sink
-from attnwatch.messages import duration
-from attnwatch.pruning.pruner import Patient
+from attnwatch.heads.pruner import Patient
+from attnwatch.loggers.logger import Sink
+from attnwatch.utils.messages import duration
 
 
 class TrainerRun(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from attnwatch.attention import AttentionInputs, Identity
 from attnwatch.capture import looking
 from attnwatch.capture.delivery import Reading, register, unregister
 from attnwatch.capture.found import Sites
@@ -19,9 +20,8 @@ from attnwatch.capture.positions import kept_positions
 from attnwatch.capture.raised import Remember, raised_taken_back
 from attnwatch.capture.silent import Forwards
 from attnwatch.capture.sites import Site, SiteKind
-from attnwatch.messages import warn
-from attnwatch.metrics import AttentionInputs, Identity
-from attnwatch.versions import warn_if_untested
+from attnwatch.utils.messages import warn
+from attnwatch.utils.versions import warn_if_untested
 
 OBSERVED = "observed"
 

@@ -16,10 +16,10 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from attnwatch.attention import AttentionInputs
 from attnwatch.capture.passes import gradient_of, or_recorded
 from attnwatch.capture.positions import kept_positions
-from attnwatch.hooks import Remove, put
-from attnwatch.metrics import AttentionInputs
+from attnwatch.utils.hooks import Remove, put
 
 Reading = AttentionInputs | str
 """What a call was given, or the reason why it can't be read."""

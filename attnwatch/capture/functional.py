@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import has_torch_function
 
+from attnwatch.attention import AttentionInputs
 from attnwatch.capture import entered, looking
 from attnwatch.capture.delivery import Reading, begin, deliver, in_backward, is_armed, site_id
 from attnwatch.capture.entered import Entry
@@ -22,8 +23,7 @@ from attnwatch.capture.patching import StandIn, replace, shared_patch
 from attnwatch.capture.reading import SDPA
 from attnwatch.capture.sites import Site, SiteKind, is_of_torch
 from attnwatch.capture.subclasses import call_of_subclasses, patch_biases
-from attnwatch.hooks import put
-from attnwatch.metrics import AttentionInputs
+from attnwatch.utils.hooks import put
 
 
 @contextlib.contextmanager

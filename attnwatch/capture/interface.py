@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnwatch.attention import AttentionInputs
 from attnwatch.capture import transformers4
 from attnwatch.capture.delivery import Reading, deliver, site_id
 from attnwatch.capture.keywords import ignores
 from attnwatch.capture.patching import replace, shared_patch
-from attnwatch.metrics import AttentionInputs
 
 # Arguments with which flash attention is told of the documents in a packed batch; it needs all of them.
 _DOCUMENT_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")

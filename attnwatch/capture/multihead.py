@@ -4,10 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnwatch.attention import AttentionInputs
 from attnwatch.capture import entered
 from attnwatch.capture.delivery import Reading, begin, deliver, site_id
 from attnwatch.capture.entered import Entry
-from attnwatch.metrics import AttentionInputs
 
 _MULTIHEAD_ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnwatch.metrics.inputs import HIDDEN_AT, AttentionInputs
+from attnwatch.attention.inputs import HIDDEN_AT, AttentionInputs
 
 
 def self_attention_query_mask(inputs: AttentionInputs) -> Tensor | None:

@@ -9,7 +9,7 @@ from torch import nn
 
 from attnwatch.capture.delivery import in_backward
 from attnwatch.capture.looking import compiles_anything
-from attnwatch.hooks import put
+from attnwatch.utils.hooks import put
 
 TakeBack = Callable[[], None]
 Remember = Callable[[], TakeBack]

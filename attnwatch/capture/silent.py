@@ -13,7 +13,7 @@ from attnwatch.capture.delivery import in_backward
 from attnwatch.capture.looking import compiles_anything
 from attnwatch.capture.pruned import kept_heads
 from attnwatch.capture.sites import Site, SiteKind
-from attnwatch.hooks import put
+from attnwatch.utils.hooks import put
 
 # What models call the switch of their fused attention.
 _SWITCH = re.compile(r"fused|flash|sdpa|fast|efficient", re.IGNORECASE)

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from attnwatch.attention import STATISTICS, Statistic
 from attnwatch.dashboard.scalars import evenly_spaced, over_heads, site_labels
-from attnwatch.metrics import STATISTICS, Statistic
 from attnwatch.recorder import AttentionHistory
 
 NOT_OBSERVED = "0.85"  # light grey

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from attnwatch.attention import STATISTICS
 from attnwatch.dashboard.events import read_events
 from attnwatch.dashboard.scalars import RUN_TAGS, TOTAL_STEPS_TAG
 from attnwatch.errors import ConfigurationError
-from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionHistory
 
 _LOSS_TAGS = ("loss", "train_loss", "train/loss", "training_loss", "loss_step", "train_loss_step", "train/loss_step")

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attnwatch.metrics import STATISTICS, Reduction, Statistic
+from attnwatch.attention import STATISTICS, Reduction, Statistic
 from attnwatch.recorder import AttentionHistory
-from attnwatch.reductions import nan_max, nan_mean
+from attnwatch.utils.reductions import nan_max, nan_mean
 
 RUN_TAGS = tuple(statistic.tag for statistic in STATISTICS.values())
 """Tags of the numbers for the whole model."""

@@ -5,7 +5,7 @@ from typing import Any
 
 from attnwatch.diagnosis.verdict import Diagnosis, Finding, FindingKind
 from attnwatch.errors import ConfigurationError
-from attnwatch.states import check_format, with_format
+from attnwatch.utils.states import check_format, with_format
 
 ACTIONS = ("warn", "stop", "ignore")
 Action = str | Callable

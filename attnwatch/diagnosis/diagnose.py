@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from attnwatch.arguments import require_int
 from attnwatch.diagnosis.evidence import Evidence
 from attnwatch.diagnosis.remedies import NOTES, REMEDIES
 from attnwatch.diagnosis.risk import Outlook, RiskModel, default_risk_model
@@ -18,6 +17,7 @@ from attnwatch.diagnosis.verdict import Diagnosis, Finding, FindingKind, RunStat
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
 from attnwatch.recorder.history import num_steps
+from attnwatch.utils.arguments import require_int
 
 _UNSTABLE = {FindingKind.NON_FINITE, FindingKind.EXPLODING_LOGITS, FindingKind.ENTROPY_COLLAPSE}
 # These bear on the status wherever they are, not only where they are widespread.

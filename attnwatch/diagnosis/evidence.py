@@ -10,7 +10,7 @@ import numpy as np
 
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.recorder import AttentionHistory, Values
-from attnwatch.reductions import nan_max, nan_mean
+from attnwatch.utils.reductions import nan_max, nan_mean
 
 
 class Evidence:

@@ -10,7 +10,7 @@ from attnwatch.diagnosis.hysteresis import Flags, flags
 from attnwatch.diagnosis.standstill import changes, halves
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.diagnosis.verdict import FindingKind
-from attnwatch.reductions import nan_max, nan_mean, nan_min
+from attnwatch.utils.reductions import nan_max, nan_mean, nan_min
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnwatch.recorder import AttentionHistory, Values
-from attnwatch.reductions import nan_max, nan_mean, nan_min
+from attnwatch.utils.reductions import nan_max, nan_mean, nan_min
 
 # Fewer observations say nothing of a change.
 MIN_OBSERVATIONS = 6

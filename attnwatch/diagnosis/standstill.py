@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnwatch.diagnosis.evidence import Evidence
-from attnwatch.reductions import nan_max, nan_mean
+from attnwatch.utils.reductions import nan_max, nan_mean
 
 # So many windows are computed at once: their observations fit into a cache.
 _AT_ONCE = 32

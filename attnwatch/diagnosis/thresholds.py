@@ -3,8 +3,8 @@
 from dataclasses import dataclass, fields, replace
 from numbers import Real
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
+from attnwatch.utils.arguments import require_int
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
+from attnwatch.utils.arguments import require_int
 
 _BINS = ("equal_width", "equal_mass")
 _RESAMPLES = 200

@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.effects import EFFECTS
 from attnwatch.explain.hiding import HIDES
 from attnwatch.explain.subject import Batch, Subject, labels_of, token_mask
+from attnwatch.utils.arguments import require_int
 
 
 def check_hiding_options(

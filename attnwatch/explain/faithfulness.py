@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.ablations import Ablations
 from attnwatch.explain.agreement import MeanOverSequences
 from attnwatch.explain.subject import Batch, Forward, Subject
+from attnwatch.utils.arguments import require_int
 
 TENTHS = tuple(tenth / 10 for tenth in range(11))
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnwatch.arguments import require_int
+from attnwatch.attention import stratified_rows
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.ablations import Ablations
 from attnwatch.explain.checks import check_batch
 from attnwatch.explain.subject import Batch, Forward, Subject, token_mask
-from attnwatch.metrics import stratified_rows
+from attnwatch.utils.arguments import require_int
 
 REASONS = (
     "hidden",

@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attnwatch.attention import AttentionInputs, attention_received, attention_weights
 from attnwatch.capture import Capture, Pass, Peers
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.explain.effects import make_effect
 from attnwatch.explain.hiding import embedding_of
 from attnwatch.explain.subject import Batch, Forward, Subject, token_mask
-from attnwatch.metrics import AttentionInputs, attention_received, attention_weights
 
 READOUTS = ("first", "last", "mean")
 
@@ -23,7 +23,7 @@ class AttentionStories:
     Attributes:
         sites: names of the attention layers that were observed, in the order in which they were called.
         received: float [layers, batch, tokens], relative to uniform attention; see
-            `attnwatch.metrics.attention_received`.
+            `attnwatch.attention.attention_received`.
         rollout: float [layers, batch, tokens], what flows from the token to where the model reads out, through the
             layers up to this one.
         readout: from which rows of the rollout.

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import torch
 
+from attnwatch.attention import STATISTICS
 from attnwatch.errors import ConfigurationError
-from attnwatch.metrics import STATISTICS
 from attnwatch.recorder.history import AttentionHistory
 from attnwatch.recorder.lazy import Observation, ObservedValues
 

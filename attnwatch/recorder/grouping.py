@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnwatch.metrics import AttentionInputs, accumulate, at_rows, block_elements, joined, kind_of_call
+from attnwatch.attention import AttentionInputs, accumulate, at_rows, block_elements, joined, kind_of_call
 
 Receive = Callable[[Any, Tensor], None]
 

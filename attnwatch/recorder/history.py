@@ -9,10 +9,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from attnwatch.attention import STATISTICS
 from attnwatch.errors import ConfigurationError
-from attnwatch.files import UnreadableFileError, parse_json, replaced_file
-from attnwatch.metrics import STATISTICS
 from attnwatch.recorder.lazy import ObservedValues, SelectedValues, Values
+from attnwatch.utils.files import UnreadableFileError, parse_json, replaced_file
 
 _FORMAT = 1
 _PREFIX = "statistic/"

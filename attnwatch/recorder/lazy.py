@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from attnwatch.metrics import STATISTICS
+from attnwatch.attention import STATISTICS
 
 Values = Mapping[str, np.ndarray]
 _PLACES = {name: place for place, name in enumerate(STATISTICS)}

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch.distributed as dist
 
 from attnwatch.capture import has_processes
-from attnwatch.messages import WarnOnce
+from attnwatch.utils.messages import WarnOnce
 
 # After so many observed steps without a loss, the user is told what is missing; under a trainer it should be there.
 _STEPS_WITHOUT_LOSS = 50

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
+from attnwatch.utils.arguments import require_int
 
 # Unless the user says otherwise, a flush comes after so many steps and at least so many observations.
 _STEPS_PER_FLUSH = 50

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnwatch.attention import STATISTICS, means_of_sums, merge
 from attnwatch.capture import Pass
-from attnwatch.metrics import STATISTICS, means_of_sums, merge
 from attnwatch.recorder.buffer import Observation
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.steps import LOSS, StepSums

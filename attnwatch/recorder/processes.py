@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from attnwatch.attention import MAXIMA, STATISTICS
 from attnwatch.errors import ConfigurationError
-from attnwatch.metrics import MAXIMA, STATISTICS
 from attnwatch.recorder.steps import LOSS, StepSums
 
 _FLOAT_BYTES = 4

@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnwatch.arguments import require_int
+from attnwatch.attention import AttentionInputs
 from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, has_processes, head_shard
 from attnwatch.errors import ConfigurationError
-from attnwatch.messages import warn
-from attnwatch.metrics import AttentionInputs
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
 from attnwatch.recorder.history import AttentionHistory
@@ -19,7 +17,9 @@ from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.rows import QueryRows
-from attnwatch.states import check_format, with_format
+from attnwatch.utils.arguments import require_int
+from attnwatch.utils.messages import warn
+from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 1
 # For how many observed steps calls may show where attention is, if none has come before.

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from attnwatch.metrics import AttentionInputs, stratified_rows
+from attnwatch.attention import AttentionInputs, stratified_rows
 
 
 class QueryRows:

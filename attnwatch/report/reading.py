@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.subject import Batch
-from attnwatch.files import UnreadableFileError, read_text
-from attnwatch.pruning.checkpoints import load_pruned
-from attnwatch.pruning.folders import model_folder
+from attnwatch.heads.checkpoints import load_pruned
+from attnwatch.heads.folders import model_folder
+from attnwatch.utils.files import UnreadableFileError, read_text
 
 _SEQUENCES_PER_BATCH = 8
 # Shorter ends of a text say little.

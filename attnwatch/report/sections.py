@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from attnwatch.attention import STATISTICS
 from attnwatch.capture import is_observed
 from attnwatch.dashboard import site_labels
 from attnwatch.errors import AttnwatchError, ConfigurationError
@@ -14,7 +15,6 @@ from attnwatch.explain import classifier_calibration as calibration_of_classifie
 from attnwatch.explain.asking.questions import Question, questions_from_text
 from attnwatch.explain.comparison import DISAGREEMENT, summary
 from attnwatch.explain.pieces import token_pieces
-from attnwatch.metrics import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.report.charts import heatmap, highlighted, line_chart, reliability_chart
 from attnwatch.report.html import Markup, element, joined, rows

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.questions import load_questions
-from attnwatch.files import replaced_file
 from attnwatch.report import sections
 from attnwatch.report.html import Markup, element, page
 from attnwatch.report.reading import Reading, read
+from attnwatch.utils.files import replaced_file
 
 
 def write_report(

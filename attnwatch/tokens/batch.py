@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnwatch.attention import HIDDEN_AT
 from attnwatch.capture import sees_own_key
-from attnwatch.metrics import HIDDEN_AT
 
 
 @dataclass(frozen=True)

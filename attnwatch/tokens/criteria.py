@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from attnwatch.attention import AttentionInputs, attention_received
 from attnwatch.capture import Capture, Pass, has_processes
 from attnwatch.errors import ConfigurationError, NoAttentionError
-from attnwatch.messages import warn
-from attnwatch.metrics import AttentionInputs, attention_received
 from attnwatch.tokens.batch import TokenBatch
+from attnwatch.utils.messages import warn
 
 CRITERIA = ("random", "attention", "loss")
 Criterion = str | Callable[[TokenBatch], Tensor]
@@ -106,7 +106,7 @@ class OwnFunction(Scorer):
 class AttentionReceived(Scorer):
     """Attention that a token receives from the queries of the layer before, relative to uniform attention.
 
-    Estimated from a few query rows, see `attnwatch.metrics.attention_received`.
+    Estimated from a few query rows, see `attnwatch.attention.attention_received`.
     """
 
     def __init__(self, layer: nn.Module):

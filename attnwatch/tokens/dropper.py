@@ -12,8 +12,6 @@ from torch import Tensor, nn
 
 from attnwatch.capture import Peers, in_backward
 from attnwatch.errors import ConfigurationError
-from attnwatch.messages import WarnOnce
-from attnwatch.states import check_format, with_format
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.tokens.call import ModelCall
 from attnwatch.tokens.choice import choose, register
@@ -24,6 +22,8 @@ from attnwatch.tokens.route import Route
 from attnwatch.tokens.schedule import require_keep_ratio
 from attnwatch.tokens.selection import choose_tokens, num_kept
 from attnwatch.tokens.stacks import Stack, choose_stack, inner, layer_range, why_not
+from attnwatch.utils.messages import WarnOnce
+from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 1
 

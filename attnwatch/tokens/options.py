@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens.stacks import Stack
+from attnwatch.utils.arguments import require_int
 
 
 def check_choice(*, min_tokens: int, multiple_of: int, protect_first: int, protected_ids: Any, seed: int) -> None:

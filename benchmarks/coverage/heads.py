@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnwatch import ConfigurationError, prune_heads
-from attnwatch.pruning.heads import HeadSite, head_sites
+from attnwatch.heads.heads import HeadSite, head_sites
 from benchmarks.coverage.architecture import Architecture, deviation_of, outputs_of
 from benchmarks.coverage.batches import Batch
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from attnwatch import ConfigurationError, attention_entropy, attention_statistics
-from attnwatch.metrics import STATISTICS, AttentionInputs, accumulate, means_of_sums
+from attnwatch.attention import STATISTICS, AttentionInputs, accumulate, means_of_sums
 from benchmarks.fuzz.cases import Case
 from benchmarks.fuzz.oracle import Matrix, compute_dtype, entropy_of, matrix_of, statistics_of
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.answers import Answers
 from attnwatch.explain.asking.encoding import Continuation, Encoder, Unaskable
@@ -15,6 +14,7 @@ from attnwatch.explain.asking.questions import Question
 from attnwatch.explain.asking.scoring import greedy, log_likelihoods, most_greedy_forwards, num_contexts
 from attnwatch.explain.asking.templates import Templates, parse_percentage
 from attnwatch.explain.subject import Subject
+from attnwatch.utils.arguments import require_int
 
 _STATED = ("yes_no", "percentage", None)
 _SCORES = ("sum", "mean")

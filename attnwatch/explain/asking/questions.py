@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.encoding import Encoder, Unaskable, require_unicode
 from attnwatch.explain.subject import Batch, token_mask
-from attnwatch.files import UnreadableFileError, parse_json, read_text
+from attnwatch.utils.arguments import require_int
+from attnwatch.utils.files import UnreadableFileError, parse_json, read_text
 
 _EXPECTED = '{"prompt": str, "choices": [str, str, ...], "answer": index or text of a choice}'
 _MOST_CHARACTERS = 2**20  # of a line

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnwatch.arguments import require_int
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.checks import require_tokenizer
 from attnwatch.explain.probing.targets import BUILT_IN, FOR_ALL, FOR_TEXT, LABEL, TEXT_TARGETS, OwnLabels
 from attnwatch.explain.subject import Batch
+from attnwatch.utils.arguments import require_int
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,70 @@
+"""Several attention calls as one, with the heads of all: a GPU is then given few large kernels instead of many."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from attnwatch.attention.identity import Identity
+from attnwatch.attention.inputs import AttentionInputs, select_rows
+
+# What shapes the logits and must be the same object in calls that are joined.
+_SHARED = ("attn_mask", "position_bias", "key_padding", "segments", "mask_mod", "query_mask", "positions")
+# Of these, what has a row for each query.
+_OF_ROWS = ("attn_mask", "position_bias")
+
+
+def kind_of_call(inputs: AttentionInputs, rows: Tensor) -> Hashable:
+    """Equal for calls that can be joined; None where this one can't be.
+
+    Args:
+        rows: that are looked at, the same object for calls that are joined.
+    """
+    masks = (inputs.attn_mask, inputs.position_bias)
+    if any(mask is not None and mask.ndim > 2 and mask.shape[-3] != 1 for mask in masks):
+        return None  # it tells heads apart
+    query, key = inputs.query, inputs.key
+    shapes = (key.device, query.dtype, key.dtype, key.shape[0], query.shape[1] // key.shape[1], *key.shape[2:])
+    shaping = (inputs.num_queries, inputs.is_causal, inputs.scale, inputs.softcap, inputs.sliding_window)
+    shared = (Identity(getattr(inputs, name)) for name in _SHARED)
+    return (*shapes, *shaping, inputs.has_positions, inputs.learned_sink is None, Identity(rows), *shared)
+
+
+def at_rows(inputs: AttentionInputs, rows: Tensor, alike: AttentionInputs | None = None) -> AttentionInputs:
+    """The call with a copy of its keys, of these of its queries, and of its masks, whatever becomes of them.
+
+    Args:
+        rows: int64 [R], ascending.
+        alike: of a call with the same `kind_of_call`, what this returned: its masks are these.
+    """
+    return replace(
+        inputs,
+        query=inputs.query.detach().index_select(2, rows),
+        key=inputs.key.detach().clone(),
+        learned_sink=None if inputs.learned_sink is None else inputs.learned_sink.detach().clone(),
+        query_rows=rows,
+        num_all_queries=inputs.num_queries,
+        **({name: getattr(alike, name) for name in _SHARED} if alike is not None else _copies(inputs, rows)),
+    )
+
+
+def _copies(inputs: AttentionInputs, rows: Tensor) -> dict[str, Tensor]:
+    given = {name: getattr(inputs, name) for name in _SHARED}
+    tensors = {name: tensor.detach() for name, tensor in given.items() if isinstance(tensor, Tensor)}
+    return {
+        name: (select_rows(tensor, rows) if name in _OF_ROWS else tensor).clone() for name, tensor in tensors.items()
+    }
+
+
+def joined(calls: Sequence[AttentionInputs]) -> AttentionInputs:
+    """One call with the heads of all, those of the first call first; they have the same `kind_of_call`."""
+    if len(calls) == 1:
+        return calls[0]
+    sinks = [call.learned_sink for call in calls]
+    return replace(
+        calls[0],
+        learned_sink=None if sinks[0] is None else torch.cat(sinks),
+        query=torch.cat([call.query for call in calls], dim=1),
+        key=torch.cat([call.key for call in calls], dim=1),
+    )

@@ -1,0 +1,239 @@
+"""Everything a statistic may ask about a block of query rows, computed once and only when asked.
+
+The first visible key (the usual attention sink) is kept apart from the rest. A softmax over the rest alone stays
+exact where the sink takes all but 1e-9 of the weight, and the full distribution follows from the two log-sum-exps.
+What a learned sink takes is left out of the distribution, which is that over tokens.
+Logits are taken relative to the largest of the rest, so that terms of very different size are never subtracted.
+
+Tensors [B, H, R, N] are read and written as rarely as possible: their traffic is what watching costs.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from attnwatch.attention.inputs import AttentionInputs
+
+# Up to here, a float32 can hold the sum of the squares of any number of logits.
+_LARGEST_SQUARED = 2.0**30
+
+
+class AttentionRows:
+    """The query rows `rows` (int64 [R], ascending, on the device of the inputs) of one attention call.
+
+    Properties are [B, H, R] unless they say otherwise. Where a row is not `valid` their values are arbitrary.
+    """
+
+    def __init__(self, inputs: AttentionInputs, rows: Tensor):
+        self.inputs = inputs
+        self.rows = rows
+        logits = inputs.logits(rows)
+        self.shape = logits.shape
+        visible = inputs.visible(rows)
+        if visible is None:
+            visible = torch.ones((1, 1, 1, 1), dtype=torch.bool, device=rows.device)
+        self.visible = visible.expand(*visible.shape[:2], len(rows), inputs.num_keys)
+        first_visible = self.visible.to(torch.uint8).argmax(-1, keepdim=True)
+        self._first_visible = first_visible.expand(*self.shape[:3], 1)
+        self._first_logit = logits.gather(-1, self._first_visible).squeeze(-1)
+        self._sum_over_rest(logits, self.visible.scatter(-1, first_visible, False))
+
+    def _sum_over_rest(self, logits: Tensor, rest: Tensor) -> None:
+        """Sums over all visible keys but the first, which `rest` marks. Overwrites `logits`."""
+        rest_logits = _hide_(logits, rest)
+        self._rest_max = rest_logits.amax(-1)
+        self._rest_weights = rest_logits.softmax(-1)  # [B, H, R, N]
+        relative = rest_logits.sub_(self._rest_max.unsqueeze(-1)).mul_(rest.to(logits.dtype))
+        self._rest_spread = -relative.amin(-1)
+        # Sums are in this unit, or the squares of large logits would not be finite.
+        spread = torch.maximum(self._rest_spread, (self._first_logit - self._rest_max).abs())
+        self._unit = (spread / _LARGEST_SQUARED).clamp(min=1).masked_fill(self.num_visible < 2, 1.0)
+        self._rest_sum = relative.div_(self._unit.unsqueeze(-1)).sum(-1)
+        self._rest_sum_of_squares = torch.linalg.vector_norm(relative, dim=-1).square()
+        self._rest_mean = relative.mul_(self._rest_weights).sum(-1) * self._unit
+        self._scratch = relative
+
+    @cached_property
+    def num_visible(self) -> Tensor:
+        """Number of keys that the row sees; float, broadcastable to [B, H, R]."""
+        return self.visible.sum(-1).to(self._first_logit.dtype)
+
+    @cached_property
+    def counts(self) -> Tensor:
+        """Bool: the row sees at least two keys and is not padding."""
+        counts = (self.num_visible >= 2).expand(self.shape[:3])
+        query_mask = self.inputs.query_mask
+        return counts if query_mask is None else counts & query_mask[:, None, self.rows]
+
+    @cached_property
+    def counts_as_finite(self) -> Tensor:
+        """Bool: the row counts; of sequences in which none does, rows that see one key although there are others.
+
+        Self-attention only. So `nonfinite` is known, and the other statistics are not, where a mask hides all keys but
+        one from every row; sequences of one token, and queries over the keys of something else, say nothing of a mask.
+        """
+        if not self.inputs.has_positions or self.inputs.num_keys < 2:
+            return self.counts
+        sees_one = (self.num_visible == 1).expand(self.shape[:3]) & ~self.counts.any(-1, keepdim=True)
+        query_mask = self.inputs.query_mask
+        if query_mask is not None:
+            sees_one = sees_one & (query_mask[:, self.rows] & (query_mask.sum(-1, keepdim=True) >= 2))[:, None]
+        return self.counts | sees_one
+
+    @cached_property
+    def valid(self) -> Tensor:
+        """Bool: the row counts and all its visible logits are finite."""
+        return self.counts & self.is_finite
+
+    @cached_property
+    def is_finite(self) -> Tensor:
+        """Bool: no visible logit is nan, infinite or `too_large`, nor a learned sink; at -inf that takes nothing."""
+        largest = too_large(self._first_logit.dtype)
+        rest = (self._rest_max < largest) & (self._rest_max - self._rest_spread > -largest)
+        finite = (self._first_logit.abs() < largest) & (rest | (self.num_visible <= 1))
+        return finite if self.inputs.learned_sink is None else finite & (self._learned_sink < torch.inf)
+
+    @cached_property
+    def max_logit(self) -> Tensor:
+        return torch.maximum(self._first_logit, self._rest_max)
+
+    @cached_property
+    def logit_std(self) -> Tensor:
+        """Population standard deviation over the visible keys."""
+        sink = (self._first_logit - self._rest_max) / self._unit
+        mean = (self._rest_sum + sink) / self.num_visible
+        mean_square = (self._rest_sum_of_squares + sink.square()) / self.num_visible
+        return (mean_square - mean.square()).clamp(min=0).sqrt() * self._unit
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """Nats. Chain rule: H(p) = h(p_first) + (1 - p_first) · H(rest)."""
+        split = -(self._first_mass * self._log_first_mass) - (self._rest_mass * self._log_rest_mass)
+        return split + self._rest_mass * self.entropy_without_sink
+
+    @cached_property
+    def max_entropy(self) -> Tensor:
+        """Nats: entropy of uniform attention over the visible keys."""
+        return self.num_visible.log().expand(self.shape[:3])
+
+    @cached_property
+    def sink_mass(self) -> Tensor:
+        """Weight on the first visible key, and on a learned sink."""
+        if self.inputs.learned_sink is None:
+            return self._first_mass
+        return 1 - self._token_mass + self._token_mass * self._first_mass
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """Largest weight of the row on a token."""
+        largest = torch.maximum(self._first_mass, self._rest_mass * self._largest_rest_weight)
+        return largest if self.inputs.learned_sink is None else self._token_mass * largest
+
+    @cached_property
+    def entropy_without_sink(self) -> Tensor:
+        """Nats: entropy of the weights on all other visible keys, renormalized."""
+        return (self._rest_relative_lse - self._rest_mean).clamp(min=0)
+
+    @cached_property
+    def distance(self) -> Tensor:
+        """Mean of |query position - key position| under the weights, in tokens."""
+        keys, queries = self._key_and_query_positions
+        distances = (queries[:, :, None] - keys[:, None]).abs().to(self._rest_weights.dtype)
+        rest = torch.mul(self._rest_weights, distances[:, None], out=self._scratch).sum(-1)
+        firsts = keys[:, None, None].expand(*self.shape[:3], -1).gather(-1, self._first_visible).squeeze(-1)
+        sink = (queries[:, None] - firsts).abs()
+        return self._first_mass * sink + self._rest_mass * rest
+
+    @property
+    def _key_and_query_positions(self) -> tuple[Tensor, Tensor]:
+        """[B or 1, N] and [B or 1, R]."""
+        keys, queries = self.inputs.positions, self.rows[None]
+        if keys is None:
+            keys = torch.arange(self.inputs.num_keys, device=self.rows.device)[None]
+        else:
+            queries = keys[:, self.rows]
+        return keys, queries
+
+    @cached_property
+    def content_sensitivity(self) -> Tensor:
+        """Jensen-Shannon divergence across the batch, nats [H, R]: H(mean_b p) - mean_b H(p).
+
+        Only where `comparable`: there the first visible key is the same in all sequences.
+        """
+        if self.shape[0] == 1:
+            return torch.zeros_like(self._first_logit[0])
+        mean_weights = torch.mul(self._rest_weights, self._rest_mass.unsqueeze(-1), out=self._scratch).mean(0)
+        mean_weights.scatter_(-1, self._first_visible[0], self._first_mass.mean(0).unsqueeze(-1))
+        log_weights = mean_weights.clamp(min=torch.finfo(mean_weights.dtype).tiny).log()
+        return (-(mean_weights * log_weights).sum(-1) - self.entropy.mean(0)).clamp(min=0)
+
+    @cached_property
+    def comparable(self) -> Tensor:
+        """Bool [H, R]: there are at least two sequences, all valid here, and all see the same keys."""
+        if self.shape[0] == 1:
+            return torch.zeros_like(self.valid[0])
+        same_keys = (self.visible == self.visible[:1]).all(-1).all(0)
+        return self.valid.all(0) & same_keys
+
+    @cached_property
+    def _rest_relative_lse(self) -> Tensor:
+        # The largest weight is exp(0 - lse), and at least 1 / N.
+        return -self._largest_rest_weight.log()
+
+    @cached_property
+    def _largest_rest_weight(self) -> Tensor:
+        return self._rest_weights.amax(-1)
+
+    @cached_property
+    def _lse(self) -> Tensor:
+        return torch.logaddexp(self._first_logit, self._rest_max + self._rest_relative_lse)
+
+    @property
+    def _learned_sink(self) -> Tensor:
+        """[H, 1]."""
+        return self.inputs.learned_sink.to(self._first_logit.dtype)[:, None]
+
+    @cached_property
+    def _token_mass(self) -> Tensor:
+        """Weight on all tokens, where a head has learned a sink."""
+        return (self._lse - self._learned_sink).sigmoid()
+
+    @cached_property
+    def _log_odds(self) -> Tensor:
+        """Of the first key against the rest, from the difference of two logits: exact also where these are large."""
+        return (self._first_logit - self._rest_max) - self._rest_relative_lse
+
+    @cached_property
+    def _log_first_mass(self) -> Tensor:
+        return logsigmoid(self._log_odds)
+
+    @cached_property
+    def _first_mass(self) -> Tensor:
+        return self._log_first_mass.exp()
+
+    @cached_property
+    def _log_rest_mass(self) -> Tensor:
+        return logsigmoid(-self._log_odds)
+
+    @cached_property
+    def _rest_mass(self) -> Tensor:
+        return self._log_rest_mass.exp()
+
+
+def too_large(dtype: torch.dtype) -> float:
+    """Logits of this size count as infinite, so that sums over keys and rows stay finite: 1e30 in float32."""
+    return torch.finfo(dtype).max / 2**28
+
+
+def _hide_(logits: Tensor, visible: Tensor) -> Tensor:
+    """Overwrites the logits of all other keys, also where they are nan, by a finite value no weight survives.
+
+    On a CPU a `masked_fill_` takes twice as long as what is done there. Visible logits that are not finite stay so.
+    """
+    lowest = torch.finfo(logits.dtype).min / 4
+    if not logits.is_cpu:
+        return logits.masked_fill_(~visible, lowest)
+    highest = torch.full_like(visible, torch.inf, dtype=logits.dtype).masked_fill_(~visible, lowest)
+    return torch.minimum(logits.nan_to_num_(nan=torch.inf, posinf=torch.inf, neginf=torch.inf), highest, out=logits)

@@ -1,0 +1,243 @@
+"""Pruned transformers models in folders."""
+
+import contextlib
+import fnmatch
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from attnwatch.capture import KEPT_HEADS
+from attnwatch.errors import ConfigurationError
+from attnwatch.heads import folders
+from attnwatch.heads.heads import head_sites
+from attnwatch.heads.plan import PLAN_FILE, PruningPlan
+from attnwatch.heads.stock import stock_config
+from attnwatch.heads.weights import saved_heads, sites_of, weight_files
+from attnwatch.utils.files import beside, replaced_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# What else a saved model consists of; other files in a folder are somebody else's.
+_MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*", PLAN_FILE)
+
+# Encoders are often saved without the layer above their first token, and nobody asks for it.
+_MAY_BE_MISSING = re.compile(r"(^|\.)pooler\.")
+_SHOWN = 4
+
+
+def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
+    """Save a pruned transformers model, with its config; `load_pruned` loads it.
+
+    Where every layer has equally many heads and the model takes the width of a head from its config (Llama, Qwen2,
+    Qwen3, Mistral, …), the folder is an ordinary one that `from_pretrained` loads without attnwatch; its heads are then
+    counted anew. Otherwise heads keep the numbers of the unpruned model. Files hold no pickled code. A model that the
+    folder has is replaced once the new one is complete; other files in it stay.
+
+    Args:
+        model: of a class of transformers, or of a subclass of `PreTrainedModel`, which `load_pruned` then needs as
+            `model_class`.
+        directory: is made where there is none.
+
+    Args:
+        model: with fewer heads than its config says, or as many.
+        directory: made where it does not exist.
+
+    Raises:
+        ConfigurationError: `model` is no transformers model, or has adapters; or `directory` is a file.
+    """
+    _refuse_unsavable(model)
+    stock, directory = stock_config(model), Path(directory).resolve()
+    with replaced_folder(directory, _ignore_model(directory)) as folder:
+        if stock is None:
+            # Weights as they are called and shaped here: what transformers converts, it splits by the config.
+            model.save_pretrained(folder, save_original_format=False)
+            PruningPlan.of(model).save(folder / PLAN_FILE)
+        else:
+            state = {name: value for name, value in model.state_dict().items() if not name.endswith(KEPT_HEADS)}
+            with _config_of(model, stock):
+                model.save_pretrained(folder, state_dict=state)
+
+
+def load_pruned(
+    directory: str | Path, *, model_class: "type[PreTrainedModel] | None" = None, **options: Any
+) -> "PreTrainedModel":
+    """Load a pruned model from a folder, in evaluation mode.
+
+    The folder may be one of `save_pruned`, of `save_pretrained` (also by `Trainer.save_model` and `push_to_hub`), a
+    checkpoint of the Trainer, or that of a SentenceTransformer, whose transformers model is loaded. A folder with
+    PEFT's adapters gives them on their base, if that lies in a folder too. No code of the folder is run.
+
+    Args:
+        directory: of the model.
+        model_class: of the model, where it is none of transformers' own; by default the one that its config names.
+        options: of transformers' `from_pretrained`, such as `attn_implementation` or `device_map`; its `dtype` is by
+            default that of the saved weights.
+
+    Raises:
+        ConfigurationError: the folder holds no model that it could load, or `trust_remote_code` is asked for.
+    """
+    if options.pop("trust_remote_code", False):
+        raise ConfigurationError(
+            "`trust_remote_code`: load_pruned runs no code of a folder. Import the class, or get it from transformers' "
+            "AutoModel, and give it as `model_class`."
+        )
+    if model_class is not None and not folders.is_model_class(model_class):
+        raise ConfigurationError(f"`model_class` must be a subclass of PreTrainedModel, got {model_class!r}.")
+    directory = _existing(Path(directory).resolve())
+    if "torch_dtype" not in options:
+        options = {"dtype": "auto", **options}  # before transformers 5 it was float32
+    try:
+        with torch.random.fork_rng(devices=[]):  # some models draw weights before they are loaded
+            if not (directory / folders.CONFIG_FILE).is_file():
+                return _load_adapters(directory, model_class, options)
+            return _load(directory, model_class, options)
+    except Exception as error:  # of transformers, of safetensors, of the plan
+        raise ConfigurationError(f"`directory`: {str(directory)!r} can't be loaded: {_words(error)}") from error
+
+
+def _refuse_unsavable(model: object) -> None:
+    kind = type(model)
+    if not folders.is_model_class(kind):
+        raise ConfigurationError(
+            f"`model` must be a transformers model, got {kind.__name__}. Merge adapters into it and take it out of its "
+            "wrapper first; of other models keep the state_dict(), see attnwatch.accept_pruned_state."
+        )
+    namesake = folders.found_by_name(kind)
+    if namesake not in (kind, None):
+        raise ConfigurationError(
+            f"`model` is of a class {kind.__name__} in {kind.__module__} that has the name of another class, of "
+            f"{namesake.__module__}, which would be loaded in its place: give yours a name of its own."
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ConfigurationError("`model` has adapters, which would be all that is saved: merge them into it first.")
+
+
+def _existing(directory: Path) -> Path:
+    """The folder of the model that `directory` has."""
+    if directory.is_file():
+        raise ConfigurationError(
+            f"`directory`: {str(directory)!r} is a file; give the folder of a model. A state dict or a checkpoint of "
+            "Lightning is loaded by its own module, see attnwatch.accept_pruned_state."
+        )
+    if not directory.exists() and beside(directory, "old").exists():  # save_pruned was killed between its renames
+        directory = beside(directory, "old")
+    directory = folders.model_folder(directory)
+    if not any((directory / name).is_file() for name in (folders.CONFIG_FILE, folders.ADAPTER_FILE)):
+        has_weights = directory.is_dir() and weight_files(directory)
+        more = _WEIGHTS_ALONE if has_weights else ""
+        raise ConfigurationError(f"`directory`: {str(directory)!r} holds no saved model: it has no config.json.{more}")
+    return directory
+
+
+_WEIGHTS_ALONE = (
+    " It has weights, as Accelerate's save_model and save_state write them: save the model's config beside them "
+    "(`model.config.save_pretrained(directory)`, with `architectures`), or build the unpruned model, remove "
+    "`PruningPlan.saved_in(directory, model)` from it, and load them into that."
+)
+
+
+def _load(directory: Path, model_class: "type[PreTrainedModel] | None", options: dict[str, Any]) -> "PreTrainedModel":
+    config = folders.config_of(directory)
+    if "attn_implementation" not in options:
+        folders.refuse_downloaded_code(config)
+    model_class = model_class or folders.class_of(config)
+    files = weight_files(directory, options.get("variant"))
+    if files:
+        folders.refuse_impossible_sizes(model_class, directory, files)
+    options = {**options, "trust_remote_code": False, "weights_only": True}
+    plan = PruningPlan.load(directory / PLAN_FILE) if (directory / PLAN_FILE).exists() else None
+    kept = saved_heads(files)
+    options["output_loading_info"] = True
+    if plan is None and not kept:
+        model, found = model_class.from_pretrained(directory, **options)
+        lacking = sorted(name for name in found["missing_keys"] if not _MAY_BE_MISSING.search(name))
+        if lacking:
+            raise ConfigurationError(f"the weights lack {_listed(lacking)}, which would be random numbers")
+        return model
+    model, found = _pruned_class(model_class, plan, kept).from_pretrained(
+        directory, ignore_mismatched_sizes=True, **options
+    )
+    wrong = {name: sorted(map(str, found[name])) for name in found if found[name]}
+    if wrong:
+        more = f" Delete {PLAN_FILE} to go by the heads that the weights name." if plan and kept else ""
+        raise ConfigurationError(f"the weights do not fit its plan: {wrong}.{more}")
+    model.__class__ = model_class
+    return model
+
+
+def _load_adapters(directory: Path, model_class: "type[PreTrainedModel] | None", options: dict[str, Any]) -> Any:
+    """PEFT's, on the model in another folder; heads that were removed while they were trained go from it first."""
+    import peft
+
+    name = folders.base_of_adapters(directory)
+    if not name or not Path(name).is_dir() or Path(name).resolve() == directory:
+        raise ConfigurationError(
+            f"it holds adapters of PEFT on {name!r}, which is no folder here: load their base with load_pruned, or "
+            f"with from_pretrained and then PruningPlan.load(…).apply(base), and put them on it with "
+            "peft.PeftModel.from_pretrained(base, directory)"
+        )
+    base = load_pruned(name, model_class=model_class, **options)
+    if (directory / PLAN_FILE).exists():
+        plan = PruningPlan.load(directory / PLAN_FILE)
+        if plan.named_as_in(base) != PruningPlan.of(base):
+            plan.apply(base)
+    try:
+        return peft.PeftModel.from_pretrained(base, directory).eval()
+    except RuntimeError as error:  # of other sizes
+        raise ConfigurationError(
+            f"its adapters do not fit the model in {name!r}: {error}. If heads were removed from it while they were "
+            f"trained, save what was removed as {PLAN_FILE} beside them: PruningPlan.of(model).save(…)"
+        ) from error
+
+
+def _pruned_class(model_class: type, plan: PruningPlan | None, kept: dict[str, list[int]]) -> type:
+    """Models of this class that are pruned when they are made, before they get their weights."""
+
+    def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        model_class.__init__(self, *args, **kwargs)
+        (plan or _plan_of(kept, self)).apply(self)
+        for module in self.modules():
+            if isinstance(module, nn.MultiheadAttention):
+                # Its weights are all loaded, and transformers' initialization does not know it when it is pruned.
+                module._is_hf_initialized = True
+
+    # Transformers looks up by name and module how a class's weights are called in files.
+    return type(model_class.__name__, (model_class,), {"__init__": init, "__module__": model_class.__module__})
+
+
+def _plan_of(kept: dict[str, list[int]], model: nn.Module) -> PruningPlan:
+    sites, _ = head_sites(model)
+    return PruningPlan.leaving(
+        sites_of(kept, model, sites), {name: site.num_unpruned_heads for name, site in sites.items()}
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def _words(error: Exception) -> str:
+    says_enough = isinstance(error, OSError | ValueError | RuntimeError | ImportError) and str(error)
+    return str(error) if says_enough else f"{type(error).__name__}: {error}"
+
+
+@contextlib.contextmanager
+def _config_of(model: "PreTrainedModel", config: Any) -> Iterator[None]:
+    before, model.config = model.config, config
+    try:
+        yield
+    finally:
+        model.config = before
+
+
+def _ignore_model(directory: Path):
+    def ignored(folder: str, names: list[str]) -> set[str]:
+        is_top = Path(folder) == directory
+        return {name for pattern in _MODEL_FILES for name in fnmatch.filter(names, pattern)} if is_top else set()
+
+    return ignored

@@ -1,0 +1,67 @@
+"""Watches a run after a cut, and says whether the cut did lasting harm."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.utils.arguments import require_int
+
+
+@dataclass(frozen=True)
+class Guard:
+    """When a cut is taken back: its heads, all weights and the optimizers' state return to what they were before it.
+
+    While it waits, it keeps a copy of model and optimizer state.
+
+    Args:
+        metric: name of a logged metric; None is the training loss.
+        mode: `"min"` where less is better, `"max"` where more is.
+        tolerance: harm is a metric worse than before the cut by more than this share of its absolute value, and by
+            more than twice the standard error of the difference.
+        recovery_steps: optimizer steps after a cut that do not count; None: two thirds of the steps to the next cut.
+        window: values of the metric before the cut, and after the recovery, that are compared. None: for the
+            training loss as many as there are steps after the recovery until the next cut, for a logged metric 1.
+        require_speedup: take a cut back also if steps are slower than before the first one by more than the
+            tolerance, and the last one if they are not faster.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+
+    metric: str | None = None
+    mode: str = "min"
+    tolerance: float = 0.05
+    recovery_steps: int | None = None
+    window: int | None = None
+    require_speedup: bool = False
+
+    def __post_init__(self):
+        if self.mode not in ("min", "max"):
+            raise ConfigurationError(f"`mode` must be 'min' or 'max', got {self.mode!r}.")
+        if not isinstance(self.tolerance, int | float) or not self.tolerance >= 0:
+            raise ConfigurationError(f"`tolerance` must be a number of at least 0, got {self.tolerance!r}.")
+        require_int("recovery_steps", self.recovery_steps, minimum=0, optional=True)
+        require_int("window", self.window, minimum=1, optional=True)
+
+    def steps(self, gap: int) -> tuple[int, int]:
+        """(steps that do not count, values that do) where the next cut comes after `gap` steps."""
+        recovery = 2 * gap // 3 if self.recovery_steps is None else self.recovery_steps
+        default = max(gap - recovery, 1) if self.metric is None else 1
+        return recovery, self.window or default
+
+    def harm(self, before: Sequence[float], after: Sequence[float]) -> str | None:
+        """What is worse, in words; None where nothing is."""
+        name = self.metric or "training loss"
+        if not all(map(math.isfinite, after)):
+            return f"{name} is no longer finite"
+        before = [value for value in before if math.isfinite(value)]
+        if not before:
+            return None
+        worse = (np.mean(after) - np.mean(before)) * (1 if self.mode == "min" else -1)
+        error = math.sqrt(sum(np.var(values, ddof=1) / len(values) for values in (before, after) if len(values) > 1))
+        if worse <= max(self.tolerance * abs(np.mean(before)), 2 * error):
+            return None
+        return f"{name} went from {np.mean(before):.4g} to {np.mean(after):.4g}"

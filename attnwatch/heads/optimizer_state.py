@@ -1,0 +1,254 @@
+"""Optimizers follow a parameter that is cut: groups, options and state stay, entry by entry where they can."""
+
+import inspect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.heads.optimizer_probe import Cut, OptimizerTrial, State
+from attnwatch.utils.messages import warn
+
+Take = Cut
+
+# State with one value for each entry of the parameter, by the optimizer's class.
+ELEMENTWISE: dict[type[Optimizer], frozenset[str]] = {
+    optim.SGD: frozenset({"momentum_buffer"}),
+    optim.Adam: frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}),
+    optim.AdamW: frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}),
+    optim.NAdam: frozenset({"exp_avg", "exp_avg_sq"}),
+    optim.RAdam: frozenset({"exp_avg", "exp_avg_sq"}),
+    optim.Adamax: frozenset({"exp_avg", "exp_inf"}),
+    optim.Adadelta: frozenset({"square_avg", "acc_delta"}),
+    optim.Adagrad: frozenset({"sum"}),
+    optim.RMSprop: frozenset({"square_avg", "momentum_buffer", "grad_avg"}),
+    optim.Rprop: frozenset({"prev", "step_size"}),
+    optim.ASGD: frozenset({"ax"}),
+    optim.Adafactor: frozenset({"variance"}),
+}
+if hasattr(optim, "Muon"):  # from PyTorch 2.9 on
+    ELEMENTWISE[optim.Muon] = frozenset({"momentum_buffer"})
+# The same, of classes that are not imported here.
+_ELEMENTWISE_BY_NAME = {"transformers.optimization.Adafactor": frozenset({"exp_avg", "exp_avg_sq"})}
+
+
+@dataclass
+class ParameterSwap:
+    """One optimizer holds the new parameter in place of the old one."""
+
+    optimizer: Optimizer
+    group: int
+    position: int
+    old: nn.Parameter
+    new: nn.Parameter
+    old_state: State | None
+    new_state: State | None
+
+    def apply(self) -> None:
+        self._put(self.old, self.new, self.new_state)
+
+    def revert(self) -> None:
+        self._put(self.new, self.old, self.old_state)
+
+    def _put(self, old: nn.Parameter, new: nn.Parameter, state: State | None) -> None:
+        self.optimizer.param_groups[self.group]["params"][self.position] = new
+        self.optimizer.state.pop(old, None)
+        if state is not None:
+            self.optimizer.state[new] = state
+
+
+def plan_swaps(
+    optimizers: Iterable[Optimizer], replaced: dict[nn.Parameter, tuple[nn.Parameter, Take]]
+) -> list[ParameterSwap]:
+    """What changes in the optimizers; nothing is changed yet.
+
+    The state of known optimizers is cut by declaration (`ELEMENTWISE`). That of others is cut where steps of a toy
+    parameter, cut and uncut, agree; else it starts anew, with a warning.
+
+    Raises:
+        ConfigurationError: an optimizer that can't go on.
+    """
+    swaps, reset = [], {}
+    for optimizer in dict.fromkeys(part for each in optimizers for part in _parts(each)):
+        states = _States(optimizer)
+        _refuse_one_vector(optimizer)
+        if not states.is_known:
+            _refuse_held_elsewhere(optimizer, replaced)
+        for index, group in enumerate(optimizer.param_groups):
+            for position, old in enumerate(group["params"]):
+                if old not in replaced:
+                    continue
+                new, take = replaced[old]
+                _refuse_impossible(optimizer, new)
+                state = optimizer.state.get(old)
+                kept = states.of_cut(index, old, new, take)
+                if state and not kept:
+                    reset[type(optimizer)] = reset.get(type(optimizer), 0) + 1
+                swaps.append(ParameterSwap(optimizer, index, position, old, new, state, kept))
+    for kind, number in reset.items():
+        warn(_why_anew(kind, number), stacklevel=3)
+    return swaps
+
+
+def forget_other_sizes(optimizer: Optimizer) -> None:
+    """Let state start anew that is of other sizes than its parameter, which has changed with a state dict."""
+    declared = elementwise_state(optimizer)
+    if declared is None:
+        return
+    for parameter, state in list(optimizer.state.items()):
+        sizes = {value.shape for name, value in state.items() if name in declared and isinstance(value, Tensor)}
+        if sizes - {parameter.shape}:
+            del optimizer.state[parameter]
+
+
+class _States:
+    """What is left of one optimizer's state; parameters that are alike are tried once."""
+
+    def __init__(self, optimizer: Optimizer):
+        self._optimizer = optimizer
+        self._declared = elementwise_state(optimizer)
+        self._verdicts: dict[tuple, str] = {}
+
+    @property
+    def is_known(self) -> bool:
+        return self._declared is not None
+
+    def of_cut(self, index: int, old: nn.Parameter, new: nn.Parameter, take: Take) -> State | None:
+        """The state of the new parameter, or None where it starts anew."""
+        state = self._optimizer.state.get(old)
+        if self._declared is not None:
+            return cut_declared(state, old, take, self._declared) if state else None
+        kind = (index, old.shape, _cut_dimensions(old, new), old.dtype, old.device, _kind_of(state))
+        if kind not in self._verdicts:
+            self._verdicts[kind] = self._verdict(index, old, take)
+        verdict = self._verdicts[kind]
+        if verdict == "refuse":
+            raise ConfigurationError(
+                f"`optimizers`: {type(self._optimizer).__name__} is not an optimizer that is known, and it could not "
+                f"be shown that it goes on when a parameter {list(old.shape)} becomes {list(new.shape)}: neither with "
+                f"its state {sorted(state or {})} cut nor with new state. Cut heads before the optimizer is made, or "
+                "train with one of torch.optim."
+            )
+        return cut_alike(state, old, take) if verdict == "cut" else None
+
+    def _verdict(self, index: int, old: nn.Parameter, take: Take) -> str:
+        state = self._optimizer.state.get(old)
+        trial = OptimizerTrial(self._optimizer, self._optimizer.param_groups[index], old, take)
+        if state and cut_alike(state, old, take) is not None and trial.can_cut(lambda s: cut_alike(s, old, take)):
+            return "cut"
+        has_nothing = not state and not trial.is_possible
+        return "reset" if has_nothing or trial.can_reset() else "refuse"
+
+
+def elementwise_state(optimizer: Optimizer) -> frozenset[str] | None:
+    """Names of the state that has one value for each entry of a parameter; None where the optimizer is not known.
+
+    A subclass is known as long as it changes nothing of how its base steps.
+    """
+    kind = type(optimizer)
+    for base in kind.__mro__:
+        if f"{base.__module__}.{base.__qualname__}" in _ELEMENTWISE_BY_NAME and base is kind:
+            return _ELEMENTWISE_BY_NAME[f"{base.__module__}.{base.__qualname__}"]
+        if base in ELEMENTWISE:
+            methods = {name for of in base.__mro__ if issubclass(of, Optimizer) for name in vars(of)} - {"__init__"}
+            methods = {name for name in methods if inspect.isfunction(getattr(base, name))}
+            is_same = all(inspect.unwrap(getattr(kind, n)) is inspect.unwrap(getattr(base, n)) for n in methods)
+            return ELEMENTWISE[base] if is_same else None
+    return None
+
+
+def cut_declared(state: State, parameter: nn.Parameter, take: Take, names: Iterable[str]) -> State | None:
+    """The state with these entries cut; None where another part of it is more than a number."""
+    kept = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor) and name in names and value.shape == parameter.shape:
+            kept[name] = take(value)
+        elif isinstance(value, Tensor) and (name in names or value.numel() != 1):
+            return None
+        elif isinstance(value, Tensor):
+            kept[name] = value.clone()
+        elif _is_number(value):
+            kept[name] = value
+        else:
+            return None
+    return kept
+
+
+def cut_alike(state: State, parameter: nn.Parameter, take: Take) -> State | None:
+    """The state with all that has the parameter's shape cut; None where another part of it is more than a number."""
+    alike = {name for name, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
+    return cut_declared(state, parameter, take, alike)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_number, value))
+    return value is None or isinstance(value, int | float | str)
+
+
+def _cut_dimensions(old: nn.Parameter, new: nn.Parameter) -> tuple[tuple[bool, bool], ...]:
+    """For each dimension whether it is cut, and whether nothing of it is left."""
+    return tuple((before != after, after == 0) for before, after in zip(old.shape, new.shape, strict=True))
+
+
+def _kind_of(state: State | None) -> tuple:
+    return tuple(
+        (name, value.dtype, value.shape) if isinstance(value, Tensor) else (name, type(value))
+        for name, value in (state or {}).items()
+    )
+
+
+def _parts(optimizer: Optimizer) -> Iterator[Optimizer]:
+    """The optimizer, without a wrapper that has nothing of its own, and those in it."""
+    inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
+    if not inner or "param_groups" in vars(optimizer):
+        yield optimizer
+    for part in inner:
+        yield from _parts(part)
+
+
+def _refuse_one_vector(optimizer: Optimizer) -> None:
+    if isinstance(optimizer, optim.LBFGS):
+        raise ConfigurationError("`optimizers`: LBFGS keeps one vector for all parameters, which can't be cut.")
+
+
+def _refuse_impossible(optimizer: Optimizer, new: nn.Parameter) -> None:
+    if not new.numel() and type(optimizer).__name__ in ("Adafactor", "Muon"):
+        raise ConfigurationError(
+            f"`optimizers`: {type(optimizer).__name__} does not work with empty parameters; keep a head in every layer."
+        )
+
+
+def _refuse_held_elsewhere(optimizer: Optimizer, replaced: dict[nn.Parameter, Any]) -> None:
+    """Beside its groups and its state, an optimizer may keep the parameters themselves."""
+    ids = {id(parameter) for parameter in replaced}
+    for name, value in vars(optimizer).items():
+        if name not in ("param_groups", "state") and any(id(entry) in ids for entry in _leaves(value)):
+            raise ConfigurationError(
+                f"`optimizers`: {type(optimizer).__name__} keeps parameters in its attribute {name!r} too, where a cut "
+                "can't replace them. Cut heads before the optimizer is made."
+            )
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        yield from (leaf for pair in value.items() for entry in pair for leaf in _leaves(entry))
+    elif isinstance(value, list | tuple | set):
+        yield from (leaf for entry in value for leaf in _leaves(entry))
+    else:
+        yield value
+
+
+def _why_anew(kind: type[Optimizer], number: int) -> str:
+    if kind.__name__ == "Adafactor":
+        return (
+            "Adafactor keeps sums over whole rows or columns, which can't be cut; its state of the pruned "
+            "parameters starts anew."
+        )
+    return (
+        f"the state that {kind.__name__} keeps of {number} pruned parameters can't be cut, as it is not shown to have "
+        "one value for each entry; it starts anew, as in the first step."
+    )

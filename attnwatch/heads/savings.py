@@ -1,0 +1,93 @@
+"""What a pruning would save, computed from shapes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from attnwatch.heads.heads import HeadSite, head_sites
+from attnwatch.heads.plan import PruningPlan
+from attnwatch.utils.arguments import require_int
+
+
+@dataclass(frozen=True)
+class Savings:
+    """Of a plan, at one sequence length.
+
+    Attributes:
+        num_tokens: length of the sequence.
+        parameters, parameters_after: of the whole model.
+        flops, flops_after: of one forward per token: 2 per weight of a matrix, and 4 · tokens · features of the
+            heads for attention itself (causal or not).
+        attention_share: of `flops`, in attention with its projections: the f in `speed_ceiling`.
+        speed_ceiling: no step can get faster than by 1 / (1 - s·f), with s the share of attention that goes.
+    """
+
+    num_tokens: int
+    parameters: int
+    parameters_after: int
+    flops: float
+    flops_after: float
+    attention_share: float
+    speed_ceiling: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.parameters:,} to {self.parameters_after:,} parameters "
+            f"({self.parameters_after / self.parameters - 1:+.1%}); at {self.num_tokens} tokens "
+            f"{self.flops_after / self.flops - 1:+.1%} FLOPs of a forward, {self.attention_share:.0%} of which are "
+            f"attention's: at most {self.speed_ceiling:.2f} times as fast"
+        )
+
+
+def savings(model: nn.Module, plan: PruningPlan, *, num_tokens: int) -> Savings:
+    """A dry run: what `plan.apply(model)` would save. The model is not changed.
+
+    Args:
+        model: as it is now; heads that are gone already do not count.
+        plan: heads that would go.
+        num_tokens: sequence length.
+
+    Raises:
+        ConfigurationError: it is a plan for another model.
+    """
+    require_int("num_tokens", num_tokens, minimum=1)
+    plan = plan.named_as_in(model)
+    sites, _ = head_sites(model)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    attention = {name: _cost(site, site.kept, num_tokens) for name, site in sites.items()}
+    flops = 2 * _matrix_weights(model) + sum(4 * num_tokens * site.num_heads * site.head_dim for site in sites.values())
+    gone_parameters = gone_flops = 0
+    for name, heads in plan.heads.items():
+        kept = [head for head in sites[name].kept if head not in heads]
+        parameters_after, flops_after = _cost(sites[name], kept, num_tokens)
+        gone_parameters += attention[name][0] - parameters_after
+        gone_flops += attention[name][1] - flops_after
+    return Savings(
+        num_tokens,
+        parameters,
+        parameters - gone_parameters,
+        flops,
+        flops - gone_flops,
+        sum(of_site for _, of_site in attention.values()) / flops,
+        flops / (flops - gone_flops),
+    )
+
+
+def _cost(site: HeadSite, kept: Sequence[int], num_tokens: int) -> tuple[int, int]:
+    """Parameters of a site that belong to its heads, and FLOPs per token, if only these heads stay."""
+    cuts, _ = site.keep(kept)
+    sizes = [(cut.parameter.numel() // max(cut.parameter.shape[cut.dim], 1) * len(cut.kept), cut) for cut in cuts]
+    weights = sum(size for size, cut in sizes if cut.parameter.ndim == 2)
+    return sum(size for size, _ in sizes), 2 * weights + 4 * num_tokens * len(kept) * site.head_dim
+
+
+def _matrix_weights(model: nn.Module) -> int:
+    """Elements of all matrices that tokens are multiplied with; embeddings are looked up."""
+    return sum(
+        parameter.numel()
+        for module in model.modules()
+        if not isinstance(module, nn.Embedding)
+        for parameter in module._parameters.values()
+        if parameter is not None and parameter.ndim == 2
+    )

@@ -1,0 +1,1 @@
+"""Loggers: one file for each kind."""

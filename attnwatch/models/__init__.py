@@ -1,0 +1,5 @@
+"""Families of models, one file each: where heads and tokens lie, and what is special about their calls."""
+
+from attnwatch.models.base import ModelFamily
+
+__all__ = ["ModelFamily"]

@@ -1,0 +1,205 @@
+"""The one way in which statistics, findings, criteria and everything else that people add become known.
+
+A kind of plugin is a base class with a `Registry`. What attnwatch brings of a kind lies in one folder, one file each;
+users call `attnwatch.register`, and packages name their plugins in the entry-point group `attnwatch.plugins`.
+"""
+
+import functools
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from types import ModuleType
+from typing import Any, ClassVar, Generic, TypeVar
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.utils.messages import warn
+
+ENTRY_POINT_GROUP = "attnwatch.plugins"
+
+PluginT = TypeVar("PluginT")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class Plugin:
+    """Base class of the kinds of plugins: `attnwatch.Statistic`, `attnwatch.Finding` rules, and so on.
+
+    Attributes:
+        name: identifier in lower case, unique among the plugins of its kind.
+        registry: of its kind.
+    """
+
+    name: str
+    registry: ClassVar["Registry[Any]"]
+
+    @classmethod
+    def check(cls, plugin: Any) -> None:
+        """Raise a `ConfigurationError` if a plugin, class or instance, does not declare what its kind needs."""
+
+
+class Registry(Mapping[str, PluginT], Generic[PluginT]):
+    """The plugins of one kind by name, those of attnwatch first.
+
+    Args:
+        kind: what a user calls it, such as "statistic".
+        folder: package with the plugins that attnwatch brings, imported when one is looked up for the first time.
+        as_instances: a registered class is instantiated once, without arguments.
+    """
+
+    def __init__(self, kind: str, folder: str, *, as_instances: bool = False):
+        self.kind = kind
+        self._folder = folder
+        self._as_instances = as_instances
+        self._plugins: dict[str, PluginT] = {}
+
+    def __getitem__(self, name: str) -> PluginT:
+        return self._loaded()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._loaded())
+
+    def __len__(self) -> int:
+        return len(self._loaded())
+
+    def choose(self, argument: str, name: object, *, otherwise: str = "") -> PluginT:
+        """Return the plugin that a user asks for by name.
+
+        Args:
+            argument: of the function that the user called.
+            name: what the user gave.
+            otherwise: what else the argument may be, such as "a function of the model".
+
+        Raises:
+            ConfigurationError: no plugin has this name; the message lists the names.
+        """
+        plugins = self._loaded()
+        if not isinstance(name, str) or name not in plugins:
+            choices = ", ".join(map(repr, plugins)) + (f", or {otherwise}" if otherwise else "")
+            raise ConfigurationError(f"`{argument}` must be one of {choices}; got {name!r}.")
+        return plugins[name]
+
+    def add(self, plugin: Any) -> None:
+        """Register a class or an instance. One that was defined again, as in a notebook, replaces its predecessor.
+
+        Raises:
+            ConfigurationError: the plugin lacks a part of its declaration, or its name is taken.
+        """
+        kind = plugin if isinstance(plugin, type) else type(plugin)
+        if self._as_instances and isinstance(plugin, type):
+            try:
+                plugin = plugin()
+            except Exception as error:
+                raise ConfigurationError(
+                    f"{self.describe(kind)} could not be made without arguments: {type(error).__name__}: {error}"
+                ) from error
+        name = getattr(plugin, "name", None)
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"{self.describe(kind)} must have a `name` of lower-case letters, digits and underscores that begins "
+                f"with a letter; got {name!r}."
+            )
+        kind.check(plugin)
+        known = self._plugins.get(name)
+        if known is not None and not _is_same(known, plugin):
+            raise ConfigurationError(
+                f"{self.describe(plugin)} has the name of {self.describe(known)}: give it another `name`, or call "
+                "attnwatch.unregister for the other one first."
+            )
+        self._plugins[name] = plugin
+
+    def remove(self, plugin: Any) -> None:
+        """Forget a plugin.
+
+        Raises:
+            ConfigurationError: it is not registered.
+        """
+        name = getattr(plugin, "name", None)
+        if name not in self._plugins or not _is_same(self._plugins[name], plugin):
+            raise ConfigurationError(f"{self.describe(plugin)} is not registered.")
+        del self._plugins[name]
+
+    def describe(self, plugin: Any) -> str:
+        """Return words that tell a user which plugin it is: its kind, name and class."""
+        name = getattr(plugin, "name", None)
+        named = f" {name!r}" if isinstance(name, str) else ""
+        return f"the {self.kind}{named} ({'.'.join(_origin(plugin))})"
+
+    def _loaded(self) -> dict[str, PluginT]:
+        _load_folder(self._folder)
+        _load_entry_points()
+        return self._plugins
+
+
+def register(plugin: PluginT) -> PluginT:
+    """Make a plugin known: a statistic, a finding, a criterion, a schedule, a model family, a logger, and so on.
+
+    From then on it is used like those of attnwatch. Each kind has a base class, which says what a plugin declares.
+    Packages that are installed register theirs by the entry-point group `attnwatch.plugins` instead.
+
+    Args:
+        plugin: a subclass of one of the base classes, or an instance of one.
+
+    Returns:
+        `plugin`, so that `register` is also a decorator of classes.
+
+    Raises:
+        ConfigurationError: it is no plugin, lacks a part of its declaration, or its name is taken.
+    """
+    _registry_of(plugin).add(plugin)
+    return plugin
+
+
+def unregister(plugin: Plugin | type[Plugin]) -> None:
+    """Take back what `register` did.
+
+    Args:
+        plugin: a class or an instance that was registered.
+
+    Raises:
+        ConfigurationError: it is not registered.
+    """
+    _registry_of(plugin).remove(plugin)
+
+
+def _registry_of(plugin: Any) -> Registry[Any]:
+    kind = plugin if isinstance(plugin, type) else type(plugin)
+    if not (issubclass(kind, Plugin) and hasattr(kind, "registry")):
+        kinds = ", ".join(sorted(each.__name__ for each in Plugin.__subclasses__()))
+        raise ConfigurationError(f"`plugin` must be a subclass or an instance of one of {kinds}; got {plugin!r}.")
+    return kind.registry
+
+
+def _origin(plugin: Any) -> tuple[str, str]:
+    kind = plugin if isinstance(plugin, type) else type(plugin)
+    return kind.__module__, kind.__qualname__
+
+
+def _is_same(known: Any, plugin: Any) -> bool:
+    """Tell whether two plugins are one and the same, perhaps defined again; instances of a base class must be equal."""
+    if type(plugin) in Plugin.__subclasses__():
+        return known == plugin
+    return _origin(known) == _origin(plugin)
+
+
+@functools.cache
+def _load_folder(package: str) -> None:
+    folder = importlib.import_module(package)
+    for module in sorted(each.name for each in pkgutil.iter_modules(folder.__path__)):
+        importlib.import_module(f"{package}.{module}")
+
+
+@functools.cache
+def _load_entry_points() -> None:
+    """Register what installed packages name; one that can't be loaded is left out with a warning."""
+    for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            loaded = entry.load()
+            if not isinstance(loaded, ModuleType):  # importing a module has registered what is in it
+                register(loaded)
+        except Exception as error:
+            package = entry.dist.name if entry.dist else "an installed package"
+            warn(
+                f"the plugin {entry.name!r} of {package} ({entry.value}) can't be used: {type(error).__name__}: "
+                f"{error}. Everything else works; update or uninstall the package."
+            )

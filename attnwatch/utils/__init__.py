@@ -1,0 +1,1 @@
+"""What several rooms use: messages, argument checks, files, states, processes."""

@@ -1,0 +1,65 @@
+"""Versions of other libraries that attnwatch was tested with."""
+
+import re
+from importlib import metadata
+from weakref import WeakKeyDictionary
+
+from torch import nn
+
+from attnwatch.utils.messages import warn
+
+TESTED = {
+    "torch": ("2.8.0", "2.14.1"),
+    "transformers": ("4.57.6", "5.24.0"),
+    "lightning": ("2.5.6", "2.6.6"),
+    "pytorch-lightning": ("2.5.6", "2.6.6"),
+}
+"""Oldest and newest version of each library; `pyproject.toml` has no upper bounds, as new releases mostly work."""
+
+
+_told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+
+
+def begin_run(model: nn.Module) -> None:
+    """Let a new run of the model hear of untested versions, although an earlier one did."""
+    for module in model.modules():
+        _told.pop(module, None)
+
+
+def warn_if_untested(library: str, model: nn.Module) -> None:
+    """Give one `AttnwatchWarning` a run if `library` is installed in a minor version outside of `TESTED`.
+
+    Args:
+        library: name of a distribution, a key of `TESTED`. Nothing is said if it is not installed.
+        model: that the run trains or looks at, or a part of it.
+    """
+    message = _why_untested(library)
+    if message and not _was_told(library, model):
+        _told.setdefault(model, set()).add(library)
+        warn(message, once_for_all=True)
+
+
+def _why_untested(library: str) -> str | None:
+    try:
+        installed = metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+    oldest, newest = TESTED[library]
+    if _release(oldest) <= _release(installed) and _release(installed)[:2] <= _release(newest)[:2]:
+        return None
+    return (
+        f"{library} {installed} is not among the versions that attnwatch was tested with ({oldest} to {newest}). "
+        "It may work; if it does not, layers are not observed, or heads and tokens are refused. Check what coverage() "
+        f"says of your model, or install a tested version: pip install '{library}=={newest}'."
+    )
+
+
+def _was_told(library: str, model: nn.Module) -> bool:
+    """In this run: of the model, a part of it, or what it is a part of."""
+    parts = set(model.modules())
+    return any(library in of and (told in parts or model in told.modules()) for told, of in list(_told.items()))
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers of a version, without what marks pre-releases and builds."""
+    return tuple(map(int, re.match(r"[\d.]*\d", version).group().split(".")))
