@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from attnwatch.attention import STATISTICS
 from attnwatch.capture import is_observed
 from attnwatch.dashboard import site_labels
 from attnwatch.dashboard.logged import read_logged
@@ -83,7 +82,7 @@ def _table(history: AttentionHistory) -> str:
     """First and latest number of the statistics that are shown per layer."""
     if not len(history) or not history.sites:
         return ""
-    shown = [statistic for statistic in STATISTICS.values() if statistic.per_layer]
+    shown = [statistic for statistic in history.statistics.values() if statistic.per_layer]
     labels = site_labels(history.sites)
     width = max(len("layer"), *map(len, labels))
     lines = [f"{'layer':<{width}}  " + "  ".join(f"{statistic.name:>22}" for statistic in shown)]

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 
 from attnwatch import diagnose
-from attnwatch.attention import STATISTICS
 from attnwatch.dashboard import run_scalars
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.lazy import Observation
+from attnwatch.statistics import Statistic
 from benchmarks.common import publish, results_path
 
 OBSERVATIONS, PER_FLUSH, EVERY, FLUSHES = 512, 5, 10, 12
@@ -35,7 +35,7 @@ ORDINARY = {
     "max_logit": 12.0,
     "logit_std": 2.0,
     "sink_mass": 0.05,
-    "confidence": 0.3,
+    "max_weight": 0.3,
     "entropy_without_sink": 2.0,
     "distance": 20.0,
     "content_sensitivity": 0.4,
@@ -60,7 +60,7 @@ def main() -> None:
 
 def flushes(kind: str, layers: int, heads: int) -> dict[str, float]:
     """Seconds of the flushes at the end of a run that was judged at each of them."""
-    buffer, seconds = HistoryBuffer(_sites(layers), OBSERVATIONS), []
+    buffer, seconds = HistoryBuffer(_sites(layers), tuple(Statistic.registry), OBSERVATIONS), []
     for number in range(MADE):
         buffer.append(_observation(kind, number, layers, heads))
         if number % PER_FLUSH == PER_FLUSH - 1:
@@ -71,7 +71,7 @@ def flushes(kind: str, layers: int, heads: int) -> dict[str, float]:
 
 def restored(layers: int, heads: int) -> float:
     """Seconds of the first flush after a resume."""
-    buffer, again = (HistoryBuffer(_sites(layers), OBSERVATIONS) for _ in "ab")
+    buffer, again = (HistoryBuffer(_sites(layers), tuple(Statistic.registry), OBSERVATIONS) for _ in "ab")
     for number in range(MADE):
         buffer.append(_observation("frozen", number, layers, heads))
     again.load_state_dict(buffer.state_dict())
@@ -89,10 +89,10 @@ def _judge(buffer: HistoryBuffer) -> float:
 
 def _observation(kind: str, number: int, layers: int, heads: int) -> Observation:
     rng = np.random.default_rng(number)
-    values = np.empty((len(STATISTICS), layers, heads), dtype=np.float32)
-    for place, name in enumerate(STATISTICS):
+    values = np.empty((len(Statistic.registry), layers, heads), dtype=np.float32)
+    for place, name in enumerate(Statistic.registry):
         values[place] = ORDINARY[name]
-    entropy, logits = list(STATISTICS).index("normalized_entropy"), list(STATISTICS).index("max_logit")
+    entropy, logits = list(Statistic.registry).index("normalized_entropy"), list(Statistic.registry).index("max_logit")
     if kind == "frozen":
         values[entropy] += 1e-4 * rng.normal(size=(layers, heads))
     else:

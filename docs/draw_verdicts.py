@@ -13,8 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from results import newest
 
-from attnwatch.attention import STATISTICS
 from attnwatch.dashboard.scalars import over_heads
+from attnwatch.statistics import Statistic
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
@@ -88,7 +88,7 @@ def draw(picture: Picture, path: Path) -> None:
     for name, color, words in ((picture.sound, _SOUND, "sound run"), (picture.failing, _FAILING, picture.words)):
         run = Run.load(STORED / f"{name}.json").until(picture.until)
         loss.plot(_smooth(run.losses), color=color, label=words)
-        curves = over_heads(run.history, STATISTICS[picture.statistic])
+        curves = over_heads(run.history, Statistic.registry[picture.statistic])
         for site in range(curves.shape[1]):
             attention.plot(run.history.steps, curves[:, site], color=color, alpha=0.4 + 0.6 * site / curves.shape[1])
     loss.set(title="loss", xlabel="step")

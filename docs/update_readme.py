@@ -18,12 +18,12 @@ import coverage_sections
 import verdict_sections
 from results import ROOT, machine, newest
 
-from attnwatch.attention import STATISTICS
+from attnwatch.statistics import Statistic
 
 
 def statistics() -> str:
     rows = ["| statistic | what it is | for one query row | unit |", "|---|---|---|---|"]
-    for name, statistic in STATISTICS.items():
+    for name, statistic in Statistic.registry.items():
         rows.append(f"| `{name}` | {statistic.summary} | {statistic.formula} | {statistic.unit or '–'} |")
     return "\n".join(rows)
 

@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from versions import BEFORE_5, EARLY, lacks
 
 from attnwatch import ConfigurationError, NoAttentionError
-from attnwatch.attention import STATISTICS
 from attnwatch.capture import SiteKind, find_sites
 from attnwatch.recorder import AttentionRecorder
+from attnwatch.statistics import Statistic
 
 
 class Inherited(FusedAttention):
@@ -152,7 +152,7 @@ def test_patterns_select_sites():
             model(token_ids())
         history = recorder.history()
     assert history.sites == ("model.layers.1.self_attn",)
-    assert all(history[name].shape == (1, 1, HEADS) for name in STATISTICS)
+    assert all(history[name].shape == (1, 1, HEADS) for name in Statistic.registry)
 
 
 def test_pattern_without_a_match_lists_the_sites():

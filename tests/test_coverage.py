@@ -45,7 +45,7 @@ def test_all_attention_is_observed_and_right(model: str):
     assert seen["observed"] == seen["sites"] == statistics["compared"] > 0
     assert seen["missed"] == []
     assert statistics["largest"] < 1e-4
-    names = {"entropy", "normalized_entropy", "sink_mass", "confidence", "distance", "content_sensitivity"}
+    names = {"entropy", "normalized_entropy", "sink_mass", "max_weight", "distance", "content_sensitivity"}
     assert names <= set(statistics["by_statistic"])
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 import attnwatch
 from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, Thresholds
-from attnwatch.attention import STATISTICS
 from attnwatch.diagnosis import FindingActions, RiskModel
 from attnwatch.diagnosis.hysteresis import onset
+from attnwatch.statistics import Statistic
 
 SITES, HEADS, OBSERVATIONS = 4, 3, 40
 # The rules are tested alone; the risk has its own tests.
@@ -27,7 +27,7 @@ ORDINARY = {
     "max_logit": 12.0,
     "logit_std": 2.0,
     "sink_mass": 0.05,
-    "confidence": 0.3,
+    "max_weight": 0.3,
     "entropy_without_sink": 2.0,
     "distance": 20.0,
     "content_sensitivity": 0.4,
@@ -37,7 +37,7 @@ ORDINARY = {
 
 def course(*, sites=slice(None), observations=OBSERVATIONS, every=10, loss=None, **statistics) -> AttentionHistory:
     """An ordinary run in which these statistics take this course (a number, or one per observation) at `sites`."""
-    values = {name: np.full((observations, SITES, HEADS), ORDINARY[name], np.float32) for name in STATISTICS}
+    values = {name: np.full((observations, SITES, HEADS), ORDINARY[name], np.float32) for name in Statistic.registry}
     for name, taken in statistics.items():
         taken = np.broadcast_to(np.asarray(taken, dtype=np.float32), observations)
         values[name][:, sites] = taken[:, None, None]
@@ -85,7 +85,7 @@ def test_ordinary_run_is_healthy():
     "history",
     {
         "nothing observed": course(observations=0),
-        "everything nan": course(**dict.fromkeys(STATISTICS, np.nan)),
+        "everything nan": course(**dict.fromkeys(Statistic.registry, np.nan)),
         "too few observations": course(normalized_entropy=1.0, observations=8, every=50),
         "too few steps": course(normalized_entropy=1.0, every=1),
     }.values(),

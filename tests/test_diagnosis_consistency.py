@@ -12,12 +12,12 @@ from test_diagnosis import HEADS, SITES, course
 
 import attnwatch
 from attnwatch import AttentionHistory, Diagnosis, Finding, FindingKind, RunStatus, Thresholds, diagnose
-from attnwatch.attention import STATISTICS
 from attnwatch.dashboard.markdown import diagnosis_markdown
 from attnwatch.diagnosis import FindingActions
 from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.lazy import Observation
+from attnwatch.statistics import Statistic
 from benchmarks.verdicts.runs import STORED, Run
 
 FLAG_AT = default_risk_model().flag_at
@@ -131,7 +131,7 @@ def frozen(noises, *, observations=100, every=10) -> AttentionHistory:
     rng = np.random.default_rng(0)
     sites = len(noises)
     shape = (observations, sites, HEADS)
-    values = {name: np.broadcast_to(course()[name][:1, :1, :1], shape).copy() for name in STATISTICS}
+    values = {name: np.broadcast_to(course()[name][:1, :1, :1], shape).copy() for name in Statistic.registry}
     values["normalized_entropy"] += np.asarray(noises)[:, None] * rng.normal(size=shape)
     loss = np.geomspace(4, 1, observations)
     return AttentionHistory(np.arange(observations) * every, tuple(f"layers.{i}" for i in range(sites)), values, loss)
@@ -261,9 +261,9 @@ def test_notes_that_were_told_survive_a_checkpoint():
 
 def buffered(history: AttentionHistory, most: int = 512):
     """A buffer, and the history at each of its flushes of five."""
-    buffer = HistoryBuffer(history.sites, most)
+    buffer = HistoryBuffer(history.sites, tuple(Statistic.registry), most)
     for index, step in enumerate(history.steps):
-        values = np.stack([history.values[name][index] for name in STATISTICS])
+        values = np.stack([history.values[name][index] for name in Statistic.registry])
         buffer.append(Observation(int(step), values, float(history.loss[index])))
         if index % 5 == 4:
             yield buffer, history.first(index + 1)

@@ -15,8 +15,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from versions import BEFORE_5
 
 from attnwatch import AttentionRecorder, TokenDropper, TokenLayout, register_token_layout
-from attnwatch.attention import STATISTICS
 from attnwatch.capture import ignores
+from attnwatch.statistics import Statistic
 from attnwatch.transformers import AttentionMonitor, TokenDropping
 
 pytestmark = pytest.mark.skipif(BEFORE_5, reason=f"transformers {hf.__version__}: few models take what they don't name")
@@ -45,7 +45,7 @@ def test_statistics_are_those_without_them(build, implementation: str):
     batch = batch_for(model)
     expected, history = record(model, batch), record(model, {**batch, **EXTRA})
     assert set(history.coverage.values()) == {"observed"}
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(history[name], expected[name])
 
 

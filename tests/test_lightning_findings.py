@@ -18,8 +18,8 @@ from torch import nn
 import attnwatch.callbacks.monitor as monitor_module
 import attnwatch.callbacks.pictures as pictures_module
 from attnwatch import AttnwatchWarning, RunStatus, Thresholds
-from attnwatch.attention import STATISTICS
 from attnwatch.lightning import AttentionMonitor
+from attnwatch.statistics import Statistic
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -70,8 +70,8 @@ def test_tensorboard_gets_scalars_pictures_and_words(tmp_path):
     train(monitor, steps=20, logger=logger)
     events = events_of(logger)
     tags = events.Tags()
-    layered = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
-    expected = {statistic.tag for statistic in STATISTICS.values()} | {"attention/risk"}
+    layered = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
+    expected = {statistic.tag for statistic in Statistic.registry.values()} | {"attention/risk"}
     expected |= {f"attention_{name}/layer_{layer}" for name in layered for layer in range(2)}
     assert expected <= set(tags["scalars"])
     curve = events.Scalars("attention_normalized_entropy/layer_1")

@@ -17,9 +17,9 @@ from transformers.modeling_utils import AttentionInterface
 from versions import GETS_FUNCTIONS
 
 from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
-from attnwatch.attention import STATISTICS
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.recorder import AttentionRecorder
+from attnwatch.statistics import Statistic
 
 # Lightning gives hints on workers and intervals; what attnwatch itself warns of stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
@@ -80,7 +80,7 @@ def train(
 def assert_same_history(first, second):
     np.testing.assert_array_equal(first.steps, second.steps)
     np.testing.assert_array_equal(first.loss, second.loss)
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 

@@ -21,9 +21,17 @@ _LARGEST_SQUARED = 2.0**30
 
 
 class AttentionRows:
-    """The query rows `rows` (int64 [R], ascending, on the device of the inputs) of one attention call.
+    """Some query rows of one attention call, with all that a statistic may ask about them.
 
-    Properties are [B, H, R] unless they say otherwise. Where a row is not `valid` their values are arbitrary.
+    Shapes: B sequences, H heads, R rows, N keys. Properties are [B, H, R] unless they say otherwise. Where a row is not
+    `valid` their values are arbitrary. Each is computed once, when it is first asked for; [B, H, R, N] tensors are the
+    expensive ones. The layers of a model may be computed together, with the heads of all.
+
+    Attributes:
+        inputs: `AttentionInputs` of the call: query, key, scale and masks.
+        rows: int64 [R], positions of the rows among the queries, ascending.
+        shape: (B, H, R, N).
+        visible: bool [B or 1, H or 1, R, N], True where the row sees the key.
     """
 
     def __init__(self, inputs: AttentionInputs, rows: Tensor):
@@ -54,6 +62,30 @@ class AttentionRows:
         self._rest_sum_of_squares = torch.linalg.vector_norm(relative, dim=-1).square()
         self._rest_mean = relative.mul_(self._rest_weights).sum(-1) * self._unit
         self._scratch = relative
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type in which the rows are computed."""
+        return self._first_logit.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the call's tensors."""
+        return self.rows.device
+
+    @property
+    def logits(self) -> Tensor:
+        """Attention logits [B, H, R, N], -inf where a key is hidden. Computed anew each time."""
+        return self.inputs.logits(self.rows).masked_fill_(~self.visible, -torch.inf)
+
+    @property
+    def weights(self) -> Tensor:
+        """Attention weights [B, H, R, N], which sum to one over the visible keys. Computed anew each time.
+
+        What a learned sink takes is not among them.
+        """
+        weights = self._rest_weights * self._rest_mass.unsqueeze(-1)
+        return weights.scatter_(-1, self._first_visible, self._first_mass.unsqueeze(-1)).mul_(self.visible)
 
     @cached_property
     def num_visible(self) -> Tensor:
@@ -126,7 +158,7 @@ class AttentionRows:
         return 1 - self._token_mass + self._token_mass * self._first_mass
 
     @cached_property
-    def confidence(self) -> Tensor:
+    def max_weight(self) -> Tensor:
         """Largest weight of the row on a token."""
         largest = torch.maximum(self._first_mass, self._rest_mass * self._largest_rest_weight)
         return largest if self.inputs.learned_sink is None else self._token_mass * largest

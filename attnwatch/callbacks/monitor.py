@@ -12,7 +12,7 @@ from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.capture import is_observed
-from attnwatch.dashboard import RUN_TAGS, TOTAL_STEPS_TAG, run_scalars
+from attnwatch.dashboard import TOTAL_STEPS_TAG, run_scalars, run_tags
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
@@ -228,7 +228,7 @@ class Monitor(TrainingPart):
     def _publish(self, run: TrainerRun) -> None:
         history = self._flushed_history(run)
         self._judge(run, history)
-        numbers = dict.fromkeys(RUN_TAGS, float("nan")) | run_scalars(history, -1)
+        numbers = dict.fromkeys(run_tags(), float("nan")) | run_scalars(history, -1)
         run.log(numbers | {"attention/risk": self._diagnosis.risk}, self._diagnosis.step)
         self._pictures.draw_if_due(run, history)
         for remark in _remarks(run):

@@ -221,7 +221,7 @@ def _choice_by_attention(callback: object) -> tuple[str, str] | None:
     """(what a callback chooses by attention, what to do instead)."""
     if isinstance(callback, Dropping) and callback.criterion == "attention":
         return "tokens by criterion='attention'", "criterion='random'"
-    if isinstance(callback, Pruning) and callback.criterion in ("entropy", "confidence"):
+    if isinstance(callback, Pruning) and callback.criterion in ("entropy", "max_weight"):
         return f"heads by criterion='{callback.criterion}'", "criterion='gate'"
     return None
 

@@ -32,8 +32,8 @@ class Pruning(TrainingPart):
 
     Args:
         target: fraction of the heads that goes in all, between 0 and 1.
-        criterion: importance of heads: `"gate"`, `"entropy"`, `"confidence"`, `"weight"`, `"random"`, or a function;
-            see `attnwatch.HeadImportance`. "entropy" and "confidence" read an `AttentionMonitor` in the same trainer.
+        criterion: importance of heads: `"gate"`, `"entropy"`, `"max_weight"`, `"weight"`, `"random"`, or a function;
+            see `attnwatch.HeadImportance`. "entropy" and "max_weight" read an `AttentionMonitor` in the same trainer.
         start, end: of the first and the last cut; optimizer steps where they are integers, else fractions of the run.
         num_cuts: how many cuts, evenly spaced, of equally many heads.
         ranking: `"global"`, `"layer"` or `"equal"`; see `attnwatch.choose_heads`.

@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from attnwatch.attention import STATISTICS, Statistic
 from attnwatch.dashboard.scalars import evenly_spaced, over_heads, site_labels
 from attnwatch.recorder import AttentionHistory
+from attnwatch.statistics import Statistic
 
 NOT_OBSERVED = "0.85"  # light grey
 _MOST_TICKS = 12
@@ -27,7 +27,7 @@ def figures(history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()) ->
         marks: (step, words) of what has changed in the model from that step on: lines in the layers over time.
     """
     pictures = {}
-    for name, statistic in STATISTICS.items():
+    for name, statistic in history.statistics.items():
         if statistic.per_layer:
             pictures[f"attention_heads/{name}"] = _heads(history, statistic)
             pictures[f"attention_layers/{name}"] = _layers(history, statistic, marks)

@@ -4,14 +4,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attnwatch.attention import STATISTICS, Reduction, Statistic
 from attnwatch.recorder import AttentionHistory
+from attnwatch.statistics import Reduction, Statistic
 from attnwatch.utils.reductions import nan_max, nan_mean
 
-RUN_TAGS = tuple(statistic.tag for statistic in STATISTICS.values())
-"""Tags of the numbers for the whole model."""
 TOTAL_STEPS_TAG = "attention/total_steps"
 """Tag of the number of steps that the run will have, a point wherever it changes; `attnwatch inspect` reads it."""
+
+
+def run_tags() -> list[str]:
+    """Return the tags of the numbers for the whole model."""
+    return [statistic.tag for statistic in Statistic.registry.values()]
 
 
 def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
@@ -20,7 +23,9 @@ def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
     Maxima are maxima over all heads, everything else is the mean. What was not observed is left out.
     """
     seen = history.at(np.array([index]))
-    numbers = {statistic.tag: _summary(seen[name].reshape(-1), statistic) for name, statistic in STATISTICS.items()}
+    numbers = {
+        statistic.tag: _summary(seen[name].reshape(-1), statistic) for name, statistic in seen.statistics.items()
+    }
     return _observed(numbers)
 
 
@@ -32,7 +37,7 @@ def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> di
     """
     labels, seen = site_labels(history.sites), history.at(np.array([index]))
     numbers = {}
-    for name, statistic in STATISTICS.items():
+    for name, statistic in seen.statistics.items():
         if statistic.per_layer:
             by_site = _summary(seen[name][0], statistic)
             shown = evenly_spaced(len(labels), max_sites)

@@ -37,9 +37,9 @@ def _by_head(site: HeadSite, values: Tensor) -> Tensor:
 # Criteria that read a recorded history: the statistic, and the importance that follows from it.
 _FROM_HISTORY = {
     "entropy": ("normalized_entropy", lambda entropy: 1 - entropy),
-    "confidence": ("confidence", lambda confidence: confidence),
+    "max_weight": ("max_weight", lambda weight: weight),
 }
-CRITERIA = ("gate", "entropy", "confidence", "weight", "random")
+CRITERIA = ("gate", "entropy", "max_weight", "weight", "random")
 Criterion = str | Callable[[nn.Module], Mapping[str, Tensor]]
 
 
@@ -63,7 +63,7 @@ class HeadImportance:
     Args:
         model: any module with attention of a known layout.
         criterion: `"gate"`; `"entropy"` (1 - normalized entropy: heads that look anywhere go first) and
-            `"confidence"` (Voita et al. 2019, arXiv 1905.09418: mean of the largest attention weight), both from
+            `"max_weight"` (Voita et al. 2019, arXiv 1905.09418: mean of the largest attention weight), both from
             `history`; `"weight"` (norm of the head's output weights); `"random"`; or a function of the model
             that returns a number for each head, {site: [heads of the unpruned model]}.
         history: returns what a recorder has observed, `recorder.history`; for the criteria that need it.

@@ -2,25 +2,32 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from attnwatch.attention import STATISTICS
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder.history import AttentionHistory
 from attnwatch.recorder.lazy import Observation, ObservedValues
 
 
 class HistoryBuffer:
-    """Collects observations within a bound.
+    """Observations within a bound, by statistic and site.
 
     The newest quarter of `max_observations` is always complete. Older observations are thinned to every second,
     fourth, … so that what remains is spread evenly over the run, however long it gets.
+
+    Args:
+        sites: of the model.
+        statistics: names of those that are recorded. A state that is loaded may have more, which then stay.
+        max_observations: how many are kept.
     """
 
-    def __init__(self, sites: Sequence[str], max_observations: int):
+    def __init__(self, sites: Sequence[str], statistics: Sequence[str], max_observations: int):
         self.sites = tuple(sites)
+        self._recorded = tuple(statistics)
+        self._statistics = tuple(statistics)
         self._max = max_observations
         self._stride = 1
         self._count = 0
@@ -35,7 +42,7 @@ class HistoryBuffer:
         """Add the newest observation. Those at or after its step are forgotten: the run went back."""
         while self._numbered and self._numbered[-1][1].step >= observation.step:
             self._numbered.pop()
-        self._numbered.append((self._count, observation))
+        self._numbered.append((self._count, self._with_all_statistics(observation)))
         self._count += 1
         while len(self._numbered) > self._max:
             self._thin()
@@ -53,12 +60,13 @@ class HistoryBuffer:
     ) -> AttentionHistory:
         """A snapshot, with `latest` at its end and nothing at or after its step before it."""
         end = latest[0].step if latest else math.inf
-        observations = [*(observation for _, observation in self._numbered if observation.step < end), *latest]
+        observations = [observation for _, observation in self._numbered if observation.step < end]
+        observations += map(self._with_all_statistics, latest)
         heads = max((observation.values.shape[2] for observation in observations), default=0)
         return AttentionHistory(
             steps=np.array([observation.step for observation in observations], dtype=np.int64),
             sites=self.sites,
-            values=ObservedValues(observations, len(self.sites), heads),
+            values=ObservedValues(observations, self._statistics, len(self.sites), heads),
             loss=np.array([observation.loss for observation in observations], dtype=np.float64),
             coverage=dict(coverage),
             total_steps=total_steps,
@@ -68,7 +76,7 @@ class HistoryBuffer:
         """Tensors, numbers and strings only, so that checkpoints load without pickled code."""
         return {
             "sites": list(self.sites),
-            "statistics": list(STATISTICS),
+            "statistics": list(self._statistics),
             "stride": self._stride,
             "count": self._count,
             "numbers": [number for number, _ in self._numbered],
@@ -91,7 +99,8 @@ class HistoryBuffer:
                 "resume with the same model and `sites`, or start a new history."
             )
         known = {name: index for index, name in enumerate(state["statistics"])}
-        order = [known.get(name) for name in STATISTICS]
+        self._statistics = (*self._recorded, *(name for name in known if name not in self._recorded))
+        order = [known.get(name) for name in self._statistics]
         self._stride, self._count = state["stride"], state["count"]
         self._numbered = [
             (number, Observation(step, _at_sites(_reordered(values.numpy(), order), sites, self.sites), loss))
@@ -99,6 +108,14 @@ class HistoryBuffer:
                 state["numbers"], state["steps"], state["values"], state["losses"], strict=True
             )
         ]
+
+    def _with_all_statistics(self, observation: Observation) -> Observation:
+        """Return the observation with nan for statistics that a loaded state had, and are not recorded any more."""
+        missing = len(self._statistics) - len(observation.values)
+        if not missing:
+            return observation
+        values = np.pad(observation.values, ((0, missing), (0, 0), (0, 0)), constant_values=np.nan)
+        return replace(observation, values=values)
 
     def _thin(self) -> None:
         oldest_complete = self._count - self._max // 4
@@ -113,8 +130,8 @@ class HistoryBuffer:
 
 
 def _reordered(values: np.ndarray, order: Sequence[int | None]) -> np.ndarray:
-    """Statistics in today's order; nan for one that was not recorded then."""
-    missing = np.full_like(values[0], np.nan)
+    """Return the statistics in today's order, nan for one that was not recorded then."""
+    missing = np.full(values.shape[1:], np.nan, dtype=np.float32)
     return np.stack([missing if index is None else values[index] for index in order])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnwatch.attention import AttentionInputs, accumulate, at_rows, block_elements, joined, kind_of_call
+from attnwatch.attention import Accumulator, AttentionInputs, at_rows, block_elements, joined, kind_of_call
 
 Receive = Callable[[Any, Tensor], None]
 
@@ -18,12 +18,13 @@ class CallGroup:
     kernels do; one call with the heads of many layers takes as many launches as one with those of one.
 
     Args:
+        accumulator: computes the sums.
         receive: called with a name and the sums of its call, [statistics, 2, heads], once they are computed.
         fail: called with a name and the error where they can't be.
     """
 
-    def __init__(self, receive: Receive, fail: Callable[[Any, Exception], None]):
-        self._receive, self._fail = receive, fail
+    def __init__(self, accumulator: Accumulator, receive: Receive, fail: Callable[[Any, Exception], None]):
+        self._accumulator, self._receive, self._fail = accumulator, receive, fail
         self._kind: Hashable = None
         self._rows: Tensor | None = None
         self._calls: list[tuple[Any, AttentionInputs]] = []
@@ -37,7 +38,7 @@ class CallGroup:
         if kind is None or kind != self._kind or self._elements + elements > most:
             self.compute()
         if kind is None or elements > most:
-            self._receive(name, accumulate(inputs, rows))
+            self._receive(name, self._accumulator.sums(inputs, rows))
             return
         with torch.no_grad():
             first = self._calls[0][1] if self._calls else None
@@ -51,7 +52,7 @@ class CallGroup:
         if not calls:
             return
         try:
-            sums = accumulate(joined([inputs for _, inputs in calls]), rows)
+            sums = self._accumulator.sums(joined([inputs for _, inputs in calls]), rows)
         except Exception as error:
             for name, _ in calls:
                 self._fail(name, error)

@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from attnwatch.attention import STATISTICS
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder.lazy import ObservedValues, SelectedValues, Values
+from attnwatch.statistics import Statistic
 from attnwatch.utils.files import UnreadableFileError, parse_json, replaced_file
 
 _FORMAT = 1
@@ -26,7 +26,7 @@ class AttentionHistory:
     """Statistics of every site and head at every observed step.
 
     `history["entropy"]` is a float32 array [steps, sites, heads] (nan: not observed; sites with fewer heads are
-    filled up with nan). The names are those of `attnwatch.AttentionStatistics`.
+    filled up with nan). There is one for each registered `attnwatch.Statistic`.
 
     Attributes:
         steps: int64 [steps], ascending global steps.
@@ -43,6 +43,11 @@ class AttentionHistory:
     loss: np.ndarray
     coverage: Mapping[str, str] = field(default_factory=dict)
     total_steps: int | None = None
+
+    @property
+    def statistics(self) -> dict[str, Statistic]:
+        """Declarations of the statistics in this history by name; of some the plugin may be missing."""
+        return {name: statistic for name, statistic in Statistic.registry.items() if name in self.values}
 
     @property
     def num_steps(self) -> int:
@@ -140,7 +145,7 @@ def _read(stream: BinaryIO) -> AttentionHistory:
     if what:
         raise UnreadableFileError(f"is damaged: {what}; take a copy, or record it again")
     unknown = np.full_like(next(iter(values.values())), np.nan)  # statistics that were not recorded then
-    values = dict.fromkeys(STATISTICS, unknown) | values
+    values = dict.fromkeys(Statistic.registry, unknown) | values
     return AttentionHistory(steps.astype(np.int64), tuple(sites), values, loss, coverage, total_steps)
 
 

@@ -3,16 +3,13 @@
 512 observations of 96 layers of 128 heads are 302 MB. Whoever judges them reads a fraction of that.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from attnwatch.attention import STATISTICS
-
 Values = Mapping[str, np.ndarray]
-_PLACES = {name: place for place, name in enumerate(STATISTICS)}
 
 
 @dataclass(frozen=True)
@@ -21,7 +18,7 @@ class Observation:
 
     Attributes:
         step: the global step.
-        values: float32 [statistics, sites, heads], in the order of `STATISTICS`; never changed.
+        values: float32 [statistics, sites, heads]; never changed.
         loss: nan where it was not recorded.
         memo: what was derived from this observation and those before it, so that it is derived once.
     """
@@ -31,23 +28,26 @@ class Observation:
     loss: float
     memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def by_name(self) -> dict[str, np.ndarray]:
-        """Arrays [sites, heads] by statistic."""
-        return {name: self.values[place] for name, place in _PLACES.items()}
+    def by_name(self, statistics: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return arrays [sites, heads] by name, for the names of all statistics in their order."""
+        return dict(zip(statistics, self.values, strict=True))
 
 
 class ObservedValues(Mapping[str, np.ndarray]):
     """Arrays [steps, sites, heads] by statistic, stacked from observations.
 
     Args:
+        observations: of all steps.
+        statistics: names of their statistics, in order.
         num_sites, num_heads: of the arrays; observations with fewer heads are filled up with nan.
 
     Attributes:
         observations: of all steps.
     """
 
-    def __init__(self, observations: Sequence[Observation], num_sites: int, num_heads: int):
+    def __init__(self, observations: Sequence[Observation], statistics: Iterable[str], num_sites: int, num_heads: int):
         self.observations = observations
+        self._places = {name: place for place, name in enumerate(statistics)}
         self._shape = (num_sites, num_heads)
         self._stacked: dict[str, np.ndarray] = {}
 
@@ -61,28 +61,35 @@ class ObservedValues(Mapping[str, np.ndarray]):
             stacked = np.empty((len(self.observations), *self._shape), dtype=np.float32)
             for row, observation in zip(stacked, self.observations, strict=True):
                 heads = observation.values.shape[2]
-                row[:, :heads], row[:, heads:] = observation.values[_PLACES[name]], np.nan
+                row[:, :heads], row[:, heads:] = observation.values[self._places[name]], np.nan
             self._stacked[name] = stacked
         return self._stacked[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_PLACES)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(_PLACES)
+        return len(self._places)
 
     def __contains__(self, name: object) -> bool:
-        return name in _PLACES
+        return name in self._places
 
     def at(self, steps: np.ndarray | slice) -> Values:
         if self.is_read:
             return SelectedValues(self, steps)
         indices = np.arange(len(self.observations))[steps]
-        return ObservedValues([self.observations[index] for index in indices], *self._shape)
+        return ObservedValues([self.observations[index] for index in indices], self._places, *self._shape)
 
     def of_each(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
         """`function` of each observation's arrays [sites, heads], stacked; computed once for each observation."""
-        return np.stack([_remembered(observation, key, function) for observation in self.observations])
+        return np.stack([self._remembered(observation, key, function) for observation in self.observations])
+
+    def _remembered(
+        self, observation: Observation, key: Hashable, function: Callable[[Values], np.ndarray]
+    ) -> np.ndarray:
+        if key not in observation.memo:
+            observation.memo[key] = function(observation.by_name(self._places))
+        return observation.memo[key]
 
 
 class SelectedValues(Mapping[str, np.ndarray]):
@@ -105,9 +112,3 @@ class SelectedValues(Mapping[str, np.ndarray]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._values
-
-
-def _remembered(observation: Observation, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
-    if key not in observation.memo:
-        observation.memo[key] = function(observation.by_name())
-    return observation.memo[key]

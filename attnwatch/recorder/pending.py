@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnwatch.attention import STATISTICS, means_of_sums, merge
+from attnwatch.attention import Accumulator
 from attnwatch.capture import Pass
 from attnwatch.recorder.buffer import Observation
 from attnwatch.recorder.processes import Processes
@@ -18,11 +18,13 @@ class PendingSteps:
 
     Args:
         sites: of the model.
+        accumulator: that computes the sums.
         processes: whose sums are added up when they are taken; None: this one's are enough.
     """
 
-    def __init__(self, sites: Sequence[str], processes: Processes | None = None):
+    def __init__(self, sites: Sequence[str], accumulator: Accumulator, processes: Processes | None = None):
         self._sites = tuple(sites)
+        self._accumulator = accumulator
         self._processes = processes
         self._finished: list[StepSums] = []
         self._open: dict[str, Tensor] = {}
@@ -72,7 +74,9 @@ class PendingSteps:
         """Sums of one call, [statistics, 2, heads]; those of a site in a step are merged, if they count."""
         if not self.expects(site, of):
             return
-        self._open[site] = merge(self._open[site].to(sums.device), sums) if site in self._open else sums
+        if site in self._open:
+            sums = self._accumulator.merge(self._open[site].to(sums.device), sums)
+        self._open[site] = sums
 
     def add_loss(self, loss: Tensor | float) -> None:
         """A loss of the open step; the mean of all is kept."""
@@ -99,6 +103,7 @@ class PendingSteps:
     def state_dict(self) -> dict:
         return {
             "step": self.step,
+            "statistics": list(self._accumulator.names),
             "sums": {name: sums.cpu() for name, sums in self._open.items()},
             "passes": {site: list(of) for site, of in self._passes.items()},
         }
@@ -106,6 +111,8 @@ class PendingSteps:
     def load_state_dict(self, state: dict) -> None:
         self._finished.clear()
         self.step, self._open = state["step"], dict(state["sums"])
+        if state["statistics"] != list(self._accumulator.names):  # sums of others can't be added up
+            self._open = {name: sums for name, sums in self._open.items() if name == LOSS}
         self._passes = {site: Pass(*of) for site, of in state.get("passes", {}).items()}
 
     def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:
@@ -128,7 +135,7 @@ class PendingSteps:
     def _values(self, sums: dict[str, Tensor]) -> np.ndarray:
         """[statistics, sites, heads], nan where a site was not called or has fewer heads."""
         heads = max((site_sums.shape[-1] for site_sums in sums.values()), default=0)
-        values = np.full((len(STATISTICS), len(self._sites), heads), np.nan, dtype=np.float32)
+        values = np.full((len(self._accumulator), len(self._sites), heads), np.nan, dtype=np.float32)
         for site, site_sums in sums.items():
-            values[:, self._sites.index(site), : site_sums.shape[-1]] = means_of_sums(site_sums).numpy()
+            values[:, self._sites.index(site), : site_sums.shape[-1]] = self._accumulator.values(site_sums).numpy()
         return values

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from attnwatch.attention import MAXIMA, STATISTICS
+from attnwatch.attention import Accumulator
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder.steps import LOSS, StepSums
 
@@ -28,8 +28,9 @@ def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
         num_steps: observed steps in it.
         num_sites, num_heads: of the model; the most heads that a site has.
     """
-    sums = num_steps * (num_sites * len(STATISTICS) * 2 * num_heads + 2)
-    maxima = num_steps * num_sites * len(MAXIMA) * num_heads + 1
+    accumulator = Accumulator()
+    sums = num_steps * (num_sites * len(accumulator) * 2 * num_heads + 2)
+    maxima = num_steps * num_sites * len(accumulator.maxima) * num_heads + 1
     return (sums + maxima) * _FLOAT_BYTES
 
 
@@ -38,14 +39,22 @@ class Processes:
 
     Args:
         sites: of the model.
+        accumulator: that computes the sums.
         settings: what must be the same everywhere, in words.
         adopt: called once with the sites of all processes, where calls have shown others on some than on others;
             returns them in module order.
     """
 
-    def __init__(self, sites: Sequence[str], settings: str, adopt: Callable[[Sequence[str]], Sequence[str]]):
+    def __init__(
+        self,
+        sites: Sequence[str],
+        accumulator: Accumulator,
+        settings: str,
+        adopt: Callable[[Sequence[str]], Sequence[str]],
+    ):
         self._sites = tuple(sites)
-        self._settings = settings
+        self._num_statistics, self._maxima = len(accumulator), accumulator.maxima
+        self._settings = f"{settings}, {', '.join(accumulator.names)}"
         self._adopt = adopt
         self._num_heads = 0
         self._is_checked = False
@@ -70,7 +79,7 @@ class Processes:
     def combine(self, steps: Sequence[StepSums]) -> list[StepSums]:
         """Sums over all processes, of the same steps everywhere. A step's site that nobody called is left out."""
         self._agree(steps)
-        shape = (len(steps), len(self._sites), len(STATISTICS), 2, self._num_heads)
+        shape = (len(steps), len(self._sites), self._num_statistics, 2, self._num_heads)
         sums, losses = torch.zeros(shape, device=self._device), torch.zeros(len(steps), 2, device=self._device)
         for index, (_, sums_by_site) in enumerate(steps):
             for site, of_site in sums_by_site.items():
@@ -78,8 +87,8 @@ class Processes:
                     losses[index] = of_site.to(self._device)
                 elif of_site.shape[-1] <= self._num_heads:  # else from the next flush on
                     sums[index, self._sites.index(site), ..., : of_site.shape[-1]] = of_site.to(self._device)
-        largest = torch.where(sums[:, :, MAXIMA, 1] > 0, sums[:, :, MAXIMA, 0], -torch.inf)
-        sums[:, :, MAXIMA, 0] = 0.0
+        largest = torch.where(sums[:, :, self._maxima, 1] > 0, sums[:, :, self._maxima, 0], -torch.inf)
+        sums[:, :, self._maxima, 0] = 0.0
         packed = torch.cat([sums.flatten(), losses.flatten()])
         maxima = torch.cat([largest.flatten(), self._heads_seen(steps)])
         for work in (
@@ -89,7 +98,7 @@ class Processes:
             work.wait()
         packed, maxima = packed.cpu(), maxima.cpu()
         sums, losses = packed[: sums.numel()].view(shape), packed[sums.numel() :].view(-1, 2)
-        sums[:, :, MAXIMA, 0] = maxima[:-1].view(largest.shape)
+        sums[:, :, self._maxima, 0] = maxima[:-1].view(largest.shape)
         self._num_heads = int(maxima[-1])
         return [self._unpacked(*each) for each in zip(steps, sums, losses, strict=True)]
 

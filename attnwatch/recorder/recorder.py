@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnwatch.attention import AttentionInputs
+from attnwatch.attention import Accumulator, AttentionInputs
 from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, has_processes, head_shard
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder.buffer import HistoryBuffer
@@ -99,13 +99,14 @@ class AttentionRecorder:
         self._steps_looked = 0
         self._rows = QueryRows(seed, num_query_rows)
         self._capture = Capture(model, self._observe, sites=sites, may_grow=True)
-        self._processes = self._processes_of(self._capture.sites) if across_processes else None
-        self._pending = PendingSteps(self._capture.sites, self._processes)
-        self._group = CallGroup(self._receive, self._fail)
+        accumulator = Accumulator(drop_failing=True)
+        self._processes = self._processes_of(self._capture.sites, accumulator) if across_processes else None
+        self._pending = PendingSteps(self._capture.sites, accumulator, self._processes)
+        self._group = CallGroup(accumulator, self._receive, self._fail)
         self._calls_before_step = 0
         self._trained: set[str] = set()  # sites whose calls without gradient are none of their training
         self._shards: dict[str, HeadShard] = {}
-        self._buffer = HistoryBuffer(self._capture.sites, max_history)
+        self._buffer = HistoryBuffer(self._capture.sites, accumulator.names, max_history)
         self.attach()
 
     def __enter__(self) -> "AttentionRecorder":
@@ -285,11 +286,11 @@ class AttentionRecorder:
         if self._processes is not None:
             self._processes.grow(sites)
 
-    def _processes_of(self, sites: Sequence[str]) -> Processes | None:
+    def _processes_of(self, sites: Sequence[str], accumulator: Accumulator) -> Processes | None:
         """None where there is only one."""
         if not (has_processes() and dist.get_world_size() > 1):
             return None
-        return Processes(sites, str(self._options), self._adopt)
+        return Processes(sites, accumulator, str(self._options), self._adopt)
 
     def _observe(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
         if site not in self._buffer.sites:

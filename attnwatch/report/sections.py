@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnwatch.attention import STATISTICS
 from attnwatch.capture import is_observed
 from attnwatch.dashboard import site_labels
 from attnwatch.errors import AttnwatchError, ConfigurationError
@@ -19,6 +18,7 @@ from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.report.charts import heatmap, highlighted, line_chart, reliability_chart
 from attnwatch.report.html import Markup, element, joined, rows
 from attnwatch.report.reading import Reading
+from attnwatch.statistics import Statistic
 
 # Hiding takes a row of a forward for each token.
 _SHOWN_SEQUENCES = 4
@@ -47,7 +47,7 @@ def attention(reading: Reading) -> list[Markup]:
     if not len(history):
         reasons = "; ".join(f"{site}: {why}" for site, why in history.coverage.items())
         raise ConfigurationError(reasons or "the model has no attention, or none that its modules call of torch's")
-    shown = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
+    shown = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
     found = [name for name in shown if np.isfinite(history[name]).any()]
     parts = [_of_statistic(history, name) for name in found]
     lacking = [f"{name.replace('_', ' ')}: needs {_needs(name)}" for name in shown if name not in found]
@@ -64,7 +64,7 @@ def _needs(name: str) -> str:
 
 
 def _of_statistic(history: AttentionHistory, name: str) -> Markup:
-    statistic, values = STATISTICS[name], history[name][0]
+    statistic, values = Statistic.registry[name], history[name][0]
     unit = f" [{statistic.unit}]" if statistic.unit else ""
     layers = [label.removeprefix("layer_") for label in site_labels(history.sites)]
     chart = heatmap(

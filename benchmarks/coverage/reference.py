@@ -61,7 +61,7 @@ def _rows(call: Weights) -> dict[str, tuple[Tensor, Tensor]]:
         "max_entropy": num_visible.double().log(),
         "logit_std": _std_of_logits(weights, visible),
         "sink_mass": 1 - on_tokens + on_tokens * sink,
-        "confidence": on_tokens * weights.amax(-1),
+        "max_weight": on_tokens * weights.amax(-1),
         "entropy_without_sink": _entropy(rest / rest.sum(-1, keepdim=True)),
     }
     result = {name: (values, counts) for name, values in rows.items()}

@@ -123,7 +123,7 @@ ROW_STATISTICS = (
     "max_logit",
     "logit_std",
     "sink_mass",
-    "confidence",
+    "max_weight",
     "entropy_without_sink",
     "distance",
 )
@@ -140,7 +140,7 @@ def _row(matrix: Matrix, index: tuple[int, int, int]) -> dict[str, float]:
         "max_logit": logits.max(),
         "logit_std": np.abs(logits - logits.mean()).max() and _std(logits),
         "sink_mass": true[0] + true[num_visible:].sum(),
-        "confidence": true[:num_visible].max(),
+        "max_weight": true[:num_visible].max(),
         "entropy_without_sink": _entropy(_softmax(logits[1:])),
         "distance": (weights * np.abs(index[2] - positions)).sum(),
     }
