@@ -67,6 +67,20 @@ class Accumulator:
             merged[index, 0] = torch.maximum(sums[index, 0], other[index, 0])
         return merged
 
+    def reordered(self, sums: Tensor, names: Sequence[str]) -> Tensor:
+        """Return sums of other statistics as sums of these; statistics that are not among the others have none.
+
+        Args:
+            sums: [other statistics, 2, heads].
+            names: of the other statistics; more names than sums are allowed.
+        """
+        result = sums.new_zeros((len(self), *sums.shape[1:]))
+        result[self.maxima, 0] = -torch.inf
+        for index, name in enumerate(self.names):
+            if name in names[: len(sums)]:
+                result[index] = sums[names.index(name)]
+        return result
+
     def values(self, sums: Tensor) -> Tensor:
         """Return the statistics that follow from sums: [statistics, heads]; nan where no row counted."""
         values, weights = sums[:, 0].clone(), sums[:, 1]
@@ -119,13 +133,13 @@ class Accumulator:
 
 def _expanded(values: object, method: str, shape: Sequence[int]) -> Tensor:
     if not isinstance(values, Tensor):
-        raise TypeError(f"`{method}` must return a tensor, got {type(values).__name__}.")
+        raise TypeError(f"`{method}` must return a tensor, got {type(values).__name__}")
     try:
         return values.expand(shape)
     except RuntimeError:
         raise ValueError(
             f"`{method}` must return a tensor that can be broadcast to [batch, heads, rows] = {list(shape)}, "
-            f"got {list(values.shape)}."
+            f"got {list(values.shape)}"
         ) from None
 
 

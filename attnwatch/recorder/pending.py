@@ -103,16 +103,18 @@ class PendingSteps:
     def state_dict(self) -> dict:
         return {
             "step": self.step,
-            "statistics": list(self._accumulator.names),
             "sums": {name: sums.cpu() for name, sums in self._open.items()},
             "passes": {site: list(of) for site, of in self._passes.items()},
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict, statistics: Sequence[str]) -> None:
+        """Go on where `state_dict` was taken, by a recorder of these statistics."""
         self._finished.clear()
-        self.step, self._open = state["step"], dict(state["sums"])
-        if state["statistics"] != list(self._accumulator.names):  # sums of others can't be added up
-            self._open = {name: sums for name, sums in self._open.items() if name == LOSS}
+        self.step = state["step"]
+        self._open = {
+            site: sums if site == LOSS else self._accumulator.reordered(sums, statistics)
+            for site, sums in state["sums"].items()
+        }
         self._passes = {site: Pass(*of) for site, of in state.get("passes", {}).items()}
 
     def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:

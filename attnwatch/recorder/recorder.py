@@ -250,7 +250,7 @@ class AttentionRecorder:
         self._group.clear()
         self._adopt(state["history"]["sites"])
         self._buffer.load_state_dict(state["history"], new_sites=self._capture.sites_from_calls)
-        self._pending.load_state_dict(state["pending"])
+        self._pending.load_state_dict(state["pending"], state["history"]["statistics"])
         self._last_step, self._last_due = state["last_step"], state["last_due"]
         self._trained = set(state.get("trained", ()))
         self._observing = False
