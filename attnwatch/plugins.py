@@ -1,7 +1,7 @@
-"""The one way in which statistics, findings, criteria and everything else that people add become known.
+"""Registration of plugins: statistics, findings, criteria and everything else that users add.
 
-A kind of plugin is a base class with a `Registry`. What attnwatch brings of a kind lies in one folder, one file each;
-users call `attnwatch.register`, and packages name their plugins in the entry-point group `attnwatch.plugins`.
+A kind of plugin is a base class with a `Registry`. The plugins of attnwatch lie in one folder for each kind, one file
+each. Users call `attnwatch.register`, and packages name their plugins in the entry-point group `attnwatch.plugins`.
 """
 
 import functools
@@ -39,7 +39,7 @@ class Plugin:
 
 
 class Registry(Mapping[str, PluginT], Generic[PluginT]):
-    """The plugins of one kind by name, those of attnwatch first.
+    """Plugins of one kind by name, those of attnwatch first.
 
     Args:
         kind: what a user calls it, such as "statistic".
@@ -109,7 +109,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         self._plugins[name] = plugin
 
     def remove(self, plugin: Any) -> None:
-        """Forget a plugin.
+        """Remove a plugin.
 
         Raises:
             ConfigurationError: it is not registered.
@@ -120,7 +120,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         del self._plugins[name]
 
     def describe(self, plugin: Any) -> str:
-        """Return words that tell a user which plugin it is: its kind, name and class."""
+        """Return the kind, name and class of a plugin, for messages."""
         name = getattr(plugin, "name", None)
         named = f" {name!r}" if isinstance(name, str) else ""
         return f"the {self.kind}{named} ({'.'.join(_origin(plugin))})"
@@ -132,7 +132,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
 
 
 def register(plugin: PluginT) -> PluginT:
-    """Make a plugin known: a statistic, a finding, a criterion, a schedule, a model family, a logger, and so on.
+    """Register a plugin: a statistic, a finding, a criterion, a schedule, a model family, a logger, and so on.
 
     From then on it is used like those of attnwatch. Each kind has a base class, which says what a plugin declares.
     Packages that are installed register theirs by the entry-point group `attnwatch.plugins` instead.
@@ -151,7 +151,7 @@ def register(plugin: PluginT) -> PluginT:
 
 
 def unregister(plugin: Plugin | type[Plugin]) -> None:
-    """Take back what `register` did.
+    """Remove a plugin that was registered.
 
     Args:
         plugin: a class or an instance that was registered.

@@ -1,4 +1,4 @@
-"""Observations on the host, within a bound."""
+"""Bounded store of observations on the host."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
@@ -13,15 +13,15 @@ from attnwatch.recorder.lazy import Observation, ObservedValues
 
 
 class HistoryBuffer:
-    """Observations within a bound, by statistic and site.
+    """Bounded store of observations.
 
     The newest quarter of `max_observations` is always complete. Older observations are thinned to every second,
     fourth, … so that what remains is spread evenly over the run, however long it gets.
 
     Args:
         sites: of the model.
-        statistics: names of those that are recorded. A state that is loaded may have more, which then stay.
-        max_observations: how many are kept.
+        statistics: names of the statistics that are recorded. Others in a state that is loaded are kept.
+        max_observations: number of observations that are kept.
     """
 
     def __init__(self, sites: Sequence[str], statistics: Sequence[str], max_observations: int):
@@ -35,11 +35,11 @@ class HistoryBuffer:
 
     @property
     def num_observations(self) -> int:
-        """How many have been appended so far, the thinned ones included."""
+        """Number of observations that were appended, the thinned ones included."""
         return self._count
 
     def append(self, observation: Observation) -> None:
-        """Add the newest observation. Those at or after its step are forgotten: the run went back."""
+        """Add the newest observation, and forget those at or after its step: the run went back."""
         while self._numbered and self._numbered[-1][1].step >= observation.step:
             self._numbered.pop()
         self._numbered.append((self._count, self._with_all_statistics(observation)))
@@ -48,7 +48,7 @@ class HistoryBuffer:
             self._thin()
 
     def grow(self, sites: Sequence[str]) -> None:
-        """More sites: nan in what was observed before."""
+        """Take more sites, which are nan in earlier observations."""
         self._numbered = [
             (number, Observation(each.step, _at_sites(each.values, self.sites, sites), each.loss))
             for number, each in self._numbered
@@ -58,7 +58,7 @@ class HistoryBuffer:
     def history(
         self, coverage: Mapping[str, str], latest: Sequence[Observation] = (), *, total_steps: int | None = None
     ) -> AttentionHistory:
-        """A snapshot, with `latest` at its end and nothing at or after its step before it."""
+        """Return a snapshot that ends with `latest`, and has nothing else at or after its step."""
         end = latest[0].step if latest else math.inf
         observations = [observation for _, observation in self._numbered if observation.step < end]
         observations += map(self._with_all_statistics, latest)
@@ -73,7 +73,7 @@ class HistoryBuffer:
         )
 
     def state_dict(self) -> dict:
-        """Tensors, numbers and strings only, so that checkpoints load without pickled code."""
+        """Return the state as tensors, numbers and strings, so that checkpoints load without pickled code."""
         return {
             "sites": list(self.sites),
             "statistics": list(self._statistics),
@@ -86,11 +86,14 @@ class HistoryBuffer:
         }
 
     def load_state_dict(self, state: dict, *, new_sites: Collection[str] = ()) -> None:
-        """Raises a `ConfigurationError` where the state is of a model with other sites.
+        """Restore what `state_dict` returned.
 
         Args:
-            state: of `state_dict`.
-            new_sites: that the state need not have.
+            state: result of `state_dict`.
+            new_sites: sites that the state may lack.
+
+        Raises:
+            ConfigurationError: the state is that of a model with other sites.
         """
         sites = tuple(state["sites"])
         if not set(self.sites) - set(new_sites) <= set(sites) <= set(self.sites):
@@ -110,7 +113,7 @@ class HistoryBuffer:
         ]
 
     def _with_all_statistics(self, observation: Observation) -> Observation:
-        """Return the observation with nan for statistics that a loaded state had, and are not recorded any more."""
+        """Return the observation with nan for the statistics that only a loaded state had."""
         missing = len(self._statistics) - len(observation.values)
         if not missing:
             return observation
@@ -130,13 +133,13 @@ class HistoryBuffer:
 
 
 def _reordered(values: np.ndarray, order: Sequence[int | None]) -> np.ndarray:
-    """Return the statistics in today's order, nan for one that was not recorded then."""
+    """Return values with the statistics in the present order; nan for those that were not recorded then."""
     missing = np.full(values.shape[1:], np.nan, dtype=np.float32)
     return np.stack([missing if index is None else values[index] for index in order])
 
 
 def _at_sites(values: np.ndarray, sites: Sequence[str], now: Sequence[str]) -> np.ndarray:
-    """[statistics, sites, heads] at today's sites; nan for one that was not known then."""
+    """Return values [statistics, sites, heads] at the present sites; nan at those that were not known then."""
     if tuple(sites) == tuple(now):
         return values
     result = np.full((values.shape[0], len(now), values.shape[2]), np.nan, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Calls of a step that are alike, kept until they are worth computing together."""
+"""Grouping of similar attention calls, so that their statistics are computed together."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -12,15 +12,15 @@ Receive = Callable[[Any, Tensor], None]
 
 
 class CallGroup:
-    """Computes the statistics of calls, those of neighbouring layers at once.
+    """Group of calls whose statistics are computed together: those of neighbouring layers.
 
-    A call's statistics are dozens of small kernels. On a GPU, launching them for each layer takes far longer than the
-    kernels do; one call with the heads of many layers takes as many launches as one with those of one.
+    The statistics of a call take dozens of small kernels. On a GPU, launching them for each layer takes far longer than
+    running them. A call with the heads of many layers takes as many launches as one with the heads of one layer.
 
     Args:
         accumulator: computes the sums.
-        receive: called with a name and the sums of its call, [statistics, 2, heads], once they are computed.
-        fail: called with a name and the error where they can't be.
+        receive: called with the name of a call and its sums [statistics, 2, heads].
+        fail: called with the name of a call and the error, if its sums can't be computed.
     """
 
     def __init__(self, accumulator: Accumulator, receive: Receive, fail: Callable[[Any, Exception], None]):
@@ -31,7 +31,7 @@ class CallGroup:
         self._elements = 0
 
     def add(self, name: Any, inputs: AttentionInputs, rows: Tensor) -> None:
-        """A call of which these query rows are looked at. Copied, where it is not computed at once."""
+        """Add a call, of which these query rows are looked at. It is copied unless it is computed at once."""
         kind = kind_of_call(inputs, rows) if inputs.keeps_its_masks else None
         elements = inputs.batch_size * inputs.num_heads * len(rows) * inputs.num_keys
         most = block_elements(inputs.key.device)
@@ -46,7 +46,7 @@ class CallGroup:
         self._kind, self._rows, self._elements = kind, rows, self._elements + elements
 
     def compute(self) -> None:
-        """Everything that was added is received now."""
+        """Compute the calls that were added."""
         calls, rows = self._calls, self._rows
         self.clear()
         if not calls:
@@ -65,5 +65,5 @@ class CallGroup:
                 self._fail(name, error)
 
     def clear(self) -> None:
-        """Forget what was not computed."""
+        """Forget the calls that were not computed yet."""
         self._kind, self._rows, self._calls, self._elements = None, None, [], 0

@@ -1,6 +1,6 @@
-"""Arrays of a history that are copied when they are first read, and not before.
+"""Arrays of a history that are copied when they are first read.
 
-512 observations of 96 layers of 128 heads are 302 MB. Whoever judges them reads a fraction of that.
+512 observations of 96 layers of 128 heads take 302 MB, and the diagnosis reads a fraction of that.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -14,13 +14,13 @@ Values = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen at one step.
+    """Statistics of one step.
 
     Attributes:
-        step: the global step.
+        step: global step.
         values: float32 [statistics, sites, heads]; never changed.
-        loss: nan where it was not recorded.
-        memo: what was derived from this observation and those before it, so that it is derived once.
+        loss: training loss; nan if it was not recorded.
+        memo: memoized results that depend on this observation and those before it.
     """
 
     step: int
@@ -29,7 +29,7 @@ class Observation:
     memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def by_name(self, statistics: Iterable[str]) -> dict[str, np.ndarray]:
-        """Return arrays [sites, heads] by name, for the names of all statistics in their order."""
+        """Return arrays [sites, heads] by name, given the names of all statistics in order."""
         return dict(zip(statistics, self.values, strict=True))
 
 
@@ -37,12 +37,12 @@ class ObservedValues(Mapping[str, np.ndarray]):
     """Arrays [steps, sites, heads] by statistic, stacked from observations.
 
     Args:
-        observations: of all steps.
+        observations: one for each step.
         statistics: names of their statistics, in order.
-        num_sites, num_heads: of the arrays; observations with fewer heads are filled up with nan.
+        num_sites, num_heads: shape of the arrays; observations with fewer heads are filled up with nan.
 
     Attributes:
-        observations: of all steps.
+        observations: one for each step.
     """
 
     def __init__(self, observations: Sequence[Observation], statistics: Iterable[str], num_sites: int, num_heads: int):
@@ -53,7 +53,7 @@ class ObservedValues(Mapping[str, np.ndarray]):
 
     @property
     def is_read(self) -> bool:
-        """Whether an array was handed out: whoever has it may have changed it."""
+        """True if an array was returned to a caller, who may have changed it."""
         return bool(self._stacked)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -81,7 +81,7 @@ class ObservedValues(Mapping[str, np.ndarray]):
         return ObservedValues([self.observations[index] for index in indices], self._places, *self._shape)
 
     def of_each(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
-        """`function` of each observation's arrays [sites, heads], stacked; computed once for each observation."""
+        """Apply a function to the arrays [sites, heads] of each observation, once for each, and stack the results."""
         return np.stack([self._remembered(observation, key, function) for observation in self.observations])
 
     def _remembered(

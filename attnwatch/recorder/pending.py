@@ -1,4 +1,4 @@
-"""Observations that are still on the device."""
+"""Observations on the device, before they come to the host."""
 
 from collections.abc import Callable, Sequence
 
@@ -14,12 +14,12 @@ from attnwatch.recorder.steps import LOSS, StepSums
 
 
 class PendingSteps:
-    """Sums per step and site, collected without any transfer until they are taken, all in one.
+    """Sums per step and site on the device, which come to the host in one transfer.
 
     Args:
-        sites: of the model.
-        accumulator: that computes the sums.
-        processes: whose sums are added up when they are taken; None: this one's are enough.
+        sites: names of the sites.
+        accumulator: computes the sums.
+        processes: processes whose sums are added up; None if there is only this one.
     """
 
     def __init__(self, sites: Sequence[str], accumulator: Accumulator, processes: Processes | None = None):
@@ -36,24 +36,24 @@ class PendingSteps:
         return len(self._finished)
 
     def grow(self, sites: Sequence[str]) -> None:
-        """More sites, in this order."""
+        """Take more sites, in this order."""
         self._sites = tuple(sites)
 
     def open(self, step: int) -> None:
-        """What is added from now on belongs to `step`; an earlier step is finished."""
+        """Open a step, to which sums are added from now on. An earlier step is finished."""
         if step != self.step:
             self.finish()
             self.step = step
 
     def finish(self) -> None:
-        """The open step is complete."""
+        """Finish the open step."""
         is_step = self.step is not None and self._processes is not None  # others may have seen something in it
         if self._open or is_step:
             self._finished.append((self.step, self._open))
         self.step, self._open, self._passes = None, {}, {}
 
     def remember(self) -> Callable[[], None]:
-        """Returns what takes back everything that is added to the open step from now on, unless it is finished then."""
+        """Return a function that undoes what is added to the open step from now on, until it is finished."""
         step, sums, passes = self.step, dict(self._open), dict(self._passes)
 
         def take_back() -> None:
@@ -63,7 +63,7 @@ class PendingSteps:
         return take_back
 
     def expects(self, site: str, of: Pass) -> bool:
-        """Whether a call of this pass counts: if so, calls of lesser ones in the open step do not."""
+        """Return whether a call of this pass counts. If so, earlier calls of lesser passes in the open step do not."""
         greatest = self._passes.get(site, of)
         if of > greatest:
             self._open.pop(site, None)
@@ -71,7 +71,7 @@ class PendingSteps:
         return of >= greatest
 
     def add(self, site: str, sums: Tensor, of: Pass) -> None:
-        """Sums of one call, [statistics, 2, heads]; those of a site in a step are merged, if they count."""
+        """Add the sums of one call [statistics, 2, heads], if it counts, to those of its site in the open step."""
         if not self.expects(site, of):
             return
         if site in self._open:
@@ -79,25 +79,25 @@ class PendingSteps:
         self._open[site] = sums
 
     def add_loss(self, loss: Tensor | float) -> None:
-        """A loss of the open step; the mean of all is kept."""
+        """Add a loss to the open step, which keeps the mean of all."""
         loss = torch.as_tensor(loss).detach().float().mean()
         entry = torch.stack([loss, torch.ones_like(loss)])
         self._open[LOSS] = self._open[LOSS].to(entry.device) + entry if LOSS in self._open else entry
 
     @property
     def has_seen_sites(self) -> bool:
-        """Whether something was added to the open step, its loss apart."""
+        """True if sums of a site were added to the open step."""
         return bool(self._open.keys() - {LOSS})
 
     def take(self) -> list[Observation]:
-        """The finished steps, which are forgotten here."""
+        """Return the finished steps, and forget them."""
         finished, self._finished = self._finished, []
         if self._processes is not None and finished:
             finished = [step for step in self._processes.combine(finished) if step[1]]
         return self._to_host(finished)
 
     def peek(self) -> list[Observation]:
-        """The open step as it is now, which stays open; empty if nothing was added to it, or others must be asked."""
+        """Return the open step as it is now; empty if it has no sums, or if other processes have a part of them."""
         return self._to_host([(self.step, self._open)] if self._open and self._processes is None else [])
 
     def state_dict(self) -> dict:
@@ -135,7 +135,7 @@ class PendingSteps:
         return observations
 
     def _values(self, sums: dict[str, Tensor]) -> np.ndarray:
-        """[statistics, sites, heads], nan where a site was not called or has fewer heads."""
+        """Return values [statistics, sites, heads], nan where a site was not called or has fewer heads."""
         heads = max((site_sums.shape[-1] for site_sums in sums.values()), default=0)
         values = np.full((len(self._accumulator), len(self._sites), heads), np.nan, dtype=np.float32)
         for site, site_sums in sums.items():

@@ -1,4 +1,4 @@
-"""One history for all processes of a training: what a flush sends."""
+"""Communication between processes, so that all have one history."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -19,14 +19,15 @@ COLLECTIVES_PER_FLUSH = 2
 
 
 def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
-    """What each process gives to the collectives of a flush, in bytes.
+    """Return the bytes that each process gives to the collectives of a flush.
 
-    A ring sends it nearly twice, however many processes there are. Nothing else is ever sent but 32 bytes before the
-    first step, 12 before the first flush, and the names of sites where calls have shown others on some processes.
+    A ring all-reduce sends them nearly twice, however many processes there are. Nothing else is sent but 32 bytes before
+    the first step, 12 before the first flush, and the names of sites if processes have found different ones.
 
     Args:
-        num_steps: observed steps in it.
-        num_sites, num_heads: of the model; the most heads that a site has.
+        num_steps: observed steps in the flush.
+        num_sites: number of sites of the model.
+        num_heads: number of heads of the largest site.
     """
     accumulator = Accumulator()
     sums = num_steps * (num_sites * len(accumulator) * 2 * num_heads + 2)
@@ -35,14 +36,14 @@ def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
 
 
 class Processes:
-    """The processes of the default group. All call the same methods in the same order, whatever each has seen.
+    """Processes of the default group. All call the same methods in the same order, whatever each has observed.
 
     Args:
-        sites: of the model.
-        accumulator: that computes the sums.
-        settings: what must be the same everywhere, in words.
-        adopt: called once with the sites of all processes, where calls have shown others on some than on others;
-            returns them in module order.
+        sites: names of the sites.
+        accumulator: computes the sums.
+        settings: text that must be equal on all processes.
+        adopt: called once with the sites of all processes, if these have found different ones; returns them in module
+            order.
     """
 
     def __init__(
@@ -61,7 +62,11 @@ class Processes:
         self._device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
 
     def check(self) -> None:
-        """Before the first step. Raises a `ConfigurationError` on all where they disagree about model or settings."""
+        """Check before the first step that all processes have the same sites and settings.
+
+        Raises:
+            ConfigurationError: they differ; raised on all processes.
+        """
         if self._is_checked:
             return
         self._is_checked = True
@@ -77,7 +82,7 @@ class Processes:
             )
 
     def combine(self, steps: Sequence[StepSums]) -> list[StepSums]:
-        """Sums over all processes, of the same steps everywhere. A step's site that nobody called is left out."""
+        """Add up the sums of all processes for the same steps. Sites that no process called in a step are left out."""
         self._agree(steps)
         shape = (len(steps), len(self._sites), self._num_statistics, 2, self._num_heads)
         sums, losses = torch.zeros(shape, device=self._device), torch.zeros(len(steps), 2, device=self._device)
@@ -108,7 +113,7 @@ class Processes:
         return step[0], by_site | ({LOSS: losses} if losses[1] > 0 else {})
 
     def _agree(self, steps: Sequence[StepSums]) -> None:
-        """Once: the most heads that a site has, which a later flush tells the next one, and the sites."""
+        """Agree once on the largest number of heads, which flushes keep up to date, and on the sites."""
         if self.has_agreed:
             return
         digest = _digest("\n".join(self._sites)) % _EXACT
@@ -124,7 +129,7 @@ class Processes:
 
     @property
     def has_agreed(self) -> bool:
-        """Whether the sites are settled: something was seen in a flush."""
+        """True once the sites are settled, after the first flush with observations."""
         return bool(self._num_heads)
 
     def grow(self, sites: Sequence[str]) -> None:

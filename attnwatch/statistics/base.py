@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Reduction(Enum):
-    """How the values of single query rows become one number per head."""
+    """Ways in which the values of single query rows become one number per head."""
 
     MEAN = "mean over rows"
     MAX = "maximum over rows"

@@ -1,4 +1,4 @@
-"""Words that reach the user: warnings, once a run, that never stop a training; and news."""
+"""Messages to the user: warnings that never stop a training, and information."""
 
 import logging
 import sys
@@ -42,7 +42,7 @@ def warn(message: str, *, stacklevel: int = 2, always: bool = False, once_for_al
 
 
 class WarnOnce:
-    """Shows each message once, whatever details it comes with. One for each run."""
+    """Function that shows each message once, whatever details come with it. Make one for each run."""
 
     def __init__(self):
         self._given: set[str] = set()
@@ -90,7 +90,7 @@ def tell(message: str, *, by: logging.Logger = logger) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time in milliseconds, from 10 s on in seconds; three digits, never an exponent.
+    """Format a time in milliseconds, from 10 s on in seconds, with three digits and no exponent.
 
     >>> duration(0.0123), duration(1.234), duration(83.2)
     ('12.3 ms', '1230 ms', '83.2 s')
@@ -102,17 +102,17 @@ def duration(seconds: float) -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that speaks for all of `torch.distributed`, or the only one."""
+    """Return whether this process is the first of `torch.distributed`, which speaks for all, or the only one."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def has_other_processes() -> bool:
-    """Whether other processes of `torch.distributed` train too."""
+    """Return whether `torch.distributed` has other processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _is_hidden(text: str, module: str, line: int) -> bool:
-    """Whether the filters will show nothing of this warning."""
+    """Return whether the filters hide this warning."""
     for action, message, category, of_module, lineno in warnings.filters:
         if (
             (message is None or message.match(text))
@@ -126,7 +126,7 @@ def _is_hidden(text: str, module: str, line: int) -> bool:
 
 
 def _shows_news(each: logging.Logger) -> bool:
-    """Whether a message of the level INFO gets to some handler."""
+    """Return whether a message of the level INFO reaches a handler."""
     if each.disabled or not each.isEnabledFor(logging.INFO):
         return False
     at: logging.Logger | None = each

@@ -1,4 +1,4 @@
-"""What all processes of a training do, or none: an error of one of them is raised by all."""
+"""Collective operations in which an error of one process is raised by all."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -9,7 +9,7 @@ Made = TypeVar("Made")
 
 
 def gathered(value: Any) -> list[Any]:
-    """The values of all processes, by rank; all of them must call it. Only this one's where there are no others."""
+    """Return the values of all processes by rank. All processes must call it; a single process gets its own."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -18,7 +18,7 @@ def gathered(value: Any) -> list[Any]:
 
 
 def together(make: Callable[[], Made]) -> Made:
-    """What `make` returns on this process; where it raises on one, all raise, and none waits for another.
+    """Call `make` on all processes and return its result; if it raises on one process, all raise.
 
     All processes must call it. `make` must not wait for other processes.
 
