@@ -11,9 +11,44 @@ from collections.abc import Iterator
 from pathlib import Path
 
 FRAGMENTS = frozenset(
-    "And As At Because Before Behind Beside Between But By Else Everything For From How If In Into Like None Not Nothing"
-    " Now Of On Once Only Or Outside Over Per So Than That Then There These They This Those To Under Unless Until What"
-    " Whatever When Where Whether Which While Who Whoever Whose Why With Within Without".split()
+    word.capitalize()
+    for word in (
+        *(
+            "of",
+            "what",
+            "whatever",
+            "whether",
+            "where",
+            "which",
+            "who",
+            "whoever",
+            "whose",
+            "while",
+            "when",
+            "why",
+            "how",
+        ),
+        *("by", "from", "for", "as", "at", "with", "within", "without", "to", "in", "into", "on", "outside", "between"),
+        *("behind", "before", "beside", "under", "over", "until", "unless", "once", "because", "per", "like", "than"),
+        *(
+            "that",
+            "those",
+            "this",
+            "these",
+            "they",
+            "then",
+            "there",
+            "so",
+            "or",
+            "and",
+            "but",
+            "else",
+            "if",
+            "only",
+            "now",
+        ),
+        *("not", "none", "nothing", "everything"),
+    )
 )
 
 

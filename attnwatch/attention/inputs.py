@@ -114,7 +114,7 @@ class AttentionInputs:
         return torch.cat([sink, logits], -1)
 
     def visible(self, rows: Tensor) -> Tensor | None:
-        """Return which keys the query rows see: bool, broadcastable to [B, H, R, N]; None if every row sees every key."""
+        """Return which keys the query rows see: bool, broadcastable to [B, H, R, N]; None if all see all."""
         parts = []
         if self.is_causal or self.sliding_window is not None:
             parts.append(self._visible_by_position(rows))

@@ -121,7 +121,7 @@ class AttentionRows:
 
     @cached_property
     def is_finite(self) -> Tensor:
-        """Bool, True if no visible logit is nan, infinite or `too_large`, nor is a learned sink (-inf is allowed there)."""
+        """Bool, True if no visible logit is nan, infinite or `too_large`. A learned sink may be -inf."""
         largest = too_large(self._first_logit.dtype)
         rest = (self._rest_max < largest) & (self._rest_max - self._rest_spread > -largest)
         finite = (self._first_logit.abs() < largest) & (rest | (self.num_visible <= 1))

@@ -25,8 +25,8 @@ _MOST_BYTES_OF_HEADER = 2**28
 class AttentionHistory:
     """Statistics of every site and head at every observed step.
 
-    `history["entropy"]` is a float32 array [steps, sites, heads]. It is nan where nothing was observed, and where a site
-    has fewer heads than others. There is one array for each registered `attnwatch.Statistic`.
+    `history["entropy"]` is a float32 array [steps, sites, heads], nan where nothing was observed. Sites with fewer heads
+    than others are filled up with nan. There is one array for each registered `attnwatch.Statistic`.
 
     Attributes:
         steps: int64 [steps], ascending global steps.
@@ -103,7 +103,7 @@ class AttentionHistory:
         return function(self.values)
 
     def memo(self, index: int) -> dict[Hashable, Any]:
-        """Return the dict of memoized results for the observations up to this one; an empty one if they may have changed."""
+        """Return memoized results for the observations up to this one; an empty dict if they may have changed."""
         if isinstance(self.values, ObservedValues) and not self.values.is_read:
             return self.values.observations[index].memo
         return {}

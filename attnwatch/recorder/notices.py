@@ -61,6 +61,6 @@ class Notices:
         if self._under_trainer:
             remedy = "return it from training_step"
         self._warn(
-            f"no loss was recorded in {most} observed steps, so that the run is judged by attention alone; attention that "
-            f"is frozen while the loss falls can't be found. {remedy[0].upper()}{remedy[1:]}"
+            f"no loss was recorded in {most} observed steps, so that the run is judged by attention alone; attention "
+            f"that is frozen while the loss falls can't be found. {remedy[0].upper()}{remedy[1:]}"
         )

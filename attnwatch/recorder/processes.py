@@ -21,8 +21,8 @@ COLLECTIVES_PER_FLUSH = 2
 def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
     """Return the bytes that each process gives to the collectives of a flush.
 
-    A ring all-reduce sends them nearly twice, however many processes there are. Nothing else is sent but 32 bytes before
-    the first step, 12 before the first flush, and the names of sites if processes have found different ones.
+    A ring all-reduce sends them nearly twice, however many processes there are. Nothing else is sent but 32 bytes
+    before the first step, 12 before the first flush, and the names of sites if processes have found different ones.
 
     Args:
         num_steps: observed steps in the flush.

@@ -3,11 +3,10 @@
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.attention import Accumulator, AttentionInputs
-from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, has_processes, head_shard
+from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, head_shard
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
@@ -19,7 +18,7 @@ from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.rows import QueryRows
 from attnwatch.utils.arguments import require_int
-from attnwatch.utils.messages import warn
+from attnwatch.utils.messages import has_other_processes, warn
 from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 1
@@ -40,8 +39,8 @@ class AttentionRecorder:
         history = recorder.history()
     ```
 
-    Recording changes nothing: outputs, gradients and random states are those of the run without it. Statistics stay
-    on the device of the model and come to the host in one transfer now and then.
+    Outputs, gradients and random states are those of the run without it. Statistics stay on the device of the model and
+    come to the host in one transfer now and then.
 
     Args:
         model: any module; `coverage` says which of its attention layers are observed.
@@ -58,8 +57,7 @@ class AttentionRecorder:
             must then make a recorder and call `step`, `flush` and `close` alike. A flush takes two collectives,
             everything else takes none, so that `history` and `state_dict` have only what was flushed. Statistics within
             a batch (`content_sensitivity`) are means over the batches of the processes.
-        under_trainer: the recorder belongs to a trainer's callback, which reports itself what is not observed.
-            Otherwise the recorder warns once of sites whose forward ran without an attention call.
+        under_trainer: a trainer's callback owns the recorder and warns of sites that are not observed.
 
     Attributes:
         total_steps: see above; may be changed.
@@ -96,9 +94,11 @@ class AttentionRecorder:
         self._rows = QueryRows(seed, num_query_rows)
         self._capture = Capture(model, self._observe, sites=sites, may_grow=True)
         accumulator = Accumulator(drop_failing=True)
-        self._processes = self._processes_of(self._capture.sites, accumulator) if across_processes else None
+        self._processes = None
+        if across_processes and has_other_processes():
+            self._processes = Processes(self._capture.sites, accumulator, str(self._options), self._adopt)
         self._pending = PendingSteps(self._capture.sites, accumulator, self._processes)
-        self._group = CallGroup(accumulator, self._receive, self._fail)
+        self._group = CallGroup(accumulator, self._receive, lambda call, error: self._capture.fail(call[0], error))
         self._calls_before_step = 0
         self._trained: set[str] = set()  # sites that train: their calls without gradient do not count
         self._shards: dict[str, HeadShard] = {}
@@ -139,12 +139,12 @@ class AttentionRecorder:
         self._pending.open(global_step)
         if len(self._pending) >= self._options.observations_per_flush:
             self.flush()
-        take_back = self._remember()
+        undo = self._remember()
         try:
             with self._capture.arm(counts_forwards=True, remember=self._remember):
                 yield
         except BaseException:
-            take_back()
+            undo()
             raise
         self._group.compute()
         self._notices.of_silent_sites(self._capture.silent())
@@ -228,12 +228,8 @@ class AttentionRecorder:
         if self._processes is None:
             self.flush()
         self._group.compute()
-        state = {
-            **self._steps.state_dict(),
-            "history": self._buffer.state_dict(),
-            "pending": self._pending.state_dict(),
-            "trained": sorted(self._trained),
-        }
+        parts = {"history": self._buffer.state_dict(), "pending": self._pending.state_dict()}
+        state = {**self._steps.state_dict(), **parts, "trained": sorted(self._trained)}
         return with_format(_STATE_FORMAT, state)
 
     def load_state_dict(self, state: dict) -> None:
@@ -281,12 +277,6 @@ class AttentionRecorder:
         if self._processes is not None:
             self._processes.grow(sites)
 
-    def _processes_of(self, sites: Sequence[str], accumulator: Accumulator) -> Processes | None:
-        """Return the processes that share the history; None if there is only this one."""
-        if not (has_processes() and dist.get_world_size() > 1):
-            return None
-        return Processes(sites, accumulator, str(self._options), self._adopt)
-
     def _observe(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
         if site not in self._buffer.sites:
             self._grow()
@@ -302,18 +292,10 @@ class AttentionRecorder:
     def _remember(self) -> Callable[[], None]:
         """Return a function that undoes what is seen in the open step from now on."""
         self._group.compute()
-        forget = self._pending.remember()
-
-        def take_back() -> None:
-            self._group.clear()
-            forget()
-
-        return take_back
+        undo = self._pending.remember()
+        return lambda: (self._group.clear(), undo())
 
     def _receive(self, call: tuple[str, Pass], sums: Tensor) -> None:
         site, of = call
         sums = at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site])
         self._pending.add(site, sums, of)
-
-    def _fail(self, call: tuple[str, Pass], error: Exception) -> None:
-        self._capture.fail(call[0], error)
