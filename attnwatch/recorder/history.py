@@ -25,8 +25,8 @@ _MOST_BYTES_OF_HEADER = 2**28
 class AttentionHistory:
     """Statistics of every site and head at every observed step.
 
-    `history["entropy"]` is a float32 array [steps, sites, heads], nan where nothing was observed. Sites with fewer heads
-    than others are filled up with nan. There is one array for each registered `attnwatch.Statistic`.
+    `history["entropy"]` is a float32 array [steps, sites, heads], nan where nothing was observed. Sites with fewer
+    heads than others are filled up with nan. There is one array for each registered `attnwatch.Statistic`.
 
     Attributes:
         steps: int64 [steps], ascending global steps.

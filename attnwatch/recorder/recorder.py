@@ -22,8 +22,7 @@ from attnwatch.utils.messages import has_other_processes, warn
 from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 1
-# Number of observed steps in which calls may show new sites, if no attention was called before.
-_MOST_STEPS_TO_LOOK = 5
+_MOST_STEPS_TO_LOOK = 5  # observed steps in which calls may show new sites, if no attention was called before
 
 
 class AttentionRecorder:
