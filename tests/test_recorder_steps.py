@@ -171,7 +171,7 @@ def test_shapes_and_what_a_history_has():
     for name in Statistic.registry:
         assert history[name].shape == (2, LAYERS, HEADS)
         assert history[name].dtype == np.float32
-    with pytest.raises(KeyError, match="'entorpy' is not in this history; it has: entropy, normalized_entropy"):
+    with pytest.raises(KeyError, match="'entorpy' is not in this history; it has: content_sensitivity, distance"):
         history["entorpy"]
 
 

@@ -26,7 +26,7 @@ class RecordingOptions:
     max_history: int
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_int("every_n_steps", self.every_n_steps, minimum=1)
         require_int("num_query_rows", self.num_query_rows, minimum=1, optional=True)
         require_int("flush_every", self.flush_every, minimum=1, optional=True)

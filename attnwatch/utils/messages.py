@@ -44,7 +44,7 @@ def warn(message: str, *, stacklevel: int = 2, always: bool = False, once_for_al
 class WarnOnce:
     """Function that shows each message once, whatever details come with it. Make one for each run."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._given: set[str] = set()
 
     def __call__(self, message: str, details: str = "", *, once_for_all: bool = False) -> None:
@@ -120,7 +120,7 @@ def _is_hidden(text: str, module: str, line: int) -> bool:
             and (of_module is None or of_module.match(module))
             and lineno in (0, line)
         ):
-            was_given = (text, AttnwatchWarning) in warnings.onceregistry
+            was_given = (text, AttnwatchWarning) in getattr(warnings, "onceregistry", {})
             return action == "ignore" or (action == "once" and was_given)
     return False
 
