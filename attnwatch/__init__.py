@@ -18,8 +18,10 @@ from attnwatch.heads import (
     save_pruned,
     savings,
 )
+from attnwatch.models import ModelFamily
+from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
-from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
+from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDropper, TokenLayout
 
 __version__ = "0.1.0"
 
@@ -37,12 +39,14 @@ __all__ = [
     "HeadImportance",
     "HeadLayout",
     "KeepSchedule",
+    "ModelFamily",
     "NoAttentionError",
     "PruningPlan",
     "RiskModel",
     "RunStatus",
     "Thresholds",
     "TokenBatch",
+    "TokenCriterion",
     "TokenDropper",
     "TokenLayout",
     "accept_pruned_state",
@@ -54,8 +58,9 @@ __all__ = [
     "head_importance",
     "load_pruned",
     "prune_heads",
+    "register",
     "register_layout",
-    "register_token_layout",
     "save_pruned",
     "savings",
+    "unregister",
 ]

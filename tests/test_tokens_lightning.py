@@ -15,7 +15,7 @@ from test_pruning_lightning import assert_same_weights, train
 from test_tokens_routing import deep
 from versions import WeightAveraging, needs_weight_averaging
 
-from attnwatch import ConfigurationError, KeepSchedule, PruningPlan
+from attnwatch import ConfigurationError, KeepSchedule, PruningPlan, TokenCriterion
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
@@ -60,7 +60,7 @@ def test_model_is_left_as_it_was():
     assert [type(each) for each in failing.modules()] == classes
 
 
-@pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
+@pytest.mark.parametrize("criterion", TokenCriterion.registry)
 @pytest.mark.parametrize("at", [4, 12])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, criterion, at):
     epochs = {"limit_train_batches": 4, "accumulate_grad_batches": 2}
@@ -147,11 +147,11 @@ class Classifier(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-def test_tokens_are_dropped_for_good_in_training_and_validation():
+def test_tokens_are_dropped_in_evaluation_too():
     module = Classifier()
     trainer = pl.Trainer(
         max_steps=4,
-        callbacks=[dropping(first_layer=2, for_good=True)],
+        callbacks=[dropping(first_layer=2, drop_in_evaluation=True)],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -180,7 +180,7 @@ def test_two_of_one_model_are_refused():
     [
         ({"keep_ratio": 0.0}, "`keep_ratio` must be the share of the tokens that is kept"),
         ({"first_layer": 9}, "`first_layer` must be one of the 4 layers"),
-        ({"criterion": "best"}, "`criterion` must be one of 'random'"),
+        ({"criterion": "best"}, "`criterion` must be one of 'attention', 'loss', 'random'"),
     ],
     ids=["ratio", "layer", "criterion"],
 )

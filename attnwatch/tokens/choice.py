@@ -1,11 +1,9 @@
-"""The choice of the tokens, as one operator: also in code that `torch.compile` has compiled, without a graph break.
+"""Operator that chooses the tokens, also in code that `torch.compile` has compiled, without a graph break.
 
 It claims to change the tensor that the capture's operators claim to change, so that no compiler runs it twice, leaves
 it out, or moves it before what it depends on.
 """
 
-import itertools
-import weakref
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -13,29 +11,22 @@ import torch
 from torch import Tensor
 
 from attnwatch.capture import NOT_IN_CUDA_GRAPHS, ORDER
+from attnwatch.utils.operators import ObjectTable
 
 
 class Chooser(Protocol):
-    """What a token dropper offers to the operator."""
+    """What the operator needs of a `TokenChooser`."""
 
     def choose(self, states: Tensor, number: int, known: Mapping[str, Tensor]) -> Tensor: ...
 
 
 # What is known of the tokens, in the order in which the operator takes it.
 KNOWN = ("input_ids", "attention_mask", "position_ids", "layer_mask", "layer_positions", "hidden", "boundaries")
-_next_number = itertools.count()
-_choosers: weakref.WeakValueDictionary[int, Chooser] = weakref.WeakValueDictionary()
-
-
-def register(chooser: Chooser) -> int:
-    """A number by which compiled code knows it. It is never given to another."""
-    number = next(_next_number)
-    _choosers[number] = chooser
-    return number
+CHOOSERS: ObjectTable[Chooser] = ObjectTable()
 
 
 def choose(chooser: int, states: Tensor, number: int, known: Mapping[str, Any]) -> Tensor:
-    """The chooser's `choose`: int64 [batch, number]."""
+    """Return what the chooser of this number chooses: int64 [batch, number]."""
     tensors = [value if isinstance(value := known.get(name), Tensor) else None for name in KNOWN]
     if not torch.compiler.is_compiling():
         return _run(chooser, states, number, *tensors)
@@ -44,7 +35,7 @@ def choose(chooser: int, states: Tensor, number: int, known: Mapping[str, Any]) 
 
 def _run(chooser: int, states: Tensor, number: int, *tensors: Tensor | None) -> Tensor:
     known = {name: tensor for name, tensor in zip(KNOWN, tensors, strict=True) if tensor is not None}
-    return _choosers[chooser].choose(states, number, known)
+    return CHOOSERS[chooser].choose(states, number, known)
 
 
 @torch.library.custom_op("attnwatch::choose_tokens", mutates_args=("token",), tags=NOT_IN_CUDA_GRAPHS)
@@ -66,5 +57,5 @@ def _choose_tokens(
 
 
 @_choose_tokens.register_fake
-def _(token, chooser, states, number, *known) -> Tensor:
+def _(token: Tensor, chooser: int, states: Tensor, number: int, *known: Tensor | None) -> Tensor:
     return states.new_empty((states.shape[0], number), dtype=torch.int64)
