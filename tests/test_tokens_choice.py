@@ -18,7 +18,7 @@ from attnwatch.attention import AttentionInputs, attention_received
 from attnwatch.models import TokenPredictions
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDropper, TokenLayout
 from attnwatch.tokens.losses import TokenLosses, sampled_losses
-from attnwatch.tokens.schedule import require_keep_ratio
+from attnwatch.tokens.schedule import require_keep_ratio, schedule_of
 from attnwatch.tokens.selection import choose_tokens, num_kept
 
 IDS = token_ids()
@@ -375,6 +375,41 @@ def test_schedule_that_is_none():
         KeepSchedule(0.5)
     with pytest.raises(ConfigurationError, match=r"Set dropper.keep_ratio = schedule\(progress\) in your loop"):
         require_keep_ratio("keep_ratio", KeepSchedule.constant(0.5))
+
+
+def test_any_schedule_is_taken_in_steps():
+    schedule = schedule_of(lambda progress: 0.5 + progress / 2, full_length_from=None)
+    assert [ratio for _, ratio in schedule.steps] == pytest.approx([0.5 + (index + 0.5) / 40 for index in range(20)])
+    assert [begin for begin, _ in schedule.steps] == pytest.approx([index / 20 for index in range(20)])
+    assert schedule_of(lambda progress: 0.25 if progress < 0.3 else 1, full_length_from=None).steps == (
+        (0, 0.25),
+        (0.3, 1),
+    )
+    assert schedule_of(schedule, full_length_from=None) is schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda progress: 1 / (progress - 0.025), "`keep_ratio`: .*lambda.* failed at 0.025: float division by zero"),
+        (
+            lambda progress: progress - 0.5,
+            r"`keep_ratio`: .*lambda.* failed at 0.025: .* above 0 and up to 1; got -0.475",
+        ),
+        (lambda progress: "half", "got 'half'"),
+    ],
+)
+def test_schedule_that_fails_is_named(schedule, message):
+    with pytest.raises(ConfigurationError, match=message):
+        schedule_of(schedule, full_length_from=None)
+
+
+def test_schedules_by_name():
+    pytest.importorskip("attnwatch.schedules")
+    steps = schedule_of("cubic", full_length_from=None).steps
+    assert steps[0] == (0, pytest.approx(1 - 0.975**3))
+    with pytest.raises(ConfigurationError, match="`keep_ratio` must be one of 'cubic', 'linear', .*; got 'square'"):
+        schedule_of("square", full_length_from=None)
 
 
 def test_steps():

@@ -1,5 +1,6 @@
 """Token dropping as a callback, without the hooks that call it: a thin layer over the token dropper."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,12 +10,9 @@ from attnwatch.callbacks.part import TrainingPart, others_workload
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import StepClock, StepTimes, TrainerRun
 from attnwatch.errors import ConfigurationError
-from attnwatch.tokens import TokenDropper
-from attnwatch.tokens.schedule import KeepRatio, Span, schedule_of, spans_of
+from attnwatch.tokens import KeepSchedule, TokenDropper
+from attnwatch.tokens.schedule import KeepRatio, schedule_of
 from attnwatch.tokens.scoring import Criterion
-
-# A run of unknown length is possible where the ratio stays the same, however long it is.
-_STEPS_OF_UNKNOWN_RUN = 1000
 
 
 class Dropping(TrainingPart):
@@ -27,8 +25,8 @@ class Dropping(TrainingPart):
 
     Args:
         keep_ratio: share of the tokens that is kept; the last 20% of the run are at full length, so that the model that
-            is delivered is the one that was trained. Or a schedule: a `KeepSchedule`, a function of the share of the
-            run that is over, or the name of one.
+            is delivered is the one that was trained. Or a `KeepSchedule`, or the name of a schedule, or a function of
+            the share of the run that is over, of which 20 steps are made.
         first_layer, last_layer, criterion, stack, min_tokens, multiple_of, protect_first, protected_ids,
             drop_in_evaluation, seed: see `attnwatch.TokenDropper`. With `drop_in_evaluation`, tokens are dropped at all
             times: all of the run, and in evaluation while the callback is in the trainer.
@@ -74,7 +72,7 @@ class Dropping(TrainingPart):
         self._clock = StepClock()
         self._times = StepTimes()
         self._step, self._others = 0, 1.0
-        self._spans: list[Span] = []
+        self._begins: list[tuple[int, float]] = []
         self._counted = (0, 0)
         self._publisher = Publisher()
 
@@ -111,7 +109,7 @@ class Dropping(TrainingPart):
     @property
     def changes(self) -> list[tuple[int, str]]:
         """The steps at which the number of tokens changes, so far."""
-        return [(span.begin, f"{span} of the tokens") for span in self._spans[1:] if span.begin <= self._step]
+        return [(step, f"{ratio:.0%} of the tokens") for step, ratio in self._begins[1:] if step <= self._step]
 
     @property
     def remarks(self) -> list[str]:
@@ -119,17 +117,18 @@ class Dropping(TrainingPart):
         if self.dropper is None:
             return []
         first, last = self.dropper.layer_range
+        ends = [step for step, _ in self._begins[1:]] + [None]
         return [
             f"Attention in layers {first} to {last} is that of sequences shortened "
-            f"to {span} of their tokens from step {span.begin} "
-            + ("on" if span.end is None else f"to {span.end - 1}")
+            f"to {ratio:.0%} of their tokens from step {begin} "
+            + ("on" if end is None else f"to {end - 1}")
             + ": their statistics are not those of full length."
-            for span in self._spans
-            if span.lowest < 1 and span.begin <= self._step
+            for (begin, ratio), end in zip(self._begins, ends, strict=False)
+            if ratio < 1 and begin <= self._step
         ]
 
     def _attach_in_evaluation(self, model: nn.Module) -> None:
-        """Outside of training, where tokens may be dropped at all times."""
+        """Drop tokens outside of training too, if the user wants it."""
         if self._options["drop_in_evaluation"]:
             self.dropper = TokenDropper(model, keep_ratio=self.schedule(1), **self._options)
             self.dropper.attach()
@@ -139,7 +138,7 @@ class Dropping(TrainingPart):
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         self._detach()
         self._times, self._publisher = StepTimes(), Publisher()
-        if run.total_steps is None and len(spans_of(self.schedule, _STEPS_OF_UNKNOWN_RUN)) > 1:
+        if run.total_steps is None and len(self.schedule.steps) > 1:
             raise ConfigurationError(
                 "the length of the run is not known, which `keep_ratio` needs: give the trainer max_steps, or "
                 "KeepSchedule.constant(keep_ratio, full_length_from=None)."
@@ -151,7 +150,7 @@ class Dropping(TrainingPart):
         if state:
             self.dropper.load_state_dict(state)
         self._clock.start(run.global_step)
-        self._spans = spans_of(self.schedule, run.total_steps)
+        self._begins = _begins(self.schedule, run.total_steps)
         self._counted = (self.dropper.layer_tokens, self.dropper.all_layer_tokens)
 
     def _begin_batch(self, run: TrainerRun) -> None:
@@ -167,10 +166,9 @@ class Dropping(TrainingPart):
         self.dropper.synchronize()
         ratio, kept = self.dropper.keep_ratio, self._kept_share()
         self._times.add(seconds, keep_ratio=ratio if kept < 1 else 1.0, others=self._others, kept=kept)
-        for span in self._spans[1:]:
-            if span.begin == self._step:
-                text = f"{span} of the tokens are computed from step {self._step} on"
-                self._publisher.text(run.sinks, f"{self._tag}/changes", text, run.global_step)
+        if self._step > 0 and (self._step, ratio) in self._begins:
+            text = f"{ratio:.0%} of the tokens are computed from step {self._step} on"
+            self._publisher.text(run.sinks, f"{self._tag}/changes", text, run.global_step)
         numbers = {
             f"{self._tag}/keep_ratio": ratio,
             f"{self._tag}/layer_tokens": float(self.dropper.layer_tokens),
@@ -180,7 +178,7 @@ class Dropping(TrainingPart):
         run.log(numbers, run.global_step, to_sinks=True)
 
     def _kept_share(self) -> float:
-        """Return the share of the tokens that the layers computed really, since it was asked for last."""
+        """Return the share of the tokens that the layers really computed since the last call."""
         before, self._counted = self._counted, (self.dropper.layer_tokens, self.dropper.all_layer_tokens)
         return self.dropper.kept_share(self._counted[0] - before[0], self._counted[1] - before[1])
 
@@ -193,3 +191,8 @@ class Dropping(TrainingPart):
     def _detach(self) -> None:
         if self.dropper is not None:
             self.dropper.detach()
+
+
+def _begins(schedule: KeepSchedule, total_steps: int | None) -> list[tuple[int, float]]:
+    """(complete steps, the share of tokens from there on)."""
+    return [(math.ceil((share - 1e-9) * (total_steps or 0)) if share else 0, ratio) for share, ratio in schedule.steps]

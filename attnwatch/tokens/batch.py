@@ -19,7 +19,7 @@ class TokenBatch:
         input_ids: int [batch, tokens]; None where the model was given none of this shape.
         padding: bool [batch or 1, tokens], True at padding; None where nothing says that there is some.
         starts: bool [batch or 1, tokens], True at the first token of each sequence, and of each document in it.
-        received: [batch, tokens], attention that each token receives in the layer before, relative to uniform
+        attention: [batch, tokens], attention that each token receives in the layer before, relative to uniform
             attention, see `attnwatch.attention.attention_received`; None unless the criterion reads "attention".
         losses: float [batch, tokens], running mean of the loss of each token's vocabulary id, nan where the id was not
             seen yet; None unless the criterion reads "losses".
@@ -30,7 +30,7 @@ class TokenBatch:
     input_ids: Tensor | None
     padding: Tensor | None
     starts: Tensor
-    received: Tensor | None = None
+    attention: Tensor | None = None
     losses: Tensor | None = None
     generator: torch.Generator | None = None
 

@@ -4,7 +4,7 @@ It claims to change the tensor that the capture's operators claim to change, so 
 it out, or moves it before what it depends on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,33 +29,22 @@ def choose(chooser: int, states: Tensor, number: int, known: Mapping[str, Any]) 
     """Return what the chooser of this number chooses: int64 [batch, number]."""
     tensors = [value if isinstance(value := known.get(name), Tensor) else None for name in KNOWN]
     if not torch.compiler.is_compiling():
-        return _run(chooser, states, number, *tensors)
-    return _choose_tokens(ORDER, chooser, states.detach(), number, *tensors)
+        return _run(chooser, states, number, tensors)
+    return _choose_tokens(ORDER, chooser, states.detach(), number, tensors)
 
 
-def _run(chooser: int, states: Tensor, number: int, *tensors: Tensor | None) -> Tensor:
+def _run(chooser: int, states: Tensor, number: int, tensors: Sequence[Tensor | None]) -> Tensor:
     known = {name: tensor for name, tensor in zip(KNOWN, tensors, strict=True) if tensor is not None}
     return CHOOSERS[chooser].choose(states, number, known)
 
 
 @torch.library.custom_op("attnwatch::choose_tokens", mutates_args=("token",), tags=NOT_IN_CUDA_GRAPHS)
 def _choose_tokens(
-    token: Tensor,
-    chooser: int,
-    states: Tensor,
-    number: int,
-    input_ids: Tensor | None,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-    layer_mask: Tensor | None,
-    layer_positions: Tensor | None,
-    hidden: Tensor | None,
-    boundaries: Tensor | None,
+    token: Tensor, chooser: int, states: Tensor, number: int, tensors: Sequence[Tensor | None]
 ) -> Tensor:
-    tensors = (input_ids, attention_mask, position_ids, layer_mask, layer_positions, hidden, boundaries)
-    return _run(chooser, states, number, *tensors)
+    return _run(chooser, states, number, tensors)
 
 
 @_choose_tokens.register_fake
-def _(token: Tensor, chooser: int, states: Tensor, number: int, *known: Tensor | None) -> Tensor:
+def _(token: Tensor, chooser: int, states: Tensor, number: int, tensors: Sequence[Tensor | None]) -> Tensor:
     return states.new_empty((states.shape[0], number), dtype=torch.int64)

@@ -25,10 +25,9 @@ class TokenChooser:
         scoring: which of them are worth computing.
         options: how many, and which always stay.
         keep_ratio: share of the tokens that is kept.
-        warn_once: of the dropper.
 
     Attributes:
-        keep_ratio: as above.
+        keep_ratio, scoring: as above.
         number: by which compiled code knows the chooser.
         num_forwards: in training, in which tokens were dropped.
         layer_tokens: that the layers of the stack have computed in training, summed over layers.
@@ -41,15 +40,12 @@ class TokenChooser:
         layers: tuple[nn.Module, ...],
         scoring: Scoring,
         options: ChoiceOptions,
-        *,
         keep_ratio: float,
-        warn_once: WarnOnce,
     ):
-        self._stack, self._layers = stack, layers
-        self._scoring, self._options = scoring, options
-        self._warn_once = warn_once
+        self._stack, self._layers, self._options = stack, layers, options
+        self.scoring, self.keep_ratio = scoring, keep_ratio
+        self._warn_once = WarnOnce()
         self._known_peers: Peers | None = None
-        self.keep_ratio = keep_ratio
         self.number = CHOOSERS.add(self)
         self.num_forwards = self.layer_tokens = self.all_layer_tokens = 0
 
@@ -116,28 +112,28 @@ class TokenChooser:
     def synchronize(self) -> None:
         """Share between processes what the criterion has learned; all must call it."""
         device = next(self._layers[0].parameters()).device
-        self._scoring.synchronize(self._peers().number, device)
+        self.scoring.synchronize(self._peers().number, device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what the choices to come depend on."""
         return {
             "forwards": self.num_forwards,
             "layer_tokens": [self.layer_tokens, self.all_layer_tokens],
-            "criteria": self._scoring.state_dict(),
+            "criteria": self.scoring.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken."""
         self.num_forwards = state["forwards"]
         self.layer_tokens, self.all_layer_tokens = state["layer_tokens"]
-        self._scoring.load_state_dict(state["criteria"])
+        self.scoring.load_state_dict(state["criteria"])
 
     def _scores(self, batch: TokenBatch) -> Tensor:
         try:
-            return self._scoring.scores(batch)
+            return self.scoring.scores(batch)
         except Exception as error:  # the training is worth more
             self._warn_once(
-                f"tokens are chosen at random where the criterion fails: {self._scoring.name!r} raised "
+                f"tokens are chosen at random where the criterion fails: {self.scoring.described} failed with "
                 f"{type(error).__name__}: {error}"
             )
             return batch.noise()

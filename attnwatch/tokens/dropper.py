@@ -12,7 +12,6 @@ from attnwatch.tokens.options import ChoiceOptions, check_drop_in_evaluation
 from attnwatch.tokens.schedule import require_keep_ratio
 from attnwatch.tokens.scoring import Criterion, Scoring
 from attnwatch.tokens.stacks import check_layers, choose_stack, layer_range
-from attnwatch.utils.messages import WarnOnce
 from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 2
@@ -91,13 +90,8 @@ class TokenDropper:
         layers = self._stack.layers[first : last + 1]
         check_layers(self._stack, layers, protect_first=protect_first, drop_in_evaluation=drop_in_evaluation)
         scoring = Scoring(criterion, self._stack.layers[first - 1] if first else None)
-        warn_once = WarnOnce()
-        self.chooser = TokenChooser(
-            self._stack, layers, scoring, options, keep_ratio=float(keep_ratio), warn_once=warn_once
-        )
-        self._forwards = RoutedForwards(
-            self._stack, layers, self.chooser, scoring, drop_in_evaluation=drop_in_evaluation, warn_once=warn_once
-        )
+        self.chooser = TokenChooser(self._stack, layers, scoring, options, float(keep_ratio))
+        self._forwards = RoutedForwards(self._stack, layers, self.chooser, drop_in_evaluation=drop_in_evaluation)
 
     @property
     def keep_ratio(self) -> float:

@@ -16,7 +16,6 @@ from attnwatch.tokens.call import ModelCall
 from attnwatch.tokens.choice import choose
 from attnwatch.tokens.chooser import TokenChooser
 from attnwatch.tokens.route import Route
-from attnwatch.tokens.scoring import Scoring
 from attnwatch.tokens.stacks import Stack
 from attnwatch.utils.interception import Run, intercept, is_intercepted, without_wrappers
 from attnwatch.utils.messages import WarnOnce
@@ -37,26 +36,15 @@ class RoutedForwards:
         stack: with the model around it.
         layers: of the stack, in which tokens are dropped.
         chooser: says which tokens are kept.
-        scoring: learns from the forwards.
         drop_in_evaluation: tokens are dropped at all times, and do not rejoin.
-        warn_once: of the dropper.
     """
 
-    def __init__(
-        self,
-        stack: Stack,
-        layers: tuple[nn.Module, ...],
-        chooser: TokenChooser,
-        scoring: Scoring,
-        *,
-        drop_in_evaluation: bool,
-        warn_once: WarnOnce,
-    ):
+    def __init__(self, stack: Stack, layers: tuple[nn.Module, ...], chooser: TokenChooser, *, drop_in_evaluation: bool):
         self._stack, self._layers = stack, layers
         self._names = [list(_parameters(layer)) for layer in layers]
-        self._chooser, self._scoring = chooser, scoring
+        self._chooser = chooser
         self._drop_in_evaluation = drop_in_evaluation
-        self._warn_once = warn_once
+        self._warn_once = WarnOnce()
         self._now = _Forward(stack)
         self._attached = contextlib.ExitStack()
 
@@ -75,7 +63,7 @@ class RoutedForwards:
                 attached.callback(intercept(layer, partial(self._call_layer, index)))
             for module in self._stack.entries:
                 attached.callback(intercept(module, partial(self._call_model, module)))
-            attached.enter_context(self._scoring.observed(self._is_dropping, self._chooser.generator))
+            attached.enter_context(self._chooser.scoring.observed(self._is_dropping, self._chooser.generator))
             self._attached = attached.pop_all()
 
     def detach(self) -> None:
@@ -109,10 +97,11 @@ class RoutedForwards:
 
     def _learn(self, module: nn.Module, given: Mapping[str, Any], output: Any) -> None:
         try:
-            self._scoring.learn(module, given, output, self._chooser.generator())
+            self._chooser.scoring.learn(module, given, output, self._chooser.generator())
         except Exception as error:  # the training is worth more
+            criterion = self._chooser.scoring.name
             self._warn_once(
-                f"the criterion {self._scoring.name!r} does not learn from this model: {type(error).__name__}: {error}"
+                f"the criterion {criterion!r} does not learn from this model: {type(error).__name__}: {error}"
             )
 
     def _is_on(self, module: nn.Module) -> bool:

@@ -1,19 +1,9 @@
 """Schedules of the share of the tokens that is kept, over a run."""
 
-import bisect
-import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from attnwatch.errors import ConfigurationError
-
-KeepRatio = float | str | Callable[[float], float]
-"""Share of the tokens that is kept, the name of a schedule of it, or a schedule."""
-
-# A schedule with more changes than these is a slope, of which nobody wants to read each step.
-_MOST_STEPS = 16
-# In a longer run, steps are looked at in equal distances, and changes between them searched.
-_MOST_LOOKED_AT = 10_000
 
 
 def require_keep_ratio(name: str, value: object) -> None:
@@ -90,6 +80,25 @@ class KeepSchedule:
             )
         return cls(tuple(sorted((dict(steps) | {full_length_from: 1.0}).items())))
 
+    @classmethod
+    def sampled(cls, schedule: Callable[[float], float], *, num_steps: int = 20) -> "KeepSchedule":
+        """Return equally long steps with the ratios that a schedule has in their middle.
+
+        Raises:
+            ConfigurationError: the schedule fails, or returns something else than a share of the tokens.
+        """
+        steps: dict[float, float] = {}
+        for index in range(num_steps):
+            progress = (index + 0.5) / num_steps
+            try:
+                ratio = schedule(progress)
+                require_keep_ratio("keep_ratio", ratio)
+            except Exception as error:
+                raise ConfigurationError(f"`keep_ratio`: {schedule!r} failed at {progress}: {error}") from error
+            if not steps or ratio != steps[max(steps)]:
+                steps[index / num_steps] = ratio
+        return cls.stepwise(steps, full_length_from=None)
+
     def __call__(self, progress: float) -> float:
         """Return the ratio when this share of the run is over, 0 to 1."""
         return next(ratio for begin, ratio in reversed(self.steps) if begin <= max(progress, 0.0) + 1e-9)
@@ -102,76 +111,22 @@ class KeepSchedule:
         )
 
 
-def schedule_of(keep_ratio: KeepRatio, *, full_length_from: float | None) -> Callable[[float], float]:
+KeepRatio = float | KeepSchedule | str | Callable[[float], float]
+"""Share of the tokens that is kept; or its schedule, or the name of one, or a function of the share of the run."""
+
+
+def schedule_of(keep_ratio: KeepRatio, *, full_length_from: float | None) -> KeepSchedule:
     """Return the schedule that a user asks for; a number means: one ratio, then all tokens from a share of the run on.
 
     Raises:
-        ConfigurationError: there is no schedule of this name, or the number is no share of the tokens.
+        ConfigurationError: there is no such schedule, or a ratio is no share of the tokens.
     """
     if isinstance(keep_ratio, str):
-        from attnwatch.schedules import Schedule
+        from attnwatch.schedules import find_schedule
 
-        return Schedule.registry.choose("keep_ratio", keep_ratio, otherwise="a number")
-    return keep_ratio if callable(keep_ratio) else KeepSchedule.constant(keep_ratio, full_length_from=full_length_from)
-
-
-@dataclass(frozen=True)
-class Span:
-    """Part of a run with one ratio, or with a slope of ratios.
-
-    Attributes:
-        begin: steps that were complete.
-        end: the same of the next part; None for the last one.
-        lowest, highest: ratios in it.
-    """
-
-    begin: int
-    end: int | None
-    lowest: float
-    highest: float
-
-    def __str__(self) -> str:
-        return f"{self.lowest:.0%}" if self.lowest == self.highest else f"{self.lowest:.0%} to {self.highest:.0%}"
-
-
-def spans_of(schedule: Callable[[float], float], total_steps: int | None) -> list[Span]:
-    """Return the parts of a run, in their order. All steps have the first ratio where their number is not known.
-
-    Raises:
-        ConfigurationError: the schedule fails, or returns something else than a share of the tokens.
-    """
-
-    def ratio(step: int) -> float:
-        return _ratio(schedule, step, total_steps)
-
-    last = max(total_steps or 0, 1) - 1
-    looked_at = sorted({*range(0, last, last // _MOST_LOOKED_AT + 1), last})
-    changes = _changes(ratio, looked_at)
-    if len(changes) > _MOST_STEPS:
-        changes = _changes(lambda step: ratio(step) == 1, looked_at)
-    begins = [0, *changes]
-    ratios = {step: ratio(step) for step in (*looked_at, *changes)}
-    spans = []
-    for begin, end in zip(begins, [*changes, None], strict=True):
-        inside = [each for step, each in ratios.items() if begin <= step and (end is None or step < end)]
-        spans.append(Span(begin, end, min(inside), max(inside)))
-    return spans
-
-
-def _changes(value: Callable[[int], float], steps: list[int]) -> list[int]:
-    """Return where the value of a step is another one than before: at most one between two of the steps."""
-    pairs = [(before, after) for before, after in itertools.pairwise(steps) if value(before) != value(after)]
-    return [
-        before + 1 + bisect.bisect_left(range(before + 1, after), True, key=lambda step: value(step) != value(before))
-        for before, after in pairs
-    ]
-
-
-def _ratio(schedule: Callable[[float], float], step: int, total_steps: int | None) -> float:
-    progress = step / (total_steps or float("inf"))
-    try:
-        ratio = schedule(progress)
-        require_keep_ratio("keep_ratio", ratio)
-    except Exception as error:
-        raise ConfigurationError(f"`keep_ratio`: {schedule!r} failed at {progress:.0%} of the run: {error}") from error
-    return ratio
+        keep_ratio = find_schedule("keep_ratio", keep_ratio)
+    if isinstance(keep_ratio, KeepSchedule):
+        return keep_ratio
+    if callable(keep_ratio):
+        return KeepSchedule.sampled(keep_ratio)
+    return KeepSchedule.constant(keep_ratio, full_length_from=full_length_from)

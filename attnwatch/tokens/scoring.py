@@ -38,6 +38,10 @@ class Scoring:
         criterion: see `Criterion`.
         layer_before: the layer before the first in which tokens are dropped; None where there is none.
 
+    Attributes:
+        name: of the criterion.
+        described: criterion in words, for messages.
+
     Raises:
         ConfigurationError: the criterion is unknown, or can't read what it needs.
     """
@@ -45,8 +49,13 @@ class Scoring:
     def __init__(self, criterion: Criterion, layer_before: nn.Module | None):
         self._criterion = _made(criterion)
         self.name = self._criterion.name
+        self.described = (
+            f"the function {self.name}"
+            if isinstance(self._criterion, _Function)
+            else TokenCriterion.registry.describe(self._criterion)
+        )
         reads = self._criterion.reads
-        self._received = ReceivedAttention(self.name, layer_before) if "attention" in reads else None
+        self._attention = ReceivedAttention(self.name, layer_before) if "attention" in reads else None
         self._losses = TokenLosses(self.name) if "losses" in reads else None
         self._states_of_others: dict[str, Any] = {}
 
@@ -58,7 +67,7 @@ class Scoring:
         """
         batch = replace(
             batch,
-            received=None if self._received is None else self._received.of(batch),
+            attention=None if self._attention is None else self._attention.of(batch),
             losses=None if self._losses is None else self._losses.of(batch),
         )
         scores, expected = self._criterion.scores(batch), batch.states.shape[:2]
@@ -73,7 +82,7 @@ class Scoring:
         self, is_dropping: Callable[[], bool], generator: Callable[[], torch.Generator]
     ) -> contextlib.AbstractContextManager[None]:
         """While it is open, the model is observed as far as the criterion needs it."""
-        return contextlib.nullcontext() if self._received is None else self._received.observed(is_dropping, generator)
+        return contextlib.nullcontext() if self._attention is None else self._attention.observed(is_dropping, generator)
 
     def learn(self, model: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
         """Learn from a forward in training: the arguments of the model by name, and what it returned."""
@@ -107,17 +116,10 @@ class Scoring:
 def _made(criterion: Criterion) -> TokenCriterion:
     """Return the criterion that a user asks for."""
     is_kind = isinstance(criterion, type) and issubclass(criterion, TokenCriterion)
+    if callable(criterion) and not is_kind:
+        return _Function(criterion)
     if not is_kind and not isinstance(criterion, TokenCriterion):
-        if callable(criterion):
-            return _Function(criterion)
         registered = TokenCriterion.registry.choose("criterion", criterion, otherwise="a function of a TokenBatch")
-        criterion = copy.deepcopy(registered)  # a class is not copied; an instance must not be shared by droppers
-    type_of = criterion if isinstance(criterion, type) else type(criterion)
-    type_of.check(criterion)
-    if not isinstance(criterion, type):
-        return criterion
-    try:
-        return criterion()
-    except Exception as error:
-        described = TokenCriterion.registry.describe(criterion)
-        raise ConfigurationError(f"`criterion`: {described} can't be made: {type(error).__name__}: {error}") from error
+        criterion = copy.deepcopy(registered)  # an instance must not be shared by droppers
+    criterion.check(criterion)
+    return criterion() if isinstance(criterion, type) else criterion

@@ -15,4 +15,4 @@ class Attention(TokenCriterion):
     reads = ("attention",)
 
     def scores(self, batch: TokenBatch) -> Tensor:
-        return batch.received
+        return batch.attention

@@ -1,6 +1,5 @@
 """Base class of the criteria by which tokens are kept."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, get_args
 
@@ -11,7 +10,7 @@ from attnwatch.plugins import Plugin, Registry
 from attnwatch.tokens.batch import TokenBatch
 
 TokenSource = Literal["attention", "losses"]
-"""What a criterion may read beside the tokens themselves; it costs something, so that it must be asked for."""
+"""Field of a `TokenBatch` that costs something, so that it is there only if the criterion declares it."""
 
 
 class TokenCriterion(Plugin):
@@ -21,7 +20,7 @@ class TokenCriterion(Plugin):
     criterion that is given by name; what `reads` names is kept up to date, saved and shared between processes.
 
     Attributes:
-        reads: `"attention"` for `TokenBatch.received`, `"losses"` for `TokenBatch.losses`.
+        reads: fields of `TokenBatch` that are None unless they are named here: "attention", "losses".
 
     Example:
         >>> import torch
@@ -41,19 +40,21 @@ class TokenCriterion(Plugin):
 
     @classmethod
     def check(cls, plugin: "TokenCriterion | type[TokenCriterion]") -> None:
-        described = cls.registry.describe(plugin)
+        """Raise a `ConfigurationError` if a criterion can't be used."""
+        described, sources = cls.registry.describe(plugin), get_args(TokenSource)
         if cls.scores is TokenCriterion.scores:
             raise ConfigurationError(f"{described} must have a method `scores(self, batch)`.")
-        if not isinstance(cls.reads, tuple) or not set(cls.reads) <= set(get_args(TokenSource)):
-            choices = ", ".join(map(repr, get_args(TokenSource)))
-            raise ConfigurationError(f"{described} must have a tuple `reads` of some of {choices}; got {cls.reads!r}.")
+        if not isinstance(cls.reads, tuple) or not set(cls.reads) <= set(sources):
+            raise ConfigurationError(
+                f"{described} must have in `reads` a tuple with any of {sources}, got {cls.reads!r}."
+            )
         if isinstance(plugin, type):
             try:
-                inspect.signature(plugin).bind()
-            except TypeError as error:
+                plugin()
+            except Exception as error:
                 raise ConfigurationError(
-                    f"{described} can't be made without arguments ({error}); register an instance instead."
-                ) from None
+                    f"{described} can't be made without arguments ({type(error).__name__}: {error}); give an instance."
+                ) from error
 
     def scores(self, batch: TokenBatch) -> Tensor:
         """Return a score for each token of one forward: [batch, tokens], the higher the sooner kept."""
@@ -64,4 +65,4 @@ class TokenCriterion(Plugin):
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Go on where `state_dict` was taken; {} where there is no state of this criterion."""
