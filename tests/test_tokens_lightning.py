@@ -144,6 +144,7 @@ def test_summary_says_what_was_computed_really(module, options, kept, tokens):
     assert share == pytest.approx(0.8 * kept / tokens + 0.2)
 
 
+@pytest.mark.logs_warnings
 @pytest.mark.filterwarnings("ignore::attnwatch.AttnwatchWarning")
 def test_summary_says_nothing_of_steps_without_dropped_tokens():
     callback = dropping(multiple_of=64)
