@@ -18,10 +18,11 @@ from attnwatch.heads import (
     save_pruned,
     savings,
 )
+from attnwatch.models import ModelFamily
 from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.statistics import Statistic
-from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
+from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDropper, TokenLayout
 
 __version__ = "0.1.0"
 
@@ -40,6 +41,7 @@ __all__ = [
     "HeadImportance",
     "HeadLayout",
     "KeepSchedule",
+    "ModelFamily",
     "NoAttentionError",
     "PruningPlan",
     "RiskModel",
@@ -47,6 +49,7 @@ __all__ = [
     "Statistic",
     "Thresholds",
     "TokenBatch",
+    "TokenCriterion",
     "TokenDropper",
     "TokenLayout",
     "accept_pruned_state",
@@ -60,7 +63,6 @@ __all__ = [
     "prune_heads",
     "register",
     "register_layout",
-    "register_token_layout",
     "save_pruned",
     "savings",
     "unregister",

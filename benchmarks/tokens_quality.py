@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from attnwatch import KeepSchedule, TokenDropper
+from attnwatch import KeepSchedule, TokenCriterion, TokenDropper
 from benchmarks.common import publish, results_path
 
 GOAL = 0.75
@@ -52,7 +52,7 @@ class Way:
         return TokenDropper(model, criterion=self.criterion, seed=seed) if self.criterion else None
 
 
-WAYS = (Way(), *(Way(criterion, 0.5) for criterion in ("random", "attention", "loss")), Way("random", 0.25))
+WAYS = (Way(), *(Way(criterion, 0.5) for criterion in TokenCriterion.registry), Way("random", 0.25))
 
 
 @dataclass(frozen=True)

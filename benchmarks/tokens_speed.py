@@ -19,12 +19,11 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from attnwatch import TokenDropper
+from attnwatch import TokenCriterion, TokenDropper
 from benchmarks.common import Training, median_estimate, publish, results_path, time_paired
 
 GOAL = 0.9
 RATIOS = (0.75, 0.5, 0.25)
-CRITERIA = ("random", "attention", "loss")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +75,7 @@ def measure(sizes: Sizes, num_tokens: int, seconds: float) -> dict[str, Any]:
     print(f"\n{num_tokens} tokens: a step takes {whole_s:.3f} s, the layers in the middle {share:.0%} of it")
     print(f"{'criterion':<12}{'kept':<8}{'times as fast':<26}{'ceiling':<10}share of the ceiling's saving")
     rows = []
-    for criterion in CRITERIA:
+    for criterion in TokenCriterion.registry:
         for ratio in RATIOS:
             with TokenDropper(dropped.model, keep_ratio=ratio, criterion=criterion):
                 speedup = time_paired(lambda: whole.step(batch), lambda: dropped.step(batch), seconds=seconds).ratio

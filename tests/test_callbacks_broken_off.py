@@ -19,9 +19,9 @@ from trainers import STEPS, Noting, trainer
 import attnwatch.callbacks.pictures as pictures_module
 from attnwatch import AttnwatchWarning, ConfigurationError, PruningPlan, RunStatus
 from attnwatch.lightning import AttentionMonitor, HeadPruning, LayerProbe, TokenDropping
-from attnwatch.tokens.interception import is_intercepted
 from attnwatch.transformers import AttentionMonitor as TransformersMonitor
 from attnwatch.transformers import TokenDropping as TransformersDropping
+from attnwatch.utils.interception import is_intercepted
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from versions import BEFORE_5
 
-from attnwatch import AttentionRecorder, TokenDropper, TokenLayout, register_token_layout
+from attnwatch import AttentionRecorder, ModelFamily, TokenDropper, TokenLayout, register
 from attnwatch.capture import ignores
 from attnwatch.statistics import Statistic
 from attnwatch.transformers import AttentionMonitor, TokenDropping
@@ -111,7 +111,7 @@ class Layers(nn.Module):
 
 @pytest.mark.parametrize(("part", "is_looked_at"), [(Looking, True), (NotLooking, False)])
 def test_what_a_part_of_a_layer_looks_at_keeps_all_tokens(part, is_looked_at: bool):
-    register_token_layout(Layer, TokenLayout("x"))
+    register(ModelFamily("layers", tokens={Layer: TokenLayout("x")}))
     model, x, factor = Layers(part), torch.randn(2, TOKENS, 8), torch.rand(2, TOKENS, 1)
     with TokenDropper(model, min_tokens=2) as dropper:
         if is_looked_at:

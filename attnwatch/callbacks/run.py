@@ -94,9 +94,18 @@ class StepTimes:
 
     def __init__(self):
         self._seconds: dict[tuple[float, float], list[float]] = {}
+        self._kept: dict[tuple[float, float], list[float]] = {}
 
-    def add(self, seconds: float, *, keep_ratio: float, others: float) -> None:
+    def add(self, seconds: float, *, keep_ratio: float, others: float, kept: float | None = None) -> None:
+        """Add a step.
+
+        Args:
+            keep_ratio: share of the tokens that was asked for; steps are compared with those of equal ones.
+            others: share of the work that other callbacks left.
+            kept: share of the tokens that was computed really; None for `keep_ratio`.
+        """
         self._seconds.setdefault((keep_ratio, others), []).append(seconds)
+        self._kept.setdefault((keep_ratio, others), []).append(keep_ratio if kept is None else kept)
 
     def words(self, ceiling: Callable[[float], float]) -> str:
         """What dropping tokens saved, with as much left by other callbacks; nothing where there are no such steps.
@@ -105,9 +114,9 @@ class StepTimes:
             ceiling: for a share of the tokens, how much faster a step can get.
         """
         ratios = sorted({ratio for ratio, _ in self._seconds} - {1.0})
-        return "".join(self._words_of(ratio, ceiling(ratio)) for ratio in ratios)
+        return "".join(self._words_of(ratio, ceiling) for ratio in ratios)
 
-    def _words_of(self, ratio: float, ceiling: float) -> str:
+    def _words_of(self, ratio: float, ceiling: Callable[[float], float]) -> str:
         comparable = [others for of, others in self._seconds if of == ratio and (1.0, others) in self._seconds]
         if not comparable:
             is_one_model = len({others for _, others in self._seconds}) == 1
@@ -117,11 +126,15 @@ class StepTimes:
         of_others = "" if others == 1 else f", with {others:.0%} left by other callbacks in both"
         return (
             f"; {self._step(ratio, others)}, {duration(whole)} with all: {whole / part:.2f} times as fast{of_others}; "
-            f"{ceiling:.2f} if cost were linear in tokens"
+            f"{ceiling(self._kept_share(ratio, others)):.2f} if cost were linear in tokens"
         )
 
     def _step(self, ratio: float, others: float) -> str:
-        return f"a step took {duration(self._median(ratio, others))} with {ratio:.0%} of them"
+        kept = self._kept_share(ratio, others)
+        return f"a step took {duration(self._median(ratio, others))} with {kept:.0%} of them"
+
+    def _kept_share(self, ratio: float, others: float) -> float:
+        return statistics.mean(self._kept[ratio, others])
 
     def _median(self, ratio: float, others: float) -> float:
         return statistics.median(self._seconds[ratio, others])

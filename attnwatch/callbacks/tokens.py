@@ -11,7 +11,8 @@ from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import StepClock, StepTimes, TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens import KeepSchedule, TokenDropper
-from attnwatch.tokens.criteria import Criterion
+from attnwatch.tokens.schedule import KeepRatio, schedule_of
+from attnwatch.tokens.scoring import Criterion
 
 
 class Dropping(TrainingPart):
@@ -24,10 +25,11 @@ class Dropping(TrainingPart):
 
     Args:
         keep_ratio: share of the tokens that is kept; the last 20% of the run are at full length, so that the model that
-            is delivered is the one that was trained. Or a `KeepSchedule`.
-        first_layer, last_layer, criterion, stack, min_tokens, multiple_of, protect_first, protected_ids, for_good,
-            seed: see `attnwatch.TokenDropper`. With `for_good`, tokens are dropped at all times: all of the run, and in
-            evaluation while the callback is in the trainer.
+            is delivered is the one that was trained. Or a `KeepSchedule`, or the name of a schedule, or a function of
+            the share of the run that is over, of which 20 steps are made.
+        first_layer, last_layer, criterion, stack, min_tokens, multiple_of, protect_first, protected_ids,
+            drop_in_evaluation, seed: see `attnwatch.TokenDropper`. With `drop_in_evaluation`, tokens are dropped at all
+            times: all of the run, and in evaluation while the callback is in the trainer.
 
     Attributes:
         dropper: the `TokenDropper` of the run; None before training starts.
@@ -40,7 +42,7 @@ class Dropping(TrainingPart):
 
     def __init__(
         self,
-        keep_ratio: float | KeepSchedule = 0.5,
+        keep_ratio: KeepRatio = 0.5,
         *,
         first_layer: int = 1,
         last_layer: int | None = None,
@@ -50,13 +52,10 @@ class Dropping(TrainingPart):
         multiple_of: int = 1,
         protect_first: int = 1,
         protected_ids: Sequence[int] = (),
-        for_good: bool = False,
+        drop_in_evaluation: bool = False,
         seed: int = 0,
     ):
-        if isinstance(keep_ratio, KeepSchedule):
-            self.schedule = keep_ratio
-        else:
-            self.schedule = KeepSchedule.constant(keep_ratio, full_length_from=None if for_good else 0.8)
+        self.schedule = schedule_of(keep_ratio, full_length_from=None if drop_in_evaluation else 0.8)
         self._options = {
             "first_layer": first_layer,
             "last_layer": last_layer,
@@ -66,7 +65,7 @@ class Dropping(TrainingPart):
             "multiple_of": multiple_of,
             "protect_first": protect_first,
             "protected_ids": tuple(protected_ids),
-            "for_good": for_good,
+            "drop_in_evaluation": drop_in_evaluation,
             "seed": seed,
         }
         self.dropper: TokenDropper | None = None
@@ -74,6 +73,7 @@ class Dropping(TrainingPart):
         self._times = StepTimes()
         self._step, self._others = 0, 1.0
         self._begins: list[tuple[int, float]] = []
+        self._counted = (0, 0)
         self._publisher = Publisher()
 
     @property
@@ -127,9 +127,9 @@ class Dropping(TrainingPart):
             if ratio < 1 and begin <= self._step
         ]
 
-    def _attach_for_good(self, model: nn.Module) -> None:
-        """Outside of training, where tokens may be dropped at all times."""
-        if self._options["for_good"]:
+    def _attach_in_evaluation(self, model: nn.Module) -> None:
+        """Drop tokens outside of training too, if the user wants it."""
+        if self._options["drop_in_evaluation"]:
             self.dropper = TokenDropper(model, keep_ratio=self.schedule(1), **self._options)
             self.dropper.attach()
 
@@ -151,6 +151,7 @@ class Dropping(TrainingPart):
             self.dropper.load_state_dict(state)
         self._clock.start(run.global_step)
         self._begins = _begins(self.schedule, run.total_steps)
+        self._counted = (self.dropper.layer_tokens, self.dropper.all_layer_tokens)
 
     def _begin_batch(self, run: TrainerRun) -> None:
         self._step = run.global_step
@@ -163,8 +164,8 @@ class Dropping(TrainingPart):
         if seconds is None:
             return
         self.dropper.synchronize()
-        ratio = self.dropper.keep_ratio
-        self._times.add(seconds, keep_ratio=ratio, others=self._others)
+        ratio, kept = self.dropper.keep_ratio, self._kept_share()
+        self._times.add(seconds, keep_ratio=ratio if kept < 1 else 1.0, others=self._others, kept=kept)
         if self._step > 0 and (self._step, ratio) in self._begins:
             text = f"{ratio:.0%} of the tokens are computed from step {self._step} on"
             self._publisher.text(run.sinks, f"{self._tag}/changes", text, run.global_step)
@@ -172,9 +173,14 @@ class Dropping(TrainingPart):
             f"{self._tag}/keep_ratio": ratio,
             f"{self._tag}/layer_tokens": float(self.dropper.layer_tokens),
             f"{self._tag}/step_seconds": seconds,
-            f"{self._tag}/speedup_ceiling": self.dropper.speedup_ceiling(ratio),
+            f"{self._tag}/speedup_ceiling": self.dropper.speedup_ceiling(kept),
         }
         run.log(numbers, run.global_step, to_sinks=True)
+
+    def _kept_share(self) -> float:
+        """Return the share of the tokens that the layers really computed since the last call."""
+        before, self._counted = self._counted, (self.dropper.layer_tokens, self.dropper.all_layer_tokens)
+        return self.dropper.kept_share(self._counted[0] - before[0], self._counted[1] - before[1])
 
     def _end(self, run: TrainerRun) -> None:
         run.tell(self.summary())

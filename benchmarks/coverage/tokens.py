@@ -68,8 +68,9 @@ def _deviation(model: nn.Module, batch: Batch, stack: Stack) -> float | None:
 
     Relative to the largest state; None where a mask can't say that.
     """
-    decoder = "decoder_" if _is_decoder_of_two(model, stack) else ""
-    ids, mask, positions = (f"{decoder}{name}" for name in ("input_ids", "attention_mask", "position_ids"))
+    ids, mask, positions = (
+        f"{stack.argument_prefix}{name}" for name in ("input_ids", "attention_mask", "position_ids")
+    )
     parameters = inspect.signature(model.forward).parameters
     if ids not in batch.inputs or mask not in batch.inputs or mask not in parameters:
         return None
@@ -98,11 +99,7 @@ def _states(model: nn.Module, inputs: dict[str, Tensor], stack: Stack, shape: to
     output = model(**inputs)
     is_of_two = getattr(model.config, "is_encoder_decoder", False)
     names = ("logits", "last_hidden_state")
-    if is_of_two and not _is_decoder_of_two(model, stack):
+    if is_of_two and not stack.argument_prefix:
         names = ("encoder_last_hidden_state",)
     found = (getattr(output, name, None) for name in names)
     return next((states.detach() for states in found if states is not None and states.shape[:2] == shape), None)
-
-
-def _is_decoder_of_two(model: nn.Module, stack: Stack) -> bool:
-    return bool(getattr(model.config, "is_encoder_decoder", False)) and "decoder" in stack.name

@@ -8,8 +8,8 @@ from attnwatch.trainers.transformers.hooks import Hooks, documented_for_transfor
 class TokenDropping(Dropping, Hooks):
     def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
         super().on_init_end(args, state, control, model=model, **kwargs)
-        self._attach_for_good(model)
+        self._attach_in_evaluation(model)
 
     def on_train_end(self, args, state, control, **kwargs) -> None:
         super().on_train_end(args, state, control, **kwargs)
-        self._attach_for_good(self._run.trainer.model)
+        self._attach_in_evaluation(self._run.trainer.model)

@@ -10,18 +10,18 @@ from torch import nn
 _CALLS = "_attnwatch_calls"
 Run = Callable[..., Any]
 """The module's own call."""
-Call = Callable[[Run, tuple, dict[str, Any]], Any]
+Call = Callable[[Run, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def intercept(module: nn.Module, call: Call) -> Callable[[], None]:
-    """`module(*args, **kwargs)` becomes `call(run, args, kwargs)`, where `run` is what it was.
+    """Turn `module(*args, **kwargs)` into `call(run, args, kwargs)`, where `run` is the call that it replaces.
 
-    A hook, or another forward, would run inside `torch.utils.checkpoint` and once more in the backward. What stands
-    outside is the module's call, which Python looks up in its class: so the module gets a subclass of its own for a
-    while. Copies and pickles of it are of the class that it had. Several may intercept a module, and end in any order.
+    A hook, or another forward, would run inside `torch.utils.checkpoint` and once more in the backward. Python looks
+    `__call__` up in the class, so the module gets a subclass of its own for a while. Copies and pickles of the module
+    have its original class. Several functions may intercept a module, and end in any order.
 
     Returns:
-        Ends the interception. With the last one, the class is put back.
+        A function that ends the interception. With the last one, the class is put back.
     """
     if _CALLS not in vars(type(module)):
         module.__class__ = _intercepted(module)
@@ -39,7 +39,7 @@ def intercept(module: nn.Module, call: Call) -> Callable[[], None]:
 
 
 def _intercepted(module: nn.Module) -> type:
-    """A subclass of the module's class, for this module only."""
+    """Return a subclass of the module's class, for this module only."""
     original, calls = type(module), []
 
     def __call__(self, *args, **kwargs):
@@ -64,17 +64,25 @@ def _through(call: Call, run: Run, *args: Any, **kwargs: Any) -> Any:
 
 
 def original_class(module: nn.Module) -> type:
-    """That it was built with, under those that interceptions and `fully_shard` have given to it since then."""
+    """Return the class that a module was built with, without those that interceptions and `fully_shard` give it."""
     kind = type(module)
     while _CALLS in vars(kind) or _is_of_sharding(kind):
         kind = kind.__bases__[-1]
     return kind
 
 
-def _is_of_sharding(kind: type) -> bool:
-    """`fully_shard` (and `replicate`) give a module a class made of their own one and the module's."""
-    return len(kind.__bases__) == 2 and kind.__bases__[0].__module__.startswith("torch.distributed.")
-
-
 def is_intercepted(module: nn.Module) -> bool:
+    """Return whether a function intercepts the calls of a module."""
     return bool(getattr(type(module), _CALLS, ()))
+
+
+def without_wrappers(module: nn.Module) -> nn.Module:
+    """Return the module inside the wrappers of `torch.compile` and of activation checkpointing."""
+    for name in ("_orig_mod", "_checkpoint_wrapped_module"):
+        module = getattr(module, name, module)
+    return module
+
+
+def _is_of_sharding(kind: type) -> bool:
+    """Return whether `fully_shard` or `replicate` made a class, out of one of their own and the module's."""
+    return len(kind.__bases__) == 2 and kind.__bases__[0].__module__.startswith("torch.distributed.")
