@@ -1,7 +1,7 @@
 """Watch attention during training, and remove what it does without. See the README for the ways to use it."""
 
 from attnwatch.attention import AttentionStatistics, attention_entropy, attention_statistics
-from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RiskModel, RunStatus, Thresholds, diagnose
+from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, FindingRule, RiskModel, RunStatus, Thresholds, diagnose
 from attnwatch.errors import AttnwatchError, AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.heads import (
     Guard,
@@ -18,6 +18,7 @@ from attnwatch.heads import (
     save_pruned,
     savings,
 )
+from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
 
@@ -33,6 +34,7 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "FindingKind",
+    "FindingRule",
     "Guard",
     "HeadImportance",
     "HeadLayout",
@@ -54,8 +56,10 @@ __all__ = [
     "head_importance",
     "load_pruned",
     "prune_heads",
+    "register",
     "register_layout",
     "register_token_layout",
     "save_pruned",
     "savings",
+    "unregister",
 ]
