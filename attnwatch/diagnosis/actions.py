@@ -58,13 +58,12 @@ class FindingActions:
 
     def new_findings(self, diagnosis: Diagnosis) -> list[tuple[Finding, Action]]:
         """Return the findings and notes whose kind did not hold as such at the last call, each with its action."""
-        findings = [finding for finding in diagnosis.findings if not finding.is_note]
-        notes = [finding for finding in diagnosis.findings if finding.is_note]
-        new = [(each, self._action(each)) for each in findings if each.kind.value not in self.current]
-        new += [(each, self._action(each)) for each in notes if each.kind.value not in self.current_notes]
-        self.current = _kinds(findings) | _of_missing_rules(self.current)
-        self.current_notes = _kinds(notes) | _of_missing_rules(self.current_notes)
-        return new
+        findings = {each.kind.value for each in diagnosis.findings if not each.is_note}
+        notes = {each.kind.value for each in diagnosis.findings if each.is_note}
+        held = {False: self.current, True: self.current_notes}
+        new = [each for each in diagnosis.findings if each.kind.value not in held[each.is_note]]
+        self.current, self.current_notes = findings | _kept(self.current), notes | _kept(self.current_notes)
+        return [(each, self._action(each)) for each in new]
 
     def _action(self, finding: Finding) -> Action:
         if not finding.is_note:
@@ -106,10 +105,6 @@ def _require_kind(kind: str) -> None:
         raise ConfigurationError(f"`on_finding`: {error}") from None
 
 
-def _kinds(findings: list[Finding]) -> set[str]:
-    return {finding.kind.value for finding in findings}
-
-
-def _of_missing_rules(kinds: set[str]) -> set[str]:
-    """Return the kinds of a checkpoint that nobody can look for here."""
+def _kept(kinds: set[str]) -> set[str]:
+    """Return the kinds of a checkpoint whose rules are not registered here."""
     return {kind for kind in kinds if kind not in FindingKind}

@@ -54,9 +54,9 @@ class Evidence:
         self, history: AttentionHistory, thresholds: Thresholds, risk_model: RiskModel, total_steps: int | None
     ):
         observed = history.of_each_observation("is observed", _is_observed)
-        steps: np.ndarray = observed.any(axis=1)
+        steps = np.any(observed, axis=1)
         self.history = history if steps.all() else history.at(steps)
-        self._is_observed: np.ndarray = observed.any(axis=0)
+        self._is_observed = np.any(observed, axis=0)
         self.sites = tuple(site for site, seen in zip(history.sites, self._is_observed, strict=True) if seen)
         self.thresholds = thresholds
         self.risk = RiskEstimate(self.history, risk_model, total_steps)
@@ -161,4 +161,4 @@ def earliest(values: np.ndarray, number: int) -> np.ndarray:
 
 
 def _is_observed(values: Values) -> np.ndarray:
-    return (np.isfinite(values["nonfinite"]) | np.isfinite(values["normalized_entropy"])).any(-1)
+    return np.any(np.isfinite(values["nonfinite"]) | np.isfinite(values["normalized_entropy"]), axis=-1)

@@ -32,7 +32,7 @@ class Flags:
         if not self.now.any():
             return -1
         down = np.flatnonzero(~self.is_up.any(1))
-        first = down[-1] + 1 if len(down) else 0
+        first = int(down[-1]) + 1 if len(down) else 0
         return int(self.begin[first][self.is_up[first]].min())
 
     def that_lasted(self, steps: np.ndarray, number: float) -> "Flags":

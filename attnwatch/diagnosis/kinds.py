@@ -16,13 +16,13 @@ class _KindsOfRules(EnumMeta):
     def __members__(cls) -> Mapping[str, Any]:  # type: ignore[override]
         return MappingProxyType({name.upper(): _kind(name) for name in FindingRule.registry})
 
-    def __call__(cls, value: object) -> Any:  # type: ignore[override]
+    def __call__(cls, value: str) -> Any:  # type: ignore[override]
         if isinstance(value, cls):
             return value
         if value not in cls:
             names = ", ".join(FindingRule.registry)
             raise ValueError(f"{value!r} is not a kind of finding; there are: {names}.")
-        return _kind(str(value))
+        return _kind(FindingRule.registry[value].name)
 
     def __getattr__(cls, name: str) -> Any:
         if name.isupper() and name.lower() in FindingRule.registry:

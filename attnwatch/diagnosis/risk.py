@@ -223,4 +223,4 @@ class RiskEstimate:
 @cache
 def default_risk_model() -> RiskModel:
     """Return the model that was tuned on all tasks of the benchmark."""
-    return RiskModel.from_json(json.loads((files(__package__) / "risk_model.json").read_text()))
+    return RiskModel.from_json(json.loads((files("attnwatch.diagnosis") / "risk_model.json").read_text()))

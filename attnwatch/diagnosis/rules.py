@@ -39,7 +39,7 @@ class RuleSet:
         self._failed.clear()
 
     def symptoms(self, evidence: Evidence, *, fallback: bool) -> Iterator[tuple[FindingRule, Symptom]]:
-        """Yield what the rules find, in the order in which they were registered.
+        """Yield what the rules find, in the order of the registry.
 
         Args:
             evidence: of the run so far.
@@ -77,4 +77,4 @@ def _checked(symptom: object, evidence: Evidence) -> Symptom | None:
     if not (0 <= symptom.share <= 1 and 0 <= symptom.severity <= 1):
         raise ValueError(f"expected a share and a severity from 0 to 1, got {symptom.share!r} and {symptom.severity!r}")
     numbers = {name: float(number) for name, number in symptom.numbers.items()}
-    return replace(symptom, severity=float(symptom.severity), numbers=numbers)
+    return replace(symptom, step=int(symptom.step), severity=float(symptom.severity), numbers=numbers)

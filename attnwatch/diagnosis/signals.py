@@ -71,10 +71,10 @@ def loss_trend(history: AttentionHistory) -> float:
         return float("nan")
     time = np.arange(len(loss)) - (len(loss) - 1) / 2
     centred = loss - nan_mean(loss)
-    slope = np.nansum(time * centred) / np.sum(time**2)
+    slope = float(np.nansum(time * centred) / np.sum(time**2))
     residual = centred - time * slope
     error = np.sqrt(np.nansum(residual**2) / max(len(loss) - 2, 1) / np.sum(time**2))
-    return -float(slope) / (float(error) + 1e-9)
+    return -slope / (float(error) + 1e-9)
 
 
 def loss_noise(history: AttentionHistory) -> float:

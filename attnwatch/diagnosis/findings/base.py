@@ -80,8 +80,12 @@ class FindingRule(Plugin):
     def __post_init__(self):
         if not isinstance(self.enabled, bool):
             raise ConfigurationError(f"`enabled` must be True or False, got {self.enabled!r}.")
-        defaults = {each.name: each.default for each in fields(self) if not isinstance(each.default, bool)}
-        require_not_negative(self, [name for name, default in defaults.items() if isinstance(default, Real)])
+        defaults: dict[str, Any] = {
+            each.name: each.default
+            for each in fields(self)
+            if isinstance(each.default, Real) and not isinstance(each.default, bool)
+        }
+        require_not_negative(self, defaults)
         pair = sorted(defaults.keys() & {"enter", "leave"}, key=defaults.__getitem__)
         values = [getattr(self, name) for name in pair]
         if values != sorted(values):

@@ -79,7 +79,7 @@ class FrozenAttention(FindingRule):
         """Return in which windows the loss falls clearly, bool [windows]; False where it was not always recorded."""
         ends = np.arange(self.window, len(loss) + 1)
         first, second, error = _halves(loss, ends, self.window)
-        missing = np.append(0, np.cumsum(~np.isfinite(loss)))
+        missing: np.ndarray = np.append(0, np.cumsum(~np.isfinite(loss)))
         falls = (second - first < -self.loss_drop * np.abs(first)) & (second - first < -2 * error)
         return falls & (missing[ends] == missing[ends - self.window])
 
@@ -125,7 +125,7 @@ def _halves(values: np.ndarray, ends: np.ndarray, window: int) -> tuple[np.ndarr
     known = np.isfinite(values)
     centred = np.where(known, values - centre, 0.0)
     sums = [np.cumsum(np.concatenate([np.zeros_like(each[:1]), each]), axis=0) for each in (known, centred, centred**2)]
-    middle = ends - window // 2
+    middle: np.ndarray = ends - window // 2
     means, variance = [], 0.0
     for begin, end in ((ends - window, middle), (middle, ends)):
         number, total, squares = (running[end] - running[begin] for running in sums)

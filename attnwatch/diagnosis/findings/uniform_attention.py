@@ -76,7 +76,7 @@ class UniformAttention(FindingRule):
         lowest. Entropy falls with the square of the spread, so that the spread shows first. Layers whose logits shrink
         before they grow, as in vision transformers, are compared with their lowest point.
         """
-        deficit = 1 - _smooth(entropy)
+        deficit: np.ndarray = 1 - _smooth(entropy)
         then = np.searchsorted(evidence.steps, evidence.steps - self.steps, side="right") - 1
         before = deficit[np.maximum(then, 0)]
         falls = deficit > np.maximum(self.growth * before, before + self.min_growth)
