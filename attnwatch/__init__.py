@@ -1,7 +1,16 @@
 """Watch attention during training, and remove what it does without. See the README for the ways to use it."""
 
 from attnwatch.attention import AttentionRows, AttentionStatistics, attention_entropy, attention_statistics
-from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RiskModel, RunStatus, Thresholds, diagnose
+from attnwatch.diagnosis import (
+    Diagnosis,
+    Finding,
+    FindingKind,
+    FindingRule,
+    RiskModel,
+    RunStatus,
+    Thresholds,
+    diagnose,
+)
 from attnwatch.errors import AttnwatchError, AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.heads import (
     Guard,
@@ -37,6 +46,7 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "FindingKind",
+    "FindingRule",
     "Guard",
     "HeadImportance",
     "HeadLayout",

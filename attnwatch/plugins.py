@@ -57,7 +57,8 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         return self._loaded()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._loaded())
+        """Iterate over the names: first of attnwatch's plugins by file, then of others in order of registration."""
+        return iter(sorted(self._loaded(), key=self._place))
 
     def __len__(self) -> int:
         return len(self._loaded())
@@ -75,7 +76,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         """
         plugins = self._loaded()
         if not isinstance(name, str) or name not in plugins:
-            choices = ", ".join(map(repr, plugins)) + (f", or {otherwise}" if otherwise else "")
+            choices = ", ".join(map(repr, self)) + (f", or {otherwise}" if otherwise else "")
             raise ConfigurationError(f"`{argument}` must be one of {choices}; got {name!r}.")
         return plugins[name]
 
@@ -124,6 +125,11 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         name = getattr(plugin, "name", None)
         named = f" {name!r}" if isinstance(name, str) else ""
         return f"the {self.kind}{named} ({'.'.join(_origin(plugin))})"
+
+    def _place(self, name: str) -> tuple[bool, str]:
+        """Return the key by which names are sorted, so that their order depends on no import."""
+        module, _ = _origin(self._plugins[name])
+        return (False, module) if module.startswith(f"{self._folder}.") else (True, "")
 
     def _loaded(self) -> dict[str, PluginT]:
         _load_folder(self._folder)

@@ -14,6 +14,7 @@ import attnwatch
 from attnwatch import AttentionHistory, Diagnosis, Finding, FindingKind, RunStatus, Thresholds, diagnose
 from attnwatch.dashboard.markdown import diagnosis_markdown
 from attnwatch.diagnosis import FindingActions
+from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
 from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.lazy import Observation
@@ -53,12 +54,9 @@ def check(diagnosis: Diagnosis) -> None:
     assert "nan" not in markdown.split("\n")[0]
 
 
-def check_looks(history: AttentionHistory, total_steps: int | None, thresholds: Thresholds | None = None) -> None:
+def check_looks(history: AttentionHistory, total_steps: int | None, **options) -> None:
     """At every observation: consistent; and what goes on holding has begun when it was said to have begun."""
-    looks = [
-        diagnose(history.first(number), total_steps=total_steps, thresholds=thresholds)
-        for number in range(len(history) + 1)
-    ]
+    looks = [diagnose(history.first(number), total_steps=total_steps, **options) for number in range(len(history) + 1)]
     for before, after in itertools.pairwise(looks):
         check(after)
         begun = {finding.kind: finding.step for finding in before.findings}
@@ -120,7 +118,8 @@ def histories(draw) -> AttentionHistory:
 @given(histories(), st.sampled_from([None, 100, 500, 20_000]), st.integers(1, 5))
 @settings(max_examples=12, deadline=None)
 def test_any_run_is_judged_consistently_at_every_look(history, total_steps, patience):
-    check_looks(history, total_steps, Thresholds(min_steps=20, uniform_steps=20, patience=patience))
+    thresholds, rules = Thresholds(min_steps=20, patience=patience), [UniformAttention(steps=20)]
+    check_looks(history, total_steps, thresholds=thresholds, rules=rules)
 
 
 # Places
@@ -211,7 +210,7 @@ def test_risk_is_nan_before_there_is_evidence_and_where_nothing_is_known():
 def test_notes_do_not_raise_the_risk():
     plain = course(observations=60)
     noted = course(observations=60, sites=[0], normalized_entropy=0.999)
-    model = attnwatch.RiskModel.unknowing()
+    model = attnwatch.RiskModel.zero()
     assert diagnose(noted, risk_model=model).findings[0].is_note
     assert diagnose(noted, risk_model=model).risk == diagnose(plain, risk_model=model).risk
 

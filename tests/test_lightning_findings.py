@@ -18,6 +18,7 @@ from torch import nn
 import attnwatch.callbacks.monitor as monitor_module
 import attnwatch.callbacks.pictures as pictures_module
 from attnwatch import AttnwatchWarning, RunStatus, Thresholds
+from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.statistics import Statistic
 
@@ -203,13 +204,14 @@ def test_stop_at_chosen_findings():
 
 
 # Every site counts as uniform, from the step on at which it is poisoned.
-UNIFORM_WHEN_POISONED = Thresholds(
-    min_observations=7, min_steps=6, patience=1, uniform_enter=0, uniform_leave=0, uniform_growth=1e9, uniform_steps=0
-)
+UNIFORM_WHEN_POISONED = {
+    "thresholds": Thresholds(min_observations=7, min_steps=6, patience=1),
+    "rules": [UniformAttention(enter=0, leave=0, growth=1e9, steps=0)],
+}
 
 
 def test_finding_that_warns_neither_stops_nor_takes_a_stop_back():
-    options = {"every_n_steps": 1, "flush_every": 1, "thresholds": UNIFORM_WHEN_POISONED}
+    options = {"every_n_steps": 1, "flush_every": 1, **UNIFORM_WHEN_POISONED}
     with pytest.warns(AttnwatchWarning) as caught:
         going_on, _ = train(AttentionMonitor(on_finding={"frozen_attention": "stop"}, **options), Llama(poison))
     assert [message.split()[1] for message in messages(caught)] == ["non_finite", "uniform_attention"]
@@ -244,8 +246,7 @@ def test_uniform_attention_is_flagged():
         for layer in module.model.model.layers:
             nn.init.zeros_(layer.self_attn.q_proj.weight)
 
-    thresholds = Thresholds(min_steps=15, uniform_steps=10)
-    monitor = AttentionMonitor(every_n_steps=1, thresholds=thresholds)
+    monitor = AttentionMonitor(every_n_steps=1, thresholds=Thresholds(min_steps=15), rules=[UniformAttention(steps=10)])
     with pytest.warns(AttnwatchWarning, match="uniform_attention since step 0"):
         train(monitor, Llama(flatten), steps=25)
     assert monitor.diagnosis.status is RunStatus.NOT_CONVERGING
@@ -408,7 +409,7 @@ def test_function_that_fails_stops_neither_training_nor_other_actions():
     monitor = AttentionMonitor(
         every_n_steps=1,
         flush_every=1,
-        thresholds=UNIFORM_WHEN_POISONED,
+        **UNIFORM_WHEN_POISONED,
         on_finding={"non_finite": broken, "uniform_attention": "stop"},
     )
     with pytest.warns(AttnwatchWarning) as caught:
@@ -505,14 +506,15 @@ def flat_first_layer(module, batch_idx):
 
 
 def test_note_neither_warns_nor_stops_and_looks_different(tmp_path):
-    logger, thresholds = TensorBoardLogger(tmp_path), Thresholds(min_steps=15, uniform_steps=10, widespread=0.9)
+    logger, thresholds = TensorBoardLogger(tmp_path), Thresholds(min_steps=15, widespread=0.9)
+    rules = [UniformAttention(steps=10)]
     told, asked = [], []
     for on_finding in (
         "stop",
         lambda finding, *_: told.append(finding.kind.value),
         {"uniform_attention": lambda finding, *_: asked.append((finding.kind.value, finding.is_note))},
     ):
-        monitor = AttentionMonitor(every_n_steps=1, thresholds=thresholds, on_finding=on_finding)
+        monitor = AttentionMonitor(every_n_steps=1, thresholds=thresholds, rules=rules, on_finding=on_finding)
         with warnings.catch_warnings():
             warnings.simplefilter("error", AttnwatchWarning)
             trainer, _ = train(monitor, Llama(flat_first_layer), steps=25, logger=logger)

@@ -428,7 +428,7 @@ def test_model_of_torchs_own_modules_without_attention_is_an_error_before_the_fi
         ({"on_finding": "shout"}, "`on_finding` must be one of 'warn', 'stop', 'ignore', a function"),
         (
             {"on_finding": {"uniform": "stop"}},
-            "`on_finding`: 'uniform' is not a kind of finding; there are: uniform_att",
+            "`on_finding`: 'uniform' is not a kind of finding; there are: blind_attention, ",
         ),
         ({"thresholds": {"patience": 3}}, "`thresholds` must be Thresholds or None, got {'patience': 3}"),
         ({"on_finding": {"non_finite": "halt"}}, "`on_finding` for 'non_finite' must be one of 'warn', 'stop'"),

@@ -13,10 +13,10 @@ from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.capture import is_observed
 from attnwatch.dashboard import TOTAL_STEPS_TAG, run_scalars, run_tags
-from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
+from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, FindingRule, RuleSet, Thresholds, diagnose
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
-from attnwatch.utils.arguments import require_int
+from attnwatch.utils.arguments import require_instance, require_int
 from attnwatch.utils.messages import has_other_processes, warn
 from attnwatch.utils.states import check_format, with_format
 
@@ -43,7 +43,8 @@ class Monitor(TrainingPart):
             Lightning's model is the LightningModule, or a mapping from kinds to one of these; kinds that are not in
             it warn. A run that is resumed goes on past the finding that stopped it. Notes (`Finding.is_note`) warn
             nobody and stop nothing; a function hears of them only where it is given for their kind in a mapping.
-        thresholds: of the diagnosis; None means the defaults.
+        thresholds: amount of evidence that findings need; None means the defaults.
+        rules: rules with other thresholds, as `[UniformAttention(enter=0.98)]`, or switched off; see `diagnose`.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
         figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than
             half a percent of the time (a message says so), and at the end; None means at the end only.
@@ -71,20 +72,21 @@ class Monitor(TrainingPart):
         sites: Sequence[str] | None = None,
         on_finding: Action | Mapping[str, Action] = "warn",
         thresholds: Thresholds | None = None,
+        rules: Sequence[FindingRule] = (),
         max_layer_curves: int = 12,
         figures_every_n_steps: int | None = 500,
         flush_every: int | None = None,
         max_history: int = 512,
         seed: int = 0,
     ):
-        if thresholds is not None and not isinstance(thresholds, Thresholds):
-            raise ConfigurationError(f"`thresholds` must be Thresholds or None, got {thresholds!r}.")
+        require_instance("thresholds", thresholds, Thresholds)
         require_int("max_layer_curves", max_layer_curves, minimum=0)
         require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
         options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
         self._options = flushed_for_pictures(options, figures_every_n_steps)
         self._actions = FindingActions(on_finding)
         self._thresholds = thresholds
+        self._rules = RuleSet(rules)
         self._figures_every_n_steps = figures_every_n_steps
         self._max_layer_curves = max_layer_curves
         self._recorder: AttentionRecorder | None = None
@@ -94,6 +96,7 @@ class Monitor(TrainingPart):
 
     def _start_anew(self) -> None:
         self._diagnosis: Diagnosis | None = None
+        self._rules.reset()
         self._has_failed = False
         self._told_remarks: set[str] = set()
         self._has_reported_coverage = False
@@ -122,7 +125,7 @@ class Monitor(TrainingPart):
             return None
         history, known = self._recorder.history(), self._diagnosis
         if len(history) and (known is None or known.step < history.steps[-1]):
-            return diagnose(history, thresholds=self._thresholds)
+            return diagnose(history, thresholds=self._thresholds, rules=self._rules)
         return known
 
     def coverage(self) -> dict[str, str]:
@@ -240,7 +243,7 @@ class Monitor(TrainingPart):
         self._publisher.scalars(run.sinks, history, after_step=self._published_step)
         self._published_step = int(history.steps[-1])
         self._published_observations = self._recorder.num_observations
-        self._diagnosis = diagnose(history, thresholds=self._thresholds)
+        self._diagnosis = diagnose(history, thresholds=self._thresholds, rules=self._rules)
         numbers = {"attention/risk": self._diagnosis.risk}
         if history.total_steps != self._published_total_steps:
             self._published_total_steps = history.total_steps

@@ -14,3 +14,9 @@ def require_int(name: str, value: object, *, minimum: int, maximum: int | None =
         raise ConfigurationError(f"`{name}` must be an integer of at least {minimum}{alternative}, got {value!r}.")
     if maximum is not None and value > maximum:
         raise ConfigurationError(f"`{name}` must be at most {maximum}, got a number of {len(f'{value:x}')} hex digits.")
+
+
+def require_instance(name: str, value: object, kind: type) -> None:
+    """Check that `value` is an instance of `kind`, or None."""
+    if value is not None and not isinstance(value, kind):
+        raise ConfigurationError(f"`{name}` must be {kind.__name__} or None, got {value!r}.")

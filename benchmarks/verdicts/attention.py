@@ -65,7 +65,7 @@ class Rules:
     """What the rules find in many runs at each of `LOOKS`, without the risk model."""
 
     def __init__(self, parts: Mapping[str, Sequence[Run]]):
-        found = {name: diagnoses(seen, RiskModel.unknowing()) for name, seen in parts.items()}
+        found = {name: diagnoses(seen, RiskModel.zero()) for name, seen in parts.items()}
         self._risks = {name: np.array([each.risk for each in seen]) for name, seen in found.items()}
 
     def risks(self, name: str, risks: np.ndarray) -> np.ndarray:
