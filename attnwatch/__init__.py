@@ -1,6 +1,7 @@
 """Watch attention during training, and remove what it does without. See the README for the ways to use it."""
 
 from attnwatch.attention import AttentionStatistics, attention_entropy, attention_statistics
+from attnwatch.capture import AttentionCall, FunctionCall
 from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RiskModel, RunStatus, Thresholds, diagnose
 from attnwatch.errors import AttnwatchError, AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.heads import (
@@ -18,12 +19,14 @@ from attnwatch.heads import (
     save_pruned,
     savings,
 )
+from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionCall",
     "AttentionHistory",
     "AttentionRecorder",
     "AttentionStatistics",
@@ -33,6 +36,7 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "FindingKind",
+    "FunctionCall",
     "Guard",
     "HeadImportance",
     "HeadLayout",
@@ -54,8 +58,10 @@ __all__ = [
     "head_importance",
     "load_pruned",
     "prune_heads",
+    "register",
     "register_layout",
     "register_token_layout",
     "save_pruned",
     "savings",
+    "unregister",
 ]

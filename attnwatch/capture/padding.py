@@ -1,4 +1,4 @@
-"""Which queries are padding, told from the masks: padded queries must not count in means."""
+"""Queries that are padding, told from the masks: they must not count in means."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,10 @@ from attnwatch.attention.inputs import HIDDEN_AT, AttentionInputs
 
 
 def self_attention_query_mask(inputs: AttentionInputs) -> Tensor | None:
-    """Bool [batch, queries], False at padding; None where no mask tells.
+    """Return bool [batch, queries], False at padding; None if no mask tells.
 
-    In self-attention a token is padding where its own key is hidden from it. Where no token of a sequence sees its
-    own key the mask excludes the diagonal on purpose, and all tokens count.
+    In self-attention a token is padding if its own key is hidden from it. If no token of a sequence sees its own key,
+    the mask excludes the diagonal on purpose, and all tokens count.
     """
     if inputs.num_queries != inputs.num_keys:
         return None
@@ -30,7 +30,7 @@ def self_attention_query_mask(inputs: AttentionInputs) -> Tensor | None:
 
 
 def sees_own_key(mask: Tensor) -> Tensor:
-    """Whether each query sees its own key: bool [batch or 1, queries], from the first head's mask."""
+    """Return whether each query sees its own key: bool [batch or 1, queries], from the first head's mask."""
     mask = mask[(None,) * (4 - mask.ndim)][:, 0]
     own = mask[:, 0] if mask.shape[1] == 1 else mask.diagonal(dim1=-2, dim2=-1)
     return own if own.dtype == torch.bool else own > HIDDEN_AT

@@ -1,4 +1,4 @@
-"""Where the tokens lie that a layer is computing, while others of the sequence are left out."""
+"""Positions of the tokens that a layer computes while others of the sequence are left out."""
 
 import threading
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 class _Thread(threading.local):
-    """Of one thread: another one may run other layers meanwhile."""
+    """State of one thread: another one may run other layers meanwhile."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.kept: Tensor | None = None
 
 
@@ -16,15 +16,16 @@ _thread = _Thread()
 
 
 def put_kept_positions(kept: Tensor | None) -> Tensor | None:
-    """From now on the tokens that attention of this thread sees are at these positions: int64 [batch, tokens].
+    """Declare where the tokens lie that attention of this thread sees from now on, and return what was declared.
 
-    None: they are all there. Returns what was said before.
+    Args:
+        kept: int64 [batch, tokens]; None: all tokens are there.
     """
     before, _thread.kept = _thread.kept, kept
     return before
 
 
 def kept_positions(num_tokens: int) -> Tensor | None:
-    """Positions of so many tokens, or None where they are those of the whole sequence."""
+    """Return the positions of so many tokens; None if they are those of the whole sequence."""
     kept = _thread.kept
     return kept if kept is not None and kept.shape[1] == num_tokens else None

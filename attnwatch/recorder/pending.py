@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnwatch.attention import STATISTICS, means_of_sums, merge
-from attnwatch.capture import Pass
+from attnwatch.capture import ForwardPass
 from attnwatch.recorder.buffer import Observation
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.steps import LOSS, StepSums
@@ -26,7 +26,7 @@ class PendingSteps:
         self._processes = processes
         self._finished: list[StepSums] = []
         self._open: dict[str, Tensor] = {}
-        self._passes: dict[str, Pass] = {}
+        self._passes: dict[str, ForwardPass] = {}
         self.step: int | None = None
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class PendingSteps:
 
         return take_back
 
-    def expects(self, site: str, of: Pass) -> bool:
+    def expects(self, site: str, of: ForwardPass) -> bool:
         """Whether a call of this pass counts: if so, calls of lesser ones in the open step do not."""
         greatest = self._passes.get(site, of)
         if of > greatest:
@@ -68,7 +68,7 @@ class PendingSteps:
         self._passes[site] = max(of, greatest)
         return of >= greatest
 
-    def add(self, site: str, sums: Tensor, of: Pass) -> None:
+    def add(self, site: str, sums: Tensor, of: ForwardPass) -> None:
         """Sums of one call, [statistics, 2, heads]; those of a site in a step are merged, if they count."""
         if not self.expects(site, of):
             return
@@ -106,7 +106,7 @@ class PendingSteps:
     def load_state_dict(self, state: dict) -> None:
         self._finished.clear()
         self.step, self._open = state["step"], dict(state["sums"])
-        self._passes = {site: Pass(*of) for site, of in state.get("passes", {}).items()}
+        self._passes = {site: ForwardPass(*of) for site, of in state.get("passes", {}).items()}
 
     def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:
         steps = steps if self._sites else []  # where no attention is known, there is nothing to tell

@@ -7,7 +7,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.attention import AttentionInputs
-from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, has_processes, head_shard
+from attnwatch.capture import (
+    Capture,
+    ForwardPass,
+    HeadShard,
+    at_all_heads,
+    at_unpruned_heads,
+    has_processes,
+    head_shard,
+)
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
@@ -291,7 +299,7 @@ class AttentionRecorder:
             return None
         return Processes(sites, str(self._options), self._adopt)
 
-    def _observe(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
+    def _observe(self, site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
         if site not in self._buffer.sites:
             self._grow()
         if of.gradient:
@@ -314,10 +322,10 @@ class AttentionRecorder:
 
         return take_back
 
-    def _receive(self, call: tuple[str, Pass], sums: Tensor) -> None:
+    def _receive(self, call: tuple[str, ForwardPass], sums: Tensor) -> None:
         site, of = call
         sums = at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site])
         self._pending.add(site, sums, of)
 
-    def _fail(self, call: tuple[str, Pass], error: Exception) -> None:
+    def _fail(self, call: tuple[str, ForwardPass], error: Exception) -> None:
         self._capture.fail(call[0], error)

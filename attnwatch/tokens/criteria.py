@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from attnwatch.attention import AttentionInputs, attention_received
-from attnwatch.capture import Capture, Pass, has_processes
+from attnwatch.capture import Capture, ForwardPass, has_processes
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.utils.messages import warn
@@ -134,7 +134,7 @@ class AttentionReceived(Scorer):
             self._capture.detach()
 
     @torch.no_grad()
-    def _see(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
+    def _see(self, site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
         if self._is_dropping() and inputs.has_positions:
             self._received = attention_received(inputs, _QUERY_ROWS, self._generator())
 

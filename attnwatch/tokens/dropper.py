@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnwatch.capture import Peers, in_backward
+from attnwatch.capture import TensorParallelGroup, in_backward
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.tokens.call import ModelCall
@@ -122,7 +122,7 @@ class TokenDropper:
         self._as_chooser = register(self)
         self.layer_tokens = self.all_layer_tokens = 0
         self._now = _Forward(self._stack)
-        self._peers: Peers | None = None
+        self._peers: TensorParallelGroup | None = None
         self._warn_once = WarnOnce()
         self._attached = contextlib.ExitStack()
 
@@ -175,7 +175,7 @@ class TokenDropper:
     def synchronize(self) -> None:
         """Share between processes what the criterion has learned; all must call it. Only "loss" learns something."""
         device = next(self._layers[0].parameters()).device
-        self._criterion.synchronize(self._known_peers().number, device)
+        self._criterion.synchronize(self._known_peers().size, device)
 
     def state_dict(self) -> dict[str, Any]:
         """What the choices to come depend on; the same on all processes after `synchronize`."""
@@ -356,8 +356,8 @@ class TokenDropper:
         generator.manual_seed(hash((self._seed, self._known_peers().leader, number)) % 2**63)
         return generator
 
-    def _known_peers(self) -> Peers:
+    def _known_peers(self) -> TensorParallelGroup:
         """Looked up in a forward, when the model has been split over the processes."""
         if self._peers is None:
-            self._peers = Peers(self._stack.model, self._layers[0])
+            self._peers = TensorParallelGroup(self._stack.model, self._layers[0])
         return self._peers

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from attnwatch.capture import (
-    SiteKind,
     asked_when_traced,
     attention_functions,
     find_sites,
@@ -226,7 +225,7 @@ def _is_attention(layer: nn.Module) -> bool:
 
 def _why_not_layer(layer: nn.Module) -> str:
     for site in find_sites(layer):
-        if site.kind is SiteKind.UNREADABLE:
+        if not site.is_readable:
             return f"{site.name} {site.reason}"
         counting = sorted(_COUNTING & names_in_forward(type(site.module)))
         if counting:
