@@ -165,12 +165,11 @@ def owner_of(call: "FunctionCall", *, by_name: bool) -> Entry | None:
     if torch.compiler.is_compiling() or not _thread.finders or entry is HANDLED or in_backward():
         return entry
     frames = (frame for frame in calling_frames() if frame.f_code is nn.Module._call_impl.__code__)
-    frame = next(frames, None)
-    module = None if frame is None else frame.f_locals["self"]
-    if module is None or is_of_torch(module):
+    values = next((frame.f_locals for frame in frames), None)
+    if values is None or is_of_torch(values["self"]):
         return entry
+    module = values["self"]
     is_site = [finder.find(module, call, by_name=by_name) for finder in _thread.finders]
     if not any(is_site) or (entry is not None and entry.module is module and entry.number is not None):
         return entry
-    given = frame.f_locals["args"], frame.f_locals["kwargs"]
-    return Entry(module, site_id(module), same_tokens=True, given=given)
+    return Entry(module, site_id(module), same_tokens=True, given=(values["args"], values["kwargs"]))

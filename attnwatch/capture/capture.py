@@ -14,14 +14,13 @@ from attnwatch.capture.calls.base import FunctionCall
 from attnwatch.capture.code_names import CodeNames
 from attnwatch.capture.compilation import compiles_anything, is_compiled
 from attnwatch.capture.delivery import CallInputs, subscribe, unsubscribe
-from attnwatch.capture.failed_forwards import Remember, failed_forwards_undone
-from attnwatch.capture.forward_counts import ForwardCounts
 from attnwatch.capture.forward_pass import ForwardPass
-from attnwatch.capture.padding import self_attention_query_mask
-from attnwatch.capture.positions import kept_positions
+from attnwatch.capture.forwards import ForwardCounts, Remember, failed_forwards_undone
+from attnwatch.capture.positions import kept_positions, self_attention_query_mask
 from attnwatch.capture.site_table import SiteTable
 from attnwatch.capture.sites import Site, function_calls
 from attnwatch.models import ModelFamily
+from attnwatch.plugins import named_errors
 from attnwatch.utils.messages import warn
 from attnwatch.utils.versions import warn_if_untested
 
@@ -236,12 +235,14 @@ class Capture:
         if site not in self._sites:
             self._add(next(each for each in self._sites.expected if each.name == site))
         module, family = self._sites[site].module, self._family_of(site)
-        reason = family.refuses_call(module) or (inputs if isinstance(inputs, str) else _why_not(inputs))
+        with named_errors(family):
+            reason = family.refuses_call(module) or (inputs if isinstance(inputs, str) else _why_not(inputs))
         if isinstance(inputs, str) or reason:
             if gradient or site not in self._seen:  # else its training is observed, and only this call is not
                 self._reasons[site] = reason
             return
-        inputs = family.adjust_call(module, inputs)
+        with named_errors(family):
+            inputs = family.adjust_call(module, inputs)
         is_cross = self._sites[site].is_cross
         if is_cross or not inputs.has_positions or inputs.num_queries != inputs.num_keys:
             inputs = dataclasses.replace(inputs, has_positions=False)

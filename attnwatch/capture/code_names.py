@@ -47,11 +47,11 @@ class CodeNames:
 
     def bindings(self, function: object) -> list[tuple[dict[str, Any], str]]:
         """Return the (namespace, name) pairs by which the code calls `function`: its globals, and modules in them."""
-        found = []
+        found: list[tuple[dict[str, Any], str]] = []
         for reached in self.functions:
             names, own = set(names_in(reached.__code__)), reached.__globals__
             modules = [own[name] for name in names if isinstance(own.get(name), types.ModuleType)]
-            for namespace in (own, *map(vars, modules)):
+            for namespace in (own, *(module.__dict__ for module in modules)):
                 found += [(namespace, name) for name in names if is_reference(namespace.get(name), function)]
         return found
 

@@ -28,7 +28,8 @@ class _CallsOf(TorchFunctionMode):
 
 class _Thread(threading.local):
     def __init__(self) -> None:
-        self.modes: list[tuple[object, _CallsOf | None]] = []
+        self.owners: list[object] = []
+        self.mode: _CallsOf | None = None
 
 
 _thread = _Thread()
@@ -36,38 +37,34 @@ _thread = _Thread()
 
 def begin(owner: object, function: Callable[..., Any], watched: Callable[..., Any]) -> None:
     """Until `end(owner)`, replace calls of `function` in this thread by `watched(*args, **kwargs)`, once."""
-    mode = None
-    if not _thread.modes:
-        mode = _CallsOf(function, watched)
-        mode.__enter__()
-    _thread.modes.append((owner, mode))
+    if _thread.mode is None:
+        _thread.mode = _CallsOf(function, watched)
+        _thread.mode.__enter__()
+    _thread.owners.append(owner)
 
 
 def sees(function: Callable[..., Any]) -> bool:
-    """Return whether a mode sees the calls of this function in this thread."""
-    if torch.compiler.is_compiling():
-        return False
-    return any(mode is not None and mode.function is function for _, mode in _thread.modes)
+    """Return whether calls of this function in this thread are replaced."""
+    return not torch.compiler.is_compiling() and _thread.mode is not None and _thread.mode.function is function
 
 
 def end(owner: object) -> None:
     """End `begin(owner)`, and what began after it and was interrupted."""
-    for index in range(len(_thread.modes) - 1, -1, -1):
-        if _thread.modes[index][0] is owner:
-            _end_from(index)
-            return
+    begun = [index for index, each in enumerate(_thread.owners) if each is owner]
+    if begun:
+        _end_from(begun[-1])
 
 
 def forget() -> None:
-    """End all modes: forwards that were interrupted have never ended."""
+    """End everything: forwards that were interrupted have never ended."""
     _end_from(0)
 
 
 def _end_from(index: int) -> None:
-    while len(_thread.modes) > index:
-        _, mode = _thread.modes.pop()
-        if mode is not None:
-            mode.__exit__(None, None, None)
+    del _thread.owners[index:]
+    if _thread.mode is not None and not _thread.owners:
+        _thread.mode.__exit__(None, None, None)
+        _thread.mode = None
 
 
 def changes_path(module: nn.Module) -> bool:

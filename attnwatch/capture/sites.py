@@ -4,7 +4,7 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from attnwatch.capture.call_owners import Enter, enter_unwatched
 from attnwatch.capture.calls.base import AttentionCall, FunctionCall
 from attnwatch.capture.code_names import CodeNames, is_of_torch, names_in, read_class, read_values
-from attnwatch.errors import ConfigurationError
+from attnwatch.plugins import named_errors
 
 # Names that torch's and other wrappers put into module paths; a user does not write them.
 _WRAPPER_NAMES = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.|$)")
@@ -107,7 +107,7 @@ class _Reader:
     def __init__(self) -> None:
         self.known = tuple(AttentionCall.registry.values())
         self._functions = [each for call in function_calls() for each in (call.function, *call.unobserved)]
-        self.of_class = functools.cache(read_class)
+        self.of_class: Callable[[type[nn.Module]], CodeNames] = functools.cache(read_class)
         self._values: dict[tuple[object, ...], CodeNames] = {}
 
     def values(self, module: nn.Module) -> CodeNames:
@@ -127,14 +127,8 @@ class _Reader:
 
 
 def _recognises(call: AttentionCall, module: nn.Module, code: CodeNames) -> bool:
-    try:
+    with named_errors(call):
         return call.recognises(module, code)
-    except Exception as error:
-        plugin = AttentionCall.registry.describe(call)
-        raise ConfigurationError(
-            f"{plugin} raised {type(error).__name__} for a {type(module).__name__}: {error}. Correct its `recognises`, "
-            "or call attnwatch.unregister for it."
-        ) from error
 
 
 def _key_of(value: object) -> object:

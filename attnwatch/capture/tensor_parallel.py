@@ -96,7 +96,7 @@ class TensorParallelGroup:
             groups = [mesh.get_group(dimension) for dimension in dimensions]
             size = math.prod(group.size() for group in groups)
             if size > self.size:
-                place = [0 if index in dimensions else own for index, own in enumerate(mesh.get_coordinate())]
+                place = [0 if index in dimensions else own for index, own in enumerate(mesh.get_coordinate() or ())]
                 self.leader, self.size, self._groups = int(mesh.mesh[tuple(place)]), size, groups
 
     def mean(self, values: Tensor) -> Tensor:

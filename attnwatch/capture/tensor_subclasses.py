@@ -19,7 +19,7 @@ _BIASES = "torch.nn.attention.bias"
 _restore_torch = partial(replace, vars(F), "scaled_dot_product_attention", lambda patched: SDPA)
 
 
-def call_of_subclasses(call: Callable[[], Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def call_of_subclasses(call: Callable[[], Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Return `call()`, which calls the function with these arguments, so that their classes recognise it."""
     tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
     biases = [type(each) for each in tensors if type(each).__module__ == _BIASES]
@@ -48,7 +48,8 @@ def patch_biases() -> Callable[[], None]:
         func = F.scaled_dot_product_attention if func is SDPA else func
         return original.__func__(cls, func, types, args, kwargs)
 
-    kind.__torch_function__ = patched = classmethod(__torch_function__)
+    patched: Any = classmethod(__torch_function__)
+    kind.__torch_function__ = patched
 
     def put_back() -> None:
         if vars(kind)["__torch_function__"] is patched:

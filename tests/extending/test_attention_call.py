@@ -225,7 +225,7 @@ def fails(query, key):
 
 
 WRONG = {
-    "raises": (fails, "ConfigurationError: {} can't read a call: ValueError: no idea"),
+    "raises": (fails, "ConfigurationError: {} failed with ValueError: no idea"),
     "wrong type": (
         lambda query, key: query,
         "ConfigurationError: {} must read AttentionInputs or the reason why not; got Tensor",

@@ -18,7 +18,7 @@ from attnwatch.capture.code_names import CodeNames
 from attnwatch.capture.delivery import CallInputs, deliver
 from attnwatch.capture.patching import StandIn, replace, shared_patch
 from attnwatch.errors import ConfigurationError
-from attnwatch.plugins import Plugin, Registry
+from attnwatch.plugins import Plugin, Registry, named_errors
 from attnwatch.utils.messages import warn
 
 if TYPE_CHECKING:
@@ -222,11 +222,8 @@ class FunctionCall(AttentionCall):
         return f"reading {self.title} failed in compiled code; run a step without torch.compile to see the error"
 
     def _read_checked(self, *args: Any, **kwargs: Any) -> CallInputs:
-        try:
+        with named_errors(self):
             inputs = self.read(*args, **kwargs)
-        except Exception as error:
-            plugin = self.registry.describe(self)
-            raise ConfigurationError(f"{plugin} can't read a call: {type(error).__name__}: {error}") from error
         problem = _problem_of(inputs)
         if problem:
             raise ConfigurationError(f"{self.registry.describe(self)} {problem}")

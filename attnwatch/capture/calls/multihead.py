@@ -16,6 +16,8 @@ from attnwatch.capture.delivery import CallInputs, begin, deliver, site_id
 from attnwatch.capture.sites import Site
 from attnwatch.plugins import register
 
+# PyTorch keeps the whole function opaque there.
+_COMPILED = "torch.nn.MultiheadAttention inside torch.compile is not observed; compile around it"
 _ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn_mask")
 
 
@@ -23,11 +25,9 @@ def enter_multihead(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
     """Hook before the forward: deliver what it computes without any call, and own the calls that come next."""
     number = site_id(module)
     begin(number)
-    if number is None:
-        enter(Entry(module, None))
-        return
-    if torch.compiler.is_compiling():  # PyTorch keeps the whole function opaque there
-        deliver(number, lambda: "torch.nn.MultiheadAttention inside torch.compile is not observed; compile around it")
+    if number is None or torch.compiler.is_compiling():
+        if number is not None:
+            deliver(number, lambda: _COMPILED)
         enter(Entry(module, None))
         return
     given = {**dict(zip(_ARGUMENTS, args, strict=False)), **kwargs}

@@ -126,7 +126,7 @@ def _watched(function: Callable[..., Any], implementation: str, attributes: tupl
         return function(module, query, key, value, attention_mask, *args, **kwargs)
 
     if not torch.compiler.is_compiling():
-        watched.__wrapped__ = function
+        vars(watched)["__wrapped__"] = function
     return watched
 
 
@@ -170,7 +170,7 @@ def read_call(
     is_causal = kwargs.get("is_causal")
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
-    shared = {
+    shared: dict[str, Any] = {
         "query": query,
         "key": key,
         "scale": kwargs.get("scaling"),

@@ -1,7 +1,8 @@
-"""Counts of the forwards of sites, which tell why no call came from one."""
+"""Hooks that tell which forwards ran, so that silent sites are explained, and which raised."""
 
 import contextlib
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,10 @@ from attnwatch.capture.forward_pass import in_backward
 from attnwatch.capture.pruned import kept_heads
 from attnwatch.capture.sites import Site
 from attnwatch.utils.hooks import Remove, put
+
+Undo = Callable[[], None]
+Remember = Callable[[], Undo]
+"""Returns a function that undoes everything that comes from now on."""
 
 # Names of the switch of fused attention in models.
 _SWITCH = re.compile(r"fused|flash|sdpa|fast|efficient", re.IGNORECASE)
@@ -147,3 +152,43 @@ def _why_not_called(site: Site) -> str:
         f"its forward ran without calling {' or '.join(call.title for call in site.calls)}: it computes attention "
         f"otherwise now; switch its fused attention on ({how})"
     )
+
+
+@contextlib.contextmanager
+def failed_forwards_undone(model: nn.Module, is_armed: Callable[[], bool], remember: Remember) -> Iterator[None]:
+    """While open, undo what came from a forward of `model` that raises: a batch that is tried again counts once.
+
+    It does nothing in a process that compiles, where hooks that come or go would compile models once more.
+
+    Args:
+        model: model whose forwards are watched; those of its parts, called directly, are not.
+        is_armed: whether calls of this thread are taken now.
+        remember: called when a forward begins.
+    """
+    if compiles_anything():
+        yield
+        return
+    begun: list[tuple[Undo, BaseException | None]] = []
+
+    def is_seen() -> bool:
+        return not torch.compiler.is_compiling() and is_armed() and not in_backward()
+
+    def enter(module: nn.Module, args: object) -> None:
+        if is_seen():
+            begun.append((remember(), sys.exc_info()[1]))
+
+    def leave(module: nn.Module, args: object, output: object) -> None:
+        if begun and is_seen():
+            undo, handled_before = begun.pop()  # a second try may run where the first one's error is handled
+            if sys.exc_info()[1] is not handled_before:
+                undo()
+
+    handles = [
+        model.register_forward_pre_hook(enter, prepend=True),
+        model.register_forward_hook(leave, always_call=True),
+    ]
+    remove = put(model, handles=handles)
+    try:
+        yield
+    finally:
+        remove()
