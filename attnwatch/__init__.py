@@ -1,6 +1,7 @@
 """Watch attention during training, and remove what it does without. See the README for the ways to use it."""
 
 from attnwatch.attention import AttentionRows, AttentionStatistics, attention_entropy, attention_statistics
+from attnwatch.capture import AttentionCall, FunctionCall
 from attnwatch.diagnosis import (
     Diagnosis,
     Finding,
@@ -36,6 +37,7 @@ from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDrop
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionCall",
     "AttentionHistory",
     "AttentionRecorder",
     "AttentionRows",
@@ -47,6 +49,7 @@ __all__ = [
     "Finding",
     "FindingKind",
     "FindingRule",
+    "FunctionCall",
     "Guard",
     "HeadImportance",
     "HeadLayout",

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attnwatch.capture.looking import compiles_anything
+from attnwatch.capture.compilation import compiles_anything
 
 # pytest-xdist runs one process a core, and some tests start others.
 torch.set_num_threads(1)

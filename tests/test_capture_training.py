@@ -165,7 +165,7 @@ def test_number_of_a_module_is_never_given_to_another():
     first, second = nn.Identity(), nn.Identity()
     numbers = []
     for module in (first, second, first):
-        delivery.register(module, None, "site")
+        delivery.subscribe(module, None, "site")
         numbers.append(delivery.site_id(module))
-        delivery.unregister(module, None)
+        delivery.unsubscribe(module, None)
     assert numbers[0] == numbers[2] != numbers[1]

@@ -9,7 +9,7 @@ from versions import BEFORE_5, EARLY, lacks
 
 import attnwatch
 from attnwatch import TokenLayout
-from attnwatch.capture import interface
+from attnwatch.capture.calls import transformers_interface
 from attnwatch.tokens import layouts
 from benchmarks.coverage import heads, report
 from benchmarks.coverage.eager import eager_twin, weights_of
@@ -154,7 +154,7 @@ def test_a_crash_is_noticed(monkeypatch):
     def fail(*args):
         raise ZeroDivisionError("nobody expects this")
 
-    monkeypatch.setattr(interface, "read_call", fail)
+    monkeypatch.setattr(transformers_interface, "read_call", fail)
     monkeypatch.setattr(heads, "prune_heads", fail)
     result = measure(architecture("LlamaForCausalLM"))
     assert len(result["crashes"]) == 2

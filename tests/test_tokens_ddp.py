@@ -172,7 +172,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from models import llama
 from processes import parallel, sharded
-from attnwatch.capture import Peers
+from attnwatch.capture import TensorParallelGroup
 from attnwatch.tokens.stacks import choose_stack
 
 dist.init_process_group("fake", store=FakeStore(), rank=7, world_size=8)
@@ -218,7 +218,7 @@ for model, leader in (
     (planned(llama()), 6),
 ):
     stack = choose_stack(model, None)
-    assert Peers(model, stack.layers[0]).leader == leader, (model, leader)
+    assert TensorParallelGroup(model, stack.layers[0]).leader == leader, (model, leader)
 """
 
 

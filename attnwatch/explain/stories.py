@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnwatch.attention import AttentionInputs, attention_received, attention_weights
-from attnwatch.capture import Capture, Pass, Peers
+from attnwatch.capture import Capture, ForwardPass, TensorParallelGroup
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.explain.effects import make_effect
 from attnwatch.explain.hiding import embedding_of
@@ -61,7 +61,7 @@ def attention_stories(
     sites, received, rollouts, causal = [], [], [], []
 
     @torch.no_grad()
-    def see(site: str, inputs: AttentionInputs, of: Pass) -> None:
+    def see(site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
         nonlocal rolled
         if not inputs.has_positions or (inputs.batch_size, inputs.num_keys) != real.shape:
             return
@@ -74,7 +74,7 @@ def attention_stories(
         causal.append(not bool(visible.triu(1).any()))
 
     capture = Capture(subject.model, see)
-    peers = {site: Peers(subject.model, capture.module(site)) for site in capture.sites}
+    peers = {site: TensorParallelGroup(subject.model, capture.module(site)) for site in capture.sites}
     with subject.asked():
         capture.attach()
         try:

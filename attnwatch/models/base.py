@@ -11,11 +11,15 @@ from attnwatch.plugins import Plugin, Registry
 from attnwatch.utils.interception import original_class
 
 if TYPE_CHECKING:
-    from attnwatch.heads.layouts import HeadLayout
+    from attnwatch.attention import AttentionInputs
+    from attnwatch.heads.layout import HeadLayout
     from attnwatch.tokens.layouts import TokenLayout
     from attnwatch.tokens.stacks import Stack
 
 Answer = TypeVar("Answer")
+
+CHOOSES_KEYS = "which keys a token sees depends on their content, so that padding can't be told from what was left out"
+"""Reason why the calls of a family that chooses keys are refused: a token whose own key is hidden counts as padding."""
 
 
 class Refused(Exception):
@@ -37,42 +41,56 @@ class TokenPredictions(NamedTuple):
 
 
 class ModelFamily(Plugin):
-    """What is known of a family of models: where heads and tokens lie, and what is special about their calls.
+    """Family of models: where its heads and tokens lie, and what is special about its attention calls.
 
-    An instance of this class declares the layouts of some classes; a subclass can override every method. The families
+    An instance of this class declares the layouts of some classes. A subclass can override every method. The families
     are asked in turn, those of users first, and the first answer counts.
 
     Args:
         name: see `Plugin`.
-        tokens: which arguments of a layer have a token axis, by class of the layer; its subclasses are not included.
+        heads: where the heads lie, by class of the attention module. `attnwatch.check_layout` tries whether a layout
+            fits.
+        tokens: which arguments of a layer have a token axis, by class of the layer.
 
     Attributes:
-        tokens: as above; a subclass may declare it in its body.
+        heads, tokens: see above; subclasses of the classes are not included. A subclass of `ModelFamily` may declare
+            them in its body.
+        is_fallback: the family goes by names that many modules have, and is asked after the other built-in ones.
+        eager_attributes: attributes of a module that the eager function of the family reads, and for which
+            `adjust_call` accounts. Only transformers before version 5 has such functions.
 
     Example:
         >>> import attnwatch
-        >>> from torch import Tensor, nn
-        >>> class Block(nn.Module):
-        ...     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        ...         return x
-        >>> layout = attnwatch.TokenLayout("x", routed={"mask": "batch heads tokens tokens"})
-        >>> family = attnwatch.register(attnwatch.ModelFamily("my_model", tokens={Block: layout}))
-        >>> family.token_layout(Block()) is layout
+        >>> class MyAttention(nn.Module): ...
+        >>> layout = attnwatch.HeadLayout({"qkv": "q|k|v"}, output="proj", head_dim=64, returns="output")
+        >>> family = attnwatch.register(attnwatch.ModelFamily("my_model", heads={MyAttention: layout}))
+        >>> family.head_layout(MyAttention()) is layout
         True
         >>> attnwatch.unregister(family)
     """
 
     registry: ClassVar[Registry["ModelFamily"]] = Registry("model family", "attnwatch.models", as_instances=True)
+    is_fallback: ClassVar[bool] = False
+    eager_attributes: ClassVar[frozenset[str]] = frozenset()
+    heads: Mapping[type[nn.Module], "HeadLayout"] = MappingProxyType({})
     tokens: Mapping[type[nn.Module], "TokenLayout"] = MappingProxyType({})
 
-    def __init__(self, name: str | None = None, *, tokens: Mapping[type[nn.Module], "TokenLayout"] | None = None):
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        heads: Mapping[type[nn.Module], "HeadLayout"] | None = None,
+        tokens: Mapping[type[nn.Module], "TokenLayout"] | None = None,
+    ):
         if name is not None:
             self.name = name
+        if heads is not None:
+            self.heads = dict(heads)
         if tokens is not None:
             self.tokens = dict(tokens)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both declare the same classes under one name: a notebook's cell that runs again does."""
+        """Return whether both declare the same classes under one name, as a notebook cell that runs again does."""
         return isinstance(other, ModelFamily) and self._declared == other._declared
 
     def __hash__(self) -> int:
@@ -80,17 +98,25 @@ class ModelFamily(Plugin):
 
     @property
     def _declared(self) -> tuple[type, str, frozenset[str]]:
-        classes = frozenset(f"{each.__module__}.{each.__qualname__}" for each in self.tokens)
+        classes = frozenset(f"{each.__module__}.{each.__qualname__}" for each in (*self.heads, *self.tokens))
         return type(self), self.name, classes
 
     @classmethod
     def check(cls, plugin: "ModelFamily") -> None:
         """Raise a `ConfigurationError` if a layout does not fit the class that it is declared for."""
+        for argument, layouts in (("heads", plugin.heads), ("tokens", plugin.tokens)):
+            for module_class in layouts:
+                if not (isinstance(module_class, type) and issubclass(module_class, nn.Module)):
+                    raise ConfigurationError(
+                        f"`{argument}` must map classes of modules to layouts, got {module_class!r}."
+                    )
+        for module_class, layout in plugin.heads.items():
+            require_head_layout(plugin, module_class, layout)
         for layer_class, layout in plugin.tokens.items():
-            if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
-                raise ConfigurationError(f"`tokens` must map classes of modules to layouts, got {layer_class!r}.")
             require_token_layout(plugin, layer_class, layout)
             layout.check_arguments(layer_class)
+
+    # Heads
 
     def head_layout(self, module: nn.Module) -> "HeadLayout | None":
         """Return where the heads of an attention module lie; None if the module is not of this family.
@@ -98,7 +124,9 @@ class ModelFamily(Plugin):
         Raises:
             Refused: heads can't be removed from the module, and why.
         """
-        return None
+        return self.heads.get(type(module))
+
+    # Tokens
 
     def token_layout(self, layer: nn.Module) -> "TokenLayout | None":
         """Return which arguments of a layer have a token axis; None if the layer is not of this family.
@@ -114,8 +142,8 @@ class ModelFamily(Plugin):
         """Check that tokens can be dropped in some layers of a stack. All families are asked, of every stack.
 
         Args:
-            stack: with the model around it.
-            layers: in which tokens are to be dropped.
+            stack: stack of layers, with the model around it.
+            layers: layers in which tokens are to be dropped.
             protect_first, drop_in_evaluation: see `attnwatch.TokenDropper`.
 
         Raises:
@@ -136,19 +164,33 @@ class ModelFamily(Plugin):
         Args:
             model: outermost model.
             given: arguments of its call, by name.
-            output: of its call.
+            output: result of its call.
         """
         return None
 
+    # Attention calls
 
-def first_answer(ask: Callable[[ModelFamily], Answer]) -> Answer | None:
+    def has_own_calls(self, module: nn.Module) -> bool:
+        """Return whether the attention calls of a module mean something else than their arguments tell."""
+        return False
+
+    def refuses_call(self, module: nn.Module) -> str:
+        """Return why no call of a module with calls of its own can be read; empty if they can."""
+        return ""
+
+    def adjust_call(self, module: nn.Module, inputs: "AttentionInputs") -> "AttentionInputs":
+        """Return what a module with calls of its own computes when it is given `inputs`."""
+        return inputs
+
+
+def first_answer(ask: Callable[[ModelFamily], Answer | None]) -> Answer | None:
     """Return the first answer of the families that is not empty, those of users asked first; None if there is none.
 
     Raises:
-        Refused: by the family that was asked.
+        Refused: raised by the family that was asked.
         ConfigurationError: a family failed; the message names it.
     """
-    for family in sorted(ModelFamily.registry.values(), key=_is_built_in):
+    for family in sorted(ModelFamily.registry.values(), key=lambda each: (_is_built_in(each), each.is_fallback)):
         try:
             answer = ask(family)
         except (Refused, AttnwatchError):
@@ -161,14 +203,25 @@ def first_answer(ask: Callable[[ModelFamily], Answer]) -> Answer | None:
     return None
 
 
+def require_head_layout(family: ModelFamily, module_class: type, layout: object) -> None:
+    """Raise a `ConfigurationError` if a family declares something else than a `HeadLayout` for a class."""
+    from attnwatch.heads.layout import HeadLayout
+
+    _require_layout(family, module_class, layout, HeadLayout, "head")
+
+
 def require_token_layout(family: ModelFamily, layer_class: type, layout: object) -> None:
-    """Raise a `ConfigurationError` if what a family declares for a class of layers is no `TokenLayout`."""
+    """Raise a `ConfigurationError` if a family declares something else than a `TokenLayout` for a class."""
     from attnwatch.tokens.layouts import TokenLayout
 
-    if not isinstance(layout, TokenLayout):
-        described = ModelFamily.registry.describe(family)
+    _require_layout(family, layer_class, layout, TokenLayout, "token")
+
+
+def _require_layout(family: ModelFamily, module_class: type, layout: object, kind: type, what: str) -> None:
+    if not isinstance(layout, kind):
         raise ConfigurationError(
-            f"{described}: the token layout of {layer_class.__name__} must be a TokenLayout, got {layout!r}."
+            f"{ModelFamily.registry.describe(family)}: the {what} layout of {module_class.__name__} must be a "
+            f"{kind.__name__}, got {layout!r}."
         )
 
 

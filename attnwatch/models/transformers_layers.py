@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from attnwatch.capture import CACHES, SiteKind, find_sites, names_in_forward
+from attnwatch.capture import CACHES, find_sites, names_in_forward
 from attnwatch.capture.keywords import is_of_transformers
 from attnwatch.models.base import ModelFamily, Refused, TokenPredictions
 from attnwatch.plugins import register
@@ -134,7 +134,7 @@ def _check_config(config: Any, implementation: str, *, has_starts: bool) -> None
 def _why_not(layer: nn.Module, implementation: str) -> str:
     """Return why tokens can't be dropped in a layer; empty where they can."""
     for site in find_sites(layer):
-        if site.kind is SiteKind.UNREADABLE:
+        if not site.is_readable:
             return f"{site.name} {site.reason}"
         numbering = sorted(_NUMBERING & names_in_forward(type(site.module)))
         if numbering:

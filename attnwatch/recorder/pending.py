@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from attnwatch.attention import Accumulator
-from attnwatch.capture import Pass
+from attnwatch.capture import ForwardPass
 from attnwatch.recorder.buffer import Observation
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.steps import LOSS, StepSums
@@ -28,7 +28,7 @@ class PendingSteps:
         self._processes = processes
         self._finished: list[StepSums] = []
         self._open: dict[str, Tensor] = {}
-        self._passes: dict[str, Pass] = {}
+        self._passes: dict[str, ForwardPass] = {}
         self.step: int | None = None
 
     def __len__(self) -> int:
@@ -62,7 +62,7 @@ class PendingSteps:
 
         return take_back
 
-    def expects(self, site: str, of: Pass) -> bool:
+    def expects(self, site: str, of: ForwardPass) -> bool:
         """Return whether a call of this pass counts. If so, earlier calls of lesser passes in the open step do not."""
         greatest = self._passes.get(site, of)
         if of > greatest:
@@ -70,7 +70,7 @@ class PendingSteps:
         self._passes[site] = max(of, greatest)
         return of >= greatest
 
-    def add(self, site: str, sums: Tensor, of: Pass) -> None:
+    def add(self, site: str, sums: Tensor, of: ForwardPass) -> None:
         """Add the sums of one call [statistics, 2, heads], if it counts, to those of its site in the open step."""
         if not self.expects(site, of):
             return
@@ -115,7 +115,7 @@ class PendingSteps:
             site: sums if site == LOSS else self._accumulator.reordered(sums, statistics)
             for site, sums in state["sums"].items()
         }
-        self._passes = {site: Pass(*of) for site, of in state.get("passes", {}).items()}
+        self._passes = {site: ForwardPass(*of) for site, of in state.get("passes", {}).items()}
 
     def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:
         steps = steps if self._sites else []  # where no attention is known, there is nothing to tell

@@ -6,7 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor, nn
 
 from attnwatch.attention import Accumulator, AttentionInputs
-from attnwatch.capture import Capture, HeadShard, Pass, at_all_heads, at_unpruned_heads, head_shard
+from attnwatch.capture import (
+    Capture,
+    ForwardPass,
+    HeadShard,
+    at_all_heads,
+    at_unpruned_heads,
+    head_shard,
+)
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
@@ -276,7 +283,7 @@ class AttentionRecorder:
         if self._processes is not None:
             self._processes.grow(sites)
 
-    def _observe(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
+    def _observe(self, site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
         if site not in self._buffer.sites:
             self._grow()
         if of.gradient:
@@ -294,7 +301,7 @@ class AttentionRecorder:
         undo = self._pending.remember()
         return lambda: (self._group.clear(), undo())
 
-    def _receive(self, call: tuple[str, Pass], sums: Tensor) -> None:
+    def _receive(self, call: tuple[str, ForwardPass], sums: Tensor) -> None:
         site, of = call
         sums = at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site])
         self._pending.add(site, sums, of)

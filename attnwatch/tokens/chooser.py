@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnwatch.capture import Peers
+from attnwatch.capture import TensorParallelGroup
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.tokens.choice import CHOOSERS
 from attnwatch.tokens.options import ChoiceOptions
@@ -45,7 +45,7 @@ class TokenChooser:
         self._stack, self._layers, self._options = stack, layers, options
         self.scoring, self.keep_ratio = scoring, keep_ratio
         self._warn_once = WarnOnce()
-        self._known_peers: Peers | None = None
+        self._known_peers: TensorParallelGroup | None = None
         self.number = CHOOSERS.add(self)
         self.num_forwards = self.layer_tokens = self.all_layer_tokens = 0
 
@@ -160,8 +160,8 @@ class TokenChooser:
         self.all_layer_tokens += batch_size * num_tokens * depth
         self.layer_tokens += batch_size * (num_tokens * (depth - shortened) + number * shortened)
 
-    def _peers(self) -> Peers:
+    def _peers(self) -> TensorParallelGroup:
         """Return the processes with the same tokens; known in a forward, when the model has been split over them."""
         if self._known_peers is None:
-            self._known_peers = Peers(self._stack.model, self._layers[0])
+            self._known_peers = TensorParallelGroup(self._stack.model, self._layers[0])
         return self._known_peers

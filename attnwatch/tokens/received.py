@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnwatch.attention import AttentionInputs, attention_received
-from attnwatch.capture import Capture, Pass
+from attnwatch.capture import Capture, ForwardPass
 from attnwatch.errors import ConfigurationError, NoAttentionError
 from attnwatch.tokens.batch import TokenBatch
 
@@ -66,6 +66,6 @@ class ReceivedAttention:
         return received
 
     @torch.no_grad()
-    def _observe(self, site: str, inputs: AttentionInputs, of: Pass) -> None:
+    def _observe(self, site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
         if self._is_dropping() and inputs.has_positions:
             self._received = attention_received(inputs, _QUERY_ROWS, self._generator())

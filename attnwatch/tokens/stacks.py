@@ -4,7 +4,14 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from attnwatch.capture import asked_when_traced, attention_functions, find_sites, ignores, module_ignores, site_name
+from attnwatch.capture import (
+    asked_when_traced,
+    attention_functions,
+    find_sites,
+    ignores,
+    module_ignores,
+    site_name,
+)
 from attnwatch.errors import ConfigurationError
 from attnwatch.models import ModelFamily, Refused
 from attnwatch.models.base import first_answer, require_token_layout

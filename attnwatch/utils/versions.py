@@ -1,6 +1,7 @@
 """Versions of other libraries that attnwatch was tested with."""
 
 import re
+import sys
 from importlib import metadata
 from weakref import WeakKeyDictionary
 
@@ -58,6 +59,12 @@ def _was_told(library: str, model: nn.Module) -> bool:
     """Return whether this run has warned already, for the model, a part of it or a module around it."""
     parts = set(model.modules())
     return any(library in of and (told in parts or model in told.modules()) for told, of in list(_told.items()))
+
+
+def is_early_transformers() -> bool:
+    """Return whether a version of transformers is loaded, before 5.1, that looks attention functions up by index."""
+    interface = getattr(sys.modules.get("transformers"), "AttentionInterface", None)
+    return interface is not None and not hasattr(interface, "get_interface")
 
 
 def _release(version: str) -> tuple[int, ...]:

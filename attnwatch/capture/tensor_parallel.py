@@ -1,4 +1,4 @@
-"""Models that are split over processes: which of the heads this one computes, and with whom it shares the tokens."""
+"""Models that are split over processes: the heads that this process computes, and who has the same tokens."""
 
 import math
 from collections.abc import Iterator
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 HeadShard = tuple[int, int]
-"""Which part of a site's heads this process computes, of how many parts."""
+"""Index of the part of a site's heads that this process computes, and number of parts."""
 
 
 def at_all_heads(values: Tensor, shard: HeadShard) -> Tensor:
-    """[…, heads of this process] to [… heads of all], 0 where another one computes them."""
+    """Spread […, heads of this process] to […, heads of all], 0 where another one computes them."""
     index, number = shard
     if number == 1:
         return values
@@ -27,19 +27,20 @@ def at_all_heads(values: Tensor, shard: HeadShard) -> Tensor:
 
 
 def head_shard(module: nn.Module, num_heads: int) -> HeadShard:
-    """The part of the output features of its first projection that is split by them. To be called in a forward.
+    """Return the part of a module's heads that this process computes, as its first split projection tells.
 
-    There, parameters that are sharded for memory's sake only (FSDP) are whole.
+    Call it in a forward, where parameters that are sharded for memory only (FSDP) are whole.
 
     Args:
-        num_heads: that the module's call had: all of them, where the projection's outputs are gathered.
+        module: attention module.
+        num_heads: number of heads in the module's call: all of them if the projection's outputs are gathered.
     """
     if not has_processes() or num_heads == _num_all_heads(module):
         return 0, 1
     from torch.distributed.tensor import DTensor
 
     for child in module.children():
-        weight = child._parameters.get("weight")
+        weight = dict(child.named_parameters(recurse=False)).get("weight")
         if isinstance(weight, DTensor):
             for dimension, placement in enumerate(weight.placements):
                 if placement.is_shard(0):
@@ -53,12 +54,12 @@ def _num_all_heads(module: nn.Module) -> int | None:
 
 
 def has_processes() -> bool:
-    """Whether this process is one of a group, be it the only one."""
+    """Return whether this process is one of a group, be it the only one."""
     return dist.is_available() and dist.is_initialized()
 
 
 def is_split(module: nn.Module) -> bool:
-    """Whether a process has parts of its parameters only."""
+    """Return whether a process has only parts of a module's parameters."""
     if not dist.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -67,24 +68,25 @@ def is_split(module: nn.Module) -> bool:
 
 
 def whole(values: Tensor) -> Tensor:
-    """What is split over processes, put together; all of them must call it."""
+    """Return values that may be split over processes as a whole; all processes must call it."""
     return values.full_tensor() if hasattr(values, "full_tensor") else values
 
 
-class Peers:
-    """Processes that compute the same tokens, each a part of the features (tensor parallelism). Others are alone.
+class TensorParallelGroup:
+    """Processes that compute the same tokens, each a part of the features; without tensor parallelism this one alone.
 
     Args:
-        model: that is trained.
-        part: of it, whose parameters tell.
+        model: model that is trained.
+        part: part of it whose parameters tell.
 
     Attributes:
-        leader: the first one's rank; 0 where there are no processes.
-        number: of them, this process among them.
+        leader: rank of the first process; 0 if there are no processes.
+        size: number of processes, this one included.
     """
 
     def __init__(self, model: nn.Module, part: nn.Module):
-        self.leader, self.number, self._groups = 0, 1, []
+        self.leader, self.size = 0, 1
+        self._groups: list[dist.ProcessGroup] = []
         if not has_processes():
             return
         self.leader = dist.get_rank()
@@ -92,13 +94,13 @@ class Peers:
         for mesh in _meshes(model, part):
             dimensions = _shared_dimensions(mesh, others)
             groups = [mesh.get_group(dimension) for dimension in dimensions]
-            number = math.prod(group.size() for group in groups)
-            if number > self.number:
-                place = [0 if index in dimensions else own for index, own in enumerate(mesh.get_coordinate())]
-                self.leader, self.number, self._groups = int(mesh.mesh[tuple(place)]), number, groups
+            size = math.prod(group.size() for group in groups)
+            if size > self.size:
+                place = [0 if index in dimensions else own for index, own in enumerate(mesh.get_coordinate() or ())]
+                self.leader, self.size, self._groups = int(mesh.mesh[tuple(place)]), size, groups
 
     def mean(self, values: Tensor) -> Tensor:
-        """Of the values of all of them, on the model's device; all must call it."""
+        """Return the mean of the values of all processes, on the model's device; all must call it."""
         for group in self._groups:
             values = (values / group.size()).contiguous()
             dist.all_reduce(values, group=group)
@@ -106,7 +108,7 @@ class Peers:
 
 
 def _meshes(model: nn.Module, part: nn.Module) -> Iterator["DeviceMesh"]:
-    """Over which parameters of the part are split, and of transformers' own plans, under which some are no DTensors."""
+    """Yield the meshes over which the part is split, and those of transformers' plans, where some weights are plain."""
     from torch.distributed.tensor import DTensor
 
     for parameter in part.parameters():
@@ -119,7 +121,7 @@ def _meshes(model: nn.Module, part: nn.Module) -> Iterator["DeviceMesh"]:
 
 
 def _shared_dimensions(mesh: "DeviceMesh", others: set[int]) -> list[int]:
-    """Along which nobody has other tokens."""
+    """Return the dimensions of a mesh along which nobody has other tokens."""
     own = mesh.get_coordinate()
     if own is None:  # this process is not one of them
         return []
@@ -131,9 +133,9 @@ def _shared_dimensions(mesh: "DeviceMesh", others: set[int]) -> list[int]:
 
 
 def _ranks_with_other_tokens(model: nn.Module) -> set[int]:
-    """Over which FSDP shards or replicates the model, this one's own rank among them.
+    """Return the ranks over which FSDP shards or replicates the model, this process's own among them.
 
-    A parameter says so only while it is sharded: in a forward it is whole, and with it its device mesh.
+    A parameter tells this only while it is sharded. In a forward it is whole, and so is its device mesh.
     """
     from torch.distributed.fsdp import FSDPModule
 
