@@ -5,6 +5,8 @@ from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RiskModel, RunS
 from attnwatch.errors import AttnwatchError, AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.heads import (
     Guard,
+    HeadCriterion,
+    HeadData,
     HeadImportance,
     HeadLayout,
     PruningPlan,
@@ -14,11 +16,13 @@ from attnwatch.heads import (
     head_importance,
     load_pruned,
     prune_heads,
-    register_layout,
     save_pruned,
     savings,
 )
+from attnwatch.models import ModelFamily, Refused
+from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.schedules import Schedule
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
 
 __version__ = "0.1.0"
@@ -34,13 +38,18 @@ __all__ = [
     "Finding",
     "FindingKind",
     "Guard",
+    "HeadCriterion",
+    "HeadData",
     "HeadImportance",
     "HeadLayout",
     "KeepSchedule",
+    "ModelFamily",
     "NoAttentionError",
     "PruningPlan",
+    "Refused",
     "RiskModel",
     "RunStatus",
+    "Schedule",
     "Thresholds",
     "TokenBatch",
     "TokenDropper",
@@ -54,8 +63,9 @@ __all__ = [
     "head_importance",
     "load_pruned",
     "prune_heads",
-    "register_layout",
+    "register",
     "register_token_layout",
     "save_pruned",
     "savings",
+    "unregister",
 ]
