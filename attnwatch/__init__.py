@@ -15,6 +15,8 @@ from attnwatch.diagnosis import (
 from attnwatch.errors import AttnwatchError, AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.heads import (
     Guard,
+    HeadCriterion,
+    HeadData,
     HeadImportance,
     HeadLayout,
     PruningPlan,
@@ -24,13 +26,13 @@ from attnwatch.heads import (
     head_importance,
     load_pruned,
     prune_heads,
-    register_layout,
     save_pruned,
     savings,
 )
-from attnwatch.models import ModelFamily
+from attnwatch.models import ModelFamily, Refused
 from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.schedules import Schedule
 from attnwatch.statistics import Statistic
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDropper, TokenLayout
 
@@ -51,14 +53,18 @@ __all__ = [
     "FindingRule",
     "FunctionCall",
     "Guard",
+    "HeadCriterion",
+    "HeadData",
     "HeadImportance",
     "HeadLayout",
     "KeepSchedule",
     "ModelFamily",
     "NoAttentionError",
     "PruningPlan",
+    "Refused",
     "RiskModel",
     "RunStatus",
+    "Schedule",
     "Statistic",
     "Thresholds",
     "TokenBatch",
@@ -75,7 +81,6 @@ __all__ = [
     "load_pruned",
     "prune_heads",
     "register",
-    "register_layout",
     "save_pruned",
     "savings",
     "unregister",

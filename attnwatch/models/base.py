@@ -22,10 +22,6 @@ CHOOSES_KEYS = "which keys a token sees depends on their content, so that paddin
 """Reason why the calls of a family that chooses keys are refused: a token whose own key is hidden counts as padding."""
 
 
-class Refused(Exception):
-    """Heads or tokens of a module can't be removed. The message is the reason."""
-
-
 class TokenPredictions(NamedTuple):
     """Predictions of a language model for the tokens of one forward.
 
@@ -38,6 +34,13 @@ class TokenPredictions(NamedTuple):
     logits: Tensor
     labels: Tensor
     is_shifted: bool
+
+
+Answer = TypeVar("Answer")
+
+
+class Refused(Exception):
+    """Heads or tokens of a module can't be removed. The message is the reason."""
 
 
 class ModelFamily(Plugin):

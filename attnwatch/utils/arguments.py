@@ -1,5 +1,6 @@
 """Checks of user arguments, shared by everything that takes some."""
 
+from collections.abc import Collection
 from numbers import Integral
 
 from attnwatch.errors import ConfigurationError
@@ -20,3 +21,12 @@ def require_instance(name: str, value: object, kind: type) -> None:
     """Check that `value` is an instance of `kind`, or None."""
     if value is not None and not isinstance(value, kind):
         raise ConfigurationError(f"`{name}` must be {kind.__name__} or None, got {value!r}.")
+
+
+def require_one_of(name: str, value: object, known: Collection[str], *, optional: bool = False) -> None:
+    """Raise a `ConfigurationError` unless `value` is one of the known words (or None, if `optional`)."""
+    if optional and value is None:
+        return
+    if not isinstance(value, str) or value not in known:
+        alternative = " or None" if optional else ""
+        raise ConfigurationError(f"`{name}` must be one of {', '.join(map(repr, known))}{alternative}, got {value!r}.")
