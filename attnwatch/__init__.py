@@ -18,8 +18,11 @@ from attnwatch.heads import (
     save_pruned,
     savings,
 )
+from attnwatch.loggers import Logger
+from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
+from attnwatch.trainers import PartCallback, TrainerAdapter, TrainerRun
 
 __version__ = "0.1.0"
 
@@ -37,7 +40,9 @@ __all__ = [
     "HeadImportance",
     "HeadLayout",
     "KeepSchedule",
+    "Logger",
     "NoAttentionError",
+    "PartCallback",
     "PruningPlan",
     "RiskModel",
     "RunStatus",
@@ -45,6 +50,8 @@ __all__ = [
     "TokenBatch",
     "TokenDropper",
     "TokenLayout",
+    "TrainerAdapter",
+    "TrainerRun",
     "accept_pruned_state",
     "attention_entropy",
     "attention_statistics",
@@ -54,8 +61,10 @@ __all__ = [
     "head_importance",
     "load_pruned",
     "prune_heads",
+    "register",
     "register_layout",
     "register_token_layout",
     "save_pruned",
     "savings",
+    "unregister",
 ]
