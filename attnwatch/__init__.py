@@ -29,12 +29,14 @@ from attnwatch.heads import (
     save_pruned,
     savings,
 )
+from attnwatch.loggers import Logger
 from attnwatch.models import ModelFamily, Refused
 from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.schedules import Schedule
 from attnwatch.statistics import Statistic
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDropper, TokenLayout
+from attnwatch.trainers import PartCallback, TrainerAdapter, TrainerRun
 
 __version__ = "0.1.0"
 
@@ -58,8 +60,10 @@ __all__ = [
     "HeadImportance",
     "HeadLayout",
     "KeepSchedule",
+    "Logger",
     "ModelFamily",
     "NoAttentionError",
+    "PartCallback",
     "PruningPlan",
     "Refused",
     "RiskModel",
@@ -71,6 +75,8 @@ __all__ = [
     "TokenCriterion",
     "TokenDropper",
     "TokenLayout",
+    "TrainerAdapter",
+    "TrainerRun",
     "accept_pruned_state",
     "attention_entropy",
     "attention_statistics",

@@ -1,12 +1,16 @@
 """Lightning callbacks, for `lightning` and `pytorch_lightning`. Needs `pip install attnwatch[lightning]`."""
 
-from attnwatch.trainers.lightning import (
-    AttentionMonitor,
-    ConfidenceProbe,
-    HeadPruning,
-    LayerProbe,
-    OcclusionAudit,
-    TokenDropping,
-)
+from typing import Any
 
-__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "LayerProbe", "OcclusionAudit", "TokenDropping"]
+from attnwatch import callbacks
+from attnwatch.trainers.lightning import LightningAdapter
+from attnwatch.trainers.lightning import callback as _callback  # noqa: F401  # names what is to be installed
+
+__all__ = list(callbacks.CALLBACKS)
+
+
+def __getattr__(name: str) -> Any:
+    """Return a callback's class, which is made when it is first used; `lightning.pyi` declares them."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return LightningAdapter.callback(getattr(callbacks, name))

@@ -51,9 +51,10 @@ class Data(pl.LightningDataModule):
 def settings(callback) -> dict:
     """What a callback was made with."""
     known = ("_options", "_thresholds", "_figures_every_n_steps", "_max_layer_curves", "schedule")
-    kept = {name: value for name, value in vars(callback).items() if name in known}
-    kept["rules"] = getattr(getattr(callback, "_rules", None), "_given", None)
-    return kept | {"actions": getattr(getattr(callback, "_actions", None), "_actions", None)}
+    part = callback.part
+    kept = {name: value for name, value in vars(part).items() if name in known}
+    kept["rules"] = getattr(getattr(part, "_rules", None), "_given", None)
+    return kept | {"actions": getattr(getattr(part, "_actions", None), "_actions", None)}
 
 
 def test_yaml_and_keywords_make_the_same_callbacks(tmp_path):

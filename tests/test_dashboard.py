@@ -8,11 +8,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from attnwatch import AttentionHistory, FindingKind, RunStatus
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.dashboard import evenly_spaced, run_scalars, run_tags, site_labels, site_scalars
+from attnwatch.dashboard import run_scalars, run_tags, site_scalars
 from attnwatch.dashboard.figures import figures, pixels
 from attnwatch.diagnosis import Diagnosis, Finding
-from attnwatch.loggers.tensorboard import TensorBoardSink
+from attnwatch.loggers.tensorboard import TensorBoardLogger
 from attnwatch.statistics import Statistic
+from attnwatch.utils.labels import evenly_spaced, site_labels
 
 PER_LAYER = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
 
@@ -167,7 +168,7 @@ def test_noise_does_not_fill_the_colour_scale():
 def test_tensorboard_gets_pictures_as_they_are_drawn(tmp_path):
     recorded = history(observations=4)
     with SummaryWriter(tmp_path) as writer:
-        Publisher().figures([TensorBoardSink("TensorBoard", 0, lambda: writer)], recorded)
+        Publisher().figures([TensorBoardLogger(writer)], recorded)
     events, drawn = EventAccumulator(str(tmp_path)).Reload(), figures(recorded)
     assert set(events.Tags()["images"]) == set(drawn)
     (image,) = events.Images("attention_layers/max_logit")
@@ -182,7 +183,7 @@ def test_tensorboard_gets_the_verdict_in_words(tmp_path):
     )
     with SummaryWriter(tmp_path) as writer:
         verdict = Diagnosis(RunStatus.NOT_CONVERGING, findings, 30, risk=1.0)
-        Publisher().diagnosis([TensorBoardSink("TensorBoard", 0, lambda: writer)], verdict)
+        Publisher().diagnosis([TensorBoardLogger(writer)], verdict)
     (text,) = EventAccumulator(str(tmp_path)).Reload().Tensors("attention/diagnosis/text_summary")
     assert text.step == 30
     assert text.tensor_proto.string_val[0].decode().split("\n\n") == [

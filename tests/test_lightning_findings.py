@@ -393,7 +393,9 @@ def test_logger_that_fails_gives_one_warning_per_fit_and_training_goes_on(full, 
 
 
 def test_pictures_that_can_not_be_drawn_cost_no_scalars(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "attnwatch.dashboard.figures", None)  # as if matplotlib were missing
+    for module in ("figures", "heatmaps"):
+        monkeypatch.delitem(sys.modules, f"attnwatch.dashboard.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if matplotlib were missing
     logger = TensorBoardLogger(tmp_path)
     monitor = AttentionMonitor(every_n_steps=1, figures_every_n_steps=1)
     with pytest.warns(AttnwatchWarning, match=r"no more pictures, .* pip install 'attnwatch\[tensorboard\]'"):

@@ -1,15 +1,13 @@
-"""Asking a model how sure it is as a callback, without the hooks that call it."""
+"""Multiple-choice questions, and how far a model's confidence can be believed, while it trains."""
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from attnwatch.callbacks.audit import Audit
-from attnwatch.callbacks.run import TrainerRun
-from attnwatch.dashboard.markdown import answers_markdown
+from attnwatch.dashboard.answers import answers_markdown
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.asking.answers import Answers
 from attnwatch.explain.asking.interview import Interview, check_options
@@ -19,11 +17,11 @@ from attnwatch.explain.calibration import Calibration
 from attnwatch.explain.checks import require_tokenizer
 from attnwatch.explain.confidence import classifier_calibration, is_classifier, require_language_model
 from attnwatch.explain.subject import Batch, Forward, Subject
-from attnwatch.loggers.logger import matplotlib_needed
+from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_int
 
 
-class Asking(Audit):
+class ConfidenceProbe(Audit):
     """Ask a language model multiple-choice questions and how sure it is, and measure how far it can be believed.
 
     Logged are `confidence/accuracy`, `confidence/mean_confidence`, `confidence/expected_calibration_error`,
@@ -53,6 +51,8 @@ class Asking(Audit):
         ConfigurationError: an argument is wrong, or when training starts, if the model can't be asked.
     """
 
+    example = 'ConfidenceProbe("questions.jsonl", tokenizer=tokenizer)'
+
     def __init__(
         self,
         questions: str | PathLike[str] | Iterable[Question | Mapping[str, Any]] | None = None,
@@ -73,7 +73,7 @@ class Asking(Audit):
         forward: Forward | None = None,
         seed: int = 0,
     ):
-        super().__init__(every_n_steps, batches, num_batches, forward)
+        super().__init__(every_n_steps, batches, num_batches, forward, tokenizer)
         check_options(stated=stated, score=score, max_new_tokens=max_new_tokens, batch_size=batch_size)
         require_int("max_length", max_length, minimum=1, optional=True)
         require_int("num_questions", num_questions, minimum=1)
@@ -82,7 +82,7 @@ class Asking(Audit):
         require_tokenizer(tokenizer)
         self._questions = None if questions is None else as_questions(questions)
         self._needs_batches = self._questions is None
-        self._tokenizer, self._num_questions, self._num_bins, self._seed = tokenizer, num_questions, num_bins, seed
+        self._num_questions, self._num_bins, self._seed = num_questions, num_bins, seed
         self._options = {
             "templates": as_templates(templates),
             "stated": stated,
@@ -96,17 +96,16 @@ class Asking(Audit):
 
     # What happens in a training.
 
-    def _start(self, run: TrainerRun, model: nn.Module) -> None:
-        super()._start(run, model)
+    def start(self, run: TrainerRun) -> None:
+        super().start(run)
         subject = self._subject
         judges_classes = self._questions is None if subject.has_own_forward else is_classifier(subject)
-        self._Found = Calibration if judges_classes else Answers
+        self._Result = Calibration if judges_classes else Answers
         if judges_classes:
             self._refuse_questions()
             return
         require_language_model(subject)
-        self._known_tokenizer = self._tokenizer if self._tokenizer is not None else run.tokenizer
-        if self._known_tokenizer is None:
+        if self._tokenizer is None:
             raise ConfigurationError(
                 "`tokenizer` is needed to ask a language model: give that of the model, for instance "
                 "AutoTokenizer.from_pretrained(name)."
@@ -116,24 +115,24 @@ class Asking(Audit):
         elif self._given is not None:
             self._prepare(run, self._made_of(self._given))
 
-    def _detach(self) -> None:
-        super()._detach()
+    def detach(self) -> None:
+        super().detach()
         self._interview = None
 
     def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> Answers | Calibration:
-        if self._Found is Calibration:
+        if self._Result is Calibration:
             return classifier_calibration(subject, batches, num_bins=self._num_bins)
         if self._interview is None:
             self._prepare(run, self._made_of(batches))
         return self._interview.hold()
 
     def _made_of(self, batches: list[Batch]) -> list[Question]:
-        return questions_from_text(batches, self._known_tokenizer, self._num_questions, seed=self._seed)
+        return questions_from_text(batches, self._tokenizer, self._num_questions, seed=self._seed)
 
     def _prepare(self, run: TrainerRun, questions: list[Question]) -> None:
-        self._interview = Interview(self._subject, self._known_tokenizer, questions, **self._options)
+        self._interview = Interview(self._subject, self._tokenizer, questions, **self._options)
         skipped = len(self._interview.skipped)
-        run.tell(
+        run.inform(
             f"{type(self).__name__} asks {len(questions) - skipped} questions each time ({skipped} skipped), in at "
             f"most {self._interview.most_forwards} forwards of up to {self._options['batch_size']} rows"
         )
@@ -157,10 +156,10 @@ class Asking(Audit):
             numbers["confidence/unparsable"] = float(found.num_unparsable)
         return numbers
 
-    def _drawn(self) -> dict[str, np.ndarray]:
-        with matplotlib_needed():
-            from attnwatch.dashboard.figures import pixels
-            from attnwatch.dashboard.reliability import reliability_figure
+    def _draw(self) -> dict[str, np.ndarray]:
+        from attnwatch.dashboard.heatmaps import pixels
+        from attnwatch.dashboard.reliability import reliability_figure
+
         step, found = self.results[-1]
         return {
             f"confidence/{name}reliability": pixels(
@@ -173,7 +172,7 @@ class Asking(Audit):
         return {"confidence/answers": answers_markdown(found)} if isinstance(found, Answers) else {}
 
     def _calibrations(self, found: Answers | Calibration) -> dict[str, Calibration]:
-        """By the prefix of their names."""
+        """Return the calibrations by the prefix of their names."""
         if isinstance(found, Calibration):
             return {"": found}
         stated = found.stated_calibration(num_bins=self._num_bins)
@@ -182,7 +181,7 @@ class Asking(Audit):
 
 
 def _figures(prefix: str, calibration: Calibration) -> dict[str, float]:
-    """Without those that there are not."""
+    """Return the figures of a calibration that are known, by tag."""
     names = ("mean_confidence", "expected_calibration_error", "expected_if_calibrated", "brier", "auroc")
     numbers = {f"{prefix}{name}": getattr(calibration, name) for name in ("accuracy", *names)}
     return {name: number for name, number in numbers.items() if number == number}

@@ -1,4 +1,4 @@
-"""A history back from a run that was logged to TensorBoard."""
+"""Histories read back from runs that were logged to TensorBoard."""
 
 import os
 import re
@@ -20,13 +20,13 @@ Curve = Mapping[int, float]
 
 
 def read_logged(directory: str | os.PathLike, *, loss_tag: str | None = None) -> AttentionHistory:
-    """The curves of layers as a history.
+    """Return the curves of layers as a history.
 
     A layer counts as one head, and what is logged for the whole model only as the same in all of them.
 
     Args:
-        directory: with the event files of one run.
-        loss_tag: of the training loss; None means the first of the usual names that is there.
+        directory: folder with the event files of one run.
+        loss_tag: tag of the training loss; None means the first of the usual names that is there.
 
     Raises:
         ConfigurationError: there is no such run, none with attention in it, or no such tag.
@@ -91,13 +91,13 @@ def _loss_tag(curves: Mapping[str, Curve], asked: str | None) -> str | None:
 
 
 def _total_steps(curve: Curve) -> int | None:
-    """The latest that was logged."""
+    """Return the latest number of steps that was logged."""
     latest = curve[max(curve)] if curve else np.nan
     return int(latest) if np.isfinite(latest) and latest >= 1 else None
 
 
 def _at(steps: list[int], curve: Curve) -> np.ndarray:
-    """The curve at these steps; nan where it has no point nearer than half of the way to the next step.
+    """Return the curve at these steps; nan where it has no point nearer than half of the way to the next step.
 
     Not interpolated: that would have less noise than any loss.
     """

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from attnwatch.capture import is_observed
-from attnwatch.dashboard import site_labels
 from attnwatch.errors import AttnwatchError, ConfigurationError
 from attnwatch.explain import Answers, Calibration, LayerProbes, Occlusion, ask, compare, occlude, probe_layers
 from attnwatch.explain import classifier_calibration as calibration_of_classifier
@@ -19,6 +18,7 @@ from attnwatch.report.charts import heatmap, highlighted, line_chart, reliabilit
 from attnwatch.report.html import Markup, element, joined, rows
 from attnwatch.report.reading import Reading
 from attnwatch.statistics import Statistic
+from attnwatch.utils.labels import site_labels
 
 # Hiding takes a row of a forward for each token.
 _SHOWN_SEQUENCES = 4

@@ -1,8 +1,10 @@
 """Messages to the user: warnings that never stop a training, and information."""
 
+import contextlib
 import logging
 import sys
 import warnings
+from collections.abc import Hashable, Iterator
 
 import torch.distributed as dist
 
@@ -41,6 +43,42 @@ def warn(message: str, *, stacklevel: int = 2, always: bool = False, once_for_al
         logger.warning(text)
 
 
+class NonFatal:
+    """Context in which an error is one warning instead of the end of the training. One for each run.
+
+    `KeyboardInterrupt` and other exceptions that are not an `Exception` pass.
+
+    Example:
+        >>> non_fatal = NonFatal()
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     for _ in range(2):
+        ...         with non_fatal("the monitor failed", key="monitor"):
+        ...             raise ValueError("no number")
+        >>> [str(each.message) for each in caught]
+        ['attnwatch: the monitor failed, training goes on: ValueError: no number']
+    """
+
+    def __init__(self):
+        self._failed: set[Hashable] = set()
+
+    def has_failed(self, key: Hashable) -> bool:
+        """Return whether there was an error under this key."""
+        return key in self._failed
+
+    @contextlib.contextmanager
+    def __call__(self, message: str, *, key: Hashable = None) -> Iterator[None]:
+        """Warn that `message` holds, and why; once for each key, or for each error if there is no key."""
+        try:
+            yield
+        except Exception as error:
+            cause = f" (because of {error.__cause__!r})" if error.__cause__ else ""
+            reason = f"{type(error).__name__}: {error}{cause}"
+            key = reason if key is None else key
+            if key not in self._failed:
+                self._failed.add(key)
+                warn(f"{message}, training goes on: {reason}")
+
+
 class WarnOnce:
     """Function that shows each message once, whatever details come with it. Make one for each run."""
 
@@ -69,8 +107,8 @@ def printable(text: str, *, keep: str = "\n") -> str:
     )
 
 
-def tell(message: str, *, by: logging.Logger = logger) -> None:
-    """Say something that is no warning, so that it is seen: by a logger if it shows news, else on the screen.
+def inform(message: str, *, by: logging.Logger = logger) -> None:
+    """Show a message that is no warning: by a logger if it shows the level INFO, else on the screen.
 
     News are of the level INFO, which loggers hide unless somebody has configured them. On the screen, progress bars
     stay whole. `logging.getLogger("attnwatch").setLevel(logging.WARNING)` silences the news.

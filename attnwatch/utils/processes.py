@@ -1,24 +1,34 @@
-"""Collective operations in which an error of one process is raised by all."""
+"""Collective operations of the processes of a training. With one process they do nothing."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from attnwatch.utils.messages import has_other_processes
+
 Made = TypeVar("Made")
 
 
 def gathered(value: Any) -> list[Any]:
-    """Return the values of all processes by rank. All processes must call it; a single process gets its own."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    """Return the values of all processes, by rank. All of them must call it."""
+    if not has_other_processes():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
+def broadcast(value: Any) -> Any:
+    """Return the first process's value. All processes must call it."""
+    values = [value]
+    if has_other_processes():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
 def together(make: Callable[[], Made]) -> Made:
-    """Call `make` on all processes and return its result; if it raises on one process, all raise.
+    """Return what `make` returns on this process; if it raises on one process, all raise, and none waits for another.
 
     All processes must call it. `make` must not wait for other processes.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attnwatch.dashboard.scalars import evenly_spaced
+from attnwatch.utils.labels import evenly_spaced
 
 _MOST_COLUMNS = 12
 

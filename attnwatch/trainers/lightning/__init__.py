@@ -1,10 +1,19 @@
-"""Lightning callbacks, for `lightning` and `pytorch_lightning`. Needs `pip install attnwatch[lightning]`."""
+"""Lightning, under both of its names, `lightning` and `pytorch_lightning`."""
 
-from attnwatch.trainers.lightning.confidence import ConfidenceProbe
-from attnwatch.trainers.lightning.monitor import AttentionMonitor
-from attnwatch.trainers.lightning.occlusion import OcclusionAudit
-from attnwatch.trainers.lightning.probes import LayerProbe
-from attnwatch.trainers.lightning.pruning import HeadPruning
-from attnwatch.trainers.lightning.tokens import TokenDropping
+from attnwatch.plugins import register
+from attnwatch.trainers.base import TrainerAdapter
 
-__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "LayerProbe", "OcclusionAudit", "TokenDropping"]
+
+@register
+class LightningAdapter(TrainerAdapter):
+    """Lightning's Trainer."""
+
+    name = "lightning"
+    title = "Lightning's Trainer"
+    module = "attnwatch.lightning"
+    callback_base = "attnwatch.trainers.lightning.callback:LightningCallback"
+    first_hooks = ("setup",)
+    example = """import lightning.pytorch as pl
+from attnwatch.lightning import {name}
+
+trainer = pl.Trainer(callbacks=[{call}])"""

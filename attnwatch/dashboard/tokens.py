@@ -1,44 +1,22 @@
-"""Pictures of explanations. Needs matplotlib, like `figures`."""
+"""A text whose tokens are coloured by their importance. Needs matplotlib."""
 
 from collections.abc import Sequence
 
 import numpy as np
-from matplotlib.figure import Figure
 
-from attnwatch.dashboard.figures import NOT_OBSERVED
-from attnwatch.dashboard.scalars import evenly_spaced, site_labels
+from attnwatch.dashboard.heatmaps import NOT_OBSERVED, Figure
 
-_MOST_TICKS = 12
 _MOST_TOKENS = 160
 _CHARACTERS_PER_LINE = 60
 
 
-def agreement_figure(values: np.ndarray, steps: Sequence[int], sites: Sequence[str], title: str) -> Figure:
-    """Rank correlations [steps, layers] as layers over steps, from -1 to 1; grey where there is none."""
-    figure = Figure(figsize=(5.6, max(3.0, min(1.6 + 0.28 * values.shape[1], 6.5))), layout="constrained", dpi=120)
-    axes = figure.subplots()
-    axes.set_facecolor(NOT_OBSERVED)
-    image = axes.imshow(
-        np.ma.masked_invalid(values.T), aspect="auto", interpolation="nearest", cmap="RdBu", vmin=-1, vmax=1
-    )
-    figure.colorbar(image, ax=axes, pad=0.02).ax.tick_params(labelsize=12)
-    labels = [label.removeprefix("layer_") for label in site_labels(sites)]
-    rows, columns = evenly_spaced(len(labels), _MOST_TICKS), evenly_spaced(len(steps), 5)
-    axes.set_yticks(rows, [labels[row] for row in rows])
-    axes.set_xticks(columns, [str(steps[column]) for column in columns])
-    axes.set_ylabel("layer", fontsize=13)
-    axes.set_xlabel("step", fontsize=13)
-    axes.set_title(title, fontsize=14)
-    axes.tick_params(labelsize=12)
-    return figure
-
-
 def token_figure(tokens: Sequence[str], importance: np.ndarray, step: int) -> Figure:
-    """The text, each token on the colour of its importance: red where hiding it hurts, blue where it helps.
+    """Draw a text, each token on the colour of its importance: red where hiding it hurts, blue where it helps.
 
     Args:
-        tokens: of one sequence; of a long one the first 160.
+        tokens: tokens of one sequence; of a long one the first 160 are drawn.
         importance: [tokens], nats; nan is grey.
+        step: of the training.
     """
     from matplotlib import colormaps
 
@@ -72,13 +50,13 @@ def token_figure(tokens: Sequence[str], importance: np.ndarray, step: int) -> Fi
 
 
 def _readable(token: str) -> str:
-    """Without the signs of tokenizers for a space, and what fonts can't show."""
+    """Return the token without a tokenizer's signs for spaces, and without characters that fonts can't show."""
     token = token.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "⏎").replace("\n", "⏎")
     return "".join(each if ord(each) < 0x2500 else "?" for each in token) or " "
 
 
 def _lines(tokens: Sequence[str]) -> list[tuple[int, int]]:
-    """(line, first column) of each token."""
+    """Return (line, first column) of each token."""
     places, line, column = [], 0, 0
     for token in tokens:
         width = len(token) + 1
