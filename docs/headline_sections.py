@@ -34,7 +34,7 @@ def _watching() -> list[tuple[str, str, str]]:
             "billion",
         ),
         (
-            f"exact entropy of attention on {longest['tokens']:,} keys",
+            f"exact attention entropy at {longest['tokens']:,} keys",
             f"the time of {forwards['exact']['median']:.2f} SDPA forwards (softmax of the matrix: "
             f"{forwards['materialised']['median']:.1f})",
             "exactness",
@@ -47,7 +47,7 @@ def _verdicts() -> list[tuple[str, str, str]]:
     quarter, half = (result["detection"]["diagnose"][share] for share in ("0.25", "0.5"))
     return [
         (
-            f"failing runs that are reported, of {result['failed']} in {result['runs']} small trainings",
+            f"failing runs that are reported ({result['failed']} of {result['runs']} small trainings failed)",
             f"{quarter['recall']:.0%} after a quarter of the run, {half['recall']:.0%} after half; of the other runs "
             f"{quarter['false_alarms']:.0%} and {half['false_alarms']:.0%}",
             "verdicts",
@@ -107,7 +107,7 @@ def _coverage() -> list[tuple[str, str, str]]:
     totals = result["totals"]
     return [
         (
-            f"architectures of transformers {result['transformers']}, of {totals['architectures']}",
+            f"{totals['architectures']} architectures of transformers {result['transformers']}",
             f"{totals['observed fully and right']} observed completely and correctly, {totals['heads prunable']} with "
             f"removable heads, {totals['tokens droppable']} with droppable tokens",
             "coverage",
