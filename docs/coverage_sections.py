@@ -17,8 +17,8 @@ def coverage_totals() -> str:
         f"its configuration, {totals['observed fully and right']} are observed in all of their attention layers, with "
         "the numbers of their own eager attention weights; heads can be removed in "
         f"{totals['heads prunable']} and tokens dropped in {totals['tokens droppable']}, each checked against masking. "
-        f"{totals['without attention']} have no attention. All others are refused, layer by layer, with the reason: "
-        "[docs/coverage.md](docs/coverage.md), `python -m benchmarks.coverage`."
+        f"{totals['without attention']} have no attention. All others are refused, layer by layer, with the reason. "
+        "`python -m benchmarks.coverage` prints this."
     )
 
 

@@ -1,4 +1,4 @@
-"""Draws the pictures of docs/verdicts.md from stored runs of the benchmark, and from its newest result.
+"""Draws the pictures of docs/images/verdicts from stored runs of the benchmark, and from its newest result.
 
     python docs/draw_verdicts.py
 
@@ -122,7 +122,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    directory = ROOT / "docs" / "verdicts"
+    directory = ROOT / "docs" / "images" / "verdicts"
     directory.mkdir(exist_ok=True)
     for picture in PICTURES:
         draw(picture, directory / f"{picture.name}.png")

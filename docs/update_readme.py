@@ -15,6 +15,8 @@ from statistics import fmean
 from typing import Any
 
 import coverage_sections
+import declaration_sections
+import headline_sections
 import verdict_sections
 from results import ROOT, machine, newest
 
@@ -299,23 +301,19 @@ def _interval(estimate: dict[str, float]) -> str:
     return f"{estimate['median']:.3f} ({estimate['low']:.3f} to {estimate['high']:.3f})"
 
 
+DOCS = ROOT / "docs"
 SECTIONS: dict[Path, tuple[Callable[[], str], ...]] = {
-    ROOT / "README.md": (
-        statistics,
-        verdict_sections.verdicts,
-        overhead,
-        billion,
-        exactness,
-        pruning_quality,
-        pruning_speed,
-        tokens,
-        explain,
-        coverage_sections.coverage_totals,
-    ),
-    ROOT / "docs" / "coverage.md": (coverage_sections.coverage,),
-    ROOT / "docs" / "explain.md": (probe_costs, confidence),
-    ROOT / "docs" / "processes.md": (coverage_sections.flush_cost,),
-    ROOT / "docs" / "verdicts.md": verdict_sections.DETAILS,
+    ROOT / "README.md": (headline_sections.headline,),
+    DOCS / "coverage.md": (coverage_sections.coverage_totals, coverage_sections.coverage),
+    DOCS / "benchmarks" / "cost.md": (overhead, billion, exactness),
+    DOCS / "benchmarks" / "diagnosis.md": verdict_sections.DETAILS,
+    DOCS / "benchmarks" / "explain.md": (explain, probe_costs, confidence),
+    DOCS / "benchmarks" / "pruning.md": (pruning_speed, pruning_quality),
+    DOCS / "benchmarks" / "tokens.md": (tokens,),
+    DOCS / "explanation" / "diagnosis.md": (verdict_sections.reliability,),
+    DOCS / "explanation" / "processes.md": (coverage_sections.flush_cost,),
+    DOCS / "reference" / "command-line.md": (declaration_sections.command_line,),
+    DOCS / "reference" / "statistics.md": (statistics,),
 }
 
 
@@ -342,7 +340,7 @@ def main() -> int:
         if before != after:
             out_of_date = True
             if options.check:
-                print(f"{path.name} is out of date: python docs/update_readme.py", file=sys.stderr)
+                print(f"{path.relative_to(ROOT)} is out of date: python docs/update_readme.py", file=sys.stderr)
             else:
                 path.write_text(after, encoding="utf-8")
     return int(out_of_date and options.check)

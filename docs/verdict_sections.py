@@ -49,7 +49,7 @@ def verdicts() -> str:
             f"`diagnose`: {ever['diagnose']:.0%}). "
             "Rank correlation of what is foreseen at 25% with the accuracy at the end: "
             f"{end['diagnose']['0.25']:.2f}, of the loss {end['loss level']['0.25']:.2f}. "
-            "`python -m benchmarks.verdicts` prints it; see [docs/verdicts.md](docs/verdicts.md).",
+            "`python -m benchmarks.verdicts` prints it.",
         ]
     )
 
@@ -138,4 +138,4 @@ def again() -> str:
     )
 
 
-DETAILS = (again, tasks, detection, foresight, reliability, kinds, confusion)
+DETAILS = (verdicts, again, tasks, detection, foresight, kinds, confusion)
