@@ -22,9 +22,10 @@ from attnwatch import (
     FunctionCall,
     NoAttentionError,
 )
-from attnwatch.attention import STATISTICS, AttentionInputs
+from attnwatch.attention import AttentionInputs
 from attnwatch.capture import find_sites
 from attnwatch.recorder import AttentionHistory
+from attnwatch.statistics import Statistic
 
 
 def my_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:
@@ -118,7 +119,7 @@ def record(model: nn.Module, *args) -> AttentionHistory:
 
 def assert_right(history: AttentionHistory, site: str, query: Tensor, key: Tensor, **options) -> None:
     assert history.coverage[site] == "observed"
-    recorded = {name: torch.from_numpy(history[name][0, history.sites.index(site)]) for name in STATISTICS}
+    recorded = {name: torch.from_numpy(history[name][0, history.sites.index(site)]) for name in Statistic.registry}
     assert_statistics_match(types.SimpleNamespace(**recorded), attention_matrix(query, key, **options))
 
 
@@ -146,7 +147,7 @@ def test_each_call_counts_once_though_it_calls_another_attention_inside(register
                 model(token_ids())
             histories.append(recorder.history())
     assert histories[1].sites == SITES
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(histories[0][name], histories[1][name])
 
 
@@ -375,7 +376,7 @@ def test_compiled_model_is_observed_in_one_graph(registered):
                 compiled(token_ids()).backward()
         history = recorder.history()
     assert set(history.coverage.values()) == {"observed"}
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_allclose(history[name][2], expected[name][0], rtol=1e-5, atol=1e-5)
 
 
