@@ -1,12 +1,17 @@
-"""Callbacks of the transformers Trainer. Needs `pip install attnwatch[transformers]`."""
+"""Callbacks of the transformers Trainer. Needs `pip install attnwatch[transformers]`.
 
-from attnwatch.trainers.transformers import (
-    AttentionMonitor,
-    ConfidenceProbe,
-    HeadPruning,
-    LayerProbe,
-    OcclusionAudit,
-    TokenDropping,
-)
+Callbacks that explain a model are imported when they are used, and need `pip install attnwatch[explain]`.
+"""
+
+from typing import TYPE_CHECKING
+
+from attnwatch.trainers.transformers import AttentionMonitor, HeadPruning, TokenDropping
+from attnwatch.utils.extras import lazy_attributes
+
+if TYPE_CHECKING:
+    from attnwatch.trainers.transformers import ConfidenceProbe, LayerProbe, OcclusionAudit
 
 __all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "LayerProbe", "OcclusionAudit", "TokenDropping"]
+
+_LAZY = dict.fromkeys(("ConfidenceProbe", "LayerProbe", "OcclusionAudit"), "attnwatch.trainers.transformers")
+__getattr__ = lazy_attributes(__name__, _LAZY)

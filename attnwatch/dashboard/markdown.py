@@ -4,9 +4,12 @@ import html
 import math
 import re
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from attnwatch.diagnosis import Diagnosis, Finding, RunStatus
-from attnwatch.explain.asking.answers import Answers
+
+if TYPE_CHECKING:
+    from attnwatch.explain import Answers
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
 _LINE_END = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -36,7 +39,7 @@ def _words(value: Enum) -> str:
     return value.value.replace("_", " ")
 
 
-def answers_markdown(answers: Answers, most: int = 20) -> str:
+def answers_markdown(answers: "Answers", most: int = 20) -> str:
     """The first questions with what the model answered, how sure it says it is, and what it claims as its reason."""
     number = len(answers.labels)
     lines = [f"**{sum(answers.correct)} of {number} questions right**; {len(answers.skipped)} skipped"]
@@ -53,7 +56,7 @@ def literal(text: str) -> str:
     return _MARKUP.sub(r"\\\1", html.escape(line, quote=False))
 
 
-def _answer_markdown(answers: Answers, index: int) -> str:
+def _answer_markdown(answers: "Answers", index: int) -> str:
     prediction, label = answers.predictions[index], answers.labels[index]
     lines = [f"- {literal(answers.prompts[index])}", ""]
     for at, (choice, probability) in enumerate(
