@@ -12,7 +12,8 @@ from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.run import TrainerRun
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.subject import Batch, Forward, Subject, as_batch
+from attnwatch.explain.batches import Batch, as_batch
+from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
 from attnwatch.utils.arguments import require_int
 from attnwatch.utils.messages import WarnOnce, warn
 from attnwatch.utils.processes import together
@@ -32,7 +33,7 @@ class Audit(TrainingPart):
         every_n_steps: audit after the first step at or after each multiple of it; None means at the end only.
         batches: to ask about, as the model takes them by name; None means the first of the validation data.
         num_batches: so many of them.
-        forward: see `Subject`.
+        forward: see `EvaluatedModel`.
     """
 
     _Found: type
@@ -59,10 +60,10 @@ class Audit(TrainingPart):
         self._given_batches = batches
         self._num_batches = num_batches
         self._forward = forward
-        self._subject: Subject | None = None
+        self._subject: EvaluatedModel | None = None
         self.results: list[tuple[int, Any]] = []
 
-    def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> Any:
+    def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> Any:
         """What is found now, a `_Found`. Raises what is wrong with the model or the batches."""
         raise NotImplementedError
 
@@ -84,7 +85,7 @@ class Audit(TrainingPart):
         self._detach()
         self.results = []
         self._publisher, self._warn_once = Publisher(), WarnOnce()
-        self._subject = Subject(model, self._forward)
+        self._subject = EvaluatedModel(model, self._forward)
         self._batches: list[Batch] | None = None
         self._given = self._own_batches(run) if self._given_batches is not None else None
         if self._needs_batches and self._given is None and not run.has_validation_data:

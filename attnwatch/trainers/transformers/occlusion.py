@@ -1,5 +1,7 @@
 """Occlusion as a callback of the transformers Trainer."""
 
+import dataclasses
+
 from torch import nn
 
 from attnwatch.callbacks.occlusion import Occluding
@@ -12,6 +14,6 @@ class OcclusionAudit(Occluding, Hooks):
     def _start(self, run: TransformersRun, model: nn.Module) -> None:
         """The trainer's tokenizer is used where none was given."""
         processing = getattr(run.trainer, "processing_class", None)
-        if self._options["tokenizer"] is None and hasattr(processing, "all_special_ids"):
-            self._options["tokenizer"] = processing
+        if self._options.tokenizer is None and hasattr(processing, "all_special_ids"):
+            self._options = dataclasses.replace(self._options, tokenizer=processing)
         super()._start(run, model)
