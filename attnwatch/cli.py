@@ -118,9 +118,9 @@ def _inspect(options: argparse.Namespace) -> int:
     from attnwatch.errors import AttnwatchError
 
     try:
-        from attnwatch.report.writing import write_report
+        from attnwatch.report.model_page import write_model_page
 
-        write_report(
+        write_model_page(
             options.directory,
             options.text,
             options.out,

@@ -19,9 +19,10 @@ from versions import CACHE, enable_checkpointing, lacks
 from attnwatch import ConfigurationError
 from attnwatch.dashboard.answers import answers_markdown, literal
 from attnwatch.explain import Question, Templates, ask, calibration, classifier_calibration, parse_percentage
-from attnwatch.explain.asking.encoding import Encoder, Unaskable
-from attnwatch.explain.asking.interview import Interview
-from attnwatch.explain.subject import Subject
+from attnwatch.explain.evaluated_model import EvaluatedModel
+from attnwatch.explain.multiple_choice.evaluation import MultipleChoiceEvaluation
+from attnwatch.explain.multiple_choice.options import EvaluationOptions
+from attnwatch.explain.multiple_choice.tokenization import QuestionTokenizer, SkippedQuestion
 
 TEMPLATES = Templates(
     yes_no="{prompt} {answer} sure {reply}",
@@ -148,7 +149,7 @@ def resized(model, size):
 def test_choices_that_merge_with_the_end_of_the_prompt():
     tokenizer = byte_tokenizer("abababab abab", 262)
     assert tokenizer.tokenize("ab") == ["ab"]
-    encoder = Encoder(tokenizer)
+    encoder = QuestionTokenizer(tokenizer)
     plain, merged = encoder.continuations("xa", ["x", "b"])
     assert [tokenizer.convert_ids_to_tokens(list(each.ids)) for each in (plain, merged)] == [
         ["x", "a", "x"],
@@ -165,13 +166,13 @@ def test_choices_that_merge_with_the_end_of_the_prompt():
 
 
 def test_nothing_before_the_choices():
-    encoder = Encoder(byte_tokenizer("abababab", 258))
+    encoder = QuestionTokenizer(byte_tokenizer("abababab", 258))
     (continuation, _) = encoder.continuations("a", ["b", "c"])
     assert continuation.ids[0] == encoder.end_id  # as there is no bos token
     assert continuation.start == 1
-    with pytest.raises(Unaskable, match="no bos token"):
-        Encoder(word_tokenizer()).continuations("", ["blue", "red"])
-    with pytest.raises(Unaskable, match="no token of its own"):
+    with pytest.raises(SkippedQuestion, match="no bos token"):
+        QuestionTokenizer(word_tokenizer()).continuations("", ["blue", "red"])
+    with pytest.raises(SkippedQuestion, match="no token of its own"):
         encoder.continuations("a", ["", "c"])
 
 
@@ -184,7 +185,7 @@ def test_tokens_behind_a_text_are_not_asked_about():
             return found
 
     plain = word_tokenizer()
-    encoder = Encoder(Closing(tokenizer_object=plain.backend_tokenizer, unk_token="[UNK]"))
+    encoder = QuestionTokenizer(Closing(tokenizer_object=plain.backend_tokenizer, unk_token="[UNK]"))
     assert encoder.ids("the sky") == (7, ID["the"], ID["sky"])
 
 
@@ -219,16 +220,18 @@ def test_forwards_are_those_that_were_told(known):
     calls = []
     handle = known.register_forward_hook(lambda *_: calls.append(1))
     questions = [QUESTION, Question("grass is", ("green", "blue it"), 0), Question("it", ("blue", "red"), 0)]
-    options = {"reasons": True, "score": "sum", "max_new_tokens": 5, "batch_size": 2, "max_length": None}
+    options = {"templates": TEMPLATES, "reasons": True, "max_new_tokens": 5, "batch_size": 2}
     for stated in ("yes_no", "percentage", None):
         calls.clear()
-        subject = Subject(known)
+        model = EvaluatedModel(known)
         prepared = [Question(**each) if isinstance(each, dict) else each for each in questions]
-        interview = Interview(subject, word_tokenizer(), prepared, templates=TEMPLATES, stated=stated, **options)
-        answers = interview.hold()
-        assert answers.num_forwards == len(calls) <= interview.most_forwards
-        assert interview.most_forwards == {"yes_no": 2 + 2 + 10, "percentage": 2 + 16 + 10, None: 2 + 10}[stated]
-        assert len(calls) == interview.most_forwards  # nothing ends early: there is no eos token
+        evaluation = MultipleChoiceEvaluation(
+            model, word_tokenizer(), prepared, EvaluationOptions(stated=stated, **options)
+        )
+        answers = evaluation.run()
+        assert answers.num_forwards == len(calls) <= evaluation.most_forwards
+        assert evaluation.most_forwards == {"yes_no": 2 + 2 + 10, "percentage": 2 + 16 + 10, None: 2 + 10}[stated]
+        assert len(calls) == evaluation.most_forwards  # nothing ends early: there is no eos token
     handle.remove()
 
 
@@ -318,7 +321,9 @@ def test_texts_are_greedy_whatever_the_model_would_do():
     options = {"templates": TEMPLATES, "reasons": True, "max_new_tokens": 6}
     greedy, sampled = (ask(model, small_tokenizer(), [QUESTION], **options) for model in (llama(), sampling()))
     assert greedy.claimed_reasons == sampled.claimed_reasons
-    ids = list(Encoder(small_tokenizer()).ids("the sky is " + greedy.choices[0][greedy.predictions[0]] + " because"))
+    ids = list(
+        QuestionTokenizer(small_tokenizer()).ids("the sky is " + greedy.choices[0][greedy.predictions[0]] + " because")
+    )
     model, length = llama().eval(), len(ids)
     for _ in range(6):
         ids.append(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax().item())
@@ -356,7 +361,7 @@ def test_model_that_a_function_calls(known):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stated": "maybe"}, "`stated` must be one of 'yes_no', 'percentage', None, got 'maybe'"),
+        ({"stated": "maybe"}, "`stated` must be one of 'yes_no', 'percentage' or None, got 'maybe'"),
         ({"score": "max"}, "`score` must be one of 'sum', 'mean', got 'max'"),
         ({"max_new_tokens": 0}, "`max_new_tokens` must be an integer of at least 1, got 0"),
         ({"batch_size": 0}, "`batch_size` must be an integer"),

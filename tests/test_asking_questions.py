@@ -8,8 +8,8 @@ from asking import QUESTION, byte_tokenizer, word_tokenizer
 
 from attnwatch import ConfigurationError
 from attnwatch.explain import Question, load_questions, questions_from_text
-from attnwatch.explain.asking.encoding import Encoder
-from attnwatch.explain.asking.questions import as_questions
+from attnwatch.explain.multiple_choice.questions import as_questions
+from attnwatch.explain.multiple_choice.tokenization import QuestionTokenizer
 
 EXPECTED = r'expected on each line \{"prompt": str'
 
@@ -107,7 +107,7 @@ def test_questions_from_text(tokenizer):
         true = question.choices[question.answer]
         assert f"{question.prompt} {true}" in text
         assert all(choice in text for choice in question.choices)
-        prompt = len(Encoder(tokenizer).ids(question.prompt))
+        prompt = len(QuestionTokenizer(tokenizer).ids(question.prompt))
         lengths = [len(tokenizer(f"{question.prompt} {choice}").input_ids) - prompt for choice in question.choices]
         assert lengths == [2] * 4
         assert prompt == 8

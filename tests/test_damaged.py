@@ -17,7 +17,7 @@ from test_judge import log
 
 from attnwatch import AttentionHistory, ConfigurationError, PruningPlan
 from attnwatch.cli import main
-from attnwatch.explain.asking.questions import load_questions
+from attnwatch.explain.multiple_choice.questions import load_questions
 from attnwatch.judging import read_run, report
 
 COURSE = dataclasses.replace(course(every=10), total_steps=900)

@@ -1,6 +1,7 @@
 """Curves of deletion and insertion, against rows that are made by hand."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from versions import BEFORE_5
 
 from attnwatch import ConfigurationError
-from attnwatch.explain import compare, deletion_curve, insertion_curve, occlude
+from attnwatch.explain import compare, deletion_curve, occlude
 from attnwatch.explain.faithfulness import area
+
+insertion_curve = functools.partial(deletion_curve, insertion=True)
 
 
 def log_p(model: nn.Module, batch: dict, sequence: int, hidden: list[int]) -> float:

@@ -31,8 +31,8 @@ from torch import Tensor, nn
 from versions import CACHE
 
 from attnwatch import ConfigurationError
-from attnwatch.explain import num_forwards, occlude
-from attnwatch.explain.hiding import positions_by_mask
+from attnwatch.explain import EvaluatedModel, HidingOptions, OcclusionPlan, occlude
+from attnwatch.explain.masked_batch import positions_by_mask
 from attnwatch.explain.occlusion import REASONS
 
 CAUSAL = [llama, mistral, gpt2, opt, gpt_neox, qwen3, gemma2]
@@ -119,7 +119,7 @@ def test_language_model_against_one_forward_each(build, side, hide):
     model, batch = build(), causal_batch(side)
     found = occlude(model, batch, hide=hide, mask_token_id=MASK_TOKEN, tokens_per_forward=40)
     expected = expected_matrix(model, batch, hide)
-    assert found.route == "suffixes", found.why_whole
+    assert found.route == "cached_prefix", found.why_full
     torch.testing.assert_close(found.matrix.double(), expected, rtol=1e-3, atol=2e-4, equal_nan=True)
     num_outputs = (batch["attention_mask"].sum(1) - 1)[:, None]
     importance = torch.where(expected.isnan().all(2), torch.nan, expected.nansum(2) / num_outputs)
@@ -143,8 +143,8 @@ def test_classifier_against_one_forward_each(name, side, effect, hide):
         expected = base[label] - after[label] if effect == "label" else (base.exp() * (base - after)).sum()
         assert found.importance[sequence, token].item() == pytest.approx(expected.item(), rel=1e-3, abs=1e-4)
     assert found.importance[batch["attention_mask"] == 0].isnan().all()
-    assert found.route == "whole"
-    assert "label" in found.why_whole or "kl" in found.why_whole
+    assert found.route == "full"
+    assert "label" in found.why_full or "kl" in found.why_full
 
 
 @pytest.mark.parametrize("effect", ["label", "kl"])
@@ -252,6 +252,10 @@ def test_spans_of_a_language_model():
         torch.testing.assert_close(found.matrix[0, token].double(), rise, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
+def planned_forwards(model: nn.Module, batch: dict, *, max_units: int | None = None, **options) -> int:
+    return OcclusionPlan(EvaluatedModel(model), batch, HidingOptions(**options), max_units=max_units).num_forwards
+
+
 def count_forwards(model: nn.Module) -> list[int]:
     counted = [0]
     model.register_forward_pre_hook(lambda module, args: counted.__setitem__(0, counted[0] + 1))
@@ -264,10 +268,9 @@ def count_forwards(model: nn.Module) -> list[int]:
 def test_number_of_forwards_is_what_was_said(build, tokens_per_forward, max_units):
     model = classifier("bert") if build is bert else build()
     batch = causal_batch("right")
-    options = {"tokens_per_forward": tokens_per_forward, "max_units": max_units}
-    said = num_forwards(model, batch, **options)
+    said = planned_forwards(model, batch, tokens_per_forward=tokens_per_forward, max_units=max_units)
     counted = count_forwards(model)
-    found = occlude(model, batch, **options)
+    found = occlude(model, batch, tokens_per_forward=tokens_per_forward, max_units=max_units)
     assert said == found.num_forwards == counted[0]
 
 
@@ -313,11 +316,11 @@ class ForgetsItsCache(KeepsNothing):
 def test_without_a_cache_that_can_be_used_rows_are_computed_whole(kind):
     model, batch = kind(), causal_batch("right")
     found, expected = occlude(model, batch), occlude(llama(), batch)
-    assert found.route == "whole"
-    assert found.why_whole
-    assert expected.route == "suffixes"
+    assert found.route == "full"
+    assert found.why_full
+    assert expected.route == "cached_prefix"
     torch.testing.assert_close(found.matrix, expected.matrix, atol=1e-5, rtol=1e-4, equal_nan=True)
-    assert found.num_forwards == num_forwards(model, batch)
+    assert found.num_forwards == planned_forwards(model, batch)
 
 
 def test_what_is_not_hidden_has_its_reason():

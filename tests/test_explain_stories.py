@@ -16,7 +16,7 @@ from torch import nn
 from attnwatch import ConfigurationError, NoAttentionError
 from attnwatch.explain import (
     MeanOverSequences,
-    attention_stories,
+    attention_attribution,
     compare,
     gradient_times_input,
     occlude,
@@ -51,7 +51,7 @@ def eager_weights(model: nn.Module, batch: dict) -> list[torch.Tensor]:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_rollout_is_the_literal_product(side, readout):
     batch = batch_of(side)
-    found = attention_stories(classifier(), batch, readout=readout)
+    found = attention_attribution(classifier(), batch, readout=readout)
     for sequence in range(3):
         real = batch["attention_mask"][sequence].nonzero()[:, 0]
         product = np.eye(len(real))
@@ -66,7 +66,7 @@ def test_rollout_is_the_literal_product(side, readout):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_received_is_relative_to_uniform(side):
     model, batch = llama(), batch_of(side)
-    found = attention_stories(model, batch)
+    found = attention_attribution(model, batch)
     for layer, weights in enumerate(eager_weights(model, batch)):
         for sequence in range(3):
             real = batch["attention_mask"][sequence].nonzero()[:, 0].tolist()
@@ -80,21 +80,21 @@ def test_received_is_relative_to_uniform(side):
 
 def test_readout_follows_the_model():
     batch = batch_of("right")
-    assert attention_stories(classifier(), batch).readout == "first"
-    assert attention_stories(llama(), batch).readout == "mean"
+    assert attention_attribution(classifier(), batch).readout == "first"
+    assert attention_attribution(llama(), batch).readout == "mean"
     config = llama().config
     config.num_labels = 2
     causal = seeded(lambda: hf.LlamaForSequenceClassification(config))
-    assert attention_stories(causal, batch).readout == "last"
-    own = attention_stories(classifier(), batch, forward=lambda model, given: model(**given))
+    assert attention_attribution(causal, batch).readout == "last"
+    own = attention_attribution(classifier(), batch, forward=lambda model, given: model(**given))
     assert own.readout == "mean"
 
 
 def test_attention_that_is_not_seen_says_so():
     with pytest.raises(NoAttentionError, match="depends on their content"):
-        attention_stories(doge(), batch_of("right"))
+        attention_attribution(doge(), batch_of("right"))
     with pytest.raises(ConfigurationError, match="`readout` must be one of 'first', 'last', 'mean' or None"):
-        attention_stories(llama(), batch_of("right"), readout="middle")
+        attention_attribution(llama(), batch_of("right"), readout="middle")
 
 
 @pytest.mark.parametrize("reduce", ["sum", "l1"])
@@ -147,7 +147,7 @@ def test_gradient_is_the_finite_difference():
 
 
 def test_gradient_has_its_errors():
-    with pytest.raises(ConfigurationError, match="`reduce` must be 'sum' or 'l1', got 'max'"):
+    with pytest.raises(ConfigurationError, match="`reduce` must be one of 'sum', 'l1', got 'max'"):
         gradient_times_input(llama(), batch_of("right"), reduce="max")
     with pytest.raises(ConfigurationError, match="outputs, and it is not known which"):
         gradient_times_input(t5_for_generation(), {**batch_of("right"), "decoder_input_ids": token_ids(tokens=4)})
@@ -200,10 +200,10 @@ def test_comparison_is_by_magnitude(build):
     hidden = ~occlusion.importance[0].isnan()
     size = occlusion.importance[0, hidden].abs()
     for layer in range(2):
-        received = found.stories.received[layer, 0, hidden]
+        received = found.attribution.received[layer, 0, hidden]
         expected = scipy.stats.spearmanr(received, size).statistic
         assert found.attention[layer, 0].item() == pytest.approx(expected, abs=1e-6)
-        rollout = found.stories.rollout[layer, 0, hidden]
+        rollout = found.attribution.rollout[layer, 0, hidden]
         expected = scipy.stats.spearmanr(rollout, size).statistic
         assert found.rollout[layer, 0].item() == pytest.approx(expected, abs=1e-6)
     expected = scipy.stats.spearmanr(found.gradient_scores[0, hidden], size).statistic

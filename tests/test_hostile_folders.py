@@ -22,7 +22,7 @@ from test_report_model import TEXT, saved, with_vocabulary
 
 from attnwatch import ConfigurationError, load_pruned, prune_heads
 from attnwatch.cli import main
-from attnwatch.report.reading import read
+from attnwatch.report.analysis import load_analysis
 
 ROOT = Path(__file__).parent.parent
 
@@ -254,7 +254,7 @@ def tiny(directory: Path, **options) -> Path:
 def is_read(folder: Path, text: Path, *, tokens: int = 12) -> bool:
     """Whether there is something to make a page of; otherwise words say why not."""
     with contextlib.suppress(ConfigurationError):
-        return len(read(folder, text, num_sequences=2, num_tokens=tokens).batches) > 0
+        return len(load_analysis(folder, text, num_sequences=2, num_tokens=tokens).batches) > 0
     return False
 
 
@@ -276,7 +276,7 @@ def test_few_tokens_end_in_a_page_or_in_words(sound, tmp_path, capsys, name: str
             with pytest.raises(
                 ConfigurationError, match=rf"`--tokens`: {tokens} tokens .* at least {fewest} are needed"
             ):
-                read(sound / name, sound / "text.txt", num_sequences=2, num_tokens=tokens)
+                load_analysis(sound / name, sound / "text.txt", num_sequences=2, num_tokens=tokens)
         else:
             assert is_read(sound / name, sound / "text.txt", tokens=tokens)
     code, _ = inspected(sound / name, sound / "text.txt", capsys, tmp_path, "--tokens", str(fewest))

@@ -14,7 +14,7 @@ from attnwatch.explain import LayerProbes, probe_layers
 from attnwatch.explain.probing.examples import Examples
 from attnwatch.explain.probing.options import ProbeOptions
 from attnwatch.explain.probing.result import corrected_stderr
-from attnwatch.explain.probing.tasks import Task, control_labels, position_bins, prepare
+from attnwatch.explain.probing.tasks import Task, control_labels, position_bins, prepare_fits
 
 IDS = 8  # of tokens, in the batches of most tests
 
@@ -117,8 +117,8 @@ def test_what_words_do_not_tell_is_selective():
     assert (probes.selectivity[0, :2] < -0.5).all()
 
 
-def examples_of(labels: Tensor, sequences: Tensor, types: Tensor, *, is_of_tokens: bool = True) -> Examples:
-    return Examples([torch.zeros(len(labels), 1)], sequences, types, {"own": labels}, {"own"}, is_of_tokens)
+def examples_of(labels: Tensor, sequences: Tensor, types: Tensor, *, are_of_tokens: bool = True) -> Examples:
+    return Examples([torch.zeros(len(labels), 1)], sequences, types, {"own": labels}, {"own"}, are_of_tokens)
 
 
 def test_control_labels_are_functions_of_the_word_distributed_like_the_labels():
@@ -141,7 +141,7 @@ def test_control_labels_are_functions_of_the_word_distributed_like_the_labels():
 def test_control_labels_of_sequences_are_shuffled():
     labels = torch.tensor([0] * 30 + [1] * 10 + [-1] * 5)
     numbers = torch.arange(45)
-    examples = examples_of(labels, numbers, numbers, is_of_tokens=False)
+    examples = examples_of(labels, numbers, numbers, are_of_tokens=False)
     control = control_labels(Task("own", labels, 2), examples, torch.Generator().manual_seed(0))
     assert (control[40:] == -1).all()
     assert control[:40].bincount().tolist() == [30, 10]
@@ -157,7 +157,7 @@ def test_no_sequence_is_in_both_parts(seed):
     sequences = torch.arange(600) // 20
     labels = torch.randint(3, (600,), generator=generator)
     examples = examples_of(labels, sequences, labels)
-    _, fits, skipped = prepare(examples, ProbeOptions(num_splits=5, seed=seed))
+    _, fits, skipped = prepare_fits(examples, ProbeOptions(num_splits=5, seed=seed))
     assert not skipped
     tests = set()
     for fit in fits:
@@ -172,7 +172,7 @@ def test_no_sequence_is_in_both_parts(seed):
 def test_labels_of_sequences_are_stratified():
     labels = torch.tensor([0] * 70 + [1] * 20 + [2] * 10)
     numbers = torch.arange(100)
-    _, fits, _ = prepare(examples_of(labels, numbers, numbers, is_of_tokens=False), ProbeOptions())
+    _, fits, _ = prepare_fits(examples_of(labels, numbers, numbers, are_of_tokens=False), ProbeOptions())
     assert [labels[fit.test].bincount().tolist() for fit in fits] == [[21, 6, 3]] * 5
 
 

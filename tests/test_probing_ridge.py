@@ -82,9 +82,9 @@ def test_classifies_as_ridge_classifier():
     states, labels = problem(60, 8, 4)
     ridge = Ridge(states[:40])
     (probe,) = ridge.fit([labels[:40]], [4])
-    said = (ridge.standardized(states[40:]) @ probe.weight + probe.bias).argmax(1)
-    oracle = RidgeClassifier(alpha=40 * probe.strength).fit(ridge.standardized(states[:40]), labels[:40])
-    assert said.tolist() == oracle.predict(ridge.standardized(states[40:])).tolist()
+    said = (ridge.standardize(states[40:]) @ probe.weight + probe.bias).argmax(1)
+    oracle = RidgeClassifier(alpha=40 * probe.strength).fit(ridge.standardize(states[:40]), labels[:40])
+    assert said.tolist() == oracle.predict(ridge.standardize(states[40:])).tolist()
 
 
 def test_labels_share_a_decomposition_and_nothing_else():

@@ -10,9 +10,9 @@ from hypothesis import given, strategies
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from attnwatch.explain.pieces import Segment, decoder, segment
-from attnwatch.explain.probing.python_text import scan
-from attnwatch.explain.probing.targets import IGNORED, labels_of_tokens
+from attnwatch.explain.probing.python_code import mark_code
+from attnwatch.explain.probing.targets import IGNORED, token_labels
+from attnwatch.explain.token_text import DecodedTokens, cached_decoder, decode_tokens
 from benchmarks.common import minilm_directory
 
 
@@ -44,7 +44,7 @@ class Words:
 def labels_of(text: str, target: str) -> list[int]:
     """Of each character, through a tokenizer that has one token for each."""
     ids = torch.tensor([BYTES(text)["input_ids"]])
-    return labels_of_tokens({"input_ids": ids}, [target], BYTES)[target][0].tolist()
+    return token_labels({"input_ids": ids}, [target], BYTES)[target][0].tolist()
 
 
 def marked(text: str, labels: list[int]) -> str:
@@ -131,14 +131,14 @@ def test_scanner_agrees_with_tokenize():
                 kinds["in_string"] |= set(range(opened, end))
         elif name in ("STRING", "COMMENT"):
             kinds[f"in_{name.lower()}"] |= set(range(begin, end))
-    marks = scan(text)
+    marks = mark_code(text)
     for name, expected in kinds.items():
         assert {index for index, mark in enumerate(getattr(marks, name)) if mark} == expected, name
 
 
 @given(strategies.text(alphabet="ab_#'\"\\()[]\n 1f", max_size=40))
 def test_any_fragment_can_be_scanned(text):
-    marks = scan(text)
+    marks = mark_code(text)
     assert {len(each) for each in vars(marks).values()} == {len(text)}
     assert not any(a and b for a, b in zip(marks.in_string, marks.in_comment, strict=True))
     assert min(marks.depth, default=0) >= 0
@@ -149,7 +149,7 @@ def test_any_fragment_can_be_scanned(text):
 
 def test_pieces_of_bytes_make_the_text():
     text = "naïve 😀 x"
-    pieces = segment(BYTES(text)["input_ids"], decoder(BYTES)).pieces
+    pieces = decode_tokens(BYTES(text)["input_ids"], cached_decoder(BYTES)).texts
     assert "".join(pieces) == text
     assert pieces[2:5] == ["", "ï", "v"]
     assert pieces[7:11] == ["", "", "", "😀"]
@@ -157,20 +157,20 @@ def test_pieces_of_bytes_make_the_text():
 
 @given(strategies.text(max_size=30))
 def test_pieces_of_any_text_make_the_text(text):
-    assert "".join(segment(BYTES(text)["input_ids"], decoder(BYTES)).pieces) == text
+    assert "".join(decode_tokens(BYTES(text)["input_ids"], cached_decoder(BYTES)).texts) == text
 
 
 def test_pieces_of_a_wordpiece_tokenizer():
     tokenizer = AutoTokenizer.from_pretrained(minilm_directory())
     ids = tokenizer("Unbelievably good, isn't it", add_special_tokens=False)["input_ids"]
-    pieces = segment(ids, decoder(tokenizer)).pieces
+    pieces = decode_tokens(ids, cached_decoder(tokenizer)).texts
     assert len(pieces) == len(ids)
     assert "".join(pieces) == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     assert pieces[-1] == " it"
 
 
 def test_places_are_of_the_first_visible_character():
-    assert Segment([" a", "  ", "", "b"]).places == [1, 2, None, 4]
+    assert DecodedTokens([" a", "  ", "", "b"]).positions == [1, 2, None, 4]
 
 
 TOKENIZER = Words("the", "run", "##ning", "x1", "42", "...", "USA", "McC", "Hi", "日本", "A", "_b")
@@ -186,7 +186,7 @@ IDS = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12]])
     ],
 )
 def test_characters_of_tokens(target, expected):
-    assert labels_of_tokens({"input_ids": IDS}, [target], TOKENIZER)[target].tolist() == [expected]
+    assert token_labels({"input_ids": IDS}, [target], TOKENIZER)[target].tolist() == [expected]
 
 
 def test_white_space_is_a_class_and_no_word():
@@ -210,7 +210,7 @@ PADDED = {
 
 
 def test_ids_and_positions_beside_padding():
-    labels = labels_of_tokens(PADDED, ["token", "previous_token", "next_token", "position"])
+    labels = token_labels(PADDED, ["token", "previous_token", "next_token", "position"])
     none = IGNORED
     assert labels["token"].tolist() == [[5, 6, 7, none, none], [none, none, 8, 9, 8]]
     assert labels["previous_token"].tolist() == [[none, 5, 6, none, none], [none, none, none, 8, 9]]
@@ -223,8 +223,8 @@ def test_special_tokens_have_no_labels_and_end_the_text():
     ids = torch.tensor([[0, 1, 2, 0, 1, 3, 0, 1]])
     batch = {"input_ids": ids}
     none = IGNORED
-    assert labels_of_tokens(batch, ["token"], tokenizer)["token"].tolist() == [[none, 1, 2, none, 1, 3, none, 1]]
-    previous = labels_of_tokens(batch, ["previous_token"], tokenizer)["previous_token"]
+    assert token_labels(batch, ["token"], tokenizer)["token"].tolist() == [[none, 1, 2, none, 1, 3, none, 1]]
+    previous = token_labels(batch, ["previous_token"], tokenizer)["previous_token"]
     assert previous.tolist() == [[none, none, 1, none, none, 1, none, none]]
-    strings = labels_of_tokens(batch, ["in_string"], tokenizer)["in_string"]
+    strings = token_labels(batch, ["in_string"], tokenizer)["in_string"]
     assert strings.tolist() == [[none, 0, 0, none, 0, 1, none, 0]]

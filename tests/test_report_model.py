@@ -13,7 +13,7 @@ from torch import nn
 
 from attnwatch import prune_heads, save_pruned
 from attnwatch.cli import main
-from attnwatch.report.reading import read
+from attnwatch.report.analysis import load_analysis
 
 TEXT = " ".join(f"word{number % 7} is a thing & number {number}.\n" for number in range(80))
 SECTIONS = ["What it attends to", "What it relies on", "What each layer knows", "How sure it is"]
@@ -132,7 +132,7 @@ def test_heads_that_nothing_is_measured_by(tmp_path, name: str, options: dict, w
 def test_numbers_of_a_regression_are_not_its_text(tmp_path):
     model = with_vocabulary(hf.BertForSequenceClassification, bert(), num_labels=1)
     (tmp_path / "text.txt").write_text("a thing\t0.25\na thing\tis a thing\n")
-    reading = read(saved(model, tmp_path / "model"), tmp_path / "text.txt", num_sequences=4, num_tokens=24)
+    reading = load_analysis(saved(model, tmp_path / "model"), tmp_path / "text.txt", num_sequences=4, num_tokens=24)
     rows = reading.batches[0]["input_ids"], reading.batches[0]["attention_mask"].bool()
     assert [reading.tokenizer.decode(ids[real]) for ids, real in zip(*rows, strict=True)] == [
         "a thing",
@@ -232,7 +232,7 @@ def test_tokens_that_the_text_does_not_need_may_be_unknown_to_the_model(tmp_path
     tokenizer = hf.AutoTokenizer.from_pretrained(saved(model, tmp_path / "model"))
     tokenizer.add_tokens(["<more>"])
     tokenizer.save_pretrained(tmp_path / "model")
-    found = read(tmp_path / "model", tmp_path / "text.txt", num_sequences=4, num_tokens=24)
+    found = load_analysis(tmp_path / "model", tmp_path / "text.txt", num_sequences=4, num_tokens=24)
     assert len(found.tokenizer) > found.model.config.vocab_size
 
 

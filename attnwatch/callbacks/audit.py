@@ -11,7 +11,8 @@ from attnwatch.callbacks.loading import main_process_batches
 from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.subject import Batch, Forward, Subject, as_batch
+from attnwatch.explain.batches import Batch, as_batch
+from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_int
 from attnwatch.utils.messages import NonFatal, WarnOnce, warn
@@ -32,7 +33,7 @@ class Audit(TrainingPart):
         every_n_steps: audit after the first step at or after each multiple of it; None means at the end only.
         batches: input batches, as the model takes them by name; None means the first of the validation data.
         num_batches: number of batches.
-        forward: see `Subject`.
+        forward: see `EvaluatedModel`.
         tokenizer: tokenizer of the model; None means the one that the trainer has.
 
     Attributes:
@@ -64,11 +65,11 @@ class Audit(TrainingPart):
         self._num_batches = num_batches
         self._forward = forward
         self._given_tokenizer = self._tokenizer = tokenizer
-        self._subject: Subject | None = None
+        self._subject: EvaluatedModel | None = None
         self.results = []
 
     @abstractmethod
-    def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> Any:
+    def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> Any:
         """Return a `_Result`, or raise what is wrong with the model or the batches."""
 
     @abstractmethod
@@ -90,7 +91,7 @@ class Audit(TrainingPart):
         self.results = []
         self._publisher, self._warn_once, self._non_fatal = Publisher(), WarnOnce(), NonFatal()
         self._tokenizer = run.tokenizer if self._given_tokenizer is None else self._given_tokenizer
-        self._subject = Subject(run.model, self._forward)
+        self._subject = EvaluatedModel(run.model, self._forward)
         self._batches: list[Batch] | None = None
         self._given = self._own_batches(run) if self._given_batches is not None else None
         if self._needs_batches and self._given is None and not run.has_validation_data:

@@ -9,14 +9,16 @@ import numpy as np
 from attnwatch.callbacks.audit import Audit
 from attnwatch.dashboard.answers import answers_markdown
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.asking.answers import Answers
-from attnwatch.explain.asking.interview import Interview, check_options
-from attnwatch.explain.asking.questions import Question, as_questions, questions_from_text
-from attnwatch.explain.asking.templates import Templates, as_templates
-from attnwatch.explain.calibration import Calibration
-from attnwatch.explain.checks import require_tokenizer
-from attnwatch.explain.confidence import classifier_calibration, is_classifier, require_language_model
-from attnwatch.explain.subject import Batch, Forward, Subject
+from attnwatch.explain.batches import Batch
+from attnwatch.explain.calibration import Calibration, classifier_calibration
+from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
+from attnwatch.explain.multiple_choice.answers import Answers
+from attnwatch.explain.multiple_choice.evaluation import MultipleChoiceEvaluation, require_language_model
+from attnwatch.explain.multiple_choice.options import EvaluationOptions, Score, Stated
+from attnwatch.explain.multiple_choice.question_generation import questions_from_text
+from attnwatch.explain.multiple_choice.questions import Question, as_questions
+from attnwatch.explain.multiple_choice.templates import Templates
+from attnwatch.explain.token_text import require_tokenizer
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_int
 
@@ -39,8 +41,8 @@ class ConfidenceProbe(Audit):
         num_bins: of the reliability diagram and the expected calibration error.
         batches: to make questions of, or of a classifier to judge; None means the first of the validation data.
         num_batches: so many of them.
-        forward: see `attnwatch.explain.Subject`. With `questions` what it returns is taken for a language model's, else
-            for a classifier's.
+        forward: see `attnwatch.explain.EvaluatedModel`. With `questions`, its output is taken for that of a language
+            model, otherwise for that of a classifier.
         seed: of the questions that are made.
 
     Attributes:
@@ -61,9 +63,9 @@ class ConfidenceProbe(Audit):
         every_n_steps: int | None = 500,
         num_questions: int = 32,
         templates: Templates | None = None,
-        stated: str | None = "yes_no",
+        stated: Stated | None = "yes_no",
         reasons: bool = False,
-        score: str = "sum",
+        score: Score = "sum",
         max_new_tokens: int = 32,
         batch_size: int = 8,
         max_length: int | None = None,
@@ -74,32 +76,22 @@ class ConfidenceProbe(Audit):
         seed: int = 0,
     ):
         super().__init__(every_n_steps, batches, num_batches, forward, tokenizer)
-        check_options(stated=stated, score=score, max_new_tokens=max_new_tokens, batch_size=batch_size)
-        require_int("max_length", max_length, minimum=1, optional=True)
+        self._options = EvaluationOptions(templates, stated, reasons, score, max_new_tokens, batch_size, max_length)
         require_int("num_questions", num_questions, minimum=1)
         require_int("num_bins", num_bins, minimum=1)
         require_int("seed", seed, minimum=0)
-        require_tokenizer(tokenizer)
+        require_tokenizer(tokenizer, optional=True)
         self._questions = None if questions is None else as_questions(questions)
         self._needs_batches = self._questions is None
         self._num_questions, self._num_bins, self._seed = num_questions, num_bins, seed
-        self._options = {
-            "templates": as_templates(templates),
-            "stated": stated,
-            "reasons": reasons,
-            "score": score,
-            "max_new_tokens": max_new_tokens,
-            "batch_size": batch_size,
-            "max_length": max_length,
-        }
-        self._interview: Interview | None = None
+        self._evaluation: MultipleChoiceEvaluation | None = None
 
     # What happens in a training.
 
     def start(self, run: TrainerRun) -> None:
         super().start(run)
         subject = self._subject
-        judges_classes = self._questions is None if subject.has_own_forward else is_classifier(subject)
+        judges_classes = self._questions is None if subject.has_own_forward else subject.is_sequence_classifier
         self._Result = Calibration if judges_classes else Answers
         if judges_classes:
             self._refuse_questions()
@@ -117,24 +109,24 @@ class ConfidenceProbe(Audit):
 
     def detach(self) -> None:
         super().detach()
-        self._interview = None
+        self._evaluation = None
 
-    def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> Answers | Calibration:
+    def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> Answers | Calibration:
         if self._Result is Calibration:
             return classifier_calibration(subject, batches, num_bins=self._num_bins)
-        if self._interview is None:
+        if self._evaluation is None:
             self._prepare(run, self._made_of(batches))
-        return self._interview.hold()
+        return self._evaluation.run()
 
     def _made_of(self, batches: list[Batch]) -> list[Question]:
         return questions_from_text(batches, self._tokenizer, self._num_questions, seed=self._seed)
 
     def _prepare(self, run: TrainerRun, questions: list[Question]) -> None:
-        self._interview = Interview(self._subject, self._tokenizer, questions, **self._options)
-        skipped = len(self._interview.skipped)
+        self._evaluation = MultipleChoiceEvaluation(self._subject, self._tokenizer, questions, self._options)
+        skipped = len(self._evaluation.skipped)
         run.inform(
             f"{type(self).__name__} asks {len(questions) - skipped} questions each time ({skipped} skipped), in at "
-            f"most {self._interview.most_forwards} forwards of up to {self._options['batch_size']} rows"
+            f"most {self._evaluation.most_forwards} forwards of up to {self._options.batch_size} rows"
         )
 
     def _refuse_questions(self) -> None:

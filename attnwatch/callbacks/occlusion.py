@@ -1,5 +1,6 @@
 """Comparison of attention with what hiding inputs does, while a model trains."""
 
+import dataclasses
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,23 +14,24 @@ from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.pruning import HeadPruning
 from attnwatch.callbacks.tokens import TokenDropping
 from attnwatch.explain.agreement import MeanOverSequences
-from attnwatch.explain.checks import check_hiding_options, check_model, require_one_of
-from attnwatch.explain.comparison import DISAGREEMENT, Comparison, agrees, compare, summary
-from attnwatch.explain.faithfulness import Curves, FaithfulnessCurve
-from attnwatch.explain.hiding import make_hiding
-from attnwatch.explain.occlusion import Occlusion, Occlusions
-from attnwatch.explain.stories import READOUTS
-from attnwatch.explain.subject import Batch, Forward, Subject
+from attnwatch.explain.attributions import Readout
+from attnwatch.explain.batches import Batch
+from attnwatch.explain.comparison import DISAGREEMENT, Comparison, agrees, compare
+from attnwatch.explain.effects import EffectName, check_outputs
+from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
+from attnwatch.explain.faithfulness import FaithfulnessCurve, FaithfulnessPlan
+from attnwatch.explain.hiding import HidingName, HidingOptions, make_hiding
+from attnwatch.explain.occlusion import Occlusion, OcclusionPlan
 from attnwatch.heads.importance import find_criterion
 from attnwatch.trainers.base import TrainerRun
-from attnwatch.utils.arguments import require_int, require_number
+from attnwatch.utils.arguments import require_between, require_choice, require_int
 from attnwatch.utils.labels import evenly_spaced, site_labels
 
 # Of the deletion curves: more of them where curves differ, and as few as show it, since each takes a row per sequence.
 _FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 _NUM_RANDOM = 2
 # Forwards that observe attention, and that are differentiated.
-_STORY_FORWARDS = 2
+_ATTRIBUTION_FORWARDS = 2
 
 
 @dataclass
@@ -71,10 +73,10 @@ class OcclusionAudit(Audit):
             end only.
         batches: to hide tokens of, as the model takes them by name; None means the first of the validation data.
         num_batches: so many of them.
-        forward: see `attnwatch.explain.Subject`.
+        forward: see `attnwatch.explain.EvaluatedModel`.
         hide, effect, max_units, tokenizer, mask_token_id, special_ids, tokens_per_forward: see
             `attnwatch.explain.occlude`.
-        readout: see `attnwatch.explain.attention_stories`.
+        readout: see `attnwatch.explain.attention_attribution`.
         disagreement: attention disagrees where the mean rank correlation is below, or not above 0 by 1.96 standard
             errors over the sequences.
         seed: of which tokens are hidden, where there are more than `max_units`, and of the random orders.
@@ -95,13 +97,13 @@ class OcclusionAudit(Audit):
         *,
         batches: Iterable[Batch] | None = None,
         num_batches: int = 1,
-        hide: str = "remove",
-        effect: str | None = None,
+        hide: HidingName = "remove",
+        effect: EffectName | None = None,
         max_units: int | None = 64,
         tokenizer: Any = None,
         mask_token_id: int | None = None,
         special_ids: Collection[int] | None = None,
-        readout: str | None = None,
+        readout: Readout | None = None,
         tokens_per_forward: int | None = None,
         disagreement: float = DISAGREEMENT,
         forward: Forward | None = None,
@@ -110,25 +112,19 @@ class OcclusionAudit(Audit):
         super().__init__(every_n_steps, batches, num_batches, forward, tokenizer)
         require_int("max_units", max_units, minimum=1, optional=True)
         require_int("seed", seed, minimum=0)
-        require_one_of("readout", readout, READOUTS, optional=True)
-        require_number("disagreement", disagreement, "a correlation", minimum=-1, maximum=1)
-        self._options = {
-            "hide": hide,
-            "effect": effect,
-            "mask_token_id": mask_token_id,
-            "special_ids": special_ids,
-            "tokens_per_forward": tokens_per_forward,
-        }
-        check_hiding_options(tokenizer=tokenizer, **self._options)
+        require_choice("readout", readout, Readout, optional=True)
+        require_between("disagreement", disagreement, -1, 1, kind="a correlation,")
+        self._options = HidingOptions(hide, effect, tokenizer, mask_token_id, special_ids, tokens_per_forward)
         self._max_units, self._readout, self._disagreement, self._seed = max_units, readout, disagreement, seed
 
     def start(self, run: TrainerRun) -> None:
         super().start(run)
-        check_model(self._subject, self._options["effect"])
-        with self._subject.asked():
-            make_hiding(self._options["hide"], self._subject, self._tokenizer, self._options["mask_token_id"])
+        self._options = dataclasses.replace(self._options, tokenizer=self._tokenizer)
+        check_outputs(self._subject, self._options.effect)
+        with self._subject.evaluating():
+            make_hiding(self._options, self._subject)
 
-    def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> OcclusionFindings:
+    def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> OcclusionFindings:
         parts = [self._of_batch(run, subject, batch) for batch in batches]
         found = OcclusionFindings(
             parts[0].sites,
@@ -138,31 +134,26 @@ class OcclusionAudit(Audit):
             parts[0].tokens,
             sum(each.num_forwards for each in parts),
         )
-        self._warn_of_choices(run, summary(found.attention))
+        self._warn_of_choices(run, MeanOverSequences.of(found.attention))
         return found
 
-    def _of_batch(self, run: TrainerRun, subject: Subject, batch: Batch) -> OcclusionFindings:
-        with subject.asked():
-            prepared = Occlusions(
-                subject,
-                batch,
-                max_units=self._max_units,
-                seed=self._seed,
-                tokenizer=self._tokenizer,
-                **self._options,
-            )
+    def _of_batch(self, run: TrainerRun, subject: EvaluatedModel, batch: Batch) -> OcclusionFindings:
+        with subject.evaluating():
+            plan = OcclusionPlan(subject, batch, self._options, max_units=self._max_units, seed=self._seed)
             if not self.results:
-                run.inform(f"hiding tokens takes {prepared.num_forwards} forwards, attention and gradient 2 more")
-            occlusion = prepared.run()
+                run.inform(f"hiding tokens takes {plan.num_forwards} forwards, attention and gradient 2 more")
+            occlusion = plan.run()
             comparison = compare(subject, batch, occlusion, readout=self._readout)
             scores = {"occlusion": occlusion.importance, **comparison.scores()}
-            curves = Curves(prepared.ablations, scores, fractions=_FRACTIONS, num_random=_NUM_RANDOM, seed=self._seed)
+            curves = FaithfulnessPlan(
+                plan.forwards, scores, fractions=_FRACTIONS, num_random=_NUM_RANDOM, seed=self._seed
+            )
             if not self.results:
                 run.inform(f"the deletion curves take {curves.num_forwards} forwards")
             deletion = curves.run()
         if comparison.why_no_attention:
             self._warn_once(comparison.why_no_attention, once_for_all=True)
-        num_forwards = prepared.num_forwards + _STORY_FORWARDS + curves.num_forwards
+        num_forwards = plan.num_forwards + _ATTRIBUTION_FORWARDS + curves.num_forwards
         return _findings(occlusion, comparison, deletion, self._tokens(batch), num_forwards)
 
     def _tokens(self, batch: Batch) -> list[str]:
@@ -172,18 +163,18 @@ class OcclusionAudit(Audit):
 
     def _numbers(self, found: OcclusionFindings) -> dict[str, float]:
         numbers = {
-            "occlusion/gradient_agreement": summary(found.gradient).mean,
+            "occlusion/gradient_agreement": MeanOverSequences.of(found.gradient).mean,
             "occlusion/forwards": float(found.num_forwards),
         }
         labels = site_labels(found.sites)
         for name in ("attention", "rollout"):
             of_layers = getattr(found, name)
             if len(of_layers):
-                numbers[f"occlusion/{name}_agreement"] = summary(of_layers).mean
+                numbers[f"occlusion/{name}_agreement"] = MeanOverSequences.of(of_layers).mean
             for layer in evenly_spaced(len(of_layers), MOST_LAYER_CURVES):
-                numbers[f"occlusion_{name}_agreement/{labels[layer]}"] = summary(of_layers[layer]).mean
+                numbers[f"occlusion_{name}_agreement/{labels[layer]}"] = MeanOverSequences.of(of_layers[layer]).mean
         for name, areas in found.deletion.items():
-            numbers[f"occlusion/deletion_area/{name}"] = summary(areas).mean
+            numbers[f"occlusion/deletion_area/{name}"] = MeanOverSequences.of(areas).mean
         return numbers
 
     def _draw(self) -> dict[str, np.ndarray]:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 
 from attnwatch.callbacks.audit import MOST_LAYER_CURVES, Audit
-from attnwatch.explain.probing.examples import label_all
+from attnwatch.explain.batches import Batch
+from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
+from attnwatch.explain.probing.examples import label_batches
 from attnwatch.explain.probing.options import ProbeOptions
-from attnwatch.explain.probing.probes import LayerProbes, probe, single_call
-from attnwatch.explain.probing.states import HiddenStates, Read, reader
+from attnwatch.explain.probing.probes import LayerProbes, probe, single_function
+from attnwatch.explain.probing.states import HiddenStates, ReadStates, states_reader
 from attnwatch.explain.probing.targets import OwnLabels
-from attnwatch.explain.subject import Batch, Forward, Subject
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.labels import evenly_spaced
 
@@ -23,7 +24,8 @@ class LayerProbe(Audit):
     Logged are, by layer (0: the embeddings; of more than 12 layers, 12 evenly spaced ones), the accuracy above the
     baseline as `probe_<target>/layer_<n>` and the selectivity as `probe_<target>_selectivity/layer_<n>`; as a picture
     `probes/<target>`, accuracy above the baseline by layer and step. An audit costs `num_batches` forwards without
-    gradients, and about as long again for the probes. The training is not touched: see `attnwatch.explain.Subject`.
+    gradients, and about as long again for the probes. The training does not change: see
+    `attnwatch.explain.EvaluatedModel`.
 
     Args:
         every_n_steps: probe after the first step at or after each multiple of it, and at the end; None means at the end
@@ -59,23 +61,23 @@ class LayerProbe(Audit):
         num_splits: int = 5,
         seed: int = 0,
     ):
-        super().__init__(every_n_steps, batches, num_batches, single_call(forward, hidden_states), tokenizer)
+        super().__init__(every_n_steps, batches, num_batches, single_function(forward, hidden_states), tokenizer)
         self._options = ProbeOptions(targets, labels, tokenizer, max_tokens, test_share, num_splits, seed)
         self._returns_states = hidden_states is not None
-        self._read: Read | None = None
+        self._read: ReadStates | None = None
 
     def start(self, run: TrainerRun) -> None:
         super().start(run)
-        self._read = reader(self._subject, is_given=self._returns_states)
+        self._read = states_reader(self._subject, returns_states=self._returns_states)
         self._options = dataclasses.replace(self._options, tokenizer=self._tokenizer)
         if self._given is not None:
-            label_all(self._given, self._options)  # raises where they do not fit
+            label_batches(self._given, self._options)  # raises where they do not fit
 
     def detach(self) -> None:
         super().detach()
         self._read = None
 
-    def _audit(self, run: TrainerRun, subject: Subject, batches: list[Batch]) -> LayerProbes:
+    def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> LayerProbes:
         return probe(subject, self._read, batches, self._options)
 
     def _numbers(self, found: LayerProbes) -> dict[str, float]:

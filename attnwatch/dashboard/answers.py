@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from attnwatch.explain.asking.answers import Answers
+    from attnwatch.explain import Answers
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
 _LINE_END = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")

@@ -15,8 +15,12 @@ def reliability_figure(calibration: "Calibration", title: str) -> Figure:
     figure = Figure(figsize=(5.6, 5.6), layout="constrained", dpi=120)
     above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     left, width = calibration.bin_lower.numpy(), (calibration.bin_upper - calibration.bin_lower).numpy()
-    above.bar(left, calibration.bin_accuracy.numpy(), width, align="edge", color=_RIGHT, alpha=0.5, edgecolor="white")
-    above.plot(calibration.bin_confidence.numpy(), calibration.bin_accuracy.numpy(), "o", color=_RIGHT)
+    confidence, accuracy = calibration.bin_confidence.numpy(), calibration.bin_accuracy.numpy()
+    bars = above.bar(left, accuracy, width, align="edge", color=_RIGHT, alpha=0.5, edgecolor="white")
+    for bar, count, sure, right in zip(bars, calibration.bin_count, confidence, accuracy, strict=True):
+        if count:  # a tooltip in SVG
+            bar.set_gid(f"{count:.0f} predictions, confidence {sure:.2f}, accuracy {right:.2f}")
+    above.plot(confidence, accuracy, "o", color=_RIGHT)
     above.plot([0, 1], [0, 1], "--", color=_IDEAL)
     above.set_ylim(0, 1.02)
     above.set_ylabel("accuracy", fontsize=13)

@@ -1,4 +1,4 @@
-"""Whether two stories about the same tokens rank them alike."""
+"""Agreement of two scores of the same tokens, and means over sequences with their uncertainty."""
 
 import math
 from dataclasses import dataclass
@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Of fewer tokens a rank correlation says nothing: with two it is 1 or -1.
+from attnwatch.utils.extras import extra_needed
+
+# With two tokens a rank correlation is always 1 or -1.
 _FEWEST_TOKENS = 3
 
 
@@ -15,9 +17,9 @@ class MeanOverSequences:
     """A mean over sequences, with its uncertainty.
 
     Attributes:
-        mean: nan of no sequence.
-        stderr: its standard error; nan of fewer than two sequences.
-        num_sequences: that it is the mean of.
+        mean: nan without sequences.
+        stderr: standard error of the mean; nan with fewer than two sequences.
+        num_sequences: number of sequences.
 
     >>> print(MeanOverSequences.of(torch.tensor([1.0, 3.0])))
     2.000 ± 1.000 (2 sequences)
@@ -32,7 +34,8 @@ class MeanOverSequences:
 
     @classmethod
     def of(cls, values: Tensor) -> "MeanOverSequences":
-        """Of [sequences], those that are nan left out."""
+        """Return the mean of [sequences], or of the means over layers of [layers, sequences], without nan."""
+        values = values if values.ndim == 1 else values.nanmean(0)
         known = values[~values.isnan()].double()
         number = len(known)
         return cls(
@@ -42,38 +45,23 @@ class MeanOverSequences:
         )
 
 
-def average_ranks(values: Tensor) -> Tensor:
-    """Ranks from 1, float64 [values]; equal values share the mean of their ranks.
-
-    >>> average_ranks(torch.tensor([30.0, 10.0, 30.0, 20.0])).tolist()
-    [3.5, 1.0, 3.5, 2.0]
-    """
-    below = (values[None, :] < values[:, None]).sum(1)
-    equal = (values[None, :] == values[:, None]).sum(1)
-    return below.double() + (equal.double() + 1) / 2
-
-
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's rank correlation of each row: Pearson's correlation of the average ranks, float64 [rows].
+    """Return Spearman's rank correlation of each row, float64 [rows].
 
     Args:
-        first, second: [rows, values]; where either is nan the value does not count.
+        first, second: [rows, values]; values that are nan in either are left out.
 
     Returns:
-        Between -1 and 1; nan where fewer than three values count, or where all of them are equal.
+        Between -1 and 1; nan where fewer than three values are left, or where all of them are equal.
 
     >>> rank_correlation(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[5.0, 4.0, 9.0]])).tolist()
     [0.5]
     """
-    return torch.stack([_of_row(*pair) for pair in zip(first, second, strict=True)])
-
-
-def _of_row(first: Tensor, second: Tensor) -> Tensor:
-    counts = ~(first.isnan() | second.isnan())
-    nothing = torch.tensor(torch.nan, dtype=torch.float64, device=first.device)
-    if int(counts.sum()) < _FEWEST_TOKENS:
-        return nothing
-    ranks = torch.stack([average_ranks(first[counts]), average_ranks(second[counts])])
-    ranks = ranks - ranks.mean(1, keepdim=True)
-    squares = ranks.square().sum(1)
-    return (ranks[0] * ranks[1]).sum() / squares.prod().sqrt() if bool((squares > 0).all()) else nothing
+    with extra_needed("explain", "a rank correlation"):
+        from scipy.stats import spearmanr
+    correlations = []
+    for pair in torch.stack([first, second], 1).double().cpu():
+        known = pair[:, ~pair.isnan().any(0)]
+        is_known = known.shape[1] >= _FEWEST_TOKENS and bool((known != known[:, :1]).any(1).all())
+        correlations.append(spearmanr(*known.numpy()).statistic if is_known else math.nan)
+    return torch.tensor(correlations, dtype=torch.float64, device=first.device)

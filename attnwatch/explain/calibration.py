@@ -1,23 +1,31 @@
-"""How far the probabilities of a model can be believed."""
+"""Calibration: how far the probabilities of a model can be believed."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.utils.arguments import require_int
+from attnwatch.explain.batches import Batch, as_batch, describe, labels_of
+from attnwatch.explain.effects import is_multi_label
+from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
+from attnwatch.utils.arguments import require_choice, require_int
+from attnwatch.utils.extras import extra_needed
 
-_BINS = ("equal_width", "equal_mass")
+Binning = Literal["equal_width", "equal_mass"]
+
 _RESAMPLES = 200
+_NO_LABEL = -100
 
 
 @dataclass
 class Calibration:
-    """Of n examples with confidence c_i (the probability of what was predicted) and r_i = 1 where that was right.
+    """Figures of n examples with confidence c_i (the probability of the prediction) and r_i = 1 if it was right, or 0.
 
     Attributes:
         num_examples: n.
@@ -34,7 +42,7 @@ class Calibration:
         auroc, auroc_stderr: share of pairs of a right and a wrong answer in which the right one has the higher
             confidence, ties as half; 0.5 is chance. Standard error of Hanley and McNeil (1982): 0 where no pair is
             out of order, however few there are. nan where there are no such pairs.
-        auroc_reason: why there is none; empty where there is one.
+        auroc_reason: why there is no AUROC; empty if there is one.
         bin_lower, bin_upper, bin_confidence, bin_accuracy, bin_count: float64 [bins], the reliability diagram: limits,
             means and number of examples of each bin, (lower, upper], the first with its lower limit; nan where a bin is
             empty.
@@ -73,43 +81,42 @@ def calibration(
     outcomes: ArrayLike | Tensor,
     *,
     num_bins: int = 15,
-    bins: str = "equal_width",
+    bins: Binning = "equal_width",
     seed: int = 0,
 ) -> Calibration:
-    """Accuracy, expected calibration error, Brier score, reliability diagram, and AUROC of the confidence.
+    """Return accuracy, expected calibration error, Brier score, reliability diagram, and AUROC of the confidence.
 
-    Of equal probabilities the first class counts as predicted. No figure depends on the order of the examples.
+    Of equal probabilities the first class is the prediction. No figure depends on the order of the examples.
 
     Args:
         probabilities: [examples, classes], 0 to 1, rows sum to 1; or confidences [examples], 0 to 1.
         outcomes: labels [examples], integers from 0 to classes − 1; with confidences whether each was right.
-        num_bins: of the reliability diagram and the expected calibration error.
+        num_bins: bins of the reliability diagram and the expected calibration error.
         bins: `"equal_width"`: ((b − 1)/num_bins, b/num_bins]; `"equal_mass"`: about as many examples in each, equal
             confidences in the same one (Nguyen and O'Connor 2015), so that there may be fewer bins.
         seed: of the resampling.
 
     Raises:
-        ConfigurationError: what was given is not of these shapes and ranges, or empty.
+        ConfigurationError: an argument has another shape or range, or is empty.
 
     >>> found = calibration([0.9, 0.9, 0.6, 0.6], [True, True, True, False], num_bins=10)
     >>> round(found.expected_calibration_error, 3)  # (2·|1 − 0.9| + 2·|0.5 − 0.6|) / 4
     0.1
-    >>> found.auroc  # the wrong one ties with one of the three right ones: 2.5 / 3
-    0.8333333333333334
+    >>> round(found.auroc, 3)  # the wrong one ties with one of the three right ones: 2.5 / 3
+    0.833
     """
     require_int("num_bins", num_bins, minimum=1)
     require_int("seed", seed, minimum=0)
-    if bins not in _BINS:
-        raise ConfigurationError(f"`bins` must be one of {', '.join(map(repr, _BINS))}, got {bins!r}.")
+    require_choice("bins", bins, Binning)
     confidence, right, squares = _scored(_array("probabilities", probabilities), _array("outcomes", outcomes))
-    order = np.lexsort((squares, right, confidence))  # sums and draws do not depend on the order that came
+    order = np.lexsort((squares, right, confidence))  # sums and draws must not depend on the order of the examples
     confidence, right, squares = confidence[order], right[order], squares[order]
     n = len(confidence)
-    edges = np.arange(num_bins + 1) / num_bins if bins == "equal_width" else _equal_mass(confidence, num_bins)
+    edges = np.arange(num_bins + 1) / num_bins if bins == "equal_width" else _equal_mass_edges(confidence, num_bins)
     index = np.searchsorted(edges[1:-1], confidence, side="left")
     count = np.bincount(index, minlength=len(edges) - 1).astype(float)
     accuracy, (auroc, auroc_stderr, reason) = right.mean(), _auroc(confidence, right)
-    resampled, by_chance = _resampled(confidence, right, index, np.random.default_rng(seed))
+    error_stderr, error_by_chance = _resample(confidence, right, index, np.random.default_rng(seed))
     with np.errstate(invalid="ignore"):  # 0/0 in empty bins is nan
         bin_confidence = np.bincount(index, confidence, len(count)) / count
         bin_accuracy = np.bincount(index, right, len(count)) / count
@@ -119,8 +126,8 @@ def calibration(
         accuracy_stderr=math.sqrt(accuracy * (1 - accuracy) / n),
         mean_confidence=float(confidence.mean()),
         expected_calibration_error=_error(right - confidence, index),
-        expected_calibration_error_stderr=resampled,
-        expected_if_calibrated=by_chance,
+        expected_calibration_error_stderr=error_stderr,
+        expected_if_calibrated=error_by_chance,
         brier=float(squares.mean()),
         brier_stderr=float(squares.std(ddof=1) / math.sqrt(n)) if n > 1 else math.nan,
         auroc=auroc,
@@ -134,8 +141,65 @@ def calibration(
     )
 
 
+def classifier_calibration(
+    model: nn.Module | EvaluatedModel,
+    batches: Iterable[Batch],
+    *,
+    num_bins: int = 15,
+    bins: Binning = "equal_width",
+    forward: Forward | None = None,
+) -> Calibration:
+    """Return the calibration of a classifier's probabilities, from one forward of each batch.
+
+    Args:
+        model: returns logits [batch, classes].
+        batches: arguments of the model by name, on its device, with integer `labels` [batch] (−100: no label), or
+            [batch, classes] of 0.0 and 1.0 for multi-label models, where each class of each sequence is an example.
+        num_bins, bins: see `calibration`.
+        forward: see `EvaluatedModel`.
+
+    Raises:
+        ConfigurationError: the model returns other logits, or batches have no labels.
+
+    Example:
+        >>> batch = {"x": torch.randn(20, 4), "labels": torch.randint(3, (20,))}
+        >>> call = lambda model, batch: model(batch["x"])
+        >>> classifier_calibration(nn.Linear(4, 3), [batch], forward=call).num_examples
+        20
+    """
+    evaluated = EvaluatedModel.of(model, forward)
+    judged = []
+    with evaluated.evaluating():
+        for batch in map(as_batch, batches):
+            found = _judge(evaluated.logits(batch), labels_of(batch), evaluated.problem_type)
+            judged.append([each.cpu() for each in found])
+    if not judged:
+        raise ConfigurationError("`batches` is empty: give at least one.")
+    return calibration(*map(torch.cat, zip(*judged, strict=True)), num_bins=num_bins, bins=bins)
+
+
+def _judge(logits: Tensor, labels: Tensor | None, problem_type: str | None) -> tuple[Tensor, Tensor]:
+    """Return (probabilities float64 [examples, classes], labels int64 [examples]) of what has a label."""
+    if logits.ndim == 2 and isinstance(labels, Tensor) and is_multi_label(logits, labels, problem_type):
+        yes = logits.double().sigmoid().flatten()
+        return torch.stack([1 - yes, yes], 1), labels.flatten().long()
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ConfigurationError(
+            f"`model` must return logits [batch, classes] of at least two classes, got {list(logits.shape)}. "
+            "Give `questions` if it is a language model."
+        )
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:1]:
+        got = "none" if labels is None else describe(labels)
+        raise ConfigurationError(
+            f"`batches` must have integer `labels` [batch], a tensor, or of a multi-label model 0.0 and 1.0 [batch, "
+            f"classes]; got {got}."
+        )
+    known = labels != _NO_LABEL
+    return logits[known].double().softmax(-1), labels[known]
+
+
 def _scored(probabilities: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each example its confidence, whether it was right (0. or 1.), and its term of the Brier score."""
+    """Return each example's confidence, whether it was right (0. or 1.), and its term of the Brier score."""
     if probabilities.ndim not in (1, 2) or probabilities.size == 0:
         raise ConfigurationError(
             "`probabilities` must be [examples, classes] or confidences [examples], at least one; got the shape "
@@ -172,22 +236,22 @@ def _scored(probabilities: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray
     return probabilities.max(1), right, squares
 
 
-def _equal_mass(confidence: np.ndarray, num_bins: int) -> np.ndarray:
-    """Limits from 0 to 1, of sorted confidences; no two alike."""
+def _equal_mass_edges(confidence: np.ndarray, num_bins: int) -> np.ndarray:
+    """Return limits from 0 to 1 for sorted confidences, no two alike."""
     last_of_bin = np.ceil(len(confidence) * np.arange(1, num_bins) / num_bins).astype(int) - 1
     inner = np.unique(confidence[last_of_bin.clip(min=0)])
     return np.concatenate(([0.0], inner[(inner > 0) & (inner < 1)], [1.0]))
 
 
 def _error(excess: np.ndarray, index: np.ndarray) -> float:
-    """Expected calibration error, of r_i − c_i and the bin of each."""
+    """Return the expected calibration error, from r_i − c_i and the bin of each example."""
     return float(np.abs(np.bincount(index, excess)).sum() / len(excess))
 
 
-def _resampled(
+def _resample(
     confidence: np.ndarray, right: np.ndarray, index: np.ndarray, random: np.random.Generator
 ) -> tuple[float, float]:
-    """Standard error of the expected calibration error, and its mean for a calibrated model."""
+    """Return the standard error of the expected calibration error, and its mean for a calibrated model."""
     again, by_chance = [], []
     for _ in range(_RESAMPLES):
         drawn = random.integers(len(right), size=len(right))
@@ -197,14 +261,15 @@ def _resampled(
 
 
 def _auroc(confidence: np.ndarray, right: np.ndarray) -> tuple[float, float, str]:
-    """With its standard error, or the reason why there is none."""
-    num_right, num_wrong = int(right.sum()), int((1 - right).sum())
+    """Return the AUROC and its standard error, or nan and the reason why there is none."""
+    num_right = int(right.sum())
+    num_wrong = len(right) - num_right
     if not num_right or not num_wrong:
         return math.nan, math.nan, f"all answers are {'right' if num_right else 'wrong'}"
-    wrong = confidence[right == 0]  # sorted
-    asked = confidence[right == 1]
-    below = np.searchsorted(wrong, asked, "left") + np.searchsorted(wrong, asked, "right")
-    auroc = float(below.sum() / (2 * num_right * num_wrong))
+    with extra_needed("explain", "the AUROC"):
+        from scipy.stats import rankdata
+    rank_sum = rankdata(confidence)[right == 1].sum()
+    auroc = float((rank_sum - num_right * (num_right + 1) / 2) / (num_right * num_wrong))  # Mann and Whitney
     spread = (num_right - 1) * (auroc / (2 - auroc) - auroc**2)
     spread += (num_wrong - 1) * (2 * auroc**2 / (1 + auroc) - auroc**2)
     variance = (auroc * (1 - auroc) + spread) / (num_right * num_wrong)

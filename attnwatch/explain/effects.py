@@ -1,35 +1,38 @@
-"""What hiding something changes in the output, in nats."""
+"""Effects of hiding tokens on a model's output, in nats."""
+
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.subject import Batch, labels_of
+from attnwatch.explain.batches import Batch, labels_of
+from attnwatch.explain.evaluated_model import EvaluatedModel
+from attnwatch.utils.arguments import require_choice
 
-EFFECTS = ("label", "loss", "kl")
+EffectName = Literal["label", "loss", "kl"]
 
 
 class Effect:
-    """Of rows, against the same sequences with nothing hidden.
+    """Change of the output of rows, against the same sequences with nothing hidden.
 
     Attributes:
-        name: one of `EFFECTS`.
-        outputs: bool [batch, tokens], where the model says something that counts; None where it says one thing about a
-            sequence.
-        has_answer: bool [batch], False where there is nothing to measure by.
+        name: one of `EffectName`.
+        outputs: bool [batch, tokens], the outputs that count; None if the model has one output per sequence.
+        measurable: bool [batch], False for sequences without a label or a prediction.
     """
 
-    name: str
+    name: EffectName
     outputs: Tensor | None = None
-    has_answer: Tensor
+    measurable: Tensor
 
-    def of(self, logits: Tensor, sequences: Tensor, start: int) -> Tensor:
-        """[rows], or [rows, tokens] from the token `start` on.
+    def measure(self, logits: Tensor, sequences: Tensor, start: int) -> Tensor:
+        """Return the effects [rows], or [rows, tokens] from the token `start` on.
 
         Args:
             logits: of the rows, [rows, classes] or [rows, tokens, vocabulary].
-            sequences: int64 [rows], which of the batch they are.
+            sequences: int64 [rows], the sequence of the batch that each row comes from.
         """
         raise NotImplementedError
 
@@ -37,7 +40,7 @@ class Effect:
 class LabelEffect(Effect):
     """Drop of the label's log-probability: log p(y | all) - log p(y | hidden).
 
-    Of labels that are all yes or no (multi-label, float [batch, classes]) the sum over them.
+    For multi-label models, float labels [batch, classes], the sum over classes.
     """
 
     name = "label"
@@ -45,44 +48,31 @@ class LabelEffect(Effect):
     def __init__(self, logits: Tensor, labels: Tensor | None, problem_type: str | None):
         if labels is None:
             raise ConfigurationError("`effect` 'label' needs `labels` in the batch: give them, or effect='kl'.")
-        self._is_of_many = is_multi_label(logits, labels, problem_type)
-        if self._is_of_many:
-            self.has_answer, self._labels = labels.new_ones(len(labels), dtype=bool), labels.float()
-            self._base = self._losses(logits, self._labels)
-            return
-        if logits.shape[1] < 2:
-            raise ConfigurationError(
-                f"`effect` 'label' needs probabilities of classes, and the model has {logits.shape[1]} output: give "
-                "`forward`, a function of (model, batch) that returns class logits [batch, classes]."
-            )
-        if labels.shape != logits.shape[:1] or labels.is_floating_point() or int(labels.max()) >= logits.shape[1]:
-            raise ConfigurationError(
-                f"`effect` 'label' needs one class of {logits.shape[1]} per sequence as `labels`, integers of shape "
-                f"{list(logits.shape[:1])}, or of a multi-label model 0.0 and 1.0 of shape {list(logits.shape)}; got "
-                f"{labels.dtype} of shape {list(labels.shape)}: effect='kl' needs none."
-            )
-        self.has_answer = labels >= 0
-        self._labels = labels.clamp(min=0).long()
+        self._is_multi_label = is_multi_label(logits, labels, problem_type)
+        if self._is_multi_label:
+            self.measurable = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+            self._labels = labels.float()
+        else:
+            _check_classes(logits, labels)
+            self.measurable = labels >= 0
+            self._labels = labels.clamp(min=0).long()
         self._base = self._losses(logits, self._labels)
 
-    def of(self, logits: Tensor, sequences: Tensor, start: int) -> Tensor:
+    def measure(self, logits: Tensor, sequences: Tensor, start: int) -> Tensor:
         return self._losses(logits, self._labels[sequences]) - self._base[sequences]
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
-        if self._is_of_many:
+        if self._is_multi_label:
             return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1)
         return F.cross_entropy(logits, labels, reduction="none")
 
 
-def is_multi_label(logits: Tensor, labels: Tensor, problem_type: str | None) -> bool:
-    """Whether each class is a question of its own, with labels 0 or 1: as transformers tells it from a regression."""
-    is_one = problem_type == "multi_label_classification" or (problem_type is None and logits.shape[1] > 1)
-    is_of_each = labels.is_floating_point() and labels.shape == logits.shape
-    return is_one and is_of_each and bool(((labels == 0) | (labels == 1)).all())
-
-
 class LossEffect(Effect):
-    """Rise of the loss of each prediction: log p(next | all) - log p(next | hidden), at the token that predicts."""
+    """Rise of each prediction's loss: log p(next | all) - log p(next | hidden), at the token that predicts.
+
+    Attributes:
+        largest: largest loss of a prediction with nothing hidden.
+    """
 
     name = "loss"
 
@@ -95,18 +85,17 @@ class LossEffect(Effect):
                 "give effect='kl'."
             )
         next_ids = F.pad(next_ids, (0, 1), value=-1)
-        self.outputs = (next_ids >= 0) & real & F.pad(real[:, 1:], (0, 1), value=False)
-        self.has_answer = self.outputs.any(1)
+        self.outputs: Tensor = (next_ids >= 0) & real & F.pad(real[:, 1:], (0, 1), value=False)
+        self.measurable = self.outputs.any(1)
         self._next_ids = next_ids.clamp(min=0)
         self._base = self._losses(logits, self._next_ids)
 
-    def of(self, logits: Tensor, sequences: Tensor, start: int) -> Tensor:
+    def measure(self, logits: Tensor, sequences: Tensor, start: int) -> Tensor:
         end = start + logits.shape[1]
         return self._losses(logits, self._next_ids[sequences, start:end]) - self._base[sequences, start:end]
 
     @property
     def largest(self) -> float:
-        """Loss of a prediction with nothing hidden."""
         return float(self._base[self.outputs].max())
 
     @staticmethod
@@ -118,54 +107,107 @@ class LossEffect(Effect):
 class DivergenceEffect(Effect):
     """Kullback-Leibler divergence Σ_y p(y | all) · (log p(y | all) - log p(y | hidden)).
 
-    Of a multi-label model the sum over its classes, each of which is there or not.
+    For multi-label models the sum of the divergences of all classes.
     """
 
     name = "kl"
 
     def __init__(self, logits: Tensor, real: Tensor, problem_type: str | None):
-        self._is_of_many = problem_type == "multi_label_classification" and logits.ndim == 2
-        if logits.shape[-1] < 2 and not self._is_of_many:
+        self._is_multi_label = problem_type == "multi_label_classification" and logits.ndim == 2
+        if logits.shape[-1] < 2 and not self._is_multi_label:
             raise ConfigurationError(
                 f"`effect` 'kl' compares distributions over classes, and the model has {logits.shape[-1]} output: "
                 "give `forward`, a function of (model, batch) that returns class logits."
             )
         self.outputs = real if logits.ndim == 3 else None
-        self.has_answer = real.any(1)
+        self.measurable = real.any(1)
         self._base = self._log_probabilities(logits)
 
-    def of(self, logits: Tensor, sequences: Tensor, start: int) -> Tensor:
+    def measure(self, logits: Tensor, sequences: Tensor, start: int) -> Tensor:
         base = self._base[sequences]
         if logits.ndim == 3:
             base = base[:, start : start + logits.shape[1]]
         return F.kl_div(self._log_probabilities(logits), base, reduction="none", log_target=True).sum(-1)
 
     def _log_probabilities(self, logits: Tensor) -> Tensor:
-        """Of what may be said; of a multi-label model of yes and no, [rows, 2 · classes]."""
-        if self._is_of_many:
+        """Return them over the last axis; for multi-label models those of yes and of no, [rows, 2 · classes]."""
+        if self._is_multi_label:
             return torch.cat([F.logsigmoid(logits), F.logsigmoid(-logits)], -1)
         return logits.log_softmax(-1)
 
 
-def make_effect(effect: str | None, logits: Tensor, batch: Batch, real: Tensor, problem_type: str | None) -> Effect:
-    """From its name; None means what fits the outputs. See `Subject.problem_type`.
+def is_multi_label(logits: Tensor, labels: Tensor, problem_type: str | None) -> bool:
+    """Return whether each class has a label of its own, 0.0 or 1.0; transformers tells regression apart alike."""
+    may_be = problem_type == "multi_label_classification" or (problem_type is None and logits.shape[1] > 1)
+    is_per_class = labels.is_floating_point() and labels.shape == logits.shape
+    return may_be and is_per_class and bool(((labels == 0) | (labels == 1)).all())
+
+
+def make_effect(
+    name: EffectName | None, logits: Tensor, batch: Batch, real: Tensor, problem_type: str | None
+) -> Effect:
+    """Return the effect of this name; None means the one that fits the outputs.
+
+    Args:
+        logits: of the batch with nothing hidden.
+        real: bool [batch, tokens], False at padding.
+        problem_type: see `EvaluatedModel.problem_type`.
 
     Raises:
-        ConfigurationError: it is unknown, or does not fit.
+        ConfigurationError: the name is unknown, or the effect does not fit the outputs.
     """
-    is_sequence = logits.ndim == 3
-    if is_sequence and logits.shape[1] != real.shape[1]:
+    is_per_token = logits.ndim == 3
+    if is_per_token and logits.shape[1] != real.shape[1]:
         raise ConfigurationError(
             f"`batch`: {real.shape[1]} tokens give {logits.shape[1]} outputs, and it is not known which of them "
-            "belongs to which; explained are models with one output per token, or one per sequence."
+            "belongs to which; only models with one output per token, or one per sequence, can be explained."
         )
-    if effect is None:
-        effect = "loss" if is_sequence else "label" if labels_of(batch) is not None else "kl"
-    if effect not in EFFECTS:
-        raise ConfigurationError(f"`effect` must be one of {', '.join(map(repr, EFFECTS))} or None, got {effect!r}.")
-    if effect == "kl":
+    if name is None:
+        name = "loss" if is_per_token else "label" if labels_of(batch) is not None else "kl"
+    require_choice("effect", name, EffectName, optional=True)
+    if name == "kl":
         return DivergenceEffect(logits, real, problem_type)
-    if (effect == "loss") != is_sequence:
-        fits = "'loss' or 'kl'" if is_sequence else "'label' or 'kl'"
-        raise ConfigurationError(f"`effect` {effect!r} does not fit logits of shape {list(logits.shape)}: give {fits}.")
-    return LossEffect(logits, batch, real) if is_sequence else LabelEffect(logits, labels_of(batch), problem_type)
+    if (name == "loss") != is_per_token:
+        fits = "'loss' or 'kl'" if is_per_token else "'label' or 'kl'"
+        raise ConfigurationError(f"`effect` {name!r} does not fit logits of shape {list(logits.shape)}: give {fits}.")
+    return LossEffect(logits, batch, real) if is_per_token else LabelEffect(logits, labels_of(batch), problem_type)
+
+
+def check_outputs(model: EvaluatedModel, effect: EffectName | None) -> None:
+    """Raise a `ConfigurationError` if the model is known to have outputs that the effect can't be measured by."""
+    if model.has_custom_forward:
+        return
+    name = type(model.base).__name__
+    if getattr(model.config, "is_encoder_decoder", False) and "Classification" not in name:
+        raise ConfigurationError(
+            f"`model`: {name} is an encoder-decoder, whose outputs belong to the decoder's tokens and not to "
+            "`input_ids`: give `forward`, a function of (model, batch) that returns logits [batch, classes], for "
+            "instance those of the decoder's last token."
+        )
+    check_next_token_outputs(model.base, effect)
+
+
+def check_next_token_outputs(model: Any, effect: EffectName | None) -> None:
+    """Raise a `ConfigurationError` if a model's outputs at tokens are by its own word not about the next token."""
+    if effect not in (None, "loss"):
+        return
+    name = type(model).__name__
+    for kind, about in (("MaskedLM", "the hidden tokens"), ("TokenClassification", "the token itself")):
+        if name.endswith(kind) or getattr(model, "loss_type", None) == f"For{kind}":
+            raise ConfigurationError(
+                f"`effect` 'loss' is of the next token, and the outputs of {name} are about {about}: give effect='kl'."
+            )
+
+
+def _check_classes(logits: Tensor, labels: Tensor) -> None:
+    if logits.shape[1] < 2:
+        raise ConfigurationError(
+            f"`effect` 'label' needs probabilities of classes, and the model has {logits.shape[1]} output: give "
+            "`forward`, a function of (model, batch) that returns class logits [batch, classes]."
+        )
+    if labels.shape != logits.shape[:1] or labels.is_floating_point() or int(labels.max()) >= logits.shape[1]:
+        raise ConfigurationError(
+            f"`effect` 'label' needs one class of {logits.shape[1]} per sequence as `labels`, integers of shape "
+            f"{list(logits.shape[:1])}, or of a multi-label model 0.0 and 1.0 of shape {list(logits.shape)}; got "
+            f"{labels.dtype} of shape {list(labels.shape)}: effect='kl' needs none."
+        )

@@ -1,6 +1,6 @@
-"""Whether a score finds the tokens that matter: hide the highest first, and see what it does."""
+"""Faithfulness of a score: the effect of hiding the tokens with the highest scores first."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.ablations import Ablations
 from attnwatch.explain.agreement import MeanOverSequences
-from attnwatch.explain.subject import Batch, Forward, Subject
+from attnwatch.explain.batches import Batch
+from attnwatch.explain.effects import EffectName
+from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
+from attnwatch.explain.hiding import HidingName, HidingOptions
+from attnwatch.explain.masked_forwards import MaskedForwards
 from attnwatch.utils.arguments import require_int
 
 TENTHS = tuple(tenth / 10 for tenth in range(11))
@@ -18,14 +21,14 @@ TENTHS = tuple(tenth / 10 for tenth in range(11))
 
 @dataclass(frozen=True)
 class FaithfulnessCurve:
-    """What hiding tokens in the order of a score does, beside random orders.
+    """Effect of hiding tokens in the order of a score, beside random orders.
 
     Attributes:
         fractions: float [points], of the tokens that can be hidden.
         effects: float [batch, points], in nats, as `Occlusion.importance`; nan where nothing could be measured.
         random_effects: float [orders, batch, points].
-        is_deletion: the tokens with the highest scores are hidden, up to the fraction; otherwise only they are not.
-        num_forwards: that it took, with all curves that were made together.
+        is_deletion: True if the tokens with the highest scores are hidden, up to the fraction; False if all others are.
+        num_forwards: number of forwards that it took, with all curves that were computed together.
     """
 
     fractions: Tensor
@@ -45,28 +48,31 @@ class FaithfulnessCurve:
 
     @property
     def random_areas(self) -> Tensor:
-        """float [orders, batch]."""
+        """Areas of the random orders, float [orders, batch]."""
         return area(self.fractions, self.random_effects)
 
     @property
     def area(self) -> MeanOverSequences:
+        """Mean of `areas`."""
         return MeanOverSequences.of(self.areas)
 
     @property
     def random_area(self) -> MeanOverSequences:
+        """Mean of `random_areas`."""
         return MeanOverSequences.of(self.random_areas.mean(0))
 
     @property
     def more_than_random(self) -> MeanOverSequences:
-        """Area minus the mean of the random orders', paired by sequence.
+        """Area minus the mean area of the random orders, paired by sequence.
 
-        A faithful score is above 0 in a deletion (it hurts more) and below 0 in an insertion (it heals sooner).
+        A faithful score is above 0 in a deletion (hiding hurts more) and below 0 in an insertion (the output recovers
+        sooner).
         """
         return MeanOverSequences.of(self.areas - self.random_areas.mean(0))
 
 
 def area(fractions: Tensor, effects: Tensor) -> Tensor:
-    """Trapezoids under [..., points] where they are known, divided by the width of that part; nan where there is none.
+    """Return the area under [..., points] where it is known, divided by the width of that part; nan if there is none.
 
     >>> area(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 2.0, 2.0])).item()
     1.5
@@ -77,70 +83,78 @@ def area(fractions: Tensor, effects: Tensor) -> Tensor:
     return (heights.nan_to_num() * widths).sum(-1) / (known * widths).sum(-1)
 
 
-def deletion_curve(model: nn.Module | Subject, batch: Batch, scores: Tensor, **options: Any) -> FaithfulnessCurve:
-    """Hides the tokens with the highest scores, more and more of them.
-
-    Args:
-        model, batch: see `occlude`.
-        scores: [batch, tokens], the higher the more important; what is nan counts as the least important.
-        options: `fractions` (ascending, from 0 to 1; default tenths), `num_random` orders to compare with (default 3),
-            `seed` of them, and `hide`, `effect`, `tokenizer`, `mask_token_id`, `special_ids`, `tokens_per_forward` and
-            `forward` of `occlude`.
-
-    Returns:
-        The effect of a language model is the mean over the predictions that remain: with hide="remove" those made at
-        tokens that are not hidden, and in any case not those made at special tokens.
-
-    Raises:
-        ConfigurationError: see `occlude`; or `scores` or an option is wrong.
-    """
-    return _curve(model, batch, scores, is_deletion=True, **options)
-
-
-def insertion_curve(model: nn.Module | Subject, batch: Batch, scores: Tensor, **options: Any) -> FaithfulnessCurve:
-    """Hide all tokens but those with the highest scores, fewer and fewer of them.
-
-    Args:
-        model, batch, scores, options: see `deletion_curve`.
-    """
-    return _curve(model, batch, scores, is_deletion=False, **options)
-
-
-def _curve(
-    model: nn.Module | Subject,
+def deletion_curve(
+    model: nn.Module | EvaluatedModel,
     batch: Batch,
     scores: Tensor,
     *,
-    is_deletion: bool,
     fractions: Sequence[float] = TENTHS,
     num_random: int = 3,
     seed: int = 0,
+    hide: HidingName = "remove",
+    effect: EffectName | None = None,
+    tokenizer: Any = None,
+    mask_token_id: int | None = None,
+    special_ids: Collection[int] | None = None,
+    tokens_per_forward: int | None = None,
     forward: Forward | None = None,
-    **options: Any,
+    insertion: bool = False,
 ) -> FaithfulnessCurve:
-    subject = model if isinstance(model, Subject) else Subject(model, forward)
-    with subject.asked():
-        curves = Curves(
-            Ablations(subject, batch, **options),
+    """Hide the tokens with the highest scores, more and more of them.
+
+    Args:
+        model, batch: see `occlude`.
+        scores: [batch, tokens], higher for more important tokens; nan counts as the least important.
+        fractions: ascending, from 0 to 1.
+        num_random: number of random orders to compare with.
+        seed: of the random orders.
+        hide, effect, tokenizer, mask_token_id, special_ids, tokens_per_forward, forward: see `occlude`.
+        insertion: return the insertion curve instead: hide all tokens but those with the highest scores, fewer and
+            fewer of them.
+
+    Returns:
+        The effect of a language model is the mean over the predictions that remain: with hide="remove" those at tokens
+        that are not hidden, and in any case not those at special tokens.
+
+    Raises:
+        ConfigurationError: see `occlude`; or `scores`, `fractions` or `num_random` is wrong.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+        >>> batch = {"input_ids": torch.randint(3, 50, (2, 8)), "labels": torch.tensor([0, 1])}
+        >>> deletion_curve(BertForSequenceClassification(config), batch, torch.rand(2, 8)).effects.shape
+        torch.Size([2, 11])
+    """
+    options = HidingOptions(hide, effect, tokenizer, mask_token_id, special_ids, tokens_per_forward)
+    evaluated = EvaluatedModel.of(model, forward)
+    with evaluated.evaluating():
+        return FaithfulnessPlan(
+            MaskedForwards(evaluated, batch, options),
             {"": scores},
-            is_deletion=is_deletion,
+            is_deletion=not insertion,
             fractions=fractions,
             num_random=num_random,
             seed=seed,
-        )
-        return curves.run()[""]
+        ).run()[""]
 
 
-class Curves:
-    """Curves of several scores over one batch, prepared; the random orders are shared. Used while the subject is asked.
+class FaithfulnessPlan:
+    """Curves of several scores over one batch with a known number of forwards. Used while a model is evaluated.
+
+    Args:
+        forwards: forwards of the batch with hidden tokens.
+        scores: by name; all share the random orders.
+        is_deletion: deletion curves, not insertion curves.
+        fractions, num_random, seed: see `deletion_curve`.
 
     Attributes:
-        num_forwards: that `run` will take.
+        num_forwards: number of forwards that `run` will take.
     """
 
     def __init__(
         self,
-        ablations: Ablations,
+        forwards: MaskedForwards,
         scores: Mapping[str, Tensor],
         *,
         is_deletion: bool = True,
@@ -148,24 +162,26 @@ class Curves:
         num_random: int = 3,
         seed: int = 0,
     ):
-        self._ablations, self._names, self._is_deletion = ablations, list(scores), is_deletion
-        self._points = _checked_fractions(fractions).to(ablations.real.device)
-        orders = ablations.subject.agreed(_orders(ablations.real, scores.values(), num_random, seed).cpu())
-        hidden = hidden_by_orders(ablations.hideable, orders.to(ablations.real.device), self._points, is_deletion)
+        self._forwards, self._names, self._is_deletion = forwards, list(scores), is_deletion
+        batch = forwards.batch
+        self._points = _checked_fractions(fractions).to(batch.real.device)
+        orders = batch.model.broadcast(_orders(batch.real, scores.values(), num_random, seed).cpu())
+        hidden = hidden_by_orders(batch.hideable, orders.to(batch.real.device), self._points, is_deletion)
         sequences = torch.arange(hidden.shape[1], device=hidden.device)[None, :, None].expand(hidden.shape[:-1])
-        self._hides = hidden.any(-1) & ablations.effect.has_answer[:, None]
+        self._hides = hidden.any(-1) & forwards.effect.measurable[:, None]
         self._rows, self._sequences = hidden[self._hides], sequences[self._hides]
-        self.num_forwards = len(ablations.chunks(self._sequences, self._rows)) if len(self._rows) else 0
+        self.num_forwards = len(forwards.chunks(self._sequences, self._rows)) if len(self._rows) else 0
 
     def run(self) -> dict[str, FaithfulnessCurve]:
-        ablations = self._ablations
+        """Return the curve of each score."""
+        forwards = self._forwards
         effects = torch.zeros(self._hides.shape, device=self._hides.device)
         if len(self._rows):
-            found = ablations.effects(self._sequences, self._rows)
-            effects[self._hides] = _over_outputs(ablations, found, self._sequences, self._rows)
-        unknown = ~(ablations.effect.has_answer & ablations.hideable.any(1))
+            found = forwards.effects(self._sequences, self._rows)
+            effects[self._hides] = _mean_over_outputs(forwards, found, self._sequences, self._rows)
+        unknown = ~(forwards.effect.measurable & forwards.batch.hideable.any(1))
         effects.masked_fill_(unknown[:, None], torch.nan)
-        num_forwards = ablations.num_preparing + self.num_forwards
+        num_forwards = forwards.num_preparing + self.num_forwards
         given, by_chance = effects[: len(self._names)], effects[len(self._names) :]
         return {
             name: FaithfulnessCurve(self._points.float(), each, by_chance, self._is_deletion, num_forwards)
@@ -174,12 +190,12 @@ class Curves:
 
 
 def hidden_by_orders(hideable: Tensor, orders: Tensor, fractions: Tensor, is_deletion: bool) -> Tensor:
-    """bool [orders, batch, points, tokens]: what is hidden at each fraction of what can be hidden.
+    """Return the tokens that are hidden at each fraction, bool [orders, batch, points, tokens].
 
     Args:
         hideable: bool [batch, tokens].
-        orders: [orders, batch, tokens], scores, the higher the sooner; equal ones in the order of the text.
-        fractions: [points].
+        orders: [orders, batch, tokens], scores, higher ones first; equal ones in the order of the text.
+        fractions: [points], of the tokens that can be hidden.
     """
     known = orders.masked_fill(~hideable, -torch.inf)
     ranks = known.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
@@ -188,18 +204,18 @@ def hidden_by_orders(hideable: Tensor, orders: Tensor, fractions: Tensor, is_del
     return (among_first if is_deletion else ~among_first) & hideable[:, None, :]
 
 
-def _over_outputs(ablations: Ablations, effects: Tensor, sequences: Tensor, hidden: Tensor) -> Tensor:
-    """[rows]: the mean over the outputs that remain; nan where none does."""
-    if ablations.effect.outputs is None:
+def _mean_over_outputs(forwards: MaskedForwards, effects: Tensor, sequences: Tensor, hidden: Tensor) -> Tensor:
+    """Return the mean over the outputs that remain, [rows]; nan where none does."""
+    if forwards.effect.outputs is None:
         return effects
-    remain = (ablations.effect.outputs & ablations.hideable)[sequences]
-    if ablations.takes_away_outputs:
+    remain = (forwards.effect.outputs & forwards.batch.hideable)[sequences]
+    if forwards.batch.removes_outputs:
         remain = remain & ~hidden
     return effects.masked_fill(~remain, 0.0).sum(1) / remain.sum(1)
 
 
 def _orders(real: Tensor, scores: Iterable[Tensor], num_random: int, seed: int) -> Tensor:
-    """Scores [orders, batch, tokens], the random ones last."""
+    """Return the scores [orders, batch, tokens], the random ones last."""
     require_int("num_random", num_random, minimum=1)
     require_int("seed", seed, minimum=0)
     orders = []

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.plan import PruningPlan
 from attnwatch.heads.site import HeadSite
-from attnwatch.utils.arguments import require_int, require_one_of
+from attnwatch.utils.arguments import require_choice, require_int
 
 Ranking = Literal["global", "layer", "equal"]
 Grouping = Literal["auto", "group", "within"]
@@ -86,8 +86,8 @@ def check_choice(*, target: int | float, ranking: Ranking, grouping: Grouping, m
             f"`target` must be the fraction of heads that goes, between 0 and 1, or a number of heads of at least 2; "
             f"got {target!r}."
         )
-    require_one_of("ranking", ranking, get_args(Ranking))
-    require_one_of("grouping", grouping, get_args(Grouping))
+    require_choice("ranking", ranking, Ranking)
+    require_choice("grouping", grouping, Grouping)
     require_int("min_heads", min_heads, minimum=0)
 
 

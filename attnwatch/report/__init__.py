@@ -1,1 +1,1 @@
-"""One self-contained HTML page about a model: what it attends to, relies on, knows, and how sure it is."""
+"""The model page: what a saved model attends to, relies on and knows, and how sure it is, in one HTML file."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from numbers import Integral, Real
+from typing import Any, get_args
 
 from attnwatch.errors import ConfigurationError
 
@@ -17,22 +18,70 @@ def require_int(name: str, value: object, *, minimum: int, maximum: int | None =
         raise ConfigurationError(f"`{name}` must be at most {maximum}, got a number of {len(f'{value:x}')} hex digits.")
 
 
-def require_number(name: str, value: object, what: str, *, minimum: float, maximum: float) -> None:
-    """Check that `value` is a number from `minimum` to `maximum`; `what` says what kind of number it is."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not minimum <= value <= maximum:
-        raise ConfigurationError(f"`{name}` must be {what}, between {minimum} and {maximum}, got {value!r}.")
-
-
 def require_instance(name: str, value: object, kind: type) -> None:
     """Check that `value` is an instance of `kind`, or None."""
     if value is not None and not isinstance(value, kind):
         raise ConfigurationError(f"`{name}` must be {kind.__name__} or None, got {value!r}.")
 
 
-def require_one_of(name: str, value: object, known: Collection[str], *, optional: bool = False) -> None:
-    """Raise a `ConfigurationError` unless `value` is one of the known words (or None, if `optional`)."""
+def require_between(
+    name: str, value: object, minimum: float, maximum: float, *, inclusive: bool = True, kind: str = "a number"
+) -> None:
+    """Raise a `ConfigurationError` unless `value` is a real number between two limits.
+
+    Args:
+        inclusive: the limits themselves are allowed.
+        kind: what the number is, for the message.
+    """
+    inside = isinstance(value, Real) and (minimum <= value <= maximum if inclusive else minimum < value < maximum)
+    if not inside:
+        raise ConfigurationError(f"`{name}` must be {kind} between {minimum:g} and {maximum:g}, got {value!r}.")
+
+
+def require_choice(name: str, value: object, choices: Any, *, optional: bool = False) -> None:
+    """Raise a `ConfigurationError` unless `value` is one of some words (or None, if `optional`).
+
+    Args:
+        choices: a `Literal[...]`, or a collection of the words.
+
+    Example:
+        >>> from typing import Literal
+        >>> require_choice("score", "max", Literal["sum", "mean"])
+        Traceback (most recent call last):
+        ...
+        attnwatch.errors.ConfigurationError: `score` must be one of 'sum', 'mean', got 'max'.
+    """
     if optional and value is None:
         return
-    if not isinstance(value, str) or value not in known:
+    words: Collection[object] = get_args(choices) or choices
+    if not isinstance(value, str) or value not in words:
         alternative = " or None" if optional else ""
-        raise ConfigurationError(f"`{name}` must be one of {', '.join(map(repr, known))}{alternative}, got {value!r}.")
+        raise ConfigurationError(f"`{name}` must be one of {', '.join(map(repr, words))}{alternative}, got {value!r}.")
+
+
+def require_function(name: str, value: object, arguments: str, *, optional: bool = False) -> None:
+    """Raise a `ConfigurationError` unless `value` can be called (or is None, if `optional`).
+
+    Args:
+        arguments: what it is called with, such as "(model, batch)".
+    """
+    if not callable(value) and not (optional and value is None):
+        raise ConfigurationError(f"`{name}` must be a function of {arguments}, got {value!r}.")
+
+
+def require_text(name: str, value: object, *, expected: str = "a text") -> None:
+    """Raise a `ConfigurationError` unless `value` is a text that is not blank and that UTF-8 can encode."""
+    if not isinstance(value, str) or not value.strip():
+        raise ConfigurationError(f"`{name}` must be {expected}, got {value!r}.")
+    require_unicode(name, value)
+
+
+def require_unicode(name: str, text: str) -> None:
+    """Raise a `ConfigurationError` if a text has half of a surrogate pair: JSON may have it, no tokenizer takes it."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ConfigurationError(
+            f"`{name}` must be text that UTF-8 can encode, and has the lone surrogate {text[error.start]!r} at "
+            f"{error.start}: {text[max(0, error.start - 20) : error.start + 20]!r}; take it out."
+        ) from error

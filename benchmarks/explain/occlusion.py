@@ -18,10 +18,9 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from attnwatch.explain import MeanOverSequences, Subject, compare, num_forwards, occlude
-from attnwatch.explain.ablations import Ablations
-from attnwatch.explain.comparison import summary
-from attnwatch.explain.faithfulness import Curves
+from attnwatch.explain import EvaluatedModel, HidingOptions, MeanOverSequences, compare, occlude
+from attnwatch.explain.faithfulness import FaithfulnessPlan
+from attnwatch.explain.masked_forwards import MaskedForwards
 from benchmarks.common import minilm_directory, time_paired
 from benchmarks.pruning_quality import Sentences, Way, correct, fine_tune
 
@@ -138,7 +137,7 @@ def _speed(
         min_pairs=1 if quick else 7,
         num_warmups=1,
     )
-    said = num_forwards(model, batch, tokenizer=tokenizer)
+    said = found.num_forwards
     largest = float(found.importance.abs().nan_to_num().max())
     print(
         f"  {int(hidden.sum())} tokens hidden in {said} forwards ({found.route}); largest importance {largest:.3g} "
@@ -161,19 +160,19 @@ def _stories_side_by_side(
     """Rank correlations with the importance by hiding, and areas of the curves."""
     agreement: dict[str, list[Tensor]] = {"attention": [], "rollout": [], "gradient": []}
     areas: dict[str, dict[str, list[Tensor]]] = {"deletion": {}, "insertion": {}}
-    subject = Subject(model)
+    evaluated = EvaluatedModel(model)
     for batch in batches:
-        occlusion = occlude(subject, batch, tokenizer=tokenizer, show_progress=False)
-        comparison = compare(subject, batch, occlusion)
+        occlusion = occlude(evaluated, batch, tokenizer=tokenizer, show_progress=False)
+        comparison = compare(evaluated, batch, occlusion)
         for name, each in agreement.items():
             each.append(getattr(comparison, name))
         scores = {"occlusion": occlusion.importance, **comparison.scores()}
-        with subject.asked():
-            ablations = Ablations(subject, batch, tokenizer=tokenizer)
+        with evaluated.evaluating():
+            forwards = MaskedForwards(evaluated, batch, HidingOptions(tokenizer=tokenizer))
             for kind, found in areas.items():
                 fractions = (0.0, 0.5, 1.0) if quick else tuple(tenth / 10 for tenth in range(11))
                 options = {"fractions": fractions, "num_random": 2 if quick else 3}
-                curves = Curves(ablations, scores, is_deletion=kind == "deletion", **options).run()
+                curves = FaithfulnessPlan(forwards, scores, is_deletion=kind == "deletion", **options).run()
                 for name, curve in curves.items():
                     found.setdefault(name, []).append(curve.areas)
                 found.setdefault("random", []).append(curve.random_areas.mean(0))
@@ -187,11 +186,11 @@ def _told(agreement: dict[str, Tensor], areas: dict[str, dict[str, Tensor]]) -> 
     measured: dict[str, Any] = {"agreement": {}, "agreement_by_layer": {}, "areas": {}}
     print("  rank correlation with |importance| by hiding, mean ± standard error over sequences")
     for name, values in agreement.items():
-        mean = summary(values)
+        mean = MeanOverSequences.of(values)
         measured["agreement"][name] = asdict(mean)
         line = f"    {name:<10} {_with_error(mean)}"
         if values.ndim == 2:
-            layers = [summary(layer).mean for layer in values]
+            layers = [MeanOverSequences.of(layer).mean for layer in values]
             measured["agreement_by_layer"][name] = layers
             line += "   by layer " + " ".join(f"{each:.2f}" for each in layers)
         print(line)

@@ -18,13 +18,12 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from attnwatch.explain import LayerProbes, probe_layers
-from attnwatch.explain.probing.examples import gather, label_all
+from attnwatch.explain import EvaluatedModel, LayerProbes, probe_layers
+from attnwatch.explain.probing.examples import gather_examples, label_batches
 from attnwatch.explain.probing.options import ProbeOptions
 from attnwatch.explain.probing.probes import measure as measure_ridge
-from attnwatch.explain.probing.states import reader
-from attnwatch.explain.probing.tasks import Fit, prepare
-from attnwatch.explain.subject import Subject
+from attnwatch.explain.probing.states import states_reader
+from attnwatch.explain.probing.tasks import Fit, prepare_fits
 from benchmarks.common import Estimate, median_estimate, minilm_directory, time_paired
 
 _TOKENS = 8192
@@ -136,10 +135,10 @@ class Compared:
 def compare(probed: Probed, quick: bool) -> Iterator[Compared]:
     """Both classifiers on the same examples, at the embeddings, in the middle and behind the last layer."""
     options = ProbeOptions(probed.targets, None, probed.tokenizer)
-    subject = Subject(probed.model)
-    labels, _ = label_all(probed.batches, options)
-    for examples in gather(probed.batches, labels, options, reader(subject), subject.device):
-        _, fits, _ = prepare(examples, options)
+    model = EvaluatedModel(probed.model)
+    labels, _ = label_batches(probed.batches, options)
+    for examples in gather_examples(probed.batches, labels, options, states_reader(model), model.device):
+        _, fits, _ = prepare_fits(examples, options)
         depth = len(examples.states) - 1
         for layer, fit in itertools.product((0, depth // 2, depth), fits):
             if fit.split == 0 and not (quick and layer):

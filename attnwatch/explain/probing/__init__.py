@@ -1,1 +1,1 @@
-"""What each layer knows: linear probes on the hidden states of all layers, from one forward a batch."""
+"""Linear probes on the hidden states of all layers, from one forward of each batch."""

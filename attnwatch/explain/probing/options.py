@@ -1,23 +1,25 @@
-"""What a user asks probes for, checked."""
+"""Options of the probes, checked."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.checks import require_tokenizer
-from attnwatch.explain.probing.targets import BUILT_IN, FOR_ALL, FOR_TEXT, LABEL, TEXT_TARGETS, OwnLabels
-from attnwatch.explain.subject import Batch
-from attnwatch.utils.arguments import require_int
+from attnwatch.explain.probing.targets import (
+    BUILT_IN,
+    DEFAULTS,
+    DEFAULTS_WITH_TOKENIZER,
+    LABEL,
+    TEXT_TARGETS,
+    OwnLabels,
+)
+from attnwatch.explain.token_text import require_tokenizer
+from attnwatch.utils.arguments import require_between, require_int
 
 
 @dataclass(frozen=True)
 class ProbeOptions:
-    """See `probe_layers`.
+    """Arguments of `probe_layers`.
 
     Raises:
         ConfigurationError: one of them is wrong.
@@ -35,9 +37,8 @@ class ProbeOptions:
         require_int("max_tokens", self.max_tokens, minimum=1)
         require_int("num_splits", self.num_splits, minimum=2)
         require_int("seed", self.seed, minimum=0)
-        if not isinstance(self.test_share, Real) or not 0 < self.test_share < 1:
-            raise ConfigurationError(f"`test_share` must be a number between 0 and 1, got {self.test_share!r}.")
-        require_tokenizer(self.tokenizer)
+        require_between("test_share", self.test_share, 0, 1, inclusive=False)
+        require_tokenizer(self.tokenizer, optional=True)
         self._check_labels()
         self._check_targets()
 
@@ -70,28 +71,9 @@ class ProbeOptions:
             if name in TEXT_TARGETS and self.tokenizer is None:
                 raise ConfigurationError(f"`targets`: {name!r} is read off the text: give `tokenizer`.")
 
-    def chosen(self) -> list[str]:
-        """Names of the targets."""
+    def chosen_targets(self) -> list[str]:
+        """Return the names of the targets."""
         if self.targets is not None:
             return list(dict.fromkeys(self.targets))
-        return [LABEL, *(self.labels or ()), *FOR_ALL, *(FOR_TEXT if self.tokenizer is not None else ())]
-
-    def own_labels(self, name: str, batches: Sequence[Batch], index: int) -> Tensor:
-        """int64 [batch, tokens] or [batch], of the batch of this index.
-
-        Raises:
-            ConfigurationError: they are not of that shape, or there are too few.
-        """
-        own, batch = self.labels[name], batches[index]
-        if not callable(own) and len(own) != len(batches):
-            raise ConfigurationError(f"`labels`: {name!r} has {len(own)} tensors for {len(batches)} batches.")
-        labels = own(batch) if callable(own) else own[index]
-        shape = batch["input_ids"].shape
-        is_int = isinstance(labels, Tensor) and not labels.is_floating_point() and not labels.is_complex()
-        if not is_int or labels.shape not in (shape, shape[:1]):
-            got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
-            raise ConfigurationError(
-                f"`labels`: for {name!r} integers {list(shape)} or {list(shape[:1])} expected, as the batch has "
-                f"sequences and tokens; got {got}."
-            )
-        return labels.detach().cpu().to(torch.int64)
+        from_text = DEFAULTS_WITH_TOKENIZER if self.tokenizer is not None else ()
+        return [LABEL, *(self.labels or ()), *DEFAULTS, *from_text]

@@ -1,11 +1,9 @@
-"""What probes found."""
+"""Results of the probes."""
 
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-
-from attnwatch.utils.labels import evenly_spaced
 
 _MOST_COLUMNS = 12
 
@@ -20,11 +18,11 @@ class LayerProbes:
         accuracy: float64 [targets, layers], mean over the splits, 0 to 1; nan where a layer was not probed.
         stderr: of accuracy, [targets, layers], from its variance s² over J splits: sqrt((1/J + test/train) s²), as
             splits share examples (Nadeau and Bengio 2003).
-        baseline: [targets], accuracy of always saying the most frequent class of the test part.
+        baseline: [targets], accuracy of always predicting the most frequent class of the test part.
         control: [targets, layers], accuracy of the same probes for random labels, see `selectivity`.
         num_classes, num_examples: of each target.
         strength: [targets, layers], the median of the ridge strengths that were chosen, relative to the examples.
-        num_forwards: what it took, one for each batch.
+        num_forwards: number of forwards that it took, one for each batch.
         skipped: why targets or layers have no numbers, by name.
     """
 
@@ -42,39 +40,36 @@ class LayerProbes:
 
     @property
     def above_baseline(self) -> Tensor:
-        """accuracy - baseline, [targets, layers]."""
+        """Accuracy minus baseline, [targets, layers]."""
         return self.accuracy - self.baseline[:, None]
 
     @property
     def selectivity(self) -> Tensor:
-        """accuracy - control, [targets, layers]: what is not explained by a probe that learns words by heart."""
+        """Accuracy minus control, [targets, layers]: beyond that of a probe that learns words by heart."""
         return self.accuracy - self.control
 
     def __str__(self) -> str:
-        """A table; of many layers, some evenly spaced ones."""
-        columns = evenly_spaced(len(self.layers), _MOST_COLUMNS)
-        heads = [self.layers[column].removeprefix("layer ") for column in columns]
-        rows = [["accuracy (standard error)", "baseline", *heads]]
+        """Return a table; of many layers, some evenly spaced ones."""
+        number = len(self.layers)
+        columns = torch.linspace(0, number - 1, min(number, _MOST_COLUMNS)).round().int().tolist()
+        rows = [["accuracy (standard error)", "baseline", *(self.layers[at].removeprefix("layer ") for at in columns)]]
         for index, name in enumerate(self.targets):
-            pairs = zip(self.accuracy[index].tolist(), self.stderr[index].tolist(), strict=True)
-            cells = [f"{accuracy:.3f} ({error:.3f})" for accuracy, error in pairs]
-            rows.append([f"{name} ({self.num_classes[index]} classes)", f"{self.baseline[index]:.3f}"])
-            rows[-1] += [cells[column] for column in columns]
-            selectivity = self.selectivity[index].tolist()
-            rows.append(["  selectivity", "", *(f"{selectivity[column]:+.3f}" for column in columns)])
+            accuracy, stderr, selectivity = self.accuracy[index], self.stderr[index], self.selectivity[index]
+            cells = [f"{accuracy[at]:.3f} ({stderr[at]:.3f})" for at in columns]
+            rows.append([f"{name} ({self.num_classes[index]} classes)", f"{self.baseline[index]:.3f}", *cells])
+            rows.append(["  selectivity", "", *(f"{selectivity[at]:+.3f}" for at in columns)])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([*lines, *(f"{name}: skipped, {reason}" for name, reason in self.skipped.items())])
 
 
 def corrected_stderr(accuracy: Tensor, test_per_train: Tensor) -> Tensor:
-    """See `LayerProbes.stderr`.
+    """Return the standard errors [targets, layers], see `LayerProbes.stderr`.
 
     Args:
         accuracy: [targets, layers, splits].
-        test_per_train: [targets], how many test examples there are for each training example.
+        test_per_train: [targets], number of test examples for each training example.
     """
     if not len(accuracy):
         return accuracy.new_empty(accuracy.shape[:-1])
-    variance = accuracy.var(-1)
-    return torch.sqrt((1 / accuracy.shape[-1] + test_per_train[:, None]) * variance)
+    return torch.sqrt((1 / accuracy.shape[-1] + test_per_train[:, None]) * accuracy.var(-1))

@@ -1,4 +1,4 @@
-"""What probes are asked for: a label for each token, from its id, its place or its text."""
+"""Targets of the probes: a label for each token, from its id, its position or its text."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from attnwatch.explain.pieces import Segment, decoder, segment
-from attnwatch.explain.probing.python_text import Marks, scan
-from attnwatch.explain.subject import Batch, labels_of, token_mask
+from attnwatch.explain.batches import Batch, labels_of, token_mask
+from attnwatch.explain.probing.python_code import CodeMarks, mark_code
+from attnwatch.explain.token_text import DecodedTokens, cached_decoder, decode_tokens
 
 IGNORED = -1
 
@@ -18,6 +19,9 @@ MOST_DEPTH = 3
 
 _CHARACTER_CLASSES = ("letters", "digits", "punctuation", "space", "mixed")
 _CASES = ("lower", "upper", "capitalized", "mixed")
+
+OwnLabels = Callable[[Batch], Tensor] | Sequence[Tensor]
+"""Labels of the user, int [batch, tokens] or [batch], negative where there is none: of a batch, or of each batch."""
 
 
 def _character_class(text: str) -> str:
@@ -34,7 +38,7 @@ def _character_class(text: str) -> str:
 def _case(text: str) -> str | None:
     letters = "".join(filter(str.isalpha, text))
     if letters.lower() == letters.upper():
-        return None  # no letters, or of a script without case
+        return None  # no letters, or a script without case
     if letters.islower():
         return "lower"
     if letters[0].isupper() and (letters[1:].islower() or len(letters) == 1):
@@ -42,21 +46,21 @@ def _case(text: str) -> str | None:
     return "upper" if letters.isupper() else "mixed"
 
 
-def _character_classes(of: Segment) -> list[int]:
-    return [_CHARACTER_CLASSES.index(_character_class(piece)) for piece in of.pieces]
+def _character_classes(tokens: DecodedTokens) -> list[int]:
+    return [_CHARACTER_CLASSES.index(_character_class(text)) for text in tokens.texts]
 
 
-def _cases(of: Segment) -> list[int]:
-    return [IGNORED if (case := _case(piece)) is None else _CASES.index(case) for piece in of.pieces]
+def _cases(tokens: DecodedTokens) -> list[int]:
+    return [IGNORED if (case := _case(text)) is None else _CASES.index(case) for text in tokens.texts]
 
 
-def _word_starts(of: Segment) -> list[int]:
-    """1 where the first letter, digit or underscore of a token follows none."""
+def _word_starts(tokens: DecodedTokens) -> list[int]:
+    """Return 1 for tokens whose first letter, digit or underscore follows none, else 0."""
     starts, begin = [], 0
-    for piece in of.pieces:
-        first = next((begin + index for index, each in enumerate(piece) if _is_word(each)), None)
-        starts.append(int(first is not None and not (first and _is_word(of.text[first - 1]))))
-        begin += len(piece)
+    for text in tokens.texts:
+        first = next((begin + index for index, each in enumerate(text) if _is_word(each)), None)
+        starts.append(int(first is not None and not (first and _is_word(tokens.text[first - 1]))))
+        begin += len(text)
     return starts
 
 
@@ -64,15 +68,15 @@ def _is_word(character: str) -> bool:
     return character.isalnum() or character == "_"
 
 
-def _code(mark: Callable[[Marks], Sequence[int]]) -> Callable[[Segment], list[int]]:
-    def label(of: Segment) -> list[int]:
-        marks = mark(scan(of.text))
-        return [IGNORED if place is None else int(marks[place]) for place in of.places]
+def _code(marks_of: Callable[[CodeMarks], Sequence[int]]) -> Callable[[DecodedTokens], list[int]]:
+    def label(tokens: DecodedTokens) -> list[int]:
+        marks = marks_of(mark_code(tokens.text))
+        return [IGNORED if position is None else int(marks[position]) for position in tokens.positions]
 
     return label
 
 
-_OF_TEXT: dict[str, Callable[[Segment], list[int]]] = {
+_FROM_TEXT: dict[str, Callable[[DecodedTokens], list[int]]] = {
     "character_class": _character_classes,
     "case": _cases,
     "word_start": _word_starts,
@@ -81,80 +85,56 @@ _OF_TEXT: dict[str, Callable[[Segment], list[int]]] = {
     "keyword": _code(lambda marks: marks.keyword),
     "nesting_depth": _code(lambda marks: [min(depth, MOST_DEPTH) for depth in marks.depth]),
 }
-
-
-def _token(ids: Tensor, content: Tensor) -> Tensor:
-    return ids
-
-
-def _previous(ids: Tensor, content: Tensor) -> Tensor:
-    before = _none_of(ids)
-    before[:, 1:] = torch.where(content[:, :-1], ids[:, :-1], IGNORED)
-    return before
-
-
-def _next(ids: Tensor, content: Tensor) -> Tensor:
-    behind = _none_of(ids)
-    behind[:, :-1] = torch.where(content[:, 1:], ids[:, 1:], IGNORED)
-    return behind
-
-
-def _none_of(ids: Tensor) -> Tensor:
-    return torch.full_like(ids, IGNORED)
-
-
-_OF_IDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "token": _token,
-    "previous_token": _previous,
-    "next_token": _next,
+# From the ids [batch, tokens], IGNORED at padding and special tokens.
+_FROM_IDS: dict[str, Callable[[Tensor], Tensor]] = {
+    "token": lambda ids: ids,
+    "previous_token": lambda ids: pad(ids[:, :-1], (1, 0), value=IGNORED),
+    "next_token": lambda ids: pad(ids[:, 1:], (0, 1), value=IGNORED),
 }
 
 LABEL, LABEL_AT_FIRST, POSITION = "label", "label_at_first", "position"
-TEXT_TARGETS = tuple(_OF_TEXT)
-BUILT_IN = (LABEL, LABEL_AT_FIRST, *_OF_IDS, POSITION, *TEXT_TARGETS)
-FOR_ALL = (*_OF_IDS, POSITION)
-FOR_TEXT = ("character_class", "word_start")
-
-OwnLabels = Callable[[Batch], Tensor] | Sequence[Tensor]
-"""int [batch, tokens] or [batch], negative where there is none: of a batch, or of each batch."""
+TEXT_TARGETS = tuple(_FROM_TEXT)
+BUILT_IN = (LABEL, LABEL_AT_FIRST, *_FROM_IDS, POSITION, *TEXT_TARGETS)
+DEFAULTS = (*_FROM_IDS, POSITION)
+DEFAULTS_WITH_TOKENIZER = ("character_class", "word_start")
 
 
-def labels_of_tokens(batch: Batch, targets: Sequence[str], tokenizer: Any | None = None) -> dict[str, Tensor]:
-    """The built-in targets among these: int64 [batch, tokens], IGNORED at padding and, with a tokenizer, specials."""
-    mask = token_mask(batch).cpu()
-    ids = batch["input_ids"].cpu()
-    content = mask & ~_is_special(ids, tokenizer)
-    labels = {name: label(ids, content) for name, label in _OF_IDS.items() if name in targets}
+def token_labels(batch: Batch, targets: Sequence[str], tokenizer: Any | None = None) -> dict[str, Tensor]:
+    """Return the labels of the built-in targets among these, int64 [batch, tokens].
+
+    They are IGNORED at padding and, with a tokenizer, at special tokens.
+    """
+    mask, ids = token_mask(batch).cpu(), batch["input_ids"].cpu()
+    special = [] if tokenizer is None else tokenizer.all_special_ids
+    content = mask & ~torch.isin(ids, torch.tensor(special, dtype=ids.dtype))
+    known = ids.where(content, IGNORED)
+    labels = {name: label(known) for name, label in _FROM_IDS.items() if name in targets}
     if POSITION in targets:
         labels[POSITION] = mask.long().cumsum(1) - 1
-    of_text = [name for name in TEXT_TARGETS if name in targets]
-    if of_text:
-        labels |= _labels_of_text(ids, content, of_text, tokenizer)
-    return {name: torch.where(content, each, IGNORED) for name, each in labels.items()}
+    from_text = [name for name in TEXT_TARGETS if name in targets]
+    if from_text:
+        labels |= _text_labels(ids, content, from_text, tokenizer)
+    return {name: each.where(content, IGNORED) for name, each in labels.items()}
 
 
-def _labels_of_text(ids: Tensor, content: Tensor, targets: list[str], tokenizer: Any) -> dict[str, Tensor]:
-    labels = {name: _none_of(ids) for name in targets}
-    decode = decoder(tokenizer)
+def _text_labels(ids: Tensor, content: Tensor, targets: list[str], tokenizer: Any) -> dict[str, Tensor]:
+    """Return labels of the tokens between special ones, [batch, tokens]."""
+    labels = {name: torch.full_like(ids, IGNORED) for name in targets}
+    decode = cached_decoder(tokenizer)
     for row, (row_ids, row_content) in enumerate(zip(ids.tolist(), content.tolist(), strict=True)):
-        for is_content, columns in itertools.groupby(range(len(row_ids)), key=row_content.__getitem__):
+        for is_content, run in itertools.groupby(range(len(row_ids)), key=row_content.__getitem__):
             if not is_content:
                 continue
-            columns = list(columns)
-            of = segment([row_ids[column] for column in columns], decode)
+            columns = list(run)
+            tokens = decode_tokens([row_ids[column] for column in columns], decode)
             for name in targets:
-                found = zip(_OF_TEXT[name](of), of.pieces, strict=True)
-                labels[name][row, columns] = torch.tensor([label if piece else IGNORED for label, piece in found])
+                found = zip(_FROM_TEXT[name](tokens), tokens.texts, strict=True)
+                labels[name][row, columns] = torch.tensor([label if text else IGNORED for label, text in found])
     return labels
 
 
-def _is_special(ids: Tensor, tokenizer: Any | None) -> Tensor:
-    special = [] if tokenizer is None else tokenizer.all_special_ids
-    return torch.isin(ids, torch.tensor(special, dtype=ids.dtype))
-
-
-def is_language_model(batch: Batch) -> bool:
-    """Its labels are the tokens themselves: it is to foretell the next one."""
+def predicts_tokens(batch: Batch) -> bool:
+    """Return whether the labels of a batch are its tokens, as for a language model."""
     labels, ids = labels_of(batch), batch["input_ids"]
     if not isinstance(labels, Tensor) or labels.shape != ids.shape or labels.is_floating_point():
         return False

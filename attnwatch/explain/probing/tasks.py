@@ -1,4 +1,4 @@
-"""From examples to what is fitted: classes, control labels, and the sequences to train and to test on."""
+"""Tasks for the probes: classes, control labels, and the sequences to train and to test on."""
 
 import zlib
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ NUM_POSITION_BINS = 8
 
 @dataclass(frozen=True)
 class Task:
-    """One target, made ready.
+    """Classes of one target.
 
     Attributes:
         labels: int64 [examples], 0 to num_classes - 1, or IGNORED.
@@ -37,10 +37,10 @@ class Task:
 
 @dataclass(frozen=True)
 class Fit:
-    """What one decomposition serves: tasks whose labelled examples are the same, in one split.
+    """Tasks of one split that share a decomposition, as their labelled examples are the same.
 
     Attributes:
-        split: its number.
+        split: number of the split.
         train, test: int64, indices of examples; no sequence is in both.
         controls: int64 [examples] for each task, see `control_labels`.
     """
@@ -52,14 +52,14 @@ class Fit:
     controls: list[Tensor]
 
 
-def prepare(examples: Examples, options: ProbeOptions) -> tuple[list[Task], list[Fit], dict[str, str]]:
-    """Tasks, what to fit for them, and why other targets are skipped."""
-    tasks, skipped = [], {}
+def prepare_fits(examples: Examples, options: ProbeOptions) -> tuple[list[Task], list[Fit], dict[str, str]]:
+    """Return the tasks, their fits in all splits, and why other targets are skipped."""
     num_sequences = len(examples.sequences.unique())
+    if num_sequences < FEWEST_SEQUENCES:
+        reason = f"{num_sequences} sequences are too few: at least {FEWEST_SEQUENCES} are needed"
+        return [], [], dict.fromkeys(examples.labels, reason)
+    tasks, skipped = [], {}
     for name, labels in examples.labels.items():
-        if num_sequences < FEWEST_SEQUENCES:
-            skipped[name] = f"{num_sequences} sequences are too few: at least {FEWEST_SEQUENCES} are needed"
-            continue
         task = _task(name, labels, examples)
         if task.num_classes < 2:
             skipped[name] = _too_few_classes(task, is_given=name in examples.given)
@@ -76,14 +76,14 @@ def prepare(examples: Examples, options: ProbeOptions) -> tuple[list[Task], list
 
 
 def control_labels(task: Task, examples: Examples, generator: torch.Generator) -> Tensor:
-    """Labels that say nothing of the input but which word it is, distributed like the task's.
+    """Return random labels that depend on the word only, int64 [examples], with the distribution of the task's.
 
-    Of tokens: a random one for each word type, drawn from all labels of the task (Hewitt and Liang 2019,
-    arXiv 1909.03368). Of sequences: shuffled.
+    For tokens, each word type gets a random one of all labels of the task (Hewitt and Liang 2019, arXiv 1909.03368).
+    For sequences, the labels are shuffled.
     """
     has_label = task.labels >= 0
     labels = task.labels[has_label]
-    if examples.is_of_tokens:
+    if examples.are_of_tokens:
         types, type_of_each = examples.types.unique(return_inverse=True)
         drawn = labels[torch.randint(len(labels), (len(types),), generator=generator)][type_of_each]
         return drawn.where(has_label, IGNORED)
@@ -93,7 +93,7 @@ def control_labels(task: Task, examples: Examples, generator: torch.Generator) -
 
 
 def position_bins(positions: Tensor) -> Tensor:
-    """Positions in bins that hold about equally many, numbered in their order; IGNORED stays."""
+    """Return the bin of each position, in order, each with about as many examples; IGNORED stays."""
     known = positions[positions >= 0].sort().values
     if not len(known):
         return positions
@@ -107,8 +107,7 @@ def _task(name: str, labels: Tensor, examples: Examples) -> Task:
     classes, counts = labels[labels >= 0].unique(return_counts=True)
     if name not in examples.given:
         present = torch.stack([labels, examples.sequences], 1)[labels >= 0].unique(dim=0)[:, 0]
-        num_sequences = present.unique(return_counts=True)[1]
-        kept = num_sequences >= FEWEST_SEQUENCES
+        kept = present.unique(return_counts=True)[1] >= FEWEST_SEQUENCES
         classes, counts = classes[kept], counts[kept]
     if len(classes) > MOST_CLASSES:
         most = counts.argsort(descending=True, stable=True)[:MOST_CLASSES]
@@ -127,24 +126,25 @@ def _too_few_classes(task: Task, *, is_given: bool) -> str:
 
 
 def _test_examples(examples: Examples, tasks: list[Task], options: ProbeOptions, split: int) -> Tensor:
-    """bool [examples]: whole sequences at random; where these have labels themselves, as many of each class."""
+    """Return a random choice of whole sequences, bool [examples], stratified if sequences have the labels."""
     generator = _generator(options, split, "sequences")
-    if not examples.is_of_tokens and tasks:
+    if not examples.are_of_tokens and tasks:
         (task,) = tasks
         strata = [(task.labels == each).nonzero()[:, 0] for each in range(task.num_classes)]
     else:
         strata = [examples.sequences.unique()]
-    test = torch.cat([_part_of(stratum, options.test_share, generator) for stratum in strata])
+    test = torch.cat([_draw(stratum, options.test_share, generator) for stratum in strata])
     return torch.isin(examples.sequences, test)
 
 
-def _part_of(sequences: Tensor, share: float, generator: torch.Generator) -> Tensor:
+def _draw(sequences: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Return a share of the sequences, at least one of several, and never all."""
     number = min(max(round(share * len(sequences)), int(len(sequences) > 1)), max(len(sequences) - 1, 0))
     return sequences[torch.randperm(len(sequences), generator=generator)[:number]]
 
 
 def _why_not(task: Task, is_test: Tensor, split: int) -> str:
-    """Why a target can't be probed in this split; empty where it can."""
+    """Return why a target can't be probed in this split; empty if it can."""
     has_label = task.labels >= 0
     counts = task.labels[has_label & ~is_test].bincount(minlength=task.num_classes)
     missing = int((counts == 0).sum())
@@ -166,6 +166,6 @@ def _fits(tasks: list[Task], is_test: Tensor, examples: Examples, options: Probe
         yield Fit(split, train, test, group, controls)
 
 
-def _generator(options: ProbeOptions, split: int, what: str) -> torch.Generator:
-    """The same draws for a target whichever others there are."""
-    return torch.Generator().manual_seed(zlib.crc32(f"{options.seed} {split} {what}".encode()))
+def _generator(options: ProbeOptions, split: int, purpose: str) -> torch.Generator:
+    """Return a generator whose draws for a target do not depend on the other targets."""
+    return torch.Generator().manual_seed(zlib.crc32(f"{options.seed} {split} {purpose}".encode()))

@@ -1,4 +1,4 @@
-"""What a model has answered when it was asked."""
+"""Answers of a language model to multiple-choice questions."""
 
 import math
 from dataclasses import dataclass
@@ -7,24 +7,25 @@ import torch
 from torch import Tensor
 
 from attnwatch.explain.calibration import Calibration, calibration
+from attnwatch.explain.multiple_choice.options import Score
 
 
 @dataclass
 class Answers:
-    """Of a language model to multiple-choice questions, one entry for each that could be asked.
+    """Answers of a language model, one entry for each question that could be asked.
 
     Attributes:
         prompts, choices, labels: the questions; `labels` are the indices of the right choices.
-        log_likelihoods: of each choice's tokens behind the prompt, their sum in nats.
-        num_tokens: of each choice.
+        log_likelihoods: sum of the log-likelihoods of each choice's tokens behind the prompt, in nats.
+        num_tokens: number of these tokens.
         score: `"sum"`: choices are weighed by their log-likelihood; `"mean"`: by that divided by their tokens.
-        stated_confidence: that its own answer is right, 0 to 1, as the model says when it is asked in words; nan where
-            its reply is no percentage. Empty where it was not asked.
-        stated_replies: what it wrote when it was asked for a percentage.
-        claimed_reasons: what it wrote when it was asked why. This is text that the model finds likely, and no
-            explanation of its answer.
-        skipped: (prompt, why) of the questions that could not be asked.
-        num_forwards: of the model, for all this.
+        stated_confidence: probability that its own answer is right, 0 to 1, as the model says when asked in words; nan
+            if its reply is no percentage. Empty if it was not asked.
+        stated_replies: replies of the model when asked for a percentage.
+        claimed_reasons: replies of the model when asked for its reason. They are text that the model finds likely, not
+            an explanation of its answer.
+        skipped: (prompt, reason) of the questions that could not be asked.
+        num_forwards: number of forwards that it took.
     """
 
     prompts: list[str]
@@ -32,7 +33,7 @@ class Answers:
     labels: list[int]
     log_likelihoods: list[list[float]]
     num_tokens: list[list[int]]
-    score: str
+    score: Score
     stated_confidence: list[float]
     stated_replies: list[str]
     claimed_reasons: list[str]
@@ -48,7 +49,7 @@ class Answers:
 
     @property
     def probabilities(self) -> Tensor:
-        """float64 [questions, most choices]: softmax over the scores of a question's choices, 0 beyond the last."""
+        """Softmax over the scores of a question's choices, float64 [questions, most choices]; 0 beyond its last."""
         scores = torch.full((len(self.labels), max(map(len, self.choices))), -torch.inf, dtype=torch.float64)
         for row, sums, lengths in zip(scores, self.log_likelihoods, self.num_tokens, strict=True):
             values = torch.tensor(sums, dtype=torch.float64)
@@ -62,20 +63,20 @@ class Answers:
 
     @property
     def correct(self) -> list[bool]:
-        """Whether that is the right one."""
+        """True where the prediction is the right choice."""
         return [guess == label for guess, label in zip(self.predictions, self.labels, strict=True)]
 
     @property
     def num_unparsable(self) -> int:
-        """Replies that are no percentage."""
+        """Number of replies that are no percentage."""
         return sum(map(math.isnan, self.stated_confidence))
 
-    def calibration(self, **options) -> Calibration:
-        """Of the probabilities of the choices. Options are those of `calibration`."""
-        return calibration(self.probabilities, self.labels, **options)
+    def calibration(self, *, num_bins: int = 15) -> Calibration:
+        """Return the calibration of the probabilities of the choices, see `calibration`."""
+        return calibration(self.probabilities, self.labels, num_bins=num_bins)
 
-    def stated_calibration(self, **options) -> Calibration | None:
-        """Of the stated confidence, where there is any: None otherwise."""
+    def stated_calibration(self, *, num_bins: int = 15) -> Calibration | None:
+        """Return the calibration of the stated confidence; None if there is none."""
         pairs = zip(self.stated_confidence, self.correct, strict=False)
         stated = [(confidence, right) for confidence, right in pairs if not math.isnan(confidence)]
-        return calibration(*zip(*stated, strict=True), **options) if stated else None
+        return calibration(*zip(*stated, strict=True), num_bins=num_bins) if stated else None

@@ -1,0 +1,188 @@
+"""Attributions of attention and gradients to the tokens of a batch, to be compared with hiding them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attnwatch.attention import AttentionInputs, attention_received, attention_weights
+from attnwatch.capture import Capture, Pass, Peers
+from attnwatch.errors import NoAttentionError
+from attnwatch.explain.batches import Batch, token_mask
+from attnwatch.explain.effects import EffectName, make_effect
+from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
+from attnwatch.utils.arguments import require_choice
+
+Readout = Literal["first", "last", "mean"]
+Reduction = Literal["sum", "l1"]
+
+
+@dataclass(frozen=True)
+class AttentionAttribution:
+    """Attribution of each attention layer to each token.
+
+    Attributes:
+        sites: names of the attention layers that were observed, in the order of their calls.
+        received: attention received, float [layers, batch, tokens], relative to uniform attention; see
+            `attnwatch.attention.attention_received`.
+        rollout: attention rollout from each token to the readout, through the layers up to this one, float
+            [layers, batch, tokens].
+        readout: rows of the rollout that were taken.
+    """
+
+    sites: tuple[str, ...]
+    received: Tensor
+    rollout: Tensor
+    readout: Readout
+
+
+def attention_attribution(
+    model: nn.Module | EvaluatedModel,
+    batch: Batch,
+    *,
+    readout: Readout | None = None,
+    forward: Forward | None = None,
+) -> AttentionAttribution:
+    """Return attention received and attention rollout, from all query rows of one forward.
+
+    Rollout (Abnar and Zuidema 2020, arXiv 2005.00928): R_l = (A_l / 2 + I / 2) · R_(l-1), A_l the mean of the attention
+    weights over heads, R_0 = I.
+
+    Args:
+        model, batch, forward: see `occlude`.
+        readout: rows of R_l: those of the "first" or the "last" token, or the "mean" over all tokens. None means "mean"
+            for models with an output per token or a custom `forward`, else "last" with causal attention and "first"
+            without.
+
+    Raises:
+        NoAttentionError: the model has no self-attention over the tokens of the batch that can be observed.
+        ConfigurationError: `readout` is unknown.
+
+    Example:
+        >>> from transformers import BertConfig, BertModel
+        >>> model = BertModel(BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2))
+        >>> call = lambda model, batch: model(**batch).last_hidden_state
+        >>> attention_attribution(model, {"input_ids": torch.randint(50, (3, 8))}, forward=call).rollout.shape
+        torch.Size([2, 3, 8])
+    """
+    require_choice("readout", readout, Readout, optional=True)
+    evaluated = EvaluatedModel.of(model, forward)
+    real = token_mask(batch)
+    rolled = torch.eye(real.shape[1], device=real.device).expand(*real.shape, -1)
+    sites, received, rollouts, is_causal = [], [], [], []
+
+    @torch.no_grad()
+    def observe(site: str, inputs: AttentionInputs, of: Pass) -> None:
+        nonlocal rolled
+        if not inputs.has_positions or (inputs.batch_size, inputs.num_keys) != real.shape:
+            return
+        weights, visible = attention_weights(inputs, torch.arange(inputs.num_queries))
+        of_keys = attention_received(inputs, None, None).float()  # may fail, so it comes before other processes wait
+        rolled = peers[site].mean(weights.float().mean(1)).matmul(rolled).add(rolled) / 2
+        sites.append(site)
+        received.append(peers[site].mean(of_keys))
+        rollouts.append(rolled)
+        is_causal.append(not bool(visible.triu(1).any()))
+
+    capture = Capture(evaluated.model, observe)
+    peers = {site: Peers(evaluated.model, capture.module(site)) for site in capture.sites}
+    with evaluated.evaluating():
+        capture.attach()
+        try:
+            with capture.arm():
+                logits = evaluated.logits(batch)
+        finally:
+            capture.detach()
+    if not sites:
+        reasons = "; ".join(f"{site}: {reason}" for site, reason in capture.coverage().items())
+        raise NoAttentionError(f"`model` has no self-attention over the tokens of the batch ({reasons}).")
+    if readout is None and logits.ndim == 2 and not evaluated.has_custom_forward:
+        readout = "last" if all(is_causal) else "first"
+    readout = readout or "mean"
+    return AttentionAttribution(
+        tuple(sites), torch.stack(received), _read_out(torch.stack(rollouts), real, readout), readout
+    )
+
+
+def _read_out(rolled: Tensor, real: Tensor, readout: Readout) -> Tensor:
+    """Return [layers, batch, tokens] of [layers, batch, rows, tokens]."""
+    if readout == "mean":
+        weights = real / real.sum(1, keepdim=True).clamp(min=1)
+        return torch.einsum("lbrt,br->lbt", rolled, weights.to(rolled.dtype))
+    positions = torch.arange(real.shape[1], device=real.device)
+    row = real.int().argmax(1) if readout == "first" else (real * positions).argmax(1)
+    return rolled[:, torch.arange(len(real), device=real.device), row]
+
+
+def gradient_times_input(
+    model: nn.Module | EvaluatedModel,
+    batch: Batch,
+    *,
+    effect: EffectName | None = None,
+    reduce: Reduction = "sum",
+    forward: Forward | None = None,
+) -> Tensor:
+    """Return |Σ_d g_d · e_d| of each token's embedding e with gradient g, float [batch, tokens].
+
+    The gradient is that of the label's log-probability, of the mean loss of a language model's predictions, or for
+    "kl", whose own gradient is zero, of the log-probability of the model's present prediction. It takes one forward and
+    one backward; the gradients of parameters stay as they are.
+
+    Args:
+        model, batch, effect, forward: see `occlude`.
+        reduce: "sum" (first-order effect of an embedding of zeros), or "l1" for Σ_d |g_d · e_d|.
+
+    Returns:
+        nan at padding, and in sequences without a label or a prediction.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or the model's embedding of `input_ids` is not known.
+
+    Example:
+        >>> from transformers import BertConfig, BertForSequenceClassification
+        >>> config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
+        >>> batch = {"input_ids": torch.randint(50, (3, 8)), "labels": torch.tensor([0, 1, 1])}
+        >>> gradient_times_input(BertForSequenceClassification(config), batch).shape
+        torch.Size([3, 8])
+    """
+    require_choice("reduce", reduce, Reduction)
+    evaluated = EvaluatedModel.of(model, forward)
+    real = token_mask(batch)
+    embedded: list[Tensor] = []
+
+    def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    handle = evaluated.require_input_embeddings("gradient × input").register_forward_hook(keep)
+    try:
+        with evaluated.evaluating(gradients=True):
+            logits = evaluated.logits(batch)
+            objective, measurable = _objective(logits, effect, batch, real, evaluated.problem_type)
+            (gradient,) = torch.autograd.grad(objective, embedded[0])
+    finally:
+        handle.remove()
+    products = gradient.float() * embedded[0].detach().float()
+    scores = products.sum(-1).abs() if reduce == "sum" else products.abs().sum(-1)
+    return scores.masked_fill(~(real & measurable[:, None]), torch.nan)
+
+
+def _objective(
+    logits: Tensor, effect: EffectName | None, batch: Batch, real: Tensor, problem_type: str | None
+) -> tuple[Tensor, Tensor]:
+    """Return the sum over sequences of what the gradient is of, and the sequences that have it, bool [batch]."""
+    measured = make_effect(effect, logits.detach(), batch, real, problem_type)
+    if measured.name == "kl" and problem_type == "multi_label_classification" and logits.ndim == 2:
+        values = F.logsigmoid(logits.abs()).sum(-1)
+    elif measured.name == "kl":
+        likely = logits.detach().argmax(-1)
+        values = -F.cross_entropy(logits.flatten(0, -2), likely.flatten(), reduction="none").view(likely.shape)
+    else:
+        # With nothing hidden the effect is zero, and its gradient is the one that is needed.
+        values = measured.measure(logits, torch.arange(len(logits), device=logits.device), 0)
+    if measured.outputs is not None:
+        outputs = measured.outputs
+        values = values.masked_fill(~outputs, 0.0).sum(1) / outputs.sum(1).clamp(min=1)
+    return values[measured.measurable].sum(), measured.measurable

@@ -1,0 +1,212 @@
+"""Multiple-choice evaluation of a language model, and of how sure it says it is."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import nn
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
+from attnwatch.explain.multiple_choice.answers import Answers
+from attnwatch.explain.multiple_choice.options import EvaluationOptions, Score, Stated
+from attnwatch.explain.multiple_choice.questions import Question, as_questions
+from attnwatch.explain.multiple_choice.scoring import generate_greedily, log_likelihoods, num_contexts
+from attnwatch.explain.multiple_choice.templates import Templates, parse_percentage
+from attnwatch.explain.multiple_choice.tokenization import (
+    PERCENTAGE_TOKENS,
+    Continuation,
+    QuestionTokenizer,
+    Replies,
+    SkippedQuestion,
+    TokenizedQuestion,
+    tokenize_question,
+)
+
+
+def ask(
+    model: nn.Module | EvaluatedModel,
+    tokenizer: Any,
+    questions: str | PathLike[str] | Iterable[Question | Mapping[str, Any]],
+    *,
+    templates: Templates | None = None,
+    stated: Stated | None = "yes_no",
+    reasons: bool = False,
+    score: Score = "sum",
+    max_new_tokens: int = 32,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    forward: Forward | None = None,
+) -> Answers:
+    """Put multiple-choice questions to a causal language model; neither the model nor any random state changes.
+
+    The answer is the choice with the largest probability: p(choice) ∝ exp(Σ_t log p(token t | prompt, tokens before
+    t)), over the tokens from the first one on in which some choice parts from the prompt's own tokens.
+
+    Args:
+        model: a causal language model.
+        tokenizer: of transformers.
+        questions: path of a JSONL file (see `load_questions`), or a list.
+        templates: wording; None means the defaults of `Templates`.
+        stated: how the model is then asked whether it is sure. `"yes_no"`: the probability of "yes" over that of "yes"
+            and "no". `"percentage"`: it writes a number (see `parse_percentage`). None: not at all.
+        reasons: ask for a reason too.
+        score: `"sum"` as above; `"mean"`: divided by the choice's number of tokens, fair to long choices.
+        max_new_tokens: of a reason.
+        batch_size: rows of a forward.
+        max_length: number of tokens of a row; the model's positions are a limit in any case.
+        forward: see `EvaluatedModel`; not with reasons or percentages, which need transformers' `generate`.
+
+    Raises:
+        ConfigurationError: an argument is wrong, `model` is no causal language model, or no question can be asked.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+        >>> words = {word: index for index, word in enumerate(["?", "the", "sky", "is", "blue", "green"])}
+        >>> tokenizer = Tokenizer(models.WordLevel(words, unk_token="?"))
+        >>> tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> config = LlamaConfig(vocab_size=6, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+        >>> question = Question("the sky is", ("blue", "green"), answer="blue")
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        >>> ask(LlamaForCausalLM(config), tokenizer, [question], stated=None).probabilities.shape
+        torch.Size([1, 2])
+    """
+    options = EvaluationOptions(templates, stated, reasons, score, max_new_tokens, batch_size, max_length)
+    evaluated = EvaluatedModel.of(model, forward)
+    require_language_model(evaluated)
+    return MultipleChoiceEvaluation(evaluated, tokenizer, as_questions(questions), options).run()
+
+
+class MultipleChoiceEvaluation:
+    """Questions to a language model, tokenized, with a known number of forwards.
+
+    Args:
+        model: a causal language model.
+        tokenizer, questions, options: see `ask`.
+
+    Attributes:
+        skipped: (prompt, reason) of the questions that can't be asked.
+        most_forwards: number of forwards that `run` will take; fewer if generated texts end early.
+
+    Raises:
+        ConfigurationError: no question can be asked, or the tokenizer is not the model's.
+    """
+
+    def __init__(
+        self, model: EvaluatedModel, tokenizer: Any, questions: Sequence[Question], options: EvaluationOptions
+    ):
+        if model.has_custom_forward and (options.stated == "percentage" or options.reasons):
+            raise ConfigurationError(
+                "`forward`: a model that is called by a function of yours can't write texts: `stated` must be "
+                f"'yes_no' or None and `reasons` False, got {options.stated!r} and {options.reasons!r}."
+            )
+        self._model, self._tokenizer, self._options = model, QuestionTokenizer(tokenizer), options
+        max_length = min(options.max_length or math.inf, _num_positions(model))
+        self.skipped: list[tuple[str, str]] = []
+        self._questions: list[TokenizedQuestion] = []
+        for question in questions:
+            try:
+                self._questions.append(tokenize_question(question, self._tokenizer, options, max_length))
+            except SkippedQuestion as reason:
+                self.skipped.append((question.prompt, str(reason)))
+        if not self._questions:
+            raise ConfigurationError(
+                f"`questions`: none of {len(questions)} can be asked; the first: {self.skipped[0][1]}."
+            )
+        self._check_vocabulary()
+
+    @property
+    def most_forwards(self) -> int:
+        size, options = self._options.batch_size, self._options
+        rows = [num_contexts(choice for each in self._questions for choice in each.choices)]
+        if options.stated == "yes_no":
+            rows.append(sum(max(num_contexts(replies.all) for replies in each.yes_no) for each in self._questions))
+        generated = PERCENTAGE_TOKENS if options.stated == "percentage" else 0
+        generated += options.max_new_tokens if options.reasons else 0
+        return sum(math.ceil(each / size) for each in rows) + math.ceil(len(self._questions) / size) * generated
+
+    def run(self) -> Answers:
+        """Ask the questions."""
+        before = self._model.num_forwards
+        with self._model.evaluating():
+            answers = self._answers()
+            given = list(zip(self._questions, answers.predictions, strict=True))
+            if self._options.stated == "yes_no":
+                answers.stated_confidence = self._probabilities_of_yes([each.yes_no[answer] for each, answer in given])
+            if self._options.stated == "percentage":
+                prompts = [each.percentage[answer] for each, answer in given]
+                answers.stated_replies = self._generate(prompts, PERCENTAGE_TOKENS)
+                answers.stated_confidence = list(map(parse_percentage, answers.stated_replies))
+            if self._options.reasons:
+                prompts = [each.reason[answer] for each, answer in given]
+                answers.claimed_reasons = self._generate(prompts, self._options.max_new_tokens)
+        answers.num_forwards = self._model.num_forwards - before
+        return answers
+
+    def _answers(self) -> Answers:
+        sums = self._model.broadcast(self._log_likelihoods([each.choices for each in self._questions]))
+        if not all(map(math.isfinite, (value for row in sums for value in row))):
+            raise ConfigurationError("`model`: its logits are nan or infinite, so that it can't be asked anything.")
+        questions = [each.question for each in self._questions]
+        return Answers(
+            prompts=[question.prompt for question in questions],
+            choices=[list(question.choices) for question in questions],
+            labels=[question.answer for question in questions],
+            log_likelihoods=sums,
+            num_tokens=[[len(read.ids) - read.start for read in each.choices] for each in self._questions],
+            score=self._options.score,
+            stated_confidence=[],
+            stated_replies=[],
+            claimed_reasons=[],
+            skipped=list(self.skipped),
+            num_forwards=0,
+        )
+
+    def _probabilities_of_yes(self, replies: list[Replies]) -> list[float]:
+        """Return the probability of the words for yes over that of those for yes and no."""
+        confidence = []
+        for each, sums in zip(replies, self._log_likelihoods([each.all for each in replies]), strict=True):
+            values = torch.tensor(sums, dtype=torch.float64)
+            yes, no = values[: len(each.yes)].logsumexp(0), values[len(each.yes) :].logsumexp(0)
+            confidence.append((yes - no).sigmoid().item())
+        return confidence
+
+    def _log_likelihoods(self, groups: list[list[Continuation]]) -> list[list[float]]:
+        flat = [each for group in groups for each in group]
+        size, pad_id = self._options.batch_size, self._tokenizer.pad_id
+        remaining = iter(log_likelihoods(self._model, flat, batch_size=size, pad_id=pad_id))
+        return [[next(remaining) for _ in group] for group in groups]
+
+    def _generate(self, prompts: list[tuple[int, ...]], max_new_tokens: int) -> list[str]:
+        size = self._options.batch_size
+        return generate_greedily(self._model, prompts, self._tokenizer, max_new_tokens=max_new_tokens, batch_size=size)
+
+    def _check_vocabulary(self) -> None:
+        embeddings = None if self._model.has_custom_forward else self._model.input_embeddings()
+        size, largest = getattr(embeddings, "num_embeddings", None), max(each.largest_id() for each in self._questions)
+        if size is not None and largest >= size:
+            raise ConfigurationError(
+                f"`tokenizer` is not that of the model: it makes the token id {largest}, the model knows {size} ids."
+            )
+
+
+def require_language_model(model: EvaluatedModel) -> None:
+    """Raise a `ConfigurationError` unless it is a causal language model; a custom forward is taken for one."""
+    if model.has_custom_forward:
+        return
+    can_generate = getattr(model.model, "can_generate", None)
+    if not callable(can_generate) or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
+        raise ConfigurationError(
+            f"`model` must be a causal language model, got a {model.name}; for a classifier there is "
+            "classifier_calibration. If it is a language model under another name, give `forward`."
+        )
+
+
+def _num_positions(model: EvaluatedModel) -> float:
+    """Return the number of tokens that a model has positions for; infinite if it does not say."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    length = getattr(config, "max_position_embeddings", None)
+    return length if isinstance(length, int) and length > 0 else math.inf

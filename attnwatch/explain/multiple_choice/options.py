@@ -1,0 +1,42 @@
+"""Options of a multiple-choice evaluation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.explain.multiple_choice.templates import Templates
+from attnwatch.utils.arguments import require_choice, require_int
+
+Stated = Literal["yes_no", "percentage"]
+Score = Literal["sum", "mean"]
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """Arguments of `ask` that say how a model is asked.
+
+    Raises:
+        ConfigurationError: one of them is wrong.
+    """
+
+    templates: Templates | None = None
+    stated: Stated | None = "yes_no"
+    reasons: bool = False
+    score: Score = "sum"
+    max_new_tokens: int = 32
+    batch_size: int = 8
+    max_length: int | None = None
+
+    def __post_init__(self):
+        require_choice("stated", self.stated, Stated, optional=True)
+        require_choice("score", self.score, Score)
+        require_int("max_new_tokens", self.max_new_tokens, minimum=1)
+        require_int("batch_size", self.batch_size, minimum=1)
+        require_int("max_length", self.max_length, minimum=1, optional=True)
+        if self.templates is None:
+            object.__setattr__(self, "templates", Templates())
+        elif not isinstance(self.templates, Templates):
+            raise ConfigurationError(
+                f"`templates` must be `attnwatch.explain.Templates` or None, got a {type(self.templates).__name__}: "
+                "give Templates(answer=…)."
+            )

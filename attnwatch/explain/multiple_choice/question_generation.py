@@ -1,0 +1,146 @@
+"""Multiple-choice questions that are made from a text."""
+
+import random
+from collections.abc import Iterable
+from typing import Any
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.explain.batches import Batch, token_mask
+from attnwatch.explain.multiple_choice.questions import Question
+from attnwatch.explain.multiple_choice.tokenization import QuestionTokenizer, SkippedQuestion
+from attnwatch.utils.arguments import require_int, require_unicode
+
+_TRIES = 60  # at places of a text, for a question and for the other choices of each of these
+
+
+def questions_from_text(
+    text: str | Iterable[Batch],
+    tokenizer: Any,
+    number: int = 32,
+    *,
+    seed: int = 0,
+    prompt_tokens: int = 32,
+    choice_tokens: int = 3,
+    num_choices: int = 4,
+) -> list[Question]:
+    """Return questions about how a text goes on.
+
+    The prompt is a stretch of the text, one choice is what follows it, and the others come from elsewhere in the text.
+    All choices begin with a word and have the same number of tokens.
+
+    Args:
+        text: a text, or batches with `input_ids` [batch, tokens], and `attention_mask` if there is padding.
+        tokenizer: of transformers; the one that made the batches.
+        number: of questions; fewer are returned if the text has no more.
+        seed: of the places and of the order of the choices.
+        prompt_tokens, choice_tokens: length of the prompt and of each choice.
+        num_choices: choices of each question.
+
+    Raises:
+        ConfigurationError: an argument is wrong, or the text is too short or too uniform for a single question.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> from transformers import PreTrainedTokenizerFast
+        >>> words = {f"w{index}": index for index in range(20)}
+        >>> tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+        >>> tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+        >>> options = {"prompt_tokens": 4, "choice_tokens": 1, "num_choices": 2}
+        >>> len(questions_from_text(" ".join(words), tokenizer, 5, **options))
+        5
+    """
+    require_int("number", number, minimum=1)
+    require_int("prompt_tokens", prompt_tokens, minimum=1)
+    require_int("choice_tokens", choice_tokens, minimum=1)
+    require_int("num_choices", num_choices, minimum=2)
+    require_int("seed", seed, minimum=0)
+    if isinstance(text, str):
+        require_unicode("text", text)
+    encoder = QuestionTokenizer(tokenizer)
+    sequences = [encoder.plain_ids(text)] if isinstance(text, str) else _sequences(text)
+    generator = _Generator(encoder, sequences, prompt_tokens, choice_tokens, random.Random(seed))
+    found: list[Question] = []
+    for _ in range(number):
+        question = generator.question(num_choices)
+        if question is None:
+            break
+        if question not in found:
+            found.append(question)
+    if not found:
+        name = "`text`" if isinstance(text, str) else "the text of the batches"
+        raise ConfigurationError(
+            f"{name} has no {num_choices} places with {prompt_tokens} + {choice_tokens} tokens of which the last begin "
+            f"with a word ({sum(map(len, sequences))} tokens in {len(sequences)} sequences): give more of it, or "
+            "`questions` of your own."
+        )
+    return found
+
+
+class _Generator:
+    """Draws questions from sequences of token ids."""
+
+    def __init__(
+        self,
+        tokenizer: QuestionTokenizer,
+        sequences: list[list[int]],
+        prompt_tokens: int,
+        choice_tokens: int,
+        draw: random.Random,
+    ):
+        self._tokenizer, self._draw = tokenizer, draw
+        self._prompt_tokens, self._choice_tokens = prompt_tokens, choice_tokens
+        self._length = prompt_tokens + choice_tokens
+        self._long = [ids for ids in sequences if len(ids) >= self._length]
+        self._weights = [len(ids) - self._length + 1 for ids in self._long]  # every place has the same probability
+
+    def question(self, num_choices: int) -> Question | None:
+        """Return a question; None if there is no place for one."""
+        for _ in range(_TRIES if self._long else 0):
+            prompt, right = self._place()
+            if prompt.strip() and self._fits(prompt, right):
+                others = self._other_choices(prompt, right, num_choices - 1)
+                if others is not None:
+                    choices = [right, *others]
+                    self._draw.shuffle(choices)
+                    return Question(prompt, tuple(choices), choices.index(right))
+        return None
+
+    def _place(self) -> tuple[str, str]:
+        """Return a stretch of the text and what follows it, both empty if that does not begin with a word."""
+        (ids,) = self._draw.choices(self._long, self._weights)
+        start = self._draw.randrange(len(ids) - self._length + 1)
+        stretch = ids[start : start + self._length]
+        if not self._tokenizer.special_ids.isdisjoint(stretch):  # a document ends, or a word is unknown
+            return "", ""
+        prompt, whole = self._tokenizer.decode(stretch[: self._prompt_tokens]), self._tokenizer.decode(stretch)
+        following = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
+        return prompt, following[1:] if following[:1] == " " and not following[1:2].isspace() else ""
+
+    def _other_choices(self, prompt: str, right: str, number: int) -> list[str] | None:
+        found = {right.strip(): right}
+        for _ in range(_TRIES):
+            if len(found) == number + 1:
+                return list(found.values())[1:]
+            _, other = self._place()
+            if other.strip() not in found and self._fits(prompt, other):
+                found[other.strip()] = other
+        return None
+
+    def _fits(self, prompt: str, choice: str) -> bool:
+        """Return whether a choice has the right number of tokens behind the prompt."""
+        if not choice.strip() or "\N{REPLACEMENT CHARACTER}" in prompt + choice:
+            return False
+        try:
+            ((ids, start),) = self._tokenizer.continuations(prompt, [f" {choice}"])
+        except SkippedQuestion:
+            return False
+        return len(ids) - start == self._choice_tokens
+
+
+def _sequences(batches: Iterable[Batch]) -> list[list[int]]:
+    found = []
+    for batch in batches:
+        mask = token_mask(batch)
+        found += [row[kept].tolist() for row, kept in zip(batch["input_ids"], mask, strict=True)]
+    return found

@@ -1,0 +1,167 @@
+"""Tokens of a question with its choices, with any tokenizer of transformers."""
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from attnwatch.explain.multiple_choice.options import EvaluationOptions
+from attnwatch.explain.multiple_choice.questions import Question
+from attnwatch.explain.token_text import require_tokenizer
+
+PERCENTAGE_TOKENS = 8
+"""Length of a reply with a percentage."""
+
+
+class SkippedQuestion(Exception):
+    """A question can't be asked. The message says why."""
+
+
+class Continuation(NamedTuple):
+    """Tokens of a context and a text behind it; those from `start` on are the text's."""
+
+    ids: tuple[int, ...]
+    start: int
+
+
+class QuestionTokenizer:
+    """A tokenizer, with or without tokens for padding and for the beginning and end of a text.
+
+    Attributes:
+        pad_id: id for padding, any if the tokenizer has none: padding is masked.
+        end_id: id of the end of a text, or None.
+        special_ids: ids of all special tokens.
+
+    Raises:
+        ConfigurationError: `tokenizer` is not a tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any):
+        require_tokenizer(tokenizer)
+        self._tokenizer = tokenizer
+        self.end_id: int | None = tokenizer.eos_token_id
+        self._begin_id: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
+        self.pad_id: int = next((each for each in (tokenizer.pad_token_id, self.end_id) if each is not None), 0)
+        self.special_ids = frozenset(tokenizer.all_special_ids)
+        self._prefix = self._prefix_ids()
+
+    def plain_ids(self, text: str) -> list[int]:
+        """Return the ids of a text without the special tokens that the tokenizer adds."""
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def ids(self, text: str) -> tuple[int, ...]:
+        """Return the ids of a text that goes on, with the special tokens before it but not those behind it."""
+        return (*self._prefix, *self.plain_ids(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids without special tokens."""
+        return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def continuations(self, context: str, texts: Sequence[str]) -> list[Continuation]:
+        """Return each text behind the context.
+
+        A tokenizer may merge the beginning of a text with the end of the context. All texts therefore start where the
+        first of them parts from the context's own tokens, so that the same tokens are before all of them.
+
+        Raises:
+            SkippedQuestion: a text has no tokens of its own, or there is nothing before them.
+        """
+        rows = [self.ids(context + text) for text in texts]
+        shared = itertools.takewhile(lambda column: len(set(column)) == 1, zip(self.ids(context), *rows, strict=False))
+        start = len(list(shared))
+        if min(map(len, rows)) <= start:
+            raise SkippedQuestion("what may be answered has no token of its own")
+        if start > 0:
+            return [Continuation(ids, start) for ids in rows]
+        if self._begin_id is None:
+            raise SkippedQuestion(
+                "the choices' first tokens have nothing before them, as the tokenizer has no bos token"
+            )
+        return [Continuation((self._begin_id, *ids), 1) for ids in rows]
+
+    def _prefix_ids(self) -> list[int]:
+        plain, whole = self.plain_ids("a"), list(self._tokenizer("a")["input_ids"])
+        starts = [at for at in range(len(whole)) if whole[at : at + len(plain)] == plain]
+        return whole[: starts[0]] if starts else []
+
+
+class Replies(NamedTuple):
+    """Replies that mean yes and replies that mean no, each once, and none that might mean either."""
+
+    yes: list[Continuation]
+    no: list[Continuation]
+
+    @property
+    def all(self) -> list[Continuation]:
+        return [*self.yes, *self.no]
+
+
+@dataclass(frozen=True)
+class TokenizedQuestion:
+    """A question in tokens. The last three attributes have a follow-up for each choice that may be the answer.
+
+    They are empty if the follow-up is not asked.
+    """
+
+    question: Question
+    choices: list[Continuation]
+    yes_no: list[Replies]
+    percentage: list[tuple[int, ...]]
+    reason: list[tuple[int, ...]]
+
+    def longest(self, max_new_tokens: int) -> int:
+        """Return the number of tokens that the model must be able to read at once."""
+        lengths = [len(each.ids) - 1 for each in self._scored()]
+        lengths += [len(ids) + PERCENTAGE_TOKENS for ids in self.percentage]
+        return max(lengths + [len(ids) + max_new_tokens for ids in self.reason])
+
+    def largest_id(self) -> int:
+        """Return the largest token id."""
+        scored = (each.ids for each in self._scored())
+        return max(max(ids) for ids in (*scored, *self.percentage, *self.reason))
+
+    def _scored(self) -> list[Continuation]:
+        return [*self.choices, *(each for replies in self.yes_no for each in replies.all)]
+
+
+def tokenize_question(
+    question: Question, tokenizer: QuestionTokenizer, options: EvaluationOptions, max_length: float
+) -> TokenizedQuestion:
+    """Return a question in tokens.
+
+    Raises:
+        SkippedQuestion: it can't be asked.
+    """
+    templates = options.templates
+
+    def behind(parts: tuple[str, str], texts: Sequence[str]) -> list[Continuation]:
+        context, blanks = parts
+        return tokenizer.continuations(context, [text if text[0].isspace() else blanks + text for text in texts])
+
+    def replies(parts: tuple[str, str]) -> Replies:
+        found = behind(parts, (*templates.yes, *templates.no))  # the same if case is ignored, or words are unknown
+        yes, no = found[: len(templates.yes)], found[len(templates.yes) :]
+        both = set(yes) & set(no)
+        yes, no = ([each for each in dict.fromkeys(group) if each not in both] for group in (yes, no))
+        if not yes or not no:
+            raise SkippedQuestion("the words for yes and no are the same tokens")
+        return Replies(yes, no)
+
+    def follow_ups(name: str, tokenize: Callable[[tuple[str, str]], Any], *, asked: bool) -> list[Any]:
+        choices = question.choices if asked else ()
+        return [tokenize(templates.follow_up(name, question.prompt, choice)) for choice in choices]
+
+    choices = behind(templates.question(question.prompt), question.choices)
+    if len(set(choices)) < len(choices):
+        raise SkippedQuestion("two choices are the same tokens")
+    tokenized = TokenizedQuestion(
+        question,
+        choices,
+        follow_ups("yes_no", replies, asked=options.stated == "yes_no"),
+        follow_ups("percentage", lambda parts: tokenizer.ids(parts[0]), asked=options.stated == "percentage"),
+        follow_ups("reason", lambda parts: tokenizer.ids(parts[0]), asked=options.reasons),
+    )
+    longest = tokenized.longest(options.max_new_tokens)
+    if longest > max_length:
+        raise SkippedQuestion(f"it takes {longest} tokens, more than the {max_length:.0f} that can be read at once")
+    return tokenized

@@ -1,0 +1,180 @@
+"""A saved model and a text, ready to be analysed."""
+
+import inspect
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.explain.batches import LABEL_NAMES, Batch
+from attnwatch.heads.checkpoints import load_pruned
+from attnwatch.heads.folders import model_folder
+from attnwatch.report.labelled_text import split_labels
+from attnwatch.utils.files import UnreadableFileError, read_text
+
+_SEQUENCES_PER_BATCH = 8
+# Shorter ends of a text say little.
+_FEWEST_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class ModelAnalysis:
+    """A model with the text that it is analysed with.
+
+    Attributes:
+        model: in eval mode, on the CPU.
+        tokenizer: of transformers.
+        batches: the text as the model takes it, with `labels` if the text has some.
+        is_classifier: it sorts sequences into classes.
+        is_language_model: it is causal, and predicts the next token.
+        num_left_out: number of sequences of the text beyond those in `batches`.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    batches: list[Batch]
+    is_classifier: bool
+    is_language_model: bool
+    num_left_out: int
+
+    @property
+    def has_labels(self) -> bool:
+        return "labels" in self.batches[0]
+
+    @torch.no_grad()
+    def output(self, batch: Batch) -> Any:
+        """Return the model's output for a batch."""
+        return self.model(**{name: value for name, value in batch.items() if name not in LABEL_NAMES})
+
+
+def load_analysis(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) -> ModelAnalysis:
+    """Load a transformers model and split a text for it.
+
+    For a language model the text is one, split into stretches of `num_tokens`; for any other model each line that is
+    not empty is a sequence. A classifier's lines may end in a tab and a label, by number or by name: all of them, or
+    none.
+
+    Raises:
+        ConfigurationError: there is no such model, no tokenizer, one of another model, nothing in the text, or a line
+            without a label among others that have one.
+    """
+    model = load_pruned(directory)
+    if hasattr(model, "merge_and_unload"):  # adapters of PEFT
+        model = model.merge_and_unload()
+    _refuse_other_inputs(model)
+    tokenizer = _load_tokenizer(directory)
+    content = _read(text)
+    classifies_sequences = type(model).__name__.endswith("ForSequenceClassification")
+    is_language_model = not classifies_sequences and bool(getattr(model, "can_generate", bool)())
+    num_tokens = _checked_length(model, num_tokens, fewest=_FEWEST_TOKENS + 1 if is_language_model else 1)
+    labels = None
+    if is_language_model:
+        rows = _stretches(content, tokenizer, num_tokens) if content.strip() else []
+    else:
+        lines = {number: line for number, line in enumerate(content.splitlines(), 1) if line.strip()}
+        sentences = list(lines.values())
+        if classifies_sequences and lines:
+            sentences, labels = split_labels(lines, model.config)
+        options = {"truncation": True, "max_length": num_tokens}
+        rows = [tokenizer(sentence.strip(), **options)["input_ids"] for sentence in sentences]
+    if not rows:
+        raise ConfigurationError(f"`--text`: {str(text)!r} has nothing in it to read.")
+    number = min(len(rows), num_sequences)
+    chosen = [index * len(rows) // number for index in range(number)]
+    batches = _batches([rows[at] for at in chosen], labels and [labels[at] for at in chosen], tokenizer)
+    _refuse_unknown_ids(batches, tokenizer, model)
+    is_classifier = classifies_sequences and model.config.num_labels > 1
+    return ModelAnalysis(model, tokenizer, batches, is_classifier, is_language_model, len(rows) - number)
+
+
+def _checked_length(model: nn.Module, num_tokens: int, *, fewest: int) -> int:
+    """Return the number of tokens of a sequence, beside the one that many texts begin with."""
+    positions = getattr(model.config, "max_position_embeddings", None) or num_tokens
+    if isinstance(positions, int):
+        num_tokens = max(min(num_tokens, positions - 2), 0)  # RoBERTa's positions begin at 2
+    if num_tokens < fewest:
+        raise ConfigurationError(
+            f"`--tokens`: {num_tokens} tokens of a sequence (at most 2 less than the {positions} positions of the "
+            f"model) are too few for a {type(model).__name__}; at least {fewest} are needed."
+        )
+    return num_tokens
+
+
+def _refuse_other_inputs(model: nn.Module) -> None:
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ConfigurationError(
+            f"`run`: {name} has an encoder and a decoder; a model page is about models with one stack."
+        )
+    takes_ids = "input_ids" in inspect.signature(model.forward).parameters
+    if not takes_ids or name.endswith("ForMultipleChoice"):  # whose input_ids are [batch, choices, tokens]
+        raise ConfigurationError(
+            f"`run`: a model that takes `input_ids` [batch, tokens] expected, got {name}, which does not; give a "
+            "language model, a sequence classifier or an encoder of text."
+        )
+
+
+def _load_tokenizer(directory: Path) -> Any:
+    import transformers
+
+    def lacking(what: str) -> ConfigurationError:
+        return ConfigurationError(f"`run`: {str(directory)!r} has no tokenizer {what}; save the model's there.")
+
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder(directory), trust_remote_code=False)
+    except Exception as error:
+        raise lacking(f"that transformers can load ({error})") from error
+    if not isinstance(tokenizer, transformers.PreTrainedTokenizerBase):  # whatever class the folder has named
+        raise lacking(f"that transformers can load (it has a {type(tokenizer).__name__})")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers 5 makes one of no files
+        raise lacking("with a vocabulary")
+    return tokenizer
+
+
+def _read(text: Path) -> str:
+    try:
+        return read_text(text)
+    except UnreadableFileError as error:
+        raise ConfigurationError(f"`--text`: {str(text)!r} {error}; give some pages of UTF-8 text.") from error
+
+
+def _stretches(content: str, tokenizer: Any, num_tokens: int) -> list[list[int]]:
+    """Return stretches of the text, each with the token that the tokenizer lets a text begin with."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the text is longer than the model's context
+        ids = tokenizer(content, verbose=False)["input_ids"]
+    start = ids[:1] if ids and ids[0] == tokenizer.bos_token_id else []
+    ids, length = ids[len(start) :], num_tokens - len(start)
+    stretches = [start + ids[begin : begin + length] for begin in range(0, len(ids), length)]
+    return [stretch for stretch in stretches if len(stretch) >= _FEWEST_TOKENS]
+
+
+def _batches(rows: list[list[int]], labels: list[int] | None, tokenizer: Any) -> list[Batch]:
+    padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+    batches = []
+    for begin in range(0, len(rows), _SEQUENCES_PER_BATCH):
+        ids = [torch.tensor(row, dtype=torch.int64) for row in rows[begin : begin + _SEQUENCES_PER_BATCH]]
+        batch: dict[str, Tensor] = {
+            "input_ids": pad_sequence(ids, batch_first=True, padding_value=padding),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        }
+        if labels is not None:
+            batch["labels"] = torch.tensor(labels[begin : begin + _SEQUENCES_PER_BATCH])
+        batches.append(batch)
+    return batches
+
+
+def _refuse_unknown_ids(batches: list[Batch], tokenizer: Any, model: nn.Module) -> None:
+    """Check the ids of the text only: many tokenizers have a token or two more than their model, which nobody uses."""
+    size = getattr(model.config.get_text_config(), "vocab_size", None)  # CANINE has none: it hashes
+    largest = max(int(batch["input_ids"].max()) for batch in batches)
+    if size is not None and largest >= size:
+        raise ConfigurationError(
+            f"`run`: the tokenizer ({len(tokenizer)} tokens) must be the model's, with ids below its vocabulary of "
+            f"{size}, got id {largest} in the text; save the right one there, or resize the model's embeddings."
+        )

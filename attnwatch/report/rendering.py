@@ -1,0 +1,39 @@
+"""Rendering of the templates of this package. Text is escaped and made visible; nothing on a page is loaded or run."""
+
+import re
+from typing import Any
+
+from attnwatch.utils.extras import extra_needed
+
+with extra_needed("report", "the model page"):
+    import jinja2
+    from markupsafe import Markup
+
+# Control characters, those that turn the direction of what follows, halves of surrogate pairs, and no characters.
+_INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+
+def environment() -> jinja2.Environment:
+    """Return the environment of the templates."""
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("attnwatch.report"),
+        autoescape=True,
+        finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+def render(template: str, **context: Any) -> str:
+    """Return a template of this package with its variables filled in."""
+    return environment().get_template(template).render(context)
+
+
+def visible(text: str) -> str:
+    r"""Replace characters that HTML forbids, or that would hide or turn what stands beside them.
+
+    >>> visible("a\u202eb")
+    'a\ufffdb'
+    """
+    return _INVISIBLE.sub("\ufffd", text)
