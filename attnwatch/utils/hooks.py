@@ -57,16 +57,18 @@ def put(
 
     def remove() -> None:
         module = reference()
-        if module is None:
-            return
-        for handle in handles:
-            handle.remove()
-        for name, value in attributes.items():
-            if vars(module).get(name) is value:
-                del vars(module)[name]
-        ours.forget(module, added)
+        if module is not None:
+            ours.take_off(module, added)
 
     return remove
+
+
+def take_off(module: nn.Module, again: Callable[[nn.Module], object]) -> None:
+    """Remove all hooks and attributes that were put on a module with this `again`."""
+    ours = vars(module).get(_REDUCE)
+    if isinstance(ours, _Ours):
+        for added in ours.added_with(again):
+            ours.take_off(module, added)
 
 
 class _Ours:
@@ -82,7 +84,16 @@ class _Ours:
         if added[2] is not None or hasattr(type(module), _DEEPCOPY):
             vars(module)[_DEEPCOPY] = self._deepcopy
 
-    def forget(self, module: nn.Module, added: tuple) -> None:
+    def added_with(self, again: Callable[[nn.Module], object]) -> list[tuple]:
+        return [added for added in self._added if added[2] is again]
+
+    def take_off(self, module: nn.Module, added: tuple) -> None:
+        handles, attributes, _ = added
+        for handle in handles:
+            handle.remove()
+        for name, value in attributes.items():
+            if vars(module).get(name) is value:
+                del vars(module)[name]
         self._added = [other for other in self._added if other is not added]
         if not self._added and vars(module).get(_REDUCE) is self:
             del vars(module)[_REDUCE]
