@@ -5,6 +5,8 @@ from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RiskModel, RunS
 from attnwatch.errors import AttnwatchError, AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.heads import (
     Guard,
+    HeadCriterion,
+    HeadData,
     HeadImportance,
     HeadLayout,
     PruningPlan,
@@ -14,12 +16,13 @@ from attnwatch.heads import (
     head_importance,
     load_pruned,
     prune_heads,
-    register_layout,
     save_pruned,
     savings,
 )
+from attnwatch.models import ModelFamily, Refused
 from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.schedules import Schedule
 from attnwatch.statistics import Statistic
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
 
@@ -37,13 +40,18 @@ __all__ = [
     "Finding",
     "FindingKind",
     "Guard",
+    "HeadCriterion",
+    "HeadData",
     "HeadImportance",
     "HeadLayout",
     "KeepSchedule",
+    "ModelFamily",
     "NoAttentionError",
     "PruningPlan",
+    "Refused",
     "RiskModel",
     "RunStatus",
+    "Schedule",
     "Statistic",
     "Thresholds",
     "TokenBatch",
@@ -59,7 +67,6 @@ __all__ = [
     "load_pruned",
     "prune_heads",
     "register",
-    "register_layout",
     "register_token_layout",
     "save_pruned",
     "savings",

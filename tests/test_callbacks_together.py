@@ -34,7 +34,7 @@ SHARES = [0.25, 0.5, 0.75, 1.0]
 def prune(seconds, keep_ratio, *, steps=70, guard=None, cuts=(5,)) -> tuple[HeadPruner, list[str]]:
     """A training whose steps take as long, and compute as many of the tokens, as we say."""
     model = gpt2()
-    options = PruningOptions(0.5, "random", cuts[0], cuts[-1], len(cuts), "global", "auto", 1, guard, 0)
+    options = PruningOptions(0.5, criterion="random", start=cuts[0], end=cuts[-1], num_cuts=len(cuts), guard=guard)
     schedule = PruningSchedule(tuple(cuts), tuple(0.5 * (index + 1) / len(cuts) for index in range(len(cuts))))
     pruner = HeadPruner(lambda: [(model, [])], HeadImportance(model, criterion="random"), options, schedule)
     news = []

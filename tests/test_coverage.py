@@ -10,6 +10,7 @@ from versions import BEFORE_5, EARLY, lacks
 import attnwatch
 from attnwatch import TokenLayout
 from attnwatch.capture import interface
+from attnwatch.heads import HeadMap
 from attnwatch.tokens import layouts
 from benchmarks.coverage import heads, report
 from benchmarks.coverage.eager import eager_twin, weights_of
@@ -120,7 +121,7 @@ def test_a_number_where_none_must_be_is_noticed():
 
 def test_other_heads_are_noticed(monkeypatch):
     def prune_others(model, gone):
-        every = {name: site.groups() for name, site in heads.head_sites(model)[0].items()}
+        every = {name: site.groups() for name, site in HeadMap.of(model).sites.items()}
         others = {name: next(group for group in every[name] if group != gone[name]) for name in gone}
         attnwatch.prune_heads(model, others)
 

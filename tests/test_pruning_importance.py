@@ -103,9 +103,12 @@ def site_that_is_not_called():
 
 LAYER = "'model.layers.%d.self_attn'"
 WRONG = {
-    "criterion": ({"criterion": "gates"}, "`criterion` must be one of 'gate', 'entropy', 'max_weight', .*got 'gates'"),
+    "criterion": ({"criterion": "gates"}, "`criterion` must be one of 'entropy', 'gate', 'max_weight', .*got 'gates'"),
     "no criterion": ({"criterion": None}, "`criterion` must be one of .*got None"),
-    "no history": ({"criterion": "entropy"}, "`history` must be a recorder's `history` for the criterion 'entropy'"),
+    "no history": (
+        {"criterion": "entropy"},
+        "`history` must be a recorder's `history` for the head criterion 'entropy'",
+    ),
     "empty history": (
         {"criterion": "max_weight", "history": no_observations()},
         f"`history` has no observations of {LAYER % 0}",

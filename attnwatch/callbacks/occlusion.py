@@ -23,6 +23,7 @@ from attnwatch.explain.hiding import make_hiding
 from attnwatch.explain.occlusion import Occlusion, Occlusions
 from attnwatch.explain.stories import READOUTS
 from attnwatch.explain.subject import Batch, Forward, Subject
+from attnwatch.heads.importance import find_criterion
 from attnwatch.loggers.logger import matplotlib_needed
 from attnwatch.utils.arguments import require_int
 
@@ -221,8 +222,8 @@ def _choice_by_attention(callback: object) -> tuple[str, str] | None:
     """(what a callback chooses by attention, what to do instead)."""
     if isinstance(callback, Dropping) and callback.criterion == "attention":
         return "tokens by criterion='attention'", "criterion='random'"
-    if isinstance(callback, Pruning) and callback.criterion in ("entropy", "max_weight"):
-        return f"heads by criterion='{callback.criterion}'", "criterion='gate'"
+    if isinstance(callback, Pruning) and (criterion := find_criterion(callback.criterion)).statistics:
+        return f"heads by criterion={criterion.name!r}", "criterion='gate'"
     return None
 
 

@@ -13,12 +13,13 @@ from attnwatch.callbacks.run import StepClock, TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.heads.cut import Cut
 from attnwatch.heads.guard import Guard
-from attnwatch.heads.importance import Criterion, HeadImportance, needs_history
+from attnwatch.heads.importance import Criterion, HeadImportance, find_criterion
 from attnwatch.heads.options import PruningOptions
-from attnwatch.heads.plan import PruningPlan
 from attnwatch.heads.pruner import HeadPruner
 from attnwatch.heads.schedule import PruningSchedule
+from attnwatch.heads.selection import Grouping, Ranking
 from attnwatch.recorder import AttentionHistory
+from attnwatch.schedules import Schedule
 from attnwatch.utils.messages import WarnOnce, warn
 
 
@@ -32,15 +33,16 @@ class Pruning(TrainingPart):
 
     Args:
         target: fraction of the heads that goes in all, between 0 and 1.
-        criterion: importance of heads: `"gate"`, `"entropy"`, `"max_weight"`, `"weight"`, `"random"`, or a function;
-            see `attnwatch.HeadImportance`. "entropy" and "max_weight" read an `AttentionMonitor` in the same trainer.
+        criterion: importance of heads: the name of a `HeadCriterion`, one itself, or a function of the model; see
+            `attnwatch.HeadImportance`. Those that read statistics need an `AttentionMonitor` in the same trainer.
         start, end: of the first and the last cut; optimizer steps where they are integers, else fractions of the run.
-        num_cuts: how many cuts, evenly spaced, of equally many heads.
+        num_cuts: how many cuts, evenly spaced.
+        schedule: how many heads each cut takes: the name of a `Schedule`, or one itself; `"linear"` takes equally many.
         ranking: `"global"`, `"layer"` or `"equal"`; see `attnwatch.choose_heads`.
         grouping: with grouped-query attention, whole groups or some heads of each; see `attnwatch.choose_heads`.
         min_heads: that stay in every layer; 0 allows layers without attention.
         guard: when a cut is taken back; None: never.
-        seed: of the criterion "random".
+        seed: of the random numbers that a criterion draws.
 
     Attributes:
         cuts: those that were made, each with `step`, `plan`, `seconds_before`, `seconds_after`, `seconds_lost` and
@@ -61,14 +63,25 @@ class Pruning(TrainingPart):
         start: int | float = 0.1,
         end: int | float = 0.4,
         num_cuts: int = 4,
-        ranking: str = "global",
-        grouping: str = "auto",
+        schedule: str | Schedule = "linear",
+        ranking: Ranking = "global",
+        grouping: Grouping = "auto",
         min_heads: int = 1,
         guard: Guard | None = Guard(),  # noqa: B008
         seed: int = 0,
     ):
         self._options = PruningOptions(
-            target, criterion, start, end, num_cuts, ranking, grouping, min_heads, guard, seed
+            target,
+            criterion=criterion,
+            start=start,
+            end=end,
+            num_cuts=num_cuts,
+            schedule=schedule,
+            ranking=ranking,
+            grouping=grouping,
+            min_heads=min_heads,
+            guard=guard,
+            seed=seed,
         )
         self._pruner: HeadPruner | None = None
         self._importance: HeadImportance | None = None
@@ -106,7 +119,7 @@ class Pruning(TrainingPart):
             self._importance,
             self._options,
             PruningSchedule((1,), (self._options.target,)) if run.is_trial else self._schedule(run),
-            agree=run.agree,
+            broadcast=run.agree,
             before_change=self._before_change,
             after_change=run.parameters_were_replaced,
         )
@@ -183,6 +196,7 @@ class Pruning(TrainingPart):
             end=options.end,
             num_cuts=options.num_cuts,
             total_steps=float("inf") if run.total_steps is None else run.total_steps,
+            schedule=options.schedule,
         )
 
     def _report(self, cut: Cut, run: TrainerRun) -> None:
@@ -196,16 +210,19 @@ class Pruning(TrainingPart):
             warn(f"{cut}. No further cut is made.", always=True, once_for_all=True)
         else:
             run.tell(str(cut))
-        gone = PruningPlan.of(self._model)
-        text = f"{cut}\n\nRemoved so far:\n\n```\n{gone}\n```"
+        text = f"{cut}\n\nRemoved so far:\n\n```\n{self._pruner.removed}\n```"
         self._publisher.text(run.sinks, "pruning/cuts", text, run.global_step)
 
 
 def _history_of(callbacks: Iterable[object], criterion: Criterion) -> Callable[[], AttentionHistory] | None:
-    """That of the trainer's monitor, where the criterion reads one."""
-    if not needs_history(criterion):
+    """Return that of the trainer's monitor, if the criterion reads statistics."""
+    found = find_criterion(criterion)
+    if not found.statistics:
         return None
     monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
     if not monitors:
-        raise ConfigurationError(f"`criterion` {criterion!r} needs an AttentionMonitor among the trainer's callbacks.")
+        raise ConfigurationError(
+            f"`criterion`: {found.described} reads {', '.join(found.statistics)} and needs an AttentionMonitor among "
+            "the trainer's callbacks."
+        )
     return lambda: monitors[0].history

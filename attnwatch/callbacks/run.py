@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
-from attnwatch.heads.pruner import Patient
+from attnwatch.heads.pruner import ModelWithOptimizers
 from attnwatch.loggers.logger import Sink
 from attnwatch.utils.messages import duration
 
@@ -58,7 +58,7 @@ class TrainerRun(Protocol):
     def stop(self) -> None:
         """End the training after this step."""
 
-    def patients(self) -> list[Patient]:
+    def patients(self) -> list[ModelWithOptimizers]:
         """The model and its copies, which are cut alike, each with its optimizers."""
 
     def parameters_were_replaced(self) -> None:

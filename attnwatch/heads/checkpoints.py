@@ -13,7 +13,7 @@ from torch import nn
 from attnwatch.capture import KEPT_HEADS
 from attnwatch.errors import ConfigurationError
 from attnwatch.heads import folders
-from attnwatch.heads.heads import head_sites
+from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.plan import PLAN_FILE, PruningPlan
 from attnwatch.heads.stock import stock_config
 from attnwatch.heads.weights import saved_heads, sites_of, weight_files
@@ -211,10 +211,8 @@ def _pruned_class(model_class: type, plan: PruningPlan | None, kept: dict[str, l
 
 
 def _plan_of(kept: dict[str, list[int]], model: nn.Module) -> PruningPlan:
-    sites, _ = head_sites(model)
-    return PruningPlan.leaving(
-        sites_of(kept, model, sites), {name: site.num_unpruned_heads for name, site in sites.items()}
-    )
+    heads = HeadMap.of(model)
+    return PruningPlan.leaving(sites_of(kept, heads), heads.num_heads)
 
 
 def _listed(names: list[str]) -> str:

@@ -1,18 +1,19 @@
 """Explicit gates: a factor of one on the output of each head, for its gradient."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnwatch.heads.heads import HeadSite
+from attnwatch.heads.site import HeadSite
 from attnwatch.utils.hooks import Remove, put
 
 
 class HeadGates:
     """Gates on the heads of some sites; outputs stay as they are, bit for bit."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._gates: dict[str, _Gate] = {}
         self._put: dict[str, Remove] = {}
 
@@ -20,20 +21,21 @@ class HeadGates:
         return site in self._gates
 
     def put(self, sites: Mapping[str, HeadSite]) -> None:
-        """Gates on these sites, and on no others."""
+        """Put gates on these sites, and on no others."""
         for name in self._gates.keys() - sites.keys():
             self._take_out(name)
         for name, site in sites.items():
             if name in self._gates:
                 continue
-            gate = (_WeightGate if isinstance(site.module, nn.MultiheadAttention) else _InputGate)(site)
+            gate = (_InputGate if site.layout.calls_output else _WeightGate)(site)
             self._gates[name], self._put[name] = gate, gate.put(site)
 
     def take_gradient(self, site: str) -> Tensor | None:
-        """[heads], since the last call; None where there was no backward."""
+        """Return the gradient since the last call, [heads]; None where there was no backward."""
         return self._gates[site].take_gradient()
 
     def close(self) -> None:
+        """Take all gates out of the model."""
         for name in list(self._gates):
             self._take_out(name)
 
@@ -43,29 +45,33 @@ class HeadGates:
 
 
 class _Gate:
+    """A gate on each head of one site."""
+
     def __init__(self, site: HeadSite):
         self._head_dim = site.head_dim
         self._gate = _ones(site.num_heads, site.output.weight.device)
 
     def gated(self, features: Tensor) -> Tensor:
-        """[..., heads · head_dim]; a head may have been removed since, or put back."""
+        """Return features [..., heads · head_dim] times the gates. A head may have been removed since, or put back."""
         num_heads = features.shape[-1] // self._head_dim
         if len(self._gate) != num_heads or self._gate.device != features.device:
             self._gate = _ones(num_heads, features.device)
         return features * self._gate.to(features.dtype).repeat_interleave(self._head_dim)
 
     def take_gradient(self) -> Tensor | None:
+        """Return the gradient of the gates, and forget it."""
         gradient, self._gate.grad = self._gate.grad, None
         return gradient
 
 
 class _InputGate(_Gate):
-    """On what the output projection takes."""
+    """Gates on what the output projection takes."""
 
     def put(self, site: HeadSite) -> Remove:
+        """Put the gates on a site."""
         return put(site.projection, handles=[site.projection.register_forward_pre_hook(self._multiply)])
 
-    def _multiply(self, projection: nn.Module, args: tuple) -> tuple | None:
+    def _multiply(self, projection: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not torch.is_grad_enabled():
             return None
         mixed, *rest = args
@@ -73,11 +79,13 @@ class _InputGate(_Gate):
 
 
 class _WeightGate(_Gate):
-    """On the weight of the output projection, which `nn.MultiheadAttention` reads instead of calling the module."""
+    """Gates on the weight of the output projection, where the module's forward reads it instead of calling that."""
 
     _weight: nn.Parameter | None = None
 
     def put(self, site: HeadSite) -> Remove:
+        """Put the gates on a site."""
+        self._projection = site.output
         # The last one of several gates is the first to put back what it has found.
         handles = [
             site.module.register_forward_pre_hook(self._multiply),
@@ -85,14 +93,14 @@ class _WeightGate(_Gate):
         ]
         return put(site.module, handles=handles)
 
-    def _multiply(self, module: nn.MultiheadAttention, args: tuple) -> None:
+    def _multiply(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.is_grad_enabled():
-            self._weight = module.out_proj.weight
-            module.out_proj._parameters["weight"] = self.gated(self._weight)
+            self._weight = self._projection.weight
+            self._projection._parameters["weight"] = self.gated(self._weight)
 
-    def _put_back(self, module: nn.MultiheadAttention, args: tuple, output: object) -> None:
+    def _put_back(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self._weight is not None:
-            module.out_proj._parameters["weight"], self._weight = self._weight, None
+            self._projection._parameters["weight"], self._weight = self._weight, None
 
 
 def _ones(num_heads: int, device: torch.device) -> Tensor:

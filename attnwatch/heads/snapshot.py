@@ -1,7 +1,7 @@
 """A model and its optimizers as they were before a cut, to put them back."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,22 +10,24 @@ from torch.optim import Optimizer
 
 from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, kept_heads
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.heads import HeadSite, head_sites
+from attnwatch.heads.attributes import forward_swaps
+from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.projections import features_of
-from attnwatch.heads.removed import cuts_of
-from attnwatch.heads.surgery import forward_swaps, replaced_parameter
+from attnwatch.heads.site import HeadSite
+from attnwatch.heads.surgery import replaced_parameter
 
 Snapshot = dict[str, Any]
 """Tensors, numbers and strings only, so that it can lie in a checkpoint."""
 
 
 @torch.no_grad()
-def take_snapshot(model: nn.Module, optimizers: Sequence[Optimizer]) -> Snapshot:
-    """Copies of everything that training changes: as large as the model with its optimizers' state."""
+def take_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]) -> Snapshot:
+    """Copy everything that training changes, which is as large as the model with its optimizers' state."""
+    heads = HeadMap.of(model)
     return {
-        "sites": {name: _numbers(site.module) for name, site in head_sites(model)[0].items()},
-        "parameters": {name: parameter.detach().clone() for name, parameter in model.named_parameters()},
-        "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
+        "sites": {name: _numbers(site.module) for name, site in heads.sites.items()},
+        "parameters": {name: parameter.detach().clone() for name, parameter in heads.model.named_parameters()},
+        "buffers": {name: buffer.clone() for name, buffer in heads.model.named_buffers()},
         "optimizers": [
             [_copied(optimizer.state.get(parameter, {})) for parameter in _parameters(optimizer)]
             for optimizer in optimizers
@@ -33,8 +35,8 @@ def take_snapshot(model: nn.Module, optimizers: Sequence[Optimizer]) -> Snapshot
     }
 
 
-def check_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
-    """Whether `restore_snapshot` can put these back.
+def check_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
+    """Check that `restore_snapshot` can put model and optimizers back.
 
     Raises:
         ConfigurationError: the model or an optimizer has been changed otherwise than by a cut since then.
@@ -46,15 +48,16 @@ def check_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot: 
     for optimizer, states in zip(optimizers, snapshot["optimizers"], strict=True):
         if len(_parameters(optimizer)) < len(states):
             raise ConfigurationError(f"{type(optimizer).__name__} holds fewer parameters than it did before the cut.")
-    sites, _ = head_sites(model)
-    named = {"attention": sites, "parameter": dict(model.named_parameters())}
+    heads = HeadMap.of(model)
+    parameters = dict(heads.model.named_parameters())
+    named: dict[str, Mapping[str, object]] = {"attention": heads.sites, "parameter": parameters}
     for what, before in (("attention", snapshot["sites"]), ("parameter", snapshot["parameters"])):
         gone = [name for name in before if name not in named[what]]
         if gone:
             raise ConfigurationError(f"the model has no {what} {gone[0]!r} any more, which it had before the cut.")
-    cut = {id(part.parameter) for site in sites.values() for part in cuts_of(site, site.kept)}
+    cut = {id(part.parameter) for site in heads.sites.values() for part in site.cuts_of(site.kept)}
     for name, value in snapshot["parameters"].items():
-        parameter = named["parameter"][name]
+        parameter = parameters[name]
         if parameter.shape != value.shape and id(parameter) not in cut:
             raise ConfigurationError(
                 f"the parameter {name!r} was {list(value.shape)} before the cut and is {list(parameter.shape)}, which "
@@ -63,7 +66,7 @@ def check_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot: 
 
 
 @torch.no_grad()
-def restore_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
+def restore_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
     """Put model and optimizers back, heads included. The snapshot is used up: its tensors become the model's.
 
     Parameters that an optimizer was given since then keep their state.
@@ -71,8 +74,9 @@ def restore_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot
     Raises:
         ConfigurationError: see `check_snapshot`; nothing was changed.
     """
-    check_snapshot(model, optimizers, snapshot)
-    sites, _ = head_sites(model)
+    heads = HeadMap.of(model)
+    check_snapshot(heads, optimizers, snapshot)
+    model, sites = heads.model, heads.sites
     parameters = dict(model.named_parameters())
     # Whatever needs memory is made before anything is touched.
     new = {
@@ -129,7 +133,7 @@ def _numbers(module: nn.Module) -> dict[str, int]:
 def _states_of(
     optimizer: Optimizer, states: list[dict], replaced: dict[nn.Parameter, nn.Parameter]
 ) -> list[tuple[nn.Parameter, dict]]:
-    """The parameters that there will be, each with its state."""
+    """Return the parameters that there will be, each with its state."""
     parameters = [replaced.get(parameter, parameter) for parameter in _parameters(optimizer)]
     return [
         (parameter, {name: _to(value, parameter) for name, value in state.items()})

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from attnwatch import ConfigurationError, prune_heads
-from attnwatch.heads.heads import HeadSite, head_sites
+from attnwatch.heads import HeadMap
+from attnwatch.heads.site import HeadSite
 from benchmarks.coverage.architecture import Architecture, deviation_of, outputs_of
 from benchmarks.coverage.batches import Batch
 
@@ -19,8 +20,9 @@ def pruning_of(architecture: Architecture, batch: Batch) -> dict[str, Any]:
     output; `effect` is that between the masked and the whole model.
     """
     model = architecture.build().eval()
-    sites, refused = head_sites(model)
-    result = {"sites": len(sites) + len(refused), "prunable": 0, "reasons": dict(Counter(refused.values()))}
+    heads = HeadMap.of(model)
+    sites = heads.sites
+    result = {"sites": len(heads.names), "prunable": 0, "reasons": dict(Counter(heads.refused.values()))}
     gone = {name: _one_group(site, index) for index, (name, site) in enumerate(sites.items())}
     gone = {name: heads for name, heads in gone.items() if heads}
     if len(gone) < len(sites):
@@ -33,7 +35,7 @@ def pruning_of(architecture: Architecture, batch: Batch) -> dict[str, Any]:
     except ConfigurationError as reason:
         result["reasons"][str(reason)] = len(gone)
         return result
-    left = head_sites(model)[0]
+    left = HeadMap.of(model).sites
     removed = [name for name, heads in gone.items() if left[name].num_heads == sites[name].num_heads - len(heads)]
     deviation, effect = deviation_of(_outputs(model, batch), masked), deviation_of(whole, masked)
     return result | {"prunable": len(removed), "deviation": deviation, "effect": effect}
@@ -51,7 +53,7 @@ def _one_group(site: HeadSite, index: int) -> list[int]:
 def _masked(architecture: Architecture, gone: dict[str, list[int]]) -> nn.Module:
     """The model with zeros in its output projections, in the columns of these heads."""
     model = architecture.build().eval()
-    sites = head_sites(model)[0]
+    sites = HeadMap.of(model).sites
     for name, heads in gone.items():
         site = sites[name]
         site.output_weight.unflatten(1, (site.num_heads, site.head_dim))[:, heads] = 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
-from attnwatch.heads.pruner import Patient
+from attnwatch.heads.pruner import ModelWithOptimizers
 from attnwatch.loggers.logger import Sink
 from attnwatch.trainers.lightning.api import is_one, pl
 from attnwatch.trainers.lightning.loggers import sinks_of
@@ -98,7 +98,7 @@ class LightningRun:
     def stop(self) -> None:
         self.trainer.should_stop = True
 
-    def patients(self) -> list[Patient]:
+    def patients(self) -> list[ModelWithOptimizers]:
         """With the averaged model that Lightning's WeightAveraging or StochasticWeightAveraging keeps."""
         averages = [getattr(callback, "_average_model", None) for callback in self.callbacks]
         averages = [average.module if isinstance(average, AveragedModel) else average for average in averages]

@@ -14,7 +14,7 @@ from transformers.utils import logging
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.capture import has_processes
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.pruner import Patient
+from attnwatch.heads.pruner import ModelWithOptimizers
 from attnwatch.loggers.logger import Sink
 from attnwatch.trainers.transformers.loggers import sinks_of
 from attnwatch.utils.messages import tell
@@ -114,7 +114,7 @@ class TransformersRun:
     def stop(self) -> None:
         self.trainer.control.should_training_stop = True
 
-    def patients(self) -> list[Patient]:
+    def patients(self) -> list[ModelWithOptimizers]:
         optimizer = self.trainer.optimizer
         return [(self.trainer.model, [getattr(optimizer, "optimizer", optimizer)])]
 

@@ -1,0 +1,17 @@
+"""Random numbers, the null hypothesis."""
+
+import torch
+from torch import Tensor
+
+from attnwatch.heads.criteria.base import HeadCriterion, HeadData
+from attnwatch.plugins import register
+
+
+@register
+class Random(HeadCriterion):
+    """Uniform random numbers that depend on the seed only, so that later cuts go on with the same order."""
+
+    name = "random"
+
+    def scores(self, data: HeadData) -> Tensor:
+        return torch.rand(data.num_unpruned_heads, generator=data.generator)[list(data.heads)]
