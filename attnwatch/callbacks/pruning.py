@@ -222,7 +222,7 @@ def _history_of(callbacks: Iterable[object], criterion: Criterion) -> Callable[[
     monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
     if not monitors:
         raise ConfigurationError(
-            f"`criterion`: {found.described} reads {', '.join(found.statistics)} and needs an AttentionMonitor among "
-            "the trainer's callbacks."
+            f"`criterion` {found.name!r} needs an AttentionMonitor among the trainer's callbacks, as it reads "
+            f"{', '.join(found.statistics)}."
         )
     return lambda: monitors[0].history

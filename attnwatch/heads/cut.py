@@ -1,10 +1,14 @@
-"""What is told of one cut."""
+"""One cut, and how long steps took before and after it."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnwatch.heads.plan import PruningPlan
 from attnwatch.utils.messages import duration
+
+# Steps whose median time is compared.
+_TIMED_STEPS = 20
 
 
 @dataclass
@@ -56,3 +60,70 @@ def step_times(cuts: Sequence[Cut]) -> str:
         f"; a step took {duration(timed[0].seconds_before)} before the first cut, "
         f"{duration(timed[-1].seconds_after)} after {last}{timed[0].tokens}"
     )
+
+
+class CutTimes:
+    """Times of the latest steps, from which the times of the cuts follow.
+
+    Args:
+        gap: fewest steps between two cuts; None where there is only one.
+    """
+
+    def __init__(self, gap: int | None):
+        self._num_steps = min(_TIMED_STEPS, gap or _TIMED_STEPS)
+        self._seconds: list[float] = []
+        self._keep_ratio = 1.0
+
+    @property
+    def keep_ratio(self) -> float:
+        """Share of the tokens that the latest steps computed."""
+        return self._keep_ratio
+
+    @property
+    def median(self) -> float | None:
+        """Median time of the latest steps, seconds; None where none was timed."""
+        return statistics.median(self._seconds) if self._seconds else None
+
+    def clear(self) -> None:
+        """Forget the steps before a cut."""
+        self._seconds.clear()
+
+    def add(self, seconds: float | None, keep_ratio: float, last: Cut | None) -> bool:
+        """Add a step.
+
+        Args:
+            seconds: that it took; None where that is not known.
+            keep_ratio: share of the tokens that it computed.
+            last: the last cut that was made; its times are filled in once they are known.
+
+        Returns:
+            True if the time after the last cut is known now.
+        """
+        if keep_ratio != self._keep_ratio:
+            self._seconds.clear()
+            self._keep_ratio = keep_ratio
+        if last is not None and last.seconds_after is None and keep_ratio != last.keep_ratio:
+            last.seconds_before = None  # nothing to compare the steps after it with
+        if seconds is not None:
+            self._seconds = [*self._seconds, seconds][-self._num_steps :]
+        if last is None or last.seconds_after is not None or last.seconds_before is None:
+            return False
+        if len(self._seconds) < self._num_steps:
+            return False
+        last.seconds_after = statistics.median(self._seconds)
+        last.seconds_lost += max(sum(self._seconds) - len(self._seconds) * last.seconds_after, 0.0)
+        return True
+
+
+def why_no_speedup(cuts: list[Cut], tolerance: float) -> str | None:
+    """Return why the last cut has not made steps faster than before the first one; None where it has, or is not timed.
+
+    Args:
+        cuts: made so far.
+        tolerance: share by which steps may be slower.
+    """
+    first, last = cuts[0], cuts[-1]
+    before, after = first.seconds_before, last.seconds_after
+    if before is None or after is None or first.keep_ratio != last.keep_ratio or after < before * (1 + tolerance):
+        return None
+    return f"a step takes {duration(after)}, before the first cut {duration(before)}"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.criteria.base import WEIGHTS, HeadCriterion, HeadData
-from attnwatch.heads.gradients import GateGradients
+from attnwatch.heads.criteria.base import GRADIENTS, WEIGHTS, HeadCriterion, HeadData
+from attnwatch.heads.gates import GateGradients
 from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.site import HeadSite
 from attnwatch.recorder import AttentionHistory
@@ -94,16 +94,12 @@ class HeadImportance:
             ConfigurationError: a process has seen no gradients (raised on all processes alike), or the criterion
                 fails, or returns something else than one number for each head.
         """
-        heads = HeadMap.of(self._model) if heads is None else heads
+        heads = HeadMap.of(self._model if heads is None else heads)
         if isinstance(self._criterion, FunctionOfModel):
-            return _checked(self._criterion.function(self._model), heads)
-        values = self._read(heads)
-        generator = torch.Generator().manual_seed(self._seed)
-        return {
-            name: _scattered(site, self._scores(HeadData(site, values[name], generator)))
-            for name, site in heads.sites.items()
-            if name in values
-        }
+            scores, described = _of_function(self._criterion.function(self._model), heads), "`criterion`"
+        else:
+            scores, described = self._scores(heads), self._criterion.described
+        return {name: _checked(described, heads.sites[name], of_site) for name, of_site in scores.items()}
 
     def reset(self) -> None:
         """Forget the gradients so far."""
@@ -131,53 +127,42 @@ class HeadImportance:
             name: of_site.to(device[name], copy=True) for name, of_site in sums.items() if name in device
         }
 
-    def _read(self, heads: HeadMap) -> dict[str, dict[str, Tensor]]:
-        """Return what the criterion reads of each site, without the sites that never get gradients."""
-        criterion = self._criterion
-        values: dict[str, dict[str, Tensor]] = {name: {} for name in heads.sites}
-        if criterion.reads_gradients:
-            sums = self._gradients.of_all_processes()
-            values = {
-                name: {"gradients": sums[name][list(site.kept)]} for name, site in heads.sites.items() if name in sums
-            }
-        for name in values:
-            site = heads.sites[name]
-            if WEIGHTS in criterion.reads:
-                by_head = site.output_weight.detach().float().unflatten(1, (site.num_heads, site.head_dim))
-                values[name][WEIGHTS] = by_head.movedim(1, 0)
-            for statistic in criterion.statistics:
-                values[name][statistic] = self._observed(statistic, site)
-        return values
+    def _scores(self, heads: HeadMap) -> dict[str, Any]:
+        """Return what the criterion says of each site, without the sites that never get gradients."""
+        sums = self._gradients.of_all_processes() if self._criterion.reads_gradients else None
+        generator = torch.Generator().manual_seed(self._seed)
+        scores = {}
+        for name, site in heads.sites.items():
+            if sums is not None and name not in sums:
+                continue
+            values = {} if sums is None else {GRADIENTS: sums[name]}
+            if WEIGHTS in self._criterion.reads:
+                values[WEIGHTS] = _by_head(site)
+            for statistic in self._criterion.statistics:
+                values[statistic] = self._observed(statistic, site)
+            data = HeadData(name, site.num_unpruned_heads, site.kept, values, generator)
+            try:
+                scores[name] = self._criterion.scores(data)
+            except Exception as error:
+                raise ConfigurationError(
+                    f"{self._criterion.described} failed at {name!r} with {type(error).__name__}: {error}"
+                ) from error
+        return scores
 
     def _observed(self, statistic: str, site: HeadSite) -> Tensor:
-        """Return the mean of the latest observations of a statistic: float32 [heads]."""
+        """Return the mean of the latest observations of a statistic: float32 [heads of the unpruned model]."""
         history = self._history()
         if statistic not in history.values:
             raise ConfigurationError(
                 f"`history` has no statistic {statistic!r}, which {self._criterion.described} reads; it has: "
                 f"{', '.join(history.values)}."
             )
-        kept = list(site.kept)
-        index = history.sites.index(site.name) if len(history) and site.name in history.sites else None
-        latest = None if index is None else torch.from_numpy(history[statistic][-_OBSERVATIONS:, index]).nanmean(0)
-        if latest is None or latest[kept].isnan().any():
-            raise ConfigurationError(f"`history` has no observations of {site.name!r}; watch all sites.")
-        return latest[kept]
-
-    def _scores(self, data: HeadData) -> Tensor:
-        described = self._criterion.described
-        try:
-            scores = torch.as_tensor(self._criterion.scores(data)).detach().float().cpu()
-        except Exception as error:
-            raise ConfigurationError(
-                f"{described} failed at {data.site!r} with {type(error).__name__}: {error}"
-            ) from error
-        if scores.shape != (len(data.heads),):
-            raise ConfigurationError(
-                f"{described} must return one number for each of the {len(data.heads)} heads of {data.site!r}, got "
-                f"shape {list(scores.shape)}."
-            )
-        return scores
+        if len(history) and site.name in history.sites:
+            observed = history[statistic][-_OBSERVATIONS:, history.sites.index(site.name), : site.num_unpruned_heads]
+            mean = torch.from_numpy(observed).nanmean(0)
+            if not mean[list(site.kept)].isnan().any():
+                return mean
+        raise ConfigurationError(f"`history` has no observations of {site.name!r}; watch all sites.")
 
 
 def head_importance(
@@ -237,28 +222,36 @@ def find_criterion(criterion: Criterion) -> HeadCriterion:
     )
 
 
-def _checked(values: object, heads: HeadMap) -> Importance:
-    """Return the numbers of a function of the model, nan where a head is gone."""
+def _of_function(values: object, heads: HeadMap) -> Mapping[str, Any]:
+    """Return what a function of the model has returned, if it has the right sites."""
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"`criterion` must return numbers for the heads by site, got {type(values).__name__}.")
     if not values:
         raise ConfigurationError("`criterion` returned no numbers; the sites are: " + ", ".join(heads.sites) + ".")
-    result = {}
-    for name, of_site in values.items():
+    for name in values:
         if name not in heads.sites:
             raise ConfigurationError(f"`criterion` returned {name!r}, which is no site whose heads can be removed.")
-        site = heads.sites[name]
-        numbers = torch.as_tensor(of_site).detach().float().cpu()
-        if numbers.shape != (site.num_unpruned_heads,):
-            raise ConfigurationError(
-                f"`criterion` must return one number for each of the {site.num_unpruned_heads} heads of "
-                f"{name!r} unpruned, got shape {list(numbers.shape)}."
-            )
-        result[name] = _scattered(site, numbers[list(site.kept)])
-    return result
+    return values
 
 
-def _scattered(site: HeadSite, values: Tensor) -> Tensor:
-    """Return values [heads] as [heads of the unpruned model], nan where a head is gone."""
-    positions = torch.tensor(site.kept, dtype=torch.long)
-    return torch.full((site.num_unpruned_heads,), torch.nan).index_copy(0, positions, values)
+def _checked(described: str, site: HeadSite, scores: Any) -> Tensor:
+    """Return scores as float32 [heads of the unpruned model] on the CPU, nan where a head is gone."""
+    try:
+        numbers = torch.as_tensor(scores).detach().float().cpu()
+    except Exception as error:
+        raise ConfigurationError(f"{described} must return numbers for {site.name!r}, got {scores!r}.") from error
+    if numbers.shape != (site.num_unpruned_heads,):
+        raise ConfigurationError(
+            f"{described} must return one number for each of the {site.num_unpruned_heads} heads of {site.name!r} "
+            f"unpruned, got shape {list(numbers.shape)}."
+        )
+    kept = list(site.kept)
+    return torch.full_like(numbers, torch.nan).index_copy(0, torch.tensor(kept, dtype=torch.long), numbers[kept])
+
+
+def _by_head(site: HeadSite) -> Tensor:
+    """Return each head's part of the output projection: float32 [heads of the unpruned model, features, head_dim]."""
+    by_head = site.output_weight.detach().float().unflatten(1, (site.num_heads, site.head_dim)).movedim(1, 0)
+    whole = by_head.new_full((site.num_unpruned_heads, *by_head.shape[1:]), torch.nan)
+    whole[list(site.kept)] = by_head
+    return whole

@@ -42,7 +42,7 @@ class HeadLayout:
             `**kwargs`.
         returns: `"output"` or `"pair"`, what the module's forward returns; None if `forward` also works without any
             head.
-        when_pruned: attributes of the module that take another value once heads are missing.
+        when_pruned: attributes of the module by name, with their values while no head is missing, and once some are.
         after_output: name of a module that the output goes through (a dropout), or None.
         calls_output: the module's forward calls the output projection; False if it only reads its weight.
 
@@ -62,7 +62,7 @@ class HeadLayout:
     head_norms: tuple[str, ...] = ()
     forward: Callable[..., Any] | None = None
     returns: Returned | None = "pair"
-    when_pruned: Mapping[str, Any] = field(default_factory=dict)
+    when_pruned: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     after_output: str | None = None
     calls_output: bool = True
 

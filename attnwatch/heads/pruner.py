@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.cut import Cut, step_times
-from attnwatch.heads.cut_times import CutTimes, why_no_speedup
+from attnwatch.heads.changes import apply_all
+from attnwatch.heads.cut import Cut, CutTimes, step_times, why_no_speedup
 from attnwatch.heads.guard import Guard
 from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.importance import HeadImportance, Importance
@@ -20,7 +20,7 @@ from attnwatch.heads.plan import PruningPlan, save_beside_adapters
 from attnwatch.heads.schedule import PruningSchedule
 from attnwatch.heads.selection import choose_heads
 from attnwatch.heads.snapshot import Snapshot, check_snapshot, restore_snapshot, take_snapshot
-from attnwatch.heads.surgery import Surgery, apply_all
+from attnwatch.heads.surgery import Surgery
 from attnwatch.utils.messages import warn
 from attnwatch.utils.processes import together
 from attnwatch.utils.states import check_format, with_format

@@ -8,12 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, kept_heads
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.attributes import forward_swaps
+from attnwatch.heads.changes import apply_all, size_changes
 from attnwatch.heads.head_map import HeadMap
-from attnwatch.heads.projections import features_of
-from attnwatch.heads.site import HeadSite
 from attnwatch.heads.surgery import replaced_parameter
 
 Snapshot = dict[str, Any]
@@ -25,7 +22,7 @@ def take_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]) -
     """Copy everything that training changes, which is as large as the model with its optimizers' state."""
     heads = HeadMap.of(model)
     return {
-        "sites": {name: _numbers(site.module) for name, site in heads.sites.items()},
+        "sites": {name: list(kept) for name, kept in heads.kept.items()},
         "parameters": {name: parameter.detach().clone() for name, parameter in heads.model.named_parameters()},
         "buffers": {name: buffer.clone() for name, buffer in heads.model.named_buffers()},
         "optimizers": [
@@ -76,7 +73,7 @@ def restore_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]
     """
     heads = HeadMap.of(model)
     check_snapshot(heads, optimizers, snapshot)
-    model, sites = heads.model, heads.sites
+    model = heads.model
     parameters = dict(model.named_parameters())
     # Whatever needs memory is made before anything is touched.
     new = {
@@ -92,17 +89,11 @@ def restore_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]
         for optimizer, states in zip(optimizers, snapshot["optimizers"], strict=True)
     ]
     for path, value in snapshot["parameters"].items():
-        if path not in new:
+        if path in new:
+            module, name = _owner(model, path)
+            module._parameters[name] = new[path]
+        else:
             parameters[path].copy_(value)
-            continue
-        module, name = _owner(model, path)
-        module._parameters[name] = new[path]
-        if name == "weight":
-            vars(module).update(features_of(module))
-    for site in sites.values():
-        site.module._buffers.pop(KEPT_HEADS, None)
-        for adapter in site.adapters:
-            vars(adapter).update(features_of(adapter))
     for path, value in buffers.items():
         module, name = _owner(model, path)
         old = module._buffers.get(name)
@@ -110,24 +101,10 @@ def restore_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]
             old.copy_(value)
         else:
             module._buffers[name] = value
-    for name, numbers in snapshot["sites"].items():
-        _restore_site(sites[name], numbers)
+    for name, kept in snapshot["sites"].items():
+        apply_all(size_changes(heads.sites[name], kept))
     for optimizer, its_states in zip(optimizers, states, strict=True):
         _restore_optimizer(optimizer, its_states, replaced)
-
-
-def _restore_site(site: HeadSite, numbers: dict[str, int]) -> None:
-    values = vars(site.module)
-    values.update(numbers)
-    kept = kept_heads(site.module)
-    if kept is None:
-        values.pop(UNPRUNED_HEADS, None)
-    for swap in forward_swaps(site, range(site.num_unpruned_heads) if kept is None else kept.tolist()):
-        swap.apply()
-
-
-def _numbers(module: nn.Module) -> dict[str, int]:
-    return {name: value for name, value in vars(module).items() if isinstance(value, int) and name != "training"}
 
 
 def _states_of(

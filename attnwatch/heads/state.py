@@ -6,14 +6,12 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.attributes import AttributeSwap, attribute_swaps
+from attnwatch.heads.changes import AttributeSwap, Change, apply_all, size_changes
 from attnwatch.heads.head_map import HeadMap
-from attnwatch.heads.projections import features_of
 from attnwatch.heads.removed import Heads, RemovedHeads
 from attnwatch.heads.site_state import SiteState, shortened
-from attnwatch.heads.surgery import Change, Surgery, apply_all, replaced_parameter
+from attnwatch.heads.surgery import Surgery, replaced_parameter
 from attnwatch.utils.hooks import put, take_off
 
 
@@ -167,16 +165,15 @@ def _refuse_other_shapes(model: nn.Module, state: dict[str, Any], prefix: str, p
 def _apply(heads: HeadMap, parts: Sequence[SiteState]) -> None:
     removed = {part.site.name: sorted({*part.site.kept} - {*part.heads}) for part in parts if part.is_cut}
     changes: list[Change] = [Surgery(heads, removed)] if removed else []
-    grown = [part for part in parts if not part.is_cut]
-    changes += [
-        AttributeSwap(cut.module._parameters, cut.name, replaced_parameter(cut.parameter, value))
-        for part in grown
-        for cut, value in part.values
-    ]
+    for part in parts:
+        if not part.is_cut:
+            changes += [
+                AttributeSwap(cut.module._parameters, cut.name, replaced_parameter(cut.parameter, value))
+                for cut, value in part.values
+            ]
+            changes += size_changes(part.site, part.heads)
     places = [(cut.module, cut.name, cut.parameter) for part in parts for cut in part.site.cuts_of(part.site.kept)]
     apply_all(changes)
-    for part in grown:
-        _update_sizes(part)
     for module, name, parameter in places:
         _become(parameter, module, name)
 
@@ -187,15 +184,3 @@ def _become(parameter: nn.Parameter, module: nn.Module, name: str) -> None:
     if new is not parameter:
         parameter.data, parameter.grad = new.data, None
         module._parameters[name] = parameter
-
-
-def _update_sizes(part: SiteState) -> None:
-    """Update the sizes that a module and its projections name to those of their parameters."""
-    site, module = part.site, part.site.module
-    cuts, num_key_value_heads = site.keep_of_unpruned(part.heads)
-    for each in (*(cut.module for cut in cuts), *site.adapters):
-        vars(each).update(features_of(each))
-    for swap in attribute_swaps(site, part.heads, num_key_value_heads):
-        swap.apply()
-    if len(part.heads) == site.num_unpruned_heads:
-        del module._buffers[KEPT_HEADS], vars(module)[UNPRUNED_HEADS]

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -10,21 +9,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.attributes import AttributeSwap, attribute_swaps, feature_swaps
+from attnwatch.heads.changes import AttributeSwap, Change, apply_all, size_changes
 from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.optimizer_state import Take, plan_swaps
 from attnwatch.heads.projections import ParameterCut
 from attnwatch.heads.site import HeadSite
-
-
-class Change(Protocol):
-    """A change that can be made and taken back."""
-
-    def apply(self) -> None:
-        """Make the change."""
-
-    def revert(self) -> None:
-        """Take it back, also where `apply` has failed on the way."""
 
 
 class Surgery:
@@ -60,12 +49,9 @@ class Surgery:
             if name in kept_by_site
         }
         for name, kept in kept_by_site.items():
-            site = heads.sites[name]
-            cuts, num_key_value_heads = site.keep(kept)
-            for cut in cuts:
+            for cut in heads.sites[name].keep(kept)[0]:
                 self._cut_parameter(cut, replaced)
-                self._changes += feature_swaps(site, cut)
-            self._changes += attribute_swaps(site, kept, num_key_value_heads)
+            self._changes += size_changes(heads.sites[name], kept)
         self._changes += plan_swaps(optimizers, replaced)
 
     def apply(self) -> None:
@@ -86,19 +72,6 @@ class Surgery:
             new.grad = None if old.grad is None else take(old.grad)
         replaced[old] = (new, take)
         self._changes.append(AttributeSwap(cut.module._parameters, cut.name, new))
-
-
-def apply_all(changes: Iterable[Change]) -> None:
-    """Make all changes, or none where one raises."""
-    done = []
-    try:
-        for change in changes:
-            done.append(change)
-            change.apply()
-    except BaseException:
-        for change in reversed(done):
-            change.revert()
-        raise
 
 
 def replaced_parameter(old: nn.Parameter, value: Tensor) -> nn.Parameter:

@@ -30,7 +30,8 @@ class PyTorch(ModelFamily):
             head_dim="head_dim",
             forward=multihead_forward,
             returns=None,
-            when_pruned={"_qkv_same_embed_dim": False},  # keeps nn.TransformerEncoder off its fused inference path
+            # False keeps nn.TransformerEncoder off its fused inference path.
+            when_pruned={"_qkv_same_embed_dim": (module.in_proj_weight is not None, False)},
             calls_output=False,
         )
 

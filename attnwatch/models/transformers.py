@@ -36,6 +36,10 @@ _LAYOUTS = (
     HeadLayout({"qkv_proj": "q|k|v"}, "o_proj", head_norms=HEAD_NORMS),
     HeadLayout({"qkv": "q|k|v"}, "proj", head_norms=HEAD_NORMS, returns="output"),
     HeadLayout({"query_key_value": "qkv"}, "dense", head_norms=HEAD_NORMS),
+    HeadLayout(_QUERY_KEY_VALUE, "Wo", after_output="out_drop"),
+    HeadLayout({"Wqkv": "q|k|v"}, "Wo", after_output="out_drop"),
+    HeadLayout({"q_attn": "q", "c_attn": "k|v"}, "c_proj", after_output="resid_dropout"),
+    HeadLayout({"c_attn": "q|k|v"}, "c_proj", after_output="resid_dropout"),
 )
 
 

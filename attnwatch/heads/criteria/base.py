@@ -1,52 +1,42 @@
 """Base class of the criteria by which heads are removed."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.site import HeadSite
 from attnwatch.plugins import Plugin, Registry
 
 GRADIENTS, WEIGHTS = "gradients", "weights"
 
 
-class HeadData(Mapping[str, Tensor]):
-    """What a criterion reads of the heads of one attention module, by the names that it declares in `reads`.
+@dataclass(frozen=True)
+class HeadData:
+    """What a criterion reads of the heads of one attention module: `data[name]` for each name in its `reads`.
 
-    Values have an entry for each head that the module still has, in ascending order.
-
-    Args:
-        site: the attention module.
-        values: what the criterion reads.
-        generator: of random numbers, the same on all processes.
+    Values have an entry for each head of the unpruned model; entries of heads that are gone have no meaning.
 
     Attributes:
         site: name of the attention module.
-        heads: numbers of its heads in the unpruned model, ascending.
-        num_unpruned_heads: of the unpruned model.
-        head_dim: features per head.
-        generator: as above.
+        num_heads: number of heads of the unpruned model.
+        heads: numbers of the heads that the module still has, ascending.
+        values: what the criterion reads, by name.
+        generator: of random numbers, the same on all processes.
     """
 
-    def __init__(self, site: HeadSite, values: Mapping[str, Tensor], generator: torch.Generator):
-        self.site, self.heads = site.name, site.kept
-        self.num_unpruned_heads, self.head_dim = site.num_unpruned_heads, site.head_dim
-        self.generator = generator
-        self._values = values
+    site: str
+    num_heads: int
+    heads: tuple[int, ...]
+    values: Mapping[str, Tensor]
+    generator: torch.Generator
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._values:
-            raise KeyError(f"{name!r} is not in `reads` of the criterion, which has {', '.join(self) or 'nothing'}")
-        return self._values[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._values)
-
-    def __len__(self) -> int:
-        return len(self._values)
+        if name not in self.values:
+            raise KeyError(f"{name!r} is not in `reads`, which has: {', '.join(self.values) or 'nothing'}")
+        return self.values[name]
 
 
 class HeadCriterion(Plugin):
@@ -57,8 +47,8 @@ class HeadCriterion(Plugin):
     Attributes:
         reads: names of what the scores are computed from:
 
-            - `"gradients"`: float32 [heads], the sum over the optimizer steps since the last cut of what `of_step`
-              returns;
+            - `"gradients"`: float32 [heads], the sum of what `of_step` returns over the optimizer steps since the last
+              cut;
             - `"weights"`: float32 [heads, features, head_dim], each head's part of the output projection;
             - the name of a recorded statistic: float32 [heads], its mean over the last 20 observations. The criterion
               then needs a recorder's history, which in a trainer is that of its `AttentionMonitor`.
@@ -106,7 +96,7 @@ class HeadCriterion(Plugin):
         return tuple(name for name in self.reads if name not in (GRADIENTS, WEIGHTS))
 
     def scores(self, data: HeadData) -> Tensor:
-        """Return how much each head of one attention module matters: [heads], the lowest goes first."""
+        """Return how much each head of one attention module matters: [heads of the unpruned model]."""
         raise NotImplementedError
 
     def of_step(self, gradients: Tensor) -> Tensor:

@@ -14,4 +14,4 @@ class Random(HeadCriterion):
     name = "random"
 
     def scores(self, data: HeadData) -> Tensor:
-        return torch.rand(data.num_unpruned_heads, generator=data.generator)[list(data.heads)]
+        return torch.rand(data.num_heads, generator=data.generator)

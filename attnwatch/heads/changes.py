@@ -1,10 +1,10 @@
-"""Attributes of an attention module and its projections that change with the number of heads."""
+"""Changes that can be taken back, and those of a module and its projections when it gets other heads."""
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,34 @@ from torch import Tensor, nn
 from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, names_in_forward
 from attnwatch.heads.forwards import cache_in, forward_without_heads
 from attnwatch.heads.layout import SIZES, HeadLayout
-from attnwatch.heads.projections import ParameterCut, features_of, is_conv1d
+from attnwatch.heads.projections import features_of
 from attnwatch.heads.signatures import names_of_arguments
 from attnwatch.heads.site import HeadSite
 
 _MISSING = object()
+
+
+class Change(Protocol):
+    """A change that can be made and taken back."""
+
+    def apply(self) -> None:
+        """Make the change."""
+
+    def revert(self) -> None:
+        """Take it back, also where `apply` has failed on the way."""
+
+
+def apply_all(changes: Iterable[Change]) -> None:
+    """Make all changes, or none where one raises."""
+    done = []
+    try:
+        for change in changes:
+            done.append(change)
+            change.apply()
+    except BaseException:
+        for change in reversed(done):
+            change.revert()
+        raise
 
 
 @dataclass
@@ -46,51 +69,65 @@ class AttributeSwap:
             self.values[self.name] = value
 
 
-def feature_swaps(site: HeadSite, cut: ParameterCut) -> list[AttributeSwap]:
-    """Return the changes of the sizes that a projection whose weight is cut has, and an adapter around it."""
-    if cut.name != "weight":
-        return []
-    around = [adapter for adapter in site.adapters if adapter.base_layer is cut.module]
-    before = cut.parameter.shape[cut.dim]
-    return [
-        AttributeSwap(vars(module), name, len(cut.kept))
-        for module in (cut.module, *around)
-        for dim, (name, size) in enumerate(features_of(module).items())
-        if size == before and (dim == cut.dim) != (module is not cut.module and is_conv1d(cut.module))
-    ]
+@dataclass
+class FeatureUpdate:
+    """Change of the sizes that a projection, or an adapter around it, names: to those of its weight."""
+
+    projection: nn.Module
+    before: dict[str, Any] = field(default_factory=dict, init=False)
+
+    def apply(self) -> None:
+        """Take the sizes of the weight that is there now."""
+        sizes, values = features_of(self.projection), vars(self.projection)
+        self.before = {name: values[name] for name in sizes}
+        values.update(sizes)
+
+    def revert(self) -> None:
+        """Put the old sizes back."""
+        vars(self.projection).update(self.before)
 
 
-def attribute_swaps(site: HeadSite, kept: Sequence[int], num_key_value_heads: int) -> list[AttributeSwap]:
-    """Return the changes of a module that has the heads of the site now, and `kept` afterwards."""
+def size_changes(site: HeadSite, kept: Sequence[int]) -> list[Change]:
+    """Return the changes of a module and its projections that has other heads once its parameters are replaced.
+
+    Args:
+        site: the module with the heads that it has now.
+        kept: heads that it has afterwards.
+    """
     module, values = site.module, vars(site.module)
-    device = site.output.weight.device
-    swaps = [
-        AttributeSwap(module._buffers, KEPT_HEADS, torch.tensor(kept, dtype=torch.float32, device=device)),
-        AttributeSwap(values, UNPRUNED_HEADS, (site.num_unpruned_heads, site.num_unpruned_key_value_heads)),
-    ]
-    group = len(kept) // max(num_key_value_heads, 1)
+    cuts, num_key_value_heads = site.keep_of_unpruned(kept)
+    changes: list[Change] = [FeatureUpdate(part) for part in (*(cut.module for cut in cuts), *site.adapters)]
     sizes = {
         "heads": (site.num_heads, len(kept)),
         "key-value heads": (site.num_key_value_heads, num_key_value_heads),
-        "heads of a group": (site.num_heads // max(site.num_key_value_heads, 1), group),
+        "heads of a group": (_per(site.num_heads, site.num_key_value_heads), _per(len(kept), num_key_value_heads)),
         "features of the heads": (site.num_heads * site.head_dim, len(kept) * site.head_dim),
     }
     for what, names in SIZES.items():
         before, after = sizes[what]
-        swaps += [AttributeSwap(values, name, after) for name in names if values.get(name) == before]
-    swaps += [AttributeSwap(values, name, value) for name, value in site.layout.when_pruned.items()]
-    return swaps + forward_swaps(site, kept)
+        changes += [AttributeSwap(values, name, after) for name in names if values.get(name) == before]
+    is_whole = len(kept) == site.num_unpruned_heads
+    for name, (of_whole, of_pruned) in site.layout.when_pruned.items():
+        changes.append(AttributeSwap(values, name, of_whole if is_whole else of_pruned))
+    numbers = torch.tensor(kept, dtype=torch.float32, device=site.output.weight.device)
+    unpruned = (site.num_unpruned_heads, site.num_unpruned_key_value_heads)
+    changes.append(AttributeSwap(module._buffers, KEPT_HEADS, _MISSING if is_whole else numbers))
+    changes.append(AttributeSwap(values, UNPRUNED_HEADS, _MISSING if is_whole else unpruned))
+    return changes + _forward_changes(site, kept, is_whole)
 
 
-def forward_swaps(site: HeadSite, kept: Sequence[int]) -> list[AttributeSwap]:
+def _per(num_heads: int, num_key_value_heads: int) -> int:
+    return num_heads // max(num_key_value_heads, 1)
+
+
+def _forward_changes(site: HeadSite, kept: Sequence[int], is_whole: bool) -> list[Change]:
     """Return the changes that the module's code needs to work with these heads, or no longer needs."""
     module, values = site.module, vars(site.module)
-    is_whole = len(kept) == site.num_unpruned_heads
-    swaps = []
+    changes: list[Change] = []
     config = getattr(module, "config", None)
     if "num_attention_heads" in names_in_forward(type(module)) and not hasattr(module, "num_attention_heads"):
         own = SiteConfig(config, {"num_attention_heads": len(kept)})
-        swaps.append(AttributeSwap(values, "config", own.whole if is_whole else own))
+        changes.append(AttributeSwap(values, "config", own.whole if is_whole else own))
     forward: Any = _MISSING
     if not kept and site.layout.returns is not None:
         forward = partial(_without_heads, module, site.layout, names_of_arguments(module))
@@ -98,8 +135,8 @@ def forward_swaps(site: HeadSite, kept: Sequence[int]) -> list[AttributeSwap]:
         forward = partial(site.layout.forward, module)
     is_ours = getattr(values.get("forward"), "func", None) in (_without_heads, site.layout.forward)
     if forward is not _MISSING or is_ours:
-        swaps.append(AttributeSwap(values, "forward", forward))
-    return swaps
+        changes.append(AttributeSwap(values, "forward", forward))
+    return changes
 
 
 def _without_heads(
