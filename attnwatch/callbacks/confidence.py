@@ -91,7 +91,7 @@ class Asking(Audit):
     def _start(self, run: TrainerRun, model: nn.Module) -> None:
         super()._start(run, model)
         subject = self._subject
-        judges_classes = self._questions is None if subject.has_own_forward else subject.is_sequence_classifier
+        judges_classes = self._questions is None if subject.has_custom_forward else subject.is_sequence_classifier
         self._Found = Calibration if judges_classes else Answers
         if judges_classes:
             self._refuse_questions()
