@@ -156,7 +156,7 @@ def gradient_times_input(
         embedded.append(output.detach().requires_grad_())
         return embedded[-1]
 
-    handle = evaluated.require_input_embeddings("gradient × input").register_forward_hook(keep)
+    handle = evaluated.input_embeddings(needed_by="gradient × input").register_forward_hook(keep)
     try:
         with evaluated.evaluating(gradients=True):
             logits = evaluated.logits(batch)
