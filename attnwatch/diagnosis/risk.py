@@ -24,7 +24,7 @@ _LATE = 0.05  # share of the budget
 
 @dataclass(frozen=True, eq=False)
 class RiskModel:
-    """Numbers come from `python -m benchmarks.verdicts --tune`, none by hand.
+    """Numbers come from `python -m tools.tune_risk_model`, none by hand.
 
     Attributes:
         shares: of the budget, ascending: where the ranges are known; between them they are interpolated.
