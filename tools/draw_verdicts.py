@@ -1,24 +1,20 @@
-"""Draws the pictures of docs/verdicts.md from stored runs of the benchmark, and from its newest result.
+"""Draw the pictures of docs/verdicts.md from stored runs of the benchmark, and from its newest result.
 
-    python docs/draw_verdicts.py
+    python -m tools.draw_verdicts
 
 They are committed; draw them anew when the runs or the result change.
 """
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from results import newest
 
 from attnwatch.attention import STATISTICS
 from attnwatch.dashboard.scalars import over_heads
-
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-from benchmarks.verdicts.runs import STORED, Run  # noqa: E402
+from benchmarks.verdicts.runs import STORED
+from tools.results import ROOT, newest
 
 _SOUND, _FAILING = "tab:blue", "tab:red"
 
@@ -29,7 +25,7 @@ class Picture:
 
     Attributes:
         name: of the file.
-        failing, sound: paths of the runs below the stored ones.
+        failing, sound: names of stored runs.
         statistic: what tells them apart.
         words: what the failing run is.
         until: share of the budget that is shown.
@@ -86,7 +82,7 @@ PICTURES = (
 def draw(picture: Picture, path: Path) -> None:
     figure, (loss, attention) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     for name, color, words in ((picture.sound, _SOUND, "sound run"), (picture.failing, _FAILING, picture.words)):
-        run = Run.load(STORED / f"{name}.json").until(picture.until)
+        run = STORED[name].until(picture.until)
         loss.plot(_smooth(run.losses), color=color, label=words)
         curves = over_heads(run.history, STATISTICS[picture.statistic])
         for site in range(curves.shape[1]):

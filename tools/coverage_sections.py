@@ -1,9 +1,9 @@
 """Tables about models, from the stored result of `python -m benchmarks.coverage`, and about what processes send."""
 
-from results import machine, newest
-
 from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.processes import COLLECTIVES_PER_FLUSH, flush_bytes
+from tools.markdown import table
+from tools.results import machine, newest
 
 _MODELS = {"12 layers × 12 heads": (12, 12), "32 layers × 32 heads": (32, 32), "96 layers × 128 heads": (96, 128)}
 _RANKS = 10_000
@@ -24,34 +24,37 @@ def coverage_totals() -> str:
 
 def coverage() -> str:
     result = newest("coverage")
-    rows = ["| model | its attention | observed | largest deviation | heads prunable | tokens droppable |"]
-    rows.append("|---|---|---|---|---|---|")
-    rows += [
-        f"| {row['name']} | {row['features']} | {row['observed']} | {row['right']} | {row['heads']} | {row['tokens']} |"
-        for row in result["table"]
-    ]
-    return "\n".join([*rows, "", f"transformers {result['transformers']}, on {machine(result)}."])
+    columns = {
+        "model": "name",
+        "its attention": "features",
+        "observed": "observed",
+        "largest deviation": "right",
+        "heads prunable": "heads",
+        "tokens droppable": "tokens",
+    }
+    return table(
+        ({column: row[field] for column, field in columns.items()} for row in result["table"]),
+        f"transformers {result['transformers']}, on {machine(result)}.",
+    )
 
 
 def flush_cost() -> str:
     options = RecordingOptions(10, 32, None, None, 512, 0)
     steps = options.observations_per_flush
-    rows = [
-        "| model | a process gives, a flush | a step, on average | a process sends and receives in a ring of "
-        f"{_RANKS:,}, a flush |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for words, (layers, heads) in _MODELS.items():
         sent = flush_bytes(num_steps=steps, num_sites=layers, num_heads=heads)
         ring = 2 * (_RANKS - 1) / _RANKS * sent
-        every = sent / (steps * options.every_n_steps)
-        rows.append(f"| {words} | {_size(sent)} | {_size(every)} | {_size(ring)} |")
-    return "\n".join(
-        [
-            *rows,
-            "",
-            f"{COLLECTIVES_PER_FLUSH} collectives a flush, of {steps} observed steps ({options.every_n_steps} apart).",
-        ]
+        rows.append(
+            {
+                "model": words,
+                "a process gives, a flush": _size(sent),
+                "a step, on average": _size(sent / (steps * options.every_n_steps)),
+                f"a process sends and receives in a ring of {_RANKS:,}, a flush": _size(ring),
+            }
+        )
+    return table(
+        rows, f"{COLLECTIVES_PER_FLUSH} collectives a flush, of {steps} observed steps ({options.every_n_steps} apart)."
     )
 
 
