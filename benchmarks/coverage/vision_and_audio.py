@@ -36,7 +36,7 @@ _SOUND |= {"num_conv_pos_embedding_groups": 2, "apply_spec_augment": False}
 _SPECTRA = {"max_length": 16, "num_mel_bins": 8, "frequency_stride": 4, "time_stride": 4}
 _RELATIVE = {"use_relative_position_bias": True}
 
-SENSES = (
+VISION_AND_AUDIO = (
     Architecture("ViTModel", "learned positions", batch=pictures),
     Architecture("DeiTModel", "learned positions", batch=pictures),
     Architecture("BeitModel", "relative positions", _RELATIVE, pictures),

@@ -13,7 +13,7 @@ _GEMMA = {"layer_types": ["sliding_attention", "full_attention"], "query_pre_att
 _GEMMAS = {"encoder": Part("T5GemmaModuleConfig", _GEMMA)}
 _GEMMAS |= {"decoder": Part("T5GemmaModuleConfig", {**_GEMMA, "is_decoder": True})}
 
-TWO_STACKS = (
+ENCODER_DECODERS = (
     Architecture("T5Model", "relative positions", batch=two_texts),
     Architecture("MT5Model", "relative positions", batch=two_texts),
     Architecture("UMT5Model", "relative positions in all layers", batch=two_texts),
