@@ -312,7 +312,19 @@ SECTIONS: dict[Path, tuple[Callable[[], str], ...]] = {
     DOCS / "benchmarks" / "tokens.md": (tokens,),
     DOCS / "explanation" / "diagnosis.md": (verdict_sections.reliability,),
     DOCS / "explanation" / "processes.md": (coverage_sections.flush_cost,),
+    DOCS / "reference" / "built-in.md": (
+        declaration_sections.model_families,
+        declaration_sections.attention_calls,
+        declaration_sections.loggers,
+        declaration_sections.trainers,
+    ),
     DOCS / "reference" / "command-line.md": (declaration_sections.command_line,),
+    DOCS / "reference" / "criteria.md": (
+        declaration_sections.head_criteria,
+        declaration_sections.token_criteria,
+        declaration_sections.schedules,
+    ),
+    DOCS / "reference" / "findings.md": (declaration_sections.findings,),
     DOCS / "reference" / "statistics.md": (statistics,),
 }
 
