@@ -88,8 +88,9 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         Raises:
             ConfigurationError: the plugin lacks a part of its declaration, or its name is taken.
         """
-        self._load_folder()
         kind = plugin if isinstance(plugin, type) else type(plugin)
+        if not (kind.__module__.startswith(f"{self._folder}.") and kind not in Plugin.__subclasses__()):
+            self._load_folder()  # so that a name of a plugin of attnwatch is known to be taken
         if self._as_instances and isinstance(plugin, type):
             try:
                 plugin = plugin()

@@ -78,11 +78,11 @@ def built(text: str, chart: Markup) -> str:
         "skipped": [(text, text)],
     }
     sections = [
-        Section(text, text, "attention.html.jinja", attention),
-        Section(text, text, "inputs.html.jinja", inputs),
-        Section(text, text, "layers.html.jinja", {"chart": chart, "targets": [[text]], "skipped": {text: text}}),
-        Section(text, text, "confidence.html.jinja", confidence),
-        Section(text, text, "none", reason=f"r{text}"),
+        Section("attention", attention),
+        Section("inputs", inputs),
+        Section("layers", {"chart": chart, "targets": [[text]], "skipped": {text: text}}),
+        Section("confidence", confidence),
+        Section("layers", reason=f"r{text}"),
     ]
     return render("model_page.html.jinja", name=text, summary=text, sections=sections)
 

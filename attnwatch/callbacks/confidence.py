@@ -91,7 +91,7 @@ class ConfidenceProbe(Audit):
     def start(self, run: TrainerRun) -> None:
         super().start(run)
         subject = self._subject
-        judges_classes = self._questions is None if subject.has_own_forward else subject.is_sequence_classifier
+        judges_classes = self._questions is None if subject.has_custom_forward else subject.is_sequence_classifier
         self._Result = Calibration if judges_classes else Answers
         if judges_classes:
             self._refuse_questions()

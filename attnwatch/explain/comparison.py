@@ -99,22 +99,20 @@ def compare(
             f"`occlusion` is of a batch of shape {list(occlusion.importance.shape)}, and `input_ids` are "
             f"{list(batch['input_ids'].shape)}: give the batch that it is of."
         )
-    attribution, why_not = None, ""
+    magnitude = occlusion.importance.abs()
+    attention = rollout = torch.empty(0, len(magnitude), dtype=torch.float64, device=magnitude.device)
+    attribution, sites, why_not = None, (), ""
     try:
         attribution = attention_attribution(evaluated, batch, readout=readout)
     except NoAttentionError as error:
         why_not = str(error)
+    else:
+        sites = attribution.sites
+        attention = torch.stack([rank_correlation(layer, magnitude) for layer in attribution.received])
+        rollout = torch.stack([rank_correlation(layer, magnitude) for layer in attribution.rollout])
     gradient = gradient_times_input(evaluated, batch, effect=occlusion.effect)
-    magnitude = occlusion.importance.abs()
-    return Comparison(
-        () if attribution is None else attribution.sites,
-        _correlations(None if attribution is None else attribution.received, magnitude),
-        _correlations(None if attribution is None else attribution.rollout, magnitude),
-        rank_correlation(gradient, magnitude),
-        attribution,
-        gradient,
-        why_not,
-    )
+    correlation = rank_correlation(gradient, magnitude)
+    return Comparison(sites, attention, rollout, correlation, attribution, gradient, why_not)
 
 
 def agrees(correlation: MeanOverSequences, threshold: float = DISAGREEMENT) -> bool:
@@ -123,10 +121,3 @@ def agrees(correlation: MeanOverSequences, threshold: float = DISAGREEMENT) -> b
         return True
     is_certain = math.isnan(correlation.stderr) or correlation.mean > _STANDARD_ERRORS * correlation.stderr
     return correlation.mean >= threshold and is_certain
-
-
-def _correlations(layers: Tensor | None, magnitude: Tensor) -> Tensor:
-    """Return the rank correlations [layers, batch] of scores [layers, batch, tokens]."""
-    if layers is None:
-        return torch.empty(0, len(magnitude), dtype=torch.float64, device=magnitude.device)
-    return torch.stack([rank_correlation(each, magnitude) for each in layers])

@@ -1,6 +1,6 @@
 """Effects of hiding tokens on a model's output, in nats."""
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -173,27 +173,24 @@ def make_effect(
     return LossEffect(logits, batch, real) if is_per_token else LabelEffect(logits, labels_of(batch), problem_type)
 
 
-def check_outputs(model: EvaluatedModel, effect: EffectName | None) -> None:
-    """Raise a `ConfigurationError` if the model is known to have outputs that the effect can't be measured by."""
-    if model.has_custom_forward:
-        return
+def check_outputs(model: EvaluatedModel, effect: EffectName | None, *, are_per_token: bool = False) -> None:
+    """Raise a `ConfigurationError` if the model is known to have outputs that the effect can't be measured by.
+
+    Args:
+        are_per_token: the outputs are known to be per token; a custom forward may return others than the model's.
+    """
     name = type(model.base).__name__
-    if getattr(model.config, "is_encoder_decoder", False) and "Classification" not in name:
+    is_encoder_decoder = getattr(model.config, "is_encoder_decoder", False) and "Classification" not in name
+    if is_encoder_decoder and not model.has_custom_forward:
         raise ConfigurationError(
             f"`model`: {name} is an encoder-decoder, whose outputs belong to the decoder's tokens and not to "
             "`input_ids`: give `forward`, a function of (model, batch) that returns logits [batch, classes], for "
             "instance those of the decoder's last token."
         )
-    check_next_token_outputs(model.base, effect)
-
-
-def check_next_token_outputs(model: Any, effect: EffectName | None) -> None:
-    """Raise a `ConfigurationError` if a model's outputs at tokens are by its own word not about the next token."""
-    if effect not in (None, "loss"):
+    if effect not in (None, "loss") or (model.has_custom_forward and not are_per_token):
         return
-    name = type(model).__name__
     for kind, about in (("MaskedLM", "the hidden tokens"), ("TokenClassification", "the token itself")):
-        if name.endswith(kind) or getattr(model, "loss_type", None) == f"For{kind}":
+        if name.endswith(kind) or getattr(model.base, "loss_type", None) == f"For{kind}":
             raise ConfigurationError(
                 f"`effect` 'loss' is of the next token, and the outputs of {name} are about {about}: give effect='kl'."
             )

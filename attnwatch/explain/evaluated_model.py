@@ -159,25 +159,22 @@ class EvaluatedModel:
         """Device of the first parameter."""
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
-    def input_embeddings(self) -> nn.Module | None:
-        """Return the module that embeds `input_ids`; None if the model does not have one under the usual name."""
-        find = getattr(self.model, "get_input_embeddings", None)
-        embeddings = find() if callable(find) else None
-        return embeddings if isinstance(getattr(embeddings, "weight", None), Tensor) else None
-
-    def require_input_embeddings(self, purpose: str) -> nn.Module:
-        """Return the module that embeds `input_ids`.
+    def input_embeddings(self, *, needed_by: str = "") -> nn.Module | None:
+        """Return the module that embeds `input_ids`; None if the model has none under the usual name.
 
         Raises:
-            ConfigurationError: there is none; the message begins with `purpose`.
+            ConfigurationError: there is none, and something needs it.
         """
-        embeddings = self.input_embeddings()
-        if embeddings is None:
+        find = getattr(self.model, "get_input_embeddings", None)
+        embeddings = find() if callable(find) else None
+        if isinstance(getattr(embeddings, "weight", None), Tensor):
+            return embeddings
+        if needed_by:
             raise ConfigurationError(
-                f"{purpose} needs the module that embeds `input_ids`: {self.name} must have it as "
+                f"{needed_by} needs the module that embeds `input_ids`: {self.name} must have it as "
                 "`get_input_embeddings()`."
             )
-        return embeddings
+        return None
 
 
 def _transformers_model(model: nn.Module) -> nn.Module:

@@ -67,8 +67,10 @@ class HidingMethod:
         Args:
             hidden: bool [rows, tokens].
         """
+        yield {**rows, **self._changed(rows, hidden)}
+
+    def _changed(self, rows: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
         raise NotImplementedError
-        yield
 
 
 class Removal(HidingMethod):
@@ -76,9 +78,8 @@ class Removal(HidingMethod):
 
     removes_outputs = True
 
-    @contextlib.contextmanager
-    def hidden_in(self, rows: dict[str, Any], hidden: Tensor, start: int) -> Iterator[dict[str, Any]]:
-        yield {**rows, "attention_mask": rows["attention_mask"] * ~hidden}
+    def _changed(self, rows: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+        return {"attention_mask": rows["attention_mask"] * ~hidden}
 
 
 class MaskToken(HidingMethod):
@@ -87,9 +88,8 @@ class MaskToken(HidingMethod):
     def __init__(self, token_id: int):
         self._token_id = token_id
 
-    @contextlib.contextmanager
-    def hidden_in(self, rows: dict[str, Any], hidden: Tensor, start: int) -> Iterator[dict[str, Any]]:
-        yield {**rows, "input_ids": rows["input_ids"].masked_fill(hidden, self._token_id)}
+    def _changed(self, rows: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
+        return {"input_ids": rows["input_ids"].masked_fill(hidden, self._token_id)}
 
 
 class MeanEmbedding(HidingMethod):
@@ -123,7 +123,7 @@ def make_hiding(options: HidingOptions, model: EvaluatedModel) -> HidingMethod:
         _refuse_removal(model)
         return Removal()
     if options.hide == "mean":
-        return MeanEmbedding(model.require_input_embeddings("`hide` 'mean'"))
+        return MeanEmbedding(model.input_embeddings(needed_by="`hide` 'mean'"))
     token_id = options.mask_token_id
     if token_id is None:
         token_id = getattr(options.tokenizer, "mask_token_id", None)

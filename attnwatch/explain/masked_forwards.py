@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnwatch.explain.batches import Batch, check_batch
 from attnwatch.explain.causality import CausalityCheck
-from attnwatch.explain.effects import Effect, LossEffect, check_next_token_outputs, check_outputs, make_effect
+from attnwatch.explain.effects import Effect, LossEffect, check_outputs, make_effect
 from attnwatch.explain.evaluated_model import EvaluatedModel
 from attnwatch.explain.hiding import HidingOptions
 from attnwatch.explain.masked_batch import MaskedBatch
@@ -49,8 +49,7 @@ class MaskedForwards:
         before = model.num_forwards
         self.batch = MaskedBatch(model, batch, options)
         logits, self._prefix, self.why_full = self.batch.unmasked_logits(keep_prefix=options.effect in (None, "loss"))
-        if logits.ndim == 3:
-            check_next_token_outputs(model.base, options.effect)
+        check_outputs(model, options.effect, are_per_token=logits.ndim == 3)
         self.effect: Effect = make_effect(options.effect, logits, batch, self.batch.real, model.problem_type)
         self._budget = options.tokens_per_forward or _default_budget(logits)
         if isinstance(self.effect, LossEffect):

@@ -109,7 +109,7 @@ def size_changes(site: HeadSite, kept: Sequence[int]) -> list[Change]:
     is_whole = len(kept) == site.num_unpruned_heads
     for name, (of_whole, of_pruned) in site.layout.when_pruned.items():
         changes.append(AttributeSwap(values, name, of_whole if is_whole else of_pruned))
-    numbers = torch.tensor(kept, dtype=torch.float32, device=site.output.weight.device)
+    numbers = torch.tensor(kept, dtype=torch.float32, device=site.output_parameter.device)
     unpruned = (site.num_unpruned_heads, site.num_unpruned_key_value_heads)
     changes.append(AttributeSwap(module._buffers, KEPT_HEADS, _MISSING if is_whole else numbers))
     changes.append(AttributeSwap(values, UNPRUNED_HEADS, _MISSING if is_whole else unpruned))
@@ -145,11 +145,9 @@ def _without_heads(
     """Return what the module returns without heads, whatever else it is called with.
 
     Args:
-        module: attention module without heads.
-        layout: of the module.
+        module, layout: without heads.
         names: of the arguments of its forward, in order.
-        args: of the call.
-        kwargs: of the call.
+        args, kwargs: of the call.
     """
     arguments = {**dict(zip(names, args, strict=False)), **kwargs}
     hidden_states = args[0] if args else kwargs.get(next(iter(names), ""), next(iter(kwargs.values())))

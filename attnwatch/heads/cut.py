@@ -1,4 +1,4 @@
-"""One cut, and how long steps took before and after it."""
+"""One cut, and the times of steps before and after it."""
 
 import statistics
 from collections.abc import Sequence
@@ -13,14 +13,13 @@ _TIMED_STEPS = 20
 
 @dataclass
 class Cut:
-    """One cut that was made.
+    """One cut that was made. Printed, it is a sentence.
 
     Attributes:
-        step: after this optimizer step.
-        plan: what went.
-        seconds_before, seconds_after: median time of a step; None while it is not known, and where it is not known at
-            equal numbers of tokens.
-        seconds_lost: what the cut took, and the first steps after it beyond that median (recompilation).
+        step: optimizer step after which it was made.
+        plan: heads that went.
+        seconds_before, seconds_after: median time of a step; None while it is not known at equal numbers of tokens.
+        seconds_lost: time of the cut, and of the first steps after it beyond that median (recompilation).
         taken_back: why the guard took it back; empty where it did not.
         keep_ratio: share of the tokens that were computed in the steps that were timed.
     """
@@ -37,12 +36,20 @@ class Cut:
         heads = "1 head" if self.plan.num_removed == 1 else f"{self.plan.num_removed} heads"
         if self.taken_back:
             return f"the cut after step {self.step} ({heads}) is taken back: {self.taken_back}"
-        if self.seconds_before is None or self.seconds_after is None:
+        if self.times is None:
             return f"{heads} removed after step {self.step}"
+        before, after = map(duration, self.times)
         return (
-            f"the cut after step {self.step} ({heads}): a step took {duration(self.seconds_before)} before, "
-            f"{duration(self.seconds_after)} after{self.tokens}; the cut itself {duration(self.seconds_lost)}"
+            f"the cut after step {self.step} ({heads}): a step took {before} before, {after} after{self.tokens}; "
+            f"the cut itself {duration(self.seconds_lost)}"
         )
+
+    @property
+    def times(self) -> tuple[float, float] | None:
+        """Median times of a step before and after the cut; None while they can't be compared."""
+        if self.seconds_before is None or self.seconds_after is None:
+            return None
+        return self.seconds_before, self.seconds_after
 
     @property
     def tokens(self) -> str:
@@ -51,15 +58,13 @@ class Cut:
 
 
 def step_times(cuts: Sequence[Cut]) -> str:
-    """Words on the steps before the first cut and after the last that is timed; empty where they can't be compared."""
-    timed = [cut for cut in cuts if cut.seconds_before is not None and cut.seconds_after is not None]
-    if not timed or timed[0] is not cuts[0] or timed[0].keep_ratio != timed[-1].keep_ratio:
+    """Return words on the steps before the first cut and after the last timed one; empty where they do not compare."""
+    timed = [(cut, cut.times) for cut in cuts if cut.times is not None]
+    if not timed or timed[0][0] is not cuts[0] or timed[0][0].keep_ratio != timed[-1][0].keep_ratio:
         return ""
-    last = "the last" if timed[-1] is cuts[-1] else f"that of step {timed[-1].step}"
-    return (
-        f"; a step took {duration(timed[0].seconds_before)} before the first cut, "
-        f"{duration(timed[-1].seconds_after)} after {last}{timed[0].tokens}"
-    )
+    (first, (before, _)), (last, (_, after)) = timed[0], timed[-1]
+    which = "the last" if last is cuts[-1] else f"that of step {last.step}"
+    return f"; a step took {duration(before)} before the first cut, {duration(after)} after {which}{first.tokens}"
 
 
 class CutTimes:

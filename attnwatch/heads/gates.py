@@ -21,7 +21,8 @@ class GateGradients:
     """Sums over optimizer steps of what the gates' gradients say.
 
     For a gate ξ_h = 1 on the output of head h, ∂L/∂ξ_h = ⟨W_O[:, h], ∂L/∂W_O[:, h]⟩: it is read off the gradient of
-    the output projection. Where that is frozen or has an adapter (LoRA), gates are put before it.
+    the output projection. Where that is frozen or has an adapter (LoRA), gates are put before it, which change no bit
+    of the output.
 
     Args:
         model: the model.
@@ -34,13 +35,18 @@ class GateGradients:
     def __init__(self, model: nn.Module, criterion: HeadCriterion):
         self.sums: dict[str, Tensor] = {}
         self._model, self._criterion = model, criterion
-        self._gates = HeadGates()
+        self._gates: dict[str, _Gate] = {}
         self._sites: Mapping[str, HeadSite] = {}
 
     def follow(self, model: nn.Module | HeadMap) -> None:
-        """Take up the heads that the model has now, with gates of their number."""
+        """Take up the heads that the model has now, with gates where they are needed."""
         self._sites = HeadMap.of(model).sites
-        self._gates.put({name: site for name, site in self._sites.items() if _needs_gate(site)})
+        needed = {name: site for name, site in self._sites.items() if _needs_gate(site)}
+        for name in self._gates.keys() - needed.keys():
+            self._gates.pop(name).remove()
+        for name, site in needed.items():
+            if name not in self._gates:
+                self._gates[name] = _InputGate(site) if site.layout.calls_output else _WeightGate(site)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
         """Add the gradients of one step. No synchronization with the device.
@@ -48,11 +54,12 @@ class GateGradients:
         Args:
             optimizer: gradients of output projections that it does not hold do not count; None: all count.
         """
-        held = optimizer and {parameter for group in optimizer.param_groups for parameter in group["params"]}
+        groups = [] if optimizer is None else optimizer.param_groups
+        held = {parameter for group in groups for parameter in group["params"]}
         if not all(self._is_followed(name, site) for name, site in self._sites.items()):
             self.follow(self._model)
         for name, site in self._sites.items():
-            is_due = held is None or name in self._gates or site.output.weight in held
+            is_due = optimizer is None or name in self._gates or site.output_parameter in held
             gradient = self._gradient(name, site) if is_due else None
             if gradient is None:
                 continue
@@ -74,8 +81,9 @@ class GateGradients:
         return dict(zip(heads, packed.cpu().split(list(heads.values())), strict=True))
 
     def close(self) -> None:
-        """Take the gates out of the model, where there are some."""
-        self._gates.close()
+        """Take the gates out of the model."""
+        while self._gates:
+            self._gates.popitem()[1].remove()
 
     def _added(self, gradient: Tensor, site: str) -> Tensor:
         """Return what a step adds; nothing where gradients are not finite, as the step is skipped then."""
@@ -98,8 +106,8 @@ class GateGradients:
 
     def _gradient(self, name: str, site: HeadSite) -> Tensor | None:
         if name in self._gates:
-            return self._gates.take_gradient(name)
-        weight = site.output.weight
+            return self._gates[name].take_gradient()
+        weight = site.output_parameter
         if weight.grad is None:
             return None
         products = weight.detach().float() * weight.grad.float()
@@ -127,51 +135,14 @@ class GateGradients:
         return dict(sorted(heads.items()))
 
 
-def _needs_gate(site: HeadSite) -> bool:
-    """Return whether the weight of the output projection has no gradient that tells."""
-    return not site.output.weight.requires_grad or site.projection is not site.output
-
-
-class HeadGates:
-    """Gates on the heads of some sites; outputs stay as they are, bit for bit."""
-
-    def __init__(self) -> None:
-        self._gates: dict[str, _Gate] = {}
-        self._put: dict[str, Remove] = {}
-
-    def __contains__(self, site: str) -> bool:
-        return site in self._gates
-
-    def put(self, sites: Mapping[str, HeadSite]) -> None:
-        """Put gates on these sites, and on no others."""
-        for name in self._gates.keys() - sites.keys():
-            self._take_out(name)
-        for name, site in sites.items():
-            if name in self._gates:
-                continue
-            gate = (_InputGate if site.layout.calls_output else _WeightGate)(site)
-            self._gates[name], self._put[name] = gate, gate.put(site)
-
-    def take_gradient(self, site: str) -> Tensor | None:
-        """Return the gradient since the last call, [heads]; None where there was no backward."""
-        return self._gates[site].take_gradient()
-
-    def close(self) -> None:
-        """Take all gates out of the model."""
-        for name in list(self._gates):
-            self._take_out(name)
-
-    def _take_out(self, site: str) -> None:
-        del self._gates[site]
-        self._put.pop(site)()
-
-
 class _Gate:
-    """A gate on each head of one site."""
+    """A gate on each head of one site, put there at once."""
+
+    remove: Remove
 
     def __init__(self, site: HeadSite):
         self._head_dim = site.head_dim
-        self._gate = _ones(site.num_heads, site.output.weight.device)
+        self._gate = _ones(site.num_heads, site.output_parameter.device)
 
     def gated(self, features: Tensor) -> Tensor:
         """Return features [..., heads · head_dim] times the gates. A head may have been removed since, or put back."""
@@ -181,7 +152,7 @@ class _Gate:
         return features * self._gate.to(features.dtype).repeat_interleave(self._head_dim)
 
     def take_gradient(self) -> Tensor | None:
-        """Return the gradient of the gates, and forget it."""
+        """Return the gradient since the last call, [heads]; None where there was no backward."""
         gradient, self._gate.grad = self._gate.grad, None
         return gradient
 
@@ -189,9 +160,9 @@ class _Gate:
 class _InputGate(_Gate):
     """Gates on what the output projection takes."""
 
-    def put(self, site: HeadSite) -> Remove:
-        """Put the gates on a site."""
-        return put(site.projection, handles=[site.projection.register_forward_pre_hook(self._multiply)])
+    def __init__(self, site: HeadSite):
+        super().__init__(site)
+        self.remove = put(site.projection, handles=[site.projection.register_forward_pre_hook(self._multiply)])
 
     def _multiply(self, projection: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not torch.is_grad_enabled():
@@ -203,26 +174,30 @@ class _InputGate(_Gate):
 class _WeightGate(_Gate):
     """Gates on the weight of the output projection, where the module's forward reads it instead of calling that."""
 
-    _weight: nn.Parameter | None = None
-
-    def put(self, site: HeadSite) -> Remove:
-        """Put the gates on a site."""
-        self._projection = site.output
+    def __init__(self, site: HeadSite):
+        super().__init__(site)
+        self._parameters: dict[str, Any] = site.output._parameters
+        self._weight: Any = None
         # The last one of several gates is the first to put back what it has found.
         handles = [
             site.module.register_forward_pre_hook(self._multiply),
             site.module.register_forward_hook(self._put_back, prepend=True, always_call=True),
         ]
-        return put(site.module, handles=handles)
+        self.remove = put(site.module, handles=handles)
 
     def _multiply(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.is_grad_enabled():
-            self._weight = self._projection.weight
-            self._projection._parameters["weight"] = self.gated(self._weight)
+            self._weight = self._parameters["weight"]
+            self._parameters["weight"] = self.gated(self._weight)
 
     def _put_back(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self._weight is not None:
-            self._projection._parameters["weight"], self._weight = self._weight, None
+            self._parameters["weight"], self._weight = self._weight, None
+
+
+def _needs_gate(site: HeadSite) -> bool:
+    """Return whether the weight of the output projection has no gradient that tells."""
+    return not site.output_parameter.requires_grad or site.projection is not site.output
 
 
 def _ones(num_heads: int, device: torch.device) -> Tensor:

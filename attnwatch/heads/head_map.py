@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 from torch import nn
 
@@ -107,15 +108,16 @@ class HeadMap:
         Raises:
             ConfigurationError: there is none, or its heads can't be removed.
         """
+        name = cast(str, key)
         if isinstance(key, int) and not isinstance(key, bool):
             if not 0 <= key < len(self.names):
                 raise ConfigurationError(f"`heads`: there is no layer {key}, the model has 0 to {len(self.names) - 1}.")
-            key = self.names[key]
-        if key in self.refused:
-            raise ConfigurationError(f"`heads`: the heads of {key!r} can't be removed: {self.refused[key]}.")
-        if key not in self.sites:
-            raise ConfigurationError(f"`heads`: there is no site {key!r}; the model has: {', '.join(self.sites)}.")
-        return self.sites[key]
+            name = self.names[key]
+        if name in self.refused:
+            raise ConfigurationError(f"`heads`: the heads of {name!r} can't be removed: {self.refused[name]}.")
+        if name not in self.sites:
+            raise ConfigurationError(f"`heads`: there is no site {name!r}; the model has: {', '.join(self.sites)}.")
+        return self.sites[name]
 
 
 def layout_of(module: nn.Module) -> HeadLayout | None:

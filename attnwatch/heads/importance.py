@@ -1,7 +1,7 @@
 """How much each head matters."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,8 @@ class HeadImportance:
             raise ConfigurationError(f"`history` must be a recorder's `history` for {self._criterion.described}.")
         heads = HeadMap.of(model)
         heads.require_sites("model")
-        self._model, self._history, self._seed = model, history, seed
+        self._model, self._seed = model, seed
+        self._history = cast(Callable[[], AttentionHistory], history)  # which only criteria that need it read
         self._gradients = GateGradients(model, self._criterion)
         if self._criterion.reads_gradients:
             self._gradients.follow(heads)
@@ -121,7 +122,7 @@ class HeadImportance:
             ConfigurationError: `state` is of another version.
         """
         check_format(state, _STATE_FORMAT, "HeadImportance")
-        device = {name: site.output.weight.device for name, site in HeadMap.of(self._model).sites.items()}
+        device = {name: site.output_parameter.device for name, site in HeadMap.of(self._model).sites.items()}
         sums = state["sums"] if state["criterion"] == self._criterion.described else {}
         self._gradients.sums = {
             name: of_site.to(device[name], copy=True) for name, of_site in sums.items() if name in device
@@ -175,10 +176,7 @@ def head_importance(
     """Return the importance of the heads as the model is now; gradients are those that its parameters have.
 
     Args:
-        model: see `HeadImportance`.
-        criterion: see `HeadImportance`.
-        history: see `HeadImportance`.
-        seed: see `HeadImportance`.
+        model, criterion, history, seed: see `HeadImportance`.
 
     Returns:
         {site: float32 [heads of the unpruned model]}, the higher the more important; nan where a head is gone.
@@ -215,7 +213,7 @@ def find_criterion(criterion: Criterion) -> HeadCriterion:
     if isinstance(criterion, HeadCriterion):
         criterion.check(criterion)
         return criterion
-    if callable(criterion):
+    if callable(criterion) and not isinstance(criterion, type):
         return FunctionOfModel(criterion)
     return HeadCriterion.registry.choose(
         "criterion", criterion, otherwise="a HeadCriterion, or a function of the model"

@@ -23,8 +23,7 @@ def check_layout(module: nn.Module, *inputs: Any, **options: Any) -> None:
 
     Args:
         module: an attention module with a layout, or a model with some. It is not changed.
-        inputs: positional arguments of its forward.
-        options: keyword arguments of its forward.
+        inputs, options: arguments of its forward.
 
     Raises:
         ConfigurationError: the module has no heads that can be removed, its forward fails without some of them, or its

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from attnwatch.errors import ConfigurationError
 from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.names import aligned
-from attnwatch.heads.surgery import Surgery
+from attnwatch.heads.surgery import HeadsBySite, Surgery
 from attnwatch.heads.weights import saved_heads, sites_of, weight_files
 from attnwatch.utils.files import UnreadableFileError, read_json, replaced_file
 from attnwatch.utils.hooks import put
@@ -169,9 +169,7 @@ class PruningPlan:
         return PruningPlan({site: heads for site, heads in both.items() if heads}, later.num_heads)
 
 
-def prune_heads(
-    model: nn.Module, heads: Mapping[str | int, Sequence[int]], *, optimizers: Iterable[Optimizer] = ()
-) -> PruningPlan:
+def prune_heads(model: nn.Module, heads: HeadsBySite, *, optimizers: Iterable[Optimizer] = ()) -> PruningPlan:
     """Remove attention heads from a model, and from the optimizers that train it; all of them or none.
 
     Weights, biases, config and attributes are cut, so that the model is smaller and faster from the next step on.
@@ -225,7 +223,7 @@ class _SavePretrained:
         self._module = weakref.ref(module)
 
     def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
-        module = self._module()
+        module: Any = self._module()
         result = type(module).save_pretrained(module, save_directory, *args, **kwargs)
         plan = PruningPlan.of(module)
         adapters = getattr(module, "peft_config", ())  # none any more once they were merged

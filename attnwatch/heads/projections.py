@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,13 +76,14 @@ def is_conv1d(projection: nn.Module) -> bool:
 
 def features_of(projection: nn.Module) -> dict[str, int]:
     """Return the attributes of a projection, or of an adapter around it, that have the sizes of its weight."""
-    if base_of(projection) is not None:
-        outputs, inputs = by_output(projection.base_layer).shape
+    base = base_of(projection)
+    if base is not None:
+        outputs, inputs = by_output(base).shape
         return {"out_features": outputs, "in_features": inputs}
     if isinstance(projection, nn.Linear):
         return dict(zip(("out_features", "in_features"), projection.weight.shape, strict=True))
     if is_conv1d(projection):
-        return dict(zip(("nx", "nf"), projection.weight.shape, strict=True))
+        return dict(zip(("nx", "nf"), projection.get_parameter("weight").shape, strict=True))
     return {}
 
 
@@ -99,7 +101,8 @@ def num_inputs(projection: nn.Module) -> int:
 
 def by_output(projection: nn.Module) -> Tensor:
     """Return the weight of a projection as [outputs, inputs], a view of it."""
-    return projection.weight.t() if is_conv1d(projection) else projection.weight
+    weight = projection.get_parameter("weight")
+    return weight.t() if is_conv1d(projection) else weight
 
 
 def _refuse_unusual(projection: nn.Module) -> None:
@@ -147,12 +150,12 @@ def cut_inputs(projection: nn.Module, kept: Tensor) -> Iterable[ParameterCut]:
     for lora in adapters(projection, "lora_A").values():
         yield ParameterCut(lora, "weight", 1, kept)
     for adapter, magnitude in adapters(projection, "lora_magnitude_vector").items():
-        every = torch.arange(len(magnitude.weight))
+        every = torch.arange(len(magnitude.get_parameter("weight")))
         yield ParameterCut(magnitude, "weight", 0, every, partial(_dora_scale, projection, adapter, kept))
 
 
 @torch.no_grad()
-def _dora_scale(projection: nn.Module, adapter: str, kept: Tensor) -> Tensor:
+def _dora_scale(projection: Any, adapter: str, kept: Tensor) -> Tensor:
     """Return factors of DoRA's magnitudes. It divides rows by their norms, and the norm of what is left is smaller."""
     delta = projection.lora_B[adapter].weight @ projection.lora_A[adapter].weight
     weight = by_output(base_layer(projection)) + projection.scaling[adapter] * delta

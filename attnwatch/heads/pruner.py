@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -51,11 +51,9 @@ class HeadPruner:
         models_with_optimizers: returns the models that are cut alike, each with the optimizers that train it; the
             heads are those of the first one.
         importance: of the first one's heads.
-        options: what goes.
-        schedule: when it goes.
+        options, schedule: what goes when.
         broadcast: returns the first process's value on all processes.
-        before_change: called when heads are about to go, or to come back.
-        after_change: called when parameters were replaced.
+        before_change, after_change: called when heads are about to go or to come back, and when they have.
 
     Attributes:
         cuts: made so far, those that were taken back included.
@@ -80,9 +78,7 @@ class HeadPruner:
         self.cuts: list[Cut] = []
         self.schedule = schedule
         self._models_with_optimizers = models_with_optimizers
-        self._importance = importance
-        self._options = options
-        self._broadcast = broadcast
+        self._importance, self._options, self._broadcast = importance, options, broadcast
         self._before_change, self._after_change = before_change, after_change
         self._recovery, self._window = (
             (0, 0) if options.guard is None else options.guard.steps(schedule.gap or _STEPS_WITHOUT_A_NEXT_CUT)
@@ -125,7 +121,8 @@ class HeadPruner:
         guard, unjudged = self._options.guard, self._unjudged
         if guard is not None and unjudged is not None and self._can_judge(guard, unjudged):
             news += self._judge(guard, unjudged)
-        due = [target for target, at in self._planned if self._scheduled_until < at <= step]
+        planned = zip(self.schedule.steps, self.schedule.targets, strict=True)
+        due = [target for at, target in planned if self._scheduled_until < at <= step]
         self._scheduled_until = step
         if due and not self._has_ended:
             news += self._cut(due[-1])
@@ -139,10 +136,7 @@ class HeadPruner:
             "settings": self._settings,
             "has_ended": self._has_ended,
             "values": list(map(float, self._values)),
-            "cuts": [
-                {**vars(cut), "plan": {"heads": dict(cut.plan.heads), "num_heads": dict(cut.plan.num_heads)}}
-                for cut in self.cuts
-            ],
+            "cuts": list(map(asdict, self.cuts)),
             "unjudged": unjudged
             and {
                 "first": unjudged.first,
@@ -183,9 +177,8 @@ class HeadPruner:
     def _first_model(self) -> nn.Module:
         return self._models_with_optimizers()[0][0]
 
-    @property
-    def _planned(self) -> list[tuple[float, int]]:
-        return list(zip(self.schedule.targets, self.schedule.steps, strict=True))
+    def _maps_with_optimizers(self) -> list[tuple[HeadMap, Sequence[Optimizer]]]:
+        return [(HeadMap.of(model), optimizers) for model, optimizers in self._models_with_optimizers()]
 
     @property
     def _settings(self) -> dict[str, Any]:
@@ -219,24 +212,22 @@ class HeadPruner:
         return [cut]
 
     def _make_cut(self, target: float) -> PruningPlan:
-        models = self._models_with_optimizers()
-        maps = together(lambda: [HeadMap.of(model) for model, _ in models])
-        plan = self._choose(maps[0], target)
+        models = together(self._maps_with_optimizers)
+        plan = self._choose(models[0][0], target)
         if not plan.heads:
             return plan
-        to_cut = [(heads, optimizers) for heads, (_, optimizers) in zip(maps, models, strict=True)]
         # What one process can't cut, none cuts.
-        surgeries = together(lambda: [Surgery(heads, plan.heads, optimizers) for heads, optimizers in to_cut])
+        surgeries = together(lambda: [Surgery(heads, plan.heads, optimizers) for heads, optimizers in models])
         guard = self._options.guard
         if self._unjudged is not None:  # judged together with this one
             self._unjudged.values_after.clear()
         elif guard is not None and (self._values or guard.metric is not None):  # else there is nothing to judge by
-            snapshots = together(lambda: [take_snapshot(heads, optimizers) for heads, optimizers in to_cut])
+            snapshots = together(lambda: [take_snapshot(heads, optimizers) for heads, optimizers in models])
             self._unjudged = _Unjudged(len(self.cuts), self._values, snapshots)
         self._before_change()
         apply_all(surgeries)
-        for model, _ in models:
-            save_beside_adapters(model)
+        for heads, _ in models:
+            save_beside_adapters(heads.model)
         self.removed = self.removed + plan
         self._importance.reset()
         self._after_change()
@@ -300,8 +291,7 @@ class HeadPruner:
         return cuts
 
     def _restore(self, snapshots: Sequence[Snapshot]) -> None:
-        models = [(HeadMap.of(model), optimizers) for model, optimizers in self._models_with_optimizers()]
-        taken = list(zip(models, snapshots, strict=True))
+        taken = list(zip(self._maps_with_optimizers(), snapshots, strict=True))
         for (heads, optimizers), snapshot in taken:
             check_snapshot(heads, optimizers, snapshot)
         self._before_change()

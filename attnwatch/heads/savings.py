@@ -17,11 +17,9 @@ class Savings:
 
     Attributes:
         num_tokens: length of the sequence.
-        parameters: of the whole model, before.
-        parameters_after: of the whole model, after.
-        flops: of one forward per token: 2 per weight of a matrix, and 4 · tokens · features of the heads for attention
-            itself (causal or not).
-        flops_after: the same after the cut.
+        parameters, parameters_after: of the whole model.
+        flops, flops_after: of one forward per token: 2 per weight of a matrix, and 4 · tokens · features of the heads
+            for attention itself (causal or not).
         attention_share: share of `flops` in attention with its projections: the f in `speed_ceiling`.
         speed_ceiling: no step can get faster than by 1 / (1 - s·f), with s the share of attention that goes.
     """

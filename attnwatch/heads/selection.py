@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -86,8 +86,8 @@ def check_choice(*, target: int | float, ranking: Ranking, grouping: Grouping, m
             f"`target` must be the fraction of heads that goes, between 0 and 1, or a number of heads of at least 2; "
             f"got {target!r}."
         )
-    require_choice("ranking", ranking, Ranking)
-    require_choice("grouping", grouping, Grouping)
+    require_choice("ranking", ranking, get_args(Ranking))
+    require_choice("grouping", grouping, get_args(Grouping))
     require_int("min_heads", min_heads, minimum=0)
 
 

@@ -32,14 +32,12 @@ class HeadSite:
 
     Attributes:
         name: as in a recorder's coverage.
-        module: the attention module.
-        layout: where its heads lie.
-        parent: the module that holds it.
+        module, layout: the attention module, and where its heads lie.
+        parent: module that holds it.
         head_dim: features per head.
         kept: numbers of the heads that it has, as in the unpruned model; ascending.
-        num_unpruned_heads: query heads of the unpruned module.
-        num_unpruned_key_value_heads: key-value heads of the unpruned module.
-        num_key_value_heads: key-value heads that it has.
+        num_unpruned_heads, num_unpruned_key_value_heads: of the unpruned model.
+        num_key_value_heads: that it has.
     """
 
     name: str
@@ -63,16 +61,16 @@ class HeadSite:
         num_features = num_inputs(base_layer(_submodule(module, parent, layout.output)))
         num_heads, rest = divmod(num_features, head_dim)
         num_key_values = _num_key_value_heads(module, layout, num_heads, head_dim)
-        fits = num_key_values is not None and not rest
-        if not fits or (num_heads and (not num_key_values or num_heads % num_key_values)):
+        has_groups = not num_heads or (num_key_values and not num_heads % num_key_values)
+        if rest or num_key_values is None or not has_groups:
             raise Refused(
                 f"its projections do not have the features of whole heads: {num_features} features enter "
                 f"{layout.output!r}, and a head has {head_dim}; correct `head_dim`, or the segments of `inputs`"
             )
         kept = kept_heads(module)
         numbers = tuple(range(num_heads)) if kept is None else tuple(kept.tolist())
-        unpruned = getattr(module, UNPRUNED_HEADS, (num_heads, num_key_values))
-        return cls(name, module, layout, parent, head_dim, numbers, *unpruned, num_key_values)
+        unpruned, unpruned_key_values = getattr(module, UNPRUNED_HEADS, (num_heads, num_key_values))
+        return cls(name, module, layout, parent, head_dim, numbers, unpruned, unpruned_key_values, num_key_values)
 
     @property
     def num_heads(self) -> int:
@@ -93,6 +91,11 @@ class HeadSite:
     def output(self) -> nn.Module:
         """The output projection, without an adapter."""
         return base_layer(self.projection)
+
+    @property
+    def output_parameter(self) -> nn.Parameter:
+        """Weight of the output projection, as it is there."""
+        return self.output.get_parameter("weight")
 
     @property
     def output_weight(self) -> Tensor:

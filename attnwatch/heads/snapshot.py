@@ -108,8 +108,8 @@ def restore_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]
 
 
 def _states_of(
-    optimizer: Optimizer, states: list[dict], replaced: dict[nn.Parameter, nn.Parameter]
-) -> list[tuple[nn.Parameter, dict]]:
+    optimizer: Optimizer, states: list[dict[str, Any]], replaced: dict[nn.Parameter, nn.Parameter]
+) -> list[tuple[nn.Parameter, dict[str, Any]]]:
     """Return the parameters that there will be, each with its state."""
     parameters = [replaced.get(parameter, parameter) for parameter in _parameters(optimizer)]
     return [
@@ -120,7 +120,7 @@ def _states_of(
 
 def _restore_optimizer(
     optimizer: Optimizer,
-    states: list[tuple[nn.Parameter, dict]],
+    states: list[tuple[nn.Parameter, dict[str, Any]]],
     replaced: dict[nn.Parameter, nn.Parameter],
 ) -> None:
     for group in optimizer.param_groups:

@@ -106,8 +106,8 @@ class StateLoader:
         Raises:
             ConfigurationError: the state has not all that it takes; nothing was changed.
         """
-        for part in self._waiting.values():
-            state.update(part)
+        for waiting in self._waiting.values():
+            state.update(waiting)
         heads = HeadMap.of(model)
         parts = [
             SiteState(site, state, f"{prefix}{heads.paths[name]}".removesuffix("."))
@@ -181,6 +181,6 @@ def _apply(heads: HeadMap, parts: Sequence[SiteState]) -> None:
 def _become(parameter: nn.Parameter, module: nn.Module, name: str) -> None:
     """Let a parameter take the values and the place of the one that has replaced it, as optimizers hold it."""
     new = module._parameters[name]
-    if new is not parameter:
+    if new is not None and new is not parameter:
         parameter.data, parameter.grad = new.data, None
         module._parameters[name] = parameter

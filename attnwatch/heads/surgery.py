@@ -15,13 +15,16 @@ from attnwatch.heads.optimizer_state import Take, plan_swaps
 from attnwatch.heads.projections import ParameterCut
 from attnwatch.heads.site import HeadSite
 
+HeadsBySite = Mapping[str, Sequence[int]] | Mapping[str | int, Sequence[int]]
+"""Numbers of heads, as in the unpruned model, by the names or the numbers of their sites."""
+
 
 class Surgery:
     """A cut that is planned: `apply` makes it, `revert` takes it back. Planning changes nothing.
 
     Args:
         model: the model, or its `HeadMap`.
-        removed: numbers of heads, as in the unpruned model, by the names or numbers of their sites.
+        removed: heads that go.
         optimizers: that hold the model's parameters.
 
     Attributes:
@@ -34,7 +37,7 @@ class Surgery:
     def __init__(
         self,
         model: nn.Module | HeadMap,
-        removed: Mapping[str | int, Sequence[int]] | Mapping[str, Sequence[int]],
+        removed: HeadsBySite,
         optimizers: Iterable[Optimizer] = (),
     ):
         heads = HeadMap.of(model)
@@ -85,7 +88,7 @@ def _take(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
     return tensor.index_select(dim, kept.to(tensor.device)).contiguous()
 
 
-def _checked(heads: HeadMap, removed: Mapping[str | int, Sequence[int]]) -> dict[str, list[int]]:
+def _checked(heads: HeadMap, removed: HeadsBySite) -> dict[str, list[int]]:
     """Return the heads that stay of each site that loses some."""
     if not isinstance(removed, Mapping):
         raise ConfigurationError(f"`heads` must map sites to lists of heads, got {type(removed).__name__}.")

@@ -1,5 +1,7 @@
 """Karpathy's nanoGPT, and code that copies its attention."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from attnwatch.capture import UNPRUNED_HEADS, names_in_forward
@@ -30,14 +32,14 @@ class NanoGPT(ModelFamily):
         return _LAYOUT if has_all and names_in_forward(type(module)) <= _NAMES else None
 
 
-def nanogpt_forward(module: nn.Module, x: Tensor) -> Tensor:
+def nanogpt_forward(module: Any, x: Tensor) -> Tensor:
     """Compute nanoGPT's attention, whose own forward takes the width of its heads from that of the model."""
     q, k, v = (split_heads(part, head_dim_of(module)) for part in module.c_attn(x).chunk(3, dim=-1))
     mixed = attend(q, k, v, None, module.dropout if module.training else 0.0, is_causal=True)
     return module.resid_dropout(module.c_proj(mixed.transpose(1, 2).flatten(2)))
 
 
-def head_dim_of(module: nn.Module) -> int:
+def head_dim_of(module: Any) -> int:
     """Return the features of a head, which stay what they are when heads are removed."""
     num_heads, *_ = getattr(module, UNPRUNED_HEADS, (module.n_head,))
     return module.n_embd // num_heads

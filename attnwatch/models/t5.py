@@ -24,7 +24,7 @@ class T5(ModelFamily):
 
 
 def t5_forward(
-    module: nn.Module,
+    module: Any,
     hidden_states: Tensor,
     mask: Tensor | None = None,
     key_value_states: Tensor | None = None,
@@ -44,7 +44,7 @@ def t5_forward(
     return output, position_bias, weights
 
 
-def _position_bias(module: nn.Module, hidden_states: Tensor, key_value_states: Tensor | None, cache: Any) -> Tensor:
+def _position_bias(module: Any, hidden_states: Tensor, key_value_states: Tensor | None, cache: Any) -> Tensor:
     past, queries = 0, hidden_states.shape[1]
     keys = queries if key_value_states is None else key_value_states.shape[1]
     if cache is not None and key_value_states is None:

@@ -43,9 +43,7 @@ def timm_forward(module: nn.Module, x: Tensor, attn_mask: Tensor | None = None, 
     return type(module).forward(module, x, _of_kept_heads(module, attn_mask), *args, **kwargs)
 
 
-def early_timm_forward(
-    module: nn.Module, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False
-) -> Tensor:
+def early_timm_forward(module: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
     """Compute timm's attention of versions whose own forward gives the mixed values the width of the model."""
     q, k, v = (split_heads(part, module.head_dim) for part in module.qkv(x).chunk(3, dim=-1))
     dropout = module.attn_drop.p if module.training else 0.0

@@ -1,4 +1,4 @@
-"""Layers of transformers' models (Llama, BERT, ViT and those built alike), and those in which no token can go."""
+"""Layers of transformers' models (Llama, BERT, ViT and those built alike), and why some need all tokens."""
 
 import inspect
 import re
@@ -159,13 +159,13 @@ def _why_not(layer: nn.Module, implementation: str) -> str:
 
 
 def _is_mask(buffer: Tensor) -> bool:
-    """Return whether a buffer is a mask, but a causal one: that is right for tokens in their order."""
+    """Return whether a buffer is a mask that is not causal; a causal one is right for tokens in their order."""
     is_matrix = buffer.dtype == torch.bool and buffer.ndim >= 2
     return is_matrix and not torch.equal(buffer, torch.ones_like(buffer).tril())
 
 
 def _window(layer: nn.Module) -> int | None:
-    """Return the length of a layer's sliding window, which the module has, or its config."""
+    """Return the length of a layer's sliding window, from its attention module or the config; None without one."""
     for site in find_sites(layer):
         config = getattr(site.module, "config", None)
         window = getattr(site.module, "sliding_window", getattr(config, "sliding_window", None))

@@ -5,10 +5,15 @@ from pathlib import Path
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain import load_questions
-from attnwatch.report import sections
 from attnwatch.report.analysis import ModelAnalysis, load_analysis
 from attnwatch.report.rendering import render
-from attnwatch.report.sections import make_section
+from attnwatch.report.sections import (
+    attention_content,
+    confidence_content,
+    inputs_content,
+    layers_content,
+    make_section,
+)
 from attnwatch.utils.files import replaced_file
 
 
@@ -39,36 +44,14 @@ def write_model_page(
         raise ConfigurationError(f"`--out`: {str(out)!r} {what}; give the path of a file to write.")
     given = None if questions is None else load_questions(questions)
     analysis = load_analysis(directory, text, num_sequences=num_sequences, num_tokens=num_tokens)
-    made = [
-        make_section(
-            "What it attends to",
-            "Statistics of the attention weights on this text, per layer and head.",
-            "attention.html.jinja",
-            lambda: sections.attention_content(analysis),
-        ),
-        make_section(
-            "What it relies on",
-            "Each token was hidden in turn from all others, in every layer, and the change of the output measured.",
-            "inputs.html.jinja",
-            lambda: sections.inputs_content(analysis),
-        ),
-        make_section(
-            "What each layer knows",
-            "Linear classifiers, trained on the states of each layer, tested on sequences that they were not trained "
-            "on. Selectivity is the accuracy beyond that of the same classifiers for random labels of words. It is "
-            "small if a word alone says the target, and far below 0 if nothing is known of the context.",
-            "layers.html.jinja",
-            lambda: sections.layers_content(analysis),
-        ),
-        make_section(
-            "How sure it is",
-            "Of answers with a confidence of 80%, 80% should be right: on the dashed line.",
-            "confidence.html.jinja",
-            lambda: sections.confidence_content(analysis, given),
-        ),
+    sections = [
+        make_section("attention", lambda: attention_content(analysis)),
+        make_section("inputs", lambda: inputs_content(analysis)),
+        make_section("layers", lambda: layers_content(analysis)),
+        make_section("confidence", lambda: confidence_content(analysis, given)),
     ]
     name = type(analysis.model).__name__
-    page = render("model_page.html.jinja", name=name, summary=_summary(directory, text, analysis), sections=made)
+    page = render("model_page.html.jinja", name=name, summary=_summary(directory, text, analysis), sections=sections)
     with replaced_file(out) as stream:
         stream.write(page.encode())
 

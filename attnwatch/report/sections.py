@@ -50,28 +50,25 @@ class Section:
     """A section of the page.
 
     Attributes:
-        title, lead: heading, and how to read it.
-        template: of its content.
+        name: of the section and of its template.
         content: variables of the template.
         reason: why there is no content; empty if there is.
     """
 
-    title: str
-    lead: str
-    template: str
+    name: str
     content: dict[str, Any] = field(default_factory=dict)
     reason: str = ""
 
 
-def make_section(title: str, lead: str, template: str, make: Callable[[], dict[str, Any]]) -> Section:
+def make_section(name: str, make: Callable[[], dict[str, Any]]) -> Section:
     """Return a section with what `make` returns, or with the reason why it could not."""
     try:
-        return Section(title, lead, template, make())
+        return Section(name, make())
     except AttnwatchError as error:
         reason = str(error)
     except Exception as error:  # of any kind, from a model of any kind: the other sections can be written all the same
         reason = f"{type(error).__name__}: {error}"
-    return Section(title, lead, template, reason=reason)
+    return Section(name, reason=reason)
 
 
 def attention_content(analysis: ModelAnalysis) -> dict[str, Any]:

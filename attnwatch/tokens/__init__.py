@@ -1,4 +1,4 @@
-"""Computes only some of the tokens between two layers, in training."""
+"""Token dropping: layers in the middle of a model compute only some of the tokens in training."""
 
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.tokens.criteria import TokenCriterion

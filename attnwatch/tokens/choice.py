@@ -15,7 +15,7 @@ from attnwatch.utils.operators import ObjectTable
 
 
 class Chooser(Protocol):
-    """What the operator needs of a `TokenChooser`."""
+    """Part of a `TokenChooser` that the operator calls."""
 
     def choose(self, states: Tensor, number: int, known: Mapping[str, Tensor]) -> Tensor: ...
 

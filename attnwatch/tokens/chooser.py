@@ -17,21 +17,21 @@ from attnwatch.utils.messages import WarnOnce
 
 
 class TokenChooser:
-    """Chooses the tokens of each forward that are computed, and counts them.
+    """Choice of the tokens of each forward that are computed, and their count.
 
     Args:
-        stack: whose tokens are chosen.
-        layers: of the stack, in which the others are dropped.
-        scoring: which of them are worth computing.
-        options: how many, and which always stay.
+        stack: stack of layers whose tokens are chosen.
+        layers: those of its layers in which tokens are dropped.
+        scoring: scores of the tokens.
+        options: number of the kept tokens, and tokens that always stay.
         keep_ratio: share of the tokens that is kept.
 
     Attributes:
         keep_ratio, scoring: as above.
         number: by which compiled code knows the chooser.
-        num_forwards: in training, in which tokens were dropped.
-        layer_tokens: that the layers of the stack have computed in training, summed over layers.
-        all_layer_tokens: that they would have computed without dropping.
+        num_forwards: number of forwards in training in which tokens were dropped.
+        layer_tokens: number of tokens that the layers of the stack have computed in training, summed over layers.
+        all_layer_tokens: number of tokens that they would have computed without dropping.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class TokenChooser:
         self.scoring.synchronize(self._peers().number, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the choices to come depend on."""
+        """Return the state on which later choices depend."""
         return {
             "forwards": self.num_forwards,
             "layer_tokens": [self.layer_tokens, self.all_layer_tokens],
@@ -123,7 +123,7 @@ class TokenChooser:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         self.num_forwards = state["forwards"]
         self.layer_tokens, self.all_layer_tokens = state["layer_tokens"]
         self.scoring.load_state_dict(state["criteria"])

@@ -1,4 +1,4 @@
-"""Drops tokens between two layers of a stack while a model trains."""
+"""Token dropper: layers in the middle of a stack compute only some of the tokens while a model trains."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -95,7 +95,7 @@ class TokenDropper:
 
     @property
     def keep_ratio(self) -> float:
-        """Share of the tokens that is asked for; a sequence may keep more, see `layer_tokens`."""
+        """Requested share of the tokens; a sequence keeps more where the other options require it."""
         return self.chooser.keep_ratio
 
     @keep_ratio.setter
@@ -123,7 +123,7 @@ class TokenDropper:
         """Return the share of the tokens that the layers in which tokens are dropped have computed.
 
         Args:
-            layer_tokens, all_layer_tokens: as of the attributes; of one step, their increase in it.
+            layer_tokens, all_layer_tokens: the attributes of these names, or their increase in some steps.
         """
         if not all_layer_tokens:
             return 1.0
@@ -152,15 +152,15 @@ class TokenDropper:
         self.detach()
 
     def synchronize(self) -> None:
-        """Share between processes what the criterion has learned; all must call it. Only losses are learned."""
+        """Share between processes what the criterion has learned of losses; all must call it."""
         self.chooser.synchronize()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the choices to come depend on; the same on all processes after `synchronize`."""
+        """Return the state on which later choices depend; the same on all processes after `synchronize`."""
         return with_format(_STATE_FORMAT, self.chooser.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Restore what `state_dict` returned.
 
         Raises:
             ConfigurationError: it is no such state, or of another version.

@@ -90,7 +90,7 @@ class TokenLosses:
         return {"means": None if self._means is None else self._means.cpu().clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken."""
+        """Restore what `state_dict` returned."""
         self._means, self._sums, self._vocabulary = state.get("means"), None, None
 
     def _warn_of_blindness(self) -> None:
@@ -103,7 +103,7 @@ class TokenLosses:
             )
 
     def _shared_vocabulary(self, device: torch.device) -> int | None:
-        """Return the vocabulary's size once a process has seen a loss. Until then all ask, and then never again."""
+        """Return the vocabulary's size once a process has seen a loss. Until then, each call asks all processes."""
         if self._vocabulary is None:
             largest = torch.tensor(0 if self._sums is None else self._sums.shape[1], device=device)
             dist.all_reduce(largest, dist.ReduceOp.MAX)

@@ -1,4 +1,4 @@
-"""What a token dropper can be asked for."""
+"""Options of a token dropper."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -42,7 +42,12 @@ class ReceivedAttention:
 
     @contextlib.contextmanager
     def observed(self, is_dropping: Callable[[], bool], generator: Callable[[], torch.Generator]) -> Iterator[None]:
-        """While it is open, the layer is observed in forwards where `is_dropping` returns True."""
+        """Observe the layer while the context is open.
+
+        Args:
+            is_dropping: returns whether tokens are dropped in the current forward.
+            generator: returns the generator of the current forward, on the CPU.
+        """
         self._is_dropping, self._generator = is_dropping, generator
         self._capture.attach()
         try:
@@ -52,7 +57,7 @@ class ReceivedAttention:
             self._capture.detach()
 
     def of(self, batch: TokenBatch) -> Tensor:
-        """Return what each token of the current forward has received: [batch, tokens]. May be called once a forward.
+        """Return the attention that each token has received: [batch, tokens]. May be called once a forward.
 
         Raises:
             ConfigurationError: no attention between these tokens was observed.

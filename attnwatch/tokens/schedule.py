@@ -1,4 +1,4 @@
-"""Schedules of the share of the tokens that is kept, over a run."""
+"""Schedule of the share of the tokens that is kept."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class KeepSchedule:
     def linear(
         cls, start: float, end: float = 1.0, *, num_steps: int = 4, full_length_from: float | None = 0.8
     ) -> "KeepSchedule":
-        """Return equal steps from one ratio to another, each equally long, then all tokens: where `end` is 1, these."""
+        """Return equally long steps from one ratio to another, then all tokens: the last step where `end` is 1."""
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
             raise ConfigurationError(f"`num_steps` must be an integer of at least 2, got {num_steps!r}.")
         until = 1.0 if full_length_from is None else full_length_from

@@ -1,4 +1,4 @@
-"""A criterion together with what it reads, for one dropper."""
+"""Scores of the tokens by a criterion, which is given the attention and the losses that it reads."""
 
 import contextlib
 import copy
@@ -32,15 +32,15 @@ class _Function(TokenCriterion):
 
 
 class Scoring:
-    """Scores of the tokens by one criterion, which is given what it reads.
+    """Scores of the tokens by the criterion of one dropper, with the attention and the losses that it reads.
 
     Args:
         criterion: see `Criterion`.
         layer_before: the layer before the first in which tokens are dropped; None where there is none.
 
     Attributes:
-        name: of the criterion.
-        described: criterion in words, for messages.
+        name: name of the criterion.
+        described: words for the criterion in messages.
 
     Raises:
         ConfigurationError: the criterion is unknown, or can't read what it needs.
@@ -81,7 +81,7 @@ class Scoring:
     def observed(
         self, is_dropping: Callable[[], bool], generator: Callable[[], torch.Generator]
     ) -> contextlib.AbstractContextManager[None]:
-        """While it is open, the model is observed as far as the criterion needs it."""
+        """Observe the model while the context is open, as far as the criterion needs it."""
         return contextlib.nullcontext() if self._attention is None else self._attention.observed(is_dropping, generator)
 
     def learn(self, model: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
@@ -105,7 +105,7 @@ class Scoring:
         return {**self._states_of_others, self.name: own}
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken. States of other criteria are kept as they were."""
+        """Restore what `state_dict` returned. States of other criteria are kept as they were."""
         self._states_of_others = {name: state for name, state in states.items() if name != self.name}
         own = states.get(self.name, {})
         self._criterion.load_state_dict(own.get("criterion", {}))

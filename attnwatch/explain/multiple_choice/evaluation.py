@@ -103,7 +103,9 @@ class MultipleChoiceEvaluation:
                 "`forward`: a model that is called by a function of yours can't write texts: `stated` must be "
                 f"'yes_no' or None and `reasons` False, got {options.stated!r} and {options.reasons!r}."
             )
-        self._model, self._tokenizer, self._options = model, QuestionTokenizer(tokenizer), options
+        embeddings = None if model.has_custom_forward else model.input_embeddings()
+        self._tokenizer = QuestionTokenizer(tokenizer, getattr(embeddings, "num_embeddings", None))
+        self._model, self._options = model, options
         max_length = min(options.max_length or math.inf, _num_positions(model))
         self.skipped: list[tuple[str, str]] = []
         self._questions: list[TokenizedQuestion] = []
@@ -116,7 +118,6 @@ class MultipleChoiceEvaluation:
             raise ConfigurationError(
                 f"`questions`: none of {len(questions)} can be asked; the first: {self.skipped[0][1]}."
             )
-        self._check_vocabulary()
 
     @property
     def most_forwards(self) -> int:
@@ -183,14 +184,6 @@ class MultipleChoiceEvaluation:
     def _generate(self, prompts: list[tuple[int, ...]], max_new_tokens: int) -> list[str]:
         size = self._options.batch_size
         return generate_greedily(self._model, prompts, self._tokenizer, max_new_tokens=max_new_tokens, batch_size=size)
-
-    def _check_vocabulary(self) -> None:
-        embeddings = None if self._model.has_custom_forward else self._model.input_embeddings()
-        size, largest = getattr(embeddings, "num_embeddings", None), max(each.largest_id() for each in self._questions)
-        if size is not None and largest >= size:
-            raise ConfigurationError(
-                f"`tokenizer` is not that of the model: it makes the token id {largest}, the model knows {size} ids."
-            )
 
 
 def require_language_model(model: EvaluatedModel) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from attnwatch.errors import ConfigurationError
 from attnwatch.explain.multiple_choice.options import EvaluationOptions
 from attnwatch.explain.multiple_choice.questions import Question
 from attnwatch.explain.token_text import require_tokenizer
@@ -27,18 +28,22 @@ class Continuation(NamedTuple):
 class QuestionTokenizer:
     """A tokenizer, with or without tokens for padding and for the beginning and end of a text.
 
+    Args:
+        tokenizer: of transformers.
+        vocabulary_size: number of ids that the model knows; None if that is not known.
+
     Attributes:
         pad_id: id for padding, any if the tokenizer has none: padding is masked.
         end_id: id of the end of a text, or None.
         special_ids: ids of all special tokens.
 
     Raises:
-        ConfigurationError: `tokenizer` is not a tokenizer.
+        ConfigurationError: `tokenizer` is not a tokenizer, or not that of the model.
     """
 
-    def __init__(self, tokenizer: Any):
+    def __init__(self, tokenizer: Any, vocabulary_size: int | None = None):
         require_tokenizer(tokenizer)
-        self._tokenizer = tokenizer
+        self._tokenizer, self._vocabulary_size = tokenizer, vocabulary_size
         self.end_id: int | None = tokenizer.eos_token_id
         self._begin_id: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end_id
         self.pad_id: int = next((each for each in (tokenizer.pad_token_id, self.end_id) if each is not None), 0)
@@ -51,7 +56,13 @@ class QuestionTokenizer:
 
     def ids(self, text: str) -> tuple[int, ...]:
         """Return the ids of a text that goes on, with the special tokens before it but not those behind it."""
-        return (*self._prefix, *self.plain_ids(text))
+        ids = (*self._prefix, *self.plain_ids(text))
+        if self._vocabulary_size is not None and max(ids, default=0) >= self._vocabulary_size:
+            raise ConfigurationError(
+                f"`tokenizer` is not that of the model: it makes the token id {max(ids)}, the model knows "
+                f"{self._vocabulary_size} ids."
+            )
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids without special tokens."""
@@ -111,17 +122,10 @@ class TokenizedQuestion:
 
     def longest(self, max_new_tokens: int) -> int:
         """Return the number of tokens that the model must be able to read at once."""
-        lengths = [len(each.ids) - 1 for each in self._scored()]
-        lengths += [len(ids) + PERCENTAGE_TOKENS for ids in self.percentage]
-        return max(lengths + [len(ids) + max_new_tokens for ids in self.reason])
-
-    def largest_id(self) -> int:
-        """Return the largest token id."""
-        scored = (each.ids for each in self._scored())
-        return max(max(ids) for ids in (*scored, *self.percentage, *self.reason))
-
-    def _scored(self) -> list[Continuation]:
-        return [*self.choices, *(each for replies in self.yes_no for each in replies.all)]
+        scored = [*self.choices, *(each for replies in self.yes_no for each in replies.all)]
+        generated = [len(ids) + PERCENTAGE_TOKENS for ids in self.percentage]
+        generated += [len(ids) + max_new_tokens for ids in self.reason]
+        return max([len(each.ids) - 1 for each in scored] + generated)
 
 
 def tokenize_question(

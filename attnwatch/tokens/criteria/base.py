@@ -16,8 +16,8 @@ TokenSource = Literal["attention", "losses"]
 class TokenCriterion(Plugin):
     """Criterion by which tokens are kept: those with the highest scores.
 
-    Padding and protected tokens are seen to afterwards. A dropper makes an instance of its own, without arguments, of a
-    criterion that is given by name; what `reads` names is kept up to date, saved and shared between processes.
+    Scores need not care for padding and protected tokens. A dropper makes an instance of its own, without arguments, of
+    a criterion that is given by name. The fields in `reads` are computed, saved and shared between processes.
 
     Attributes:
         reads: fields of `TokenBatch` that are None unless they are named here: "attention", "losses".
@@ -61,8 +61,8 @@ class TokenCriterion(Plugin):
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what the scores to come depend on, beside what the criterion reads; the same on all processes."""
+        """Return the state on which later scores depend, beside what the criterion reads; the same on all processes."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; {} where there is no state of this criterion."""
+        """Restore what `state_dict` returned; an empty dict means that there is no state of this criterion."""
