@@ -5,7 +5,7 @@ import pytest
 from attnwatch import diagnose
 from benchmarks.verdicts.runs import STORED
 
-# What is found first at half of the budget; None: nothing, and why that is so stands in docs/verdicts.md.
+# What is found first at half of the budget; None: nothing, and why that is so stands in docs/explanation/diagnosis.md.
 FOUND = {
     "bytes/gpt2-plain-labels_shuffled-110": "unpromising",
     "text/minilm-plain-labels_shuffled-112": None,

@@ -48,7 +48,8 @@ class Diagnosis:
         status: status of the run as a whole.
         findings: what was seen and still holds, most severe first, notes last.
         step: global step of the last observation; -1 for an empty history.
-        risk: share of the runs like this one that failed, 0 to 1 (see docs/verdicts.md); nan before there is evidence.
+        risk: share of the runs like this one that failed, 0 to 1 (see `docs/explanation/diagnosis.md`); nan
+            before there is evidence.
 
     Example:
         >>> print(Diagnosis(RunStatus.HEALTHY, (), step=390, risk=0.2))

@@ -28,7 +28,7 @@ class HeadLayout:
     and then the value heads, `"qkv"` query, key and value of each head together. Keys and values count key-value heads.
 
     The module's forward must take the number of heads from its weights, or from one of the attributes that surgery
-    keeps up to date (see `docs/pruning.md`); otherwise give a `forward` that does.
+    keeps up to date (see `docs/explanation/pruning.md`); otherwise give a `forward` that does.
 
     Args:
         inputs: path of each input projection in the module, with the segments of its output features.

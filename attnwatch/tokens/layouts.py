@@ -63,7 +63,7 @@ class TokenLayout:
             if not all("batch" in each for each in words) or not any("tokens" in each for each in words):
                 raise ConfigurationError(
                     f"`routed`: the axes of {name!r} must be words with `batch` and `tokens` among them, got "
-                    f"{how!r}; what all sequences share needs a function (see docs/tokens.md)."
+                    f"{how!r}; what all sequences share needs a function (see docs/explanation/tokens.md)."
                 )
 
     def check_arguments(self, layer_class: type[nn.Module]) -> None:
