@@ -4,6 +4,7 @@ A kind of plugin is a base class with a `Registry`. The plugins of attnwatch lie
 each. Users call `attnwatch.register`, and packages name their plugins in the entry-point group `attnwatch.plugins`.
 """
 
+import contextlib
 import functools
 import importlib
 import pkgutil
@@ -171,6 +172,16 @@ def unregister(plugin: Plugin | type[Plugin]) -> None:
         ConfigurationError: it is not registered.
     """
     _registry_of(plugin).remove(plugin)
+
+
+@contextlib.contextmanager
+def named_errors(plugin: Plugin) -> Iterator[None]:
+    """Raise a `ConfigurationError` that names the plugin in the place of an error of its code."""
+    try:
+        yield
+    except Exception as error:
+        described = plugin.registry.describe(plugin)
+        raise ConfigurationError(f"{described} failed with {type(error).__name__}: {error}") from error
 
 
 def _registry_of(plugin: Any) -> Registry[Any]:
