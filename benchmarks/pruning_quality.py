@@ -25,6 +25,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from attnwatch.heads.importance import find_criterion
 from attnwatch.lightning import AttentionMonitor, HeadPruning
 from benchmarks.common import Estimate, minilm_directory, publish, results_path
 
@@ -47,7 +48,8 @@ class Way:
         if not self.criterion:
             return []
         pruning = HeadPruning(self.target, criterion=self.criterion, guard=None, seed=seed)
-        return [AttentionMonitor(every_n_steps=5), pruning] if self.criterion == "entropy" else [pruning]
+        needs_monitor = bool(find_criterion(self.criterion).statistics)
+        return [AttentionMonitor(every_n_steps=5), pruning] if needs_monitor else [pruning]
 
 
 WAYS = (

@@ -19,7 +19,7 @@ from attnwatch.utils.processes import gathered
 
 
 class GateGradients:
-    """Sums over optimizer steps of what the gates' gradients say.
+    """Sums of the gates' gradients over optimizer steps.
 
     For a gate ξ_h = 1 on the output of head h, ∂L/∂ξ_h = ⟨W_O[:, h], ∂L/∂W_O[:, h]⟩: it is read off the gradient of
     the output projection. Where that is frozen or has an adapter (LoRA), gates are put before it, which change no bit
@@ -133,7 +133,7 @@ class GateGradients:
 
 
 class _Gate:
-    """A gate on each head of one site, put there at once."""
+    """Gates on the heads of one site, put there when they are made."""
 
     remove: Remove
 
@@ -193,7 +193,7 @@ class _WeightGate(_Gate):
 
 
 def _needs_gate(site: HeadSite) -> bool:
-    """Return whether the weight of the output projection has no gradient that tells."""
+    """Return whether gates are needed, as the gradient of the output projection's weight does not tell."""
     return not site.output_parameter.requires_grad or site.projection is not site.output
 
 

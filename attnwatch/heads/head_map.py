@@ -1,4 +1,4 @@
-"""All heads of a model: found once, and handed along through everything that a cut needs."""
+"""Map of a model's heads, made once for each cut and handed along."""
 
 from collections import Counter
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""How much each head matters."""
+"""Importance of the heads of a model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast

@@ -1,4 +1,4 @@
-"""Base class of what attnwatch knows of a family of models."""
+"""Base class of the model families."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -21,7 +21,7 @@ class Refused(Exception):
 
 
 class ModelFamily(Plugin):
-    """What is known of a family of models: where heads and tokens lie, and what is special about their calls.
+    """Knowledge of a family of models: where heads and tokens lie, and what is special about their calls.
 
     An instance of this class declares the layouts of some classes; a subclass can override every method. The families
     are asked in turn, those of users first, and the first answer counts.
