@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from attnwatch.heads.importance import find_criterion
 from attnwatch.lightning import AttentionMonitor, HeadPruning
 from benchmarks.common import (
     Benchmark,
@@ -60,7 +61,8 @@ class Way:
         if not self.criterion:
             return []
         pruning = HeadPruning(self.target, criterion=self.criterion, guard=None, seed=seed)
-        return [AttentionMonitor(every_n_steps=5), pruning] if self.criterion == "entropy" else [pruning]
+        needs_monitor = bool(find_criterion(self.criterion).statistics)
+        return [AttentionMonitor(every_n_steps=5), pruning] if needs_monitor else [pruning]
 
 
 _WAYS = (
