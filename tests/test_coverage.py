@@ -8,7 +8,7 @@ import transformers as hf
 from versions import BEFORE_5, EARLY, lacks
 
 import attnwatch
-from attnwatch import ModelFamily, TokenLayout, heads
+from attnwatch import ModelFamily, TokenLayout
 from attnwatch.capture.calls import transformers_interface
 from attnwatch.heads import HeadMap
 from benchmarks.coverage import heads, report

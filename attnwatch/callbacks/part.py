@@ -53,6 +53,13 @@ class TrainingPart(ABC):
         """Sentences in markdown on how to read what is logged of the model."""
         return []
 
+    def check(self, run: TrainerRun) -> None:
+        """Check, before the trainer prepares the model, that the part can work in this training.
+
+        Raises:
+            ConfigurationError: it can't; the message says what to do instead.
+        """
+
     @abstractmethod
     def start(self, run: TrainerRun) -> None:
         """Begin a training. The global step is not known yet.

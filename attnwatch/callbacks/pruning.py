@@ -120,13 +120,16 @@ class HeadPruning(TrainingPart):
 
     # What happens in a training.
 
-    def start(self, run: TrainerRun) -> None:
-        self.detach()
+    def check(self, run: TrainerRun) -> None:
         if run.sharding is not None:
             raise ConfigurationError(
                 f"HeadPruning does not work under {run.sharding}, which shards parameters or keeps copies of them. "
                 "Prune a checkpoint with attnwatch.prune_heads, then train that."
             )
+
+    def start(self, run: TrainerRun) -> None:
+        self.detach()
+        self.check(run)
         self._model = run.model
         for optimizer in [optimizer for _, optimizers in run.models_with_optimizers() for optimizer in optimizers]:
             forget_other_sizes(optimizer)  # the best model of an earlier training may have been loaded since then

@@ -51,6 +51,7 @@ class NonFatal:
     Example:
         >>> non_fatal = NonFatal()
         >>> with warnings.catch_warnings(record=True) as caught:
+        ...     warnings.simplefilter("always")
         ...     for _ in range(2):
         ...         with non_fatal("the monitor failed", key="monitor"):
         ...             raise ValueError("no number")

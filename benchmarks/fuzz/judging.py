@@ -9,7 +9,7 @@ squares up to R², so that its error is up to sqrt(n) larger. Where this exceeds
 range is what is tested.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,7 +100,7 @@ def _statistics(case: Case) -> tuple[str, int]:
 
     if case.is_empty:
         return _refuses(call)
-    return _compare(vars(call()), case, matrix_of(case, with_model_options=False))
+    return _compare(call(), case, matrix_of(case, with_model_options=False))
 
 
 def _inputs(case: Case) -> tuple[str, int]:
@@ -115,7 +115,7 @@ def _inputs(case: Case) -> tuple[str, int]:
     return _compare(found, case, matrix_of(case, with_model_options=True))
 
 
-def _compare(found: dict, case: Case, matrix: Matrix) -> tuple[str, int]:
+def _compare(found: Mapping[str, torch.Tensor], case: Case, matrix: Matrix) -> tuple[str, int]:
     expected = statistics_of(matrix, case.query_mask)
     sure = matrix.is_sure.all((0, 2))  # by head
     num_judged = 0

@@ -47,6 +47,7 @@ class LightningCallback(PartCallback[PartT], pl.Callback):
         warn_if_untested(DISTRIBUTION, pl_module)
         run = LightningRun(trainer, pl_module)
         if stage == "fit":  # another trainer may evaluate the module in the middle of it
+            self.part.check(run)
             last, self.run = self.run, run
             goes_on = last is not None and last.arguments == run.arguments
             self._earlier = (trainer.global_step, self.part.state_dict()) if goes_on else None
