@@ -36,6 +36,12 @@ def test_plain_loop():
     assert "attention: undetermined" in printed
 
 
+def test_extending():
+    printed = run("examples/extending.py", "--steps", "12")
+    assert "Gini coefficient by layer: 0." in printed
+    assert "18  25%" in printed
+
+
 @pytest.mark.parametrize("lora", [[], ["--lora"]], ids=["whole", "lora"])
 def test_transformers_trainer(lora, tmp_path):
     printed = run("examples/transformers_trainer.py", "--steps", "12", "--out", str(tmp_path), *lora)
