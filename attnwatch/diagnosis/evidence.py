@@ -6,6 +6,7 @@ run again costs what the observations since the last time cost.
 
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import SupportsFloat
 
 import numpy as np
@@ -69,7 +70,7 @@ class Evidence:
         """Global steps of the observations, int64 [observations]."""
         return self.history.steps
 
-    @property
+    @cached_property
     def is_enough(self) -> bool:
         """True if the run was watched for long enough to be judged."""
         return self.thresholds.is_enough(self.steps)
@@ -85,7 +86,8 @@ class Evidence:
     def reduced(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
         """Return a function of the heads' statistics, [observations, sites].
 
-        It is computed once for each observation, however often the run is judged.
+        It is computed once for each observation, however often the run is judged. Rules that read arrays of `history`
+        instead make later rules compute everything anew.
 
         Args:
             key: unique to the function and the numbers that it depends on.
