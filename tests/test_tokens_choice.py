@@ -252,7 +252,7 @@ def test_loss_keeps_what_is_not_known_and_what_is_hard():
 
     def scored(seed: int) -> Tensor:
         batch = TokenBatch.of(torch.zeros(1, 6, 2), {"input_ids": ids}, torch.Generator().manual_seed(seed))
-        return criterion.scores(dataclasses.replace(batch, losses=losses.of(batch)))
+        return criterion.scores(dataclasses.replace(batch, read={"losses": losses.of(batch)}))
 
     assert scored(0).unique().numel() == 6  # by chance
     losses.record(torch.tensor([1, 2, 3]), torch.tensor([0.1, 5.0, 2.0]), VOCABULARY)

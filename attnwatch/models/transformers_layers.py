@@ -77,7 +77,7 @@ class TransformersLayers(ModelFamily):
                 "`drop_in_evaluation` is for models that read their result off the first token, and "
                 f"{type(model).__name__} has a result for each token; leave it out"
             )
-        config = getattr(model, "config", None)
+        config: Any = getattr(model, "config", None)
         implementation = str(getattr(config, "_attn_implementation", ""))
         _check_config(config, implementation, has_starts=protect_first > 0)
         if stack.layout is not _LAYOUT:
@@ -104,10 +104,10 @@ class TransformersLayers(ModelFamily):
     def token_predictions(self, model: nn.Module, given: Mapping[str, Any], output: Any) -> TokenPredictions | None:
         labels, logits = given.get("labels"), getattr(output, "logits", None)
         loss_type = getattr(model, "loss_type", None)
-        has_both = isinstance(labels, Tensor) and isinstance(logits, Tensor)
-        if loss_type not in _LANGUAGE_LOSSES or not has_both or logits.shape[:-1] != labels.shape:
+        if loss_type not in _LANGUAGE_LOSSES or not isinstance(labels, Tensor) or not isinstance(logits, Tensor):
             return None
-        return TokenPredictions(logits, labels, is_shifted=loss_type == "ForCausalLM")
+        is_of_labels = logits.shape[:-1] == labels.shape
+        return TokenPredictions(logits, labels, is_shifted=loss_type == "ForCausalLM") if is_of_labels else None
 
 
 def _named_arguments(layer: nn.Module) -> list[str]:

@@ -1,13 +1,18 @@
 """Tokens of one forward, with what is known about them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from attnwatch.attention import HIDDEN_AT
 from attnwatch.capture import sees_own_key
+from attnwatch.errors import ConfigurationError
+
+TokenSource = Literal["attention", "losses"]
+"""Attribute of a `TokenBatch` that costs something, so that it is there only if the criterion declares it."""
 
 
 @dataclass(frozen=True)
@@ -19,20 +24,16 @@ class TokenBatch:
         input_ids: int [batch, tokens]; None where the model was given none of this shape.
         padding: bool [batch or 1, tokens], True at padding; None where nothing says that there is some.
         starts: bool [batch or 1, tokens], True at the first token of each sequence, and of each document in it.
-        attention: [batch, tokens], attention that each token receives in the layer before, relative to uniform
-            attention, see `attnwatch.attention.attention_received`; None unless the criterion reads "attention".
-        losses: float [batch, tokens], running mean of the loss of each token's vocabulary id, nan where the id was not
-            seen yet; None unless the criterion reads "losses".
         generator: on the CPU, seeded for this forward; None for torch's own.
+        read: tensors [batch, tokens] that the criterion has declared in `reads`.
     """
 
     states: Tensor
     input_ids: Tensor | None
     padding: Tensor | None
     starts: Tensor
-    attention: Tensor | None = None
-    losses: Tensor | None = None
     generator: torch.Generator | None = None
+    read: Mapping[TokenSource, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, states: Tensor, known: Mapping[str, Tensor], generator: torch.Generator | None = None) -> "TokenBatch":
@@ -50,6 +51,29 @@ class TokenBatch:
             starts if padding is None else starts & ~padding,
             generator=generator,
         )
+
+    @property
+    def attention(self) -> Tensor:
+        """Attention [batch, tokens] that each token receives in the layer before, relative to uniform attention.
+
+        Raises:
+            ConfigurationError: the criterion has not declared that it reads "attention".
+        """
+        return self._read("attention")
+
+    @property
+    def losses(self) -> Tensor:
+        """Running mean [batch, tokens] of the loss of each token's vocabulary id, nan where it was not seen yet.
+
+        Raises:
+            ConfigurationError: the criterion has not declared that it reads "losses".
+        """
+        return self._read("losses")
+
+    def _read(self, source: TokenSource) -> Tensor:
+        if source not in self.read:
+            raise ConfigurationError(f"a criterion that reads `batch.{source}` must declare reads = ({source!r},).")
+        return self.read[source]
 
     def noise(self) -> Tensor:
         """Return uniform random numbers [batch, tokens]: the same on every device, others at each call."""

@@ -112,9 +112,10 @@ class TokenLayout:
             return ""
         if not isinstance(value, Tensor):
             return f"{name!r} is a {type(value).__name__}, which can't be cut to the kept tokens"
-        if callable(self.routed[name]):
+        how = self.routed[name]
+        if callable(how):
             return ""
-        axes = _axes(self.routed[name], value.ndim)
+        axes = _axes(how, value.ndim)
         if axes is None:
             return f"{name!r} has the shape {list(value.shape)}, which the token layout does not know"
         lengths = [length for axis, length in zip(axes.split(), value.shape, strict=True) if axis == "tokens"]
@@ -139,7 +140,9 @@ class TokenLayout:
             return None
         how = self.routed[name]
         if not callable(how):
-            return take(value, _axes(how, value.ndim), kept)
+            axes = _axes(how, value.ndim)
+            assert axes is not None, "`why_not` refuses all others"
+            return take(value, axes, kept)
         if torch.compiler.is_compiling():
             return how(value, kept, layer, arguments)
         described = f"`routed`: the function for {name!r} of {original_class(layer).__name__}"

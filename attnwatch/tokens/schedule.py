@@ -124,7 +124,7 @@ def schedule_of(keep_ratio: KeepRatio, *, full_length_from: float | None) -> Kee
     if isinstance(keep_ratio, str):
         from attnwatch.schedules import find_schedule
 
-        keep_ratio = find_schedule("keep_ratio", keep_ratio)
+        return KeepSchedule.sampled(find_schedule("keep_ratio", keep_ratio))
     if isinstance(keep_ratio, KeepSchedule):
         return keep_ratio
     if callable(keep_ratio):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.models.base import first_answer
-from attnwatch.tokens.batch import TokenBatch
+from attnwatch.tokens.batch import TokenBatch, TokenSource
 from attnwatch.tokens.criteria import TokenCriterion
 from attnwatch.tokens.losses import TokenLosses
 from attnwatch.tokens.received import ReceivedAttention
@@ -65,11 +65,12 @@ class Scoring:
         Raises:
             ConfigurationError: the criterion can't read what it needs, or returns something else.
         """
-        batch = replace(
-            batch,
-            attention=None if self._attention is None else self._attention.of(batch),
-            losses=None if self._losses is None else self._losses.of(batch),
-        )
+        read: dict[TokenSource, Tensor] = {}
+        if self._attention is not None:
+            read["attention"] = self._attention.of(batch)
+        if self._losses is not None:
+            read["losses"] = self._losses.of(batch)
+        batch = replace(batch, read=read)
         scores, expected = self._criterion.scores(batch), batch.states.shape[:2]
         if not isinstance(scores, Tensor) or scores.shape != expected:
             got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
@@ -115,11 +116,13 @@ class Scoring:
 
 def _made(criterion: Criterion) -> TokenCriterion:
     """Return the criterion that a user asks for."""
-    is_kind = isinstance(criterion, type) and issubclass(criterion, TokenCriterion)
-    if callable(criterion) and not is_kind:
+    found: TokenCriterion | type[TokenCriterion]
+    if isinstance(criterion, TokenCriterion) or (isinstance(criterion, type) and issubclass(criterion, TokenCriterion)):
+        found = criterion
+    elif callable(criterion):
         return _Function(criterion)
-    if not is_kind and not isinstance(criterion, TokenCriterion):
+    else:
         registered = TokenCriterion.registry.choose("criterion", criterion, otherwise="a function of a TokenBatch")
-        criterion = copy.deepcopy(registered)  # an instance must not be shared by droppers
-    criterion.check(criterion)
-    return criterion() if isinstance(criterion, type) else criterion
+        found = copy.deepcopy(registered)  # an instance must not be shared by droppers
+    found.check(found)
+    return found() if isinstance(found, type) else found

@@ -125,9 +125,12 @@ def check_layers(
     Raises:
         ConfigurationError: they can't, with the reason; or a family failed, which the message names.
     """
-    options = {"protect_first": protect_first, "drop_in_evaluation": drop_in_evaluation}
+
+    def ask(family: ModelFamily) -> None:
+        family.check_tokens(stack, layers, protect_first=protect_first, drop_in_evaluation=drop_in_evaluation)
+
     try:
-        first_answer(lambda family: family.check_tokens(stack, layers, **options))
+        first_answer(ask)
     except Refused as reason:
         raise ConfigurationError(f"`model`: tokens can't be dropped in {stack.name!r}: {reason}.") from None
 

@@ -40,7 +40,8 @@ def intercept(module: nn.Module, call: Call) -> Callable[[], None]:
 
 def _intercepted(module: nn.Module) -> type:
     """Return a subclass of the module's class, for this module only."""
-    original, calls = type(module), []
+    original: type[nn.Module] = type(module)
+    calls: list[Call] = []
 
     def __call__(self, *args, **kwargs):
         run = super(intercepted, self).__call__

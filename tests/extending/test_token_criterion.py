@@ -162,7 +162,15 @@ def test_what_it_can_not_read_is_named(registered):
         model(inputs_embeds=torch.zeros(3, TOKENS, 32))
 
 
+class Undeclared(Norm):
+    name = "undeclared"
+
+    def scores(self, batch):
+        return batch.losses
+
+
 WRONG = {
+    Undeclared: r"'undeclared' .* a criterion that reads `batch.losses` must declare reads = \('losses',\)",
     Failing: r"the token criterion 'failing' \(test_token_criterion.Failing\) failed with RuntimeError: no such token",
     WrongShape: r"'wrong_shape' must return scores of shape \[3, 12\], got \[3, 12, 32\]",
 }

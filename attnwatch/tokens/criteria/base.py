@@ -1,26 +1,23 @@
 """Base class of the criteria by which tokens are kept."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, get_args
 
 from torch import Tensor
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.plugins import Plugin, Registry
-from attnwatch.tokens.batch import TokenBatch
-
-TokenSource = Literal["attention", "losses"]
-"""Field of a `TokenBatch` that costs something, so that it is there only if the criterion declares it."""
+from attnwatch.tokens.batch import TokenBatch, TokenSource
 
 
 class TokenCriterion(Plugin):
     """Criterion by which tokens are kept: those with the highest scores.
 
     Scores need not care for padding and protected tokens. A dropper makes an instance of its own, without arguments, of
-    a criterion that is given by name. The fields in `reads` are computed, saved and shared between processes.
+    a criterion that is given by name. What `reads` names is computed, saved and shared between processes.
 
     Attributes:
-        reads: fields of `TokenBatch` that are None unless they are named here: "attention", "losses".
+        reads: which of the attributes `attention` and `losses` of a `TokenBatch` the criterion reads.
 
     Example:
         >>> import torch
