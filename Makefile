@@ -36,7 +36,7 @@ test-all: test test-slow test-matrix
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python docs/update_readme.py --check
+	$(BIN)/python -m tools.update_tables --check
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -53,7 +53,6 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         self._folder = folder
         self._as_instances = as_instances
         self._plugins: dict[str, PluginT] = {}
-        self._is_loading = False
 
     def __getitem__(self, name: str) -> PluginT:
         return self._loaded()[name]
@@ -89,8 +88,8 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
             ConfigurationError: the plugin lacks a part of its declaration, or its name is taken.
         """
         kind = plugin if isinstance(plugin, type) else type(plugin)
-        if not (kind.__module__.startswith(f"{self._folder}.") and kind not in Plugin.__subclasses__()):
-            self._load_folder()  # so that a name of a plugin of attnwatch is known to be taken
+        if kind in Plugin.__subclasses__() or not kind.__module__.startswith(f"{self._folder}."):
+            _load_folder(self._folder)  # so that the names of attnwatch's own plugins are taken
         if self._as_instances and isinstance(plugin, type):
             try:
                 plugin = plugin()
@@ -136,18 +135,9 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         return (False, module) if module.startswith(f"{self._folder}.") else (True, "")
 
     def _loaded(self) -> dict[str, PluginT]:
-        self._load_folder()
+        _load_folder(self._folder)
         _load_entry_points()
         return self._plugins
-
-    def _load_folder(self) -> None:
-        """Register the plugins of attnwatch, so that one of a user with the name of one of them is refused."""
-        if not self._is_loading:  # which a file of the folder asks for too when it registers itself
-            self._is_loading = True
-            try:
-                _load_folder(self._folder)
-            finally:
-                self._is_loading = False
 
 
 def register(plugin: PluginT) -> PluginT:

@@ -8,12 +8,11 @@ import transformers as hf
 from versions import BEFORE_5, EARLY, lacks
 
 import attnwatch
-from attnwatch import TokenLayout
+from attnwatch import ModelFamily, TokenLayout, heads
 from attnwatch.capture.calls import transformers_interface
 from attnwatch.heads import HeadMap
-from attnwatch.tokens import layouts
 from benchmarks.coverage import heads, report
-from benchmarks.coverage.eager import eager_twin, weights_of
+from benchmarks.coverage.eager import eager_copy, weights_of
 from benchmarks.coverage.measure import measure
 from benchmarks.coverage.observing import deviations_of, record
 from benchmarks.coverage.table import ARCHITECTURES, QUICK, architecture
@@ -99,12 +98,12 @@ def test_totals_count_what_rows_say():
 def test_other_attention_weights_are_noticed():
     llama = architecture("LlamaForCausalLM")
     model = llama.build()
-    batch, twin = llama.batch(model), eager_twin(llama, model)
+    batch, eager = llama.batch(model), eager_copy(llama, model)
     history = record(model, batch)
-    assert largest(deviations_of(history, weights_of(twin, batch))) < 1e-4
+    assert largest(deviations_of(history, weights_of(eager, batch))) < 1e-4
     with torch.no_grad():
-        twin.model.layers[1].self_attn.q_proj.weight *= 1.1
-    deviations = deviations_of(history, weights_of(twin, batch))
+        eager.model.layers[1].self_attn.q_proj.weight *= 1.1
+    deviations = deviations_of(history, weights_of(eager, batch))
     assert max(deviations["model.layers.0.self_attn"].values()) < 1e-4
     assert deviations["model.layers.1.self_attn"]["entropy"] > 1e-3
 
@@ -112,11 +111,11 @@ def test_other_attention_weights_are_noticed():
 def test_a_number_where_none_must_be_is_noticed():
     bart = architecture("BartModel")
     model = bart.build()
-    batch, twin = bart.batch(model), eager_twin(bart, model)
+    batch, eager = bart.batch(model), eager_copy(bart, model)
     history = record(model, batch)
     site = "decoder.layers.0.encoder_attn"
     history["distance"][0, history.sites.index(site)] = 1.0
-    assert deviations_of(history, weights_of(twin, batch))[site]["distance"] == float("inf")
+    assert deviations_of(history, weights_of(eager, batch))[site]["distance"] == float("inf")
 
 
 def test_other_heads_are_noticed(monkeypatch):
@@ -134,7 +133,7 @@ def test_other_heads_are_noticed(monkeypatch):
 
 
 @NO_T5
-def test_positions_in_the_tensor_are_noticed(monkeypatch):
+def test_positions_in_the_tensor_are_noticed(registered):
     """UMT5's layers count the distance of tokens in the tensor: a layout that says otherwise is wrong."""
     umt5 = architecture("UMT5Model")
     model = umt5.build()
@@ -145,7 +144,7 @@ def test_positions_in_the_tensor_are_noticed(monkeypatch):
     layout = TokenLayout(
         "hidden_states", routed=masks, whole=("encoder_hidden_states", "use_cache"), caches=("past_key_values",)
     )
-    monkeypatch.setitem(layouts._registered, type(model.encoder.block[0]), layout)
+    registered(ModelFamily("wrong_umt5", tokens={type(model.encoder.block[0]): layout}))
     tokens = dropping_of(model, umt5.batch(model))
     assert tokens["droppable"] == 2
     assert tokens["deviation"] > 1e-2

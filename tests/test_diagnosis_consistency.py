@@ -19,7 +19,7 @@ from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.lazy import Observation
 from attnwatch.statistics import Statistic
-from benchmarks.verdicts.runs import STORED, Run
+from benchmarks.verdicts.runs import STORED
 
 FLAG_AT = default_risk_model().flag_at
 ALARMING = re.compile(
@@ -79,7 +79,7 @@ def check_looks(history: AttentionHistory, total_steps: int | None, **options) -
 )
 @pytest.mark.parametrize("knows_budget", [True, False], ids=["budget", "no budget"])
 def test_stored_runs_are_judged_consistently_at_every_look(name, knows_budget):
-    run = Run.load(STORED / f"{name}.json")
+    run = STORED[name]
     check_looks(run.history, run.budget if knows_budget else None)
 
 
@@ -188,7 +188,7 @@ def test_as_a_fault_grows_places_only_grow():
 
 
 def test_high_risk_that_has_not_lasted_is_at_risk_and_no_alarm():
-    run = Run.load(STORED / "images/vit-slow-sound-8.json")
+    run = STORED["images/vit-slow-sound-8"]
     parts = [run.history.first(number) for number in range(10, 101)]
     looks = [diagnose(part, total_steps=run.budget) for part in parts]
     at_risk = [look for look in looks if look.status is RunStatus.AT_RISK]
@@ -216,7 +216,7 @@ def test_notes_do_not_raise_the_risk():
 
 
 def test_evidence_of_a_run_is_in_units_that_people_know():
-    run = Run.load(STORED / "copy/opt-plain-rate_too_high-101.json")
+    run = STORED["copy/opt-plain-rate_too_high-101"]
     finding = note_of(diagnose(run.until(0.5).history, total_steps=run.budget), FindingKind.UNPROMISING)
     logits = run.until(0.5).history["max_logit"][-10:]
     assert finding.evidence["largest_logit"] == pytest.approx(np.nanmean(logits, 0).max(), rel=1e-5)
@@ -270,13 +270,13 @@ def buffered(history: AttentionHistory, most: int = 512):
 
 @pytest.mark.parametrize("name", ["images/vit-slow-sound-8", "recall/llama-plain-rate_that_rises-111"])
 def test_what_is_remembered_changes_no_verdict(name):
-    run = Run.load(STORED / f"{name}.json")
+    run = STORED[name]
     for buffer, whole in buffered(run.history):
         assert diagnose(buffer.history({}), total_steps=run.budget) == diagnose(whole, total_steps=run.budget)
 
 
 def test_arrays_that_were_changed_are_read_anew():
-    run = Run.load(STORED / "images/vit-slow-sound-8.json")
+    run = STORED["images/vit-slow-sound-8"]
     buffer = [buffer for buffer, _ in buffered(run.history)][-1]
     assert not diagnose(buffer.history({})).status.is_alarm
     changed = buffer.history({})
@@ -286,7 +286,7 @@ def test_arrays_that_were_changed_are_read_anew():
 
 
 def test_loss_of_ones_own_is_not_mixed_with_what_is_remembered():
-    run = Run.load(STORED / "bytes/gpt2-plain-rate_far_too_high-101.json")
+    run = STORED["bytes/gpt2-plain-rate_far_too_high-101"]
     buffer = [buffer for buffer, _ in buffered(run.history)][-1]
     loss = np.geomspace(4, 1, len(run.history))
     own = diagnose(run.history, loss=loss, total_steps=run.budget)

@@ -45,15 +45,20 @@ class CodeNames:
         """Names of attributes and globals in the code."""
         return frozenset(name for function in self.functions for name in names_in(function.__code__))
 
-    def bindings(self, function: object) -> list[tuple[dict[str, Any], str]]:
-        """Return the (namespace, name) pairs by which the code calls `function`: its globals, and modules in them."""
-        found: list[tuple[dict[str, Any], str]] = []
-        for reached in self.functions:
-            names, own = set(names_in(reached.__code__)), reached.__globals__
+    @functools.cached_property
+    def _called(self) -> list[tuple[dict[str, Any], str, Any]]:
+        """Namespace, name and value of what the code may call by name: its globals, and what is in modules of them."""
+        found = []
+        for function in self.functions:
+            names, own = set(names_in(function.__code__)), function.__globals__
             modules = [own[name] for name in names if isinstance(own.get(name), types.ModuleType)]
             for namespace in (own, *(module.__dict__ for module in modules)):
-                found += [(namespace, name) for name in names if is_reference(namespace.get(name), function)]
-        return found
+                found += [(namespace, name, namespace[name]) for name in names & namespace.keys()]
+        return [(namespace, name, value) for namespace, name, value in found if callable(value)]
+
+    def bindings(self, function: object) -> list[tuple[dict[str, Any], str]]:
+        """Return the (namespace, name) pairs by which the code calls `function`."""
+        return [(namespace, name) for namespace, name, value in self._called if is_reference(value, function)]
 
     def holds(self, function: object) -> bool:
         """Return whether a reference to `function` itself is held, which can't be patched."""

@@ -12,8 +12,8 @@ from attnwatch.capture.sites import (
     find_sites,
     find_with_expected,
     function_calls,
-    function_site,
     known_calls,
+    make_site,
     site_name,
     without_relatives,
 )
@@ -90,7 +90,7 @@ class SiteTable:
     def new(self, module: nn.Module, calls: Sequence[FunctionCall], code: CodeNames) -> Site | None:
         """Return the site that a module of the model has turned out to be; None if it can't be one."""
         name = self._names.get(module)
-        return None if name is None or is_of_torch(module) else function_site(name, module, calls, code)
+        return None if name is None or is_of_torch(module) else make_site(name, module, calls, code)
 
     def named(self, name: str) -> Site | None:
         """Return the site that the module of this name has turned out to be elsewhere; None if it is known or none."""

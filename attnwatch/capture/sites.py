@@ -4,8 +4,9 @@ import functools
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -83,16 +84,15 @@ def find_with_expected(model: nn.Module) -> tuple[list[Site], list[Site]]:
     known = {site.module for site in sites}
     expected = []
     for path, module in model.named_modules():
-        if module not in known and _is_leaf(module):
-            code = reader.values(module)
-            calls = reader.calls(module, code, of_functions=True)
-            if calls:
-                expected.append(function_site(site_name(path, module), module, calls, code))
+        code = reader.values(module) if module not in known and _is_leaf(module) else CodeNames()
+        calls = reader.calls(module, code, of_functions=True) if code.functions else ()
+        if calls:
+            expected.append(make_site(site_name(path, module), module, calls, code))
     return without_relatives(sites), expected
 
 
-def function_site(name: str, module: nn.Module, calls: Iterable[AttentionCall], code: CodeNames) -> Site:
-    """Return a site that calls functions."""
+def make_site(name: str, module: nn.Module, calls: Iterable[AttentionCall], code: CodeNames) -> Site:
+    """Return a site that makes these calls."""
     return Site(name, module, tuple(calls), _is_cross(name, module), code=code)
 
 
@@ -107,7 +107,7 @@ class _Reader:
     def __init__(self) -> None:
         self.known = tuple(AttentionCall.registry.values())
         self._functions = [each for call in function_calls() for each in (call.function, *call.unobserved)]
-        self.of_class: Callable[[type[nn.Module]], CodeNames] = functools.cache(read_class)
+        self.of_class: Any = functools.cache(read_class)
         self._values: dict[tuple[object, ...], CodeNames] = {}
 
     def values(self, module: nn.Module) -> CodeNames:
@@ -165,24 +165,23 @@ def site_name(path: str, module: nn.Module) -> str:
 
 
 def _site_of(name: str, module: nn.Module, models: list[nn.Module], reader: _Reader) -> Site | None:
-    is_cross = _is_cross(name, module)
     code = CodeNames() if is_of_torch(module) else reader.of_class(type(module))
     calls = reader.calls(module, code, of_functions=False)
     if calls:
-        return Site(name, module, calls[:1], is_cross, code=code)
+        return make_site(name, module, calls[:1], code)
+    if is_of_torch(module):
+        return None
     calls = reader.calls(module, code, of_functions=True)
     if calls:
-        return function_site(name, module, calls, code | reader.values(module))
-    looks_like_attention = _LOOKS_LIKE_ATTENTION.search(type(module).__name__)
-    if is_of_torch(module) or not looks_like_attention or not any(True for _ in module.parameters()):
+        return make_site(name, module, calls, code | reader.values(module))
+    if not _LOOKS_LIKE_ATTENTION.search(type(module).__name__) or not any(True for _ in module.parameters()):
         return None
     held = reader.values(module)
     calls = reader.calls(module, held, of_functions=True)
     if calls:
-        return function_site(name, module, calls, held)
-    code = code | held
-    reason, is_certain = _why_unreadable(code, models, reader.known)
-    return Site(name, module, (), is_cross, reason=reason, is_certain=is_certain, code=code)
+        return make_site(name, module, calls, held)
+    reason, is_certain = _why_unreadable(code | held, models, reader.known)
+    return Site(name, module, (), _is_cross(name, module), reason, is_certain)
 
 
 def _is_cross(name: str, module: nn.Module) -> bool:

@@ -45,6 +45,17 @@ def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
 
     Raises:
         ConfigurationError: `model` is no transformers model, or has adapters; or `directory` is a file.
+
+    Example:
+        >>> import attnwatch, tempfile
+        >>> from transformers import BertConfig, BertModel
+        >>> sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+        >>> model = BertModel(BertConfig(**sizes))
+        >>> plan = attnwatch.prune_heads(model, {0: [1, 2]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     attnwatch.save_pruned(model, folder)
+        ...     attnwatch.PruningPlan.of(attnwatch.load_pruned(folder)) == plan
+        True
     """
     _refuse_unsavable(model)
     stock, directory = stock_config(model), Path(directory).resolve()

@@ -22,6 +22,10 @@ class Cut:
         seconds_lost: time of the cut, and of the first steps after it beyond that median (recompilation).
         taken_back: why the guard took it back; empty where it did not.
         keep_ratio: share of the tokens that were computed in the steps that were timed.
+
+    Example:
+        >>> print(Cut(100, PruningPlan({"layers.0": (1, 3)}, {"layers.0": 4}), seconds_before=0.2, seconds_after=0.1))
+        the cut after step 100 (2 heads): a step took 200 ms before, 100 ms after; the cut itself 0 ms
     """
 
     step: int

@@ -13,12 +13,13 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.heads.criteria.base import HeadCriterion
 from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.site import HeadSite
+from attnwatch.plugins import named_errors
 from attnwatch.utils.hooks import Remove, put
 from attnwatch.utils.processes import gathered
 
 
 class GateGradients:
-    """Sums over optimizer steps of what the gates' gradients say.
+    """Sums of the gates' gradients over optimizer steps.
 
     For a gate ξ_h = 1 on the output of head h, ∂L/∂ξ_h = ⟨W_O[:, h], ∂L/∂W_O[:, h]⟩: it is read off the gradient of
     the output projection. Where that is frozen or has an adapter (LoRA), gates are put before it, which change no bit
@@ -65,7 +66,7 @@ class GateGradients:
                 continue
             if name not in self.sums:
                 self.sums[name] = torch.zeros(site.num_unpruned_heads, device=gradient.device)
-            self.sums[name] += at_unpruned_heads(self._added(gradient, name), site.module)
+            self.sums[name] += at_unpruned_heads(self._added(gradient), site.module)
 
     def of_all_processes(self) -> dict[str, Tensor]:
         """Return the sums of all processes, which must all call it: float32 [heads of the unpruned model], on the CPU.
@@ -85,14 +86,10 @@ class GateGradients:
         while self._gates:
             self._gates.popitem()[1].remove()
 
-    def _added(self, gradient: Tensor, site: str) -> Tensor:
+    def _added(self, gradient: Tensor) -> Tensor:
         """Return what a step adds; nothing where gradients are not finite, as the step is skipped then."""
-        try:
+        with named_errors(self._criterion):
             added = self._criterion.of_step(gradient)
-        except Exception as error:
-            raise ConfigurationError(
-                f"{self._criterion.described} failed at {site!r} with {type(error).__name__}: {error}"
-            ) from error
         if not isinstance(added, Tensor) or added.shape != gradient.shape:
             got = list(added.shape) if isinstance(added, Tensor) else type(added).__name__
             raise ConfigurationError(
@@ -136,7 +133,7 @@ class GateGradients:
 
 
 class _Gate:
-    """A gate on each head of one site, put there at once."""
+    """Gates on the heads of one site, put there when they are made."""
 
     remove: Remove
 
@@ -196,7 +193,7 @@ class _WeightGate(_Gate):
 
 
 def _needs_gate(site: HeadSite) -> bool:
-    """Return whether the weight of the output projection has no gradient that tells."""
+    """Return whether gates are needed, as the gradient of the output projection's weight does not tell."""
     return not site.output_parameter.requires_grad or site.projection is not site.output
 
 

@@ -1,4 +1,4 @@
-"""Watch over a run after a cut, which is taken back if it did lasting harm."""
+"""Guard that takes a cut back if it did lasting harm."""
 
 import math
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""All heads of a model: found once, and handed along through everything that a cut needs."""
+"""Map of a model's heads, made once for each cut and handed along."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -34,6 +34,10 @@ class HeadMap:
         sites: attention modules whose heads can be removed, by name, in module order.
         refused: the other attention modules by name, and why their heads can't be removed.
         names: of all attention modules, in module order.
+
+    Example:
+        >>> HeadMap.of(nn.TransformerEncoderLayer(d_model=32, nhead=4)).kept
+        {'self_attn': (0, 1, 2, 3)}
     """
 
     model: nn.Module

@@ -1,4 +1,4 @@
-"""How much each head matters."""
+"""Importance of the heads of a model."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, cast
@@ -12,7 +12,9 @@ from attnwatch.heads.criteria.base import GRADIENTS, WEIGHTS, HeadCriterion, Hea
 from attnwatch.heads.gates import GateGradients
 from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.site import HeadSite
+from attnwatch.plugins import named_errors
 from attnwatch.recorder import AttentionHistory
+from attnwatch.statistics import Statistic
 from attnwatch.utils.states import check_format, with_format
 
 Importance = dict[str, Tensor]
@@ -142,22 +144,13 @@ class HeadImportance:
             for statistic in self._criterion.statistics:
                 values[statistic] = self._observed(statistic, site)
             data = HeadData(name, site.num_unpruned_heads, site.kept, values, generator)
-            try:
+            with named_errors(self._criterion):
                 scores[name] = self._criterion.scores(data)
-            except Exception as error:
-                raise ConfigurationError(
-                    f"{self._criterion.described} failed at {name!r} with {type(error).__name__}: {error}"
-                ) from error
         return scores
 
     def _observed(self, statistic: str, site: HeadSite) -> Tensor:
         """Return the mean of the latest observations of a statistic: float32 [heads of the unpruned model]."""
         history = self._history()
-        if statistic not in history.values:
-            raise ConfigurationError(
-                f"`history` has no statistic {statistic!r}, which {self._criterion.described} reads; it has: "
-                f"{', '.join(history.values)}."
-            )
         if len(history) and site.name in history.sites:
             observed = history[statistic][-_OBSERVATIONS:, history.sites.index(site.name), : site.num_unpruned_heads]
             mean = torch.from_numpy(observed).nanmean(0)
@@ -212,12 +205,18 @@ def find_criterion(criterion: Criterion) -> HeadCriterion:
         criterion = criterion()
     if isinstance(criterion, HeadCriterion):
         criterion.check(criterion)
-        return criterion
-    if callable(criterion) and not isinstance(criterion, type):
+    elif callable(criterion) and not isinstance(criterion, type):
         return FunctionOfModel(criterion)
-    return HeadCriterion.registry.choose(
-        "criterion", criterion, otherwise="a HeadCriterion, or a function of the model"
-    )
+    else:
+        otherwise = "a HeadCriterion, or a function of the model"
+        criterion = HeadCriterion.registry.choose("criterion", criterion, otherwise=otherwise)
+    for name in criterion.statistics:
+        if name not in Statistic.registry:
+            raise ConfigurationError(
+                f"{criterion.described} reads {name!r}, which must be one of {GRADIENTS!r}, {WEIGHTS!r}, "
+                f"{', '.join(map(repr, Statistic.registry))}."
+            )
+    return criterion
 
 
 def _of_function(values: object, heads: HeadMap) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Where the heads of an attention module lie: one declaration, from which surgery and importance follow."""
+"""Declaration of where the heads of an attention module lie, from which surgery and importance follow."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from torch import nn
 from attnwatch.errors import ConfigurationError
 
 Returned = Literal["output", "pair"]
-"""What the forward of an attention module returns: the output, or the pair (output, None)."""
+"""Return value of an attention module's forward: the output, or the pair (output, None)."""
 
 # Attributes of modules that surgery keeps up to date, by what they say.
 SIZES = {

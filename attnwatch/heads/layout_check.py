@@ -1,4 +1,4 @@
-"""Tries whether a layout says the truth of its module."""
+"""Check that a layout describes its module."""
 
 import copy
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _ROUNDING = 1e-3
 
 @torch.no_grad()
 def check_layout(module: nn.Module, *inputs: Any, **options: Any) -> None:
-    """Cut heads from copies of a module, and compare with what masking them gives. For a layout of your own.
+    """Check a layout of your own: cut heads from copies of a module, and compare with masking them.
 
     Args:
         module: an attention module with a layout, or a model with some. It is not changed.

@@ -1,4 +1,4 @@
-"""The remedy, named where the state of a pruned model meets a model with other heads."""
+"""Errors that name the remedy where a state dict has other heads than the model."""
 
 from collections.abc import Collection, Mapping
 from functools import partial

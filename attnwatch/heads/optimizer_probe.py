@@ -1,4 +1,4 @@
-"""Tests on a toy parameter what an unknown optimizer does with a cut."""
+"""Probe of an unknown optimizer: steps of a toy parameter, cut and uncut."""
 
 import copy
 import inspect
@@ -25,7 +25,7 @@ _COARSE = 3e-2
 
 @dataclass(frozen=True)
 class _Steps:
-    """What a toy did after the cut.
+    """Steps of a toy after the cut.
 
     Attributes:
         changes: of the parameter, step by step.
@@ -88,7 +88,7 @@ class OptimizerProbe:
         return self.is_possible and any(self._run(way, lambda _: None) is not None for way in self._ways())
 
     def _ways(self) -> Iterator[_Way]:
-        """Exact numbers first; but new state of some optimizers is always of single precision."""
+        """Iterate over the ways: exact numbers first, but some optimizers make state of single precision only."""
         for dtype in dict.fromkeys((torch.float64, self._parameter.dtype)):
             for make in (_by_attributes, _by_constructor):
                 yield _Way(make, dtype)

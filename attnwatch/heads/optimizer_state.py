@@ -108,7 +108,7 @@ def forget_other_sizes(optimizer: Optimizer) -> None:
 
 
 class _States:
-    """What is left of one optimizer's state; parameters that are alike are probed once."""
+    """State of one optimizer after a cut; parameters that are alike are probed once."""
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer

@@ -1,4 +1,4 @@
-"""Removes heads while a model trains, on a schedule and under guard, without knowing any trainer."""
+"""Removal of heads while a model trains, on a schedule and under guard, for any trainer."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,7 +45,7 @@ class _Unjudged:
 
 
 class HeadPruner:
-    """What a trainer's callback does, step by step.
+    """Pruning of one training run, called after every optimizer step.
 
     Args:
         models_with_optimizers: returns the models that are cut alike, each with the optimizers that train it; the
@@ -168,7 +168,7 @@ class HeadPruner:
         self.removed = PruningPlan.of(self._first_model)
 
     def summary(self) -> str:
-        """Return in a sentence what it came to."""
+        """Return the outcome in a sentence."""
         gone = self.removed
         text = f"{gone.num_removed} of {gone.num_unpruned} heads are gone; the target was {self._options.target:.0%}"
         return text + step_times(self.cuts)

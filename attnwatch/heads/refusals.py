@@ -80,7 +80,7 @@ def refuse_other_forward(site: HeadSite) -> None:
 
 
 def refuse_unknown_sizes(site: HeadSite) -> None:
-    """Raise `Refused` if the forward uses a number that may be the number of heads by a name that is not kept up."""
+    """Raise `Refused` if the forward uses a number that may be the number of heads by an unknown name."""
     if site.layout.forward is not None or site.is_pruned:
         return
     known = {name for names in SIZES.values() for name in names} | {*site.layout.whole, site.layout.head_dim}

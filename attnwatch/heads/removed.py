@@ -1,4 +1,4 @@
-"""What cuts have taken from a model, as far as nothing but memory has it."""
+"""Weights that cuts have taken from a model and that no checkpoint has."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

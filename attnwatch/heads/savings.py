@@ -1,4 +1,4 @@
-"""What a pruning would save, computed from shapes."""
+"""Savings of a pruning, computed from shapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

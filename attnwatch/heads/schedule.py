@@ -1,4 +1,4 @@
-"""When heads go, and how many."""
+"""Steps of the cuts, and how many heads go at each."""
 
 import itertools
 from dataclasses import dataclass

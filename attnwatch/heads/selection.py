@@ -1,4 +1,4 @@
-"""From importance and a target to the heads that go."""
+"""Choice of the heads that go, from their importance and a target."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""What a state dict has of one attention module."""
+"""Entries of a state dict that are about one attention module."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ _SHOWN = 3
 
 @dataclass
 class SiteState:
-    """What a state dict means for one site, and what it takes to load it.
+    """Entries of a state dict that are about one site, and what it takes to load them.
 
     Attributes:
         site: in the model that loads the state.

@@ -19,7 +19,7 @@ Snapshot = dict[str, Any]
 
 @torch.no_grad()
 def take_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]) -> Snapshot:
-    """Copy everything that training changes, which is as large as the model with its optimizers' state."""
+    """Copy everything that training changes, as large as the model with its optimizers' state."""
     heads = HeadMap.of(model)
     return {
         "sites": {name: list(kept) for name, kept in heads.kept.items()},

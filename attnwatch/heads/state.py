@@ -1,4 +1,4 @@
-"""State dicts of pruned models, which resize the model that they are loaded into."""
+"""Loading of state dicts of pruned models, which resizes the model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -58,7 +58,7 @@ def accept_pruned_state(model: nn.Module) -> RemovableHandle:
 
 
 class StateLoader:
-    """Resizes a model to the heads of a state dict before this is loaded: all that it takes, or nothing.
+    """Hook that resizes a model to the heads of a state dict before this is loaded, or raises and changes nothing.
 
     Its `prepare` is a hook for `register_load_state_dict_pre_hook`. Copies of the model accept states for
     themselves, and know nothing of the run.

@@ -1,4 +1,4 @@
-"""Removes heads from a model and from its optimizers: all of it, or nothing."""
+"""Removal of heads from a model and its optimizers, complete or not at all."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -20,7 +20,7 @@ HeadsBySite = Mapping[str, Sequence[int]] | Mapping[str | int, Sequence[int]]
 
 
 class Surgery:
-    """A cut that is planned: `apply` makes it, `revert` takes it back. Planning changes nothing.
+    """Planned cut: `apply` makes it, `revert` takes it back. Planning changes nothing.
 
     Args:
         model: the model, or its `HeadMap`.

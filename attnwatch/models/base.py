@@ -1,4 +1,4 @@
-"""Base class of what attnwatch knows of a family of models."""
+"""Base class of the model families."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType

@@ -1,6 +1,7 @@
 """GPT-2, its copy in the decision transformer among them."""
 
 import dataclasses
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,12 +26,13 @@ class GPT2(ModelFamily):
 
     def adjust_call(self, module: nn.Module, inputs: AttentionInputs) -> AttentionInputs:
         """Return the inputs with the module's scale and mask; other implementations look at neither."""
-        if module.config._attn_implementation != "eager":
+        attention: Any = module
+        if attention.config._attn_implementation != "eager":
             return inputs
-        scale = inputs.query.shape[-1] ** -0.5 if module.scale_attn_weights else 1.0
-        scale /= module.layer_idx + 1 if module.scale_attn_by_inverse_layer_idx else 1
+        scale = inputs.query.shape[-1] ** -0.5 if attention.scale_attn_weights else 1.0
+        scale /= attention.layer_idx + 1 if attention.scale_attn_by_inverse_layer_idx else 1
         mask, num_keys = inputs.attn_mask, inputs.num_keys
-        if not module.is_cross_attention:
-            seen = module.bias[:, :, num_keys - inputs.num_queries : num_keys, :num_keys]
+        if not attention.is_cross_attention:
+            seen = attention.bias[:, :, num_keys - inputs.num_queries : num_keys, :num_keys]
             mask = seen if mask is None else mask.masked_fill(~seen, -torch.inf)
         return dataclasses.replace(inputs, scale=scale, attn_mask=mask)

@@ -1,4 +1,4 @@
-"""Schedules, one file each: how far something has gone when a share of its time is over."""
+"""Schedules, one file each: a value from 0 to 1 for each share of the time that is over."""
 
 from attnwatch.schedules.base import Schedule, find_schedule
 

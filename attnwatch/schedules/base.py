@@ -1,16 +1,17 @@
 """Base class of the schedules."""
 
+from numbers import Real
 from typing import ClassVar
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.plugins import Plugin, Registry
+from attnwatch.plugins import Plugin, Registry, named_errors
 
 
 class Schedule(Plugin):
-    """Base class of schedules: how far something has gone when a share of its time is over.
+    """Base class of schedules: a value from 0 to 1 for each share of the time that is over.
 
-    `HeadPruning` takes the share of its cuts that are made, and removes that share of its target. A schedule of
-    `TokenDropping` is a `KeepSchedule`.
+    `HeadPruning` calls one with the share of its cuts that are made, and removes the share of its target that it
+    returns; so the values must rise to 1.
 
     Example:
         >>> class Squared(Schedule):
@@ -30,21 +31,19 @@ class Schedule(Plugin):
             raise ConfigurationError(f"{cls.registry.describe(plugin)} must have a method `__call__(self, progress)`.")
 
     def __call__(self, progress: float) -> float:
-        """Return how far it has gone, 0 to 1, when a share of the time is over, 0 to 1."""
+        """Return the value, 0 to 1, when a share of the time is over, 0 to 1."""
         raise NotImplementedError
 
     def value(self, progress: float) -> float:
-        """Return what a call returns, checked.
+        """Return what a call returns, as a float.
 
         Raises:
             ConfigurationError: the schedule fails, or returns no number from 0 to 1.
         """
-        described = self.registry.describe(self)
-        try:
+        with named_errors(self):
             value = self(progress)
-        except Exception as error:
-            raise ConfigurationError(f"{described} failed with {type(error).__name__}: {error}") from error
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+            described = self.registry.describe(self)
             raise ConfigurationError(f"{described} must return a number from 0 to 1, got {value!r} at {progress:.3g}.")
         return float(value)
 

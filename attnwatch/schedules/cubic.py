@@ -1,4 +1,4 @@
-"""Much at the beginning, little at the end."""
+"""Schedule that is fast at first and slow at the end."""
 
 from attnwatch.plugins import register
 from attnwatch.schedules.base import Schedule

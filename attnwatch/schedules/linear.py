@@ -1,4 +1,4 @@
-"""Equal steps."""
+"""Schedule with equal steps."""
 
 from attnwatch.plugins import register
 from attnwatch.schedules.base import Schedule

@@ -1,4 +1,4 @@
-"""Of which attention modules can heads be removed, and is what is left the model with these heads masked?"""
+"""Removal of heads: attention modules that allow it, and comparison with the model whose heads are masked."""
 
 from collections import Counter
 from typing import Any
@@ -14,7 +14,7 @@ from benchmarks.coverage.batches import Batch
 
 
 def pruning_of(architecture: Architecture, batch: Batch) -> dict[str, Any]:
-    """Without one head of every site, or a group of heads that share keys and values.
+    """Remove one head of every site, or a group of heads that share keys and values.
 
     `deviation` is the largest between the outputs of the pruned and of the masked model, relative to the largest
     output; `effect` is that between the masked and the whole model.
@@ -42,7 +42,7 @@ def pruning_of(architecture: Architecture, batch: Batch) -> dict[str, Any]:
 
 
 def _one_group(site: HeadSite, index: int) -> list[int]:
-    """Another one in each layer. Empty where no head would be left."""
+    """Return the heads of one group, another one in each layer; none if no head would be left."""
     groups = site.groups()
     if len(groups) > 1:
         return groups[index % len(groups)]
@@ -51,7 +51,7 @@ def _one_group(site: HeadSite, index: int) -> list[int]:
 
 @torch.no_grad()
 def _masked(architecture: Architecture, gone: dict[str, list[int]]) -> nn.Module:
-    """The model with zeros in its output projections, in the columns of these heads."""
+    """Return the model with zeros in its output projections, in the columns of these heads."""
     model = architecture.build().eval()
     sites = HeadMap.of(model).sites
     for name, heads in gone.items():

@@ -1,4 +1,4 @@
-"""What the package says of a case, held against the oracle.
+"""Comparison of the package's functions with the oracle.
 
 Tolerances follow from how errors travel. A logit is a sum of products; in the dtype that is computed in it is off by
 δ ≤ c · eps · M, with M the largest sum of absolute terms behind a logit (its worst case has c = head_dim / 2; sums are
@@ -18,7 +18,7 @@ import torch
 from attnwatch import ConfigurationError, attention_entropy, attention_statistics
 from attnwatch.attention import Accumulator, AttentionInputs
 from attnwatch.statistics import Statistic
-from benchmarks.fuzz.cases import Case
+from benchmarks.fuzz.cases import Case, draw_case
 from benchmarks.fuzz.oracle import Matrix, compute_dtype, entropy_of, matrix_of, statistics_of
 
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
@@ -27,7 +27,7 @@ _LOGITS, _SHARES = ("max_logit", "logit_std"), ("normalized_entropy", "sink_mass
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one function and one case.
+    """Result of one function on one case.
 
     Attributes:
         function: its name.
@@ -42,8 +42,14 @@ class Verdict:
     num_judged: int = 0
 
 
+def judge_drawn(seed: int, index: int) -> tuple[bool, list[Verdict]]:
+    """Draw a case; return True if it is empty, and the verdict on every function that takes it."""
+    case = draw_case(seed, index)
+    return case.is_empty, judge(case)
+
+
 def judge(case: Case) -> list[Verdict]:
-    """Every function that takes the case."""
+    """Return the verdict on every function that takes the case."""
     functions: list[Callable[[Case], tuple[str, int]]] = [_entropy, _statistics]
     return [_judged(function, case) for function in (*functions, *([_inputs] if case.model_options else []))]
 
@@ -98,7 +104,7 @@ def _statistics(case: Case) -> tuple[str, int]:
 
 
 def _inputs(case: Case) -> tuple[str, int]:
-    """As a recorder calls it, with what models add to attention."""
+    """Compare the call that a recorder makes, with the options that models add to attention."""
     options = {name: value for name, value in case.options.items() if name != "enable_gqa"}
     inputs = AttentionInputs(case.query, case.key, **options, query_mask=case.query_mask, **case.model_options)
     accumulator = Accumulator()
@@ -128,7 +134,7 @@ def _compare(found: dict, case: Case, matrix: Matrix) -> tuple[str, int]:
 
 
 def _tolerance(name: str, matrix: Matrix, expected: np.ndarray) -> np.ndarray:
-    """[heads]."""
+    """Return the tolerance of each head."""
     num_keys = matrix.logits.shape[-1]
     of_logits = 8 * matrix.eps * (1 + matrix.magnitude)
     of_name = of_logits * (1 + np.log(num_keys))

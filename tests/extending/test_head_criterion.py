@@ -141,10 +141,13 @@ def test_names_are_listed(registered):
 
 
 WRONG = {
-    "failing": (Failing, "'failing' .* failed at 'model.layers.0.self_attn' with RuntimeError: no such head"),
+    "failing": (Failing, "'failing' .* failed with RuntimeError: no such head"),
     "wrong shape": (WrongShape, r"'wrong_shape' .* must return one number for each of the 4 heads .*shape \[5\]"),
     "undeclared": (Undeclared, "'undeclared' .* failed .*'gradients' is not in `reads`, which has: weights"),
-    "statistic": (UnknownStatistic, "`history` has no statistic 'gini', which the head criterion 'unknown_statistic'"),
+    "statistic": (
+        UnknownStatistic,
+        "'unknown_statistic' .* reads 'gini', which must be one of 'gradients', 'weights', 'content_sensitivity', ",
+    ),
     "steps": (WrongSteps, r"`of_step` of the head criterion 'wrong_steps' .* shape \[4\], got \[\]"),
 }
 

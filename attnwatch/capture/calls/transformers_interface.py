@@ -232,10 +232,7 @@ def _cropped(mask: Tensor | None, key: Tensor) -> Tensor | None:
 
 
 def _segments(attention_mask: Tensor | None, key: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
-    """Return the documents of a packed batch as flash attention finds them.
-
-    It finds them by their boundaries, or where positions restart.
-    """
+    """Return the documents of a packed batch, as flash attention finds them by boundaries or positions that restart."""
     if attention_mask is not None:
         return None
     batch_size, num_keys = key.shape[0], key.shape[2]
@@ -243,7 +240,7 @@ def _segments(attention_mask: Tensor | None, key: Tensor, kwargs: dict[str, Any]
         boundaries = kwargs["cu_seq_lens_k"]
         tokens = torch.arange(batch_size * num_keys, device=key.device, dtype=boundaries.dtype)
         return torch.bucketize(tokens, boundaries[1:], right=True).view(batch_size, num_keys)
-    positions = kwargs.get("position_ids")
+    positions: Tensor | None = kwargs.get("position_ids")
     if positions is not None and batch_size == 1 and positions.shape == (1, num_keys):
         return (positions == positions.min()).cumsum(-1)
     return None

@@ -15,7 +15,7 @@ GRADIENTS, WEIGHTS = "gradients", "weights"
 
 @dataclass(frozen=True)
 class HeadData:
-    """What a criterion reads of the heads of one attention module: `data[name]` for each name in its `reads`.
+    """Values that a criterion reads of one attention module: `data[name]` for each name in its `reads`.
 
     Values have an entry for each head of the unpruned model; entries of heads that are gone have no meaning.
 
@@ -23,7 +23,7 @@ class HeadData:
         site: name of the attention module.
         num_heads: number of heads of the unpruned model.
         heads: numbers of the heads that the module still has, ascending.
-        values: what the criterion reads, by name.
+        values: by name.
         generator: of random numbers, the same on all processes.
     """
 

@@ -1,4 +1,4 @@
-"""The entropy of the attention weights of each head."""
+"""Criterion by the entropy of the attention weights."""
 
 from torch import Tensor
 

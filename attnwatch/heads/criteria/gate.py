@@ -1,4 +1,4 @@
-"""The gradient of a gate on each head."""
+"""Criterion by the gradient of a gate on each head."""
 
 from torch import Tensor
 

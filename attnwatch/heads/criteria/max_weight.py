@@ -1,4 +1,4 @@
-"""The largest attention weight of each head."""
+"""Criterion by the largest attention weights."""
 
 from torch import Tensor
 

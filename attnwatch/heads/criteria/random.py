@@ -1,4 +1,4 @@
-"""Random numbers, the null hypothesis."""
+"""Criterion by chance, the null hypothesis."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from attnwatch.plugins import register
 
 @register
 class Random(HeadCriterion):
-    """Uniform random numbers that depend on the seed only, so that later cuts go on with the same order."""
+    """Uniform random numbers. They depend on the seed only, so that later cuts keep the order."""
 
     name = "random"
 

@@ -1,4 +1,4 @@
-"""The norm of the output weights of each head."""
+"""Criterion by the norm of the output weights."""
 
 from torch import Tensor
 
