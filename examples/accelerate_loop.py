@@ -1,4 +1,4 @@
-"""Watch and prune in an Accelerate loop, on one process or many: the history is that of all of them.
+"""Watch and prune in an Accelerate loop, on one process or several. The history covers the data of all processes.
 
 python examples/accelerate_loop.py [--steps N]
 accelerate launch --cpu --num_processes 2 examples/accelerate_loop.py
@@ -18,7 +18,7 @@ import attnwatch
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--steps", type=int, default=200)
-parser.add_argument("--cpu", action="store_true", help="although there is a GPU")
+parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
 options = parser.parse_args()
 steps, accelerator = options.steps, Accelerator(cpu=options.cpu)
 
@@ -29,7 +29,7 @@ model = AutoModelForSequenceClassification.from_pretrained(
 ).train()
 collate = collate_with(AutoTokenizer.from_pretrained(minilm_directory(), trust_remote_code=False))
 
-# Heads go before `prepare`: whoever wraps a model holds its parameters. Here by the weights that it comes with.
+# Prune before `prepare`, because wrappers keep references to parameters. Importance is the norm of the loaded weights.
 plan = attnwatch.choose_heads(model, attnwatch.head_importance(model, "weight"), target=0.25)
 (heads,) = broadcast_object_list([dict(plan.heads)])
 attnwatch.prune_heads(model, heads)

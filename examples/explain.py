@@ -1,10 +1,10 @@
-"""What does a fine-tuned encoder rely on? Three callbacks ask it while it trains; then the same by hand.
+"""Measure what a fine-tuned encoder relies on, with three callbacks during training and by hand afterwards.
 
     python examples/explain.py [--steps N]
     tensorboard --logdir explain
 
-Sorts lines of Python's standard library into code and prose, with MiniLM. What comes out is in explain/model;
-`attnwatch inspect explain/model --text explain/lines.txt` writes a page about it.
+The encoder, MiniLM, learns whether a line of Python's standard library is code or prose. The trained model is saved in
+explain/model. `attnwatch inspect explain/model --text explain/lines.txt` writes a report about it.
 """
 
 import argparse
@@ -40,21 +40,21 @@ def main() -> None:
     confidence = ConfidenceProbe(every_n_steps=50)
     trainer = pl.Trainer(
         max_steps=options.steps,
-        callbacks=[audit, probes, confidence],  # this is all there is to do
+        callbacks=[audit, probes, confidence],  # the only change
         default_root_dir=options.out,
         accelerator="cpu",
         enable_checkpointing=False,
     )
     module = Classifier(encoder, num_labels=2, learning_rate=5e-5)
     trainer.fit(module, DataLoader(examples[256:], batch_size=32, shuffle=True, collate_fn=collate), validation)
-    print(f"\nWhat each layer knows:\n{probes.results[-1][1]}")
-    print(f"\nHow sure it is:\n{confidence.results[-1][1]}")
+    print(f"\nProbes of each layer:\n{probes.results[-1][1]}")
+    print(f"\nCalibration:\n{confidence.results[-1][1]}")
 
-    batch = next(iter(validation))  # by hand, on any model
-    found = occlude(module, batch, tokenizer=tokenizer)
-    told = compare(module, batch, found)
-    curve = deletion_curve(module, batch, found.importance, tokenizer=tokenizer)
-    print(f"\nHiding: {found}\nAttention: {told}\nCurve: {curve}")
+    batch = next(iter(validation))  # the same without a trainer, on any model
+    occlusion = occlude(module, batch, tokenizer=tokenizer)
+    comparison = compare(module, batch, occlusion)
+    curve = deletion_curve(module, batch, occlusion.importance, tokenizer=tokenizer)
+    print(f"\nOcclusion: {occlusion}\nAttention: {comparison}\nCurve: {curve}")
 
     module.model.save_pretrained(options.out / "model")
     tokenizer.save_pretrained(options.out / "model")

