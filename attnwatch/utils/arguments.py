@@ -1,5 +1,6 @@
 """Checks of user arguments, shared by everything that takes some."""
 
+import math
 from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, get_args
@@ -11,10 +12,10 @@ def require_int(name: str, value: object, *, minimum: int, maximum: int | None =
     """Raise a `ConfigurationError` unless `value` is an integer in this range (or None, if `optional`)."""
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
         alternative = " or None" if optional else ""
         raise ConfigurationError(f"`{name}` must be an integer of at least {minimum}{alternative}, got {value!r}.")
-    if maximum is not None and value > maximum:
+    if maximum is not None and int(value) > maximum:
         raise ConfigurationError(f"`{name}` must be at most {maximum}, got a number of {len(f'{value:x}')} hex digits.")
 
 
@@ -27,8 +28,8 @@ def require_between(
         inclusive: the limits themselves are allowed.
         kind: what the number is, for the message.
     """
-    inside = isinstance(value, Real) and (minimum <= value <= maximum if inclusive else minimum < value < maximum)
-    if not inside:
+    number = float(value) if isinstance(value, Real) else math.nan
+    if not (minimum <= number <= maximum if inclusive else minimum < number < maximum):
         raise ConfigurationError(f"`{name}` must be {kind} between {minimum:g} and {maximum:g}, got {value!r}.")
 
 
