@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Apart from the rest, as torchvision is of another torch and others would import it (tests/conftest.py).
 TIMM := timm==1.0.31 torchvision==0.29.1
 
-.PHONY: demo test test-slow test-matrix test-all lint format install
+.PHONY: demo test test-slow test-matrix test-all lint format docs install
 
 install: $(VENV)/.installed
 
@@ -36,8 +36,12 @@ test-all: test test-slow test-matrix
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python docs/update_readme.py --check
+	$(BIN)/python -m tools.update_tables --check
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation, into site/. A broken link, anchor or reference is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,10 +1,22 @@
 """Watch attention during training, and remove what it does without. See the README for the ways to use it."""
 
-from attnwatch.attention import AttentionStatistics, attention_entropy, attention_statistics
-from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RiskModel, RunStatus, Thresholds, diagnose
+from attnwatch.attention import AttentionRows, AttentionStatistics, attention_entropy, attention_statistics
+from attnwatch.capture import AttentionCall, FunctionCall
+from attnwatch.diagnosis import (
+    Diagnosis,
+    Finding,
+    FindingKind,
+    FindingRule,
+    RiskModel,
+    RunStatus,
+    Thresholds,
+    diagnose,
+)
 from attnwatch.errors import AttnwatchError, AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.heads import (
     Guard,
+    HeadCriterion,
+    HeadData,
     HeadImportance,
     HeadLayout,
     PruningPlan,
@@ -14,18 +26,25 @@ from attnwatch.heads import (
     head_importance,
     load_pruned,
     prune_heads,
-    register_layout,
     save_pruned,
     savings,
 )
+from attnwatch.loggers import Logger
+from attnwatch.models import ModelFamily, Refused
+from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
-from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
+from attnwatch.schedules import Schedule
+from attnwatch.statistics import Statistic
+from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDropper, TokenLayout
+from attnwatch.trainers import PartCallback, TrainerAdapter, TrainerRun
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionCall",
     "AttentionHistory",
     "AttentionRecorder",
+    "AttentionRows",
     "AttentionStatistics",
     "AttnwatchError",
     "AttnwatchWarning",
@@ -33,18 +52,31 @@ __all__ = [
     "Diagnosis",
     "Finding",
     "FindingKind",
+    "FindingRule",
+    "FunctionCall",
     "Guard",
+    "HeadCriterion",
+    "HeadData",
     "HeadImportance",
     "HeadLayout",
     "KeepSchedule",
+    "Logger",
+    "ModelFamily",
     "NoAttentionError",
+    "PartCallback",
     "PruningPlan",
+    "Refused",
     "RiskModel",
     "RunStatus",
+    "Schedule",
+    "Statistic",
     "Thresholds",
     "TokenBatch",
+    "TokenCriterion",
     "TokenDropper",
     "TokenLayout",
+    "TrainerAdapter",
+    "TrainerRun",
     "accept_pruned_state",
     "attention_entropy",
     "attention_statistics",
@@ -54,8 +86,8 @@ __all__ = [
     "head_importance",
     "load_pruned",
     "prune_heads",
-    "register_layout",
-    "register_token_layout",
+    "register",
     "save_pruned",
     "savings",
+    "unregister",
 ]

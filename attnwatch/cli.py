@@ -1,4 +1,4 @@
-"""The command line: `attnwatch demo`, `attnwatch inspect`."""
+"""The command line: `attnwatch demo`, `attnwatch judge RUN`, `attnwatch inspect MODEL_DIR`."""
 
 import argparse
 import sys
@@ -9,37 +9,86 @@ _FEWEST_DEMO_STEPS = 120  # before that the diagnosis claims nothing
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return its exit code."""
     parser = argparse.ArgumentParser(prog="attnwatch", description="Watch attention during training.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser(
-        "demo", help="train a small Llama four times: sound, faulty, pruned, with dropped tokens"
-    )
-    demo.add_argument("--out", type=Path, default=Path("attnwatch-demo"), help="where TensorBoard files go")
-    demo.add_argument("--steps", type=_demo_steps, default=240, help="training steps of each run (default: 240)")
-    demo.add_argument("--seed", type=int, default=0)
-    demo.set_defaults(command_function=_demo)
-    inspect = commands.add_parser(
-        "inspect",
-        help="judge a run from its saved history or its TensorBoard logs; or look into a model",
-        description="Of a run: says what is wrong with it, and where. Exit code: 0; 1 where the run does not converge "
-        "or is unstable; 2 where it can't be read. Of a transformers model, with --text: writes a page about what it "
-        "attends to, which inputs it relies on, what each layer knows, and how sure it is.",
-    )
-    inspect.add_argument(
-        "run", type=Path, help="a saved AttentionHistory (.npz), a directory with event files, or one with a model"
-    )
-    inspect.add_argument("--loss-tag", help="name of the training loss in the logs (default: the first usual one)")
-    inspect.add_argument("--total-steps", type=int, help="that the run will have, so that more can be foreseen")
-    model = inspect.add_argument_group("of a model")
-    model.add_argument("--text", type=Path, help="UTF-8; a text, or for classifiers lines: sentence [tab label]")
-    model.add_argument("--questions", type=Path, help='JSONL: {"prompt": …, "choices": […], "answer": …}')
-    model.add_argument("--sequences", type=_positive, default=32, help="of the text that are looked at (default: 32)")
-    model.add_argument("--tokens", type=_positive, default=96, help="of each sequence (default: 96)")
-    model.add_argument("--out", type=Path, default=Path("attnwatch-report.html"), help="the page")
-    inspect.set_defaults(command_function=_inspect)
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
+    for add in (_add_demo, _add_judge, _add_inspect):
+        add(commands)
     options = parser.parse_args(arguments)
     return options.command_function(options)
+
+
+def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="train a small Llama four times and compare the runs",
+        description="Train a small Llama on the CPU four times: sound, with a fault, pruned, and with dropped tokens. "
+        "Print what the monitor says of each run. Exit code: 0 if it says what is true, else 1.",
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("attnwatch-demo"), help="folder for TensorBoard files (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--steps", type=_demo_steps, default=240, help="training steps of each run (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and data (default: %(default)s)")
+    parser.set_defaults(command_function=_demo)
+
+
+def _add_judge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "judge",
+        help="judge a training run, finished or not, by what was saved of it",
+        description="Print the status of a run, what is wrong with it and in which layers, and how the attention of "
+        "each layer has changed. Exit code: 0 if the run is sound or can't be judged yet, 1 if it does not converge or "
+        "is unstable, 2 if it can't be read.",
+    )
+    parser.add_argument(
+        "run",
+        type=Path,
+        metavar="RUN",
+        help="file of AttentionHistory.save (.npz), or a folder with TensorBoard's event files of one run",
+    )
+    parser.add_argument("--loss-tag", help="tag of the training loss in the event files (default: the first usual one)")
+    parser.add_argument(
+        "--total-steps",
+        type=int,
+        help="steps that the run will have when it is complete, so that more can be foreseen (default: as recorded)",
+    )
+    parser.set_defaults(command_function=_judge)
+
+
+def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "inspect",
+        help="write a page about a saved transformers model",
+        description="Write an HTML page about a model: what it attends to, which inputs it relies on, what each layer "
+        "knows, and how sure it is. The page loads nothing from elsewhere. Exit code: 0, or 2 if it can't be written.",
+    )
+    parser.add_argument(
+        "directory", type=Path, metavar="MODEL_DIR", help="folder of save_pretrained, with the model and its tokenizer"
+    )
+    parser.add_argument(
+        "--text",
+        type=Path,
+        required=True,
+        help="UTF-8 file to try the model on: a text for a language model; lines of a sentence, and a tab and a label "
+        "if calibration is wanted, for a classifier",
+    )
+    parser.add_argument(
+        "--questions",
+        type=Path,
+        help='JSONL file with multiple-choice questions for a language model: {"prompt": …, "choices": […], '
+        '"answer": …} (default: made from the text)',
+    )
+    parser.add_argument(
+        "--sequences", type=_positive, default=32, help="sequences of the text to look at (default: %(default)s)"
+    )
+    parser.add_argument("--tokens", type=_positive, default=96, help="tokens of each sequence (default: %(default)s)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("attnwatch-report.html"), help="file of the page (default: %(default)s)"
+    )
+    parser.set_defaults(command_function=_inspect)
 
 
 def _demo(options: argparse.Namespace) -> int:
@@ -51,31 +100,7 @@ def _demo(options: argparse.Namespace) -> int:
     return 0 if run_demo(options.out, steps=options.steps, seed=options.seed) else 1
 
 
-def _inspect(options: argparse.Namespace) -> int:
-    return _inspect_run(options) if options.text is None else _inspect_model(options)
-
-
-def _inspect_model(options: argparse.Namespace) -> int:
-    from attnwatch.errors import AttnwatchError
-
-    try:
-        from attnwatch.report.model_page import write_model_page
-
-        write_model_page(
-            options.run,
-            options.text,
-            options.out,
-            questions=options.questions,
-            num_sequences=options.sequences,
-            num_tokens=options.tokens,
-        )
-    except (AttnwatchError, ImportError, OSError) as error:
-        return _fail(error)
-    print(f"Written: {options.out}. It opens in any browser, and loads nothing.")
-    return 0
-
-
-def _inspect_run(options: argparse.Namespace) -> int:
+def _judge(options: argparse.Namespace) -> int:
     from attnwatch.errors import AttnwatchError
     from attnwatch.judging import read_run, report
     from attnwatch.utils.messages import printable
@@ -84,15 +109,35 @@ def _inspect_run(options: argparse.Namespace) -> int:
         history = read_run(options.run, loss_tag=options.loss_tag)
         text, diagnosis = report(history, total_steps=options.total_steps)
     except (AttnwatchError, ImportError) as error:
-        return _fail(error)
+        return _fail(options, error)
     print(printable(text))
     return int(diagnosis.status.is_alarm)
 
 
-def _fail(error: Exception) -> int:
+def _inspect(options: argparse.Namespace) -> int:
+    from attnwatch.errors import AttnwatchError
+
+    try:
+        from attnwatch.report.model_page import write_model_page
+
+        write_model_page(
+            options.directory,
+            options.text,
+            options.out,
+            questions=options.questions,
+            num_sequences=options.sequences,
+            num_tokens=options.tokens,
+        )
+    except (AttnwatchError, ImportError, OSError) as error:
+        return _fail(options, error)
+    print(f"Written: {options.out}. It opens in any browser, and loads nothing.")
+    return 0
+
+
+def _fail(options: argparse.Namespace, error: Exception) -> int:
     from attnwatch.utils.messages import printable
 
-    print(f"attnwatch inspect: {printable(str(error))}", file=sys.stderr)
+    print(f"attnwatch {options.command}: {printable(str(error))}", file=sys.stderr)
     return 2
 
 

@@ -1,30 +1,32 @@
-"""Judges a run that is over, or still going on, from what was kept of it. Run by `attnwatch inspect`."""
+"""Judgement of a run, finished or not, by what was saved of it: `attnwatch judge`."""
 
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from attnwatch.attention import STATISTICS
 from attnwatch.capture import is_observed
-from attnwatch.dashboard import site_labels
 from attnwatch.dashboard.logged import read_logged
 from attnwatch.dashboard.scalars import over_heads
 from attnwatch.diagnosis import Diagnosis, diagnose
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
+from attnwatch.utils.labels import site_labels
 from attnwatch.utils.messages import printable
 
 
 def read_run(path: Path, *, loss_tag: str | None = None) -> AttentionHistory:
-    """A saved history (.npz), or a directory that TensorBoard reads.
+    """Read a saved history (.npz), or a directory that TensorBoard reads.
 
     Raises:
         ConfigurationError: it is neither, or has no attention in it.
     """
     try:
         if (path / "config.json").is_file():
-            raise ConfigurationError(f"`run`: {str(path)!r} holds a model; to look into it, give a text with --text.")
+            raise ConfigurationError(
+                f"`run`: {str(path)!r} holds a model, not a run; to look into it: attnwatch inspect MODEL_DIR --text "
+                "FILE."
+            )
         if path.is_dir():
             return read_logged(path, loss_tag=loss_tag)
         if loss_tag is not None:
@@ -37,7 +39,7 @@ def read_run(path: Path, *, loss_tag: str | None = None) -> AttentionHistory:
 
 
 def report(history: AttentionHistory, *, total_steps: int | None = None) -> tuple[str, Diagnosis]:
-    """The verdict in words, with the first and latest numbers of each layer; and the verdict.
+    """Return a text with the verdict and the first and latest numbers of each layer, and the verdict.
 
     Args:
         total_steps: see `diagnose`.
@@ -66,7 +68,7 @@ def _with_printable_names(history: AttentionHistory) -> AttentionHistory:
 
 
 def _loss(history: AttentionHistory) -> str:
-    """How much of it is known: what is judged depends on it."""
+    """Return how much of the loss is known: what is judged depends on it."""
     known = np.isfinite(history.loss)
     if not known.any():
         return "no loss is known at these steps: attention alone is judged (record_loss, or a logged loss, adds it)"
@@ -80,10 +82,10 @@ def _not_observed(history: AttentionHistory) -> list[str]:
 
 
 def _table(history: AttentionHistory) -> str:
-    """First and latest number of the statistics that are shown per layer."""
+    """Return the first and latest number of the statistics that are shown per layer."""
     if not len(history) or not history.sites:
         return ""
-    shown = [statistic for statistic in STATISTICS.values() if statistic.per_layer]
+    shown = [statistic for statistic in history.statistics.values() if statistic.per_layer]
     labels = site_labels(history.sites)
     width = max(len("layer"), *map(len, labels))
     lines = [f"{'layer':<{width}}  " + "  ".join(f"{statistic.name:>22}" for statistic in shown)]

@@ -1,17 +1,16 @@
-"""Lightning callbacks, for `lightning` and `pytorch_lightning`. Needs `pip install attnwatch[lightning]`.
+"""Lightning callbacks, for `lightning` and `pytorch_lightning`. Needs `pip install attnwatch[lightning]`."""
 
-Callbacks that explain a model are imported when they are used, and need `pip install attnwatch[explain]`.
-"""
+from typing import Any
 
-from typing import TYPE_CHECKING
+from attnwatch import callbacks
+from attnwatch.trainers.lightning import LightningAdapter
+from attnwatch.trainers.lightning import callback as _callback  # noqa: F401  # names what is to be installed
 
-from attnwatch.trainers.lightning import AttentionMonitor, HeadPruning, TokenDropping
-from attnwatch.utils.extras import lazy_attributes
+__all__ = list(callbacks.CALLBACKS)
 
-if TYPE_CHECKING:
-    from attnwatch.trainers.lightning import ConfidenceProbe, LayerProbe, OcclusionAudit
 
-__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "LayerProbe", "OcclusionAudit", "TokenDropping"]
-
-_LAZY = dict.fromkeys(("ConfidenceProbe", "LayerProbe", "OcclusionAudit"), "attnwatch.trainers.lightning")
-__getattr__ = lazy_attributes(__name__, _LAZY)
+def __getattr__(name: str) -> Any:
+    """Return a callback's class, which is made when it is first used; `lightning.pyi` declares them."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return LightningAdapter.callback(getattr(callbacks, name))

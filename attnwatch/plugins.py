@@ -1,9 +1,10 @@
-"""The one way in which statistics, findings, criteria and everything else that people add become known.
+"""Registration of plugins: statistics, findings, criteria and everything else that users add.
 
-A kind of plugin is a base class with a `Registry`. What attnwatch brings of a kind lies in one folder, one file each;
-users call `attnwatch.register`, and packages name their plugins in the entry-point group `attnwatch.plugins`.
+A kind of plugin is a base class with a `Registry`. The plugins of attnwatch lie in one folder for each kind, one file
+each. Users call `attnwatch.register`, and packages name their plugins in the entry-point group `attnwatch.plugins`.
 """
 
+import contextlib
 import functools
 import importlib
 import pkgutil
@@ -39,7 +40,7 @@ class Plugin:
 
 
 class Registry(Mapping[str, PluginT], Generic[PluginT]):
-    """The plugins of one kind by name, those of attnwatch first.
+    """Plugins of one kind by name, those of attnwatch first.
 
     Args:
         kind: what a user calls it, such as "statistic".
@@ -57,7 +58,8 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         return self._loaded()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._loaded())
+        """Iterate over the names: first of attnwatch's plugins by file, then of others in order of registration."""
+        return iter(sorted(self._loaded(), key=self._place))
 
     def __len__(self) -> int:
         return len(self._loaded())
@@ -75,7 +77,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         """
         plugins = self._loaded()
         if not isinstance(name, str) or name not in plugins:
-            choices = ", ".join(map(repr, plugins)) + (f", or {otherwise}" if otherwise else "")
+            choices = ", ".join(map(repr, self)) + (f", or {otherwise}" if otherwise else "")
             raise ConfigurationError(f"`{argument}` must be one of {choices}; got {name!r}.")
         return plugins[name]
 
@@ -86,6 +88,8 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
             ConfigurationError: the plugin lacks a part of its declaration, or its name is taken.
         """
         kind = plugin if isinstance(plugin, type) else type(plugin)
+        if kind in Plugin.__subclasses__() or not kind.__module__.startswith(f"{self._folder}."):
+            _load_folder(self._folder)  # so that the names of attnwatch's own plugins are taken
         if self._as_instances and isinstance(plugin, type):
             try:
                 plugin = plugin()
@@ -109,7 +113,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         self._plugins[name] = plugin
 
     def remove(self, plugin: Any) -> None:
-        """Forget a plugin.
+        """Remove a plugin.
 
         Raises:
             ConfigurationError: it is not registered.
@@ -120,10 +124,15 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         del self._plugins[name]
 
     def describe(self, plugin: Any) -> str:
-        """Return words that tell a user which plugin it is: its kind, name and class."""
+        """Return the kind, name and class of a plugin, for messages."""
         name = getattr(plugin, "name", None)
         named = f" {name!r}" if isinstance(name, str) else ""
         return f"the {self.kind}{named} ({'.'.join(_origin(plugin))})"
+
+    def _place(self, name: str) -> tuple[bool, str]:
+        """Return the key by which names are sorted, so that their order depends on no import."""
+        module, _ = _origin(self._plugins[name])
+        return (False, module) if module.startswith(f"{self._folder}.") else (True, "")
 
     def _loaded(self) -> dict[str, PluginT]:
         _load_folder(self._folder)
@@ -132,7 +141,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
 
 
 def register(plugin: PluginT) -> PluginT:
-    """Make a plugin known: a statistic, a finding, a criterion, a schedule, a model family, a logger, and so on.
+    """Register a plugin: a statistic, a finding, a criterion, a schedule, a model family, a logger, and so on.
 
     From then on it is used like those of attnwatch. Each kind has a base class, which says what a plugin declares.
     Packages that are installed register theirs by the entry-point group `attnwatch.plugins` instead.
@@ -151,7 +160,7 @@ def register(plugin: PluginT) -> PluginT:
 
 
 def unregister(plugin: Plugin | type[Plugin]) -> None:
-    """Take back what `register` did.
+    """Remove a plugin that was registered.
 
     Args:
         plugin: a class or an instance that was registered.
@@ -160,6 +169,16 @@ def unregister(plugin: Plugin | type[Plugin]) -> None:
         ConfigurationError: it is not registered.
     """
     _registry_of(plugin).remove(plugin)
+
+
+@contextlib.contextmanager
+def named_errors(plugin: Plugin) -> Iterator[None]:
+    """Raise a `ConfigurationError` that names the plugin in the place of an error of its code."""
+    try:
+        yield
+    except Exception as error:
+        described = plugin.registry.describe(plugin)
+        raise ConfigurationError(f"{described} failed with {type(error).__name__}: {error}") from error
 
 
 def _registry_of(plugin: Any) -> Registry[Any]:

@@ -1,17 +1,23 @@
-"""Callbacks of the transformers Trainer. Needs `pip install attnwatch[transformers]`.
+"""Callbacks of the transformers Trainer. Needs `pip install attnwatch[transformers]`."""
 
-Callbacks that explain a model are imported when they are used, and need `pip install attnwatch[explain]`.
-"""
+from typing import Any
 
-from typing import TYPE_CHECKING
+try:
+    import accelerate  # noqa: F401
+    import transformers  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        "attnwatch.transformers needs transformers and accelerate: pip install 'attnwatch[transformers]'"
+    ) from error
 
-from attnwatch.trainers.transformers import AttentionMonitor, HeadPruning, TokenDropping
-from attnwatch.utils.extras import lazy_attributes
+from attnwatch import callbacks
+from attnwatch.trainers.transformers import TransformersAdapter
 
-if TYPE_CHECKING:
-    from attnwatch.trainers.transformers import ConfidenceProbe, LayerProbe, OcclusionAudit
+__all__ = list(callbacks.CALLBACKS)
 
-__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "LayerProbe", "OcclusionAudit", "TokenDropping"]
 
-_LAZY = dict.fromkeys(("ConfidenceProbe", "LayerProbe", "OcclusionAudit"), "attnwatch.trainers.transformers")
-__getattr__ = lazy_attributes(__name__, _LAZY)
+def __getattr__(name: str) -> Any:
+    """Return a callback's class, which is made when it is first used; `transformers.pyi` declares them."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return TransformersAdapter.callback(getattr(callbacks, name))

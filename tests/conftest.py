@@ -12,7 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from attnwatch.capture.looking import compiles_anything
+import attnwatch
+from attnwatch.capture.compilation import compiles_anything
 
 # pytest-xdist runs one process a core, and some tests start others.
 torch.set_num_threads(1)
@@ -80,6 +81,21 @@ def _nothing_is_compiled():
     yield
     if compiles_anything():
         torch._dynamo.reset()
+
+
+@pytest.fixture
+def registered():
+    """Registers plugins for one test; one that replaces another is unregistered in its place."""
+    plugins = {}
+
+    def add(plugin):
+        attnwatch.register(plugin)
+        plugins[id(plugin.registry), plugin.name] = plugin
+        return plugin
+
+    yield add
+    for plugin in plugins.values():
+        attnwatch.unregister(plugin)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,8 @@ from models import LAYERS
 from trainers import trainer
 
 from attnwatch import ConfigurationError, Guard
-from attnwatch.transformers import AttentionMonitor, HeadPruning, TokenDropping, keeping
+from attnwatch.trainers.transformers import keeping
+from attnwatch.transformers import AttentionMonitor, HeadPruning, TokenDropping
 
 EARLIER, SAVED = "checkpoint-4", "checkpoint-8"
 _SAVED_STEP = 8

@@ -174,7 +174,7 @@ _ROW_STATISTICS = (
     "max_logit",
     "logit_std",
     "sink_mass",
-    "confidence",
+    "max_weight",
     "entropy_without_sink",
     "distance",
 )
@@ -199,7 +199,7 @@ def _row_statistics(matrix: AttentionMatrix, b: int, h: int, i: int) -> dict[str
         "max_logit": logits.max(),
         "logit_std": logits.std(correction=0),
         "sink_mass": true[0] + true[len(logits) :].sum(),
-        "confidence": true[: len(logits)].max(),
+        "max_weight": true[: len(logits)].max(),
         # The softmax over the other keys is p / (1 - p[0]) also where p[0] rounds to 1.
         "entropy_without_sink": entropy(logits[1:].softmax(-1)),
         "distance": (p * (i - positions).abs()).sum(),

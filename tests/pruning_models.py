@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from versions import BEFORE_5, EARLY
 
 from attnwatch import prune_heads
-from attnwatch.heads.heads import head_sites
+from attnwatch.heads import HeadMap
 
 Heads = Mapping[int, Sequence[int]]
 """Heads to remove, by layer."""
@@ -61,7 +61,7 @@ def masked(model: nn.Module, heads: Heads) -> nn.Module:
 
 @torch.no_grad()
 def mask(model: nn.Module, heads: Heads) -> None:
-    sites = list(head_sites(model)[0].values())
+    sites = list(HeadMap.of(model).sites.values())
     for layer, gone in heads.items():
         site = sites[layer]
         adapters = [lora.weight for lora in getattr(site.projection, "lora_A", {}).values()]

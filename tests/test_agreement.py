@@ -69,9 +69,9 @@ def _pruner(model, optimizer, guard):
         return values[0]
 
     importance = HeadImportance(model, criterion="weight")
-    options = PruningOptions(0.5, "weight", 1, 2, 1, "layer", "auto", 1, guard, 0)
+    options = PruningOptions(0.5, criterion="weight", start=1, end=2, num_cuts=1, ranking="layer", guard=guard)
     return HeadPruner(
-        lambda: [(model, [optimizer])], importance, options, PruningSchedule((1,), (0.5,)), agree=of_the_first
+        lambda: [(model, [optimizer])], importance, options, PruningSchedule((1,), (0.5,)), broadcast=of_the_first
     )
 
 

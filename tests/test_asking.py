@@ -17,7 +17,7 @@ from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_mo
 from versions import CACHE, enable_checkpointing, lacks
 
 from attnwatch import ConfigurationError
-from attnwatch.dashboard.markdown import answers_markdown, literal
+from attnwatch.dashboard.answers import answers_markdown, literal
 from attnwatch.explain import Question, Templates, ask, calibration, classifier_calibration, parse_percentage
 from attnwatch.explain.evaluated_model import EvaluatedModel
 from attnwatch.explain.multiple_choice.evaluation import MultipleChoiceEvaluation

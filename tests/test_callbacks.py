@@ -20,7 +20,7 @@ import attnwatch.explain
 import attnwatch.lightning
 import attnwatch.transformers
 from attnwatch import ConfigurationError
-from attnwatch.utils.messages import tell
+from attnwatch.utils.messages import inform
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -75,7 +75,7 @@ def test_help_of_a_callback_begins_with_its_own_documentation(package, name):
     title, signature, shown = re.sub(r"(?m)^ \| *", "", pydoc.render_doc(kind, renderer=pydoc.plaintext)).split(
         "\n", 5
     )[2:5]
-    assert title.startswith(f"class {name}(attnwatch.callbacks.")
+    assert title.startswith(f"class {name}({package.__name__.replace('attnwatch', 'attnwatch.trainers')}.callback.")
     assert "every_n_steps" in signature or "target" in signature or "keep_ratio" in signature
     assert shown == "" or shown == kind.__doc__.split("\n")[0]
     summary = kind.__doc__.split("\n")[0]
@@ -190,13 +190,13 @@ def test_cuts_are_told_under_lightning_whatever_its_logger_shows(level, capsys, 
 def test_news_are_for_the_logger_that_shows_them(capsys, caplog):
     other = logging.getLogger("attnwatch.tests.other")
     other.addHandler(logging.NullHandler())
-    tell("nobody is configured", by=other)
+    inform("nobody is configured", by=other)
     with caplog.at_level(logging.INFO, "attnwatch"):
-        tell("ours is", by=logging.getLogger("somebody.else"))
+        inform("ours is", by=logging.getLogger("somebody.else"))
     with caplog.at_level(logging.INFO, "somebody.else"):
-        tell("the other is", by=logging.getLogger("somebody.else"))
+        inform("the other is", by=logging.getLogger("somebody.else"))
     with caplog.at_level(logging.WARNING, "attnwatch"):
-        tell("nobody wants to know")
+        inform("nobody wants to know")
     assert news(capsys.readouterr().out) == ["attnwatch: nobody is configured"]
     assert [(each.name, each.getMessage()) for each in caplog.records] == [
         ("attnwatch", "attnwatch: ours is"),

@@ -19,9 +19,9 @@ from trainers import STEPS, Noting, trainer
 import attnwatch.callbacks.pictures as pictures_module
 from attnwatch import AttnwatchWarning, ConfigurationError, PruningPlan, RunStatus
 from attnwatch.lightning import AttentionMonitor, HeadPruning, LayerProbe, TokenDropping
-from attnwatch.tokens.interception import is_intercepted
 from attnwatch.transformers import AttentionMonitor as TransformersMonitor
 from attnwatch.transformers import TokenDropping as TransformersDropping
+from attnwatch.utils.interception import is_intercepted
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -247,10 +247,10 @@ def test_pictures_come_as_often_as_asked_or_it_is_told_why_not(share, options, e
 
 
 def test_flush_of_their_own_is_for_pictures_that_are_wanted_more_often():
-    assert AttentionMonitor(every_n_steps=10)._options.observations_per_flush == 5
-    assert AttentionMonitor(every_n_steps=10, figures_every_n_steps=20)._options.observations_per_flush == 2
-    assert AttentionMonitor(every_n_steps=10, figures_every_n_steps=None)._options.observations_per_flush == 5
-    assert AttentionMonitor(every_n_steps=10, figures_every_n_steps=20, flush_every=7)._options.flush_every == 7
+    assert AttentionMonitor(every_n_steps=10).part._options.observations_per_flush == 5
+    assert AttentionMonitor(every_n_steps=10, figures_every_n_steps=20).part._options.observations_per_flush == 2
+    assert AttentionMonitor(every_n_steps=10, figures_every_n_steps=None).part._options.observations_per_flush == 5
+    assert AttentionMonitor(every_n_steps=10, figures_every_n_steps=20, flush_every=7).part._options.flush_every == 7
 
 
 def test_two_monitors_that_were_used_before_are_refused_in_words():

@@ -17,7 +17,7 @@ from test_lightning_monitor import Llama
 from test_pruning_lightning import train
 
 from attnwatch import Guard, HeadImportance
-from attnwatch.callbacks.run import StepTimes
+from attnwatch.callbacks.clock import StepTimes
 from attnwatch.dashboard.figures import figures
 from attnwatch.heads.options import PruningOptions
 from attnwatch.heads.pruner import HeadPruner
@@ -34,7 +34,7 @@ SHARES = [0.25, 0.5, 0.75, 1.0]
 def prune(seconds, keep_ratio, *, steps=70, guard=None, cuts=(5,)) -> tuple[HeadPruner, list[str]]:
     """A training whose steps take as long, and compute as many of the tokens, as we say."""
     model = gpt2()
-    options = PruningOptions(0.5, "random", cuts[0], cuts[-1], len(cuts), "global", "auto", 1, guard, 0)
+    options = PruningOptions(0.5, criterion="random", start=cuts[0], end=cuts[-1], num_cuts=len(cuts), guard=guard)
     schedule = PruningSchedule(tuple(cuts), tuple(0.5 * (index + 1) / len(cuts) for index in range(len(cuts))))
     pruner = HeadPruner(lambda: [(model, [])], HeadImportance(model, criterion="random"), options, schedule)
     news = []
@@ -80,7 +80,7 @@ def test_what_dropping_tokens_saves_is_of_steps_with_equal_heads(steps):
     times = StepTimes()
     for ratio, heads, seconds in steps:
         times.add(seconds, keep_ratio=ratio, others=heads)
-    words = times.words(lambda ratio: 1.5)
+    summary = times.summary(lambda ratio: 1.5)
     for ratio in SHARES[:-1]:
         taken = {
             (r, heads): statistics.median(s for of, h, s in steps if (of, h) == (r, heads))
@@ -88,7 +88,7 @@ def test_what_dropping_tokens_saves_is_of_steps_with_equal_heads(steps):
             if any((of, h) == (r, heads) for of, h, _ in steps)
         }
         comparable = [h for h in SHARES if (ratio, h) in taken and (1.0, h) in taken]
-        said = [part for part in words.split("; a step took ") if f"with {ratio:.0%} of them" in part]
+        said = [part for part in summary.split("; a step took ") if f"with {ratio:.0%} of them" in part]
         if not comparable:
             assert not any("times as fast" in part for part in said)
             continue
@@ -122,7 +122,7 @@ def test_nothing_is_said_where_no_steps_are_alike():
     pruning, dropping = callbacks(start=16, end=16, num_cuts=1)
     train(pruning, dropping)
     assert dropping.summary() == "the layers computed 60% of the tokens"
-    assert "a step took" not in pruning._pruner.summary()
+    assert "a step took" not in pruning.part._pruner.summary()
 
 
 def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
@@ -140,8 +140,8 @@ def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
     assert remark in words.tensor_proto.string_val[0].decode()
     (change,) = events.Tensors("tokens/changes/text_summary")
     assert change.tensor_proto.string_val[0].decode() == "100% of the tokens are computed from step 16 on"
-    assert pruning.changes == [(4, "heads go"), (8, "heads go")]
-    assert dropping.changes == [(16, "100% of the tokens")]
+    assert pruning.part.changes == [(4, "heads go"), (8, "heads go")]
+    assert dropping.part.changes == [(16, "100% of the tokens")]
     at_half, whole = monitor.history["max_entropy"][:16], monitor.history["max_entropy"][16:]
     assert np.nanmax(at_half) < np.nanmin(whole)
 

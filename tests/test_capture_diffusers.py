@@ -7,8 +7,8 @@ import torch
 from models import seeded
 from torch import Tensor, nn
 
-from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionRecorder
+from attnwatch.statistics import Statistic
 
 BATCH, IMAGE_TOKENS, TEXT_TOKENS, HEADS, HEAD_DIM = 2, 16, 16, 4, 8
 WIDTH = HEADS * HEAD_DIM
@@ -169,8 +169,8 @@ def test_attention_is_observed_in_full(name: str):
     for index, site in enumerate(history.sites):
         entropy = torch.special.entr(weights.of[site]).sum(-1).mean((0, 2))
         np.testing.assert_allclose(history["entropy"][0, index], entropy, rtol=1e-4, atol=1e-5)
-        confidence = weights.of[site].amax(-1).mean((0, 2))
-        np.testing.assert_allclose(history["confidence"][0, index], confidence, rtol=1e-4, atol=1e-5)
+        max_weight = weights.of[site].amax(-1).mean((0, 2))
+        np.testing.assert_allclose(history["max_weight"][0, index], max_weight, rtol=1e-4, atol=1e-5)
     is_cross = np.isnan(history["distance"][0]).all(1)
     assert [site.endswith("attn2") for site in history.sites] == is_cross.tolist()
     assert is_cross.sum() == num_cross
@@ -210,5 +210,5 @@ def test_compiled_transformer_is_observed():
                 compiled(**INPUTS["dit"])
         history = recorder.history()
     assert set(history.coverage.values()) == {"observed"}
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_allclose(history[name][1], expected[name][0], rtol=1e-4, atol=1e-5)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_upper_left
 
 from attnwatch import AttnwatchWarning, attention_statistics
-from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.statistics import Statistic
 
 SDPA = F.scaled_dot_product_attention
 TABLE = {"causal": functools.partial(SDPA, is_causal=True)}
@@ -158,7 +158,7 @@ def record(model: nn.Module, *args, steps: int = 1, every: int = 1, **options) -
 def assert_same(history: AttentionHistory, name: str, query: Tensor, key: Tensor, *, step: int = 0, **options):
     assert history.coverage[name] == "observed"
     expected = attention_statistics(query.double(), key.double(), **options)
-    for statistic in STATISTICS:
+    for statistic in Statistic.registry:
         recorded = torch.from_numpy(history[statistic][step, history.sites.index(name)])
         torch.testing.assert_close(recorded, getattr(expected, statistic).float(), equal_nan=True, rtol=1e-4, atol=1e-5)
 
@@ -290,7 +290,7 @@ def test_run_is_resumed_with_the_sites_that_calls_have_shown():
         steps(recorder, range(3, 6))
         history = recorder.history()
     assert history.steps.tolist() == list(range(6))
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(history[name], expected[name])
 
 

@@ -13,8 +13,8 @@ from torch.utils.checkpoint import checkpoint
 from versions import enable_checkpointing
 
 from attnwatch import AttentionRecorder
-from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory
+from attnwatch.statistics import Statistic
 
 IDS, OTHER_IDS = token_ids(2), token_ids(2, seed=1)
 
@@ -37,7 +37,7 @@ def record(model: nn.Module, *passes) -> AttentionHistory:
 def assert_same(history: AttentionHistory, expected: AttentionHistory, *, atol: float = 0.0) -> None:
     assert history.steps.tolist() == expected.steps.tolist()
     assert history.coverage == expected.coverage
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_allclose(history[name], expected[name], rtol=0, atol=atol, err_msg=name)
 
 

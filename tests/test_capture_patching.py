@@ -14,8 +14,8 @@ from transformers import AttentionInterface
 from versions import GETS_FUNCTIONS
 
 from attnwatch import ConfigurationError
-from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionRecorder
+from attnwatch.statistics import Statistic
 
 
 def patched_places() -> list:
@@ -64,7 +64,7 @@ def test_two_recorders_do_not_change_what_one_sees():
         alone = observe(recorder, model)
     with AttentionRecorder(other), AttentionRecorder(model, num_query_rows=6) as recorder:
         together = observe(recorder, model)
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(together[name], alone[name])
 
 
@@ -93,7 +93,7 @@ def test_recorders_of_one_model_each_see_their_sites(sites, closed_first: int):
     for recorder, expected in zip(recorders, alone, strict=True):
         history = recorder.history()
         assert history.sites == expected.sites
-        for name in STATISTICS:
+        for name in Statistic.registry:
             np.testing.assert_array_equal(history[name], expected[name])
     recorders[closed_first].close()
     left = recorders[1 - closed_first]
@@ -125,7 +125,7 @@ def test_patch_of_somebody_else_stays():
         assert F.scaled_dot_product_attention is of_somebody_else
     finally:
         F.scaled_dot_product_attention = original
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(history[name], expected[name])
 
 

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right, causal_upper_left
 
 from attnwatch import AttentionStatistics, attention_statistics
-from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.statistics import Statistic
 
 ATTENTIONS = {"direct": FusedAttention, "alias": AliasedAttention, "helper of a helper": IndirectAttention}
 BATCH = len(LENGTHS)
@@ -45,7 +45,7 @@ def assert_same(
     coverage: str = "observed",
 ):
     assert history.coverage[site] == coverage
-    for name in STATISTICS:
+    for name in Statistic.registry:
         if name not in without:
             recorded = torch.from_numpy(history[name][0, history.sites.index(site)])
             torch.testing.assert_close(recorded, getattr(expected, name), equal_nan=True, rtol=1e-5, atol=1e-5)
@@ -64,7 +64,7 @@ def test_module_that_calls_the_fused_attention(attention: type[FusedAttention]):
 def test_every_call_is_counted_once(attention: type[FusedAttention]):
     """A call that is counted twice has the same means, but half the sampling variance."""
     expected, history = (record(gpt(kind), token_ids(), num_query_rows=6) for kind in (FusedAttention, attention))
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(history[name], expected[name])
 
 
@@ -144,7 +144,7 @@ class WithoutHeads(nn.Module):
 def test_query_without_heads_is_not_observed():
     history = record(WithoutHeads(), torch.randn(BATCH, TOKENS, WIDTH))
     assert "query has 3 dimensions" in history.coverage["WithoutHeads"]
-    assert all(torch.from_numpy(history[name]).isnan().all() for name in STATISTICS)
+    assert all(torch.from_numpy(history[name]).isnan().all() for name in Statistic.registry)
 
 
 class Grouped(nn.Module):
@@ -295,4 +295,4 @@ def test_compiled_multihead_attention_is_named():
     module, x = multihead(), torch.randn(2, TOKENS, WIDTH)
     history = record(torch.compile(module, backend="aot_eager"), x, x, x)
     assert history.coverage["MultiheadAttention"].startswith("torch.nn.MultiheadAttention inside torch.compile is not")
-    assert all(torch.from_numpy(history[name]).isnan().all() for name in STATISTICS)
+    assert all(torch.from_numpy(history[name]).isnan().all() for name in Statistic.registry)

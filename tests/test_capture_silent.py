@@ -1,5 +1,7 @@
 """Why no attention came from a layer: each reason is the true one, and is given once."""
 
+import functools
+import re
 import warnings
 from collections.abc import Callable
 
@@ -8,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from models import HEADS, LAYERS, TOKENS, WIDTH, CausalSelfAttention, gpt, llama, seeded, token_ids
-from torch import nn
+from models import HEADS, LAYERS, TOKENS, WIDTH, CausalSelfAttention, FusedAttention, gpt, llama, seeded, token_ids
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import attnwatch.lightning
-from attnwatch import AttentionRecorder, AttnwatchWarning, prune_heads
+from attnwatch import AttentionRecorder, AttnwatchWarning, NoAttentionError, prune_heads
 from attnwatch.recorder import AttentionHistory
 
 
@@ -66,6 +68,54 @@ def test_untaken_fused_branch_of_timm():
     assert len(given) == 1
     assert f"{BY_HAND} its fused attention on (fused_attn=True)" in given[0]
     assert len(coverage) == 2
+
+
+aten_attention = torch.ops.aten.scaled_dot_product_attention
+
+
+class OperatorAttention(FusedAttention):
+    """Calls the operator below the function, which no patch sees."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output(self.attend(*self.heads(x)).transpose(1, 2).flatten(2))
+
+
+class AtenAttention(OperatorAttention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return torch.ops.aten.scaled_dot_product_attention(q, k, v, None, 0.0, True)
+
+
+class AtenAliasAttention(OperatorAttention):
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return aten_attention(q, k, v, None, 0.0, True)
+
+
+class AtenHeldAttention(OperatorAttention):
+    def __init__(self, dropout: float = 0.0):
+        super().__init__(dropout)
+        self.attend = functools.partial(aten_attention.default, is_causal=True)
+
+
+ATEN = "calls torch.ops.aten.scaled_dot_product_attention directly; use torch.nn.functional.scaled_dot_product_att"
+
+
+def test_operator_below_the_function():
+    coverage, given = said_in(gpt(AtenAttention))
+    assert len(given) == 1
+    for text in (given[0], *coverage.values()):
+        assert f"its forward {ATEN}" in text
+        assert "otherwise now" not in text
+
+
+@pytest.mark.parametrize("kind", [AtenAliasAttention, AtenHeldAttention])
+def test_operator_below_the_function_under_another_name(kind: type[nn.Module]):
+    model = gpt(kind)
+    with pytest.raises(NoAttentionError, match=re.escape(f"layers.0.attention: {ATEN}")):
+        AttentionRecorder(model)
+    model.layers[1]["attention"] = CausalSelfAttention()
+    coverage, _ = said_in(model)
+    assert ATEN in coverage["layers.0.attention"]
+    assert coverage["layers.1.attention"] == "observed"
 
 
 class Module(pl.LightningModule):

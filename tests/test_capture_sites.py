@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from versions import BEFORE_5, EARLY, lacks
 
 from attnwatch import ConfigurationError, NoAttentionError
-from attnwatch.attention import STATISTICS
-from attnwatch.capture import SiteKind, find_sites
+from attnwatch.capture import find_sites
 from attnwatch.recorder import AttentionRecorder
+from attnwatch.statistics import Statistic
 
 
 class Inherited(FusedAttention):
@@ -96,7 +96,7 @@ def test_cross_attention_is_told_from_the_class_too():
 def test_unreadable_attention_is_named(build, first: str):
     model = build()
     sites = find_sites(model)
-    assert [site.kind for site in sites] == [SiteKind.UNREADABLE] * LAYERS
+    assert [site.is_readable for site in sites] == [False] * LAYERS
     expected = (
         f"`model` ({type(model).__name__}) has no attention that can be read. {first}: computes attention without"
     )
@@ -152,7 +152,7 @@ def test_patterns_select_sites():
             model(token_ids())
         history = recorder.history()
     assert history.sites == ("model.layers.1.self_attn",)
-    assert all(history[name].shape == (1, 1, HEADS) for name in STATISTICS)
+    assert all(history[name].shape == (1, 1, HEADS) for name in Statistic.registry)
 
 
 def test_pattern_without_a_match_lists_the_sites():

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.attention.bias import causal_upper_left
 
 from attnwatch import TokenDropper, attention_statistics
-from attnwatch.attention import STATISTICS
 from attnwatch.capture import put_kept_positions, unwatched
 from attnwatch.capture.positions import kept_positions
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.statistics import Statistic
 
 OTHER = torch.randn(3, 3, HEADS, TOKENS, 8, generator=torch.Generator().manual_seed(7)) * 3
 
@@ -55,7 +55,7 @@ def record(model: nn.Module, run: Callable[[], object]) -> AttentionHistory:
 
 def assert_equal(history: AttentionHistory, expected: AttentionHistory) -> None:
     assert history.coverage == expected.coverage
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(history[name], expected[name], err_msg=name)
 
 
@@ -138,7 +138,7 @@ def test_forward_that_raised_and_was_retried_counts_once(error: type[Exception])
     assert history.coverage["0.inner"] == "observed"
     index = history.sites.index("0.inner")
     for name in ("entropy", "max_logit", "logit_spread"):
-        if name in STATISTICS:
+        if name in Statistic.registry:
             np.testing.assert_allclose(history[name][0, index], getattr(expected, name), rtol=1e-5, atol=1e-6)
 
 

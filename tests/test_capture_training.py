@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 from versions import enable_checkpointing
 
 from attnwatch import attention_statistics
-from attnwatch.attention import STATISTICS
 from attnwatch.capture import delivery
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.statistics import Statistic
 
 
 def record(model: nn.Module, *batches: Tensor, num_query_rows: int | None = 6, watched: nn.Module | None = None):
@@ -33,7 +33,7 @@ def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
 def assert_equal(history: AttentionHistory, expected: AttentionHistory, *, atol: float = 0.0, without=()):
     assert history.sites == expected.sites
     assert history.coverage == expected.coverage
-    for name in STATISTICS:
+    for name in Statistic.registry:
         if name not in without:
             np.testing.assert_allclose(history[name], expected[name], rtol=0, atol=atol, err_msg=name)
 
@@ -47,7 +47,7 @@ def test_autocast_reads_what_the_kernel_reads():
         history = recorder.history()
     assert query.dtype == torch.bfloat16
     expected = attention_statistics(query, key, is_causal=True)
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(history[name][0, 0], getattr(expected, name))
 
 
@@ -89,7 +89,7 @@ def test_activation_checkpointing_counts_a_forward_once(use_reentrant: bool):
     for layer in model.layers:
         layer["attention"] = Checkpointed(layer["attention"], use_reentrant)
     history, expected = record(model, token_ids()), record(gpt(), token_ids())
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(history[name], expected[name])
 
 
@@ -165,7 +165,7 @@ def test_number_of_a_module_is_never_given_to_another():
     first, second = nn.Identity(), nn.Identity()
     numbers = []
     for module in (first, second, first):
-        delivery.register(module, None, "site")
+        delivery.subscribe(module, None, "site")
         numbers.append(delivery.site_id(module))
-        delivery.unregister(module, None)
+        delivery.unsubscribe(module, None)
     assert numbers[0] == numbers[2] != numbers[1]

@@ -26,8 +26,8 @@ from models import (
 from torch import Tensor, nn
 from versions import BEFORE_5, EARLY, lacks
 
-from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.statistics import Statistic
 
 CAUSAL = {
     "llama, eager": (llama, "eager"),
@@ -218,7 +218,7 @@ def test_learned_sinks_in_compiled_code():
         layer.self_attn.compile(backend="aot_eager", fullgraph=True)
     history = record(model, input_ids=token_ids(), **NO_CACHE)
     expected = record(with_sinks(), input_ids=token_ids(), **NO_CACHE)
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_allclose(history[name], expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
     assert np.isfinite(history["sink_mass"]).all()
 
@@ -227,5 +227,5 @@ def test_keys_that_are_chosen_by_their_content_are_not_observed():
     """Padding can't be told from what was left out."""
     history = record(doge(), input_ids=token_ids(), **NO_CACHE)
     assert all("depends on their content" in reason for reason in history.coverage.values())
-    for name in STATISTICS:
+    for name in Statistic.registry:
         assert torch.from_numpy(history[name]).isnan().all()

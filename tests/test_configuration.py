@@ -14,6 +14,7 @@ from trainers import train
 
 import attnwatch.transformers
 from attnwatch import Guard, Thresholds
+from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
@@ -32,6 +33,9 @@ trainer:
         sites: ["*layers.0*"]
         on_finding: {non_finite: stop}
         thresholds: {patience: 3}
+        rules:
+          - class_path: attnwatch.diagnosis.findings.uniform_attention.UniformAttention
+            init_args: {enter: 0.98}
     - class_path: attnwatch.lightning.HeadPruning
       init_args: {target: 0.5, start: 2, end: 0.5, num_cuts: 2, guard: {tolerance: 0.1}}
     - class_path: attnwatch.lightning.TokenDropping
@@ -47,8 +51,10 @@ class Data(pl.LightningDataModule):
 def settings(callback) -> dict:
     """What a callback was made with."""
     known = ("_options", "_thresholds", "_figures_every_n_steps", "_max_layer_curves", "schedule")
-    kept = {name: value for name, value in vars(callback).items() if name in known}
-    return kept | {"actions": getattr(getattr(callback, "_actions", None), "_actions", None)}
+    part = callback.part
+    kept = {name: value for name, value in vars(part).items() if name in known}
+    kept["rules"] = getattr(getattr(part, "_rules", None), "_given", None)
+    return kept | {"actions": getattr(getattr(part, "_actions", None), "_actions", None)}
 
 
 def test_yaml_and_keywords_make_the_same_callbacks(tmp_path):
@@ -56,7 +62,11 @@ def test_yaml_and_keywords_make_the_same_callbacks(tmp_path):
     cli = LightningCLI(Llama, Data, args=["fit", "--config", str(tmp_path / "config.yaml")], save_config_callback=None)
     ours = [
         AttentionMonitor(
-            every_n_steps=2, sites=["*layers.0*"], on_finding={"non_finite": "stop"}, thresholds=Thresholds(patience=3)
+            every_n_steps=2,
+            sites=["*layers.0*"],
+            on_finding={"non_finite": "stop"},
+            thresholds=Thresholds(patience=3),
+            rules=[UniformAttention(enter=0.98)],
         ),
         HeadPruning(target=0.5, start=2, end=0.5, num_cuts=2, guard=Guard(tolerance=0.1)),
         TokenDropping(keep_ratio=0.5, first_layer=0, last_layer=1, min_tokens=4, protected_ids=[3]),

@@ -9,10 +9,11 @@ from versions import BEFORE_5, EARLY, lacks
 
 import attnwatch
 from attnwatch import TokenLayout
-from attnwatch.capture import interface
+from attnwatch.capture.calls import transformers_interface
+from attnwatch.heads import HeadMap
 from attnwatch.tokens import layouts
 from benchmarks.coverage import heads, report
-from benchmarks.coverage.eager import eager_twin, weights_of
+from benchmarks.coverage.eager import eager_copy, weights_of
 from benchmarks.coverage.measure import measure
 from benchmarks.coverage.observing import deviations_of, record
 from benchmarks.coverage.table import ARCHITECTURES, QUICK, architecture
@@ -45,7 +46,7 @@ def test_all_attention_is_observed_and_right(model: str):
     assert seen["observed"] == seen["sites"] == statistics["compared"] > 0
     assert seen["missed"] == []
     assert statistics["largest"] < 1e-4
-    names = {"entropy", "normalized_entropy", "sink_mass", "confidence", "distance", "content_sensitivity"}
+    names = {"entropy", "normalized_entropy", "sink_mass", "max_weight", "distance", "content_sensitivity"}
     assert names <= set(statistics["by_statistic"])
 
 
@@ -98,12 +99,12 @@ def test_totals_count_what_rows_say():
 def test_other_attention_weights_are_noticed():
     llama = architecture("LlamaForCausalLM")
     model = llama.build()
-    batch, twin = llama.batch(model), eager_twin(llama, model)
+    batch, eager = llama.batch(model), eager_copy(llama, model)
     history = record(model, batch)
-    assert largest(deviations_of(history, weights_of(twin, batch))) < 1e-4
+    assert largest(deviations_of(history, weights_of(eager, batch))) < 1e-4
     with torch.no_grad():
-        twin.model.layers[1].self_attn.q_proj.weight *= 1.1
-    deviations = deviations_of(history, weights_of(twin, batch))
+        eager.model.layers[1].self_attn.q_proj.weight *= 1.1
+    deviations = deviations_of(history, weights_of(eager, batch))
     assert max(deviations["model.layers.0.self_attn"].values()) < 1e-4
     assert deviations["model.layers.1.self_attn"]["entropy"] > 1e-3
 
@@ -111,16 +112,16 @@ def test_other_attention_weights_are_noticed():
 def test_a_number_where_none_must_be_is_noticed():
     bart = architecture("BartModel")
     model = bart.build()
-    batch, twin = bart.batch(model), eager_twin(bart, model)
+    batch, eager = bart.batch(model), eager_copy(bart, model)
     history = record(model, batch)
     site = "decoder.layers.0.encoder_attn"
     history["distance"][0, history.sites.index(site)] = 1.0
-    assert deviations_of(history, weights_of(twin, batch))[site]["distance"] == float("inf")
+    assert deviations_of(history, weights_of(eager, batch))[site]["distance"] == float("inf")
 
 
 def test_other_heads_are_noticed(monkeypatch):
     def prune_others(model, gone):
-        every = {name: site.groups() for name, site in heads.head_sites(model)[0].items()}
+        every = {name: site.groups() for name, site in HeadMap.of(model).sites.items()}
         others = {name: next(group for group in every[name] if group != gone[name]) for name in gone}
         attnwatch.prune_heads(model, others)
 
@@ -154,7 +155,7 @@ def test_a_crash_is_noticed(monkeypatch):
     def fail(*args):
         raise ZeroDivisionError("nobody expects this")
 
-    monkeypatch.setattr(interface, "read_call", fail)
+    monkeypatch.setattr(transformers_interface, "read_call", fail)
     monkeypatch.setattr(heads, "prune_heads", fail)
     result = measure(architecture("LlamaForCausalLM"))
     assert len(result["crashes"]) == 2

@@ -11,7 +11,7 @@ from models import gpt, llama, seeded
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from attnwatch import AttentionRecorder, HeadImportance, TokenDropper, prune_heads
+from attnwatch import AttentionRecorder, HeadImportance, TokenCriterion, TokenDropper, prune_heads
 from attnwatch.recorder import AttentionHistory
 
 pytestmark = [
@@ -206,7 +206,7 @@ def test_heads_are_cut_with_the_optimizer_and_equal_masked_ones():
     optimizer.step()
 
 
-@pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
+@pytest.mark.parametrize("criterion", TokenCriterion.registry)
 def test_tokens_are_dropped_as_on_the_cpu(criterion: str):
     losses = []
     for device in ("cpu", "cuda"):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.summary.writer.record_writer import masked_crc32c
 from test_diagnosis import course
-from test_inspect import log
+from test_judge import log
 
 from attnwatch import AttentionHistory, ConfigurationError, PruningPlan
 from attnwatch.cli import main
@@ -51,17 +51,17 @@ def head(**changes) -> Callable[[dict], None]:
 
 ENTROPY = "statistic/normalized_entropy"
 WRONG = {
-    "no steps": (without("steps"), "its steps are no ascending numbers"),
-    "steps as text": (put("steps", lambda steps: steps.astype(str)), "its steps are no ascending numbers"),
-    "steps that are no integers": (put("steps", lambda steps: steps * np.nan), "its steps are no ascending numbers"),
-    "steps that fall": (put("steps", lambda steps: steps[::-1]), "its steps are no ascending numbers"),
-    "a step twice": (put("steps", lambda steps: steps // 20), "its steps are no ascending numbers"),
-    "steps before the first": (put("steps", lambda steps: steps - 10), "its steps are no ascending numbers"),
-    "a table of steps": (put("steps", lambda steps: steps[:, None]), "its steps are no ascending numbers"),
-    "one step": (put("steps", lambda steps: steps[0]), "its steps are no ascending numbers"),
-    "no loss": (without("loss"), "its loss has not one number for each step"),
-    "loss of other steps": (put("loss", lambda loss: loss[1:]), "its loss has not one number for each step"),
-    "loss as text": (put("loss", lambda loss: loss.astype(str)), "its loss has not one number for each step"),
+    "no steps": (without("steps"), "its steps are not ascending integers"),
+    "steps as text": (put("steps", lambda steps: steps.astype(str)), "its steps are not ascending integers"),
+    "steps that are no integers": (put("steps", lambda steps: steps * np.nan), "its steps are not ascending integers"),
+    "steps that fall": (put("steps", lambda steps: steps[::-1]), "its steps are not ascending integers"),
+    "a step twice": (put("steps", lambda steps: steps // 20), "its steps are not ascending integers"),
+    "steps before the first": (put("steps", lambda steps: steps - 10), "its steps are not ascending integers"),
+    "a table of steps": (put("steps", lambda steps: steps[:, None]), "its steps are not ascending integers"),
+    "one step": (put("steps", lambda steps: steps[0]), "its steps are not ascending integers"),
+    "no loss": (without("loss"), "its loss does not have one number for each step"),
+    "loss of other steps": (put("loss", lambda loss: loss[1:]), "its loss does not have one number for each step"),
+    "loss as text": (put("loss", lambda loss: loss.astype(str)), "its loss does not have one number for each step"),
     "statistic as text": (put(ENTROPY, lambda array: array.astype(str)), "or are no numbers"),
     "complex statistic": (put(ENTROPY, lambda array: array.astype(complex)), "or are no numbers"),
     "statistic of other heads": (put(ENTROPY, lambda array: array[..., :1]), "different shapes"),
@@ -88,7 +88,7 @@ def test_history_that_can_not_be_is_refused_by_name(change, message, tmp_path, c
     write(path, content)
     with pytest.raises(ConfigurationError, match=message):
         AttentionHistory.load(path)
-    assert main(["inspect", str(path)]) == 2
+    assert main(["judge", str(path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -180,7 +180,7 @@ def test_event_file_that_is_being_written_is_read(logs, tmp_path, capsys):
     (tmp_path / file.name).write_bytes(content[: len(content) // 2])
     assert 0 < len(read_run(tmp_path)) < len(read_run(logs))
     (tmp_path / file.name).write_bytes(content[: len(content) // 2] + b"!" + content[len(content) // 2 + 1 :])
-    assert main(["inspect", str(tmp_path)]) == 2
+    assert main(["judge", str(tmp_path)]) == 2
     assert "is damaged after its event" in capsys.readouterr().err
 
 
@@ -192,7 +192,7 @@ TABLE = "step,attention/entropy\n0,1.5\n10,nan\n"
 )
 def test_other_files_are_no_runs(content, tmp_path, capsys):
     (tmp_path / "metrics.csv").write_text(content)
-    assert main(["inspect", str(tmp_path / "metrics.csv")]) == 2
+    assert main(["judge", str(tmp_path / "metrics.csv")]) == 2
     assert "is not a saved attention history" in capsys.readouterr().err
 
 
@@ -200,7 +200,7 @@ def test_names_do_not_move_the_cursor(tmp_path, capsys):
     sites = ("\x1b[2Jlayers.0", "layers.1\nhealthy", "layers.2\r", "layers.3\u202e")
     coverage = dict.fromkeys(sites, "observed") | {"layers.4\x07": "\x1b]0;title\x07 a bias"}
     dataclasses.replace(course(normalized_entropy=0.999), sites=sites, coverage=coverage).save(tmp_path / "run")
-    assert main(["inspect", str(tmp_path / "run")]) == 1
+    assert main(["judge", str(tmp_path / "run")]) == 1
     printed = capsys.readouterr().out
     assert not [each for each in printed if not each.isprintable() and each != "\n"]
     assert r"not observed: layers.4\x07: \x1b]0;title\x07 a bias" in printed
@@ -210,7 +210,7 @@ def test_names_do_not_move_the_cursor(tmp_path, capsys):
 
 def test_tags_do_not_move_the_cursor(tmp_path, capsys):
     log(tmp_path, COURSE, loss_tag="mine\x1b[2J")
-    assert main(["inspect", str(tmp_path), "--loss-tag", "loss\x07"]) == 2
+    assert main(["judge", str(tmp_path), "--loss-tag", "loss\x07"]) == 2
     printed = capsys.readouterr().err
     assert r"there are: mine\x1b[2J" in printed
     assert "\x1b" not in printed
@@ -262,13 +262,13 @@ def test_length_that_no_run_has_is_refused(kept_as, tmp_path, capsys):
     path, content = tmp_path / "run.npz", saved()
     content["header"]["total_steps"] = 10**400 if kept_as == "in the file" else None
     write(path, content)
-    assert main(["inspect", str(path), *(["--total-steps", "1" + 400 * "0"] if kept_as == "asked" else [])]) == 2
+    assert main(["judge", str(path), *(["--total-steps", "1" + 400 * "0"] if kept_as == "asked" else [])]) == 2
     assert len(capsys.readouterr().err) < 500
 
 
 def test_length_that_the_run_has_passed_is_told_and_not_believed(tmp_path, capsys):
     dataclasses.replace(COURSE, total_steps=5).save(tmp_path / "run.npz")
-    assert main(["inspect", str(tmp_path / "run.npz")]) == 0
+    assert main(["judge", str(tmp_path / "run.npz")]) == 0
     assert "it has more steps than it was to have" in capsys.readouterr().out
 
 
@@ -278,7 +278,7 @@ def test_huge_record_is_refused_without_being_read(logs, tmp_path, capsys):
     header = struct.pack("<Q", len(content))
     record = header + struct.pack("<I", masked_crc32c(header)) + content + bytes(4)
     (tmp_path / file.name).write_bytes(file.read_bytes() + record)
-    assert main(["inspect", str(tmp_path)]) == 2
+    assert main(["judge", str(tmp_path)]) == 2
     assert "is damaged after its event" in capsys.readouterr().err
 
 

@@ -7,19 +7,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.utils.tensorboard import SummaryWriter
 
 from attnwatch import AttentionHistory, FindingKind, RunStatus
-from attnwatch.attention import STATISTICS
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.dashboard import RUN_TAGS, evenly_spaced, run_scalars, site_labels, site_scalars
+from attnwatch.dashboard import run_scalars, run_tags, site_scalars
 from attnwatch.dashboard.figures import figures, pixels
 from attnwatch.diagnosis import Diagnosis, Finding
-from attnwatch.loggers.tensorboard import TensorBoardSink
+from attnwatch.loggers.tensorboard import TensorBoardLogger
+from attnwatch.statistics import Statistic
+from attnwatch.utils.labels import evenly_spaced, site_labels
 
-PER_LAYER = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
+PER_LAYER = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
 
 
 def history(*, sites=3, heads=4, observations=2) -> AttentionHistory:
     rng = np.random.default_rng(0)
-    values = {name: rng.random((observations, sites, heads)).astype(np.float32) for name in STATISTICS}
+    values = {name: rng.random((observations, sites, heads)).astype(np.float32) for name in Statistic.registry}
     names = tuple(f"model.layers.{i}.attn" for i in range(sites))
     return AttentionHistory(np.arange(observations) * 10, names, values, np.full(observations, np.nan))
 
@@ -28,7 +29,7 @@ def test_run_scalars_are_means_and_maxima():
     recorded = history()
     for index in (0, -1):
         numbers = run_scalars(recorded, index)
-        assert set(numbers) == set(RUN_TAGS) == {statistic.tag for statistic in STATISTICS.values()}
+        assert set(numbers) == set(run_tags()) == {statistic.tag for statistic in Statistic.registry.values()}
         assert numbers["attention/entropy"] == pytest.approx(recorded["entropy"][index].mean())
         assert numbers["attention/max_logit"] == pytest.approx(recorded["max_logit"][index].max())
         assert {type(number) for number in numbers.values()} == {float}
@@ -157,17 +158,17 @@ def test_not_observed_is_grey_in_pictures():
 
 
 def test_noise_does_not_fill_the_colour_scale():
-    sensitivity = STATISTICS["content_sensitivity"]
+    sensitivity = Statistic.registry["content_sensitivity"]
     assert sensitivity.chart_range(np.array([1e-4, 2e-4])) == (0.0, 0.1)
     assert sensitivity.chart_range(np.array([0.5, np.nan])) == (0.0, 0.5)
-    assert STATISTICS["max_logit"].chart_range(np.array([-50.0, 70.0])) == (-50.0, 70.0)
-    assert STATISTICS["normalized_entropy"].chart_range(np.array([0.4, 0.5])) == (0.0, 1.0)
+    assert Statistic.registry["max_logit"].chart_range(np.array([-50.0, 70.0])) == (-50.0, 70.0)
+    assert Statistic.registry["normalized_entropy"].chart_range(np.array([0.4, 0.5])) == (0.0, 1.0)
 
 
 def test_tensorboard_gets_pictures_as_they_are_drawn(tmp_path):
     recorded = history(observations=4)
     with SummaryWriter(tmp_path) as writer:
-        Publisher().figures([TensorBoardSink("TensorBoard", 0, lambda: writer)], recorded)
+        Publisher().figures([TensorBoardLogger(writer)], recorded)
     events, drawn = EventAccumulator(str(tmp_path)).Reload(), figures(recorded)
     assert set(events.Tags()["images"]) == set(drawn)
     (image,) = events.Images("attention_layers/max_logit")
@@ -182,7 +183,7 @@ def test_tensorboard_gets_the_verdict_in_words(tmp_path):
     )
     with SummaryWriter(tmp_path) as writer:
         verdict = Diagnosis(RunStatus.NOT_CONVERGING, findings, 30, risk=1.0)
-        Publisher().diagnosis([TensorBoardSink("TensorBoard", 0, lambda: writer)], verdict)
+        Publisher().diagnosis([TensorBoardLogger(writer)], verdict)
     (text,) = EventAccumulator(str(tmp_path)).Reload().Tensors("attention/diagnosis/text_summary")
     assert text.step == 30
     assert text.tensor_proto.string_val[0].decode().split("\n\n") == [

@@ -12,13 +12,17 @@ from hypothesis import strategies as st
 
 import attnwatch
 from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, Thresholds
-from attnwatch.attention import STATISTICS
 from attnwatch.diagnosis import FindingActions, RiskModel
-from attnwatch.diagnosis.hysteresis import onset
+from attnwatch.diagnosis.findings.entropy_collapse import EntropyCollapse
+from attnwatch.diagnosis.findings.exploding_logits import ExplodingLogits
+from attnwatch.diagnosis.findings.frozen_attention import FrozenAttention
+from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
+from attnwatch.diagnosis.hysteresis import flags
+from attnwatch.statistics import Statistic
 
 SITES, HEADS, OBSERVATIONS = 4, 3, 40
 # The rules are tested alone; the risk has its own tests.
-diagnose = functools.partial(attnwatch.diagnose, risk_model=RiskModel.unknowing())
+diagnose = functools.partial(attnwatch.diagnose, risk_model=RiskModel.zero())
 ORDINARY = {
     "entropy": 2.0,
     "normalized_entropy": 0.5,
@@ -27,7 +31,7 @@ ORDINARY = {
     "max_logit": 12.0,
     "logit_std": 2.0,
     "sink_mass": 0.05,
-    "confidence": 0.3,
+    "max_weight": 0.3,
     "entropy_without_sink": 2.0,
     "distance": 20.0,
     "content_sensitivity": 0.4,
@@ -37,7 +41,7 @@ ORDINARY = {
 
 def course(*, sites=slice(None), observations=OBSERVATIONS, every=10, loss=None, **statistics) -> AttentionHistory:
     """An ordinary run in which these statistics take this course (a number, or one per observation) at `sites`."""
-    values = {name: np.full((observations, SITES, HEADS), ORDINARY[name], np.float32) for name in STATISTICS}
+    values = {name: np.full((observations, SITES, HEADS), ORDINARY[name], np.float32) for name in Statistic.registry}
     for name, taken in statistics.items():
         taken = np.broadcast_to(np.asarray(taken, dtype=np.float32), observations)
         values[name][:, sites] = taken[:, None, None]
@@ -85,7 +89,7 @@ def test_ordinary_run_is_healthy():
     "history",
     {
         "nothing observed": course(observations=0),
-        "everything nan": course(**dict.fromkeys(STATISTICS, np.nan)),
+        "everything nan": course(**dict.fromkeys(Statistic.registry, np.nan)),
         "too few observations": course(normalized_entropy=1.0, observations=8, every=50),
         "too few steps": course(normalized_entropy=1.0, every=1),
     }.values(),
@@ -163,7 +167,7 @@ def test_one_uniform_head_is_no_uniform_site():
 
 def test_evidence_of_uniform_attention_says_where_it_began_and_leaves_out_what_is_not_observed():
     history = course(sites=[1], normalized_entropy=np.linspace(1.0, 0.98, OBSERVATIONS), content_sensitivity=np.nan)
-    (finding,) = diagnose(history, thresholds=Thresholds(uniform_growth=100)).findings
+    (finding,) = diagnose(history, rules=[UniformAttention(growth=100)]).findings
     assert finding.evidence == pytest.approx({"normalized_entropy": 0.98, "normalized_entropy_at_start": 1.0})
 
 
@@ -227,7 +231,7 @@ def test_flags_come_after_five_observations_and_go_after_five(statistic, calm, a
         rest = (between, 24 - sum(number for _, number in parts))
         taken = {statistic: pieces((calm, 10), *parts, rest)}
         history = course(sites=[2], observations=34, every=50, **taken)
-        return bool(kinds(history, thresholds=Thresholds(uniform_growth=1000)))
+        return bool(kinds(history, rules=[UniformAttention(growth=1000)]))
 
     assert not is_found((above, 4))
     assert is_found((above, 5))
@@ -275,7 +279,7 @@ def test_collapse_is_that_of_nearly_all_observed_heads():
         values[:, 1, 0] = np.nan  # a site with two heads
     (finding,) = diagnose(history).findings
     assert len(finding.sites) == SITES
-    assert kinds(history, thresholds=Thresholds(collapse_share=1)) == [FindingKind.ENTROPY_COLLAPSE]
+    assert kinds(history, rules=[EntropyCollapse(share=1)]) == [FindingKind.ENTROPY_COLLAPSE]
 
 
 def test_sharp_heads_are_no_collapse():
@@ -334,8 +338,8 @@ def test_exploding_logits_are_as_severe_as_they_are_large(largest, severity):
 
 
 def test_growth_alone_can_be_asked_for():
-    thresholds = Thresholds(logit_enter=0, logit_leave=0)
-    (finding,) = diagnose(course(max_logit=falling(0.01, 0.5)), thresholds=thresholds).findings
+    rules = [ExplodingLogits(enter=0, leave=0)]
+    (finding,) = diagnose(course(max_logit=falling(0.01, 0.5)), rules=rules).findings
     assert finding.severity == pytest.approx(0.6)
 
 
@@ -587,9 +591,9 @@ def test_loss_may_be_a_tensor():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ({"thresholds": {"patience": 3}}, r"`thresholds` must be Thresholds\(...\) or None, got {'patience': 3}"),
+        ({"thresholds": {"patience": 3}}, r"`thresholds` must be Thresholds or None, got {'patience': 3}"),
         ({"thresholds": Thresholds}, "`thresholds` must be Thresholds"),
-        ({"risk_model": "none"}, r"`risk_model` must be RiskModel\(...\) or None, got 'none'"),
+        ({"risk_model": "none"}, r"`risk_model` must be RiskModel or None, got 'none'"),
     ],
     ids=str,
 )
@@ -599,24 +603,25 @@ def test_what_is_no_threshold_is_refused(argument, message):
 
 
 @pytest.mark.parametrize(
-    ("argument", "message"),
+    ("kind", "argument", "message"),
     [
-        ({"collapse_enter": -1}, "`collapse_enter` must be a number of at least 0, got -1"),
-        ({"sink_mass": float("nan")}, "`sink_mass` must be a number of at least 0, got nan"),
-        ({"widespread": True}, "`widespread` must be a number of at least 0, got True"),
-        ({"min_steps": "100"}, "`min_steps` must be a number of at least 0, got '100'"),
-        ({"patience": 0}, "`patience` must be an integer of at least 1, got 0"),
-        ({"min_observations": 2.5}, "`min_observations` must be an integer of at least 1, got 2.5"),
-        ({"frozen_window": 1}, "`frozen_window` must be an integer of at least 2, got 1"),
-        ({"uniform_enter": 0.9}, "`uniform_leave` must not be above `uniform_enter`, got 0.95 and 0.9"),
-        ({"collapse_leave": 0.0}, "`collapse_enter` must not be above `collapse_leave`, got 0.01 and 0.0"),
-        ({"logit_enter": 100}, "`logit_leave` must not be above `logit_enter`, got 500.0 and 100: .*give both"),
+        (EntropyCollapse, {"enter": -1}, "`enter` must be a number of at least 0, got -1"),
+        (EntropyCollapse, {"sink_mass": float("nan")}, "`sink_mass` must be a number of at least 0, got nan"),
+        (Thresholds, {"widespread": True}, "`widespread` must be a number of at least 0, got True"),
+        (Thresholds, {"min_steps": "100"}, "`min_steps` must be a number of at least 0, got '100'"),
+        (Thresholds, {"patience": 0}, "`patience` must be an integer of at least 1, got 0"),
+        (Thresholds, {"min_observations": 2.5}, "`min_observations` must be an integer of at least 1, got 2.5"),
+        (FrozenAttention, {"window": 1}, "`window` must be an integer of at least 2, got 1"),
+        (FrozenAttention, {"enabled": "no"}, "`enabled` must be True or False, got 'no'"),
+        (UniformAttention, {"enter": 0.9}, "`leave` must not be above `enter`, got 0.95 and 0.9"),
+        (EntropyCollapse, {"leave": 0.0}, "`enter` must not be above `leave`, got 0.01 and 0.0"),
+        (ExplodingLogits, {"enter": 100}, "`leave` must not be above `enter`, got 500.0 and 100: .*give both"),
     ],
-    ids=lambda value: "" if isinstance(value, str) else next(iter(value)),
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else getattr(value, "__name__", ""),
 )
-def test_thresholds_are_checked(argument, message):
+def test_thresholds_are_checked(kind, argument, message):
     with pytest.raises(ConfigurationError, match=message):
-        Thresholds(**argument)
+        kind(**argument)
 
 
 @given(
@@ -633,7 +638,8 @@ def test_onset_is_that_of_a_state_machine(states, patience):
         if leaving >= patience:
             raised_at = -1
     states = np.array(states)[:, None]
-    assert onset(states == "enter", states == "leave", patience=patience) == [raised_at]
+    found = flags(states == "enter", states == "leave", patience=patience)
+    assert np.where(found.now, found.begin[-1], -1) == [raised_at]
 
 
 def test_finding_is_new_when_it_comes_up_and_again_after_it_has_been_gone():

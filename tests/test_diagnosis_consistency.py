@@ -12,13 +12,14 @@ from test_diagnosis import HEADS, SITES, course
 
 import attnwatch
 from attnwatch import AttentionHistory, Diagnosis, Finding, FindingKind, RunStatus, Thresholds, diagnose
-from attnwatch.attention import STATISTICS
 from attnwatch.dashboard.markdown import diagnosis_markdown
 from attnwatch.diagnosis import FindingActions
+from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
 from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.lazy import Observation
-from benchmarks.verdicts.runs import STORED, Run
+from attnwatch.statistics import Statistic
+from benchmarks.verdicts.runs import STORED
 
 FLAG_AT = default_risk_model().flag_at
 ALARMING = re.compile(
@@ -53,12 +54,9 @@ def check(diagnosis: Diagnosis) -> None:
     assert "nan" not in markdown.split("\n")[0]
 
 
-def check_looks(history: AttentionHistory, total_steps: int | None, thresholds: Thresholds | None = None) -> None:
+def check_looks(history: AttentionHistory, total_steps: int | None, **options) -> None:
     """At every observation: consistent; and what goes on holding has begun when it was said to have begun."""
-    looks = [
-        diagnose(history.first(number), total_steps=total_steps, thresholds=thresholds)
-        for number in range(len(history) + 1)
-    ]
+    looks = [diagnose(history.first(number), total_steps=total_steps, **options) for number in range(len(history) + 1)]
     for before, after in itertools.pairwise(looks):
         check(after)
         begun = {finding.kind: finding.step for finding in before.findings}
@@ -81,7 +79,7 @@ def check_looks(history: AttentionHistory, total_steps: int | None, thresholds: 
 )
 @pytest.mark.parametrize("knows_budget", [True, False], ids=["budget", "no budget"])
 def test_stored_runs_are_judged_consistently_at_every_look(name, knows_budget):
-    run = Run.load(STORED / f"{name}.json")
+    run = STORED[name]
     check_looks(run.history, run.budget if knows_budget else None)
 
 
@@ -120,7 +118,8 @@ def histories(draw) -> AttentionHistory:
 @given(histories(), st.sampled_from([None, 100, 500, 20_000]), st.integers(1, 5))
 @settings(max_examples=12, deadline=None)
 def test_any_run_is_judged_consistently_at_every_look(history, total_steps, patience):
-    check_looks(history, total_steps, Thresholds(min_steps=20, uniform_steps=20, patience=patience))
+    thresholds, rules = Thresholds(min_steps=20, patience=patience), [UniformAttention(steps=20)]
+    check_looks(history, total_steps, thresholds=thresholds, rules=rules)
 
 
 # Places
@@ -131,7 +130,7 @@ def frozen(noises, *, observations=100, every=10) -> AttentionHistory:
     rng = np.random.default_rng(0)
     sites = len(noises)
     shape = (observations, sites, HEADS)
-    values = {name: np.broadcast_to(course()[name][:1, :1, :1], shape).copy() for name in STATISTICS}
+    values = {name: np.broadcast_to(course()[name][:1, :1, :1], shape).copy() for name in Statistic.registry}
     values["normalized_entropy"] += np.asarray(noises)[:, None] * rng.normal(size=shape)
     loss = np.geomspace(4, 1, observations)
     return AttentionHistory(np.arange(observations) * every, tuple(f"layers.{i}" for i in range(sites)), values, loss)
@@ -189,7 +188,7 @@ def test_as_a_fault_grows_places_only_grow():
 
 
 def test_high_risk_that_has_not_lasted_is_at_risk_and_no_alarm():
-    run = Run.load(STORED / "images/vit-slow-sound-8.json")
+    run = STORED["images/vit-slow-sound-8"]
     parts = [run.history.first(number) for number in range(10, 101)]
     looks = [diagnose(part, total_steps=run.budget) for part in parts]
     at_risk = [look for look in looks if look.status is RunStatus.AT_RISK]
@@ -211,13 +210,13 @@ def test_risk_is_nan_before_there_is_evidence_and_where_nothing_is_known():
 def test_notes_do_not_raise_the_risk():
     plain = course(observations=60)
     noted = course(observations=60, sites=[0], normalized_entropy=0.999)
-    model = attnwatch.RiskModel.unknowing()
+    model = attnwatch.RiskModel.zero()
     assert diagnose(noted, risk_model=model).findings[0].is_note
     assert diagnose(noted, risk_model=model).risk == diagnose(plain, risk_model=model).risk
 
 
 def test_evidence_of_a_run_is_in_units_that_people_know():
-    run = Run.load(STORED / "copy/opt-plain-rate_too_high-101.json")
+    run = STORED["copy/opt-plain-rate_too_high-101"]
     finding = note_of(diagnose(run.until(0.5).history, total_steps=run.budget), FindingKind.UNPROMISING)
     logits = run.until(0.5).history["max_logit"][-10:]
     assert finding.evidence["largest_logit"] == pytest.approx(np.nanmean(logits, 0).max(), rel=1e-5)
@@ -261,9 +260,9 @@ def test_notes_that_were_told_survive_a_checkpoint():
 
 def buffered(history: AttentionHistory, most: int = 512):
     """A buffer, and the history at each of its flushes of five."""
-    buffer = HistoryBuffer(history.sites, most)
+    buffer = HistoryBuffer(history.sites, tuple(Statistic.registry), most)
     for index, step in enumerate(history.steps):
-        values = np.stack([history.values[name][index] for name in STATISTICS])
+        values = np.stack([history.values[name][index] for name in Statistic.registry])
         buffer.append(Observation(int(step), values, float(history.loss[index])))
         if index % 5 == 4:
             yield buffer, history.first(index + 1)
@@ -271,13 +270,13 @@ def buffered(history: AttentionHistory, most: int = 512):
 
 @pytest.mark.parametrize("name", ["images/vit-slow-sound-8", "recall/llama-plain-rate_that_rises-111"])
 def test_what_is_remembered_changes_no_verdict(name):
-    run = Run.load(STORED / f"{name}.json")
+    run = STORED[name]
     for buffer, whole in buffered(run.history):
         assert diagnose(buffer.history({}), total_steps=run.budget) == diagnose(whole, total_steps=run.budget)
 
 
 def test_arrays_that_were_changed_are_read_anew():
-    run = Run.load(STORED / "images/vit-slow-sound-8.json")
+    run = STORED["images/vit-slow-sound-8"]
     buffer = [buffer for buffer, _ in buffered(run.history)][-1]
     assert not diagnose(buffer.history({})).status.is_alarm
     changed = buffer.history({})
@@ -287,7 +286,7 @@ def test_arrays_that_were_changed_are_read_anew():
 
 
 def test_loss_of_ones_own_is_not_mixed_with_what_is_remembered():
-    run = Run.load(STORED / "bytes/gpt2-plain-rate_far_too_high-101.json")
+    run = STORED["bytes/gpt2-plain-rate_far_too_high-101"]
     buffer = [buffer for buffer, _ in buffered(run.history)][-1]
     loss = np.geomspace(4, 1, len(run.history))
     own = diagnose(run.history, loss=loss, total_steps=run.budget)

@@ -202,7 +202,7 @@ def test_uniform_attention_must_last_longer_than_a_warm_up(total_steps, step):
 def test_uniform_attention_is_no_alarm_where_the_run_is_as_sound_ones_are():
     """The loss falls fast, logits are ordinary: others looked like this and learned."""
     early = noisy(start=0.980, end=0.975, noise=1e-5, observations=30, max_logit=8.0, logit_std=np.linspace(1, 1.2, 30))
-    rules = diagnose(early, total_steps=1000, risk_model=RiskModel.unknowing())
+    rules = diagnose(early, total_steps=1000, risk_model=RiskModel.zero())
     assert [finding.kind for finding in rules.findings] == [FindingKind.UNIFORM_ATTENTION]
     diagnosis = diagnose(early, total_steps=1000)
     assert [(finding.kind, finding.is_note) for finding in diagnosis.findings] == [
@@ -231,7 +231,7 @@ def grows_at(observation: int) -> AttentionHistory:
 
 def model_of_logits() -> RiskModel:
     """Logits of more than 100 are a risk of 0.73; nothing else counts."""
-    unknowing = RiskModel.unknowing()
+    unknowing = RiskModel.zero()
     place = NAMES.index("largest_logit")
     high, above = unknowing.high.copy(), unknowing.above.copy()
     high[0, place], above[place] = 2.0, 20.0

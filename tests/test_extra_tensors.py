@@ -14,9 +14,9 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from versions import BEFORE_5
 
-from attnwatch import AttentionRecorder, TokenDropper, TokenLayout, register_token_layout
-from attnwatch.attention import STATISTICS
+from attnwatch import AttentionRecorder, ModelFamily, TokenDropper, TokenLayout, register
 from attnwatch.capture import ignores
+from attnwatch.statistics import Statistic
 from attnwatch.transformers import AttentionMonitor, TokenDropping
 
 pytestmark = pytest.mark.skipif(BEFORE_5, reason=f"transformers {hf.__version__}: few models take what they don't name")
@@ -45,7 +45,7 @@ def test_statistics_are_those_without_them(build, implementation: str):
     batch = batch_for(model)
     expected, history = record(model, batch), record(model, {**batch, **EXTRA})
     assert set(history.coverage.values()) == {"observed"}
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(history[name], expected[name])
 
 
@@ -111,7 +111,7 @@ class Layers(nn.Module):
 
 @pytest.mark.parametrize(("part", "is_looked_at"), [(Looking, True), (NotLooking, False)])
 def test_what_a_part_of_a_layer_looks_at_keeps_all_tokens(part, is_looked_at: bool):
-    register_token_layout(Layer, TokenLayout("x"))
+    register(ModelFamily("layers", tokens={Layer: TokenLayout("x")}))
     model, x, factor = Layers(part), torch.randn(2, TOKENS, 8), torch.rand(2, TOKENS, 1)
     with TokenDropper(model, min_tokens=2) as dropper:
         if is_looked_at:

@@ -21,8 +21,8 @@ from torch.optim.swa_utils import AveragedModel
 from attnwatch import TokenDropper, accept_pruned_state
 from attnwatch.heads import HeadImportance
 from attnwatch.recorder import AttentionRecorder
-from attnwatch.tokens.interception import is_intercepted
 from attnwatch.utils.hooks import put
+from attnwatch.utils.interception import is_intercepted
 
 TESTS = str(Path(__file__).parent)
 SDPA = F.scaled_dot_product_attention

@@ -18,8 +18,9 @@ from torch import nn
 import attnwatch.callbacks.monitor as monitor_module
 import attnwatch.callbacks.pictures as pictures_module
 from attnwatch import AttnwatchWarning, RunStatus, Thresholds
-from attnwatch.attention import STATISTICS
+from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
 from attnwatch.lightning import AttentionMonitor
+from attnwatch.statistics import Statistic
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -70,8 +71,8 @@ def test_tensorboard_gets_scalars_pictures_and_words(tmp_path):
     train(monitor, steps=20, logger=logger)
     events = events_of(logger)
     tags = events.Tags()
-    layered = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
-    expected = {statistic.tag for statistic in STATISTICS.values()} | {"attention/risk"}
+    layered = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
+    expected = {statistic.tag for statistic in Statistic.registry.values()} | {"attention/risk"}
     expected |= {f"attention_{name}/layer_{layer}" for name in layered for layer in range(2)}
     assert expected <= set(tags["scalars"])
     curve = events.Scalars("attention_normalized_entropy/layer_1")
@@ -203,13 +204,14 @@ def test_stop_at_chosen_findings():
 
 
 # Every site counts as uniform, from the step on at which it is poisoned.
-UNIFORM_WHEN_POISONED = Thresholds(
-    min_observations=7, min_steps=6, patience=1, uniform_enter=0, uniform_leave=0, uniform_growth=1e9, uniform_steps=0
-)
+UNIFORM_WHEN_POISONED = {
+    "thresholds": Thresholds(min_observations=7, min_steps=6, patience=1),
+    "rules": [UniformAttention(enter=0, leave=0, growth=1e9, steps=0)],
+}
 
 
 def test_finding_that_warns_neither_stops_nor_takes_a_stop_back():
-    options = {"every_n_steps": 1, "flush_every": 1, "thresholds": UNIFORM_WHEN_POISONED}
+    options = {"every_n_steps": 1, "flush_every": 1, **UNIFORM_WHEN_POISONED}
     with pytest.warns(AttnwatchWarning) as caught:
         going_on, _ = train(AttentionMonitor(on_finding={"frozen_attention": "stop"}, **options), Llama(poison))
     assert [message.split()[1] for message in messages(caught)] == ["non_finite", "uniform_attention"]
@@ -244,8 +246,7 @@ def test_uniform_attention_is_flagged():
         for layer in module.model.model.layers:
             nn.init.zeros_(layer.self_attn.q_proj.weight)
 
-    thresholds = Thresholds(min_steps=15, uniform_steps=10)
-    monitor = AttentionMonitor(every_n_steps=1, thresholds=thresholds)
+    monitor = AttentionMonitor(every_n_steps=1, thresholds=Thresholds(min_steps=15), rules=[UniformAttention(steps=10)])
     with pytest.warns(AttnwatchWarning, match="uniform_attention since step 0"):
         train(monitor, Llama(flatten), steps=25)
     assert monitor.diagnosis.status is RunStatus.NOT_CONVERGING
@@ -392,7 +393,9 @@ def test_logger_that_fails_gives_one_warning_per_fit_and_training_goes_on(full, 
 
 
 def test_pictures_that_can_not_be_drawn_cost_no_scalars(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "attnwatch.dashboard.figures", None)  # as if matplotlib were missing
+    for module in ("figures", "heatmaps"):
+        monkeypatch.delitem(sys.modules, f"attnwatch.dashboard.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if matplotlib were missing
     logger = TensorBoardLogger(tmp_path)
     monitor = AttentionMonitor(every_n_steps=1, figures_every_n_steps=1)
     with pytest.warns(AttnwatchWarning, match=r"no more pictures, .* pip install 'attnwatch\[tensorboard\]'"):
@@ -408,7 +411,7 @@ def test_function_that_fails_stops_neither_training_nor_other_actions():
     monitor = AttentionMonitor(
         every_n_steps=1,
         flush_every=1,
-        thresholds=UNIFORM_WHEN_POISONED,
+        **UNIFORM_WHEN_POISONED,
         on_finding={"non_finite": broken, "uniform_attention": "stop"},
     )
     with pytest.warns(AttnwatchWarning) as caught:
@@ -505,14 +508,15 @@ def flat_first_layer(module, batch_idx):
 
 
 def test_note_neither_warns_nor_stops_and_looks_different(tmp_path):
-    logger, thresholds = TensorBoardLogger(tmp_path), Thresholds(min_steps=15, uniform_steps=10, widespread=0.9)
+    logger, thresholds = TensorBoardLogger(tmp_path), Thresholds(min_steps=15, widespread=0.9)
+    rules = [UniformAttention(steps=10)]
     told, asked = [], []
     for on_finding in (
         "stop",
         lambda finding, *_: told.append(finding.kind.value),
         {"uniform_attention": lambda finding, *_: asked.append((finding.kind.value, finding.is_note))},
     ):
-        monitor = AttentionMonitor(every_n_steps=1, thresholds=thresholds, on_finding=on_finding)
+        monitor = AttentionMonitor(every_n_steps=1, thresholds=thresholds, rules=rules, on_finding=on_finding)
         with warnings.catch_warnings():
             warnings.simplefilter("error", AttnwatchWarning)
             trainer, _ = train(monitor, Llama(flat_first_layer), steps=25, logger=logger)

@@ -17,9 +17,9 @@ from transformers.modeling_utils import AttentionInterface
 from versions import GETS_FUNCTIONS
 
 from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
-from attnwatch.attention import STATISTICS
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.recorder import AttentionRecorder
+from attnwatch.statistics import Statistic
 
 # Lightning gives hints on workers and intervals; what attnwatch itself warns of stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
@@ -80,7 +80,7 @@ def train(
 def assert_same_history(first, second):
     np.testing.assert_array_equal(first.steps, second.steps)
     np.testing.assert_array_equal(first.loss, second.loss)
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 
@@ -428,7 +428,7 @@ def test_model_of_torchs_own_modules_without_attention_is_an_error_before_the_fi
         ({"on_finding": "shout"}, "`on_finding` must be one of 'warn', 'stop', 'ignore', a function"),
         (
             {"on_finding": {"uniform": "stop"}},
-            "`on_finding`: 'uniform' is not a kind of finding; there are: uniform_att",
+            "`on_finding`: 'uniform' is not a kind of finding; there are: blind_attention, ",
         ),
         ({"thresholds": {"patience": 3}}, "`thresholds` must be Thresholds or None, got {'patience': 3}"),
         ({"on_finding": {"non_finite": "halt"}}, "`on_finding` for 'non_finite' must be one of 'warn', 'stop'"),

@@ -6,8 +6,11 @@ from oracle import assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
-from attnwatch.attention import STATISTICS, AttentionInputs, accumulate, means_of_sums, merge
+from attnwatch.attention import Accumulator, AttentionInputs
 from attnwatch.attention.sampling import block_elements
+from attnwatch.statistics import Statistic
+
+ACCUMULATOR = Accumulator()
 
 ROWS = torch.arange(12)
 # Both compare what is in one call: sequences with each other, rows with their neighbours.
@@ -15,7 +18,7 @@ WITHIN_A_CALL = ("content_sensitivity", "normalized_entropy_stderr")
 
 
 def sums_of(query: Tensor, key: Tensor, rows: Tensor = ROWS, **options) -> Tensor:
-    return accumulate(AttentionInputs(query, key, is_causal=True, **options), rows)
+    return ACCUMULATOR.sums(AttentionInputs(query, key, is_causal=True, **options), rows)
 
 
 def random_query_key(batch: int, tokens: int = 12) -> tuple[Tensor, Tensor]:
@@ -23,7 +26,7 @@ def random_query_key(batch: int, tokens: int = 12) -> tuple[Tensor, Tensor]:
 
 
 def assert_same_statistics(sums: Tensor, expected: Tensor, *, without: tuple[str, ...] = ()):
-    pairs = zip(STATISTICS, means_of_sums(sums), means_of_sums(expected), strict=True)
+    pairs = zip(Statistic.registry, ACCUMULATOR.values(sums), ACCUMULATOR.values(expected), strict=True)
     for name, value, expected_value in pairs:
         if name not in without:
             torch.testing.assert_close(value, expected_value, equal_nan=True, msg=name)
@@ -32,7 +35,7 @@ def assert_same_statistics(sums: Tensor, expected: Tensor, *, without: tuple[str
 @pytest.mark.parametrize("rows", [ROWS, ROWS[2::5]], ids=["all rows", "some rows"])
 def test_merged_calls_equal_one_call_on_both_batches(rows: Tensor):
     query, key = random_query_key(batch=5)
-    merged = merge(sums_of(query[:2], key[:2], rows), sums_of(query[2:], key[2:], rows))
+    merged = ACCUMULATOR.merge(sums_of(query[:2], key[:2], rows), sums_of(query[2:], key[2:], rows))
     assert_same_statistics(merged, sums_of(query, key, rows), without=WITHIN_A_CALL)
 
 
@@ -40,23 +43,23 @@ def test_merge_with_a_call_where_no_row_counts_changes_nothing():
     query, key = random_query_key(batch=2)
     sums = sums_of(query, key)
     nothing = sums_of(query, key, query_mask=torch.zeros(2, 12, dtype=torch.bool))
-    assert means_of_sums(nothing).isnan().all()
-    assert_same_statistics(merge(sums, nothing), sums)
-    assert_same_statistics(merge(nothing, sums), sums)
+    assert ACCUMULATOR.values(nothing).isnan().all()
+    assert_same_statistics(ACCUMULATOR.merge(sums, nothing), sums)
+    assert_same_statistics(ACCUMULATOR.merge(nothing, sums), sums)
 
 
 def test_merge_weighs_by_rows():
     query, key = random_query_key(batch=2)
     first_call, second_call = ROWS[:9], ROWS[9:]
-    merged = merge(sums_of(query, key, first_call), sums_of(query, key, second_call))
+    merged = ACCUMULATOR.merge(sums_of(query, key, first_call), sums_of(query, key, second_call))
     assert_same_statistics(merged, sums_of(query, key), without=("normalized_entropy_stderr",))
 
 
 def test_merged_standard_errors_add_in_squares():
     query, key = random_query_key(batch=2)
     sums = sums_of(query, key, ROWS[2::5])
-    index = list(STATISTICS).index("normalized_entropy_stderr")
-    once, twice = means_of_sums(sums)[index], means_of_sums(merge(sums, sums))[index]
+    index = list(Statistic.registry).index("normalized_entropy_stderr")
+    once, twice = ACCUMULATOR.values(sums)[index], ACCUMULATOR.values(ACCUMULATOR.merge(sums, sums))[index]
     torch.testing.assert_close(twice, once / 2**0.5)
 
 

@@ -9,14 +9,8 @@ from oracle import assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import AttentionStatistics
-from attnwatch.attention import (
-    STATISTICS,
-    AttentionInputs,
-    accumulate,
-    attention_received,
-    attention_weights,
-    means_of_sums,
-)
+from attnwatch.attention import Accumulator, AttentionInputs, attention_received, attention_weights
+from attnwatch.statistics import Statistic
 
 BATCH, HEADS, TOKENS, HEAD_DIM = 2, 2, 9, 8
 POSITIONS = torch.arange(TOKENS)
@@ -48,8 +42,9 @@ MASK_MODS: dict[str, Callable] = {
 
 
 def statistics_of(inputs: AttentionInputs, rows: Tensor = POSITIONS) -> AttentionStatistics:
-    values = means_of_sums(accumulate(inputs, rows))
-    return AttentionStatistics(**dict(zip(STATISTICS, values, strict=True)), num_rows=len(rows))
+    accumulator = Accumulator()
+    values = accumulator.values(accumulator.sums(inputs, rows))
+    return AttentionStatistics(dict(zip(accumulator.names, values, strict=True)), len(rows))
 
 
 def random_query_key() -> tuple[Tensor, Tensor]:
@@ -124,8 +119,8 @@ def test_learned_sink_changes_nothing_but_its_share():
     found = statistics_of(AttentionInputs(query, key, is_causal=True, learned_sink=torch.tensor([3.0, -1.0])))
     without = statistics_of(AttentionInputs(query, key, is_causal=True))
     assert (found.sink_mass > without.sink_mass + 0.01).all()
-    assert (found.confidence < without.confidence - 0.01).all()
-    for name in STATISTICS.keys() - {"sink_mass", "confidence"}:
+    assert (found.max_weight < without.max_weight - 0.01).all()
+    for name in Statistic.registry.keys() - {"sink_mass", "max_weight"}:
         torch.testing.assert_close(getattr(found, name), getattr(without, name), rtol=0, atol=0, msg=name)
 
 
@@ -133,7 +128,7 @@ def test_learned_sink_that_takes_nothing():
     query, key = random_query_key()
     found = statistics_of(AttentionInputs(query, key, learned_sink=torch.full((HEADS,), -torch.inf)))
     without = statistics_of(AttentionInputs(query, key))
-    for name in STATISTICS:
+    for name in Statistic.registry:
         torch.testing.assert_close(getattr(found, name), getattr(without, name), msg=name)
 
 
@@ -179,7 +174,7 @@ def test_without_positions_there_is_no_distance():
     with_positions = statistics_of(AttentionInputs(query, key))
     without = statistics_of(AttentionInputs(query, key, has_positions=False))
     assert without.distance.isnan().all()
-    others = [name for name in STATISTICS if name != "distance"]
+    others = [name for name in Statistic.registry if name != "distance"]
     assert all(getattr(without, name).equal(getattr(with_positions, name)) for name in others)
 
 

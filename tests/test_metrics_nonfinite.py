@@ -11,14 +11,8 @@ from oracle import assert_entropy_matches, assert_statistics_match, attention_ma
 from torch import Tensor
 
 from attnwatch import AttentionStatistics, attention_entropy, attention_statistics
-from attnwatch.attention import (
-    STATISTICS,
-    AttentionInputs,
-    accumulate,
-    attention_received,
-    attention_weights,
-    means_of_sums,
-)
+from attnwatch.attention import Accumulator, AttentionInputs, attention_received, attention_weights
+from attnwatch.statistics import Statistic
 
 KEYS, HEAD_DIM = 4, 3
 BAD = [torch.nan, torch.inf, -torch.inf]
@@ -44,8 +38,9 @@ def with_logits(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def statistics_of(inputs: AttentionInputs) -> AttentionStatistics:
-    values = means_of_sums(accumulate(inputs, torch.arange(inputs.num_queries)))
-    return AttentionStatistics(**dict(zip(STATISTICS, values, strict=True)), num_rows=inputs.num_queries)
+    accumulator = Accumulator()
+    values = accumulator.values(accumulator.sums(inputs, torch.arange(inputs.num_queries)))
+    return AttentionStatistics(dict(zip(accumulator.names, values, strict=True)), inputs.num_queries)
 
 
 @pytest.mark.parametrize("value", BAD)
@@ -97,7 +92,7 @@ def test_beside_a_learned_sink(places: tuple[int, ...], value: float):
     query, key = with_logits(logits)
     statistics = statistics_of(AttentionInputs(query, key, learned_sink=torch.tensor([1.0])))
     assert statistics.nonfinite.item() == 1
-    assert all(getattr(statistics, name).isnan().all() for name in STATISTICS if name != "nonfinite")
+    assert all(getattr(statistics, name).isnan().all() for name in Statistic.registry if name != "nonfinite")
 
 
 def test_a_softcap_makes_infinite_products_finite():

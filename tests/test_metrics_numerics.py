@@ -8,7 +8,7 @@ from oracle import assert_entropy_matches, assert_statistics_match, attention_ma
 from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
-from attnwatch.attention import STATISTICS
+from attnwatch.statistics import Statistic
 
 HIDE_ALL = {
     "bool": torch.zeros(1, dtype=torch.bool),
@@ -31,7 +31,7 @@ def test_uniform_attention():
         "max_logit": 0,
         "logit_std": 0,
         "sink_mass": 1 / 5,
-        "confidence": 1 / 5,
+        "max_weight": 1 / 5,
         "entropy_without_sink": math.log(4),
         "distance": 8 / 5,
         "content_sensitivity": 0,
@@ -96,7 +96,7 @@ def test_nothing_visible_is_nan_not_zero(mask: Tensor, is_causal: bool):
     query, key = random_query_key()
     assert attention_entropy(query, key, attn_mask=mask, is_causal=is_causal).isnan().all()
     statistics = attention_statistics(query, key, attn_mask=mask, is_causal=is_causal)
-    assert all(getattr(statistics, name).isnan().all() for name in STATISTICS)
+    assert all(getattr(statistics, name).isnan().all() for name in Statistic.registry)
 
 
 @pytest.mark.parametrize("num_query_rows", [None, 1], ids=["all rows", "one row"])
@@ -105,7 +105,7 @@ def test_one_token(num_query_rows: int | None):
     assert attention_entropy(query, key).abs().max() < 1e-5
     statistics = attention_statistics(query, key, num_query_rows=num_query_rows)
     assert statistics.num_rows == 1
-    assert all(getattr(statistics, name).isnan().all() for name in STATISTICS)
+    assert all(getattr(statistics, name).isnan().all() for name in Statistic.registry)
 
 
 def test_content_sensitivity_needs_two_sequences():
@@ -169,7 +169,7 @@ def test_results_need_no_gradient():
     query, key = (tensor.requires_grad_() for tensor in random_query_key())
     statistics = attention_statistics(query, key)
     assert not attention_entropy(query, key).requires_grad
-    assert not any(getattr(statistics, name).requires_grad for name in STATISTICS)
+    assert not any(getattr(statistics, name).requires_grad for name in Statistic.registry)
 
 
 @pytest.mark.parametrize("mask", [None, torch.ones(8, 8)], ids=["kernel", "blocks"])
@@ -182,4 +182,4 @@ def test_autocast_changes_nothing(mask: Tensor | None):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert attention_entropy(query, key, attn_mask=mask).equal(entropy)
         again = attention_statistics(query, key, attn_mask=mask)
-    assert all(getattr(again, name).equal(getattr(statistics, name)) for name in STATISTICS)
+    assert all(getattr(again, name).equal(getattr(statistics, name)) for name in Statistic.registry)

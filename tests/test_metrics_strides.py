@@ -10,7 +10,8 @@ from oracle import assert_entropy_matches, assert_statistics_match, attention_ma
 from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
-from attnwatch.attention import STATISTICS, AttentionInputs, accumulate, attention_received, attention_weights
+from attnwatch.attention import Accumulator, AttentionInputs, attention_received, attention_weights
+from attnwatch.statistics import Statistic
 
 BATCH, KEY_HEADS, TOKENS, HEAD_DIM = 2, 2, 5, 8
 
@@ -182,7 +183,9 @@ def test_default_dtype_and_device_of_the_process_change_nothing():
     assert entropy.dtype == expected.dtype
     assert entropy.equal(expected)
     assert all(
-        getattr(again, name).equal(getattr(sampled, name)) for name in STATISTICS if name != "content_sensitivity"
+        getattr(again, name).equal(getattr(sampled, name))
+        for name in Statistic.registry
+        if name != "content_sensitivity"
     )
 
 
@@ -193,7 +196,7 @@ def test_default_dtype_and_device_of_the_process_change_nothing():
 )
 def test_calls_without_anything_in_them_count_for_nothing(query: tuple[int, ...], key: tuple[int, ...]):
     inputs = AttentionInputs(torch.zeros(query), torch.zeros(key), is_causal=True)
-    sums = accumulate(inputs, torch.arange(query[2]))
-    assert sums.shape == (len(STATISTICS), 2, query[1])
+    sums = Accumulator().sums(inputs, torch.arange(query[2]))
+    assert sums.shape == (len(Statistic.registry), 2, query[1])
     assert (sums[:, 1] == 0).all()
     assert attention_received(inputs, 2, None).shape == (key[0], key[2])

@@ -206,7 +206,7 @@ def test_numbers_are_in_the_log_history(tmp_path):
 def test_curves_of_a_deep_model_are_bounded():
     callback = lightning_probe(targets=["token"], every_n_steps=None)
     train_lightning(callback, module=Module(llama(layers=20)), max_steps=1)
-    numbers = callback._numbers(callback.results[0][1])
+    numbers = callback.part._numbers(callback.results[0][1])
     assert len(numbers) == 2 * 12
     assert {"probe_token/layer_0", "probe_token/layer_20"} <= numbers.keys()
 
@@ -216,8 +216,8 @@ def test_what_was_skipped_has_no_curve_and_no_picture():
     callback = lightning_probe(batches=infinite, targets=["token", "label"])
     train_lightning(callback)
     assert all(found.skipped == {"label": "the labels are not integers"} for _, found in callback.results)
-    assert not any("label" in tag for tag in callback._numbers(callback.results[0][1]))
-    assert callback._drawn().keys() == {"probes/token"}
+    assert not any("label" in tag for tag in callback.part._numbers(callback.results[0][1]))
+    assert callback.part._draw().keys() == {"probes/token"}
 
 
 # Other ways to be called

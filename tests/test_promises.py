@@ -29,8 +29,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from attnwatch import AttnwatchWarning
-from attnwatch.attention import STATISTICS
-from attnwatch.recorder import AttentionRecorder, grouping
+from attnwatch.attention import Accumulator
+from attnwatch.recorder import AttentionRecorder
+from attnwatch.statistics import Statistic
 
 DROPOUT = 0.2
 
@@ -209,14 +210,14 @@ def test_watched_model_can_be_copied_and_its_weights_stay_plain():
 
 
 def test_error_while_watching_gives_one_site_up(monkeypatch):
-    accumulate = grouping.accumulate
+    sums = Accumulator.sums
 
-    def failing_for_two_heads(inputs, rows):
+    def failing_for_two_heads(accumulator, inputs, rows):
         if inputs.num_heads == 2:
             raise RuntimeError("no kernel for this")
-        return accumulate(inputs, rows)
+        return sums(accumulator, inputs, rows)
 
-    monkeypatch.setattr(grouping, "accumulate", failing_for_two_heads)
+    monkeypatch.setattr(Accumulator, "sums", failing_for_two_heads)
     model = nn.ModuleList([nn.MultiheadAttention(WIDTH, heads) for heads in (4, 2, 8)])
     x = torch.randn(5, 3, WIDTH, requires_grad=True)
 
@@ -300,7 +301,7 @@ def test_layer_that_is_not_called_is_nan_and_named():
         with recorder.step(0):
             model[0](torch.randn(2, 5, WIDTH))
         history = recorder.history()
-    assert all(np.isnan(history[name][0, 1]).all() for name in STATISTICS)
+    assert all(np.isnan(history[name][0, 1]).all() for name in Statistic.registry)
     assert history.coverage["1"].startswith("not called in a step that was observed")
 
 
@@ -312,7 +313,7 @@ def test_layers_that_can_not_be_read_are_nan_and_named():
         recorder.record_loss(1.0)
         history = recorder.history()
     assert len(history) == 1
-    assert all(np.isnan(history[name]).all() for name in STATISTICS)
+    assert all(np.isnan(history[name]).all() for name in Statistic.registry)
     assert not any(reason == "observed" for reason in history.coverage.values())
 
 
@@ -352,7 +353,7 @@ def test_padded_queries_do_not_count():
             with recorder.step(0):
                 model(input_ids=ids, attention_mask=mask)
             histories.append(recorder.history())
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_allclose(histories[0][name], histories[1][name], rtol=1e-5, err_msg=name)
 
 

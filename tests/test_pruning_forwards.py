@@ -11,9 +11,8 @@ from photograph import assert_unchanged, photograph
 from pruning_models import FAMILIES, assert_equal_step, features, masked, pruned, survivors
 from torch import Tensor, nn
 
-from attnwatch import ConfigurationError, HeadLayout, prune_heads, register_layout
-from attnwatch.heads import layouts
-from attnwatch.heads.heads import head_sites
+from attnwatch import ConfigurationError, HeadLayout, ModelFamily, prune_heads
+from attnwatch.heads import HeadMap
 from attnwatch.heads.signatures import not_honoured
 
 
@@ -95,13 +94,15 @@ def test_later_torch_is_refused_by_name(monkeypatch):
 
     model = nn.TransformerEncoderLayer(32, 4)
     monkeypatch.setattr(nn.MultiheadAttention, "forward", forward)
-    sites, refused = head_sites(model)
-    assert not sites
-    assert "has 'need_weights', 'scale', which the forward of its layout, multihead_forward" in refused["self_attn"]
+    heads = HeadMap.of(model)
+    assert not heads.sites
+    assert (
+        "has 'need_weights', 'scale', which the forward of its layout, multihead_forward" in heads.refused["self_attn"]
+    )
 
 
 @pytest.mark.parametrize("kind", ["user's own", "handed on"])
-def test_forward_of_a_users_layout(kind: str):
+def test_forward_of_a_users_layout(kind: str, registered):
     class Masked(nn.Module):
         def __init__(self):
             super().__init__()
@@ -116,18 +117,16 @@ def test_forward_of_a_users_layout(kind: str):
         "user's own": lambda module, x: Masked.forward(module, x),
         "handed on": lambda module, *args, **kwargs: Masked.forward(module, *args, **kwargs),
     }
-    register_layout(Masked, HeadLayout({"qkv": "q|k|v"}, "proj", HEAD_DIM, forward=replaced[kind], returns="output"))
-    try:
-        model = Masked()
-        if kind == "user's own":
-            with pytest.raises(ConfigurationError, match="the forward of Masked has 'mask'"):
-                prune_heads(model, {0: [1]})
-        else:
-            mask = torch.ones(TOKENS, TOKENS).tril().bool()
-            expected = masked(model, {0: [1]})(features(TOKENS).float(), mask=mask)
-            torch.testing.assert_close(pruned(model, {0: [1]})(features(TOKENS).float(), mask=mask), expected)
-    finally:
-        del layouts._registered[Masked]
+    layout = HeadLayout({"qkv": "q|k|v"}, "proj", HEAD_DIM, forward=replaced[kind], returns="output")
+    registered(ModelFamily("masked", heads={Masked: layout}))
+    model = Masked()
+    if kind == "user's own":
+        with pytest.raises(ConfigurationError, match="the forward of Masked has 'mask'"):
+            prune_heads(model, {0: [1]})
+    else:
+        mask = torch.ones(TOKENS, TOKENS).tril().bool()
+        expected = masked(model, {0: [1]})(features(TOKENS).float(), mask=mask)
+        torch.testing.assert_close(pruned(model, {0: [1]})(features(TOKENS).float(), mask=mask), expected)
 
 
 REPLACED = {name: family for name, family in FAMILIES.items() if name.startswith(("t5", "nanogpt", "timm"))}
@@ -135,10 +134,10 @@ REPLACED = {name: family for name, family in FAMILIES.items() if name.startswith
 
 @pytest.mark.parametrize("name", REPLACED)
 def test_forwards_of_todays_versions_are_honoured(name: str):
-    sites, refused = head_sites(REPLACED[name].model())
-    assert sites
-    assert not refused
-    for site in sites.values():
+    heads = HeadMap.of(REPLACED[name].model())
+    assert heads.sites
+    assert not heads.refused
+    for site in heads.sites.values():
         assert not_honoured(site.layout.forward, site.module) == []
 
 
@@ -152,7 +151,7 @@ def test_layers_without_heads_take_unknown_arguments(name: str):
     model, heads = family.model(), {0: range(HEADS)}
     entries = survivors(model, heads)
     without = pruned(model, heads)
-    site = next(iter(head_sites(without)[0].values()))
+    site = next(iter(HeadMap.of(without).sites.values()))
     site.module.forward = partial(site.module.forward, of_a_later_version=torch.ones(1), another=None)
     assert_equal_step(masked(model, heads), without, family.batch(), entries)
 
@@ -161,7 +160,7 @@ def test_layers_without_heads_take_unknown_arguments(name: str):
 def test_layers_without_heads_are_called_by_position(name: str):
     """In the order of the class's own forward, from the first argument to the last."""
     without = pruned(FAMILIES[name].model(), {0: range(HEADS)})
-    module = next(iter(head_sites(without)[0].values())).module
+    module = next(iter(HeadMap.of(without).sites.values())).module
     names = list(inspect.signature(type(module).forward).parameters)[1:]
     given = [features(TOKENS), *(None for name in names[1:] if name not in ("args", "kwargs"))]
     got = module(*given)
@@ -172,5 +171,5 @@ def test_layers_without_heads_are_called_by_position(name: str):
 def test_nanogpt_takes_its_input_by_name():
     family = FAMILIES["nanogpt"]
     model = pruned(family.model(), {0: range(HEADS)})
-    module = next(iter(head_sites(model)[0].values())).module
+    module = next(iter(HeadMap.of(model).sites.values())).module
     assert torch.equal(module(x=features(TOKENS)), module(features(TOKENS)))

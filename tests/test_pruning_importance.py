@@ -31,7 +31,7 @@ def test_random_depends_on_the_seed_only():
     torch.testing.assert_close(stacked(head_importance(model, "random"))[1, :3], values[0][1, :3])
 
 
-@pytest.mark.parametrize(("criterion", "statistic"), [("entropy", "normalized_entropy"), ("confidence", "confidence")])
+@pytest.mark.parametrize(("criterion", "statistic"), [("entropy", "normalized_entropy"), ("max_weight", "max_weight")])
 def test_criteria_from_a_history_are_means_of_its_latest_observations(criterion: str, statistic: str):
     model = bert()
     with AttentionRecorder(model, every_n_steps=1, num_query_rows=None) as recorder:
@@ -49,7 +49,7 @@ def test_criteria_from_a_history_are_means_of_its_latest_observations(criterion:
     torch.testing.assert_close(stacked(values), expected, equal_nan=True)
 
 
-def test_head_that_looks_anywhere_goes_first_by_entropy_and_confidence():
+def test_head_that_looks_anywhere_goes_first_by_entropy_and_max_weight():
     model = llama()
     with torch.no_grad():
         for layer in model.model.layers:
@@ -57,7 +57,7 @@ def test_head_that_looks_anywhere_goes_first_by_entropy_and_confidence():
             layer.self_attn.q_proj.weight[-HEAD_DIM:] *= 30
     with AttentionRecorder(model, num_query_rows=None) as recorder, recorder.step(0):
         model(token_ids())
-    for criterion in ("entropy", "confidence"):
+    for criterion in ("entropy", "max_weight"):
         values = head_importance(model, criterion, history=recorder.history)
         assert (stacked(values).argmin(1) == 0).all()
         assert (stacked(values).argmax(1) == HEADS - 1).all()
@@ -98,16 +98,19 @@ def site_that_is_not_called():
     modules, x = nn.ModuleList(nn.MultiheadAttention(8, 2) for _ in range(2)), torch.ones(2, 3, 8)
     with AttentionRecorder(modules) as recorder, recorder.step(0):
         modules[0](x, x, x)
-    return {"model": modules, "criterion": "confidence", "history": recorder.history}
+    return {"model": modules, "criterion": "max_weight", "history": recorder.history}
 
 
 LAYER = "'model.layers.%d.self_attn'"
 WRONG = {
-    "criterion": ({"criterion": "gates"}, "`criterion` must be one of 'gate', 'entropy', 'confidence', .*got 'gates'"),
+    "criterion": ({"criterion": "gates"}, "`criterion` must be one of 'entropy', 'gate', 'max_weight', .*got 'gates'"),
     "no criterion": ({"criterion": None}, "`criterion` must be one of .*got None"),
-    "no history": ({"criterion": "entropy"}, "`history` must be a recorder's `history` for the criterion 'entropy'"),
+    "no history": (
+        {"criterion": "entropy"},
+        "`history` must be a recorder's `history` for the head criterion 'entropy'",
+    ),
     "empty history": (
-        {"criterion": "confidence", "history": no_observations()},
+        {"criterion": "max_weight", "history": no_observations()},
         f"`history` has no observations of {LAYER % 0}",
     ),
     "sites that are not watched": (

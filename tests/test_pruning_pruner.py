@@ -207,7 +207,7 @@ def test_pruner_without_a_trainer_cuts_models_alike_and_counts_what_was_gone_bef
     prune_heads(model, {0: [1]})
     average = copy.deepcopy(model)
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    options = PruningOptions(0.75, "gate", 2, 4, 2, "global", "auto", 1, None, 0)
+    options = PruningOptions(0.75, start=2, end=4, num_cuts=2, guard=None)
     schedule = PruningSchedule.spread(0.75, start=2, end=4, num_cuts=2, total_steps=9)
     importance, changes = HeadImportance(model), []
     pruner = HeadPruner(

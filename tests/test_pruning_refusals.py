@@ -16,8 +16,8 @@ from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.prune import l1_unstructured
 from versions import BEFORE_5, EARLY, lacks
 
-from attnwatch import ConfigurationError, HeadLayout, prune_heads, register_layout
-from attnwatch.heads.layouts import layout_of
+from attnwatch import ConfigurationError, HeadLayout, ModelFamily, prune_heads, register
+from attnwatch.heads.head_map import layout_of
 
 
 def small(model_class: type, config_class: type, **options) -> nn.Module:
@@ -171,11 +171,11 @@ REFUSED = {
     "shared attention, output apart": (with_shared_attention, "it shares a projection, or itself, with another place"),
     "prefix tuning": (with_prefix, "the adapter PREFIX_TUNING has keys and values for all heads"),
     "merged dora": (with_merged_dora, "its adapter DoRA is merged"),
-    "bloom": (bloom, "the layout of BloomAttention is not known; describe it with attnwatch.register_layout"),
+    "bloom": (bloom, "the layout of BloomAttention is not known; describe it in an attnwatch.ModelFamily"),
     "deberta": (deberta, "the layout of Disentangled.* is not known"),
     "unknown module": (
         gpt,
-        r"the layout of FusedAttention is not known; describe it with attnwatch.register_layout \(its modules and "
+        r"the layout of FusedAttention is not known; describe it in an attnwatch.ModelFamily \(its modules and "
         r"parameters are projection, output\)",
     ),
     "variant of nanogpt": (nanogpt_variant, "the layout of CausalSelfAttention is not known"),
@@ -329,8 +329,8 @@ def test_wrong_layouts():
     for name in ("whole", "head_norms"):
         with pytest.raises(ConfigurationError, match=f"`{name}` must be a tuple of names, got 'norm'"):
             HeadLayout({"projection": "q"}, "output", 8, **{name: "norm"})
-    with pytest.raises(ConfigurationError, match="must be a class of modules"):
-        register_layout(FusedAttention(), HeadLayout({"projection": "q|k|v"}, "output", 8))
+    with pytest.raises(ConfigurationError, match="`heads` must map classes of modules to layouts, got FusedAttention"):
+        register(ModelFamily("mine", heads={FusedAttention(): HeadLayout({"projection": "q|k|v"}, "output", 8)}))
 
 
 MISFITS = {
@@ -349,10 +349,10 @@ MISFITS = {
 
 
 @pytest.mark.parametrize(("layout", "message"), MISFITS.values(), ids=MISFITS)
-def test_layouts_that_do_not_fit(layout: HeadLayout, message: str):
+def test_layouts_that_do_not_fit(layout: HeadLayout, message: str, registered):
     class Unusual(FusedAttention):
         pass
 
-    register_layout(Unusual, layout)
+    registered(ModelFamily("unusual", heads={Unusual: layout}))
     with pytest.raises(ConfigurationError, match=message):
         prune_heads(gpt(Unusual), {0: [0]})

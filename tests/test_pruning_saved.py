@@ -169,7 +169,7 @@ def lora(base: nn.Module) -> peft.PeftModel:
 
 
 def test_adapters_trained_on_a_pruned_base_are_deployed(tmp_path):
-    """The recipe of docs/pruning.md."""
+    """The recipe of docs/how-to/resume.md."""
     save_pruned(pruned(llama, {0: [2, 3]}), tmp_path / "base")
     trained = lora(load_pruned(tmp_path / "base"))
     trained.save_pretrained(tmp_path / "adapters")
@@ -366,9 +366,7 @@ def test_what_a_sentence_transformer_saves_is_loaded(tmp_path, capsys):
 
     encoder = load_pruned(tmp_path / "saved")
     assert PruningPlan.of(encoder) == PruningPlan.of(model[0].auto_model)
-    again = SentenceTransformer(
-        str(tmp_path / "saved"), device="cpu", model_kwargs={"ignore_mismatched_sizes": True}
-    )  # as docs/pruning.md has it
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu", model_kwargs={"ignore_mismatched_sizes": True})
     again[0].model = encoder
     assert torch.equal(again.encode(sentences, convert_to_tensor=True), expected)
 

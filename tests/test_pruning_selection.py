@@ -242,8 +242,8 @@ def test_wrong_target_is_named(target):
     ("options", "message"),
     [
         ({"target": 8}, "`target`: 8 of 8 heads; at least one must stay"),
-        ({"ranking": "best"}, "`ranking` must be one of 'global', 'layer', 'equal'; got 'best'"),
-        ({"grouping": None}, "`grouping` must be one of 'auto', 'group', 'within'; got None"),
+        ({"ranking": "best"}, "`ranking` must be one of 'global', 'layer', 'equal', got 'best'"),
+        ({"grouping": None}, "`grouping` must be one of 'auto', 'group', 'within', got None"),
         ({"min_heads": -1}, "`min_heads` must be an integer of at least 0, got -1"),
         ({"min_heads": True}, "`min_heads` must be an integer of at least 0, got True"),
     ],

@@ -16,7 +16,7 @@ from test_pruning_state import assert_equal_models, other
 from torch import nn
 
 from attnwatch import ConfigurationError, PruningPlan, accept_pruned_state, prune_heads
-from attnwatch.heads.heads import head_sites
+from attnwatch.heads import HeadMap
 from attnwatch.heads.removed import RemovedHeads
 from attnwatch.heads.state import StateLoader
 
@@ -61,7 +61,7 @@ def refused(model: nn.Module, state: dict) -> str:
 def test_any_part_is_loaded_or_refused(build: str, pair: str, data):
     model, source = models_of(build, pair)
     accept_pruned_state(model)
-    state, site = source.state_dict(), next(iter(head_sites(model)[0]))
+    state, site = source.state_dict(), next(iter(HeadMap.of(model).sites))
     keys = sorted(name for name in state if name.startswith(site.rpartition(".")[0]))
     dropped = data.draw(st.sets(st.sampled_from(keys), min_size=1, max_size=len(keys)))
     part = {name: value for name, value in state.items() if name not in dropped}

@@ -28,9 +28,9 @@ from pruning_models import (
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from attnwatch import HeadLayout, prune_heads, register_layout
-from attnwatch.heads import layouts
-from attnwatch.heads.heads import head_sites
+from attnwatch import HeadLayout, ModelFamily, prune_heads
+from attnwatch.heads import HeadMap
+from attnwatch.heads.head_map import layout_of
 
 COPIED = ("llama, groups, sdpa", "t5, sdpa", "phi3, sdpa", "bart, eager", "gpt2, cross, sdpa", "nanogpt", "bert, sdpa")
 
@@ -122,7 +122,7 @@ def test_dora_around_the_output_projection():
     """Its magnitudes follow: the row norms that it divides by are those of what is left."""
     model = Family(with_lora(llama, *EVERYWHERE, use_dora=True), causal, MIXED).model()
     without, entries = pruned(model, MIXED), survivors(model, MIXED)
-    for site, gone in zip(head_sites(model)[0].values(), MIXED.values(), strict=True):
+    for site, gone in zip(HeadMap.of(model).sites.values(), MIXED.values(), strict=True):
         gates = torch.ones(HEADS, HEAD_DIM, dtype=torch.float64)
         gates[gone] = 0
         site.projection.register_forward_pre_hook(lambda _, args, gates=gates: (args[0] * gates.flatten(),))
@@ -133,10 +133,9 @@ def test_dora_around_the_output_projection():
 
 
 @pytest.fixture
-def _own_layout():
-    register_layout(OwnAttention, HeadLayout({"projection": "q|k|v"}, "output", HEAD_DIM, returns="output"))
-    yield
-    del layouts._registered[OwnAttention]
+def _own_layout(registered):
+    layout = HeadLayout({"projection": "q|k|v"}, "output", HEAD_DIM, returns="output")
+    registered(ModelFamily("own", heads={OwnAttention: layout}))
 
 
 @pytest.mark.usefixtures("_own_layout")
@@ -159,7 +158,7 @@ def test_forwards_agree_while_no_head_is_missing(build: Callable):
     torch.manual_seed(5)
     expected = module(features(TOKENS))
     torch.manual_seed(5)
-    got = layouts.layout_of(module).forward(module, features(TOKENS))
+    got = layout_of(module).forward(module, features(TOKENS))
     torch.testing.assert_close(got, expected)
 
 

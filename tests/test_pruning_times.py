@@ -23,7 +23,7 @@ def train(guard: Guard | None, seconds, *, steps: int = 40, end: int = 5, num_cu
     model = gpt2()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     importance = HeadImportance(model)
-    options = PruningOptions(0.5, "gate", 5, end, num_cuts, "global", "auto", 1, guard, 0)
+    options = PruningOptions(0.5, start=5, end=end, num_cuts=num_cuts, guard=guard)
     schedule = PruningSchedule.spread(0.5, start=5, end=end, num_cuts=num_cuts, total_steps=steps)
     pruner = HeadPruner(lambda: [(model, [optimizer])], importance, options, schedule)
     news = []
@@ -122,7 +122,7 @@ def test_summary():
 @pytest.mark.parametrize("min_heads", [1, 4])
 def test_target_that_no_cut_can_come_near_is_an_error_at_once(min_heads):
     model = llama()
-    options = PruningOptions(0.5, "gate", 5, 5, 1, "global", "auto", min_heads, None, 0)
+    options = PruningOptions(0.5, start=5, end=5, num_cuts=1, min_heads=min_heads, guard=None)
     schedule = PruningSchedule((5,), (0.5,))
 
     def make() -> HeadPruner:
@@ -139,7 +139,7 @@ def test_cut_of_no_head_is_none():
     """The model has reached the target before."""
     model = llama()
     prune_heads(model, {0: [0, 1], 1: [0, 1]})
-    options = PruningOptions(0.5, "random", 2, 3, 2, "global", "auto", 1, Guard(), 0)
+    options = PruningOptions(0.5, criterion="random", start=2, end=3, num_cuts=2)
     importance = HeadImportance(model, criterion="random")
     pruner = HeadPruner(lambda: [(model, [])], importance, options, PruningSchedule((2, 3), (0.25, 0.5)))
     for step in range(1, 5):

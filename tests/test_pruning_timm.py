@@ -14,8 +14,8 @@ from timm.models import eva, swin_transformer, vision_transformer
 from torch import nn
 
 from attnwatch import ConfigurationError, prune_heads
-from attnwatch.heads.forwards import early_timm_forward
 from attnwatch.lightning import HeadPruning
+from attnwatch.models.timm import early_timm_forward
 
 BATCH = len(LENGTHS)
 HIDDEN = torch.rand(TOKENS, TOKENS, generator=torch.Generator().manual_seed(6)) < 0.6

@@ -19,7 +19,7 @@ from pruning_models import (
 )
 from torch import Tensor, nn
 
-from attnwatch.heads.layouts import layout_of
+from attnwatch.heads.head_map import layout_of
 
 GONE = [0, 2]
 LEFT = [1, 3]

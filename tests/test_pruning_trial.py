@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from models import HEAD_DIM, HEADS, WIDTH, bert, token_ids
 from torch import Tensor, nn
 
-from attnwatch import ConfigurationError, HeadLayout, PruningPlan, check_layout, prune_heads, register_layout
+from attnwatch import ConfigurationError, HeadLayout, ModelFamily, PruningPlan, check_layout, prune_heads
 
 
 class Own(nn.Module):
@@ -61,8 +61,8 @@ def layout(segments: str = "q|k|v", **options) -> HeadLayout:
     return HeadLayout({"qkv": segments}, output="proj", head_dim=HEAD_DIM, **{"returns": "output"} | options)
 
 
-def test_right_layout_passes_and_leaves_the_module_alone():
-    register_layout(Own, layout())
+def test_right_layout_passes_and_leaves_the_module_alone(registered):
+    registered(ModelFamily("own", heads={Own: layout()}))
     module = Own()
     before = {name: value.clone() for name, value in module.state_dict().items()}
     check_layout(module, X)
@@ -84,20 +84,20 @@ WRONG = {
 
 
 @pytest.mark.parametrize(("kind", "wrong", "message"), WRONG.values(), ids=WRONG)
-def test_wrong_layouts_are_found(kind: type, wrong: HeadLayout, message: str):
+def test_wrong_layouts_are_found(kind: type, wrong: HeadLayout, message: str, registered):
     torch.manual_seed(0)
-    register_layout(kind, wrong)
+    registered(ModelFamily("own", heads={kind: wrong}))
     with pytest.raises(ConfigurationError, match=message):
         check_layout(kind(), X)
 
 
-def test_number_that_only_looks_like_that_of_the_heads():
-    register_layout(Counting, layout(whole=("heads",)))
+def test_number_that_only_looks_like_that_of_the_heads(registered):
+    registered(ModelFamily("own", heads={Counting: layout(whole=("heads",))}))
     check_layout(Counting(), X)
     prune_heads(Counting(), {0: [0, 1]})
 
 
-def test_query_heads_among_keys_are_found():
+def test_query_heads_among_keys_are_found(registered):
     class Interleaved(nn.Module):
         def __init__(self):
             super().__init__()
@@ -109,13 +109,13 @@ def test_query_heads_among_keys_are_found():
             return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
     torch.manual_seed(0)
-    register_layout(Interleaved, layout("q|k|v"))
+    registered(ModelFamily("own", heads={Interleaved: layout("q|k|v")}))
     with pytest.raises(ConfigurationError, match="Are the segments and"):
         check_layout(Interleaved(), X)
-    register_layout(Interleaved, layout("qkv"))
+    registered(ModelFamily("own", heads={Interleaved: layout("qkv")}))
     check_layout(Interleaved(), X)
 
 
 def test_module_without_heads():
-    with pytest.raises(ConfigurationError, match=r"`module` has no heads that can be removed. It has no attention"):
+    with pytest.raises(ConfigurationError, match=r"`module` has no attention whose heads can be removed. It has none"):
         check_layout(nn.Linear(2, 2), torch.zeros(1, 2))

@@ -12,7 +12,7 @@ from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, token_ids
 from torch import Tensor, nn
 
 from attnwatch import AttentionRecorder
-from attnwatch.attention import AttentionInputs, accumulate, at_rows, joined, kind_of_call, means_of_sums
+from attnwatch.attention import Accumulator, AttentionInputs, at_rows, joined, kind_of_call
 from attnwatch.recorder.grouping import CallGroup
 
 
@@ -37,9 +37,12 @@ def test_joined_calls_have_the_numbers_of_each(data: st.DataObject):
     rows = torch.randperm(queries, generator=generator)[:number].sort().values
     assert len({kind_of_call(each, rows) for each in alone}) == 1
     first = at_rows(alone[0], rows)
-    together = accumulate(joined([first, *(at_rows(each, rows, first) for each in alone[1:])]), rows)
-    expected = [means_of_sums(accumulate(each, rows)) for each in alone]
-    torch.testing.assert_close(means_of_sums(together), torch.cat(expected, -1), rtol=1e-4, atol=1e-5, equal_nan=True)
+    accumulator = Accumulator()
+    together = accumulator.sums(joined([first, *(at_rows(each, rows, first) for each in alone[1:])]), rows)
+    expected = [accumulator.values(accumulator.sums(each, rows)) for each in alone]
+    torch.testing.assert_close(
+        accumulator.values(together), torch.cat(expected, -1), rtol=1e-4, atol=1e-5, equal_nan=True
+    )
 
 
 def test_calls_that_differ_are_not_joined():
@@ -172,7 +175,9 @@ def test_history_in_the_middle_of_a_step_has_what_came_so_far():
 @pytest.mark.parametrize("rows", [2, None])
 def test_a_call_too_large_to_wait_is_computed_at_once(rows: int | None):
     group_calls = []
-    group = CallGroup(lambda name, sums: group_calls.append(name), lambda name, error: pytest.fail(str(error)))
+    group = CallGroup(
+        Accumulator(), lambda name, sums: group_calls.append(name), lambda name, error: pytest.fail(str(error))
+    )
     large = AttentionInputs(torch.randn(1, 2, 1024, 4), torch.randn(1, 2, 1024, 4), is_causal=True)
     looked_at = torch.arange(1024 if rows is None else rows)
     group.add("large", large, looked_at)

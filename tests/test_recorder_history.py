@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from models import gpt, token_ids
 
 from attnwatch import ConfigurationError
-from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.recorder.buffer import HistoryBuffer, Observation
+from attnwatch.statistics import Statistic
 
 
 def observation(step: int, *, heads: int = 1, sites: int = 1) -> Observation:
-    return Observation(step, np.full((len(STATISTICS), sites, heads), step, dtype=np.float32), loss=step / 2)
+    return Observation(step, np.full((len(Statistic.registry), sites, heads), step, dtype=np.float32), loss=step / 2)
 
 
 def filled(steps, max_observations: int) -> HistoryBuffer:
-    buffer = HistoryBuffer(["site"], max_observations)
+    buffer = HistoryBuffer(["site"], tuple(Statistic.registry), max_observations)
     for step in steps:
         buffer.append(observation(step))
     return buffer
@@ -60,13 +60,13 @@ def test_history_that_went_back_is_ascending_and_bounded(first: int, back_to: in
 
 def test_values_stay_with_their_step():
     history = filled(range(100), max_observations=16).history({"site": "observed"})
-    for name in STATISTICS:
+    for name in Statistic.registry:
         assert history[name][:, 0, 0].tolist() == history.steps.tolist()
     assert (history.loss * 2).tolist() == history.steps.tolist()
 
 
 def test_fewer_heads_are_filled_up_with_nan():
-    buffer = HistoryBuffer(["site"], 16)
+    buffer = HistoryBuffer(["site"], tuple(Statistic.registry), 16)
     buffer.append(observation(0, heads=3))
     buffer.append(observation(1, heads=2))
     entropy = buffer.history({})["entropy"][:, 0]
@@ -106,7 +106,7 @@ def test_saved_history_loads_equal(history: AttentionHistory, tmp_path: Path):
     for array, expected in [
         (loaded.steps, history.steps),
         (loaded.loss, history.loss),
-        *((loaded[name], history[name]) for name in STATISTICS),
+        *((loaded[name], history[name]) for name in Statistic.registry),
     ]:
         assert array.dtype == expected.dtype
         np.testing.assert_array_equal(array, expected)

@@ -10,8 +10,8 @@ from models import GPT, FusedAttention, llama, seeded, token_ids
 from processes import on_two_processes
 
 from attnwatch import AttentionRecorder
-from attnwatch.attention import STATISTICS
 from attnwatch.recorder.processes import flush_bytes
+from attnwatch.statistics import Statistic
 
 pytestmark = pytest.mark.slow
 
@@ -146,7 +146,7 @@ def test_history_is_the_same_on_all_and_that_of_the_whole_batch(processes):
     assert first["steps"].tolist() == expected.steps.tolist() == [0, 2, 4, 6, 8, 10, 12]
     np.testing.assert_allclose(first["loss"], expected.loss, rtol=1e-5)
     assert torch.equal(first["loss"], second["loss"])
-    for name in STATISTICS:
+    for name in Statistic.registry:
         ours = first["values"][name]
         np.testing.assert_array_equal(ours, second["values"][name], err_msg=name)
         assert np.isfinite(ours.numpy()).all()
@@ -159,7 +159,7 @@ def test_history_is_the_same_on_all_and_that_of_the_whole_batch(processes):
 def test_model_that_is_split(case, processes):
     first, second = (results[case] for results in processes)
     expected = alone(llama())
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(first["values"][name], second["values"][name], err_msg=name)
         if name not in WITHIN_A_BATCH or case == "tensor parallel":
             np.testing.assert_allclose(first["values"][name], expected[name], rtol=1e-3, atol=1e-4, err_msg=name)

@@ -10,8 +10,8 @@ import torch
 from models import gpt, llama, token_ids
 
 from attnwatch import ConfigurationError
-from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.statistics import Statistic
 
 # Two micro-batches for each of 50 steps; every second step is observed, more often than the history has room for.
 STEPS = 50
@@ -46,7 +46,7 @@ def assert_identical(history: AttentionHistory, expected: AttentionHistory):
     assert history.coverage == expected.coverage
     np.testing.assert_array_equal(history.steps, expected.steps)
     np.testing.assert_array_equal(history.loss, expected.loss)
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(history[name], expected[name], err_msg=name)
 
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from models import HEADS, LAYERS, TOKENS, gpt, token_ids
 
 from attnwatch import AttnwatchWarning, ConfigurationError
-from attnwatch.attention import STATISTICS
 from attnwatch.recorder import AttentionRecorder
+from attnwatch.statistics import Statistic
 
 DUE = {
     "every step": (1, [0, 1, 2], [0, 1, 2]),
@@ -148,7 +148,7 @@ def test_what_raised_does_not_count(train):
     history, expected = histories
     assert history.steps.tolist() == expected.steps.tolist() == [0]
     np.testing.assert_array_equal(history.loss, expected.loss)
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_allclose(history[name], expected[name], rtol=0, atol=1e-6, err_msg=name)
 
 
@@ -167,11 +167,11 @@ def test_shapes_and_what_a_history_has():
     history = record(range(2), every_n_steps=1)
     assert history.sites == tuple(f"layers.{layer}.attention" for layer in range(LAYERS))
     assert history.steps.dtype == np.int64
-    assert set(history.values) == set(STATISTICS)
-    for name in STATISTICS:
+    assert set(history.values) == set(Statistic.registry)
+    for name in Statistic.registry:
         assert history[name].shape == (2, LAYERS, HEADS)
         assert history[name].dtype == np.float32
-    with pytest.raises(KeyError, match="'entorpy' is not in this history; it has: entropy, normalized_entropy"):
+    with pytest.raises(KeyError, match="'entorpy' is not in this history; it has: content_sensitivity, distance"):
         history["entorpy"]
 
 
@@ -210,7 +210,7 @@ def test_query_rows_depend_on_seed_and_step_only():
     history, again, alone, other = (
         record(steps, seed=seed, **options) for steps, seed in (([0, 10], 3), ([0, 10], 3), ([10], 3), ([0, 10], 4))
     )
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_array_equal(again[name], history[name])
         np.testing.assert_array_equal(alone[name][0], history[name][1])
     assert not np.array_equal(other["entropy"], history["entropy"])

@@ -1,5 +1,6 @@
 """Which tokens are kept, by which criterion, and when."""
 
+import dataclasses
 import math
 
 import hypothesis.strategies as st
@@ -12,11 +13,12 @@ from test_tokens_routing import deep
 from torch import Tensor, nn
 from versions import BEFORE_5, lacks
 
-from attnwatch import AttnwatchWarning, ConfigurationError
+from attnwatch import AttnwatchWarning, ConfigurationError, ModelFamily, register
 from attnwatch.attention import AttentionInputs, attention_received
-from attnwatch.tokens import KeepSchedule, TokenBatch, TokenDropper, TokenLayout, register_token_layout
-from attnwatch.tokens.criteria import TokenLoss, sampled_losses
-from attnwatch.tokens.schedule import require_keep_ratio
+from attnwatch.models import TokenPredictions
+from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDropper, TokenLayout
+from attnwatch.tokens.losses import TokenLosses, sampled_losses
+from attnwatch.tokens.schedule import require_keep_ratio, schedule_of
 from attnwatch.tokens.selection import choose_tokens, num_kept
 
 IDS = token_ids()
@@ -147,8 +149,8 @@ def test_random_choice_is_another_one_for_each_sequence_forward_and_seed():
     def choices(seed: int) -> list[tuple]:
         kept = []
         with TokenDropper(model, keep_ratio=0.5, min_tokens=2, seed=seed) as dropper:
-            choose = dropper.choose
-            dropper.choose = lambda *args: kept.append(choose(*args)) or kept[-1]
+            choose = dropper.chooser.choose
+            dropper.chooser.choose = lambda *args: kept.append(choose(*args)) or kept[-1]
             for _ in range(3):
                 model(IDS)
         return [tuple(row) for forward in kept for row in forward.tolist()]
@@ -228,8 +230,8 @@ def test_attention_keeps_what_the_layer_before_attends_to(build):
     received[:, 0] = 1e9
     expected = received.topk(6).indices.sort(1).values
     with TokenDropper(model, keep_ratio=0.5, min_tokens=2, criterion="attention") as dropper:
-        choose = dropper.choose
-        dropper.choose = lambda *args: chosen.append(choose(*args)) or chosen[-1]
+        choose = dropper.chooser.choose
+        dropper.chooser.choose = lambda *args: chosen.append(choose(*args)) or chosen[-1]
         model(IDS)
     assert torch.equal(chosen[0], expected)
 
@@ -238,20 +240,23 @@ def test_attention_criterion_beside_a_layer_without_attention_is_refused():
     class Mlp(nn.Linear):
         pass
 
-    register_token_layout(Mlp, TokenLayout("input"))
+    register(ModelFamily("mlp", tokens={Mlp: TokenLayout("input")}))
     model = nn.Sequential(*(Mlp(2, 2) for _ in range(4)))
     with pytest.raises(ConfigurationError, match="`criterion` 'attention' can't see the layer before the first"):
         TokenDropper(model, criterion="attention")
 
 
 def test_loss_keeps_what_is_not_known_and_what_is_hard():
-    criterion = TokenLoss()
+    losses, criterion = TokenLosses("loss"), TokenCriterion.registry["loss"]()
     ids = torch.tensor([[1, 2, 3, 4, 2, 1]])
-    batch = TokenBatch.of(torch.zeros(1, 6, 2), {"input_ids": ids})
-    generator = torch.Generator()
-    assert criterion.scores(batch, generator.manual_seed(0)).unique().numel() == 6  # by chance
-    criterion.record(torch.tensor([1, 2, 3]), torch.tensor([0.1, 5.0, 2.0]), VOCABULARY)
-    scores = criterion.scores(batch, generator.manual_seed(1))[0]
+
+    def scored(seed: int) -> Tensor:
+        batch = TokenBatch.of(torch.zeros(1, 6, 2), {"input_ids": ids}, torch.Generator().manual_seed(seed))
+        return criterion.scores(dataclasses.replace(batch, losses=losses.of(batch)))
+
+    assert scored(0).unique().numel() == 6  # by chance
+    losses.record(torch.tensor([1, 2, 3]), torch.tensor([0.1, 5.0, 2.0]), VOCABULARY)
+    scores = scored(1)[0]
     assert scores.argsort(descending=True).tolist()[0] == 3  # id 4, which was not seen
     assert set(scores.argsort(descending=True).tolist()[1:3]) == {1, 4}  # id 2, hardest
     assert set(scores.argsort().tolist()[:2]) == {0, 5}  # id 1, easiest
@@ -259,7 +264,7 @@ def test_loss_keeps_what_is_not_known_and_what_is_hard():
 
 
 def test_running_mean_of_the_loss():
-    criterion = TokenLoss()
+    criterion = TokenLosses("loss")
     criterion.record(torch.tensor([7]), torch.tensor([4.0]), 9)
     criterion.record(torch.tensor([7, 7, 2]), torch.tensor([1.0, 3.0, 5.0]), 9)
     means = criterion.state_dict()["means"]
@@ -267,7 +272,7 @@ def test_running_mean_of_the_loss():
     assert means[7] == pytest.approx(4 + share * (2 - 4))
     assert means[2] == 5
     assert means.isnan().sum() == 7
-    other = TokenLoss()
+    other = TokenLosses("loss")
     other.load_state_dict(criterion.state_dict())
     torch.testing.assert_close(other.state_dict()["means"], means, equal_nan=True)
 
@@ -277,7 +282,7 @@ def test_losses_are_those_of_the_labels(is_shifted):
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2, 5, 4, generator=generator)
     labels = torch.tensor([[0, 1, -100, 3, 2], [1, 1, 0, -100, 3]])
-    ids, losses = sampled_losses(logits, labels, is_shifted=is_shifted, generator=generator)
+    ids, losses = sampled_losses(TokenPredictions(logits, labels, is_shifted), generator)
     expected = {}
     for row in range(2):
         for token in range(5):
@@ -294,7 +299,7 @@ def test_loss_criterion_learns_while_the_model_trains():
     model = deep(llama)().float()
     with TokenDropper(model, keep_ratio=0.5, min_tokens=2, criterion="loss") as dropper:
         model(input_ids=IDS, labels=IDS)
-        means = dropper.state_dict()["criterion"]["means"]
+        means = dropper.state_dict()["criteria"]["loss"]["losses"]["means"]
     seen = set(IDS[:, 1:].unique().tolist())
     assert {index for index, mean in enumerate(means.tolist()) if not math.isnan(mean)} <= seen
     assert means.nanmean() == pytest.approx(model(input_ids=IDS, labels=IDS).loss.item(), rel=0.5)
@@ -321,10 +326,10 @@ def test_classes_are_no_vocabulary():
         model = model_class(config)
         with TokenDropper(model, keep_ratio=0.5, min_tokens=2, criterion="loss") as dropper:
             model(input_ids=IDS, labels=labels).loss.backward()
-            assert dropper.state_dict()["criterion"]["means"] is None
+            assert dropper.state_dict()["criteria"]["loss"]["losses"]["means"] is None
 
 
-@pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
+@pytest.mark.parametrize("criterion", TokenCriterion.registry)
 def test_state_goes_on_where_it_was(criterion):
     def losses(state, forwards) -> tuple[list[float], dict]:
         model = deep(llama)().float()
@@ -370,6 +375,41 @@ def test_schedule_that_is_none():
         KeepSchedule(0.5)
     with pytest.raises(ConfigurationError, match=r"Set dropper.keep_ratio = schedule\(progress\) in your loop"):
         require_keep_ratio("keep_ratio", KeepSchedule.constant(0.5))
+
+
+def test_any_schedule_is_taken_in_steps():
+    schedule = schedule_of(lambda progress: 0.5 + progress / 2, full_length_from=None)
+    assert [ratio for _, ratio in schedule.steps] == pytest.approx([0.5 + (index + 0.5) / 40 for index in range(20)])
+    assert [begin for begin, _ in schedule.steps] == pytest.approx([index / 20 for index in range(20)])
+    assert schedule_of(lambda progress: 0.25 if progress < 0.3 else 1, full_length_from=None).steps == (
+        (0, 0.25),
+        (0.3, 1),
+    )
+    assert schedule_of(schedule, full_length_from=None) is schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda progress: 1 / (progress - 0.025), "`keep_ratio`: .*lambda.* failed at 0.025: float division by zero"),
+        (
+            lambda progress: progress - 0.5,
+            r"`keep_ratio`: .*lambda.* failed at 0.025: .* above 0 and up to 1; got -0.475",
+        ),
+        (lambda progress: "half", "got 'half'"),
+    ],
+)
+def test_schedule_that_fails_is_named(schedule, message):
+    with pytest.raises(ConfigurationError, match=message):
+        schedule_of(schedule, full_length_from=None)
+
+
+def test_schedules_by_name():
+    pytest.importorskip("attnwatch.schedules")
+    steps = schedule_of("cubic", full_length_from=None).steps
+    assert steps[0] == (0, pytest.approx(1 - 0.975**3))
+    with pytest.raises(ConfigurationError, match=r"`keep_ratio` must be one of 'cubic', 'linear', .*; got 'square'"):
+        schedule_of("square", full_length_from=None)
 
 
 def test_steps():

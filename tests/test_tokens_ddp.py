@@ -8,7 +8,7 @@ from models import llama, token_ids
 from processes import on_two_processes, run_script
 from torch.distributed.tensor import DTensor
 
-from attnwatch import TokenDropper
+from attnwatch import TokenCriterion, TokenDropper
 
 pytestmark = pytest.mark.slow
 
@@ -28,12 +28,13 @@ kept = []
 
 class Noting(Deep):
     def training_step(self, batch, batch_idx):
-        choose = dropping.dropper.choose
-        dropping.dropper.choose = lambda *args: kept.append(choose(*args)) or kept[-1]
+        chooser = dropping.dropper.chooser
+        choose = chooser.choose
+        chooser.choose = lambda *args: kept.append(choose(*args)) or kept[-1]
         try:
             return super().training_step(batch, batch_idx)
         finally:
-            del dropping.dropper.choose
+            del chooser.choose
 
 
 trainer = pl.Trainer(
@@ -56,7 +57,8 @@ def test_processes_choose_for_themselves_and_stay_equal(tmp_path: Path, criterio
     assert len(kept) == len(other_kept) == 6
     assert not all(torch.equal(first, second) for first, second in zip(kept, other_kept, strict=True))
     # What was learned of the vocabulary is shared, so that the state of the first process is that of all.
-    means, other_means = (each["criterion"].pop("means", torch.zeros(1)) for each in (state, other_state))
+    learned = [each["criteria"][criterion].pop("losses", {"means": torch.zeros(1)}) for each in (state, other_state)]
+    means, other_means = (each["means"] for each in learned)
     assert state == other_state
     torch.testing.assert_close(means, other_means, equal_nan=True, rtol=0, atol=0)
     assert criterion == "random" or not means.isnan().all()
@@ -68,13 +70,14 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from processes import parallel, sharded
+from attnwatch import TokenCriterion
 from test_tokens_ddp import deep, train
 
 torch.set_num_threads(1)
 rank = int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=rank, world_size=2)
 results, mine = {}, slice(2 * rank, 2 * rank + 2)
-for criterion in ("random", "attention", "loss"):
+for criterion in TokenCriterion.registry:
     results[criterion] = {
         "ddp": train(DistributedDataParallel(deep()), criterion, mine),
         "fsdp": train(sharded(deep()), criterion, mine),
@@ -93,8 +96,8 @@ def train(model, criterion: str, sequences: slice) -> tuple[torch.Tensor, dict[s
     """The kept tokens, and the weights after it."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, foreach=False)
     dropper, kept = TokenDropper(model.train(), keep_ratio=0.5, min_tokens=2, criterion=criterion), []
-    choose = dropper.choose
-    dropper.choose = lambda *args: kept.append(choose(*args)) or kept[-1]
+    choose = dropper.chooser.choose
+    dropper.chooser.choose = lambda *args: kept.append(choose(*args)) or kept[-1]
     with dropper:
         for step in range(4):
             ids = token_ids(4, seed=step)[sequences]
@@ -115,7 +118,7 @@ def split(tmp_path_factory) -> list[dict]:
     return on_two_processes(SPLIT, tmp_path_factory.mktemp("split"), launch=True)
 
 
-@pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
+@pytest.mark.parametrize("criterion", TokenCriterion.registry)
 def test_sharded_model_trains_as_a_replicated_one(split, criterion):
     for results in split:
         (kept, weights), (expected_kept, expected) = results[criterion]["fsdp"], results[criterion]["ddp"]
@@ -124,7 +127,7 @@ def test_sharded_model_trains_as_a_replicated_one(split, criterion):
     assert not torch.equal(*(results[criterion]["fsdp"][0] for results in split))  # each has tokens of its own
 
 
-@pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
+@pytest.mark.parametrize("criterion", TokenCriterion.registry)
 def test_processes_that_share_the_tokens_choose_alike_and_train_as_one(split, criterion):
     expected_kept, expected = train(deep(), criterion, slice(0, 4))
     for results in split:
@@ -150,7 +153,7 @@ with TokenDropper(deep().train(), keep_ratio=0.5, min_tokens=2, criterion="loss"
         labels = {"labels": ids} if step and rank == 0 else {}
         dropper._stack.model(input_ids=ids, **labels)
     dropper.synchronize()
-torch.save(dropper.state_dict()["criterion"]["means"], f"{sys.argv[1]}/rank{rank}.pt")
+torch.save(dropper.state_dict()["criteria"]["loss"]["losses"]["means"], f"{sys.argv[1]}/rank{rank}.pt")
 """
 
 
@@ -169,7 +172,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from models import llama
 from processes import parallel, sharded
-from attnwatch.capture import Peers
+from attnwatch.capture import TensorParallelGroup
 from attnwatch.tokens.stacks import choose_stack
 
 dist.init_process_group("fake", store=FakeStore(), rank=7, world_size=8)
@@ -215,7 +218,7 @@ for model, leader in (
     (planned(llama()), 6),
 ):
     stack = choose_stack(model, None)
-    assert Peers(model, stack.layers[0]).leader == leader, (model, leader)
+    assert TensorParallelGroup(model, stack.layers[0]).leader == leader, (model, leader)
 """
 
 

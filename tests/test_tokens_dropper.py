@@ -38,9 +38,9 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoi
 from torch.utils.checkpoint import checkpoint
 from versions import CACHE, EARLY, enable_checkpointing
 
-from attnwatch import AttentionRecorder, AttnwatchWarning, ConfigurationError, prune_heads
+from attnwatch import AttentionRecorder, AttnwatchWarning, ConfigurationError, ModelFamily, prune_heads, register
 from attnwatch.attention import Identity
-from attnwatch.tokens import TokenDropper, TokenLayout, register_token_layout
+from attnwatch.tokens import TokenCriterion, TokenDropper, TokenLayout
 
 IDS = token_ids()
 SMALL = {"keep_ratio": 0.5, "min_tokens": 2}
@@ -212,7 +212,7 @@ class Own(nn.Module):
         return x
 
 
-register_token_layout(Block, TokenLayout("x", routed={"mask": "batch tokens tokens"}))
+register(ModelFamily("own", tokens={Block: TokenLayout("x", routed={"mask": "batch tokens tokens"})}))
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
@@ -239,7 +239,7 @@ def test_checkpoint_around_the_calls_is_an_error_in_the_first_step():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
+@pytest.mark.parametrize("criterion", TokenCriterion.registry)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_compiled_model_computes_the_same_and_compiles_once_per_length(backend, criterion):
     plain, compiled = deep_llama(), deep_llama()
@@ -396,13 +396,13 @@ def test_one_of_several_stacks(stack):
         assert dropper.layer_tokens == 36 * 3
 
 
-# For good.
+# In evaluation too.
 
 
-def test_dropped_for_good():
+def test_dropped_in_evaluation_too():
     model = deep(bert)().float()
     expected = model.eval()(IDS).last_hidden_state
-    with TokenDropper(model, **SMALL, first_layer=2, criterion=by_scores, for_good=True) as dropper:
+    with TokenDropper(model, **SMALL, first_layer=2, criterion=by_scores, drop_in_evaluation=True) as dropper:
         trained = model.train()(IDS)
         assert trained.last_hidden_state.shape == (3, 6, WIDTH)
         tested = model.eval()(IDS)
@@ -416,24 +416,26 @@ def test_dropped_for_good():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"last_layer": 2}, "`last_layer` must be left out with `for_good`"),
-        ({"protect_first": 0}, "`protect_first` must be at least 1 with `for_good`"),
+        ({"last_layer": 2}, "`last_layer` must be left out with `drop_in_evaluation`"),
+        ({"protect_first": 0}, "`protect_first` must be at least 1 with `drop_in_evaluation`"),
     ],
 )
-def test_for_good_has_no_end_and_a_result(options, message):
+def test_dropping_in_evaluation_has_no_end_and_a_result(options, message):
     with pytest.raises(ConfigurationError, match=message):
-        TokenDropper(bert(), **SMALL, for_good=True, **options)
+        TokenDropper(bert(), **SMALL, drop_in_evaluation=True, **options)
 
 
-def test_for_good_is_refused_where_each_token_has_a_result():
-    with pytest.raises(ConfigurationError, match="`for_good` is for models that read their result off the first token"):
-        TokenDropper(deep_llama(), **SMALL, for_good=True)
+def test_dropping_in_evaluation_is_refused_where_each_token_has_a_result():
+    with pytest.raises(
+        ConfigurationError, match="`drop_in_evaluation` is for models that read their result off the first token"
+    ):
+        TokenDropper(deep_llama(), **SMALL, drop_in_evaluation=True)
 
 
 @pytest.mark.parametrize("criterion", ["random", "attention"])
-def test_for_good_says_the_same_of_the_same_text_in_evaluation(criterion):
+def test_dropping_in_evaluation_says_the_same_of_the_same_text_in_evaluation(criterion):
     model = deep(bert)().float().eval()
-    with TokenDropper(model, **SMALL, criterion=criterion, for_good=True) as dropper, torch.no_grad():
+    with TokenDropper(model, **SMALL, criterion=criterion, drop_in_evaluation=True) as dropper, torch.no_grad():
         outputs = [model(IDS).pooler_output for _ in range(2)]
         assert torch.equal(*outputs)
         before = dropper.state_dict()
@@ -509,7 +511,7 @@ REFUSED = {
         {"stack": "encoder.block"},
         r"`stack`: tokens can't .* in 'encoder.block': its layers \(T5Block\) take position_bias",
     ),
-    "unknown blocks": (gpt, {}, "what its layers .* are given is not known"),
+    "unknown blocks": (gpt, {}, "it is not known which arguments of its layers .* have a token axis"),
     "no layers": (lambda: nn.Linear(2, 2), {}, "no stack of layers in which tokens can be dropped. It has none"),
     "other stack": (llama, {"stack": "layers"}, "`stack` is 'layers'; it must be one of 'model.layers'"),
     "flash attention with a window": (
@@ -527,7 +529,7 @@ REFUSED = {
     "wrong order": (llama, {"first_layer": 1, "last_layer": 0}, "`first_layer` must not be behind `last_layer`, got 1"),
     "keep nothing": (llama, {"keep_ratio": 0}, "`keep_ratio` must be the share .* above 0 and up to 1; got 0"),
     "keep more": (llama, {"keep_ratio": 1.5}, "`keep_ratio` must be the share .*; got 1.5"),
-    "criterion": (llama, {"criterion": "entropy"}, "`criterion` must be one of 'random', 'attention', 'loss', or a"),
+    "criterion": (llama, {"criterion": "entropy"}, "`criterion` must be one of 'attention', 'loss', 'random', or a"),
     "attention before the first": (
         llama,
         {"first_layer": 0, "criterion": "attention"},
@@ -643,14 +645,14 @@ def test_layers_that_do_not_run_one_after_the_other_are_an_error_in_the_first_st
         (lambda: TokenLayout("x", routed={"mask": "tokens tokens"}), "`routed`: the axes of 'mask' must be words with"),
         (lambda: TokenLayout("x", routed={"mask": "batch tokenz"}), "`routed`: the axes of 'mask' must be words with"),
         (lambda: TokenLayout("x", routed={"mask": 3}), "`routed`: the axes of 'mask' must be words with"),
-        (lambda: TokenLayout("hidden"), "`layout`: the forward of Block has no argument 'hidden'"),
+        (lambda: TokenLayout("hidden"), "`tokens`: the forward of Block has no argument 'hidden'"),
         (lambda: TokenLayout("x", routed={"rope": "batch tokens"}), "the forward of Block has no argument 'rope'"),
-        (lambda: "x", "`layout` must be a TokenLayout, got 'x'"),
+        (lambda: "x", "the token layout of Block must be a TokenLayout, got 'x'"),
     ],
 )
 def test_wrong_registrations_are_named(layout, message):
     with pytest.raises(ConfigurationError, match=message):
-        register_token_layout(Block, layout())
+        register(ModelFamily("wrong", tokens={Block: layout()}))
 
 
 def test_what_all_sequences_share_is_routed_by_a_function():
@@ -661,7 +663,7 @@ def test_what_all_sequences_share_is_routed_by_a_function():
     def route(table, kept, layer, arguments):
         return table[kept]
 
-    register_token_layout(Rotated, TokenLayout("x", routed={"table": route}))
+    register(ModelFamily("rotated", tokens={Rotated: TokenLayout("x", routed={"table": route})}))
     table = torch.rand(TOKENS, WIDTH, generator=torch.Generator().manual_seed(0)).double()
 
     class Model(nn.Module):

@@ -15,7 +15,7 @@ from test_pruning_lightning import assert_same_weights, train
 from test_tokens_routing import deep
 from versions import WeightAveraging, needs_weight_averaging
 
-from attnwatch import ConfigurationError, KeepSchedule, PruningPlan
+from attnwatch import ConfigurationError, KeepSchedule, PruningPlan, TokenCriterion
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
@@ -60,7 +60,7 @@ def test_model_is_left_as_it_was():
     assert [type(each) for each in failing.modules()] == classes
 
 
-@pytest.mark.parametrize("criterion", ["random", "attention", "loss"])
+@pytest.mark.parametrize("criterion", TokenCriterion.registry)
 @pytest.mark.parametrize("at", [4, 12])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, criterion, at):
     epochs = {"limit_train_batches": 4, "accumulate_grad_batches": 2}
@@ -114,6 +114,51 @@ def test_what_it_came_to_is_told_at_the_end(caplog):
     assert line.endswith("1.33 if cost were linear in tokens")
 
 
+class TwoLengths(Deep):
+    """The second batch of each step has no token too many."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch[:, : 12 - 6 * (batch_idx % 2)], batch_idx)
+
+
+@pytest.mark.logs_warnings
+@pytest.mark.parametrize(
+    ("module", "options", "kept", "tokens"),
+    [
+        (Deep, {}, 6, 12),
+        (Deep, {"min_tokens": 9}, 9, 12),
+        (Deep, {"multiple_of": 8}, 8, 12),
+        (Deep, {"protect_first": 10}, 10, 12),
+        (TwoLengths, {"min_tokens": 6}, 6 + 6, 12 + 6),
+    ],
+    ids=["as asked", "min_tokens", "multiple_of", "protect_first", "batches of two lengths"],
+)
+@pytest.mark.filterwarnings("ignore::attnwatch.AttnwatchWarning")
+def test_summary_says_what_was_computed_really(module, options, kept, tokens):
+    callback = dropping(**options)
+    train(callback, module=module(), accumulate_grad_batches=2)
+    summary, dropper = callback.summary(), callback.dropper
+    assert f" with {kept / tokens:.0%} of them" in summary
+    assert summary.endswith(f"; {1 / (1 - (1 - kept / tokens) / 2):.2f} if cost were linear in tokens")
+    share = dropper.kept_share(dropper.layer_tokens, dropper.all_layer_tokens)
+    assert share == pytest.approx(0.8 * kept / tokens + 0.2)
+
+
+@pytest.mark.logs_warnings
+@pytest.mark.filterwarnings("ignore::attnwatch.AttnwatchWarning")
+def test_summary_says_nothing_of_steps_without_dropped_tokens():
+    callback = dropping(multiple_of=64)
+    train(callback, module=Deep())
+    assert callback.summary() == "the layers computed 100% of the tokens"
+
+
+def test_any_function_of_the_share_of_the_run_is_a_schedule():
+    callback, ratios = dropping(lambda progress: 0.5 if progress < 0.4 else 1.0), []
+    train(callback, module=Deep(lambda *_: ratios.append(callback.dropper.keep_ratio)))
+    assert ratios == [0.5] * 8 + [1.0] * 12
+    assert callback.changes == [(8, "100% of the tokens")]
+
+
 def test_works_with_the_monitor_and_with_head_pruning():
     monitor, pruning = AttentionMonitor(every_n_steps=2, num_query_rows=None), HeadPruning(0.5, guard=None, num_cuts=2)
     module = train(monitor, pruning, dropping(criterion="attention"), module=Deep())
@@ -147,11 +192,11 @@ class Classifier(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-3)
 
 
-def test_tokens_are_dropped_for_good_in_training_and_validation():
+def test_tokens_are_dropped_in_evaluation_too():
     module = Classifier()
     trainer = pl.Trainer(
         max_steps=4,
-        callbacks=[dropping(first_layer=2, for_good=True)],
+        callbacks=[dropping(first_layer=2, drop_in_evaluation=True)],
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -180,7 +225,7 @@ def test_two_of_one_model_are_refused():
     [
         ({"keep_ratio": 0.0}, "`keep_ratio` must be the share of the tokens that is kept"),
         ({"first_layer": 9}, "`first_layer` must be one of the 4 layers"),
-        ({"criterion": "best"}, "`criterion` must be one of 'random'"),
+        ({"criterion": "best"}, "`criterion` must be one of 'attention', 'loss', 'random'"),
     ],
     ids=["ratio", "layer", "criterion"],
 )

@@ -10,7 +10,7 @@ from test_recorder_processes import WITHIN_A_BATCH
 from trainers import train
 from versions import EARLY, lacks
 
-from attnwatch.attention import STATISTICS
+from attnwatch.statistics import Statistic
 from attnwatch.transformers import AttentionMonitor
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")]
@@ -98,10 +98,10 @@ def test_history_is_that_of_one_process_with_the_whole_batch(processes, tmp_path
     for results in processes:
         assert results["steps"].tolist() == expected.steps.tolist()
         np.testing.assert_allclose(results["loss"], expected.loss, rtol=1e-4)
-        for name in STATISTICS:
+        for name in Statistic.registry:
             if name not in WITHIN_A_BATCH:
                 np.testing.assert_allclose(results["values"][name], expected[name], rtol=2e-3, atol=2e-4, err_msg=name)
-    for name in STATISTICS:
+    for name in Statistic.registry:
         assert torch.equal(processes[0]["values"][name], processes[1]["values"][name]), name
 
 

@@ -17,7 +17,7 @@ from versions import EARLY
 
 import attnwatch.lightning
 from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
-from attnwatch.attention import STATISTICS
+from attnwatch.statistics import Statistic
 from attnwatch.transformers import AttentionMonitor
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
@@ -83,7 +83,7 @@ def test_history_is_that_of_lightning(accumulated, tmp_path):
     # first of each sequence is not predicted.
     scale = (TOKENS - 1) / TOKENS if EARLY else 1
     np.testing.assert_allclose(first.loss, scale * second.loss, rtol=1e-5)
-    for name in STATISTICS:
+    for name in Statistic.registry:
         np.testing.assert_allclose(first[name], second[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 

@@ -92,7 +92,7 @@ def test_importance_is_read_before_gradients_are_clipped(tmp_path):
         class Reading(hf.TrainerCallback):
             def on_step_end(self, args, state, control, callback=callback, **kwargs):
                 if state.global_step == STEPS - 2:
-                    seen.append(callback._importance.state_dict()["sums"])
+                    seen.append(callback.part._importance.state_dict()["sums"])
 
         run.add_callback(Reading())
         run.train()

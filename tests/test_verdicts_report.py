@@ -7,9 +7,9 @@ from test_diagnosis_risk import noisy
 from attnwatch import Diagnosis, Finding, FindingKind, RunStatus
 from benchmarks.verdicts import report
 from benchmarks.verdicts.attention import Rules, Signals
-from benchmarks.verdicts.baselines import together
+from benchmarks.verdicts.baselines import combined
 from benchmarks.verdicts.runs import Recipe, Run
-from benchmarks.verdicts.scores import LOOKS, Foresight, capability
+from benchmarks.verdicts.scores import LOOKS, Predictions, capability
 
 TASKS = ("copy", "recall", "text")
 HEALTHY = Diagnosis(RunStatus.HEALTHY, (), 10, 0.2)
@@ -60,10 +60,10 @@ def test_diagnose_is_asked_with_a_model_of_the_other_tasks(monkeypatch):
 
 def test_flags_and_numbers_are_those_of_the_diagnoses():
     late = [HEALTHY] * 6 + [alarm(risk=0.95)] * 14
-    foresight = report._as_diagnosed({"copy/a": late, "copy/b": [HEALTHY] * 20})
-    assert foresight.flags["copy/a"].tolist() == [False] * 6 + [True] * 14
-    assert foresight.numbers["copy/a"].tolist() == [0.2] * 6 + [0.95] * 14
-    assert foresight.alarms == {"copy/a": LOOKS[6], "copy/b": 1.0}
+    predictions = report._as_diagnosed({"copy/a": late, "copy/b": [HEALTHY] * 20})
+    assert predictions.flags["copy/a"].tolist() == [False] * 6 + [True] * 14
+    assert predictions.numbers["copy/a"].tolist() == [0.2] * 6 + [0.95] * 14
+    assert predictions.alarms == {"copy/a": LOOKS[6], "copy/b": 1.0}
 
 
 def test_rules_raise_the_risk_and_never_lower_it():
@@ -76,15 +76,15 @@ def test_rules_raise_the_risk_and_never_lower_it():
 def test_what_was_told_is_compared_with_what_happened():
     outcomes = {"copy/a": True, "copy/b": False, "copy/c": False}
     told = {"copy/a": 0.9, "copy/b": 0.9, "copy/c": 0.1}
-    foresight = Foresight(numbers={name: np.full(20, risk) for name, risk in told.items()})
-    low, high = report._reliability(foresight, outcomes)
+    predictions = Predictions(numbers={name: np.full(20, risk) for name, risk in told.items()})
+    low, high = report._reliability(predictions, outcomes)
     assert low == {"told": pytest.approx(0.1), "happened": 0.0, "runs": 3}  # at three looks
     assert high == {"told": pytest.approx(0.9), "happened": 0.5, "runs": 6}
 
 
 def test_price_of_a_lead_is_counted_among_those_that_did_not_fail():
     outcomes = {"copy/a": True, "copy/b": False, "copy/c": False}
-    assert report._ever_flagged(Foresight(alarms={"copy/a": 0.1, "copy/b": 0.2, "copy/c": 1.0}), outcomes) == 0.5
+    assert report._ever_flagged(Predictions(alarms={"copy/a": 0.1, "copy/b": 0.2, "copy/c": 1.0}), outcomes) == 0.5
     assert report._quartiles(np.arange(5.0)) == {"low": 1.0, "median": 2.0, "high": 3.0, "mean": 2.0}
 
 
@@ -112,8 +112,8 @@ def test_kinds_are_counted_by_fault_and_by_how_often_they_were_right():
 
 def test_capability_is_high_where_low_risk_means_a_good_end():
     reached = {f"{task}/{number}": float(number) for task in TASKS for number in range(5)}
-    foresight = Foresight(numbers={name: np.full(20, -end) for name, end in reached.items()})
-    assert capability(foresight, reached, 0.25) == pytest.approx(1.0)
+    predictions = Predictions(numbers={name: np.full(20, -end) for name, end in reached.items()})
+    assert capability(predictions, reached, 0.25) == pytest.approx(1.0)
 
 
 def test_rules_on_the_loss_together_use_what_each_knows():
@@ -121,7 +121,7 @@ def test_rules_on_the_loss_together_use_what_each_knows():
     failed = {f"copy/{number}": bool(number % 2) for number in range(40)}
     informative = {name: rng.normal(size=20) + 3 * truth for name, truth in failed.items()}
     noise = {name: rng.normal(size=20) for name in failed}
-    numbers = together([noise, informative], failed)(list(failed))
+    numbers = combined([noise, informative], failed)(list(failed))
     risks = np.array([numbers(name)[5] for name in failed])
     truth = np.array(list(failed.values()))
     assert risks[truth].mean() > 0.75 > 0.25 > risks[~truth].mean()

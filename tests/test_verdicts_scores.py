@@ -9,9 +9,17 @@ from test_diagnosis_risk import noisy
 from attnwatch.diagnosis.signals import SIGNALS
 from benchmarks.verdicts.attention import Signals
 from benchmarks.verdicts.baselines import BASELINES, WORST
-from benchmarks.verdicts.outcomes import failed, progress
-from benchmarks.verdicts.runs import Recipe, Run, load_all
-from benchmarks.verdicts.scores import LOOKS, Foresight, detection, foresee, leads, on_plateau_auroc, on_the_plateau
+from benchmarks.verdicts.outcomes import failed, relative_quality
+from benchmarks.verdicts.runs import Recipe, Run, RunStore
+from benchmarks.verdicts.scores import (
+    LOOKS,
+    Predictions,
+    detection,
+    leads,
+    on_plateau_auroc,
+    on_the_plateau,
+    predict_held_out,
+)
 
 
 def run(task="a", number=0, *, quality=0.9, fault="", losses=(2.0, 1.0), end=0.5, observations=100) -> Run:
@@ -34,7 +42,7 @@ def test_run_fails_that_ends_below_what_sound_runs_reach():
     runs = [run(number=number, quality=quality) for number, quality in enumerate(qualities)]
     runs += [run(number=20, quality=0.8, fault="x"), run(number=21, quality=0.1, fault="x")]
     runs.append(run(number=22, quality=float("nan"), fault="x"))
-    reached = progress(runs)
+    reached = relative_quality(runs)
     assert reached["a/llama-plain-x-21"] == 0
     assert reached["a/llama-plain-sound-5"] == 1
     # The tenth percentile of the sound runs is 0.82: 0.9 of the way from 0.1 to the median, 0.9; the margin is 0.05.
@@ -59,7 +67,7 @@ def test_outcomes_of_the_task_that_is_judged_are_not_used(task):
     signals = Signals(parts, LOOKS)
     truth = failed(runs)
     turned = {name: (not is_failed if name.startswith(f"{task}/") else is_failed) for name, is_failed in truth.items()}
-    one, other = (foresee(signals.judge(outcomes), outcomes) for outcomes in (truth, turned))
+    one, other = (predict_held_out(signals.judge(outcomes), outcomes) for outcomes in (truth, turned))
     for name in truth:
         if name.startswith(f"{task}/"):
             np.testing.assert_array_equal(one.numbers[name], other.numbers[name])
@@ -71,17 +79,17 @@ def test_what_tells_them_apart_is_found():
     runs = runs_of_three_tasks()
     parts = {each.name: [each.until(share) for share in LOOKS] for each in runs}
     outcomes = failed(runs)
-    scores = detection(foresee(Signals(parts, LOOKS).judge(outcomes), outcomes), outcomes, 0.5)
+    scores = detection(predict_held_out(Signals(parts, LOOKS).judge(outcomes), outcomes), outcomes, 0.5)
     assert scores["recall"] == scores["precision"] == scores["auroc"] == scores["auroc_within_tasks"] == 1
     assert scores["false_alarms"] == 0
     nothing = Signals(parts, LOOKS).without(np.ones(len(SIGNALS), dtype=bool))
-    assert detection(foresee(nothing.judge(outcomes), outcomes), outcomes, 0.5)["auroc"] == 0.5
+    assert detection(predict_held_out(nothing.judge(outcomes), outcomes), outcomes, 0.5)["auroc"] == 0.5
 
 
 def test_leads_are_shares_of_the_budget_and_of_failing_runs_only():
     outcomes = {"a/1": True, "a/2": True, "a/3": False}
     ours, theirs = (
-        Foresight(alarms=alarms)
+        Predictions(alarms=alarms)
         for alarms in ({"a/1": 0.1, "a/2": 1.0, "a/3": 0.1}, {"a/1": 0.5, "a/2": 0.25, "a/3": 1})
     )
     np.testing.assert_allclose(leads(ours, theirs, outcomes), [0.4, -0.75])
@@ -96,9 +104,9 @@ def test_pairs_on_the_plateau_have_the_same_loss():
     pairs = on_the_plateau({each.name: [each.until(share) for share in LOOKS] for each in runs}, outcomes)
     assert {(failing, other) for failing, other, _ in pairs} == {(same.name, sound.name)}
     numbers = {each.name: np.full(len(LOOKS), each.recipe.seed) for each in runs}
-    assert on_plateau_auroc(Foresight(numbers=numbers), pairs) == 1
+    assert on_plateau_auroc(Predictions(numbers=numbers), pairs) == 1
     numbers[same.name] = numbers[sound.name]
-    assert on_plateau_auroc(Foresight(numbers=numbers), pairs) == 0.5
+    assert on_plateau_auroc(Predictions(numbers=numbers), pairs) == 0.5
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -116,11 +124,64 @@ def test_baselines_are_higher_for_the_worse_run(name):
 
 
 def test_stored_run_comes_back(tmp_path):
-    kept = run()
-    kept.save(tmp_path)
-    (back,) = load_all(tmp_path)
+    kept, store = run(), RunStore(tmp_path)
+    store.add(run(number=7))
+    store.add(kept)
+    store.add(run("b"))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.npz", "b.npz"]
+    assert list(store) == ["a/llama-plain-sound-0", "a/llama-plain-sound-7", "b/llama-plain-sound-0"]
+    back = store[kept.name]
     assert back.recipe == kept.recipe
     assert (back.budget, back.quality, back.chance) == (kept.budget, kept.quality, kept.chance)
     np.testing.assert_allclose(back.losses, kept.losses, rtol=1e-5)
     for name, values in kept.history.values.items():
         np.testing.assert_allclose(back.history[name], values, rtol=1e-5)
+
+
+def test_run_that_is_not_stored_is_a_key_error(tmp_path):
+    store = RunStore(tmp_path / "new")
+    assert not store
+    store.add(run())
+    assert "a/llama-plain-sound-0" in store
+    for name in ("a/llama-plain-sound-1", "c/llama-plain-sound-0"):
+        assert name not in store
+
+
+def test_run_of_the_same_name_is_replaced_and_the_others_stay(tmp_path):
+    store = RunStore(tmp_path)
+    for kept in (run(number=1), run(quality=0.5), run(quality=0.75)):
+        store.add(kept)
+    assert {name: each.quality for name, each in store.items()} == {
+        "a/llama-plain-sound-0": 0.75,
+        "a/llama-plain-sound-1": 0.9,
+    }
+
+
+def test_stored_runs_keep_their_file_when_writing_fails(tmp_path, monkeypatch):
+    store = RunStore(tmp_path)
+    store.add(run())
+
+    def fail(stream, **arrays):
+        stream.write(b"half of a file")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", fail)
+    with pytest.raises(OSError, match="no space left"):
+        store.add(run(number=1))
+    assert list(store) == ["a/llama-plain-sound-0"]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_file_of_another_format_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", runs=np.array('{"format": 2, "runs": {}}'))
+    with pytest.raises(ValueError, match="format 2; this version reads format 1"):
+        RunStore(tmp_path)["a/llama-plain-sound-0"]
+
+
+def test_statistics_that_were_not_recorded_are_nan(tmp_path):
+    kept, store = run(), RunStore(tmp_path)
+    values = {name: values for name, values in kept.history.values.items() if name != "distance"}
+    store.add(dataclasses.replace(kept, history=dataclasses.replace(kept.history, values=values)))
+    history = store[kept.name].history
+    assert np.isnan(history["distance"]).all()
+    np.testing.assert_array_equal(np.isnan(history["entropy"]), np.isnan(kept.history["entropy"]))

@@ -3,9 +3,9 @@
 import pytest
 
 from attnwatch import diagnose
-from benchmarks.verdicts.runs import STORED, Run
+from benchmarks.verdicts.runs import STORED
 
-# What is found first at half of the budget; None: nothing, and why that is so stands in docs/verdicts.md.
+# What is found first at half of the budget; None: nothing, and why that is so stands in docs/explanation/diagnosis.md.
 FOUND = {
     "bytes/gpt2-plain-labels_shuffled-110": "unpromising",
     "text/minilm-plain-labels_shuffled-112": None,
@@ -42,7 +42,7 @@ FOUND = {
 
 @pytest.mark.parametrize("name", FOUND)
 def test_fault_is_found_by_its_name(name):
-    run = Run.load(STORED / f"{name}.json").until(0.5)
+    run = STORED[name].until(0.5)
     diagnosis = diagnose(run.history, total_steps=run.budget)
     kinds = [finding.kind.value for finding in diagnosis.findings if not finding.is_note]
     assert (kinds[0] if kinds else None) == FOUND[name]
@@ -50,12 +50,12 @@ def test_fault_is_found_by_its_name(name):
 
 
 def test_every_fault_is_among_them():
-    faults = {Run.load(path).recipe.fault for path in STORED.glob("*/*.json")} - {""}
-    assert faults == {Run.load(STORED / f"{name}.json").recipe.fault for name in FOUND}
+    faults = {run.recipe.fault for run in STORED.values()} - {""}
+    assert faults == {STORED[name].recipe.fault for name in FOUND}
 
 
 def test_sound_runs_are_left_alone():
-    runs = [Run.load(path) for path in STORED.glob("*/*-sound-*.json")]
+    runs = [run for run in STORED.values() if not run.recipe.fault]
     assert len(runs) == 100
 
     def flagged(share: float) -> set[str]:

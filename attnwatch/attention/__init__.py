@@ -1,25 +1,22 @@
 """Pure maths on tensors: entropy and the other statistics of attention, from query and key alone."""
 
-from attnwatch.attention.accumulate import MAXIMA, accumulate, means_of_sums, merge
+from attnwatch.attention.accumulate import Accumulator
 from attnwatch.attention.entropy import attention_entropy
 from attnwatch.attention.identity import Identity
 from attnwatch.attention.inputs import HIDDEN_AT, AttentionInputs
 from attnwatch.attention.joining import at_rows, joined, kind_of_call
 from attnwatch.attention.received import attention_received, attention_weights
+from attnwatch.attention.rows import AttentionRows
 from attnwatch.attention.sampling import block_elements, stratified_rows
-from attnwatch.attention.statistic import STATISTICS, AttentionStatistics, Reduction, Statistic
-from attnwatch.attention.summary import attention_statistics
+from attnwatch.attention.summary import AttentionStatistics, attention_statistics
 
 __all__ = [
     "HIDDEN_AT",
-    "MAXIMA",
-    "STATISTICS",
+    "Accumulator",
     "AttentionInputs",
+    "AttentionRows",
     "AttentionStatistics",
     "Identity",
-    "Reduction",
-    "Statistic",
-    "accumulate",
     "at_rows",
     "attention_entropy",
     "attention_received",
@@ -28,7 +25,5 @@ __all__ = [
     "block_elements",
     "joined",
     "kind_of_call",
-    "means_of_sums",
-    "merge",
     "stratified_rows",
 ]

@@ -18,7 +18,7 @@ def attention_entropy(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Entropy of softmax(scale · query · keyᵀ + mask) for every query, in O(keys) memory.
+    """Compute the entropy of softmax(scale · query · keyᵀ + mask) for every query, in O(keys) memory.
 
     With logits z_ij = scale · q_i · k_j and weights p_ij,
 
@@ -60,7 +60,7 @@ def attention_entropy(
 
 
 def _fits_kernel(inputs: AttentionInputs) -> bool:
-    """Whether shapes, dtypes and options are those of the fused kernels, which check nothing themselves."""
+    """Return whether shapes, dtypes and options suit the fused kernels, which check nothing themselves."""
     float_mask = inputs.attn_mask is not None and inputs.attn_mask.dtype != torch.bool
     # The kernel of CUDA has no float64, reads 16 bytes at a time and launches a block per head and per sequence.
     fits_cuda = (
@@ -84,7 +84,7 @@ def _entropy_of_rows(rows: AttentionRows) -> Tensor:
 
 
 def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor | None:
-    """None where the numbers are such that the kernel's result can't be relied on."""
+    """Return the entropy of all rows, or None if the numbers are too large for the result to be accurate."""
     query, key, scale = (
         inputs.query.to(inputs.compute_dtype),
         inputs.key.to(inputs.compute_dtype),
@@ -119,7 +119,7 @@ def _largest_product(query: Tensor, key: Tensor) -> Tensor:
 
 
 def _packed(tensor: Tensor) -> Tensor:
-    """The same values, one after the other and from an address that is a multiple of 16, as the kernels read them.
+    """Return the same values, contiguous and aligned to 16 bytes, as the kernels read them.
 
     `scaled_dot_product_attention` checks the strides before it calls them; they read on in any memory.
     """

@@ -1,4 +1,4 @@
-"""Whether two things are one and the same, and still what they were."""
+"""Keys by which objects are compared by identity, and tensors by their version too."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 class Identity:
-    """Equal for the same object, as long as nobody writes to it where it is a tensor.
+    """Key that is equal for the same object, and for a tensor only until somebody writes to it.
 
-    It keeps the object alive: another one could get its memory, and so its `id`.
+    The key keeps the object alive. Otherwise another object could get its memory, and so its `id`.
     """
 
     def __init__(self, thing: Any):

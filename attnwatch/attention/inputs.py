@@ -1,4 +1,4 @@
-"""What one attention call was given: the only place that knows masks, grouped heads and logits.
+"""Arguments of one attention call. Only this module knows masks, grouped heads and logits.
 
 Shapes are written with B = batch, H = query heads, K = key-value heads, Q = queries, N = keys, D = head dim,
 R = the query rows that are looked at.
@@ -79,12 +79,12 @@ class AttentionInputs:
 
     @property
     def is_empty(self) -> bool:
-        """There is no query, or no key, or no feature in them."""
+        """True if there is no query, no key, or no feature in them."""
         return self.query.numel() == 0 or self.key.numel() == 0
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Statistics of half-precision tensors are computed in float32, as fused kernels do inside."""
+        """Type in which statistics are computed: float32 for half-precision tensors, as fused kernels do inside."""
         return torch.float64 if torch.float64 in (self.query.dtype, self.key.dtype) else torch.float32
 
     @property
@@ -92,7 +92,7 @@ class AttentionInputs:
         return max(1, self.query.shape[-1]) ** -0.5 if self.scale is None else float(self.scale)
 
     def logits(self, rows: Tensor) -> Tensor:
-        """Attention logits of the query rows `rows` (int64 [R]), before hiding keys: [B, H, R, N]. See `with_sink`."""
+        """Return the attention logits of the query rows `rows` (int64 [R]), before keys are hidden: [B, H, R, N]."""
         places = self._places(rows)
         query = self.query.index_select(2, places).to(self.compute_dtype) * self.effective_scale
         key = self.key.to(self.compute_dtype)
@@ -107,14 +107,14 @@ class AttentionInputs:
         return logits
 
     def with_sink(self, logits: Tensor) -> Tensor:
-        """[B, H, R, N + 1] of [B, H, R, N]: the logit of the learned sink before those of the keys, if there is one."""
+        """Return logits [B, H, R, N] with that of the learned sink in front, if there is one: [B, H, R, N + 1]."""
         if self.learned_sink is None:
             return logits
         sink = self.learned_sink.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
         return torch.cat([sink, logits], -1)
 
     def visible(self, rows: Tensor) -> Tensor | None:
-        """Which keys the query rows see: bool, broadcastable to [B, H, R, N]; None where every row sees every key."""
+        """Return which keys the query rows see: bool, broadcastable to [B, H, R, N]; None if all see all."""
         parts = []
         if self.is_causal or self.sliding_window is not None:
             parts.append(self._visible_by_position(rows))
@@ -135,7 +135,7 @@ class AttentionInputs:
         return visible
 
     def _places(self, rows: Tensor) -> Tensor:
-        """Where these rows of the call are among those that it has."""
+        """Return the positions of these rows of the call among the rows that `query` holds."""
         return rows if self.query_rows is None else torch.searchsorted(self.query_rows, rows)
 
     def _visible_by_position(self, rows: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ def checked_inputs(
     enable_gqa: bool,
     query_mask: Tensor | None = None,
 ) -> AttentionInputs:
-    """The arguments of a public function as `AttentionInputs`.
+    """Check the arguments of a public function and return them as `AttentionInputs`.
 
     Raises:
         ConfigurationError: a shape or dtype does not fit; the message names the argument.
@@ -216,7 +216,7 @@ def checked_inputs(
 
 
 def _check_is_dense(name: str, tensor: Tensor) -> None:
-    """Raises a `ConfigurationError` unless the tensor holds its values itself, each in a place of its own or shared."""
+    """Raise a `ConfigurationError` unless the tensor is dense and has values."""
     kind = "a nested tensor" if tensor.is_nested else f"one of layout {tensor.layout}"
     if tensor.is_nested or tensor.layout != torch.strided:
         raise ConfigurationError(f"`{name}` must be a dense tensor, got {kind}; pad it, or call it by sequence.")
@@ -231,6 +231,6 @@ def _broadcasts(shape: torch.Size, full: tuple[int, ...]) -> bool:
 
 
 def select_rows(mask: Tensor, rows: Tensor) -> Tensor:
-    """Rows of a mask that may be broadcast over its query dimension; the result has four dimensions."""
+    """Return rows of a mask, which may be broadcast over its query dimension, with four dimensions."""
     mask = mask[(None,) * (4 - mask.ndim)]
     return mask if mask.shape[2] == 1 else mask.index_select(2, rows)

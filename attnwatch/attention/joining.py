@@ -1,4 +1,4 @@
-"""Several attention calls as one, with the heads of all: a GPU is then given few large kernels instead of many."""
+"""Joining of attention calls into one with the heads of all, so that a GPU runs few large kernels, not many small."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -16,10 +16,10 @@ _OF_ROWS = ("attn_mask", "position_bias")
 
 
 def kind_of_call(inputs: AttentionInputs, rows: Tensor) -> Hashable:
-    """Equal for calls that can be joined; None where this one can't be.
+    """Return a key that is equal for calls that can be joined; None if this call can't be joined.
 
     Args:
-        rows: that are looked at, the same object for calls that are joined.
+        rows: query rows to look at; the same object for calls that are joined.
     """
     masks = (inputs.attn_mask, inputs.position_bias)
     if any(mask is not None and mask.ndim > 2 and mask.shape[-3] != 1 for mask in masks):
@@ -32,11 +32,11 @@ def kind_of_call(inputs: AttentionInputs, rows: Tensor) -> Hashable:
 
 
 def at_rows(inputs: AttentionInputs, rows: Tensor, alike: AttentionInputs | None = None) -> AttentionInputs:
-    """The call with a copy of its keys, of these of its queries, and of its masks, whatever becomes of them.
+    """Return the call with copies of its keys, of these rows of its queries, and of its masks.
 
     Args:
         rows: int64 [R], ascending.
-        alike: of a call with the same `kind_of_call`, what this returned: its masks are these.
+        alike: result of this function for a call with the same `kind_of_call`, whose masks are shared.
     """
     return replace(
         inputs,
@@ -58,7 +58,7 @@ def _copies(inputs: AttentionInputs, rows: Tensor) -> dict[str, Tensor]:
 
 
 def joined(calls: Sequence[AttentionInputs]) -> AttentionInputs:
-    """One call with the heads of all, those of the first call first; they have the same `kind_of_call`."""
+    """Return one call with the heads of all calls, in their order. All have the same `kind_of_call`."""
     if len(calls) == 1:
         return calls[0]
     sinks = [call.learned_sink for call in calls]

@@ -1,4 +1,4 @@
-"""Attention weights of some query rows, and what keys receive of them."""
+"""Attention weights of some query rows, and the attention that keys receive from them."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from attnwatch.attention.sampling import stratified_rows
 
 @torch.no_grad()
 def attention_weights(inputs: AttentionInputs, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """(weights, whether the row sees the key), both [batch, heads, rows, keys]; 0 in rows that see none or are padding.
+    """Return attention weights, and which keys the rows see: both [batch, heads, rows, keys].
 
-    A row is nan where the logit of a key that it sees is not finite. What a learned sink has is missing in the sum of
-    a row.
+    Rows that see no key, or are padding, are 0. A row is nan if the logit of a key that it sees is not finite. The
+    weight of a learned sink is missing in the sum of a row.
 
     Args:
         inputs: of one attention call.
@@ -32,7 +32,7 @@ def attention_weights(inputs: AttentionInputs, rows: Tensor) -> tuple[Tensor, Te
 
 
 def attention_received(inputs: AttentionInputs, num_rows: int | None, generator: torch.Generator | None) -> Tensor:
-    """Attention that each key receives from the queries, relative to uniform attention: [batch, keys].
+    """Return the attention that each key receives from the queries, relative to uniform attention: [batch, keys].
 
     s_j = mean over heads and over the rows i that see key j of p_ij · n_i, with n_i the number of keys that row i sees.
     Where heads have learned sinks, a row counts as much as it gives to tokens. Rows with a logit that is not finite are

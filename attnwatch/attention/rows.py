@@ -1,4 +1,4 @@
-"""Everything a statistic may ask about a block of query rows, computed once and only when asked.
+"""Quantities of a block of query rows, from which statistics are made. Each is computed once, when it is asked for.
 
 The first visible key (the usual attention sink) is kept apart from the rest. A softmax over the rest alone stays
 exact where the sink takes all but 1e-9 of the weight, and the full distribution follows from the two log-sum-exps.
@@ -21,9 +21,17 @@ _LARGEST_SQUARED = 2.0**30
 
 
 class AttentionRows:
-    """The query rows `rows` (int64 [R], ascending, on the device of the inputs) of one attention call.
+    """Some query rows of one attention call, with all that a statistic may ask about them.
 
-    Properties are [B, H, R] unless they say otherwise. Where a row is not `valid` their values are arbitrary.
+    Shapes: B sequences, H heads, R rows, N keys. Properties are [B, H, R] unless they say otherwise. Where a row is not
+    `valid` their values are arbitrary. Each is computed once, when it is first asked for; [B, H, R, N] tensors are the
+    expensive ones. The layers of a model may be computed together, with the heads of all.
+
+    Attributes:
+        inputs: `AttentionInputs` of the call: query, key, scale and masks.
+        rows: int64 [R], positions of the rows among the queries, ascending.
+        shape: (B, H, R, N).
+        visible: bool [B or 1, H or 1, R, N], True where the row sees the key.
     """
 
     def __init__(self, inputs: AttentionInputs, rows: Tensor):
@@ -41,7 +49,7 @@ class AttentionRows:
         self._sum_over_rest(logits, self.visible.scatter(-1, first_visible, False))
 
     def _sum_over_rest(self, logits: Tensor, rest: Tensor) -> None:
-        """Sums over all visible keys but the first, which `rest` marks. Overwrites `logits`."""
+        """Sum over all visible keys but the first, which `rest` marks. Overwrites `logits`."""
         rest_logits = _hide_(logits, rest)
         self._rest_max = rest_logits.amax(-1)
         self._rest_weights = rest_logits.softmax(-1)  # [B, H, R, N]
@@ -55,6 +63,30 @@ class AttentionRows:
         self._rest_mean = relative.mul_(self._rest_weights).sum(-1) * self._unit
         self._scratch = relative
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type in which the rows are computed."""
+        return self._first_logit.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the call's tensors."""
+        return self.rows.device
+
+    @property
+    def logits(self) -> Tensor:
+        """Attention logits [B, H, R, N], -inf where a key is hidden. Computed anew each time."""
+        return self.inputs.logits(self.rows).masked_fill_(~self.visible, -torch.inf)
+
+    @property
+    def weights(self) -> Tensor:
+        """Attention weights [B, H, R, N], which sum to one over the visible keys. Computed anew each time.
+
+        What a learned sink takes is not among them.
+        """
+        weights = self._rest_weights * self._rest_mass.unsqueeze(-1)
+        return weights.scatter_(-1, self._first_visible, self._first_mass.unsqueeze(-1)).mul_(self.visible)
+
     @cached_property
     def num_visible(self) -> Tensor:
         """Number of keys that the row sees; float, broadcastable to [B, H, R]."""
@@ -62,14 +94,14 @@ class AttentionRows:
 
     @cached_property
     def counts(self) -> Tensor:
-        """Bool: the row sees at least two keys and is not padding."""
+        """Bool, True if the row sees at least two keys and is not padding."""
         counts = (self.num_visible >= 2).expand(self.shape[:3])
         query_mask = self.inputs.query_mask
         return counts if query_mask is None else counts & query_mask[:, None, self.rows]
 
     @cached_property
     def counts_as_finite(self) -> Tensor:
-        """Bool: the row counts; of sequences in which none does, rows that see one key although there are others.
+        """Bool, True if the row counts. In sequences in which no row does, True for rows that see one key of several.
 
         Self-attention only. So `nonfinite` is known, and the other statistics are not, where a mask hides all keys but
         one from every row; sequences of one token, and queries over the keys of something else, say nothing of a mask.
@@ -84,12 +116,12 @@ class AttentionRows:
 
     @cached_property
     def valid(self) -> Tensor:
-        """Bool: the row counts and all its visible logits are finite."""
+        """Bool, True if the row counts and all its visible logits are finite."""
         return self.counts & self.is_finite
 
     @cached_property
     def is_finite(self) -> Tensor:
-        """Bool: no visible logit is nan, infinite or `too_large`, nor a learned sink; at -inf that takes nothing."""
+        """Bool, True if no visible logit is nan, infinite or `too_large`. A learned sink may be -inf."""
         largest = too_large(self._first_logit.dtype)
         rest = (self._rest_max < largest) & (self._rest_max - self._rest_spread > -largest)
         finite = (self._first_logit.abs() < largest) & (rest | (self.num_visible <= 1))
@@ -101,7 +133,7 @@ class AttentionRows:
 
     @cached_property
     def logit_std(self) -> Tensor:
-        """Population standard deviation over the visible keys."""
+        """Population standard deviation of the logits over the visible keys."""
         sink = (self._first_logit - self._rest_max) / self._unit
         mean = (self._rest_sum + sink) / self.num_visible
         mean_square = (self._rest_sum_of_squares + sink.square()) / self.num_visible
@@ -109,13 +141,13 @@ class AttentionRows:
 
     @cached_property
     def entropy(self) -> Tensor:
-        """Nats. Chain rule: H(p) = h(p_first) + (1 - p_first) · H(rest)."""
+        """Entropy in nats. Chain rule: H(p) = h(p_first) + (1 - p_first) · H(rest)."""
         split = -(self._first_mass * self._log_first_mass) - (self._rest_mass * self._log_rest_mass)
         return split + self._rest_mass * self.entropy_without_sink
 
     @cached_property
     def max_entropy(self) -> Tensor:
-        """Nats: entropy of uniform attention over the visible keys."""
+        """Entropy of uniform attention over the visible keys, in nats."""
         return self.num_visible.log().expand(self.shape[:3])
 
     @cached_property
@@ -126,14 +158,14 @@ class AttentionRows:
         return 1 - self._token_mass + self._token_mass * self._first_mass
 
     @cached_property
-    def confidence(self) -> Tensor:
+    def max_weight(self) -> Tensor:
         """Largest weight of the row on a token."""
         largest = torch.maximum(self._first_mass, self._rest_mass * self._largest_rest_weight)
         return largest if self.inputs.learned_sink is None else self._token_mass * largest
 
     @cached_property
     def entropy_without_sink(self) -> Tensor:
-        """Nats: entropy of the weights on all other visible keys, renormalized."""
+        """Entropy of the weights on all visible keys but the first, renormalized, in nats."""
         return (self._rest_relative_lse - self._rest_mean).clamp(min=0)
 
     @cached_property
@@ -148,7 +180,7 @@ class AttentionRows:
 
     @property
     def _key_and_query_positions(self) -> tuple[Tensor, Tensor]:
-        """[B or 1, N] and [B or 1, R]."""
+        """Positions of keys [B or 1, N] and of queries [B or 1, R]."""
         keys, queries = self.inputs.positions, self.rows[None]
         if keys is None:
             keys = torch.arange(self.inputs.num_keys, device=self.rows.device)[None]
@@ -158,7 +190,7 @@ class AttentionRows:
 
     @cached_property
     def content_sensitivity(self) -> Tensor:
-        """Jensen-Shannon divergence across the batch, nats [H, R]: H(mean_b p) - mean_b H(p).
+        """Jensen-Shannon divergence across the batch, in nats [H, R]: H(mean_b p) - mean_b H(p).
 
         Only where `comparable`: there the first visible key is the same in all sequences.
         """
@@ -171,7 +203,7 @@ class AttentionRows:
 
     @cached_property
     def comparable(self) -> Tensor:
-        """Bool [H, R]: there are at least two sequences, all valid here, and all see the same keys."""
+        """Bool [H, R], True if at least two sequences have this row, all valid, and all see the same keys."""
         if self.shape[0] == 1:
             return torch.zeros_like(self.valid[0])
         same_keys = (self.visible == self.visible[:1]).all(-1).all(0)
@@ -192,7 +224,7 @@ class AttentionRows:
 
     @property
     def _learned_sink(self) -> Tensor:
-        """[H, 1]."""
+        """Logit of the learned sink [H, 1]."""
         return self.inputs.learned_sink.to(self._first_logit.dtype)[:, None]
 
     @cached_property
@@ -202,7 +234,7 @@ class AttentionRows:
 
     @cached_property
     def _log_odds(self) -> Tensor:
-        """Of the first key against the rest, from the difference of two logits: exact also where these are large."""
+        """Log odds of the first key, from the difference of two logits, which is exact where these are large."""
         return (self._first_logit - self._rest_max) - self._rest_relative_lse
 
     @cached_property
@@ -223,12 +255,12 @@ class AttentionRows:
 
 
 def too_large(dtype: torch.dtype) -> float:
-    """Logits of this size count as infinite, so that sums over keys and rows stay finite: 1e30 in float32."""
+    """Return the size from which logits count as infinite, so that sums stay finite: 1e30 in float32."""
     return torch.finfo(dtype).max / 2**28
 
 
 def _hide_(logits: Tensor, visible: Tensor) -> Tensor:
-    """Overwrites the logits of all other keys, also where they are nan, by a finite value no weight survives.
+    """Overwrite the logits of hidden keys, also where they are nan, by a finite value that gives them no weight.
 
     On a CPU a `masked_fill_` takes twice as long as what is done there. Visible logits that are not finite stay so.
     """

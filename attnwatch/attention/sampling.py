@@ -1,4 +1,4 @@
-"""Which query rows are looked at."""
+"""Choice of the query rows that are looked at."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ _CPU_ELEMENTS, _DEVICE_ELEMENTS = 2**20, 2**24
 
 
 def stratified_rows(num_queries: int, num_rows: int | None, generator: torch.Generator | None = None) -> Tensor:
-    """One random row from each of `num_rows` equal strata of the queries: int64 [rows] on the CPU, ascending.
+    """Draw one random row from each of `num_rows` equal strata of the queries: int64 [rows] on the CPU, ascending.
 
     Stratified because entropy depends on the position: a causal row i sees i + 1 keys. Each row is expected
     num_rows / num_queries times, so that means over the sample are unbiased. All rows where `num_rows` is None or
@@ -27,11 +27,11 @@ def stratified_rows(num_queries: int, num_rows: int | None, generator: torch.Gen
 
 
 def block_elements(device: torch.device) -> int:
-    """How many logits are held at once, in float32: 4 MiB of them on a CPU, 64 MiB elsewhere."""
+    """Return how many logits are held at once in float32: 4 MiB on a CPU, 64 MiB elsewhere."""
     return _CPU_ELEMENTS if device.type == "cpu" else _DEVICE_ELEMENTS
 
 
 def row_blocks(inputs: AttentionInputs, rows: Tensor) -> Iterator[Tensor]:
-    """`rows` in blocks whose logits fit into `block_elements`, so that memory grows with the keys, not their square."""
+    """Split `rows` into blocks whose logits fit into `block_elements`, so that memory is linear in the keys."""
     elements_per_row = max(1, inputs.batch_size * inputs.num_heads * inputs.num_keys)
     return iter(rows.split(max(1, block_elements(rows.device) // elements_per_row)))

@@ -1,13 +1,54 @@
-"""The statistics of one attention call."""
+"""Statistics of one attention call."""
+
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from attnwatch.attention.accumulate import accumulate, means_of_sums
+from attnwatch.attention.accumulate import Accumulator
 from attnwatch.attention.inputs import checked_inputs
 from attnwatch.attention.sampling import stratified_rows
-from attnwatch.attention.statistic import STATISTICS, AttentionStatistics
 from attnwatch.errors import ConfigurationError
+
+
+class AttentionStatistics(Mapping[str, Tensor]):
+    """Statistics of one attention call by name: float32 tensors [heads], as attributes and as items.
+
+    There is one for each registered `Statistic`; `attnwatch.Statistic.registry` says what each means. Means are over
+    rows of all sequences that see at least two keys and whose logits are finite. A statistic is nan where there is no
+    such row; `nonfinite` is also known where a mask hides all keys but one from every row. Logits beyond 1e30 count as
+    infinite in float32. The weight that goes to a sink which a head has learned (gpt-oss) is in `sink_mass` and missing
+    in `max_weight`. All other statistics are those of the weights on tokens, which sum to one without it.
+
+    Args:
+        values: tensors by name.
+        num_rows: number of query rows that were looked at.
+    """
+
+    def __init__(self, values: Mapping[str, Tensor], num_rows: int):
+        self._values = dict(values)
+        self.num_rows = num_rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._values[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __getattr__(self, name: str) -> Tensor:
+        values = vars(self).get("_values", {})  # there are none yet while a copy is made
+        if name not in values:
+            raise AttributeError(f"there is no statistic {name!r}; there are: {', '.join(values)}")
+        return values[name]
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *self._values]
+
+    def __repr__(self) -> str:
+        return f"AttentionStatistics({', '.join(self._values)}; num_rows={self.num_rows})"
 
 
 def attention_statistics(
@@ -22,7 +63,7 @@ def attention_statistics(
     generator: torch.Generator | None = None,
     query_mask: Tensor | None = None,
 ) -> AttentionStatistics:
-    """Statistics per head of softmax(scale · query · keyᵀ + mask), without holding the matrix.
+    """Compute statistics per head of softmax(scale · query · keyᵀ + mask), without holding the matrix.
 
     Arguments mean what they mean in `torch.nn.functional.scaled_dot_product_attention`.
 
@@ -43,7 +84,7 @@ def attention_statistics(
         `AttentionStatistics`, float32 tensors [heads] on the device of `query`, without gradient.
 
     Raises:
-        ConfigurationError: a shape, a dtype or `num_query_rows` does not fit.
+        ConfigurationError: a shape, a dtype or `num_query_rows` does not fit, or a registered statistic fails.
 
     Example:
         >>> import torch
@@ -63,5 +104,6 @@ def attention_statistics(
         query_mask=query_mask,
     )
     rows = stratified_rows(inputs.num_queries, num_query_rows, generator)
-    values = means_of_sums(accumulate(inputs, rows.to(query.device))).float()
-    return AttentionStatistics(**dict(zip(STATISTICS, values, strict=True)), num_rows=len(rows))
+    accumulator = Accumulator()
+    values = accumulator.values(accumulator.sums(inputs, rows.to(query.device))).float()
+    return AttentionStatistics(dict(zip(accumulator.names, values, strict=True)), len(rows))

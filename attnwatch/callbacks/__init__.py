@@ -1,10 +1,44 @@
-"""What the callbacks of all trainers share: everything but how a trainer calls them.
+"""What callbacks do, whichever trainer calls them: a `TrainingPart` each, imported when it is first used.
 
-`TrainingPart` says what happens in a training, and when. A trainer's package makes a callback of its own of each part,
-and hands over its `TrainerRun`.
+`attnwatch.lightning` and `attnwatch.transformers` make their callbacks of these.
 """
 
-from attnwatch.callbacks.part import TrainingPart
-from attnwatch.callbacks.run import TrainerRun
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["TrainerRun", "TrainingPart"]
+from attnwatch.callbacks.part import TrainingPart
+
+if TYPE_CHECKING:
+    from attnwatch.callbacks.confidence import ConfidenceProbe
+    from attnwatch.callbacks.monitor import AttentionMonitor
+    from attnwatch.callbacks.occlusion import OcclusionAudit
+    from attnwatch.callbacks.probes import LayerProbe
+    from attnwatch.callbacks.pruning import HeadPruning
+    from attnwatch.callbacks.tokens import TokenDropping
+
+__all__ = [
+    "CALLBACKS",
+    "AttentionMonitor",
+    "ConfidenceProbe",
+    "HeadPruning",
+    "LayerProbe",
+    "OcclusionAudit",
+    "TokenDropping",
+    "TrainingPart",
+]
+
+CALLBACKS = {
+    "AttentionMonitor": "monitor",
+    "ConfidenceProbe": "confidence",
+    "HeadPruning": "pruning",
+    "LayerProbe": "probes",
+    "OcclusionAudit": "occlusion",
+    "TokenDropping": "tokens",
+}
+"""Modules in this folder by the names of the parts in them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in CALLBACKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{CALLBACKS[name]}"), name)

@@ -1,47 +1,50 @@
-"""What asks the model something now and then, on batches that it is not trained on."""
+"""Base class of the parts that examine a model from time to time, on batches that it is not trained on."""
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnwatch.callbacks.loading import main_process_batches
 from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.callbacks.run import TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.batches import Batch, as_batch
 from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
+from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_int
-from attnwatch.utils.messages import WarnOnce, warn
+from attnwatch.utils.messages import NonFatal, WarnOnce, warn
 from attnwatch.utils.processes import together
 from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 1
-# Of models with more layers, so many have curves of their own: more can't be read.
+# Curves of more layers can't be read.
 MOST_LAYER_CURVES = 12
 
 
 class Audit(TrainingPart):
-    """Looks at a model every so many steps, and at the end.
+    """Examines a model every so many steps, and at the end.
 
-    All processes ask the same, about the main process's batches, so that sharded models work too.
+    All processes examine it with the main process's batches, so that sharded models work too.
 
     Args:
         every_n_steps: audit after the first step at or after each multiple of it; None means at the end only.
-        batches: to ask about, as the model takes them by name; None means the first of the validation data.
-        num_batches: so many of them.
+        batches: input batches, as the model takes them by name; None means the first of the validation data.
+        num_batches: number of batches.
         forward: see `EvaluatedModel`.
+        tokenizer: tokenizer of the model; None means the one that the trainer has.
+
+    Attributes:
+        results: (global step, result) of each audit of this training.
     """
 
-    _Found: type
+    _Result: type
     """A dataclass of tensors, numbers, strings, and lists and dicts of them."""
     _needs_batches = True
 
     results: list[tuple[int, Any]]
-    """(global step, what was found), of each audit of this training."""
 
     def __init__(
         self,
@@ -49,6 +52,7 @@ class Audit(TrainingPart):
         batches: Iterable[Batch] | None,
         num_batches: int,
         forward: Forward | None,
+        tokenizer: Any = None,
     ):
         require_int("every_n_steps", every_n_steps, minimum=1, optional=True)
         require_int("num_batches", num_batches, minimum=1)
@@ -60,32 +64,34 @@ class Audit(TrainingPart):
         self._given_batches = batches
         self._num_batches = num_batches
         self._forward = forward
+        self._given_tokenizer = self._tokenizer = tokenizer
         self._subject: EvaluatedModel | None = None
-        self.results: list[tuple[int, Any]] = []
+        self.results = []
 
+    @abstractmethod
     def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> Any:
-        """What is found now, a `_Found`. Raises what is wrong with the model or the batches."""
-        raise NotImplementedError
+        """Return a `_Result`, or raise what is wrong with the model or the batches."""
 
-    def _numbers(self, found: Any) -> dict[str, float]:
-        """Of what was found, to log by tag."""
-        raise NotImplementedError
+    @abstractmethod
+    def _numbers(self, result: Any) -> dict[str, float]:
+        """Return the numbers of a result to log, by tag."""
 
-    def _drawn(self) -> dict[str, np.ndarray]:
-        """Pictures of `results` by tag, each uint8 [height, width, 3]."""
-        raise NotImplementedError
+    @abstractmethod
+    def _draw(self) -> dict[str, np.ndarray]:
+        """Return pictures of `results` by tag, each uint8 [height, width, 3]."""
 
-    def _texts(self, found: Any) -> dict[str, str]:
-        """What to say of it, as markdown by tag."""
+    def _texts(self, result: Any) -> dict[str, str]:
+        """Return texts about a result in markdown, by tag."""
         return {}
 
     # What happens in a training.
 
-    def _start(self, run: TrainerRun, model: nn.Module) -> None:
-        self._detach()
+    def start(self, run: TrainerRun) -> None:
+        self.detach()
         self.results = []
-        self._publisher, self._warn_once = Publisher(), WarnOnce()
-        self._subject = EvaluatedModel(model, self._forward)
+        self._publisher, self._warn_once, self._non_fatal = Publisher(), WarnOnce(), NonFatal()
+        self._tokenizer = run.tokenizer if self._given_tokenizer is None else self._given_tokenizer
+        self._subject = EvaluatedModel(run.model, self._forward)
         self._batches: list[Batch] | None = None
         self._given = self._own_batches(run) if self._given_batches is not None else None
         if self._needs_batches and self._given is None and not run.has_validation_data:
@@ -93,7 +99,7 @@ class Audit(TrainingPart):
                 f"{type(self).__name__} needs batches to ask about: give `batches`, or validation data to the trainer."
             )
 
-    def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
+    def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         self._last_step = run.global_step
         self._audited_step = None
         if not state:
@@ -103,44 +109,41 @@ class Audit(TrainingPart):
         except ConfigurationError as error:
             warn(f"the checkpoint's results of {type(self).__name__} are not continued: {error}")
         else:
-            self.results = [(step, self._Found(**fields)) for step, fields in state["results"]]
+            self.results = [(step, self._Result(**fields)) for step, fields in state["results"]]
 
-    def _begin_batch(self, run: TrainerRun) -> None:
-        pass
-
-    def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
+    def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
         step, last, every = run.global_step, self._last_step, self._every_n_steps
         self._last_step = step
         if every is not None and step // every > last // every:
-            self._look(run)
+            self._examine(run)
 
-    def _end(self, run: TrainerRun) -> None:
+    def end(self, run: TrainerRun) -> None:
         if self._audited_step != run.global_step:
-            self._look(run)
+            self._examine(run)
 
-    def _state(self) -> dict[str, Any]:
-        return with_format(_STATE_FORMAT, {"results": [(step, dict(vars(found))) for step, found in self.results]})
+    def state_dict(self) -> dict[str, Any]:
+        return with_format(_STATE_FORMAT, {"results": [(step, dict(vars(result))) for step, result in self.results]})
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
         self._batches = self._given = self._subject = None
 
-    # What these share.
+    # Shared by these.
 
-    def _look(self, run: TrainerRun) -> None:
+    def _examine(self, run: TrainerRun) -> None:
         self._audited_step = run.global_step
-        with self._never_fatal():
+        with self._non_fatal(f"{type(self).__name__} failed"):
             if self._batches is None:
                 raw = self._raw_batches(run)
                 # Where one process has none, the others must ask with it again.
                 self._batches = together(lambda: [run.to_device(as_batch(batch)) for batch in raw])
-            found = self._audit(run, self._subject, self._batches)
-            self.results.append((run.global_step, found))
-            numbers = self._numbers(found)
+            result = self._audit(run, self._subject, self._batches)
+            self.results.append((run.global_step, result))
+            numbers = self._numbers(result)
             run.log(numbers, run.global_step)
-            self._publisher.numbers(run.sinks, numbers, run.global_step)
-            self._publisher.images(run.sinks, self._drawn, run.global_step)
-            for tag, markdown in self._texts(found).items():
-                self._publisher.text(run.sinks, tag, markdown, run.global_step)
+            self._publisher.scalars(run.loggers, numbers, run.global_step)
+            self._publisher.images(run.loggers, self._draw, run.global_step)
+            for tag, markdown in self._texts(result).items():
+                self._publisher.text(run.loggers, tag, markdown, run.global_step)
 
     def _raw_batches(self, run: TrainerRun) -> list[Any]:
         if self._given is not None:
@@ -148,17 +151,9 @@ class Audit(TrainingPart):
         return main_process_batches(run, run.validation_loader, self._num_batches) if self._needs_batches else []
 
     def _own_batches(self, run: TrainerRun) -> list[Any]:
-        """Once, as what gives them may have no more."""
+        """Take them once: their iterable may have no more."""
         given = self._given_batches
         self._given_batches = list(map(as_batch, main_process_batches(run, lambda: given, self._num_batches)))
         if not self._given_batches:
             raise ConfigurationError("`batches` is empty: give at least one.")
         return self._given_batches
-
-    @contextlib.contextmanager
-    def _never_fatal(self) -> Iterator[None]:
-        """One warning for each kind of failure; the training goes on, and so do later audits."""
-        try:
-            yield
-        except Exception as error:
-            self._warn_once(f"{type(self).__name__} failed, training goes on: {type(error).__name__}: {error}")

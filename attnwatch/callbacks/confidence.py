@@ -1,15 +1,13 @@
-"""Asking a model how sure it is as a callback, without the hooks that call it."""
+"""Multiple-choice questions, and how far a model's confidence can be believed, while it trains."""
 
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from attnwatch.callbacks.audit import Audit
-from attnwatch.callbacks.run import TrainerRun
-from attnwatch.dashboard.markdown import answers_markdown
+from attnwatch.dashboard.answers import answers_markdown
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.batches import Batch
 from attnwatch.explain.calibration import Calibration, classifier_calibration
@@ -21,11 +19,11 @@ from attnwatch.explain.multiple_choice.question_generation import questions_from
 from attnwatch.explain.multiple_choice.questions import Question, as_questions
 from attnwatch.explain.multiple_choice.templates import Templates
 from attnwatch.explain.token_text import require_tokenizer
-from attnwatch.loggers.logger import matplotlib_needed
+from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_int
 
 
-class Asking(Audit):
+class ConfidenceProbe(Audit):
     """Ask a language model multiple-choice questions and how sure it is, and measure how far it can be believed.
 
     Logged are `confidence/accuracy`, `confidence/mean_confidence`, `confidence/expected_calibration_error`,
@@ -43,8 +41,8 @@ class Asking(Audit):
         num_bins: of the reliability diagram and the expected calibration error.
         batches: to make questions of, or of a classifier to judge; None means the first of the validation data.
         num_batches: so many of them.
-        forward: see `attnwatch.explain.EvaluatedModel`. With `questions` what it returns is taken for a language
-            model's, else for a classifier's.
+        forward: see `attnwatch.explain.EvaluatedModel`. With `questions`, its output is taken for that of a language
+            model, otherwise for that of a classifier.
         seed: of the questions that are made.
 
     Attributes:
@@ -54,6 +52,8 @@ class Asking(Audit):
     Raises:
         ConfigurationError: an argument is wrong, or when training starts, if the model can't be asked.
     """
+
+    example = 'ConfidenceProbe("questions.jsonl", tokenizer=tokenizer)'
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Asking(Audit):
         forward: Forward | None = None,
         seed: int = 0,
     ):
-        super().__init__(every_n_steps, batches, num_batches, forward)
+        super().__init__(every_n_steps, batches, num_batches, forward, tokenizer)
         templates = Templates() if templates is None else templates
         self._options = EvaluationOptions(templates, stated, reasons, score, max_new_tokens, batch_size, max_length)
         require_int("num_questions", num_questions, minimum=1)
@@ -84,22 +84,21 @@ class Asking(Audit):
         require_tokenizer(tokenizer, optional=True)
         self._questions = None if questions is None else as_questions(questions)
         self._needs_batches = self._questions is None
-        self._tokenizer, self._num_questions, self._num_bins, self._seed = tokenizer, num_questions, num_bins, seed
+        self._num_questions, self._num_bins, self._seed = num_questions, num_bins, seed
         self._evaluation: MultipleChoiceEvaluation | None = None
 
     # What happens in a training.
 
-    def _start(self, run: TrainerRun, model: nn.Module) -> None:
-        super()._start(run, model)
+    def start(self, run: TrainerRun) -> None:
+        super().start(run)
         subject = self._subject
         judges_classes = self._questions is None if subject.has_custom_forward else subject.is_sequence_classifier
-        self._Found = Calibration if judges_classes else Answers
+        self._Result = Calibration if judges_classes else Answers
         if judges_classes:
             self._refuse_questions()
             return
         require_language_model(subject)
-        self._known_tokenizer = self._tokenizer if self._tokenizer is not None else run.tokenizer
-        if self._known_tokenizer is None:
+        if self._tokenizer is None:
             raise ConfigurationError(
                 "`tokenizer` is needed to ask a language model: give that of the model, for instance "
                 "AutoTokenizer.from_pretrained(name)."
@@ -109,24 +108,24 @@ class Asking(Audit):
         elif self._given is not None:
             self._prepare(run, self._made_of(self._given))
 
-    def _detach(self) -> None:
-        super()._detach()
+    def detach(self) -> None:
+        super().detach()
         self._evaluation = None
 
     def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> Answers | Calibration:
-        if self._Found is Calibration:
+        if self._Result is Calibration:
             return classifier_calibration(subject, batches, num_bins=self._num_bins)
         if self._evaluation is None:
             self._prepare(run, self._made_of(batches))
         return self._evaluation.run()
 
     def _made_of(self, batches: list[Batch]) -> list[Question]:
-        return questions_from_text(batches, self._known_tokenizer, self._num_questions, seed=self._seed)
+        return questions_from_text(batches, self._tokenizer, self._num_questions, seed=self._seed)
 
     def _prepare(self, run: TrainerRun, questions: list[Question]) -> None:
-        self._evaluation = MultipleChoiceEvaluation(self._subject, self._known_tokenizer, questions, self._options)
+        self._evaluation = MultipleChoiceEvaluation(self._subject, self._tokenizer, questions, self._options)
         skipped = len(self._evaluation.skipped)
-        run.tell(
+        run.inform(
             f"{type(self).__name__} asks {len(questions) - skipped} questions each time ({skipped} skipped), in at "
             f"most {self._evaluation.most_forwards} forwards of up to {self._options.batch_size} rows"
         )
@@ -150,10 +149,10 @@ class Asking(Audit):
             numbers["confidence/unparsable"] = float(found.num_unparsable)
         return numbers
 
-    def _drawn(self) -> dict[str, np.ndarray]:
-        with matplotlib_needed():
-            from attnwatch.dashboard.figures import pixels
-            from attnwatch.dashboard.reliability import reliability_figure
+    def _draw(self) -> dict[str, np.ndarray]:
+        from attnwatch.dashboard.heatmaps import pixels
+        from attnwatch.dashboard.reliability import reliability_figure
+
         step, found = self.results[-1]
         return {
             f"confidence/{name}reliability": pixels(
@@ -166,7 +165,7 @@ class Asking(Audit):
         return {"confidence/answers": answers_markdown(found)} if isinstance(found, Answers) else {}
 
     def _calibrations(self, found: Answers | Calibration) -> dict[str, Calibration]:
-        """By the prefix of their names."""
+        """Return the calibrations by the prefix of their names."""
         if isinstance(found, Calibration):
             return {"": found}
         stated = found.stated_calibration(num_bins=self._num_bins)
@@ -175,7 +174,7 @@ class Asking(Audit):
 
 
 def _figures(prefix: str, calibration: Calibration) -> dict[str, float]:
-    """Without those that there are not."""
+    """Return the figures of a calibration that are known, by tag."""
     names = ("mean_confidence", "expected_calibration_error", "expected_if_calibrated", "brier", "auroc")
     numbers = {f"{prefix}{name}": getattr(calibration, name) for name in ("accuracy", *names)}
     return {name: number for name, number in numbers.items() if number == number}

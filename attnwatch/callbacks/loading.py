@@ -1,4 +1,4 @@
-"""Batches of a data loader, taken beside the training that uses it."""
+"""Batches of a data loader, taken without a trace in the training that uses it."""
 
 import contextlib
 import copy
@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from attnwatch.callbacks.run import TrainerRun
 from attnwatch.capture import has_processes
 from attnwatch.errors import ConfigurationError
+from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.processes import together
 
 
 def main_process_batches(run: TrainerRun, make_loader: Callable[[], Iterable[Any]], number: int) -> list[Any]:
-    """The first batches of the loader that the main process makes, on all of them.
+    """Return, on all processes, the first batches of the loader that the main process makes.
 
     Raises:
         Exception: of the loader; of whatever kind on the main process, a ConfigurationError that says so on the others.
@@ -32,22 +32,22 @@ def main_process_batches(run: TrainerRun, make_loader: Callable[[], Iterable[Any
             packed = pickle.dumps(first_batches(make_loader(), number))
         except Exception as error:  # to be raised when the others have been told, who would wait for ever
             failure = error
-    packed, told = run.agree((packed, None if failure is None else f"{type(failure).__name__}: {failure}"))
+    packed, reason = run.broadcast((packed, None if failure is None else f"{type(failure).__name__}: {failure}"))
     if failure is not None:
         raise failure
-    if told is not None:
-        raise ConfigurationError(f"the main process could not take batches: {told}")
+    if reason is not None:
+        raise ConfigurationError(f"the main process could not take batches: {reason}")
     return together(lambda: pickle.loads(packed))
 
 
 def first_batches(loader: Iterable[Any], number: int) -> list[Any]:
-    """So many, without a trace in the loader or in any random state that the training draws from."""
+    """Return the first batches, without a trace in the loader or in any random state that the training draws from."""
     with _random_state_kept(loader):
         return list(itertools.islice(_without_workers(loader), number))
 
 
 def _without_workers(loader: Iterable[Any]) -> Iterable[Any]:
-    """Workers that persist would be the training's own, with a random state that was drawn here."""
+    """Return the loader without workers: persistent ones would be the training's, with a random state drawn here."""
     if not isinstance(loader, DataLoader) or loader.num_workers == 0:
         return loader
     alone = copy.copy(loader)  # a loader lets nobody set these
@@ -73,7 +73,7 @@ def _random_state_kept(loader: Iterable[Any]) -> Iterator[None]:
 
 
 def _holders(loader: Iterable[Any]) -> list[Any]:
-    """What may draw from a generator of its own: samplers, and collators (transformers wraps them)."""
+    """Return what may draw from a generator of its own: samplers, and collators, which transformers wraps."""
     collate = getattr(loader, "collate_fn", None)
     inner = [getattr(collate, name, None) for name in ("data_collator", "__self__")]
     outer = [getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset")]

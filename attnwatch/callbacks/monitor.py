@@ -1,29 +1,30 @@
-"""The monitor as a callback, without the hooks that call it: a thin layer over the recorder and the diagnosis."""
+"""The monitor: a thin layer over the recorder and the diagnosis."""
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from attnwatch.callbacks.part import TrainingPart, parts_of
+from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.callbacks.run import TrainerRun
 from attnwatch.capture import is_observed
-from attnwatch.dashboard import RUN_TAGS, TOTAL_STEPS_TAG, run_scalars
-from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, Thresholds, diagnose
+from attnwatch.dashboard import TOTAL_STEPS_TAG, run_scalars, run_tags
+from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, FindingRule, RuleSet, Thresholds, diagnose
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
-from attnwatch.utils.arguments import require_int
-from attnwatch.utils.messages import has_other_processes, warn
+from attnwatch.trainers.base import TrainerRun
+from attnwatch.utils.arguments import require_instance, require_int
+from attnwatch.utils.messages import NonFatal, has_other_processes, warn
 from attnwatch.utils.states import check_format, with_format
 
+RISK_TAG = "attention/risk"
 _STATE_FORMAT = 1
 
 
-class Monitor(TrainingPart):
+class AttentionMonitor(TrainingPart):
     """Record attention entropy and uniformity of every layer and head while a model trains, and judge the run.
 
     Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
@@ -43,7 +44,8 @@ class Monitor(TrainingPart):
             Lightning's model is the LightningModule, or a mapping from kinds to one of these; kinds that are not in
             it warn. A run that is resumed goes on past the finding that stopped it. Notes (`Finding.is_note`) warn
             nobody and stop nothing; a function hears of them only where it is given for their kind in a mapping.
-        thresholds: of the diagnosis; None means the defaults.
+        thresholds: amount of evidence that findings need; None means the defaults.
+        rules: rules with other thresholds, as `[UniformAttention(enter=0.98)]`, or switched off; see `diagnose`.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
         figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than
             half a percent of the time (a message says so), and at the end; None means at the end only.
@@ -63,6 +65,8 @@ class Monitor(TrainingPart):
             can be read. Where only its calls can tell, a warning comes after the first observed step.
     """
 
+    example = "AttentionMonitor()"
+
     def __init__(
         self,
         *,
@@ -71,31 +75,33 @@ class Monitor(TrainingPart):
         sites: Sequence[str] | None = None,
         on_finding: Action | Mapping[str, Action] = "warn",
         thresholds: Thresholds | None = None,
+        rules: Sequence[FindingRule] = (),
         max_layer_curves: int = 12,
         figures_every_n_steps: int | None = 500,
         flush_every: int | None = None,
         max_history: int = 512,
         seed: int = 0,
     ):
-        if thresholds is not None and not isinstance(thresholds, Thresholds):
-            raise ConfigurationError(f"`thresholds` must be Thresholds or None, got {thresholds!r}.")
+        require_instance("thresholds", thresholds, Thresholds)
         require_int("max_layer_curves", max_layer_curves, minimum=0)
         require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
         options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
         self._options = flushed_for_pictures(options, figures_every_n_steps)
         self._actions = FindingActions(on_finding)
         self._thresholds = thresholds
+        self._rules = RuleSet(rules)
         self._figures_every_n_steps = figures_every_n_steps
         self._max_layer_curves = max_layer_curves
         self._recorder: AttentionRecorder | None = None
-        self._batch = contextlib.ExitStack()
+        self._batch, self._training = contextlib.ExitStack(), contextlib.ExitStack()
         self._batch_step = 0
         self._start_anew()
 
     def _start_anew(self) -> None:
         self._diagnosis: Diagnosis | None = None
-        self._has_failed = False
-        self._told_remarks: set[str] = set()
+        self._rules.reset()
+        self._non_fatal = NonFatal()
+        self._shown_remarks: set[str] = set()
         self._has_reported_coverage = False
         self._has_flushed = False
         self._has_warned_of_nothing = False
@@ -109,35 +115,39 @@ class Monitor(TrainingPart):
 
     @property
     def steers_training(self) -> bool:
-        """Whether something that is found may change the training."""
+        """True if a finding may change the training."""
         return self._actions.may_act
 
     @property
     def history(self) -> AttentionHistory:
+        """Observations so far."""
         return self._existing_recorder("history").history()
 
     @property
     def diagnosis(self) -> Diagnosis | None:
+        """Verdict on the observations so far; None before the first."""
         if self._recorder is None:
             return None
         history, known = self._recorder.history(), self._diagnosis
         if len(history) and (known is None or known.step < history.steps[-1]):
-            return diagnose(history, thresholds=self._thresholds)
+            return diagnose(history, thresholds=self._thresholds, rules=self._rules)
         return known
 
     def coverage(self) -> dict[str, str]:
-        """For every attention site of the model `"observed"` or the reason why it is not."""
+        """Return, for every attention site of the model, `"observed"` or the reason why it is not."""
         return self._existing_recorder("coverage").coverage()
 
     # What happens in a training.
 
-    def _start(self, run: TrainerRun, model: nn.Module) -> None:
-        self._detach()
+    def start(self, run: TrainerRun) -> None:
+        self.detach()
         self._start_anew()
-        self._recorder = AttentionRecorder(model, **vars(self._options), across_processes=True, under_trainer=True)
+        options = vars(self._options)
+        self._recorder = AttentionRecorder(run.model, **options, across_processes=True, under_trainer=True)
         self._pictures.check(run, self._options)
+        self._training.enter_context(run.unknown_is_no_alarm(RISK_TAG))
 
-    def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
+    def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         self._recorder.total_steps = run.total_steps
         if not state:
             return
@@ -152,11 +162,14 @@ class Monitor(TrainingPart):
         self._published_observations = self._recorder.num_observations
         self._pictures.drawn_step = state["drawn_step"]
 
-    def _begin_batch(self, run: TrainerRun) -> None:
+    def begin_batch(self, run: TrainerRun) -> None:
         self._batch_step = run.global_step
         self._batch.enter_context(self._recorder.step(run.global_step))
 
-    def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
+    def skip_batch(self) -> None:
+        self._batch.close()
+
+    def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
         self._batch.close()
         is_observing = self._recorder.is_observing
         if loss is not None:
@@ -169,7 +182,7 @@ class Monitor(TrainingPart):
         if run.global_step != self._batch_step and (is_last or not self._has_flushed):
             self._has_flushed = True
             self._recorder.flush(finish_step=True)
-        with self._never_fatal():
+        with self._non_fatal("the monitor failed", key="monitor"):
             if is_observing:
                 self._report_coverage(run)
             is_new = self._recorder.num_observations > self._published_observations
@@ -180,29 +193,30 @@ class Monitor(TrainingPart):
         if is_observing and self._actions.may_stop and run.is_true_anywhere(self._wants_to_stop):
             run.stop()
 
-    def _end(self, run: TrainerRun) -> None:
+    def end(self, run: TrainerRun) -> None:
         self._recorder.flush(finish_step=True)
-        with self._never_fatal():
+        with self._non_fatal("the monitor failed", key="monitor"):
             history = self._flushed_history(run)
             if self._recorder.num_observations > self._published_observations:
                 self._judge(run, history)
             if self._diagnosis is not None:
                 self._pictures.draw(run, history)
-                self._publisher.diagnosis(run.sinks, self._diagnosis, _remarks(run))
+                self._publisher.diagnosis(run.loggers, self._diagnosis, _remarks(run))
 
-    def _break_off(self, run: TrainerRun) -> None:
+    def interrupt(self, run: TrainerRun) -> None:
         if self._recorder is None:
             return
         self._batch.close()
-        with self._never_fatal(), contextlib.suppress(KeyboardInterrupt):  # the one that ended the training goes on
+        with self._non_fatal("the monitor failed", key="monitor"), contextlib.suppress(KeyboardInterrupt):
+            # The one that ended the training goes on.
             if not has_other_processes():
                 self._recorder.flush(finish_step=True)
             if self._recorder.num_observations > self._published_observations:
                 self._judge(run, self._flushed_history(run))
             if self._diagnosis is not None:
-                self._publisher.diagnosis(run.sinks, self._diagnosis, _remarks(run))
+                self._publisher.diagnosis(run.loggers, self._diagnosis, _remarks(run))
 
-    def _state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         if self._recorder is None:
             return {}
         self._recorder.flush()
@@ -214,12 +228,13 @@ class Monitor(TrainingPart):
         }
         return with_format(_STATE_FORMAT, state)
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
         self._batch.close()
+        self._training.close()
         if self._recorder is not None:
             self._recorder.close()
 
-    # What these share.
+    # Shared by these.
 
     def _flushed_history(self, run: TrainerRun) -> AttentionHistory:
         self._recorder.total_steps = run.total_steps
@@ -228,29 +243,29 @@ class Monitor(TrainingPart):
     def _publish(self, run: TrainerRun) -> None:
         history = self._flushed_history(run)
         self._judge(run, history)
-        numbers = dict.fromkeys(RUN_TAGS, float("nan")) | run_scalars(history, -1)
-        run.log(numbers | {"attention/risk": self._diagnosis.risk}, self._diagnosis.step)
+        numbers = dict.fromkeys(run_tags(), float("nan")) | run_scalars(history, -1)
+        run.log(numbers | {RISK_TAG: self._diagnosis.risk}, self._diagnosis.step)
         self._pictures.draw_if_due(run, history)
         for remark in _remarks(run):
-            if remark not in self._told_remarks:
-                self._told_remarks.add(remark)
-                run.tell(remark)
+            if remark not in self._shown_remarks:
+                self._shown_remarks.add(remark)
+                run.inform(remark)
 
     def _judge(self, run: TrainerRun, history: AttentionHistory) -> None:
-        self._publisher.scalars(run.sinks, history, after_step=self._published_step)
+        self._publisher.history(run.loggers, history, after_step=self._published_step)
         self._published_step = int(history.steps[-1])
         self._published_observations = self._recorder.num_observations
-        self._diagnosis = diagnose(history, thresholds=self._thresholds)
-        numbers = {"attention/risk": self._diagnosis.risk}
+        self._diagnosis = diagnose(history, thresholds=self._thresholds, rules=self._rules)
+        numbers = {RISK_TAG: self._diagnosis.risk}
         if history.total_steps != self._published_total_steps:
             self._published_total_steps = history.total_steps
             numbers |= {TOTAL_STEPS_TAG: history.total_steps or math.nan}
-        self._publisher.numbers(run.sinks, numbers, self._diagnosis.step)
+        self._publisher.scalars(run.loggers, numbers, self._diagnosis.step)
         new = self._actions.new_findings(self._diagnosis)
         if new:
-            self._publisher.diagnosis(run.sinks, self._diagnosis, _remarks(run))
+            self._publisher.diagnosis(run.loggers, self._diagnosis, _remarks(run))
         for finding, action in new:
-            with self._never_fatal():
+            with self._non_fatal("the monitor failed", key="monitor"):
                 self._act(action, finding, run)
 
     def _act(self, action: Action, finding: Finding, run: TrainerRun) -> None:
@@ -262,7 +277,7 @@ class Monitor(TrainingPart):
             warn(text, always=True, once_for_all=True)
 
     def _report_coverage(self, run: TrainerRun) -> None:
-        """Once, after the first batch: what of the model is not observed, and why."""
+        """Warn once, after the first batch, of what is not observed, and why."""
         if self._has_reported_coverage or not run.is_main_process:
             return
         self._has_reported_coverage = True
@@ -280,15 +295,6 @@ class Monitor(TrainingPart):
                 "when training began, or it has not called its attention; put a new model into a new fit"
             )
 
-    @contextlib.contextmanager
-    def _never_fatal(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if not self._has_failed:
-                self._has_failed = True
-                warn(f"the monitor failed, training goes on: {type(error).__name__}: {error}")
-
     def _existing_recorder(self, name: str) -> AttentionRecorder:
         if self._recorder is None:
             raise ConfigurationError(f"`{name}`: nothing was observed yet; train with this callback first.")
@@ -296,4 +302,4 @@ class Monitor(TrainingPart):
 
 
 def _remarks(run: TrainerRun) -> list[str]:
-    return [remark for part in parts_of(run) for remark in part.remarks]
+    return [remark for part in run.parts for remark in part.remarks]

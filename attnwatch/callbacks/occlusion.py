@@ -1,18 +1,18 @@
-"""Occlusion as a callback, without the hooks that call it: whether attention says what hiding inputs says."""
+"""Comparison of attention with what hiding inputs does, while a model trains."""
 
+import dataclasses
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from attnwatch.callbacks.audit import MOST_LAYER_CURVES, Audit
-from attnwatch.callbacks.pruning import Pruning
-from attnwatch.callbacks.run import TrainerRun
-from attnwatch.callbacks.tokens import Dropping
-from attnwatch.dashboard.scalars import evenly_spaced, site_labels
+from attnwatch.callbacks.part import TrainingPart
+from attnwatch.callbacks.pruning import HeadPruning
+from attnwatch.callbacks.tokens import TokenDropping
 from attnwatch.explain.agreement import MeanOverSequences
 from attnwatch.explain.attributions import Readout
 from attnwatch.explain.batches import Batch
@@ -22,8 +22,10 @@ from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
 from attnwatch.explain.faithfulness import FaithfulnessCurve, FaithfulnessPlan
 from attnwatch.explain.hiding import HidingName, HidingOptions, make_hiding
 from attnwatch.explain.occlusion import Occlusion, OcclusionPlan
-from attnwatch.loggers.logger import matplotlib_needed
+from attnwatch.heads.importance import find_criterion
+from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_between, require_choice, require_int
+from attnwatch.utils.labels import evenly_spaced, site_labels
 
 # Of the deletion curves: more of them where curves differ, and as few as show it, since each takes a row per sequence.
 _FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
@@ -57,7 +59,7 @@ class OcclusionFindings:
     num_forwards: int
 
 
-class Occluding(Audit):
+class OcclusionAudit(Audit):
     """Hide inputs now and then while a model trains, and compare what that does with what attention says.
 
     Logged are `occlusion/attention_agreement`, `occlusion/rollout_agreement` and `occlusion/gradient_agreement` (mean
@@ -86,7 +88,8 @@ class Occluding(Audit):
         ConfigurationError: an argument is wrong, or when training starts, if the model can't be asked this way.
     """
 
-    _Found = OcclusionFindings
+    example = "OcclusionAudit(every_n_steps=500)"
+    _Result = OcclusionFindings
 
     def __init__(
         self,
@@ -106,7 +109,7 @@ class Occluding(Audit):
         forward: Forward | None = None,
         seed: int = 0,
     ):
-        super().__init__(every_n_steps, batches, num_batches, forward)
+        super().__init__(every_n_steps, batches, num_batches, forward, tokenizer)
         require_int("max_units", max_units, minimum=1, optional=True)
         require_int("seed", seed, minimum=0)
         require_choice("readout", readout, Readout, optional=True)
@@ -114,8 +117,9 @@ class Occluding(Audit):
         self._options = HidingOptions(hide, effect, tokenizer, mask_token_id, special_ids, tokens_per_forward)
         self._max_units, self._readout, self._disagreement, self._seed = max_units, readout, disagreement, seed
 
-    def _start(self, run: TrainerRun, model: nn.Module) -> None:
-        super()._start(run, model)
+    def start(self, run: TrainerRun) -> None:
+        super().start(run)
+        self._options = dataclasses.replace(self._options, tokenizer=self._tokenizer)
         check_outputs(self._subject, self._options.effect)
         with self._subject.evaluating():
             make_hiding(self._options, self._subject)
@@ -137,7 +141,7 @@ class Occluding(Audit):
         with subject.evaluating():
             plan = OcclusionPlan(subject, batch, self._options, max_units=self._max_units, seed=self._seed)
             if not self.results:
-                run.tell(f"hiding tokens takes {plan.num_forwards} forwards, attention and gradient 2 more")
+                run.inform(f"hiding tokens takes {plan.num_forwards} forwards, attention and gradient 2 more")
             occlusion = plan.run()
             comparison = compare(subject, batch, occlusion, readout=self._readout)
             scores = {"occlusion": occlusion.importance, **comparison.scores()}
@@ -145,7 +149,7 @@ class Occluding(Audit):
                 plan.forwards, scores, fractions=_FRACTIONS, num_random=_NUM_RANDOM, seed=self._seed
             )
             if not self.results:
-                run.tell(f"the deletion curves take {curves.num_forwards} forwards")
+                run.inform(f"the deletion curves take {curves.num_forwards} forwards")
             deletion = curves.run()
         if comparison.why_no_attention:
             self._warn_once(comparison.why_no_attention, once_for_all=True)
@@ -153,11 +157,9 @@ class Occluding(Audit):
         return _findings(occlusion, comparison, deletion, self._tokens(batch), num_forwards)
 
     def _tokens(self, batch: Batch) -> list[str]:
-        """Of the first sequence."""
-        ids, tokenizer = batch["input_ids"][0].tolist(), self._options.tokenizer
-        if tokenizer is None:
-            return [str(each) for each in ids]
-        return [str(each) for each in tokenizer.convert_ids_to_tokens(ids)]
+        """Return the tokens of the first sequence."""
+        ids = batch["input_ids"][0].tolist()
+        return list(map(str, ids if self._tokenizer is None else self._tokenizer.convert_ids_to_tokens(ids)))
 
     def _numbers(self, found: OcclusionFindings) -> dict[str, float]:
         numbers = {
@@ -175,31 +177,36 @@ class Occluding(Audit):
             numbers[f"occlusion/deletion_area/{name}"] = MeanOverSequences.of(areas).mean
         return numbers
 
-    def _drawn(self) -> dict[str, np.ndarray]:
-        with matplotlib_needed():
-            from attnwatch.dashboard.explanations import agreement_figure, token_figure
-            from attnwatch.dashboard.figures import pixels
+    def _draw(self) -> dict[str, np.ndarray]:
+        from attnwatch.dashboard.heatmaps import layers_over_steps, pixels
+        from attnwatch.dashboard.tokens import token_figure
+
         found = self.results[-1][1]
         steps = [step for step, _ in self.results]
         pictures = {"occlusion/tokens": token_figure(found.tokens, found.importance.numpy(), steps[-1])}
         for name in ("attention", "rollout"):
             series = [getattr(each, name).nanmean(1).numpy() for _, each in self.results]
             if len(series[-1]) and all(len(each) == len(series[-1]) for each in series):
-                pictures[f"occlusion/{name}_agreement"] = agreement_figure(
-                    np.stack(series), steps, found.sites, f"{name}: agreement with hiding"
+                pictures[f"occlusion/{name}_agreement"] = layers_over_steps(
+                    np.stack(series),
+                    steps,
+                    f"{name}: agreement with hiding",
+                    labels=site_labels(found.sites),
+                    limits=(-1, 1),
+                    colours="RdBu",
                 )
         return {tag: pixels(figure) for tag, figure in pictures.items()}
 
     def _warn_of_choices(self, run: TrainerRun, agreement: MeanOverSequences) -> None:
-        """Of callbacks that choose by an attention that does not say what matters."""
+        """Warn of parts that choose by attention, if attention does not say what matters."""
         if agrees(agreement, self._disagreement):
             return
-        for callback in run.callbacks:
-            choice = _choice_by_attention(callback)
+        for part in run.parts:
+            choice = _choice_by_attention(part)
             if choice is not None:
                 what, instead = choice
                 self._warn_once(
-                    f"{type(callback).__name__} chooses {what}, and attention does not agree with what hiding inputs "
+                    f"{type(part).__name__} chooses {what}, and attention does not agree with what hiding inputs "
                     f"does: take {instead}",
                     f" (mean rank correlation {agreement.mean:.2f} ± {agreement.stderr:.2f} over "
                     f"{agreement.num_sequences} sequences, after step {run.global_step})",
@@ -207,12 +214,12 @@ class Occluding(Audit):
                 )
 
 
-def _choice_by_attention(callback: object) -> tuple[str, str] | None:
-    """(what a callback chooses by attention, what to do instead)."""
-    if isinstance(callback, Dropping) and callback.criterion == "attention":
+def _choice_by_attention(part: TrainingPart) -> tuple[str, str] | None:
+    """Return (what a part chooses by attention, what to do instead)."""
+    if isinstance(part, TokenDropping) and part.criterion == "attention":
         return "tokens by criterion='attention'", "criterion='random'"
-    if isinstance(callback, Pruning) and callback.criterion in ("entropy", "confidence"):
-        return f"heads by criterion='{callback.criterion}'", "criterion='gate'"
+    if isinstance(part, HeadPruning) and (criterion := find_criterion(part.criterion)).statistics:
+        return f"heads by criterion={criterion.name!r}", "criterion='gate'"
     return None
 
 
@@ -223,7 +230,7 @@ def _findings(
     tokens: list[str],
     num_forwards: int,
 ) -> OcclusionFindings:
-    """On the CPU."""
+    """Return what was found, on the CPU."""
     areas = {name: each.areas.cpu() for name, each in deletion.items()}
     areas["random"] = deletion["occlusion"].random_areas.mean(0).cpu()
     return OcclusionFindings(

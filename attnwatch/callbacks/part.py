@@ -1,125 +1,117 @@
-"""What a callback does in a training, in the order in which it comes."""
+"""Base class of what callbacks do in a training, in the order in which it is called."""
+
+from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attnwatch.callbacks.run import TrainerRun
-from attnwatch.errors import ConfigurationError
+if TYPE_CHECKING:
+    from attnwatch.trainers.base import TrainerRun
 
 
-class TrainingPart:
-    """Called by the hooks of a trainer."""
+class TrainingPart(ABC):
+    """What a callback does, without knowing the trainer that calls it.
 
+    A trainer calls `start` and `resume`; for each batch `begin_batch`, `before_optimizer_step` where the gradients of a
+    step are complete, and `end_batch`; then `end`, or `interrupt` after an error; and `detach` in any case.
+
+    Attributes:
+        example: code that makes one, for the documentation.
+        workload: share of the heads, or tokens, that a step computes now. Times of steps are compared at equal shares
+            only.
+        steers_training: True if the training would be another one without the part or its state.
+        resizes_model: True if checkpoints of the training may have other shapes than the model that is built.
+        works_in_evaluation: True if the part changes the model outside of training, too.
+        watched_metric: name of a logged metric that `record_metric` wants to know.
+    """
+
+    example: ClassVar[str] = ""
     workload: float = 1.0
-    """Share of the heads, or tokens, that a step computes now. Times of steps are compared at equal shares only."""
-    steers_training = False
-    """Whether the training would be another one without it, or without its state in a checkpoint."""
+    steers_training: bool = False
+    resizes_model: ClassVar[bool] = False
+    works_in_evaluation: bool = False
+    watched_metric: str | None = None
 
     @property
-    def state_key(self) -> str:
-        """What tells it from a trainer's other callbacks, in every run alike."""
-        name = type(self).__qualname__
-        return f"{name}{self.told_apart_by}" if self.told_apart_by else name
-
-    @property
-    def told_apart_by(self) -> dict[str, Any]:
-        """Arguments in which several of a kind must differ to be in one trainer; empty where it takes one only."""
+    def distinguished_by(self) -> dict[str, Any]:
+        """Arguments in which several of a kind must differ to be in one trainer; empty if it takes one only."""
         return {}
 
     @property
     def changes(self) -> list[tuple[int, str]]:
-        """(steps that were complete, what the model computes from there on, in a few words), for the curves."""
+        """(complete steps, short text on what the model computes from there on), for curves."""
         return []
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences on how to read what is logged of the model, markdown."""
+        """Sentences in markdown on how to read what is logged of the model."""
         return []
 
-    def _start(self, run: TrainerRun, model: nn.Module) -> None:
-        """Before training. Raises what stops it: errors of the user's configuration."""
-        raise NotImplementedError
+    @abstractmethod
+    def start(self, run: TrainerRun) -> None:
+        """Begin a training. The global step is not known yet.
 
-    def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
-        """The first batch comes next: `run.global_step` is known, and what a checkpoint has kept."""
-        raise NotImplementedError
-
-    def _begin_batch(self, run: TrainerRun) -> None:
-        """Before forward and backward of a batch, or of a micro-batch of a step."""
-        raise NotImplementedError
-
-    def _before_optimizer_step(self, optimizer: Optimizer | None) -> None:
-        """Gradients are complete, and not clipped.
-
-        Args:
-            optimizer: the one that steps, where there are several.
+        Raises:
+            ConfigurationError: an argument does not fit the model or the training.
         """
 
-    def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
-        """After a batch and, where a step is complete, the optimizer's step.
+    @abstractmethod
+    def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
+        """Go on with the state of a checkpoint, or begin anew with None. The first batch comes next."""
+
+    def begin_batch(self, run: TrainerRun) -> None:
+        """Begin a batch, or a micro-batch of a step: forward and backward follow."""
+
+    def skip_batch(self) -> None:
+        """Close a batch that has begun and is not trained on."""
+
+    def before_optimizer_step(self, optimizer: Optimizer | None) -> None:
+        """Look at the complete gradients of a step, which are not clipped yet if the trainer allows it.
 
         Args:
-            loss: of the batch, its mean.
+            optimizer: the one that steps, if there are several.
+        """
+
+    @abstractmethod
+    def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
+        """End a batch and, if a step is complete, the optimizer's step.
+
+        Args:
+            loss: mean over the batch; None if it is not known.
             is_last: metrics will be looked at now.
         """
-        raise NotImplementedError
 
-    def _end(self, run: TrainerRun) -> None:
-        """Training is over."""
-        raise NotImplementedError
+    def record_metric(self, value: Tensor | float) -> None:
+        """Take a new value of `watched_metric`."""
 
-    def _break_off(self, run: TrainerRun) -> None:
-        """Training ends by an exception, be it Ctrl-C: keep what can be kept. Other processes may not take part."""
+    @abstractmethod
+    def end(self, run: TrainerRun) -> None:
+        """End the training."""
 
-    def _state(self) -> dict[str, Any]:
-        """For a checkpoint: tensors, numbers and strings. All processes ask."""
-        raise NotImplementedError
+    def interrupt(self, run: TrainerRun) -> None:
+        """Keep what can be kept of a training that an exception ends, be it Ctrl-C. Other processes may not answer."""
 
-    def _detach(self) -> None:
-        """Leave the model as it was. May be called twice, and before `_start`."""
-        raise NotImplementedError
+    @abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps: tensors, numbers and strings. All processes call it."""
 
+    def write_beside_checkpoint(self, folder: Path) -> None:
+        """Write files into the folder of a checkpoint that others read of it."""
 
-def parts_of(run: TrainerRun) -> list[TrainingPart]:
-    """The callbacks of ours in a training."""
-    return [callback for callback in run.callbacks if isinstance(callback, TrainingPart)]
+    def attach_for_evaluation(self, model: nn.Module) -> None:
+        """Change the model outside of training, if the part `works_in_evaluation`."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Leave the model as it was. May be called twice, and before `start`."""
 
 
 def others_workload(part: TrainingPart, run: TrainerRun) -> float:
-    """Share of the work that the other callbacks leave to a step."""
-    return math.prod(other.workload for other in parts_of(run) if other is not part)
-
-
-def wrong_trainer(callback: object, *, given_to: str, right: str) -> ConfigurationError:
-    """Error for a callback that was given to a trainer of another library.
-
-    Args:
-        given_to: that trainer, in words.
-        right: package of attnwatch with the callbacks for it.
-    """
-    ours = next(kind for kind in type(callback).__mro__ if kind.__module__.startswith("attnwatch."))
-    package = ours.__module__.replace(".trainers", "").rpartition(".")[0]
-    return ConfigurationError(
-        f"`callbacks`: {package}.{ours.__name__} was given to {given_to}, which calls other hooks. For this trainer: "
-        f"from {right} import {ours.__name__}"
-    )
-
-
-def refuse_two(callbacks: Iterable[object], part: TrainingPart) -> None:
-    """Check that a trainer has only one of a callback.
-
-    Raises:
-        ConfigurationError: it has two that do the same.
-    """
-    of_kind = [callback for callback in callbacks if isinstance(callback, type(part))]
-    alike = [callback for callback in of_kind if callback.told_apart_by == part.told_apart_by]
-    if len(alike) > 1:
-        which = " and ".join(f"{name}={value!r}" for name, value in part.told_apart_by.items())
-        raise ConfigurationError(
-            f"`callbacks` has two {type(part).__name__}{which and f' with {which}'}: a trainer takes one, remove the "
-            "other."
-        )
+    """Return the share of the work that the other parts leave to a step."""
+    return math.prod(other.workload for other in run.parts if other is not part)

@@ -1,26 +1,25 @@
-"""When the pictures of a history are drawn."""
+"""Timing of the pictures of a history."""
 
 import dataclasses
 import time
 
-from attnwatch.callbacks.part import parts_of
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.callbacks.run import TrainerRun
 from attnwatch.recorder import AttentionHistory, RecordingOptions
+from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.messages import duration
 
 _SHARE_OF_TIME = 0.005
 
 
 class Pictures:
-    """Draws as often as asked and as time allows, and tells why where it is less often.
+    """Draws as often as asked and as time allows, and informs the user if that is less often.
 
     Args:
-        every_n_steps: after at least so many steps; None: only when `draw` is called.
+        every_n_steps: least number of steps between pictures; None draws only when `draw` is called.
         publisher: shows them.
 
     Attributes:
-        drawn_step: of the last observation that was drawn on the way.
+        drawn_step: step of the last observation that was drawn during the training.
     """
 
     def __init__(self, every_n_steps: int | None, publisher: Publisher):
@@ -28,26 +27,27 @@ class Pictures:
         self._every_n_steps = every_n_steps
         self._publisher = publisher
         self._next_time = self._seconds = 0.0
-        self._has_told = False
+        self._has_informed = False
         self._shown_step: int | None = None
 
     def check(self, run: TrainerRun, options: RecordingOptions) -> None:
-        """Before training: tell if what is recorded does not come as often as pictures are wanted."""
+        """Inform the user, before training, if what is recorded does not come as often as pictures are wanted."""
         every, transfers = self._every_n_steps, options.observations_per_flush
         if every is not None and every < transfers * options.every_n_steps:
-            run.tell(
+            run.inform(
                 f"pictures come every {transfers * options.every_n_steps} steps, not every {every} "
                 f"(`figures_every_n_steps`): they show what {transfers} observed steps (`flush_every`), each "
                 f"{options.every_n_steps} steps after the other (`every_n_steps`), bring from the device. Lower these."
             )
 
     def draw_if_due(self, run: TrainerRun, history: AttentionHistory) -> None:
+        """Draw if enough steps and enough time have passed since the last pictures."""
         step, every = int(history.steps[-1]), self._every_n_steps
         if every is None or step < self.drawn_step + every:
             return
         begin = time.monotonic()
         if begin < self._next_time:
-            self._tell(run)
+            self._inform(run)
             return
         self.draw(run, history)
         self.drawn_step = step
@@ -55,16 +55,16 @@ class Pictures:
         self._next_time = begin + self._seconds / _SHARE_OF_TIME
 
     def draw(self, run: TrainerRun, history: AttentionHistory) -> None:
-        """Now, whatever time it takes, unless the last pictures were of the same step."""
+        """Draw now, however long it takes, unless the last pictures were of the same step."""
         if self._shown_step == history.steps[-1]:
             return
         self._shown_step = int(history.steps[-1])
-        self._publisher.figures(run.sinks, history, [change for part in parts_of(run) for change in part.changes])
+        self._publisher.figures(run.loggers, history, [change for part in run.parts for change in part.changes])
 
-    def _tell(self, run: TrainerRun) -> None:
-        if not self._has_told:
-            self._has_told = True
-            run.tell(
+    def _inform(self, run: TrainerRun) -> None:
+        if not self._has_informed:
+            self._has_informed = True
+            run.inform(
                 f"pictures come less often than every {self._every_n_steps} steps (`figures_every_n_steps`): the last "
                 f"took {duration(self._seconds)} to draw, and drawing may take {_SHARE_OF_TIME:.1%} of the time, so "
                 f"that the next come {duration(self._seconds / _SHARE_OF_TIME)} after them. Give a larger "
@@ -73,7 +73,7 @@ class Pictures:
 
 
 def flushed_for_pictures(options: RecordingOptions, every_n_steps: int | None) -> RecordingOptions:
-    """With transfers as often as pictures are wanted, unless the user said how often they come."""
+    """Return options with transfers as often as pictures are wanted, unless the user said how often they come."""
     if options.flush_every is not None or every_n_steps is None:
         return options
     wanted = max(every_n_steps // options.every_n_steps, 1)

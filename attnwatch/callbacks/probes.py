@@ -1,14 +1,12 @@
-"""Probes of the layers as a callback, without the hooks that call it: a thin layer over `probe_layers`."""
+"""Linear probes of the layers while a model trains: a thin layer over `probe_layers`."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from attnwatch.callbacks.audit import MOST_LAYER_CURVES, Audit
-from attnwatch.callbacks.run import TrainerRun
-from attnwatch.dashboard.scalars import evenly_spaced
 from attnwatch.explain.batches import Batch
 from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
 from attnwatch.explain.probing.examples import label_batches
@@ -16,10 +14,11 @@ from attnwatch.explain.probing.options import ProbeOptions
 from attnwatch.explain.probing.probes import LayerProbes, probe, single_function
 from attnwatch.explain.probing.states import HiddenStates, ReadStates, states_reader
 from attnwatch.explain.probing.targets import OwnLabels
-from attnwatch.loggers.logger import matplotlib_needed
+from attnwatch.trainers.base import TrainerRun
+from attnwatch.utils.labels import evenly_spaced
 
 
-class Probing(Audit):
+class LayerProbe(Audit):
     """Probe now and then what each layer knows: linear probes on the hidden states of all layers.
 
     Logged are, by layer (0: the embeddings; of more than 12 layers, 12 evenly spaced ones), the accuracy above the
@@ -43,7 +42,8 @@ class Probing(Audit):
         ConfigurationError: an argument is wrong, or when training starts, if there is nothing to probe.
     """
 
-    _Found = LayerProbes
+    example = "LayerProbe(every_n_steps=500, tokenizer=tokenizer)"
+    _Result = LayerProbes
 
     def __init__(
         self,
@@ -61,19 +61,20 @@ class Probing(Audit):
         num_splits: int = 5,
         seed: int = 0,
     ):
-        super().__init__(every_n_steps, batches, num_batches, single_function(forward, hidden_states))
+        super().__init__(every_n_steps, batches, num_batches, single_function(forward, hidden_states), tokenizer)
         self._options = ProbeOptions(targets, labels, tokenizer, max_tokens, test_share, num_splits, seed)
         self._returns_states = hidden_states is not None
         self._read: ReadStates | None = None
 
-    def _start(self, run: TrainerRun, model: nn.Module) -> None:
-        super()._start(run, model)
+    def start(self, run: TrainerRun) -> None:
+        super().start(run)
         self._read = states_reader(self._subject, returns_states=self._returns_states)
+        self._options = dataclasses.replace(self._options, tokenizer=self._tokenizer)
         if self._given is not None:
             label_batches(self._given, self._options)  # raises where they do not fit
 
-    def _detach(self) -> None:
-        super()._detach()
+    def detach(self) -> None:
+        super().detach()
         self._read = None
 
     def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> LayerProbes:
@@ -87,9 +88,9 @@ class Probing(Audit):
                 numbers[f"probe_{name}_selectivity/layer_{layer}"] = float(found.selectivity[index, layer])
         return {tag: number for tag, number in numbers.items() if number == number}
 
-    def _drawn(self) -> dict[str, np.ndarray]:
-        with matplotlib_needed():
-            from attnwatch.dashboard.figures import layers_over_steps, pixels
+    def _draw(self) -> dict[str, np.ndarray]:
+        from attnwatch.dashboard.heatmaps import layers_over_steps, pixels
+
         pictures = {}
         for name in dict.fromkeys(name for _, found in self.results for name in found.targets):
             by_step = [

@@ -1,28 +1,33 @@
-"""Head pruning as a callback, without the hooks that call it: a thin layer over the pruner."""
+"""Head pruning: a thin layer over the pruner."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from attnwatch.callbacks.monitor import Monitor
+from attnwatch.callbacks.clock import StepClock
+from attnwatch.callbacks.monitor import AttentionMonitor
 from attnwatch.callbacks.part import TrainingPart, others_workload
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.callbacks.run import StepClock, TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.heads.cut import Cut
 from attnwatch.heads.guard import Guard
-from attnwatch.heads.importance import Criterion, HeadImportance, needs_history
+from attnwatch.heads.importance import Criterion, HeadImportance, find_criterion
+from attnwatch.heads.optimizer_state import forget_other_sizes
 from attnwatch.heads.options import PruningOptions
-from attnwatch.heads.plan import PruningPlan
+from attnwatch.heads.plan import PLAN_FILE, PruningPlan
 from attnwatch.heads.pruner import HeadPruner
 from attnwatch.heads.schedule import PruningSchedule
+from attnwatch.heads.selection import Grouping, Ranking
 from attnwatch.recorder import AttentionHistory
+from attnwatch.schedules import Schedule
+from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.messages import WarnOnce, warn
 
 
-class Pruning(TrainingPart):
+class HeadPruning(TrainingPart):
     """Remove the attention heads that matter least while a model trains, so that its steps get faster.
 
     Weights, biases and optimizer state are cut. A guard takes a cut back that does lasting harm. Logged are
@@ -32,15 +37,16 @@ class Pruning(TrainingPart):
 
     Args:
         target: fraction of the heads that goes in all, between 0 and 1.
-        criterion: importance of heads: `"gate"`, `"entropy"`, `"confidence"`, `"weight"`, `"random"`, or a function;
-            see `attnwatch.HeadImportance`. "entropy" and "confidence" read an `AttentionMonitor` in the same trainer.
+        criterion: importance of heads: the name of a `HeadCriterion`, one itself, or a function of the model; see
+            `attnwatch.HeadImportance`. Those that read statistics need an `AttentionMonitor` in the same trainer.
         start, end: of the first and the last cut; optimizer steps where they are integers, else fractions of the run.
-        num_cuts: how many cuts, evenly spaced, of equally many heads.
+        num_cuts: how many cuts, evenly spaced.
+        schedule: how many heads each cut takes: the name of a `Schedule`, or one itself; `"linear"` takes equally many.
         ranking: `"global"`, `"layer"` or `"equal"`; see `attnwatch.choose_heads`.
         grouping: with grouped-query attention, whole groups or some heads of each; see `attnwatch.choose_heads`.
         min_heads: that stay in every layer; 0 allows layers without attention.
         guard: when a cut is taken back; None: never.
-        seed: of the criterion "random".
+        seed: of the random numbers that a criterion draws.
 
     Attributes:
         cuts: those that were made, each with `step`, `plan`, `seconds_before`, `seconds_after`, `seconds_lost` and
@@ -51,7 +57,9 @@ class Pruning(TrainingPart):
             removed, or its parameters are sharded.
     """
 
+    example = "HeadPruning(target=0.5)"
     steers_training = True
+    resizes_model = True
 
     def __init__(
         self,
@@ -61,14 +69,25 @@ class Pruning(TrainingPart):
         start: int | float = 0.1,
         end: int | float = 0.4,
         num_cuts: int = 4,
-        ranking: str = "global",
-        grouping: str = "auto",
+        schedule: str | Schedule = "linear",
+        ranking: Ranking = "global",
+        grouping: Grouping = "auto",
         min_heads: int = 1,
         guard: Guard | None = Guard(),  # noqa: B008
         seed: int = 0,
     ):
         self._options = PruningOptions(
-            target, criterion, start, end, num_cuts, ranking, grouping, min_heads, guard, seed
+            target,
+            criterion=criterion,
+            start=start,
+            end=end,
+            num_cuts=num_cuts,
+            schedule=schedule,
+            ranking=ranking,
+            grouping=grouping,
+            min_heads=min_heads,
+            guard=guard,
+            seed=seed,
         )
         self._pruner: HeadPruner | None = None
         self._importance: HeadImportance | None = None
@@ -76,90 +95,104 @@ class Pruning(TrainingPart):
 
     @property
     def criterion(self) -> Criterion:
-        """By which heads are removed."""
+        """Criterion of head importance."""
         return self._options.criterion
 
     @property
     def cuts(self) -> list[Cut]:
+        """Cuts that were made, those that were taken back included."""
         return [] if self._pruner is None else self._pruner.cuts
 
     @property
     def workload(self) -> float:
+        """Share of the heads that is left."""
         return 1.0 if self._pruner is None else self._pruner.heads_left
 
     @property
     def changes(self) -> list[tuple[int, str]]:
+        """Steps after which heads went."""
         return [(cut.step, "cut, taken back" if cut.taken_back else "heads go") for cut in self.cuts]
+
+    @property
+    def watched_metric(self) -> str | None:
+        """Name of the logged metric that the guard looks at; None if it looks at the loss, or there is no guard."""
+        return self._options.guard and self._options.guard.metric
 
     # What happens in a training.
 
-    def _start(self, run: TrainerRun, model: nn.Module) -> None:
-        self._detach()
+    def start(self, run: TrainerRun) -> None:
+        self.detach()
+        if run.sharding is not None:
+            raise ConfigurationError(
+                f"HeadPruning does not work under {run.sharding}, which shards parameters or keeps copies of them. "
+                "Prune a checkpoint with attnwatch.prune_heads, then train that."
+            )
+        self._model = run.model
+        for optimizer in [optimizer for _, optimizers in run.models_with_optimizers() for optimizer in optimizers]:
+            forget_other_sizes(optimizer)  # the best model of an earlier training may have been loaded since then
         self._publisher, self._warn_once, self._has_seen_metric = Publisher(), WarnOnce(), False
-        self._model = model
-        history = _history_of(run.callbacks, self._options.criterion)
-        self._importance = HeadImportance(
-            model, criterion=self._options.criterion, history=history, seed=self._options.seed
-        )
+        criterion, history = self._options.criterion, _history_for(self._options.criterion, run)
+        self._importance = HeadImportance(run.model, criterion=criterion, history=history, seed=self._options.seed)
         self._pruner = HeadPruner(
-            run.patients,
+            run.models_with_optimizers,
             self._importance,
             self._options,
-            PruningSchedule((1,), (self._options.target,)) if run.is_trial else self._schedule(run),
-            agree=run.agree,
-            before_change=self._before_change,
-            after_change=run.parameters_were_replaced,
+            PruningSchedule((1,), (self._options.target,)) if run.is_dry_run else self._schedule(run),
+            broadcast=run.broadcast,
+            before_change=run.before_parameters_change,
+            after_change=run.after_parameters_changed,
         )
 
-    def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
+    def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         if state:
             self._pruner.load_state_dict(state)
         self._clock.start(run.global_step)
 
-    def _begin_batch(self, run: TrainerRun) -> None:
+    def begin_batch(self, run: TrainerRun) -> None:
         self._clock.batch_starts()
 
-    def _before_optimizer_step(self, optimizer: Optimizer | None) -> None:
+    def before_optimizer_step(self, optimizer: Optimizer | None) -> None:
         self._importance.update(optimizer)
 
-    def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
+    def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
         seconds = self._clock.batch_ends(run.global_step)
         if seconds is None:
             return
-        self._record_step(loss)
+        self._record_loss(loss)
         for cut in self._pruner.after_step(run.global_step, seconds, others_workload(self, run)):
             self._report(cut, run)
         numbers = {"pruning/heads": self._pruner.heads_left, "pruning/step_seconds": seconds}
-        run.log(numbers, run.global_step, to_sinks=True)
+        run.log(numbers, run.global_step, to_loggers=True)
 
-    def _end(self, run: TrainerRun) -> None:
-        run.tell(self._pruner.summary())
+    def record_metric(self, value: Tensor | float) -> None:
+        if self._pruner is not None:
+            self._has_seen_metric = True
+            self._pruner.record(value)
 
-    def _state(self) -> dict[str, Any]:
+    def end(self, run: TrainerRun) -> None:
+        run.inform(self._pruner.summary())
+        plan = PruningPlan.of(run.model)
+        if plan.heads:
+            run.after_pruning(plan)
+
+    def state_dict(self) -> dict[str, Any]:
         return {} if self._pruner is None else self._pruner.state_dict()
 
-    def _detach(self) -> None:
+    def write_beside_checkpoint(self, folder: Path) -> None:
+        """Write the plan that `attnwatch.load_pruned` reads."""
+        plan = PruningPlan.of(self._model)
+        if plan.heads:
+            plan.save(folder / PLAN_FILE)
+
+    def detach(self) -> None:
         if self._importance is not None:
             self._importance.close()
 
-    def _before_change(self) -> None:
-        """Nothing, where checkpoints have the whole model."""
+    # Shared by these.
 
-    # What these share.
-
-    @property
-    def _metric(self) -> str | None:
-        """That the guard looks at, if it is a logged one."""
-        return self._options.guard and self._options.guard.metric
-
-    def _record_metric(self, value: Tensor | float) -> None:
-        """A new value of it."""
-        self._has_seen_metric = True
-        self._pruner.record(value)
-
-    def _record_step(self, loss: Tensor | None) -> None:
-        """After a complete step: the loss, if the guard looks at it."""
-        if self._options.guard is None or self._metric is not None:
+    def _record_loss(self, loss: Tensor | None) -> None:
+        """Record the loss of a complete step, if the guard looks at it."""
+        if self._options.guard is None or self.watched_metric is not None:
             return
         if loss is not None:
             self._pruner.record(loss)
@@ -183,29 +216,33 @@ class Pruning(TrainingPart):
             end=options.end,
             num_cuts=options.num_cuts,
             total_steps=float("inf") if run.total_steps is None else run.total_steps,
+            schedule=options.schedule,
         )
 
     def _report(self, cut: Cut, run: TrainerRun) -> None:
-        if self._metric is not None and not self._has_seen_metric:
+        if self.watched_metric is not None and not self._has_seen_metric:
             self._warn_once(
-                f"`guard`: the metric {self._metric!r} was not logged before the first cut, so that there is nothing "
-                f"to compare with; logged were: {', '.join(sorted(run.metrics)) or 'none'}.",
+                f"`guard`: the metric {self.watched_metric!r} was not logged before the first cut, so that there is "
+                f"nothing to compare with; logged were: {', '.join(sorted(run.metrics)) or 'none'}.",
                 once_for_all=True,
             )
         if cut.taken_back:
             warn(f"{cut}. No further cut is made.", always=True, once_for_all=True)
         else:
-            run.tell(str(cut))
-        gone = PruningPlan.of(self._model)
-        text = f"{cut}\n\nRemoved so far:\n\n```\n{gone}\n```"
-        self._publisher.text(run.sinks, "pruning/cuts", text, run.global_step)
+            run.inform(str(cut))
+        text = f"{cut}\n\nRemoved so far:\n\n```\n{self._pruner.removed}\n```"
+        self._publisher.text(run.loggers, "pruning/cuts", text, run.global_step)
 
 
-def _history_of(callbacks: Iterable[object], criterion: Criterion) -> Callable[[], AttentionHistory] | None:
-    """That of the trainer's monitor, where the criterion reads one."""
-    if not needs_history(criterion):
+def _history_for(criterion: Criterion, run: TrainerRun) -> Callable[[], AttentionHistory] | None:
+    """Return a function that returns the history of the trainer's monitor, if the criterion reads statistics."""
+    found = find_criterion(criterion)
+    if not found.statistics:
         return None
-    monitors = [callback for callback in callbacks if isinstance(callback, Monitor)]
+    monitors = [part for part in run.parts if isinstance(part, AttentionMonitor)]
     if not monitors:
-        raise ConfigurationError(f"`criterion` {criterion!r} needs an AttentionMonitor among the trainer's callbacks.")
+        raise ConfigurationError(
+            f"`criterion` {found.name!r} needs an AttentionMonitor among the trainer's callbacks, as it reads "
+            f"{', '.join(found.statistics)}."
+        )
     return lambda: monitors[0].history

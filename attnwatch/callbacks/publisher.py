@@ -3,14 +3,12 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
 from attnwatch.dashboard import run_scalars, site_scalars
 from attnwatch.dashboard.markdown import diagnosis_markdown
 from attnwatch.diagnosis import Diagnosis
-from attnwatch.loggers.logger import Sink, drawn
+from attnwatch.loggers import Draw, Logger
 from attnwatch.recorder import AttentionHistory
-from attnwatch.utils.messages import warn
+from attnwatch.utils.messages import NonFatal
 
 
 class Publisher:
@@ -24,47 +22,53 @@ class Publisher:
 
     def __init__(self, max_layer_curves: int = 0):
         self._max_layer_curves = max_layer_curves
-        self._broken: set[tuple[int, str]] = set()
+        self._non_fatal = NonFatal()
 
-    def scalars(self, sinks: Sequence[Sink], history: AttentionHistory, *, after_step: int) -> None:
-        """The observations after the step `after_step`, each under its own step."""
+    def history(self, loggers: Sequence[Logger], history: AttentionHistory, *, after_step: int) -> None:
+        """Log the observations after the step `after_step`, each under its own step."""
         for index, step in enumerate(history.steps):
             if step > after_step:
                 numbers = run_scalars(history, index)
                 numbers |= site_scalars(history, index, max_sites=self._max_layer_curves)
-                self.numbers(sinks, numbers, int(step))
+                self.scalars(loggers, numbers, int(step))
 
-    def numbers(self, sinks: Sequence[Sink], numbers: Mapping[str, float], step: int) -> None:
-        self._all(sinks, "scalars", lambda sink: sink.scalars(numbers, step))
+    def scalars(self, loggers: Sequence[Logger], numbers: Mapping[str, float], step: int) -> None:
+        """Log numbers by tag."""
+        self._for_each(loggers, "scalars", lambda logger: logger.log_scalars(numbers, step))
 
-    def figures(self, sinks: Sequence[Sink], history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()) -> None:
-        """The heatmaps of the latest observation and the layers over time.
+    def figures(
+        self, loggers: Sequence[Logger], history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()
+    ) -> None:
+        """Log the heatmaps of the latest observation and the layers over time.
 
         Args:
-            marks: (step, words) of what has changed in the model.
+            marks: (step, label) of each change of the model.
         """
-        self.images(sinks, lambda: drawn(history, marks), int(history.steps[-1]))
 
-    def images(self, sinks: Sequence[Sink], draw: Callable[[], Mapping[str, np.ndarray]], step: int) -> None:
-        """Pictures by tag, uint8 [height, width, 3], drawn once and only if some logger shows any."""
+        def draw() -> Mapping:
+            from attnwatch.dashboard.figures import figures, pixels
+
+            return {tag: pixels(figure) for tag, figure in figures(history, marks).items()}
+
+        self.images(loggers, draw, int(history.steps[-1]))
+
+    def images(self, loggers: Sequence[Logger], draw: Draw, step: int) -> None:
+        """Log images by tag, uint8 [height, width, 3], drawn once and only if some logger shows any."""
         draw = functools.cache(draw)
-        self._all(sinks, "pictures", lambda sink: sink.images(draw, step))
+        self._for_each(loggers, "pictures", lambda logger: logger.log_images(draw, step))
 
-    def diagnosis(self, sinks: Sequence[Sink], diagnosis: Diagnosis, remarks: Sequence[str] = ()) -> None:
-        """The verdict, and below it the remarks."""
+    def diagnosis(self, loggers: Sequence[Logger], diagnosis: Diagnosis, remarks: Sequence[str] = ()) -> None:
+        """Log the verdict, and below it the remarks."""
         markdown = "\n\n".join([diagnosis_markdown(diagnosis), *remarks])
-        self._all(sinks, "findings", lambda sink: sink.text("attention/diagnosis", markdown, diagnosis.step))
+        self.text(loggers, "attention/diagnosis", markdown, diagnosis.step)
 
-    def text(self, sinks: Sequence[Sink], tag: str, markdown: str, step: int) -> None:
-        self._all(sinks, tag, lambda sink: sink.text(tag, markdown, step))
+    def text(self, loggers: Sequence[Logger], tag: str, markdown: str, step: int) -> None:
+        """Log a text under a tag."""
+        self._for_each(loggers, f"text {tag!r}", lambda logger: logger.log_text(tag, markdown, step))
 
-    def _all(self, sinks: Sequence[Sink], what: str, write: Callable[[Sink], None]) -> None:
-        for sink in sinks:
-            if (sink.key, what) in self._broken:
-                continue
-            try:
-                write(sink)
-            except Exception as error:
-                self._broken.add((sink.key, what))
-                cause = f" (because of {error.__cause__!r})" if error.__cause__ else ""
-                warn(f"{sink.name} is given no more {what}, training goes on: {type(error).__name__}: {error}{cause}")
+    def _for_each(self, loggers: Sequence[Logger], what: str, write: Callable[[Logger], None]) -> None:
+        for logger in loggers:
+            key = (id(logger.target), what)
+            if not self._non_fatal.has_failed(key):
+                with self._non_fatal(f"{logger.title} is given no more {what}", key=key):
+                    write(logger)

@@ -1,4 +1,4 @@
-"""Token dropping as a callback, without the hooks that call it: a thin layer over the token dropper."""
+"""Token dropping: a thin layer over the token dropper."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,15 +6,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attnwatch.callbacks.clock import StepClock, StepTimes
 from attnwatch.callbacks.part import TrainingPart, others_workload
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.callbacks.run import StepClock, StepTimes, TrainerRun
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens import KeepSchedule, TokenDropper
-from attnwatch.tokens.criteria import Criterion
+from attnwatch.tokens.schedule import KeepRatio, schedule_of
+from attnwatch.tokens.scoring import Criterion
+from attnwatch.trainers.base import TrainerRun
 
 
-class Dropping(TrainingPart):
+class TokenDropping(TrainingPart):
     """Compute only some of the tokens in the middle layers while a model trains, so that its steps get faster.
 
     Logged are `tokens/keep_ratio`, `tokens/layer_tokens` (what the layers have computed so far, summed over layers, to
@@ -24,10 +26,11 @@ class Dropping(TrainingPart):
 
     Args:
         keep_ratio: share of the tokens that is kept; the last 20% of the run are at full length, so that the model that
-            is delivered is the one that was trained. Or a `KeepSchedule`.
-        first_layer, last_layer, criterion, stack, min_tokens, multiple_of, protect_first, protected_ids, for_good,
-            seed: see `attnwatch.TokenDropper`. With `for_good`, tokens are dropped at all times: all of the run, and in
-            evaluation while the callback is in the trainer.
+            is delivered is the one that was trained. Or a `KeepSchedule`, or the name of a schedule, or a function of
+            the share of the run that is over, of which 20 steps are made.
+        first_layer, last_layer, criterion, stack, min_tokens, multiple_of, protect_first, protected_ids,
+            drop_in_evaluation, seed: see `attnwatch.TokenDropper`. With `drop_in_evaluation`, tokens are dropped at all
+            times: all of the run, and in evaluation while the callback is in the trainer.
 
     Attributes:
         dropper: the `TokenDropper` of the run; None before training starts.
@@ -36,11 +39,14 @@ class Dropping(TrainingPart):
         ConfigurationError: an argument is wrong, or when training starts, if tokens can't be dropped in the model.
     """
 
+    example = "TokenDropping(keep_ratio=0.5)"
     steers_training = True
+    schedule: KeepSchedule
+    dropper: TokenDropper | None
 
     def __init__(
         self,
-        keep_ratio: float | KeepSchedule = 0.5,
+        keep_ratio: KeepRatio = 0.5,
         *,
         first_layer: int = 1,
         last_layer: int | None = None,
@@ -50,13 +56,10 @@ class Dropping(TrainingPart):
         multiple_of: int = 1,
         protect_first: int = 1,
         protected_ids: Sequence[int] = (),
-        for_good: bool = False,
+        drop_in_evaluation: bool = False,
         seed: int = 0,
     ):
-        if isinstance(keep_ratio, KeepSchedule):
-            self.schedule = keep_ratio
-        else:
-            self.schedule = KeepSchedule.constant(keep_ratio, full_length_from=None if for_good else 0.8)
+        self.schedule = schedule_of(keep_ratio, full_length_from=None if drop_in_evaluation else 0.8)
         self._options = {
             "first_layer": first_layer,
             "last_layer": last_layer,
@@ -66,33 +69,34 @@ class Dropping(TrainingPart):
             "multiple_of": multiple_of,
             "protect_first": protect_first,
             "protected_ids": tuple(protected_ids),
-            "for_good": for_good,
+            "drop_in_evaluation": drop_in_evaluation,
             "seed": seed,
         }
-        self.dropper: TokenDropper | None = None
+        self.dropper = None
         self._clock = StepClock()
         self._times = StepTimes()
         self._step, self._others = 0, 1.0
         self._begins: list[tuple[int, float]] = []
+        self._counted = (0, 0)
         self._publisher = Publisher()
 
     @property
-    def told_apart_by(self) -> dict[str, Any]:
+    def distinguished_by(self) -> dict[str, Any]:
         stack = self._options["stack"]
         return {} if stack is None else {"stack": stack}
 
     @property
     def _tag(self) -> str:
-        """What the names of its numbers begin with."""
-        return "/".join(["tokens", *self.told_apart_by.values()])
+        """Prefix of the names of its numbers."""
+        return "/".join(["tokens", *self.distinguished_by.values()])
 
     @property
     def criterion(self) -> Criterion:
-        """By which tokens are kept."""
+        """Criterion by which tokens are kept."""
         return self._options["criterion"]
 
     def summary(self) -> str:
-        """What it came to: tokens that were computed, and step times against their ceiling.
+        """Return the share of the tokens that were computed, and the times of steps beside their ceiling.
 
         Steps are compared with those at full length where a model had as many heads; else nothing is said of them.
         """
@@ -100,20 +104,21 @@ class Dropping(TrainingPart):
         if dropper is None:
             return "no tokens were dropped: the training has not started"
         share = dropper.layer_tokens / max(dropper.all_layer_tokens, 1)
-        return f"the layers computed {share:.0%} of the tokens" + self._times.words(dropper.speedup_ceiling)
+        return f"the layers computed {share:.0%} of the tokens" + self._times.summary(dropper.speedup_ceiling)
 
     @property
     def workload(self) -> float:
+        """Share of the tokens that is computed."""
         return 1.0 if self.dropper is None else self.dropper.keep_ratio
 
     @property
     def changes(self) -> list[tuple[int, str]]:
-        """The steps at which the number of tokens changes, so far."""
+        """Steps so far at which the number of tokens has changed."""
         return [(step, f"{ratio:.0%} of the tokens") for step, ratio in self._begins[1:] if step <= self._step]
 
     @property
     def remarks(self) -> list[str]:
-        """Where attention was observed among some of the tokens only."""
+        """Sentences on where attention was observed among some of the tokens only."""
         if self.dropper is None:
             return []
         first, last = self.dropper.layer_range
@@ -127,66 +132,76 @@ class Dropping(TrainingPart):
             if ratio < 1 and begin <= self._step
         ]
 
-    def _attach_for_good(self, model: nn.Module) -> None:
-        """Outside of training, where tokens may be dropped at all times."""
-        if self._options["for_good"]:
-            self.dropper = TokenDropper(model, keep_ratio=self.schedule(1), **self._options)
-            self.dropper.attach()
+    @property
+    def works_in_evaluation(self) -> bool:
+        """True if tokens are dropped in evaluation, too."""
+        return self._options["drop_in_evaluation"]
+
+    def attach_for_evaluation(self, model: nn.Module) -> None:
+        """Drop tokens outside of training, as at its end."""
+        self.dropper = TokenDropper(model, keep_ratio=self.schedule(1), **self._options)
+        self.dropper.attach()
 
     # What happens in a training.
 
-    def _start(self, run: TrainerRun, model: nn.Module) -> None:
-        self._detach()
+    def start(self, run: TrainerRun) -> None:
+        self.detach()
         self._times, self._publisher = StepTimes(), Publisher()
         if run.total_steps is None and len(self.schedule.steps) > 1:
             raise ConfigurationError(
                 "the length of the run is not known, which `keep_ratio` needs: give the trainer max_steps, or "
                 "KeepSchedule.constant(keep_ratio, full_length_from=None)."
             )
-        self.dropper = TokenDropper(model, keep_ratio=self.schedule(0), **self._options)
+        self.dropper = TokenDropper(run.model, keep_ratio=self.schedule(0), **self._options)
         self.dropper.attach()
 
-    def _go_on(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
+    def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         if state:
             self.dropper.load_state_dict(state)
         self._clock.start(run.global_step)
         self._begins = _begins(self.schedule, run.total_steps)
+        self._counted = (self.dropper.layer_tokens, self.dropper.all_layer_tokens)
 
-    def _begin_batch(self, run: TrainerRun) -> None:
+    def begin_batch(self, run: TrainerRun) -> None:
         self._step = run.global_step
         self.dropper.keep_ratio = self.schedule(run.global_step / (run.total_steps or float("inf")))
         self._others = others_workload(self, run)  # before the step, after which some may go
         self._clock.batch_starts()
 
-    def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
+    def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
         seconds = self._clock.batch_ends(run.global_step)
         if seconds is None:
             return
         self.dropper.synchronize()
-        ratio = self.dropper.keep_ratio
-        self._times.add(seconds, keep_ratio=ratio, others=self._others)
+        ratio, kept = self.dropper.keep_ratio, self._kept_share()
+        self._times.add(seconds, keep_ratio=ratio if kept < 1 else 1.0, others=self._others, kept=kept)
         if self._step > 0 and (self._step, ratio) in self._begins:
             text = f"{ratio:.0%} of the tokens are computed from step {self._step} on"
-            self._publisher.text(run.sinks, f"{self._tag}/changes", text, run.global_step)
+            self._publisher.text(run.loggers, f"{self._tag}/changes", text, run.global_step)
         numbers = {
             f"{self._tag}/keep_ratio": ratio,
             f"{self._tag}/layer_tokens": float(self.dropper.layer_tokens),
             f"{self._tag}/step_seconds": seconds,
-            f"{self._tag}/speedup_ceiling": self.dropper.speedup_ceiling(ratio),
+            f"{self._tag}/speedup_ceiling": self.dropper.speedup_ceiling(kept),
         }
-        run.log(numbers, run.global_step, to_sinks=True)
+        run.log(numbers, run.global_step, to_loggers=True)
 
-    def _end(self, run: TrainerRun) -> None:
-        run.tell(self.summary())
+    def _kept_share(self) -> float:
+        """Return the share of the tokens that the layers really computed since the last call."""
+        before, self._counted = self._counted, (self.dropper.layer_tokens, self.dropper.all_layer_tokens)
+        return self.dropper.kept_share(self._counted[0] - before[0], self._counted[1] - before[1])
 
-    def _state(self) -> dict[str, Any]:
+    def end(self, run: TrainerRun) -> None:
+        run.inform(self.summary())
+
+    def state_dict(self) -> dict[str, Any]:
         return {} if self.dropper is None else self.dropper.state_dict()
 
-    def _detach(self) -> None:
+    def detach(self) -> None:
         if self.dropper is not None:
             self.dropper.detach()
 
 
 def _begins(schedule: KeepSchedule, total_steps: int | None) -> list[tuple[int, float]]:
-    """(complete steps, the share of tokens from there on)."""
+    """Return (complete steps, share of the tokens from there on) for each part of the schedule."""
     return [(math.ceil((share - 1e-9) * (total_steps or 0)) if share else 0, ratio) for share, ratio in schedule.steps]

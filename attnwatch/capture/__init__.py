@@ -1,15 +1,26 @@
-"""Where query and key are seen: finds the attention calls of a model and reads them without changing them."""
+"""Attention calls of a model: found by reading its code, read without changing them, and handed to an observer."""
 
+from attnwatch.capture.calls import AttentionCall, FunctionCall
+from attnwatch.capture.calls.transformers_interface import attention_functions
 from attnwatch.capture.capture import OBSERVED, Capture, Observer, is_observed
-from attnwatch.capture.delivery import NOT_IN_CUDA_GRAPHS, ORDER, in_backward, unwatched
-from attnwatch.capture.interface import attention_functions
-from attnwatch.capture.keywords import asked_when_traced, ignores, module_ignores
-from attnwatch.capture.padding import sees_own_key
-from attnwatch.capture.passes import Pass
-from attnwatch.capture.positions import put_kept_positions
+from attnwatch.capture.code_names import CodeNames
+from attnwatch.capture.compilation import NOT_IN_CUDA_GRAPHS, ORDER, asked_when_traced
+from attnwatch.capture.delivery import CallInputs, deliver, site_id, unwatched
+from attnwatch.capture.forward_pass import ForwardPass, in_backward
+from attnwatch.capture.keywords import ignores, module_ignores
+from attnwatch.capture.patching import replace, shared_patch
+from attnwatch.capture.positions import put_kept_positions, sees_own_key
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
-from attnwatch.capture.sharded import HeadShard, Peers, at_all_heads, has_processes, head_shard, is_split, whole
-from attnwatch.capture.sites import CACHES, Site, SiteKind, find_sites, locals_of_forward, names_in_forward, site_name
+from attnwatch.capture.sites import CACHES, Site, find_sites, locals_of_forward, names_in_forward, site_name
+from attnwatch.capture.tensor_parallel import (
+    HeadShard,
+    TensorParallelGroup,
+    at_all_heads,
+    has_processes,
+    head_shard,
+    is_split,
+    whole,
+)
 
 __all__ = [
     "CACHES",
@@ -18,17 +29,21 @@ __all__ = [
     "OBSERVED",
     "ORDER",
     "UNPRUNED_HEADS",
+    "AttentionCall",
+    "CallInputs",
     "Capture",
+    "CodeNames",
+    "ForwardPass",
+    "FunctionCall",
     "HeadShard",
     "Observer",
-    "Pass",
-    "Peers",
     "Site",
-    "SiteKind",
+    "TensorParallelGroup",
     "asked_when_traced",
     "at_all_heads",
     "at_unpruned_heads",
     "attention_functions",
+    "deliver",
     "find_sites",
     "has_processes",
     "head_shard",
@@ -41,7 +56,10 @@ __all__ = [
     "module_ignores",
     "names_in_forward",
     "put_kept_positions",
+    "replace",
     "sees_own_key",
+    "shared_patch",
+    "site_id",
     "site_name",
     "unwatched",
     "whole",

@@ -1,25 +1,26 @@
-"""Sees the attention calls of one model."""
+"""The attention calls of one model, seen while it runs."""
 
 import contextlib
 import dataclasses
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor, nn
 
 from attnwatch.attention import AttentionInputs, Identity
-from attnwatch.capture import looking
-from attnwatch.capture.delivery import Reading, register, unregister
-from attnwatch.capture.found import Sites
-from attnwatch.capture.functional import forget_interrupted, looking_for_sites, patched_functional
-from attnwatch.capture.interface import patched_interface
-from attnwatch.capture.padding import self_attention_query_mask
-from attnwatch.capture.passes import Pass
-from attnwatch.capture.positions import kept_positions
-from attnwatch.capture.raised import Remember, raised_taken_back
-from attnwatch.capture.silent import Forwards
-from attnwatch.capture.sites import Site, SiteKind
+from attnwatch.capture.call_owners import enter_unwatched, forget_interrupted, hooked, shown_to
+from attnwatch.capture.calls.base import FunctionCall
+from attnwatch.capture.code_names import CodeNames
+from attnwatch.capture.compilation import compiles_anything, is_compiled
+from attnwatch.capture.delivery import CallInputs, subscribe, unsubscribe
+from attnwatch.capture.forward_pass import ForwardPass
+from attnwatch.capture.forwards import ForwardCounts, Remember, failed_forwards_undone
+from attnwatch.capture.positions import kept_positions, self_attention_query_mask
+from attnwatch.capture.site_table import SiteTable
+from attnwatch.capture.sites import Site, function_calls
+from attnwatch.models import ModelFamily
+from attnwatch.plugins import named_errors
 from attnwatch.utils.messages import warn
 from attnwatch.utils.versions import warn_if_untested
 
@@ -27,33 +28,33 @@ OBSERVED = "observed"
 
 
 def is_observed(reason: str) -> bool:
-    """Whether an entry of a coverage says so, perhaps with a remark."""
+    """Return whether an entry of a coverage says "observed", perhaps with a remark."""
     return reason.startswith(OBSERVED)
 
 
-Observer = Callable[[str, AttentionInputs, Pass], None]
-"""Called with the site's name, what its attention call was given, and which kind of forward it belongs to."""
+Observer = Callable[[str, AttentionInputs, ForwardPass], None]
+"""Called with the site's name, what its attention call was given, and the kind of forward it belongs to."""
 
-# Of which it is known who is padding: layers have two of them in turn, those of sliding windows and the others'.
+# Number of masks whose padding is remembered: layers have those of sliding windows and the others' in turn.
 _MOST_MASKS = 2
 
 
 class Capture:
     """While attached, hands the attention calls of `model` to `observer` whenever it is armed.
 
-    The model computes what it would compute without: calls are looked at and passed on. An error in the observer
-    marks the site, gives one warning, and the model goes on.
+    The model computes what it would compute without: calls are read and passed on. An error in the observer, or in a
+    plugin that reads calls, marks the site and gives one warning; the model goes on.
 
     Args:
         model: any module.
         observer: see `Observer`.
         sites: glob patterns of site names; None means all.
-        may_grow: modules that reading the code does not find become sites where they are seen to call
-            scaled_dot_product_attention, until `stop_looking`.
+        may_grow: modules that reading the code does not find become sites if they are seen to call an attention
+            function, until `stop_looking`.
 
     Attributes:
-        armed: whether calls reach the observer.
-        num_calls: that came while armed.
+        armed: whether calls of this thread reach the observer.
+        num_calls: number of calls that came while armed.
 
     Raises:
         NoAttentionError: the model has no attention, or none that can be read; with `may_grow` only if that is sure.
@@ -68,15 +69,16 @@ class Capture:
         self._observer = observer
         self._model = model
         self._looks = may_grow
-        self._sites = Sites(model, sites, may_grow=may_grow)
+        self._sites = SiteTable(model, sites, may_grow=may_grow)
         self._reasons = self._sites.reasons()
         self._seen: set[str] = set()
         self.num_calls = 0
         self._failed: set[str] = set()
-        self._forwards = Forwards(model, {site.name: site.module for site in self._sites.readable})
+        self._forwards = ForwardCounts(model, {site.name: site.module for site in self._sites.readable})
         self._patches = contextlib.ExitStack()
         self._reference = weakref.ref(self)
         self._query_masks: dict[Identity, Tensor | None] = {}
+        self._families: dict[str, ModelFamily] = {}
 
     @property
     def armed(self) -> bool:
@@ -89,7 +91,7 @@ class Capture:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the sites that can be read, in module order. Those that calls have shown are among them."""
+        """Names of the sites that can be read, in module order, those that calls have shown among them."""
         return tuple(site.name for site in self._sites.readable)
 
     @property
@@ -103,18 +105,19 @@ class Capture:
         return bool(self._seen)
 
     def module(self, site: str) -> nn.Module:
+        """Return the module of a site."""
         return self._sites[site].module
 
     def coverage(self) -> dict[str, str]:
-        """For every site `"observed"`, with a remark where it is called several times, or the reason why it is not."""
-        return {name: self._reasons.get(name) or self._said_of(name) for name in self._sites.names}
+        """Return for every site `"observed"`, with a remark if it is called several times, or why it is not."""
+        return {name: self._reasons.get(name) or self._status_of(name) for name in self._sites.names}
 
     def silent(self) -> dict[str, str]:
-        """Sites whose forward ran while forwards were counted, though no call came, and why; those that train only."""
+        """Return why no call came from sites in train mode whose forward ran while forwards were counted, by name."""
         ran = self._forwards.ran - self._seen - self._reasons.keys()
-        return {name: self._said_of(name) for name in self._sites.names if name in ran and self.module(name).training}
+        return {name: self._status_of(name) for name in self._sites.names if name in ran and self.module(name).training}
 
-    def _said_of(self, name: str) -> str:
+    def _status_of(self, name: str) -> str:
         if name not in self._seen:
             return self._forwards.why_silent(self._sites[name])
         calls = self._forwards.calls_per_forward(name)
@@ -123,26 +126,25 @@ class Capture:
         return f"{OBSERVED}; it runs {calls} times a forward with the same weights, and statistics are over all calls"
 
     def attach(self) -> None:
-        """Start to see calls; `detach`, or the end of the capture's life, restores everything."""
+        """See calls from now on; `detach`, or the end of the capture's life, restores everything."""
         warn_if_untested("torch", self._model)
+        watched = self._sites.watched
+        has_owners = any(site.enter is not enter_unwatched for site in watched)
         with contextlib.ExitStack() as patches:
-            expected = [site for site in self._sites.expected if self._sites.is_watched(site.name)]
-            for site in (*self._sites.readable, *expected):
-                self._register(site, patches)
-            interface = [site.module for site in self._sites.readable if site.kind is SiteKind.INTERFACE]
-            if interface:
-                warn_if_untested("transformers", self._model)
-                patches.enter_context(patched_interface(interface))
-            functional = [site for site in self._sites.readable if site.kind is not SiteKind.INTERFACE] + expected
-            if functional or self._looks:
-                patches.enter_context(patched_functional(functional, self._sites.others() if functional else ()))
+            for site in watched:
+                self._subscribe(site, patches)
+            for site in (*watched, *self._sites.others) if has_owners else ():
+                patches.enter_context(hooked(site.module, site.enter))
+            looked_for = function_calls() if self._looks else ()
+            for call in dict.fromkeys((*(call for site in watched for call in site.calls), *looked_for)):
+                patches.enter_context(call.watched([site for site in watched if call in site.calls]))
             self._patches = patches.pop_all()
         weakref.finalize(self, self._patches.close).atexit = False
         self._is_attached = True
 
-    def _register(self, site: Site, patches: contextlib.ExitStack) -> None:
-        register(site.module, self._reference, site.name)
-        patches.callback(unregister, site.module, self._reference)
+    def _subscribe(self, site: Site, patches: contextlib.ExitStack) -> None:
+        subscribe(site.module, self._reference, site.name)
+        patches.callback(unsubscribe, site.module, self._reference)
 
     def detach(self) -> None:
         """Put everything back as it was. May be called twice."""
@@ -150,121 +152,131 @@ class Capture:
         self._patches.close()
 
     @contextlib.contextmanager
-    def arm(self, *, counts_forwards: bool = False, remember: Remember | None = None):
-        """While it is open, calls of this thread reach the observer.
+    def arm(self, *, counts_forwards: bool = False, remember: Remember | None = None) -> Iterator[None]:
+        """Let calls of this thread reach the observer while the context is open.
 
         Args:
-            counts_forwards: look at which forwards run, once, so that the coverage can tell why no call came.
-            remember: called where a forward of the model begins; what it returns is called where that forward raises.
+            counts_forwards: count which forwards run, once, so that the coverage can tell why no call came.
+            remember: called when a forward of the model begins; what it returns is called if that forward raises.
         """
         forget_interrupted()
         self.armed = True
         try:
             with contextlib.ExitStack() as watching:
-                watching.enter_context(self._looking())
+                if self._looks:
+                    self._discover(watching)
                 if counts_forwards:
                     watching.enter_context(self._forwards.counted())
                 if remember is not None:
-                    watching.enter_context(raised_taken_back(self._model, lambda: self.armed, remember))
+                    watching.enter_context(failed_forwards_undone(self._model, lambda: self.armed, remember))
                 yield
         finally:
             forget_interrupted()
             self.armed = False
             self._query_masks.clear()
 
-    def _looking(self) -> contextlib.AbstractContextManager[None]:
-        if not self._looks:
-            return contextlib.nullcontext()
-        is_harmless = not looking.keeps_fast_paths(self._model) and not looking.is_compiled(self._model)
-        is_worth_it = not self._sites.is_explained or not looking.compiles_anything()
-        return looking_for_sites(self, by_any_reference=is_harmless and is_worth_it)
+    def _discover(self, watching: contextlib.ExitStack) -> None:
+        watching.enter_context(shown_to(self))
+        is_worth_it = not self._sites.is_explained or not compiles_anything()
+        if is_worth_it and not is_compiled(self._model):
+            for call in function_calls():
+                watching.enter_context(call.discovering(self._model, self))
 
     def stop_looking(self) -> None:
-        """From now on the sites are those that are known."""
+        """Look for no more sites than those that are known."""
         self._looks = False
 
     def why_none(self) -> str:
-        """That the model has no attention, or none that can be read."""
+        """See `SiteTable.why_none`."""
         return self._sites.why_none()
 
-    def find(self, module: nn.Module, *, by_name: bool) -> bool:
-        """A module has called scaled_dot_product_attention. Returns whether its calls are delivered from there."""
+    def find(self, module: nn.Module, call: FunctionCall, *, by_name: bool) -> bool:
+        """Learn of a module by its call. Return whether calls of functions in its forward are delivered."""
         if not self.armed:
             return False
         site = self._sites.of(module)
+        held = CodeNames(held=() if by_name else (call.function,))
         if site is None:
-            site = self._sites.new(module, is_hidden=not by_name)
+            site = self._sites.new(module, [call], held)
             if site is None:
                 return False
             self._add(site)
-        elif not by_name and not site.is_hidden and site.kind is SiteKind.FUNCTIONAL:
-            site = dataclasses.replace(site, is_hidden=True)
-            self._sites.update(site)
-            self._watch(site)
-        return site.kind is SiteKind.FUNCTIONAL and self._sites.is_watched(site.name)
+        elif site.calls_functions and not by_name and not site.code.holds(call.function):
+            site = dataclasses.replace(site, code=site.code | held)
+            self._add(site)
+        return site.calls_functions and self._sites.is_watched(site.name)
 
     def adopt(self, names: Sequence[str]) -> None:
-        """Sites of these names, as far as the model has such modules: calls have shown them elsewhere."""
+        """Add sites of these names, as far as the model has such modules: calls have shown them elsewhere."""
         for name in names:
             site = None if name in self.sites else self._sites.named(name)
             if site is not None:
                 self._add(site)
 
     def _add(self, site: Site) -> None:
-        is_expected = any(other.module is site.module for other in self._sites.expected)
+        """Watch a site that a call has shown, or what a call has shown of a site."""
+        known = self._sites.of(site.module)
         self._sites.add(site)
         self._forwards.add(site.name, site.module)
-        if not self._is_attached or is_expected:
+        if not self._is_attached or known is site:
             return
+        self._patches.enter_context(hooked(site.module, site.enter))
         if self._sites.is_watched(site.name):
-            self._register(site, self._patches)
-            self._watch(site)
-        else:
-            self._patches.enter_context(patched_functional((), [site]))
+            if known is None:
+                self._subscribe(site, self._patches)
+            for call in site.calls:
+                self._patches.enter_context(call.watched([site]))
 
-    def _watch(self, site: Site) -> None:
-        self._patches.enter_context(patched_functional([site]))
-
-    def receive(self, site: str, reading: Reading, gradient: int) -> None:
-        """One call of a site, while armed."""
+    def receive(self, site: str, inputs: CallInputs, gradient: int) -> None:
+        """Take one call of a site, while armed."""
         self.num_calls += 1
         if site in self._failed:
             return
         if site not in self._sites:
             self._add(next(each for each in self._sites.expected if each.name == site))
-        reason = reading if isinstance(reading, str) else _why_not(reading)
-        if reason:
+        module, family = self._sites[site].module, self._family_of(site)
+        with named_errors(family):
+            reason = family.refuses_call(module) or (inputs if isinstance(inputs, str) else _why_not(inputs))
+        if isinstance(inputs, str) or reason:
             if gradient or site not in self._seen:  # else its training is observed, and only this call is not
                 self._reasons[site] = reason
             return
-        if self._sites[site].is_cross or not reading.has_positions or reading.num_queries != reading.num_keys:
-            reading = dataclasses.replace(reading, has_positions=False)
+        with named_errors(family):
+            inputs = family.adjust_call(module, inputs)
+        is_cross = self._sites[site].is_cross
+        if is_cross or not inputs.has_positions or inputs.num_queries != inputs.num_keys:
+            inputs = dataclasses.replace(inputs, has_positions=False)
         else:
-            reading = dataclasses.replace(
-                reading,
-                query_mask=self._query_mask(reading),
-                positions=kept_positions(reading.num_queries),
-            )
-        is_whole = bool(gradient) or self._sites[site].is_cross or reading.num_queries >= reading.num_keys
-        self._observer(site, reading, Pass(gradient, is_whole, self._sites[site].module.training))
+            mask, positions = self._query_mask(inputs), kept_positions(inputs.num_queries)
+            inputs = dataclasses.replace(inputs, query_mask=mask, positions=positions)
+        is_whole = bool(gradient) or is_cross or inputs.num_queries >= inputs.num_keys
+        self._observer(site, inputs, ForwardPass(gradient, is_whole, module.training))
         self._seen.add(site)
         self._reasons.pop(site, None)
 
     def begin(self, site: str) -> None:
-        """The forward of a site begins, while armed."""
+        """Note that the forward of a site begins, while armed."""
         if site in self._sites:
             self._forwards.note(site)
 
-    def _query_mask(self, reading: AttentionInputs) -> Tensor | None:
-        """Layers are given the same mask: what it says of padding is asked once."""
-        mask = reading.attn_mask
-        if mask is None or reading.key_padding is not None or not reading.keeps_its_masks:
-            return self_attention_query_mask(reading)
+    def _family_of(self, site: str) -> ModelFamily:
+        """Return the model family that knows the calls of a site, or one that has nothing to say of them."""
+        if site not in self._families:
+            module = self._sites[site].module
+            known = (family for family in ModelFamily.registry.values() if family.has_own_calls(module))
+            self._families[site] = next(known, ModelFamily())
+        return self._families[site]
+
+    def _query_mask(self, inputs: AttentionInputs) -> Tensor | None:
+        """Return which queries are no padding. Layers are given the same mask, which is evaluated once."""
+        mask = inputs.attn_mask
+        if mask is None or inputs.key_padding is not None or not inputs.keeps_its_masks:
+            return self_attention_query_mask(inputs)
         identity = Identity(mask)
         if identity not in self._query_masks:
             if len(self._query_masks) == _MOST_MASKS:  # it keeps them alive, and may be armed for a whole training
                 del self._query_masks[next(iter(self._query_masks))]
-            self._query_masks[identity] = self_attention_query_mask(reading)
+            self._query_masks[identity] = self_attention_query_mask(inputs)
         return self._query_masks[identity]
 
     def fail(self, site: str, error: Exception) -> None:

@@ -2,20 +2,25 @@
 
 import contextlib
 import copy
+import functools
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-# What is replaced is the process's own, and so is the number of its users.
+# What is replaced belongs to the process, and so does the number of its users.
 _lock = threading.RLock()
 _in_use: dict[Hashable, tuple[int, Callable[[], None]]] = {}
 
 
 @contextlib.contextmanager
 def shared_patch(owner: Hashable, apply: Callable[[], Callable[[], None]]) -> Iterator[None]:
-    """While it is open anywhere for `owner`, `apply()` is in effect, once; what it returned undoes it at the end.
+    """Have a patch in effect, once, while the context is open anywhere in the process for `owner`.
 
-    Captures of several models may so be closed in any order.
+    Captures of several models can therefore be closed in any order.
+
+    Args:
+        owner: key of the patch.
+        apply: applies the patch and returns a function that undoes it.
     """
     with _lock:
         users, undo = _in_use.get(owner) or (0, apply())
@@ -32,9 +37,10 @@ def shared_patch(owner: Hashable, apply: Callable[[], Callable[[], None]]) -> It
 
 
 def replace(namespace: dict[str, Any], name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
-    """Put `wrap(original)` in the place of `namespace[name]`. Call the result to put the original back.
+    """Put `wrap(original)` in the place of `namespace[name]`.
 
-    Where somebody else has replaced it since then, theirs stays.
+    Returns:
+        Function that puts the original back, unless somebody else has replaced it since then.
     """
     original = namespace[name]
     replacement = namespace[name] = wrap(original)
@@ -47,24 +53,24 @@ def replace(namespace: dict[str, Any], name: str, wrap: Callable[[Any], Any]) ->
 
 
 class StandIn:
-    """Stands in the place of a function. Its copies and pickles are the function itself.
+    """Object in the place of a function. Its copies and pickles are the function itself.
 
     Args:
-        function: in whose place it is.
-        call: what is called instead.
+        function: function in whose place it stands.
+        call: called instead.
     """
 
+    __wrapped__: Callable[..., Any]
+
     def __init__(self, function: Callable[..., Any], call: Callable[..., Any]):
-        self.__wrapped__ = function
-        self.__name__ = function.__name__
-        self.__doc__ = function.__doc__
+        functools.update_wrapper(self, function)
         self._call = call
 
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
-    def __reduce__(self):
-        return copy.copy, (self.__wrapped__,)  # which gives functions back as they are
+    def __reduce__(self) -> tuple[Any, ...]:
+        return copy.copy, (self.__wrapped__,)  # which returns functions as they are
 
     def __repr__(self) -> str:
         return repr(self.__wrapped__)

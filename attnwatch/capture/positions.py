@@ -1,14 +1,17 @@
-"""Where the tokens lie that a layer is computing, while others of the sequence are left out."""
+"""Positions of the tokens that a layer computes, some perhaps left out, and the padding among them."""
 
 import threading
 
+import torch
 from torch import Tensor
+
+from attnwatch.attention.inputs import HIDDEN_AT, AttentionInputs
 
 
 class _Thread(threading.local):
-    """Of one thread: another one may run other layers meanwhile."""
+    """State of one thread: another one may run other layers meanwhile."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.kept: Tensor | None = None
 
 
@@ -16,15 +19,46 @@ _thread = _Thread()
 
 
 def put_kept_positions(kept: Tensor | None) -> Tensor | None:
-    """From now on the tokens that attention of this thread sees are at these positions: int64 [batch, tokens].
+    """Declare where the tokens lie that attention of this thread sees from now on, and return what was declared.
 
-    None: they are all there. Returns what was said before.
+    Args:
+        kept: int64 [batch, tokens]; None: all tokens are there.
     """
     before, _thread.kept = _thread.kept, kept
     return before
 
 
 def kept_positions(num_tokens: int) -> Tensor | None:
-    """Positions of so many tokens, or None where they are those of the whole sequence."""
+    """Return the positions of so many tokens; None if they are those of the whole sequence."""
     kept = _thread.kept
     return kept if kept is not None and kept.shape[1] == num_tokens else None
+
+
+def self_attention_query_mask(inputs: AttentionInputs) -> Tensor | None:
+    """Return bool [batch, queries], False at padding, which must not count in means; None if no mask tells.
+
+    In self-attention a token is padding if its own key is hidden from it. If no token of a sequence sees its own key,
+    the mask excludes the diagonal on purpose, and all tokens count.
+    """
+    if inputs.num_queries != inputs.num_keys:
+        return None
+    if inputs.key_padding is not None:
+        return inputs.key_padding
+    own_key = None
+    if inputs.mask_mod is not None:
+        device = inputs.query.device
+        tokens = torch.arange(inputs.num_queries, device=device)
+        batch = torch.arange(inputs.batch_size, device=device)[:, None]
+        own_key = inputs.mask_mod(batch, torch.zeros_like(batch), tokens, tokens)
+    elif inputs.attn_mask is not None:
+        own_key = sees_own_key(inputs.attn_mask)
+    if own_key is None:
+        return None
+    return (own_key | ~own_key.any(-1, keepdim=True)).expand(inputs.batch_size, inputs.num_queries)
+
+
+def sees_own_key(mask: Tensor) -> Tensor:
+    """Return whether each query sees its own key: bool [batch or 1, queries], from the first head's mask."""
+    mask = mask[(None,) * (4 - mask.ndim)][:, 0]
+    own = mask[:, 0] if mask.shape[1] == 1 else mask.diagonal(dim1=-2, dim2=-1)
+    return own if own.dtype == torch.bool else own > HIDDEN_AT

@@ -1,5 +1,5 @@
-"""What a history looks like on a dashboard: names, numbers, pictures and words, for any logger."""
+"""What loggers are shown of a history: tags, scalars, pictures and text, for any logger."""
 
-from attnwatch.dashboard.scalars import RUN_TAGS, TOTAL_STEPS_TAG, evenly_spaced, run_scalars, site_labels, site_scalars
+from attnwatch.dashboard.scalars import TOTAL_STEPS_TAG, run_scalars, run_tags, site_scalars
 
-__all__ = ["RUN_TAGS", "TOTAL_STEPS_TAG", "evenly_spaced", "run_scalars", "site_labels", "site_scalars"]
+__all__ = ["TOTAL_STEPS_TAG", "run_scalars", "run_tags", "site_scalars"]

@@ -41,7 +41,7 @@ def read_events(file: Path) -> Iterator["Event"]:
 
 
 def _num_records(file: Path) -> int:
-    """How many records are in the file whole; more than can be read where one is damaged."""
+    """Return how many records of the file are whole; more than can be read if one is damaged."""
     from tensorboard.summary.writer.record_writer import masked_crc32c
 
     number, end = 0, os.path.getsize(file)

@@ -1,4 +1,4 @@
-"""A history back from a run that was logged to TensorBoard."""
+"""Histories read back from runs that were logged to TensorBoard."""
 
 import os
 import re
@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from attnwatch.attention import STATISTICS
 from attnwatch.dashboard.events import read_events
-from attnwatch.dashboard.scalars import RUN_TAGS, TOTAL_STEPS_TAG
+from attnwatch.dashboard.scalars import TOTAL_STEPS_TAG, run_tags
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
+from attnwatch.statistics import Statistic
 
 _LOSS_TAGS = ("loss", "train_loss", "train/loss", "training_loss", "loss_step", "train_loss_step", "train/loss_step")
 _MOST_POINTS = 10**8
@@ -20,24 +20,26 @@ Curve = Mapping[int, float]
 
 
 def read_logged(directory: str | os.PathLike, *, loss_tag: str | None = None) -> AttentionHistory:
-    """The curves of layers as a history.
+    """Return the curves of layers as a history.
 
     A layer counts as one head, and what is logged for the whole model only as the same in all of them.
 
     Args:
-        directory: with the event files of one run.
-        loss_tag: of the training loss; None means the first of the usual names that is there.
+        directory: folder with the event files of one run.
+        loss_tag: tag of the training loss; None means the first of the usual names that is there.
 
     Raises:
         ConfigurationError: there is no such run, none with attention in it, or no such tag.
         ImportError: tensorboard is missing.
     """
     curves = _curves(Path(directory))
-    of_model = {name: curves[statistic.tag] for name, statistic in STATISTICS.items() if statistic.tag in curves}
+    of_model = {
+        name: curves[statistic.tag] for name, statistic in Statistic.registry.items() if statistic.tag in curves
+    }
     of_layers = _of_layers(curves)
     if not of_model:
         raise ConfigurationError(
-            f"`directory`: {os.fspath(directory)!r} has no curves of attention ({RUN_TAGS[0]}, …); log with an "
+            f"`directory`: {os.fspath(directory)!r} has no curves of attention ({run_tags()[0]}, …); log with an "
             "AttentionMonitor, or give the directory of one run."
         )
     steps = sorted({step for curve in of_model.values() for step in curve})
@@ -47,7 +49,7 @@ def read_logged(directory: str | os.PathLike, *, loss_tag: str | None = None) ->
             f"`directory`: {os.fspath(directory)!r} has {len(steps):,} steps of {len(layers):,} layers, more than any "
             "run has; give the directory of one run."
         )
-    values = {name: np.full((len(steps), len(layers), 1), np.nan, dtype=np.float32) for name in STATISTICS}
+    values = {name: np.full((len(steps), len(layers), 1), np.nan, dtype=np.float32) for name in Statistic.registry}
     for name, array in values.items():
         for site, layer in enumerate(layers):
             curve = of_layers.get((name, layer), of_model.get(name, {}))
@@ -76,7 +78,7 @@ def _of_layers(curves: Mapping[str, Curve]) -> dict[tuple[str, str], Curve]:
     found = {}
     for tag, curve in curves.items():
         match = re.fullmatch(r"attention_([^/]+)/(.+)", tag)
-        if match and match[1] in STATISTICS:
+        if match and match[1] in Statistic.registry:
             found[match[1], match[2]] = curve
     return found
 
@@ -89,13 +91,13 @@ def _loss_tag(curves: Mapping[str, Curve], asked: str | None) -> str | None:
 
 
 def _total_steps(curve: Curve) -> int | None:
-    """The latest that was logged."""
+    """Return the latest number of steps that was logged."""
     latest = curve[max(curve)] if curve else np.nan
     return int(latest) if np.isfinite(latest) and latest >= 1 else None
 
 
 def _at(steps: list[int], curve: Curve) -> np.ndarray:
-    """The curve at these steps; nan where it has no point nearer than half of the way to the next step.
+    """Return the curve at these steps; nan where it has no point nearer than half of the way to the next step.
 
     Not interpolated: that would have less noise than any loss.
     """

@@ -1,25 +1,26 @@
-"""What to do about findings: shared by everything that takes `on_finding`."""
+"""Actions on findings, shared by everything that takes `on_finding`."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 
-from attnwatch.diagnosis.verdict import Diagnosis, Finding, FindingKind
+from attnwatch.diagnosis.kinds import FindingKind
+from attnwatch.diagnosis.verdict import Diagnosis, Finding
 from attnwatch.errors import ConfigurationError
 from attnwatch.utils.states import check_format, with_format
 
-ACTIONS = ("warn", "stop", "ignore")
-Action = str | Callable
+ActionName = Literal["warn", "stop", "ignore"]
+Action = ActionName | Callable[..., object]
 _STATE_FORMAT = 1
 
 
 class FindingActions:
-    """Says which findings are new, and what the user wants done about each.
+    """Tell which findings are new, and what the user wants done about each.
 
-    Notes warn nobody and stop nothing. A function hears of them only where it was given for their kind.
+    Notes warn nobody and stop nothing. A function is called with notes only if it was given for their kind.
 
     Args:
-        on_finding: one of `ACTIONS`, a function, or a mapping from kinds to one of these; kinds that are not in a
-            mapping warn.
+        on_finding: `"warn"`, `"stop"`, `"ignore"`, a function, or a mapping from kinds of findings to one of these;
+            kinds that are not in a mapping warn.
 
     Attributes:
         current: kinds of the findings that hold now; a kind is new again once it has been gone.
@@ -27,74 +28,83 @@ class FindingActions:
 
     Raises:
         ConfigurationError: an unknown kind or action.
+
+    Example:
+        >>> FindingActions({"non_finite": "stop"}).may_stop
+        True
     """
 
     def __init__(self, on_finding: Action | Mapping[str, Action]):
-        self._notes: dict[FindingKind, Action] = dict.fromkeys(FindingKind, "ignore")
-        if not isinstance(on_finding, Mapping):
-            self._actions = dict.fromkeys(FindingKind, _checked("`on_finding`", on_finding))
+        self._default: Action = "warn"
+        self._actions: dict[str, Action] = {}
+        if isinstance(on_finding, Mapping):
+            for kind, action in on_finding.items():
+                _require_kind(kind)
+                self._actions[kind] = _checked(f"`on_finding` for {kind!r}", action)
         else:
-            chosen = {_kind(name): _checked(f"`on_finding` for {name!r}", each) for name, each in on_finding.items()}
-            self._actions = dict.fromkeys(FindingKind, "warn") | chosen
-            self._notes |= {kind: action for kind, action in chosen.items() if callable(action)}
-        self.current: set[FindingKind] = set()
-        self.current_notes: set[FindingKind] = set()
+            self._default = _checked("`on_finding`", on_finding)
+        self.current: set[str] = set()
+        self.current_notes: set[str] = set()
 
     @property
     def may_stop(self) -> bool:
-        """Whether some kind of finding stops the training."""
-        return "stop" in self._actions.values()
+        """True if some kind of finding stops the training."""
+        return "stop" in (self._default, *self._actions.values())
 
     @property
     def may_act(self) -> bool:
-        """Whether some kind of finding does more than to warn."""
-        return any(action not in ("warn", "ignore") for action in self._actions.values())
+        """True if some kind of finding does more than warn."""
+        return any(action not in ("warn", "ignore") for action in (self._default, *self._actions.values()))
 
     def new_findings(self, diagnosis: Diagnosis) -> list[tuple[Finding, Action]]:
-        """Findings and notes whose kind did not hold as such at the last call, and what to do about each."""
-        findings = [finding for finding in diagnosis.findings if not finding.is_note]
-        notes = [finding for finding in diagnosis.findings if finding.is_note]
-        new = [(finding, self._actions[finding.kind]) for finding in findings if finding.kind not in self.current]
-        new += [(note, self._notes[note.kind]) for note in notes if note.kind not in self.current_notes]
-        self.current = {finding.kind for finding in findings}
-        self.current_notes = {note.kind for note in notes}
-        return new
+        """Return the findings and notes whose kind did not hold as such at the last call, each with its action."""
+        findings = {each.kind.value for each in diagnosis.findings if not each.is_note}
+        notes = {each.kind.value for each in diagnosis.findings if each.is_note}
+        held = {False: self.current, True: self.current_notes}
+        new = [each for each in diagnosis.findings if each.kind.value not in held[each.is_note]]
+        self.current, self.current_notes = findings | _kept(self.current), notes | _kept(self.current_notes)
+        return [(each, self._action(each)) for each in new]
+
+    def _action(self, finding: Finding) -> Action:
+        if not finding.is_note:
+            return self._actions.get(finding.kind.value, self._default)
+        action = self._actions.get(finding.kind.value)
+        return action if callable(action) else "ignore"
 
     def reset(self) -> None:
         """Forget which findings and notes hold."""
         self.current, self.current_notes = set(), set()
 
     def state_dict(self) -> dict[str, Any]:
-        """The kinds that hold now, as strings."""
-        content = {
-            "current": sorted(kind.value for kind in self.current),
-            "notes": sorted(kind.value for kind in self.current_notes),
-        }
-        return with_format(_STATE_FORMAT, content)
+        """Return the kinds that hold now, as strings."""
+        return with_format(_STATE_FORMAT, {"current": sorted(self.current), "notes": sorted(self.current_notes)})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Continue from where `state_dict` was taken. Kinds whose rules are no longer registered are kept.
 
         Raises:
             ConfigurationError: `state` is of another version.
         """
         check_format(state, _STATE_FORMAT, "FindingActions")
-        self.current = {FindingKind(kind) for kind in state["current"]}
-        self.current_notes = {FindingKind(kind) for kind in state["notes"]}
+        self.current, self.current_notes = set(state["current"]), set(state["notes"])
 
 
 def _checked(name: str, action: Action) -> Action:
-    if not callable(action) and action not in ACTIONS:
+    if not callable(action) and action not in get_args(ActionName):
         raise ConfigurationError(
-            f"{name} must be one of {', '.join(map(repr, ACTIONS))}, a function, or a mapping from kinds of "
-            f"findings to one of these; got {action!r}."
+            f"{name} must be one of {', '.join(map(repr, get_args(ActionName)))}, a function, or a mapping from kinds "
+            f"of findings to one of these; got {action!r}."
         )
     return action
 
 
-def _kind(name: str) -> FindingKind:
+def _require_kind(kind: str) -> None:
     try:
-        return FindingKind(name)
-    except ValueError:
-        kinds = ", ".join(kind.value for kind in FindingKind)
-        raise ConfigurationError(f"`on_finding`: {name!r} is not a kind of finding; there are: {kinds}.") from None
+        FindingKind(kind)
+    except ValueError as error:
+        raise ConfigurationError(f"`on_finding`: {error}") from None
+
+
+def _kept(kinds: set[str]) -> set[str]:
+    """Return the kinds of a checkpoint whose rules are not registered here."""
+    return {kind for kind in kinds if kind not in FindingKind}

@@ -1,92 +1,164 @@
-"""What the rules read of a history: numbers of sites over time.
+"""Evidence that the rules read: numbers of sites over time, and what a rule says about them.
 
 Heads are reduced to sites once for each observation (see `AttentionHistory.of_each_observation`), so that judging a
 run again costs what the observations since the last time cost.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import SupportsFloat
 
 import numpy as np
 
+from attnwatch.diagnosis.hysteresis import Flags, flags
+from attnwatch.diagnosis.risk import RiskEstimate, RiskModel
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.recorder import AttentionHistory, Values
 from attnwatch.utils.reductions import nan_max, nan_mean
 
 
-class Evidence:
-    """A history without sites and steps at which nothing was observed.
+@dataclass(frozen=True)
+class Symptom:
+    """Observation of a rule. `diagnose` decides whether it bears on the status of the run.
 
     Attributes:
-        history: without those steps.
-        sites: names of the sites that were observed.
+        sites: names of the sites where it holds; empty if it concerns the run as a whole.
+        step: global step since which it holds.
+        share: share of the observed sites, 0 to 1; 1 for the run as a whole.
+        severity: of the finding if it bears on the status, 0 to 1 (the run is lost).
+        what: first half of the message: what was seen, with its numbers.
+        numbers: evidence by name.
+        is_note: the rule itself says that it does not bear on the status.
     """
 
-    def __init__(self, history: AttentionHistory):
+    sites: tuple[str, ...]
+    step: int
+    share: float
+    severity: float
+    what: str
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    is_note: bool = False
+
+
+class Evidence:
+    """Observed part of a history, which `diagnose` gives to the rules.
+
+    Attributes:
+        history: history without the steps at which nothing was observed.
+        sites: names of the sites that were observed, in module order.
+        thresholds: amount of evidence that is needed.
+        risk: estimate of the risk that the run fails.
+    """
+
+    def __init__(
+        self, history: AttentionHistory, thresholds: Thresholds, risk_model: RiskModel, total_steps: int | None
+    ):
         observed = history.of_each_observation("is observed", _is_observed)
-        steps = observed.any(1)
+        steps = np.any(observed, axis=1)
         self.history = history if steps.all() else history.at(steps)
-        self._is_observed = observed.any(0)
+        self._is_observed = np.any(observed, axis=0)
         self.sites = tuple(site for site, seen in zip(history.sites, self._is_observed, strict=True) if seen)
+        self.thresholds = thresholds
+        self.risk = RiskEstimate(self.history, risk_model, total_steps)
 
     def __len__(self) -> int:
         return len(self.history)
 
     @property
     def steps(self) -> np.ndarray:
-        """Int64 [steps]."""
+        """Global steps of the observations, int64 [observations]."""
         return self.history.steps
 
-    def of_sites(self, values: np.ndarray) -> np.ndarray:
-        """The sites that were observed, of an array [steps, all sites of the history]."""
-        return values[:, self._is_observed]
+    @property
+    def is_enough(self) -> bool:
+        """True if the run was watched for long enough to be judged."""
+        return self.thresholds.is_enough(self.steps)
 
     def mean(self, statistic: str) -> np.ndarray:
-        """Mean over the heads: [steps, sites]."""
-        return self._reduced(("mean", statistic), lambda values: nan_mean(values[statistic]))
+        """Return the mean of a statistic over the heads, [observations, sites]; nan where nothing was observed."""
+        return self.reduced(("mean", statistic), lambda values: nan_mean(values[statistic]))
 
     def largest(self, statistic: str) -> np.ndarray:
-        """Maximum over the heads: [steps, sites]."""
-        return self._reduced(("largest", statistic), lambda values: nan_max(values[statistic]))
+        """Return the maximum of a statistic over the heads, [observations, sites]; nan where nothing was observed."""
+        return self.reduced(("largest", statistic), lambda values: nan_max(values[statistic]))
 
-    @property
-    def sees_one_key(self) -> np.ndarray:
-        """1 where every row of every head saw one key only, 0 where it did not, nan for none: [steps, sites]."""
-        return self._reduced("sees one key", _sees_one_key)
+    def reduced(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
+        """Return a function of the heads' statistics, [observations, sites].
 
-    def share_of_sharp_heads(self, threshold: float, thresholds: Thresholds) -> np.ndarray:
-        """Share of the observed heads whose normalized entropy is below a threshold: [steps, sites], nan for none."""
-        return self._reduced(
-            ("sharp", threshold, thresholds.sink_mass),
-            lambda values: _share_below(_beside_sink(values, thresholds.sink_mass), threshold),
-        )
+        It is computed once for each observation, however often the run is judged.
 
-    def entropy_beside_sinks(self, thresholds: Thresholds) -> np.ndarray:
-        """Normalized entropy, of the weights beside the sink where a head has one, mean over heads: [steps, sites]."""
-        return self._reduced(
-            ("beside sinks", thresholds.sink_mass), lambda values: nan_mean(_beside_sink(values, thresholds.sink_mass))
-        )
+        Args:
+            key: unique to the function and the numbers that it depends on.
+            function: from arrays [..., sites, heads] by statistic to [..., sites].
+        """
+        return self.of_sites(self.history.of_each_observation(key, function))
 
-    def _reduced(self, key: Hashable, reduce: Callable[[Values], np.ndarray]) -> np.ndarray:
-        return self.of_sites(self.history.of_each_observation(key, reduce))
+    def of_sites(self, values: np.ndarray) -> np.ndarray:
+        """Return the columns of the observed sites, from an array [observations, all sites of the history]."""
+        return values[:, self._is_observed]
+
+    def flags(self, enter: np.ndarray, leave: np.ndarray, *, patience: int | None = None) -> Flags:
+        """Raise and lower a flag for each site; see `attnwatch.diagnosis.hysteresis.flags`.
+
+        Comparisons with nan are false, so that what was not observed changes no flag.
+
+        Args:
+            enter, leave: bool [observations, sites].
+            patience: observations in a row that it takes; None means that of the thresholds.
+        """
+        return flags(enter, leave, patience=self.thresholds.patience if patience is None else patience)
+
+    def symptom(
+        self,
+        found: Flags,
+        what: str,
+        *,
+        severity: SupportsFloat,
+        numbers: Mapping[str, float] | None = None,
+        where: np.ndarray | None = None,
+        is_note: bool = False,
+    ) -> Symptom | None:
+        """Return the symptom that holds where a flag is up; None if no flag is up.
+
+        Args:
+            found: flags of the observed sites, from `flags`.
+            what: what was seen, without the places, which are added.
+            severity: 0 to 1.
+            numbers: evidence by name.
+            where: sites at which it holds, bool [sites], if these are more than those whose flag is up.
+            is_note: see `Symptom`.
+
+        Raises:
+            ValueError: `found` or `where` has not one flag for each observed site.
+        """
+        where = found.now if where is None else where
+        if where.shape != (len(self.sites),) or found.now.shape != where.shape:
+            raise ValueError(f"expected one flag for each of {len(self.sites)} observed sites, got {where.shape}")
+        if not found.now.any():
+            return None
+        sites = tuple(self.sites[index] for index in np.flatnonzero(where))
+        shown = ", ".join(sites[:3]) + (", …" if len(sites) > 3 else "")
+        what = f"{what} at {len(sites)} of {len(where)} sites ({shown})"
+        step = int(self.steps[found.since])
+        return Symptom(sites, step, len(sites) / len(where), float(severity), what, numbers or {}, is_note)
+
+
+def latest(values: np.ndarray) -> np.ndarray:
+    """Return the last value that was observed, along the first axis: not every site is called in every step.
+
+    Example:
+        >>> latest(np.array([[1.0, 2.0], [3.0, np.nan]]))
+        array([3., 2.])
+    """
+    last = len(values) - 1 - (~np.isnan(values))[::-1].argmax(0)
+    return np.take_along_axis(values, last[None], axis=0)[0]
+
+
+def earliest(values: np.ndarray, number: int) -> np.ndarray:
+    """Return the values with nan in place of all but the first `number` that were observed, along the first axis."""
+    is_first = np.cumsum(~np.isnan(values), axis=0) <= number
+    return np.where(is_first, values, np.nan)
 
 
 def _is_observed(values: Values) -> np.ndarray:
-    return (np.isfinite(values["nonfinite"]) | np.isfinite(values["normalized_entropy"])).any(-1)
-
-
-def _sees_one_key(values: Values) -> np.ndarray:
-    """Only then are logits known to be finite and their entropy is not (see `AttentionRows.counts_as_finite`)."""
-    is_known = np.isfinite(values["nonfinite"])
-    sees_one = (values["nonfinite"] == 0) & np.isnan(values["normalized_entropy"])
-    return np.where(is_known.any(-1), (sees_one | ~is_known).all(-1), np.nan)
-
-
-def _beside_sink(values: Values, sink_mass: float) -> np.ndarray:
-    beside_sink = values["entropy_without_sink"] / np.maximum(values["max_entropy"], 1e-6)
-    return np.where(values["sink_mass"] > sink_mass, beside_sink, values["normalized_entropy"])
-
-
-def _share_below(values: np.ndarray, threshold: float) -> np.ndarray:
-    observed = np.isfinite(values)
-    number = observed.sum(-1)
-    return np.where(number > 0, (observed & (values < threshold)).sum(-1) / np.maximum(number, 1), np.nan)
+    return np.any(np.isfinite(values["nonfinite"]) | np.isfinite(values["normalized_entropy"]), axis=-1)

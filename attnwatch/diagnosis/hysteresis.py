@@ -1,4 +1,4 @@
-"""Flags that neither come on a whim nor flicker."""
+"""Flags with patience and hysteresis, so that noise neither raises a flag nor makes it flicker."""
 
 from dataclasses import dataclass
 
@@ -11,8 +11,8 @@ class Flags:
 
     Attributes:
         is_up: bool [observations, sites].
-        begin: int [observations, sites]: index of the observation at which the row began that raised the flag; of no
-            meaning where it is down.
+        begin: int [observations, sites]: index of the first of the observations in a row that raised the flag;
+            without meaning where it is down.
     """
 
     is_up: np.ndarray
@@ -20,20 +20,25 @@ class Flags:
 
     @property
     def now(self) -> np.ndarray:
-        """Bool [sites]: those that are up after the last observation."""
+        """Bool [sites]: flags that are up after the last observation."""
         return self.is_up[-1] if len(self.is_up) else np.zeros(self.is_up.shape[1], dtype=bool)
 
     @property
     def since(self) -> int:
-        """Index of the observation since which some flag has been up all the time; -1 where none is now.
+        """Index of the observation since which at least one flag has always been up; -1 where none is up now.
 
-        It stays where it is when the site that came first recovers and others do not.
+        It does not change when the site that came first recovers while others do not.
         """
         if not self.now.any():
             return -1
         down = np.flatnonzero(~self.is_up.any(1))
-        first = down[-1] + 1 if len(down) else 0
+        first = int(down[-1]) + 1 if len(down) else 0
         return int(self.begin[first][self.is_up[first]].min())
+
+    def that_lasted(self, steps: np.ndarray, number: float) -> "Flags":
+        """Return the flags that have been up for at least `number` steps; `steps` is int64 [observations]."""
+        lasted = steps[:, None] - steps[np.maximum(self.begin, 0)] >= number
+        return Flags(self.is_up & lasted, self.begin)
 
 
 def flags(enter: np.ndarray, leave: np.ndarray, *, patience: int) -> Flags:
@@ -44,29 +49,28 @@ def flags(enter: np.ndarray, leave: np.ndarray, *, patience: int) -> Flags:
 
     Args:
         enter: bool [observations, sites].
-        leave: bool [observations, sites], never together with `enter`.
+        leave: bool [observations, sites], never true together with `enter`.
         patience: at least 1.
+
+    Example:
+        >>> values = np.array([[0.0], [3.0], [3.0], [1.5], [1.5], [0.0], [0.0]])
+        >>> flags(values > 2, values < 1, patience=2).is_up[:, 0].astype(int)
+        array([0, 0, 1, 1, 1, 1, 0])
     """
     index = np.arange(len(enter))[:, None]
-    raised = _latest(np.where(_run_lengths(enter) >= patience, index, -1))
-    lowered = _latest(np.where(_run_lengths(leave) >= patience, index, -1))
+    raised = _last_true(_run_lengths(enter) >= patience)
+    lowered = _last_true(_run_lengths(leave) >= patience)
     before = np.concatenate([np.full_like(raised[:1], -1), raised[:-1]])
-    first_raised = _latest(np.where((raised == index) & (before <= lowered), index, -1))
+    first_raised = _last_true((raised == index) & (before <= lowered))
     return Flags(first_raised > lowered, first_raised - patience + 1)
 
 
-def onset(enter: np.ndarray, leave: np.ndarray, *, patience: int) -> np.ndarray:
-    """Since when the flag of each site holds at the end: int [sites], -1 where it is down. See `flags`."""
-    found = flags(enter, leave, patience=patience)
-    return np.where(found.now, found.begin[-1], -1)
-
-
-def _latest(values: np.ndarray) -> np.ndarray:
-    """The largest value so far, along the first axis."""
-    return np.maximum.accumulate(values, axis=0)
-
-
 def _run_lengths(holds: np.ndarray) -> np.ndarray:
-    """For how many observations in a row `holds` has been true."""
+    """Return for how many observations in a row `holds` has been true."""
+    return np.arange(len(holds))[:, None] - _last_true(~holds)
+
+
+def _last_true(holds: np.ndarray) -> np.ndarray:
+    """Return the index of the last observation so far at which `holds` was true; -1 where there is none."""
     index = np.arange(len(holds))[:, None]
-    return index - _latest(np.where(holds, -1, index))
+    return np.maximum.accumulate(np.where(holds, index, -1), axis=0)

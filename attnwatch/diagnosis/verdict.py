@@ -1,55 +1,30 @@
-"""What a diagnosis says: status, findings, evidence."""
+"""Findings and the diagnosis that they add up to."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
 
-
-class RunStatus(str, Enum):
-    """Verdict on a run as a whole."""
-
-    UNDETERMINED = "undetermined"
-    """Too little is known to claim anything: the risk is nan."""
-    HEALTHY = "healthy"
-    AT_RISK = "at_risk"
-    """Watch it: nothing was found, but of runs like this one seven in ten fail, or more."""
-    NOT_CONVERGING = "not_converging"
-    """Attention stays uniform or sees nothing in most of the model, or the run is like runs that failed."""
-    UNSTABLE = "unstable"
-    """Attention collapses, its logits explode, or values are not finite."""
-
-    @property
-    def is_alarm(self) -> bool:
-        """The run is likely to fail."""
-        return self in (RunStatus.NOT_CONVERGING, RunStatus.UNSTABLE)
-
-
-class FindingKind(str, Enum):
-    """What can be found."""
-
-    UNIFORM_ATTENTION = "uniform_attention"
-    ENTROPY_COLLAPSE = "entropy_collapse"
-    EXPLODING_LOGITS = "exploding_logits"
-    FROZEN_ATTENTION = "frozen_attention"
-    BLIND_ATTENTION = "blind_attention"
-    NON_FINITE = "non_finite"
-    UNPROMISING = "unpromising"
+from attnwatch.diagnosis.kinds import FindingKind
+from attnwatch.diagnosis.status import RunStatus
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was seen, and holds now: a reason for the run's status, or a note.
+    """Fault that was seen and still holds: a reason for the status of the run, or a note.
 
     Attributes:
-        kind: which.
-        sites: where, in module order; empty where it concerns the run as a whole.
+        kind: kind of the finding.
+        sites: names of the sites where it holds, in module order; empty if it concerns the run as a whole.
         step: global step since which it holds.
         severity: 0 to 1 (the run is lost); 0 for a note.
         message: what was seen and what to do about it.
-        evidence: the numbers behind it, by name.
-        is_note: it does not bear on the run's status: too few sites have it, or sound runs have it too. A note
+        evidence: numbers behind it, by name.
+        is_note: it does not bear on the status of the run: too few sites have it, or sound runs have it too. A note
             raises no risk, warns nobody and stops nothing.
+
+    Example:
+        >>> print(Finding(FindingKind.NON_FINITE, ("layers.3.attn",), 120, 1.0, "logits are nan"))
+        non_finite since step 120: logits are nan
     """
 
     kind: FindingKind
@@ -70,10 +45,15 @@ class Diagnosis:
     """Verdict on a run at the last step of its history.
 
     Attributes:
-        status: as a whole.
-        findings: what was seen and holds now, most severe first, notes last.
+        status: status of the run as a whole.
+        findings: what was seen and still holds, most severe first, notes last.
         step: global step of the last observation; -1 for an empty history.
-        risk: 0 to 1: of runs like this one, the share that failed (see docs/verdicts.md); nan before there is evidence.
+        risk: share of the runs like this one that failed, 0 to 1 (see `docs/explanation/diagnosis.md`); nan
+            before there is evidence.
+
+    Example:
+        >>> print(Diagnosis(RunStatus.HEALTHY, (), step=390, risk=0.2))
+        healthy (risk 0.20) at step 390
     """
 
     status: RunStatus

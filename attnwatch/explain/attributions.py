@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from attnwatch.attention import AttentionInputs, attention_received, attention_weights
-from attnwatch.capture import Capture, Pass, Peers
+from attnwatch.capture import Capture, ForwardPass, TensorParallelGroup
 from attnwatch.errors import NoAttentionError
 from attnwatch.explain.batches import Batch, token_mask
 from attnwatch.explain.effects import EffectName, make_effect
@@ -74,7 +74,7 @@ def attention_attribution(
     sites, received, rollouts, is_causal = [], [], [], []
 
     @torch.no_grad()
-    def observe(site: str, inputs: AttentionInputs, of: Pass) -> None:
+    def observe(site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
         nonlocal rolled
         if not inputs.has_positions or (inputs.batch_size, inputs.num_keys) != real.shape:
             return
@@ -87,7 +87,7 @@ def attention_attribution(
         is_causal.append(not bool(visible.triu(1).any()))
 
     capture = Capture(evaluated.model, observe)
-    peers = {site: Peers(evaluated.model, capture.module(site)) for site in capture.sites}
+    peers = {site: TensorParallelGroup(evaluated.model, capture.module(site)) for site in capture.sites}
     with evaluated.evaluating():
         capture.attach()
         try:

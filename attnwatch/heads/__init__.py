@@ -1,11 +1,13 @@
-"""Removes attention heads that do not matter, in the middle of a training."""
+"""Removal of attention heads that do not matter, also in the middle of a training."""
 
 from attnwatch.heads.checkpoints import load_pruned, save_pruned
+from attnwatch.heads.criteria import HeadCriterion, HeadData
 from attnwatch.heads.cut import Cut
 from attnwatch.heads.guard import Guard
+from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.importance import HeadImportance, head_importance
+from attnwatch.heads.layout import HeadLayout
 from attnwatch.heads.layout_check import check_layout
-from attnwatch.heads.layouts import HeadLayout, register_layout
 from attnwatch.heads.plan import PruningPlan, prune_heads
 from attnwatch.heads.savings import Savings, savings
 from attnwatch.heads.selection import choose_heads
@@ -14,8 +16,11 @@ from attnwatch.heads.state import accept_pruned_state
 __all__ = [
     "Cut",
     "Guard",
+    "HeadCriterion",
+    "HeadData",
     "HeadImportance",
     "HeadLayout",
+    "HeadMap",
     "PruningPlan",
     "Savings",
     "accept_pruned_state",
@@ -24,7 +29,6 @@ __all__ = [
     "head_importance",
     "load_pruned",
     "prune_heads",
-    "register_layout",
     "save_pruned",
     "savings",
 ]

@@ -1,9 +1,9 @@
-"""Pruned transformers models in folders."""
+"""Folders with pruned models of transformers."""
 
 import contextlib
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from torch import nn
 from attnwatch.capture import KEPT_HEADS
 from attnwatch.errors import ConfigurationError
 from attnwatch.heads import folders
-from attnwatch.heads.heads import head_sites
+from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.plan import PLAN_FILE, PruningPlan
 from attnwatch.heads.stock import stock_config
 from attnwatch.heads.weights import saved_heads, sites_of, weight_files
@@ -22,7 +22,7 @@ from attnwatch.utils.files import beside, replaced_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# What else a saved model consists of; other files in a folder are somebody else's.
+# Files that a saved model consists of; other files in a folder are somebody else's.
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*", PLAN_FILE)
 
 # Encoders are often saved without the layer above their first token, and nobody asks for it.
@@ -41,14 +41,21 @@ def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
     Args:
         model: of a class of transformers, or of a subclass of `PreTrainedModel`, which `load_pruned` then needs as
             `model_class`.
-        directory: is made where there is none.
-
-    Args:
-        model: with fewer heads than its config says, or as many.
-        directory: made where it does not exist.
+        directory: folder that is made where there is none.
 
     Raises:
         ConfigurationError: `model` is no transformers model, or has adapters; or `directory` is a file.
+
+    Example:
+        >>> import attnwatch, tempfile
+        >>> from transformers import BertConfig, BertModel
+        >>> sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 2}
+        >>> model = BertModel(BertConfig(**sizes))
+        >>> plan = attnwatch.prune_heads(model, {0: [1, 2]})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     attnwatch.save_pruned(model, folder)
+        ...     attnwatch.PruningPlan.of(attnwatch.load_pruned(folder)) == plan
+        True
     """
     _refuse_unsavable(model)
     stock, directory = stock_config(model), Path(directory).resolve()
@@ -118,7 +125,7 @@ def _refuse_unsavable(model: object) -> None:
 
 
 def _existing(directory: Path) -> Path:
-    """The folder of the model that `directory` has."""
+    """Return the folder of the model that `directory` has."""
     if directory.is_file():
         raise ConfigurationError(
             f"`directory`: {str(directory)!r} is a file; give the folder of a model. A state dict or a checkpoint of "
@@ -154,7 +161,8 @@ def _load(directory: Path, model_class: "type[PreTrainedModel] | None", options:
     kept = saved_heads(files)
     options["output_loading_info"] = True
     if plan is None and not kept:
-        model, found = model_class.from_pretrained(directory, **options)
+        loaded: Any = model_class.from_pretrained(directory, **options)
+        model, found = loaded
         lacking = sorted(name for name in found["missing_keys"] if not _MAY_BE_MISSING.search(name))
         if lacking:
             raise ConfigurationError(f"the weights lack {_listed(lacking)}, which would be random numbers")
@@ -171,7 +179,7 @@ def _load(directory: Path, model_class: "type[PreTrainedModel] | None", options:
 
 
 def _load_adapters(directory: Path, model_class: "type[PreTrainedModel] | None", options: dict[str, Any]) -> Any:
-    """PEFT's, on the model in another folder; heads that were removed while they were trained go from it first."""
+    """Load adapters of PEFT onto their base, from which the heads go first that were removed in the training."""
     import peft
 
     name = folders.base_of_adapters(directory)
@@ -195,8 +203,8 @@ def _load_adapters(directory: Path, model_class: "type[PreTrainedModel] | None",
         ) from error
 
 
-def _pruned_class(model_class: type, plan: PruningPlan | None, kept: dict[str, list[int]]) -> type:
-    """Models of this class that are pruned when they are made, before they get their weights."""
+def _pruned_class(model_class: Any, plan: PruningPlan | None, kept: dict[str, list[int]]) -> Any:
+    """Return a class of models that are pruned when they are made, before they get their weights."""
 
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)
@@ -204,17 +212,15 @@ def _pruned_class(model_class: type, plan: PruningPlan | None, kept: dict[str, l
         for module in self.modules():
             if isinstance(module, nn.MultiheadAttention):
                 # Its weights are all loaded, and transformers' initialization does not know it when it is pruned.
-                module._is_hf_initialized = True
+                vars(module)["_is_hf_initialized"] = True
 
     # Transformers looks up by name and module how a class's weights are called in files.
     return type(model_class.__name__, (model_class,), {"__init__": init, "__module__": model_class.__module__})
 
 
 def _plan_of(kept: dict[str, list[int]], model: nn.Module) -> PruningPlan:
-    sites, _ = head_sites(model)
-    return PruningPlan.leaving(
-        sites_of(kept, model, sites), {name: site.num_unpruned_heads for name, site in sites.items()}
-    )
+    heads = HeadMap.of(model)
+    return PruningPlan.leaving(sites_of(kept, heads), heads.num_heads)
 
 
 def _listed(names: list[str]) -> str:
@@ -235,8 +241,10 @@ def _config_of(model: "PreTrainedModel", config: Any) -> Iterator[None]:
         model.config = before
 
 
-def _ignore_model(directory: Path):
-    def ignored(folder: str, names: list[str]) -> set[str]:
+def _ignore_model(directory: Path) -> Callable[[Path, list[str]], set[str]]:
+    """Return a function for `shutil.copytree` that leaves out the files of a saved model."""
+
+    def ignored(folder: Path, names: list[str]) -> set[str]:
         is_top = Path(folder) == directory
         return {name for pattern in _MODEL_FILES for name in fnmatch.filter(names, pattern)} if is_top else set()
 

@@ -1,24 +1,31 @@
-"""What is told of one cut."""
+"""One cut, and the times of steps before and after it."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnwatch.heads.plan import PruningPlan
 from attnwatch.utils.messages import duration
 
+# Steps whose median time is compared.
+_TIMED_STEPS = 20
+
 
 @dataclass
 class Cut:
-    """One cut that was made.
+    """One cut that was made. Printed, it is a sentence.
 
     Attributes:
-        step: after this optimizer step.
-        plan: what went.
-        seconds_before, seconds_after: median time of a step; None while it is not known, and where it is not known at
-            equal numbers of tokens.
-        seconds_lost: what the cut took, and the first steps after it beyond that median (recompilation).
+        step: optimizer step after which it was made.
+        plan: heads that went.
+        seconds_before, seconds_after: median time of a step; None while it is not known at equal numbers of tokens.
+        seconds_lost: time of the cut, and of the first steps after it beyond that median (recompilation).
         taken_back: why the guard took it back; empty where it did not.
         keep_ratio: share of the tokens that were computed in the steps that were timed.
+
+    Example:
+        >>> print(Cut(100, PruningPlan({"layers.0": (1, 3)}, {"layers.0": 4}), seconds_before=0.2, seconds_after=0.1))
+        the cut after step 100 (2 heads): a step took 200 ms before, 100 ms after; the cut itself 0 ms
     """
 
     step: int
@@ -33,12 +40,20 @@ class Cut:
         heads = "1 head" if self.plan.num_removed == 1 else f"{self.plan.num_removed} heads"
         if self.taken_back:
             return f"the cut after step {self.step} ({heads}) is taken back: {self.taken_back}"
-        if self.seconds_before is None or self.seconds_after is None:
+        if self.times is None:
             return f"{heads} removed after step {self.step}"
+        before, after = map(duration, self.times)
         return (
-            f"the cut after step {self.step} ({heads}): a step took {duration(self.seconds_before)} before, "
-            f"{duration(self.seconds_after)} after{self.tokens}; the cut itself {duration(self.seconds_lost)}"
+            f"the cut after step {self.step} ({heads}): a step took {before} before, {after} after{self.tokens}; "
+            f"the cut itself {duration(self.seconds_lost)}"
         )
+
+    @property
+    def times(self) -> tuple[float, float] | None:
+        """Median times of a step before and after the cut; None while they can't be compared."""
+        if self.seconds_before is None or self.seconds_after is None:
+            return None
+        return self.seconds_before, self.seconds_after
 
     @property
     def tokens(self) -> str:
@@ -47,12 +62,77 @@ class Cut:
 
 
 def step_times(cuts: Sequence[Cut]) -> str:
-    """Words on the steps before the first cut and after the last that is timed; empty where they can't be compared."""
-    timed = [cut for cut in cuts if cut.seconds_before is not None and cut.seconds_after is not None]
-    if not timed or timed[0] is not cuts[0] or timed[0].keep_ratio != timed[-1].keep_ratio:
+    """Return words on the steps before the first cut and after the last timed one; empty where they do not compare."""
+    timed = [(cut, cut.times) for cut in cuts if cut.times is not None]
+    if not timed or timed[0][0] is not cuts[0] or timed[0][0].keep_ratio != timed[-1][0].keep_ratio:
         return ""
-    last = "the last" if timed[-1] is cuts[-1] else f"that of step {timed[-1].step}"
-    return (
-        f"; a step took {duration(timed[0].seconds_before)} before the first cut, "
-        f"{duration(timed[-1].seconds_after)} after {last}{timed[0].tokens}"
-    )
+    (first, (before, _)), (last, (_, after)) = timed[0], timed[-1]
+    which = "the last" if last is cuts[-1] else f"that of step {last.step}"
+    return f"; a step took {duration(before)} before the first cut, {duration(after)} after {which}{first.tokens}"
+
+
+class CutTimes:
+    """Times of the latest steps, from which the times of the cuts follow.
+
+    Args:
+        gap: fewest steps between two cuts; None where there is only one.
+    """
+
+    def __init__(self, gap: int | None):
+        self._num_steps = min(_TIMED_STEPS, gap or _TIMED_STEPS)
+        self._seconds: list[float] = []
+        self._keep_ratio = 1.0
+
+    @property
+    def keep_ratio(self) -> float:
+        """Share of the tokens that the latest steps computed."""
+        return self._keep_ratio
+
+    @property
+    def median(self) -> float | None:
+        """Median time of the latest steps, seconds; None where none was timed."""
+        return statistics.median(self._seconds) if self._seconds else None
+
+    def clear(self) -> None:
+        """Forget the steps before a cut."""
+        self._seconds.clear()
+
+    def add(self, seconds: float | None, keep_ratio: float, last: Cut | None) -> bool:
+        """Add a step.
+
+        Args:
+            seconds: that it took; None where that is not known.
+            keep_ratio: share of the tokens that it computed.
+            last: the last cut that was made; its times are filled in once they are known.
+
+        Returns:
+            True if the time after the last cut is known now.
+        """
+        if keep_ratio != self._keep_ratio:
+            self._seconds.clear()
+            self._keep_ratio = keep_ratio
+        if last is not None and last.seconds_after is None and keep_ratio != last.keep_ratio:
+            last.seconds_before = None  # nothing to compare the steps after it with
+        if seconds is not None:
+            self._seconds = [*self._seconds, seconds][-self._num_steps :]
+        if last is None or last.seconds_after is not None or last.seconds_before is None:
+            return False
+        if len(self._seconds) < self._num_steps:
+            return False
+        last.seconds_after = statistics.median(self._seconds)
+        last.seconds_lost += max(sum(self._seconds) - len(self._seconds) * last.seconds_after, 0.0)
+        return True
+
+
+def why_no_speedup(cuts: list[Cut], tolerance: float) -> str | None:
+    """Return why the last cut has not made steps faster than before the first one; None where it has, or is not timed.
+
+    Args:
+        cuts: made so far.
+        tolerance: share by which steps may be slower.
+    """
+    first, last = cuts[0], cuts[-1]
+    before, after = first.seconds_before, last.seconds_after
+    if before is None or after is None or first.keep_ratio != last.keep_ratio or after < before * (1 + tolerance):
+        return None
+    return f"a step takes {duration(after)}, before the first cut {duration(before)}"

@@ -1,10 +1,10 @@
-"""Which model a folder holds, found out without running, downloading or allocating what the folder asks for."""
+"""The model that a folder holds, identified without running, downloading or allocating what the folder asks for."""
 
 import importlib
 import pkgutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 ADAPTER_FILE = "adapter_config.json"
-# Of a SentenceTransformer.
+# List of the parts of a SentenceTransformer.
 _MODULES_FILE = "modules.json"
 # Building a model takes time for each of its layers, long before anything is known of its weights.
 _MOST_LAYERS = 10_000
@@ -75,22 +75,21 @@ def class_of(config: Mapping[str, Any]) -> "type[PreTrainedModel]":
             return found
         what = "a class" if isinstance(found, type) else f"a {type(found).__name__}"
         raise ConfigurationError(f"its {CONFIG_FILE} names {names[0]!r}, {what} of transformers that is no model")
-    code = (
-        " Its code lies in the folder (`auto_map`), and attnwatch runs no code of a folder."
-        if _has_code(config)
-        else ""
-    )
+    in_folder = " Its code lies in the folder (`auto_map`), and attnwatch runs no code of a folder."
     raise ConfigurationError(
-        f"its {CONFIG_FILE} names the class {names[0]!r}, which is not found in transformers.{code} Import the class "
+        f"its {CONFIG_FILE} names the class {names[0]!r}, which is not found in transformers."
+        f"{in_folder if config.get('auto_map') else ''} Import the class "
         "yourself and give it as `model_class`"
     )
 
 
-def is_model_class(found: object) -> bool:
+def is_model_class(found: object) -> "TypeGuard[type[PreTrainedModel]]":
+    """Return whether an object is a class of models of transformers that can be built."""
     from transformers import PreTrainedModel
 
-    is_one = isinstance(found, type) and issubclass(found, PreTrainedModel)
-    return is_one and found.forward is not PreTrainedModel.forward  # base classes of a family have none
+    if not (isinstance(found, type) and issubclass(found, PreTrainedModel)):
+        return False
+    return found.forward is not PreTrainedModel.forward  # base classes of a family have none
 
 
 def found_by_name(model_class: type) -> Any:
@@ -100,7 +99,7 @@ def found_by_name(model_class: type) -> Any:
 
 
 def _called(name: str, config: Mapping[str, Any]) -> Iterator[object]:
-    """What transformers has by this name, where it exports it or in the module of the config's model type."""
+    """Iterate over what transformers has by this name, exported or in the module of the config's model type."""
     import transformers
 
     if name.isidentifier() and not name.startswith("_"):
@@ -122,10 +121,6 @@ def _modules_of(model_type: object) -> Iterator[Any]:
             yield importlib.import_module(f"{package}.{found.name}")
 
 
-def _has_code(config: Mapping[str, Any]) -> bool:
-    return bool(config.get("auto_map"))
-
-
 def refuse_downloaded_code(config: Mapping[str, Any]) -> None:
     """Raise a `ConfigurationError` where a config.json asks for an attention function of the Hub."""
     for name, value in _entries(config):
@@ -139,11 +134,11 @@ def refuse_downloaded_code(config: Mapping[str, Any]) -> None:
 def refuse_impossible_sizes(model_class: "type[PreTrainedModel]", directory: Path, files: Iterable[Path]) -> None:
     """Raise a `ConfigurationError` where a config.json describes far more than the weights beside it can hold."""
     for name, value in _entries(config_of(directory)):
-        is_number = isinstance(value, int | float) and any(word in name.rpartition(".")[2] for word in _LAYER_WORDS)
-        if is_number and value > _MOST_LAYERS:
+        is_of_layers = any(word in name.rpartition(".")[2] for word in _LAYER_WORDS)
+        if is_of_layers and isinstance(value, int | float) and value > _MOST_LAYERS:
             raise ConfigurationError(f"its {CONFIG_FILE} has {name}: {value}, more than any model of transformers has")
     stored = sum(file.stat().st_size for file in files)
-    config = model_class.config_class.from_pretrained(directory)
+    config = cast(Any, model_class.config_class).from_pretrained(directory)
     config._attn_implementation = "eager"  # others may be looked up on the Hub
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         built = model_class(config)
@@ -157,7 +152,7 @@ def refuse_impossible_sizes(model_class: "type[PreTrainedModel]", directory: Pat
 
 
 def _entries(content: object) -> Iterator[tuple[str, object]]:
-    """All values of nested JSON that are not objects or lists themselves, with their dotted names."""
+    """Iterate over the values of nested JSON that are not objects or lists themselves, with their dotted names."""
     stack: list[tuple[str, object]] = [("", content)]
     while stack:
         name, value = stack.pop()

@@ -1,71 +1,167 @@
-"""Explicit gates: a factor of one on the output of each head, for its gradient."""
+"""Gradients of gates on the heads of a model in training, without an extra pass."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from attnwatch.heads.heads import HeadSite
+from attnwatch.capture import at_unpruned_heads, has_processes
+from attnwatch.errors import ConfigurationError
+from attnwatch.heads.criteria.base import HeadCriterion
+from attnwatch.heads.head_map import HeadMap
+from attnwatch.heads.site import HeadSite
+from attnwatch.plugins import named_errors
 from attnwatch.utils.hooks import Remove, put
+from attnwatch.utils.processes import gathered
 
 
-class HeadGates:
-    """Gates on the heads of some sites; outputs stay as they are, bit for bit."""
+class GateGradients:
+    """Sums of the gates' gradients over optimizer steps.
 
-    def __init__(self):
+    For a gate ξ_h = 1 on the output of head h, ∂L/∂ξ_h = ⟨W_O[:, h], ∂L/∂W_O[:, h]⟩: it is read off the gradient of
+    the output projection. Where that is frozen or has an adapter (LoRA), gates are put before it, which change no bit
+    of the output.
+
+    Args:
+        model: the model.
+        criterion: says what a step adds.
+
+    Attributes:
+        sums: float32 [heads of the unpruned model] by site, 0 where a head is gone; of this process.
+    """
+
+    def __init__(self, model: nn.Module, criterion: HeadCriterion):
+        self.sums: dict[str, Tensor] = {}
+        self._model, self._criterion = model, criterion
         self._gates: dict[str, _Gate] = {}
-        self._put: dict[str, Remove] = {}
+        self._sites: Mapping[str, HeadSite] = {}
 
-    def __contains__(self, site: str) -> bool:
-        return site in self._gates
+    def follow(self, model: nn.Module | HeadMap) -> None:
+        """Take up the heads that the model has now, with gates where they are needed."""
+        self._sites = HeadMap.of(model).sites
+        needed = {name: site for name, site in self._sites.items() if _needs_gate(site)}
+        for name in self._gates.keys() - needed.keys():
+            self._gates.pop(name).remove()
+        for name, site in needed.items():
+            if name not in self._gates:
+                self._gates[name] = _InputGate(site) if site.layout.calls_output else _WeightGate(site)
 
-    def put(self, sites: Mapping[str, HeadSite]) -> None:
-        """Gates on these sites, and on no others."""
-        for name in self._gates.keys() - sites.keys():
-            self._take_out(name)
-        for name, site in sites.items():
-            if name in self._gates:
+    def update(self, optimizer: Optimizer | None = None) -> None:
+        """Add the gradients of one step. No synchronization with the device.
+
+        Args:
+            optimizer: gradients of output projections that it does not hold do not count; None: all count.
+        """
+        groups = [] if optimizer is None else optimizer.param_groups
+        held = {parameter for group in groups for parameter in group["params"]}
+        if not all(self._is_followed(name, site) for name, site in self._sites.items()):
+            self.follow(self._model)
+        for name, site in self._sites.items():
+            is_due = optimizer is None or name in self._gates or site.output_parameter in held
+            gradient = self._gradient(name, site) if is_due else None
+            if gradient is None:
                 continue
-            gate = (_WeightGate if isinstance(site.module, nn.MultiheadAttention) else _InputGate)(site)
-            self._gates[name], self._put[name] = gate, gate.put(site)
+            if name not in self.sums:
+                self.sums[name] = torch.zeros(site.num_unpruned_heads, device=gradient.device)
+            self.sums[name] += at_unpruned_heads(self._added(gradient), site.module)
 
-    def take_gradient(self, site: str) -> Tensor | None:
-        """[heads], since the last call; None where there was no backward."""
-        return self._gates[site].take_gradient()
+    def of_all_processes(self) -> dict[str, Tensor]:
+        """Return the sums of all processes, which must all call it: float32 [heads of the unpruned model], on the CPU.
+
+        Raises:
+            ConfigurationError: a process has seen no gradients, or other heads; on all processes alike.
+        """
+        heads = self._heads_with_gradients()
+        device = next(iter(self.sums.values())).device
+        packed = torch.cat([self.sums.get(name, torch.zeros(number)).to(device) for name, number in heads.items()])
+        if has_processes():
+            dist.all_reduce(packed)
+        return dict(zip(heads, packed.cpu().split(list(heads.values())), strict=True))
 
     def close(self) -> None:
-        for name in list(self._gates):
-            self._take_out(name)
+        """Take the gates out of the model."""
+        while self._gates:
+            self._gates.popitem()[1].remove()
 
-    def _take_out(self, site: str) -> None:
-        del self._gates[site]
-        self._put.pop(site)()
+    def _added(self, gradient: Tensor) -> Tensor:
+        """Return what a step adds; nothing where gradients are not finite, as the step is skipped then."""
+        with named_errors(self._criterion):
+            added = self._criterion.of_step(gradient)
+        if not isinstance(added, Tensor) or added.shape != gradient.shape:
+            got = list(added.shape) if isinstance(added, Tensor) else type(added).__name__
+            raise ConfigurationError(
+                f"`of_step` of {self._criterion.described} must return shape {list(gradient.shape)}, got {got}."
+            )
+        return torch.where(gradient.isfinite().all(), added, 0.0)
+
+    def _is_followed(self, name: str, site: HeadSite) -> bool:
+        has_heads = site.output_weight.shape[1] == site.num_heads * site.head_dim
+        return has_heads and _needs_gate(site) == (name in self._gates)
+
+    def _gradient(self, name: str, site: HeadSite) -> Tensor | None:
+        if name in self._gates:
+            return self._gates[name].take_gradient()
+        weight = site.output_parameter
+        if weight.grad is None:
+            return None
+        products = weight.detach().float() * weight.grad.float()
+        products = products if weight is site.output_weight else products.t()
+        return products.sum(0).unflatten(0, (site.num_heads, site.head_dim)).sum(1)
+
+    def _heads_with_gradients(self) -> dict[str, int]:
+        """Return how many heads each site has that got gradients on some process. Raises alike on all processes."""
+        of_all = gathered({name: len(self.sums[name]) for name in sorted(self.sums)})
+        without = [rank for rank, heads in enumerate(of_all) if not heads]
+        if without:
+            where = f" on process {', '.join(map(str, without))} of {len(of_all)}" if len(of_all) > 1 else ""
+            raise ConfigurationError(
+                f"`importance`: no gradients were seen yet{where}; call update() after backward. Where the output "
+                "projections are frozen, make the HeadImportance before the forward."
+            )
+        heads: dict[str, int] = {}
+        for rank, of_rank in enumerate(of_all):
+            for name, number in of_rank.items():
+                if heads.setdefault(name, number) != number:
+                    raise ConfigurationError(
+                        f"`importance`: {name!r} has {number} heads on process {rank} and {heads[name]} on another; "
+                        "make the same model on all."
+                    )
+        return dict(sorted(heads.items()))
 
 
 class _Gate:
+    """Gates on the heads of one site, put there when they are made."""
+
+    remove: Remove
+
     def __init__(self, site: HeadSite):
         self._head_dim = site.head_dim
-        self._gate = _ones(site.num_heads, site.output.weight.device)
+        self._gate = _ones(site.num_heads, site.output_parameter.device)
 
     def gated(self, features: Tensor) -> Tensor:
-        """[..., heads · head_dim]; a head may have been removed since, or put back."""
+        """Return features [..., heads · head_dim] times the gates. A head may have been removed since, or put back."""
         num_heads = features.shape[-1] // self._head_dim
         if len(self._gate) != num_heads or self._gate.device != features.device:
             self._gate = _ones(num_heads, features.device)
         return features * self._gate.to(features.dtype).repeat_interleave(self._head_dim)
 
     def take_gradient(self) -> Tensor | None:
+        """Return the gradient since the last call, [heads]; None where there was no backward."""
         gradient, self._gate.grad = self._gate.grad, None
         return gradient
 
 
 class _InputGate(_Gate):
-    """On what the output projection takes."""
+    """Gates on what the output projection takes."""
 
-    def put(self, site: HeadSite) -> Remove:
-        return put(site.projection, handles=[site.projection.register_forward_pre_hook(self._multiply)])
+    def __init__(self, site: HeadSite):
+        super().__init__(site)
+        self.remove = put(site.projection, handles=[site.projection.register_forward_pre_hook(self._multiply)])
 
-    def _multiply(self, projection: nn.Module, args: tuple) -> tuple | None:
+    def _multiply(self, projection: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if not torch.is_grad_enabled():
             return None
         mixed, *rest = args
@@ -73,26 +169,32 @@ class _InputGate(_Gate):
 
 
 class _WeightGate(_Gate):
-    """On the weight of the output projection, which `nn.MultiheadAttention` reads instead of calling the module."""
+    """Gates on the weight of the output projection, where the module's forward reads it instead of calling that."""
 
-    _weight: nn.Parameter | None = None
-
-    def put(self, site: HeadSite) -> Remove:
+    def __init__(self, site: HeadSite):
+        super().__init__(site)
+        self._parameters: dict[str, Any] = site.output._parameters
+        self._weight: Any = None
         # The last one of several gates is the first to put back what it has found.
         handles = [
             site.module.register_forward_pre_hook(self._multiply),
             site.module.register_forward_hook(self._put_back, prepend=True, always_call=True),
         ]
-        return put(site.module, handles=handles)
+        self.remove = put(site.module, handles=handles)
 
-    def _multiply(self, module: nn.MultiheadAttention, args: tuple) -> None:
+    def _multiply(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if torch.is_grad_enabled():
-            self._weight = module.out_proj.weight
-            module.out_proj._parameters["weight"] = self.gated(self._weight)
+            self._weight = self._parameters["weight"]
+            self._parameters["weight"] = self.gated(self._weight)
 
-    def _put_back(self, module: nn.MultiheadAttention, args: tuple, output: object) -> None:
+    def _put_back(self, module: nn.Module, args: tuple[Any, ...], output: object) -> None:
         if self._weight is not None:
-            module.out_proj._parameters["weight"], self._weight = self._weight, None
+            self._parameters["weight"], self._weight = self._weight, None
+
+
+def _needs_gate(site: HeadSite) -> bool:
+    """Return whether gates are needed, as the gradient of the output projection's weight does not tell."""
+    return not site.output_parameter.requires_grad or site.projection is not site.output
 
 
 def _ones(num_heads: int, device: torch.device) -> Tensor:

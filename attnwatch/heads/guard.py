@@ -1,8 +1,9 @@
-"""Watches a run after a cut, and says whether the cut did lasting harm."""
+"""Guard that takes a cut back if it did lasting harm."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -12,9 +13,9 @@ from attnwatch.utils.arguments import require_int
 
 @dataclass(frozen=True)
 class Guard:
-    """When a cut is taken back: its heads, all weights and the optimizers' state return to what they were before it.
+    """Condition under which a cut is taken back: heads, weights and optimizer state return to what they were before it.
 
-    While it waits, it keeps a copy of model and optimizer state.
+    Until a cut is judged, a copy of model and optimizer state is kept.
 
     Args:
         metric: name of a logged metric; None is the training loss.
@@ -29,16 +30,20 @@ class Guard:
 
     Raises:
         ConfigurationError: an argument is wrong.
+
+    Example:
+        >>> Guard("val_accuracy", mode="max").harm(before=[0.9], after=[0.8])
+        'val_accuracy went from 0.9 to 0.8'
     """
 
     metric: str | None = None
-    mode: str = "min"
+    mode: Literal["min", "max"] = "min"
     tolerance: float = 0.05
     recovery_steps: int | None = None
     window: int | None = None
     require_speedup: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.mode not in ("min", "max"):
             raise ConfigurationError(f"`mode` must be 'min' or 'max', got {self.mode!r}.")
         if not isinstance(self.tolerance, int | float) or not self.tolerance >= 0:
@@ -47,21 +52,22 @@ class Guard:
         require_int("window", self.window, minimum=1, optional=True)
 
     def steps(self, gap: int) -> tuple[int, int]:
-        """(steps that do not count, values that do) where the next cut comes after `gap` steps."""
+        """Return (steps that do not count, values that do) where the next cut comes after `gap` steps."""
         recovery = 2 * gap // 3 if self.recovery_steps is None else self.recovery_steps
         default = max(gap - recovery, 1) if self.metric is None else 1
         return recovery, self.window or default
 
     def harm(self, before: Sequence[float], after: Sequence[float]) -> str | None:
-        """What is worse, in words; None where nothing is."""
+        """Return in words what is worse after a cut than before; None where nothing is."""
         name = self.metric or "training loss"
         if not all(map(math.isfinite, after)):
             return f"{name} is no longer finite"
         before = [value for value in before if math.isfinite(value)]
         if not before:
             return None
-        worse = (np.mean(after) - np.mean(before)) * (1 if self.mode == "min" else -1)
-        error = math.sqrt(sum(np.var(values, ddof=1) / len(values) for values in (before, after) if len(values) > 1))
-        if worse <= max(self.tolerance * abs(np.mean(before)), 2 * error):
+        was, now = float(np.mean(before)), float(np.mean(after))
+        worse = now - was if self.mode == "min" else was - now
+        variances = [float(np.var(each, ddof=1)) / len(each) for each in (before, after) if len(each) > 1]
+        if worse <= max(self.tolerance * abs(was), 2 * math.sqrt(sum(variances))):
             return None
-        return f"{name} went from {np.mean(before):.4g} to {np.mean(after):.4g}"
+        return f"{name} went from {was:.4g} to {now:.4g}"

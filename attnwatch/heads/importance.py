@@ -1,76 +1,58 @@
-"""How much each head matters."""
+"""Importance of the heads of a model."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attnwatch.capture import at_unpruned_heads, has_processes
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.gates import HeadGates
-from attnwatch.heads.heads import HeadSite, head_sites
+from attnwatch.heads.criteria.base import GRADIENTS, WEIGHTS, HeadCriterion, HeadData
+from attnwatch.heads.gates import GateGradients
+from attnwatch.heads.head_map import HeadMap
+from attnwatch.heads.site import HeadSite
+from attnwatch.plugins import named_errors
 from attnwatch.recorder import AttentionHistory
-from attnwatch.utils.processes import gathered
+from attnwatch.statistics import Statistic
 from attnwatch.utils.states import check_format, with_format
 
 Importance = dict[str, Tensor]
 """Per site float32 [heads of the unpruned model], on the CPU; nan where a head is gone."""
+ModelFunction = Callable[[nn.Module], Mapping[str, Any]]
+"""Function of the model that returns a number for each head, {site: [heads of the unpruned model]}."""
+Criterion = str | HeadCriterion | type[HeadCriterion] | ModelFunction
+"""Name of a head criterion, the criterion itself, or a function of the model."""
 
 _STATE_FORMAT = 1
-# Of attention statistics, the mean of the latest observations counts.
+# Latest observations whose mean counts.
 _OBSERVATIONS = 20
-
-
-def _weight(site: HeadSite) -> Tensor:
-    """Frobenius norm of the head's columns of the output projection."""
-    return _by_head(site, site.output_weight.detach().float().square()).sqrt()
-
-
-def _by_head(site: HeadSite, values: Tensor) -> Tensor:
-    """Sums over the columns [features, heads · head_dim] of each head: [heads]."""
-    return values.sum(0).unflatten(0, (site.num_heads, site.head_dim)).sum(1)
-
-
-# Criteria that read a recorded history: the statistic, and the importance that follows from it.
-_FROM_HISTORY = {
-    "entropy": ("normalized_entropy", lambda entropy: 1 - entropy),
-    "confidence": ("confidence", lambda confidence: confidence),
-}
-CRITERIA = ("gate", "entropy", "confidence", "weight", "random")
-Criterion = str | Callable[[nn.Module], Mapping[str, Tensor]]
 
 
 class HeadImportance:
     """Running importance of the heads of a model in training, without an extra pass.
 
-    ```python
-    importance = HeadImportance(model)
-    loss.backward()
-    importance.update()  # before the gradients are clipped, and after they are unscaled
-    optimizer.step()
-    ```
-
-    `"gate"` is the mean over updates of |∂L/∂ξ_h| for a gate ξ_h = 1 on the output of head h (Michel et al. 2019,
-    arXiv 1905.10650, eq. 2), divided by the layer's L2 norm. It is read off the gradient that is already there:
-    ∂L/∂ξ_h = ⟨W_O[:, h], ∂L/∂W_O[:, h]⟩. So the absolute value is that of the sum over the batch, not of each
-    example's. Where W_O is frozen or has an adapter (LoRA), gates are put before it: there, only what is computed
-    after this object was made counts. Updates with gradients that are not finite, which a gradient scaler skips, do
-    not count; sites that never get gradients have no value.
+    Gradients are read off those that are there. Where the output projections are frozen or have an adapter (LoRA),
+    gates are put before them: there, only what is computed after this object was made counts. Updates with gradients
+    that are not finite, which a gradient scaler skips, do not count; sites that never get gradients have no value.
 
     Args:
         model: any module with attention of a known layout.
-        criterion: `"gate"`; `"entropy"` (1 - normalized entropy: heads that look anywhere go first) and
-            `"confidence"` (Voita et al. 2019, arXiv 1905.09418: mean of the largest attention weight), both from
-            `history`; `"weight"` (norm of the head's output weights); `"random"`; or a function of the model
-            that returns a number for each head, {site: [heads of the unpruned model]}.
-        history: returns what a recorder has observed, `recorder.history`; for the criteria that need it.
-        seed: of "random".
+        criterion: name of a file in `attnwatch/heads/criteria`, such as `"gate"`; a `HeadCriterion`; or a function of
+            the model that returns a number for each head, {site: [heads of the unpruned model]}.
+        history: returns what a recorder has observed, `recorder.history`; for the criteria that read statistics.
+        seed: of the random numbers that a criterion draws.
 
     Raises:
         ConfigurationError: an unknown criterion, a missing history, or a model without heads to remove.
+
+    Example:
+        >>> model = nn.TransformerEncoderLayer(d_model=32, nhead=4, dropout=0.0)
+        >>> importance = HeadImportance(model)
+        >>> model(torch.randn(10, 1, 32)).square().mean().backward()
+        >>> importance.update()  # before the gradients are clipped, and after they are unscaled
+        >>> importance.values()["self_attn"].shape
+        torch.Size([4])
     """
 
     def __init__(
@@ -81,24 +63,16 @@ class HeadImportance:
         history: Callable[[], AttentionHistory] | None = None,
         seed: int = 0,
     ):
-        check_criterion(criterion)
-        if needs_history(criterion) and history is None:
-            raise ConfigurationError(f"`history` must be a recorder's `history` for the criterion {criterion!r}.")
-        sites, refused = head_sites(model)
-        if not sites:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in list(refused.items())[:3])
-            raise ConfigurationError(
-                f"`model` has no attention whose heads can be removed. {reasons or 'It has none.'}"
-            )
-        self._model = model
-        self._criterion = criterion
-        self._history = history
-        self._seed = seed
-        self._sums: dict[str, Tensor] = {}
-        self._gates = HeadGates()
-        self._sites: dict[str, HeadSite] = {}
-        if criterion == "gate":
-            self._follow_model()
+        self._criterion = find_criterion(criterion)
+        if self._criterion.statistics and history is None:
+            raise ConfigurationError(f"`history` must be a recorder's `history` for {self._criterion.described}.")
+        heads = HeadMap.of(model)
+        heads.require_sites("model")
+        self._model, self._seed = model, seed
+        self._history = cast(Callable[[], AttentionHistory], history)  # which only criteria that need it read
+        self._gradients = GateGradients(model, self._criterion)
+        if self._criterion.reads_gradients:
+            self._gradients.follow(heads)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
         """Take the gradients of one optimizer step into account. No synchronization with the device.
@@ -106,125 +80,83 @@ class HeadImportance:
         Args:
             optimizer: the one that is about to step, where several train the model in turn: gradients of output
                 projections that it does not hold are those of another step.
-        """
-        if self._criterion != "gate":
-            return
-        held = optimizer and {parameter for group in optimizer.param_groups for parameter in group["params"]}
-        if not all(self._is_followed(name, site) for name, site in self._sites.items()):
-            self._follow_model()
-        for name, site in self._sites.items():
-            is_due = held is None or name in self._gates or site.output.weight in held
-            gradient = self._gradient(name, site) if is_due else None
-            if gradient is None:
-                continue
-            sums = self._sums.get(name)
-            if sums is None:
-                sums = self._sums[name] = torch.zeros(site.num_unpruned_heads, device=gradient.device)
-            gradient = torch.where(gradient.isfinite().all(), gradient.abs(), 0.0)
-            sums += at_unpruned_heads(gradient, site.module)
-
-    def values(self) -> Importance:
-        """What it comes to; the same on all processes, which must all call it for the criterion "gate".
 
         Raises:
-            ConfigurationError: a process has seen no gradients, or the criterion can't be read; for "gate", on all
-                processes alike.
+            ConfigurationError: the criterion makes something else of the gradients than one number for each head.
         """
-        sites, _ = head_sites(self._model)
-        if callable(self._criterion):
-            values = _checked(self._criterion(self._model), sites)
-        elif self._criterion == "gate":
-            values = self._mean_gates(sites)
-        elif needs_history(self._criterion):
-            values = self._from_history(sites)
-        elif self._criterion == "weight":
-            values = {name: _scattered(site, _weight(site).cpu()) for name, site in sites.items()}
+        if self._criterion.reads_gradients:
+            self._gradients.update(optimizer)
+
+    def values(self, heads: HeadMap | None = None) -> Importance:
+        """Return the importance so far. All processes must call it if the criterion reads gradients, and get the same.
+
+        Args:
+            heads: of the model, where they are known already.
+
+        Raises:
+            ConfigurationError: a process has seen no gradients (raised on all processes alike), or the criterion
+                fails, or returns something else than one number for each head.
+        """
+        heads = HeadMap.of(self._model if heads is None else heads)
+        if isinstance(self._criterion, FunctionOfModel):
+            scores, described = _of_function(self._criterion.function(self._model), heads), "`criterion`"
         else:
-            generator = torch.Generator().manual_seed(self._seed)
-            values = {name: torch.rand(site.num_unpruned_heads, generator=generator) for name, site in sites.items()}
-        return {name: _without_gone(sites[name], of_site) for name, of_site in values.items()}
+            scores, described = self._scores(heads), self._criterion.described
+        return {name: _checked(described, heads.sites[name], of_site) for name, of_site in scores.items()}
 
     def reset(self) -> None:
         """Forget the gradients so far."""
-        self._sums.clear()
+        self._gradients.sums.clear()
 
     def close(self) -> None:
         """Take the gates out of the model, where there are some."""
-        self._gates.close()
+        self._gradients.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sums over the gradients so far."""
-        return with_format(_STATE_FORMAT, {"sums": {name: sums.cpu().clone() for name, sums in self._sums.items()}})
+        sums = {name: of_site.cpu().clone() for name, of_site in self._gradients.sums.items()}
+        return with_format(_STATE_FORMAT, {"criterion": self._criterion.described, "sums": sums})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken.
+        """Go on where `state_dict` was taken; the sums of another criterion are left out.
 
         Raises:
             ConfigurationError: `state` is of another version.
         """
         check_format(state, _STATE_FORMAT, "HeadImportance")
-        device = {name: site.output.weight.device for name, site in head_sites(self._model)[0].items()}
-        self._sums = {name: sums.to(device[name], copy=True) for name, sums in state["sums"].items() if name in device}
+        device = {name: site.output_parameter.device for name, site in HeadMap.of(self._model).sites.items()}
+        sums = state["sums"] if state["criterion"] == self._criterion.described else {}
+        self._gradients.sums = {
+            name: of_site.to(device[name], copy=True) for name, of_site in sums.items() if name in device
+        }
 
-    def _follow_model(self) -> None:
-        """After heads were removed: what is left, and gates of its size."""
-        self._sites, _ = head_sites(self._model)
-        self._gates.put({name: site for name, site in self._sites.items() if _needs_gate(site)})
+    def _scores(self, heads: HeadMap) -> dict[str, Any]:
+        """Return what the criterion says of each site, without the sites that never get gradients."""
+        sums = self._gradients.of_all_processes() if self._criterion.reads_gradients else None
+        generator = torch.Generator().manual_seed(self._seed)
+        scores = {}
+        for name, site in heads.sites.items():
+            if sums is not None and name not in sums:
+                continue
+            values = {} if sums is None else {GRADIENTS: sums[name]}
+            if WEIGHTS in self._criterion.reads:
+                values[WEIGHTS] = _by_head(site)
+            for statistic in self._criterion.statistics:
+                values[statistic] = self._observed(statistic, site)
+            data = HeadData(name, site.num_unpruned_heads, site.kept, values, generator)
+            with named_errors(self._criterion):
+                scores[name] = self._criterion.scores(data)
+        return scores
 
-    def _is_followed(self, name: str, site: HeadSite) -> bool:
-        has_heads = site.output_weight.shape[1] == site.num_heads * site.head_dim
-        return has_heads and _needs_gate(site) == (name in self._gates)
-
-    def _gradient(self, name: str, site: HeadSite) -> Tensor | None:
-        if name in self._gates:
-            return self._gates.take_gradient(name)
-        weight = site.output.weight
-        if weight.grad is None:
-            return None
-        products = weight.detach().float() * weight.grad.float()
-        return _by_head(site, products if weight is site.output_weight else products.t())
-
-    def _mean_gates(self, sites: Mapping[str, HeadSite]) -> Importance:
-        heads = self._heads_with_gradients()
-        device = next(iter(self._sums.values())).device
-        packed = torch.cat([self._sums.get(name, torch.zeros(number)).to(device) for name, number in heads.items()])
-        if has_processes():
-            dist.all_reduce(packed)
-        values = dict(zip(heads, packed.cpu().split(list(heads.values())), strict=True))
-        return {name: values[name] / values[name].norm().clamp(min=1e-30) for name in sites if name in values}
-
-    def _heads_with_gradients(self) -> dict[str, int]:
-        """How many heads each site has that got gradients on some process. Raises alike on all processes."""
-        of_all = gathered({name: len(self._sums[name]) for name in sorted(self._sums)})
-        without = [rank for rank, heads in enumerate(of_all) if not heads]
-        if without:
-            where = f" on process {', '.join(map(str, without))} of {len(of_all)}" if len(of_all) > 1 else ""
-            raise ConfigurationError(
-                f"`importance`: no gradients were seen yet{where}; call update() after backward. Where the output "
-                "projections are frozen, make the HeadImportance before the forward."
-            )
-        heads: dict[str, int] = {}
-        for rank, of_rank in enumerate(of_all):
-            for name, number in of_rank.items():
-                if heads.setdefault(name, number) != number:
-                    raise ConfigurationError(
-                        f"`importance`: {name!r} has {number} heads on process {rank} and {heads[name]} on another; "
-                        "make the same model on all."
-                    )
-        return dict(sorted(heads.items()))
-
-    def _from_history(self, sites: Mapping[str, HeadSite]) -> Importance:
-        statistic, importance_of = _FROM_HISTORY[self._criterion]
+    def _observed(self, statistic: str, site: HeadSite) -> Tensor:
+        """Return the mean of the latest observations of a statistic: float32 [heads of the unpruned model]."""
         history = self._history()
-        latest = importance_of(torch.from_numpy(history[statistic][-_OBSERVATIONS:]).nanmean(0))
-        index = {name: i for i, name in enumerate(history.sites)}
-        values = {}
-        for name, site in sites.items():
-            observed = latest[index[name], : site.num_unpruned_heads] if len(history) and name in index else None
-            if observed is None or observed[list(site.kept)].isnan().any():
-                raise ConfigurationError(f"`history` has no observations of {name!r}; watch all sites.")
-            values[name] = observed
-        return values
+        if len(history) and site.name in history.sites:
+            observed = history[statistic][-_OBSERVATIONS:, history.sites.index(site.name), : site.num_unpruned_heads]
+            mean = torch.from_numpy(observed).nanmean(0)
+            if not mean[list(site.kept)].isnan().any():
+                return mean
+        raise ConfigurationError(f"`history` has no observations of {site.name!r}; watch all sites.")
 
 
 def head_importance(
@@ -234,13 +166,18 @@ def head_importance(
     history: Callable[[], AttentionHistory] | None = None,
     seed: int = 0,
 ) -> Importance:
-    """Importance of the heads as the model is now; "gate" reads the gradients that its parameters have.
+    """Return the importance of the heads as the model is now; gradients are those that its parameters have.
 
     Args:
         model, criterion, history, seed: see `HeadImportance`.
 
     Returns:
-        {site: float32 [heads of the unpruned model]}, the higher the more important.
+        {site: float32 [heads of the unpruned model]}, the higher the more important; nan where a head is gone.
+
+    Example:
+        >>> model = nn.TransformerEncoderLayer(d_model=32, nhead=4)
+        >>> head_importance(model, "random", seed=1)
+        {'self_attn': tensor([0.7576, 0.2793, 0.4031, 0.7347])}
     """
     importance = HeadImportance(model, criterion=criterion, history=history, seed=seed)
     try:
@@ -250,49 +187,68 @@ def head_importance(
         importance.close()
 
 
-def check_criterion(criterion: Criterion) -> None:
-    if not callable(criterion) and criterion not in CRITERIA:
-        raise ConfigurationError(
-            f"`criterion` must be one of {', '.join(map(repr, CRITERIA))}, or a function of the model; "
-            f"got {criterion!r}."
-        )
+class FunctionOfModel(HeadCriterion):
+    """A function of the model as a criterion. It reads what it likes, and is checked when it returns."""
+
+    def __init__(self, function: ModelFunction):
+        self.function = function
+        self.name = getattr(function, "__qualname__", type(function).__qualname__)
 
 
-def needs_history(criterion: Criterion) -> bool:
-    """Whether it reads what a recorder has observed."""
-    return not callable(criterion) and criterion in _FROM_HISTORY
+def find_criterion(criterion: Criterion) -> HeadCriterion:
+    """Return the criterion that a user asks for.
+
+    Raises:
+        ConfigurationError: there is none of this name, or it declares something wrong.
+    """
+    if isinstance(criterion, type) and issubclass(criterion, HeadCriterion):
+        criterion = criterion()
+    if isinstance(criterion, HeadCriterion):
+        criterion.check(criterion)
+    elif callable(criterion) and not isinstance(criterion, type):
+        return FunctionOfModel(criterion)
+    else:
+        otherwise = "a HeadCriterion, or a function of the model"
+        criterion = HeadCriterion.registry.choose("criterion", criterion, otherwise=otherwise)
+    for name in criterion.statistics:
+        if name not in Statistic.registry:
+            raise ConfigurationError(
+                f"{criterion.described} reads {name!r}, which must be one of {GRADIENTS!r}, {WEIGHTS!r}, "
+                f"{', '.join(map(repr, Statistic.registry))}."
+            )
+    return criterion
 
 
-def _needs_gate(site: HeadSite) -> bool:
-    """Whether the gradient of the output projection's weight does not tell."""
-    return not site.output.weight.requires_grad or site.projection is not site.output
-
-
-def _checked(values: Mapping[str, Tensor], sites: Mapping[str, HeadSite]) -> Importance:
-    """What a function of the model has returned."""
+def _of_function(values: object, heads: HeadMap) -> Mapping[str, Any]:
+    """Return what a function of the model has returned, if it has the right sites."""
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"`criterion` must return numbers for the heads by site, got {type(values).__name__}.")
     if not values:
-        raise ConfigurationError("`criterion` returned no numbers; the sites are: " + ", ".join(sites) + ".")
-    result = {}
-    for name, of_site in values.items():
-        if name not in sites:
+        raise ConfigurationError("`criterion` returned no numbers; the sites are: " + ", ".join(heads.sites) + ".")
+    for name in values:
+        if name not in heads.sites:
             raise ConfigurationError(f"`criterion` returned {name!r}, which is no site whose heads can be removed.")
-        result[name] = torch.as_tensor(of_site).detach().float().cpu()
-        if result[name].shape != (sites[name].num_unpruned_heads,):
-            raise ConfigurationError(
-                f"`criterion` must return one number for each of the {sites[name].num_unpruned_heads} heads of "
-                f"{name!r} unpruned, got shape {list(result[name].shape)}."
-            )
-    return result
+    return values
 
 
-def _scattered(site: HeadSite, values: Tensor) -> Tensor:
-    """[heads] to [heads of the unpruned model]."""
-    return torch.full((site.num_unpruned_heads,), torch.nan).index_copy(
-        0, torch.tensor(site.kept, dtype=torch.long), values
-    )
+def _checked(described: str, site: HeadSite, scores: Any) -> Tensor:
+    """Return scores as float32 [heads of the unpruned model] on the CPU, nan where a head is gone."""
+    try:
+        numbers = torch.as_tensor(scores).detach().float().cpu()
+    except Exception as error:
+        raise ConfigurationError(f"{described} must return numbers for {site.name!r}, got {scores!r}.") from error
+    if numbers.shape != (site.num_unpruned_heads,):
+        raise ConfigurationError(
+            f"{described} must return one number for each of the {site.num_unpruned_heads} heads of {site.name!r} "
+            f"unpruned, got shape {list(numbers.shape)}."
+        )
+    kept = list(site.kept)
+    return torch.full_like(numbers, torch.nan).index_copy(0, torch.tensor(kept, dtype=torch.long), numbers[kept])
 
 
-def _without_gone(site: HeadSite, values: Tensor) -> Tensor:
-    return _scattered(site, values[list(site.kept)])
+def _by_head(site: HeadSite) -> Tensor:
+    """Return each head's part of the output projection: float32 [heads of the unpruned model, features, head_dim]."""
+    by_head = site.output_weight.detach().float().unflatten(1, (site.num_heads, site.head_dim)).movedim(1, 0)
+    whole = by_head.new_full((site.num_unpruned_heads, *by_head.shape[1:]), torch.nan)
+    whole[list(site.kept)] = by_head
+    return whole

@@ -1,4 +1,4 @@
-"""Tries whether a layout says the truth of its module."""
+"""Check that a layout describes its module."""
 
 import copy
 from collections.abc import Iterator
@@ -9,41 +9,39 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.heads import HeadSite, head_sites
+from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.plan import prune_heads
+from attnwatch.heads.site import HeadSite
 
-# Of the largest output: a cut changes the order of sums, a wrong layout changes all.
+# Share of the largest output: a cut changes the order of sums, a wrong layout changes all.
 _ROUNDING = 1e-3
 
 
 @torch.no_grad()
 def check_layout(module: nn.Module, *inputs: Any, **options: Any) -> None:
-    """Cut heads from copies of a module, and compare with what masking them gives. For a layout of your own.
-
-    ```python
-    register_layout(MyAttention, HeadLayout({"qkv": "q|k|v"}, output="proj", head_dim=64, returns="output"))
-    check_layout(MyAttention(...), torch.randn(2, 10, 512))
-    ```
+    """Check a layout of your own: cut heads from copies of a module, and compare with masking them.
 
     Args:
-        module: an attention module of the registered class, or a model with some. It is not changed.
-        inputs, options: what its forward takes.
+        module: an attention module with a layout, or a model with some. It is not changed.
+        inputs, options: arguments of its forward.
 
     Raises:
         ConfigurationError: the module has no heads that can be removed, its forward fails without some of them, or its
             output is not what it is with their columns of the output projection at zero.
+
+    Example:
+        >>> check_layout(nn.TransformerEncoderLayer(d_model=32, nhead=4, dropout=0.0), torch.randn(10, 1, 32))
     """
     module = copy.deepcopy(module).eval()
-    sites, refused = head_sites(module)
-    if not sites:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
-        raise ConfigurationError(f"`module` has no heads that can be removed. {reasons or 'It has no attention.'}")
-    for name, site in sites.items():
-        for heads in _trials(site):
-            _try(module, "tried" if site.module is module else f"tried.{name}", heads, inputs, options)
+    heads = HeadMap.of(module)
+    heads.require_sites("module")
+    for name, site in heads.sites.items():
+        for removed in _removals(site):
+            _compare(module, "checked" if site.module is module else f"checked.{name}", removed, inputs, options)
 
 
-def _trials(site: HeadSite) -> Iterator[list[int]]:
+def _removals(site: HeadSite) -> Iterator[list[int]]:
+    """Iterate over heads to remove: the first and the last group, and all heads where the layout supports that."""
     groups = site.groups()
     if len(groups) > 1:
         yield groups[0]
@@ -52,19 +50,18 @@ def _trials(site: HeadSite) -> Iterator[list[int]]:
         yield list(site.kept)
 
 
-def _try(module: nn.Module, path: str, heads: list[int], inputs: tuple, options: dict[str, Any]) -> None:
-    # Beside another attention, as a model must keep a head.
-    masked, cut = (nn.ModuleDict({"tried": copy.deepcopy(module), "other": nn.MultiheadAttention(2, 2)}) for _ in "12")
+def _compare(module: nn.Module, path: str, heads: list[int], inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+    masked, cut = _beside_another(module), _beside_another(module)
     layout = f"the layout of {type(cut.get_submodule(path)).__name__}"
-    _mask(head_sites(masked)[0][path], heads)
+    _mask(HeadMap.of(masked).sites[path], heads)
     prune_heads(cut, {path: heads})
     try:
-        outputs = [each["tried"](*inputs, **options) for each in (masked, cut)]
+        expected, output = (each["checked"](*inputs, **options) for each in (masked, cut))
     except Exception as error:
         raise ConfigurationError(
             f"{layout} does not fit: without the heads {heads} its forward raises {type(error).__name__}: {error}"
         ) from error
-    if not _agree(*outputs):
+    if not _is_close(expected, output):
         raise ConfigurationError(
             f"{layout} does not fit: without the heads {heads} its output is not what it is with their "
             "columns of the output projection at zero. Are the segments and `returns` right, and does forward take its "
@@ -72,14 +69,18 @@ def _try(module: nn.Module, path: str, heads: list[int], inputs: tuple, options:
         )
 
 
+def _beside_another(module: nn.Module) -> nn.ModuleDict:
+    """Return a copy beside another attention module, as a model must keep a head."""
+    return nn.ModuleDict({"checked": copy.deepcopy(module), "other": nn.MultiheadAttention(2, 2)})
+
+
 def _mask(site: HeadSite, heads: list[int]) -> None:
-    weight = site.output_weight
-    for position in (site.kept.index(head) for head in heads):
-        weight[:, position * site.head_dim : (position + 1) * site.head_dim] = 0
+    by_head = site.output_weight.unflatten(1, (site.num_heads, site.head_dim))
+    by_head[:, [site.kept.index(head) for head in heads]] = 0
 
 
-def _agree(expected: Any, output: Any) -> bool:
-    """Both are of one kind, and the first tensors in them equal up to rounding."""
+def _is_close(expected: Any, output: Any) -> bool:
+    """Return whether both are of one kind, and the first tensors in them equal up to rounding."""
     first, second = (
         next(leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)) for each in (expected, output)
     )

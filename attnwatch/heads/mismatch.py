@@ -1,4 +1,4 @@
-"""Names the remedy where the state of a pruned model meets a model with other heads."""
+"""Errors that name the remedy where a state dict has other heads than the model."""
 
 from collections.abc import Collection, Mapping
 from functools import partial
@@ -14,7 +14,7 @@ _SHOWN = 3
 
 
 def name_other_heads(model: nn.Module) -> list[RemovableHandle]:
-    """Let `model.load_state_dict` say what to do where a state has other heads than the model.
+    """Let `model.load_state_dict` name the remedy where a state has other heads than the model.
 
     Without it, PyTorch lists the sizes that differ. A model that takes such states (`accept_pruned_state`) has their
     heads by the time that this looks.
@@ -30,7 +30,7 @@ def name_other_heads(model: nn.Module) -> list[RemovableHandle]:
 
 
 def _note(seen: dict[str, int | None], model: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
-    """Keep the names in a state, and how many heads its modules have."""
+    """Keep the names in a state, and the number of heads of its modules."""
     seen.clear()
     for name, value in state.items():
         is_of_heads = name.rpartition(".")[2] == KEPT_HEADS
@@ -38,6 +38,7 @@ def _note(seen: dict[str, int | None], model: nn.Module, state: Mapping[str, Any
 
 
 def _compare(seen: dict[str, int | None], model: nn.Module, _: object) -> None:
+    """Raise a `ConfigurationError` if the state had other heads than the model."""
     modules = dict(model.named_modules())
     pruned = {path: len(module._buffers[KEPT_HEADS]) for path, module in modules.items() if _is_pruned(module)}
     in_state = {
@@ -58,7 +59,7 @@ def _compare(seen: dict[str, int | None], model: nn.Module, _: object) -> None:
 
 
 def _has_all(names: Collection[str], path: str, module: nn.Module) -> bool:
-    """Whether all parameters of the module at this path are among the names."""
+    """Return whether all parameters of the module at this path are among the names."""
     return all(f"{path}.{name}".removeprefix(".") in names for name, _ in module.named_parameters())
 
 

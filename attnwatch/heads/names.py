@@ -13,7 +13,7 @@ def aligned(names: Mapping[str, int], model_names: Mapping[str, int]) -> dict[st
         names, model_names: number of heads by site, of the plan and of the model.
 
     Returns:
-        For each of `names` the model's; None where the sites are not the same.
+        The name in the model for each of `names`; None where the sites are not the same.
 
     Example:
         >>> aligned({"net.layers.0.attn": 4, "net.layers.1.attn": 4}, {"layers.0.attn": 4, "layers.1.attn": 4})
@@ -37,12 +37,12 @@ def named_alike(name: str, model_names: Iterable[str]) -> list[str]:
 
 
 def _behind(names: Iterable[str], cut: int) -> dict[str, str]:
-    """Names by what is left of them without their first parts."""
+    """Return the names by what is left of them without their first parts."""
     return {".".join(name.split(".")[cut:]): name for name in names}
 
 
 def _shared_depth(names: Iterable[str]) -> int:
-    """How many parts all names begin with; the last part of a name does not count."""
+    """Return how many parts all names begin with; the last part of a name does not count."""
     paths = [name.split(".") for name in names]
     shared = 0
     while paths and all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):

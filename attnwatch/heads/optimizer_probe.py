@@ -1,4 +1,4 @@
-"""Tries on a toy parameter what an optimizer that is not known does with a cut."""
+"""Probe of an unknown optimizer: steps of a toy parameter, cut and uncut."""
 
 import copy
 import inspect
@@ -14,16 +14,18 @@ from torch.optim import Optimizer
 State = dict[str, Any]
 Cut = Callable[[Tensor], Tensor]
 """Takes the entries that stay from a tensor of the old parameter's shape."""
+CutState = Callable[[State], State | None]
+"""Returns the state of the cut parameter; None where it starts anew."""
 
 _WARM_UP, _COMPARED = 2, 10
-# Of the largest change of an entry: in float64, in float32 and in coarser types.
+# Share of the largest change of an entry, in float64, in float32 and in coarser types.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 _COARSE = 3e-2
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """What a toy did after the cut.
+    """Steps of a toy after the cut.
 
     Attributes:
         changes: of the parameter, step by step.
@@ -34,78 +36,82 @@ class _Steps:
     moved: set[str]
 
 
-class OptimizerTrial:
+@dataclass(frozen=True)
+class _Way:
+    """A way to make a toy: with which function, and with numbers of which precision."""
+
+    make: Callable[[Optimizer, nn.Parameter, dict[str, Any]], Optimizer]
+    dtype: torch.dtype
+
+
+class OptimizerProbe:
     """Toys of one optimizer: each holds one parameter, with the options and the state that the real one has of it.
 
     Args:
         optimizer: the real one; it is not changed.
-        group: of its `param_groups`, the one that holds the parameter.
+        group: the one of its `param_groups` that holds the parameter.
         parameter: that is cut.
-        cut: what stays of it.
+        cut: returns what stays of it.
     """
 
     def __init__(self, optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter, cut: Cut):
         self._optimizer, self._parameter, self._cut = optimizer, parameter, cut
         self._options = {name: value for name, value in group.items() if name != "params"}
         self._state = optimizer.state.get(parameter, {})
-        self._way, self._whole = self._first_way()
+        uncut = ((way, self._run(way, None)) for way in self._ways())
+        self._uncut = next(((way, steps) for way, steps in uncut if steps is not None), None)
 
     @property
     def is_possible(self) -> bool:
-        """Whether a toy could be made that steps."""
-        return self._whole is not None
+        """True if a toy could be made that steps."""
+        return self._uncut is not None
 
-    def can_cut(self, cut_state: Callable[[State], State | None]) -> bool:
-        """Whether steps of the cut parameter with the cut state are those of the whole one, entry by entry.
+    def can_cut(self, cut_state: CutState) -> bool:
+        """Return whether steps of the cut parameter with the cut state are those of the whole one, entry by entry.
 
         All entries of the state that the cut changes must have changed in these steps.
         """
-        part = self._tries(*self._way, cut_state) if self._whole else None
+        if self._uncut is None:
+            return False
+        way, whole = self._uncut
+        part = self._run(way, cut_state)
         of_entries = {
             name for name, value in self._state.items() if getattr(value, "shape", ()) == self._parameter.shape
         }
-        if part is None or not of_entries <= self._whole.moved:
+        if part is None or not of_entries <= whole.moved:
             return False
-        pairs = zip(self._whole.changes, part.changes, strict=True)
-        return all(_agree(self._cut(expected), got) for expected, got in pairs)
+        pairs = zip(whole.changes, part.changes, strict=True)
+        return all(_is_close(self._cut(expected), got) for expected, got in pairs)
 
     def can_reset(self) -> bool:
-        """Whether the optimizer makes new state of a parameter that it has none of."""
-        return self._whole is not None and any(self._tries(*way, lambda _: None) is not None for way in self._ways())
+        """Return whether the optimizer makes new state of a parameter that it has none of."""
+        return self.is_possible and any(self._run(way, lambda _: None) is not None for way in self._ways())
 
-    def _first_way(self) -> tuple[tuple[Callable, torch.dtype] | None, _Steps | None]:
-        """To make a toy that steps, and what it does uncut."""
-        for way in self._ways():
-            whole = self._tries(*way, None)
-            if whole is not None:
-                return way, whole
-        return None, None
-
-    def _ways(self) -> Iterator[tuple[Callable, torch.dtype]]:
-        """Exact numbers first; but new state of some optimizers is always of single precision."""
+    def _ways(self) -> Iterator[_Way]:
+        """Iterate over the ways: exact numbers first, but some optimizers make state of single precision only."""
         for dtype in dict.fromkeys((torch.float64, self._parameter.dtype)):
             for make in (_by_attributes, _by_constructor):
-                yield make, dtype
+                yield _Way(make, dtype)
 
-    def _tries(self, make: Callable, dtype: torch.dtype, cut_state: Callable | None) -> _Steps | None:
-        """None where a step fails. Without `cut_state` nothing is cut."""
+    def _run(self, way: _Way, cut_state: CutState | None) -> _Steps | None:
+        """Return what a toy does; None where a step fails. Without `cut_state` nothing is cut."""
         devices = [self._parameter.device] if self._parameter.device.type == "cuda" else []
         with torch.random.fork_rng(devices), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             torch.manual_seed(0)
             try:
-                return self._steps(make, dtype, cut_state)
+                return self._steps(way, cut_state)
             except (torch.OutOfMemoryError, MemoryError):
                 raise
             except Exception:  # of code that nothing is known of, called in a way that it may not be made for
                 return None
 
-    def _steps(self, make: Callable, dtype: torch.dtype, cut_state: Callable | None) -> _Steps:
-        toy = nn.Parameter(self._parameter.detach().to(dtype, copy=True))
-        optimizer = make(self._optimizer, toy, copy.deepcopy(self._options))
+    def _steps(self, way: _Way, cut_state: CutState | None) -> _Steps:
+        toy = nn.Parameter(self._parameter.detach().to(way.dtype, copy=True))
+        optimizer = way.make(self._optimizer, toy, copy.deepcopy(self._options))
         optimizer.param_groups[0].update(copy.deepcopy(self._options))
         if self._state:
-            optimizer.state[toy] = {name: _in_precision(value, dtype) for name, value in self._state.items()}
+            optimizer.state[toy] = {name: _in_precision(value, way.dtype) for name, value in self._state.items()}
         gradients = [_gradient(toy, seed) for seed in range(_WARM_UP + _COMPARED)]
         for gradient in gradients[:_WARM_UP]:
             _step(optimizer, toy, gradient)
@@ -116,8 +122,8 @@ class OptimizerTrial:
         changes = [_step(optimizer, toy, gradient) for gradient in gradients[_WARM_UP:]]
         return _Steps(changes, _moved(before, optimizer.state.get(toy, {})))
 
-    def _cut_toy(self, optimizer: Optimizer, whole: nn.Parameter, cut_state: Callable) -> nn.Parameter:
-        """As it is done to the real one."""
+    def _cut_toy(self, optimizer: Optimizer, whole: nn.Parameter, cut_state: CutState) -> nn.Parameter:
+        """Put a cut toy in the place of the whole one, as it is done to the real parameter."""
         toy = nn.Parameter(self._cut(whole.detach()))
         optimizer.param_groups[0]["params"][0] = toy
         state = cut_state(optimizer.state.pop(whole, {}))
@@ -138,7 +144,7 @@ def _gradient(parameter: nn.Parameter, seed: int) -> Tensor:
     return torch.randn(parameter.shape, generator=generator).to(parameter)
 
 
-def _agree(expected: Tensor, got: Tensor) -> bool:
+def _is_close(expected: Tensor, got: Tensor) -> bool:
     if expected.shape != got.shape or not (expected.isfinite().all() and got.isfinite().all()):
         return False
     tolerance = _TOLERANCES.get(expected.dtype, _COARSE)
@@ -151,7 +157,7 @@ def _moved(before: State, after: State) -> set[str]:
 
 
 def _in_precision(value: Any, dtype: torch.dtype) -> Any:
-    """A copy whose floating-point tensors, wherever they lie, have this precision."""
+    """Return a copy whose floating-point tensors, wherever they lie, have this precision."""
     if isinstance(value, Tensor):
         return value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
     if type(value) in (list, tuple):
@@ -161,11 +167,8 @@ def _in_precision(value: Any, dtype: torch.dtype) -> Any:
     return copy.deepcopy(value)
 
 
-# Two ways to make another optimizer like this one.
-
-
 def _by_constructor(optimizer: Optimizer, parameter: nn.Parameter, options: dict[str, Any]) -> Optimizer:
-    """With the options that its group, its defaults or its attributes have by the names of the arguments."""
+    """Call its class with the options that its group, its defaults or its attributes have by the arguments' names."""
     known = {**vars(optimizer), **optimizer.defaults, **options}
     _, *arguments = list(inspect.signature(type(optimizer)).parameters.values())
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -174,7 +177,7 @@ def _by_constructor(optimizer: Optimizer, parameter: nn.Parameter, options: dict
 
 
 def _by_attributes(optimizer: Optimizer, parameter: nn.Parameter, options: dict[str, Any]) -> Optimizer:
-    """Without its constructor, with those of its attributes that are no more than values and functions."""
+    """Make an optimizer without the constructor, with those attributes that are no more than values and functions."""
     toy = object.__new__(type(optimizer))
     ours = vars(Optimizer([nn.Parameter(torch.zeros(1))], {}))
     vars(toy).update({name: value for name, value in vars(optimizer).items() if name not in ours and _is_plain(value)})

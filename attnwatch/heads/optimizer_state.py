@@ -1,4 +1,4 @@
-"""Optimizers follow a parameter that is cut: groups, options and state stay, entry by entry where they can."""
+"""Optimizers whose parameters are cut: groups, options and state stay, entry by entry where they can."""
 
 import inspect
 from collections.abc import Iterable, Iterator
@@ -9,7 +9,7 @@ from torch import Tensor, nn, optim
 from torch.optim import Optimizer
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.optimizer_probe import Cut, OptimizerTrial, State
+from attnwatch.heads.optimizer_probe import Cut, OptimizerProbe, State
 from attnwatch.utils.messages import warn
 
 Take = Cut
@@ -37,7 +37,7 @@ _ELEMENTWISE_BY_NAME = {"transformers.optimization.Adafactor": frozenset({"exp_a
 
 @dataclass
 class ParameterSwap:
-    """One optimizer holds the new parameter in place of the old one."""
+    """Change of one optimizer, which holds the new parameter in place of the old one."""
 
     optimizer: Optimizer
     group: int
@@ -48,9 +48,11 @@ class ParameterSwap:
     new_state: State | None
 
     def apply(self) -> None:
+        """Put the new parameter and its state."""
         self._put(self.old, self.new, self.new_state)
 
     def revert(self) -> None:
+        """Put the old parameter and its state back."""
         self._put(self.new, self.old, self.old_state)
 
     def _put(self, old: nn.Parameter, new: nn.Parameter, state: State | None) -> None:
@@ -63,7 +65,7 @@ class ParameterSwap:
 def plan_swaps(
     optimizers: Iterable[Optimizer], replaced: dict[nn.Parameter, tuple[nn.Parameter, Take]]
 ) -> list[ParameterSwap]:
-    """What changes in the optimizers; nothing is changed yet.
+    """Return the changes of the optimizers; nothing is changed yet.
 
     The state of known optimizers is cut by declaration (`ELEMENTWISE`). That of others is cut where steps of a toy
     parameter, cut and uncut, agree; else it starts anew, with a warning.
@@ -71,7 +73,8 @@ def plan_swaps(
     Raises:
         ConfigurationError: an optimizer that can't go on.
     """
-    swaps, reset = [], {}
+    swaps: list[ParameterSwap] = []
+    reset: dict[type[Optimizer], int] = {}
     for optimizer in dict.fromkeys(part for each in optimizers for part in _parts(each)):
         states = _States(optimizer)
         _refuse_one_vector(optimizer)
@@ -94,7 +97,7 @@ def plan_swaps(
 
 
 def forget_other_sizes(optimizer: Optimizer) -> None:
-    """Let state start anew that is of other sizes than its parameter, which has changed with a state dict."""
+    """Drop state that has other sizes than its parameter, which was resized by a state dict; it starts anew."""
     declared = elementwise_state(optimizer)
     if declared is None:
         return
@@ -105,19 +108,20 @@ def forget_other_sizes(optimizer: Optimizer) -> None:
 
 
 class _States:
-    """What is left of one optimizer's state; parameters that are alike are tried once."""
+    """State of one optimizer after a cut; parameters that are alike are probed once."""
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer
         self._declared = elementwise_state(optimizer)
-        self._verdicts: dict[tuple, str] = {}
+        self._verdicts: dict[tuple[Any, ...], str] = {}
 
     @property
     def is_known(self) -> bool:
+        """True if it is declared which state has one value for each entry of a parameter."""
         return self._declared is not None
 
     def of_cut(self, index: int, old: nn.Parameter, new: nn.Parameter, take: Take) -> State | None:
-        """The state of the new parameter, or None where it starts anew."""
+        """Return the state of the new parameter, or None where it starts anew."""
         state = self._optimizer.state.get(old)
         if self._declared is not None:
             return cut_declared(state, old, take, self._declared) if state else None
@@ -132,19 +136,19 @@ class _States:
                 f"its state {sorted(state or {})} cut nor with new state. Cut heads before the optimizer is made, or "
                 "train with one of torch.optim."
             )
-        return cut_alike(state, old, take) if verdict == "cut" else None
+        return cut_alike(state, old, take) if state and verdict == "cut" else None
 
     def _verdict(self, index: int, old: nn.Parameter, take: Take) -> str:
         state = self._optimizer.state.get(old)
-        trial = OptimizerTrial(self._optimizer, self._optimizer.param_groups[index], old, take)
-        if state and cut_alike(state, old, take) is not None and trial.can_cut(lambda s: cut_alike(s, old, take)):
+        probe = OptimizerProbe(self._optimizer, self._optimizer.param_groups[index], old, take)
+        if state and cut_alike(state, old, take) is not None and probe.can_cut(lambda s: cut_alike(s, old, take)):
             return "cut"
-        has_nothing = not state and not trial.is_possible
-        return "reset" if has_nothing or trial.can_reset() else "refuse"
+        has_nothing = not state and not probe.is_possible
+        return "reset" if has_nothing or probe.can_reset() else "refuse"
 
 
 def elementwise_state(optimizer: Optimizer) -> frozenset[str] | None:
-    """Names of the state that has one value for each entry of a parameter; None where the optimizer is not known.
+    """Return the names of the state that has one value for each entry of a parameter; None for unknown optimizers.
 
     A subclass is known as long as it changes nothing of how its base steps.
     """
@@ -161,7 +165,7 @@ def elementwise_state(optimizer: Optimizer) -> frozenset[str] | None:
 
 
 def cut_declared(state: State, parameter: nn.Parameter, take: Take, names: Iterable[str]) -> State | None:
-    """The state with these entries cut; None where another part of it is more than a number."""
+    """Return the state with these entries cut; None where another part of it is more than a number."""
     kept = {}
     for name, value in state.items():
         if isinstance(value, Tensor) and name in names and value.shape == parameter.shape:
@@ -178,7 +182,7 @@ def cut_declared(state: State, parameter: nn.Parameter, take: Take, names: Itera
 
 
 def cut_alike(state: State, parameter: nn.Parameter, take: Take) -> State | None:
-    """The state with all that has the parameter's shape cut; None where another part of it is more than a number."""
+    """Return the state with all that has the parameter's shape cut; None where another part is more than a number."""
     alike = {name for name, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
     return cut_declared(state, parameter, take, alike)
 
@@ -190,11 +194,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _cut_dimensions(old: nn.Parameter, new: nn.Parameter) -> tuple[tuple[bool, bool], ...]:
-    """For each dimension whether it is cut, and whether nothing of it is left."""
+    """Return for each dimension whether it is cut, and whether nothing of it is left."""
     return tuple((before != after, after == 0) for before, after in zip(old.shape, new.shape, strict=True))
 
 
-def _kind_of(state: State | None) -> tuple:
+def _kind_of(state: State | None) -> tuple[Any, ...]:
     return tuple(
         (name, value.dtype, value.shape) if isinstance(value, Tensor) else (name, type(value))
         for name, value in (state or {}).items()
@@ -202,7 +206,7 @@ def _kind_of(state: State | None) -> tuple:
 
 
 def _parts(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """The optimizer, without a wrapper that has nothing of its own, and those in it."""
+    """Iterate over the optimizer, if it has something of its own, and those that it wraps."""
     inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
     if not inner or "param_groups" in vars(optimizer):
         yield optimizer
@@ -211,6 +215,7 @@ def _parts(optimizer: Optimizer) -> Iterator[Optimizer]:
 
 
 def _refuse_one_vector(optimizer: Optimizer) -> None:
+    """Raise a `ConfigurationError` for an optimizer that keeps one vector for all parameters."""
     if isinstance(optimizer, optim.LBFGS):
         raise ConfigurationError("`optimizers`: LBFGS keeps one vector for all parameters, which can't be cut.")
 
@@ -223,7 +228,7 @@ def _refuse_impossible(optimizer: Optimizer, new: nn.Parameter) -> None:
 
 
 def _refuse_held_elsewhere(optimizer: Optimizer, replaced: dict[nn.Parameter, Any]) -> None:
-    """Beside its groups and its state, an optimizer may keep the parameters themselves."""
+    """Raise a `ConfigurationError` if an optimizer keeps parameters beside its groups and its state."""
     ids = {id(parameter) for parameter in replaced}
     for name, value in vars(optimizer).items():
         if name not in ("param_groups", "state") and any(id(entry) in ids for entry in _leaves(value)):

@@ -1,40 +1,44 @@
-"""What is asked of a pruning, checked before anything runs."""
+"""Options of a pruning, checked before anything runs."""
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.heads.guard import Guard
-from attnwatch.heads.importance import Criterion, check_criterion
-from attnwatch.heads.selection import check_choice
+from attnwatch.heads.importance import Criterion, find_criterion
+from attnwatch.heads.selection import Grouping, Ranking, check_choice
+from attnwatch.schedules import Schedule, find_schedule
 from attnwatch.utils.arguments import require_int
 
 
 @dataclass(frozen=True)
 class PruningOptions:
-    """See `attnwatch.lightning.HeadPruning`.
+    """Options of a pruning; see `attnwatch.lightning.HeadPruning`.
 
     Raises:
         ConfigurationError: an argument is wrong; the message names it.
     """
 
-    target: float
-    criterion: Criterion
-    start: int | float
-    end: int | float
-    num_cuts: int
-    ranking: str
-    grouping: str
-    min_heads: int
-    guard: Guard | None
-    seed: int
+    target: float = 0.5
+    _: KW_ONLY
+    criterion: Criterion = "gate"
+    start: int | float = 0.1
+    end: int | float = 0.4
+    num_cuts: int = 4
+    schedule: str | Schedule = "linear"
+    ranking: Ranking = "global"
+    grouping: Grouping = "auto"
+    min_heads: int = 1
+    guard: Guard | None = Guard()  # noqa: RUF009
+    seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.target, float) or not 0 < self.target < 1:
             raise ConfigurationError(
                 f"`target` must be the fraction of the heads that goes, between 0 and 1; got {self.target!r}."
             )
         check_choice(target=self.target, ranking=self.ranking, grouping=self.grouping, min_heads=self.min_heads)
-        check_criterion(self.criterion)
+        find_criterion(self.criterion)
+        find_schedule("schedule", self.schedule)
         require_int("num_cuts", self.num_cuts, minimum=1)
         require_int("seed", self.seed, minimum=0)
         for name, at in (("start", self.start), ("end", self.end)):

@@ -1,4 +1,4 @@
-"""Which heads go: a value that can be printed, stored, and applied."""
+"""The heads that go: a value that can be printed, stored, and applied."""
 
 import json
 import operator
@@ -7,18 +7,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 from torch.optim import Optimizer
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.heads import head_sites
+from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.names import aligned
-from attnwatch.heads.surgery import Surgery
+from attnwatch.heads.surgery import HeadsBySite, Surgery
 from attnwatch.heads.weights import saved_heads, sites_of, weight_files
 from attnwatch.utils.files import UnreadableFileError, read_json, replaced_file
-from attnwatch.utils.hooks import Remove, put
+from attnwatch.utils.hooks import put
 
 PLAN_FILE = "pruning_plan.json"
 _FORMAT = 1
@@ -26,11 +25,18 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """Heads to remove, or that were removed.
+    """Heads to remove, or that were removed. Printed, it is a table.
 
     Attributes:
         heads: for each site the heads that go, numbered as in the unpruned model.
         num_heads: for each site of the model how many heads it has unpruned.
+
+    Example:
+        >>> print(PruningPlan({"layers.1": (0, 2, 3, 4)}, {"layers.0": 8, "layers.1": 8}))
+        site      heads  removed  which
+        layers.0      8        0  –
+        layers.1      8        4  0, 2-4
+        all          16        4  25%
     """
 
     heads: Mapping[str, tuple[int, ...]]
@@ -38,23 +44,23 @@ class PruningPlan:
 
     @property
     def num_removed(self) -> int:
+        """Number of heads that go."""
         return sum(map(len, self.heads.values()))
 
     @property
     def num_unpruned(self) -> int:
-        """Heads of the unpruned model."""
+        """Number of heads of the unpruned model."""
         return sum(self.num_heads.values())
 
     @classmethod
-    def of(cls, model: nn.Module) -> "PruningPlan":
-        """What has been removed from a model so far."""
-        sites, _ = head_sites(model)
-        num_heads = {name: site.num_unpruned_heads for name, site in sites.items()}
-        return cls.leaving({name: site.kept for name, site in sites.items()}, num_heads)
+    def of(cls, model: nn.Module | HeadMap) -> "PruningPlan":
+        """Return what has been removed from a model so far."""
+        heads = HeadMap.of(model)
+        return cls.leaving(heads.kept, heads.num_heads)
 
     @classmethod
     def saved_in(cls, path: str | Path, model: nn.Module) -> "PruningPlan":
-        """What has been removed from the model whose weights are in a file or folder, to be removed from `model` too.
+        """Return what has been removed from the model whose weights lie in a file or folder.
 
         ```python
         PruningPlan.saved_in("state", model).apply(model)  # before optimizers are made
@@ -62,26 +68,26 @@ class PruningPlan:
         ```
 
         Args:
-            path: of a folder (`save_pretrained`, `Trainer.save_model`, Accelerate's `save_state` and `save_model`), or
-                of a file with a state dict (`.safetensors`, Lightning's `.ckpt`, `torch.save`).
+            path: a folder (`save_pretrained`, `Trainer.save_model`, Accelerate's `save_state` and `save_model`), or a
+                file with a state dict (`.safetensors`, Lightning's `.ckpt`, `torch.save`).
             model: like the saved one, as it was before heads were removed. It is not changed.
 
         Raises:
             ConfigurationError: there are no weights, or they are those of another model.
         """
-        sites, _ = head_sites(model)
+        heads = HeadMap.of(model)
         try:
             files = weight_files(Path(path))
             if not files:
                 raise ConfigurationError("there are no weights")
-            kept = sites_of(saved_heads(files), model, sites)
+            kept = sites_of(saved_heads(files), heads)
         except ConfigurationError as error:
             raise ConfigurationError(f"`path`: no plan can be read from {str(path)!r}: {error}.") from error
-        return cls.leaving(kept, {name: site.num_unpruned_heads for name, site in sites.items()})
+        return cls.leaving(kept, heads.num_heads)
 
     @classmethod
     def leaving(cls, kept: Mapping[str, Sequence[int]], num_heads: Mapping[str, int]) -> "PruningPlan":
-        """Remove all heads but these; sites that are not named keep all of theirs."""
+        """Return the plan that removes all heads but these; sites that are not named keep all of theirs."""
         gone = {name: tuple(head for head in range(num_heads[name]) if head not in kept[name]) for name in kept}
         return cls({name: heads for name, heads in gone.items() if heads}, dict(num_heads))
 
@@ -93,8 +99,9 @@ class PruningPlan:
         Raises:
             ConfigurationError: it is a plan for another model, or a head of it is gone already.
         """
-        Surgery(model, self.named_as_in(model).heads, optimizers).apply()
-        keep_beside_adapters(model)
+        heads = HeadMap.of(model)
+        Surgery(heads, self.named_as_in(heads).heads, optimizers).apply()
+        save_beside_adapters(model)
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON. A file that is already there is replaced only when the new one is complete."""
@@ -105,7 +112,11 @@ class PruningPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> "PruningPlan":
-        """Raises a `ConfigurationError` where the file is no plan."""
+        """Read a file that `save` wrote.
+
+        Raises:
+            ConfigurationError: the file is no plan, or is damaged.
+        """
         try:
             content = read_json(path)
             if content["format"] != _FORMAT:
@@ -126,7 +137,6 @@ class PruningPlan:
         return cls(heads, num_heads)
 
     def __str__(self) -> str:
-        """A table: for each site how many heads the unpruned model has, how many of them go, and which."""
         width = max([len("site"), *map(len, self.num_heads)])
         rows = [
             (site, number, len(self.heads.get(site, ())), _ranges(self.heads.get(site, ())))
@@ -136,13 +146,13 @@ class PruningPlan:
         lines = [f"{site:<{width}}  {number:>5}  {gone:>7}  {which}" for site, number, gone, which in rows]
         return "\n".join([f"{'site':<{width}}  heads  removed  which", *lines])
 
-    def named_as_in(self, model: nn.Module) -> "PruningPlan":
+    def named_as_in(self, model: nn.Module | HeadMap) -> "PruningPlan":
         """Return the plan with the names that the sites have in this model, which may lie in a wrapper or without one.
 
         Raises:
             ConfigurationError: it is a plan for another model.
         """
-        has = {name: site.num_unpruned_heads for name, site in head_sites(model)[0].items()}
+        has = HeadMap.of(model).num_heads
         names = aligned(self.num_heads, has) if self.heads.keys() <= self.num_heads.keys() else None
         if names is None:
             raise ConfigurationError(
@@ -151,41 +161,15 @@ class PruningPlan:
             )
         return PruningPlan({names[site]: heads for site, heads in self.heads.items()}, has)
 
-
-def keep_beside_adapters(model: nn.Module) -> None:
-    """Let PEFT's `save_pretrained` of a pruned model write the plan beside the adapters, whose files say nothing of it.
-
-    Args:
-        model: with adapters, or a module with such models in it; others are left alone.
-    """
-    for module in model.modules():
-        if hasattr(module, "peft_config") and hasattr(type(module), "save_pretrained") and module not in _beside:
-            _beside[module] = put(module, attributes={"save_pretrained": _Saving(module)})
+    def __add__(self, later: "PruningPlan") -> "PruningPlan":
+        """Return the plan that removes the heads of both."""
+        both = {
+            site: tuple(sorted({*self.heads.get(site, ()), *later.heads.get(site, ())})) for site in later.num_heads
+        }
+        return PruningPlan({site: heads for site, heads in both.items() if heads}, later.num_heads)
 
 
-_beside: WeakKeyDictionary[nn.Module, Remove] = WeakKeyDictionary()
-
-
-class _Saving:
-    """A model's `save_pretrained`, and what it has to say of heads that are gone."""
-
-    def __init__(self, module: nn.Module):
-        self._module = weakref.ref(module)
-
-    def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
-        module = self._module()
-        result = type(module).save_pretrained(module, save_directory, *args, **kwargs)
-        plan = PruningPlan.of(module)
-        adapters = getattr(module, "peft_config", ())  # none any more once they were merged
-        for folder in (Path(save_directory), *(Path(save_directory, name) for name in adapters)):
-            if plan.heads and (folder / "adapter_config.json").is_file():
-                plan.save(folder / PLAN_FILE)
-        return result
-
-
-def prune_heads(
-    model: nn.Module, heads: Mapping[str | int, Sequence[int]], *, optimizers: Iterable[Optimizer] = ()
-) -> PruningPlan:
+def prune_heads(model: nn.Module, heads: HeadsBySite, *, optimizers: Iterable[Optimizer] = ()) -> PruningPlan:
     """Remove attention heads from a model, and from the optimizers that train it; all of them or none.
 
     Weights, biases, config and attributes are cut, so that the model is smaller and faster from the next step on.
@@ -194,13 +178,13 @@ def prune_heads(
     projection set to zero.
 
     Args:
-        model: any module with attention of a known layout; others are described by `register_layout`.
+        model: any module with attention of a known layout; other layouts are described by a `ModelFamily`.
         heads: query heads by site (as in a recorder's coverage) or by layer, counted over the model's sites; numbered
             as in the unpruned model, also where some are gone already.
         optimizers: all that hold parameters of the model. One that is forgotten trains what is no longer there.
 
     Returns:
-        What was removed by this call.
+        The heads that this call has removed.
 
     Raises:
         ConfigurationError: a site or head that does not exist, one that is gone, all heads of the model, groups of
@@ -214,19 +198,43 @@ def prune_heads(
         self_attn      4        2  0, 3
         all            4        2  50%
     """
-    before = PruningPlan.of(model)
-    Surgery(model, heads, optimizers).apply()
-    keep_beside_adapters(model)
-    after = PruningPlan.of(model)
-    gone = {
-        site: tuple(head for head in all_gone if head not in before.heads.get(site, ()))
-        for site, all_gone in after.heads.items()
-    }
-    return PruningPlan({site: heads for site, heads in gone.items() if heads}, after.num_heads)
+    surgery = Surgery(found := HeadMap.of(model), heads, optimizers)
+    surgery.apply()
+    save_beside_adapters(model)
+    return PruningPlan(surgery.removed, found.num_heads)
+
+
+def save_beside_adapters(model: nn.Module) -> None:
+    """Let PEFT's `save_pretrained` of a pruned model write the plan beside the adapters, whose files say nothing of it.
+
+    Args:
+        model: with adapters, or a module with such models in it; others are left alone.
+    """
+    for module in model.modules():
+        is_ours = isinstance(vars(module).get("save_pretrained"), _SavePretrained)
+        if hasattr(module, "peft_config") and hasattr(type(module), "save_pretrained") and not is_ours:
+            put(module, attributes={"save_pretrained": _SavePretrained(module)})
+
+
+class _SavePretrained:
+    """A model's `save_pretrained` that also writes which heads are gone."""
+
+    def __init__(self, module: nn.Module):
+        self._module = weakref.ref(module)
+
+    def __call__(self, save_directory: str | Path, *args: Any, **kwargs: Any) -> Any:
+        module: Any = self._module()
+        result = type(module).save_pretrained(module, save_directory, *args, **kwargs)
+        plan = PruningPlan.of(module)
+        adapters = getattr(module, "peft_config", ())  # none any more once they were merged
+        for folder in (Path(save_directory), *(Path(save_directory, name) for name in adapters)):
+            if plan.heads and (folder / "adapter_config.json").is_file():
+                plan.save(folder / PLAN_FILE)
+        return result
 
 
 def _ranges(heads: Sequence[int]) -> str:
-    """`0, 3-5, 7`."""
+    """Return the numbers as text such as `0, 3-5, 7`."""
     parts: list[list[int]] = []
     for head in sorted(heads):
         if parts and head == parts[-1][-1] + 1:

@@ -3,21 +3,25 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-
-class Refused(Exception):
-    """The heads of a module can't be removed; says why."""
+from attnwatch.models import Refused
 
 
 @dataclass(frozen=True)
 class ParameterCut:
-    """One dimension of a parameter, and the entries of it that stay: int64 indices, ascending.
+    """One dimension of a parameter, and the entries of it that stay.
 
-    These are multiplied with what `scale` returns, where there is one.
+    Attributes:
+        module: that has the parameter.
+        name: of the parameter in the module.
+        dim: that is cut.
+        kept: int64 indices of the entries that stay, ascending.
+        scale: returns factors of these entries, or None.
     """
 
     module: nn.Module
@@ -28,19 +32,29 @@ class ParameterCut:
 
     @property
     def parameter(self) -> nn.Parameter:
+        """The parameter as the module has it now."""
         return getattr(self.module, self.name)
+
+    @property
+    def key(self) -> tuple[int, str]:
+        """Identity of the parameter's place, which stays when the parameter is replaced."""
+        return id(self.module), self.name
 
 
 _LORA = ("base_layer.", "lora_A.", "lora_B.", "lora_magnitude_vector.")
 
 
 def base_of(module: nn.Module) -> nn.Module | None:
-    """What the module, if it is an adapter, lies around."""
+    """Return the module that an adapter lies around; None if `module` is no adapter."""
     return getattr(module, "base_layer", None)
 
 
 def base_layer(projection: nn.Module) -> nn.Module:
-    """The projection without an adapter around it."""
+    """Return a projection without an adapter around it.
+
+    Raises:
+        Refused: the adapter is not one of LoRA's that can be cut.
+    """
     base = base_of(projection)
     if base is None:
         return projection
@@ -56,34 +70,39 @@ def base_layer(projection: nn.Module) -> nn.Module:
 
 
 def is_conv1d(projection: nn.Module) -> bool:
+    """Return whether a projection is a Conv1D of transformers, whose weight is [inputs, outputs]."""
     return type(projection).__name__ == "Conv1D"
 
 
 def features_of(projection: nn.Module) -> dict[str, int]:
-    """What a projection, or an adapter around it, says about the size of its weight, by attribute."""
-    if base_of(projection) is not None:
-        outputs, inputs = by_output(projection.base_layer).shape
+    """Return the attributes of a projection, or of an adapter around it, that have the sizes of its weight."""
+    base = base_of(projection)
+    if base is not None:
+        outputs, inputs = by_output(base).shape
         return {"out_features": outputs, "in_features": inputs}
     if isinstance(projection, nn.Linear):
         return dict(zip(("out_features", "in_features"), projection.weight.shape, strict=True))
     if is_conv1d(projection):
-        return dict(zip(("nx", "nf"), projection.weight.shape, strict=True))
+        return dict(zip(("nx", "nf"), projection.get_parameter("weight").shape, strict=True))
     return {}
 
 
 def num_outputs(projection: nn.Module) -> int:
+    """Return the number of output features; raise `Refused` if the projection can't be cut."""
     _refuse_unusual(projection)
     return by_output(projection).shape[0]
 
 
 def num_inputs(projection: nn.Module) -> int:
+    """Return the number of input features; raise `Refused` if the projection can't be cut."""
     _refuse_unusual(projection)
     return by_output(projection).shape[1]
 
 
 def by_output(projection: nn.Module) -> Tensor:
-    """Its weight [outputs, inputs]."""
-    return projection.weight.t() if is_conv1d(projection) else projection.weight
+    """Return the weight of a projection as [outputs, inputs], a view of it."""
+    weight = projection.get_parameter("weight")
+    return weight.t() if is_conv1d(projection) else weight
 
 
 def _refuse_unusual(projection: nn.Module) -> None:
@@ -106,7 +125,7 @@ def _is_plain(parameter: nn.Parameter) -> bool:
 
 
 def refuse_hooks(name: str, parameter: nn.Parameter) -> None:
-    """The parameter is replaced by a new one, and nobody knows what a hook on it would do there."""
+    """Raise `Refused` if a parameter has hooks, which the new parameter in its place would not have."""
     if parameter._backward_hooks or parameter._post_accumulate_grad_hooks:
         raise Refused(
             f"its parameter {name} has hooks, which a cut would lose; remove them, cut, and put them on the new one"
@@ -114,6 +133,7 @@ def refuse_hooks(name: str, parameter: nn.Parameter) -> None:
 
 
 def cut_outputs(projection: nn.Module, kept: Tensor) -> Iterable[ParameterCut]:
+    """Cut all output features but these from a projection and the adapters around it."""
     base = base_layer(projection)
     yield ParameterCut(base, "weight", 1 if is_conv1d(base) else 0, kept)
     if base.bias is not None:
@@ -124,22 +144,24 @@ def cut_outputs(projection: nn.Module, kept: Tensor) -> Iterable[ParameterCut]:
 
 
 def cut_inputs(projection: nn.Module, kept: Tensor) -> Iterable[ParameterCut]:
+    """Cut all input features but these from a projection and the adapters around it."""
     base = base_layer(projection)
     yield ParameterCut(base, "weight", 0 if is_conv1d(base) else 1, kept)
     for lora in adapters(projection, "lora_A").values():
         yield ParameterCut(lora, "weight", 1, kept)
     for adapter, magnitude in adapters(projection, "lora_magnitude_vector").items():
-        every = torch.arange(len(magnitude.weight))
+        every = torch.arange(len(magnitude.get_parameter("weight")))
         yield ParameterCut(magnitude, "weight", 0, every, partial(_dora_scale, projection, adapter, kept))
 
 
 @torch.no_grad()
-def _dora_scale(projection: nn.Module, adapter: str, kept: Tensor) -> Tensor:
-    """DoRA divides each row of the weight by its norm. What is left of a row has a smaller one."""
+def _dora_scale(projection: Any, adapter: str, kept: Tensor) -> Tensor:
+    """Return factors of DoRA's magnitudes. It divides rows by their norms, and the norm of what is left is smaller."""
     delta = projection.lora_B[adapter].weight @ projection.lora_A[adapter].weight
     weight = by_output(base_layer(projection)) + projection.scaling[adapter] * delta
     return weight[:, kept.to(weight.device)].norm(dim=1) / weight.norm(dim=1)
 
 
 def adapters(projection: nn.Module, name: str) -> Mapping[str, nn.Module]:
+    """Return the parts of this name that the adapters around a projection have, by adapter; empty if there are none."""
     return getattr(projection, name, {})

@@ -1,24 +1,53 @@
 """Reasons why the heads of a module, or of a whole model, can't be removed."""
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from attnwatch.capture import names_in_forward
-from attnwatch.heads.layouts import SIZES
-from attnwatch.heads.projections import Refused
+from attnwatch.capture import is_split, names_in_forward
+from attnwatch.heads.layout import SIZES
+from attnwatch.heads.projections import refuse_hooks
 from attnwatch.heads.signatures import not_honoured
-
-if TYPE_CHECKING:
-    from attnwatch.heads.heads import HeadSite
+from attnwatch.heads.site import HeadSite
+from attnwatch.models import Refused
 
 # Adapters of PEFT that add keys and values to attention.
 _ADAPTERS_OF_ALL_HEADS = ("PREFIX_TUNING", "ADAPTION_PROMPT")
 
 
-def refuse_unclaimed(site: "HeadSite") -> None:
-    """A parameter that nobody has told where its heads are may depend on them."""
+def why_no_heads(modules: Iterable[nn.Module]) -> str:
+    """Return why heads can't be removed from any module of a model; empty where nothing speaks against it."""
+    for module in modules:
+        configs = getattr(module, "peft_config", None)
+        for config in configs.values() if isinstance(configs, Mapping) else ():
+            kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
+            if kind in _ADAPTERS_OF_ALL_HEADS:
+                return f"the adapter {kind} has keys and values for all heads; merge it or take it out first"
+    return ""
+
+
+def refuse_wrapped(module: nn.Module, parent: nn.Module) -> None:
+    """Raise `Refused` if something around the parameters of a module would not survive a cut."""
+    if is_parametrized(module):
+        raise Refused(
+            "its parameters are parametrized; remove that first (torch.nn.utils.parametrize.remove_parametrizations) "
+            "and put it on again after the cut"
+        )
+    if is_split(module):
+        raise Refused(
+            "its parameters are sharded (DTensor); remove heads before fully_shard or parallelize_module, or from a "
+            "checkpoint of the whole model"
+        )
+    if getattr(parent, "base_layer", None) is module:
+        raise Refused(
+            f"it lies in an adapter {type(parent).__name__}, whose forward needs all of its heads; merge the adapter "
+            "first (merge_and_unload), or adapt its projections in place of the whole module"
+        )
+
+
+def refuse_unclaimed(site: HeadSite) -> None:
+    """Raise `Refused` if a parameter is not in the layout, as it may depend on the heads."""
     layout = site.layout
     output = () if site.is_output_outside else (layout.output,)
     claimed = (*layout.inputs, *output, *layout.per_head, *layout.whole, *layout.head_norms)
@@ -36,8 +65,8 @@ def refuse_unclaimed(site: "HeadSite") -> None:
             )
 
 
-def refuse_other_forward(site: "HeadSite") -> None:
-    """A forward that replaces the module's own is called with whatever the module's class takes."""
+def refuse_other_forward(site: HeadSite) -> None:
+    """Raise `Refused` if the layout's forward does not take what the module's class takes."""
     if site.layout.forward is None:
         return
     unknown = not_honoured(site.layout.forward, site.module)
@@ -50,26 +79,38 @@ def refuse_other_forward(site: "HeadSite") -> None:
         )
 
 
-def refuse_unknown_sizes(site: "HeadSite") -> None:
-    """A number that is the module's number of heads by another name would stay what it was."""
-    known = {name for names in SIZES.values() for name in names} | set(site.layout.whole) | {site.layout.head_dim}
+def refuse_unknown_sizes(site: HeadSite) -> None:
+    """Raise `Refused` if the forward uses a number that may be the number of heads by an unknown name."""
+    if site.layout.forward is not None or site.is_pruned:
+        return
+    known = {name for names in SIZES.values() for name in names} | {*site.layout.whole, site.layout.head_dim}
     sizes = {site.num_heads, site.num_heads * site.head_dim}
     used = names_in_forward(type(site.module))
     for name, value in vars(site.module).items():
         if type(value) is int and value in sizes and value > 1 and name in used and name not in known:
             raise Refused(
                 f"its forward uses {name!r}, which is {value} like its number of heads or their features: call it "
-                f"{' or '.join(map(repr, next(iter(SIZES.values()))))}, name it in `whole` if it is something else, or "
-                "give the layout a `forward`"
+                f"{' or '.join(map(repr, SIZES['heads']))}, name it in `whole` if it is something else, or give the "
+                "layout a `forward`"
             )
 
 
-def why_no_heads(modules: Iterable[nn.Module]) -> str:
-    """What of the whole model is against it."""
-    for module in modules:
-        configs = getattr(module, "peft_config", None)
-        for config in configs.values() if isinstance(configs, Mapping) else ():
-            kind = str(getattr(config, "peft_type", "")).rpartition(".")[2]
-            if kind in _ADAPTERS_OF_ALL_HEADS:
-                return f"the adapter {kind} has keys and values for all heads; merge it or take it out first"
-    return ""
+def refuse_shared(site: HeadSite, uses: Mapping[int, int]) -> None:
+    """Raise `Refused` if the module shares parameters or projections, which can't be cut for one of their users.
+
+    Args:
+        uses: how many places of the model have a parameter or module, by its identity.
+    """
+    for name, parameter in (*site.module.named_parameters(), *site.projection.named_parameters()):
+        if uses[id(parameter)] > 1:
+            raise Refused(
+                f"its parameter {name} {list(parameter.shape)} is used in another place too (tied weights); "
+                "give each place a copy of its own first"
+            )
+        refuse_hooks(name, parameter)
+    parts = [site.module, *site.projections] if site.is_output_outside else site.projections
+    if any(uses[id(part)] > 1 for part in parts):
+        raise Refused(
+            "it shares a projection, or itself, with another place of the model (as ALBERT's layers do); give each "
+            "place a copy of its own first"
+        )

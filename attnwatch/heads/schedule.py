@@ -1,17 +1,18 @@
-"""When heads go, and how many."""
+"""Steps of the cuts, and how many heads go at each."""
 
 import itertools
 from dataclasses import dataclass
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.schedules import Schedule, find_schedule
 
 
 @dataclass(frozen=True)
 class PruningSchedule:
-    """Cuts at evenly spaced steps, of equally many heads.
+    """Steps of the cuts, and how many heads are gone after each. Printed, it is a sentence.
 
     Attributes:
-        steps: after which optimizer step each cut is made, ascending.
+        steps: optimizer steps after which a cut is made, ascending.
         targets: share of the unpruned model's heads that is gone after each.
     """
 
@@ -20,12 +21,27 @@ class PruningSchedule:
 
     @classmethod
     def spread(
-        cls, target: float, *, start: int | float, end: int | float, num_cuts: int, total_steps: float
+        cls,
+        target: float,
+        *,
+        start: int | float,
+        end: int | float,
+        num_cuts: int,
+        total_steps: float,
+        schedule: str | Schedule = "linear",
     ) -> "PruningSchedule":
-        """Cuts from `start` to `end`: steps where they are integers, else fractions of the run.
+        """Spread cuts evenly from `start` to `end`, of which `schedule` says how many heads go.
+
+        Args:
+            target: share of the heads that is gone after the last cut.
+            start: of the first cut: a step where it is an integer, else a fraction of the run.
+            end: of the last cut, likewise.
+            num_cuts: number of cuts.
+            total_steps: length of the run.
+            schedule: from the share of the cuts that are made to the share of the target that is gone.
 
         Raises:
-            ConfigurationError: the run is too short for so many cuts.
+            ConfigurationError: the run is too short for so many cuts, or the schedule falls, or does not end at 1.
         """
         first, last = (max(at if isinstance(at, int) else round(at * total_steps), 1) for at in (start, end))
         if last - first < num_cuts - 1 or last >= total_steps:
@@ -34,10 +50,16 @@ class PruningSchedule:
                 f"{total_steps} steps."
             )
         between = (last - first) / max(num_cuts - 1, 1)
-        return cls(
-            tuple(round(first + index * between) for index in range(num_cuts)),
-            tuple(target * (index + 1) / num_cuts for index in range(num_cuts)),
-        )
+        chosen = find_schedule("schedule", schedule)
+        shares = [chosen.value((index + 1) / num_cuts) for index in range(num_cuts)]
+        if shares != sorted(shares) or shares[-1] != 1:
+            raise ConfigurationError(
+                f"{chosen.registry.describe(chosen)} must rise to 1, as heads that are gone do not come back; got "
+                f"{', '.join(f'{share:.3g}' for share in shares)}."
+            )
+        steps = [round(first + index * between) for index in range(num_cuts)]
+        cuts = [(step, target * share) for step, share in zip(steps, shares, strict=True) if share]
+        return cls(tuple(step for step, _ in cuts), tuple(share for _, share in cuts))
 
     @property
     def gap(self) -> int | None:

@@ -1,30 +1,33 @@
-"""From importance and a target to the heads that go."""
+"""Choice of the heads that go, from their importance and a target."""
 
 import itertools
 import math
 from collections.abc import Mapping
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.heads import HeadSite, head_sites
+from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.plan import PruningPlan
+from attnwatch.heads.site import HeadSite
+from attnwatch.utils.arguments import require_choice, require_int
 
-RANKINGS = ("global", "layer", "equal")
-GROUPINGS = ("auto", "group", "within")
+Ranking = Literal["global", "layer", "equal"]
+Grouping = Literal["auto", "group", "within"]
 
 
 def choose_heads(
-    model: nn.Module,
+    model: nn.Module | HeadMap,
     importance: Mapping[str, Tensor],
     *,
     target: int | float,
-    ranking: str = "global",
-    grouping: str = "auto",
+    ranking: Ranking = "global",
+    grouping: Grouping = "auto",
     min_heads: int = 1,
 ) -> PruningPlan:
-    """The least important heads, so that `target` of the unpruned model's heads are gone.
+    """Choose the least important heads, so that `target` of the unpruned model's heads are gone.
 
     Args:
         model: may be pruned already; what is gone counts.
@@ -34,23 +37,28 @@ def choose_heads(
             layer is left with the same number of heads (one that has fewer keeps them).
         grouping: with grouped-query attention, `"group"` removes whole key-value groups, `"within"` as many query
             heads from every group; `"auto"` is "group", and "within" where all heads share one key-value head.
-        min_heads: that stay in every layer; 0 allows layers without attention.
+        min_heads: number of heads that stay in every layer; 0 allows layers without attention.
 
     Returns:
-        What goes in addition to what is gone; never more than the target, fewer where it is no whole number of heads
-        of the model or layer, or where groups or the floor forbid.
+        The heads that go in addition to those that are gone; never more than the target, fewer where it is no whole
+        number of heads of the model or layer, or where groups or the floor forbid.
 
     Raises:
         ConfigurationError: an argument is wrong.
+
+    Example:
+        >>> layer = nn.TransformerEncoderLayer(d_model=32, nhead=4)
+        >>> choose_heads(layer, {"self_attn": torch.tensor([0.9, 0.1, 0.5, 0.2])}, target=0.5).heads
+        {'self_attn': (1, 3)}
     """
     check_choice(target=target, ranking=ranking, grouping=grouping, min_heads=min_heads)
-    all_sites, _ = head_sites(model)
+    heads = HeadMap.of(model)
     if not isinstance(importance, Mapping) or not importance:
         raise ConfigurationError(f"`importance` must have numbers for the heads of some sites, got {importance!r}.")
-    unknown = [name for name in importance if name not in all_sites]
+    unknown = [name for name in importance if name not in heads.sites]
     if unknown:
         raise ConfigurationError(f"`importance`: {unknown[0]!r} is no site whose heads can be removed.")
-    sites = [site for name, site in all_sites.items() if name in importance]
+    sites = [site for name, site in heads.sites.items() if name in importance]
     total = sum(site.num_unpruned_heads for site in sites)
     if isinstance(target, int) and target >= total:
         raise ConfigurationError(f"`target`: {target} of {total} heads; at least one must stay.")
@@ -61,34 +69,30 @@ def choose_heads(
             (unit for site in members for unit in _units(site, importance[site.name], grouping)),
             key=lambda unit: unit[0],
         )
-        for _, site, heads in units:
+        for _, site, unit_heads in units:
             gone = removed.setdefault(site.name, [])
-            if len(heads) <= budget and site.num_heads - len(gone) - len(heads) >= min_heads:
-                gone += heads
-                budget -= len(heads)
-    return PruningPlan(
-        {name: tuple(sorted(removed[name])) for name in all_sites if removed.get(name)},
-        {name: site.num_unpruned_heads for name, site in all_sites.items()},
-    )
+            if len(unit_heads) <= budget and site.num_heads - len(gone) - len(unit_heads) >= min_heads:
+                gone += unit_heads
+                budget -= len(unit_heads)
+    chosen = {name: tuple(sorted(removed[name])) for name in heads.sites if removed.get(name)}
+    return PruningPlan(chosen, heads.num_heads)
 
 
-def check_choice(*, target: int | float, ranking: str, grouping: str, min_heads: int) -> None:
-    """Raises a `ConfigurationError` where an argument of `choose_heads` is wrong whatever the model."""
+def check_choice(*, target: int | float, ranking: Ranking, grouping: Grouping, min_heads: int) -> None:
+    """Raise a `ConfigurationError` where an argument of `choose_heads` is wrong whatever the model."""
     is_share = isinstance(target, float) and 0 < target < 1
     if not is_share and not (isinstance(target, int) and target > 1):
         raise ConfigurationError(
             f"`target` must be the fraction of heads that goes, between 0 and 1, or a number of heads of at least 2; "
             f"got {target!r}."
         )
-    for name, value, known in (("ranking", ranking, RANKINGS), ("grouping", grouping, GROUPINGS)):
-        if value not in known:
-            raise ConfigurationError(f"`{name}` must be one of {', '.join(map(repr, known))}; got {value!r}.")
-    if isinstance(min_heads, bool) or not isinstance(min_heads, int) or min_heads < 0:
-        raise ConfigurationError(f"`min_heads` must be an integer of at least 0, got {min_heads!r}.")
+    require_choice("ranking", ranking, get_args(Ranking))
+    require_choice("grouping", grouping, get_args(Grouping))
+    require_int("min_heads", min_heads, minimum=0)
 
 
-def _budgets(sites: list[HeadSite], share: float, ranking: str) -> list[tuple[list[HeadSite], int]]:
-    """Sites that are ranked together, and how many of their heads may go now."""
+def _budgets(sites: list[HeadSite], share: float, ranking: Ranking) -> list[tuple[list[HeadSite], int]]:
+    """Return sites that are ranked together, and how many of their heads may go now."""
     if ranking == "global":
         return [(sites, _budget(sites, share))]
     if ranking == "layer":
@@ -99,8 +103,8 @@ def _budgets(sites: list[HeadSite], share: float, ranking: str) -> list[tuple[li
 
 
 def _budget(sites: list[HeadSite], share: float) -> int:
-    """How many of their heads may go, so that no more than this share is gone."""
-    unpruned, left = (sum(getattr(site, name) for site in sites) for name in ("num_unpruned_heads", "num_heads"))
+    """Return how many heads of these sites may go, so that no more than this share is gone."""
+    unpruned, left = sum(site.num_unpruned_heads for site in sites), sum(site.num_heads for site in sites)
     return math.floor(share * unpruned + 1e-6) - (unpruned - left)  # 0.29 · 100 is a little less than 29
 
 
@@ -108,8 +112,8 @@ def _above(site: HeadSite, kept: int) -> int:
     return max(site.num_heads - kept, 0)
 
 
-def _units(site: HeadSite, importance: Tensor, grouping: str) -> list[tuple[float, HeadSite, list[int]]]:
-    """Heads that can only go together, with the mean of their importance."""
+def _units(site: HeadSite, importance: Tensor, grouping: Grouping) -> list[tuple[float, HeadSite, list[int]]]:
+    """Return heads that can only go together, with the mean of their importance."""
     importance = torch.as_tensor(importance).float().cpu()
     if importance.shape != (site.num_unpruned_heads,):
         raise ConfigurationError(
@@ -124,5 +128,5 @@ def _units(site: HeadSite, importance: Tensor, grouping: str) -> list[tuple[floa
     is_grouped = site.num_unpruned_heads > site.num_unpruned_key_value_heads
     if is_grouped and (grouping == "within" or (grouping == "auto" and site.num_unpruned_key_value_heads == 1)):
         ranked = [sorted(group, key=lambda head: float(importance[head])) for group in groups]
-        groups = [sorted(heads) for heads in zip(*ranked, strict=True)]
-    return [(float(importance[heads].mean()), site, heads) for heads in groups]
+        groups = [sorted(unit) for unit in zip(*ranked, strict=True)]
+    return [(float(importance[unit].mean()), site, unit) for unit in groups]

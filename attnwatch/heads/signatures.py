@@ -1,14 +1,15 @@
-"""Compares a forward that replaces a module's own with what the module's class says that it takes."""
+"""Comparison of a forward that replaces a module's own with the arguments that the module's class takes."""
 
 import inspect
 from collections.abc import Callable, Sequence
 from inspect import Parameter
+from typing import Any
 
 from torch import nn
 
 
-def not_honoured(forward: Callable, module: nn.Module) -> list[str]:
-    """Parameters of the class's own forward that `forward`, called as forward(module, ...), takes in another way.
+def not_honoured(forward: Callable[..., Any], module: nn.Module) -> list[str]:
+    """Return the parameters of the class's own forward that `forward`, called as forward(module, ...), takes otherwise.
 
     It takes a parameter by the same name, at the same position and with the same default, or hands it on in `*args`
     and `**kwargs`.
@@ -21,7 +22,7 @@ def not_honoured(forward: Callable, module: nn.Module) -> list[str]:
 
 
 def names_of_arguments(module: nn.Module) -> tuple[str, ...]:
-    """Names of the arguments that the class's own forward takes by position, in order."""
+    """Return the names of the arguments that the class's own forward takes by position, in order."""
     return tuple(parameter.name for parameter in _parameters(type(module).forward) if _is_positional(parameter))
 
 
@@ -55,10 +56,9 @@ def _is_required(parameter: Parameter) -> bool:
 
 
 def _shown(parameter: Parameter) -> str:
-    stars = {Parameter.VAR_POSITIONAL: "*", Parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
-    return stars + parameter.name
+    return str(parameter).partition(":")[0].partition("=")[0]
 
 
-def _parameters(forward: Callable) -> list[Parameter]:
-    """Those after the module itself."""
+def _parameters(forward: Callable[..., Any]) -> list[Parameter]:
+    """Return those after the module itself."""
     return list(inspect.signature(forward).parameters.values())[1:]

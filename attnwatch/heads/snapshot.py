@@ -1,31 +1,30 @@
 """A model and its optimizers as they were before a cut, to put them back."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attnwatch.capture import KEPT_HEADS, UNPRUNED_HEADS, kept_heads
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.heads import HeadSite, head_sites
-from attnwatch.heads.projections import features_of
-from attnwatch.heads.removed import cuts_of
-from attnwatch.heads.surgery import forward_swaps, replaced_parameter
+from attnwatch.heads.changes import apply_all, size_changes
+from attnwatch.heads.head_map import HeadMap
+from attnwatch.heads.surgery import replaced_parameter
 
 Snapshot = dict[str, Any]
 """Tensors, numbers and strings only, so that it can lie in a checkpoint."""
 
 
 @torch.no_grad()
-def take_snapshot(model: nn.Module, optimizers: Sequence[Optimizer]) -> Snapshot:
-    """Copies of everything that training changes: as large as the model with its optimizers' state."""
+def take_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]) -> Snapshot:
+    """Copy everything that training changes, as large as the model with its optimizers' state."""
+    heads = HeadMap.of(model)
     return {
-        "sites": {name: _numbers(site.module) for name, site in head_sites(model)[0].items()},
-        "parameters": {name: parameter.detach().clone() for name, parameter in model.named_parameters()},
-        "buffers": {name: buffer.clone() for name, buffer in model.named_buffers()},
+        "sites": {name: list(kept) for name, kept in heads.kept.items()},
+        "parameters": {name: parameter.detach().clone() for name, parameter in heads.model.named_parameters()},
+        "buffers": {name: buffer.clone() for name, buffer in heads.model.named_buffers()},
         "optimizers": [
             [_copied(optimizer.state.get(parameter, {})) for parameter in _parameters(optimizer)]
             for optimizer in optimizers
@@ -33,8 +32,8 @@ def take_snapshot(model: nn.Module, optimizers: Sequence[Optimizer]) -> Snapshot
     }
 
 
-def check_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
-    """Whether `restore_snapshot` can put these back.
+def check_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
+    """Check that `restore_snapshot` can put model and optimizers back.
 
     Raises:
         ConfigurationError: the model or an optimizer has been changed otherwise than by a cut since then.
@@ -46,15 +45,16 @@ def check_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot: 
     for optimizer, states in zip(optimizers, snapshot["optimizers"], strict=True):
         if len(_parameters(optimizer)) < len(states):
             raise ConfigurationError(f"{type(optimizer).__name__} holds fewer parameters than it did before the cut.")
-    sites, _ = head_sites(model)
-    named = {"attention": sites, "parameter": dict(model.named_parameters())}
+    heads = HeadMap.of(model)
+    parameters = dict(heads.model.named_parameters())
+    named: dict[str, Mapping[str, object]] = {"attention": heads.sites, "parameter": parameters}
     for what, before in (("attention", snapshot["sites"]), ("parameter", snapshot["parameters"])):
         gone = [name for name in before if name not in named[what]]
         if gone:
             raise ConfigurationError(f"the model has no {what} {gone[0]!r} any more, which it had before the cut.")
-    cut = {id(part.parameter) for site in sites.values() for part in cuts_of(site, site.kept)}
+    cut = {id(part.parameter) for site in heads.sites.values() for part in site.cuts_of(site.kept)}
     for name, value in snapshot["parameters"].items():
-        parameter = named["parameter"][name]
+        parameter = parameters[name]
         if parameter.shape != value.shape and id(parameter) not in cut:
             raise ConfigurationError(
                 f"the parameter {name!r} was {list(value.shape)} before the cut and is {list(parameter.shape)}, which "
@@ -63,7 +63,7 @@ def check_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot: 
 
 
 @torch.no_grad()
-def restore_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
+def restore_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
     """Put model and optimizers back, heads included. The snapshot is used up: its tensors become the model's.
 
     Parameters that an optimizer was given since then keep their state.
@@ -71,8 +71,9 @@ def restore_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot
     Raises:
         ConfigurationError: see `check_snapshot`; nothing was changed.
     """
-    check_snapshot(model, optimizers, snapshot)
-    sites, _ = head_sites(model)
+    heads = HeadMap.of(model)
+    check_snapshot(heads, optimizers, snapshot)
+    model = heads.model
     parameters = dict(model.named_parameters())
     # Whatever needs memory is made before anything is touched.
     new = {
@@ -88,17 +89,11 @@ def restore_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot
         for optimizer, states in zip(optimizers, snapshot["optimizers"], strict=True)
     ]
     for path, value in snapshot["parameters"].items():
-        if path not in new:
+        if path in new:
+            module, name = _owner(model, path)
+            module._parameters[name] = new[path]
+        else:
             parameters[path].copy_(value)
-            continue
-        module, name = _owner(model, path)
-        module._parameters[name] = new[path]
-        if name == "weight":
-            vars(module).update(features_of(module))
-    for site in sites.values():
-        site.module._buffers.pop(KEPT_HEADS, None)
-        for adapter in site.adapters:
-            vars(adapter).update(features_of(adapter))
     for path, value in buffers.items():
         module, name = _owner(model, path)
         old = module._buffers.get(name)
@@ -106,30 +101,16 @@ def restore_snapshot(model: nn.Module, optimizers: Sequence[Optimizer], snapshot
             old.copy_(value)
         else:
             module._buffers[name] = value
-    for name, numbers in snapshot["sites"].items():
-        _restore_site(sites[name], numbers)
+    for name, kept in snapshot["sites"].items():
+        apply_all(size_changes(heads.sites[name], kept))
     for optimizer, its_states in zip(optimizers, states, strict=True):
         _restore_optimizer(optimizer, its_states, replaced)
 
 
-def _restore_site(site: HeadSite, numbers: dict[str, int]) -> None:
-    values = vars(site.module)
-    values.update(numbers)
-    kept = kept_heads(site.module)
-    if kept is None:
-        values.pop(UNPRUNED_HEADS, None)
-    for swap in forward_swaps(site, range(site.num_unpruned_heads) if kept is None else kept.tolist()):
-        swap.apply()
-
-
-def _numbers(module: nn.Module) -> dict[str, int]:
-    return {name: value for name, value in vars(module).items() if isinstance(value, int) and name != "training"}
-
-
 def _states_of(
-    optimizer: Optimizer, states: list[dict], replaced: dict[nn.Parameter, nn.Parameter]
-) -> list[tuple[nn.Parameter, dict]]:
-    """The parameters that there will be, each with its state."""
+    optimizer: Optimizer, states: list[dict[str, Any]], replaced: dict[nn.Parameter, nn.Parameter]
+) -> list[tuple[nn.Parameter, dict[str, Any]]]:
+    """Return the parameters that there will be, each with its state."""
     parameters = [replaced.get(parameter, parameter) for parameter in _parameters(optimizer)]
     return [
         (parameter, {name: _to(value, parameter) for name, value in state.items()})
@@ -139,7 +120,7 @@ def _states_of(
 
 def _restore_optimizer(
     optimizer: Optimizer,
-    states: list[tuple[nn.Parameter, dict]],
+    states: list[tuple[nn.Parameter, dict[str, Any]]],
     replaced: dict[nn.Parameter, nn.Parameter],
 ) -> None:
     for group in optimizer.param_groups:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from attnwatch.capture import KEPT_HEADS
-from attnwatch.heads.heads import HeadSite, head_sites
+from attnwatch.heads.head_map import HeadMap
+from attnwatch.heads.site import HeadSite
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -20,8 +21,8 @@ def stock_config(model: "PreTrainedModel") -> "PretrainedConfig | None":
     Layers must have equally many heads. Some families declare a `head_dim` (Llama, Qwen3), some read it from their
     config although they do not declare it (Qwen2); of all others the width of a head follows from the number of heads.
     """
-    sites = list(head_sites(model)[0].values())
-    if all(site.num_heads == site.num_unpruned_heads for site in sites):
+    sites = list(HeadMap.of(model).sites.values())
+    if not any(site.is_pruned for site in sites):
         return model.config
     numbers = {(site.num_heads, site.num_key_value_heads, site.head_dim) for site in sites}
     if len(numbers) != 1 or not sites[0].num_heads:
@@ -41,7 +42,7 @@ def _candidates(model: "PreTrainedModel", site: HeadSite) -> "Iterator[Pretraine
 
 
 def _builds(config: "PretrainedConfig", model: "PreTrainedModel") -> bool:
-    """Whether a saved copy of the config builds this model: the same tensors, and the same numbers in its modules."""
+    """Return whether a saved copy of the config builds this model, with the same tensors and numbers in its modules."""
     try:
         read = type(config).from_dict(config.to_dict())
         read._attn_implementation = model.config._attn_implementation
@@ -60,7 +61,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def _numbers(model: nn.Module) -> dict[str, Any]:
-    """What modules compute with: heads, widths, scales."""
+    """Return the numbers that modules compute with: heads, widths, scales."""
     return {
         f"{path}.{name}": value
         for path, module in model.named_modules()

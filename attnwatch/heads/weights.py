@@ -1,4 +1,4 @@
-"""Which heads the weights in a file or folder have, read without building a model and without running pickled code."""
+"""Heads of saved weights, read without building a model and without running pickled code."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from attnwatch.capture import KEPT_HEADS, site_name
 from attnwatch.errors import ConfigurationError
-from attnwatch.heads.heads import HeadSite
+from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.names import named_alike
 from attnwatch.utils.files import UnreadableFileError, read_json
 
@@ -24,7 +24,7 @@ def weight_files(path: Path, variant: str | None = None) -> list[Path]:
     """Return the files that hold a model's weights: the file itself, or those that a folder has.
 
     Args:
-        path: of a `.safetensors` file, of a file of `torch.save`, or of a folder.
+        path: a `.safetensors` file, a file of `torch.save`, or a folder.
         variant: part of the files' names, as in `model.fp16.safetensors`.
 
     Raises:
@@ -71,7 +71,7 @@ def saved_heads(files: Iterable[Path]) -> dict[str, list[int]]:
 
 
 def _kept_in(file: Path) -> dict[str, Tensor]:
-    """Paths of the pruned modules, and their heads."""
+    """Return the heads of the pruned modules by path."""
     try:
         if file.suffix == ".safetensors":
             return _kept_in_safetensors(file)
@@ -99,8 +99,8 @@ def _owner(name: str) -> str:
     return name.removesuffix(KEPT_HEADS).removesuffix(".")
 
 
-def sites_of(kept: Mapping[str, list[int]], model: nn.Module, sites: Mapping[str, HeadSite]) -> dict[str, list[int]]:
-    """Name the saved heads by the sites of a model.
+def sites_of(kept: Mapping[str, list[int]], heads: HeadMap) -> dict[str, list[int]]:
+    """Return the saved heads by the sites of a model.
 
     Files may call modules otherwise: transformers writes the names of a family's first checkpoints, wrappers add a
     prefix.
@@ -108,10 +108,11 @@ def sites_of(kept: Mapping[str, list[int]], model: nn.Module, sites: Mapping[str
     Raises:
         ConfigurationError: the model has no such module, several, or fewer heads there.
     """
-    in_files = _names_in_files(model, sites)
+    sites = heads.sites
+    in_files = _names_in_files(heads.model, sites)
     found = {}
-    for path, heads in kept.items():
-        name = site_name(path, model)
+    for path, saved in kept.items():
+        name = site_name(path, heads.model)
         names = named_alike(name, sites) if name in sites else named_alike(name, in_files) or named_alike(name, sites)
         if len(names) != 1:
             raise ConfigurationError(
@@ -119,17 +120,17 @@ def sites_of(kept: Mapping[str, list[int]], model: nn.Module, sites: Mapping[str
                 f"model's attention modules: {', '.join(names or sites)}"
             )
         site = in_files.get(names[0], names[0])
-        if max(heads, default=0) >= sites[site].num_unpruned_heads:
+        if max(saved, default=0) >= heads.num_heads[site]:
             raise ConfigurationError(
-                f"the weights have head {max(heads)} at {path!r}, where the model has "
-                f"{sites[site].num_unpruned_heads} heads unpruned"
+                f"the weights have head {max(saved)} at {path!r}, where the model has {heads.num_heads[site]} heads "
+                "unpruned"
             )
-        found[site] = heads
+        found[site] = saved
     return found
 
 
 def _names_in_files(model: nn.Module, sites: Iterable[str]) -> dict[str, str]:
-    """Sites by what transformers calls them in files."""
+    """Return the sites by the names that transformers gives them in files."""
     try:
         from transformers import PreTrainedModel
         from transformers.core_model_loading import revert_weight_conversion

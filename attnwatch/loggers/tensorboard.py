@@ -1,28 +1,34 @@
-"""Numbers, pictures and words for a TensorBoard `SummaryWriter`."""
+"""TensorBoard."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
-from attnwatch.loggers.logger import Draw
+from attnwatch.loggers.base import Draw, Logger
+from attnwatch.plugins import register
 
 
-class TensorBoardSink:
-    """Everything, under the tags that it is given.
+@register
+class TensorBoardLogger(Logger):
+    """TensorBoard: numbers, images and text, under the tags that they are given."""
 
-    Args:
-        writer: returns the `SummaryWriter`.
-    """
+    name = "tensorboard"
+    class_names = ("TensorBoardLogger", "TensorBoardCallback", "SummaryWriter")
 
-    def __init__(self, name: str, key: int, writer: Callable):
-        self.name, self.key = name, key
-        self._writer = writer
+    @property
+    def _writer(self) -> Any:
+        """The `SummaryWriter`. A trainer may make it late, so that it is asked for each time."""
+        for attribute in ("experiment", "tb_writer"):
+            if hasattr(self.target, attribute):
+                return getattr(self.target, attribute)
+        return self.target
 
-    def scalars(self, numbers: Mapping[str, float], step: int) -> None:
+    def log_scalars(self, numbers: Mapping[str, float], step: int) -> None:
         for tag, number in numbers.items():
-            self._writer().add_scalar(tag, number, step)
+            self._writer.add_scalar(tag, number, step)
 
-    def images(self, draw: Draw, step: int) -> None:
+    def log_images(self, draw: Draw, step: int) -> None:
         for tag, image in draw().items():
-            self._writer().add_image(tag, image, step, dataformats="HWC")
+            self._writer.add_image(tag, image, step, dataformats="HWC")
 
-    def text(self, tag: str, markdown: str, step: int) -> None:
-        self._writer().add_text(tag, markdown, step)
+    def log_text(self, tag: str, markdown: str, step: int) -> None:
+        self._writer.add_text(tag, markdown, step)

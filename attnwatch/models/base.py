@@ -1,23 +1,125 @@
-"""What attnwatch knows of a family of models."""
+"""Base class of the model families."""
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from attnwatch.errors import AttnwatchError, ConfigurationError
 from attnwatch.plugins import Plugin, Registry
+from attnwatch.utils.interception import original_class
 
 if TYPE_CHECKING:
-    from attnwatch.heads.layouts import HeadLayout
+    from attnwatch.attention import AttentionInputs
+    from attnwatch.heads.layout import HeadLayout
     from attnwatch.tokens.layouts import TokenLayout
+    from attnwatch.tokens.stacks import Stack
+
+Answer = TypeVar("Answer")
+
+CHOOSES_KEYS = "which keys a token sees depends on their content, so that padding can't be told from what was left out"
+"""Reason why the calls of a family that chooses keys are refused: a token whose own key is hidden counts as padding."""
+
+
+class TokenPredictions(NamedTuple):
+    """Predictions of a language model for the tokens of one forward.
+
+    Attributes:
+        logits: [batch, tokens, vocabulary].
+        labels: int [batch, tokens], negative where there is none.
+        is_shifted: flag that the logits at a token predict the label of the next one.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    is_shifted: bool
+
+
+Answer = TypeVar("Answer")
+
+
+class Refused(Exception):
+    """Heads or tokens of a module can't be removed. The message is the reason."""
 
 
 class ModelFamily(Plugin):
-    """Base class of what is known of a family of models: everything about it in one file.
+    """Family of models: where its heads and tokens lie, and what is special about its attention calls.
 
-    The families are asked in turn, those of users first, and the first that knows a module is believed.
+    An instance of this class declares the layouts of some classes. A subclass can override every method. The families
+    are asked in turn, those of users first, and the first answer counts.
+
+    Args:
+        name: see `Plugin`.
+        heads: where the heads lie, by class of the attention module. `attnwatch.check_layout` tries whether a layout
+            fits.
+        tokens: which arguments of a layer have a token axis, by class of the layer.
+
+    Attributes:
+        heads, tokens: see above; subclasses of the classes are not included. A subclass of `ModelFamily` may declare
+            them in its body.
+        is_fallback: the family goes by names that many modules have, and is asked after the other built-in ones.
+        eager_attributes: attributes of a module that the eager function of the family reads, and for which
+            `adjust_call` accounts. Only transformers before version 5 has such functions.
+
+    Example:
+        >>> import attnwatch
+        >>> class MyAttention(nn.Module): ...
+        >>> layout = attnwatch.HeadLayout({"qkv": "q|k|v"}, output="proj", head_dim=64, returns="output")
+        >>> family = attnwatch.register(attnwatch.ModelFamily("my_model", heads={MyAttention: layout}))
+        >>> family.head_layout(MyAttention()) is layout
+        True
+        >>> attnwatch.unregister(family)
     """
 
     registry: ClassVar[Registry["ModelFamily"]] = Registry("model family", "attnwatch.models", as_instances=True)
+    is_fallback: ClassVar[bool] = False
+    eager_attributes: ClassVar[frozenset[str]] = frozenset()
+    heads: Mapping[type[nn.Module], "HeadLayout"] = MappingProxyType({})
+    tokens: Mapping[type[nn.Module], "TokenLayout"] = MappingProxyType({})
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        heads: Mapping[type[nn.Module], "HeadLayout"] | None = None,
+        tokens: Mapping[type[nn.Module], "TokenLayout"] | None = None,
+    ):
+        if name is not None:
+            self.name = name
+        if heads is not None:
+            self.heads = dict(heads)
+        if tokens is not None:
+            self.tokens = dict(tokens)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether both declare the same classes under one name, as a notebook cell that runs again does."""
+        return isinstance(other, ModelFamily) and self._declared == other._declared
+
+    def __hash__(self) -> int:
+        return hash(self._declared)
+
+    @property
+    def _declared(self) -> tuple[type, str, frozenset[str]]:
+        classes = frozenset(f"{each.__module__}.{each.__qualname__}" for each in (*self.heads, *self.tokens))
+        return type(self), self.name, classes
+
+    @classmethod
+    def check(cls, plugin: "ModelFamily") -> None:
+        """Raise a `ConfigurationError` if a layout does not fit the class that it is declared for."""
+        for argument, layouts in (("heads", plugin.heads), ("tokens", plugin.tokens)):
+            for module_class in layouts:
+                if not (isinstance(module_class, type) and issubclass(module_class, nn.Module)):
+                    raise ConfigurationError(
+                        f"`{argument}` must map classes of modules to layouts, got {module_class!r}."
+                    )
+        for module_class, layout in plugin.heads.items():
+            require_head_layout(plugin, module_class, layout)
+        for layer_class, layout in plugin.tokens.items():
+            require_token_layout(plugin, layer_class, layout)
+            layout.check_arguments(layer_class)
+
+    # Heads
 
     def head_layout(self, module: nn.Module) -> "HeadLayout | None":
         """Return where the heads of an attention module lie; None if the module is not of this family.
@@ -25,8 +127,106 @@ class ModelFamily(Plugin):
         Raises:
             Refused: heads can't be removed from the module, and why.
         """
-        return None
+        return self.heads.get(type(module))
+
+    # Tokens
 
     def token_layout(self, layer: nn.Module) -> "TokenLayout | None":
-        """Return which arguments of a layer have a token axis; None if the layer is not of this family."""
+        """Return which arguments of a layer have a token axis; None if the layer is not of this family.
+
+        Raises:
+            Refused: tokens can't be dropped in such layers; the message completes "its layers …".
+        """
+        return self.tokens.get(original_class(layer))
+
+    def check_tokens(
+        self, stack: "Stack", layers: tuple[nn.Module, ...], *, protect_first: int, drop_in_evaluation: bool
+    ) -> None:
+        """Check that tokens can be dropped in some layers of a stack. All families are asked, of every stack.
+
+        Args:
+            stack: stack of layers, with the model around it.
+            layers: layers in which tokens are to be dropped.
+            protect_first, drop_in_evaluation: see `attnwatch.TokenDropper`.
+
+        Raises:
+            Refused: they can't be dropped; the message completes "tokens can't be dropped: …".
+        """
+
+    def is_model(self, module: nn.Module) -> bool:
+        """Return whether a call of the module is one forward of a model, with arguments that tell about its tokens."""
+        return False
+
+    def argument_prefix(self, model: nn.Module, stack: str) -> str:
+        """Return the prefix of the model's arguments about the tokens of a stack, such as "decoder_"."""
+        return ""
+
+    def token_predictions(self, model: nn.Module, given: Mapping[str, Any], output: Any) -> TokenPredictions | None:
+        """Return what a forward predicted for its tokens; None if that is unknown, or not its job.
+
+        Args:
+            model: outermost model.
+            given: arguments of its call, by name.
+            output: result of its call.
+        """
         return None
+
+    # Attention calls
+
+    def has_own_calls(self, module: nn.Module) -> bool:
+        """Return whether the attention calls of a module mean something else than their arguments tell."""
+        return False
+
+    def refuses_call(self, module: nn.Module) -> str:
+        """Return why no call of a module with calls of its own can be read; empty if they can."""
+        return ""
+
+    def adjust_call(self, module: nn.Module, inputs: "AttentionInputs") -> "AttentionInputs":
+        """Return what a module with calls of its own computes when it is given `inputs`."""
+        return inputs
+
+
+def first_answer(ask: Callable[[ModelFamily], Answer | None]) -> Answer | None:
+    """Return the first answer of the families that is not empty, those of users asked first; None if there is none.
+
+    Raises:
+        Refused: raised by the family that was asked.
+        ConfigurationError: a family failed; the message names it.
+    """
+    for family in sorted(ModelFamily.registry.values(), key=lambda each: (_is_built_in(each), each.is_fallback)):
+        try:
+            answer = ask(family)
+        except (Refused, AttnwatchError):
+            raise
+        except Exception as error:
+            described = ModelFamily.registry.describe(family)
+            raise ConfigurationError(f"{described} failed with {type(error).__name__}: {error}") from error
+        if answer:
+            return answer
+    return None
+
+
+def require_head_layout(family: ModelFamily, module_class: type, layout: object) -> None:
+    """Raise a `ConfigurationError` if a family declares something else than a `HeadLayout` for a class."""
+    from attnwatch.heads.layout import HeadLayout
+
+    _require_layout(family, module_class, layout, HeadLayout, "head")
+
+
+def require_token_layout(family: ModelFamily, layer_class: type, layout: object) -> None:
+    """Raise a `ConfigurationError` if a family declares something else than a `TokenLayout` for a class."""
+    from attnwatch.tokens.layouts import TokenLayout
+
+    _require_layout(family, layer_class, layout, TokenLayout, "token")
+
+
+def _require_layout(family: ModelFamily, module_class: type, layout: object, kind: type, what: str) -> None:
+    if not isinstance(layout, kind):
+        raise ConfigurationError(
+            f"{ModelFamily.registry.describe(family)}: the {what} layout of {module_class.__name__} must be a "
+            f"{kind.__name__}, got {layout!r}."
+        )
+
+
+def _is_built_in(family: ModelFamily) -> bool:
+    return type(family) is not ModelFamily and type(family).__module__.startswith(f"{__package__}.")

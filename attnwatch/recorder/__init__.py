@@ -1,4 +1,4 @@
-"""History over time: records what a capture sees, in bounded memory, without knowing any trainer."""
+"""Recording of attention statistics over a training, in bounded memory, for any training loop."""
 
 from attnwatch.recorder.history import AttentionHistory
 from attnwatch.recorder.lazy import Values

@@ -1,26 +1,33 @@
-"""Observations on the host, within a bound."""
+"""Bounded store of observations on the host."""
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from attnwatch.attention import STATISTICS
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder.history import AttentionHistory
 from attnwatch.recorder.lazy import Observation, ObservedValues
 
 
 class HistoryBuffer:
-    """Collects observations within a bound.
+    """Bounded store of observations.
 
     The newest quarter of `max_observations` is always complete. Older observations are thinned to every second,
     fourth, … so that what remains is spread evenly over the run, however long it gets.
+
+    Args:
+        sites: of the model.
+        statistics: names of the statistics that are recorded. Others in a state that is loaded are kept.
+        max_observations: number of observations that are kept.
     """
 
-    def __init__(self, sites: Sequence[str], max_observations: int):
+    def __init__(self, sites: Sequence[str], statistics: Sequence[str], max_observations: int):
         self.sites = tuple(sites)
+        self._recorded = tuple(statistics)
+        self._statistics = tuple(statistics)
         self._max = max_observations
         self._stride = 1
         self._count = 0
@@ -28,20 +35,20 @@ class HistoryBuffer:
 
     @property
     def num_observations(self) -> int:
-        """How many have been appended so far, the thinned ones included."""
+        """Number of observations that were appended, the thinned ones included."""
         return self._count
 
     def append(self, observation: Observation) -> None:
-        """Add the newest observation. Those at or after its step are forgotten: the run went back."""
+        """Add the newest observation, and forget those at or after its step: the run went back."""
         while self._numbered and self._numbered[-1][1].step >= observation.step:
             self._numbered.pop()
-        self._numbered.append((self._count, observation))
+        self._numbered.append((self._count, self._with_all_statistics(observation)))
         self._count += 1
         while len(self._numbered) > self._max:
             self._thin()
 
     def grow(self, sites: Sequence[str]) -> None:
-        """More sites: nan in what was observed before."""
+        """Take more sites, which are nan in earlier observations."""
         self._numbered = [
             (number, Observation(each.step, _at_sites(each.values, self.sites, sites), each.loss))
             for number, each in self._numbered
@@ -51,24 +58,25 @@ class HistoryBuffer:
     def history(
         self, coverage: Mapping[str, str], latest: Sequence[Observation] = (), *, total_steps: int | None = None
     ) -> AttentionHistory:
-        """A snapshot, with `latest` at its end and nothing at or after its step before it."""
+        """Return a snapshot that ends with `latest`, and has nothing else at or after its step."""
         end = latest[0].step if latest else math.inf
-        observations = [*(observation for _, observation in self._numbered if observation.step < end), *latest]
+        observations = [observation for _, observation in self._numbered if observation.step < end]
+        observations += map(self._with_all_statistics, latest)
         heads = max((observation.values.shape[2] for observation in observations), default=0)
         return AttentionHistory(
             steps=np.array([observation.step for observation in observations], dtype=np.int64),
             sites=self.sites,
-            values=ObservedValues(observations, len(self.sites), heads),
+            values=ObservedValues(observations, self._statistics, len(self.sites), heads),
             loss=np.array([observation.loss for observation in observations], dtype=np.float64),
             coverage=dict(coverage),
             total_steps=total_steps,
         )
 
     def state_dict(self) -> dict:
-        """Tensors, numbers and strings only, so that checkpoints load without pickled code."""
+        """Return the state as tensors, numbers and strings, so that checkpoints load without pickled code."""
         return {
             "sites": list(self.sites),
-            "statistics": list(STATISTICS),
+            "statistics": list(self._statistics),
             "stride": self._stride,
             "count": self._count,
             "numbers": [number for number, _ in self._numbered],
@@ -78,11 +86,14 @@ class HistoryBuffer:
         }
 
     def load_state_dict(self, state: dict, *, new_sites: Collection[str] = ()) -> None:
-        """Raises a `ConfigurationError` where the state is of a model with other sites.
+        """Restore what `state_dict` returned.
 
         Args:
-            state: of `state_dict`.
-            new_sites: that the state need not have.
+            state: result of `state_dict`.
+            new_sites: sites that the state may lack.
+
+        Raises:
+            ConfigurationError: the state is that of a model with other sites.
         """
         sites = tuple(state["sites"])
         if not set(self.sites) - set(new_sites) <= set(sites) <= set(self.sites):
@@ -91,7 +102,8 @@ class HistoryBuffer:
                 "resume with the same model and `sites`, or start a new history."
             )
         known = {name: index for index, name in enumerate(state["statistics"])}
-        order = [known.get(name) for name in STATISTICS]
+        self._statistics = (*self._recorded, *(name for name in known if name not in self._recorded))
+        order = [known.get(name) for name in self._statistics]
         self._stride, self._count = state["stride"], state["count"]
         self._numbered = [
             (number, Observation(step, _at_sites(_reordered(values.numpy(), order), sites, self.sites), loss))
@@ -99,6 +111,14 @@ class HistoryBuffer:
                 state["numbers"], state["steps"], state["values"], state["losses"], strict=True
             )
         ]
+
+    def _with_all_statistics(self, observation: Observation) -> Observation:
+        """Return the observation with nan for the statistics that only a loaded state had."""
+        missing = len(self._statistics) - len(observation.values)
+        if not missing:
+            return observation
+        values = np.pad(observation.values, ((0, missing), (0, 0), (0, 0)), constant_values=np.nan)
+        return replace(observation, values=values)
 
     def _thin(self) -> None:
         oldest_complete = self._count - self._max // 4
@@ -113,13 +133,13 @@ class HistoryBuffer:
 
 
 def _reordered(values: np.ndarray, order: Sequence[int | None]) -> np.ndarray:
-    """Statistics in today's order; nan for one that was not recorded then."""
-    missing = np.full_like(values[0], np.nan)
+    """Return values with the statistics in the present order; nan for those that were not recorded then."""
+    missing = np.full(values.shape[1:], np.nan, dtype=np.float32)
     return np.stack([missing if index is None else values[index] for index in order])
 
 
 def _at_sites(values: np.ndarray, sites: Sequence[str], now: Sequence[str]) -> np.ndarray:
-    """[statistics, sites, heads] at today's sites; nan for one that was not known then."""
+    """Return values [statistics, sites, heads] at the present sites; nan at those that were not known then."""
     if tuple(sites) == tuple(now):
         return values
     result = np.full((values.shape[0], len(now), values.shape[2]), np.nan, dtype=np.float32)

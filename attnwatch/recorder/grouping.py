@@ -1,4 +1,4 @@
-"""Calls of a step that are alike, kept until they are worth computing together."""
+"""Grouping of similar attention calls, so that their statistics are computed together."""
 
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -6,38 +6,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnwatch.attention import AttentionInputs, accumulate, at_rows, block_elements, joined, kind_of_call
+from attnwatch.attention import Accumulator, AttentionInputs, at_rows, block_elements, joined, kind_of_call
 
 Receive = Callable[[Any, Tensor], None]
 
 
 class CallGroup:
-    """Computes the statistics of calls, those of neighbouring layers at once.
+    """Group of calls whose statistics are computed together: those of neighbouring layers.
 
-    A call's statistics are dozens of small kernels. On a GPU, launching them for each layer takes far longer than the
-    kernels do; one call with the heads of many layers takes as many launches as one with those of one.
+    The statistics of a call take dozens of small kernels. On a GPU, launching them for each layer takes far longer than
+    running them. A call with the heads of many layers takes as many launches as one with the heads of one layer.
 
     Args:
-        receive: called with a name and the sums of its call, [statistics, 2, heads], once they are computed.
-        fail: called with a name and the error where they can't be.
+        accumulator: computes the sums.
+        receive: called with the name of a call and its sums [statistics, 2, heads].
+        fail: called with the name of a call and the error, if its sums can't be computed.
     """
 
-    def __init__(self, receive: Receive, fail: Callable[[Any, Exception], None]):
-        self._receive, self._fail = receive, fail
+    def __init__(self, accumulator: Accumulator, receive: Receive, fail: Callable[[Any, Exception], None]):
+        self._accumulator, self._receive, self._fail = accumulator, receive, fail
         self._kind: Hashable = None
         self._rows: Tensor | None = None
         self._calls: list[tuple[Any, AttentionInputs]] = []
         self._elements = 0
 
     def add(self, name: Any, inputs: AttentionInputs, rows: Tensor) -> None:
-        """A call of which these query rows are looked at. Copied, where it is not computed at once."""
+        """Add a call, of which these query rows are looked at. It is copied unless it is computed at once."""
         kind = kind_of_call(inputs, rows) if inputs.keeps_its_masks else None
         elements = inputs.batch_size * inputs.num_heads * len(rows) * inputs.num_keys
         most = block_elements(inputs.key.device)
         if kind is None or kind != self._kind or self._elements + elements > most:
             self.compute()
         if kind is None or elements > most:
-            self._receive(name, accumulate(inputs, rows))
+            self._receive(name, self._accumulator.sums(inputs, rows))
             return
         with torch.no_grad():
             first = self._calls[0][1] if self._calls else None
@@ -45,13 +46,13 @@ class CallGroup:
         self._kind, self._rows, self._elements = kind, rows, self._elements + elements
 
     def compute(self) -> None:
-        """Everything that was added is received now."""
+        """Compute the calls that were added."""
         calls, rows = self._calls, self._rows
         self.clear()
         if not calls:
             return
         try:
-            sums = accumulate(joined([inputs for _, inputs in calls]), rows)
+            sums = self._accumulator.sums(joined([inputs for _, inputs in calls]), rows)
         except Exception as error:
             for name, _ in calls:
                 self._fail(name, error)
@@ -64,5 +65,5 @@ class CallGroup:
                 self._fail(name, error)
 
     def clear(self) -> None:
-        """Forget what was not computed."""
+        """Forget the calls that were not computed yet."""
         self._kind, self._rows, self._calls, self._elements = None, None, [], 0

@@ -1,4 +1,4 @@
-"""What was observed over time, as plain arrays; saved without pickle."""
+"""History of a run as plain arrays, saved without pickle."""
 
 import json
 import os
@@ -9,9 +9,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from attnwatch.attention import STATISTICS
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder.lazy import ObservedValues, SelectedValues, Values
+from attnwatch.statistics import Statistic
 from attnwatch.utils.files import UnreadableFileError, parse_json, replaced_file
 
 _FORMAT = 1
@@ -25,16 +25,16 @@ _MOST_BYTES_OF_HEADER = 2**28
 class AttentionHistory:
     """Statistics of every site and head at every observed step.
 
-    `history["entropy"]` is a float32 array [steps, sites, heads] (nan: not observed; sites with fewer heads are
-    filled up with nan). The names are those of `attnwatch.AttentionStatistics`.
+    `history["entropy"]` is a float32 array [steps, sites, heads], nan where nothing was observed. Sites with fewer
+    heads than others are filled up with nan. There is one array for each registered `attnwatch.Statistic`.
 
     Attributes:
         steps: int64 [steps], ascending global steps.
         sites: names of the sites.
         values: name of a statistic to its array.
-        loss: float64 [steps], training loss at these steps, nan where it was not recorded.
-        coverage: for every site `"observed"` or the reason why it is not.
-        total_steps: that the run will have; None where nobody knows.
+        loss: float64 [steps], training loss at these steps; nan if it was not recorded.
+        coverage: for every site `"observed"`, or the reason why it is not observed.
+        total_steps: number of steps that the run will have; None if it is unknown.
     """
 
     steps: np.ndarray
@@ -45,13 +45,18 @@ class AttentionHistory:
     total_steps: int | None = None
 
     @property
+    def statistics(self) -> dict[str, Statistic]:
+        """Registered statistics in this history by name. Those whose plugin is missing are not among them."""
+        return {name: statistic for name, statistic in Statistic.registry.items() if name in self.values}
+
+    @property
     def num_steps(self) -> int:
-        """How many steps the observations stand for, each for those up to the next."""
+        """Number of steps that the observations stand for, each for those up to the next."""
         return num_steps(self.steps)
 
     @property
     def gap(self) -> int:
-        """Steps between two observations (median); 1 where there is only one."""
+        """Median number of steps between two observations; 1 if there is only one."""
         return gap(self.steps)
 
     def __getitem__(self, statistic: str) -> np.ndarray:
@@ -67,44 +72,44 @@ class AttentionHistory:
         return len(self.steps)
 
     def until(self, step: int) -> "AttentionHistory":
-        """What was observed up to this global step, the step itself included."""
+        """Return the observations up to and including this global step."""
         return self.first(int(np.searchsorted(self.steps, step, side="right")))
 
     def without_memos(self) -> "AttentionHistory":
-        """The same, with nothing remembered of what was derived from it."""
+        """Return the same history without results that were memoized for it."""
         return replace(self, values=SelectedValues(self.values, slice(None)))
 
     def first(self, number: int) -> "AttentionHistory":
-        """The first `number` observations."""
+        """Return the first `number` observations."""
         return self.at(slice(max(number, 0)))
 
     def at(self, observations: np.ndarray | slice) -> "AttentionHistory":
-        """Some of the observations, by index or as a bool mask. Arrays are copied when they are read."""
+        """Return some of the observations, by index or bool mask. Arrays are copied when they are read."""
         is_observed = isinstance(self.values, ObservedValues)
         values = self.values.at(observations) if is_observed else SelectedValues(self.values, observations)
         return replace(self, steps=self.steps[observations], values=values, loss=self.loss[observations])
 
     def of_each_observation(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
-        """`function` of the arrays of each observation, stacked: [steps, …].
+        """Apply a function to the arrays of each observation and stack the results: [steps, …].
 
-        A recorder's observations remember the result, so that it is computed once for each.
+        The observations of a recorder memoize the result, so that it is computed once for each.
 
         Args:
-            key: of what is computed.
-            function: from arrays [..., sites, heads] by statistic to an array whose leading dimensions are theirs.
+            key: name of the result.
+            function: maps arrays [..., sites, heads] by statistic to an array whose leading dimensions are theirs.
         """
         if isinstance(self.values, ObservedValues) and not self.values.is_read and len(self):
             return self.values.of_each(key, function)
         return function(self.values)
 
     def memo(self, index: int) -> dict[Hashable, Any]:
-        """Where to keep what is derived from the observations up to this one; empty where they may have changed."""
+        """Return memoized results for the observations up to this one; an empty dict if they may have changed."""
         if isinstance(self.values, ObservedValues) and not self.values.is_read:
             return self.values.observations[index].memo
         return {}
 
     def save(self, path: str | os.PathLike) -> None:
-        """Write one .npz file. A file that is already there is replaced only when the new one is complete."""
+        """Write a .npz file. An existing file is replaced once the new one is complete."""
         header = {"format": _FORMAT, "sites": self.sites, "coverage": dict(self.coverage)}
         header["total_steps"] = self.total_steps
         arrays = {f"{_PREFIX}{name}": array for name, array in self.values.items()}
@@ -127,7 +132,7 @@ class AttentionHistory:
 
 
 def _read(stream: BinaryIO) -> AttentionHistory:
-    """Raises an `UnreadableFileError` where the file is no history."""
+    """Read a history, or raise an `UnreadableFileError`."""
     header, arrays = _content(stream)
     if header.get("format") != _FORMAT:
         raise UnreadableFileError(
@@ -140,12 +145,12 @@ def _read(stream: BinaryIO) -> AttentionHistory:
     if what:
         raise UnreadableFileError(f"is damaged: {what}; take a copy, or record it again")
     unknown = np.full_like(next(iter(values.values())), np.nan)  # statistics that were not recorded then
-    values = dict.fromkeys(STATISTICS, unknown) | values
+    values = dict.fromkeys(Statistic.registry, unknown) | values
     return AttentionHistory(steps.astype(np.int64), tuple(sites), values, loss, coverage, total_steps)
 
 
 def _content(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The header and the arrays."""
+    """Return the header and the arrays of a file."""
     try:
         with zipfile.ZipFile(stream) as archive:
             sizes = {member.filename: member.file_size for member in archive.infolist()}
@@ -172,20 +177,20 @@ def _what_is_wrong(
     coverage: Any,
     total_steps: Any,
 ) -> str:
-    """Why these can't be a history; empty where they can."""
+    """Return why these can't be a history; empty if they can."""
     if not isinstance(sites, list) or not all(isinstance(site, str) for site in sites) or len({*sites}) < len(sites):
-        return "its sites are no different names"
+        return "its sites are not a list of distinct names"
     if not isinstance(coverage, dict) or not all(isinstance(reason, str) for reason in coverage.values()):
-        return "its coverage is not that of sites"
+        return "its coverage is not a mapping from sites to reasons"
     if not (total_steps is None or (type(total_steps) is int and 0 < total_steps <= 2**53)):
-        return "its number of steps in total is none"
+        return "its total number of steps is not a positive integer"
     if steps is None or steps.ndim != 1 or steps.dtype.kind != "i" or (steps < 0).any() or (np.diff(steps) <= 0).any():
-        return "its steps are no ascending numbers"
+        return "its steps are not ascending integers"
     if loss is None or loss.dtype.kind != "f" or loss.shape != steps.shape:
-        return "its loss has not one number for each step"
+        return "its loss does not have one number for each step"
     shapes = {array.shape for array in values.values()}
     if len(shapes) != 1 or any(array.dtype.kind != "f" for array in values.values()):
-        return "its statistics have different shapes, or are no numbers"
+        return "its statistics have different shapes, or are not numbers"
     shape = shapes.pop()
     if len(shape) != 3 or shape[:2] != (len(steps), len(sites)):
         return f"its statistics have the shape {shape}, not [{len(steps)} steps, {len(sites)} sites, heads]"

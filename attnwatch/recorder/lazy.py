@@ -1,29 +1,26 @@
-"""Arrays of a history that are copied when they are first read, and not before.
+"""Arrays of a history that are copied when they are first read.
 
-512 observations of 96 layers of 128 heads are 302 MB. Whoever judges them reads a fraction of that.
+512 observations of 96 layers of 128 heads take 302 MB, and the diagnosis reads a fraction of that.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from attnwatch.attention import STATISTICS
-
 Values = Mapping[str, np.ndarray]
-_PLACES = {name: place for place, name in enumerate(STATISTICS)}
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What was seen at one step.
+    """Statistics of one step.
 
     Attributes:
-        step: the global step.
-        values: float32 [statistics, sites, heads], in the order of `STATISTICS`; never changed.
-        loss: nan where it was not recorded.
-        memo: what was derived from this observation and those before it, so that it is derived once.
+        step: global step.
+        values: float32 [statistics, sites, heads]; never changed.
+        loss: training loss; nan if it was not recorded.
+        memo: memoized results that depend on this observation and those before it.
     """
 
     step: int
@@ -31,29 +28,32 @@ class Observation:
     loss: float
     memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def by_name(self) -> dict[str, np.ndarray]:
-        """Arrays [sites, heads] by statistic."""
-        return {name: self.values[place] for name, place in _PLACES.items()}
+    def by_name(self, statistics: Iterable[str]) -> dict[str, np.ndarray]:
+        """Return arrays [sites, heads] by name, given the names of all statistics in order."""
+        return dict(zip(statistics, self.values, strict=True))
 
 
 class ObservedValues(Mapping[str, np.ndarray]):
     """Arrays [steps, sites, heads] by statistic, stacked from observations.
 
     Args:
-        num_sites, num_heads: of the arrays; observations with fewer heads are filled up with nan.
+        observations: one for each step.
+        statistics: names of their statistics, in order.
+        num_sites, num_heads: shape of the arrays; observations with fewer heads are filled up with nan.
 
     Attributes:
-        observations: of all steps.
+        observations: one for each step.
     """
 
-    def __init__(self, observations: Sequence[Observation], num_sites: int, num_heads: int):
+    def __init__(self, observations: Sequence[Observation], statistics: Iterable[str], num_sites: int, num_heads: int):
         self.observations = observations
+        self._places = {name: place for place, name in enumerate(statistics)}
         self._shape = (num_sites, num_heads)
         self._stacked: dict[str, np.ndarray] = {}
 
     @property
     def is_read(self) -> bool:
-        """Whether an array was handed out: whoever has it may have changed it."""
+        """True if an array was returned to a caller, who may have changed it."""
         return bool(self._stacked)
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -61,28 +61,35 @@ class ObservedValues(Mapping[str, np.ndarray]):
             stacked = np.empty((len(self.observations), *self._shape), dtype=np.float32)
             for row, observation in zip(stacked, self.observations, strict=True):
                 heads = observation.values.shape[2]
-                row[:, :heads], row[:, heads:] = observation.values[_PLACES[name]], np.nan
+                row[:, :heads], row[:, heads:] = observation.values[self._places[name]], np.nan
             self._stacked[name] = stacked
         return self._stacked[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(_PLACES)
+        return iter(self._places)
 
     def __len__(self) -> int:
-        return len(_PLACES)
+        return len(self._places)
 
     def __contains__(self, name: object) -> bool:
-        return name in _PLACES
+        return name in self._places
 
     def at(self, steps: np.ndarray | slice) -> Values:
         if self.is_read:
             return SelectedValues(self, steps)
         indices = np.arange(len(self.observations))[steps]
-        return ObservedValues([self.observations[index] for index in indices], *self._shape)
+        return ObservedValues([self.observations[index] for index in indices], self._places, *self._shape)
 
     def of_each(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
-        """`function` of each observation's arrays [sites, heads], stacked; computed once for each observation."""
-        return np.stack([_remembered(observation, key, function) for observation in self.observations])
+        """Apply a function to the arrays [sites, heads] of each observation, once for each, and stack the results."""
+        return np.stack([self._remembered(observation, key, function) for observation in self.observations])
+
+    def _remembered(
+        self, observation: Observation, key: Hashable, function: Callable[[Values], np.ndarray]
+    ) -> np.ndarray:
+        if key not in observation.memo:
+            observation.memo[key] = function(observation.by_name(self._places))
+        return observation.memo[key]
 
 
 class SelectedValues(Mapping[str, np.ndarray]):
@@ -105,9 +112,3 @@ class SelectedValues(Mapping[str, np.ndarray]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._values
-
-
-def _remembered(observation: Observation, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
-    if key not in observation.memo:
-        observation.memo[key] = function(observation.by_name())
-    return observation.memo[key]

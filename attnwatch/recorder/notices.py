@@ -1,4 +1,4 @@
-"""What a recorder tells its user, each once."""
+"""Warnings that a recorder gives, each once."""
 
 from collections.abc import Mapping
 
@@ -16,7 +16,7 @@ class Notices:
     """Warnings of a recorder.
 
     Args:
-        under_trainer: a trainer's callback makes the calls, and says itself what is not observed.
+        under_trainer: the recorder belongs to a trainer's callback, which reports itself what is not observed.
     """
 
     def __init__(self, *, under_trainer: bool):
@@ -26,7 +26,7 @@ class Notices:
         self._warn = WarnOnce()
 
     def of_silent_sites(self, silent: Mapping[str, str]) -> None:
-        """After the first observed step: sites whose forward ran although no call came, with the reasons."""
+        """Warn after the first observed step of sites whose forward ran without an attention call, with the reasons."""
         if self._has_told_of_silence:
             return
         self._has_told_of_silence = True
@@ -36,7 +36,7 @@ class Notices:
             self._warn(f"{len(silent)} attention sites are not observed. {listed}{more}")
 
     def of_no_attention(self, why: str, coverage: Mapping[str, str], step: int) -> None:
-        """After the first observed step: neither code nor calls have shown attention that can be read."""
+        """Warn after the first observed step that neither code nor calls have shown attention that can be read."""
         is_said = self._under_trainer and coverage  # which the trainer's callback tells
         if self._has_told_of_nothing or is_said or (has_processes() and dist.get_rank() != 0):
             return
@@ -53,7 +53,7 @@ class Notices:
         )
 
     def of_missing_loss(self, num_observations: int) -> None:
-        """No loss came in so many observed steps."""
+        """Warn if no loss was recorded in so many observed steps."""
         most = _STEPS_WITHOUT_LOSS_OF_TRAINER if self._under_trainer else _STEPS_WITHOUT_LOSS
         if num_observations < most or (has_processes() and dist.get_rank() != 0):
             return
@@ -61,6 +61,6 @@ class Notices:
         if self._under_trainer:
             remedy = "return it from training_step"
         self._warn(
-            f"no loss came in {most} observed steps, so that attention alone is judged, and not whether it stands "
-            f"still while the loss falls: {remedy}"
+            f"no loss was recorded in {most} observed steps, so that the run is judged by attention alone; attention "
+            f"that is frozen while the loss falls can't be found. {remedy[0].upper()}{remedy[1:]}"
         )

@@ -1,4 +1,4 @@
-"""The arguments of a recorder, checked once for everything that makes one."""
+"""Arguments of a recorder, and their checks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _FEWEST_PER_FLUSH = 5
 
 @dataclass(frozen=True)
 class RecordingOptions:
-    """See `AttentionRecorder`.
+    """Arguments of a recorder; see `AttentionRecorder`.
 
     Raises:
         ConfigurationError: an argument is wrong; the message names it.
@@ -26,7 +26,7 @@ class RecordingOptions:
     max_history: int
     seed: int
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_int("every_n_steps", self.every_n_steps, minimum=1)
         require_int("num_query_rows", self.num_query_rows, minimum=1, optional=True)
         require_int("flush_every", self.flush_every, minimum=1, optional=True)
@@ -39,14 +39,5 @@ class RecordingOptions:
 
     @property
     def observations_per_flush(self) -> int:
+        """Number of observed steps that come to the host together."""
         return self.flush_every or max(_FEWEST_PER_FLUSH, _STEPS_PER_FLUSH // self.every_n_steps)
-
-    def is_due(self, step: int, last_step: int | None, last_due: int | None) -> bool:
-        """Whether a step is observed, after these last ones."""
-        if last_step is None:
-            return True
-        if step == last_step:  # another micro-batch
-            return step == last_due
-        if step < last_step:  # the run went back
-            return step % self.every_n_steps == 0
-        return step // self.every_n_steps > last_step // self.every_n_steps

@@ -1,4 +1,4 @@
-"""Observations that are still on the device."""
+"""Observations on the device, before they come to the host."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,27 +6,29 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attnwatch.attention import STATISTICS, means_of_sums, merge
-from attnwatch.capture import Pass
+from attnwatch.attention import Accumulator
+from attnwatch.capture import ForwardPass
 from attnwatch.recorder.buffer import Observation
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.steps import LOSS, StepSums
 
 
 class PendingSteps:
-    """Sums per step and site, collected without any transfer until they are taken, all in one.
+    """Sums per step and site on the device, which come to the host in one transfer.
 
     Args:
-        sites: of the model.
-        processes: whose sums are added up when they are taken; None: this one's are enough.
+        sites: names of the sites.
+        accumulator: computes the sums.
+        processes: processes whose sums are added up; None if there is only this one.
     """
 
-    def __init__(self, sites: Sequence[str], processes: Processes | None = None):
+    def __init__(self, sites: Sequence[str], accumulator: Accumulator, processes: Processes | None = None):
         self._sites = tuple(sites)
+        self._accumulator = accumulator
         self._processes = processes
         self._finished: list[StepSums] = []
         self._open: dict[str, Tensor] = {}
-        self._passes: dict[str, Pass] = {}
+        self._passes: dict[str, ForwardPass] = {}
         self.step: int | None = None
 
     def __len__(self) -> int:
@@ -34,24 +36,24 @@ class PendingSteps:
         return len(self._finished)
 
     def grow(self, sites: Sequence[str]) -> None:
-        """More sites, in this order."""
+        """Take more sites, in this order."""
         self._sites = tuple(sites)
 
     def open(self, step: int) -> None:
-        """What is added from now on belongs to `step`; an earlier step is finished."""
+        """Open a step, to which sums are added from now on. An earlier step is finished."""
         if step != self.step:
             self.finish()
             self.step = step
 
     def finish(self) -> None:
-        """The open step is complete."""
+        """Finish the open step."""
         is_step = self.step is not None and self._processes is not None  # others may have seen something in it
         if self._open or is_step:
             self._finished.append((self.step, self._open))
         self.step, self._open, self._passes = None, {}, {}
 
     def remember(self) -> Callable[[], None]:
-        """Returns what takes back everything that is added to the open step from now on, unless it is finished then."""
+        """Return a function that undoes what is added to the open step from now on, until it is finished."""
         step, sums, passes = self.step, dict(self._open), dict(self._passes)
 
         def take_back() -> None:
@@ -60,40 +62,42 @@ class PendingSteps:
 
         return take_back
 
-    def expects(self, site: str, of: Pass) -> bool:
-        """Whether a call of this pass counts: if so, calls of lesser ones in the open step do not."""
+    def expects(self, site: str, of: ForwardPass) -> bool:
+        """Return whether a call of this pass counts. If so, earlier calls of lesser passes in the open step do not."""
         greatest = self._passes.get(site, of)
         if of > greatest:
             self._open.pop(site, None)
         self._passes[site] = max(of, greatest)
         return of >= greatest
 
-    def add(self, site: str, sums: Tensor, of: Pass) -> None:
-        """Sums of one call, [statistics, 2, heads]; those of a site in a step are merged, if they count."""
+    def add(self, site: str, sums: Tensor, of: ForwardPass) -> None:
+        """Add the sums of one call [statistics, 2, heads], if it counts, to those of its site in the open step."""
         if not self.expects(site, of):
             return
-        self._open[site] = merge(self._open[site].to(sums.device), sums) if site in self._open else sums
+        if site in self._open:
+            sums = self._accumulator.merge(self._open[site].to(sums.device), sums)
+        self._open[site] = sums
 
     def add_loss(self, loss: Tensor | float) -> None:
-        """A loss of the open step; the mean of all is kept."""
+        """Add a loss to the open step, which keeps the mean of all."""
         loss = torch.as_tensor(loss).detach().float().mean()
         entry = torch.stack([loss, torch.ones_like(loss)])
         self._open[LOSS] = self._open[LOSS].to(entry.device) + entry if LOSS in self._open else entry
 
     @property
     def has_seen_sites(self) -> bool:
-        """Whether something was added to the open step, its loss apart."""
+        """True if sums of a site were added to the open step."""
         return bool(self._open.keys() - {LOSS})
 
     def take(self) -> list[Observation]:
-        """The finished steps, which are forgotten here."""
+        """Return the finished steps, and forget them."""
         finished, self._finished = self._finished, []
         if self._processes is not None and finished:
             finished = [step for step in self._processes.combine(finished) if step[1]]
         return self._to_host(finished)
 
     def peek(self) -> list[Observation]:
-        """The open step as it is now, which stays open; empty if nothing was added to it, or others must be asked."""
+        """Return the open step as it is now; empty if it has no sums, or if other processes have a part of them."""
         return self._to_host([(self.step, self._open)] if self._open and self._processes is None else [])
 
     def state_dict(self) -> dict:
@@ -103,10 +107,15 @@ class PendingSteps:
             "passes": {site: list(of) for site, of in self._passes.items()},
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict, statistics: Sequence[str]) -> None:
+        """Go on where `state_dict` was taken, by a recorder of these statistics."""
         self._finished.clear()
-        self.step, self._open = state["step"], dict(state["sums"])
-        self._passes = {site: Pass(*of) for site, of in state.get("passes", {}).items()}
+        self.step = state["step"]
+        self._open = {
+            site: sums if site == LOSS else self._accumulator.reordered(sums, statistics)
+            for site, sums in state["sums"].items()
+        }
+        self._passes = {site: ForwardPass(*of) for site, of in state.get("passes", {}).items()}
 
     def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:
         steps = steps if self._sites else []  # where no attention is known, there is nothing to tell
@@ -126,9 +135,9 @@ class PendingSteps:
         return observations
 
     def _values(self, sums: dict[str, Tensor]) -> np.ndarray:
-        """[statistics, sites, heads], nan where a site was not called or has fewer heads."""
+        """Return values [statistics, sites, heads], nan where a site was not called or has fewer heads."""
         heads = max((site_sums.shape[-1] for site_sums in sums.values()), default=0)
-        values = np.full((len(STATISTICS), len(self._sites), heads), np.nan, dtype=np.float32)
+        values = np.full((len(self._accumulator), len(self._sites), heads), np.nan, dtype=np.float32)
         for site, site_sums in sums.items():
-            values[:, self._sites.index(site), : site_sums.shape[-1]] = means_of_sums(site_sums).numpy()
+            values[:, self._sites.index(site), : site_sums.shape[-1]] = self._accumulator.values(site_sums).numpy()
         return values

@@ -1,4 +1,4 @@
-"""One history for all processes of a training: what a flush sends."""
+"""Communication between processes, so that all have one history."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from attnwatch.attention import MAXIMA, STATISTICS
+from attnwatch.attention import Accumulator
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder.steps import LOSS, StepSums
 
@@ -19,40 +19,54 @@ COLLECTIVES_PER_FLUSH = 2
 
 
 def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
-    """What each process gives to the collectives of a flush, in bytes.
+    """Return the bytes that each process gives to the collectives of a flush.
 
-    A ring sends it nearly twice, however many processes there are. Nothing else is ever sent but 32 bytes before the
-    first step, 12 before the first flush, and the names of sites where calls have shown others on some processes.
+    A ring all-reduce sends them nearly twice, however many processes there are. Nothing else is sent but 32 bytes
+    before the first step, 12 before the first flush, and the names of sites if processes have found different ones.
 
     Args:
-        num_steps: observed steps in it.
-        num_sites, num_heads: of the model; the most heads that a site has.
+        num_steps: observed steps in the flush.
+        num_sites: number of sites of the model.
+        num_heads: number of heads of the largest site.
     """
-    sums = num_steps * (num_sites * len(STATISTICS) * 2 * num_heads + 2)
-    maxima = num_steps * num_sites * len(MAXIMA) * num_heads + 1
+    accumulator = Accumulator()
+    sums = num_steps * (num_sites * len(accumulator) * 2 * num_heads + 2)
+    maxima = num_steps * num_sites * len(accumulator.maxima) * num_heads + 1
     return (sums + maxima) * _FLOAT_BYTES
 
 
 class Processes:
-    """The processes of the default group. All call the same methods in the same order, whatever each has seen.
+    """Processes of the default group. All call the same methods in the same order, whatever each has observed.
 
     Args:
-        sites: of the model.
-        settings: what must be the same everywhere, in words.
-        adopt: called once with the sites of all processes, where calls have shown others on some than on others;
-            returns them in module order.
+        sites: names of the sites.
+        accumulator: computes the sums.
+        settings: text that must be equal on all processes.
+        adopt: called once with the sites of all processes, if these have found different ones; returns them in module
+            order.
     """
 
-    def __init__(self, sites: Sequence[str], settings: str, adopt: Callable[[Sequence[str]], Sequence[str]]):
+    def __init__(
+        self,
+        sites: Sequence[str],
+        accumulator: Accumulator,
+        settings: str,
+        adopt: Callable[[Sequence[str]], Sequence[str]],
+    ):
         self._sites = tuple(sites)
-        self._settings = settings
+        self._num_statistics, self._maxima = len(accumulator), accumulator.maxima
+        self._settings = f"{settings}, {', '.join(accumulator.names)}"
         self._adopt = adopt
         self._num_heads = 0
         self._is_checked = False
         self._device = torch.device("cuda") if dist.get_backend() == "nccl" else torch.device("cpu")
 
     def check(self) -> None:
-        """Before the first step. Raises a `ConfigurationError` on all where they disagree about model or settings."""
+        """Check before the first step that all processes have the same sites and settings.
+
+        Raises:
+            ConfigurationError: they differ; raised on all processes.
+        """
         if self._is_checked:
             return
         self._is_checked = True
@@ -68,9 +82,9 @@ class Processes:
             )
 
     def combine(self, steps: Sequence[StepSums]) -> list[StepSums]:
-        """Sums over all processes, of the same steps everywhere. A step's site that nobody called is left out."""
+        """Add up the sums of all processes for the same steps. Sites that no process called in a step are left out."""
         self._agree(steps)
-        shape = (len(steps), len(self._sites), len(STATISTICS), 2, self._num_heads)
+        shape = (len(steps), len(self._sites), self._num_statistics, 2, self._num_heads)
         sums, losses = torch.zeros(shape, device=self._device), torch.zeros(len(steps), 2, device=self._device)
         for index, (_, sums_by_site) in enumerate(steps):
             for site, of_site in sums_by_site.items():
@@ -78,8 +92,8 @@ class Processes:
                     losses[index] = of_site.to(self._device)
                 elif of_site.shape[-1] <= self._num_heads:  # else from the next flush on
                     sums[index, self._sites.index(site), ..., : of_site.shape[-1]] = of_site.to(self._device)
-        largest = torch.where(sums[:, :, MAXIMA, 1] > 0, sums[:, :, MAXIMA, 0], -torch.inf)
-        sums[:, :, MAXIMA, 0] = 0.0
+        largest = torch.where(sums[:, :, self._maxima, 1] > 0, sums[:, :, self._maxima, 0], -torch.inf)
+        sums[:, :, self._maxima, 0] = 0.0
         packed = torch.cat([sums.flatten(), losses.flatten()])
         maxima = torch.cat([largest.flatten(), self._heads_seen(steps)])
         for work in (
@@ -89,7 +103,7 @@ class Processes:
             work.wait()
         packed, maxima = packed.cpu(), maxima.cpu()
         sums, losses = packed[: sums.numel()].view(shape), packed[sums.numel() :].view(-1, 2)
-        sums[:, :, MAXIMA, 0] = maxima[:-1].view(largest.shape)
+        sums[:, :, self._maxima, 0] = maxima[:-1].view(largest.shape)
         self._num_heads = int(maxima[-1])
         return [self._unpacked(*each) for each in zip(steps, sums, losses, strict=True)]
 
@@ -99,7 +113,7 @@ class Processes:
         return step[0], by_site | ({LOSS: losses} if losses[1] > 0 else {})
 
     def _agree(self, steps: Sequence[StepSums]) -> None:
-        """Once: the most heads that a site has, which a later flush tells the next one, and the sites."""
+        """Agree once on the largest number of heads, which flushes keep up to date, and on the sites."""
         if self.has_agreed:
             return
         digest = _digest("\n".join(self._sites)) % _EXACT
@@ -115,7 +129,7 @@ class Processes:
 
     @property
     def has_agreed(self) -> bool:
-        """Whether the sites are settled: something was seen in a flush."""
+        """True once the sites are settled, after the first flush with observations."""
         return bool(self._num_heads)
 
     def grow(self, sites: Sequence[str]) -> None:

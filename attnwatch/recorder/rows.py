@@ -1,4 +1,4 @@
-"""The random query rows that are looked at in a step."""
+"""Random query rows of a step."""
 
 import torch
 from torch import Tensor
@@ -7,11 +7,11 @@ from attnwatch.attention import AttentionInputs, stratified_rows
 
 
 class QueryRows:
-    """The same for all sites of equal length, and the same when a run is resumed.
+    """Random query rows: the same for all sites of equal length, and the same in a resumed run.
 
     Args:
-        seed: they depend on it and the step only.
-        number: how many there are; None means all.
+        seed: seed of the rows, which depend on it and on the step only.
+        number: number of rows; None means all.
     """
 
     def __init__(self, seed: int, number: int | None):
@@ -20,12 +20,12 @@ class QueryRows:
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
 
     def begin(self, step: int | None) -> None:
-        """Those of another step from now on."""
+        """Draw the rows of another step from now on."""
         self._step = step
         self._rows.clear()
 
     def of(self, inputs: AttentionInputs) -> Tensor:
-        """int64 [rows], ascending, on the device of the query."""
+        """Return the rows for a call: int64 [rows], ascending, on the device of the query."""
         key = (inputs.num_queries, inputs.query.device)
         if key not in self._rows:
             generator = torch.Generator().manual_seed(hash((self._seed, self._step, inputs.num_queries)) % 2**63)

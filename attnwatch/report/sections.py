@@ -7,9 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from attnwatch.attention import STATISTICS
 from attnwatch.capture import is_observed
-from attnwatch.dashboard import site_labels
 from attnwatch.dashboard.reliability import reliability_figure
 from attnwatch.errors import AttnwatchError, ConfigurationError
 from attnwatch.explain import (
@@ -27,7 +25,14 @@ from attnwatch.explain.comparison import DISAGREEMENT
 from attnwatch.explain.token_text import displayed_tokens
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.report.analysis import ModelAnalysis
-from attnwatch.report.charts import heat_cells, highlight_styles, inline_svg, line_figure
+from attnwatch.report.charts import (
+    heat_cells,
+    highlight_styles,
+    inline_svg,
+    line_figure,
+)
+from attnwatch.statistics import Statistic
+from attnwatch.utils.labels import site_labels
 
 # Hiding tokens takes a row of a forward for each.
 _SHOWN_SEQUENCES = 4
@@ -76,7 +81,7 @@ def attention_content(analysis: ModelAnalysis) -> dict[str, Any]:
     if not len(history):
         reasons = "; ".join(f"{site}: {why}" for site, why in history.coverage.items())
         raise ConfigurationError(reasons or "the model has no attention, or none that its modules call of torch's")
-    shown = [name for name, statistic in STATISTICS.items() if statistic.per_layer]
+    shown = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
     found = [name for name in shown if np.isfinite(history[name]).any()]
     lacking = [f"{name.replace('_', ' ')}: needs {_needs(name)}" for name in shown if name not in found]
     missing = [f"{site}: {why}" for site, why in history.coverage.items() if not is_observed(why)]
@@ -94,7 +99,7 @@ def _needs(name: str) -> str:
 
 
 def _statistic(history: AttentionHistory, name: str) -> dict[str, Any]:
-    statistic, values = STATISTICS[name], history[name][0]
+    statistic, values = Statistic.registry[name], history[name][0]
     unit = f" [{statistic.unit}]" if statistic.unit else ""
     return {
         "title": f"{name.replace('_', ' ')}{unit}",

@@ -1,8 +1,9 @@
-"""Computes only some of the tokens between two layers, in training."""
+"""Token dropping: layers in the middle of a model compute only some of the tokens in training."""
 
 from attnwatch.tokens.batch import TokenBatch
+from attnwatch.tokens.criteria import TokenCriterion
 from attnwatch.tokens.dropper import TokenDropper
-from attnwatch.tokens.layouts import TokenLayout, register_token_layout
+from attnwatch.tokens.layouts import TokenLayout
 from attnwatch.tokens.schedule import KeepSchedule
 
-__all__ = ["KeepSchedule", "TokenBatch", "TokenDropper", "TokenLayout", "register_token_layout"]
+__all__ = ["KeepSchedule", "TokenBatch", "TokenCriterion", "TokenDropper", "TokenLayout"]

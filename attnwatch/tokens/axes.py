@@ -1,11 +1,11 @@
-"""Takes the kept tokens from tensors, whichever of their axes are tokens."""
+"""Kept tokens of tensors, whichever of their axes are tokens."""
 
 import torch
 from torch import Tensor
 
 
 def take(tensor: Tensor, axes: str, kept: Tensor) -> Tensor:
-    """The kept tokens of a tensor.
+    """Return the kept tokens of a tensor.
 
     Args:
         tensor: any.
@@ -17,6 +17,11 @@ def take(tensor: Tensor, axes: str, kept: Tensor) -> Tensor:
     Returns:
         The tensor with the kept tokens on its token axes, and a batch axis as long as that of `kept`, in front where
         there was none.
+
+    Example:
+        >>> take(torch.tensor([[10, 11, 12], [20, 21, 22]]), "batch tokens", torch.tensor([[0, 2], [1, 2]]))
+        tensor([[10, 12],
+                [21, 22]])
     """
     words = axes.split()
     if words == ["boundaries"]:
@@ -35,12 +40,12 @@ def take(tensor: Tensor, axes: str, kept: Tensor) -> Tensor:
 
 
 def take_states(states: Tensor, kept: Tensor) -> Tensor:
-    """[batch, tokens, features] to [batch, kept, features]; the same as `take`, with a faster gradient."""
+    """Return [batch, kept, features] of [batch, tokens, features]; as `take` does, with a faster gradient."""
     return states.flatten(0, 1).index_select(0, _flat(kept, states.shape[1])).unflatten(0, kept.shape)
 
 
 def put_states(states: Tensor, kept: Tensor, values: Tensor) -> Tensor:
-    """A copy of [batch, tokens, features] with `values` [batch, kept, features] in the places of the kept tokens."""
+    """Return a copy of [batch, tokens, features] with `values` [batch, kept, features] at the kept tokens."""
     index = _flat(kept, states.shape[1])
     return states.flatten(0, 1).index_copy(0, index, values.flatten(0, 1).to(states.dtype)).view_as(states)
 

@@ -1,4 +1,4 @@
-"""What is known about the tokens of one forward."""
+"""Tokens of one forward, with what is known about them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,23 +12,31 @@ from attnwatch.capture import sees_own_key
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """The tokens of one forward, as a criterion sees them.
+    """Tokens of one forward, as a criterion sees them.
 
     Attributes:
         states: hidden states [batch, tokens, features] that enter the first of the layers, without gradient.
-        input_ids: int [batch, tokens], where the model was given some.
+        input_ids: int [batch, tokens]; None where the model was given none of this shape.
         padding: bool [batch or 1, tokens], True at padding; None where nothing says that there is some.
         starts: bool [batch or 1, tokens], True at the first token of each sequence, and of each document in it.
+        attention: [batch, tokens], attention that each token receives in the layer before, relative to uniform
+            attention, see `attnwatch.attention.attention_received`; None unless the criterion reads "attention".
+        losses: float [batch, tokens], running mean of the loss of each token's vocabulary id, nan where the id was not
+            seen yet; None unless the criterion reads "losses".
+        generator: on the CPU, seeded for this forward; None for torch's own.
     """
 
     states: Tensor
     input_ids: Tensor | None
     padding: Tensor | None
     starts: Tensor
+    attention: Tensor | None = None
+    losses: Tensor | None = None
+    generator: torch.Generator | None = None
 
     @classmethod
-    def of(cls, states: Tensor, known: Mapping[str, Tensor]) -> "TokenBatch":
-        """From hidden states, and from what is known of them (see `choice.KNOWN`)."""
+    def of(cls, states: Tensor, known: Mapping[str, Tensor], generator: torch.Generator | None = None) -> "TokenBatch":
+        """Return the batch of hidden states [batch, tokens, features], with what `choice.KNOWN` lists."""
         tokens = states.shape[:2]
         ids = known.get("input_ids")
         padding = _padding(known, tokens)
@@ -40,10 +48,15 @@ class TokenBatch:
             ids if ids is not None and ids.shape == tokens else None,
             padding,
             starts if padding is None else starts & ~padding,
+            generator=generator,
         )
 
+    def noise(self) -> Tensor:
+        """Return uniform random numbers [batch, tokens]: the same on every device, others at each call."""
+        return torch.rand(self.states.shape[:2], generator=self.generator).to(self.states.device)
+
     def protected(self, number: int, ids: Sequence[int]) -> Tensor:
-        """Bool: the first `number` tokens of each document, and tokens of these vocabulary ids."""
+        """Return a mask of the first `number` tokens of each document, and of the tokens of some vocabulary ids."""
         protected = self.starts if number else torch.zeros_like(self.starts)
         for _ in range(1, number):
             protected = protected | torch.nn.functional.pad(protected, (1, -1))
@@ -68,14 +81,14 @@ def _padding(known: Mapping[str, Tensor], tokens: torch.Size) -> Tensor | None:
 
 
 def _first(padding: Tensor | None, states: Tensor) -> Tensor:
-    """The first token that is not padding."""
+    """Return a mask of the first token that is not padding."""
     if padding is None:
         return torch.arange(states.shape[1], device=states.device)[None] == 0
     return (~padding).cumsum(1) == 1
 
 
 def _restarts(known: Mapping[str, Tensor], tokens: torch.Size) -> Tensor | None:
-    """Where positions do not go on: the documents of a packed batch."""
+    """Return a mask of the tokens whose positions do not go on: the documents of a packed batch start there."""
     positions = known.get("position_ids", known.get("layer_positions"))
     if positions is None or positions.shape not in (tokens, (1, tokens[1])):
         return None
@@ -91,7 +104,7 @@ def _boundaries(known: Mapping[str, Tensor], tokens: torch.Size) -> Tensor | Non
 
 
 def _first_seen(known: Mapping[str, Tensor], tokens: torch.Size) -> Tensor | None:
-    """Tokens that see nothing before themselves: the documents of a block-diagonal mask."""
+    """Return a mask of the tokens that see none before them: documents of a block-diagonal mask start there."""
     mask = known.get("layer_mask")
     if mask is None or mask.ndim != 4 or mask.shape[-2:] != (tokens[1], tokens[1]):
         return None

@@ -1,4 +1,4 @@
-"""What one forward of the model was given: what it tells about the tokens, and why all of them are needed."""
+"""One forward of the model: what its arguments tell about the tokens, and why all of them are needed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +8,14 @@ from attnwatch.tokens.stacks import Stack
 
 
 class ModelCall:
-    """Of the outermost of the models around a stack.
+    """Call of the outermost of the models around a stack.
 
     Args:
         stack: whose layers it runs.
         arguments: by name; None where the layers are called by something else, of which nothing is known.
 
     Attributes:
-        reads_between: whether a model further in returns the hidden states between the layers.
+        reads_between: flag that a model further in returns the hidden states between the layers.
     """
 
     def __init__(self, stack: Stack, arguments: Mapping[str, Any] | None = None):
@@ -24,14 +24,18 @@ class ModelCall:
         self._stack = stack
 
     def known(self, to_layer: Mapping[str, Any]) -> dict[str, Any]:
-        """See `choice.KNOWN`."""
-        prefix = "decoder_" if self._stack.is_decoder_of_two else ""
+        """Return what the arguments of the model, and those of the layer, tell about the tokens: see `choice.KNOWN`."""
         names = ("input_ids", "attention_mask", "position_ids")
-        of_model = {name: self._given(f"{prefix}{name}") for name in names}
+        of_model = {name: self._given(f"{self._stack.argument_prefix}{name}") for name in names}
         return {**of_model, **self._stack.layout.known(to_layer)}
 
     def why_all(self, to_layer: Mapping[str, Any], num_tokens: int) -> str:
-        """Why all tokens must be computed; empty where some may be dropped."""
+        """Return why all tokens must be computed; empty where some may be dropped.
+
+        Args:
+            to_layer: arguments of the first layer in which tokens are dropped, by name.
+            num_tokens: of its hidden states.
+        """
         if self._uses_cache(to_layer):
             return "a key-value cache is given or asked for (`use_cache`)"
         reason = self._stack.layout.why_not(to_layer, num_tokens, self._stack.ignores)
@@ -44,7 +48,7 @@ class ModelCall:
         return ""
 
     def _uses_cache(self, to_layer: Mapping[str, Any]) -> bool:
-        """By default models make a cache in training too, which nobody asked for and nobody reads."""
+        """Return whether the user wants a cache. By default models make one in training too, which nobody reads."""
         if self.arguments is None:
             return any(to_layer.get(name) is not None for name in self._stack.layout.caches)
         return self._given("use_cache") is True or any(self._given(name) is not None for name in CACHES)

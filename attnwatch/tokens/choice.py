@@ -1,70 +1,50 @@
-"""The choice of the tokens, as one operator: also in code that `torch.compile` has compiled, without a graph break.
+"""Operator that chooses the tokens, also in code that `torch.compile` has compiled, without a graph break.
 
 It claims to change the tensor that the capture's operators claim to change, so that no compiler runs it twice, leaves
 it out, or moves it before what it depends on.
 """
 
-import itertools
-import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from attnwatch.capture import NOT_IN_CUDA_GRAPHS, ORDER
+from attnwatch.utils.operators import ObjectTable
 
 
 class Chooser(Protocol):
-    """What a token dropper offers to the operator."""
+    """Part of a `TokenChooser` that the operator calls."""
 
     def choose(self, states: Tensor, number: int, known: Mapping[str, Tensor]) -> Tensor: ...
 
 
 # What is known of the tokens, in the order in which the operator takes it.
 KNOWN = ("input_ids", "attention_mask", "position_ids", "layer_mask", "layer_positions", "hidden", "boundaries")
-_next_number = itertools.count()
-_choosers: weakref.WeakValueDictionary[int, Chooser] = weakref.WeakValueDictionary()
-
-
-def register(chooser: Chooser) -> int:
-    """A number by which compiled code knows it. It is never given to another."""
-    number = next(_next_number)
-    _choosers[number] = chooser
-    return number
+CHOOSERS: ObjectTable[Chooser] = ObjectTable()
 
 
 def choose(chooser: int, states: Tensor, number: int, known: Mapping[str, Any]) -> Tensor:
-    """The chooser's `choose`: int64 [batch, number]."""
+    """Return what the chooser of this number chooses: int64 [batch, number]."""
     tensors = [value if isinstance(value := known.get(name), Tensor) else None for name in KNOWN]
     if not torch.compiler.is_compiling():
-        return _run(chooser, states, number, *tensors)
-    return _choose_tokens(ORDER, chooser, states.detach(), number, *tensors)
+        return _run(chooser, states, number, tensors)
+    return _choose_tokens(ORDER, chooser, states.detach(), number, tensors)
 
 
-def _run(chooser: int, states: Tensor, number: int, *tensors: Tensor | None) -> Tensor:
+def _run(chooser: int, states: Tensor, number: int, tensors: Sequence[Tensor | None]) -> Tensor:
     known = {name: tensor for name, tensor in zip(KNOWN, tensors, strict=True) if tensor is not None}
-    return _choosers[chooser].choose(states, number, known)
+    return CHOOSERS[chooser].choose(states, number, known)
 
 
 @torch.library.custom_op("attnwatch::choose_tokens", mutates_args=("token",), tags=NOT_IN_CUDA_GRAPHS)
 def _choose_tokens(
-    token: Tensor,
-    chooser: int,
-    states: Tensor,
-    number: int,
-    input_ids: Tensor | None,
-    attention_mask: Tensor | None,
-    position_ids: Tensor | None,
-    layer_mask: Tensor | None,
-    layer_positions: Tensor | None,
-    hidden: Tensor | None,
-    boundaries: Tensor | None,
+    token: Tensor, chooser: int, states: Tensor, number: int, tensors: Sequence[Tensor | None]
 ) -> Tensor:
-    tensors = (input_ids, attention_mask, position_ids, layer_mask, layer_positions, hidden, boundaries)
-    return _run(chooser, states, number, *tensors)
+    return _run(chooser, states, number, tensors)
 
 
 @_choose_tokens.register_fake
-def _(token, chooser, states, number, *known) -> Tensor:
+def _(token: Tensor, chooser: int, states: Tensor, number: int, tensors: Sequence[Tensor | None]) -> Tensor:
     return states.new_empty((states.shape[0], number), dtype=torch.int64)

@@ -1,16 +1,16 @@
-"""What the layers of a stack are given: one declaration per kind of layer, from which the routing follows."""
+"""Declaration of the arguments of a layer that have a token axis, from which the routing follows."""
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from attnwatch.capture import CACHES
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens.axes import take
-from attnwatch.tokens.interception import original_class
+from attnwatch.utils.interception import original_class
 
 Router = Callable[[Tensor, Tensor, nn.Module, Mapping[str, Any]], Tensor]
 """Called with an argument, the kept tokens [batch, kept], the layer, and all its arguments by name."""
@@ -18,24 +18,34 @@ Router = Callable[[Tensor, Tensor, nn.Module, Mapping[str, Any]], Tensor]
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Which arguments of a layer have a token axis.
+    """Declaration of the arguments of a layer that have a token axis.
 
-    ```python
-    register_token_layout(Block, TokenLayout("x", routed={"mask": "batch heads tokens tokens"}))
-    ```
+    What happens inside the layer must not depend on the distance of two tokens in the tensor: positions have to come
+    as an argument, or be in the states already.
 
     Args:
         states: name of the argument with the hidden states; the layer returns the new ones, alone or first in a tuple.
-        routed: for the arguments with a token axis a word for each of their axes, see below; several where they come
-            with different numbers of axes; or a function, called with the argument, the kept tokens [batch, kept], the
-            layer, and all its arguments by name.
+        routed: how to cut the arguments with a token axis to the kept tokens: a word for each of their axes, see below;
+            a tuple of such patterns where an argument comes with different numbers of axes; or a function, called with
+            the argument, the kept tokens [batch, kept], the layer, and all its arguments by name.
         whole: names of the arguments without a token axis.
         caches: names of key-value caches; where one is given, nothing is dropped.
         batch_first: hidden states are [batch, tokens, features], not [tokens, batch, features]; or a function of the
             layer that says so.
 
-    Axes are `batch`, `tokens` and any other words. What all sequences share has no batch axis, and after the choice it
-    needs one in the place where the layer's code expects it: give a function. Tuples of tensors are routed one by one.
+    Axes are `batch`, `tokens` and any other words. An argument that all sequences share has no batch axis, and after
+    the choice it needs one in the place where the layer's code expects it: give a function. Tuples of tensors are
+    routed one by one.
+
+    Raises:
+        ConfigurationError: a pattern lacks the axis `batch` or `tokens`.
+
+    Example:
+        >>> import torch
+        >>> layout = TokenLayout("x", routed={"mask": "batch heads tokens tokens"})
+        >>> mask, kept = torch.ones(2, 4, 10, 10), torch.tensor([[0, 3, 5], [0, 2, 9]])
+        >>> layout.route("mask", mask, kept, nn.Identity(), {}).shape
+        torch.Size([2, 4, 3, 3])
     """
 
     states: str
@@ -44,7 +54,7 @@ class TokenLayout:
     caches: tuple[str, ...] = ()
     batch_first: bool | Callable[[nn.Module], bool] = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, how in self.routed.items():
             patterns = how if isinstance(how, tuple) else (how,)
             if callable(how) or patterns == ("boundaries",):
@@ -53,22 +63,33 @@ class TokenLayout:
             if not all("batch" in each for each in words) or not any("tokens" in each for each in words):
                 raise ConfigurationError(
                     f"`routed`: the axes of {name!r} must be words with `batch` and `tokens` among them, got "
-                    f"{how!r}; what all sequences share needs a function (see docs/tokens.md)."
+                    f"{how!r}; what all sequences share needs a function (see docs/explanation/tokens.md)."
                 )
 
+    def check_arguments(self, layer_class: type[nn.Module]) -> None:
+        """Raise a `ConfigurationError` if the forward of a class of layers lacks an argument with a token axis."""
+        names = inspect.signature(layer_class.forward).parameters
+        for name in (self.states, *self.routed):
+            if name not in names:
+                raise ConfigurationError(f"`tokens`: the forward of {layer_class.__name__} has no argument {name!r}.")
+
     def is_batch_first(self, layer: nn.Module) -> bool:
+        """Return whether the layer's hidden states are [batch, tokens, features]."""
         return self.batch_first(layer) if callable(self.batch_first) else self.batch_first
 
     def knows(self, name: str) -> bool:
+        """Return whether the layout declares an argument of this name."""
         return name == self.states or name in self.routed or name in self.whole or name in self.caches
 
     def why_not(
         self, arguments: Mapping[str, Any], num_tokens: int, ignored: Callable[[str], bool] = lambda name: False
     ) -> str:
-        """Why these arguments can't be routed, with hidden states of so many tokens; empty where they can.
+        """Return why the arguments of a call can't be routed; empty where they can.
 
         Args:
-            ignored: whether the layers never look at an argument of this name, so that it need not be cut.
+            arguments: by name.
+            num_tokens: of the hidden states.
+            ignored: returns whether the layers never look at an argument of this name, so that it need not be cut.
         """
         for name, value in arguments.items():
             if value is None or name == self.states:
@@ -80,7 +101,7 @@ class TokenLayout:
             elif not self.knows(name) and _has_tensor(value) and not ignored(name):
                 return (
                     f"the layers are given {name!r}, a tensor that the token layout does not know; leave it out of the "
-                    "batch, or name it in `routed` or `whole` of a layout (attnwatch.register_token_layout)"
+                    "batch, or name it in `routed` or `whole` of a TokenLayout (see attnwatch.ModelFamily)"
                 )
         return ""
 
@@ -102,7 +123,7 @@ class TokenLayout:
         return ""
 
     def known(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """What the layer's arguments tell about its tokens, see `choice.KNOWN`."""
+        """Return what the layer's arguments tell about its tokens, see `choice.KNOWN`."""
         return {
             "layer_mask": arguments.get("attention_mask"),
             "layer_positions": arguments.get("position_ids"),
@@ -111,13 +132,27 @@ class TokenLayout:
         }
 
     def route(self, name: str, value: Any, kept: Tensor, layer: nn.Module, arguments: Mapping[str, Any]) -> Any:
-        """An argument as the layer gets it for the kept tokens."""
+        """Return an argument as the layer gets it for the kept tokens [batch, kept]."""
         if isinstance(value, tuple | list):
             return type(value)(self.route(name, part, kept, layer, arguments) for part in value)
         if value is None:
             return None
         how = self.routed[name]
-        return how(value, kept, layer, arguments) if callable(how) else take(value, _axes(how, value.ndim), kept)
+        if not callable(how):
+            return take(value, _axes(how, value.ndim), kept)
+        if torch.compiler.is_compiling():
+            return how(value, kept, layer, arguments)
+        described = f"`routed`: the function for {name!r} of {original_class(layer).__name__}"
+        try:
+            routed = how(value, kept, layer, arguments)
+        except Exception as error:
+            raise ConfigurationError(f"{described} failed with {type(error).__name__}: {error}") from error
+        if not isinstance(routed, Tensor) or kept.shape[1] not in routed.shape:
+            got = list(routed.shape) if isinstance(routed, Tensor) else type(routed).__name__
+            raise ConfigurationError(
+                f"{described} must return a tensor with an axis of the {kept.shape[1]} kept tokens, got {got}."
+            )
+        return routed
 
 
 def _axes(patterns: str | tuple[str, ...], ndim: int) -> str | None:
@@ -129,75 +164,3 @@ def _has_tensor(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return any(map(_has_tensor, value))
     return isinstance(value, Tensor) and value.ndim > 0
-
-
-_registered: dict[type, TokenLayout] = {}
-
-
-def register_token_layout(layer_class: type, layout: TokenLayout) -> None:
-    """Say what layers of a class are given; its subclasses are not included.
-
-    What happens inside the layer must not depend on the distance of two tokens in the tensor: positions have to come
-    as an argument, or be in the states already.
-
-    Args:
-        layer_class: class of the layers of a stack.
-        layout: which of its arguments are about tokens.
-
-    Raises:
-        ConfigurationError: either is of another kind, or `layout` names an argument that the layers do not have.
-    """
-    if not (isinstance(layer_class, type) and issubclass(layer_class, nn.Module)):
-        raise ConfigurationError(f"`layer_class` must be a class of modules, got {layer_class!r}.")
-    if not isinstance(layout, TokenLayout):
-        raise ConfigurationError(f"`layout` must be a TokenLayout, got {layout!r}.")
-    names = inspect.signature(layer_class.forward).parameters
-    for name in (layout.states, *layout.routed):
-        if name not in names:
-            raise ConfigurationError(f"`layout`: the forward of {layer_class.__name__} has no argument {name!r}.")
-    _registered[layer_class] = layout
-
-
-def registered_layout(layer: nn.Module) -> TokenLayout | None:
-    """Of the layer's class, also while it has one of its own (see `interception`)."""
-    return _registered.get(original_class(layer))
-
-
-def _torch_mask(mask: Tensor, kept: Tensor, layer: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
-    """`src_mask` [tokens, tokens] or [batch · heads, tokens, tokens]."""
-    num_heads = layer.self_attn.num_heads
-    if mask.ndim == 2:
-        if arguments.get("is_causal"):  # kept in their order, earlier tokens are the same ones
-            return mask[: kept.shape[1], : kept.shape[1]]
-        return take(mask, "tokens tokens", kept).repeat_interleave(num_heads, 0)
-    heads = mask.unflatten(0, (len(kept), -1))
-    return take(heads, "batch heads tokens tokens", kept).flatten(0, 1)
-
-
-TORCH = TokenLayout(
-    "src",
-    routed={"src_mask": _torch_mask, "src_key_padding_mask": "batch tokens"},
-    whole=("is_causal",),
-    batch_first=lambda layer: layer.self_attn.batch_first,
-)
-TRANSFORMERS = TokenLayout(
-    "hidden_states",
-    routed={
-        "attention_mask": ("batch tokens", "batch heads tokens tokens"),
-        "position_ids": ("batch tokens", "sections batch tokens"),
-        **dict.fromkeys(
-            ("position_embeddings", "position_embeddings_global", "position_embeddings_local"),
-            ("batch tokens features", "sections batch tokens features"),
-        ),
-        "causal_attention_mask": "batch heads tokens tokens",
-        "encoder_attention_mask": ("batch memory", "batch heads tokens memory"),
-        "cu_seq_lens_q": "boundaries",
-        "cu_seq_lens_k": "boundaries",
-    },
-    whole=(
-        *("encoder_hidden_states", "use_cache", "max_length_q", "max_length_k", "num_items_in_batch"),
-        # Of transformers before 5: masks of heads, and the places in the cache, of which there is none.
-        *("head_mask", "layer_head_mask", "cross_attn_layer_head_mask", "cache_position"),
-    ),
-    caches=CACHES,
-)

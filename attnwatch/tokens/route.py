@@ -1,4 +1,4 @@
-"""The way of one batch through the layers that see the kept tokens only."""
+"""Route of one batch through the layers that see the kept tokens only."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from attnwatch.capture import put_kept_positions
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens.axes import put_states, take_states
-from attnwatch.tokens.interception import Run
 from attnwatch.tokens.layouts import TokenLayout
+from attnwatch.utils.interception import Run
 
 
 class Route:
-    """One forward.
+    """Route of the kept tokens in one forward.
 
     Args:
         layout: of the layers.
@@ -22,35 +22,42 @@ class Route:
         states: [batch, tokens, features] that enter the first layer.
 
     Attributes:
-        num_layers: that were run.
+        num_layers: number of layers that were run.
     """
 
     def __init__(self, layout: TokenLayout, kept: Tensor, states: Tensor):
-        self.kept = kept
-        self._layout = layout
-        self._states = states
         self.num_layers = 0
+        self._layout, self._kept, self._states = layout, kept, states
         self._next: Any = None
         self._routed: list[tuple[str, Any, Any]] = []
 
-    def through(self, layer: nn.Module, names: Sequence[str], run: Run, args: tuple, kwargs: dict[str, Any]) -> Any:
-        """Run a layer on the kept tokens. Its output is that of the layer."""
+    def through(
+        self, layer: nn.Module, names: Sequence[str], run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run a layer on the kept tokens and return its output.
+
+        Args:
+            layer: the next one.
+            names: of the arguments of its forward, in their order.
+            run: calls it.
+            args, kwargs: that it was called with.
+        """
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         args = tuple(self._argument(name, value, layer, given) for name, value in zip(names, args, strict=False))
         kwargs = {name: self._argument(name, value, layer, given) for name, value in kwargs.items()}
-        before = put_kept_positions(self.kept)
+        before = put_kept_positions(self._kept)
         try:
             output = run(*args, **kwargs)
         finally:
             put_kept_positions(before)
-        self._next = first(output)
+        self._next = _first(output)
         self.num_layers += 1
         return output
 
     def rejoin(self, output: Any, *, batch_first: bool) -> Any:
-        """The last layer's output, with the states of the other tokens as they were before the first one."""
-        states = first(output) if batch_first else first(output).transpose(0, 1)
-        whole = put_states(self._states, self.kept, states)
+        """Return the last layer's output, with the states of the other tokens as they were before the first one."""
+        states = _first(output) if batch_first else _first(output).transpose(0, 1)
+        whole = put_states(self._states, self._kept, states)
         whole = whole if batch_first else whole.transpose(0, 1)
         return (whole, *output[1:]) if isinstance(output, tuple) else whole
 
@@ -65,13 +72,13 @@ class Route:
         for known, of, routed in self._routed:  # most are the same objects for all layers
             if known == name and of is value:
                 return routed
-        routed = layout.route(name, value, self.kept, layer, given)
+        routed = layout.route(name, value, self._kept, layer, given)
         self._routed.append((name, value, routed))
         return routed
 
     def _entering(self, states: Tensor, layer: nn.Module) -> Tensor:
         if self._next is None:
-            taken = take_states(self._states, self.kept)
+            taken = take_states(self._states, self._kept)
             return taken if self._layout.is_batch_first(layer) else taken.transpose(0, 1)
         if not torch.compiler.is_compiling() and states is not self._next:
             raise ConfigurationError(
@@ -81,6 +88,6 @@ class Route:
         return states
 
 
-def first(output: Any) -> Tensor:
-    """The hidden states of what a layer returns."""
+def _first(output: Any) -> Tensor:
+    """Return the hidden states in the output of a layer."""
     return output[0] if isinstance(output, tuple) else output

@@ -1,37 +1,41 @@
-"""Which share of the tokens is kept, over a run."""
+"""Schedule of the share of the tokens that is kept."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from attnwatch.errors import ConfigurationError
 
 
-def require_keep_ratio(name: str, value: float) -> None:
+def require_keep_ratio(name: str, value: object) -> None:
+    """Raise a `ConfigurationError` unless a value is a share of the tokens, above 0 and up to 1."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise ConfigurationError(
             f"`{name}` must be the share of the tokens that is kept, above 0 and up to 1; got {value!r}."
-            + (" Set dropper.keep_ratio = schedule(progress) in your loop." if isinstance(value, KeepSchedule) else "")
+            + (" Set dropper.keep_ratio = schedule(progress) in your loop." if callable(value) else "")
         )
 
 
 @dataclass(frozen=True)
 class KeepSchedule:
-    """The share of tokens that is kept, as steps over the run. Call it with the share of the run that is over.
-
-    ```python
-    schedule = KeepSchedule.constant(0.5)  # the last 20% of the run at full length
-    schedule(0.3)  # 0.5
-    ```
+    """Share of the tokens that is kept, as steps over the run. Call it with the share of the run that is over.
 
     Steps, not slopes: each ratio is a length for which a compiled model is compiled anew.
 
     Attributes:
         steps: pairs of the share of the run from which on it holds, and the ratio; the first begins at 0.
+
+    Raises:
+        ConfigurationError: the steps are no such pairs, or not in their order.
+
+    Example:
+        >>> schedule = KeepSchedule.constant(0.5)  # the last 20% of the run at full length
+        >>> schedule(0.3), schedule(0.9)
+        (0.5, 1.0)
     """
 
     steps: tuple[tuple[float, float], ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.steps, tuple):
             raise ConfigurationError(
                 "`steps` must be pairs; make a schedule by KeepSchedule.constant(0.5), .linear(0.5) or "
@@ -45,14 +49,14 @@ class KeepSchedule:
 
     @classmethod
     def constant(cls, keep_ratio: float, *, full_length_from: float | None = 0.8) -> "KeepSchedule":
-        """One ratio, then all tokens, so that the model that comes out is the one that was trained."""
+        """Return one ratio, then all tokens, so that the model that comes out is the one that was trained."""
         return cls.stepwise({0.0: keep_ratio}, full_length_from=full_length_from)
 
     @classmethod
     def linear(
         cls, start: float, end: float = 1.0, *, num_steps: int = 4, full_length_from: float | None = 0.8
     ) -> "KeepSchedule":
-        """From one ratio to another in equal steps, each equally long, then all tokens: where `end` is 1, these."""
+        """Return equally long steps from one ratio to another, then all tokens: the last step where `end` is 1."""
         if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 2:
             raise ConfigurationError(f"`num_steps` must be an integer of at least 2, got {num_steps!r}.")
         until = 1.0 if full_length_from is None else full_length_from
@@ -62,7 +66,7 @@ class KeepSchedule:
 
     @classmethod
     def stepwise(cls, steps: Mapping[float, float], *, full_length_from: float | None = 0.8) -> "KeepSchedule":
-        """{share of the run: ratio from there on}."""
+        """Return the steps {share of the run: ratio from there on}, then all tokens."""
         if full_length_from is None:
             return cls(tuple(sorted(steps.items())))
         if isinstance(full_length_from, bool) or not 0 < full_length_from < 1:
@@ -76,8 +80,27 @@ class KeepSchedule:
             )
         return cls(tuple(sorted((dict(steps) | {full_length_from: 1.0}).items())))
 
+    @classmethod
+    def sampled(cls, schedule: Callable[[float], float], *, num_steps: int = 20) -> "KeepSchedule":
+        """Return equally long steps with the ratios that a schedule has in their middle.
+
+        Raises:
+            ConfigurationError: the schedule fails, or returns something else than a share of the tokens.
+        """
+        steps: dict[float, float] = {}
+        for index in range(num_steps):
+            progress = (index + 0.5) / num_steps
+            try:
+                ratio = schedule(progress)
+                require_keep_ratio("keep_ratio", ratio)
+            except Exception as error:
+                raise ConfigurationError(f"`keep_ratio`: {schedule!r} failed at {progress}: {error}") from error
+            if not steps or ratio != steps[max(steps)]:
+                steps[index / num_steps] = ratio
+        return cls.stepwise(steps, full_length_from=None)
+
     def __call__(self, progress: float) -> float:
-        """The ratio when this share of the run is over, 0 to 1."""
+        """Return the ratio when this share of the run is over, 0 to 1."""
         return next(ratio for begin, ratio in reversed(self.steps) if begin <= max(progress, 0.0) + 1e-9)
 
     def __str__(self) -> str:
@@ -86,3 +109,24 @@ class KeepSchedule:
             f"{ratio:.0%} of the tokens from {begin:.0%} to {end:.0%} of the run"
             for (begin, ratio), end in zip(self.steps, ends, strict=True)
         )
+
+
+KeepRatio = float | KeepSchedule | str | Callable[[float], float]
+"""Share of the tokens that is kept; or its schedule, or the name of one, or a function of the share of the run."""
+
+
+def schedule_of(keep_ratio: KeepRatio, *, full_length_from: float | None) -> KeepSchedule:
+    """Return the schedule that a user asks for; a number means: one ratio, then all tokens from a share of the run on.
+
+    Raises:
+        ConfigurationError: there is no such schedule, or a ratio is no share of the tokens.
+    """
+    if isinstance(keep_ratio, str):
+        from attnwatch.schedules import find_schedule
+
+        keep_ratio = find_schedule("keep_ratio", keep_ratio)
+    if isinstance(keep_ratio, KeepSchedule):
+        return keep_ratio
+    if callable(keep_ratio):
+        return KeepSchedule.sampled(keep_ratio)
+    return KeepSchedule.constant(keep_ratio, full_length_from=full_length_from)

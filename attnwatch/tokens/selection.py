@@ -1,4 +1,4 @@
-"""How many tokens are kept, and which."""
+"""Number of the tokens that are kept, and their choice by scores."""
 
 from fractions import Fraction
 
@@ -7,9 +7,13 @@ from torch import Tensor
 
 
 def num_kept(num_tokens: int, keep_ratio: float, *, min_tokens: int, multiple_of: int) -> int:
-    """Number of tokens that a sequence keeps: its share, at least the minimum, rounded up to a multiple.
+    """Return how many tokens a sequence keeps: its share, at least the minimum, rounded up to a multiple.
 
-    Never more than there are. In integers, so that it may be the symbolic length of a compiled model.
+    Never more than there are. Computed in integers, so that it may be the symbolic length of a compiled model.
+
+    Example:
+        >>> num_kept(100, 0.5, min_tokens=16, multiple_of=8)
+        56
     """
     ratio = Fraction(keep_ratio).limit_denominator(10**6)
     step = ratio.denominator * multiple_of
@@ -19,7 +23,7 @@ def num_kept(num_tokens: int, keep_ratio: float, *, min_tokens: int, multiple_of
 
 
 def choose_tokens(scores: Tensor, number: int, *, protected: Tensor | None, padding: Tensor | None) -> Tensor:
-    """The tokens with the highest scores; protected ones first, padding last.
+    """Return the tokens with the highest scores; protected ones first, padding last.
 
     Args:
         scores: [batch, tokens]; nan counts as lowest.
@@ -28,6 +32,10 @@ def choose_tokens(scores: Tensor, number: int, *, protected: Tensor | None, padd
 
     Returns:
         int64 [batch, number], positions, ascending.
+
+    Example:
+        >>> choose_tokens(torch.tensor([[0.1, 0.9, 0.5, 0.8]]), 2, protected=None, padding=None)
+        tensor([[1, 3]])
     """
     lowest, highest = torch.finfo(torch.float32).min, torch.finfo(torch.float32).max
     scores = scores.detach().float().nan_to_num(nan=lowest, posinf=highest, neginf=lowest)

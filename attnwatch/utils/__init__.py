@@ -1,1 +1,1 @@
-"""What several rooms use: messages, argument checks, files, states, processes."""
+"""Helpers that several packages share: messages, argument checks, files, states, processes."""

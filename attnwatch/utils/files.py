@@ -1,4 +1,4 @@
-"""Files and folders that are replaced whole or not at all, and files of others, which may be damaged or huge."""
+"""Atomic replacement of files and folders, and careful reading of files that may be damaged or huge."""
 
 import contextlib
 import json
@@ -16,7 +16,7 @@ _MOST_BYTES = 2**26
 
 
 class UnreadableFileError(Exception):
-    """A file is not what it should be. The message is the predicate of a sentence whose subject is the file."""
+    """Error for a file that is not what it should be. The message completes the sentence "The file …"."""
 
 
 def read_text(path: str | os.PathLike) -> str:
@@ -39,13 +39,13 @@ def read_json(path: str | os.PathLike) -> Any:
     """Return what a JSON file holds.
 
     Raises:
-        UnreadableFileError: as `read_text`; or it is not JSON.
+        UnreadableFileError: it can't be opened, is too large, or is not JSON.
     """
     return parse_json(read_text(path))
 
 
 def parse_json(text: str) -> Any:
-    """As `json.loads`.
+    """Parse a JSON text.
 
     Raises:
         UnreadableFileError: the text is not JSON.
@@ -89,7 +89,7 @@ def replaced_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def replaced_folder(directory: Path, keep: Callable[[Path, list[str]], Iterable[str]]) -> Iterator[Path]:
+def replaced_folder(directory: Path, keep: Callable[[str, list[str]], Iterable[str]]) -> Iterator[Path]:
     """Write a folder that takes the place of `directory` once it is complete and on disk.
 
     Args:
@@ -134,7 +134,7 @@ def beside(directory: Path, suffix: str) -> Path:
 
 
 def _mode_of(path: Path) -> int:
-    """Permissions of the file that is there, else those that a new file gets."""
+    """Return the permissions of an existing file, or those that a new file gets."""
     try:
         return path.stat().st_mode & 0o7777
     except OSError:
@@ -158,7 +158,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def free_space(path: str | os.PathLike) -> float:
-    """Bytes that may still be written where a path lies; infinite where nobody knows."""
+    """Return the free bytes on the disk of a path; infinite if they are unknown."""
     try:
         return shutil.disk_usage(path).free
     except OSError:

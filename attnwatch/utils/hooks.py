@@ -1,4 +1,4 @@
-"""Hooks and attributes that we put on other people's modules, and that no copy and no pickle of a module has."""
+"""Hooks and attributes on modules of users, which copies and pickles of a module leave out."""
 
 import contextlib
 import copy
@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 Remove = Callable[[], None]
-"""Takes away what was put on a module."""
+"""Function that removes hooks and attributes from a module."""
 
 _REDUCE, _DEEPCOPY = "__reduce_ex__", "__deepcopy__"
 # Where torch keeps the hooks of a module, by the number of their handle.
@@ -31,19 +31,19 @@ def put(
     attributes: Mapping[str, Any] | None = None,
     again: Callable[[nn.Module], object] | None = None,
 ) -> Remove:
-    """Let hooks and attributes be on a module, but on none of its copies, and in none of its pickles.
+    """Put hooks and attributes on a module, but not on its copies and not in its pickles.
 
     `pickle` and `copy` ask the instance for `__reduce_ex__` before its class, so that one module changes and nothing
     else does: pickles load where attnwatch is not installed.
 
     Args:
-        module: that has the hooks.
-        handles: of hooks that were registered on it.
-        attributes: entries of its `__dict__`, which are put there now.
-        again: called with each deep copy, to put the same on it.
+        module: module that has the hooks.
+        handles: handles of hooks that are registered on the module.
+        attributes: entries for the `__dict__` of the module.
+        again: called with each deep copy of the module, to put the same on it.
 
     Returns:
-        Removes hooks and attributes. May be called twice, and does not keep the module alive.
+        Function that removes hooks and attributes. It may be called twice and does not keep the module alive.
     """
     attributes = dict(attributes or {})
     ours = vars(module).get(_REDUCE)
@@ -57,20 +57,22 @@ def put(
 
     def remove() -> None:
         module = reference()
-        if module is None:
-            return
-        for handle in handles:
-            handle.remove()
-        for name, value in attributes.items():
-            if vars(module).get(name) is value:
-                del vars(module)[name]
-        ours.forget(module, added)
+        if module is not None:
+            ours.take_off(module, added)
 
     return remove
 
 
+def take_off(module: nn.Module, again: Callable[[nn.Module], object]) -> None:
+    """Remove all hooks and attributes that were put on a module with this `again`."""
+    ours = vars(module).get(_REDUCE)
+    if isinstance(ours, _Ours):
+        for added in ours.added_with(again):
+            ours.take_off(module, added)
+
+
 class _Ours:
-    """What of a module is ours, and the module's `__reduce_ex__` while there is something."""
+    """Hooks and attributes of ours on one module, and its `__reduce_ex__` while there are any."""
 
     def __init__(self, module: nn.Module):
         self._module = weakref.ref(module)
@@ -82,7 +84,16 @@ class _Ours:
         if added[2] is not None or hasattr(type(module), _DEEPCOPY):
             vars(module)[_DEEPCOPY] = self._deepcopy
 
-    def forget(self, module: nn.Module, added: tuple) -> None:
+    def added_with(self, again: Callable[[nn.Module], object]) -> list[tuple]:
+        return [added for added in self._added if added[2] is again]
+
+    def take_off(self, module: nn.Module, added: tuple) -> None:
+        handles, attributes, _ = added
+        for handle in handles:
+            handle.remove()
+        for name, value in attributes.items():
+            if vars(module).get(name) is value:
+                del vars(module)[name]
         self._added = [other for other in self._added if other is not added]
         if not self._added and vars(module).get(_REDUCE) is self:
             del vars(module)[_REDUCE]
@@ -122,7 +133,7 @@ class _Ours:
 
     @contextlib.contextmanager
     def _taken_off(self, module: nn.Module) -> Iterator[None]:
-        """Classes with a `__deepcopy__` of their own copy what stands in `__dict__`."""
+        """Take ours off the module for a while, as classes with their own `__deepcopy__` copy the whole `__dict__`."""
         values, numbers = vars(module), self._numbers()
         ours = {name: values.pop(name) for name in self._names() if name in values}
         before = {name: dict(values[name]) for name in _HOOKS}

@@ -1,8 +1,10 @@
-"""Words that reach the user: warnings, once a run, that never stop a training; and news."""
+"""Messages to the user: warnings that never stop a training, and information."""
 
+import contextlib
 import logging
 import sys
 import warnings
+from collections.abc import Hashable, Iterator
 
 import torch.distributed as dist
 
@@ -41,10 +43,46 @@ def warn(message: str, *, stacklevel: int = 2, always: bool = False, once_for_al
         logger.warning(text)
 
 
-class WarnOnce:
-    """Shows each message once, whatever details it comes with. One for each run."""
+class NonFatal:
+    """Context in which an error is one warning instead of the end of the training. One for each run.
+
+    `KeyboardInterrupt` and other exceptions that are not an `Exception` pass.
+
+    Example:
+        >>> non_fatal = NonFatal()
+        >>> with warnings.catch_warnings(record=True) as caught:
+        ...     for _ in range(2):
+        ...         with non_fatal("the monitor failed", key="monitor"):
+        ...             raise ValueError("no number")
+        >>> [str(each.message) for each in caught]
+        ['attnwatch: the monitor failed, training goes on: ValueError: no number']
+    """
 
     def __init__(self):
+        self._failed: set[Hashable] = set()
+
+    def has_failed(self, key: Hashable) -> bool:
+        """Return whether there was an error under this key."""
+        return key in self._failed
+
+    @contextlib.contextmanager
+    def __call__(self, message: str, *, key: Hashable = None) -> Iterator[None]:
+        """Warn that `message` holds, and why; once for each key, or for each error if there is no key."""
+        try:
+            yield
+        except Exception as error:
+            cause = f" (because of {error.__cause__!r})" if error.__cause__ else ""
+            reason = f"{type(error).__name__}: {error}{cause}"
+            key = reason if key is None else key
+            if key not in self._failed:
+                self._failed.add(key)
+                warn(f"{message}, training goes on: {reason}")
+
+
+class WarnOnce:
+    """Function that shows each message once, whatever details come with it. Make one for each run."""
+
+    def __init__(self) -> None:
         self._given: set[str] = set()
 
     def __call__(self, message: str, details: str = "", *, once_for_all: bool = False) -> None:
@@ -69,8 +107,8 @@ def printable(text: str, *, keep: str = "\n") -> str:
     )
 
 
-def tell(message: str, *, by: logging.Logger = logger) -> None:
-    """Say something that is no warning, so that it is seen: by a logger if it shows news, else on the screen.
+def inform(message: str, *, by: logging.Logger = logger) -> None:
+    """Show a message that is no warning: by a logger if it shows the level INFO, else on the screen.
 
     News are of the level INFO, which loggers hide unless somebody has configured them. On the screen, progress bars
     stay whole. `logging.getLogger("attnwatch").setLevel(logging.WARNING)` silences the news.
@@ -90,7 +128,7 @@ def tell(message: str, *, by: logging.Logger = logger) -> None:
 
 
 def duration(seconds: float) -> str:
-    """A time in milliseconds, from 10 s on in seconds; three digits, never an exponent.
+    """Format a time in milliseconds, from 10 s on in seconds, with three digits and no exponent.
 
     >>> duration(0.0123), duration(1.234), duration(83.2)
     ('12.3 ms', '1230 ms', '83.2 s')
@@ -102,17 +140,17 @@ def duration(seconds: float) -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that speaks for all of `torch.distributed`, or the only one."""
+    """Return whether this process is the first of `torch.distributed`, which speaks for all, or the only one."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def has_other_processes() -> bool:
-    """Whether other processes of `torch.distributed` train too."""
+    """Return whether `torch.distributed` has other processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _is_hidden(text: str, module: str, line: int) -> bool:
-    """Whether the filters will show nothing of this warning."""
+    """Return whether the filters hide this warning."""
     for action, message, category, of_module, lineno in warnings.filters:
         if (
             (message is None or message.match(text))
@@ -120,13 +158,13 @@ def _is_hidden(text: str, module: str, line: int) -> bool:
             and (of_module is None or of_module.match(module))
             and lineno in (0, line)
         ):
-            was_given = (text, AttnwatchWarning) in warnings.onceregistry
+            was_given = (text, AttnwatchWarning) in getattr(warnings, "onceregistry", {})
             return action == "ignore" or (action == "once" and was_given)
     return False
 
 
 def _shows_news(each: logging.Logger) -> bool:
-    """Whether a message of the level INFO gets to some handler."""
+    """Return whether a message of the level INFO reaches a handler."""
     if each.disabled or not each.isEnabledFor(logging.INFO):
         return False
     at: logging.Logger | None = each

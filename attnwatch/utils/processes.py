@@ -1,24 +1,34 @@
-"""What all processes of a training do, or none: an error of one of them is raised by all."""
+"""Collective operations of the processes of a training. With one process they do nothing."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
+from attnwatch.utils.messages import has_other_processes
+
 Made = TypeVar("Made")
 
 
 def gathered(value: Any) -> list[Any]:
-    """The values of all processes, by rank; all of them must call it. Only this one's where there are no others."""
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+    """Return the values of all processes, by rank. All of them must call it."""
+    if not has_other_processes():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
+def broadcast(value: Any) -> Any:
+    """Return the first process's value. All processes must call it."""
+    values = [value]
+    if has_other_processes():
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
 def together(make: Callable[[], Made]) -> Made:
-    """What `make` returns on this process; where it raises on one, all raise, and none waits for another.
+    """Return what `make` returns on this process; if it raises on one process, all raise, and none waits for another.
 
     All processes must call it. `make` must not wait for other processes.
 

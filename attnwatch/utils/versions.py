@@ -1,6 +1,7 @@
 """Versions of other libraries that attnwatch was tested with."""
 
 import re
+import sys
 from importlib import metadata
 from weakref import WeakKeyDictionary
 
@@ -21,13 +22,13 @@ _told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 def begin_run(model: nn.Module) -> None:
-    """Let a new run of the model hear of untested versions, although an earlier one did."""
+    """Let a new run of the model warn of untested versions again."""
     for module in model.modules():
         _told.pop(module, None)
 
 
 def warn_if_untested(library: str, model: nn.Module) -> None:
-    """Give one `AttnwatchWarning` a run if `library` is installed in a minor version outside of `TESTED`.
+    """Warn once in a run if `library` is installed in a minor version outside of `TESTED`.
 
     Args:
         library: name of a distribution, a key of `TESTED`. Nothing is said if it is not installed.
@@ -55,9 +56,15 @@ def _why_untested(library: str) -> str | None:
 
 
 def _was_told(library: str, model: nn.Module) -> bool:
-    """In this run: of the model, a part of it, or what it is a part of."""
+    """Return whether this run has warned already, for the model, a part of it or a module around it."""
     parts = set(model.modules())
     return any(library in of and (told in parts or model in told.modules()) for told, of in list(_told.items()))
+
+
+def is_early_transformers() -> bool:
+    """Return whether a version of transformers is loaded, before 5.1, that looks attention functions up by index."""
+    interface = getattr(sys.modules.get("transformers"), "AttentionInterface", None)
+    return interface is not None and not hasattr(interface, "get_interface")
 
 
 def _release(version: str) -> tuple[int, ...]:

@@ -1,1 +1,1 @@
-"""Which models are observed, rightly so, and can be pruned and routed? Tiny models of many architectures tell."""
+"""Support of architectures: observation, correctness, pruning and dropping, measured on tiny models."""

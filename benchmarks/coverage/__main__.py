@@ -1,4 +1,4 @@
-"""Which models are observed, are the numbers right, can heads be removed and tokens be dropped?
+"""Support of architectures of transformers: observation, correctness, removal of heads, dropping of tokens.
 
     python -m benchmarks.coverage [--quick] [--only MODEL …] [--out PATH]
 
@@ -11,32 +11,35 @@ Each architecture is built tiny from its configuration, without dropout, and fou
   those of the model with these heads masked;
 - tokens droppable: one training step computes half of the tokens in all layers, with finite gradients, and the states
   of the kept tokens are compared with those of the model with the others masked (where a mask can say that).
-
-Last line of the output: JSON.
 """
 
-import argparse
 import time
 import warnings
-from pathlib import Path
 
 import torch
 import transformers as hf
 
-from benchmarks.common import publish, results_path
+from benchmarks.common import Benchmark, progress
 from benchmarks.coverage import report
 from benchmarks.coverage.measure import measure
 from benchmarks.coverage.table import ARCHITECTURES, QUICK
 
+BENCHMARK = Benchmark(
+    "coverage", __doc__, duration="about 5 minutes on 2 CPU cores", quick="one architecture of each kind"
+)
+
 
 def main() -> None:
-    arguments = _parse_arguments()
+    parser = BENCHMARK.parser()
+    parser.add_argument("--only", nargs="+", metavar="MODEL", help="model classes of transformers; not stored")
+    options = BENCHMARK.start(parser)
     torch.set_num_threads(1)  # the models are too small for more
     warnings.simplefilter("ignore")
     hf.logging.set_verbosity_error()
-    only = arguments.only or (QUICK if arguments.quick else None)
+    only = options.only or (QUICK if options.quick else None)
     begin = time.perf_counter()
-    measured = [measure(each) for each in ARCHITECTURES if only is None or each.model in only]
+    chosen = [each for each in ARCHITECTURES if only is None or each.model in only]
+    measured = [measure(each) for each in progress(chosen, "architectures")]
     rows = [report.row(each) for each in measured]
     report.print_table(rows)
     totals = report.totals(measured)
@@ -48,17 +51,9 @@ def main() -> None:
     for goal in goals:
         verdict = "holds" if goal["holds"] else "DOES NOT HOLD"
         print(f"{goal['goal']}: {verdict} ({goal['measured']}, at least {goal['at_least']})")
-    path = arguments.out or (None if only else results_path("coverage"))
-    about = {"quick": arguments.quick, "transformers": hf.__version__, "totals": totals, "goals": goals}
-    publish("coverage", report.storable({**about, "table": rows, "measured": measured}), path)
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="one architecture of each kind, not stored")
-    parser.add_argument("--only", nargs="+", metavar="MODEL", help="model classes of transformers, not stored")
-    parser.add_argument("--out", type=Path, help="store the JSON here (a full run: in benchmarks/results)")
-    return parser.parse_args()
+    about = {"quick": options.quick, "transformers": hf.__version__, "totals": totals, "goals": goals}
+    result = report.storable({**about, "table": rows, "measured": measured})
+    BENCHMARK.publish(result, options, is_full=only is None)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An architecture of transformers: how its tiny model is made, and what it is called with."""
+"""Architectures of transformers: their tiny models, and the outputs of these models."""
 
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -14,19 +14,19 @@ import attnwatch
 from benchmarks.coverage.batches import Batch, text
 from benchmarks.coverage.sizes import small_config
 
-CRASHES = "crashes:"  # begins what is said of an exception that is not attnwatch's own
+CRASHES = "crashes:"  # begins the description of an exception that is not one of attnwatch
 _SPREAD_OF_WEIGHTS, _SPREAD_OF_VECTORS = 0.2, 0.1
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One entry of the table.
+    """An architecture that is measured.
 
     Attributes:
         model: name of the model class in transformers.
         features: what is special about its attention.
         options: of its configuration, beside the sizes that all have.
-        batch: makes what the model is called with.
+        batch: makes the arguments of the model.
     """
 
     model: str
@@ -36,11 +36,15 @@ class Architecture:
 
     @property
     def name(self) -> str:
-        """As in transformers' configurations."""
+        """Name of the model type in transformers' configurations."""
         return getattr(hf, self.model).config_class.model_type
 
     def build(self, implementation: str | None = None) -> nn.Module:
-        """In train mode, with the same weights every time. None: the attention that transformers takes by default."""
+        """Return a model in train mode, with the same weights every time.
+
+        Args:
+            implementation: attention implementation of transformers; None takes its default.
+        """
         model_class = getattr(hf, self.model)
         config = small_config(model_class.config_class, self.options)
         chosen = {} if implementation is None else {"attn_implementation": implementation}
@@ -53,7 +57,7 @@ class Architecture:
 
 @torch.no_grad()
 def _spread(model: nn.Module) -> None:
-    """Weights so wide that attention is far from uniform; biases of zero would hide what goes wrong with them."""
+    """Draw weights so wide that attention is far from uniform, and biases that are not zero, so that errors show."""
     for parameter in model.parameters():
         if parameter.ndim >= 2:
             parameter.normal_(std=_SPREAD_OF_WEIGHTS)
@@ -62,17 +66,17 @@ def _spread(model: nn.Module) -> None:
 
 
 def outputs_of(model: nn.Module, batch: Batch) -> list[Tensor]:
-    """The floating-point tensors of one forward, in their order."""
+    """Return the floating-point tensors of one forward, in their order."""
     return list(_tensors(model(**batch.inputs)))
 
 
 def loss_of(outputs: list[Tensor]) -> Tensor:
-    """A number that depends on all outputs, whatever the model is for."""
+    """Return a number that depends on all outputs, whatever the model is for."""
     return sum(output.square().mean() for output in outputs if output.requires_grad)
 
 
 def deviation_of(outputs: list[Tensor], expected: list[Tensor]) -> float:
-    """Largest over all of them, relative to the largest entry of each; infinite where shapes or nan differ."""
+    """Return the largest deviation relative to the largest entry of each output; infinite if shapes or nan differ."""
     largest = 0.0
     for got, wanted in zip(outputs, expected, strict=True):
         if got.shape != wanted.shape or (got.isfinite() != wanted.isfinite()).any():
@@ -83,7 +87,7 @@ def deviation_of(outputs: list[Tensor], expected: list[Tensor]) -> float:
 
 
 def crash(error: Exception) -> str:
-    """What to say of an exception that attnwatch did not raise on purpose, and where in it that happened."""
+    """Return the description of an exception that attnwatch did not raise on purpose, with its place in the package."""
     frames = traceback.extract_tb(error.__traceback__)
     package = Path(attnwatch.__file__).parent
     ours = [frame for frame in frames if package in Path(frame.filename).parents]

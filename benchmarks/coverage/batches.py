@@ -1,4 +1,4 @@
-"""What models are called with: sequences of different lengths, some padded on the left, some on the right."""
+"""Arguments of models: sequences of different lengths, some padded on the left, some on the right."""
 
 import inspect
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ class Batch:
     real: Mapping[str, Tensor] = field(default_factory=dict)
 
     def real_of(self, path: str, num_queries: int) -> Tensor | None:
-        """Which queries of the module at this path are no padding; None where all are, or nothing is known."""
+        """Return which queries of the module at this path are no padding; None if no padding is known."""
         for name, real in self.real.items():
             if (not name or name in path.split(".")) and real.shape[1] == num_queries:
                 return real
@@ -35,13 +35,13 @@ class Batch:
 
 
 def text(model: nn.Module) -> Batch:
-    """Three sequences, of which one is padded on the right and one on the left."""
+    """Return three sequences, of which one is padded on the right and one on the left."""
     real = _real()
     return Batch({"input_ids": _ids(real), "attention_mask": real.long()}, {"": real})
 
 
 def two_texts(model: nn.Module) -> Batch:
-    """As long as each other, so that nothing tells cross-attention by its shape."""
+    """Return sources and targets of the same length, so that shapes do not tell cross-attention."""
     source, target = _real(), _real_on_the_right()
     inputs = {"input_ids": _ids(source), "attention_mask": source.long()}
     inputs |= {"decoder_input_ids": _ids(target, seed=1), "decoder_attention_mask": target.long()}
@@ -53,13 +53,13 @@ def pictures(model: nn.Module) -> Batch:
 
 
 def text_and_pictures(model: nn.Module) -> Batch:
-    """For models that embed both apart."""
+    """Return texts and pictures for models that embed both apart."""
     written = text(model)
     return Batch({**written.inputs, **pictures(model).inputs}, {"text_model": written.real[""]})
 
 
 def pictures_in_text(model: nn.Module) -> Batch:
-    """One token for each patch of one picture a sequence; more words than there are patches, to tell them apart."""
+    """Return texts with one token for each patch of a picture, and with more words than patches, to tell them apart."""
     num_patches = (PICTURE // PATCH) ** 2
     real = torch.ones(BATCH, num_patches + TOKENS, dtype=torch.bool)
     real[1, -5:] = False
@@ -69,7 +69,7 @@ def pictures_in_text(model: nn.Module) -> Batch:
 
 
 def pictures_in_prefix(model: nn.Module) -> Batch:
-    """As `pictures_in_text`, and the model is told which tokens belong to the prefix, that sees all of itself."""
+    """Return `pictures_in_text` with the token types of the prefix, which sees all of itself."""
     batch = pictures_in_text(model)
     types = torch.zeros_like(batch.inputs["input_ids"])
     types[:, -TOKENS // 2 :] = 1
@@ -77,14 +77,14 @@ def pictures_in_prefix(model: nn.Module) -> Batch:
 
 
 def pictures_among_text(model: nn.Module) -> Batch:
-    """As `pictures_in_text`, and the model is told which tokens are of the picture: these see each other."""
+    """Return `pictures_in_text` with the token types of the picture, whose tokens see each other."""
     batch = pictures_in_text(model)
     types = (batch.inputs["input_ids"] == IMAGE).long()
     return Batch({**batch.inputs, "token_type_ids": types}, batch.real)
 
 
 def patches_in_text(model: nn.Module) -> Batch:
-    """Pictures as rows of patches, four of which become one token."""
+    """Return texts with pictures as rows of patches, four of which become one token."""
     side = 4
     real = torch.ones(BATCH, side + TOKENS, dtype=torch.bool)
     real[1, -5:] = False
@@ -98,7 +98,7 @@ def patches_in_text(model: nn.Module) -> Batch:
 
 
 def waves(model: nn.Module) -> Batch:
-    """Sound as it is; the model says which of its frames are padding."""
+    """Return raw sound, with the padding of its frames as the model computes it."""
     mask = torch.ones(BATCH, 24, dtype=torch.long)
     mask[1, 14:] = 0
     frames = model._get_feat_extract_output_lengths(24)
@@ -118,13 +118,13 @@ def speech_and_text(model: nn.Module) -> Batch:
 
 
 def without_padding(batch: Batch) -> Batch | None:
-    """The same with all tokens visible; None where nothing of it is hidden."""
+    """Return the same batch with all tokens visible, or None if it hides none."""
     masks = {name: torch.ones_like(mask) for name, mask in batch.inputs.items() if name.endswith("attention_mask")}
     return Batch({**batch.inputs, **masks}) if masks else None
 
 
 def packed(model: nn.Module, batch: Batch) -> Batch | None:
-    """Two documents in each sequence, told apart by positions that restart; None where the model takes none."""
+    """Return two documents in each sequence, with positions that restart; None if the model takes no positions."""
     takes = set(inspect.signature(model.forward).parameters)
     if set(batch.inputs) != {"input_ids", "attention_mask"} or not {"position_ids", "use_cache"} <= takes:
         return None
@@ -139,7 +139,7 @@ def _real() -> Tensor:
 
 
 def _real_on_the_right() -> Tensor:
-    """Padded targets see the ones before them: what they compute is the same in all implementations of attention."""
+    """Return a mask padded on the right: there all implementations of attention compute the same for padded targets."""
     real = torch.ones(BATCH, TOKENS, dtype=torch.bool)
     real[1, -3:] = real[2, -6:] = False
     return real

@@ -1,4 +1,4 @@
-"""The attention weights that a model's own eager code returns, by module."""
+"""Attention weights that a model's own eager code returns, by module."""
 
 import contextlib
 import inspect
@@ -15,25 +15,25 @@ from benchmarks.coverage.reference import Weights
 _STATES_OF_OTHERS = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
 
 
-def eager_twin(architecture: Architecture, model: nn.Module) -> nn.Module:
-    """The model with eager attention, with weights of its own that are the same."""
-    twin = architecture.build("eager")
-    twin.load_state_dict(model.state_dict())
-    return twin
+def eager_copy(architecture: Architecture, model: nn.Module) -> nn.Module:
+    """Return a copy of the model that uses eager attention."""
+    eager = architecture.build("eager")
+    eager.load_state_dict(model.state_dict())
+    return eager
 
 
 @torch.no_grad()
-def weights_of(twin: nn.Module, batch: Batch) -> dict[str, list[Weights]]:
-    """Path of each module that returns attention weights to those of its calls in one forward."""
+def weights_of(eager: nn.Module, batch: Batch) -> dict[str, list[Weights]]:
+    """Return the attention weights of all calls in one forward, by the path of the module that returns them."""
     found: dict[str, list[Weights]] = {}
-    with _watched(twin, batch, found):
-        twin(**batch.inputs, **_asking_for_weights(twin))
+    with _watched(eager, batch, found):
+        eager(**batch.inputs, **_asking_for_weights(eager))
     return found
 
 
 @contextlib.contextmanager
 def _watched(model: nn.Module, batch: Batch, found: dict[str, list[Weights]]) -> Iterator[None]:
-    """While it is open, the weights that modules return are put into `found`. Inner modules return first."""
+    """Put the weights that modules return into `found` while the context is open. Inner modules return first."""
     seen: list[Tensor] = []
 
     def put(path: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
@@ -62,9 +62,9 @@ def _asking_for_weights(model: nn.Module) -> dict[str, bool]:
 
 
 def _are_weights(value: Any, has_sink: bool) -> bool:
-    """[batch, heads, queries, keys], rows of which sum to one, with a learned sink to less.
+    """Return True for a tensor [batch, heads, queries, keys] whose rows sum to one, with a learned sink to less.
 
-    Those that see no key may be nan or zero.
+    Rows that see no key may be nan or zero.
     """
     if not isinstance(value, Tensor) or value.ndim != 4 or not value.is_floating_point():
         return False

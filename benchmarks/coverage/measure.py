@@ -1,4 +1,4 @@
-"""All that is measured of one architecture."""
+"""Measurements of one architecture."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.coverage.architecture import CRASHES, Architecture, crash, deviation_of, loss_of, outputs_of
 from benchmarks.coverage.batches import Batch, packed, without_padding
-from benchmarks.coverage.eager import eager_twin, weights_of
+from benchmarks.coverage.eager import eager_copy, weights_of
 from benchmarks.coverage.heads import pruning_of
 from benchmarks.coverage.observing import are_outputs_unchanged, coverage_of, deviations_of, record
 from benchmarks.coverage.tokens import dropping_of
@@ -19,7 +19,7 @@ _FAILED = "watching failed"  # begins the reason of a site at which an error hap
 
 
 def measure(architecture: Architecture) -> dict[str, Any]:
-    """Observed, right, prunable, droppable; and what crashed.
+    """Measure everything about one architecture.
 
     Raises:
         Exception: the model itself does not work.
@@ -43,24 +43,24 @@ def measure(architecture: Architecture) -> dict[str, Any]:
 
 
 def observation_of(architecture: Architecture, model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Which sites are observed, which are not and why; and whether that changes what the model computes."""
-    weights = weights_of(eager_twin(architecture, model), batch)
+    """Return which sites are observed, why others are not, and whether observing changes outputs."""
+    weights = weights_of(eager_copy(architecture, model), batch)
     return coverage_of(record(model, batch), model, weights) | {"unchanged": are_outputs_unchanged(model, batch)}
 
 
 def statistics_of(architecture: Architecture, model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """How far recorded statistics are from those of the eager weights: with padding, without, and with packed texts.
+    """Return how far recorded statistics are from those of the eager weights: padded, not padded, and packed texts.
 
     Recorded of the model as it is, and of the one with eager attention. `largest` is None where the model gives no
     weights to compare with, or where its eager attention does not compute the same as what it uses by default.
     """
-    twin = eager_twin(architecture, model)
-    is_same = _agree(model, twin, without_padding(batch) or batch)
+    eager = eager_copy(architecture, model)
+    is_same = _agree(model, eager, without_padding(batch) or batch)
     sites: set[str] = set()
     largest: dict[str, float] = defaultdict(float)
     for each in _batches(model, batch) if is_same else ():
-        weights = weights_of(twin, each)
-        for watched in (model, twin):
+        weights = weights_of(eager, each)
+        for watched in (model, eager):
             for site, deviations in deviations_of(record(watched, each), weights).items():
                 sites.add(site)
                 for name, deviation in deviations.items():
@@ -81,8 +81,8 @@ def _attempt(function: Callable[..., dict[str, Any]], *args: Any) -> dict[str, A
 
 
 @torch.no_grad()
-def _agree(model: nn.Module, twin: nn.Module, batch: Batch) -> bool:
-    return deviation_of(outputs_of(twin, batch), outputs_of(model, batch)) < _SAME
+def _agree(model: nn.Module, eager: nn.Module, batch: Batch) -> bool:
+    return deviation_of(outputs_of(eager, batch), outputs_of(model, batch)) < _SAME
 
 
 def _batches(model: nn.Module, batch: Batch) -> Iterator[Batch]:

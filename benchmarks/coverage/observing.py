@@ -1,4 +1,4 @@
-"""Which attention modules of a model are observed, and are the recorded statistics those of its attention weights?"""
+"""Observation: attention modules that are observed, and comparison of recorded statistics with attention weights."""
 
 import warnings
 from collections import Counter
@@ -19,7 +19,7 @@ WeightsBySite = Mapping[str, list[Weights]]
 
 
 def record(model: nn.Module, batch: Batch) -> AttentionHistory | str:
-    """One training step in which every query row is looked at; or the reason why the model can't be watched."""
+    """Record one training step with every query row, or return the reason why the model can't be watched."""
     try:
         with AttentionRecorder(model, every_n_steps=1, num_query_rows=None) as recorder, warnings.catch_warnings():
             warnings.filterwarnings("ignore", "attnwatch: nothing is observed")
@@ -33,7 +33,7 @@ def record(model: nn.Module, batch: Batch) -> AttentionHistory | str:
 
 
 def coverage_of(history: AttentionHistory | str, model: nn.Module, weights: WeightsBySite) -> dict[str, Any]:
-    """How many sites are observed, why others are not, and modules that return weights but are no sites."""
+    """Return how many sites are observed, why others are not, and which modules return weights but are no sites."""
     unreadable = {site.name: site.reason for site in find_sites(model)}
     coverage = unreadable if isinstance(history, str) else history.coverage
     reasons = Counter(reason for reason in coverage.values() if not is_observed(reason))
@@ -45,7 +45,7 @@ def coverage_of(history: AttentionHistory | str, model: nn.Module, weights: Weig
 
 
 def deviations_of(history: AttentionHistory | str, weights: WeightsBySite) -> dict[str, dict[str, float]]:
-    """For each observed site that weights are known of, how far each statistic is off, largest over heads."""
+    """Return the deviation of each statistic, largest over heads, of every observed site whose weights are known."""
     sites = () if isinstance(history, str) else history.sites
     deviations = {}
     for index, site in enumerate(sites):
@@ -58,7 +58,7 @@ def deviations_of(history: AttentionHistory | str, weights: WeightsBySite) -> di
 
 
 def are_outputs_unchanged(model: nn.Module, batch: Batch) -> bool:
-    """Whether outputs are the same, bit for bit, while the model is watched."""
+    """Return True if outputs are the same, bit for bit, while the model is watched."""
     plain = outputs_of(model, batch)
     try:
         with AttentionRecorder(model, every_n_steps=1) as recorder, warnings.catch_warnings():
@@ -71,7 +71,10 @@ def are_outputs_unchanged(model: nn.Module, batch: Batch) -> bool:
 
 
 def _deviation(recorded: np.ndarray, expected: np.ndarray) -> float:
-    """Infinite where only one of the two is a number. Histories fill up sites that have fewer heads by nan."""
+    """Return the largest deviation; infinite where only one of the two is a number.
+
+    Histories fill up sites that have fewer heads with nan.
+    """
     recorded, more = recorded[: len(expected)].astype(np.float64), recorded[len(expected) :]
     if recorded.shape != expected.shape or np.isfinite(more).any():
         return float("inf")

@@ -12,7 +12,7 @@ _SMALLEST = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class Weights:
-    """Of one call of an attention module.
+    """Attention weights of one call of an attention module.
 
     Attributes:
         values: [batch, heads, queries, keys].
@@ -28,7 +28,7 @@ class Weights:
 
 
 def statistics_of(calls: Iterable[Weights]) -> dict[str, Tensor]:
-    """Those that follow from the weights alone: name to float64 [heads], nan where no row counts.
+    """Return the statistics that follow from weights alone: float64 [heads] by name, nan where no row counts.
 
     Rows that see two keys and are not padding count, of all calls together.
     """
@@ -42,7 +42,7 @@ def statistics_of(calls: Iterable[Weights]) -> dict[str, Tensor]:
 
 
 def _rows(call: Weights) -> dict[str, tuple[Tensor, Tensor]]:
-    """Value of each row and whether it counts: [batch, heads, queries], or [heads, queries] over the batch."""
+    """Return the values of rows and whether they count: [batch, heads, queries], or [heads, queries] of the batch."""
     weights = call.values.detach().double()
     on_tokens = weights.sum(-1) if call.has_sink else torch.ones_like(weights[..., 0])
     weights = weights / on_tokens[..., None]
@@ -61,7 +61,7 @@ def _rows(call: Weights) -> dict[str, tuple[Tensor, Tensor]]:
         "max_entropy": num_visible.double().log(),
         "logit_std": _std_of_logits(weights, visible),
         "sink_mass": 1 - on_tokens + on_tokens * sink,
-        "confidence": on_tokens * weights.amax(-1),
+        "max_weight": on_tokens * weights.amax(-1),
         "entropy_without_sink": _entropy(rest / rest.sum(-1, keepdim=True)),
     }
     result = {name: (values, counts) for name, values in rows.items()}
@@ -77,7 +77,7 @@ def _entropy(weights: Tensor) -> Tensor:
 
 
 def _std_of_logits(weights: Tensor, visible: Tensor) -> Tensor:
-    """Logits are the logarithms of the weights, up to a number that the whole row shares."""
+    """Return the standard deviation of logits: logarithms of the weights, up to a number that the whole row shares."""
     logits, number = torch.where(visible, weights, 1).log(), visible.sum(-1, keepdim=True)
     deviations = torch.where(visible, logits - logits.sum(-1, keepdim=True) / number, 0)
     return (deviations.square().sum(-1) / number.squeeze(-1)).sqrt()

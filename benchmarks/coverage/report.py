@@ -1,4 +1,4 @@
-"""What was measured in words, in a table, and in sum."""
+"""Results in words, as a table, and in sum."""
 
 import math
 import textwrap
@@ -20,7 +20,7 @@ _WIDTHS = {"features": 40, "observed": 46, "right": 26, "heads": 46, "tokens": 4
 
 
 def row(measured: Mapping[str, Any]) -> dict[str, str]:
-    """One architecture in words."""
+    """Describe one architecture."""
     return {
         "name": measured["name"],
         "features": measured["features"],
@@ -32,7 +32,7 @@ def row(measured: Mapping[str, Any]) -> dict[str, str]:
 
 
 def totals(measured: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """How many architectures there are of each kind."""
+    """Return the number of architectures of each kind."""
     return {
         "architectures": len(measured),
         "without attention": sum(not each["observation"].get("sites") for each in measured),
@@ -59,32 +59,32 @@ def goals(sums: Mapping[str, int]) -> list[dict[str, Any]]:
 
 
 def is_observed(measured: Mapping[str, Any]) -> bool:
-    """All attention modules are observed, none is missed, and outputs stay as they are."""
+    """Return True if all attention modules are observed, none is missed, and outputs stay as they are."""
     seen = measured["observation"]
     return bool(seen.get("sites")) and seen["observed"] == seen["sites"] and seen["unchanged"] and not seen["missed"]
 
 
 def is_right(measured: Mapping[str, Any]) -> bool:
-    """Something could be compared, and all of it is right."""
+    """Return True if something could be compared, and all of it is right."""
     largest = measured["statistics"].get("largest")
     return largest is not None and largest < RIGHT
 
 
 def is_prunable(measured: Mapping[str, Any]) -> bool:
-    """All attention modules, and outputs are those of the masked model, which differs from the whole one."""
+    """Return True if all modules lose heads, and outputs are those of the masked model and not of the whole one."""
     heads = measured["heads"]
     is_all = bool(heads.get("sites")) and heads["prunable"] == heads["sites"]
     return is_all and heads["deviation"] < EQUAL < heads["effect"]
 
 
 def is_droppable(measured: Mapping[str, Any]) -> bool:
-    """In at least one stack of layers, and what could be compared is right."""
+    """Return True if tokens are dropped in at least one stack of layers, and what could be compared is right."""
     tokens = measured["tokens"]
     return tokens.get("droppable", 0) > 0 and (tokens["deviation"] or 0.0) < EQUAL
 
 
 def is_wrong(measured: Mapping[str, Any]) -> bool:
-    """Something was computed, without a refusal, and is not what it must be."""
+    """Return True if something was computed, without a refusal, and is not what it must be."""
     seen, statistics, heads, tokens = (measured[part] for part in ("observation", "statistics", "heads", "tokens"))
     return (
         bool(seen.get("missed"))
@@ -96,7 +96,7 @@ def is_wrong(measured: Mapping[str, Any]) -> bool:
 
 
 def storable(value: Any) -> Any:
-    """The same with three digits of each number, and words for those that JSON does not have."""
+    """Return the same with three digits of each number, and words for numbers that JSON does not have."""
     if isinstance(value, Mapping):
         return {name: storable(each) for name, each in value.items()}
     if isinstance(value, list | tuple):

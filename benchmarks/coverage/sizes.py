@@ -1,4 +1,4 @@
-"""One set of small sizes for all architectures, under whatever names their configurations have for them."""
+"""Small sizes for all architectures, under the names that their configurations have for them."""
 
 import dataclasses
 import inspect
@@ -43,7 +43,7 @@ class Part:
 
 
 def small_config(config_class: type[hf.PretrainedConfig], options: Mapping[str, Any]) -> hf.PretrainedConfig:
-    """A configuration with small sizes, without dropout, and with `options`, of which parts are made likewise."""
+    """Return a configuration with small sizes, without dropout, and with `options`, whose parts are made likewise."""
     defaults = _defaults(config_class)
     sizes = {name: size for name, size in _SIZES.items() if name in defaults}
     if defaults.get("sliding_window") is None:  # a model without one
@@ -56,7 +56,7 @@ def small_config(config_class: type[hf.PretrainedConfig], options: Mapping[str, 
 
 
 def _defaults(config_class: type[hf.PretrainedConfig]) -> dict[str, Any]:
-    """Configurations are dataclasses since transformers 5."""
+    """Return the default of each option. Configurations are dataclasses since transformers 5."""
     if dataclasses.is_dataclass(config_class):
         return {field.name: field.default for field in dataclasses.fields(config_class)}
     return {name: parameter.default for name, parameter in inspect.signature(config_class).parameters.items()}

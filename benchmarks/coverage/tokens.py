@@ -1,4 +1,4 @@
-"""In which stacks of layers can tokens be dropped, and are the kept ones computed as if the others were hidden?"""
+"""Dropping of tokens: stacks of layers that allow it, and comparison with the model whose tokens are masked."""
 
 import inspect
 import warnings
@@ -17,7 +17,7 @@ _EVERY = slice(None, None, 2)  # the tokens that stay when routing is compared: 
 
 
 def dropping_of(model: nn.Module, batch: Batch) -> dict[str, Any]:
-    """Half of the tokens dropped in all layers of each stack, with finite gradients.
+    """Drop half of the tokens in all layers of each stack, and require finite gradients.
 
     `deviation`: the largest of the stacks, see `_deviation`; None where none can be compared.
     """
@@ -42,7 +42,7 @@ def dropping_of(model: nn.Module, batch: Batch) -> dict[str, Any]:
 
 
 def _drop(model: nn.Module, batch: Batch, stack: Stack) -> None:
-    """One training step.
+    """Run one training step.
 
     Raises:
         AttnwatchError: it is refused, or does not compute fewer tokens, or its gradients are not finite.
@@ -64,12 +64,13 @@ def _dropper(model: nn.Module, stack: Stack, **options: Any) -> TokenDropper:
 
 
 def _deviation(model: nn.Module, batch: Batch, stack: Stack) -> float | None:
-    """How far the states of kept tokens are from those of the whole model with the other tokens masked.
+    """Return how far the states of kept tokens are from those of the whole model with the other tokens masked.
 
     Relative to the largest state; None where a mask can't say that.
     """
-    decoder = "decoder_" if _is_decoder_of_two(model, stack) else ""
-    ids, mask, positions = (f"{decoder}{name}" for name in ("input_ids", "attention_mask", "position_ids"))
+    ids, mask, positions = (
+        f"{stack.argument_prefix}{name}" for name in ("input_ids", "attention_mask", "position_ids")
+    )
     parameters = inspect.signature(model.forward).parameters
     if ids not in batch.inputs or mask not in batch.inputs or mask not in parameters:
         return None
@@ -94,15 +95,11 @@ def _deviation(model: nn.Module, batch: Batch, stack: Stack) -> float | None:
 
 
 def _states(model: nn.Module, inputs: dict[str, Tensor], stack: Stack, shape: torch.Size) -> Tensor | None:
-    """The output of the model that has a token axis for the stack's tokens."""
+    """Return the output of the model that has a token axis for the stack's tokens."""
     output = model(**inputs)
     is_of_two = getattr(model.config, "is_encoder_decoder", False)
     names = ("logits", "last_hidden_state")
-    if is_of_two and not _is_decoder_of_two(model, stack):
+    if is_of_two and not stack.argument_prefix:
         names = ("encoder_last_hidden_state",)
     found = (getattr(output, name, None) for name in names)
     return next((states.detach() for states in found if states is not None and states.shape[:2] == shape), None)
-
-
-def _is_decoder_of_two(model: nn.Module, stack: Stack) -> bool:
-    return bool(getattr(model.config, "is_encoder_decoder", False)) and "decoder" in stack.name

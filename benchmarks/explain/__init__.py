@@ -1,1 +1,1 @@
-"""Whether explanations are right, and what they cost."""
+"""Correctness and cost of explanations."""

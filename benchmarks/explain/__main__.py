@@ -1,29 +1,28 @@
-"""Whether explanations are right, and what they cost.
+"""Correctness and cost of explanations.
 
     python -m benchmarks.explain --data DIRECTORY [--quick] [--out PATH]
 
 DIRECTORY has models/stories15M, text/sst2_train.tsv, text/sst2_dev.tsv, lm/wikitext2_valid.txt and
 lm/tinyshakespeare.txt. Hiding inputs: the same importance as one forward for each hidden token, how many times as fast,
 and which score finds the tokens whose removal hurts. Probes: what they cost in forwards, what they find. Confidence: of
-a model that is at home in a text, and of one that is not. Last line of the output: JSON.
+a model in a text like those that it was trained on, and in another one.
 """
 
-import argparse
 from pathlib import Path
 
-from benchmarks.common import publish, results_path
+from benchmarks.common import Benchmark, quiet_libraries
 from benchmarks.explain import confidence, occlusion, probes
 
+BENCHMARK = Benchmark("explain", __doc__, duration="about 8 minutes on 2 CPU cores", quick="little of everything")
 PARTS = {"occlusion": occlusion.measure, "probes": probes.measure, "confidence": confidence.measure}
 LEAST_SPEED_UP, MOST_FORWARDS = 3.0, 5.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true", help="little of everything: does it run?")
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results, unless --quick)")
-    options = parser.parse_args()
+    parser = BENCHMARK.parser()
+    parser.add_argument("--data", type=Path, required=True, help="folder with models and texts, see above")
+    options = BENCHMARK.start(parser)
+    quiet_libraries()
     measured = {}
     for name, measure in PARTS.items():
         print(f"\n== {name}")
@@ -36,7 +35,7 @@ def main() -> None:
     for model, found in measured["probes"].items():
         forwards = found["probing_in_forwards"]["median"]
         print(f"probes, {model}: {forwards:.2f} forwards (< {MOST_FORWARDS:g}: {_verdict(forwards < MOST_FORWARDS)})")
-    publish("explain", measured, options.out or (None if options.quick else results_path("explain")))
+    BENCHMARK.publish(measured, options)
 
 
 def _verdict(reached: bool) -> str:

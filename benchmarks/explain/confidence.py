@@ -1,4 +1,4 @@
-"""How sure a language model is, at home and elsewhere: stories15M on stories that it wrote, and on Shakespeare."""
+"""Confidence of a language model in its own texts and in others: stories15M on its stories, and on Shakespeare."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -8,13 +8,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attnwatch.explain import Answers, ask, questions_from_text
+from benchmarks.common import progress, show
 from benchmarks.explain.occlusion import stories
 
 _QUESTIONS, _STORIES, _STORY_TOKENS, _CHARACTERS = 200, 64, 200, 200_000
 
 
 def measure(data: Path, quick: bool) -> dict[str, Any]:
-    """Prints its lines; returns what goes into the JSON."""
+    """Measure, show and return everything about confidence."""
     directory = data / "models" / "stories15M"
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False).eval(),
@@ -26,7 +27,7 @@ def measure(data: Path, quick: bool) -> dict[str, Any]:
         "Shakespeare": (data / "lm" / "tinyshakespeare.txt").read_text(encoding="utf-8")[:_CHARACTERS],
     }
     measured = {}
-    for name, text in texts.items():
+    for name, text in progress(texts.items(), "confidence"):
         questions = questions_from_text(text, tokenizer, 8 if quick else _QUESTIONS)
         answers = ask(model, tokenizer, questions, batch_size=16)
         percentages = ask(model, tokenizer, questions, batch_size=16, stated="percentage")
@@ -34,14 +35,14 @@ def measure(data: Path, quick: bool) -> dict[str, Any]:
             "percentages": len(questions) - percentages.num_unparsable,
             "forwards": answers.num_forwards,
         }
-        print(f"{name}: {answers.calibration()}")
-        print(f"  asked whether it is sure: {answers.stated_calibration()}")
-        print(f"  percentages among {len(questions)} replies: {measured[name]['percentages']}")
+        show(f"{name}: {answers.calibration()}")
+        show(f"  asked whether it is sure: {answers.stated_calibration()}")
+        show(f"  percentages among {len(questions)} replies: {measured[name]['percentages']}")
     return measured
 
 
 def _figures(answers: Answers) -> dict[str, Any]:
-    """Without the bins of the diagrams."""
+    """Return the numbers of both calibrations, without the bins of their diagrams."""
     both = {"choices": answers.calibration(), "stated": answers.stated_calibration()}
     return {
         name: {field: value for field, value in asdict(found).items() if not field.startswith("bin_")}

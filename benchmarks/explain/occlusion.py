@@ -1,12 +1,9 @@
-"""Hiding inputs: whether it is right, how much faster than one forward a token, and which score finds what matters.
+"""Hiding inputs: correctness, speed compared with one forward a token, and the score that finds what matters.
 
-On stories15M (a language model of 15M parameters; stories that it has told itself) and on all-MiniLM-L6-v2, fine-tuned
+On stories15M (a language model of 15M parameters; stories that it has generated) and on all-MiniLM-L6-v2, fine-tuned
 on SST-2 for a few steps (held-out sentences).
 """
 
-import argparse
-import logging
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -14,29 +11,27 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import transformers
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from attnwatch.explain import EvaluatedModel, HidingOptions, MeanOverSequences, compare, occlude
 from attnwatch.explain.faithfulness import FaithfulnessPlan
 from attnwatch.explain.masked_forwards import MaskedForwards
-from benchmarks.common import minilm_directory, time_paired
-from benchmarks.pruning_quality import Sentences, Way, correct, fine_tune
+from benchmarks.common import minilm_directory, progress, show, time_paired
+from benchmarks.pruning_quality import MAX_TOKENS, Way, correct, fine_tune
+from benchmarks.texts import Sentences, read_tsv
 
 _STORY_TOKENS = 112
 _SENTENCES_PER_BATCH = 32
 
 
 def measure(data: Path, quick: bool) -> dict[str, Any]:
-    """Prints what it measures, and returns it.
+    """Measure, show and return everything about hiding inputs.
 
     Args:
         data: directory with text/sst2_train.tsv, text/sst2_dev.tsv and models/stories15M.
-        quick: little of it: does it run?
+        quick: measure little of it.
     """
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     return {
         "stories15M": _of_stories(data / "models" / "stories15M", quick),
         "MiniLM on SST-2": _of_sentences(data / "text", quick),
@@ -49,34 +44,33 @@ def _of_stories(directory: Path, quick: bool) -> dict[str, Any]:
     number, tokens = (1, 32) if quick else (6, _STORY_TOKENS)
     batch = {"input_ids": stories(model, number, tokens)}
     few = {"input_ids": batch["input_ids"][:1]}
-    print(f"stories15M, {number} stories of {tokens} tokens")
+    show(f"stories15M, {number} stories of {tokens} tokens")
     measured = _speed(model, few, tokenizer, _one_by_one_losses, quick)
-    return measured | _stories_side_by_side(model, [batch], tokenizer, quick)
+    return measured | _compare_scores(model, [batch], tokenizer, quick)
 
 
 def _of_sentences(directory: Path, quick: bool) -> dict[str, Any]:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
     tokenizer = AutoTokenizer.from_pretrained(minilm_directory(), trust_remote_code=False)
-    training = Sentences.read([directory / "sst2_train.tsv"], tokenizer)
-    held_out = Sentences.read([directory / "sst2_dev.tsv"], tokenizer)
-    options = argparse.Namespace(steps=4 if quick else 120, batch_size=16)
-    model, _ = fine_tune(Way(), 0, minilm_directory(), training, options)
-    accuracy = float(100 * correct(model, Sentences(held_out.tokens[:400], held_out.labels[:400])).mean())
+    training, held_out = (
+        Sentences.tokenize(read_tsv(directory / f"sst2_{part}.tsv"), MAX_TOKENS) for part in ("train", "dev")
+    )
+    steps = 4 if quick else 120
+    model, _ = fine_tune(Way(), 0, training, steps=steps, batch_size=16)
+    accuracy = float(100 * correct(model, held_out.first(400)).mean())
     number = 8 if quick else 2 * _SENTENCES_PER_BATCH
     batches = [
         held_out.batch(list(range(first, min(first + _SENTENCES_PER_BATCH, number))))
         for first in range(0, number, _SENTENCES_PER_BATCH)
     ]
-    print(f"\nMiniLM on SST-2, {options.steps} steps, accuracy {accuracy:.1f} % of 400; {number} held-out sentences")
+    show(f"\nMiniLM on SST-2, {steps} steps, accuracy {accuracy:.1f} % of 400; {number} held-out sentences")
     few = {name: each[:16] for name, each in batches[0].items()}
     measured = _speed(model, few, tokenizer, _one_by_one_labels, quick)
-    return {"accuracy": accuracy} | measured | _stories_side_by_side(model, batches, tokenizer, quick)
+    return {"accuracy": accuracy} | measured | _compare_scores(model, batches, tokenizer, quick)
 
 
 @torch.no_grad()
 def stories(model: nn.Module, number: int, tokens: int) -> Tensor:
+    """Return stories that a language model generates: token ids [number, tokens]."""
     torch.manual_seed(0)
     begin = torch.full((number, 1), model.config.bos_token_id)
     length = {"max_new_tokens": tokens - 1, "min_new_tokens": tokens - 1}
@@ -85,7 +79,7 @@ def stories(model: nn.Module, number: int, tokens: int) -> Tensor:
 
 @torch.no_grad()
 def _one_by_one_losses(model: nn.Module, batch: dict[str, Tensor], hidden: Tensor) -> Tensor:
-    """Rise of the mean loss: one forward for each sequence and hidden token."""
+    """Return the rise of the mean loss: one forward for each sequence and hidden token."""
     importance = torch.full(hidden.shape, torch.nan)
     for sequence, ids in enumerate(batch["input_ids"].split(1)):
         positions = torch.arange(ids.shape[1])[None]
@@ -106,7 +100,7 @@ def _one_by_one_losses(model: nn.Module, batch: dict[str, Tensor], hidden: Tenso
 
 @torch.no_grad()
 def _one_by_one_labels(model: nn.Module, batch: dict[str, Tensor], hidden: Tensor) -> Tensor:
-    """Drop of the label's log-probability: one forward for each sequence and hidden token, without padding."""
+    """Return the drop of the label's log-probability: one forward for each sequence and token, without padding."""
     importance = torch.full(hidden.shape, torch.nan)
     for sequence, length in enumerate(batch["attention_mask"].sum(1).tolist()):
         ids, label = batch["input_ids"][sequence : sequence + 1, :length], batch["labels"][sequence]
@@ -133,13 +127,14 @@ def _speed(
     timing = time_paired(
         lambda: one_by_one(model, batch, hidden),
         lambda: occlude(model, batch, tokenizer=tokenizer, show_progress=False),
+        label="one forward for each token",
         seconds=1.0 if quick else 60.0,
         min_pairs=1 if quick else 7,
         num_warmups=1,
     )
     said = found.num_forwards
     largest = float(found.importance.abs().nan_to_num().max())
-    print(
+    show(
         f"  {int(hidden.sum())} tokens hidden in {said} forwards ({found.route}); largest importance {largest:.3g} "
         f"nats, largest difference from one forward each {difference:.2g}\n"
         f"  one forward each takes {timing.ratio} times as long"
@@ -154,14 +149,12 @@ def _speed(
     }
 
 
-def _stories_side_by_side(
-    model: nn.Module, batches: list[dict[str, Tensor]], tokenizer: Any, quick: bool
-) -> dict[str, Any]:
-    """Rank correlations with the importance by hiding, and areas of the curves."""
+def _compare_scores(model: nn.Module, batches: list[dict[str, Tensor]], tokenizer: Any, quick: bool) -> dict[str, Any]:
+    """Return rank correlations with the importance by hiding, and areas of the curves."""
     agreement: dict[str, list[Tensor]] = {"attention": [], "rollout": [], "gradient": []}
     areas: dict[str, dict[str, list[Tensor]]] = {"deletion": {}, "insertion": {}}
     evaluated = EvaluatedModel(model)
-    for batch in batches:
+    for batch in progress(batches, "scores and deletion curves"):
         occlusion = occlude(evaluated, batch, tokenizer=tokenizer, show_progress=False)
         comparison = compare(evaluated, batch, occlusion)
         for name, each in agreement.items():
@@ -176,15 +169,15 @@ def _stories_side_by_side(
                 for name, curve in curves.items():
                     found.setdefault(name, []).append(curve.areas)
                 found.setdefault("random", []).append(curve.random_areas.mean(0))
-    return _told(
+    return _summarize(
         {name: torch.cat(each, -1) for name, each in agreement.items()},
         {kind: {name: torch.cat(each) for name, each in found.items()} for kind, found in areas.items()},
     )
 
 
-def _told(agreement: dict[str, Tensor], areas: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+def _summarize(agreement: dict[str, Tensor], areas: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
     measured: dict[str, Any] = {"agreement": {}, "agreement_by_layer": {}, "areas": {}}
-    print("  rank correlation with |importance| by hiding, mean ± standard error over sequences")
+    show("  rank correlation with |importance| by hiding, mean ± standard error over sequences")
     for name, values in agreement.items():
         mean = MeanOverSequences.of(values)
         measured["agreement"][name] = asdict(mean)
@@ -193,9 +186,9 @@ def _told(agreement: dict[str, Tensor], areas: dict[str, dict[str, Tensor]]) -> 
             layers = [MeanOverSequences.of(layer).mean for layer in values]
             measured["agreement_by_layer"][name] = layers
             line += "   by layer " + " ".join(f"{each:.2f}" for each in layers)
-        print(line)
-    print("  mean effect over the curve, nats; and minus that of random orders")
-    print(f"    {'':<10} {'deletion':<36} insertion")
+        show(line)
+    show("  mean effect over the curve, nats; and minus that of random orders")
+    show(f"    {'':<10} {'deletion':<36} insertion")
     for name in areas["deletion"]:
         row = {}
         for kind, found in areas.items():
@@ -204,7 +197,7 @@ def _told(agreement: dict[str, Tensor], areas: dict[str, dict[str, Tensor]]) -> 
         measured["areas"][name] = row
         means = {kind: _with_error(MeanOverSequences(**mean)) for kind, mean in row.items()}
         columns = [f"{means[kind]} ({means[f'{kind}_minus_random']})" for kind in areas]
-        print(f"    {name:<10} {columns[0]:<36} {columns[1]}")
+        show(f"    {name:<10} {columns[0]:<36} {columns[1]}")
     return measured
 
 

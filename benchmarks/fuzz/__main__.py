@@ -1,4 +1,4 @@
-"""Drawn attention calls against a plain float64 computation: how many are wrong, how many crash.
+"""Drawn attention calls, compared with a plain float64 computation.
 
     python -m benchmarks.fuzz [--cases N] [--seed S] [--quick] [--out PATH]
     python -m benchmarks.fuzz --seed S --case INDEX
@@ -8,69 +8,67 @@ biases, broadcast), causality, grouped heads, scales (negative, 0, up to 1e36), 
 zero, and what models add (soft caps, biases, learned sinks, windows, padding) are drawn for `attention_entropy`,
 `attention_statistics` and the calls that a recorder makes. Every value is compared with NumPy in float64
 (`benchmarks/fuzz/oracle.py`), within tolerances that follow from float arithmetic (`judging.py`). A call that raises,
-changes its arguments or gives another answer the second time is counted too. The exit code is 1 where anything is
-found; a case is drawn again by its seed and index.
+changes its arguments or gives another answer the second time is counted too. Each CPU core has a process of its own.
+The exit code is 1 where anything is found; a case is drawn again by its seed and index.
 """
 
-import argparse
+import multiprocessing
+import os
 import sys
 import time
 from collections import Counter
-from pathlib import Path
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.common import publish, results_path
+from benchmarks.common import Benchmark, progress, show
 from benchmarks.fuzz.cases import draw_case
-from benchmarks.fuzz.judging import judge
+from benchmarks.fuzz.judging import judge_drawn
 
-FULL, QUICK = 20_000, 500
+FULL, QUICK = 15_000, 500
+BENCHMARK = Benchmark("fuzz", __doc__, duration="about 7 minutes on 2 CPU cores", quick=f"{QUICK} cases")
 _MAX_SHOWN = 20
 
 
 def main() -> None:
-    arguments = _parse_arguments()
-    torch.set_num_threads(1)
-    if arguments.case is not None:
-        found = _run([arguments.case], arguments.seed)
-    else:
-        found = _run(range(arguments.cases or (QUICK if arguments.quick else FULL)), arguments.seed)
-    is_full = not arguments.quick and arguments.case is None and found["cases"] >= FULL
-    path = arguments.out or (results_path("fuzz") if is_full else None)
-    publish("fuzz", {"quick": arguments.quick, "seed": arguments.seed, **found}, path)
-    sys.exit(1 if found["wrong"] or found["crashes"] else 0)
-
-
-def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = BENCHMARK.parser()
     parser.add_argument("--cases", type=int, help=f"how many ({FULL}; {QUICK} with --quick)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--case", type=int, metavar="INDEX", help="only this one, described in full")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK} cases, not stored")
-    parser.add_argument("--out", type=Path, help=f"store the JSON here ({FULL} cases or more: in benchmarks/results)")
-    return parser.parse_args()
+    options = BENCHMARK.start(parser)
+    if options.case is not None:
+        print(f"Case {options.case}: {draw_case(options.seed, options.case)}")
+        indices: Sequence[int] = [options.case]
+    else:
+        indices = range(options.cases or (QUICK if options.quick else FULL))
+    found = _run(indices, options.seed)
+    measured = {"quick": options.quick, "seed": options.seed, **found}
+    BENCHMARK.publish(measured, options, is_full=len(indices) >= FULL)
+    sys.exit(1 if found["wrong"] or found["crashes"] else 0)
 
 
-def _run(indices: range | list[int], seed: int) -> dict[str, Any]:
-    counts, calls, failures = Counter(), Counter(), []
+def _run(indices: Sequence[int], seed: int) -> dict[str, Any]:
+    counts: Counter[str] = Counter()
+    calls: Counter[str] = Counter()
+    failures: list[str] = []
     begin = time.perf_counter()
-    for done, index in enumerate(indices, start=1):
-        case = draw_case(seed, index)
-        if len(indices) == 1:
-            print(f"Case {index}: {case}")
-        for verdict in judge(case):
-            calls[verdict.function] += 1
-            counts["values"] += verdict.num_judged
-            counts["wrong"] += bool(verdict.wrong)
-            counts["crashes"] += bool(verdict.crash)
-            if verdict.wrong or verdict.crash:
-                failures.append(f"case {index}, {verdict.function}: {verdict.wrong or verdict.crash}")
-                if len(failures) <= _MAX_SHOWN:
-                    print(f"{failures[-1]}\n  {case}\n  again: python -m benchmarks.fuzz --seed {seed} --case {index}")
-        counts["empty"] += case.is_empty
-        if done % max(1, len(indices) // 10) == 0:
-            print(f"{done} of {len(indices)} cases: {counts['wrong']} wrong, {counts['crashes']} crashes", flush=True)
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count(), torch.set_num_threads, (1,)) as pool:
+        judged = progress(pool.imap(partial(judge_drawn, seed), indices, chunksize=20), "cases", total=len(indices))
+        for index, (is_empty, verdicts) in zip(indices, judged, strict=True):
+            counts["empty"] += is_empty
+            for verdict in verdicts:
+                calls[verdict.function] += 1
+                counts["values"] += verdict.num_judged
+                counts["wrong"] += bool(verdict.wrong)
+                counts["crashes"] += bool(verdict.crash)
+                if verdict.wrong or verdict.crash:
+                    failures.append(f"case {index}, {verdict.function}: {verdict.wrong or verdict.crash}")
+                    if len(failures) <= _MAX_SHOWN:
+                        again = f"python -m benchmarks.fuzz --seed {seed} --case {index}"
+                        show(f"{failures[-1]}\n  {draw_case(seed, index)}\n  again: {again}")
+    print(f"{len(indices)} cases: {counts['wrong']} wrong, {counts['crashes']} crashes")
     return {
         "cases": len(indices),
         "wrong": counts["wrong"],

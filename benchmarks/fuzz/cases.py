@@ -17,7 +17,7 @@ MODEL_OPTIONS = ("softcap", "position_bias", "learned_sink", "sliding_window", "
 
 @dataclass
 class Case:
-    """One call.
+    """A call of attention.
 
     Attributes:
         query, key: [batch, heads, queries, head_dim] and [batch, key heads, keys, head_dim].
@@ -55,7 +55,7 @@ class Case:
 
 
 def draw_case(seed: int, index: int) -> Case:
-    """The same for the same numbers, whatever was drawn before."""
+    """Draw a case; it depends on the two numbers alone."""
     drawing = _Drawing(seed, index)
     return drawing.case()
 
@@ -112,7 +112,7 @@ class _Drawing:
         return values.to(self.dtype)
 
     def _spoil(self, query: Tensor, key: Tensor) -> None:
-        """Values that are not finite, in some cases."""
+        """Put values that are not finite into one of the tensors, in some cases."""
         kind = self.random.choice((None,) * 7 + ("anywhere", "a token", "all but the first key"))
         if kind is None or query.numel() == 0 or key.numel() == 0:
             return
@@ -161,7 +161,7 @@ class _Drawing:
         return self._laid_out("attn_mask", mask)
 
     def _model_options(self) -> dict[str, Any]:
-        """Some of what models add to attention."""
+        """Draw some of the options that models add to attention."""
         batch, heads, _, keys = self.full
         sink = self._normal((heads,), torch.float32) * 3
         if self.random.random() < 0.2 and heads:
@@ -176,7 +176,7 @@ class _Drawing:
         return {name: every[name] for name in self.random.sample(MODEL_OPTIONS, self.random.randint(1, 3))}
 
     def _laid_out(self, name: str, tensor: Tensor) -> Tensor:
-        """In another order in memory. Some layouts repeat values."""
+        """Return the tensor in another order in memory. Some layouts repeat values."""
         for layout in self.random.sample(LAYOUTS, self.random.choice((0, 0, 1, 2))):
             tensor = layout(tensor, self.random)
         return tensor
@@ -193,7 +193,7 @@ def _swapped(tensor: Tensor, random: Random) -> Tensor:
 
 
 def _with_gaps(tensor: Tensor, random: Random) -> Tensor:
-    """A slice with a step, out of a larger tensor whose other elements are nan."""
+    """Return a slice with a step, out of a larger tensor whose other elements are nan."""
     dimension, step = random.randrange(tensor.ndim), random.choice((2, 3))
     filling = torch.nan if tensor.is_floating_point() else True
     shape = [size * step if index == dimension else size for index, size in enumerate(tensor.shape)]
@@ -210,7 +210,7 @@ def _repeated(tensor: Tensor, random: Random) -> Tensor:
 
 
 def _overlapping(tensor: Tensor, random: Random) -> Tensor:
-    """Rows that begin one element after the row before, as windows over a signal do."""
+    """Return rows that begin one element after the row before, as windows over a signal do."""
     tensor = tensor.contiguous()
     if tensor.ndim < 2 or tensor.numel() < sum(tensor.shape[-2:]):
         return tensor
@@ -225,7 +225,7 @@ def _at_an_odd_address(tensor: Tensor, random: Random) -> Tensor:
 
 
 def _imaginary(tensor: Tensor, random: Random) -> Tensor:
-    """The imaginary part of conjugated complex numbers: two elements apart, and negated when it is read."""
+    """Return the imaginary part of conjugated complex numbers: two elements apart, and negated when it is read."""
     if tensor.dtype not in (torch.float32, torch.float64):
         return tensor
     return torch.complex(torch.zeros_like(tensor), -tensor).conj().imag

@@ -1,4 +1,4 @@
-"""What the package says of a case, held against the oracle.
+"""Comparison of the package's functions with the oracle.
 
 Tolerances follow from how errors travel. A logit is a sum of products; in the dtype that is computed in it is off by
 δ ≤ c · eps · M, with M the largest sum of absolute terms behind a logit (its worst case has c = head_dim / 2; sums are
@@ -16,17 +16,18 @@ import numpy as np
 import torch
 
 from attnwatch import ConfigurationError, attention_entropy, attention_statistics
-from attnwatch.attention import STATISTICS, AttentionInputs, accumulate, means_of_sums
-from benchmarks.fuzz.cases import Case
+from attnwatch.attention import Accumulator, AttentionInputs
+from attnwatch.statistics import Statistic
+from benchmarks.fuzz.cases import Case, draw_case
 from benchmarks.fuzz.oracle import Matrix, compute_dtype, entropy_of, matrix_of, statistics_of
 
 _FLOAT32_EPS = torch.finfo(torch.float32).eps
-_LOGITS, _SHARES = ("max_logit", "logit_std"), ("normalized_entropy", "sink_mass", "confidence")
+_LOGITS, _SHARES = ("max_logit", "logit_std"), ("normalized_entropy", "sink_mass", "max_weight")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Of one function and one case.
+    """Result of one function on one case.
 
     Attributes:
         function: its name.
@@ -41,8 +42,14 @@ class Verdict:
     num_judged: int = 0
 
 
+def judge_drawn(seed: int, index: int) -> tuple[bool, list[Verdict]]:
+    """Draw a case; return True if it is empty, and the verdict on every function that takes it."""
+    case = draw_case(seed, index)
+    return case.is_empty, judge(case)
+
+
 def judge(case: Case) -> list[Verdict]:
-    """Every function that takes the case."""
+    """Return the verdict on every function that takes the case."""
     functions: list[Callable[[Case], tuple[str, int]]] = [_entropy, _statistics]
     return [_judged(function, case) for function in (*functions, *([_inputs] if case.model_options else []))]
 
@@ -97,13 +104,14 @@ def _statistics(case: Case) -> tuple[str, int]:
 
 
 def _inputs(case: Case) -> tuple[str, int]:
-    """As a recorder calls it, with what models add to attention."""
+    """Compare the call that a recorder makes, with the options that models add to attention."""
     options = {name: value for name, value in case.options.items() if name != "enable_gqa"}
     inputs = AttentionInputs(case.query, case.key, **options, query_mask=case.query_mask, **case.model_options)
-    sums = accumulate(inputs, torch.arange(inputs.num_queries))
+    accumulator = Accumulator()
+    sums = accumulator.sums(inputs, torch.arange(inputs.num_queries))
     if case.is_empty:
         return ("" if (sums[:, 1] == 0).all() else "a call without anything in it counts"), 1
-    found = dict(zip(STATISTICS, means_of_sums(sums).float(), strict=True))
+    found = dict(zip(accumulator.names, accumulator.values(sums).float(), strict=True))
     return _compare(found, case, matrix_of(case, with_model_options=True))
 
 
@@ -111,13 +119,13 @@ def _compare(found: dict, case: Case, matrix: Matrix) -> tuple[str, int]:
     expected = statistics_of(matrix, case.query_mask)
     sure = matrix.is_sure.all((0, 2))  # by head
     num_judged = 0
-    for name in STATISTICS:
+    for name in Statistic.registry:
         values = found[name].double().numpy()
         if found[name].dtype != torch.float32 or values.shape != sure.shape:
             return f"{name} is {found[name].dtype} of shape {list(values.shape)}", num_judged
         tolerance = _tolerance(name, matrix, expected[name])
         is_wrong = sure & ~_close(values, expected[name], tolerance)
-        low, high = STATISTICS[name].low, STATISTICS[name].high
+        low, high = Statistic.registry[name].low, Statistic.registry[name].high
         is_wrong |= (values < (-np.inf if low is None else low)) | (values > (np.inf if high is None else high + 1e-5))
         if is_wrong.any():
             return _first_wrong(name, is_wrong, values, expected[name], tolerance), num_judged
@@ -126,7 +134,7 @@ def _compare(found: dict, case: Case, matrix: Matrix) -> tuple[str, int]:
 
 
 def _tolerance(name: str, matrix: Matrix, expected: np.ndarray) -> np.ndarray:
-    """[heads]."""
+    """Return the tolerance of each head."""
     num_keys = matrix.logits.shape[-1]
     of_logits = 8 * matrix.eps * (1 + matrix.magnitude)
     of_name = of_logits * (1 + np.log(num_keys))

@@ -14,7 +14,7 @@ LARGEST = {torch.float32: 1e29, torch.float64: 1e140}
 
 @dataclass
 class Matrix:
-    """What a case comes to: arrays [batch, heads, queries, keys] and [batch, heads, queries].
+    """Attention of a case: arrays [batch, heads, queries, keys] and [batch, heads, queries].
 
     Attributes:
         logits: float64, nan or infinite where the definition says so.
@@ -44,7 +44,7 @@ def compute_dtype(case: Case) -> torch.dtype:
 
 
 def matrix_of(case: Case, *, with_model_options: bool) -> Matrix:
-    """The attention matrix of a case that is not empty."""
+    """Return the attention matrix of a case that is not empty."""
     options = case.options | (case.model_options if with_model_options else {})
     query, key = _float64(case.query), _float64(case.key)
     key = np.repeat(key, query.shape[1] // key.shape[1], axis=1)
@@ -85,7 +85,7 @@ def matrix_of(case: Case, *, with_model_options: bool) -> Matrix:
 
 
 def entropy_of(matrix: Matrix) -> np.ndarray:
-    """Nats [batch, heads, queries]; nan where a row sees no key or has a logit that is not finite."""
+    """Return the entropy [batch, heads, queries]; nan where a row sees no key or has a logit that is not finite."""
     result = np.full(matrix.is_finite.shape, np.nan)
     for index in zip(*np.nonzero(matrix.is_finite & (matrix.num_visible > 0)), strict=True):
         result[index] = _entropy(_softmax(matrix.logits[index][matrix.visible[index]]))
@@ -93,11 +93,12 @@ def entropy_of(matrix: Matrix) -> np.ndarray:
 
 
 def statistics_of(matrix: Matrix, query_mask: Tensor | None) -> dict[str, np.ndarray]:
-    """Each statistic [heads], of all query rows."""
+    """Return each statistic [heads], of all query rows."""
     batch, heads, queries, _ = matrix.logits.shape
     counts = matrix.num_visible >= 2
     if query_mask is not None:
         counts &= query_mask.numpy()[:, None]
+    alone = _sees_one_of_several(matrix, counts, query_mask)
     valid = counts & matrix.is_finite
     names = ("normalized_entropy_stderr", "content_sensitivity", "nonfinite")
     found = {name: np.full(heads, np.nan) for name in (*ROW_STATISTICS, *names)}
@@ -108,12 +109,24 @@ def statistics_of(matrix: Matrix, query_mask: Tensor | None) -> dict[str, np.nda
                 values = [row[name] for row in rows]
                 found[name][head] = max(values) if name == "max_logit" else np.mean(values)
             found["normalized_entropy_stderr"][head] = 0.0  # all rows are looked at
-        if counts[:, head].any():
-            found["nonfinite"][head] = 1 - valid[:, head].sum() / counts[:, head].sum()
+        looked_at = counts[:, head] | alone[:, head]
+        if looked_at.any():
+            found["nonfinite"][head] = 1 - (looked_at & matrix.is_finite[:, head]).sum() / looked_at.sum()
         same = (matrix.visible[:, head] == matrix.visible[:1, head]).all((0, 2)) & valid[:, head].all(0) & (batch > 1)
         if same.any():
             found["content_sensitivity"][head] = np.mean([_divergence(matrix, head, i) for i in np.nonzero(same)[0]])
     return found
+
+
+def _sees_one_of_several(matrix: Matrix, counts: np.ndarray, query_mask: Tensor | None) -> np.ndarray:
+    """Return which rows see one key, as all others of their sequence do at most, although there are other tokens.
+
+    `nonfinite` is about these rows too.
+    """
+    alone = (matrix.num_visible == 1) & ~counts.any(-1, keepdims=True) & (matrix.logits.shape[-1] >= 2)
+    if query_mask is not None:
+        alone &= (query_mask & (query_mask.sum(-1, keepdim=True) >= 2)).numpy()[:, None]
+    return alone
 
 
 ROW_STATISTICS = (
@@ -123,7 +136,7 @@ ROW_STATISTICS = (
     "max_logit",
     "logit_std",
     "sink_mass",
-    "confidence",
+    "max_weight",
     "entropy_without_sink",
     "distance",
 )
@@ -140,14 +153,14 @@ def _row(matrix: Matrix, index: tuple[int, int, int]) -> dict[str, float]:
         "max_logit": logits.max(),
         "logit_std": np.abs(logits - logits.mean()).max() and _std(logits),
         "sink_mass": true[0] + true[num_visible:].sum(),
-        "confidence": true[:num_visible].max(),
+        "max_weight": true[:num_visible].max(),
         "entropy_without_sink": _entropy(_softmax(logits[1:])),
         "distance": (weights * np.abs(index[2] - positions)).sum(),
     }
 
 
 def _divergence(matrix: Matrix, head: int, row: int) -> float:
-    """H(mean_b p) - mean_b H(p)."""
+    """Return H(mean_b p) - mean_b H(p)."""
     each = [_softmax(matrix.logits[b, head, row][matrix.visible[b, head, row]]) for b in range(len(matrix.logits))]
     return _entropy(np.mean(each, axis=0)) - float(np.mean([_entropy(weights) for weights in each]))
 

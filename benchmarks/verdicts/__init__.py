@@ -1,1 +1,1 @@
-"""Are the verdicts right? A zoo of short trainings with known outcomes, and how well their outcomes are foreseen."""
+"""Correctness of verdicts: short trainings with known outcomes, and how well their outcomes are predicted."""

@@ -1,31 +1,22 @@
-"""Are the verdicts right? Judges stored trainings with known outcomes, on tasks that nothing was tuned on.
+"""Correctness of verdicts: stored trainings with known outcomes, judged by what was learned from the other tasks.
 
-    python -m benchmarks.verdicts [--retrain [--data DIRECTORY] [--workers N]] [--quick] [--tune] [--out PATH]
+    python -m benchmarks.verdicts [--quick] [--runs DIRECTORY] [--out PATH]
 
-Without options the stored runs are judged anew, in less than a minute. --retrain makes those that are missing (all: an
-hour on two cores; with --data, digits and sentences are real: image/mnist.npz, text/sst2_train.tsv, text/sst2_dev.tsv).
---quick trains a handful and judges them by what the stored ones taught. --tune writes the risk model of the package,
-from all tasks. Last line of the output: JSON.
+The stored runs are judged anew. --quick trains six new ones and judges them at half of their budget instead. The runs
+are trained by `python -m tools.train_runs`, and `python -m tools.tune_risk_model` writes the risk model of the package.
 """
 
-import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
 
-import attnwatch.diagnosis
-from benchmarks.common import publish, results_path
-from benchmarks.verdicts.attention import Signals
-from benchmarks.verdicts.outcomes import failed
+from attnwatch import diagnose
+from benchmarks.common import Benchmark
 from benchmarks.verdicts.report import measure
 from benchmarks.verdicts.retrain import retrain
-from benchmarks.verdicts.runs import STORED, Recipe, load_all
-from benchmarks.verdicts.tasks import tasks
-from benchmarks.verdicts.tune import SHARES
-from benchmarks.verdicts.zoo import recipes
+from benchmarks.verdicts.runs import STORED, Recipe, RunStore
 
-_MODEL = Path(attnwatch.diagnosis.__file__).with_name("risk_model.json")
+BENCHMARK = Benchmark("verdicts", __doc__, duration="about 2 minutes on 2 CPU cores", quick="six new trainings")
 _QUICK = (
     Recipe("copy", "llama", seed=1000),
     Recipe("copy", "opt", "cosine", seed=1001),
@@ -37,37 +28,27 @@ _QUICK = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--retrain", action="store_true", help="train the runs that are not stored")
-    parser.add_argument("--data", type=Path, help="directory with real digits and sentences")
-    parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--runs", type=Path, default=STORED, help="directory of the runs")
-    parser.add_argument("--quick", action="store_true", help="train a handful: are the directions the same?")
-    parser.add_argument("--tune", action="store_true", help="write the risk model of the package")
-    parser.add_argument("--out", type=Path, help="where the JSON goes (default: benchmarks/results, unless --quick)")
-    options = parser.parse_args()
-    if options.retrain:
-        every = [recipe for task in tasks(options.data).values() for recipe in recipes(task)]
-        retrain(every, options.runs, data=options.data, workers=options.workers)
-    if options.quick:
-        publish("verdicts", quick(options), options.out)
-        return
+    parser = BENCHMARK.parser()
+    parser.add_argument("--runs", type=Path, help="folder of the runs (default: the stored ones)")
+    options = BENCHMARK.start(parser)
+    BENCHMARK.publish(quick() if options.quick else full(RunStore(options.runs) if options.runs else STORED), options)
+
+
+def full(store: RunStore) -> dict[str, object]:
+    """Return all that is measured on the runs of a store."""
     begin = time.perf_counter()
-    runs = load_all(options.runs)
-    if options.tune:
-        write_model(runs)
+    runs = list(store.values())
     measured = measure(runs)
     print(f"\n{len(runs)} runs judged in {time.perf_counter() - begin:.0f} s.")
-    publish("verdicts", measured, options.out or results_path("verdicts"))
+    return measured
 
 
-def quick(options: argparse.Namespace) -> dict[str, float]:
-    """Mean risk at half of the budget of some new sound runs, and of some with faults."""
-    from attnwatch import diagnose
-
-    with tempfile.TemporaryDirectory() as directory:
-        retrain(_QUICK, Path(directory), data=options.data, workers=options.workers)
-        runs = load_all(Path(directory))
+def quick() -> dict[str, object]:
+    """Return the mean risk at half of the budget of some new sound runs, and of some with faults."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = RunStore(Path(folder))
+        retrain(_QUICK, store)
+        runs = list(store.values())
     risks: dict[bool, list[float]] = {True: [], False: []}
     for run in runs:
         diagnosis = diagnose(run.until(0.5).history, total_steps=run.budget)
@@ -79,16 +60,6 @@ def quick(options: argparse.Namespace) -> dict[str, float]:
     sound, faulty = (sum(risks[fault]) / len(risks[fault]) for fault in (False, True))
     print("The faulty runs are told apart." if sound < faulty else "This is NOT what was measured before.")
     return {"risk_of_sound_runs": sound, "risk_of_faulty_runs": faulty}
-
-
-def write_model(runs) -> None:
-    """From all runs, at all shares."""
-    outcomes = failed(runs)
-    parts = {run.name: [run.until(share) for share in SHARES] for run in runs}
-    model = Signals(parts, SHARES).tune(list(parts), outcomes)
-    about = {"tuned_on": f"{len(runs)} runs of {len({run.recipe.task for run in runs})} tasks", **model.to_json()}
-    _MODEL.write_text(json.dumps(about, indent=1) + "\n")
-    print(f"Wrote {_MODEL.name}: {about['tuned_on']}, {sum(outcomes.values())} of them failed.")
 
 
 if __name__ == "__main__":

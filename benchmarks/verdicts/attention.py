@@ -1,4 +1,4 @@
-"""What attention says: signals and rules of each run at each look, computed once, and models tuned on them."""
+"""Signals of attention and findings of the rules in each run at each look, and risk models tuned on them."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -9,6 +9,7 @@ from attnwatch import diagnose
 from attnwatch.diagnosis import Diagnosis
 from attnwatch.diagnosis.risk import RiskModel
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
+from benchmarks.common import progress
 from benchmarks.verdicts.runs import Run
 from benchmarks.verdicts.scores import Judge, Numbers
 from benchmarks.verdicts.tune import SHARES, tune
@@ -17,19 +18,22 @@ OF_LOSS = np.array([signal.of_loss for signal in SIGNALS])
 
 
 class Signals:
-    """Of many runs.
+    """Signals of many runs, computed once.
 
     Args:
-        parts: of each run, by name: what was seen of it at each of the shares.
+        parts: parts of each run that were over at each of the shares, by the name of the run.
         shares: of the budget, `tune.SHARES` among them.
     """
 
     def __init__(self, parts: Mapping[str, Sequence[Run]], shares: Sequence[float]):
         self._shares = list(shares)
-        self._of = {name: np.array([signals_of(part.history) for part in seen]) for name, seen in parts.items()}
+        self._of = {
+            name: np.array([signals_of(part.history) for part in seen])
+            for name, seen in progress(parts.items(), "signals", keep=False)
+        }
 
     def without(self, left_out: np.ndarray) -> "Signals":
-        """Those where `left_out`, bool [signals], are not known."""
+        """Return the same signals without those in `left_out`, bool [signals]."""
         others = copy.copy(self)
         others._of = {name: np.where(left_out, np.nan, signals) for name, signals in self._of.items()}
         return others
@@ -40,12 +44,12 @@ class Signals:
         return tune(signals, [failed[name] for name in names])
 
     def risks(self, name: str, model: RiskModel) -> np.ndarray:
-        """At each share."""
+        """Return the risk of a run at each share."""
         rows = zip(self._of[name], self._shares, strict=True)
         return np.array([model.risks(model.distances(row[None], share))[0] for row, share in rows])
 
     def judge(self, failed: Mapping[str, bool], rules: "Rules | None" = None) -> Judge:
-        """By the model alone, or with the rules' findings."""
+        """Return the judge that uses a risk model alone, or the rules' findings too."""
 
         def tuned(others: Sequence[str]) -> Numbers:
             model = self.tune(others, failed)
@@ -57,17 +61,18 @@ class Signals:
 
 
 def diagnoses(seen: Sequence[Run], model: RiskModel) -> list[Diagnosis]:
-    """Of one run at each look."""
+    """Return the diagnosis of one run at each look."""
     return [diagnose(part.history, total_steps=part.budget, risk_model=model) for part in seen]
 
 
 class Rules:
-    """What the rules find in many runs at each of `LOOKS`, without the risk model."""
+    """Findings of the rules in many runs at each of `LOOKS`, without the risk model."""
 
     def __init__(self, parts: Mapping[str, Sequence[Run]]):
-        found = {name: diagnoses(seen, RiskModel.unknowing()) for name, seen in parts.items()}
+        shown = progress(parts.items(), "rules", keep=False)
+        found = {name: diagnoses(seen, RiskModel.zero()) for name, seen in shown}
         self._risks = {name: np.array([each.risk for each in seen]) for name, seen in found.items()}
 
     def risks(self, name: str, risks: np.ndarray) -> np.ndarray:
-        """As `diagnose` tells them."""
+        """Return the risks that `diagnose` reports: at least those of the rules."""
         return np.fmax(self._risks[name], risks)

@@ -1,4 +1,4 @@
-"""What people watch today: rules on the loss and the gradient norm. Each gives a number, the higher the worse.
+"""Rules on the loss and the gradient norm that people use today. Each gives a number, the higher the worse.
 
 Every threshold is tuned on other tasks than the one that is judged, as attention's is.
 """
@@ -19,7 +19,7 @@ _SPIKE_WINDOW = 128  # steps
 
 
 def _smooth(losses: np.ndarray) -> np.ndarray:
-    """Mean of the last twentieth of what was seen, at each step; infinite where one of them is lost."""
+    """Return the mean of the last twentieth of the losses at each step; infinite where one of them is not finite."""
     width = max(len(losses) // 20, 1)
     sums = np.cumsum(np.concatenate([np.zeros(1), losses]))
     ends = np.arange(1, len(losses) + 1)
@@ -29,13 +29,13 @@ def _smooth(losses: np.ndarray) -> np.ndarray:
 
 
 def loss_level(run: Run) -> float:
-    """The loss, relative to the first one."""
+    """Return the loss, relative to the first one."""
     smooth = _smooth(run.losses)
     return float(min(smooth[-1] / max(np.mean(run.losses[:5]), 1e-9), WORST)) if np.isfinite(smooth[-1]) else WORST
 
 
 def loss_slope(run: Run) -> float:
-    """Least-squares slope of the last half of what was seen, relative to the first loss: per step of it seen."""
+    """Return the least-squares slope of the last half of the losses, relative to the first loss."""
     half = run.losses[len(run.losses) // 2 :]
     if not np.isfinite(half).all():
         return WORST
@@ -44,12 +44,12 @@ def loss_slope(run: Run) -> float:
 
 
 def plateau(run: Run) -> float:
-    """Share of what was seen since the smoothed loss was last 1% better, as in ReduceLROnPlateau."""
+    """Return the share of the steps since the smoothed loss was last 1% better, as in ReduceLROnPlateau."""
     return _since_best(_smooth(run.losses), 0.01)
 
 
 def early_stopping(run: Run) -> float:
-    """Share of what was seen since the smoothed loss was last better at all."""
+    """Return the share of the steps since the smoothed loss was last better at all."""
     return _since_best(_smooth(run.losses), 0.0)
 
 
@@ -62,12 +62,12 @@ def _since_best(smooth: np.ndarray, margin: float) -> float:
 
 
 def loss_spike(run: Run) -> float:
-    """Largest deviation of the loss from the 128 steps before, in their standard deviations (as in OLMo-core)."""
+    """Return the largest deviation of the loss from the 128 steps before, in their standard deviations (OLMo-core)."""
     return _spike(run.losses)
 
 
 def gradient_spike(run: Run) -> float:
-    """As `loss_spike`, of the gradient's norm."""
+    """Return the largest deviation of the gradient's norm, as `loss_spike`."""
     return _spike(run.gradient_norms)
 
 
@@ -81,7 +81,7 @@ def _spike(values: np.ndarray) -> float:
 
 
 def extrapolation(run: Run) -> float:
-    """Loss at the end of the budget by a power law of what was seen, relative to the first loss."""
+    """Return the loss at the end of the budget by a power law of the losses so far, relative to the first loss."""
     smooth = _smooth(run.losses)
     begin = len(smooth) // 5
     seen = smooth[begin:]
@@ -104,12 +104,14 @@ BASELINES: Mapping[str, Score] = {
 }
 
 
-def together(numbers: Sequence[Mapping[str, np.ndarray]], failed: Mapping[str, bool]) -> Judge:
-    """All ways in one: a logistic regression for each look, of their ranks among the tuning runs.
+def combined(numbers: Sequence[Mapping[str, np.ndarray]], failed: Mapping[str, bool]) -> Judge:
+    """Return the judge that combines all rules: at each look a logistic regression of their ranks.
+
+    The ranks are those among the tuning runs.
 
     Args:
-        numbers: of each way: of each run, by name, at each look.
-        failed: of each run.
+        numbers: number of each run, by name, at each look, for every rule.
+        failed: True for each run, by name, that failed.
     """
 
     def tuned(others: Sequence[str]) -> Numbers:

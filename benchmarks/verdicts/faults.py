@@ -1,4 +1,4 @@
-"""How a training is set up, and what people get wrong about it."""
+"""Setups of trainings, and the faults that people make in them."""
 
 import re
 from collections.abc import Callable
@@ -15,7 +15,7 @@ _POSITIONS = r"wpe|position_embeddings|embed_positions"
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything about a run but task, architecture and seed.
+    """Options of a run beside task, architecture and seed.
 
     Attributes:
         learning_rate: of AdamW, after the warm-up.
@@ -63,7 +63,7 @@ SOUND: dict[str, Change] = {
 
 
 def _shuffled(batch: Batch) -> Batch:
-    """Labels of another sequence."""
+    """Return the batch with the labels of other sequences."""
     return {**batch, "labels": batch["labels"].roll(1, 0)}
 
 
@@ -76,7 +76,7 @@ def _ignored(batch: Batch) -> Batch:
 
 
 def _scaled(factor: float) -> Callable[[nn.Module], None]:
-    """Attention's scale times a factor."""
+    """Return the change that multiplies the scale of attention."""
 
     def prepare(model: nn.Module) -> None:
         for module in model.modules():
@@ -97,7 +97,7 @@ def _without_positions(model: nn.Module) -> None:
 
 
 def _weights_times(factor: float) -> Callable[[nn.Module], None]:
-    """All matrices times a factor."""
+    """Return the change that multiplies all matrices."""
 
     def prepare(model: nn.Module) -> None:
         for parameter in model.parameters():
@@ -108,7 +108,7 @@ def _weights_times(factor: float) -> Callable[[nn.Module], None]:
 
 
 def _rising(factor: float) -> Callable[[float], float]:
-    """To `factor` at the end."""
+    """Return the schedule that rises exponentially to `factor` at the end."""
     return lambda progress: factor**progress
 
 

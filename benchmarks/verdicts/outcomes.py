@@ -1,4 +1,4 @@
-"""Which runs failed: what happened, not what was intended."""
+"""Outcomes of runs: what happened, not what was intended."""
 
 from collections.abc import Iterable
 
@@ -11,17 +11,17 @@ _WORST_OF_THE_SOUND = 0.1
 _MARGIN = 0.05
 
 
-def progress(runs: Iterable[Run]) -> dict[str, float]:
-    """Of each run, by name: 0 is chance, 1 the median of the sound runs of that task and architecture."""
+def relative_quality(runs: Iterable[Run]) -> dict[str, float]:
+    """Return the quality of each run by name: 0 is chance, 1 the median sound run of its task and architecture."""
     runs = list(runs)
     spans = _spans(runs)
     return {run.name: (run.quality - run.chance) / spans[_model(run)] for run in runs}
 
 
 def failed(runs: Iterable[Run]) -> dict[str, bool]:
-    """Whether a run, by name, did not reach what the sound runs of its task reach."""
+    """Return, by the name of each run, True if it did not reach what the sound runs of its task reach."""
     runs = list(runs)
-    reached = progress(runs)
+    reached = relative_quality(runs)
     sound: dict[str, list[float]] = {}
     for run in runs:
         if not run.recipe.fault:
@@ -31,7 +31,7 @@ def failed(runs: Iterable[Run]) -> dict[str, bool]:
 
 
 def _spans(runs: list[Run]) -> dict[tuple[str, str], float]:
-    """From chance to the median of the sound runs, of each task and architecture."""
+    """Return the gain over chance of the median sound run of each task and architecture."""
     sound: dict[tuple[str, str], list[float]] = {}
     for run in runs:
         if not run.recipe.fault:

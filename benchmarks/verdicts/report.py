@@ -1,4 +1,4 @@
-"""The tables: what is measured on all runs, printed and returned."""
+"""Measurements on all runs, printed and returned."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,34 +7,35 @@ from typing import Any
 import numpy as np
 
 from attnwatch.diagnosis import Diagnosis
+from benchmarks.common import progress
 from benchmarks.verdicts.attention import OF_LOSS, Rules, Signals, diagnoses
-from benchmarks.verdicts.baselines import BASELINES, together
-from benchmarks.verdicts.outcomes import failed, progress
+from benchmarks.verdicts.baselines import BASELINES, combined
+from benchmarks.verdicts.outcomes import failed, relative_quality
 from benchmarks.verdicts.runs import Run
 from benchmarks.verdicts.scores import (
     LOOKS,
-    Foresight,
+    Predictions,
     capability,
     detection,
     first_look,
-    foresee,
     leads,
     leave_one_task_out,
     on_plateau_auroc,
     on_the_plateau,
+    predict_held_out,
 )
 
 _SHARES = (0.1, 0.25, 0.5)
 DIAGNOSE, RISK = "diagnose", "its risk"
-ATTENTION, LOSS, TOGETHER = "attention's signals alone", "loss's signals alone", "rules on the loss, together"
+ATTENTION, LOSS, COMBINED = "attention's signals alone", "loss's signals alone", "rules on the loss, together"
 
 
 def measure(runs: Sequence[Run]) -> dict[str, Any]:
-    outcomes, reached = failed(runs), progress(runs)
+    outcomes, reached = failed(runs), relative_quality(runs)
     parts = {run.name: [run.until(share) for share in LOOKS] for run in runs}
     diagnosed = held_out_diagnoses(parts, outcomes)
-    ways = foresights(parts, diagnosed, outcomes)
-    baselines = [name for name in ways if name in BASELINES or name == TOGETHER]
+    ways = predictions_of_all(parts, diagnosed, outcomes)
+    baselines = [name for name in ways if name in BASELINES or name == COMBINED]
     measured = {
         "runs": len(runs),
         "failed": sum(outcomes.values()),
@@ -55,47 +56,47 @@ def measure(runs: Sequence[Run]) -> dict[str, Any]:
     return measured
 
 
-def foresights(
+def predictions_of_all(
     parts: Mapping[str, Sequence[Run]], diagnosed: Mapping[str, Sequence[Diagnosis]], outcomes: Mapping[str, bool]
-) -> dict[str, Foresight]:
-    """Of all ways of judging, each tuned on the other tasks."""
+) -> dict[str, Predictions]:
+    """Return the predictions of all ways of judging, each tuned on the other tasks."""
     signals, rules = Signals(parts, LOOKS), Rules(parts)
     ways = {
         DIAGNOSE: _as_diagnosed(diagnosed),
-        RISK: foresee(signals.judge(outcomes, rules), outcomes),
-        ATTENTION: foresee(signals.without(OF_LOSS).judge(outcomes), outcomes),
-        LOSS: foresee(signals.without(~OF_LOSS).judge(outcomes), outcomes),
+        RISK: predict_held_out(signals.judge(outcomes, rules), outcomes),
+        ATTENTION: predict_held_out(signals.without(OF_LOSS).judge(outcomes), outcomes),
+        LOSS: predict_held_out(signals.without(~OF_LOSS).judge(outcomes), outcomes),
     }
     scores = {
         name: {run: np.array([score(part) for part in seen]) for run, seen in parts.items()}
         for name, score in BASELINES.items()
     }
-    ways[TOGETHER] = foresee(together(list(scores.values()), outcomes), outcomes)
+    ways[COMBINED] = predict_held_out(combined(list(scores.values()), outcomes), outcomes)
     for name, numbers in scores.items():
-        ways[name] = foresee(lambda others, numbers=numbers: numbers.__getitem__, outcomes)
+        ways[name] = predict_held_out(lambda others, numbers=numbers: numbers.__getitem__, outcomes)
     return ways
 
 
 def held_out_diagnoses(
     parts: Mapping[str, Sequence[Run]], outcomes: Mapping[str, bool]
 ) -> dict[str, Sequence[Diagnosis]]:
-    """Of each run, by name: what `diagnose` says at each look, with a risk model of the other tasks."""
+    """Return the diagnoses of each run, by name, at each look, with a risk model of the other tasks."""
     signals, diagnosed = Signals(parts, LOOKS), {}
     for others, held_out in leave_one_task_out(outcomes):
         model = signals.tune(others, outcomes)
-        diagnosed |= {name: diagnoses(parts[name], model) for name in held_out}
+        diagnosed |= {name: diagnoses(parts[name], model) for name in progress(held_out, "diagnoses", keep=False)}
     return diagnosed
 
 
-def _as_diagnosed(diagnosed: Mapping[str, Sequence[Diagnosis]]) -> Foresight:
-    """With its own decision when to flag."""
-    foresight = Foresight()
+def _as_diagnosed(diagnosed: Mapping[str, Sequence[Diagnosis]]) -> Predictions:
+    """Return the predictions of `diagnose`, which decides itself when to flag."""
+    predictions = Predictions()
     for name, each in diagnosed.items():
-        foresight.flags[name] = np.array([diagnosis.status.is_alarm for diagnosis in each])
+        predictions.flags[name] = np.array([diagnosis.status.is_alarm for diagnosis in each])
         # Where the risk is not known, nothing speaks against the run.
-        foresight.numbers[name] = np.nan_to_num([diagnosis.risk for diagnosis in each], nan=0.0)
-        foresight.alarms[name] = first_look(foresight.flags[name])
-    return foresight
+        predictions.numbers[name] = np.nan_to_num([diagnosis.risk for diagnosis in each], nan=0.0)
+        predictions.alarms[name] = first_look(predictions.flags[name])
+    return predictions
 
 
 def _by_task(runs: Sequence[Run], outcomes: Mapping[str, bool]) -> dict[str, dict[str, int]]:
@@ -122,9 +123,9 @@ def _plateau(parts, outcomes, ways) -> dict[str, Any]:
     }
 
 
-def _ever_flagged(foresight: Foresight, outcomes: Mapping[str, bool]) -> float:
-    """Share of the runs that did not fail and were flagged at some look before the end: the price of a lead."""
-    return float(np.mean([foresight.alarms[name] < 1 for name in outcomes if not outcomes[name]]))
+def _ever_flagged(predictions: Predictions, outcomes: Mapping[str, bool]) -> float:
+    """Return the share of the runs that did not fail but were flagged before the end: the price of a lead."""
+    return float(np.mean([predictions.alarms[name] < 1 for name in outcomes if not outcomes[name]]))
 
 
 def _quartiles(values: np.ndarray) -> dict[str, float]:
@@ -132,10 +133,10 @@ def _quartiles(values: np.ndarray) -> dict[str, float]:
     return {"low": float(low), "median": float(median), "high": float(high), "mean": float(values.mean())}
 
 
-def _reliability(foresight: Foresight, outcomes: Mapping[str, bool]) -> list[dict[str, float]]:
-    """Of the looks between 10 and 50% of the budget: the share of runs that failed, by the risk that was told."""
+def _reliability(predictions: Predictions, outcomes: Mapping[str, bool]) -> list[dict[str, float]]:
+    """Return the share of runs that failed by reported risk, over the looks at 10, 25 and 50% of the budget."""
     looks = [LOOKS.index(share) for share in (0.1, 0.25, 0.5)]
-    risks = np.array([foresight.numbers[name][look] for name in outcomes for look in looks])
+    risks = np.array([predictions.numbers[name][look] for name in outcomes for look in looks])
     truth = np.array([outcomes[name] for name in outcomes for _ in looks])
     bins = []
     for low, high in zip((0, 0.2, 0.4, 0.6, 0.8), (0.2, 0.4, 0.6, 0.8, 1.01), strict=True):
@@ -149,7 +150,7 @@ def _reliability(foresight: Foresight, outcomes: Mapping[str, bool]) -> list[dic
 def _kinds(
     runs: Sequence[Run], diagnosed: Mapping[str, Sequence[Diagnosis]], outcomes: Mapping[str, bool]
 ) -> dict[str, dict[str, Any]]:
-    """At half of the budget: what is found first in failing runs of each fault; how often runs with a kind failed."""
+    """Return, at half of the budget, first findings in failing runs of each fault, and how often findings are right."""
     look = LOOKS.index(0.5)
     confusion: dict[str, Counter] = {}
     right: dict[str, list[bool]] = {}

@@ -1,28 +1,37 @@
-"""Makes the runs anew, several at a time, each in one thread."""
+"""Training of runs that a store lacks, several at a time, each in one thread."""
 
 import logging
 import multiprocessing
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
 import torch
 import transformers
-from tqdm import tqdm
 
-from benchmarks.verdicts.runs import Recipe, is_stored
+from benchmarks.common import progress
+from benchmarks.verdicts.runs import Recipe, Run, RunStore
 from benchmarks.verdicts.tasks import tasks
 from benchmarks.verdicts.train import train
 
 
-def retrain(recipes: Sequence[Recipe], directory: Path, *, data: Path | None, workers: int) -> None:
-    """Train what is not in the directory yet."""
-    missing = [recipe for recipe in recipes if not is_stored(recipe, directory)]
+def retrain(recipes: Iterable[Recipe], store: RunStore, *, data: Path | None = None, workers: int = 2) -> None:
+    """Train every recipe that the store lacks, and add the run to the store as soon as it is finished.
+
+    Args:
+        recipes: of the runs that are wanted.
+        store: where finished runs are kept.
+        data: folder with real digits and sentences, see `tasks`.
+        workers: number of processes.
+    """
+    stored = set(store)
+    missing = [recipe for recipe in recipes if recipe.name not in stored]
     with multiprocessing.get_context("spawn").Pool(workers, _start) as pool:
-        done = pool.imap_unordered(partial(_train, directory=directory, data=data), missing)
-        for name in (bar := tqdm(done, total=len(missing), unit="run")):
-            bar.set_postfix_str(name)
+        finished = progress(pool.imap_unordered(partial(_train, data=data), missing), "runs", total=len(missing))
+        for run in finished:
+            store.add(run)
+            finished.set_postfix_str(run.name)
 
 
 def _start() -> None:
@@ -33,6 +42,5 @@ def _start() -> None:
     warnings.simplefilter("ignore")
 
 
-def _train(recipe: Recipe, *, directory: Path, data: Path | None) -> str:
-    train(recipe, tasks(data)[recipe.task]).save(directory)
-    return f"{recipe.task} {recipe.name}"
+def _train(recipe: Recipe, *, data: Path | None) -> Run:
+    return train(recipe, tasks(data)[recipe.task])

@@ -1,19 +1,23 @@
-"""Finished runs, and where they are kept."""
+"""Finished runs, and the files that keep them: one for each task."""
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from attnwatch import AttentionHistory
+from attnwatch.statistics import Statistic
+from attnwatch.utils.files import replaced_file
 
-STORED = Path(__file__).parent / "runs"
+FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a run is made from: a task, one of its architectures, a sound setting, a fault ("": none), by name."""
+    """Specification of a run: a task, one of its architectures, a sound setting, and a fault ("": none), by name."""
 
     task: str
     architecture: str
@@ -23,16 +27,17 @@ class Recipe:
 
     @property
     def name(self) -> str:
+        """Identifier among all runs, such as "copy/opt-plain-sound-14"."""
         parts = (self.architecture, self.setting, self.fault or "sound", str(self.seed))
-        return "-".join(part.replace(" ", "_") for part in parts)
+        return f"{self.task}/" + "-".join(part.replace(" ", "_") for part in parts)
 
 
 @dataclass(frozen=True)
 class Run:
-    """What was seen of a run.
+    """A finished training, or the part of it that was over at some time.
 
     Attributes:
-        recipe: of the run.
+        recipe: specification of the run.
         history: 100 observations, evenly spread over the budget.
         losses, gradient_norms: of each step.
         budget: steps that there were; a run whose loss was lost ended before.
@@ -50,47 +55,100 @@ class Run:
 
     @property
     def name(self) -> str:
-        return f"{self.recipe.task}/{self.recipe.name}"
+        return self.recipe.name
 
     def until(self, share: float) -> "Run":
-        """What there was to see when this share of the budget was over."""
+        """Return what there was to see when this share of the budget was over."""
         last = share * self.budget
         history = self.history.at(self.history.steps < last)
         steps = slice(0, int(last))
         return replace(self, history=history, losses=self.losses[steps], gradient_norms=self.gradient_norms[steps])
 
-    def save(self, directory: Path) -> None:
-        folder = directory / self.recipe.task
-        folder.mkdir(parents=True, exist_ok=True)
-        rounded = {name: _rounded(values) for name, values in self.history.values.items()}
-        history = AttentionHistory(
-            self.history.steps, self.history.sites, rounded, self.history.loss, self.history.coverage
-        )
-        history.save(folder / f"{self.recipe.name}.npz")
-        series = np.array([self.losses, self.gradient_norms], dtype=np.float32)
-        np.savez_compressed(folder / f"{self.recipe.name}.steps.npz", series=_rounded(series))
-        about = {**asdict(self.recipe), "budget": self.budget, "quality": self.quality, "chance": self.chance}
-        (folder / f"{self.recipe.name}.json").write_text(json.dumps(about) + "\n")
 
-    @classmethod
-    def load(cls, path: Path) -> "Run":
-        """From its .json file."""
-        about = json.loads(path.read_text())
-        measured = {name: about.pop(name) for name in ("budget", "quality", "chance")}
-        losses, norms = np.load(path.with_suffix(".steps.npz"))["series"].astype(np.float64)
-        return cls(Recipe(**about), AttentionHistory.load(path.with_suffix(".npz")), losses, norms, **measured)
+class RunStore(Mapping[str, Run]):
+    """Runs by name in a folder with one .npz file for each task, read when they are looked up.
+
+    The array `runs` of a file is JSON: its format, and of each run everything but its arrays. These are
+
+    - `RUN/statistics`: float32 [statistics, observations, sites, heads];
+    - `RUN/steps` and `RUN/loss`: int64 and float64 [observations];
+    - `RUN/series`: float32 [2, steps], losses and gradient norms.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def __getitem__(self, name: str) -> Run:
+        path = self._file_of(name)
+        if not path.exists():
+            raise KeyError(name)
+        with np.load(path, allow_pickle=False) as file:
+            about = _about_runs(file)[name]
+            statistics = file[f"{name}/statistics"]
+            unknown = np.full_like(statistics[0], np.nan)  # statistics that were not recorded then
+            values = dict.fromkeys(Statistic.registry, unknown) | dict(
+                zip(about["statistics"], statistics, strict=True)
+            )
+            steps, loss = file[f"{name}/steps"], file[f"{name}/loss"]
+            history = AttentionHistory(steps, tuple(about["sites"]), values, loss, about["coverage"])
+            losses, norms = file[f"{name}/series"].astype(np.float64)
+        return Run(Recipe(**about["recipe"]), history, losses, norms, **about["outcome"])
+
+    def __iter__(self) -> Iterator[str]:
+        for path in sorted(self._folder.glob("*.npz")):
+            with np.load(path, allow_pickle=False) as file:
+                names = sorted(_about_runs(file))
+            yield from names
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def add(self, run: Run) -> None:
+        """Write the file of the run's task with this run; the old file stays until the new one is complete."""
+        path = self._file_of(run.name)
+        runs, arrays = {}, {}
+        if path.exists():
+            with np.load(path, allow_pickle=False) as file:
+                runs, arrays = _about_runs(file), {name: file[name] for name in file.files if name != "runs"}
+        history = run.history
+        runs[run.name] = {
+            "recipe": asdict(run.recipe),
+            "outcome": {"budget": run.budget, "quality": run.quality, "chance": run.chance},
+            "statistics": list(history.values),
+            "sites": history.sites,
+            "coverage": dict(history.coverage),
+        }
+        arrays |= {
+            f"{run.name}/statistics": _rounded(np.stack(list(history.values.values()))),
+            f"{run.name}/steps": history.steps,
+            f"{run.name}/loss": history.loss,
+            f"{run.name}/series": _rounded(np.array([run.losses, run.gradient_norms])),
+        }
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with replaced_file(path) as stream:
+            np.savez_compressed(stream, runs=np.array(json.dumps({"format": FORMAT, "runs": runs})), **arrays)
+
+    def _file_of(self, name: str) -> Path:
+        return self._folder / f"{name.partition('/')[0]}.npz"
 
 
-def load_all(directory: Path = STORED) -> list[Run]:
-    return [Run.load(path) for path in sorted(directory.glob("*/*.json"))]
+STORED = RunStore(Path(__file__).parent / "runs")
+
+
+def _about_runs(file: np.lib.npyio.NpzFile) -> dict[str, dict[str, Any]]:
+    """Return what a file says of each run, by name.
+
+    Raises:
+        ValueError: it has another format.
+    """
+    header = json.loads(str(file["runs"]))
+    if header["format"] != FORMAT:
+        raise ValueError(f"the file of runs has format {header['format']}; this version reads format {FORMAT}.")
+    return header["runs"]
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """To 16 bits of mantissa, which is below the noise of anything that is measured: smaller files."""
+    """Round to 16 bits of mantissa, which is below the noise of anything that is measured: files get smaller."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = ((bits + np.uint32(1 << 6)) & np.uint32(0xFFFFFF80)).view(np.float32)
     return np.where(np.isfinite(values), rounded, values).astype(np.float32)
-
-
-def is_stored(recipe: Recipe, directory: Path) -> bool:
-    return (directory / recipe.task / f"{recipe.name}.json").exists()

@@ -1,4 +1,4 @@
-"""How well outcomes are foreseen, on tasks that nothing was tuned on."""
+"""Scores of predicted outcomes, on tasks that nothing was tuned on."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,8 +22,8 @@ Judge = Callable[[Sequence[str]], Numbers]
 
 
 @dataclass
-class Foresight:
-    """What one way of judging says of runs of tasks that it was not tuned on.
+class Predictions:
+    """Predictions of one way of judging, about runs of tasks that it was not tuned on.
 
     Attributes:
         numbers: of each run, by name: at each of `LOOKS`.
@@ -36,22 +36,22 @@ class Foresight:
     alarms: dict[str, float] = field(default_factory=dict)
 
 
-def foresee(judge: Judge, failed: Mapping[str, bool]) -> Foresight:
-    """Leave one task out, for all tasks: numbers and thresholds come from the other ones."""
-    foresight = Foresight()
+def predict_held_out(judge: Judge, failed: Mapping[str, bool]) -> Predictions:
+    """Predict the outcomes in every task with numbers and thresholds that come from the other tasks."""
+    predictions = Predictions()
     for others, held_out in leave_one_task_out(failed):
         numbers = judge(others)
         sound = np.array([numbers(name) for name in others if not failed[name]])
         at_each, at_any = _threshold(sound), _threshold(sound.max(1, keepdims=True))[0]
         for name in held_out:
-            foresight.numbers[name] = numbers(name)
-            foresight.flags[name] = foresight.numbers[name] > at_each
-            foresight.alarms[name] = first_look(foresight.numbers[name] > at_any)
-    return foresight
+            predictions.numbers[name] = numbers(name)
+            predictions.flags[name] = predictions.numbers[name] > at_each
+            predictions.alarms[name] = first_look(predictions.numbers[name] > at_any)
+    return predictions
 
 
 def _threshold(sound: np.ndarray) -> np.ndarray:
-    """Above it are at most `FALSE_ALARMS` of the sound runs [runs, looks]."""
+    """Return the threshold that at most `FALSE_ALARMS` of the sound runs [runs, looks] exceed."""
     return np.sort(sound, axis=0)[len(sound) - 1 - int(FALSE_ALARMS * len(sound))]
 
 
@@ -60,7 +60,7 @@ def first_look(flags: np.ndarray) -> float:
 
 
 def leave_one_task_out(names: Mapping[str, object]) -> Iterator[tuple[list[str], list[str]]]:
-    """(names of the other tasks' runs, names of this task's runs)."""
+    """Yield the names of the other tasks' runs and those of the task's own, for each task."""
     for task in sorted({task_of(name) for name in names}):
         yield [name for name in names if task_of(name) != task], [name for name in names if task_of(name) == task]
 
@@ -69,12 +69,12 @@ def task_of(name: str) -> str:
     return name.split("/")[0]
 
 
-def detection(foresight: Foresight, failed: Mapping[str, bool], share: float) -> dict[str, float]:
-    """At a share of the budget: recall, precision, false alarms, AUROC of all runs, and the mean of the tasks'."""
+def detection(predictions: Predictions, failed: Mapping[str, bool], share: float) -> dict[str, float]:
+    """Return recall, precision, false alarms, AUROC, and the mean AUROC of the tasks at a share of the budget."""
     look, names = LOOKS.index(share), list(failed)
     truth = np.array([failed[name] for name in names])
-    flagged = np.array([foresight.flags[name][look] for name in names])
-    numbers = np.array([foresight.numbers[name][look] for name in names])
+    flagged = np.array([predictions.flags[name][look] for name in names])
+    numbers = np.array([predictions.numbers[name][look] for name in names])
     tasks = np.array([task_of(name) for name in names])
     of_tasks = [auroc(truth[tasks == task], numbers[tasks == task]) for task in sorted(set(tasks))]
     return {
@@ -90,13 +90,13 @@ def auroc(truth: np.ndarray, numbers: np.ndarray) -> float:
     return float(roc_auc_score(truth, numbers)) if 0 < truth.sum() < len(truth) else float("nan")
 
 
-def leads(foresight: Foresight, other: Foresight, failed: Mapping[str, bool]) -> np.ndarray:
-    """By how much of the budget each failing run is flagged earlier than by another way of judging."""
-    return np.array([other.alarms[name] - foresight.alarms[name] for name in failed if failed[name]])
+def leads(predictions: Predictions, other: Predictions, failed: Mapping[str, bool]) -> np.ndarray:
+    """Return by which share of the budget each failing run is flagged earlier than by another way of judging."""
+    return np.array([other.alarms[name] - predictions.alarms[name] for name in failed if failed[name]])
 
 
 def on_the_plateau(parts: Mapping[str, Sequence[Run]], failed: Mapping[str, bool]) -> list[tuple[str, str, int]]:
-    """(failing run, sound run, look) before half of the budget that the loss does not tell apart.
+    """Return (failing run, sound run, look) before half of the budget that the loss does not tell apart.
 
     Both have the same model, neither loss has fallen by more than its noise lately, and the means of the last losses
     differ by less than two standard errors.
@@ -121,7 +121,7 @@ def _lately(run: Run) -> np.ndarray:
 
 
 def _level(run: Run) -> tuple[float, float]:
-    """Mean of the last losses, and its standard error."""
+    """Return the mean of the last losses, and its standard error."""
     lately = _lately(run)
     return float(lately.mean()), float(lately.std() / np.sqrt(len(lately)))
 
@@ -131,20 +131,20 @@ def _is_on_plateau(run: Run) -> bool:
     return bool(first.mean() - second.mean() < _lately(run).std())
 
 
-def on_plateau_auroc(foresight: Foresight, pairs: Sequence[tuple[str, str, int]]) -> float:
-    """Share of the pairs in which the failing run has the higher number (half where equal): mean over tasks."""
+def on_plateau_auroc(predictions: Predictions, pairs: Sequence[tuple[str, str, int]]) -> float:
+    """Return the share of pairs in which the failing run has the higher number (half where equal), mean over tasks."""
     of_tasks: dict[str, list[float]] = {}
     for failing, sound, look in pairs:
-        difference = foresight.numbers[failing][look] - foresight.numbers[sound][look]
+        difference = predictions.numbers[failing][look] - predictions.numbers[sound][look]
         of_tasks.setdefault(task_of(failing), []).append(0.5 + 0.5 * float(np.sign(difference)))
     return float(np.mean([np.mean(shares) for shares in of_tasks.values()]))
 
 
-def capability(foresight: Foresight, reached: Mapping[str, float], share: float) -> float:
-    """Rank correlation of what is foreseen with what a run reaches in the end: mean over tasks."""
+def capability(predictions: Predictions, reached: Mapping[str, float], share: float) -> float:
+    """Return the rank correlation of predictions with what runs reach in the end, mean over tasks."""
     look, correlations = LOOKS.index(share), []
     for task in sorted({task_of(name) for name in reached}):
         names = [name for name in reached if task_of(name) == task]
-        foreseen = [-foresight.numbers[name][look] for name in names]
-        correlations.append(spearmanr(foreseen, [reached[name] for name in names]).statistic)
+        predicted = [-predictions.numbers[name][look] for name in names]
+        correlations.append(spearmanr(predicted, [reached[name] for name in names]).statistic)
     return float(np.nanmean(correlations))

@@ -1,4 +1,4 @@
-"""What is learned: five tasks, each a source of batches and some architectures that can learn it."""
+"""Five tasks to learn, each with batches and architectures that can learn it."""
 
 import sysconfig
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from benchmarks.common import minilm_directory
+from benchmarks.texts import Sentences, read_tsv, source_code
 from benchmarks.verdicts import architectures as arch
 
 Batch = dict[str, Tensor]
@@ -19,7 +19,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Task:
-    """Accuracy, of the tokens that have a label, is the measure of all of them.
+    """A task whose measure is the accuracy of the tokens that have a label.
 
     Attributes:
         name: of the task.
@@ -78,13 +78,8 @@ _CONTEXT = 96
 
 @cache
 def _source() -> tuple[Tensor, Tensor]:
-    """Bytes of the standard library's files: to train on, and every tenth file to measure with."""
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    parts = ([file for index, file in enumerate(files) if (index % 10 == 0) is held_out] for held_out in (False, True))
-    return tuple(
-        torch.from_numpy(np.frombuffer(b"\n".join(file.read_bytes() for file in part), dtype=np.uint8).copy() & 127)
-        for part in parts
-    )
+    """Return the bytes to train on and those to measure with."""
+    return tuple(torch.from_numpy(np.frombuffer(text, dtype=np.uint8) & 127) for text in source_code())
 
 
 def bytes_batch(size: int, generator: Generator, training: bool) -> Batch:
@@ -119,7 +114,7 @@ def mnist(path: Path) -> tuple[Images, Images]:
 
 
 def shapes(number: int, seed: int) -> Images:
-    """Discs, squares, rings, crosses and stripes of any size and place, in noise; ten classes: each light or dark."""
+    """Return discs, squares, rings, crosses and stripes in noise; ten classes, each shape light or dark."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(10, (number,), generator=generator)
     centre = 9 + 10 * torch.rand(2, number, 1, 1, generator=generator)
@@ -145,35 +140,8 @@ def shapes(number: int, seed: int) -> Images:
 # Sentences: their sentiment where there are some, else whether a line of source is prose or code.
 
 
-@dataclass(frozen=True)
-class Sentences:
-    tokens: list[list[int]]
-    labels: Tensor
-
-    def batch(self, size: int, generator: Generator) -> Batch:
-        chosen = torch.randint(len(self.labels), (size,), generator=generator).tolist()
-        rows = [torch.tensor(self.tokens[index]) for index in chosen]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-        mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        return {"input_ids": ids, "attention_mask": mask, "labels": self.labels[chosen]}
-
-
-def sentences(rows: list[tuple[str, int]]) -> Sentences:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(minilm_directory(), trust_remote_code=False)
-    texts, labels = zip(*rows, strict=True)
-    tokens = tokenizer(list(texts), truncation=True, max_length=24)["input_ids"]
-    return Sentences(tokens, torch.tensor(labels))
-
-
-def read_tsv(path: Path, number: int) -> list[tuple[str, int]]:
-    lines = path.read_text(encoding="utf-8").splitlines()[1 : number + 1]
-    return [(text, int(label)) for text, label in (line.rsplit("\t", 1) for line in lines)]
-
-
 def code_or_prose() -> list[tuple[str, int]]:
-    """Lines of the standard library: comments (0) and code (1), without what gives it away."""
+    """Return lines of the standard library: comments (0) and code (1), without the characters that tell them apart."""
     rows = []
     for file in sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py")):
         for line in file.read_text(encoding="utf-8", errors="ignore").splitlines():
@@ -189,7 +157,7 @@ def code_or_prose() -> list[tuple[str, int]]:
 
 @cache
 def tasks(data: Path | None) -> dict[str, Task]:
-    """All tasks, by name.
+    """Return all tasks, by name.
 
     Args:
         data: directory with image/mnist.npz and text/sst2_train.tsv, sst2_dev.tsv; without, images and sentences are
@@ -246,11 +214,14 @@ def _text(data: Path | None) -> Task:
     def parts() -> tuple[Sentences, Sentences]:
         if data:
             names = (("sst2_train.tsv", 20_000), ("sst2_dev.tsv", 2_000))
-            return tuple(sentences(read_tsv(data / "text" / name, number)) for name, number in names)
-        rows = code_or_prose()
-        return sentences(rows[2_000:22_000]), sentences(rows[:2_000])
+            rows_of_parts = tuple(read_tsv(data / "text" / name, most=number) for name, number in names)
+        else:
+            rows = code_or_prose()
+            rows_of_parts = rows[2_000:22_000], rows[:2_000]
+        return tuple(Sentences.tokenize(rows, max_tokens=24) for rows in rows_of_parts)
 
     def batch(size: int, generator: Generator, training: bool) -> Batch:
-        return parts()[0 if training else 1].batch(size, generator)
+        sentences = parts()[0 if training else 1]
+        return sentences.batch(torch.randint(len(sentences.labels), (size,), generator=generator).tolist())
 
     return Task("text", models, batch, steps=150, batch_size=16, learning_rate=1.5e-4)

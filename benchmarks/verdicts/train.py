@@ -1,4 +1,4 @@
-"""One run: trains a small model by a recipe, and keeps what was seen."""
+"""Training of a small model by a recipe."""
 
 import re
 
@@ -17,7 +17,7 @@ _LOST = 40  # steps without a finite loss
 
 
 def train(recipe: Recipe, task: Task) -> Run:
-    """Reproducible from the recipe."""
+    """Train a model; the run depends on the recipe and the task alone."""
     torch.manual_seed(recipe.seed)
     setup = SOUND[recipe.setting](Setup(task.learning_rate, task.batch_size))
     setup = FAULTS[recipe.fault](setup) if recipe.fault else setup
@@ -59,14 +59,14 @@ def _loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def _as(model: nn.Module, batch: Batch) -> Batch:
-    """Floating point inputs in the model's precision."""
+    """Return the batch with floating-point inputs in the model's precision."""
     dtype = next(model.parameters()).dtype
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}
 
 
 @torch.no_grad()
 def _measure(model: nn.Module, task: Task, setup: Setup) -> tuple[float, float]:
-    """Accuracy on data that the run has not seen, and that of always saying what is most frequent there."""
+    """Return the accuracy on data that the run has not seen, and that of the most frequent label there."""
     model.eval()
     generator = torch.Generator().manual_seed(1234)
     right, labels = [], []

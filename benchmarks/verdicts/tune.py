@@ -1,4 +1,4 @@
-"""Derives the risk model from runs whose outcome is known."""
+"""Tuning of the risk model on runs whose outcomes are known."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +24,7 @@ _ABOVE = np.array([bool(signal.above) for signal in SIGNALS])
 
 
 def tune(signals: Mapping[float, Sequence[np.ndarray]], failed: Sequence[bool]) -> RiskModel:
-    """The model that makes the outcomes of these runs most likely.
+    """Return the model that makes the outcomes of these runs most likely.
 
     Args:
         signals: at each of `SHARES`: of each run, [signals].
@@ -52,12 +52,12 @@ def tune(signals: Mapping[float, Sequence[np.ndarray]], failed: Sequence[bool]) 
 
 
 def _known(signals: np.ndarray) -> np.ndarray:
-    """A signal that is known of no run is the same for all."""
+    """Replace signals that are known of no run by zeros."""
     return np.where(np.isnan(signals).all(0), 0.0, signals)
 
 
 def _most_likely(distances: np.ndarray, failed: np.ndarray) -> tuple[np.ndarray, float]:
-    """Weights, not negative and 0 where a side means nothing, and the offset of a logistic regression."""
+    """Return weights, not negative and 0 where a side means nothing, and the offset of a logistic regression."""
     sign = np.where(failed, 1.0, -1.0)
 
     def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:

@@ -37,8 +37,8 @@ def probe_layers(
     """Measure how well a linear classifier reads each target off the hidden states of each layer.
 
     Ridge regressions onto one-hot labels, on standardized states, with a strength that is chosen by leaving one out;
-    all layers are probed from one forward of each batch. See `Ridge` for the formulas, and docs/explain.md for what the
-    numbers mean and when they mislead.
+    all layers are probed from one forward of each batch. `docs/explanation/attributions.md`
+    says what the numbers mean, and when they mislead.
 
     Targets, of tokens but for the first two:
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.batches import Batch, token_mask
 from attnwatch.explain.evaluated_model import EvaluatedModel
-from attnwatch.tokens.stacks import find_stacks, inner
+from attnwatch.tokens.stacks import find_stacks
+from attnwatch.utils.interception import without_wrappers
 
 HiddenStates = Callable[[nn.Module, Batch], Sequence[Tensor]]
 """Calls a model with a batch; returns [batch, tokens, features] for the embeddings and for each layer."""
@@ -83,7 +84,7 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], bool]:
     if name in refused:
         return list(model.get_submodule(name)), True
     stack = stacks[name]
-    return list(stack.layers), stack.layout.is_batch_first(inner(stack.layers[0]))
+    return list(stack.layers), stack.layout.is_batch_first(without_wrappers(stack.layers[0]))
 
 
 def _stack_states(model: EvaluatedModel, layers: list[nn.Module], is_batch_first: bool, batch: Batch) -> list[Tensor]:

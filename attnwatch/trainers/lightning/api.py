@@ -1,12 +1,20 @@
-"""Lightning under either of its names: `lightning.pytorch` and `pytorch_lightning` are the same code twice."""
+"""Lightning under either of its names, and what it has no public way to ask for."""
 
+import contextlib
 import importlib
 import sys
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from types import ModuleType
+
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 _NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 
-def _imported_or_installed():
+def _imported_or_installed() -> ModuleType:
+    """Return `lightning.pytorch` or `pytorch_lightning`, which are the same code twice."""
     for name in sorted(_NAMES, key=lambda name: name not in sys.modules):
         try:
             return importlib.import_module(name)
@@ -17,11 +25,48 @@ def _imported_or_installed():
 
 pl = _imported_or_installed()
 DISTRIBUTION = "lightning" if pl.__name__ == "lightning.pytorch" else "pytorch-lightning"
+is_overridden = importlib.import_module(f"{pl.__name__}.utilities.model_helpers").is_overridden
 
 
 def is_one(thing: object, *class_names: str) -> bool:
-    """Whether it is an instance of one of these classes of Lightning, under whichever name."""
+    """Return whether it is an instance of one of these classes of Lightning, under whichever name."""
     return any(
         base.__name__ in class_names and base.__module__.split(".")[0] in ("lightning", "pytorch_lightning")
         for base in type(thing).__mro__
     )
+
+
+def has_validation_loader(trainer: "pl.Trainer") -> bool:
+    """Return whether validation data was given, before Lightning makes its loaders: only a private attribute knows."""
+    return trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
+
+
+def averaged_models(callbacks: Iterable[object]) -> list[nn.Module]:
+    """Return what WeightAveraging and StochasticWeightAveraging average in, which only a private attribute holds."""
+    averages = [getattr(callback, "_average_model", None) for callback in callbacks]
+    averages = [average.module if isinstance(average, AveragedModel) else average for average in averages]
+    return [average for average in averages if average is not None]
+
+
+_STOPS = "_evaluate_stopping_criteria"
+
+
+@contextlib.contextmanager
+def nan_is_no_alarm(callbacks: Iterable[object], metric: str) -> Iterator[None]:
+    """Let each EarlyStopping on `metric` overlook nan, which means that the metric is not known yet.
+
+    EarlyStopping takes nan for a loss that is lost, and stops (`check_finite`), or for one that has not improved, which
+    costs patience. Nothing public comes between the metric and this.
+    """
+    stopping = [each for each in callbacks if is_one(each, "EarlyStopping") and each.monitor == metric]
+    for each in stopping:
+        vars(each)[_STOPS] = partial(_unless_unknown, getattr(each, _STOPS))
+    try:
+        yield
+    finally:
+        for each in stopping:
+            del vars(each)[_STOPS]
+
+
+def _unless_unknown(stops: Callable[[Tensor], tuple[bool, str | None]], current: Tensor) -> tuple[bool, str | None]:
+    return (False, None) if current.isnan() else stops(current)

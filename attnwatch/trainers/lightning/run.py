@@ -1,38 +1,41 @@
 """A Lightning training as the callbacks see it."""
 
-import importlib
 import logging
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import cached_property
+from contextlib import AbstractContextManager
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 
-from attnwatch.heads.pruner import Patient
-from attnwatch.loggers.logger import Sink
-from attnwatch.trainers.lightning.api import is_one, pl
-from attnwatch.trainers.lightning.loggers import sinks_of
-from attnwatch.utils.messages import tell
+from attnwatch.heads.plan import PruningPlan
+from attnwatch.loggers import Logger, logger_for
+from attnwatch.loggers.scalars import ScalarLogger
+from attnwatch.trainers.base import ModelWithOptimizers, TrainerRun
+from attnwatch.trainers.lightning.api import (
+    averaged_models,
+    has_validation_loader,
+    is_one,
+    is_overridden,
+    nan_is_no_alarm,
+    pl,
+)
+from attnwatch.utils.messages import inform
 
-_logger = logging.getLogger(f"{pl.__name__}.utilities.rank_zero")  # of Lightning's own news
-is_overridden = importlib.import_module(f"{pl.__name__}.utilities.model_helpers").is_overridden
+_logger = logging.getLogger(f"{pl.__name__}.utilities.rank_zero")  # Lightning informs its users by this one
 
 
-class LightningRun:
-    """See `TrainerRun`."""
+class LightningRun(TrainerRun):
+    """One `fit` of a Lightning trainer.
 
-    tokenizer = None
+    Attributes:
+        has_ended: Lightning takes no more metrics then, and nobody would monitor them.
+    """
+
     has_ended = False
-    """Lightning takes no more metrics then, and nobody would monitor them."""
-
-    def __init__(self, trainer: pl.Trainer, pl_module: pl.LightningModule):
-        self.arguments = (trainer, pl_module)
-        self.trainer = trainer
-        self._module = pl_module
 
     @property
     def global_step(self) -> int:
@@ -43,24 +46,42 @@ class LightningRun:
         trainer, total = self.trainer, self.trainer.estimated_stepping_batches
         if total == math.inf or total <= 0:
             return None
-        if self._module.automatic_optimization or trainer.max_steps != -1:
+        if self.model.automatic_optimization or trainer.max_steps != -1:
             return int(total)
         return int(total) * len(trainer.optimizers)  # Lightning counts batches then; a step is that of any optimizer
 
     @property
-    def is_trial(self) -> bool:
+    def is_dry_run(self) -> bool:
         return bool(self.trainer.fast_dev_run)
 
+    def stop(self) -> None:
+        self.trainer.should_stop = True
+
+    def models_with_optimizers(self) -> list[ModelWithOptimizers]:
+        averages = [(average, ()) for average in averaged_models(self.callbacks)]
+        return [(self.model, self.trainer.strategy.optimizers), *averages]
+
     @property
-    def is_main_process(self) -> bool:
-        return self.trainer.is_global_zero
+    def sharding(self) -> str | None:
+        strategy = self.trainer.strategy
+        return None if is_one(strategy, "DDPStrategy", "SingleDeviceStrategy") else type(strategy).__name__
+
+    def after_parameters_changed(self) -> None:
+        strategy = self.trainer.strategy
+        if is_one(strategy, "DDPStrategy"):  # reduces the gradients of the parameters that it was made with
+            strategy.model = strategy.lightning_module
+            strategy.configure_ddp()
+
+    def after_pruning(self, plan: PruningPlan) -> None:
+        self.inform(
+            "heads were removed: a checkpoint of this module, with weights only too, is loaded by a module whose "
+            "__init__ calls attnwatch.accept_pruned_state(self), or while HeadPruning is among the callbacks."
+        )
 
     @property
     def has_validation_data(self) -> bool:
-        # Its data loaders are made after the callbacks have started.
-        loop = self.trainer.fit_loop.epoch_loop.val_loop
-        has_step = is_overridden("validation_step", self._module)
-        return has_step and self.trainer.limit_val_batches > 0 and loop._data_source.is_defined()
+        has_step = is_overridden("validation_step", self.model)
+        return has_step and self.trainer.limit_val_batches > 0 and has_validation_loader(self.trainer)
 
     def validation_loader(self) -> Iterable[Any]:
         return tree_leaves(self.trainer.val_dataloaders)[0]
@@ -69,51 +90,44 @@ class LightningRun:
         return self.trainer.strategy.batch_to_device(batch)
 
     @property
-    def callbacks(self) -> Sequence[object]:
-        return self.trainer.callbacks
+    def is_main_process(self) -> bool:
+        return self.trainer.is_global_zero
+
+    def is_true_anywhere(self, decision: bool) -> bool:
+        return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
+
+    def broadcast(self, value: Any) -> Any:
+        return self.trainer.strategy.broadcast(value)
 
     @property
-    def sinks(self) -> Sequence[Sink]:
-        return sinks_of(self.trainer)
-
-    def log(self, numbers: Mapping[str, float], step: int, *, to_sinks: bool = False) -> None:
-        # What goes to loggers at its own step does not go there again.
-        if not self.has_ended:
-            self._module.log_dict(dict(numbers), on_step=True, on_epoch=False, logger=to_sinks)
+    def loggers(self) -> Sequence[Logger]:
+        if not self.is_main_process:
+            return []
+        written = [(logger, partial(_write, logger)) for logger in self.trainer.loggers]
+        return [logger_for(*each) or ScalarLogger(*each) for each in written]
 
     @property
     def metrics(self) -> Collection[str]:
         return self.trainer.callback_metrics
 
-    def tell(self, message: str) -> None:
+    def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
+        # What goes to loggers at its own step does not go there again.
+        if not self.has_ended:
+            self.model.log_dict(dict(numbers), on_step=True, on_epoch=False, logger=to_loggers)
+
+    def unknown_is_no_alarm(self, metric: str) -> AbstractContextManager[None]:
+        return nan_is_no_alarm(self.callbacks, metric)
+
+    def inform(self, message: str) -> None:
         if self.is_main_process:
-            tell(message, by=_logger)
-
-    def is_true_anywhere(self, decision: bool) -> bool:
-        return self.trainer.strategy.reduce_boolean_decision(decision, all=False)
-
-    def agree(self, value: Any) -> Any:
-        return self.trainer.strategy.broadcast(value)
-
-    def stop(self) -> None:
-        self.trainer.should_stop = True
-
-    def patients(self) -> list[Patient]:
-        """With the averaged model that Lightning's WeightAveraging or StochasticWeightAveraging keeps."""
-        averages = [getattr(callback, "_average_model", None) for callback in self.callbacks]
-        averages = [average.module if isinstance(average, AveragedModel) else average for average in averages]
-        copies = [(average, ()) for average in averages if average is not None]
-        return [(self._module, self.trainer.strategy.optimizers), *copies]
-
-    def parameters_were_replaced(self) -> None:
-        """Data parallelism reduces the gradients of the parameters that it was made with."""
-        strategy = self.trainer.strategy
-        if is_one(strategy, "DDPStrategy"):
-            strategy.model = strategy.lightning_module
-            strategy.configure_ddp()
+            inform(message, by=_logger)
 
     def loss_of(self, outputs: Any) -> Tensor | None:
-        """Of what `training_step` returned; None where it returned none."""
+        """Return the mean loss of what `training_step` returned; None if it returned none."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         # Lightning has divided it by the number of accumulated batches.
         return None if loss is None else torch.as_tensor(loss).detach() * self.trainer.accumulate_grad_batches
+
+
+def _write(logger: Any, numbers: Mapping[str, float], step: int) -> None:
+    logger.log_metrics(dict(numbers), step)

@@ -1,35 +1,20 @@
-"""Callbacks of the transformers Trainer. Needs `pip install attnwatch[transformers]`.
+"""The Trainer of transformers."""
 
-Callbacks that explain a model are imported when they are used, and need `pip install attnwatch[explain]`.
-"""
+from attnwatch.plugins import register
+from attnwatch.trainers.base import TrainerAdapter
 
-from typing import TYPE_CHECKING
 
-try:
-    import accelerate  # noqa: F401
-    import transformers  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "attnwatch.transformers needs transformers and accelerate: pip install 'attnwatch[transformers]'"
-    ) from error
+@register
+class TransformersAdapter(TrainerAdapter):
+    """The transformers Trainer."""
 
-from attnwatch.trainers.transformers.monitor import AttentionMonitor
-from attnwatch.trainers.transformers.pruning import HeadPruning
-from attnwatch.trainers.transformers.tokens import TokenDropping
-from attnwatch.utils.extras import lazy_attributes
+    name = "transformers"
+    title = "the transformers Trainer"
+    module = "attnwatch.transformers"
+    callback_base = "attnwatch.trainers.transformers.callback:TransformersCallback"
+    # If a callback is added to a trainer later, `on_init_end` does not come first.
+    first_hooks = ("on_init_end", "on_train_begin", "on_prediction_step", "on_evaluate", "on_predict", "on_log")
+    example = """from transformers import Trainer
+from attnwatch.transformers import {name}
 
-if TYPE_CHECKING:
-    from attnwatch.trainers.transformers.confidence import ConfidenceProbe
-    from attnwatch.trainers.transformers.occlusion import OcclusionAudit
-    from attnwatch.trainers.transformers.probes import LayerProbe
-
-__all__ = ["AttentionMonitor", "ConfidenceProbe", "HeadPruning", "LayerProbe", "OcclusionAudit", "TokenDropping"]
-
-__getattr__ = lazy_attributes(
-    __name__,
-    {
-        "ConfidenceProbe": "attnwatch.trainers.transformers.confidence",
-        "LayerProbe": "attnwatch.trainers.transformers.probes",
-        "OcclusionAudit": "attnwatch.trainers.transformers.occlusion",
-    },
-)
+trainer = Trainer(model, args, train_dataset=train_dataset, callbacks=[{call}])"""

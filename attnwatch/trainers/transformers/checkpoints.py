@@ -1,4 +1,4 @@
-"""What attnwatch keeps in the checkpoints of the transformers Trainer: one file, and a mark that it must be there.
+"""State of attnwatch in the checkpoints of the transformers Trainer: one file, and a mark that it must be there.
 
 The Trainer writes a checkpoint file by file, `trainer_state.json` near the end. A checkpoint that it resumes from may
 lack a file of ours. The mark travels in `trainer_state.json` itself.
@@ -35,7 +35,7 @@ class DamagedStateError(Exception):
 
 @dataclass(frozen=True)
 class Mark:
-    """What `trainer_state.json` says of attnwatch.
+    """Entry of attnwatch in `trainer_state.json`.
 
     Attributes:
         run: tells the runs apart that write to one folder.
@@ -53,14 +53,14 @@ class Mark:
 
     @classmethod
     def in_state(cls, state: TrainerState) -> "Mark | None":
-        """The mark of a state that was read from a checkpoint; None where attnwatch took no part."""
+        """Return the mark of a state that was read from a checkpoint; None if attnwatch took no part."""
         found = (state.stateful_callbacks or {}).get(_MARK)
         if found is None or found["until"] < state.global_step:
             return None
         return cls(found["run"], tuple(found["keys"]), found["until"])
 
     def put(self, state: TrainerState, until: int) -> None:
-        """All checkpoints that are saved from now on carry the mark."""
+        """Put the mark into all checkpoints that are saved from now on."""
         state.stateful_callbacks[_MARK] = {"run": self.run, "keys": list(self.keys), "until": until}
 
 
@@ -129,7 +129,7 @@ def lost_states(folder: Path, step: int, names: Sequence[str], reason: str) -> s
 
 
 def _read(file: Path) -> Any:
-    """The content of a file of `torch.save`, whose checksums PyTorch does not check."""
+    """Return the content of a file of `torch.save`, whose checksums PyTorch does not check."""
     if not file.is_file():
         raise DamagedStateError("is missing: the process was killed, or the disk was full, when it was to be written")
     try:

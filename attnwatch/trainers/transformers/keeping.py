@@ -1,13 +1,14 @@
-"""When the callbacks of a trainer write their states, and get them back."""
+"""Writes the states of a trainer's callbacks to its checkpoints, and reads them back."""
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import Trainer
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.trainers.callback import PartCallback
 from attnwatch.trainers.transformers.checkpoints import (
     STATE_FILE,
     DamagedStateError,
@@ -25,24 +26,6 @@ from attnwatch.utils.messages import WarnOnce, warn
 _BYTES_PER_PARAMETER = 16
 
 
-class Kept(Protocol):
-    """A callback whose state lies in checkpoints.
-
-    Attributes:
-        state_key: tells it from the trainer's other callbacks, in every run alike.
-        steers_training: whether the training would be another one without its state.
-    """
-
-    state_key: str
-    steers_training: bool
-
-    def checkpoint_state(self) -> Mapping[str, Any]:
-        """For a checkpoint; all processes ask."""
-
-    def write_beside(self, folder: Path) -> None:
-        """Write what others read of a checkpoint."""
-
-
 class Keeper:
     """Writes the states of all callbacks of one trainer to its checkpoints, one file in each.
 
@@ -51,20 +34,20 @@ class Keeper:
     Else they come last, so that they never take the room of what the trainer writes.
     """
 
-    def __init__(self, trainer: Trainer, parts: Sequence[Kept]):
+    def __init__(self, trainer: Trainer, callbacks: Sequence[PartCallback[Any]]):
         self._trainer = trainer
-        self._parts = parts
-        self._mark = Mark.of_new_run(part.state_key for part in parts)
+        self._callbacks = callbacks
+        self._mark = Mark.of_new_run(each.state_key for each in callbacks)
         self._warn_once = WarnOnce()
         self._begun: tuple[int, Path, States] | None = None
         self._is_written = False
 
     def mark(self, *, until: int) -> None:
-        """Checkpoints of steps up to this one must have the file."""
+        """Note that checkpoints of steps up to this one must have the file."""
         self._mark.put(self._trainer.state, until)
 
     def begin(self, folder: Path) -> None:
-        """The trainer has saved the model to the folder of a checkpoint. All processes call it."""
+        """Begin a checkpoint, to whose folder the trainer has saved the model. All processes call it."""
         self._collect(folder)
         if not (self._trainer.args.should_save and self._has_room(folder)):
             return
@@ -75,7 +58,7 @@ class Keeper:
                 self._is_written = False
 
     def finish(self) -> None:
-        """The checkpoint is complete but for what could not be written yet. All processes call it."""
+        """Complete a checkpoint with what could not be written yet. All processes call it."""
         step = self._trainer.state.global_step
         if self._begun is None or self._begun[0] != step:
             self._collect(checkpoint_folder(self._trainer.args.output_dir, step))
@@ -84,24 +67,24 @@ class Keeper:
         self._begun = None
 
     def _collect(self, folder: Path) -> None:
-        states = {part.state_key: part.checkpoint_state() for part in self._parts}
+        states = {each.state_key: each.state_dict() for each in self._callbacks}
         self._begun, self._is_written = (self._trainer.state.global_step, folder, states), False
 
     def _write_or_warn(self) -> None:
         try:
             self._write()
         except Exception as error:
-            consequence = "can't be resumed from with these callbacks" if _steering(self._parts) else "lacks them"
+            consequence = "can't be resumed from with these callbacks" if _steer(self._callbacks) else "lacks them"
             self._warn_once(
-                f"the states of {', '.join(part.state_key for part in self._parts)} could not be written, training "
+                f"the states of {', '.join(each.state_key for each in self._callbacks)} could not be written, training "
                 f"goes on; a checkpoint without them {consequence}. Make room on the disk",
                 f" ({self._begun[1] / STATE_FILE}: {type(error).__name__}: {error})",
             )
 
     def _write(self) -> None:
         step, folder, states = self._begun
-        for part in self._parts:
-            part.write_beside(folder)
+        for each in self._callbacks:
+            each.part.write_beside_checkpoint(folder)
         write_states(folder, states, self._mark, step)
         self._is_written = True
 
@@ -112,22 +95,22 @@ class Keeper:
         )
 
 
-def restored_states(parts: Sequence[Kept], checkpoint: Path | None, trainer: Trainer) -> States:
+def restored_states(callbacks: Sequence[PartCallback[Any]], checkpoint: Path | None, trainer: Trainer) -> States:
     """Return the states that a checkpoint has of these callbacks; of some of them, where others are new in the run.
 
     Raises:
         ConfigurationError: the checkpoint should have the state of a callback that steers the training, and has not.
     """
     mark = None if checkpoint is None else Mark.in_state(trainer.state)
-    known = [part for part in parts if mark is not None and part.state_key in mark.keys]
+    known = [each for each in callbacks if mark is not None and each.state_key in mark.keys]
     if not known:
         return {}
     step = trainer.state.global_step
     try:
         return read_states(checkpoint, mark, step)
     except DamagedStateError as error:
-        reason, names = str(error), [part.state_key for part in known]
-    if _steering(known):
+        reason, names = str(error), [each.state_key for each in known]
+    if _steer(known):
         raise ConfigurationError(f"`resume_from_checkpoint`: {lost_states(checkpoint, step, names, reason)}")
     warn(
         f"{str(checkpoint / STATE_FILE)!r}, with the state of {', '.join(names)}, {reason}. What was watched before is "
@@ -136,5 +119,5 @@ def restored_states(parts: Sequence[Kept], checkpoint: Path | None, trainer: Tra
     return {}
 
 
-def _steering(parts: Sequence[Kept]) -> bool:
-    return any(part.steers_training for part in parts)
+def _steer(callbacks: Sequence[PartCallback[Any]]) -> bool:
+    return any(each.part.steers_training for each in callbacks)

@@ -1,37 +1,42 @@
 """A training of the transformers Trainer as the callbacks see it."""
 
+import copy
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
 
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.capture import has_processes
-from attnwatch.errors import ConfigurationError
-from attnwatch.heads.pruner import Patient
-from attnwatch.loggers.logger import Sink
-from attnwatch.trainers.transformers.loggers import sinks_of
-from attnwatch.utils.messages import tell
+from attnwatch.heads.plan import PLAN_FILE, PruningPlan
+from attnwatch.loggers import Logger, logger_for
+from attnwatch.loggers.scalars import ScalarLogger
+from attnwatch.trainers.base import ModelWithOptimizers, TrainerRun
+from attnwatch.trainers.transformers.states import PrunedStates
+from attnwatch.utils.messages import inform, warn
 
 _logger = logging.get_logger("transformers.attnwatch")
+_INTEGRATIONS = "transformers.integrations"
 
 
-class TransformersRun:
-    """See `TrainerRun`."""
+class TransformersRun(TrainerRun):
+    """One `train` of a transformers Trainer.
 
-    is_trial = False
+    Args:
+        trainer: the trainer.
+        states: lets the model take states of other sizes; None if its sizes do not change.
+    """
 
-    def __init__(self, trainer: Trainer):
-        self.arguments = (trainer, trainer.model)
-        self.trainer = trainer
-        self._publisher = Publisher()
+    def __init__(self, trainer: Trainer, states: PrunedStates | None = None):
+        super().__init__(trainer, trainer.model)
+        self._states = states
         self._unlogged: dict[str, float] = {}
+        self._publisher = Publisher()
 
     @property
     def global_step(self) -> int:
@@ -41,9 +46,45 @@ class TransformersRun:
     def total_steps(self) -> int | None:
         return self.trainer.state.max_steps
 
+    def stop(self) -> None:
+        self.trainer.control.should_training_stop = True
+
+    def models_with_optimizers(self) -> list[ModelWithOptimizers]:
+        optimizer = self.trainer.optimizer
+        return [(self.model, [getattr(optimizer, "optimizer", optimizer)])]
+
     @property
-    def is_main_process(self) -> bool:
-        return self.trainer.is_world_process_zero()
+    def sharding(self) -> str | None:
+        trainer = self.trainer
+        is_sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.args.n_gpu > 1
+        return "FSDP, DeepSpeed or DataParallel" if is_sharded else None
+
+    def before_parameters_change(self) -> None:
+        if self._states is not None and self.trainer.args.load_best_model_at_end:
+            self._states.note()
+
+    def after_parameters_changed(self) -> None:
+        for module in self.trainer.model_wrapped.modules():
+            if isinstance(module, DistributedDataParallel):  # reduces the gradients of the parameters it was made with
+                _make_anew(module)
+
+    def after_pruning(self, plan: PruningPlan) -> None:
+        self.inform(
+            "heads were removed: from_pretrained can't load what save_model or save_pretrained write of this model, "
+            "attnwatch.load_pruned(folder) can; attnwatch.save_pruned(model, folder) writes a folder that "
+            "from_pretrained loads, where all layers have equally many heads and the model's family allows it."
+        )
+        if hasattr(self.model, "peft_config") and self.is_main_process:
+            self._keep_plan_of_base(plan, Path(self.trainer.args.output_dir, PLAN_FILE))
+
+    def _keep_plan_of_base(self, plan: PruningPlan, path: Path) -> None:
+        """Save the plan: adapters are saved without their base, so that nothing else says which heads it lost."""
+        try:
+            plan.save(path)
+        except OSError as error:
+            warn(f"{path} could not be written ({error}): save `PruningPlan.of(model)` beside the adapters yourself.")
+        else:
+            self.inform(f"the heads that the adapters' base lost are in {path}; keep it beside the adapters.")
 
     @property
     def has_validation_data(self) -> bool:
@@ -56,92 +97,69 @@ class TransformersRun:
         # Accelerate's own loader would count as the training's while it is open, and wait for other processes.
         return getattr(loader, "base_dataloader", loader)
 
-    def to_device(self, batch: Any) -> Any:
-        return send_to_device(batch, self.trainer.args.device)
-
     @property
     def tokenizer(self) -> Any:
-        """Processors of several kinds of inputs have one in them."""
         processor = self.trainer.processing_class
-        tokenizer = getattr(processor, "tokenizer", processor)
-        return tokenizer if callable(getattr(tokenizer, "decode", None)) else None
+        tokenizer = getattr(processor, "tokenizer", processor)  # of a processor of several kinds of inputs
+        return tokenizer if hasattr(tokenizer, "all_special_ids") else None
+
+    @property
+    def is_main_process(self) -> bool:
+        return self.trainer.is_world_process_zero()
+
+    @property
+    def callbacks(self) -> Sequence[TrainerCallback]:
+        return self.trainer.callback_handler.callbacks
+
+    @property
+    def loggers(self) -> Sequence[Logger]:
+        if not self.is_main_process:
+            return []
+        written = [(callback, partial(self._write, callback)) for callback in self.callbacks]
+        found = [
+            logger_for(*each) or (ScalarLogger(*each) if type(each[0]).__module__.startswith(_INTEGRATIONS) else None)
+            for each in written
+        ]
+        return [logger for logger in found if logger is not None]
+
+    def _write(self, callback: TrainerCallback, numbers: Mapping[str, float], step: int) -> None:
+        """Let a callback that reports take numbers of another step than the trainer's."""
+        state = copy.copy(self.trainer.state)
+        state.global_step = step
+        callback.on_log(self.trainer.args, state, self.trainer.control, logs=dict(numbers), model=self.model)
 
     @property
     def metrics(self) -> Collection[str]:
         return {name for entry in self.trainer.state.log_history for name in entry}
 
-    @property
-    def sinks(self) -> Sequence[Sink]:
-        return sinks_of(self.trainer)
-
-    @property
-    def callbacks(self) -> Sequence[object]:
-        return self.trainer.callback_handler.callbacks
-
-    def log(self, numbers: Mapping[str, float], step: int, *, to_sinks: bool = False) -> None:
-        """What sinks get at its own step has an entry of its own; other numbers wait for the trainer's next log."""
-        if to_sinks:
+    def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
+        """Log numbers: those for the loggers come with the trainer's next log, others have an entry of their own."""
+        if to_loggers:
             self._unlogged |= numbers
         else:
-            known = {name: number for name, number in numbers.items() if number == number}
+            known = {name: number for name, number in numbers.items() if not math.isnan(number)}
             self.trainer.state.log_history.append({**known, "epoch": self.trainer.state.epoch, "step": step})
 
-    def trainer_logs(self) -> None:
-        """The trainer logs now: what has waited for it comes along."""
+    def log_waiting(self) -> None:
+        """Log what has waited for the trainer's log, which comes now."""
         numbers, self._unlogged = self._unlogged, {}
         if numbers:
             self.trainer.state.log_history[-1] |= numbers
-            self._publisher.numbers(self.sinks, numbers, self.global_step)
+            self._publisher.scalars(self.loggers, numbers, self.global_step)
 
-    def tell(self, message: str) -> None:
+    def inform(self, message: str) -> None:
         if self.is_main_process:
-            tell(message, by=_logger)
-
-    def is_true_anywhere(self, decision: bool) -> bool:
-        if not has_processes():
-            return decision
-        anywhere = torch.tensor(float(decision), device=self.trainer.args.device)
-        dist.all_reduce(anywhere, dist.ReduceOp.MAX)
-        return bool(anywhere)
-
-    def agree(self, value: Any) -> Any:
-        if not has_processes():
-            return value
-        values = [value]
-        dist.broadcast_object_list(values, device=self.trainer.args.device)
-        return values[0]
-
-    def stop(self) -> None:
-        self.trainer.control.should_training_stop = True
-
-    def patients(self) -> list[Patient]:
-        optimizer = self.trainer.optimizer
-        return [(self.trainer.model, [getattr(optimizer, "optimizer", optimizer)])]
-
-    def parameters_were_replaced(self) -> None:
-        """Data parallelism reduces the gradients of the parameters that it was made with."""
-        for module in self.trainer.model_wrapped.modules():
-            if isinstance(module, DistributedDataParallel):
-                _make_anew(module)
+            inform(message, by=_logger)
 
     @property
     def has_whole_gradients(self) -> bool:
-        """After a batch: whether the gradients are those of the step, neither scaled nor clipped."""
+        """True if the gradients, after a batch, are those of the step, neither scaled nor clipped."""
         accelerator = self.trainer.accelerator
         return accelerator.sync_gradients and accelerator.scaler is None
 
     def mean_loss(self, loss: Tensor) -> Tensor:
-        """The mean over a micro-batch of what the trainer has divided so that micro-batches add up."""
+        """Return the mean over a micro-batch of what the trainer has divided so that micro-batches add up."""
         return loss.detach() * self.trainer.current_gradient_accumulation_steps
-
-    def refuse_shards(self, who: str) -> None:
-        """Raises a `ConfigurationError` where parameters are sharded, or are not this process's own."""
-        trainer = self.trainer
-        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled or trainer.args.n_gpu > 1:
-            raise ConfigurationError(
-                f"{who} does not work where FSDP, DeepSpeed or DataParallel shards parameters or keeps copies of them. "
-                "Prune a checkpoint with attnwatch.prune_heads, then train that."
-            )
 
 
 _DATA_PARALLEL_OPTIONS = (
@@ -157,5 +175,5 @@ _DATA_PARALLEL_OPTIONS = (
 
 
 def _make_anew(wrapper: DistributedDataParallel) -> None:
-    """In place: the training loop holds the wrapper."""
+    """Construct a wrapper anew in place: the training loop holds it."""
     wrapper.__init__(wrapper.module, **{name: getattr(wrapper, name) for name in _DATA_PARALLEL_OPTIONS})

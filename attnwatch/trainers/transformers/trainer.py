@@ -7,15 +7,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.trainers.transformers.checkpoints import checkpoint_folder
+from attnwatch.utils.hooks import put
+
+_TAP = "_attnwatch_tap"
 
 
 def trainer_of(callback: TrainerCallback) -> tuple[Trainer, Path | None]:
-    """The trainer that is calling a hook of this callback, and the checkpoint that it resumes from.
+    """Return the trainer that is calling a hook of this callback, and the checkpoint that it resumes from.
 
     Transformers hands neither to callbacks, though a callback is always called by its trainer: both are looked up in
     the calling frames.
@@ -36,22 +39,25 @@ def trainer_of(callback: TrainerCallback) -> tuple[Trainer, Path | None]:
 
 
 class TrainerListener(Protocol):
-    """Wants to know when a trainer trains on a batch, and when it saves a checkpoint."""
+    """What is called when a trainer trains on a batch, and when it saves a checkpoint."""
 
     def batch_begins(self) -> None: ...
 
     def batch_ends(self, loss: Tensor) -> None:
-        """`loss` is the training step's: micro-batches add up to that of the step."""
+        """Take the training step's loss; those of micro-batches add up to that of the step."""
 
     def batch_fails(self) -> None:
-        """In the training step, or when the trainer fetched batches for it."""
+        """Called after an error in the training step, or when the trainer fetched batches for it."""
 
     def model_is_saved(self, folder: Path) -> None:
-        """The model lies in the folder of the step's checkpoint, and nothing else yet."""
+        """Called when the model lies in the folder of the step's checkpoint, and nothing else yet."""
+
+    def leave(self) -> None:
+        """Stop to listen, and leave the model as it was."""
 
 
 class _Tap:
-    """Stands in for some methods of one trainer while somebody listens."""
+    """Stands in for some methods of one trainer while somebody listens, and is known to the modules of its model."""
 
     _NAMES = ("get_batch_samples", "training_step", "save_model")
 
@@ -62,6 +68,7 @@ class _Tap:
         self._originals = {name: getattr(trainer, name) for name in self._NAMES}
         for name in self._NAMES:
             setattr(trainer, name, getattr(self, name))
+        self._marks = [put(module, attributes={_TAP: self}) for module in trainer.model.modules()]
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         with self._telling_of_failure():
@@ -87,6 +94,8 @@ class _Tap:
         for name in self._NAMES:
             delattr(self._trainer, name)
         vars(self._trainer).update(self._own)
+        for remove in self._marks:
+            remove()
 
     @contextlib.contextmanager
     def _telling_of_failure(self) -> Iterator[None]:
@@ -102,19 +111,27 @@ class _Tap:
 
 
 def listen(trainer: Trainer, listener: TrainerListener) -> None:
-    """From now on `listener` hears of each batch and checkpoint; once, however often this is called."""
+    """Let `listener` hear of each batch and checkpoint from now on; once, however often this is called."""
     tap = _tap_of(trainer) or _Tap(trainer)
     if listener not in tap.listeners:
         tap.listeners.append(listener)
 
 
 def unlisten(trainer: Trainer, listener: TrainerListener) -> None:
-    """The trainer is as it was once nobody listens."""
+    """Undo `listen`. The trainer is as it was once nobody listens."""
     tap = _tap_of(trainer)
     if tap is not None and listener in tap.listeners:
         tap.listeners.remove(listener)
         if not tap.listeners:
             tap.close()
+
+
+def release(model: nn.Module) -> None:
+    """Take from a model what an earlier training has left there that ended by an error of which no callback heard."""
+    taps = [vars(module)[_TAP] for module in model.modules() if _TAP in vars(module)]
+    for tap in dict.fromkeys(taps):
+        for listener in list(tap.listeners):
+            listener.leave()
 
 
 def _tap_of(trainer: Trainer) -> _Tap | None:

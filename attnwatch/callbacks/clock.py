@@ -1,0 +1,83 @@
+"""Times of steps."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+from attnwatch.utils.messages import duration
+
+
+class StepClock:
+    """Measures how long optimizer steps take, with all their micro-batches."""
+
+    def __init__(self):
+        self._step = 0
+        self._began: float | None = None
+
+    def start(self, step: int) -> None:
+        """Begin to measure after this step."""
+        self._step = step
+        self._began = None
+
+    def batch_starts(self) -> None:
+        if self._began is None:
+            self._began = time.perf_counter()
+
+    def batch_ends(self, step: int) -> float | None:
+        """Return the seconds that the step took; None if it is not complete."""
+        if step == self._step or self._began is None:
+            return None
+        seconds, self._began, self._step = time.perf_counter() - self._began, None, step
+        return seconds
+
+
+class StepTimes:
+    """Times of steps, by the share of tokens that they computed and by what other callbacks left."""
+
+    def __init__(self):
+        self._seconds: dict[tuple[float, float], list[float]] = {}
+        self._kept: dict[tuple[float, float], list[float]] = {}
+
+    def add(self, seconds: float, *, keep_ratio: float, others: float, kept: float | None = None) -> None:
+        """Add a step.
+
+        Args:
+            seconds: time of the step.
+            keep_ratio: share of the tokens that was asked for; steps are compared with those of equal ones.
+            others: share of the work that other callbacks left.
+            kept: share of the tokens that was really computed; None for `keep_ratio`.
+        """
+        self._seconds.setdefault((keep_ratio, others), []).append(seconds)
+        self._kept.setdefault((keep_ratio, others), []).append(keep_ratio if kept is None else kept)
+
+    def summary(self, ceiling: Callable[[float], float]) -> str:
+        """Return what dropping tokens saved, with as much left by other callbacks; empty without such steps.
+
+        Args:
+            ceiling: for a share of the tokens, how much faster a step can get.
+        """
+        ratios = sorted({ratio for ratio, _ in self._seconds} - {1.0})
+        return "".join(self._summary_at(ratio, ceiling) for ratio in ratios)
+
+    def _summary_at(self, ratio: float, ceiling: Callable[[float], float]) -> str:
+        comparable = [others for of, others in self._seconds if of == ratio and (1.0, others) in self._seconds]
+        if not comparable:
+            is_one_model = len({others for _, others in self._seconds}) == 1
+            return f"; {self._step(ratio, next(iter(self._seconds))[1])}" if is_one_model else ""
+        others = max(comparable, key=lambda others: min(len(self._seconds[each, others]) for each in (ratio, 1.0)))
+        whole, part = self._median(1.0, others), self._median(ratio, others)
+        of_others = "" if others == 1 else f", with {others:.0%} left by other callbacks in both"
+        return (
+            f"; {self._step(ratio, others)}, {duration(whole)} with all: {whole / part:.2f} times as fast{of_others}; "
+            f"{ceiling(self._kept_share(ratio, others)):.2f} if cost were linear in tokens"
+        )
+
+    def _step(self, ratio: float, others: float) -> str:
+        kept = self._kept_share(ratio, others)
+        return f"a step took {duration(self._median(ratio, others))} with {kept:.0%} of them"
+
+    def _kept_share(self, ratio: float, others: float) -> float:
+        return statistics.mean(self._kept[ratio, others])
+
+    def _median(self, ratio: float, others: float) -> float:
+        return statistics.median(self._seconds[ratio, others])

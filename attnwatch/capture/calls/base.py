@@ -1,0 +1,246 @@
+"""Base classes of the kinds of attention calls."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import nn
+
+from attnwatch.attention import AttentionInputs
+from attnwatch.capture import call_owners, function_mode
+from attnwatch.capture.call_owners import HANDLED, Args, Enter, Entry, Kwargs, enter_forward, enter_unwatched, owner_of
+from attnwatch.capture.code_names import CodeNames
+from attnwatch.capture.delivery import CallInputs, deliver
+from attnwatch.capture.patching import StandIn, replace, shared_patch
+from attnwatch.errors import ConfigurationError
+from attnwatch.plugins import Plugin, Registry, named_errors
+from attnwatch.utils.messages import warn
+
+if TYPE_CHECKING:
+    from attnwatch.capture.capture import Capture
+    from attnwatch.capture.sites import Site
+
+
+class AttentionCall(Plugin):
+    """Base class of the ways in which modules compute attention. A function needs `FunctionCall` instead.
+
+    Attributes:
+        name: see `Plugin`.
+        title: what messages call the function or class, such as "torch.nn.MultiheadAttention".
+        enter: hook before the forward of a site. The default keeps functions that the site calls from being taken for
+            those of a module around it.
+    """
+
+    registry: ClassVar[Registry["AttentionCall"]] = Registry(
+        "attention call", "attnwatch.capture.calls", as_instances=True
+    )
+    enter: Enter = staticmethod(enter_unwatched)
+
+    @property
+    def title(self) -> str:
+        raise NotImplementedError
+
+    def recognises(self, module: nn.Module, code: CodeNames) -> bool:
+        """Return whether a module computes attention in this way.
+
+        Args:
+            module: any module of a model.
+            code: what its forward uses; empty for modules of `torch.nn`.
+        """
+        raise NotImplementedError
+
+    def watched(self, sites: "Sequence[Site]") -> contextlib.AbstractContextManager[None]:
+        """Return a context in which calls of these sites are delivered (`attnwatch.capture.deliver`) and passed on.
+
+        It must leave everything as it was, also after an exception. Captures of several models may be open at once and
+        close in any order; `attnwatch.capture.shared_patch` takes care of that.
+        """
+        raise NotImplementedError
+
+    def why_unreadable(self, code: CodeNames) -> str:
+        """Return why attention that resembles these calls can't be read; empty if this code does not resemble them."""
+        return ""
+
+    def why_silent(self, site: "Site") -> str:
+        """Return why no call came from a site although its forward ran; empty if nothing special is known."""
+        return ""
+
+    @classmethod
+    def check(cls, plugin: Any) -> None:
+        for name in ("title", "recognises", "watched"):
+            if getattr(cls, name) is getattr(AttentionCall, name):
+                raise ConfigurationError(f"{cls.registry.describe(plugin)} must define `{name}`.")
+
+
+class FunctionCall(AttentionCall):
+    """Base class of attention functions that modules look up by name, in the function's package or in their own.
+
+    Attributes:
+        paths: dotted paths at which the function is found, as in `("flash_attn.flash_attn_func",)`. The first one
+            gives its name.
+        unobserved: functions that compute the same and can't be observed.
+
+    Example:
+        >>> import attnwatch
+        >>> from attnwatch.attention import AttentionInputs
+        >>> class MemoryEfficient(FunctionCall):
+        ...     name = "memory_efficient"
+        ...     paths = ("xformers.ops.memory_efficient_attention",)
+        ...
+        ...     def read(self, query, key, value, attn_bias=None, p=0.0, scale=None):
+        ...         if attn_bias is not None:
+        ...             return "its attn_bias is not read"
+        ...         return AttentionInputs(query.transpose(1, 2), key.transpose(1, 2), scale=scale)
+        >>> plugin = attnwatch.register(MemoryEfficient)
+        >>> attnwatch.unregister(MemoryEfficient)
+    """
+
+    paths: tuple[str, ...]
+    unobserved: tuple[object, ...] = ()
+    enter: Enter = staticmethod(enter_forward)
+
+    def read(self, *args: Any, **kwargs: Any) -> CallInputs:
+        """Return what a call was given, or the reason why it can't be read.
+
+        Declare the parameters of the function, which are passed as they came. The call itself goes on unchanged.
+        """
+        raise NotImplementedError
+
+    def compute(self, original: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
+        """Return what the function returns."""
+        return original(*args, **kwargs)
+
+    @property
+    def title(self) -> str:
+        """Name of the function."""
+        return self.paths[0].rpartition(".")[2]
+
+    @property
+    def function(self) -> Callable[..., Any] | None:
+        """The function itself; None while its package is not imported."""
+        place, _, name = self.paths[0].rpartition(".")
+        found = getattr(sys.modules.get(place), name, None)
+        return found.__wrapped__ if isinstance(found, StandIn) else found
+
+    def recognises(self, module: nn.Module, code: CodeNames) -> bool:
+        """Return whether the code names the function, or holds it under another name."""
+        return self.title in code.names | code.texts or code.refers_to(self.function)
+
+    def why_silent(self, site: "Site") -> str:
+        """See `AttentionCall.why_silent`."""
+        reason = (
+            f"its forward holds {self.title} itself, whose calls can't be seen; call it by name to have it observed"
+        )
+        return reason if site.code.holds(self.function) else ""
+
+    @contextlib.contextmanager
+    def watched(self, sites: "Sequence[Site]") -> Iterator[None]:
+        """See `AttentionCall.watched`. Without sites, patch the function where its package has it."""
+        function = self._imported() if sites else self.function
+        with contextlib.ExitStack() as patches:
+            if function is not None:
+                wrap = functools.partial(self._stand_in, function)
+                for namespace, name in self._places(function, sites):
+                    patch = functools.partial(replace, namespace, name, wrap)
+                    patches.enter_context(shared_patch((id(namespace), name), patch))
+            yield
+
+    def discovering(self, model: nn.Module, finder: "Capture") -> contextlib.AbstractContextManager[None]:
+        """Return a context in which calls of this thread that no patch shows are shown to `finder`."""
+        return contextlib.nullcontext()
+
+    @classmethod
+    def check(cls, plugin: Any) -> None:
+        paths = getattr(plugin, "paths", None)
+        if not (isinstance(paths, tuple) and paths and all("." in str(path) for path in paths)):
+            raise ConfigurationError(
+                f"{cls.registry.describe(plugin)} must have `paths`, a tuple of dotted paths such as "
+                f"('package.function',); got {paths!r}."
+            )
+        if cls.read is FunctionCall.read:
+            raise ConfigurationError(f"{cls.registry.describe(plugin)} must define `read`.")
+        super().check(plugin)
+
+    def _imported(self) -> Callable[..., Any] | None:
+        """Return the function after its import, as a forward may import it later than it is patched."""
+        try:
+            importlib.import_module(self.paths[0].rpartition(".")[0])
+        except Exception as error:
+            warn(f"calls of {self.paths[0]} are not observed, as its import failed: {type(error).__name__}: {error}")
+        return self.function
+
+    def _places(self, function: object, sites: "Sequence[Site]") -> Iterator[tuple[dict[str, Any], str]]:
+        """Yield namespaces and names by which the function is looked up."""
+        for path in self.paths:
+            module, _, name = path.rpartition(".")
+            namespace = getattr(sys.modules.get(module), "__dict__", {})
+            if name in namespace:
+                yield namespace, name
+        for site in sites:
+            yield from site.code.bindings(function)
+
+    def _stand_in(self, function: Callable[..., Any], original: Callable[..., Any]) -> StandIn:
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            entry = owner_of(self, by_name=True)
+            if entry is not None and entry.number is not None:
+                deliver(entry.number, self.read_call, entry, args, kwargs)
+            elif not function_mode.sees(function):
+                return self.compute(original, args, kwargs)
+            call_owners.enter(HANDLED)
+            try:
+                return self.compute(original, args, kwargs)
+            finally:
+                call_owners.leave(None)
+
+        return StandIn(function, watched)
+
+    def read_call(self, entry: Entry, args: Args, kwargs: Kwargs) -> CallInputs:
+        """Return what `read` says of a call in the forward of `entry`.
+
+        Raises:
+            ConfigurationError: `read` raises, or returns something else; in compiled code its own error.
+        """
+        read = self._read_traced if torch.compiler.is_compiling() else self._read_checked
+        inputs = read(*args, **kwargs)
+        if isinstance(inputs, str) or (entry.same_tokens and not entry.attends_to_context(inputs.key.shape[-2])):
+            return inputs
+        return dataclasses.replace(inputs, has_positions=False)
+
+    def _read_traced(self, *args: Any, **kwargs: Any) -> CallInputs:
+        """Return what `read` returns in code that is compiled, where an error would reach the model."""
+        try:
+            inputs = self.read(*args, **kwargs)
+        except Exception:
+            inputs = None
+        if isinstance(inputs, AttentionInputs | str):
+            return inputs
+        return f"reading {self.title} failed in compiled code; run a step without torch.compile to see the error"
+
+    def _read_checked(self, *args: Any, **kwargs: Any) -> CallInputs:
+        with named_errors(self):
+            inputs = self.read(*args, **kwargs)
+        problem = _problem_of(inputs)
+        if problem:
+            raise ConfigurationError(f"{self.registry.describe(self)} {problem}")
+        return inputs
+
+
+def _problem_of(inputs: object) -> str:
+    """Return why these are no inputs of a call nor a reason; empty if they are."""
+    if not isinstance(inputs, AttentionInputs):
+        is_reason = isinstance(inputs, str)
+        return "" if is_reason else f"must read AttentionInputs or the reason why not; got {type(inputs).__name__}"
+    if inputs.query.is_nested or inputs.key.is_nested:
+        return ""
+    query, key = list(inputs.query.shape), list(inputs.key.shape)
+    if len(query) == len(key) == 4 and query[3] == key[3] and not (key[1] and query[1] % key[1]):
+        return ""
+    return (
+        f"read query {query} and key {key}; expected [batch, heads, tokens, head_dim] of both, with one head_dim and a "
+        "number of key heads that divides the number of query heads"
+    )

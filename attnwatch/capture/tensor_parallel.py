@@ -1,0 +1,149 @@
+"""Models that are split over processes: the heads that this process computes, and who has the same tokens."""
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+HeadShard = tuple[int, int]
+"""Index of the part of a site's heads that this process computes, and number of parts."""
+
+
+def at_all_heads(values: Tensor, shard: HeadShard) -> Tensor:
+    """Spread […, heads of this process] to […, heads of all], 0 where another one computes them."""
+    index, number = shard
+    if number == 1:
+        return values
+    heads = values.shape[-1]
+    spread = torch.zeros(*values.shape[:-1], number * heads, dtype=values.dtype, device=values.device)
+    spread[..., index * heads : (index + 1) * heads] = values
+    return spread
+
+
+def head_shard(module: nn.Module, num_heads: int) -> HeadShard:
+    """Return the part of a module's heads that this process computes, as its first split projection tells.
+
+    Call it in a forward, where parameters that are sharded for memory only (FSDP) are whole.
+
+    Args:
+        module: attention module.
+        num_heads: number of heads in the module's call: all of them if the projection's outputs are gathered.
+    """
+    if not has_processes() or num_heads == _num_all_heads(module):
+        return 0, 1
+    from torch.distributed.tensor import DTensor
+
+    for child in module.children():
+        weight = dict(child.named_parameters(recurse=False)).get("weight")
+        if isinstance(weight, DTensor):
+            for dimension, placement in enumerate(weight.placements):
+                if placement.is_shard(0):
+                    return weight.device_mesh.get_local_rank(dimension), weight.device_mesh.size(dimension)
+    return 0, 1
+
+
+def _num_all_heads(module: nn.Module) -> int | None:
+    config = getattr(module, "config", None)
+    return getattr(module, "num_attention_heads", getattr(config, "num_attention_heads", None))
+
+
+def has_processes() -> bool:
+    """Return whether this process is one of a group, be it the only one."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def is_split(module: nn.Module) -> bool:
+    """Return whether a process has only parts of a module's parameters."""
+    if not dist.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def whole(values: Tensor) -> Tensor:
+    """Return values that may be split over processes as a whole; all processes must call it."""
+    return values.full_tensor() if hasattr(values, "full_tensor") else values
+
+
+class TensorParallelGroup:
+    """Processes that compute the same tokens, each a part of the features; without tensor parallelism this one alone.
+
+    Args:
+        model: model that is trained.
+        part: part of it whose parameters tell.
+
+    Attributes:
+        leader: rank of the first process; 0 if there are no processes.
+        size: number of processes, this one included.
+    """
+
+    def __init__(self, model: nn.Module, part: nn.Module):
+        self.leader, self.size = 0, 1
+        self._groups: list[dist.ProcessGroup] = []
+        if not has_processes():
+            return
+        self.leader = dist.get_rank()
+        others = _ranks_with_other_tokens(model)
+        for mesh in _meshes(model, part):
+            dimensions = _shared_dimensions(mesh, others)
+            groups = [mesh.get_group(dimension) for dimension in dimensions]
+            size = math.prod(group.size() for group in groups)
+            if size > self.size:
+                place = [0 if index in dimensions else own for index, own in enumerate(mesh.get_coordinate() or ())]
+                self.leader, self.size, self._groups = int(mesh.mesh[tuple(place)]), size, groups
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of the values of all processes, on the model's device; all must call it."""
+        for group in self._groups:
+            values = (values / group.size()).contiguous()
+            dist.all_reduce(values, group=group)
+        return values
+
+
+def _meshes(model: nn.Module, part: nn.Module) -> Iterator["DeviceMesh"]:
+    """Yield the meshes over which the part is split, and those of transformers' plans, where some weights are plain."""
+    from torch.distributed.tensor import DTensor
+
+    for parameter in part.parameters():
+        if isinstance(parameter, DTensor):
+            yield parameter.device_mesh
+    for module in model.modules():
+        mesh, is_split = getattr(module, "_device_mesh", None), (getattr(module, "_tp_size", None) or 1) > 1
+        if is_split and mesh is not None:
+            yield mesh["tp"] if "tp" in (mesh.mesh_dim_names or ()) else mesh
+
+
+def _shared_dimensions(mesh: "DeviceMesh", others: set[int]) -> list[int]:
+    """Return the dimensions of a mesh along which nobody has other tokens."""
+    own = mesh.get_coordinate()
+    if own is None:  # this process is not one of them
+        return []
+    lines = [
+        mesh.mesh[tuple(slice(None) if index == each else at for index, at in enumerate(own))]
+        for each in range(mesh.ndim)
+    ]
+    return [index for index, line in enumerate(lines) if not others.issuperset(line.tolist())]
+
+
+def _ranks_with_other_tokens(model: nn.Module) -> set[int]:
+    """Return the ranks over which FSDP shards or replicates the model, this process's own among them.
+
+    A parameter tells this only while it is sharded. In a forward it is whole, and so is its device mesh.
+    """
+    from torch.distributed.fsdp import FSDPModule
+
+    ranks = {dist.get_rank()}
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            state = module._get_fsdp_state()
+            groups = state._fsdp_param_groups if hasattr(state, "_fsdp_param_groups") else [state._fsdp_param_group]
+            for group in filter(None, groups):
+                ranks.update(group.mesh_info.mesh.mesh.flatten().tolist())
+    return ranks

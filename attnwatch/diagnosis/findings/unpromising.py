@@ -1,0 +1,39 @@
+"""Run that resembles runs that failed, without a finding that says why."""
+
+import numpy as np
+
+from attnwatch.diagnosis.findings.base import Evidence, FindingRule, RunStatus, Symptom, register
+from attnwatch.diagnosis.signals import SIGNALS, numbers_of
+
+
+@register
+class Unpromising(FindingRule):
+    """No rule says why, but the run is more like runs that failed than like sound ones.
+
+    The risk has been high for a while, that is above the risk model's `flag_at`; the message says which signals make it
+    so. Usual causes: a rate that is too low, a fine-tuning whose attention stands still, a run that begins to diverge.
+    """
+
+    name = "unpromising"
+    status = RunStatus.NOT_CONVERGING
+    is_fallback = True
+    remedy = (
+        "Look at the learning rate (too low, too high, not warmed up), at what the optimizer is given, and whether "
+        "labels and masks belong to their inputs; then compare with a run that you know is sound."
+    )
+
+    def look(self, evidence: Evidence) -> Symptom | None:
+        risk = evidence.risk
+        since = None if risk.is_starting_to_learn else risk.since_when_high(evidence.thresholds)
+        if since is None:
+            return None
+        reasons = ", ".join(list(risk.reasons)[:3]) or "nothing speaks for it"
+        numbers = zip((signal.name for signal in SIGNALS), numbers_of(evidence.history).tolist(), strict=True)
+        return Symptom(
+            sites=(),
+            step=since,
+            share=1.0,
+            severity=risk.value,
+            what=f"Of runs like this one about {risk.value:.0%} fail: {reasons}",
+            numbers={name: number for name, number in numbers if np.isfinite(number)},
+        )

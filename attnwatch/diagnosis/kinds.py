@@ -1,0 +1,64 @@
+"""Kinds of findings, which follow from the registered rules."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from enum import Enum, EnumMeta
+from types import MappingProxyType
+from typing import Any
+
+from attnwatch.diagnosis.findings.base import FindingRule
+
+
+class _KindsOfRules(EnumMeta):
+    """Metaclass that takes the members of an enum from the registered rules, in their order."""
+
+    @property
+    def __members__(cls) -> Mapping[str, Any]:  # type: ignore[override]
+        return MappingProxyType({name.upper(): _kind(name) for name in FindingRule.registry})
+
+    def __call__(cls, value: str) -> Any:  # type: ignore[override]
+        if isinstance(value, cls):
+            return value
+        if value not in cls:
+            names = ", ".join(FindingRule.registry)
+            raise ValueError(f"{value!r} is not a kind of finding; there are: {names}.")
+        return _kind(FindingRule.registry[value].name)
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.isupper() and name.lower() in FindingRule.registry:
+            return _kind(name.lower())
+        raise AttributeError(f"{cls.__name__} has no member {name!r}")
+
+    def __getitem__(cls, name: str) -> Any:
+        return cls.__members__[name]
+
+    def __contains__(cls, value: object) -> bool:
+        return isinstance(value, str) and value in FindingRule.registry
+
+    def __iter__(cls) -> Iterator[Any]:
+        return iter(cls.__members__.values())
+
+    def __len__(cls) -> int:
+        return len(FindingRule.registry)
+
+
+class FindingKind(str, Enum, metaclass=_KindsOfRules):
+    """Kind of a finding. It has a member for each registered `FindingRule`, those of users included.
+
+    Example:
+        >>> FindingKind("uniform_attention") is FindingKind.UNIFORM_ATTENTION
+        True
+        >>> [kind.value for kind in FindingKind][:2]
+        ['blind_attention', 'entropy_collapse']
+    """
+
+    def __reduce_ex__(self, protocol: object) -> tuple[Any, ...]:
+        return _kind, (self.value,)
+
+
+@functools.cache
+def _kind(name: str) -> FindingKind:
+    """Return the one member of this name, also if its rule is not registered where a finding is unpickled."""
+    kind = str.__new__(FindingKind, name)
+    kind._name_, kind._value_ = name.upper(), name
+    return kind

@@ -1,0 +1,171 @@
+"""Entries of a state dict that are about one attention module."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnwatch.capture import KEPT_HEADS
+from attnwatch.errors import ConfigurationError
+from attnwatch.heads.projections import ParameterCut
+from attnwatch.heads.removed import Heads, RemovedHeads
+from attnwatch.heads.site import HeadSite
+
+_SHOWN = 3
+
+
+@dataclass
+class SiteState:
+    """Entries of a state dict that are about one site, and what it takes to load them.
+
+    Attributes:
+        site: in the model that loads the state.
+        state: the state dict.
+        path: of the module in the state dict.
+        named: numbers of the heads that the state names; None if it names none.
+        heads: that the site gets; empty, with something `missing`, where they are not known.
+        names: of the entries of the state that are about the site.
+        missing: names of entries that the heads need, and that neither the state nor the model has.
+        values: of parameters whose size changes, until the state is loaded.
+    """
+
+    site: HeadSite
+    state: Mapping[str, Any]
+    path: str
+    named: tuple[int, ...] | None = None
+    heads: tuple[int, ...] = ()
+    names: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    values: list[tuple[ParameterCut, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._present = self._find_present()
+        self._kept_name = f"{self.path}.{KEPT_HEADS}".removeprefix(".")
+        self._is_known = False
+        if self._kept_name in self.state:
+            self.named = self._checked(self.state[self._kept_name])
+
+    @property
+    def changes_heads(self) -> bool:
+        """True if the site gets other heads than it has."""
+        return self.heads != self.site.kept
+
+    @property
+    def has_only_adapters(self) -> bool:
+        """True if the state has only adapters of the site; those of a checkpoint come all together."""
+        return bool(self._present) and all(".lora_" in name for name, _ in self._present.values())
+
+    @property
+    def is_cut(self) -> bool:
+        """True if all that the site gets is in the model."""
+        return self._is_known and {*self.heads} <= {*self.site.kept}
+
+    def fits(self, heads: Sequence[int]) -> bool:
+        """Return whether the state has the sizes of so many heads."""
+        shapes = {}
+        for cut in self.site.cuts_of(heads):
+            shapes[cut.key] = list(cut.parameter.shape)
+            shapes[cut.key][cut.dim] = len(cut.kept)
+        return all(shapes[key] == list(value.shape) for key, (_, value) in self._present.items())
+
+    def fits_stage(self, stage: Heads) -> bool:
+        """Return whether the state may be of a time when the model had these heads."""
+        return self.site.name not in stage or self.fits(stage[self.site.name])
+
+    def choose(self, stage: Heads | None) -> None:
+        """Choose the heads: the named ones, else the first that fit of a stage, of the model and of all heads."""
+        of_stage = [] if stage is None or self.site.name not in stage else [stage[self.site.name]]
+        unpruned = tuple(range(self.site.num_unpruned_heads))
+        known = [self.named] if self.named is not None else [*of_stage, self.site.kept, unpruned]
+        fitting = next((tuple(heads) for heads in known if self.fits(heads)), None)
+        self._is_known, self.heads = fitting is not None, fitting or ()
+
+    def plan(
+        self, parameters: Mapping[int, str], prefix: str, removed: RemovedHeads | None, loaded: Collection[str]
+    ) -> None:
+        """Find out what it takes to have the heads; nothing is changed.
+
+        Args:
+            parameters: names of the model's parameters by their identities.
+            prefix: of the names in the state.
+            removed: what cuts have taken from the model.
+            loaded: names of what came with an earlier part of the state.
+        """
+        self.names = [name for name, _ in self._present.values()]
+        self.names += [self._kept_name] if self.named is not None else []
+        if not self._is_known:
+            self.missing = [self._kept_name]
+        if not self.changes_heads or self.is_cut or not self._is_known:
+            return
+        before = {cut.key: cut for cut in self.site.cuts_of(self.site.kept)}
+        for cut in self.site.cuts_of(self.heads):
+            old = cut.parameter
+            name = parameters[id(old)]
+            is_same = torch.equal(cut.kept, before[cut.key].kept) and cut.scale is None
+            is_loaded = f"{prefix}{name}" in loaded and old.shape[cut.dim] == len(cut.kept)
+            if cut.key in self._present:
+                self.values.append((cut, old.new_zeros(self._present[cut.key][1].shape)))
+            elif not is_same and not is_loaded:
+                value = None if removed is None else removed.value(name, cut)
+                if value is None:
+                    self.missing.append(f"{prefix}{name}")
+                else:
+                    self.values.append((cut, value))
+
+    def why_not(self) -> str:
+        """Return why the state can't be loaded, with the remedy."""
+        name, has = self.site.name, list(self.site.kept)
+        if not self._is_known:
+            shown = list(self._present.values())[:_SHOWN]
+            sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in shown)
+            return (
+                f"the state dict does not say which heads of {name!r} it has: {self._kept_name!r} is missing, and its "
+                f"sizes ({sizes}) are not those of the model's heads {has}. Nothing was changed. Remove the heads that "
+                "the checkpoint's model did not have first, as with attnwatch.PruningPlan.load("
+                "'checkpoint/pruning_plan.json').apply(model), or load a state dict of the whole model."
+            )
+        back = sorted({*self.heads} - {*has})
+        return (
+            f"the state dict has the heads {list(self.heads)} of {name!r}, the model {has}, and the weights of "
+            f"{back} are neither in the state dict nor in the model: missing are {shortened(self.missing)}. Nothing "
+            "was changed. Load a state dict of the whole model in one call; load adapters onto an unpruned base model, "
+            "after attnwatch.PruningPlan has removed the heads that the checkpoint's model did not have."
+        )
+
+    def _find_present(self) -> dict[tuple[int, str], tuple[str, Tensor]]:
+        """Return what of the parameters that depend on heads is in the state, with its name there."""
+        site = self.site
+        roots = [(self.path, site.module)]
+        if site.is_output_outside:
+            outside = site.layout.output.removeprefix("../")
+            roots.append((_joined(self.path.rpartition(".")[0], outside), site.projection))
+        depends = {cut.key for cut in site.cuts_of(site.kept)}
+        found = {}
+        for path, root in roots:
+            for within, module in root.named_modules():
+                for name in module._parameters:
+                    full = _joined(path, within, name)
+                    if (id(module), name) in depends and full in self.state:
+                        found[(id(module), name)] = (full, self.state[full])
+        return found
+
+    def _checked(self, kept: Tensor) -> tuple[int, ...]:
+        heads = tuple(kept.round().long().tolist())
+        if list(heads) != sorted({*heads}) or not {*heads} <= {*range(self.site.num_unpruned_heads)}:
+            raise ConfigurationError(
+                f"the state dict says that {self.site.name!r} has the heads {list(heads)}; the unpruned model has 0 to "
+                f"{self.site.num_unpruned_heads - 1} there. Is it of another model? Nothing was changed."
+            )
+        return heads
+
+
+def shortened(names: Iterable[str]) -> str:
+    """Return the first names, and how many more there are."""
+    first, rest = list(names)[:_SHOWN], list(names)[_SHOWN:]
+    return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
+
+
+def _joined(*parts: str) -> str:
+    return ".".join(filter(None, parts))

@@ -1,0 +1,85 @@
+"""Base class of loggers: what every logger can be given."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.plugins import Plugin, Registry
+
+Draw = Callable[[], Mapping[str, np.ndarray]]
+"""Draws images by tag, each uint8 [height, width, 3]."""
+Write = Callable[[Mapping[str, float], int], None]
+"""Writes numbers by tag at a step, in the way that the trainer itself would."""
+
+
+class Logger(Plugin):
+    """One kind of logger, under every trainer.
+
+    A subclass names the classes that it recognises, and overrides what the logger can show beside numbers. It need
+    not import any library before it writes. An error in one of its methods is one warning; what has failed is not given
+    to the logger again, and the training goes on.
+
+    Args:
+        target: the trainer's own object, such as Lightning's `WandbLogger` or transformers' `WandbCallback`.
+        write: writes numbers to `target`.
+
+    Attributes:
+        class_names: names of the classes of `target`, without their modules; their subclasses are recognised too.
+
+    Example:
+        >>> class PrintLogger(Logger):
+        ...     name, class_names = "print", ("TextIOWrapper",)
+        ...
+        ...     def log_scalars(self, numbers, step):
+        ...         for tag, number in numbers.items():
+        ...             print(f"step {step}: {tag} = {number}", file=self.target)
+    """
+
+    registry: ClassVar[Registry[type["Logger"]]] = Registry("logger", "attnwatch.loggers")
+    class_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, target: Any, write: Write | None = None):
+        self.target = target
+        self._write = write
+
+    @classmethod
+    def check(cls, plugin: Any) -> None:
+        """Raise a `ConfigurationError` unless `plugin` is a class with a tuple of `class_names`."""
+        names = getattr(plugin, "class_names", None)
+        is_tuple = isinstance(names, tuple) and all(isinstance(name, str) and name.isidentifier() for name in names)
+        if not isinstance(plugin, type) or not is_tuple:
+            raise ConfigurationError(
+                f"{cls.registry.describe(plugin)} must be a class whose `class_names` is a tuple of class names, such "
+                f'as ("WandbLogger", "WandbCallback"); got {names!r}.'
+            )
+
+    @property
+    def title(self) -> str:
+        """Name of the logger in messages."""
+        return type(self.target).__name__
+
+    def log_scalars(self, numbers: Mapping[str, float], step: int) -> None:
+        """Log scalars by tag at a step. The default is what the trainer itself would do."""
+        if self._write is None:
+            raise NotImplementedError(f"{type(self).__name__} must override `log_scalars` to write to a {self.title}.")
+        self._write(numbers, step)
+
+    def log_images(self, draw: Draw, step: int) -> None:
+        """Log the images that `draw` returns. The default is to show none, and not to draw any."""
+
+    def log_text(self, tag: str, markdown: str, step: int) -> None:
+        """Log a text. The default is to show none."""
+
+
+def logger_for(target: Any, write: Write | None = None) -> Logger | None:
+    """Return the logger that recognises `target`, or None.
+
+    The most derived class that some logger names decides; of several loggers the one that was registered last.
+    """
+    for base in type(target).__mro__:
+        for kind in reversed(list(Logger.registry.values())):
+            if base.__name__ in kind.class_names:
+                return kind(target, write)
+    return None

@@ -1,0 +1,22 @@
+"""MLflow."""
+
+from attnwatch.loggers.base import Draw, Logger
+from attnwatch.plugins import register
+
+
+@register
+class MLflowLogger(Logger):
+    """MLflow: numbers, and images as artifacts `TAG/step_STEP.png`."""
+
+    name = "mlflow"
+    class_names = ("MLFlowLogger", "MLflowCallback")
+
+    def log_images(self, draw: Draw, step: int) -> None:
+        import mlflow
+
+        for tag, image in draw().items():
+            file = f"{tag}/step_{step}.png"
+            if hasattr(self.target, "run_id"):
+                self.target.experiment.log_image(self.target.run_id, image, file)
+            else:  # the callback of transformers writes to the current run
+                mlflow.log_image(image, file)

@@ -1,0 +1,23 @@
+"""Bamba, and FalconH1 that has its masks."""
+
+from torch import nn
+
+from attnwatch.models.base import ModelFamily
+from attnwatch.plugins import register
+from attnwatch.utils.versions import is_early_transformers
+
+
+@register
+class Bamba(ModelFamily):
+    """Attention layers between those of Mamba."""
+
+    name = "bamba"
+
+    def has_own_calls(self, module: nn.Module) -> bool:
+        return type(module).__name__ in ("BambaAttention", "FalconH1Attention") and is_early_transformers()
+
+    def refuses_call(self, module: nn.Module) -> str:
+        return (
+            "its masks show padding to itself before transformers 5, so that padding can't be told from a second "
+            "document; upgrade transformers"
+        )

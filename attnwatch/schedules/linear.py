@@ -1,0 +1,14 @@
+"""Schedule with equal steps."""
+
+from attnwatch.plugins import register
+from attnwatch.schedules.base import Schedule
+
+
+@register
+class Linear(Schedule):
+    """The same amount each time."""
+
+    name = "linear"
+
+    def __call__(self, progress: float) -> float:
+        return progress

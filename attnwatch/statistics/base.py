@@ -1,0 +1,105 @@
+"""Declaration of a statistic, from which its recording, curves, pictures and documentation follow."""
+
+from abc import ABC, abstractmethod
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from torch import Tensor
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.plugins import Plugin, Registry
+
+if TYPE_CHECKING:
+    from attnwatch.attention.rows import AttentionRows
+
+
+class Reduction(Enum):
+    """Ways in which the values of single query rows become one number per head."""
+
+    MEAN = "mean over rows"
+    MAX = "maximum over rows"
+    STANDARD_ERROR = "standard error of the mean over rows, from sampling them"
+
+
+class Statistic(Plugin, ABC):
+    """Base class of the statistics: one number per head from the attention of its query rows.
+
+    A statistic is a column of a history, a curve and a pair of pictures on dashboards, and a row in the documentation.
+    Give `name`, `summary` and `formula`, and write `values`; the other attributes have defaults.
+
+    Attributes:
+        name: key in histories and files.
+        summary: one line for people.
+        formula: for one query row with weights p over its n visible keys and logits z.
+        unit: unit of the values, such as "nats"; empty where they have none.
+        low, high: ends of the range; None where it is unbounded.
+        reduction: from rows to a head.
+        per_layer: shown per layer on dashboards, not only for the whole model.
+        chart_span: least range of the colour scale of a picture, so that noise does not look like a pattern.
+
+    Example:
+        >>> import attnwatch, torch
+        >>> class LargestWeight(attnwatch.Statistic):
+        ...     name, summary, formula = "largest_weight", "largest attention weight of a row", "max_j p_j"
+        ...     low, high = 0, 1
+        ...
+        ...     def values(self, rows):
+        ...         return rows.weights.amax(-1)
+        >>> attnwatch.register(LargestWeight)
+        <class '...LargestWeight'>
+        >>> query, key = torch.zeros(2, 4, 16, 8), torch.randn(2, 4, 16, 8)
+        >>> attnwatch.attention_statistics(query, key).largest_weight
+        tensor([0.0625, 0.0625, 0.0625, 0.0625])
+        >>> attnwatch.unregister(LargestWeight)
+    """
+
+    registry: ClassVar[Registry["Statistic"]] = Registry("statistic", "attnwatch.statistics", as_instances=True)
+
+    summary: str
+    formula: str
+    unit: str = ""
+    low: float | None = None
+    high: float | None = None
+    reduction: Reduction = Reduction.MEAN
+    per_layer: bool = False
+    chart_span: float = 0.0
+
+    @abstractmethod
+    def values(self, rows: "AttentionRows") -> Tensor:
+        """Return the value of each query row, broadcastable to [batch, heads, rows].
+
+        Values of rows that do not count may be anything, nan included. See `AttentionRows` for what rows have.
+        """
+
+    def counts(self, rows: "AttentionRows") -> Tensor:
+        """Return which rows count: bool, broadcastable to [batch, heads, rows]. By default those that are `valid`."""
+        return rows.valid
+
+    @property
+    def tag(self) -> str:
+        """Name of the curve on dashboards."""
+        return f"attention/{self.name}"
+
+    def chart_range(self, values: np.ndarray) -> tuple[float, float]:
+        """Return the ends of the colour scale for these values, in which nan is what was not observed."""
+        shown = values[np.isfinite(values)]
+        least, most = (shown.min(), shown.max()) if shown.size else (0.0, 1.0)
+        low = least if self.low is None else self.low
+        high = max(most, low + self.chart_span) if self.high is None else self.high
+        return float(low), float(high)
+
+    @classmethod
+    def check(cls, plugin: Any) -> None:
+        """Raise a `ConfigurationError` where a part of the declaration is missing or of the wrong type."""
+        for attribute in ("summary", "formula", "unit"):
+            value = getattr(plugin, attribute, None)
+            if not isinstance(value, str):
+                raise ConfigurationError(
+                    f"{cls.registry.describe(plugin)} must have a string `{attribute}`, got {value!r}."
+                )
+        if not isinstance(plugin.reduction, Reduction):
+            raise ConfigurationError(
+                f"{cls.registry.describe(plugin)} must have a `reduction` of attnwatch.statistics.Reduction, "
+                f"got {plugin.reduction!r}."
+            )

@@ -1,0 +1,26 @@
+"""Criterion "loss": tokens are kept whose vocabulary id is predicted badly."""
+
+import torch
+from torch import Tensor
+
+from attnwatch.plugins import register
+from attnwatch.tokens.batch import TokenBatch
+from attnwatch.tokens.criteria.base import TokenCriterion
+
+# Score of an id that was not seen yet, above all losses; and what decides between equal losses.
+_UNSEEN, _TIES = 1e3, 1e-6
+
+
+@register
+class Loss(TokenCriterion):
+    """Running mean of the loss of each vocabulary id (Hou et al. 2022, arXiv 2203.13240).
+
+    Ids that were not seen yet are kept first, and equal scores go by chance.
+    """
+
+    name = "loss"
+    reads = ("losses",)
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        noise = batch.noise()
+        return torch.where(batch.losses.isnan(), _UNSEEN + noise, batch.losses + _TIES * noise)

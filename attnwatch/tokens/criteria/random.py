@@ -1,0 +1,17 @@
+"""Criterion "random": tokens are kept by chance."""
+
+from torch import Tensor
+
+from attnwatch.plugins import register
+from attnwatch.tokens.batch import TokenBatch
+from attnwatch.tokens.criteria.base import TokenCriterion
+
+
+@register
+class Random(TokenCriterion):
+    """Uniform random numbers: the null hypothesis that every other criterion has to beat."""
+
+    name = "random"
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        return batch.noise()

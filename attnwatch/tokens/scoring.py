@@ -1,0 +1,125 @@
+"""Scores of the tokens by a criterion, which is given the attention and the losses that it reads."""
+
+import contextlib
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.models.base import first_answer
+from attnwatch.tokens.batch import TokenBatch
+from attnwatch.tokens.criteria import TokenCriterion
+from attnwatch.tokens.losses import TokenLosses
+from attnwatch.tokens.received import ReceivedAttention
+
+Criterion = str | TokenCriterion | type[TokenCriterion] | Callable[[TokenBatch], Tensor]
+"""Name of a token criterion, the criterion itself, or a function that returns scores [batch, tokens]."""
+
+
+class _Function(TokenCriterion):
+    """Criterion that is a function of the user."""
+
+    def __init__(self, function: Callable[[TokenBatch], Tensor]):
+        self.name = getattr(function, "__name__", type(function).__name__)
+        self._function = function
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        return self._function(batch)
+
+
+class Scoring:
+    """Scores of the tokens by the criterion of one dropper, with the attention and the losses that it reads.
+
+    Args:
+        criterion: see `Criterion`.
+        layer_before: the layer before the first in which tokens are dropped; None where there is none.
+
+    Attributes:
+        name: name of the criterion.
+        described: words for the criterion in messages.
+
+    Raises:
+        ConfigurationError: the criterion is unknown, or can't read what it needs.
+    """
+
+    def __init__(self, criterion: Criterion, layer_before: nn.Module | None):
+        self._criterion = _made(criterion)
+        self.name = self._criterion.name
+        self.described = (
+            f"the function {self.name}"
+            if isinstance(self._criterion, _Function)
+            else TokenCriterion.registry.describe(self._criterion)
+        )
+        reads = self._criterion.reads
+        self._attention = ReceivedAttention(self.name, layer_before) if "attention" in reads else None
+        self._losses = TokenLosses(self.name) if "losses" in reads else None
+        self._states_of_others: dict[str, Any] = {}
+
+    def scores(self, batch: TokenBatch) -> Tensor:
+        """Return float32 [batch, tokens], the higher the sooner kept.
+
+        Raises:
+            ConfigurationError: the criterion can't read what it needs, or returns something else.
+        """
+        batch = replace(
+            batch,
+            attention=None if self._attention is None else self._attention.of(batch),
+            losses=None if self._losses is None else self._losses.of(batch),
+        )
+        scores, expected = self._criterion.scores(batch), batch.states.shape[:2]
+        if not isinstance(scores, Tensor) or scores.shape != expected:
+            got = list(scores.shape) if isinstance(scores, Tensor) else type(scores).__name__
+            raise ConfigurationError(
+                f"`criterion` {self.name!r} must return scores of shape {list(expected)}, got {got}."
+            )
+        return scores.to(batch.states.device, torch.float32)
+
+    def observed(
+        self, is_dropping: Callable[[], bool], generator: Callable[[], torch.Generator]
+    ) -> contextlib.AbstractContextManager[None]:
+        """Observe the model while the context is open, as far as the criterion needs it."""
+        return contextlib.nullcontext() if self._attention is None else self._attention.observed(is_dropping, generator)
+
+    def learn(self, model: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
+        """Learn from a forward in training: the arguments of the model by name, and what it returned."""
+        if self._losses is None:
+            return
+        predictions = first_answer(lambda family: family.token_predictions(model, given, output))
+        if predictions is not None:
+            self._losses.learn(predictions, generator)
+
+    def synchronize(self, num_peers: int, device: torch.device) -> None:
+        """Share between processes what was learned; each token was seen by `num_peers` of them."""
+        if self._losses is not None:
+            self._losses.synchronize(num_peers, device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the criterion and of what it reads, by its name, beside the states of earlier ones."""
+        own = {"criterion": self._criterion.state_dict()}
+        if self._losses is not None:
+            own["losses"] = self._losses.state_dict()
+        return {**self._states_of_others, self.name: own}
+
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned. States of other criteria are kept as they were."""
+        self._states_of_others = {name: state for name, state in states.items() if name != self.name}
+        own = states.get(self.name, {})
+        self._criterion.load_state_dict(own.get("criterion", {}))
+        if self._losses is not None:
+            self._losses.load_state_dict(own.get("losses", {}))
+
+
+def _made(criterion: Criterion) -> TokenCriterion:
+    """Return the criterion that a user asks for."""
+    is_kind = isinstance(criterion, type) and issubclass(criterion, TokenCriterion)
+    if callable(criterion) and not is_kind:
+        return _Function(criterion)
+    if not is_kind and not isinstance(criterion, TokenCriterion):
+        registered = TokenCriterion.registry.choose("criterion", criterion, otherwise="a function of a TokenBatch")
+        criterion = copy.deepcopy(registered)  # an instance must not be shared by droppers
+    criterion.check(criterion)
+    return criterion() if isinstance(criterion, type) else criterion

@@ -1,0 +1,222 @@
+"""What a trainer has to offer: a `TrainerRun`, and the declaration of its callbacks.
+
+A trainer is supported by one file, or package, in this folder: a `TrainerRun`, a `PartCallback` that calls a part from
+the trainer's hooks, and a registered `TrainerAdapter`. `tests/extending/test_trainer.py` has one in 25 lines.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.heads.pruner import ModelWithOptimizers
+from attnwatch.loggers.base import Logger
+from attnwatch.plugins import Plugin, Registry
+from attnwatch.utils.messages import has_other_processes, inform, is_first_process
+from attnwatch.utils.processes import broadcast, gathered
+
+if TYPE_CHECKING:
+    from attnwatch.callbacks.part import TrainingPart
+    from attnwatch.heads.plan import PruningPlan
+    from attnwatch.trainers.callback import PartCallback
+
+
+class TrainerRun(ABC):
+    """One training as its trainer sees it now: all that callbacks need to know of it, and may ask of it.
+
+    An adapter implements this class and nothing else. What is not abstract has a default that is right for a trainer
+    without validation data, loggers or checkpoints of its own, in one process or several.
+
+    Args:
+        trainer: the trainer.
+        model: the model that it trains.
+    """
+
+    def __init__(self, trainer: Any, model: nn.Module):
+        self.trainer = trainer
+        self.model = model
+
+    # Progress.
+
+    @property
+    @abstractmethod
+    def global_step(self) -> int:
+        """Number of complete optimizer steps."""
+
+    @property
+    def total_steps(self) -> int | None:
+        """Value of `global_step` when the training will be over; None if it is not known."""
+        return None
+
+    @property
+    def is_dry_run(self) -> bool:
+        """True if the training is a short test of the code, such as Lightning's `fast_dev_run`."""
+        return False
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End the training after this step."""
+
+    # The model, and what else is trained with it.
+
+    @abstractmethod
+    def models_with_optimizers(self) -> list[ModelWithOptimizers]:
+        """Return the model, then its copies (such as a moving average), each with the optimizers that train it."""
+
+    @property
+    def sharding(self) -> str | None:
+        """Name of what shards parameters or keeps copies of them, so that heads can't be removed; None otherwise."""
+        return None
+
+    def before_parameters_change(self) -> None:
+        """Prepare for parameters that are replaced by smaller or larger ones."""
+
+    def after_parameters_changed(self) -> None:
+        """Tell whoever holds parameters of the model, such as DistributedDataParallel, that they were replaced."""
+        if has_other_processes():
+            raise NotImplementedError(
+                f"{type(self).__name__}.after_parameters_changed must rebuild what reduces gradients over processes."
+            )
+
+    def after_pruning(self, plan: PruningPlan) -> None:
+        """Inform the user, at the end of a training that has removed heads, how what was saved can be loaded."""
+
+    # Data.
+
+    @property
+    def has_validation_data(self) -> bool:
+        """True if there is a `validation_loader`."""
+        return False
+
+    def validation_loader(self) -> Iterable[Any]:
+        """Return the validation batches of this process, of the first data set if there are several."""
+        raise NotImplementedError(f"{type(self).__name__} has no validation data.")
+
+    def to_device(self, batch: Any) -> Any:
+        """Return the batch with its tensors on the model's device."""
+        device = next(self.model.parameters()).device
+        return tree_map(lambda leaf: leaf.to(device) if isinstance(leaf, Tensor) else leaf, batch)
+
+    @property
+    def tokenizer(self) -> Any:
+        """Tokenizer of the model; None if the trainer has none."""
+        return None
+
+    # Processes.
+
+    @property
+    def is_main_process(self) -> bool:
+        """True for the process that logs and talks to the user."""
+        return is_first_process()
+
+    def is_true_anywhere(self, decision: bool) -> bool:
+        """Return whether `decision` is true in some process. All processes must call it."""
+        return any(gathered(decision))
+
+    def broadcast(self, value: Any) -> Any:
+        """Return the main process's value. All processes must call it."""
+        return broadcast(value)
+
+    # Callbacks, logging and messages.
+
+    @property
+    def callbacks(self) -> Sequence[object]:
+        """All callbacks of the trainer; by default its attribute `callbacks`."""
+        return self.trainer.callbacks
+
+    @property
+    def parts(self) -> list[TrainingPart]:
+        """The parts of attnwatch's callbacks in this training."""
+        from attnwatch.trainers.callback import parts_of
+
+        return parts_of(self.callbacks)
+
+    @property
+    def arguments(self) -> tuple[Any, ...]:
+        """What a user's function is called with after its own first argument."""
+        return self.trainer, self.model
+
+    @property
+    def loggers(self) -> Sequence[Logger]:
+        """Loggers of the trainer, on the process that logs; see `attnwatch.loggers.logger_for`."""
+        return []
+
+    @property
+    def metrics(self) -> Collection[str]:
+        """Names of the metrics that were logged so far."""
+        return ()
+
+    @abstractmethod
+    def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
+        """Give the trainer metrics that others can monitor.
+
+        Args:
+            numbers: by name; nan where a number is not known.
+            step: `global_step` at which they were measured.
+            to_loggers: give them to the trainer's loggers too, with the trainer's next metrics.
+        """
+
+    def unknown_is_no_alarm(self, metric: str) -> AbstractContextManager[None]:
+        """Return a context in which callbacks that stop the training by `metric` overlook nan: it is not known yet."""
+        return nullcontext()
+
+    def inform(self, message: str) -> None:
+        """Show a message to the user once for all processes: see `attnwatch.utils.messages.inform`."""
+        if self.is_main_process:
+            inform(message)
+
+
+class TrainerAdapter(Plugin):
+    """Declaration of a trainer.
+
+    The module of a declaration must not import the trainer's library, so that all trainers can be listed.
+
+    Attributes:
+        title: what its users call the trainer, with an article if it needs one, such as "the transformers Trainer".
+        callback_base: the subclass of `PartCallback` that calls a part from the trainer's hooks, or its "module:name".
+        module: the module that users import its callbacks from; by default the one of the declaration.
+        first_hooks: names of hooks of which the trainer calls one first. A callback of another trainer refuses there.
+        example: Python code that gives a trainer the callback `{call}`, whose class is `{name}` of `{module}`.
+    """
+
+    registry: ClassVar[Registry[type[TrainerAdapter]]] = Registry("trainer", "attnwatch.trainers")
+    title: ClassVar[str]
+    callback_base: ClassVar[type[PartCallback[Any]] | str]
+    module: ClassVar[str]
+    first_hooks: ClassVar[tuple[str, ...]] = ()
+    example: ClassVar[str] = "from {module} import {name}\n\ncallback = {call}"
+
+    def __init_subclass__(cls) -> None:
+        cls.module = vars(cls).get("module", cls.__module__)
+
+    @classmethod
+    def check(cls, plugin: Any) -> None:
+        """Raise a `ConfigurationError` that names what a declaration lacks."""
+        missing = [f"`{name}`" for name in ("title", "callback_base") if not hasattr(plugin, name)]
+        if missing or not isinstance(plugin, type):
+            what = f"with {' and '.join(missing)}" if missing else "and no instance"
+            raise ConfigurationError(f"{cls.registry.describe(plugin)} must be a class {what}; see TrainerAdapter.")
+
+    @classmethod
+    def base(cls) -> type[PartCallback[Any]]:
+        """Return the base class of the trainer's callbacks, which imports the trainer's library."""
+        base = cls.callback_base
+        return pkgutil.resolve_name(base) if isinstance(base, str) else base
+
+    @classmethod
+    def callback(cls, part: type[TrainingPart]) -> type[PartCallback[Any]]:
+        """Return the class of a callback of the trainer: see `attnwatch.trainers.callback.callback_class`.
+
+        Args:
+            part: what the callback does, such as `attnwatch.callbacks.AttentionMonitor`.
+        """
+        from attnwatch.trainers.callback import callback_class
+
+        return callback_class(cls, part)

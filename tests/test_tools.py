@@ -1,0 +1,30 @@
+"""Scripts for maintainers: tables that are written into documents."""
+
+import pytest
+
+from tools.markdown import table
+from tools.update_tables import sections, updated
+
+WRITERS = {"one": lambda: "1", "two": lambda: r"\2"}
+
+
+def test_table_has_its_caption_below():
+    rows = [{"": "dense", "time": "1.00"}, {"": "pruned", "time": ""}]
+    assert table(rows, "On a CPU.") == "| | time |\n|---|---|\n| dense | 1.00 |\n| pruned | |\n\nOn a CPU."
+
+
+def test_sections_are_written_and_the_rest_stays():
+    document = "a\n<!-- begin one -->\nold\n<!-- end one -->\nb\n<!-- begin two -->\n<!-- end two -->\n"
+    written = "a\n<!-- begin one -->\n1\n<!-- end one -->\nb\n<!-- begin two -->\n\\2\n<!-- end two -->\n"
+    assert updated(document, WRITERS) == updated(written, WRITERS) == written
+
+
+@pytest.mark.parametrize("document", ["<!-- begin three -->\n<!-- end three -->\n", "<!-- begin one -->\n"])
+def test_section_that_nobody_writes_is_an_error(document):
+    with pytest.raises(SystemExit, match=r"unknown names: (three|one)\."):
+        updated(document, WRITERS)
+
+
+def test_every_function_for_a_section_is_found():
+    assert {"statistics", "overhead", "verdicts", "coverage", "tokens"} <= sections().keys()
+    assert not {"table", "newest", "machine", "Statistic"} & sections().keys()

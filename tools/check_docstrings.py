@@ -1,0 +1,76 @@
+"""Check that docstrings begin with a sentence in the imperative or with a noun phrase, and end their first line.
+
+    python tools/check_docstrings.py [FOLDER …]
+
+Prints each docstring that begins with a fragment; the exit code is 1 where there is one.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+FRAGMENTS = frozenset(
+    word.capitalize()
+    for word in (
+        *(
+            "of",
+            "what",
+            "whatever",
+            "whether",
+            "where",
+            "which",
+            "who",
+            "whoever",
+            "whose",
+            "while",
+            "when",
+            "why",
+            "how",
+        ),
+        *("by", "from", "for", "as", "at", "with", "within", "without", "to", "in", "into", "on", "outside", "between"),
+        *("behind", "before", "beside", "under", "over", "until", "unless", "once", "because", "per", "like", "than"),
+        *(
+            "that",
+            "those",
+            "this",
+            "these",
+            "they",
+            "then",
+            "there",
+            "so",
+            "or",
+            "and",
+            "but",
+            "else",
+            "if",
+            "only",
+            "now",
+        ),
+        *("not", "none", "nothing", "everything"),
+    )
+)
+
+
+def fragments(source: str) -> Iterator[tuple[int, str]]:
+    """Yield the line and the first words of each docstring that begins with a fragment."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        text = ast.get_docstring(node)
+        words = (text or "").split()
+        if words and words[0].strip(",.:;") in FRAGMENTS:
+            yield node.body[0].lineno, " ".join(words[:9])
+
+
+def main(folders: list[str]) -> int:
+    """Check all Python files in these folders and return the exit code."""
+    files = sorted(file for folder in folders for file in Path(folder).rglob("*.py"))
+    found = [(file, *each) for file in files for each in fragments(file.read_text(encoding="utf-8"))]
+    for file, line, words in found:
+        print(f"{file}:{line}: the docstring begins with a fragment: {words} …")
+    return int(bool(found))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:] or ["attnwatch"]))

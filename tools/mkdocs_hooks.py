@@ -1,0 +1,35 @@
+"""Turn the Markdown files of the repository's root into pages of the site, so that each text has one home."""
+
+from pathlib import Path
+from typing import Any
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).parent.parent
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+"""File of the root to page of the site."""
+SINGLE_PAGES = (*PAGES.values(), "tutorial.md", "coverage.md")
+"""Pages that are a tab of their own, where a sidebar would show nothing else."""
+WIDE_PAGES = ("coverage.md",)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages, with links that begin at the folder of the documentation."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, content=as_page((ROOT / source).read_text(encoding="utf-8"))))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, **options: Any) -> None:
+    """Hide the sidebars that show nothing, and those beside wide tables."""
+    hidden = ["navigation"] if page.file.src_uri in SINGLE_PAGES else []
+    page.meta["hide"] = [*hidden, "toc"] if page.file.src_uri in WIDE_PAGES else hidden
+
+
+def as_page(markdown: str) -> str:
+    """Return the text of a root file with its links as they are in the folder `docs`."""
+    for source, page in PAGES.items():
+        markdown = markdown.replace(f"]({source}", f"]({page}")
+    return markdown.replace("](docs/", "](")

@@ -1,0 +1,151 @@
+"""Tables about the verdicts, from the stored result of `python -m benchmarks.verdicts`."""
+
+from typing import Any
+
+from tools.markdown import table
+from tools.results import machine, newest
+
+_BASELINES = (
+    "rules on the loss, together",
+    "plateau",
+    "early stopping",
+    "loss slope",
+    "loss level",
+    "extrapolated loss",
+    "spike of the loss",
+    "spike of the gradient",
+)
+_SHARES = {"0.1": "10%", "0.25": "25%", "0.5": "50%"}
+
+
+def verdicts() -> str:
+    result = newest("verdicts")
+    ever = result["ever_flagged_of_the_others"]
+    detection, plateau, end = result["detection"], result["plateau"]["auroc"], result["capability"]
+    rows = [
+        {
+            "": f"**{name}**" if name == "diagnose" else name,
+            "failing runs flagged at 10 / 25 / 50% of the budget": _row(detection[name], "recall", ".0%"),
+            "of the others, flagged": _row(detection[name], "false_alarms", ".0%"),
+            "AUROC at 10 / 25 / 50%": _row(detection[name], "auroc", ".2f"),
+            "on the plateau": f"{plateau[name]:.2f}",
+        }
+        for name in ("diagnose", "its risk", "attention's signals alone", "loss's signals alone", *_BASELINES)
+    ]
+    best = min(_BASELINES, key=lambda name: result["lead"][name]["mean"])
+    lead = result["lead"][best]
+    return table(
+        rows,
+        f"{result['runs']} small trainings of {len(result['tasks'])} tasks, {result['failed']} of which failed; "
+        "every task was judged with thresholds of the other ones. AUROC is the share of pairs of a failing and "
+        'another run in which the failing one is called worse; "on the plateau" takes pairs whose losses cannot be '
+        f"told apart. The quickest rule on the loss is {best}: the risk, with a threshold found alike, flags "
+        f"the median failing run {lead['median']:.0%} of the budget earlier (quartiles {lead['low']:.0%} and "
+        f"{lead['high']:.0%}), and of the others {ever['its risk']:.0%} at some time (that rule: {ever[best]:.0%}; "
+        f"`diagnose`: {ever['diagnose']:.0%}). "
+        "Rank correlation of what is foreseen at 25% with the accuracy at the end: "
+        f"{end['diagnose']['0.25']:.2f}, of the loss {end['loss level']['0.25']:.2f}. "
+        "`python -m benchmarks.verdicts` prints it.",
+    )
+
+
+def tasks() -> str:
+    return table(
+        {
+            "task": task,
+            "runs": str(of["runs"]),
+            "of sound recipes": str(of["sound_recipes"]),
+            "failed": str(of["failed"]),
+            "sound recipes that failed": str(of["failed_without_fault"]),
+            "faults that did not matter": str(of["succeeded_with_fault"]),
+        }
+        for task, of in newest("verdicts")["tasks"].items()
+    )
+
+
+def detection() -> str:
+    result = newest("verdicts")
+    columns = {
+        "failing runs flagged": "recall",
+        "of the others, flagged": "false_alarms",
+        "precision": "precision",
+        "AUROC": "auroc",
+        "AUROC within tasks": "auroc_within_tasks",
+    }
+    rows = [
+        {"": name, "budget": words, **{column: f"{of[share][field]:.2f}" for column, field in columns.items()}}
+        for name, of in result["detection"].items()
+        for share, words in _SHARES.items()
+    ]
+    return table(rows, f"Measured on {machine(result)}.")
+
+
+def foresight() -> str:
+    result = newest("verdicts")
+    plateau, rows = result["plateau"], []
+    for name, value in plateau["auroc"].items():
+        early, lead = result["capability"][name], result["lead"].get(name)
+        shown = "–" if lead is None else f"{lead['median']:.0%} ({lead['low']:.0%} to {lead['high']:.0%})"
+        rows.append(
+            {
+                "": name,
+                "on the plateau": f"{value:.2f}",
+                "rank correlation with the end at 10% / 25%": f"{early['0.1']:.2f} / {early['0.25']:.2f}",
+                "flagged earlier by the risk (median)": shown,
+                "of the others, ever flagged": f"{result['ever_flagged_of_the_others'][name]:.0%}",
+            }
+        )
+    return table(rows, f"The plateau has {plateau['pairs']} pairs of {plateau['runs']} runs.")
+
+
+def reliability() -> str:
+    return table(
+        {
+            "risk told (mean)": f"{each['told']:.2f}",
+            "runs that failed": f"{each['happened']:.2f}",
+            "looks": str(each["runs"]),
+        }
+        for each in newest("verdicts")["reliability"]
+    )
+
+
+def confusion() -> str:
+    return table(
+        {
+            "fault": fault,
+            "found first at half of the budget (runs)": ", ".join(
+                f"{kind if kind == 'nothing' else f'`{kind}`'} {number}" for kind, number in found.items()
+            ),
+        }
+        for fault, found in newest("verdicts")["confusion"].items()
+    )
+
+
+def kinds() -> str:
+    return table(
+        {
+            "finding": f"`{kind}`",
+            "runs that had it at half of the budget": str(each["runs"]),
+            "of these failed": f"{each['failed']:.0%}",
+        }
+        for kind, each in newest("verdicts")["kinds"].items()
+    )
+
+
+def _row(of_shares: dict[str, dict[str, Any]], name: str, style: str) -> str:
+    return " / ".join(f"{of_shares[share][name]:{style}}" for share in _SHARES)
+
+
+def again() -> str:
+    result = newest("verdicts_again")
+    of, ever = result["detection"]["diagnose"], result["ever_flagged_of_the_others"]["diagnose"]
+    lead = result["lead"]["early stopping"]
+    return (
+        f"All {result['runs']} were trained again on another processor ({machine(result)}; "
+        f"`python -m tools.train_runs`, the same seeds): {result['failed']} failed. There `diagnose` flags "
+        f"{_row(of, 'recall', '.0%')} of the failing runs "
+        f"and {_row(of, 'false_alarms', '.0%')} of the others at 10 / 25 / 50% of the budget, with an AUROC of "
+        f"{_row(of, 'auroc', '.2f')}, {result['plateau']['auroc']['diagnose']:.2f} on the plateau, and flags "
+        f"{ever:.0%} of the others at some time; the risk leads early stopping by {lead['median']:.0%} of the budget "
+        "(median)."
+    )
