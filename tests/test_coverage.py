@@ -8,10 +8,9 @@ import transformers as hf
 from versions import BEFORE_5, EARLY, lacks
 
 import attnwatch
-from attnwatch import TokenLayout
+from attnwatch import ModelFamily, TokenLayout, heads
 from attnwatch.capture.calls import transformers_interface
 from attnwatch.heads import HeadMap
-from attnwatch.tokens import layouts
 from benchmarks.coverage import heads, report
 from benchmarks.coverage.eager import eager_copy, weights_of
 from benchmarks.coverage.measure import measure
@@ -134,7 +133,7 @@ def test_other_heads_are_noticed(monkeypatch):
 
 
 @NO_T5
-def test_positions_in_the_tensor_are_noticed(monkeypatch):
+def test_positions_in_the_tensor_are_noticed(registered):
     """UMT5's layers count the distance of tokens in the tensor: a layout that says otherwise is wrong."""
     umt5 = architecture("UMT5Model")
     model = umt5.build()
@@ -145,7 +144,7 @@ def test_positions_in_the_tensor_are_noticed(monkeypatch):
     layout = TokenLayout(
         "hidden_states", routed=masks, whole=("encoder_hidden_states", "use_cache"), caches=("past_key_values",)
     )
-    monkeypatch.setitem(layouts._registered, type(model.encoder.block[0]), layout)
+    registered(ModelFamily("wrong_umt5", tokens={type(model.encoder.block[0]): layout}))
     tokens = dropping_of(model, umt5.batch(model))
     assert tokens["droppable"] == 2
     assert tokens["deviation"] > 1e-2

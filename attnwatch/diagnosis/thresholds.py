@@ -19,6 +19,12 @@ _MAX_MIN_STEPS = 1000
 class Thresholds:
     """Amount of evidence that a diagnosis needs. The thresholds of a single finding are fields of its rule.
 
+    Args:
+        min_observations: observations before which only findings that are `known_at_once` are reported.
+        min_steps: steps before which only findings that are `known_at_once` are reported.
+        patience: observations in a row before a flag comes up or goes down, so that noise does neither.
+        widespread: share of the sites from which on a finding decides the status of the whole run.
+
     Raises:
         ConfigurationError: a threshold is not a number, or too small.
 
@@ -28,13 +34,9 @@ class Thresholds:
     """
 
     min_observations: int = 10
-    """Observations before which only findings that are `known_at_once` are reported."""
     min_steps: float = 100
-    """Steps before which only findings that are `known_at_once` are reported."""
     patience: int = 5
-    """Observations in a row before a flag comes up or goes down, so that noise does neither."""
     widespread: float = 0.5
-    """Share of the sites from which on a finding decides the status of the whole run."""
 
     def of_budget(self, total_steps: int | None) -> "Thresholds":
         """Return the thresholds for a run of this many steps, of which a tenth, but at most 1,000, must be over.

@@ -26,6 +26,9 @@ _EMBEDDINGS_AT_ONCE = 4096
 class HidingOptions:
     """Arguments of `occlude` that say how tokens are hidden and what is measured.
 
+    Args:
+        hide, effect, tokenizer, mask_token_id, special_ids, tokens_per_forward: see `attnwatch.explain.occlude`.
+
     Raises:
         ConfigurationError: one of them is wrong.
     """

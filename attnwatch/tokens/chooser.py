@@ -112,7 +112,7 @@ class TokenChooser:
     def synchronize(self) -> None:
         """Share between processes what the criterion has learned; all must call it."""
         device = next(self._layers[0].parameters()).device
-        self.scoring.synchronize(self._peers().number, device)
+        self.scoring.synchronize(self._peers().size, device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state on which later choices depend."""
