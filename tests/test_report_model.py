@@ -64,7 +64,7 @@ def test_language_model(language_model, tmp_path, capsys):
     page = inspected(language_model, TEXT, tmp_path)
     assert "opens in any browser" in capsys.readouterr().out
     assert headings(page) == SECTIONS
-    assert headings(page, "h3")[:4] == ["normalized entropy", "max logit", "sink mass", "content sensitivity [nats]"]
+    assert headings(page, "h3")[:4] == ["content sensitivity [nats]", "max logit", "normalized entropy", "sink mass"]
     cells = [text for text, tag in page.texts_in if tag == "td"]
     assert len(cells) > 4 * LAYERS * HEADS
     assert "Not written" not in "".join(page.texts)
@@ -213,7 +213,6 @@ def test_markup_in_the_text_stays_text(language_model, tmp_path, hostile: str):
         (["--text", "missing.txt"], "`--text`: 'missing.txt' can't be read"),
         (["--text", "empty.txt"], "`--text`: 'empty.txt' has nothing in it to read"),
         (["--text", "text.txt", "--questions", "bad.jsonl"], "line 2"),
-        ([], "holds a model; to look into it, give a text with --text"),
         (["--text", "text.txt", "--out", "no/such/folder.html"], "lies in a folder that is not there"),
     ],
 )
@@ -224,6 +223,14 @@ def test_bad_input(language_model, tmp_path, monkeypatch, capsys, arguments: lis
     Path("bad.jsonl").write_text('{"prompt": "a", "choices": ["b", "c"], "answer": 0}\n{"prompt": \n')
     assert main(["inspect", str(language_model), *arguments, "--tokens", "16"]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_text_is_needed(language_model, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["inspect", str(language_model)])
+    assert "the following arguments are required: --text" in capsys.readouterr().err
+    assert main(["judge", str(language_model)]) == 2
+    assert "holds a model, not a run; to look into it: attnwatch inspect MODEL_DIR --text" in capsys.readouterr().err
 
 
 def test_tokens_that_the_text_does_not_need_may_be_unknown_to_the_model(tmp_path):
