@@ -76,6 +76,7 @@ class ConfidenceProbe(Audit):
         seed: int = 0,
     ):
         super().__init__(every_n_steps, batches, num_batches, forward, tokenizer)
+        templates = Templates() if templates is None else templates
         self._options = EvaluationOptions(templates, stated, reasons, score, max_new_tokens, batch_size, max_length)
         require_int("num_questions", num_questions, minimum=1)
         require_int("num_bins", num_bins, minimum=1)

@@ -62,7 +62,7 @@ class MaskedForwards:
 
     @property
     def route(self) -> Route:
-        """How rows are computed."""
+        """Route that the rows take."""
         return "full" if self._prefix is None else "cached_prefix"
 
     def chunks(self, sequences: Tensor, hidden: Tensor) -> list[Tensor]:

@@ -89,7 +89,7 @@ def displayed_tokens(ids: Sequence[int], tokenizer: Any) -> list[str]:
     """Return the text of each token for display; special tokens by their names."""
     decode, special = cached_decoder(tokenizer), set(tokenizer.all_special_ids)
     texts: list[str] = []
-    for is_special, run in itertools.groupby(ids, special.__contains__):
-        run = list(run)
+    for is_special, group in itertools.groupby(ids, special.__contains__):
+        run = list(group)
         texts += map(str, tokenizer.convert_ids_to_tokens(run)) if is_special else decode_tokens(run, decode).texts
     return texts

@@ -57,7 +57,7 @@ def line_figure(series: Mapping[str, Sequence[float]], *, x_name: str, y_name: s
     """Return curves over 0, 1, 2, … with gaps where a value is nan; no two look alike, up to 40."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    colours = matplotlib.colormaps["tab10"].colors
+    colours = matplotlib.color_sequences["tab10"]
     lines = []
     for index, (name, values) in enumerate(series.items()):
         style = _LINE_STYLES[index // len(colours) % len(_LINE_STYLES)]
@@ -87,19 +87,21 @@ def inline_svg(figure: Figure) -> Markup:
         figure.savefig(stream, format="svg", transparent=True)
     root = ElementTree.fromstring(stream.getvalue())
     referenced = {element.get(_XLINK, "").removeprefix("#") for element in root.iter()}
-    for parent in list(root.iter()):
-        for child in list(parent):
+    for element in list(root.iter()):
+        for child in list(element):
             if child.tag.endswith(("}metadata", "}style")):
-                parent.remove(child)
-        parent.tag = parent.tag.rpartition("}")[2]
-        identifier = parent.get("id", "")
+                element.remove(child)
+        element.tag = element.tag.rpartition("}")[2]
+        identifier = element.get("id", "")
         if " " in identifier:
             title = ElementTree.Element("title")
             title.text = identifier
-            parent.insert(0, title)
+            element.insert(0, title)
         if identifier not in referenced:
-            parent.attrib.pop("id", None)
-        if _XLINK in parent.attrib:
-            parent.set("xlink:href", parent.attrib.pop(_XLINK))
+            element.attrib.pop("id", None)
+        if _XLINK in element.attrib:
+            element.set("xlink:href", element.attrib.pop(_XLINK))
+        if "style" in element.attrib:
+            element.set("style", element.attrib["style"].replace("#000000", "currentColor"))
     root.set("role", "img")
-    return Markup(ElementTree.tostring(root, encoding="unicode", method="html").replace("#000000", "currentColor"))
+    return Markup(ElementTree.tostring(root, encoding="unicode", method="html"))

@@ -1,5 +1,6 @@
 """Checks of user arguments. Each raises a `ConfigurationError` that names the argument and what it was given."""
 
+import math
 from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, get_args
@@ -11,10 +12,10 @@ def require_int(name: str, value: object, *, minimum: int, maximum: int | None =
     """Check that `value` is an integer from `minimum` to `maximum`, or None if `optional`."""
     if optional and value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
         alternative = " or None" if optional else ""
         raise ConfigurationError(f"`{name}` must be an integer of at least {minimum}{alternative}, got {value!r}.")
-    if maximum is not None and value > maximum:
+    if maximum is not None and int(value) > maximum:
         raise ConfigurationError(f"`{name}` must be at most {maximum}, got a number of {len(f'{value:x}')} hex digits.")
 
 
@@ -27,19 +28,20 @@ def require_instance(name: str, value: object, kind: type) -> None:
 def require_between(
     name: str, value: object, minimum: float, maximum: float, *, inclusive: bool = True, kind: str = "a number"
 ) -> None:
-    """Raise a `ConfigurationError` unless `value` is a real number between two limits.
+    """Check that `value` is a real number between two limits.
 
     Args:
         inclusive: the limits themselves are allowed.
         kind: what the number is, for the message.
     """
-    inside = isinstance(value, Real) and (minimum <= value <= maximum if inclusive else minimum < value < maximum)
-    if not inside:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    number = float(value) if is_number else math.nan
+    if not (minimum <= number <= maximum if inclusive else minimum < number < maximum):
         raise ConfigurationError(f"`{name}` must be {kind} between {minimum:g} and {maximum:g}, got {value!r}.")
 
 
 def require_choice(name: str, value: object, choices: Any, *, optional: bool = False) -> None:
-    """Raise a `ConfigurationError` unless `value` is one of some words (or None, if `optional`).
+    """Check that `value` is one of some words, or None if `optional`.
 
     Args:
         choices: a `Literal[...]`, or a collection of the words.
@@ -60,7 +62,7 @@ def require_choice(name: str, value: object, choices: Any, *, optional: bool = F
 
 
 def require_function(name: str, value: object, arguments: str, *, optional: bool = False) -> None:
-    """Raise a `ConfigurationError` unless `value` can be called (or is None, if `optional`).
+    """Check that `value` can be called, or is None if `optional`.
 
     Args:
         arguments: what it is called with, such as "(model, batch)".
@@ -70,14 +72,14 @@ def require_function(name: str, value: object, arguments: str, *, optional: bool
 
 
 def require_text(name: str, value: object, *, expected: str = "a text") -> None:
-    """Raise a `ConfigurationError` unless `value` is a text that is not blank and that UTF-8 can encode."""
+    """Check that `value` is a text that is not blank and that UTF-8 can encode."""
     if not isinstance(value, str) or not value.strip():
         raise ConfigurationError(f"`{name}` must be {expected}, got {value!r}.")
     require_unicode(name, value)
 
 
 def require_unicode(name: str, text: str) -> None:
-    """Raise a `ConfigurationError` if a text has half of a surrogate pair: JSON may have it, no tokenizer takes it."""
+    """Check that a text has no half of a surrogate pair: JSON may have it, no tokenizer takes it."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:

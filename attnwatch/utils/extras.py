@@ -1,9 +1,7 @@
-"""Packages that only a part of attnwatch needs, and modules that are imported when they are used."""
+"""Packages that only a part of attnwatch needs."""
 
 import contextlib
-import importlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 
 @contextlib.contextmanager
@@ -26,21 +24,3 @@ def extra_needed(extra: str, purpose: str) -> Iterator[None]:
     except ImportError as error:
         missing = error.name or "another package"
         raise ImportError(f"{purpose} needs {missing}: pip install 'attnwatch[{extra}]'", name=error.name) from error
-
-
-def lazy_attributes(module: str, sources: Mapping[str, str]) -> Callable[[str], Any]:
-    """Return a `__getattr__` for a module that imports some of its attributes when they are first used (PEP 562).
-
-    Args:
-        module: its `__name__`.
-        sources: for each attribute the module that defines it.
-    """
-
-    def load(name: str) -> Any:
-        if name not in sources:
-            raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        value = getattr(importlib.import_module(sources[name]), name)
-        vars(importlib.import_module(module))[name] = value
-        return value
-
-    return load

@@ -1,7 +1,7 @@
 """Answers of a language model to multiple-choice questions."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,11 +34,11 @@ class Answers:
     log_likelihoods: list[list[float]]
     num_tokens: list[list[int]]
     score: Score
-    stated_confidence: list[float]
-    stated_replies: list[str]
-    claimed_reasons: list[str]
-    skipped: list[tuple[str, str]]
-    num_forwards: int
+    stated_confidence: list[float] = field(default_factory=list)
+    stated_replies: list[str] = field(default_factory=list)
+    claimed_reasons: list[str] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    num_forwards: int = 0
 
     def __str__(self) -> str:
         parts = [f"choices: {self.calibration()}"]

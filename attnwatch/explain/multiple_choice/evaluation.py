@@ -74,6 +74,7 @@ def ask(
         >>> ask(LlamaForCausalLM(config), tokenizer, [question], stated=None).probabilities.shape
         torch.Size([1, 2])
     """
+    templates = Templates() if templates is None else templates
     options = EvaluationOptions(templates, stated, reasons, score, max_new_tokens, batch_size, max_length)
     evaluated = EvaluatedModel.of(model, forward)
     require_language_model(evaluated)
@@ -148,7 +149,8 @@ class MultipleChoiceEvaluation:
         return answers
 
     def _answers(self) -> Answers:
-        sums = self._model.broadcast(self._log_likelihoods([each.choices for each in self._questions]))
+        sums = self._log_likelihoods([each.choices for each in self._questions])
+        sums = self._model.broadcast(sums)
         if not all(map(math.isfinite, (value for row in sums for value in row))):
             raise ConfigurationError("`model`: its logits are nan or infinite, so that it can't be asked anything.")
         questions = [each.question for each in self._questions]
@@ -159,11 +161,7 @@ class MultipleChoiceEvaluation:
             log_likelihoods=sums,
             num_tokens=[[len(read.ids) - read.start for read in each.choices] for each in self._questions],
             score=self._options.score,
-            stated_confidence=[],
-            stated_replies=[],
-            claimed_reasons=[],
             skipped=list(self.skipped),
-            num_forwards=0,
         )
 
     def _probabilities_of_yes(self, replies: list[Replies]) -> list[float]:
@@ -176,10 +174,8 @@ class MultipleChoiceEvaluation:
         return confidence
 
     def _log_likelihoods(self, groups: list[list[Continuation]]) -> list[list[float]]:
-        flat = [each for group in groups for each in group]
         size, pad_id = self._options.batch_size, self._tokenizer.pad_id
-        remaining = iter(log_likelihoods(self._model, flat, batch_size=size, pad_id=pad_id))
-        return [[next(remaining) for _ in group] for group in groups]
+        return log_likelihoods(self._model, groups, batch_size=size, pad_id=pad_id)
 
     def _generate(self, prompts: list[tuple[int, ...]], max_new_tokens: int) -> list[str]:
         size = self._options.batch_size

@@ -1,6 +1,6 @@
 """Options of a multiple-choice evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from attnwatch.errors import ConfigurationError
@@ -19,7 +19,7 @@ class EvaluationOptions:
         ConfigurationError: one of them is wrong.
     """
 
-    templates: Templates | None = None
+    templates: Templates = field(default_factory=Templates)
     stated: Stated | None = "yes_no"
     reasons: bool = False
     score: Score = "sum"
@@ -33,9 +33,7 @@ class EvaluationOptions:
         require_int("max_new_tokens", self.max_new_tokens, minimum=1)
         require_int("batch_size", self.batch_size, minimum=1)
         require_int("max_length", self.max_length, minimum=1, optional=True)
-        if self.templates is None:
-            object.__setattr__(self, "templates", Templates())
-        elif not isinstance(self.templates, Templates):
+        if not isinstance(self.templates, Templates):
             raise ConfigurationError(
                 f"`templates` must be `attnwatch.explain.Templates` or None, got a {type(self.templates).__name__}: "
                 "give Templates(answer=…)."

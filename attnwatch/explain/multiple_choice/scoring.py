@@ -18,12 +18,13 @@ _CHANGED_BY_GENERATE = {"generation_config", "prepare_inputs_for_generation"}
 
 
 def log_likelihoods(
-    model: EvaluatedModel, continuations: Sequence[Continuation], *, batch_size: int, pad_id: int
-) -> list[float]:
-    """Return Σ_t log p(token t | tokens before t) over the tokens of each continuation, in nats.
+    model: EvaluatedModel, groups: Sequence[Sequence[Continuation]], *, batch_size: int, pad_id: int
+) -> list[list[float]]:
+    """Return Σ_t log p(token t | tokens before t) over the tokens of each continuation, in nats, in the same groups.
 
     Continuations that are the same but for their last token share one row of a forward.
     """
+    continuations = [each for group in groups for each in group]
     by_context: dict[tuple[int, ...], list[Continuation]] = {}
     for each in continuations:
         by_context.setdefault(each.ids[:-1], []).append(each)
@@ -39,7 +40,8 @@ def log_likelihoods(
                 tokens = torch.tensor(each.ids[each.start :], device=row.device)
                 predictions = row[each.start - 1 + offset : len(context) + offset].log_softmax(-1)
                 sums[each] = predictions.gather(1, tokens[:, None]).sum()
-    return torch.stack([sums[each] for each in continuations]).tolist() if continuations else []
+    values = dict(zip(sums, torch.stack(list(sums.values())).tolist(), strict=True))
+    return [[values[each] for each in group] for group in groups]
 
 
 def num_contexts(continuations: Iterable[Continuation]) -> int:

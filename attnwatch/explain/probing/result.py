@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from attnwatch.utils.labels import evenly_spaced
+
 _MOST_COLUMNS = 12
 
 
@@ -50,8 +52,7 @@ class LayerProbes:
 
     def __str__(self) -> str:
         """Return a table; of many layers, some evenly spaced ones."""
-        number = len(self.layers)
-        columns = torch.linspace(0, number - 1, min(number, _MOST_COLUMNS)).round().int().tolist()
+        columns = evenly_spaced(len(self.layers), _MOST_COLUMNS)
         rows = [["accuracy (standard error)", "baseline", *(self.layers[at].removeprefix("layer ") for at in columns)]]
         for index, name in enumerate(self.targets):
             accuracy, stderr, selectivity = self.accuracy[index], self.stderr[index], self.selectivity[index]
