@@ -44,4 +44,4 @@ format: install
 
 # The documentation, into site/. A broken link, anchor or reference is an error.
 docs: install
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

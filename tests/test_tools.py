@@ -2,7 +2,9 @@
 
 import pytest
 
+import attnwatch
 from tools.markdown import table
+from tools.plugin_tables import with_lists
 from tools.update_tables import sections, updated
 
 WRITERS = {"one": lambda: "1", "two": lambda: r"\2"}
@@ -26,5 +28,27 @@ def test_section_that_nobody_writes_is_an_error(document):
 
 
 def test_every_function_for_a_section_is_found():
-    assert {"statistics", "overhead", "verdicts", "coverage", "tokens"} <= sections().keys()
-    assert not {"table", "newest", "machine", "Statistic"} & sections().keys()
+    assert {"overhead", "verdicts", "coverage", "tokens"} <= sections().keys()
+    assert not {"table", "newest", "machine", "Path"} & sections().keys()
+
+
+def test_lists_follow_from_what_is_registered(registered):
+    @registered
+    class Half(attnwatch.Statistic):
+        """Half of the largest weight."""
+
+        name = "half_weight"
+        summary = "half of the largest weight"
+        formula = "max_j p_j | 2"
+
+        def values(self, rows):
+            return rows.weights.amax(-1) / 2
+
+    page = with_lists("a\n<!-- list statistics -->\nb")
+    assert page.startswith("a\n| statistic | what it is | for one query row | unit |\n|---|---|---|---|\n| `content_")
+    assert page.endswith("\n| `half_weight` | half of the largest weight | max_j p_j \\| 2 | – |\nb")
+
+
+def test_list_that_nobody_writes_is_an_error():
+    with pytest.raises(ValueError, match="asks for the list 'with_nothing', which"):
+        with_lists("<!-- list with_nothing -->")

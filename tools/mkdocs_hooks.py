@@ -1,4 +1,4 @@
-"""Turn the Markdown files of the repository's root into pages of the site, so that each text has one home."""
+"""Write the lists of plugins, and turn the Markdown files of the repository's root into pages of the site."""
 
 from pathlib import Path
 from typing import Any
@@ -6,6 +6,8 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+
+from tools.plugin_tables import with_lists
 
 ROOT = Path(__file__).parent.parent
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -22,10 +24,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, **options: Any) -> None:
-    """Hide the sidebars that show nothing, and those beside wide tables."""
+def on_page_markdown(markdown: str, page: Page, **options: Any) -> str:
+    """Write the lists of plugins, and hide the sidebars that show nothing and those beside wide tables."""
     hidden = ["navigation"] if page.file.src_uri in SINGLE_PAGES else []
     page.meta["hide"] = [*hidden, "toc"] if page.file.src_uri in WIDE_PAGES else hidden
+    return with_lists(markdown)
 
 
 def as_page(markdown: str) -> str:

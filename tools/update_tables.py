@@ -1,10 +1,10 @@
-"""Write the tables of README.md and docs/ from where their facts live, between `<!-- begin x -->` and `<!-- end x -->`.
+"""Write the tables of measurements into README.md and docs/, from the newest files in benchmarks/results.
 
     python -m tools.update_tables [--check]
 
-`x` is the name of a function in one of the modules `tools/*_sections.py`. The statistics come from their declarations,
-the measurements from the newest files in benchmarks/results. With --check nothing is written, and the exit code is 1
-where something is out of date.
+A table stands between `<!-- begin x -->` and `<!-- end x -->`. `x` is the name of a function in one of the modules
+`tools/*_sections.py`. With --check nothing is written, and the exit code is 1 where something is out of date. Lists
+that follow from the package are written by `tools/plugin_tables.py` when the site is built.
 """
 
 import argparse

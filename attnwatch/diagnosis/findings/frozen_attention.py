@@ -20,7 +20,8 @@ class FrozenAttention(FindingRule):
 
     Each window of observations is compared, its first half with its second. Some site must be still clearly, that is
     beyond what its noise could hide. The symptom then holds at all sites at which nothing speaks against it: where the
-    noise is larger than at the clearest site, or attention is uniform, or its logits are huge.
+    noise is larger than at the clearest site, or attention is uniform, or its logits are huge. The finding was too rare
+    in the benchmark to be measured.
     """
 
     name = "frozen_attention"
