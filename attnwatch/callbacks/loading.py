@@ -12,10 +12,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from attnwatch.capture import has_processes
 from attnwatch.errors import ConfigurationError
 from attnwatch.trainers.base import TrainerRun
-from attnwatch.utils.processes import together
+from attnwatch.utils.processes import has_other_processes, together
 
 
 def main_process_batches(run: TrainerRun, make_loader: Callable[[], Iterable[Any]], number: int) -> list[Any]:
@@ -24,7 +23,7 @@ def main_process_batches(run: TrainerRun, make_loader: Callable[[], Iterable[Any
     Raises:
         Exception: of the loader; of whatever kind on the main process, a ConfigurationError that says so on the others.
     """
-    if not has_processes():
+    if not has_other_processes():
         return first_batches(make_loader(), number)
     packed, failure = None, None
     if run.is_main_process:

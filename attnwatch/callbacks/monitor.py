@@ -17,7 +17,8 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_instance, require_int
-from attnwatch.utils.messages import NonFatal, has_other_processes, warn
+from attnwatch.utils.messages import NonFatal, warn
+from attnwatch.utils.processes import has_other_processes
 from attnwatch.utils.states import check_format, with_format
 
 RISK_TAG = "attention/risk"

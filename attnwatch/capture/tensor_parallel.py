@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from attnwatch.utils.processes import has_other_processes
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -35,7 +37,7 @@ def head_shard(module: nn.Module, num_heads: int) -> HeadShard:
         module: attention module.
         num_heads: number of heads in the module's call: all of them if the projection's outputs are gathered.
     """
-    if not has_processes() or num_heads == _num_all_heads(module):
+    if not has_other_processes() or num_heads == _num_all_heads(module):
         return 0, 1
     from torch.distributed.tensor import DTensor
 
@@ -51,11 +53,6 @@ def head_shard(module: nn.Module, num_heads: int) -> HeadShard:
 def _num_all_heads(module: nn.Module) -> int | None:
     config = getattr(module, "config", None)
     return getattr(module, "num_attention_heads", getattr(config, "num_attention_heads", None))
-
-
-def has_processes() -> bool:
-    """Return whether this process is one of a group, be it the only one."""
-    return dist.is_available() and dist.is_initialized()
 
 
 def is_split(module: nn.Module) -> bool:
@@ -87,7 +84,7 @@ class TensorParallelGroup:
     def __init__(self, model: nn.Module, part: nn.Module):
         self.leader, self.size = 0, 1
         self._groups: list[dist.ProcessGroup] = []
-        if not has_processes():
+        if not has_other_processes():
             return
         self.leader = dist.get_rank()
         others = _ranks_with_other_tokens(model)

@@ -10,10 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnwatch.capture import has_processes, is_split, unwatched, whole
+from attnwatch.capture import is_split, unwatched, whole
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.batches import LABEL_NAMES, Batch, describe
 from attnwatch.utils.arguments import require_function
+from attnwatch.utils.processes import has_other_processes
 
 Forward = Callable[[nn.Module, Batch], Any]
 """Calls a model with a batch; returns logits [batch, classes] or [batch, tokens, vocabulary], or an object with
@@ -120,7 +121,7 @@ class EvaluatedModel:
     @property
     def is_sharded(self) -> bool:
         """True if the model is split over processes, which must all call it alike."""
-        return has_processes() and is_split(self.model)
+        return has_other_processes() and is_split(self.model)
 
     @property
     def has_custom_forward(self) -> bool:

@@ -8,14 +8,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from attnwatch.capture import at_unpruned_heads, has_processes
+from attnwatch.capture import at_unpruned_heads
 from attnwatch.errors import ConfigurationError
 from attnwatch.heads.criteria.base import HeadCriterion
 from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.site import HeadSite
 from attnwatch.plugins import named_errors
 from attnwatch.utils.hooks import Remove, put
-from attnwatch.utils.processes import gathered
+from attnwatch.utils.processes import gathered, has_other_processes
 
 
 class GateGradients:
@@ -77,7 +77,7 @@ class GateGradients:
         heads = self._heads_with_gradients()
         device = next(iter(self.sums.values())).device
         packed = torch.cat([self.sums.get(name, torch.zeros(number)).to(device) for name, number in heads.items()])
-        if has_processes():
+        if has_other_processes():
             dist.all_reduce(packed)
         return dict(zip(heads, packed.cpu().split(list(heads.values())), strict=True))
 

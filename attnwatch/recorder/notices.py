@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping
 
-import torch.distributed as dist
-
-from attnwatch.capture import has_processes
 from attnwatch.utils.messages import WarnOnce
+from attnwatch.utils.processes import is_first_process
 
 # After so many observed steps without a loss, the user is told what is missing; under a trainer it should be there.
 _STEPS_WITHOUT_LOSS = 50
@@ -38,7 +36,7 @@ class Notices:
     def of_no_attention(self, why: str, coverage: Mapping[str, str], step: int) -> None:
         """Warn after the first observed step that neither code nor calls have shown attention that can be read."""
         is_said = self._under_trainer and coverage  # which the trainer's callback tells
-        if self._has_told_of_nothing or is_said or (has_processes() and dist.get_rank() != 0):
+        if self._has_told_of_nothing or is_said or not is_first_process():
             return
         self._has_told_of_nothing = True
         self._warn(
@@ -55,7 +53,7 @@ class Notices:
     def of_missing_loss(self, num_observations: int) -> None:
         """Warn if no loss was recorded in so many observed steps."""
         most = _STEPS_WITHOUT_LOSS_OF_TRAINER if self._under_trainer else _STEPS_WITHOUT_LOSS
-        if num_observations < most or (has_processes() and dist.get_rank() != 0):
+        if num_observations < most or not is_first_process():
             return
         remedy = "call recorder.record_loss(loss) in each step"
         if self._under_trainer:

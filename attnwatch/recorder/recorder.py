@@ -25,7 +25,8 @@ from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.rows import QueryRows
 from attnwatch.utils.arguments import require_int
-from attnwatch.utils.messages import has_other_processes, warn
+from attnwatch.utils.messages import warn
+from attnwatch.utils.processes import has_other_processes
 from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 1

@@ -7,11 +7,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnwatch.capture import has_processes
 from attnwatch.errors import ConfigurationError
 from attnwatch.models import TokenPredictions
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.utils.messages import warn
+from attnwatch.utils.processes import has_other_processes
 
 # Tokens of a batch whose loss is computed once more, to learn which vocabulary ids are hard.
 _SAMPLED_TOKENS = 1024
@@ -65,7 +65,7 @@ class TokenLosses:
         losses = losses.float().flatten()
         both = torch.stack([losses, torch.ones_like(losses)])
         self._sums.index_add_(1, ids.flatten(), both)
-        if not has_processes():
+        if not has_other_processes():
             self._take_in(self._sums)
 
     def synchronize(self, num_peers: int, device: torch.device) -> None:
@@ -75,7 +75,7 @@ class TokenLosses:
             num_peers: processes that have seen the same tokens.
             device: of the model.
         """
-        if not has_processes():
+        if not has_other_processes():
             return
         vocabulary = self._shared_vocabulary(device)
         if vocabulary is None:

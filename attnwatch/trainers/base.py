@@ -19,8 +19,8 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.heads.pruner import ModelWithOptimizers
 from attnwatch.loggers.base import Logger
 from attnwatch.plugins import Plugin, Registry
-from attnwatch.utils.messages import has_other_processes, inform, is_first_process
-from attnwatch.utils.processes import broadcast, gathered
+from attnwatch.utils.messages import inform
+from attnwatch.utils.processes import broadcast, gathered, has_other_processes, is_first_process
 
 if TYPE_CHECKING:
     from attnwatch.callbacks.part import TrainingPart

@@ -6,9 +6,8 @@ import sys
 import warnings
 from collections.abc import Hashable, Iterator
 
-import torch.distributed as dist
-
 from attnwatch.errors import AttnwatchWarning
+from attnwatch.utils.processes import is_first_process
 
 logger = logging.getLogger("attnwatch")
 
@@ -138,16 +137,6 @@ def duration(seconds: float) -> str:
     rounded = float(f"{value:.3g}")
     digits = f"{rounded:.4f}".rstrip("0").rstrip(".")
     return f"{digits} {unit}"
-
-
-def is_first_process() -> bool:
-    """Return whether this process is the first of `torch.distributed`, which speaks for all, or the only one."""
-    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-
-def has_other_processes() -> bool:
-    """Return whether `torch.distributed` has other processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _is_hidden(text: str, module: str, line: int) -> bool:

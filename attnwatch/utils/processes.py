@@ -5,9 +5,17 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from attnwatch.utils.messages import has_other_processes
-
 Made = TypeVar("Made")
+
+
+def is_first_process() -> bool:
+    """Return whether this process is the first of `torch.distributed`, which speaks for all, or the only one."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+
+def has_other_processes() -> bool:
+    """Return whether `torch.distributed` has other processes."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def gathered(value: Any) -> list[Any]:
