@@ -88,7 +88,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
             ConfigurationError: the plugin lacks a part of its declaration, or its name is taken.
         """
         kind = plugin if isinstance(plugin, type) else type(plugin)
-        if kind in Plugin.__subclasses__() or not kind.__module__.startswith(f"{self._folder}."):
+        if not self.is_built_in(plugin):
             _load_folder(self._folder)  # so that the names of attnwatch's own plugins are taken
         if self._as_instances and isinstance(plugin, type):
             try:
@@ -129,10 +129,15 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         named = f" {name!r}" if isinstance(name, str) else ""
         return f"the {self.kind}{named} ({'.'.join(_origin(plugin))})"
 
+    def is_built_in(self, plugin: Any) -> bool:
+        """Return whether a plugin is one of attnwatch's."""
+        kind = plugin if isinstance(plugin, type) else type(plugin)
+        return kind not in Plugin.__subclasses__() and kind.__module__.startswith(f"{self._folder}.")
+
     def _place(self, name: str) -> tuple[bool, str]:
         """Return the key by which names are sorted, so that their order depends on no import."""
-        module, _ = _origin(self._plugins[name])
-        return (False, module) if module.startswith(f"{self._folder}.") else (True, "")
+        plugin = self._plugins[name]
+        return (False, _origin(plugin)[0]) if self.is_built_in(plugin) else (True, "")
 
     def _loaded(self) -> dict[str, PluginT]:
         _load_folder(self._folder)

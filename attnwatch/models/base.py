@@ -36,9 +36,6 @@ class TokenPredictions(NamedTuple):
     is_shifted: bool
 
 
-Answer = TypeVar("Answer")
-
-
 class Refused(Exception):
     """Heads or tokens of a module can't be removed. The message is the reason."""
 
@@ -193,13 +190,14 @@ def first_answer(ask: Callable[[ModelFamily], Answer | None]) -> Answer | None:
         Refused: raised by the family that was asked.
         ConfigurationError: a family failed; the message names it.
     """
-    for family in sorted(ModelFamily.registry.values(), key=lambda each: (_is_built_in(each), each.is_fallback)):
+    registry = ModelFamily.registry
+    for family in sorted(registry.values(), key=lambda each: (registry.is_built_in(each), each.is_fallback)):
         try:
             answer = ask(family)
         except (Refused, AttnwatchError):
             raise
         except Exception as error:
-            described = ModelFamily.registry.describe(family)
+            described = registry.describe(family)
             raise ConfigurationError(f"{described} failed with {type(error).__name__}: {error}") from error
         if answer:
             return answer
@@ -226,7 +224,3 @@ def _require_layout(family: ModelFamily, module_class: type, layout: object, kin
             f"{ModelFamily.registry.describe(family)}: the {what} layout of {module_class.__name__} must be a "
             f"{kind.__name__}, got {layout!r}."
         )
-
-
-def _is_built_in(family: ModelFamily) -> bool:
-    return type(family) is not ModelFamily and type(family).__module__.startswith(f"{__package__}.")

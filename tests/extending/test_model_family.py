@@ -109,6 +109,11 @@ def test_heads_are_chosen_and_cut_in_a_training_and_a_resumed_one(registered, tm
     assert_same_weights(module, expected)
 
 
+def test_families_of_users_come_after_the_built_in_ones(registered):
+    registered(ModelFamily("a_family", heads={OwnAttention: LAYOUT}))
+    assert list(ModelFamily.registry)[-1] == "a_family"
+
+
 def test_layouts_are_of_the_class_alone(registered):
     class Derived(OwnAttention): ...
 
