@@ -10,46 +10,12 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-FRAGMENTS = frozenset(
-    word.capitalize()
-    for word in (
-        *(
-            "of",
-            "what",
-            "whatever",
-            "whether",
-            "where",
-            "which",
-            "who",
-            "whoever",
-            "whose",
-            "while",
-            "when",
-            "why",
-            "how",
-        ),
-        *("by", "from", "for", "as", "at", "with", "within", "without", "to", "in", "into", "on", "outside", "between"),
-        *("behind", "before", "beside", "under", "over", "until", "unless", "once", "because", "per", "like", "than"),
-        *(
-            "that",
-            "those",
-            "this",
-            "these",
-            "they",
-            "then",
-            "there",
-            "so",
-            "or",
-            "and",
-            "but",
-            "else",
-            "if",
-            "only",
-            "now",
-        ),
-        *("not", "none", "nothing", "everything"),
-    )
-)
+_FIRST_WORDS = """
+    after although and as at because before behind beside between but by else everything for from how if in into like
+    none not nothing now of on once only or outside over per so than that then there these they this those to under
+    unless until what whatever when where whether which while who whoever whose why with within without
+"""
+FRAGMENTS = frozenset(word.capitalize() for word in _FIRST_WORDS.split())
 
 
 def fragments(source: str) -> Iterator[tuple[int, str]]:

@@ -144,7 +144,7 @@ def hooked(
 
 @contextlib.contextmanager
 def shown_to(finder: "Capture") -> Iterator[None]:
-    """While open, show modules that call an attention function in this thread to `finder`, if reading missed them."""
+    """Show `finder` the modules that call an attention function in this thread, if reading the code missed them."""
     _thread.finders.append(finder)
     try:
         yield

@@ -40,7 +40,7 @@ _MOST_MASKS = 2
 
 
 class Capture:
-    """While attached, hands the attention calls of `model` to `observer` whenever it is armed.
+    """Attention calls of a model, handed to an observer whenever the capture is attached and armed.
 
     The model computes what it would compute without: calls are read and passed on. An error in the observer, or in a
     plugin that reads calls, marks the site and gives one warning; the model goes on.
@@ -82,7 +82,7 @@ class Capture:
 
     @property
     def armed(self) -> bool:
-        """Whether calls of this thread reach the observer."""
+        """True if calls of this thread reach the observer."""
         return self._armed_thread == threading.get_ident()
 
     @armed.setter
@@ -101,7 +101,7 @@ class Capture:
 
     @property
     def has_seen_any(self) -> bool:
-        """Whether a call of any site was read so far."""
+        """True if a call of some site was read so far."""
         return bool(self._seen)
 
     def module(self, site: str) -> nn.Module:

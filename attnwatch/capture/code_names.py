@@ -1,4 +1,4 @@
-"""What the code that a module's forward reaches uses, read before any call and without running any of it."""
+"""Names that a module's forward, and the code that it reaches, uses. They are read without running the code."""
 
 import functools
 import inspect

@@ -1,4 +1,4 @@
-"""What code that `torch.compile` traces needs, and whether a process compiles at all."""
+"""Helpers for code that `torch.compile` traces, and a test whether a process compiles at all."""
 
 import sys
 from collections.abc import Callable

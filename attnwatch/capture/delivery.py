@@ -104,7 +104,7 @@ def begin(number: int | None) -> None:
 
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
-    """While open, hide calls from the captures that are armed now: what the model is asked is not its training."""
+    """Hide calls from the captures that are armed now, as extra forwards are not part of the training."""
     armed = {id(capture): capture for number in list(_captures) for capture, _ in _armed(number)}
     for capture in armed.values():
         capture.armed = False

@@ -156,7 +156,7 @@ def _why_not_called(site: Site) -> str:
 
 @contextlib.contextmanager
 def failed_forwards_undone(model: nn.Module, is_armed: Callable[[], bool], remember: Remember) -> Iterator[None]:
-    """While open, undo what came from a forward of `model` that raises: a batch that is tried again counts once.
+    """Undo what came from a forward of `model` that raises, so that a batch that is tried again counts once.
 
     It does nothing in a process that compiles, where hooks that come or go would compile models once more.
 

@@ -36,7 +36,7 @@ _thread = _Thread()
 
 
 def begin(owner: object, function: Callable[..., Any], watched: Callable[..., Any]) -> None:
-    """Until `end(owner)`, replace calls of `function` in this thread by `watched(*args, **kwargs)`, once."""
+    """Replace calls of `function` in this thread by `watched(*args, **kwargs)`, once, until `end(owner)`."""
     if _thread.mode is None:
         _thread.mode = _CallsOf(function, watched)
         _thread.mode.__enter__()

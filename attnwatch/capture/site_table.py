@@ -70,7 +70,7 @@ class SiteTable:
 
     @property
     def is_explained(self) -> bool:
-        """Whether reading has found sites, and what looks like attention beside them computes it by hand."""
+        """True if reading has found sites, and what looks like attention beside them computes it by hand."""
         return bool(self.readable) and all(site.is_certain for site in self._found)
 
     def __contains__(self, name: str) -> bool:

@@ -53,12 +53,12 @@ class Site:
 
     @property
     def is_readable(self) -> bool:
-        """Whether its calls can be read, as far as the code tells."""
+        """True if its calls can be read, as far as the code tells."""
         return bool(self.calls)
 
     @property
     def calls_functions(self) -> bool:
-        """Whether it calls patched functions, which its hooks tell apart from those of other modules."""
+        """True if it calls patched functions, which its hooks tell apart from those of other modules."""
         return any(isinstance(call, FunctionCall) for call in self.calls)
 
     @property

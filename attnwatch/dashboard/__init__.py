@@ -1,4 +1,4 @@
-"""What loggers are shown of a history: tags, scalars, pictures and text, for any logger."""
+"""Views of a history for loggers: tags, scalars, pictures and text, whichever logger shows them."""
 
 from attnwatch.dashboard.scalars import TOTAL_STEPS_TAG, run_scalars, run_tags, site_scalars
 
