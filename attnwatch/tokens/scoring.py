@@ -119,7 +119,7 @@ def _made(criterion: Criterion) -> TokenCriterion:
     found: TokenCriterion | type[TokenCriterion]
     if isinstance(criterion, TokenCriterion) or (isinstance(criterion, type) and issubclass(criterion, TokenCriterion)):
         found = criterion
-    elif callable(criterion):
+    elif callable(criterion) and not isinstance(criterion, type):
         return _Function(criterion)
     else:
         registered = TokenCriterion.registry.choose("criterion", criterion, otherwise="a function of a TokenBatch")
