@@ -46,7 +46,8 @@ class Publisher:
         """
 
         def draw() -> Mapping:
-            from attnwatch.dashboard.figures import figures, pixels
+            from attnwatch.dashboard.figures import figures
+            from attnwatch.dashboard.heatmaps import pixels
 
             return {tag: pixels(figure) for tag, figure in figures(history, marks).items()}
 
@@ -68,7 +69,7 @@ class Publisher:
 
     def _for_each(self, loggers: Sequence[Logger], what: str, write: Callable[[Logger], None]) -> None:
         for logger in loggers:
-            key = (id(logger.target), what)
+            key, name = (id(logger.target), what), type(logger.target).__name__
             if not self._non_fatal.has_failed(key):
-                with self._non_fatal(f"{logger.title} is given no more {what}", key=key):
+                with self._non_fatal(f"{name} is given no more {what}", key=key):
                     write(logger)

@@ -54,12 +54,13 @@ def read_logged(directory: str | os.PathLike, *, loss_tag: str | None = None) ->
         for site, layer in enumerate(layers):
             curve = of_layers.get((name, layer), of_model.get(name, {}))
             array[:, site, 0] = [curve.get(step, np.nan) for step in steps]
-    loss = _at(steps, curves.get(_loss_tag(curves, loss_tag), {}))
+    tag = _loss_tag(curves, loss_tag)
+    loss = _at(steps, {} if tag is None else curves[tag])
     total_steps = _total_steps(curves.get(TOTAL_STEPS_TAG, {}))
     return AttentionHistory(np.array(steps, dtype=np.int64), tuple(layers), values, loss, total_steps=total_steps)
 
 
-def _curves(directory: Path) -> dict[str, Curve]:
+def _curves(directory: Path) -> Mapping[str, Curve]:
     files = sorted(directory.glob("*tfevents*"))
     if not files:
         runs = sorted({str(file.parent) for file in directory.rglob("*tfevents*")})
