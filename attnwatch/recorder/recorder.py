@@ -114,7 +114,7 @@ class AttentionRecorder:
     def __enter__(self) -> "AttentionRecorder":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     @contextlib.contextmanager
@@ -299,7 +299,12 @@ class AttentionRecorder:
         """Return a function that undoes what is seen in the open step from now on."""
         self._group.compute()
         undo = self._pending.remember()
-        return lambda: (self._group.clear(), undo())
+
+        def take_back() -> None:
+            self._group.clear()
+            undo()
+
+        return take_back
 
     def _receive(self, call: tuple[str, ForwardPass], sums: Tensor) -> None:
         site, of = call

@@ -101,6 +101,7 @@ class _Ours:
 
     def __call__(self, protocol: int) -> Any:
         module = self._module()
+        assert module is not None  # this is its attribute
         reduced = type(module).__reduce_ex__(module, protocol)
         return reduced if isinstance(reduced, str) else tuple(map(self._without_ours, reduced))
 
@@ -124,6 +125,7 @@ class _Ours:
 
     def _deepcopy(self, memo: dict) -> nn.Module:
         module = self._module()
+        assert module is not None  # this is its attribute
         with self._taken_off(module):
             twin = copy.deepcopy(module, memo)
         for handles, _, again in self._added:

@@ -59,7 +59,7 @@ class NonFatal:
         ['attnwatch: the monitor failed, training goes on: ValueError: no number']
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._failed: set[Hashable] = set()
 
     def has_failed(self, key: Hashable) -> bool:
