@@ -38,7 +38,7 @@ _KEPT_TOKENS = 0.5
 _MOST_LOSS = 1.05  # of a run that does with less, of the healthy run's
 
 
-class SourceBytes(Dataset):
+class SourceBytes(Dataset[Tensor]):
     """Random windows of the source text of Python's standard library: int64 [context], one token per byte."""
 
     def __init__(self, num_windows: int, seed: int):

@@ -3,6 +3,8 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from attnwatch.dashboard import run_scalars, site_scalars
 from attnwatch.dashboard.markdown import diagnosis_markdown
 from attnwatch.diagnosis import Diagnosis
@@ -45,7 +47,7 @@ class Publisher:
             marks: (step, label) of each change of the model.
         """
 
-        def draw() -> Mapping:
+        def draw() -> Mapping[str, np.ndarray]:
             from attnwatch.dashboard.figures import figures
             from attnwatch.dashboard.heatmaps import pixels
 

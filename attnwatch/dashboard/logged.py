@@ -19,7 +19,7 @@ _MOST_POINTS = 10**8
 Curve = Mapping[int, float]
 
 
-def read_logged(directory: str | os.PathLike, *, loss_tag: str | None = None) -> AttentionHistory:
+def read_logged(directory: str | os.PathLike[str], *, loss_tag: str | None = None) -> AttentionHistory:
     """Return the curves of layers as a history.
 
     A layer counts as one head, and what is logged for the whole model only as the same in all of them.
@@ -113,5 +113,5 @@ def _at(steps: list[int], curve: Curve) -> np.ndarray:
     return values
 
 
-def _natural(label: str) -> list:
+def _natural(label: str) -> list[tuple[bool, int | str]]:
     return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.split(r"(\d+)", label)]

@@ -108,7 +108,7 @@ class AttentionHistory:
             return self.values.observations[index].memo
         return {}
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write a .npz file. An existing file is replaced once the new one is complete."""
         header = {"format": _FORMAT, "sites": self.sites, "coverage": dict(self.coverage)}
         header["total_steps"] = self.total_steps
@@ -117,7 +117,7 @@ class AttentionHistory:
             np.savez_compressed(file, header=np.array(json.dumps(header)), steps=self.steps, loss=self.loss, **arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "AttentionHistory":
+    def load(cls, path: str | os.PathLike[str]) -> "AttentionHistory":
         """Read a file that `save` wrote.
 
         Raises:

@@ -1,6 +1,7 @@
 """Observations on the device, before they come to the host."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,14 +103,14 @@ class PendingSteps:
             return []
         return self._to_host([(self.step, self._open)])
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "sums": {name: sums.cpu() for name, sums in self._open.items()},
             "passes": {site: list(of) for site, of in self._passes.items()},
         }
 
-    def load_state_dict(self, state: dict, statistics: Sequence[str]) -> None:
+    def load_state_dict(self, state: dict[str, Any], statistics: Sequence[str]) -> None:
         """Go on where `state_dict` was taken, by a recorder of these statistics."""
         self._finished.clear()
         self.step = state["step"]
