@@ -36,6 +36,7 @@ test-all: test test-slow test-matrix
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/python -m tools.update_tables --check
 
 format: install
