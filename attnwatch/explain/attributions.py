@@ -11,7 +11,7 @@ from attnwatch.attention import AttentionInputs, attention_received, attention_w
 from attnwatch.capture import Capture, ForwardPass, TensorParallelGroup
 from attnwatch.errors import NoAttentionError
 from attnwatch.explain.batches import Batch, token_mask
-from attnwatch.explain.effects import EffectName, make_effect
+from attnwatch.explain.effects import EffectName, cross_entropies, make_effect
 from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
 from attnwatch.utils.arguments import require_choice
 
@@ -177,12 +177,11 @@ def _objective(
     if measured.name == "kl" and problem_type == "multi_label_classification" and logits.ndim == 2:
         values = F.logsigmoid(logits.abs()).sum(-1)
     elif measured.name == "kl":
-        likely = logits.detach().argmax(-1)
-        values = -F.cross_entropy(logits.flatten(0, -2), likely.flatten(), reduction="none").view(likely.shape)
+        values = -cross_entropies(logits, logits.detach().argmax(-1))
     else:
         # With nothing hidden the effect is zero, and its gradient is the one that is needed.
         values = measured.measure(logits, torch.arange(len(logits), device=logits.device), 0)
-    if measured.outputs is not None:
-        outputs = measured.outputs
+    outputs = measured.outputs
+    if outputs is not None:
         values = values.masked_fill(~outputs, 0.0).sum(1) / outputs.sum(1).clamp(min=1)
     return values[measured.measurable].sum(), measured.measurable

@@ -62,10 +62,11 @@ class EvaluatedModel:
         Args:
             gradients: record the operations for a backward.
         """
-        states = [(module, *_state_of(module)) for module in self.model.modules()]
         device = self.device
         with contextlib.ExitStack() as stack:
-            stack.callback(_restore, states)
+            for module in self.model.modules():
+                stack.callback(vars(module).update, _plain_attributes(module))
+                stack.callback(module._buffers.update, dict(module._buffers))  # rotary embeddings replace theirs
             stack.enter_context(unwatched())
             stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
             stack.enter_context(torch.set_grad_enabled(gradients))
@@ -193,13 +194,7 @@ def _transformers_model(model: nn.Module) -> nn.Module:
     )
 
 
-def _state_of(module: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor | None]]:
-    """Return a module's mode and other plain attributes, and its buffers; rotary embeddings replace theirs."""
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    """Return a module's mode and its other attributes that are no modules or containers."""
     plain = bool | int | float | str | Tensor | None
-    return {name: value for name, value in vars(module).items() if isinstance(value, plain)}, dict(module._buffers)
-
-
-def _restore(states: list[tuple[nn.Module, dict[str, Any], dict[str, Tensor | None]]]) -> None:
-    for module, attributes, buffers in states:
-        vars(module).update(attributes)
-        module._buffers.update(buffers)
+    return {name: value for name, value in vars(module).items() if isinstance(value, plain)}

@@ -170,15 +170,14 @@ class FaithfulnessPlan:
         sequences = torch.arange(hidden.shape[1], device=hidden.device)[None, :, None].expand(hidden.shape[:-1])
         self._hides = hidden.any(-1) & forwards.effect.measurable[:, None]
         self._rows, self._sequences = hidden[self._hides], sequences[self._hides]
-        self.num_forwards = len(forwards.chunks(self._sequences, self._rows)) if len(self._rows) else 0
+        self.num_forwards = len(forwards.chunks(self._sequences, self._rows))
 
     def run(self) -> dict[str, FaithfulnessCurve]:
         """Return the curve of each score."""
         forwards = self._forwards
         effects = torch.zeros(self._hides.shape, device=self._hides.device)
-        if len(self._rows):
-            found = forwards.effects(self._sequences, self._rows)
-            effects[self._hides] = _mean_over_outputs(forwards, found, self._sequences, self._rows)
+        found = forwards.effects(self._sequences, self._rows)
+        effects[self._hides] = _mean_over_outputs(forwards, found, self._sequences, self._rows)
         unknown = ~(forwards.effect.measurable & forwards.batch.hideable.any(1))
         effects.masked_fill_(unknown[:, None], torch.nan)
         num_forwards = forwards.num_preparing + self.num_forwards

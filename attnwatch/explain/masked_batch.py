@@ -1,19 +1,39 @@
 """A batch of which tokens can be hidden, one forward for many rows."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnwatch.capture import CACHES
 from attnwatch.explain.batches import Batch, sequences_of, token_mask
 from attnwatch.explain.evaluated_model import EvaluatedModel
 from attnwatch.explain.hiding import HidingOptions, make_hiding, special_token_ids
-from attnwatch.explain.prefix_cache import PrefixCache, find_cache_argument, forward_with_cache
 from attnwatch.utils.messages import logger
 
-# Error of values that are computed in another order, relative to their spread, by bytes of a parameter.
-_ROUNDING = {8: 1e-4, 4: 1e-4}
-_ROUNDING_OF_HALF_PRECISION = 0.05
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """Keys and values of whole sequences, reused so that only the tokens from the first hidden one on are computed.
+
+    The cache that a model makes for itself drops what lies before a sliding window. This one has all tokens in all
+    layers, so that positions in it are positions in the sequence, and the model's masks hide what the window hides.
+
+    Attributes:
+        argument: name of the argument with which the model takes a cache.
+        layers: (keys, values) of each layer, each [batch, heads, tokens, head_dim].
+    """
+
+    argument: str
+    layers: list[tuple[Tensor, Tensor]]
+
+    def arguments(self, sequences: Tensor, start: int) -> dict[str, Any]:
+        """Return arguments for a forward of these sequences, int64 [rows], from the token `start` on."""
+        cache = _empty_cache()
+        for layer, (keys, values) in enumerate(self.layers):
+            cache.update(keys[sequences, :, :start], values[sequences, :, :start], layer)
+        return {self.argument: cache, "use_cache": True}
 
 
 class MaskedBatch:
@@ -23,7 +43,7 @@ class MaskedBatch:
         real: bool [batch, tokens], False at padding.
         special: bool [batch, tokens], True at special tokens.
         hideable: bool [batch, tokens], True where a token is neither.
-        removes_outputs: see `HidingMethod`.
+        removes_outputs: True if the model's outputs at hidden tokens have no meaning.
 
     Raises:
         ConfigurationError: tokens of this model can't be hidden this way.
@@ -31,8 +51,8 @@ class MaskedBatch:
 
     def __init__(self, model: EvaluatedModel, batch: Batch, options: HidingOptions):
         self.model = model
-        self._hiding = make_hiding(options, model)
-        self.removes_outputs = self._hiding.removes_outputs
+        self._hide = make_hiding(options, model)
+        self.removes_outputs = options.hide == "remove"
         self.real = token_mask(batch)
         self.special = torch.isin(batch["input_ids"], special_token_ids(model, options)) & self.real
         self.hideable = self.real & ~self.special
@@ -50,11 +70,9 @@ class MaskedBatch:
         if self.removes_outputs and self._accepts("position_ids") and "position_ids" not in self._batch:
             self._keep_positions()
         why_not = "the model keeps no keys and values that are known"
-        argument = find_cache_argument(self.model) if keep_prefix else None
-        is_decoder = not getattr(self.model.config, "is_encoder_decoder", False)
-        if argument is not None and is_decoder and self._accepts("use_cache") and self._accepts("attention_mask"):
+        if keep_prefix and (argument := self._cache_argument()):
             try:
-                logits, prefix = forward_with_cache(self.model, self._batch, argument)
+                logits, prefix = self._logits_and_prefix(argument)
             except Exception as error:  # of any kind: models differ in what they do with a cache
                 why_not = f"keys and values could not be kept: {error}"
             else:
@@ -72,7 +90,7 @@ class MaskedBatch:
             prefix: keys and values of the tokens before `start`.
         """
         kept = self._without_cache if prefix is None else prefix.arguments(sequences, start)
-        with self._hiding.hidden_in(sequences_of(self._batch, sequences), hidden, start) as rows:
+        with self._hide(sequences_of(self._batch, sequences), hidden, start) as rows:
             return self.model.logits(_cut(rows, self.real.shape[1], start, end), **kept)
 
     def ends(self, mask: Tensor) -> Tensor:
@@ -88,9 +106,9 @@ class MaskedBatch:
 
     @property
     def rounding(self) -> float:
-        """Relative error that a computation in another order may have."""
+        """Error of values that are computed in another order, relative to their spread."""
         parameter = next(self.model.model.parameters(), torch.zeros(()))
-        return _ROUNDING.get(parameter.element_size(), _ROUNDING_OF_HALF_PRECISION)
+        return 1e-4 if parameter.element_size() >= 4 else 0.05
 
     def _keep_positions(self) -> None:
         """Give a model that counts positions in the mask those of the whole sequences: hidden tokens would shift them.
@@ -114,8 +132,30 @@ class MaskedBatch:
         if self.model.broadcast(torch.allclose(given, own, rtol=self.rounding, atol=self.rounding)):
             self._batch["position_ids"] = positions
 
+    def _cache_argument(self) -> str | None:
+        """Return the name of the argument with which the model takes a cache; None if it is not known to take one."""
+        is_decoder = not getattr(self.model.config, "is_encoder_decoder", False)
+        if is_decoder and self._accepts("use_cache") and self._accepts("attention_mask"):
+            return next(filter(self._accepts, CACHES), None)
+        return None
+
+    def _logits_and_prefix(self, argument: str) -> tuple[Tensor, PrefixCache | None]:
+        """Return the logits and the keys and values; None if the model does not keep those of all tokens."""
+        cache = _empty_cache()
+        logits = self.model.logits(self._batch, **{argument: cache}, use_cache=True)
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        kept = [each for pair in layers for each in pair]
+        is_whole = kept and all(each.ndim == 4 and (len(each), each.shape[2]) == self.real.shape for each in kept)
+        return logits, PrefixCache(argument, layers) if is_whole else None
+
     def _accepts(self, argument: str) -> bool:
         return not self.model.has_custom_forward and self.model.accepts(argument)
+
+
+def _empty_cache() -> Any:
+    from transformers.cache_utils import DynamicCache  # only called for models of transformers
+
+    return DynamicCache()
 
 
 def positions_by_mask(mask: Tensor) -> Tensor:

@@ -7,21 +7,18 @@ import torch
 from torch import Tensor
 
 from attnwatch.explain.batches import Batch, check_batch
-from attnwatch.explain.causality import CausalityCheck
-from attnwatch.explain.effects import Effect, LossEffect, check_outputs, make_effect
+from attnwatch.explain.causality import check_causality
+from attnwatch.explain.effects import check_outputs, make_effect
 from attnwatch.explain.evaluated_model import EvaluatedModel
 from attnwatch.explain.hiding import HidingOptions
 from attnwatch.explain.masked_batch import MaskedBatch
 
 Route = Literal["cached_prefix", "full"]
 
-# Tokens of one forward by default: a CPU gains nothing from more.
-_TOKENS_PER_FORWARD = {"cpu": 512}
-_TOKENS_ON_ACCELERATORS = 16384
-# Outputs of one forward by default, on a CPU 32 MiB, beyond which the C library asks the system for memory anew each
-# time. On an accelerator as many more as there may be tokens.
-_OUTPUTS_PER_FORWARD = {"cpu": 2**23}
-_OUTPUTS_ON_ACCELERATORS = 2**28
+# Tokens and outputs of one forward by default. A CPU gains nothing from more tokens, and beyond 32 MiB of outputs the C
+# library asks the system for memory anew each time.
+_ON_CPU = (512, 2**23)
+_ON_ACCELERATORS = (16384, 2**28)
 _SECONDS_WITHOUT_PROGRESS_BAR = 2.0
 
 
@@ -50,14 +47,15 @@ class MaskedForwards:
         self.batch = MaskedBatch(model, batch, options)
         logits, self._prefix, self.why_full = self.batch.unmasked_logits(keep_prefix=options.effect in (None, "loss"))
         check_outputs(model, options.effect, are_per_token=logits.ndim == 3)
-        self.effect: Effect = make_effect(options.effect, logits, batch, self.batch.real, model.problem_type)
+        self.effect = make_effect(options.effect, logits, batch, self.batch.real, model.problem_type)
         self._budget = options.tokens_per_forward or _default_budget(logits)
-        if isinstance(self.effect, LossEffect):
-            check = CausalityCheck(self.batch, self.effect, logits)
-            if self._prefix is not None:
-                self._prefix, self.why_full = check.usable_prefix(self._prefix)
+        if self.effect.name == "loss":
+            why_not = check_causality(self.batch, self.effect, logits, self._prefix)
+            self.why_full = self.why_full or why_not
         else:
-            self._prefix, self.why_full = None, f"the effect {self.effect.name!r} needs all outputs"
+            self.why_full = f"the effect {self.effect.name!r} needs all outputs"
+        if self.why_full:
+            self._prefix = None
         self.num_preparing = model.num_forwards - before
 
     @property
@@ -116,11 +114,8 @@ class MaskedForwards:
 
 def _default_budget(logits: Tensor) -> int:
     """Return the number of tokens of one forward."""
-    device = logits.device.type
-    tokens = _TOKENS_PER_FORWARD.get(device, _TOKENS_ON_ACCELERATORS)
-    if logits.ndim == 2:
-        return tokens
-    return min(tokens, max(1, _OUTPUTS_PER_FORWARD.get(device, _OUTPUTS_ON_ACCELERATORS) // logits.shape[-1]))
+    tokens, outputs = _ON_CPU if logits.device.type == "cpu" else _ON_ACCELERATORS
+    return tokens if logits.ndim == 2 else min(tokens, max(1, outputs // logits.shape[-1]))
 
 
 def _with_progress(steps: Sequence[Any], show_progress: bool) -> Any:

@@ -119,18 +119,16 @@ class OcclusionPlan:
         with model.evaluating():
             self.forwards = MaskedForwards(model, batch, options)
         self._choose_rows(units, max_units, torch.Generator().manual_seed(seed))
-        num_chunks = len(self.forwards.chunks(self._sequences, self._hidden)) if len(self._hidden) else 0
-        self.num_forwards = self.forwards.num_preparing + num_chunks
+        self.num_forwards = self.forwards.num_preparing + len(self.forwards.chunks(self._sequences, self._hidden))
 
     def run(self, *, show_progress: bool = False) -> Occlusion:
         """Hide the tokens."""
         forwards, real = self.forwards, self.forwards.batch.real
         importance = torch.full(real.shape, torch.nan, device=real.device)
         matrix = None if forwards.effect.outputs is None else importance[:, :, None].repeat(1, 1, real.shape[1])
-        if len(self._hidden):
-            with forwards.batch.model.evaluating():
-                effects = forwards.effects(self._sequences, self._hidden, show_progress=show_progress)
-            self._fill(effects, importance, matrix)
+        with forwards.batch.model.evaluating():
+            effects = forwards.effects(self._sequences, self._hidden, show_progress=show_progress)
+        self._fill(effects, importance, matrix)
         return Occlusion(
             importance,
             matrix,
@@ -157,24 +155,18 @@ class OcclusionPlan:
             candidates = batch.hideable[sequence] & (reasons[sequence] == _HIDDEN)
             members = (numbers[candidates].unique()[:, None] == numbers) & candidates  # [units, tokens]
             members = members[members.int().argmax(1).argsort(stable=True)]  # in the order of the text
-            has_output = self._has_output(sequence, members)
-            reasons[sequence][members[~has_output].any(0)] = _NO_OUTPUT
-            members = members[has_output]
-            chosen = stratified_rows(len(members), max_units, generator).to(members.device)
-            not_chosen = torch.ones(len(members), dtype=torch.bool, device=members.device).index_fill(0, chosen, False)
-            reasons[sequence][members[not_chosen].any(0)] = _NOT_SAMPLED
-            rows.append(members[chosen])
+            if effect.outputs is not None:
+                has_output = self._changeable(effect.outputs[sequence].expand_as(members), members).any(1)
+                reasons[sequence][members[~has_output].any(0)] = _NO_OUTPUT
+                members = members[has_output]
+            chosen = members[stratified_rows(len(members), max_units, generator).to(members.device)]
+            reasons[sequence][members.any(0)] = _NOT_SAMPLED
+            reasons[sequence][chosen.any(0)] = _HIDDEN
+            rows.append(chosen)
             sequences += [sequence] * len(chosen)
         self._sequences = torch.tensor(sequences, dtype=torch.int64, device=batch.real.device)
         self._hidden = torch.cat(rows)
         self._reasons = reasons
-
-    def _has_output(self, sequence: int, members: Tensor) -> Tensor:
-        """Return whether each unit can change an output that counts, bool [units]."""
-        outputs = self.forwards.effect.outputs
-        if outputs is None:
-            return torch.ones(len(members), dtype=torch.bool, device=members.device)
-        return self._changeable(outputs[sequence].expand_as(members), members).any(1)
 
     def _changeable(self, outputs: Tensor, members: Tensor) -> Tensor:
         """Return the outputs that hiding these tokens can change, bool [rows, tokens]."""
