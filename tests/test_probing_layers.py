@@ -13,7 +13,7 @@ from attnwatch import ConfigurationError
 from attnwatch.explain import LayerProbes, probe_layers
 from attnwatch.explain.probing.examples import Examples
 from attnwatch.explain.probing.options import ProbeOptions
-from attnwatch.explain.probing.result import corrected_stderr
+from attnwatch.explain.probing.probes import corrected_stderr
 from attnwatch.explain.probing.tasks import Task, control_labels, position_bins, prepare_fits
 
 IDS = 8  # of tokens, in the batches of most tests
@@ -118,7 +118,7 @@ def test_what_words_do_not_tell_is_selective():
 
 
 def examples_of(labels: Tensor, sequences: Tensor, types: Tensor, *, are_of_tokens: bool = True) -> Examples:
-    return Examples([torch.zeros(len(labels), 1)], sequences, types, {"own": labels}, {"own"}, are_of_tokens)
+    return Examples([torch.zeros(len(labels), 1)], sequences, types, {"own": labels}, are_of_tokens)
 
 
 def test_control_labels_are_functions_of_the_word_distributed_like_the_labels():

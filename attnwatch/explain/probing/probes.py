@@ -1,7 +1,7 @@
 """Linear probes on the hidden states of all layers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +12,80 @@ from attnwatch.explain.batches import Batch, as_batches
 from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
 from attnwatch.explain.probing.examples import Examples, gather_examples, label_batches
 from attnwatch.explain.probing.options import ProbeOptions
-from attnwatch.explain.probing.result import LayerProbes, corrected_stderr
 from attnwatch.explain.probing.ridge import LEAVE_ONE_OUT_EXAMPLES, Ridge, full_precision
 from attnwatch.explain.probing.states import HiddenStates, ReadStates, states_reader
 from attnwatch.explain.probing.targets import OwnLabels
 from attnwatch.explain.probing.tasks import Fit, Task, prepare_fits
 from attnwatch.utils.arguments import require_function
+from attnwatch.utils.labels import evenly_spaced
+
+_MOST_COLUMNS = 12
+
+
+@dataclass
+class LayerProbes:
+    """Accuracy of linear probes on the states of each layer, on sequences that they were not trained on.
+
+    Attributes:
+        targets: names, in the order of the first axis of what follows.
+        layers: names, in the order of the second: `"embeddings"`, `"layer 1"`, …
+        accuracy: float64 [targets, layers], mean over the splits, 0 to 1; nan where a layer was not probed.
+        stderr: of accuracy, [targets, layers], from its variance s² over J splits: sqrt((1/J + test/train) s²), as
+            splits share examples (Nadeau and Bengio 2003).
+        baseline: [targets], accuracy of always predicting the most frequent class of the test part.
+        control: [targets, layers], accuracy of the same probes for random labels, see `selectivity`.
+        num_classes, num_examples: of each target.
+        strength: [targets, layers], the median of the ridge strengths that were chosen, relative to the examples.
+        num_forwards: number of forwards that it took, one for each batch.
+        skipped: why targets or layers have no numbers, by name.
+    """
+
+    targets: list[str]
+    layers: list[str]
+    accuracy: Tensor
+    stderr: Tensor
+    baseline: Tensor
+    control: Tensor
+    num_classes: list[int]
+    num_examples: list[int]
+    strength: Tensor
+    num_forwards: int
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def above_baseline(self) -> Tensor:
+        """Accuracy minus baseline, [targets, layers]."""
+        return self.accuracy - self.baseline[:, None]
+
+    @property
+    def selectivity(self) -> Tensor:
+        """Accuracy minus control, [targets, layers]: beyond that of a probe that learns words by heart."""
+        return self.accuracy - self.control
+
+    def __str__(self) -> str:
+        """Return a table; of many layers, some evenly spaced ones."""
+        columns = evenly_spaced(len(self.layers), _MOST_COLUMNS)
+        rows = [["accuracy (standard error)", "baseline", *(self.layers[at].removeprefix("layer ") for at in columns)]]
+        for index, name in enumerate(self.targets):
+            accuracy, stderr, selectivity = self.accuracy[index], self.stderr[index], self.selectivity[index]
+            cells = [f"{accuracy[at]:.3f} ({stderr[at]:.3f})" for at in columns]
+            rows.append([f"{name} ({self.num_classes[index]} classes)", f"{self.baseline[index]:.3f}", *cells])
+            rows.append(["  selectivity", "", *(f"{selectivity[at]:+.3f}" for at in columns)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *(f"{name}: skipped, {reason}" for name, reason in self.skipped.items())])
+
+
+def corrected_stderr(accuracy: Tensor, test_per_train: Tensor) -> Tensor:
+    """Return the standard errors [targets, layers], see `LayerProbes.stderr`.
+
+    Args:
+        accuracy: [targets, layers, splits].
+        test_per_train: [targets], number of test examples for each training example.
+    """
+    if not len(accuracy):  # of nothing torch warns
+        return accuracy.new_empty(accuracy.shape[:-1])
+    return torch.sqrt((1 / accuracy.shape[-1] + test_per_train[:, None]) * accuracy.var(-1))
 
 
 def probe_layers(
@@ -104,52 +172,51 @@ def single_function(forward: Forward | None, hidden_states: HiddenStates | None)
 def probe(model: EvaluatedModel, read: ReadStates, batches: Sequence[Batch], options: ProbeOptions) -> LayerProbes:
     """Probe the states that `read` returns. See `probe_layers`."""
     forwards_before = model.num_forwards
+    names = options.chosen_targets()
     labels, skipped = label_batches(batches, options)
     device = model.device if model.device.type != "mps" else torch.device("cpu")  # mps has no float64
-    layers: list[str] = []
-    found: list[_Measured] = []
+    tasks: dict[str, Task] = {}
     with model.evaluating(), full_precision():
-        for examples in gather_examples(batches, labels, options, read, device) if labels else ():
-            layers = ["embeddings", *(f"layer {number}" for number in range(1, len(examples.states)))]
-            tasks, fits, reasons = prepare_fits(examples, options)
-            is_finite = [bool(torch.isfinite(states).all()) for states in examples.states]
-            unreadable = [name for name, finite in zip(layers, is_finite, strict=True) if not finite]
-            skipped |= reasons | dict.fromkeys(unreadable, "its states are not all finite")
-            found += _measure_layers(examples, tasks, fits, is_finite)
-    order = options.chosen_targets()
-    found.sort(key=lambda each: order.index(each.task.name))
-    return _result(found, layers, model.num_forwards - forwards_before, skipped)
+        groups = gather_examples(batches, labels, options, read, device) if labels else []
+        layers = _layer_names(groups)
+        accuracy, control, strength = numbers = torch.full(
+            (3, len(names), len(layers), options.num_splits), torch.nan, dtype=torch.float64
+        )
+        baseline, num_test, num_train = torch.zeros(3, len(names), options.num_splits, dtype=torch.float64)
+        for examples in groups:
+            found, fits, reasons = prepare_fits(examples, options)
+            tasks |= {task.name: task for task in found}
+            skipped |= reasons
+            for fit in fits:
+                for task in fit.tasks:
+                    at = names.index(task.name), fit.split
+                    num_test[at], num_train[at] = len(fit.test), len(fit.train)
+                    baseline[at] = task.labels[fit.test].bincount().max() / num_test[at]
+            for layer, states in enumerate(examples.states):
+                if not torch.isfinite(states).all():
+                    skipped[layers[layer]] = "its states are not all finite"
+                    continue
+                for fit in fits:
+                    rows = [names.index(task.name) for task in fit.tasks]
+                    numbers[:, rows, layer, fit.split] = torch.tensor(measure(states, fit), dtype=torch.float64).T
+    probed = [index for index, name in enumerate(names) if name in tasks]
+    return LayerProbes(
+        targets=[names[index] for index in probed],
+        layers=layers,
+        accuracy=accuracy[probed].mean(-1),
+        stderr=corrected_stderr(accuracy[probed], num_test[probed].sum(-1) / num_train[probed].sum(-1)),
+        baseline=baseline[probed].mean(-1),
+        control=control[probed].mean(-1),
+        num_classes=[tasks[names[index]].num_classes for index in probed],
+        num_examples=[int((tasks[names[index]].labels >= 0).sum()) for index in probed],
+        strength=strength[probed].median(-1).values,
+        num_forwards=model.num_forwards - forwards_before,
+        skipped=skipped,
+    )
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Numbers of one task: float64 [layers, splits]; the baseline [splits]."""
-
-    task: Task
-    accuracy: Tensor
-    control: Tensor
-    strength: Tensor
-    baseline: Tensor
-    test_per_train: float
-
-
-def _measure_layers(
-    examples: Examples, tasks: list[Task], fits: list[Fit], is_finite: Sequence[bool]
-) -> list[_Measured]:
-    num_splits = 1 + max((fit.split for fit in fits), default=0)
-    shape = (3, len(examples.states), num_splits)
-    numbers = {task.name: torch.full(shape, torch.nan, dtype=torch.float64) for task in tasks}
-    for layer, states in enumerate(examples.states):
-        for fit in fits if is_finite[layer] else ():
-            for task, measured in zip(fit.tasks, measure(states, fit), strict=True):
-                numbers[task.name][:, layer, fit.split] = torch.tensor(measured, dtype=torch.float64)
-    found = []
-    for task in tasks:
-        own = [fit for fit in fits if any(each is task for each in fit.tasks)]
-        baseline = [task.labels[fit.test].bincount().max().double() / len(fit.test) for fit in own]
-        ratio = sum(len(fit.test) for fit in own) / sum(len(fit.train) for fit in own)
-        found.append(_Measured(task, *numbers[task.name], torch.stack(baseline), ratio))
-    return found
+def _layer_names(groups: Sequence[Examples]) -> list[str]:
+    return ["embeddings", *(f"layer {number}" for number in range(1, len(groups[0].states)))] if groups else []
 
 
 def measure(states: Tensor, fit: Fit) -> list[tuple[float, float, float]]:
@@ -166,25 +233,3 @@ def measure(states: Tensor, fit: Fit) -> list[tuple[float, float, float]]:
     accuracies = (predicted == right).double().mean(1).tolist()
     half = len(fit.tasks)
     return list(zip(accuracies[:half], accuracies[half:], [each.strength for each in probes[:half]], strict=True))
-
-
-def _result(found: list[_Measured], layers: list[str], num_forwards: int, skipped: dict[str, str]) -> LayerProbes:
-    def stack(numbers: Iterable[Tensor], *shape: int) -> Tensor:
-        numbers = list(numbers)
-        return torch.stack(numbers) if numbers else torch.empty(0, *shape, dtype=torch.float64)
-
-    accuracy = stack((each.accuracy for each in found), len(layers), 2)
-    test_per_train = torch.tensor([each.test_per_train for each in found], dtype=torch.float64)
-    return LayerProbes(
-        targets=[each.task.name for each in found],
-        layers=layers,
-        accuracy=accuracy.mean(-1),
-        stderr=corrected_stderr(accuracy, test_per_train),
-        baseline=stack(each.baseline.mean() for each in found),
-        control=stack((each.control.mean(-1) for each in found), len(layers)),
-        num_classes=[each.task.num_classes for each in found],
-        num_examples=[int((each.task.labels >= 0).sum()) for each in found],
-        strength=stack((each.strength.median(-1).values for each in found), len(layers)),
-        num_forwards=num_forwards,
-        skipped=skipped,
-    )

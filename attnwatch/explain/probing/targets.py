@@ -17,9 +17,6 @@ IGNORED = -1
 MOST_DEPTH = 3
 """Deeper brackets count as these."""
 
-_CHARACTER_CLASSES = ("letters", "digits", "punctuation", "space", "mixed")
-_CASES = ("lower", "upper", "capitalized", "mixed")
-
 OwnLabels = Callable[[Batch], Tensor] | Sequence[Tensor]
 """Labels of the user, int [batch, tokens] or [batch], negative where there is none: of a batch, or of each batch."""
 
@@ -46,12 +43,9 @@ def _case(text: str) -> str | None:
     return "upper" if letters.isupper() else "mixed"
 
 
-def _character_classes(tokens: DecodedTokens) -> list[int]:
-    return [_CHARACTER_CLASSES.index(_character_class(text)) for text in tokens.texts]
-
-
-def _cases(tokens: DecodedTokens) -> list[int]:
-    return [IGNORED if (case := _case(text)) is None else _CASES.index(case) for text in tokens.texts]
+def _by_text(classify: Callable[[str], str | None], classes: Sequence[str]) -> Callable[[DecodedTokens], list[int]]:
+    numbers = {None: IGNORED, **{name: number for number, name in enumerate(classes)}}
+    return lambda tokens: [numbers[classify(text)] for text in tokens.texts]
 
 
 def _word_starts(tokens: DecodedTokens) -> list[int]:
@@ -77,8 +71,8 @@ def _code(marks_of: Callable[[CodeMarks], Sequence[int]]) -> Callable[[DecodedTo
 
 
 _FROM_TEXT: dict[str, Callable[[DecodedTokens], list[int]]] = {
-    "character_class": _character_classes,
-    "case": _cases,
+    "character_class": _by_text(_character_class, ("letters", "digits", "punctuation", "space", "mixed")),
+    "case": _by_text(_case, ("lower", "upper", "capitalized", "mixed")),
     "word_start": _word_starts,
     "in_string": _code(lambda marks: marks.in_string),
     "in_comment": _code(lambda marks: marks.in_comment),
@@ -94,7 +88,8 @@ _FROM_IDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 LABEL, LABEL_AT_FIRST, POSITION = "label", "label_at_first", "position"
 TEXT_TARGETS = tuple(_FROM_TEXT)
-BUILT_IN = (LABEL, LABEL_AT_FIRST, *_FROM_IDS, POSITION, *TEXT_TARGETS)
+TOKEN_TARGETS = (*_FROM_IDS, POSITION, *TEXT_TARGETS)
+BUILT_IN = (LABEL, LABEL_AT_FIRST, *TOKEN_TARGETS)
 DEFAULTS = (*_FROM_IDS, POSITION)
 DEFAULTS_WITH_TOKENIZER = ("character_class", "word_start")
 

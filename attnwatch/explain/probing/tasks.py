@@ -9,7 +9,7 @@ from torch import Tensor
 
 from attnwatch.explain.probing.examples import Examples
 from attnwatch.explain.probing.options import ProbeOptions
-from attnwatch.explain.probing.targets import IGNORED, POSITION
+from attnwatch.explain.probing.targets import IGNORED, POSITION, TOKEN_TARGETS
 
 MOST_CLASSES = 50
 """The most frequent classes are kept, examples of others ignored: of token ids these are about half of a text, with
@@ -62,7 +62,7 @@ def prepare_fits(examples: Examples, options: ProbeOptions) -> tuple[list[Task],
     for name, labels in examples.labels.items():
         task = _task(name, labels, examples)
         if task.num_classes < 2:
-            skipped[name] = _too_few_classes(task, is_given=name in examples.given)
+            skipped[name] = _too_few_classes(task)
         else:
             tasks.append(task)
     tests = [_test_examples(examples, tasks, options, split) for split in range(options.num_splits)]
@@ -105,24 +105,21 @@ def _task(name: str, labels: Tensor, examples: Examples) -> Task:
     if name == POSITION:
         labels = position_bins(labels)
     classes, counts = labels[labels >= 0].unique(return_counts=True)
-    if name not in examples.given:
+    if name in TOKEN_TARGETS:
         present = torch.stack([labels, examples.sequences], 1)[labels >= 0].unique(dim=0)[:, 0]
         kept = present.unique(return_counts=True)[1] >= FEWEST_SEQUENCES
         classes, counts = classes[kept], counts[kept]
-    if len(classes) > MOST_CLASSES:
-        most = counts.argsort(descending=True, stable=True)[:MOST_CLASSES]
-        classes = classes[most].sort().values
-    if not len(classes):
-        return Task(name, torch.full_like(labels, IGNORED), 0)
-    places = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
-    return Task(name, places.where(classes[places] == labels, IGNORED), len(classes))
+    most_frequent = counts.argsort(descending=True, stable=True)[:MOST_CLASSES]
+    classes = classes[most_frequent].sort().values
+    numbers = torch.searchsorted(classes, labels).where(torch.isin(labels, classes), IGNORED)
+    return Task(name, numbers, len(classes))
 
 
-def _too_few_classes(task: Task, *, is_given: bool) -> str:
+def _too_few_classes(task: Task) -> str:
     number = "one class" if task.num_classes else "no class"
-    if is_given:
-        return f"its examples are of {number}"
-    return f"{number} is in {FEWEST_SEQUENCES} sequences or more, and classes in fewer are left out"
+    if task.name in TOKEN_TARGETS:
+        return f"{number} is in {FEWEST_SEQUENCES} sequences or more, and classes in fewer are left out"
+    return f"its examples are of {number}"
 
 
 def _test_examples(examples: Examples, tasks: list[Task], options: ProbeOptions, split: int) -> Tensor:
