@@ -1,4 +1,4 @@
-"""Check on one row: that hiding a token changes nothing before it, and that kept keys and values can be used."""
+"""Check of a causal language model with one hidden token."""
 
 import torch
 from torch import Tensor
@@ -7,22 +7,24 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.explain.effects import Effect
 from attnwatch.explain.masked_batch import MaskedBatch, PrefixCache
 
-# With fewer tokens that can be hidden, little can be seen in a sequence.
+# A sequence with fewer tokens that can be hidden is a weak test.
 _FEWEST = 4
 
 
 def check_causality(batch: MaskedBatch, effect: Effect, logits: Tensor, prefix: PrefixCache | None) -> str:
-    """Hide one token of one row, and return why the prefix cache can't be used; "" if it can, or if there is none.
+    """Check that hiding a token changes no prediction before it, and return why the prefix cache can't be used.
+
+    The check hides one token of one row. It returns "" if the cache can be used, or if there is none.
 
     Args:
-        effect: of the batch, "loss".
-        logits: with nothing hidden.
+        effect: effect "loss" of the batch.
+        logits: logits with nothing hidden.
 
     Raises:
         ConfigurationError: the model is not causal, or its outputs are not finite.
     """
     outputs = effect.outputs
-    # Logits before the hidden token show a change, whether or not they have labels.
+    # All logits before the hidden token are compared, also those without a label.
     usable = batch.hideable & outputs.any(1, keepdim=True) & (batch.real.cumsum(1) > 1)
     is_nan = (logits.isnan().any(-1) & batch.real).any(1, keepdim=True)
     if usable.any() and not (usable & ~is_nan).any():
@@ -80,7 +82,7 @@ def _exceeds(batch: MaskedBatch, values: Tensor, tolerance: float) -> bool:
 
 
 def _middle_of_one(usable: Tensor) -> tuple[int, int]:
-    """Return (sequence, place) in the sequence with the fewest tokens that is long enough: models differ in padding."""
+    """Return the middle token of the shortest sequence that is long enough, where models differ in padding."""
     numbers = usable.sum(1)
     sequence = int(numbers.masked_fill(numbers < min(_FEWEST, int(numbers.max())), usable.shape[1] + 1).argmin())
     places = usable[sequence].nonzero()[:, 0]

@@ -23,10 +23,10 @@ class Effect:
     Args:
         name: one of `EffectName`.
         loss: a function of (logits, targets) that returns [rows], or [rows, tokens] for one output per token.
-        logits: of the batch with nothing hidden.
-        targets: of the batch, [batch, ...] or [batch, tokens, ...].
-        outputs: bool [batch, tokens], the outputs that count; None if the model has one output per sequence.
-        measurable: bool [batch], False for sequences without a label or a prediction.
+        logits: logits of the batch with nothing hidden.
+        targets: targets of the batch, [batch, ...] or [batch, tokens, ...].
+        outputs: outputs that count, bool [batch, tokens]; None if the model has one output per sequence.
+        measurable: False for sequences without a label or a prediction, bool [batch].
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Effect:
         """Return the effects [rows], or [rows, tokens] from the token `start` on.
 
         Args:
-            logits: of the rows, [rows, classes] or [rows, tokens, vocabulary].
-            sequences: int64 [rows], the sequence of the batch that each row comes from.
+            logits: logits of the rows, [rows, classes] or [rows, tokens, vocabulary].
+            sequences: number of the sequence of the batch that each row comes from, int64 [rows].
         """
         here = (sequences,) if self.outputs is None else (sequences, slice(start, start + logits.shape[1]))
         return self._loss(logits, self._targets[here]) - self._base[here]
@@ -76,7 +76,7 @@ def _yes_and_no(logits: Tensor) -> Tensor:
 
 
 def is_multi_label(logits: Tensor, labels: Tensor, problem_type: str | None) -> bool:
-    """Return whether each class has a label of its own, 0.0 or 1.0; transformers tells regression apart alike."""
+    """Return whether each class has its own label, 0.0 or 1.0; transformers recognizes regression by the same rule."""
     may_be = problem_type == "multi_label_classification" or (problem_type is None and logits.shape[1] > 1)
     is_per_class = labels.is_floating_point() and labels.shape == logits.shape
     return may_be and is_per_class and bool(((labels == 0) | (labels == 1)).all())
@@ -85,10 +85,10 @@ def is_multi_label(logits: Tensor, labels: Tensor, problem_type: str | None) -> 
 def make_effect(
     name: EffectName | None, logits: Tensor, batch: Batch, real: Tensor, problem_type: str | None
 ) -> Effect:
-    """Return the effect of this name; None means the one that fits the outputs.
+    """Return the effect of this name, or for None the one that fits the outputs.
 
     Args:
-        logits: of the batch with nothing hidden.
+        logits: logits of the batch with nothing hidden.
         real: bool [batch, tokens], False at padding.
         problem_type: see `EvaluatedModel.problem_type`.
 
@@ -162,10 +162,10 @@ def _label_loss(logits: Tensor, labels: Tensor | None, problem_type: str | None)
 
 
 def check_outputs(model: EvaluatedModel, effect: EffectName | None, *, are_per_token: bool = False) -> None:
-    """Raise a `ConfigurationError` if the model is known to have outputs that the effect can't be measured by.
+    """Raise a `ConfigurationError` if the effect can't be measured by the outputs that the model is known to have.
 
     Args:
-        are_per_token: the outputs are known to be per token; a custom forward may return others than the model's.
+        are_per_token: True if the outputs are known to be per token, also those of a custom forward.
     """
     name = type(model.base).__name__
     is_encoder_decoder = getattr(model.config, "is_encoder_decoder", False) and "Classification" not in name

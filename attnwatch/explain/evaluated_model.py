@@ -1,4 +1,4 @@
-"""A model that is evaluated beside its training, which leaves no trace in it or in the random state."""
+"""Evaluation of a model during its training, which changes neither the model nor any random state."""
 
 import contextlib
 import inspect
@@ -21,14 +21,14 @@ Forward = Callable[[nn.Module, Batch], Any]
 
 
 class EvaluatedModel:
-    """A model and the way to call it.
+    """Model together with the function that calls it.
 
     Args:
         model: a transformers model, or a module with one in it, such as a LightningModule; with `forward` any module.
-        forward: calls the model; None means by name, with everything in the batch but the labels.
+        forward: function that calls the model; None means a call with everything in the batch except labels.
 
     Attributes:
-        model: the module that is called.
+        model: module that is called.
         num_forwards: number of calls so far.
 
     Raises:
@@ -57,10 +57,10 @@ class EvaluatedModel:
 
     @contextlib.contextmanager
     def evaluating(self, *, gradients: bool = False) -> Iterator[None]:
-        """Put the model in eval mode, not compiled, unobserved and without autocast; restore it afterwards.
+        """Put the model in eval mode, without compilation, observation and autocast, and restore it afterwards.
 
         Args:
-            gradients: record the operations for a backward.
+            gradients: record operations for a backward.
         """
         device = self.device
         with contextlib.ExitStack() as stack:
@@ -100,8 +100,8 @@ class EvaluatedModel:
     def broadcast(self, value: Any) -> Any:
         """Return the first process's value if the model is sharded over processes, else `value`.
 
-        A forward of a sharded model is one of all processes. Rounding may differ between them, so everything that
-        decides which forwards follow must be broadcast.
+        All processes take part in every forward of a sharded model. Rounding may differ between processes, so a value
+        that decides which forwards follow must be broadcast.
         """
         if not self.is_sharded:
             return value
@@ -112,7 +112,7 @@ class EvaluatedModel:
     def accepts(self, argument: str) -> bool:
         """Return whether the model's forward has an argument of this name; a custom `forward` accepts all.
 
-        `**kwargs` do not count: the model may ignore them.
+        `**kwargs` do not count, because the model may ignore them.
         """
         if self.has_custom_forward:
             return True
@@ -161,10 +161,13 @@ class EvaluatedModel:
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
     def input_embeddings(self, *, needed_by: str = "") -> nn.Module | None:
-        """Return the module that embeds `input_ids`; None if the model has none under the usual name.
+        """Return the module that embeds `input_ids`, or None if the model has no `get_input_embeddings()`.
+
+        Args:
+            needed_by: beginning of the error message; "" returns None instead of an error.
 
         Raises:
-            ConfigurationError: there is none, and something needs it.
+            ConfigurationError: the module is needed and missing.
         """
         find = getattr(self.model, "get_input_embeddings", None)
         embeddings = find() if callable(find) else None

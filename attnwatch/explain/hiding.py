@@ -19,17 +19,17 @@ from attnwatch.utils.arguments import require_choice, require_int
 HidingName = Literal["remove", "mask_token", "mean"]
 
 Hide = Callable[[dict[str, Any], Tensor, int], AbstractContextManager[dict[str, Any]]]
-"""Function of rows, the hidden tokens (bool [rows, tokens]), and the first token that the model is given. Returns a
-context with the rows to give to the model while it is open."""
+"""Function of the rows, the hidden tokens (bool [rows, tokens]) and the first token that the model is given; returns a
+context that yields the rows to give to the model."""
 
-# Special tokens in a model's configuration, which serve where no tokenizer knows them.
+# Special tokens in a model's configuration, used without a tokenizer.
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 _EMBEDDINGS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class HidingOptions:
-    """Arguments of `occlude` that say how tokens are hidden and what is measured.
+    """Arguments of `occlude` that define how tokens are hidden and what is measured.
 
     Args:
         hide, effect, tokenizer, mask_token_id, special_ids, tokens_per_forward: see `attnwatch.explain.occlude`.
@@ -116,9 +116,10 @@ def _mean_embedding(embeddings: nn.Module) -> Hide:
 
 
 def special_token_ids(model: EvaluatedModel, options: HidingOptions) -> Tensor:
-    """Return the ids of special tokens, which are never hidden, int64 [ids]; the one for unknown words is not special.
+    """Return the ids of special tokens, which are never hidden, int64 [ids].
 
-    They are those that the user gave, else the tokenizer's, else those in the model's configuration.
+    They are those that the user gave, else the tokenizer's without that of unknown words, else those in the model's
+    configuration.
     """
     if options.special_ids is not None:
         ids = set(options.special_ids)
@@ -134,7 +135,7 @@ def special_token_ids(model: EvaluatedModel, options: HidingOptions) -> Tensor:
 
 
 def _check_embedded(token_id: int, model: EvaluatedModel) -> None:
-    """Raise a `ConfigurationError` for an id without embedding: an accelerator does not recover from one."""
+    """Raise a `ConfigurationError` for an id without an embedding, from which an accelerator can't recover."""
     weight = getattr(model.input_embeddings(), "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 2 and not 0 <= token_id < len(weight):
         raise ConfigurationError(

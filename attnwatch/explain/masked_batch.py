@@ -1,4 +1,4 @@
-"""A batch of which tokens can be hidden, one forward for many rows."""
+"""Batch whose tokens can be hidden, with one forward for many rows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,13 +15,13 @@ from attnwatch.utils.messages import logger
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Keys and values of whole sequences, reused so that only the tokens from the first hidden one on are computed.
+    """Keys and values of whole sequences, so that only the tokens from the first hidden one on must be computed.
 
-    The cache that a model makes for itself drops what lies before a sliding window. This one has all tokens in all
-    layers, so that positions in it are positions in the sequence, and the model's masks hide what the window hides.
+    A model's own cache drops the tokens before a sliding window. This one keeps all tokens in all layers, so that
+    positions in it are positions in the sequence; the model's masks hide the tokens outside the window.
 
     Attributes:
-        argument: name of the argument with which the model takes a cache.
+        argument: name of the model's argument for a cache.
         layers: (keys, values) of each layer, each [batch, heads, tokens, head_dim].
     """
 
@@ -37,7 +37,7 @@ class PrefixCache:
 
 
 class MaskedBatch:
-    """A batch and its model, with a method to hide tokens. Used while `model.evaluating()` is open.
+    """Batch and model with a method to hide tokens. The model must be in `EvaluatedModel.evaluating`.
 
     Attributes:
         real: bool [batch, tokens], False at padding.
@@ -94,10 +94,9 @@ class MaskedBatch:
             return self.model.logits(_cut(rows, self.real.shape[1], start, end), **kept)
 
     def ends(self, mask: Tensor) -> Tensor:
-        """Return the end of what must be computed in each sequence, int64 [batch], at least 1.
+        """Return the number of tokens that must be computed in each sequence, int64 [batch], at least 1.
 
-        That is behind the last True of the mask, bool [batch, tokens]; with a custom forward it is the last token, as
-        only the user's function knows what may be left out.
+        They end with the last True of the mask, bool [batch, tokens]. A custom forward is always given all tokens.
         """
         tokens = mask.shape[1]
         if self.model.has_custom_forward:
@@ -111,9 +110,9 @@ class MaskedBatch:
         return 1e-4 if parameter.element_size() >= 4 else 0.05
 
     def _keep_positions(self) -> None:
-        """Give a model that counts positions in the mask those of the whole sequences: hidden tokens would shift them.
+        """Pass positions to a model that derives them from the mask, where hidden tokens would shift them.
 
-        Whether it counts so is tried on the sequence with the most padding, where other ways to count differ most.
+        Whether the model does so is tested on the sequence with the most padding, where other rules differ most.
         """
         lengths = self.real.sum(1)
         sequence = lengths.masked_fill(lengths < 2, self.real.shape[1] + 1).argmin()[None]
@@ -123,8 +122,8 @@ class MaskedBatch:
             own = self.model.logits(row, **self._without_cache)
             given = self.model.logits(row, position_ids=positions[sequence], **self._without_cache)
         except Exception as error:
-            # A model that does not take these positions counts in its own way. An error with another cause is raised
-            # again by the forward of the whole batch, which is made without positions.
+            # The model does not take these positions. An error with another cause is raised again by the forward of the
+            # whole batch, which is made without positions.
             logger.debug("attnwatch: %s is not given `position_ids`: %s", self.model.name, error)
             return
         if own.ndim == 3:
@@ -133,7 +132,7 @@ class MaskedBatch:
             self._batch["position_ids"] = positions
 
     def _cache_argument(self) -> str | None:
-        """Return the name of the argument with which the model takes a cache; None if it is not known to take one."""
+        """Return the name of the model's argument for a cache; None if it has none that is known."""
         is_decoder = not getattr(self.model.config, "is_encoder_decoder", False)
         if is_decoder and self._accepts("use_cache") and self._accepts("attention_mask"):
             return next(filter(self._accepts, CACHES), None)
@@ -161,7 +160,7 @@ def _empty_cache() -> Any:
 def positions_by_mask(mask: Tensor) -> Tensor:
     """Return positions as models derive them from a mask: real tokens counted from 0, int64 [batch, tokens].
 
-    Padding has 0: an accelerator does not recover from an index of -1.
+    Padding has position 0, because an accelerator can't recover from an index of -1.
     """
     return mask.long().cumsum(1).mul(mask.long()).sub(1).clamp(min=0)
 

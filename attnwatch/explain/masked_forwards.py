@@ -23,18 +23,17 @@ _SECONDS_WITHOUT_PROGRESS_BAR = 2.0
 
 
 class MaskedForwards:
-    """Measures what hiding tokens of a batch changes. Used while `model.evaluating()` is open.
+    """Effects of hiding tokens of a batch. The model must be in `EvaluatedModel.evaluating`.
 
-    Rows of a causal language model are computed from the first hidden token on only, with the keys and values of the
-    whole sequence before it. One row is computed both ways first; where they disagree, rows are computed in full.
-
-    Args: see `occlude`.
+    Rows of a causal language model are computed from the first hidden token on, with the cached keys and values of the
+    tokens before it. One row is computed with and without the cache first; if they differ, all rows are computed in
+    full.
 
     Attributes:
-        batch: the batch with its masks.
-        effect: what is measured.
-        num_preparing: forwards that preparing took.
-        why_full: why rows are computed in full; empty if they are not.
+        batch: batch with its masks.
+        effect: effect that is measured.
+        num_preparing: number of forwards of the preparation.
+        why_full: reason why rows are computed in full; empty if they are not.
 
     Raises:
         ConfigurationError: hiding tokens of this model or batch can't be measured this way.
@@ -60,7 +59,7 @@ class MaskedForwards:
 
     @property
     def route(self) -> Route:
-        """Route that the rows take."""
+        """Way in which rows are computed."""
         return "full" if self._prefix is None else "cached_prefix"
 
     def chunks(self, sequences: Tensor, hidden: Tensor) -> list[Tensor]:
@@ -81,17 +80,20 @@ class MaskedForwards:
         return [torch.tensor(chunk, device=hidden.device) for chunk in chunks]
 
     def effects(self, sequences: Tensor, hidden: Tensor, *, show_progress: bool = False) -> Tensor:
-        """Return the effects [rows], or [rows, tokens] for models with an output per token: 0 where not computed.
+        """Return the effects [rows], or [rows, tokens] for models with one output per token, 0 where not computed.
 
         Args:
-            sequences: int64 [rows], of the batch.
-            hidden: bool [rows, tokens].
-            show_progress: show a progress bar, if tqdm is installed and it takes more than two seconds.
+            sequences: number of the sequence of the batch that each row comes from, int64 [rows].
+            hidden: tokens to hide, bool [rows, tokens].
+            show_progress: see `occlude`.
         """
         shape = (len(sequences),) if self.effect.outputs is None else hidden.shape
         effects = torch.zeros(shape, device=hidden.device)
         for chunk in _with_progress(self.chunks(sequences, hidden), show_progress):
-            start, found = self._measure(sequences[chunk], hidden[chunk])
+            rows, here = sequences[chunk], hidden[chunk]
+            starts, ends = self._spans(rows, here)
+            start, end = int(starts.min()), int(ends.max())
+            found = self.effect.measure(self.batch.logits(rows, here, start, end, self._prefix), rows, start)
             if found.ndim == 1:
                 effects[chunk] = found
             else:
@@ -103,13 +105,6 @@ class MaskedForwards:
         if self._prefix is None:
             return torch.zeros_like(sequences), self.batch.ends(self.batch.real)[sequences]
         return hidden.int().argmax(1), self.batch.ends(self.effect.outputs)[sequences]
-
-    def _measure(self, sequences: Tensor, hidden: Tensor) -> tuple[int, Tensor]:
-        """Return the first token that was computed, and the effects of the rows from there on."""
-        starts, ends = self._spans(sequences, hidden)
-        start = int(starts.min())
-        logits = self.batch.logits(sequences, hidden, start, int(ends.max()), self._prefix)
-        return start, self.effect.measure(logits, sequences, start)
 
 
 def _default_budget(logits: Tensor) -> int:

@@ -13,7 +13,7 @@ Score = Literal["sum", "mean"]
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Arguments of `ask` that say how a model is asked.
+    """Arguments of `ask` that define how a model is asked.
 
     Raises:
         ConfigurationError: one of them is wrong.

@@ -1,4 +1,4 @@
-"""Tokens of a question with its choices, with any tokenizer of transformers."""
+"""Tokens of a question with its choices, for any tokenizer of transformers."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,30 +15,30 @@ PERCENTAGE_TOKENS = 8
 
 
 class SkippedQuestion(Exception):
-    """A question can't be asked. The message says why."""
+    """Error for a question that can't be asked, with the reason as its message."""
 
 
 class Continuation(NamedTuple):
-    """Tokens of a context and a text behind it; those from `start` on are the text's."""
+    """Tokens of a context and a text after it, which begins at `start`."""
 
     ids: tuple[int, ...]
     start: int
 
 
 class QuestionTokenizer:
-    """A tokenizer, with or without tokens for padding and for the beginning and end of a text.
+    """Tokenizer, with or without special tokens for padding and for the beginning and end of a text.
 
     Args:
-        tokenizer: of transformers.
-        vocabulary_size: number of ids that the model knows; None if that is not known.
+        tokenizer: tokenizer of transformers.
+        vocabulary_size: number of ids of the model; None if unknown.
 
     Attributes:
-        pad_id: id for padding, any if the tokenizer has none: padding is masked.
+        pad_id: id for padding, which is masked; any id if the tokenizer has none.
         end_id: id of the end of a text, or None.
         special_ids: ids of all special tokens.
 
     Raises:
-        ConfigurationError: `tokenizer` is not a tokenizer, or not that of the model.
+        ConfigurationError: `tokenizer` is not a tokenizer.
     """
 
     def __init__(self, tokenizer: Any, vocabulary_size: int | None = None):
@@ -55,7 +55,11 @@ class QuestionTokenizer:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a text that goes on, with the special tokens before it but not those behind it."""
+        """Return the ids of a text with the special tokens before it, but not those after it.
+
+        Raises:
+            ConfigurationError: the model does not have one of the ids.
+        """
         ids = (*self._prefix, *self.plain_ids(text))
         if self._vocabulary_size is not None and max(ids, default=0) >= self._vocabulary_size:
             raise ConfigurationError(
@@ -69,13 +73,13 @@ class QuestionTokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def continuations(self, context: str, texts: Sequence[str]) -> list[Continuation]:
-        """Return each text behind the context.
+        """Return the context followed by each text.
 
-        A tokenizer may merge the beginning of a text with the end of the context. All texts therefore start where the
-        first of them parts from the context's own tokens, so that the same tokens are before all of them.
+        A tokenizer may merge the beginning of a text with the end of the context. All texts therefore begin at the
+        first token in which one of them differs from the context alone.
 
         Raises:
-            SkippedQuestion: a text has no tokens of its own, or there is nothing before them.
+            SkippedQuestion: a text has no token of its own, or no token precedes the texts.
         """
         rows = [self.ids(context + text) for text in texts]
         shared = itertools.takewhile(lambda column: len(set(column)) == 1, zip(self.ids(context), *rows, strict=False))
@@ -97,7 +101,7 @@ class QuestionTokenizer:
 
 
 class Replies(NamedTuple):
-    """Replies that mean yes and replies that mean no, each once, and none that might mean either."""
+    """Replies that mean yes and replies that mean no, without duplicates and ambiguous ones."""
 
     yes: list[Continuation]
     no: list[Continuation]
@@ -109,10 +113,7 @@ class Replies(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenizedQuestion:
-    """A question in tokens. The last three attributes have a follow-up for each choice that may be the answer.
-
-    They are empty if the follow-up is not asked.
-    """
+    """Question in tokens. The last three attributes have a follow-up question for each choice, if it is asked."""
 
     question: Question
     choices: list[Continuation]
@@ -121,7 +122,7 @@ class TokenizedQuestion:
     reason: list[tuple[int, ...]]
 
     def longest(self, max_new_tokens: int) -> int:
-        """Return the number of tokens that the model must be able to read at once."""
+        """Return the length of the longest row, with generated tokens."""
         scored = [*self.choices, *(each for replies in self.yes_no for each in replies.all)]
         generated = [len(ids) + PERCENTAGE_TOKENS for ids in self.percentage]
         generated += [len(ids) + max_new_tokens for ids in self.reason]

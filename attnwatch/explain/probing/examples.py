@@ -25,9 +25,9 @@ class Examples:
 
     Attributes:
         states: float32 [examples, features] for the embeddings and for each layer.
-        sequences: int64 [examples], number of the sequence that each example comes from.
-        types: int64 [examples], id of its token; for whole sequences a number of its own.
-        labels: int64 [examples] by target, IGNORED where there is none.
+        sequences: number of the sequence that each example comes from, int64 [examples].
+        types: id of the token of each example, or a unique number for whole sequences, int64 [examples].
+        labels: labels by target, int64 [examples], IGNORED where there is none.
         are_of_tokens: False for whole sequences.
     """
 
@@ -39,7 +39,7 @@ class Examples:
 
 
 def label_batches(batches: Sequence[Batch], options: ProbeOptions) -> tuple[dict[str, Labels], dict[str, str]]:
-    """Return the labels of each target, and why some targets have none.
+    """Return the labels of each target, and the reasons why some targets have none.
 
     Raises:
         ConfigurationError: the user's labels do not fit the batches.
@@ -74,7 +74,7 @@ def _own_labels(batches: Sequence[Batch], name: str, own: OwnLabels) -> Labels:
 
 
 def _task_labels(batches: Sequence[Batch], name: str) -> Labels | str:
-    """Return the labels in the batches, or why they can't be used."""
+    """Return the labels in the batches, or the reason why they can't be used."""
     given = [labels_of(batch) for batch in batches]
     if any(each is None for each in given):
         return _NO_LABELS

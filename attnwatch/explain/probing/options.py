@@ -1,4 +1,4 @@
-"""Options of the probes, checked."""
+"""Checked options of the probes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -24,20 +24,20 @@ _MOST_COLUMNS = 12
 
 @dataclass
 class LayerProbes:
-    """Accuracy of linear probes on the states of each layer, on sequences that they were not trained on.
+    """Accuracy of linear probes on the states of each layer, on held-out sequences.
 
     Attributes:
-        targets: names, in the order of the first axis of what follows.
-        layers: names, in the order of the second: `"embeddings"`, `"layer 1"`, …
-        accuracy: float64 [targets, layers], mean over the splits, 0 to 1; nan where a layer was not probed.
-        stderr: of accuracy, [targets, layers], from its variance s² over J splits: sqrt((1/J + test/train) s²), as
-            splits share examples (Nadeau and Bengio 2003).
-        baseline: [targets], accuracy of always predicting the most frequent class of the test part.
-        control: [targets, layers], accuracy of the same probes for random labels, see `selectivity`.
-        num_classes, num_examples: of each target.
-        strength: [targets, layers], the median of the ridge strengths that were chosen, relative to the examples.
-        num_forwards: number of forwards that it took, one for each batch.
-        skipped: why targets or layers have no numbers, by name.
+        targets: names of the targets, the first axis of the tensors.
+        layers: names of the layers, the second axis: `"embeddings"`, `"layer 1"`, …
+        accuracy: mean accuracy over the splits, 0 to 1, float64 [targets, layers]; nan where a layer was not probed.
+        stderr: standard error of the accuracy, [targets, layers]: sqrt((1/J + test/train) s²) with the variance s² over
+            J splits, because splits share examples (Nadeau and Bengio 2003).
+        baseline: accuracy of always predicting the most frequent class of the test part, [targets].
+        control: accuracy of the same probes for random labels, [targets, layers]; see `selectivity`.
+        num_classes, num_examples: number of classes and of labelled examples of each target.
+        strength: median of the ridge strengths that were chosen, per example, [targets, layers].
+        num_forwards: number of forwards, one for each batch.
+        skipped: reasons why targets or layers have no numbers, by name.
     """
 
     targets: list[str]
@@ -59,11 +59,11 @@ class LayerProbes:
 
     @property
     def selectivity(self) -> Tensor:
-        """Accuracy minus control, [targets, layers]: beyond that of a probe that learns words by heart."""
+        """Accuracy minus control, [targets, layers]: the part that memorized words don't explain."""
         return self.accuracy - self.control
 
     def __str__(self) -> str:
-        """Return a table; of many layers, some evenly spaced ones."""
+        """Return a table of all targets and up to 12 evenly spaced layers."""
         columns = evenly_spaced(len(self.layers), _MOST_COLUMNS)
         rows = [["accuracy (standard error)", "baseline", *(self.layers[at].removeprefix("layer ") for at in columns)]]
         for index, name in enumerate(self.targets):
@@ -80,8 +80,8 @@ def corrected_stderr(accuracy: Tensor, test_per_train: Tensor) -> Tensor:
     """Return the standard errors [targets, layers], see `LayerProbes.stderr`.
 
     Args:
-        accuracy: [targets, layers, splits].
-        test_per_train: [targets], number of test examples for each training example.
+        accuracy: accuracy of each split, [targets, layers, splits].
+        test_per_train: number of test examples per training example, [targets].
     """
     if not len(accuracy):  # of nothing torch warns
         return accuracy.new_empty(accuracy.shape[:-1])
@@ -102,40 +102,40 @@ def probe_layers(
     num_splits: int = 5,
     seed: int = 0,
 ) -> LayerProbes:
-    """Measure how well a linear classifier reads each target off the hidden states of each layer.
+    """Measure how well linear classifiers predict each target from the hidden states of each layer.
 
-    Ridge regressions onto one-hot labels, on standardized states, with a strength that is chosen by leaving one out;
-    all layers are probed from one forward of each batch. `docs/explanation/attributions.md`
-    says what the numbers mean, and when they mislead.
+    The classifiers are ridge regressions of one-hot labels on standardized states, with a strength that is chosen by
+    leave-one-out errors. All layers are probed from one forward of each batch. `docs/explanation/attributions.md`
+    describes what the numbers mean, and when they mislead.
 
-    Targets, of tokens but for the first two:
+    Targets, all but the first two for tokens:
 
-    - `label`, `label_at_first`: the labels in the batches, off the mean of a sequence's states and off its first
-      token's; `label` of tokens off their states.
-    - `token`, `previous_token`, `next_token`: its id, or its neighbour's, of the 50 most frequent.
-    - `position`: in the sequence, in 8 bins that hold about equally many.
-    - `character_class`: letters, digits, punctuation, space, or several of these. `case`: of its letters, lower, upper,
-      capitalized or mixed. `word_start`: whether it has the first letter, digit or underscore of a word.
-    - `in_string`, `in_comment`, `keyword`, `nesting_depth`: of Python code; brackets deeper than 3 count as 3.
+    - `label`, `label_at_first`: labels in the batches, predicted from the mean of a sequence's states and from the
+      states of its first token. If the labels are per token, `label` is predicted from the token's states.
+    - `token`, `previous_token`, `next_token`: id of the token or its neighbour, one of the 50 most frequent.
+    - `position`: position in the sequence, in 8 bins with about equally many tokens.
+    - `character_class`: letters, digits, punctuation, space, or a mixture. `case`: lower, upper, capitalized or mixed.
+      `word_start`: whether the token has the first letter, digit or underscore of a word.
+    - `in_string`, `in_comment`, `keyword`, `nesting_depth`: properties of Python code; depths above 3 count as 3.
     - the names in `labels`.
 
     Args:
         model: a transformers model, or a module with one in it; with `forward` or `hidden_states` any module.
         batches: arguments of the model by name, each with `input_ids` [batch, tokens], `attention_mask` if there is
             padding, and `labels` if the task has them.
-        targets: names; None means the labels that there are, the ids and the position, and with a tokenizer
+        targets: names of targets; None means available labels, token ids and the position, and with a tokenizer also
             `character_class` and `word_start`.
-        labels: your own, by name: a function of the batch, or a list with a tensor for each batch. int [batch, tokens]
-            or [batch]; negative ones are ignored.
-        tokenizer: of transformers, for targets in the text. With it special tokens are ignored.
+        labels: own labels by name, int [batch, tokens] or [batch]: a function of the batch, or a list with a tensor for
+            each batch. Negative labels are ignored.
+        tokenizer: tokenizer of transformers, for targets from the text. With it, special tokens are ignored.
         forward: see `EvaluatedModel`; the layers are then found in the model's stack.
-        hidden_states: a function of (model, batch) that returns the states of the embeddings and of each layer, each
+        hidden_states: function of (model, batch) that returns the states of the embeddings and of each layer, each
             [batch, tokens, features], for models whose layers are not found.
-        max_tokens: number of tokens that are probed, a random choice of more.
-        test_share: share of the sequences, 0 to 1, that probes are not trained on; whole sequences, as the tokens of
-            one are alike. Labels of sequences are stratified.
-        num_splits: number of random splits, for the standard error; at least 2.
-        seed: of the splits, the choice of tokens and the control labels. No other random state is changed.
+        max_tokens: largest number of tokens that are probed; of more tokens, a random sample is taken.
+        test_share: fraction of the sequences, 0 to 1, that are held out for the test. Sequences are held out as a
+            whole, because their tokens are alike, and stratified by their labels if they have some.
+        num_splits: number of random splits for the standard error, at least 2.
+        seed: seed of the splits, the sample of tokens and the control labels. No other random state is changed.
 
     Returns:
         Accuracy, baseline and control by target and layer; `print` shows a table.
@@ -160,7 +160,7 @@ def single_function(forward: Forward | None, hidden_states: HiddenStates | None)
     """Return the user's function that calls the model, if there is one.
 
     Raises:
-        ConfigurationError: both are given, or the one that is given is not a function.
+        ConfigurationError: both are given, or one is not a function.
     """
     if forward is not None and hidden_states is not None:
         raise ConfigurationError("`forward` is not called where `hidden_states` is given: give one of them.")
@@ -220,7 +220,7 @@ def _layer_names(groups: Sequence[Examples]) -> list[str]:
 
 
 def measure(states: Tensor, fit: Fit) -> list[tuple[float, float, float]]:
-    """Return for each task the accuracy of its probe and of the control's, and the strength of its ridge."""
+    """Return the accuracy of each task's probe and of its control's, and the strength of its ridge."""
     device, sizes = states.device, [task.num_classes for task in fit.tasks]
     labels = [*(task.labels for task in fit.tasks), *fit.controls]
     every = -(-len(fit.train) // LEAVE_ONE_OUT_EXAMPLES)

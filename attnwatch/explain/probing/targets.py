@@ -1,4 +1,4 @@
-"""Targets of the probes: a label for each token, from its id, its position or its text."""
+"""Targets of the probes: labels of tokens from their ids, positions and text."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,10 +15,11 @@ from attnwatch.explain.token_text import DecodedTokens, cached_decoder, decode_t
 IGNORED = -1
 
 MOST_DEPTH = 3
-"""Deeper brackets count as these."""
+"""Largest nesting depth; deeper brackets count as this one."""
 
 OwnLabels = Callable[[Batch], Tensor] | Sequence[Tensor]
-"""Labels of the user, int [batch, tokens] or [batch], negative where there is none: of a batch, or of each batch."""
+"""Labels of the user: a function of a batch, or a list with one tensor for each batch, int [batch, tokens] or [batch],
+negative where there is no label."""
 
 
 def _character_class(text: str) -> str:
@@ -49,7 +50,7 @@ def _by_text(classify: Callable[[str], str | None], classes: Sequence[str]) -> C
 
 
 def _word_starts(tokens: DecodedTokens) -> list[int]:
-    """Return 1 for tokens whose first letter, digit or underscore follows none, else 0."""
+    """Return 1 for tokens with the first letter, digit or underscore of a word, else 0."""
     starts, begin = [], 0
     for text in tokens.texts:
         first = next((begin + index for index, each in enumerate(text) if _is_word(each)), None)
@@ -113,7 +114,7 @@ def token_labels(batch: Batch, targets: Sequence[str], tokenizer: Any | None = N
 
 
 def _text_labels(ids: Tensor, content: Tensor, targets: list[str], tokenizer: Any) -> dict[str, Tensor]:
-    """Return labels of the tokens between special ones, [batch, tokens]."""
+    """Return the labels of the tokens between special tokens, [batch, tokens]."""
     labels = {name: torch.full_like(ids, IGNORED) for name in targets}
     decode = cached_decoder(tokenizer)
     for row, (row_ids, row_content) in enumerate(zip(ids.tolist(), content.tolist(), strict=True)):
@@ -129,7 +130,7 @@ def _text_labels(ids: Tensor, content: Tensor, targets: list[str], tokenizer: An
 
 
 def predicts_tokens(batch: Batch) -> bool:
-    """Return whether the labels of a batch are its tokens, as for a language model."""
+    """Return whether the labels of a batch are its own tokens, as for a language model."""
     labels, ids = labels_of(batch), batch["input_ids"]
     if not isinstance(labels, Tensor) or labels.shape != ids.shape or labels.is_floating_point():
         return False
