@@ -213,12 +213,14 @@ def _scored(probabilities: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray
     if not (probabilities >= 0).all() or not (probabilities <= 1 + 1e-6).all():
         raise ConfigurationError(
             f"`probabilities` must lie between 0 and 1; they go from {probabilities.min():.4g} to "
-            f"{probabilities.max():.4g}. Of logits take the softmax first."
+            f"{probabilities.max():.4g}. Apply the softmax to logits first."
         )
     probabilities = np.minimum(probabilities, 1.0)
     if probabilities.ndim == 1:
         if not np.isin(outcomes, (0, 1)).all():
-            raise ConfigurationError("`outcomes` must say of each confidence whether it was right: True or False.")
+            raise ConfigurationError(
+                "`outcomes` must say for each confidence whether the prediction was right: True or False."
+            )
         return probabilities, outcomes, (probabilities - outcomes) ** 2
     sums, num_classes = probabilities.sum(1), probabilities.shape[1]
     if (np.abs(sums - 1) > 1e-2).any():

@@ -64,7 +64,7 @@ def _check_unchanged(batch: MaskedBatch, base: Tensor, found: Tensor) -> None:
     change = torch.where(base == found, 0.0, base - found)  # an infinity that stays is no change
     if _exceeds(batch, change, batch.rounding * float(spread)):
         raise ConfigurationError(
-            f"`effect` 'loss' is of a causal language model, and in {batch.model.name} hiding a token changes "
+            f"`effect` 'loss' needs a causal language model, and in {batch.model.name} hiding a token changes "
             "predictions before it: give effect='kl'."
         )
 

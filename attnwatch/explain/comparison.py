@@ -96,8 +96,8 @@ def compare(
     evaluated = EvaluatedModel.of(model, forward)
     if occlusion.importance.shape != batch["input_ids"].shape:
         raise ConfigurationError(
-            f"`occlusion` is of a batch of shape {list(occlusion.importance.shape)}, and `input_ids` are "
-            f"{list(batch['input_ids'].shape)}: give the batch that it is of."
+            f"`occlusion` is of a batch of shape {list(occlusion.importance.shape)}, and `input_ids` have the shape "
+            f"{list(batch['input_ids'].shape)}: give the batch that was occluded."
         )
     magnitude = occlusion.importance.abs()
     attribution, why_not = None, ""

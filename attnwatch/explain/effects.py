@@ -1,5 +1,6 @@
 """Effects of hiding tokens on a model's output, in nats."""
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -62,14 +63,6 @@ def _multi_label_losses(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1)
 
 
-def _divergences(logits: Tensor, base: Tensor) -> Tensor:
-    return F.kl_div(logits.log_softmax(-1), base, reduction="none", log_target=True).sum(-1)
-
-
-def _multi_label_divergences(logits: Tensor, base: Tensor) -> Tensor:
-    return F.kl_div(_yes_and_no(logits), base, reduction="none", log_target=True).sum(-1)
-
-
 def _yes_and_no(logits: Tensor) -> Tensor:
     """Return the log-probabilities of yes and of no for each class, [rows, 2 · classes]."""
     return torch.cat([F.logsigmoid(logits), F.logsigmoid(-logits)], -1)
@@ -98,8 +91,8 @@ def make_effect(
     is_per_token = logits.ndim == 3
     if is_per_token and logits.shape[1] != real.shape[1]:
         raise ConfigurationError(
-            f"`batch`: {real.shape[1]} tokens give {logits.shape[1]} outputs, and it is not known which of them "
-            "belongs to which; only models with one output per token, or one per sequence, can be explained."
+            f"`batch`: {real.shape[1]} tokens give {logits.shape[1]} outputs, and it is not known which output "
+            "belongs to which token; only models with one output per token or per sequence can be explained."
         )
     labels = labels_of(batch)
     if name is None:
@@ -115,15 +108,19 @@ def make_effect(
 
 def _divergence(logits: Tensor, real: Tensor, problem_type: str | None) -> Effect:
     """Return the effect Σ_y p(y | all) · (log p(y | all) - log p(y | hidden)), of multi-label models summed."""
-    outputs = real if logits.ndim == 3 else None
-    if problem_type == "multi_label_classification" and logits.ndim == 2:
-        return Effect("kl", _multi_label_divergences, logits, _yes_and_no(logits), outputs, real.any(1))
-    if logits.shape[-1] < 2:
+    is_multi_label = problem_type == "multi_label_classification" and logits.ndim == 2
+    if logits.shape[-1] < 2 and not is_multi_label:
         raise ConfigurationError(
             f"`effect` 'kl' compares distributions over classes, and the model has {logits.shape[-1]} output: "
             "give `forward`, a function of (model, batch) that returns class logits."
         )
-    return Effect("kl", _divergences, logits, logits.log_softmax(-1), outputs, real.any(1))
+    log_probabilities = _yes_and_no if is_multi_label else functools.partial(torch.log_softmax, dim=-1)
+
+    def divergences(logits: Tensor, base: Tensor) -> Tensor:
+        return F.kl_div(log_probabilities(logits), base, reduction="none", log_target=True).sum(-1)
+
+    outputs = real if logits.ndim == 3 else None
+    return Effect("kl", divergences, logits, log_probabilities(logits), outputs, real.any(1))
 
 
 def _next_token_loss(logits: Tensor, batch: Batch, real: Tensor) -> Effect:
@@ -132,8 +129,8 @@ def _next_token_loss(logits: Tensor, batch: Batch, real: Tensor) -> Effect:
     next_ids = (ids if given is None or given.shape != ids.shape else given)[:, 1:]
     if next_ids.numel() and int(next_ids.max()) >= logits.shape[2]:
         raise ConfigurationError(
-            f"`effect` 'loss' is of the next token, and `input_ids` are not among the {logits.shape[2]} outputs: "
-            "give effect='kl'."
+            f"`effect` 'loss' needs next-token predictions, and `input_ids` are not among the {logits.shape[2]} "
+            "outputs: give effect='kl'."
         )
     next_ids = F.pad(next_ids, (0, 1), value=-1)
     outputs = (next_ids >= 0) & real & F.pad(real[:, 1:], (0, 1), value=False)
@@ -180,5 +177,6 @@ def check_outputs(model: EvaluatedModel, effect: EffectName | None, *, are_per_t
     for kind, about in (("MaskedLM", "the hidden tokens"), ("TokenClassification", "the token itself")):
         if name.endswith(kind) or getattr(model.base, "loss_type", None) == f"For{kind}":
             raise ConfigurationError(
-                f"`effect` 'loss' is of the next token, and the outputs of {name} are about {about}: give effect='kl'."
+                f"`effect` 'loss' needs next-token predictions, and the outputs of {name} are about {about}: give "
+                "effect='kl'."
             )

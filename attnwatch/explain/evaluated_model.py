@@ -92,7 +92,7 @@ class EvaluatedModel:
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.ndim not in (2, 3) or not logits.is_floating_point():
             raise ConfigurationError(
-                f"`forward`: {self.name} returns no logits [batch, classes] or [batch, tokens, vocabulary], but "
+                f"`forward`: {self.name} must return logits [batch, classes] or [batch, tokens, vocabulary], got "
                 f"{describe(output)}; give a function of (model, batch) that does, or a model with a head."
             )
         return whole(logits).float()

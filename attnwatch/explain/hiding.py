@@ -57,8 +57,8 @@ class HidingOptions:
             object.__setattr__(self, "special_ids", tuple(map(operator.index, self.special_ids)))
         except TypeError as error:
             raise ConfigurationError(
-                "`special_ids` must be a list of token ids, integers, or None (those that the tokenizer or the model's "
-                f"configuration knows); got {self.special_ids!r}."
+                "`special_ids` must be a list of token ids, integers, or None (those of the tokenizer or the model's "
+                f"configuration); got {self.special_ids!r}."
             ) from error
 
 
@@ -78,7 +78,7 @@ def make_hiding(options: HidingOptions, model: EvaluatedModel) -> Hide:
         token_id = getattr(options.tokenizer, "mask_token_id", None)
     if token_id is None:
         raise ConfigurationError(
-            f"`hide` 'mask_token' needs a mask token, and none is known of {model.name}: give `mask_token_id`, or a "
+            f"`hide` 'mask_token' needs a mask token, and {model.name} has none: give `mask_token_id`, or a "
             "`tokenizer` that has one; or hide by 'remove' or 'mean'."
         )
     _check_embedded(int(token_id), model)

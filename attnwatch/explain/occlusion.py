@@ -183,13 +183,13 @@ class OcclusionPlan:
             undefined = ~outputs | (self._hidden & self.forwards.batch.removes_outputs)
             effects = values.masked_fill(undefined, torch.nan)
             values = values.sum(1) / outputs.sum(1)
-        for row, (sequence, members) in enumerate(zip(self._sequences.tolist(), self._hidden, strict=True)):
-            if not values[row].isfinite():
-                self._reasons[sequence][members] = _NOT_FINITE
-                continue
-            importance[sequence, members] = values[row]
-            if matrix is not None:
-                matrix[sequence, members] = effects[row]
+        finite = values.isfinite()
+        rows, tokens = self._hidden.nonzero(as_tuple=True)
+        at = self._sequences[rows], tokens
+        self._reasons[at] = torch.where(finite, _HIDDEN, _NOT_FINITE)[rows]
+        importance[at] = values.masked_fill(~finite, torch.nan)[rows]
+        if matrix is not None:
+            matrix[at] = effects.masked_fill(~finite[:, None], torch.nan)[rows]
 
 
 def occlude(

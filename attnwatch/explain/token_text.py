@@ -43,14 +43,18 @@ class DecodedTokens:
         return "".join(self.texts)
 
     @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """Position in `text` of each token's begin and end."""
+        ends = list(itertools.accumulate(map(len, self.texts), initial=0))
+        return list(itertools.pairwise(ends))
+
+    @cached_property
     def positions(self) -> list[int | None]:
         """Position in `text` of each token's first character, visible if possible; None for a token without text."""
-        positions, begin = [], 0
-        for text in self.texts:
-            spaces = len(text) - len(text.lstrip())
-            positions.append(begin + spaces % len(text) if text else None)
-            begin += len(text)
-        return positions
+        return [
+            begin + (len(text) - len(text.lstrip())) % len(text) if text else None
+            for text, (begin, _) in zip(self.texts, self.spans, strict=True)
+        ]
 
 
 def cached_decoder(tokenizer: Any) -> Decode:

@@ -81,7 +81,7 @@ def load_analysis(directory: Path, text: Path, *, num_sequences: int, num_tokens
         options = {"truncation": True, "max_length": num_tokens}
         rows = [tokenizer(sentence.strip(), **options)["input_ids"] for sentence in sentences]
     if not rows:
-        raise ConfigurationError(f"`--text`: {str(text)!r} has nothing in it to read.")
+        raise ConfigurationError(f"`--text`: {str(text)!r} has no text in it.")
     number = min(len(rows), num_sequences)
     chosen = [index * len(rows) // number for index in range(number)]
     batches = _batches([rows[at] for at in chosen], labels and [labels[at] for at in chosen], tokenizer)
@@ -107,13 +107,13 @@ def _refuse_other_inputs(model: nn.Module) -> None:
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise ConfigurationError(
-            f"`run`: {name} has an encoder and a decoder; a model page is about models with one stack."
+            f"`run`: {name} has an encoder and a decoder; the model page is for models with one stack."
         )
     takes_ids = "input_ids" in inspect.signature(model.forward).parameters
     if not takes_ids or name.endswith("ForMultipleChoice"):  # whose input_ids are [batch, choices, tokens]
         raise ConfigurationError(
-            f"`run`: a model that takes `input_ids` [batch, tokens] expected, got {name}, which does not; give a "
-            "language model, a sequence classifier or an encoder of text."
+            f"`run`: the model must take `input_ids` [batch, tokens], and {name} does not; give a language model, a "
+            "sequence classifier or an encoder of text."
         )
 
 

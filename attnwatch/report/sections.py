@@ -38,6 +38,8 @@ _EFFECTS = {
     "loss": "how much the loss of the predictions behind it rises, on average",
     "kl": "how far the output moves (KL divergence)",
 }
+_NEEDS = {"content_sensitivity": "two or more sequences of equal length in a batch"}
+_NEEDS_OF_OTHERS = "tokens that see two or more, with finite logits"
 
 
 @dataclass(frozen=True)
@@ -87,22 +89,20 @@ def _attention_content(analysis: ModelAnalysis) -> dict[str, Any]:
         history = recorder.history()
     if not len(history):
         reasons = "; ".join(f"{site}: {why}" for site, why in history.coverage.items())
-        raise ConfigurationError(reasons or "the model has no attention, or none that its modules call of torch's")
+        raise ConfigurationError(
+            reasons or "the model has no attention, or none that calls torch's attention functions"
+        )
     shown = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
     found = [name for name in shown if np.isfinite(history[name]).any()]
-    lacking = [f"{name.replace('_', ' ')}: needs {_needs(name)}" for name in shown if name not in found]
+    lacking = [
+        f"{name.replace('_', ' ')}: needs {_NEEDS.get(name, _NEEDS_OF_OTHERS)}" for name in shown if name not in found
+    ]
     missing = [f"{site}: {why}" for site, why in history.coverage.items() if not is_observed(why)]
     return {
         "layers": [label.removeprefix("layer_") for label in site_labels(history.sites)],
         "statistics": [_statistic(history, name) for name in found],
         "not_observed": ["; ".join(lacking)] * bool(lacking) + missing,
     }
-
-
-def _needs(name: str) -> str:
-    if name == "content_sensitivity":
-        return "two or more sequences of equal length in a batch"
-    return "tokens that see two or more, with finite logits"
 
 
 def _statistic(history: AttentionHistory, name: str) -> dict[str, Any]:

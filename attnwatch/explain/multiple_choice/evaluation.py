@@ -17,7 +17,6 @@ from attnwatch.explain.multiple_choice.questions import Question, as_questions
 from attnwatch.explain.multiple_choice.scoring import generate_greedily, log_likelihoods, num_contexts
 from attnwatch.explain.multiple_choice.templates import Templates, parse_percentage
 from attnwatch.explain.multiple_choice.tokenization import (
-    PERCENTAGE_TOKENS,
     QuestionTokenizer,
     Replies,
     SkippedQuestion,
@@ -102,7 +101,7 @@ class MultipleChoiceEvaluation:
     ):
         if model.has_custom_forward and (options.stated == "percentage" or options.reasons):
             raise ConfigurationError(
-                "`forward`: a model that is called by a function of yours can't write texts: `stated` must be "
+                "`forward`: a model with a custom forward can't generate text: `stated` must be "
                 f"'yes_no' or None and `reasons` False, got {options.stated!r} and {options.reasons!r}."
             )
         embeddings = None if model.has_custom_forward else model.input_embeddings()
@@ -129,9 +128,8 @@ class MultipleChoiceEvaluation:
         rows = [num_contexts(choice for each in self._questions for choice in each.choices)]
         if options.stated == "yes_no":
             rows.append(sum(max(num_contexts(replies.all) for replies in each.yes_no) for each in self._questions))
-        generated = PERCENTAGE_TOKENS if options.stated == "percentage" else 0
-        generated += options.max_new_tokens if options.reasons else 0
-        return sum(math.ceil(each / size) for each in rows) + math.ceil(len(self._questions) / size) * generated
+        generated = math.ceil(len(self._questions) / size) * sum(options.new_tokens.values())
+        return sum(math.ceil(each / size) for each in rows) + generated
 
     def run(self) -> Answers:
         """Ask the questions."""
@@ -141,20 +139,21 @@ class MultipleChoiceEvaluation:
             given = list(zip(self._questions, answers.predictions, strict=True))
             if self._options.stated == "yes_no":
                 answers.stated_confidence = self._probabilities_of_yes([each.yes_no[answer] for each, answer in given])
-            if self._options.stated == "percentage":
-                prompts = [each.percentage[answer] for each, answer in given]
-                answers.stated_replies = self._generate(prompts, max_new_tokens=PERCENTAGE_TOKENS)
-                answers.stated_confidence = list(map(parse_percentage, answers.stated_replies))
-            if self._options.reasons:
-                prompts = [each.reason[answer] for each, answer in given]
-                answers.claimed_reasons = self._generate(prompts, max_new_tokens=self._options.max_new_tokens)
+            replies = {
+                name: self._generate([each.prompts[name][answer] for each, answer in given], max_new_tokens=number)
+                for name, number in self._options.new_tokens.items()
+            }
+            if "percentage" in replies:
+                answers.stated_replies = replies["percentage"]
+                answers.stated_confidence = list(map(parse_percentage, replies["percentage"]))
+            answers.claimed_reasons = replies.get("reason", [])
         answers.num_forwards = self._model.num_forwards - before
         return answers
 
     def _answers(self) -> Answers:
         sums = self._model.broadcast(self._log_likelihoods([each.choices for each in self._questions]))
         if not all(map(math.isfinite, (value for row in sums for value in row))):
-            raise ConfigurationError("`model`: its logits are nan or infinite, so that it can't be asked anything.")
+            raise ConfigurationError("`model`: its logits are nan or infinite, so that no question can be asked.")
         questions = [each.question for each in self._questions]
         return Answers(
             prompts=[question.prompt for question in questions],
@@ -183,8 +182,8 @@ def require_language_model(model: EvaluatedModel) -> None:
     can_generate = getattr(model.model, "can_generate", None)
     if not callable(can_generate) or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
         raise ConfigurationError(
-            f"`model` must be a causal language model, got a {model.name}; for a classifier there is "
-            "classifier_calibration. If it is a language model under another name, give `forward`."
+            f"`model` must be a causal language model, got a {model.name}; for a classifier use "
+            "classifier_calibration. For a language model with another interface, give `forward`."
         )
 
 

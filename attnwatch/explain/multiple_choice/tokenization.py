@@ -1,7 +1,7 @@
 """Tokens of a question with its choices, for any tokenizer of transformers."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -9,9 +9,6 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.explain.multiple_choice.options import EvaluationOptions
 from attnwatch.explain.multiple_choice.questions import Question
 from attnwatch.explain.token_text import require_tokenizer
-
-PERCENTAGE_TOKENS = 8
-"""Length of a reply with a percentage."""
 
 
 class SkippedQuestion(Exception):
@@ -63,7 +60,7 @@ class QuestionTokenizer:
         ids = (*self._prefix, *self.plain_ids(text))
         if self._vocabulary_size is not None and max(ids, default=0) >= self._vocabulary_size:
             raise ConfigurationError(
-                f"`tokenizer` is not that of the model: it makes the token id {max(ids)}, the model knows "
+                f"`tokenizer` does not belong to the model: it produces the token id {max(ids)}, and the model has "
                 f"{self._vocabulary_size} ids."
             )
         return ids
@@ -85,13 +82,11 @@ class QuestionTokenizer:
         shared = itertools.takewhile(lambda column: len(set(column)) == 1, zip(self.ids(context), *rows, strict=False))
         start = len(list(shared))
         if min(map(len, rows)) <= start:
-            raise SkippedQuestion("what may be answered has no token of its own")
+            raise SkippedQuestion("a choice or a reply has no token of its own")
         if start > 0:
             return [Continuation(ids, start) for ids in rows]
         if self._begin_id is None:
-            raise SkippedQuestion(
-                "the choices' first tokens have nothing before them, as the tokenizer has no bos token"
-            )
+            raise SkippedQuestion("no token precedes the choices, and the tokenizer has no bos token")
         return [Continuation((self._begin_id, *ids), 1) for ids in rows]
 
     def _prefix_ids(self) -> list[int]:
@@ -118,15 +113,7 @@ class TokenizedQuestion:
     question: Question
     choices: list[Continuation]
     yes_no: list[Replies]
-    percentage: list[tuple[int, ...]]
-    reason: list[tuple[int, ...]]
-
-    def longest(self, max_new_tokens: int) -> int:
-        """Return the length of the longest row, with generated tokens."""
-        scored = [*self.choices, *(each for replies in self.yes_no for each in replies.all)]
-        generated = [len(ids) + PERCENTAGE_TOKENS for ids in self.percentage]
-        generated += [len(ids) + max_new_tokens for ids in self.reason]
-        return max([len(each.ids) - 1 for each in scored] + generated)
+    prompts: dict[str, list[tuple[int, ...]]]
 
 
 def tokenize_question(
@@ -152,21 +139,18 @@ def tokenize_question(
             raise SkippedQuestion("the words for yes and no are the same tokens")
         return Replies(yes, no)
 
-    def follow_ups(name: str, tokenize: Callable[[tuple[str, str]], Any], *, asked: bool) -> list[Any]:
-        choices = question.choices if asked else ()
-        return [tokenize(templates.follow_up(name, question.prompt, choice)) for choice in choices]
+    def follow_ups(name: str) -> list[tuple[str, str]]:
+        return [templates.follow_up(name, question.prompt, choice) for choice in question.choices]
 
     choices = behind(templates.question(question.prompt), question.choices)
     if len(set(choices)) < len(choices):
         raise SkippedQuestion("two choices are the same tokens")
-    tokenized = TokenizedQuestion(
-        question,
-        choices,
-        follow_ups("yes_no", replies, asked=options.stated == "yes_no"),
-        follow_ups("percentage", lambda parts: tokenizer.ids(parts[0]), asked=options.stated == "percentage"),
-        follow_ups("reason", lambda parts: tokenizer.ids(parts[0]), asked=options.reasons),
-    )
-    longest = tokenized.longest(options.max_new_tokens)
-    if longest > max_length:
-        raise SkippedQuestion(f"it takes {longest} tokens, more than the {max_length:.0f} that can be read at once")
-    return tokenized
+    yes_no = list(map(replies, follow_ups("yes_no"))) if options.stated == "yes_no" else []
+    prompts = {name: [tokenizer.ids(text) for text, _ in follow_ups(name)] for name in options.new_tokens}
+    lengths = [len(each.ids) - 1 for each in (*choices, *(each for both in yes_no for each in both.all))]
+    lengths += [len(ids) + number for name, number in options.new_tokens.items() for ids in prompts[name]]
+    if max(lengths) > max_length:
+        raise SkippedQuestion(
+            f"it takes {max(lengths)} tokens, more than the {max_length:.0f} that can be read at once"
+        )
+    return TokenizedQuestion(question, choices, yes_no, prompts)

@@ -124,8 +124,8 @@ def _checked(states: Any, batch: Batch) -> list[Tensor]:
     if not isinstance(states, Sequence) or not states or not all(_is_of_shape(each, shape) for each in states):
         got = [list(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in states or ()]
         raise ConfigurationError(
-            f"`hidden_states`: a tensor [batch, tokens, features] with {list(shape)} first expected for the embeddings "
-            f"and each layer, got {got}; give a function of (model, batch) that returns them."
+            f"`hidden_states`: a tensor [batch, tokens, features] with {list(shape)} as batch and tokens is needed for "
+            f"the embeddings and for each layer, got {got}; give a function of (model, batch) that returns them."
         )
     return list(states)
 

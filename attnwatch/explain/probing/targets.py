@@ -1,6 +1,7 @@
 """Targets of the probes: labels of tokens from their ids, positions and text."""
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ IGNORED = -1
 
 MOST_DEPTH = 3
 """Largest nesting depth; deeper brackets count as this one."""
+
+# Beginning of a token whose first letter, digit or underscore begins a word.
+_WORD_START = re.compile(r"\W*\b\w")
 
 OwnLabels = Callable[[Batch], Tensor] | Sequence[Tensor]
 """Labels of the user: a function of a batch, or a list with one tensor for each batch, int [batch, tokens] or [batch],
@@ -51,16 +55,7 @@ def _by_text(classify: Callable[[str], str | None], classes: Sequence[str]) -> C
 
 def _word_starts(tokens: DecodedTokens) -> list[int]:
     """Return 1 for tokens with the first letter, digit or underscore of a word, else 0."""
-    starts, begin = [], 0
-    for text in tokens.texts:
-        first = next((begin + index for index, each in enumerate(text) if _is_word(each)), None)
-        starts.append(int(first is not None and not (first and _is_word(tokens.text[first - 1]))))
-        begin += len(text)
-    return starts
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
+    return [int(bool(_WORD_START.match(tokens.text, *span))) for span in tokens.spans]
 
 
 def _code(marks_of: Callable[[CodeMarks], Sequence[int]]) -> Callable[[DecodedTokens], list[int]]:
