@@ -2,7 +2,7 @@
 
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -147,11 +147,11 @@ def gradient_times_input(
     real = token_mask(batch)
     embedded: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
         return embedded[-1]
 
-    handle = evaluated.input_embeddings(needed_by="gradient × input").register_forward_hook(keep)
+    handle = evaluated.require_input_embeddings("gradient × input").register_forward_hook(keep)
     try:
         with evaluated.evaluating(gradients=True):
             logits = evaluated.logits(batch)

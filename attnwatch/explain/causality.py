@@ -24,6 +24,7 @@ def check_causality(batch: MaskedBatch, effect: Effect, logits: Tensor, prefix: 
         ConfigurationError: the model is not causal, or its outputs are not finite.
     """
     outputs = effect.outputs
+    assert outputs is not None  # the effect "loss" has one output per token
     # All logits before the hidden token are compared, also those without a label.
     usable = batch.hideable & outputs.any(1, keepdim=True) & (batch.real.cumsum(1) > 1)
     is_nan = (logits.isnan().any(-1) & batch.real).any(1, keepdim=True)

@@ -100,16 +100,19 @@ def compare(
             f"{list(batch['input_ids'].shape)}: give the batch that was occluded."
         )
     magnitude = occlusion.importance.abs()
+    sites: tuple[str, ...] = ()
     attribution, why_not = None, ""
-    sites, received, rollout = (), magnitude[None][:0], magnitude[None][:0]
+    received = rollout = magnitude[None][:0]
     try:
         attribution = attention_attribution(evaluated, batch, readout=readout)
         sites, received, rollout = attribution.sites, attribution.received, attribution.rollout
     except NoAttentionError as error:
         why_not = str(error)
     gradient = gradient_times_input(evaluated, batch, effect=occlusion.effect)
-    correlations = [rank_correlation(each, magnitude) for each in (received, rollout, gradient)]
-    return Comparison(sites, *correlations, attribution, gradient, why_not)
+    by_attention, by_rollout, by_gradient = (
+        rank_correlation(each, magnitude) for each in (received, rollout, gradient)
+    )
+    return Comparison(sites, by_attention, by_rollout, by_gradient, attribution, gradient, why_not)
 
 
 def agrees(correlation: MeanOverSequences, threshold: float = DISAGREEMENT) -> bool:

@@ -160,25 +160,29 @@ class EvaluatedModel:
         """Device of the first parameter."""
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
-    def input_embeddings(self, *, needed_by: str = "") -> nn.Module | None:
-        """Return the module that embeds `input_ids`, or None if the model has no `get_input_embeddings()`.
-
-        Args:
-            needed_by: beginning of the error message; "" returns None instead of an error.
-
-        Raises:
-            ConfigurationError: the module is needed and missing.
-        """
+    @property
+    def input_embeddings(self) -> nn.Module | None:
+        """Module that embeds `input_ids`; None if the model has no `get_input_embeddings()`."""
         find = getattr(self.model, "get_input_embeddings", None)
         embeddings = find() if callable(find) else None
-        if isinstance(getattr(embeddings, "weight", None), Tensor):
-            return embeddings
-        if needed_by:
+        return embeddings if isinstance(getattr(embeddings, "weight", None), Tensor) else None
+
+    def require_input_embeddings(self, needed_by: str) -> nn.Module:
+        """Return `input_embeddings`.
+
+        Args:
+            needed_by: beginning of the error message.
+
+        Raises:
+            ConfigurationError: the model has none.
+        """
+        embeddings = self.input_embeddings
+        if embeddings is None:
             raise ConfigurationError(
                 f"{needed_by} needs the module that embeds `input_ids`: {self.name} must have it as "
                 "`get_input_embeddings()`."
             )
-        return None
+        return embeddings
 
 
 def _transformers_model(model: nn.Module) -> nn.Module:

@@ -5,7 +5,7 @@ import operator
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +45,7 @@ class HidingOptions:
     special_ids: Collection[int] | None = None
     tokens_per_forward: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_choice("hide", self.hide, HidingName)
         require_choice("effect", self.effect, EffectName, optional=True)
         require_tokenizer(self.tokenizer, optional=True)
@@ -72,7 +72,7 @@ def make_hiding(options: HidingOptions, model: EvaluatedModel) -> Hide:
         _refuse_removal(model)
         return _remove
     if options.hide == "mean":
-        return _mean_embedding(model.input_embeddings(needed_by="`hide` 'mean'"))
+        return _mean_embedding(model.require_input_embeddings("`hide` 'mean'"))
     token_id = options.mask_token_id
     if token_id is None:
         token_id = getattr(options.tokenizer, "mask_token_id", None)
@@ -97,12 +97,13 @@ def _replace(token_id: int, rows: dict[str, Any], hidden: Tensor, start: int) ->
 
 def _mean_embedding(embeddings: nn.Module) -> Hide:
     """Return a method that puts the mean of all embeddings in the place of the token's embedding."""
-    ids = torch.arange(embeddings.weight.shape[0], device=embeddings.weight.device)
+    weight = cast(Tensor, embeddings.weight)
+    ids = torch.arange(weight.shape[0], device=weight.device)
     mean = torch.stack([embeddings(some).sum(0) for some in ids.split(_EMBEDDINGS_AT_ONCE)]).sum(0) / len(ids)
 
     @contextmanager
     def hide(rows: dict[str, Any], hidden: Tensor, start: int) -> Iterator[dict[str, Any]]:
-        def replace(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        def replace(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             here = hidden[:, start : start + output.shape[1], None]
             return torch.where(here, mean.to(output.dtype), output)
 
@@ -136,7 +137,7 @@ def special_token_ids(model: EvaluatedModel, options: HidingOptions) -> Tensor:
 
 def _check_embedded(token_id: int, model: EvaluatedModel) -> None:
     """Raise a `ConfigurationError` for an id without an embedding, from which an accelerator can't recover."""
-    weight = getattr(model.input_embeddings(), "weight", None)
+    weight = getattr(model.input_embeddings, "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 2 and not 0 <= token_id < len(weight):
         raise ConfigurationError(
             f"`mask_token_id` must be one of the {len(weight)} ids that {model.name} embeds, from 0 to "

@@ -66,17 +66,17 @@ class MaskedForwards:
         """Return the indices of the rows of each forward, int64 [rows]. For the arguments see `effects`."""
         starts, ends = self._spans(sequences, hidden)
         order = torch.argsort(starts * hidden.shape[1] + ends, stable=True).tolist()
-        starts, ends = starts.tolist(), ends.tolist()
+        start_of, end_of = starts.tolist(), ends.tolist()
         chunks: list[list[int]] = []
         widest = 0
         for row in order:
-            end = max(widest, ends[row])
-            if chunks and (len(chunks[-1]) + 1) * (end - starts[chunks[-1][0]]) <= self._budget:
+            end = max(widest, end_of[row])
+            if chunks and (len(chunks[-1]) + 1) * (end - start_of[chunks[-1][0]]) <= self._budget:
                 chunks[-1].append(row)
                 widest = end
             else:
                 chunks.append([row])
-                widest = ends[row]
+                widest = end_of[row]
         return [torch.tensor(chunk, device=hidden.device) for chunk in chunks]
 
     def effects(self, sequences: Tensor, hidden: Tensor, *, show_progress: bool = False) -> Tensor:
@@ -102,7 +102,7 @@ class MaskedForwards:
 
     def _spans(self, sequences: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first token of each row that must be computed, and the end, int64 [rows]."""
-        if self._prefix is None:
+        if self._prefix is None or self.effect.outputs is None:
             return torch.zeros_like(sequences), self.batch.ends(self.batch.real)[sequences]
         return hidden.int().argmax(1), self.batch.ends(self.effect.outputs)[sequences]
 

@@ -175,10 +175,11 @@ class OcclusionPlan:
 
     def _fill(self, effects: Tensor, importance: Tensor, matrix: Tensor | None) -> None:
         """Give every token of a unit the unit's effect."""
-        if matrix is None:
+        outputs = self.forwards.effect.outputs
+        if matrix is None or outputs is None:
             values = effects
         else:
-            outputs = self.forwards.effect.outputs[self._sequences]
+            outputs = outputs[self._sequences]
             values = effects.masked_fill(~self._changeable(outputs, self._hidden), 0.0)
             undefined = ~outputs | (self._hidden & self.forwards.batch.removes_outputs)
             effects = values.masked_fill(undefined, torch.nan)

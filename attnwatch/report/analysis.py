@@ -4,7 +4,7 @@ import inspect
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -15,6 +15,9 @@ from attnwatch.heads.checkpoints import load_pruned
 from attnwatch.heads.folders import model_folder
 from attnwatch.report.labelled_text import split_labels
 from attnwatch.utils.files import UnreadableFileError, read_text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _SEQUENCES_PER_BATCH = 8
 # Shorter remainders of a text are left out.
@@ -34,7 +37,7 @@ class ModelAnalysis:
         num_left_out: number of sequences of the text that are not in `batches`.
     """
 
-    model: nn.Module
+    model: "PreTrainedModel"
     tokenizer: Any
     batches: list[Batch]
     is_classifier: bool
@@ -62,8 +65,8 @@ def load_analysis(directory: Path, text: Path, *, num_sequences: int, num_tokens
             only some lines have a label.
     """
     model = load_pruned(directory)
-    if hasattr(model, "merge_and_unload"):  # adapters of PEFT
-        model = model.merge_and_unload()
+    merge = getattr(model, "merge_and_unload", None)  # adapters of PEFT
+    model = model if merge is None else merge()
     _refuse_other_inputs(model)
     tokenizer = _load_tokenizer(directory)
     content = _read(text)
@@ -86,7 +89,7 @@ def load_analysis(directory: Path, text: Path, *, num_sequences: int, num_tokens
     chosen = [index * len(rows) // number for index in range(number)]
     batches = _batches([rows[at] for at in chosen], labels and [labels[at] for at in chosen], tokenizer)
     _refuse_unknown_ids(batches, tokenizer, model)
-    is_classifier = classifies_sequences and model.config.num_labels > 1
+    is_classifier = classifies_sequences and (model.config.num_labels or 0) > 1
     return ModelAnalysis(model, tokenizer, batches, is_classifier, is_language_model, len(rows) - number)
 
 
@@ -154,16 +157,17 @@ def _stretches(content: str, tokenizer: Any, num_tokens: int) -> list[list[int]]
 
 def _batches(rows: list[list[int]], labels: list[int] | None, tokenizer: Any) -> list[Batch]:
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    batches = []
+    batches: list[Batch] = []
     for begin in range(0, len(rows), _SEQUENCES_PER_BATCH):
         here = slice(begin, begin + _SEQUENCES_PER_BATCH)
-        batches.append(padded_batch(rows[here], padding, side="right"))
+        batch = padded_batch(rows[here], padding, side="right")
         if labels is not None:
-            batches[-1]["labels"] = torch.tensor(labels[here])
+            batch["labels"] = torch.tensor(labels[here])
+        batches.append(batch)
     return batches
 
 
-def _refuse_unknown_ids(batches: list[Batch], tokenizer: Any, model: nn.Module) -> None:
+def _refuse_unknown_ids(batches: list[Batch], tokenizer: Any, model: "PreTrainedModel") -> None:
     """Check the ids of the text only, because many tokenizers have a few unused tokens more than their model."""
     size = getattr(model.config.get_text_config(), "vocab_size", None)  # CANINE has none: it hashes
     largest = max(int(batch["input_ids"].max()) for batch in batches)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -144,7 +144,7 @@ def _predictions(analysis: ModelAnalysis, batch: dict[str, Tensor]) -> list[str]
     """Return a sentence about a classifier's prediction for each sequence."""
     if not analysis.is_classifier:
         return [""] * len(batch["input_ids"])
-    names = analysis.model.config.id2label
+    names = cast(dict[int, str], analysis.model.config.id2label)
     confidence, guesses = analysis.output(batch).logits.softmax(-1).max(-1)
     labels = batch["labels"].tolist() if "labels" in batch else guesses.tolist()
     return [
@@ -203,7 +203,7 @@ def _confidence_content(analysis: ModelAnalysis, given: list[Question] | None) -
         return {"calibrations": [_calibration("", "probability of the class", found)]}
     _require_classes_or_next_tokens(analysis)
     questions = given
-    if given is None:
+    if questions is None:
         longest = max(batch["input_ids"].shape[1] for batch in analysis.batches)
         length = min(_PROMPT_TOKENS, longest // 2)
         questions = questions_from_text(analysis.batches, analysis.tokenizer, _NUM_QUESTIONS, prompt_tokens=length)

@@ -104,7 +104,7 @@ class MultipleChoiceEvaluation:
                 "`forward`: a model with a custom forward can't generate text: `stated` must be "
                 f"'yes_no' or None and `reasons` False, got {options.stated!r} and {options.reasons!r}."
             )
-        embeddings = None if model.has_custom_forward else model.input_embeddings()
+        embeddings = None if model.has_custom_forward else model.input_embeddings
         tokenizer = QuestionTokenizer(tokenizer, getattr(embeddings, "num_embeddings", None))
         self._model, self._options = model, options
         self._log_likelihoods = partial(log_likelihoods, model, batch_size=options.batch_size, pad_id=tokenizer.pad_id)
@@ -158,7 +158,7 @@ class MultipleChoiceEvaluation:
         return Answers(
             prompts=[question.prompt for question in questions],
             choices=[list(question.choices) for question in questions],
-            labels=[question.answer for question in questions],
+            labels=[int(question.answer) for question in questions],
             log_likelihoods=sums,
             num_tokens=[[len(read.ids) - read.start for read in each.choices] for each in self._questions],
             score=self._options.score,

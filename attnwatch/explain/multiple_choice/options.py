@@ -29,7 +29,7 @@ class EvaluationOptions:
     batch_size: int = 8
     max_length: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_choice("stated", self.stated, Stated, optional=True)
         require_choice("score", self.score, Score)
         require_int("max_new_tokens", self.max_new_tokens, minimum=1)

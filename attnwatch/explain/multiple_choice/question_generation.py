@@ -63,8 +63,8 @@ def questions_from_text(
     sequences = [encoder.plain_ids(text)] if isinstance(text, str) else _sequences(text)
     long = [ids for ids in sequences if len(ids) >= prompt_tokens + choice_tokens]
     generator = _Generator(encoder, long, prompt_tokens, choice_tokens, random.Random(seed))
-    drawn = (generator.question(num_choices) for _ in range(number if long else 0))
-    found = list(dict.fromkeys(itertools.takewhile(bool, drawn)))
+    drawn = iter(lambda: generator.question(num_choices), None)
+    found = list(dict.fromkeys(itertools.islice(drawn, number if long else 0)))
     if not found:
         name = "`text`" if isinstance(text, str) else "the text of the batches"
         raise ConfigurationError(
@@ -85,7 +85,7 @@ class _Generator:
     choice_tokens: int
     draw: random.Random
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.num_places = [len(ids) - self.prompt_tokens - self.choice_tokens + 1 for ids in self.sequences]
 
     def question(self, num_choices: int) -> Question | None:

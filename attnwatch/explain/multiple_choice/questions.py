@@ -33,7 +33,7 @@ class Question:
     choices: tuple[str, ...]
     answer: int | str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_text("prompt", self.prompt)
         if isinstance(self.choices, str) or not isinstance(self.choices, Sequence) or len(self.choices) < 2:
             raise ConfigurationError(f"`choices` must be a list of at least two texts, got {self.choices!r}.")

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +66,7 @@ def generate_greedily(
         with _own_generation_config(model.model, tokenizer, max_new_tokens) as config, warnings.catch_warnings():
             # PEFT's prompt tuning warns of arguments that `generate` itself hands over.
             warnings.filterwarnings("ignore", message="Position ids are not supported")
-            ids = model.model.generate(**given, generation_config=config, synced_gpus=model.is_sharded)
+            ids = cast(Any, model.model).generate(**given, generation_config=config, synced_gpus=model.is_sharded)
         model.num_forwards += ids.shape[1] - length
         written += [tokenizer.decode(row).strip() for row in ids[:, length:].tolist()]
     return written
@@ -82,7 +82,7 @@ def _own_generation_config(model: nn.Module, tokenizer: QuestionTokenizer, max_n
 
     transformers completes a given configuration from the model's own, and PEFT passes its own on.
     """
-    config = type(model.generation_config)(
+    config = type(cast(Any, model).generation_config)(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_id,

@@ -40,7 +40,7 @@ class Templates:
     yes: tuple[str, ...] = ("yes", "Yes")
     no: tuple[str, ...] = ("no", "No")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("answer", "yes_no", "percentage", "reason"):
             _check(name, getattr(self, name), ("prompt", "choice") if name == "answer" else _FOLLOW_UP_FIELDS)
         for name in ("yes", "no"):

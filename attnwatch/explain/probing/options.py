@@ -33,7 +33,7 @@ class ProbeOptions:
     num_splits: int = 5
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_int("max_tokens", self.max_tokens, minimum=1)
         require_int("num_splits", self.num_splits, minimum=2)
         require_int("seed", self.seed, minimum=0)

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +83,7 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], bool]:
         )
     (name,) = names
     if name in refused:
-        return list(model.get_submodule(name)), True
+        return list(cast(nn.ModuleList, model.get_submodule(name))), True
     stack = stacks[name]
     return list(stack.layers), stack.layout.is_batch_first(without_wrappers(stack.layers[0]))
 
@@ -91,10 +91,10 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], bool]:
 def _stack_states(model: EvaluatedModel, layers: list[nn.Module], is_batch_first: bool, batch: Batch) -> list[Tensor]:
     seen: list[Tensor] = []
 
-    def read_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
 
-    def read_output(module: nn.Module, args: tuple, output: Any) -> None:
+    def read_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen.append(output if isinstance(output, Tensor) else output[0])
 
     with contextlib.ExitStack() as hooks:
