@@ -36,6 +36,8 @@ test-all: test test-slow test-matrix
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m tools.check_docstrings
 	$(BIN)/python -m tools.update_tables --check
 
 format: install

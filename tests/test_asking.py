@@ -354,7 +354,7 @@ def test_model_that_a_function_calls(known):
     plain = ask(known, word_tokenizer(), [QUESTION], templates=TEMPLATES)
     assert given.log_likelihoods == plain.log_likelihoods
     assert given.stated_confidence == plain.stated_confidence
-    with pytest.raises(ConfigurationError, match="`forward`: a model that is called by a function of yours"):
+    with pytest.raises(ConfigurationError, match="`forward`: a model with a custom forward can't generate text"):
         ask(known, word_tokenizer(), [QUESTION], reasons=True, forward=forward)
 
 
@@ -370,7 +370,10 @@ def test_model_that_a_function_calls(known):
         ({"questions": []}, "`questions` is empty"),
         ({"model": t5_for_generation}, "a T5ForConditionalGeneration; for a classifier"),
         ({"model": bert}, "a BertModel; for a classifier"),
-        ({"model": lambda: resized(llama(), 9)}, "`tokenizer` is not that of the model: it makes the token id 15"),
+        (
+            {"model": lambda: resized(llama(), 9)},
+            "`tokenizer` does not belong to the model: it produces the token id 15",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(options, message):

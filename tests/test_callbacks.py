@@ -93,7 +93,7 @@ def test_example_of_a_callback_is_right_for_its_trainer(package, name, tmp_path,
     exec(code, given)
     made_trainer = given["trainer"]
     handler = made_trainer if package is attnwatch.lightning else made_trainer.callback_handler
-    (callback,) = [each for each in handler.callbacks if type(each).__module__.startswith("attnwatch")]
+    (callback,) = [each for each in handler.callbacks if type(each).__module__ == package.__name__]
     assert type(callback) is getattr(package, name)
 
 

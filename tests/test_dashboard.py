@@ -9,7 +9,8 @@ from torch.utils.tensorboard import SummaryWriter
 from attnwatch import AttentionHistory, FindingKind, RunStatus
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.dashboard import run_scalars, run_tags, site_scalars
-from attnwatch.dashboard.figures import figures, pixels
+from attnwatch.dashboard.figures import figures
+from attnwatch.dashboard.heatmaps import pixels
 from attnwatch.diagnosis import Diagnosis, Finding
 from attnwatch.loggers.tensorboard import TensorBoardLogger
 from attnwatch.statistics import Statistic

@@ -275,7 +275,7 @@ def test_failing_probes_warn_once_and_training_goes_on():
 
 WRONG = {
     "target": ({"targets": ["tokens"]}, "`targets`: 'tokens' is not known"),
-    "tokenizer": ({"targets": ["word_start"]}, "'word_start' is read off the text: give `tokenizer`"),
+    "tokenizer": ({"targets": ["word_start"]}, "'word_start' is derived from the text: give `tokenizer`"),
     "no batches": ({"batches": []}, "`batches` is empty"),
     "no ids": ({"batches": [{"tokens": token_ids(8)}]}, "`input_ids` .* expected"),
     "labels": (

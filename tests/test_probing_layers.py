@@ -13,7 +13,7 @@ from attnwatch import ConfigurationError
 from attnwatch.explain import LayerProbes, probe_layers
 from attnwatch.explain.probing.examples import Examples
 from attnwatch.explain.probing.options import ProbeOptions
-from attnwatch.explain.probing.result import corrected_stderr
+from attnwatch.explain.probing.probes import corrected_stderr
 from attnwatch.explain.probing.tasks import Task, control_labels, position_bins, prepare_fits
 
 IDS = 8  # of tokens, in the batches of most tests
@@ -118,7 +118,7 @@ def test_what_words_do_not_tell_is_selective():
 
 
 def examples_of(labels: Tensor, sequences: Tensor, types: Tensor, *, are_of_tokens: bool = True) -> Examples:
-    return Examples([torch.zeros(len(labels), 1)], sequences, types, {"own": labels}, {"own"}, are_of_tokens)
+    return Examples([torch.zeros(len(labels), 1)], sequences, types, {"own": labels}, are_of_tokens)
 
 
 def test_control_labels_are_functions_of_the_word_distributed_like_the_labels():
@@ -508,14 +508,14 @@ def test_text_targets_of_a_model():
 WRONG = {
     "name": ({"targets": ["tokens"]}, "`targets`: 'tokens' is not known; it must be one of label, "),
     "string": ({"targets": "token"}, "`targets` must be a list of names, got 'token'"),
-    "no tokenizer": ({"targets": ["case"]}, "`targets`: 'case' is read off the text: give `tokenizer`"),
+    "no tokenizer": ({"targets": ["case"]}, "`targets`: 'case' is derived from the text: give `tokenizer`"),
     "not a tokenizer": ({"tokenizer": "bert"}, "give a tokenizer object, AutoTokenizer.from_pretrained.'bert'"),
     "not a list": ({"targets": 5}, "`targets` must be a list of names, got 5"),
     "share": ({"test_share": 1.0}, "`test_share` must be a number between 0 and 1, got 1.0"),
     "splits": ({"num_splits": 1}, "`num_splits` must be an integer of at least 2, got 1"),
     "tokens": ({"max_tokens": 0}, "`max_tokens` must be an integer of at least 1, got 0"),
     "labels": ({"labels": [1]}, "`labels` must be a dict with, for each name"),
-    "built in": ({"labels": {"token": [1]}}, "`labels`: 'token' is a target that is built in"),
+    "built in": ({"labels": {"token": [1]}}, "`labels`: 'token' is a built-in target"),
     "label's kind": ({"labels": {"own": 3}}, "`labels`: for 'own' a function of the batch or a list"),
     "too few": ({"labels": {"own": [token_ids(16)]}}, "`labels`: 'own' has 1 tensors for 4 batches"),
     "shape": ({"labels": {"own": lambda batch: token_ids(2)}}, r"`labels`: for 'own' integers \[16, 12\] or \[16\]"),

@@ -211,7 +211,7 @@ def test_markup_in_the_text_stays_text(language_model, tmp_path, hostile: str):
     ("arguments", "message"),
     [
         (["--text", "missing.txt"], "`--text`: 'missing.txt' can't be read"),
-        (["--text", "empty.txt"], "`--text`: 'empty.txt' has nothing in it to read"),
+        (["--text", "empty.txt"], "`--text`: 'empty.txt' has no text in it"),
         (["--text", "text.txt", "--questions", "bad.jsonl"], "line 2"),
         (["--text", "text.txt", "--out", "no/such/folder.html"], "lies in a folder that is not there"),
     ],

@@ -1,6 +1,7 @@
 """A Trainer's checkpoint is resumed from as it was, or refused by name, whatever happened while it was written."""
 
 import json
+import logging
 import re
 import shutil
 from pathlib import Path
@@ -237,6 +238,21 @@ def test_states_of_hyperparameter_searches_lie_in_their_own_folders(tmp_path):
 
     train(dropping(), directory=tmp_path, trainer_class=Searching, **SAVING)
     assert (tmp_path / "run-0" / SAVED / "attnwatch.pt").is_file()
+
+
+def test_restoring_callbacks_of_the_trainer_finds_ours_in_their_place(tmp_path, caplog, monkeypatch):
+    """The trainer restores its own; those of attnwatch are neither made anew nor said to be ignored."""
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    options = {"restore_callback_states_from_checkpoint": True}
+    whole = train(pruning(), dropping(), directory=tmp_path, **SAVING)
+    callbacks = pruning(), dropping()
+    rest = resumed(*callbacks, directory=tmp_path, **options)
+    assert_same_training(rest, whole)
+    assert [each for each in rest.callback_handler.callbacks if isinstance(each, HeadPruning)] == [callbacks[0]]
+    assert "Ignoring" not in caplog.text
+    train(dropping(), directory=tmp_path, **SAVING)
+    resumed(directory=tmp_path, **options)
+    assert "Ignoring. (AttnwatchMark)" in caplog.text  # which is true
 
 
 def test_token_dropping_of_each_stack_resumes_its_own(tmp_path):

@@ -13,10 +13,10 @@ class _KindsOfRules(EnumMeta):
     """Metaclass that takes the members of an enum from the registered rules, in their order."""
 
     @property
-    def __members__(cls) -> Mapping[str, Any]:  # type: ignore[override]
+    def __members__(cls) -> "Mapping[str, FindingKind]":  # type: ignore[override]
         return MappingProxyType({name.upper(): _kind(name) for name in FindingRule.registry})
 
-    def __call__(cls, value: str) -> Any:  # type: ignore[override]
+    def __call__(cls, value: str) -> "FindingKind":  # type: ignore[override]
         if isinstance(value, cls):
             return value
         if value not in cls:
@@ -24,7 +24,7 @@ class _KindsOfRules(EnumMeta):
             raise ValueError(f"{value!r} is not a kind of finding; there are: {names}.")
         return _kind(FindingRule.registry[value].name)
 
-    def __getattr__(cls, name: str) -> Any:
+    def __getattr__(cls, name: str) -> "FindingKind":
         if name.isupper() and name.lower() in FindingRule.registry:
             return _kind(name.lower())
         raise AttributeError(f"{cls.__name__} has no member {name!r}")

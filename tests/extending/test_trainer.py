@@ -15,6 +15,7 @@ import attnwatch
 import attnwatch.lightning
 from attnwatch import ConfigurationError, FindingKind, PruningPlan, RunStatus, callbacks
 from attnwatch.loggers import logger_for
+from attnwatch.trainers.callback import callback_class
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -57,9 +58,9 @@ class TinyAdapter(attnwatch.TrainerAdapter):
     name, title, callback_base, first_hooks = "tiny", "the TinyTrainer", TinyCallback, ("on_start",)
 
 
-AttentionMonitor = TinyAdapter.callback(callbacks.AttentionMonitor)
-HeadPruning = TinyAdapter.callback(callbacks.HeadPruning)
-TokenDropping = TinyAdapter.callback(callbacks.TokenDropping)
+AttentionMonitor = callback_class(TinyAdapter, callbacks.AttentionMonitor)
+HeadPruning = callback_class(TinyAdapter, callbacks.HeadPruning)
+TokenDropping = callback_class(TinyAdapter, callbacks.TokenDropping)
 
 
 class TinyTrainer:
@@ -197,7 +198,7 @@ def test_callbacks_know_their_trainer(registered, tmp_path):
 
 def test_callbacks_are_documented_for_their_trainer():
     assert AttentionMonitor.__module__ == __name__
-    assert sys.modules[__name__].AttentionMonitor is TinyAdapter.callback(callbacks.AttentionMonitor)
+    assert sys.modules[__name__].AttentionMonitor is callback_class(TinyAdapter, callbacks.AttentionMonitor)
     code = re.search(r"```python\n(.*?)```", HeadPruning.__doc__, re.S)[1]
     assert code == f"from {__name__} import HeadPruning\n\ncallback = HeadPruning(target=0.5)\n"
     given = {}
