@@ -1,4 +1,4 @@
-"""The command `attnwatch inspect`, as far as it needs no model; `test_report_model.py` has the rest."""
+"""The command `attnwatch inspect`, as far as it needs no model; `report/test_model_page.py` has the rest."""
 
 import re
 

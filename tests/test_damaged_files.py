@@ -12,13 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.summary.writer.record_writer import masked_crc32c
-from test_diagnosis import course
-from test_judge import log
 
 from attnwatch import AttentionHistory, ConfigurationError, PruningPlan
 from attnwatch.cli import main
 from attnwatch.explain.multiple_choice.questions import load_questions
 from attnwatch.judging import read_run, report
+from tests.support.histories import course, write_log
 
 COURSE = dataclasses.replace(course(every=10), total_steps=900)
 RECORD_HEADER_BYTES = 12
@@ -156,7 +155,7 @@ def history_file(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("logs")
-    log(directory, COURSE)
+    write_log(directory, COURSE)
     return directory
 
 
@@ -209,7 +208,7 @@ def test_names_do_not_move_the_cursor(tmp_path, capsys):
 
 
 def test_tags_do_not_move_the_cursor(tmp_path, capsys):
-    log(tmp_path, COURSE, loss_tag="mine\x1b[2J")
+    write_log(tmp_path, COURSE, loss_tag="mine\x1b[2J")
     assert main(["judge", str(tmp_path), "--loss-tag", "loss\x07"]) == 2
     printed = capsys.readouterr().err
     assert r"there are: mine\x1b[2J" in printed

@@ -6,31 +6,20 @@ import re
 
 import numpy as np
 import pytest
-from test_diagnosis import OBSERVATIONS, SITES, course, falling
 from torch.utils.tensorboard import SummaryWriter
 
 from attnwatch import ConfigurationError, RunStatus, diagnose
 from attnwatch.cli import main
-from attnwatch.dashboard import run_scalars, site_scalars
 from attnwatch.dashboard.logged import read_logged
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
+from tests.support.histories import OBSERVATIONS, SITES, course, falling, write_log
 
 LOSS = falling(5.0, 1.0)
 
 
-def log(directory, history, *, loss_tag="train_loss", layers=12) -> None:
-    """As a monitor does; the loss at other steps, as trainers log it."""
-    with SummaryWriter(directory) as writer:
-        for index, step in enumerate(history.steps):
-            numbers = run_scalars(history, index) | site_scalars(history, index, max_sites=layers)
-            for tag, number in numbers.items():
-                writer.add_scalar(tag, number, int(step))
-            writer.add_scalar(loss_tag, history.loss[index], int(step) - 5)
-
-
 def test_history_comes_back_from_the_logs(tmp_path):
     recorded = course(normalized_entropy=falling(0.99, 0.4), max_logit=falling(1, 20), loss=LOSS)
-    log(tmp_path, recorded)
+    write_log(tmp_path, recorded)
     back = read_logged(tmp_path)
     assert back.sites == tuple(f"layer_{site}" for site in range(SITES))
     np.testing.assert_array_equal(back.steps, recorded.steps)
@@ -46,7 +35,7 @@ def test_history_comes_back_from_the_logs(tmp_path):
 def test_loss_is_known_only_where_it_was_logged(tmp_path):
     """Every 50 steps, as Lightning logs it: no course that a loss could be judged by."""
     recorded = course(normalized_entropy=falling(0.99, 0.4), loss=np.full(OBSERVATIONS, np.nan))
-    log(tmp_path, recorded, loss_tag="other")
+    write_log(tmp_path, recorded, loss_tag="other")
     with SummaryWriter(tmp_path) as writer:
         for step in range(49, 400, 50):
             writer.add_scalar("train_loss", 4.0 - step / 400, step)
@@ -59,12 +48,12 @@ def test_layers_are_in_their_order(tmp_path):
     recorded = course()
     values = {name: np.repeat(array, 3, axis=1) for name, array in recorded.values.items()}
     sites = tuple(f"layers.{site}.attn" for site in range(3 * SITES))
-    log(tmp_path, dataclasses.replace(recorded, sites=sites, values=values))
+    write_log(tmp_path, dataclasses.replace(recorded, sites=sites, values=values))
     assert read_logged(tmp_path).sites == tuple(f"layer_{site}" for site in range(3 * SITES))
 
 
 def test_run_whose_layers_were_not_logged_is_judged_as_a_whole(tmp_path):
-    log(tmp_path, course(normalized_entropy=0.999), layers=0)
+    write_log(tmp_path, course(normalized_entropy=0.999), layers=0)
     back = read_logged(tmp_path)
     assert back.sites == ("model",)
     assert diagnose(back).status is RunStatus.NOT_CONVERGING
@@ -75,7 +64,7 @@ def test_verdict_from_the_logs_is_the_verdict_of_the_run(tmp_path, statistics):
     recorded = course(**statistics)
     if "max_logit" in statistics:
         recorded["max_logit"][:5] = 10
-    log(tmp_path, recorded)
+    write_log(tmp_path, recorded)
     back, own = diagnose(read_logged(tmp_path)), diagnose(recorded)
     assert (back.status, back.risk) == (own.status, own.risk)
     assert [finding.kind for finding in back.findings] == [finding.kind for finding in own.findings]
@@ -91,7 +80,7 @@ def test_command_says_what_is_wrong_and_its_exit_code_too(tmp_path, capsys, kept
     if kept_as == "history":
         recorded.save(path)
     else:
-        log(path, recorded)
+        write_log(path, recorded)
     assert main(["judge", str(path)]) == code
     printed = capsys.readouterr().out
     assert "40 observations, steps 0 to 390, 4 sites" in printed
@@ -118,7 +107,7 @@ def test_length_of_the_run_travels_with_it(tmp_path, capsys, kept_as):
     if kept_as == "history":
         uniform.save(path)
     else:
-        log(path, uniform)
+        write_log(path, uniform)
         with SummaryWriter(path) as writer:
             writer.add_scalar("attention/total_steps", 150, 39)
     assert str(diagnose(uniform)) == str(diagnose(uniform, total_steps=150)) != str(diagnose(uniform, total_steps=9999))
@@ -149,7 +138,7 @@ def test_command_names_what_was_not_observed(tmp_path, capsys):
 
 
 def test_loss_is_taken_from_the_tag_that_is_asked_for(tmp_path):
-    log(tmp_path, course(loss=LOSS), loss_tag="objective")
+    write_log(tmp_path, course(loss=LOSS), loss_tag="objective")
     assert np.isnan(read_logged(tmp_path).loss).all()
     assert np.isfinite(read_logged(tmp_path, loss_tag="objective").loss).all()
     with pytest.raises(ConfigurationError, match="`loss_tag` 'nll' was not logged; there are: objective"):

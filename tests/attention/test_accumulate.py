@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from oracle import assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
 from attnwatch.attention import Accumulator, AttentionInputs
 from attnwatch.attention.sampling import block_elements
 from attnwatch.statistics import Statistic
+from tests.support.oracle import assert_statistics_match, attention_matrix
 
 ACCUMULATOR = Accumulator()
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from oracle import assert_entropy_matches, assert_statistics_match, attention_matrix
 
 from attnwatch import attention_entropy, attention_statistics
+from tests.support.oracle import assert_entropy_matches, assert_statistics_match, attention_matrix
 
 pytestmark = pytest.mark.cuda
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import assert_entropy_matches, assert_statistics_match, attention_matrix, oracle_statistics
 
 from attnwatch import attention_entropy, attention_statistics
 from attnwatch.statistics import Statistic
+from tests.support.oracle import assert_entropy_matches, assert_statistics_match, attention_matrix, oracle_statistics
 
 HIDDEN = [-torch.inf, -1e4, -1e9, torch.finfo(torch.float32).min]
 

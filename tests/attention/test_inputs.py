@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from oracle import assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import AttentionStatistics
 from attnwatch.attention import Accumulator, AttentionInputs, attention_received, attention_weights
 from attnwatch.statistics import Statistic
+from tests.support.oracle import assert_statistics_match, attention_matrix
 
 BATCH, HEADS, TOKENS, HEAD_DIM = 2, 2, 9, 8
 POSITIONS = torch.arange(TOKENS)

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from oracle import assert_entropy_matches, assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
+from tests.support.oracle import assert_entropy_matches, assert_statistics_match, attention_matrix
 
 BATCH, HEADS, TOKENS, HEAD_DIM = 2, 3, 10, 8
 POSITIONS = torch.arange(TOKENS)

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import assert_entropy_matches, assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import AttentionStatistics, attention_entropy, attention_statistics
 from attnwatch.attention import Accumulator, AttentionInputs, attention_received, attention_weights
 from attnwatch.statistics import Statistic
+from tests.support.oracle import assert_entropy_matches, assert_statistics_match, attention_matrix
 
 KEYS, HEAD_DIM = 4, 3
 BAD = [torch.nan, torch.inf, -torch.inf]

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from oracle import assert_entropy_matches, assert_statistics_match, attention_matrix, oracle_entropy
 from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
 from attnwatch.statistics import Statistic
+from tests.support.oracle import assert_entropy_matches, assert_statistics_match, attention_matrix, oracle_entropy
 
 HIDE_ALL = {
     "bool": torch.zeros(1, dtype=torch.bool),

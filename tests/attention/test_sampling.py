@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from oracle import assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import attention_statistics
 from attnwatch.attention import stratified_rows
+from tests.support.oracle import assert_statistics_match, attention_matrix
 
 SHAPES = [(7, 3), (64, 8), (100, 32), (10, 9), (10, 1)]
 PADDING = torch.tensor([40, 25])[:, None] > torch.arange(40)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import assert_entropy_matches, assert_statistics_match, attention_matrix
 from torch import Tensor
 
 from attnwatch import attention_entropy, attention_statistics
 from attnwatch.attention import Accumulator, AttentionInputs, attention_received, attention_weights
 from attnwatch.statistics import Statistic
+from tests.support.oracle import assert_entropy_matches, assert_statistics_match, attention_matrix
 
 BATCH, KEY_HEADS, TOKENS, HEAD_DIM = 2, 2, 5, 8
 

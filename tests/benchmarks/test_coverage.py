@@ -5,7 +5,6 @@ import functools
 import pytest
 import torch
 import transformers as hf
-from versions import BEFORE_5, EARLY, lacks
 
 import attnwatch
 from attnwatch import ModelFamily, TokenLayout
@@ -17,6 +16,7 @@ from benchmarks.coverage.measure import measure
 from benchmarks.coverage.observing import deviations_of, record
 from benchmarks.coverage.table import ARCHITECTURES, QUICK, architecture
 from benchmarks.coverage.tokens import dropping_of
+from tests.support.versions import BEFORE_5, EARLY, lacks
 
 # Models warn of what transformers deprecates, and of what attnwatch does not observe of them.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.logs_warnings]

@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from test_diagnosis_risk import noisy
 
 from attnwatch import Diagnosis, Finding, FindingKind, RunStatus
 from benchmarks.verdicts import report
@@ -10,6 +9,7 @@ from benchmarks.verdicts.attention import Rules, Signals
 from benchmarks.verdicts.baselines import combined
 from benchmarks.verdicts.runs import Recipe, Run
 from benchmarks.verdicts.scores import LOOKS, Predictions, capability
+from tests.support.histories import noisy
 
 TASKS = ("copy", "recall", "text")
 HEALTHY = Diagnosis(RunStatus.HEALTHY, (), 10, 0.2)

@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_diagnosis_risk import noisy
 
 from attnwatch.diagnosis.signals import SIGNALS
 from benchmarks.verdicts.attention import Signals
@@ -20,6 +19,7 @@ from benchmarks.verdicts.scores import (
     on_the_plateau,
     predict_held_out,
 )
+from tests.support.histories import noisy
 
 
 def run(task="a", number=0, *, quality=0.9, fault="", losses=(2.0, 1.0), end=0.5, observations=100) -> Run:

@@ -4,39 +4,22 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import transformers as hf
-from asking import word_tokenizer
-from models import VOCABULARY, llama, seeded, token_ids
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
-from trainers import Sequences, train
 
 import attnwatch.lightning
 import attnwatch.transformers
 from attnwatch import ConfigurationError
 from attnwatch.explain import occlude
-
-
-class Module(pl.LightningModule):
-    def __init__(self, model: nn.Module | None):
-        super().__init__()
-        self.model = model
-        self.losses: list[float] = []
-
-    def training_step(self, batch):
-        loss = self.model(**batch).loss
-        self.losses.append(loss.item())
-        return loss
-
-    def validation_step(self, batch):
-        self.model(**batch)
-
-    def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.1)
+from tests.support.language_models import word_tokenizer
+from tests.support.lightning_training import BatchModule
+from tests.support.models import VOCABULARY, llama, seeded, token_ids
+from tests.support.transformers_training import Sequences, train
 
 
 def losses(*callbacks: pl.Callback, validation: DataLoader | None = None) -> list[float]:
     pl.seed_everything(1, verbose=False)
-    module = Module(llama(dropout=0.3))
+    module = BatchModule(llama(dropout=0.3))
     trainer = pl.Trainer(
         max_steps=8,
         val_check_interval=4,

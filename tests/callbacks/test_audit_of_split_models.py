@@ -3,24 +3,24 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from asking import QUESTION, word_tokenizer
 from lightning.pytorch.strategies import ModelParallelStrategy
-from models import llama, token_ids
-from processes import on_two_processes, parallel, sharded
-from test_audits import Module
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
-from trainers import Sequences
 
 from attnwatch.explain import deletion_curve
 from attnwatch.lightning import AttentionMonitor, ConfidenceProbe, LayerProbe, OcclusionAudit
+from tests.support.language_models import QUESTION, word_tokenizer
+from tests.support.lightning_training import BatchModule
+from tests.support.models import llama, token_ids
+from tests.support.processes import on_two_processes, parallel, sharded
+from tests.support.transformers_training import Sequences
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")]
 
 SCRIPT = """
 import sys, warnings
 import torch
-from test_audits_split import audits, contents, fit
+from tests.callbacks.test_audit_of_split_models import audits, contents, fit
 
 warnings.simplefilter("ignore")
 torch.set_num_threads(1)
@@ -32,7 +32,7 @@ torch.save(results, f"{directory}/rank{rank}.pt")
 """
 
 
-class Split(Module):
+class Split(BatchModule):
     """A Llama that is whole, sharded (FSDP2) or parallel (its heads)."""
 
     def __init__(self, how: str):
@@ -112,9 +112,9 @@ DISAGREEING = """
 import sys
 import torch
 import torch.distributed as dist
-from models import llama, token_ids
-from processes import parallel
-from test_audits_split import curve
+from tests.support.models import llama, token_ids
+from tests.support.processes import parallel
+from tests.callbacks.test_audit_of_split_models import curve
 
 torch.set_num_threads(1)
 rank = int(sys.argv[2])

@@ -8,21 +8,19 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import transformers as hf
-from asking import QUESTION, word_tokenizer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import bert, gpt, llama, seeded, t5_for_generation, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_asking import TEMPLATES
-from test_lightning_monitor import Llama
-from test_lightning_monitor import train as train_lightning
 from torch import nn
 from torch.utils.data import DataLoader
-from trainers import STEPS, Sequences, tensorboard_in, train, trainer
 
 import attnwatch.lightning
 from attnwatch import AttnwatchWarning, ConfigurationError
 from attnwatch.explain import Answers, Calibration, ask, classifier_calibration
 from attnwatch.transformers import ConfidenceProbe
+from tests.support.language_models import QUESTION, TEMPLATES, word_tokenizer
+from tests.support.lightning_training import Llama, train_epochs
+from tests.support.models import bert, gpt, llama, seeded, t5_for_generation, token_ids
+from tests.support.transformers_training import STEPS, Sequences, tensorboard_in, train, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -58,11 +56,11 @@ def test_training_is_bit_identical(options, tmp_path):
 
 @pytest.mark.parametrize("made", [False, True], ids=["given", "made"])
 def test_lightning_training_is_bit_identical(made):
-    _, plain = train_lightning(None, Llama(dropout=0.1), val_check_interval=5)
+    _, plain = train_epochs(None, Llama(dropout=0.1), val_check_interval=5)
     state = torch.get_rng_state()
     options = ALL | {"batches": [{"input_ids": token_ids(6, 40)}]} if made else ALL
     probe = attnwatch.lightning.ConfidenceProbe(None if made else QUESTIONS, every_n_steps=4, **options)
-    _, asked = train_lightning(probe, Llama(dropout=0.1), val_check_interval=5)
+    _, asked = train_epochs(probe, Llama(dropout=0.1), val_check_interval=5)
     assert plain.losses == asked.losses
     assert torch.equal(torch.get_rng_state(), state)
     assert_same_weights(plain, asked)
@@ -88,7 +86,7 @@ def test_results_are_those_of_the_function(tmp_path):
 
 def test_metrics_can_be_monitored():
     probe = attnwatch.lightning.ConfidenceProbe(QUESTIONS, every_n_steps=4, **OPTIONS)
-    run, _ = train_lightning(probe)
+    run, _ = train_epochs(probe)
     found = dict(probe.results)[12].calibration(num_bins=5)
     assert run.callback_metrics["confidence/mean_confidence"] == pytest.approx(found.mean_confidence)
 
@@ -128,9 +126,9 @@ def test_lightning_resumed_equals_uninterrupted(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=12, save_top_k=-1, filename="{step}")
     options = {"callbacks": [checkpoint], "enable_checkpointing": True, "epochs": 2}
     uninterrupted = attnwatch.lightning.ConfidenceProbe(QUESTIONS, every_n_steps=5, **ALL)
-    train_lightning(uninterrupted, **options)
+    train_epochs(uninterrupted, **options)
     resumed = attnwatch.lightning.ConfidenceProbe(QUESTIONS, every_n_steps=5, **ALL)
-    train_lightning(resumed, ckpt_path=tmp_path / "step=12.ckpt", epochs=2)
+    train_epochs(resumed, ckpt_path=tmp_path / "step=12.ckpt", epochs=2)
     assert [step for step, _ in resumed.results] == [5, 10, 15, 20, 24]
     assert same(resumed.results, uninterrupted.results)
 
@@ -249,7 +247,7 @@ def test_failures_are_told_once_and_training_goes_on():
     """Batches of tensors have no names."""
     probe = attnwatch.lightning.ConfidenceProbe(every_n_steps=3, **OPTIONS)
     with pytest.warns(AttnwatchWarning, match="ConfidenceProbe failed, training goes on: .*`batches`") as told:
-        _, module = train_lightning(probe)
+        _, module = train_epochs(probe)
     assert len([each for each in told if each.category is AttnwatchWarning]) == 1
     assert len(module.losses) == 12
     assert probe.results == []

@@ -11,9 +11,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import transformers as hf
-from models import LAYERS, llama, token_ids
-from test_lightning_monitor import Llama, batches
-from trainers import Sequences, trainer
 
 import attnwatch
 import attnwatch.explain
@@ -21,6 +18,9 @@ import attnwatch.lightning
 import attnwatch.transformers
 from attnwatch import ConfigurationError
 from attnwatch.utils.messages import inform
+from tests.support.lightning_training import Llama, batches
+from tests.support.models import LAYERS, llama, token_ids
+from tests.support.transformers_training import Sequences, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from models import TOKENS, bart, bert, gpt2, gpt_neox, llama, opt, qwen3, t5, token_ids, vit
 from torch import Tensor, nn
-from trainers import Sequences, train
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from versions import BEFORE_5
 
 from attnwatch import AttentionRecorder, ModelFamily, TokenDropper, TokenLayout, register
 from attnwatch.capture import ignores
 from attnwatch.statistics import Statistic
 from attnwatch.transformers import AttentionMonitor, TokenDropping
+from tests.support.language_models import number_tokenizer
+from tests.support.models import TOKENS, bart, bert, gpt2, gpt_neox, llama, opt, qwen3, t5, token_ids, vit
+from tests.support.transformers_training import Sequences, train
+from tests.support.versions import BEFORE_5
 
 pytestmark = pytest.mark.skipif(BEFORE_5, reason=f"transformers {hf.__version__}: few models take what they don't name")
 
@@ -229,7 +230,7 @@ def test_packed_batches_of_trl(options, implementation: str, tmp_path):
         str(tmp_path), save_strategy="no", use_cpu=True, disable_tqdm=True, **defaults | {"bf16": False} | options
     )
     trainer = trl.SFTTrainer(
-        model, arguments, train_dataset=data, processing_class=word_tokenizer(), callbacks=[monitor, dropping]
+        model, arguments, train_dataset=data, processing_class=number_tokenizer(), callbacks=[monitor, dropping]
     )
     batches, collate = [], trainer.data_collator
     trainer.data_collator = lambda rows: batches.append(collate(rows)) or copy.copy(batches[-1])
@@ -242,13 +243,3 @@ def test_packed_batches_of_trl(options, implementation: str, tmp_path):
     np.testing.assert_allclose(monitor.history["entropy"][0][0], expected[0], rtol=0, atol=1e-5)
     assert dropping.dropper.layer_tokens < dropping.dropper.all_layer_tokens
     assert np.isfinite(monitor.history["entropy"][0][all_tokens]).all()
-
-
-def word_tokenizer() -> hf.PreTrainedTokenizerFast:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-
-    words = Tokenizer(models.WordLevel({str(number): number for number in range(50)}, unk_token="0"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=words, pad_token="0", bos_token="1", eos_token="2", unk_token="0"
-    )

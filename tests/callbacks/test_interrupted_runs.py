@@ -11,10 +11,6 @@ import pytest
 import torch.nn.functional as F
 import transformers as hf
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from models import LAYERS, llama, token_ids
-from test_lightning_findings import Kept, picture_steps, poison
-from test_lightning_monitor import Llama, batches
-from trainers import STEPS, Noting, trainer
 
 import attnwatch.callbacks.pictures as pictures_module
 from attnwatch import AttnwatchWarning, ConfigurationError, PruningPlan, RunStatus
@@ -22,6 +18,10 @@ from attnwatch.lightning import AttentionMonitor, HeadPruning, LayerProbe, Token
 from attnwatch.transformers import AttentionMonitor as TransformersMonitor
 from attnwatch.transformers import TokenDropping as TransformersDropping
 from attnwatch.utils.interception import is_intercepted
+from tests.support.lightning_loggers import Kept, picture_steps, poison
+from tests.support.lightning_training import Llama, batches
+from tests.support.models import LAYERS, llama, token_ids
+from tests.support.transformers_training import STEPS, Noting, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

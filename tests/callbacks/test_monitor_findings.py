@@ -10,9 +10,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from models import WIDTH, llama
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_lightning_monitor import Llama, train
 from torch import nn
 
 import attnwatch.callbacks.monitor as monitor_module
@@ -21,45 +18,15 @@ from attnwatch import AttnwatchWarning, RunStatus, Thresholds
 from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.statistics import Statistic
+from tests.support.lightning_loggers import Kept, events_of, picture_steps, poison
+from tests.support.lightning_training import Llama, train_epochs
+from tests.support.models import WIDTH, llama
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
 
-class Kept(Logger):
-    """A logger that keeps what it is given."""
-
-    name, version = "kept", 0
-
-    def __init__(self):
-        super().__init__()
-        self.rows = []
-
-    def log_metrics(self, metrics, step=None):
-        self.rows.append((step, dict(metrics)))
-
-    def log_hyperparams(self, params):
-        pass
-
-    def steps(self, tag: str) -> list[int]:
-        return [step for step, metrics in self.rows if tag in metrics]
-
-
-def events_of(logger: TensorBoardLogger) -> EventAccumulator:
-    return EventAccumulator(logger.log_dir, size_guidance={"images": 0, "scalars": 0, "tensors": 0}).Reload()
-
-
-def picture_steps(logger: TensorBoardLogger) -> list[int]:
-    return [image.step for image in events_of(logger).Images("attention_heads/max_logit")]
-
-
 def messages(caught) -> list[str]:
     return [str(warning.message) for warning in caught if issubclass(warning.category, AttnwatchWarning)]
-
-
-def poison(module, batch_idx):
-    if batch_idx == 6:
-        with torch.no_grad():
-            module.model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
 
 
 # To whom
@@ -68,7 +35,7 @@ def poison(module, batch_idx):
 def test_tensorboard_gets_scalars_pictures_and_words(tmp_path):
     monitor = AttentionMonitor(every_n_steps=2, figures_every_n_steps=8)
     logger = TensorBoardLogger(tmp_path)
-    train(monitor, steps=20, logger=logger)
+    train_epochs(monitor, steps=20, logger=logger)
     events = events_of(logger)
     tags = events.Tags()
     layered = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
@@ -87,7 +54,7 @@ def test_tensorboard_gets_scalars_pictures_and_words(tmp_path):
 
 def test_every_logger_gets_the_scalars(tmp_path):
     loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "tb")]
-    train(AttentionMonitor(every_n_steps=4), logger=loggers)
+    train_epochs(AttentionMonitor(every_n_steps=4), logger=loggers)
     rows = np.genfromtxt(tmp_path / "csv/lightning_logs/version_0/metrics.csv", delimiter=",", names=True)
     entropy = rows["attentionnormalized_entropy"]
     assert np.isfinite(entropy).sum() == 3
@@ -104,7 +71,9 @@ def test_every_logger_gets_the_scalars(tmp_path):
 
 def test_scalars_come_once_with_the_transfers():
     logger = Kept()
-    train(AttentionMonitor(every_n_steps=1, flush_every=4), logger=logger, log_every_n_steps=1, limit_val_batches=0)
+    train_epochs(
+        AttentionMonitor(every_n_steps=1, flush_every=4), logger=logger, log_every_n_steps=1, limit_val_batches=0
+    )
     assert logger.steps("attention/entropy") == list(range(12))
     assert logger.steps("attention_max_logit/layer_1") == list(range(12))
     assert logger.steps("attention/risk") == [0, 4, 8, 11]  # after the first step, then every four, and at the end
@@ -132,7 +101,7 @@ class OneSequence(Llama):
 
 def test_metrics_are_there_from_the_first_step_and_up_to_date_when_an_epoch_ends():
     monitor, metrics = AttentionMonitor(every_n_steps=5), Metrics()
-    train(monitor, OneSequence(), steps=8, epochs=2, callbacks=[metrics])
+    train_epochs(monitor, OneSequence(), steps=8, epochs=2, callbacks=[metrics])
     assert monitor.history.steps.tolist() == [0, 5, 10, 15]
     entropy = monitor.history["normalized_entropy"].mean((1, 2))
     assert metrics.batches[0]["attention/normalized_entropy"] == pytest.approx(entropy[0])
@@ -145,7 +114,7 @@ def test_metrics_are_there_from_the_first_step_and_up_to_date_when_an_epoch_ends
 def test_run_that_ends_within_an_epoch_is_judged_to_its_last_step(tmp_path):
     kept, tensorboard = Kept(), TensorBoardLogger(tmp_path)
     monitor = AttentionMonitor(every_n_steps=1)
-    train(monitor, max_steps=8, logger=[kept, tensorboard])
+    train_epochs(monitor, max_steps=8, logger=[kept, tensorboard])
     assert kept.steps("attention/entropy") == list(range(8))
     assert kept.steps("attention/risk") == [0, 7]
     assert monitor.diagnosis.step == 7
@@ -163,7 +132,7 @@ def test_pictures_come_as_often_as_asked_and_as_time_allows(tmp_path, monkeypatc
     monkeypatch.setattr(pictures_module, "_SHARE_OF_TIME", share_of_time)
     loggers = [CSVLogger(tmp_path / "csv"), TensorBoardLogger(tmp_path / "tb")]
     monitor = AttentionMonitor(every_n_steps=1, flush_every=1, figures_every_n_steps=every, max_layer_curves=1)
-    train(monitor, max_steps=10, logger=loggers, limit_val_batches=0)
+    train_epochs(monitor, max_steps=10, logger=loggers, limit_val_batches=0)
     assert picture_steps(loggers[1]) == expected
     tags = events_of(loggers[1]).Tags()["scalars"]
     assert [tag for tag in tags if tag.startswith("attention_max_logit")] == ["attention_max_logit/layer_0"]
@@ -172,7 +141,7 @@ def test_pictures_come_as_often_as_asked_and_as_time_allows(tmp_path, monkeypatc
 def test_words_come_when_something_is_found_and_at_the_end(tmp_path):
     logger = TensorBoardLogger(tmp_path)
     monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding="ignore")
-    train(monitor, Llama(poison), logger=logger)
+    train_epochs(monitor, Llama(poison), logger=logger)
     words = events_of(logger).Tensors("attention/diagnosis/text_summary")
     assert [text.step for text in words] == [6, 11]
     assert "**non finite** since step 6" in words[0].tensor_proto.string_val[0].decode()
@@ -187,17 +156,17 @@ def test_early_stopping_on_risk_lets_a_healthy_run_go_on_and_stops_a_sick_one():
     def stopping():
         return EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6, check_on_train_epoch_end=True)
 
-    healthy, _ = train(AttentionMonitor(), epochs=6, callbacks=[stopping()])
+    healthy, _ = train_epochs(AttentionMonitor(), epochs=6, callbacks=[stopping()])
     assert healthy.current_epoch == 6
     monitor = AttentionMonitor(every_n_steps=1, on_finding="ignore")
-    sick, _ = train(monitor, Llama(poison), epochs=6, callbacks=[stopping()])
+    sick, _ = train_epochs(monitor, Llama(poison), epochs=6, callbacks=[stopping()])
     assert sick.current_epoch == 1
 
 
 def test_stop_at_chosen_findings():
     monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding={"non_finite": "stop"})
     with pytest.warns(AttnwatchWarning, match="non_finite since step 6: .* at 1 of 2 sites"):
-        trainer, _ = train(monitor, Llama(poison), steps=30)
+        trainer, _ = train_epochs(monitor, Llama(poison), steps=30)
     assert trainer.global_step < 12
     assert monitor.diagnosis.status is RunStatus.UNSTABLE
     assert monitor.history["nonfinite"][-1].max() == 1
@@ -213,11 +182,11 @@ UNIFORM_WHEN_POISONED = {
 def test_finding_that_warns_neither_stops_nor_takes_a_stop_back():
     options = {"every_n_steps": 1, "flush_every": 1, **UNIFORM_WHEN_POISONED}
     with pytest.warns(AttnwatchWarning) as caught:
-        going_on, _ = train(AttentionMonitor(on_finding={"frozen_attention": "stop"}, **options), Llama(poison))
+        going_on, _ = train_epochs(AttentionMonitor(on_finding={"frozen_attention": "stop"}, **options), Llama(poison))
     assert [message.split()[1] for message in messages(caught)] == ["non_finite", "uniform_attention"]
     assert going_on.global_step == 12
     with pytest.warns(AttnwatchWarning):
-        stopped, _ = train(AttentionMonitor(on_finding={"non_finite": "stop"}, **options), Llama(poison))
+        stopped, _ = train_epochs(AttentionMonitor(on_finding={"non_finite": "stop"}, **options), Llama(poison))
     assert stopped.global_step == 8
 
 
@@ -225,7 +194,7 @@ def test_wish_of_others_to_stop_is_left_alone():
     def stop(module, batch_idx):
         module.trainer.should_stop |= batch_idx == 3
 
-    trainer, _ = train(AttentionMonitor(every_n_steps=1, on_finding="stop"), Llama(stop))
+    trainer, _ = train_epochs(AttentionMonitor(every_n_steps=1, on_finding="stop"), Llama(stop))
     assert trainer.global_step == 4
 
 
@@ -236,7 +205,7 @@ def test_a_function_is_told_of_findings_once():
         flush_every=1,
         on_finding=lambda finding, trainer, module: told.append((finding.kind.value, type(trainer), type(module))),
     )
-    trainer, _ = train(monitor, Llama(poison), steps=20)
+    trainer, _ = train_epochs(monitor, Llama(poison), steps=20)
     assert told == [("non_finite", pl.Trainer, Llama)]
     assert trainer.global_step == 20
 
@@ -248,7 +217,7 @@ def test_uniform_attention_is_flagged():
 
     monitor = AttentionMonitor(every_n_steps=1, thresholds=Thresholds(min_steps=15), rules=[UniformAttention(steps=10)])
     with pytest.warns(AttnwatchWarning, match="uniform_attention since step 0"):
-        train(monitor, Llama(flatten), steps=25)
+        train_epochs(monitor, Llama(flatten), steps=25)
     assert monitor.diagnosis.status is RunStatus.NOT_CONVERGING
 
 
@@ -279,7 +248,7 @@ def test_what_is_not_observed_is_named_once_per_fit():
     monitor = AttentionMonitor(every_n_steps=1)
     for module in (HardlyReadable(2), HardlyReadable(6)):
         with pytest.warns(AttnwatchWarning) as caught:
-            train(monitor, module)
+            train_epochs(monitor, module)
         (message,) = messages(caught)
         unread = len(module.model.model.layers) - 1
         assert message.startswith(
@@ -298,10 +267,10 @@ def test_findings_of_a_resumed_run_are_not_told_again(tmp_path):
     options = {"every_n_steps": 1, "flush_every": 1, "on_finding": "stop", "figures_every_n_steps": 6}
     path, kept, tensorboard = tmp_path / "stopped.ckpt", Kept(), TensorBoardLogger(tmp_path / "resumed")
     with pytest.warns(AttnwatchWarning, match="non_finite"):
-        stopped, _ = train(AttentionMonitor(**options), Llama(poison))
+        stopped, _ = train_epochs(AttentionMonitor(**options), Llama(poison))
     stopped.save_checkpoint(path)
     torch.load(path, weights_only=True)
-    resumed, _ = train(AttentionMonitor(**options), epochs=2, logger=[kept, tensorboard], ckpt_path=path)
+    resumed, _ = train_epochs(AttentionMonitor(**options), epochs=2, logger=[kept, tensorboard], ckpt_path=path)
     assert (stopped.global_step, resumed.global_step) == (8, 20)
     assert kept.steps("attention/nonfinite") == list(range(8, 20))
     assert picture_steps(tensorboard) == [12, 19]
@@ -310,18 +279,18 @@ def test_findings_of_a_resumed_run_are_not_told_again(tmp_path):
 def test_finding_is_told_again_where_the_checkpoint_does_not_fit(tmp_path):
     options = {"every_n_steps": 1, "flush_every": 1}
     with pytest.warns(AttnwatchWarning, match="non_finite"):
-        trainer, _ = train(AttentionMonitor(**options), Llama(poison))
+        trainer, _ = train_epochs(AttentionMonitor(**options), Llama(poison))
     trainer.save_checkpoint(tmp_path / "poisoned.ckpt")
     with pytest.warns(AttnwatchWarning) as caught:
-        train(AttentionMonitor(**options, sites=["*layers.1*"]), epochs=2, ckpt_path=tmp_path / "poisoned.ckpt")
+        train_epochs(AttentionMonitor(**options, sites=["*layers.1*"]), epochs=2, ckpt_path=tmp_path / "poisoned.ckpt")
     assert [message.split(":")[1].split()[0] for message in messages(caught)] == ["the", "non_finite"]
 
 
 def test_resumed_run_has_its_own_wish_for_pictures(tmp_path):
-    trainer, _ = train(AttentionMonitor(every_n_steps=1), steps=3)
+    trainer, _ = train_epochs(AttentionMonitor(every_n_steps=1), steps=3)
     trainer.save_checkpoint(tmp_path / "three.ckpt")
     logger, monitor = TensorBoardLogger(tmp_path), AttentionMonitor(every_n_steps=1, figures_every_n_steps=None)
-    train(monitor, steps=3, epochs=2, ckpt_path=tmp_path / "three.ckpt", logger=logger)
+    train_epochs(monitor, steps=3, epochs=2, ckpt_path=tmp_path / "three.ckpt", logger=logger)
     assert picture_steps(logger) == [5]
 
 
@@ -330,19 +299,19 @@ def test_second_fit_says_everything_anew(tmp_path, monkeypatch):
     monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding="stop", figures_every_n_steps=4)
     for loggers in ([Kept()], [Kept(), TensorBoardLogger(tmp_path)]):
         with pytest.warns(AttnwatchWarning, match="non_finite since step 6"):
-            trainer, _ = train(monitor, Llama(poison), logger=loggers, limit_val_batches=0)
+            trainer, _ = train_epochs(monitor, Llama(poison), logger=loggers, limit_val_batches=0)
         assert trainer.global_step == 8
         assert loggers[0].steps("attention/nonfinite") == list(range(8))
     assert picture_steps(loggers[1]) == [4, 7]
     short = Kept()
-    train(monitor, steps=3, logger=short)
+    train_epochs(monitor, steps=3, logger=short)
     assert short.steps("attention/risk") == [0, 2]
 
     def fail(module, batch_idx):
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        train(monitor, Llama(fail))
+        train_epochs(monitor, Llama(fail))
     assert monitor.diagnosis is None
 
 
@@ -384,7 +353,7 @@ def test_logger_that_fails_gives_one_warning_per_fit_and_training_goes_on(full, 
     for _ in range(2):
         other = Kept()
         with pytest.warns(AttnwatchWarning) as caught:
-            trainer, _ = train(monitor, logger=[full, other], limit_val_batches=0)
+            trainer, _ = train_epochs(monitor, logger=[full, other], limit_val_batches=0)
         assert messages(caught) == [
             f"attnwatch: {type(full).__name__} is given no more scalars, training goes on: {reason}"
         ]
@@ -399,7 +368,7 @@ def test_pictures_that_can_not_be_drawn_cost_no_scalars(tmp_path, monkeypatch):
     logger = TensorBoardLogger(tmp_path)
     monitor = AttentionMonitor(every_n_steps=1, figures_every_n_steps=1)
     with pytest.warns(AttnwatchWarning, match=r"no more pictures, .* pip install 'attnwatch\[tensorboard\]'"):
-        train(monitor, logger=logger)
+        train_epochs(monitor, logger=logger)
     assert len(events_of(logger).Scalars("attention/entropy")) == 12
 
 
@@ -415,7 +384,7 @@ def test_function_that_fails_stops_neither_training_nor_other_actions():
         on_finding={"non_finite": broken, "uniform_attention": "stop"},
     )
     with pytest.warns(AttnwatchWarning) as caught:
-        trainer, _ = train(monitor, Llama(poison), callbacks=[metrics])
+        trainer, _ = train_epochs(monitor, Llama(poison), callbacks=[metrics])
     assert messages(caught)[0] == "attnwatch: the monitor failed, training goes on: RuntimeError: in my function"
     assert messages(caught)[1].startswith("attnwatch: uniform_attention since step 0")
     assert trainer.global_step == 8
@@ -428,7 +397,7 @@ def test_error_in_the_monitor_is_told_once_per_fit_and_stops_nothing(tmp_path, m
     monkeypatch.setattr(monitor_module, "diagnose", lambda *arguments, **options: 1 / 0)
     for _ in range(2):
         with pytest.warns(AttnwatchWarning) as caught:
-            trainer, _ = train(monitor, max_steps=max_steps, logger=TensorBoardLogger(tmp_path))
+            trainer, _ = train_epochs(monitor, max_steps=max_steps, logger=TensorBoardLogger(tmp_path))
         assert messages(caught) == [
             "attnwatch: the monitor failed, training goes on: ZeroDivisionError: division by zero"
         ]
@@ -449,7 +418,7 @@ def test_ctrl_c_is_never_swallowed():
         monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding=interrupted)
         module = Llama(poison)
         with pytest.raises(SystemExit):
-            train(monitor, module, **options)
+            train_epochs(monitor, module, **options)
         assert len(module.losses) < 12
 
 
@@ -469,7 +438,7 @@ def test_early_stopping_on_risk_goes_on_while_it_is_not_known(options):
     stopping = EarlyStopping("attention/risk", divergence_threshold=0.8, patience=10**6, **options)
     own = EarlyStopping("validation_loss", patience=10**6)
     metrics = AllMetrics()
-    trainer, _ = train(AttentionMonitor(), epochs=3, callbacks=[stopping, own, metrics])
+    trainer, _ = train_epochs(AttentionMonitor(), epochs=3, callbacks=[stopping, own, metrics])
     assert trainer.current_epoch == 3
     assert np.isnan(metrics.risks).all()
     assert "_evaluate_stopping_criteria" not in vars(stopping)  # put back
@@ -479,7 +448,7 @@ def test_early_stopping_on_risk_goes_on_while_it_is_not_known(options):
 @pytest.mark.parametrize("mode", ["min", "max"])
 def test_early_stopping_loses_no_patience_while_the_risk_is_not_known(mode):
     stopping = EarlyStopping("attention/risk", patience=1, mode=mode)
-    trainer, _ = train(AttentionMonitor(), epochs=3, callbacks=[stopping])
+    trainer, _ = train_epochs(AttentionMonitor(), epochs=3, callbacks=[stopping])
     assert trainer.current_epoch == 3
     assert stopping.wait_count == 0
 
@@ -490,7 +459,7 @@ def test_early_stopping_is_put_back_after_an_error():
 
     stopping = EarlyStopping("attention/risk")
     with pytest.raises(ValueError, match="mine"):
-        train(AttentionMonitor(), Llama(fail), callbacks=[stopping])
+        train_epochs(AttentionMonitor(), Llama(fail), callbacks=[stopping])
     assert "_evaluate_stopping_criteria" not in vars(stopping)
 
 
@@ -498,7 +467,7 @@ def test_checkpoints_are_kept_by_the_least_risk_once_it_is_known(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, monitor="attention/risk", mode="min", save_top_k=1)
     thresholds = Thresholds(min_steps=20)
     monitor, metrics = AttentionMonitor(every_n_steps=1, thresholds=thresholds, on_finding="ignore"), AllMetrics()
-    train(monitor, epochs=3, callbacks=[checkpoint, metrics], enable_checkpointing=True)
+    train_epochs(monitor, epochs=3, callbacks=[checkpoint, metrics], enable_checkpointing=True)
     assert np.isnan(metrics.risks).tolist() == [True, False, False]
     assert checkpoint.best_model_score == pytest.approx(min(metrics.risks[1:]))
 
@@ -519,7 +488,7 @@ def test_note_neither_warns_nor_stops_and_looks_different(tmp_path):
         monitor = AttentionMonitor(every_n_steps=1, thresholds=thresholds, rules=rules, on_finding=on_finding)
         with warnings.catch_warnings():
             warnings.simplefilter("error", AttnwatchWarning)
-            trainer, _ = train(monitor, Llama(flat_first_layer), steps=25, logger=logger)
+            trainer, _ = train_epochs(monitor, Llama(flat_first_layer), steps=25, logger=logger)
         (note,) = monitor.diagnosis.findings
         assert (note.is_note, note.sites) == (True, ("model.model.layers.0.self_attn",))
         assert trainer.global_step == 25

@@ -4,17 +4,17 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import transformers as hf
-from models import LAYERS, bert, doge, llama, seeded, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_lightning_monitor import Llama, assert_same_history
-from test_lightning_monitor import train as train_lightning
 from torch import nn
-from trainers import train, trainer
 
 import attnwatch.lightning
 import attnwatch.transformers
 from attnwatch import AttnwatchWarning, ConfigurationError
 from attnwatch.explain import compare, deletion_curve, occlude
+from tests.support.equality import assert_same_history
+from tests.support.lightning_training import Llama, train_epochs
+from tests.support.models import LAYERS, bert, doge, llama, seeded, token_ids
+from tests.support.transformers_training import train, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -39,10 +39,10 @@ def counting(model: nn.Module, inside: list[bool]) -> list[int]:
 
 
 def test_lightning_training_is_bit_identical():
-    _, first = train_lightning(None, Llama(dropout=0.1), steps=6)
+    _, first = train_epochs(None, Llama(dropout=0.1), steps=6)
     state = torch.get_rng_state()
     audit = attnwatch.lightning.OcclusionAudit(2, **options(max_units=4))
-    _, second = train_lightning(audit, Llama(dropout=0.1), steps=6)
+    _, second = train_epochs(audit, Llama(dropout=0.1), steps=6)
     assert first.losses == second.losses
     assert torch.equal(torch.get_rng_state(), state)
     for (name, one), other in zip(first.named_parameters(), second.parameters(), strict=True):
@@ -112,7 +112,7 @@ class Tokenizer:
 def test_pictures_and_numbers_are_in_tensorboard(tmp_path):
     logger = pl.loggers.TensorBoardLogger(tmp_path)
     audit = attnwatch.lightning.OcclusionAudit(3, **options(tokenizer=Tokenizer()))
-    trainer, _ = train_lightning(audit, steps=6, logger=logger)
+    trainer, _ = train_epochs(audit, steps=6, logger=logger)
     assert audit.results[-1][1].tokens[0].startswith("Ġword$")
     assert {"occlusion/attention_agreement", "occlusion/deletion_area/random"} <= set(trainer.callback_metrics)
     written = EventAccumulator(logger.log_dir).Reload()
@@ -160,7 +160,7 @@ def test_choices_by_attention_that_disagrees_are_warned_of_once(build, what, ins
     audit = attnwatch.lightning.OcclusionAudit(4, **options(disagreement=1.0, max_units=4))
     others = [build(), attnwatch.lightning.AttentionMonitor(every_n_steps=1)]
     with pytest.warns(AttnwatchWarning) as caught:
-        train_lightning(audit, steps=12, callbacks=others)
+        train_epochs(audit, steps=12, callbacks=others)
     (message,) = [each for each in warnings_of(caught) if "does not agree" in each or "what hiding inputs" in each]
     assert what in message
     assert instead in message
@@ -179,7 +179,7 @@ def test_choices_by_attention_that_disagrees_are_warned_of_once(build, what, ins
 )
 def test_other_choices_are_not_warned_of(build):
     audit = attnwatch.lightning.OcclusionAudit(6, **options(disagreement=1.0, max_units=4))
-    train_lightning(audit, steps=12, callbacks=[build()])  # warnings are errors
+    train_epochs(audit, steps=12, callbacks=[build()])  # warnings are errors
     assert len(audit.results) == 2
 
 
@@ -261,7 +261,7 @@ def test_wrong_arguments_are_refused_at_once(wrong, message):
 def test_wrong_ways_to_hide_are_refused_before_the_first_step(wrong, message):
     module = Llama()
     with pytest.raises(ConfigurationError, match=message):
-        train_lightning(attnwatch.lightning.OcclusionAudit(**options(**wrong)), module)
+        train_epochs(attnwatch.lightning.OcclusionAudit(**options(**wrong)), module)
     assert module.losses == []
 
 
@@ -276,9 +276,9 @@ def test_model_that_says_something_else_is_refused_before_the_first_step(tmp_pat
 @pytest.mark.parametrize("is_first", [True, False], ids=["audit first", "monitor first"])
 def test_monitor_beside_it_sees_the_training_only(is_first):
     alone = attnwatch.lightning.AttentionMonitor(every_n_steps=1)
-    train_lightning(alone, steps=6)
+    train_epochs(alone, steps=6)
     beside = attnwatch.lightning.AttentionMonitor(every_n_steps=1)
     audit = attnwatch.lightning.OcclusionAudit(1, **options(max_units=2))
     callbacks = [audit, beside] if is_first else [beside, audit]
-    train_lightning(None, steps=6, callbacks=callbacks)
+    train_epochs(None, steps=6, callbacks=callbacks)
     assert_same_history(alone.history, beside.history)

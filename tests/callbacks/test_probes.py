@@ -8,17 +8,17 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from models import LAYERS, gpt, llama, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader
-from trainers import STEPS, Sequences, tensorboard_in, trainer
-from trainers import train as train_transformers
 
 import attnwatch.lightning
 import attnwatch.transformers
 from attnwatch import AttnwatchWarning, ConfigurationError
 from attnwatch.explain import LayerProbes, probe_layers
+from tests.support.models import LAYERS, gpt, llama, token_ids
+from tests.support.transformers_training import STEPS, Sequences, tensorboard_in, trainer
+from tests.support.transformers_training import train as train_transformers
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

@@ -10,11 +10,6 @@ import pytest
 import torch
 from hypothesis import given
 from lightning.pytorch.loggers import TensorBoardLogger
-from models import LAYERS, gpt2, token_ids
-from test_dashboard import history
-from test_lightning_findings import events_of
-from test_lightning_monitor import Llama
-from test_pruning_lightning import train
 
 from attnwatch import Guard, HeadImportance
 from attnwatch.callbacks.clock import StepTimes
@@ -24,6 +19,10 @@ from attnwatch.heads.pruner import HeadPruner
 from attnwatch.heads.schedule import PruningSchedule
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
 from attnwatch.utils.messages import duration
+from tests.support.histories import random_history
+from tests.support.lightning_loggers import events_of
+from tests.support.lightning_training import Llama, train
+from tests.support.models import LAYERS, gpt2, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -147,7 +146,9 @@ def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
 
 
 def test_marks_are_lines_before_the_first_observation_of_what_has_changed():
-    drawn = figures(history(observations=4), [(10, "heads go"), (21, "all tokens"), (99, "not yet"), (0, "at once")])
+    drawn = figures(
+        random_history(observations=4), [(10, "heads go"), (21, "all tokens"), (99, "not yet"), (0, "at once")]
+    )
     axes = drawn["attention_layers/max_logit"].axes[0]
     assert [line.get_xdata()[0] for line in axes.get_lines()] == [0.5, 2.5]
     assert [text.get_text() for text in axes.texts] == ["heads go", "all tokens"]

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, seeded, token_ids
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_upper_left
 
 from attnwatch import AttnwatchWarning, attention_statistics
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.statistics import Statistic
+from tests.support.models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, seeded, token_ids
 
 SDPA = F.scaled_dot_product_attention
 TABLE = {"causal": functools.partial(SDPA, is_causal=True)}

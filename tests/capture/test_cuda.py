@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from models import gpt, llama, seeded
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from attnwatch import AttentionRecorder, HeadImportance, TokenCriterion, TokenDropper, prune_heads
 from attnwatch.recorder import AttentionHistory
+from tests.support.models import gpt, llama, seeded
 
 pytestmark = [
     pytest.mark.cuda,

@@ -4,11 +4,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from models import seeded
 from torch import Tensor, nn
 
 from attnwatch.recorder import AttentionRecorder
 from attnwatch.statistics import Statistic
+from tests.support.models import seeded
 
 BATCH, IMAGE_TOKENS, TEXT_TOKENS, HEADS, HEAD_DIM = 2, 16, 16, 4, 8
 WIDTH = HEADS * HEAD_DIM

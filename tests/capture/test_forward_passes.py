@@ -6,15 +6,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from models import TOKENS, WIDTH, FusedAttention, bart_for_generation, gpt, gpt2, llama, seeded, token_ids
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
-from versions import enable_checkpointing
 
 from attnwatch import AttentionRecorder
 from attnwatch.recorder import AttentionHistory
 from attnwatch.statistics import Statistic
+from tests.support.models import TOKENS, WIDTH, FusedAttention, bart_for_generation, gpt, gpt2, llama, seeded, token_ids
+from tests.support.versions import enable_checkpointing
 
 IDS, OTHER_IDS = token_ids(2), token_ids(2, seed=1)
 

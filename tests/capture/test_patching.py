@@ -4,18 +4,18 @@ import gc
 import itertools
 import weakref
 
-import models
 import numpy as np
 import pytest
 import torch.nn.functional as F
-from models import AliasedAttention, gpt, llama, token_ids
 from torch import nn
 from transformers import AttentionInterface
-from versions import GETS_FUNCTIONS
 
 from attnwatch import ConfigurationError
 from attnwatch.recorder import AttentionRecorder
 from attnwatch.statistics import Statistic
+from tests.support import models
+from tests.support.models import AliasedAttention, gpt, llama, token_ids
+from tests.support.versions import GETS_FUNCTIONS
 
 
 def patched_places() -> list:

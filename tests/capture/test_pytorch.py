@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import (
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right, causal_upper_left
+
+from attnwatch import AttentionStatistics, attention_statistics
+from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.statistics import Statistic
+from tests.support.models import (
     HEAD_DIM,
     HEADS,
     LENGTHS,
@@ -18,12 +24,6 @@ from models import (
     seeded,
     token_ids,
 )
-from torch import Tensor, nn
-from torch.nn.attention.bias import causal_lower_right, causal_upper_left
-
-from attnwatch import AttentionStatistics, attention_statistics
-from attnwatch.recorder import AttentionHistory, AttentionRecorder
-from attnwatch.statistics import Statistic
 
 ATTENTIONS = {"direct": FusedAttention, "alias": AliasedAttention, "helper of a helper": IndirectAttention}
 BATCH = len(LENGTHS)

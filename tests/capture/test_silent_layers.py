@@ -10,13 +10,24 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from models import HEADS, LAYERS, TOKENS, WIDTH, CausalSelfAttention, FusedAttention, gpt, llama, seeded, token_ids
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import attnwatch.lightning
 from attnwatch import AttentionRecorder, AttnwatchWarning, NoAttentionError, prune_heads
 from attnwatch.recorder import AttentionHistory
+from tests.support.models import (
+    HEADS,
+    LAYERS,
+    TOKENS,
+    WIDTH,
+    CausalSelfAttention,
+    FusedAttention,
+    gpt,
+    llama,
+    seeded,
+    token_ids,
+)
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,13 @@ import re
 
 import pytest
 import torch
-from models import (
+from torch import Tensor, nn
+
+from attnwatch import ConfigurationError, NoAttentionError
+from attnwatch.capture import find_sites
+from attnwatch.recorder import AttentionRecorder
+from attnwatch.statistics import Statistic
+from tests.support.models import (
     HEADS,
     LAYERS,
     WIDTH,
@@ -22,13 +28,7 @@ from models import (
     token_ids,
     vit,
 )
-from torch import Tensor, nn
-from versions import BEFORE_5, EARLY, lacks
-
-from attnwatch import ConfigurationError, NoAttentionError
-from attnwatch.capture import find_sites
-from attnwatch.recorder import AttentionRecorder
-from attnwatch.statistics import Statistic
+from tests.support.versions import BEFORE_5, EARLY, lacks
 
 
 class Inherited(FusedAttention):

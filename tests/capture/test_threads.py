@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, seeded, token_ids
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_upper_left
 
@@ -16,6 +15,7 @@ from attnwatch.capture import put_kept_positions, unwatched
 from attnwatch.capture.positions import kept_positions
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.statistics import Statistic
+from tests.support.models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, seeded, token_ids
 
 OTHER = torch.randn(3, 3, HEADS, TOKENS, 8, generator=torch.Generator().manual_seed(7)) * 3
 

@@ -5,15 +5,15 @@ import copy
 import numpy as np
 import pytest
 import torch
-from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, seeded, token_ids
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from versions import enable_checkpointing
 
 from attnwatch import attention_statistics
 from attnwatch.capture import delivery
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.statistics import Statistic
+from tests.support.models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, seeded, token_ids
+from tests.support.versions import enable_checkpointing
 
 
 def record(model: nn.Module, *batches: Tensor, num_query_rows: int | None = 6, watched: nn.Module | None = None):

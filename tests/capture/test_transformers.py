@@ -6,7 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from models import (
+from torch import Tensor, nn
+
+from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.statistics import Statistic
+from tests.support.models import (
     HEADS,
     LENGTHS,
     TOKENS,
@@ -23,11 +27,7 @@ from models import (
     token_ids,
     vit,
 )
-from torch import Tensor, nn
-from versions import BEFORE_5, EARLY, lacks
-
-from attnwatch.recorder import AttentionHistory, AttentionRecorder
-from attnwatch.statistics import Statistic
+from tests.support.versions import BEFORE_5, EARLY, lacks
 
 CAUSAL = {
     "llama, eager": (llama, "eager"),

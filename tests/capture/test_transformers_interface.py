@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from models import HEAD_DIM, HEADS, LENGTHS, TOKENS, llama, padding_mask, token_ids
 from torch import Tensor
 from transformers import AttentionInterface
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from versions import CACHE, EARLY
 
 from attnwatch.capture.calls.transformers_interface import read_call
 from attnwatch.recorder import AttentionRecorder
+from tests.support.models import HEAD_DIM, HEADS, LENGTHS, TOKENS, llama, padding_mask, token_ids
+from tests.support.versions import CACHE, EARLY
 
 POSITIONS = torch.arange(TOKENS)
 CAUSAL = POSITIONS[:, None] >= POSITIONS

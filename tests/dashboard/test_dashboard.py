@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.tensorboard import SummaryWriter
 
-from attnwatch import AttentionHistory, FindingKind, RunStatus
+from attnwatch import FindingKind, RunStatus
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.dashboard import run_scalars, run_tags, site_scalars
 from attnwatch.dashboard.figures import figures, pixels
@@ -14,19 +14,13 @@ from attnwatch.diagnosis import Diagnosis, Finding
 from attnwatch.loggers.tensorboard import TensorBoardLogger
 from attnwatch.statistics import Statistic
 from attnwatch.utils.labels import evenly_spaced, site_labels
+from tests.support.histories import random_history
 
 PER_LAYER = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
 
 
-def history(*, sites=3, heads=4, observations=2) -> AttentionHistory:
-    rng = np.random.default_rng(0)
-    values = {name: rng.random((observations, sites, heads)).astype(np.float32) for name in Statistic.registry}
-    names = tuple(f"model.layers.{i}.attn" for i in range(sites))
-    return AttentionHistory(np.arange(observations) * 10, names, values, np.full(observations, np.nan))
-
-
 def test_run_scalars_are_means_and_maxima():
-    recorded = history()
+    recorded = random_history()
     for index in (0, -1):
         numbers = run_scalars(recorded, index)
         assert set(numbers) == set(run_tags()) == {statistic.tag for statistic in Statistic.registry.values()}
@@ -36,7 +30,7 @@ def test_run_scalars_are_means_and_maxima():
 
 
 def test_site_scalars_are_means_and_maxima_over_the_heads_of_their_site():
-    recorded = history(sites=5)
+    recorded = random_history(sites=5)
     numbers = site_scalars(recorded, 0, max_sites=3)
     assert set(numbers) == {f"attention_{name}/layer_{layer}" for name in PER_LAYER for layer in (0, 2, 4)}
     assert numbers["attention_sink_mass/layer_4"] == pytest.approx(recorded["sink_mass"][0, 4].mean())
@@ -45,7 +39,7 @@ def test_site_scalars_are_means_and_maxima_over_the_heads_of_their_site():
 
 
 def test_what_was_not_observed_is_left_out_and_never_zero():
-    recorded = history()
+    recorded = random_history()
     recorded["content_sensitivity"][:] = np.nan
     recorded["entropy"][-1, 0] = np.nan
     numbers = run_scalars(recorded, -1) | site_scalars(recorded, -1, max_sites=12)
@@ -54,7 +48,7 @@ def test_what_was_not_observed_is_left_out_and_never_zero():
 
 
 def test_curves_of_a_deep_model_are_bounded():
-    numbers = site_scalars(history(sites=96), -1, max_sites=12)
+    numbers = site_scalars(random_history(sites=96), -1, max_sites=12)
     assert len(numbers) == 12 * len(PER_LAYER)
     assert "attention_normalized_entropy/layer_0" in numbers
     assert "attention_normalized_entropy/layer_95" in numbers
@@ -86,7 +80,7 @@ def test_site_labels_say_what_differs(sites, labels):
 
 @pytest.mark.parametrize("sites", [1, 3, 96])
 def test_pictures_show_every_layered_statistic(sites):
-    drawn = figures(history(sites=sites))
+    drawn = figures(random_history(sites=sites))
     assert set(drawn) == {f"attention_{kind}/{name}" for kind in ("heads", "layers") for name in PER_LAYER}
     for figure in drawn.values():
         assert len(figure.axes) == 2  # with its colour bar
@@ -106,7 +100,7 @@ def drawn_values(figure):
 
 
 def test_pictures_show_what_was_recorded():
-    recorded = history(sites=3, heads=4, observations=5)
+    recorded = random_history(sites=3, heads=4, observations=5)
     drawn = figures(recorded)
     for name, over_heads in {"max_logit": np.max, "sink_mass": np.mean}.items():
         heads, layers = drawn[f"attention_heads/{name}"], drawn[f"attention_layers/{name}"]
@@ -118,7 +112,7 @@ def test_pictures_show_what_was_recorded():
 
 
 def test_pictures_say_what_they_show():
-    drawn = figures(history(sites=3, heads=4, observations=3))
+    drawn = figures(random_history(sites=3, heads=4, observations=3))
     heads, layers = (drawn[f"attention_{kind}/content_sensitivity"].axes[0] for kind in ("heads", "layers"))
     assert [axes.get_title() for axes in (heads, layers)] == [
         "content sensitivity [nats], step 20",
@@ -134,7 +128,7 @@ def test_pictures_say_what_they_show():
 
 
 def test_pictures_of_large_models_have_readable_ticks():
-    drawn = figures(history(sites=96, heads=40, observations=50))
+    drawn = figures(random_history(sites=96, heads=40, observations=50))
     heads, layers = (drawn[f"attention_{kind}/max_logit"].axes[0] for kind in ("heads", "layers"))
     assert heads.get_xticks().tolist() == evenly_spaced(40, 12)
     assert layers.get_xticks().tolist() == evenly_spaced(50, 5)
@@ -143,14 +137,14 @@ def test_pictures_of_large_models_have_readable_ticks():
 
 
 def test_largest_values_are_yellow():
-    recorded = history()
+    recorded = random_history()
     recorded["normalized_entropy"][:] = 1.0
     image = pixels(figures(recorded)["attention_heads/normalized_entropy"])
     assert image[image.shape[0] // 2, image.shape[1] // 2].tolist() == [253, 231, 36]
 
 
 def test_not_observed_is_grey_in_pictures():
-    recorded = history()
+    recorded = random_history()
     recorded["normalized_entropy"][:] = np.nan
     image = pixels(figures(recorded)["attention_heads/normalized_entropy"])
     middle = image[image.shape[0] // 2, image.shape[1] // 2]
@@ -166,7 +160,7 @@ def test_noise_does_not_fill_the_colour_scale():
 
 
 def test_tensorboard_gets_pictures_as_they_are_drawn(tmp_path):
-    recorded = history(observations=4)
+    recorded = random_history(observations=4)
     with SummaryWriter(tmp_path) as writer:
         Publisher().figures([TensorBoardLogger(writer)], recorded)
     events, drawn = EventAccumulator(str(tmp_path)).Reload(), figures(recorded)

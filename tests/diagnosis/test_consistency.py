@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_diagnosis import HEADS, SITES, course
 
 import attnwatch
 from attnwatch import AttentionHistory, Diagnosis, Finding, FindingKind, RunStatus, Thresholds, diagnose
@@ -20,6 +19,7 @@ from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.lazy import Observation
 from attnwatch.statistics import Statistic
 from benchmarks.verdicts.runs import STORED
+from tests.support.histories import HEADS, SITES, course
 
 FLAG_AT = default_risk_model().flag_at
 ALARMING = re.compile(

@@ -1,7 +1,6 @@
 """Verdicts on histories whose course is known."""
 
 import dataclasses
-import functools
 import json
 
 import numpy as np
@@ -12,42 +11,14 @@ from hypothesis import strategies as st
 
 import attnwatch
 from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, Thresholds
-from attnwatch.diagnosis import FindingActions, RiskModel
+from attnwatch.diagnosis import FindingActions
 from attnwatch.diagnosis.findings.entropy_collapse import EntropyCollapse
 from attnwatch.diagnosis.findings.exploding_logits import ExplodingLogits
 from attnwatch.diagnosis.findings.frozen_attention import FrozenAttention
 from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
 from attnwatch.diagnosis.hysteresis import flags
 from attnwatch.statistics import Statistic
-
-SITES, HEADS, OBSERVATIONS = 4, 3, 40
-# The rules are tested alone; the risk has its own tests.
-diagnose = functools.partial(attnwatch.diagnose, risk_model=RiskModel.zero())
-ORDINARY = {
-    "entropy": 2.0,
-    "normalized_entropy": 0.5,
-    "normalized_entropy_stderr": 0.01,
-    "max_entropy": 4.0,
-    "max_logit": 12.0,
-    "logit_std": 2.0,
-    "sink_mass": 0.05,
-    "max_weight": 0.3,
-    "entropy_without_sink": 2.0,
-    "distance": 20.0,
-    "content_sensitivity": 0.4,
-    "nonfinite": 0.0,
-}
-
-
-def course(*, sites=slice(None), observations=OBSERVATIONS, every=10, loss=None, **statistics) -> AttentionHistory:
-    """An ordinary run in which these statistics take this course (a number, or one per observation) at `sites`."""
-    values = {name: np.full((observations, SITES, HEADS), ORDINARY[name], np.float32) for name in Statistic.registry}
-    for name, taken in statistics.items():
-        taken = np.broadcast_to(np.asarray(taken, dtype=np.float32), observations)
-        values[name][:, sites] = taken[:, None, None]
-    steps = np.arange(observations) * every
-    loss = np.full(observations, np.nan) if loss is None else np.asarray(loss, dtype=np.float64)
-    return AttentionHistory(steps, tuple(f"layers.{i}.attn" for i in range(SITES)), values, loss)
+from tests.support.histories import HEADS, OBSERVATIONS, SITES, course, diagnose, falling
 
 
 def up_to(history: AttentionHistory, observations: int) -> AttentionHistory:
@@ -61,10 +32,6 @@ def up_to(history: AttentionHistory, observations: int) -> AttentionHistory:
 
 def kinds(history: AttentionHistory, **options) -> list[FindingKind]:
     return [finding.kind for finding in diagnose(history, **options).findings]
-
-
-def falling(first: float, last: float, observations: int = OBSERVATIONS) -> np.ndarray:
-    return np.geomspace(first, last, observations)
 
 
 def pieces(*parts: tuple[float, int]) -> np.ndarray:

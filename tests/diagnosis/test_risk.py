@@ -7,24 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_diagnosis import HEADS, SITES, course
 
 from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, Thresholds, diagnose
 from attnwatch.diagnosis import RiskModel
 from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
+from tests.support.histories import course, noisy
 
 NAMES = [signal.name for signal in SIGNALS]
-
-
-def noisy(observations=100, *, start=0.99, end=0.5, noise=0.01, seed=0, loss=(4.0, 2.0), every=10, **statistics):
-    """Heads whose normalized entropy goes from start to end; logits and loss with it."""
-    rng = np.random.default_rng(seed)
-    history = course(observations=observations, every=every, **statistics)
-    path = np.linspace(start, end, observations)[:, None, None]
-    history.values["normalized_entropy"][:] = path + noise * rng.normal(size=(observations, SITES, HEADS))
-    losses = np.geomspace(*loss, observations) * np.exp(0.05 * rng.normal(size=observations))
-    return dataclasses.replace(history, loss=losses)
 
 
 def dead(**options):

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 import transformers as hf
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TOKENS, bert, doge, llama, padding_mask, seeded, t5_for_generation, token_ids
 from torch import nn
 
 from attnwatch import ConfigurationError, NoAttentionError
@@ -23,19 +22,8 @@ from attnwatch.explain import (
     rank_correlation,
 )
 from attnwatch.explain.comparison import agrees
-
-LABELS = torch.tensor([1, 0, 1])
-
-
-def classifier(implementation: str = "sdpa", **options) -> nn.Module:
-    config = bert(implementation, **options).config
-    config._attn_implementation = implementation
-    return seeded(lambda: hf.BertForSequenceClassification(config))
-
-
-def batch_of(side: str) -> dict:
-    mask = padding_mask(side)
-    return {"input_ids": token_ids() * mask, "attention_mask": mask, "labels": LABELS}
+from tests.support.classifiers import LABELS, batch_of, classifier
+from tests.support.models import TOKENS, doge, llama, seeded, t5_for_generation, token_ids
 
 
 def eager_weights(model: nn.Module, batch: dict) -> list[torch.Tensor]:

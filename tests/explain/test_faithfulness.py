@@ -6,13 +6,13 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from test_explain_stories import LABELS, batch_of, classifier
 from torch import Tensor, nn
-from versions import BEFORE_5
 
 from attnwatch import ConfigurationError
 from attnwatch.explain import compare, deletion_curve, occlude
 from attnwatch.explain.faithfulness import area
+from tests.support.classifiers import LABELS, batch_of, classifier
+from tests.support.versions import BEFORE_5
 
 insertion_curve = functools.partial(deletion_curve, insertion=True)
 
@@ -52,7 +52,7 @@ def losses(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
 
 
 def test_language_model_by_hand():
-    from models import llama
+    from tests.support.models import llama
 
     model, batch = llama(), batch_of("right")
     batch["input_ids"][:, 0] = 1  # the beginning of the text

@@ -9,12 +9,9 @@ import warnings
 import pytest
 import torch
 import transformers as hf
-from asking import ID, QUESTION, WORDS, bigrams, byte_tokenizer, word_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from models import bert, gpt2, llama, seeded, t5_for_generation, token_ids
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from versions import CACHE, enable_checkpointing, lacks
 
 from attnwatch import ConfigurationError
 from attnwatch.dashboard.answers import answers_markdown, literal
@@ -23,12 +20,10 @@ from attnwatch.explain.evaluated_model import EvaluatedModel
 from attnwatch.explain.multiple_choice.evaluation import MultipleChoiceEvaluation
 from attnwatch.explain.multiple_choice.options import EvaluationOptions
 from attnwatch.explain.multiple_choice.tokenization import QuestionTokenizer, SkippedQuestion
+from tests.support.language_models import ID, QUESTION, TEMPLATES, WORDS, bigrams, byte_tokenizer, word_tokenizer
+from tests.support.models import bert, gpt2, llama, seeded, t5_for_generation, token_ids
+from tests.support.versions import CACHE, enable_checkpointing, lacks
 
-TEMPLATES = Templates(
-    yes_no="{prompt} {answer} sure {reply}",
-    percentage="{prompt} {answer} Answer: {reply}",
-    reason="{prompt} {answer} because {reply}",
-)
 KNOWN = {
     "is": {"blue": 0.5, "green": 0.25, "red": 0.05, "grass": 0.2},
     "sure": {"yes": 0.6, "no": 0.2, "grass": 0.2},

@@ -8,7 +8,13 @@ import torch.nn.functional as F
 import transformers as hf
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import (
+from torch import Tensor, nn
+
+from attnwatch import ConfigurationError
+from attnwatch.explain import EvaluatedModel, HidingOptions, OcclusionPlan, occlude
+from attnwatch.explain.masked_batch import positions_by_mask
+from attnwatch.explain.occlusion import REASONS
+from tests.support.models import (
     TOKENS,
     VOCABULARY,
     bert,
@@ -27,13 +33,7 @@ from models import (
     t5_for_generation,
     token_ids,
 )
-from torch import Tensor, nn
-from versions import CACHE
-
-from attnwatch import ConfigurationError
-from attnwatch.explain import EvaluatedModel, HidingOptions, OcclusionPlan, occlude
-from attnwatch.explain.masked_batch import positions_by_mask
-from attnwatch.explain.occlusion import REASONS
+from tests.support.versions import CACHE
 
 CAUSAL = [llama, mistral, gpt2, opt, gpt_neox, qwen3, gemma2]
 CLASSIFIERS = {

@@ -4,9 +4,7 @@ import pickle
 
 import pytest
 import torch
-from models import LENGTHS, TOKENS, VOCABULARY, WIDTH, FusedAttention, bert, llama, padding_mask, seeded, t5, token_ids
 from sklearn.linear_model import LogisticRegression
-from test_probing_targets import BYTES
 from torch import Tensor, nn
 
 from attnwatch import ConfigurationError
@@ -15,6 +13,20 @@ from attnwatch.explain.probing.examples import Examples
 from attnwatch.explain.probing.options import ProbeOptions
 from attnwatch.explain.probing.result import corrected_stderr
 from attnwatch.explain.probing.tasks import Task, control_labels, position_bins, prepare_fits
+from tests.support.language_models import BYTE_TOKENIZER
+from tests.support.models import (
+    LENGTHS,
+    TOKENS,
+    VOCABULARY,
+    WIDTH,
+    FusedAttention,
+    bert,
+    llama,
+    padding_mask,
+    seeded,
+    t5,
+    token_ids,
+)
 
 IDS = 8  # of tokens, in the batches of most tests
 
@@ -487,7 +499,7 @@ def test_encoder_of_an_encoder_decoder_is_probed():
 
 def test_text_targets_of_a_model():
     text = ["def f(a):  # b", "x = 'if' + g(y)", "return [1, (2,)]", "# c", "a = 'b c'", "if (x): y()"] * 4
-    encoded = BYTES(text, padding=True, return_tensors="pt")
+    encoded = BYTE_TOKENIZER(text, padding=True, return_tensors="pt")
     ids = encoded["input_ids"]
 
     def states(model, batch):  # of a model that knows two neighbours to each side
@@ -496,7 +508,7 @@ def test_text_targets_of_a_model():
 
     names = ["character_class", "word_start", "in_string", "in_comment", "keyword", "nesting_depth", "case"]
     batch = {"input_ids": ids, "attention_mask": encoded["attention_mask"]}
-    probes = probe_layers(nn.Identity(), [batch], targets=names, tokenizer=BYTES, hidden_states=states)
+    probes = probe_layers(nn.Identity(), [batch], targets=names, tokenizer=BYTE_TOKENIZER, hidden_states=states)
     assert probes.targets == [name for name in names if name != "case"]
     assert probes.skipped == {"case": "one class is in 8 sequences or more, and classes in fewer are left out"}
     assert probes.accuracy[0].tolist() == [1, 1]

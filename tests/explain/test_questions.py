@@ -4,12 +4,12 @@ import json
 
 import pytest
 import torch
-from asking import QUESTION, byte_tokenizer, word_tokenizer
 
 from attnwatch import ConfigurationError
 from attnwatch.explain import Question, load_questions, questions_from_text
 from attnwatch.explain.multiple_choice.questions import as_questions
 from attnwatch.explain.multiple_choice.tokenization import QuestionTokenizer
+from tests.support.language_models import QUESTION, byte_tokenizer, word_tokenizer
 
 EXPECTED = r'expected on each line \{"prompt": str'
 

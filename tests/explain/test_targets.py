@@ -7,26 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import given, strategies
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 from attnwatch.explain.probing.python_code import mark_code
 from attnwatch.explain.probing.targets import IGNORED, token_labels
 from attnwatch.explain.token_text import DecodedTokens, cached_decoder, decode_tokens
 from benchmarks.common import minilm_directory
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """A token for each byte, as byte-level BPE without merges; <pad> is special."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<pad>": 0, **{character: index for index, character in enumerate(alphabet, 1)}}
-    made = Tokenizer(models.BPE(vocabulary, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>")
-
-
-BYTES = byte_tokenizer()
+from tests.support.language_models import BYTE_TOKENIZER
 
 
 class Words:
@@ -43,8 +30,8 @@ class Words:
 
 def labels_of(text: str, target: str) -> list[int]:
     """Of each character, through a tokenizer that has one token for each."""
-    ids = torch.tensor([BYTES(text)["input_ids"]])
-    return token_labels({"input_ids": ids}, [target], BYTES)[target][0].tolist()
+    ids = torch.tensor([BYTE_TOKENIZER(text)["input_ids"]])
+    return token_labels({"input_ids": ids}, [target], BYTE_TOKENIZER)[target][0].tolist()
 
 
 def marked(text: str, labels: list[int]) -> str:
@@ -149,7 +136,7 @@ def test_any_fragment_can_be_scanned(text):
 
 def test_pieces_of_bytes_make_the_text():
     text = "naïve 😀 x"
-    pieces = decode_tokens(BYTES(text)["input_ids"], cached_decoder(BYTES)).texts
+    pieces = decode_tokens(BYTE_TOKENIZER(text)["input_ids"], cached_decoder(BYTE_TOKENIZER)).texts
     assert "".join(pieces) == text
     assert pieces[2:5] == ["", "ï", "v"]
     assert pieces[7:11] == ["", "", "", "😀"]
@@ -157,7 +144,7 @@ def test_pieces_of_bytes_make_the_text():
 
 @given(strategies.text(max_size=30))
 def test_pieces_of_any_text_make_the_text(text):
-    assert "".join(decode_tokens(BYTES(text)["input_ids"], cached_decoder(BYTES)).texts) == text
+    assert "".join(decode_tokens(BYTE_TOKENIZER(text)["input_ids"], cached_decoder(BYTE_TOKENIZER)).texts) == text
 
 
 def test_pieces_of_a_wordpiece_tokenizer():

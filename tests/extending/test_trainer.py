@@ -6,15 +6,15 @@ import sys
 import lightning.pytorch as pl
 import pytest
 import torch
-from models import LAYERS, llama, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_lightning_monitor import Llama, batches
 from torch.utils.tensorboard import SummaryWriter
 
 import attnwatch
 import attnwatch.lightning
 from attnwatch import ConfigurationError, FindingKind, PruningPlan, RunStatus, callbacks
 from attnwatch.loggers import logger_for
+from tests.support.lightning_training import Llama, batches
+from tests.support.models import LAYERS, llama, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

@@ -9,27 +9,23 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-import models
 import peft
 import pytest
 import torch
 import transformers as hf
-from models import HEADS, bert, gpt2, llama, seeded, token_ids
 from packaging.version import Version
-from pruning_models import features, output, with_decoder, with_lora
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.integrations.peft import MIN_PEFT_VERSION
-from versions import EARLY, lacks
 
 from attnwatch import ConfigurationError, PruningPlan, load_pruned, prune_heads, save_pruned
+from tests.support import models
+from tests.support.head_models import with_lora
+from tests.support.models import HEADS, bert, gpt2, llama, seeded, token_ids
+from tests.support.saved_models import mixtral, pruned, result
+from tests.support.versions import EARLY, lacks
 
 PLAN = "pruning_plan.json"
-
-
-def mixtral():
-    options = {**models._GROUPED, "num_local_experts": 2, "num_experts_per_tok": 1}
-    return models._transformers(hf.MixtralForCausalLM, hf.MixtralConfig, "sdpa", **options)
 
 
 def llama_without_groups():
@@ -41,22 +37,6 @@ def llama_without_groups():
 def in_bfloat16(build: Callable) -> Callable:
     """As `from_pretrained` makes it: buffers of the rotary embedding stay in float32."""
     return lambda: type(build())._from_config(build().config, dtype=torch.bfloat16)
-
-
-def result(model: nn.Module) -> torch.Tensor:
-    batch = {"input_ids": token_ids()}
-    if isinstance(model, hf.ViTModel):
-        batch = {"pixel_values": features(12, 12, width=12)[:, :3].float()}
-    elif model.config.is_encoder_decoder:
-        batch = with_decoder()
-    with torch.no_grad():
-        return output(model.eval(), batch)
-
-
-def pruned(build: Callable, heads) -> nn.Module:
-    model = build()
-    prune_heads(model, heads)
-    return model
 
 
 def files(directory: Path) -> set[str]:

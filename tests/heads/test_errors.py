@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import HEADS, llama
-from photograph import assert_unchanged, photograph
-from pruning_models import FAMILIES, causal, output
 from torch import nn
 from torch.optim import LBFGS, Adafactor, AdamW, Optimizer
 
 from attnwatch import ConfigurationError, prune_heads
+from tests.support.head_models import FAMILIES, causal, output
+from tests.support.models import HEADS, llama
+from tests.support.snapshot import assert_unchanged, snapshot
 
 ATTENTION = "model.layers.0.self_attn"
 
@@ -51,7 +51,7 @@ WRONG_HEADS = {
 def test_wrong_heads(heads: Any, message: str):
     model, optimizer = trained()
     prune_heads(model, {1: [2, 3]}, optimizers=[optimizer])
-    before = photograph(model, optimizer)
+    before = snapshot(model, optimizer)
     with pytest.raises(ConfigurationError, match=message):
         prune_heads(model, heads, optimizers=[optimizer])
     assert_unchanged(before, model, optimizer)
@@ -76,7 +76,7 @@ WRONG_OPTIMIZERS = {
 @pytest.mark.parametrize(("make", "message"), WRONG_OPTIMIZERS.values(), ids=WRONG_OPTIMIZERS)
 def test_wrong_optimizers(make: Callable, message: str):
     model, optimizer = trained()
-    before = photograph(model, optimizer)
+    before = snapshot(model, optimizer)
     with pytest.raises(ConfigurationError, match=message):
         prune_heads(model, {0: range(HEADS)}, optimizers=make(model))
     assert_unchanged(before, model, optimizer)
@@ -126,7 +126,7 @@ def test_failure_in_the_middle(name: str, where: str):
         of_attention = [p for name, p in model.named_parameters() if p.ndim == 2 and "att" in name.lower()]
         others = [p for p in group["params"] if not any(p is other for other in of_attention)]
         group["params"] = FailingList(others + of_attention)
-    expected, before = output(model, family.batch()), photograph(model, optimizer)
+    expected, before = output(model, family.batch()), snapshot(model, optimizer)
     with pytest.raises(Interrupted):
         prune_heads(model, family.heads, optimizers=[optimizer])
     assert_unchanged(before, model, optimizer)

@@ -6,14 +6,14 @@ from functools import partial
 
 import pytest
 import torch
-from models import HEAD_DIM, HEADS, TOKENS, CausalSelfAttention, gpt
-from photograph import assert_unchanged, photograph
-from pruning_models import FAMILIES, assert_equal_step, features, masked, pruned, survivors
 from torch import Tensor, nn
 
 from attnwatch import ConfigurationError, HeadLayout, ModelFamily, prune_heads
 from attnwatch.heads import HeadMap
 from attnwatch.heads.signatures import not_honoured
+from tests.support.head_models import FAMILIES, assert_equal_step, features, masked, pruned, survivors
+from tests.support.models import HEAD_DIM, HEADS, TOKENS, CausalSelfAttention, gpt
+from tests.support.snapshot import assert_unchanged, snapshot
 
 
 class Own(nn.Module):
@@ -80,7 +80,7 @@ def later_nanogpt() -> nn.Module:
 
 def test_later_version_of_a_class_is_refused_before_anything_is_touched():
     model = later_nanogpt()
-    before = photograph(model)
+    before = snapshot(model)
     with pytest.raises(ConfigurationError, match=r"has 'mask', which the forward of its layout, nanogpt_forward"):
         prune_heads(model, {0: [1]})
     assert_unchanged(before, model)

@@ -4,20 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from models import (
-    HEADS,
-    bart_for_generation,
-    gpt2,
-    gpt2_with_cross_attention,
-    gpt_neox,
-    llama,
-    mistral,
-    padding_mask,
-    phi3,
-    t5_for_generation,
-    token_ids,
-)
-from pruning_models import (
+from torch import Tensor
+
+from tests.support.head_models import (
     CROSS,
     ENCODER_DECODER,
     FAMILIES,
@@ -32,8 +21,20 @@ from pruning_models import (
     pruned,
     survivors,
 )
-from torch import Tensor
-from versions import CACHE, EARLY, lacks
+from tests.support.models import (
+    HEADS,
+    bart_for_generation,
+    gpt2,
+    gpt2_with_cross_attention,
+    gpt_neox,
+    llama,
+    mistral,
+    padding_mask,
+    phi3,
+    t5_for_generation,
+    token_ids,
+)
+from tests.support.versions import CACHE, EARLY, lacks
 
 NONE = range(HEADS)
 

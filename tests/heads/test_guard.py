@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from models import gpt2, llama, token_ids
 
 from attnwatch import AttnwatchWarning, ConfigurationError, Guard, HeadImportance, PruningPlan, prune_heads
 from attnwatch.heads.options import PruningOptions
 from attnwatch.heads.pruner import HeadPruner
 from attnwatch.heads.schedule import PruningSchedule
 from attnwatch.heads.surgery import Surgery
+from tests.support.models import gpt2, llama, token_ids
 
 IDS = token_ids()
 

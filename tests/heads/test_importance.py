@@ -4,11 +4,11 @@ import re
 
 import pytest
 import torch
-from models import HEAD_DIM, HEADS, LAYERS, bert, gpt2, llama, token_ids
-from test_pruning_gates import KINDS, stacked
 from torch import nn
 
 from attnwatch import AttentionRecorder, ConfigurationError, choose_heads, head_importance, prune_heads
+from tests.support.importance_models import KINDS, stacked
+from tests.support.models import HEAD_DIM, HEADS, LAYERS, bert, gpt2, llama, token_ids
 
 
 def test_weight_is_the_norm_of_the_output_weights_of_a_head():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from models import HEAD_DIM, HEADS, WIDTH, bert, token_ids
 from torch import Tensor, nn
 
 from attnwatch import ConfigurationError, HeadLayout, ModelFamily, PruningPlan, check_layout, prune_heads
+from tests.support.models import HEAD_DIM, HEADS, WIDTH, bert, token_ids
 
 
 class Own(nn.Module):

@@ -6,14 +6,14 @@ from functools import partial
 import pytest
 import torch
 import transformers as hf
-from photograph import assert_unchanged, photograph
-from pruning_models import mask, survivors
-from test_pruning_optimizers import GPT2, LLAMA, assert_equal_training, step, trained
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from attnwatch import AttnwatchWarning, ConfigurationError, prune_heads
 from attnwatch.heads.optimizer_state import elementwise_state
+from tests.support.head_models import mask, survivors
+from tests.support.optimizer_training import GPT2, LLAMA, assert_equal_training, step, trained
+from tests.support.snapshot import assert_unchanged, snapshot
 
 
 class Own(Optimizer):
@@ -318,7 +318,7 @@ REFUSED = {
 @pytest.mark.parametrize(("make", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_go_on_is_refused_before_anything_is_touched(make, message: str):
     model, optimizer = trained(partial(make, lr=0.01))
-    before = photograph(model, optimizer)
+    before = snapshot(model, optimizer)
     with pytest.raises(ConfigurationError, match=message):
         prune_heads(model, LLAMA.heads, optimizers=[optimizer])
     assert_unchanged(before, model, optimizer)
@@ -338,7 +338,7 @@ def test_state_that_no_step_has_changed_is_not_cut():
 
 def test_trial_leaves_no_trace():
     model, optimizer = trained(partial(Lion, lr=0.01))
-    before = photograph(model, optimizer)
+    before = snapshot(model, optimizer)
     random_state = torch.get_rng_state()
     with pytest.raises(ConfigurationError, match="at least one must stay"):
         prune_heads(model, {0: range(4), 1: range(4)}, optimizers=[optimizer])

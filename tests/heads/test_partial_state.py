@@ -8,17 +8,17 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import bert, gpt2, llama
-from photograph import assert_unchanged, photograph
-from pruning_models import EVERYWHERE, GROUPS, MIXED, PLAIN, with_lora
-from test_pruning_checkpoints import pruned, result
-from test_pruning_state import assert_equal_models, other
 from torch import nn
 
 from attnwatch import ConfigurationError, PruningPlan, accept_pruned_state, prune_heads
 from attnwatch.heads import HeadMap
 from attnwatch.heads.removed import RemovedHeads
 from attnwatch.heads.state import StateLoader
+from tests.support.equality import assert_equal_models
+from tests.support.head_models import EVERYWHERE, GROUPS, MIXED, PLAIN, with_lora
+from tests.support.models import bert, gpt2, llama
+from tests.support.saved_models import other, pruned, result
+from tests.support.snapshot import assert_unchanged, snapshot
 
 BUILDS = {
     "llama": (llama, GROUPS, MIXED),
@@ -65,7 +65,7 @@ def test_any_part_is_loaded_or_refused(build: str, pair: str, data):
     keys = sorted(name for name in state if name.startswith(site.rpartition(".")[0]))
     dropped = data.draw(st.sets(st.sampled_from(keys), min_size=1, max_size=len(keys)))
     part = {name: value for name, value in state.items() if name not in dropped}
-    before, held = photograph(model), {name: value.clone() for name, value in model.state_dict().items()}
+    before, held = snapshot(model), {name: value.clone() for name, value in model.state_dict().items()}
     refusal = refused(model, part)
     if refusal:
         assert site in refusal
@@ -101,7 +101,7 @@ def test_what_does_not_come_is_named():
     model, source = models_of("llama", "grows")
     loader = StateLoader(waits=True)
     loader.attach(model)
-    before = photograph(model)
+    before = snapshot(model)
     state = source.state_dict()
     model.load_state_dict({name: state[name] for name in state if "1.self_attn.q_proj" in name}, strict=False)
     assert_unchanged(before, model)
@@ -114,7 +114,7 @@ def test_adapters_alone_are_refused_with_the_reason():
     model, source = models_of("lora", "grows")
     accept_pruned_state(model)
     adapters = {name: value for name, value in source.state_dict().items() if "lora" in name}
-    before = photograph(model)
+    before = snapshot(model)
     with pytest.raises(ConfigurationError, match=r"weights of \[2, 3\] are neither .* missing are .*q_proj.base_layer"):
         model.load_state_dict(adapters, strict=False)
     assert_unchanged(before, model)
@@ -142,7 +142,7 @@ def test_another_model_is_refused_before_heads_are_touched():
     model, source = models_of("llama", "shrinks")
     accept_pruned_state(model)
     state = source.state_dict() | {"lm_head.weight": torch.zeros(3, 32)}
-    before = photograph(model)
+    before = snapshot(model)
     with pytest.raises(ConfigurationError, match=r"not of the same model otherwise: lm_head.weight is \[3, 32\] there"):
         model.load_state_dict(state, strict=False)
     assert_unchanged(before, model)
@@ -153,7 +153,7 @@ def test_heads_that_cannot_be_are_refused(kept: list):
     model, source = models_of("llama", "shrinks")
     accept_pruned_state(model)
     state = source.state_dict() | {"model.layers.0.self_attn.kept_heads": torch.tensor(kept)}
-    before = photograph(model)
+    before = snapshot(model)
     with pytest.raises(ConfigurationError, match=r"has the heads \[.*the unpruned model has 0 to 3 there"):
         model.load_state_dict(state)
     assert_unchanged(before, model)

@@ -8,12 +8,13 @@ import peft
 import pytest
 import torch
 from hypothesis import given
-from models import HEAD_DIM, HEADS, LAYERS, TOKENS, VOCABULARY, WIDTH, bert, gpt2, llama, t5, token_ids
-from pruning_models import EVERYWHERE, with_lora
 from torch import nn
 
 from attnwatch import ConfigurationError, PruningPlan, prune_heads, savings
 from attnwatch.heads.names import aligned
+from tests.support.contents import assert_unchanged, contents
+from tests.support.head_models import EVERYWHERE, with_lora
+from tests.support.models import HEAD_DIM, HEADS, LAYERS, TOKENS, VOCABULARY, WIDTH, bert, gpt2, llama, t5, token_ids
 
 SITES = [f"model.layers.{layer}.self_attn" for layer in range(LAYERS)]
 HIDDEN = 48
@@ -21,33 +22,6 @@ HIDDEN = 48
 
 def plan_of(heads: dict[str, tuple[int, ...]]) -> PruningPlan:
     return PruningPlan(heads, dict.fromkeys(SITES, HEADS))
-
-
-def attributes(model: nn.Module) -> dict[str, object]:
-    """Numbers and more that its modules have, and whether their forward was replaced."""
-    return {
-        f"{path}.{name}": str(value) if name == "forward" else value
-        for path, module in model.named_modules()
-        for name, value in vars(module).items()
-        if isinstance(value, int | float | tuple) or name in ("config", "forward")
-    }
-
-
-def contents(model: nn.Module) -> dict[str, object]:
-    """All that a model is: tensors by identity and value, and the attributes of its modules."""
-    state = {name: (id(value), value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
-    return state | attributes(model)
-
-
-def assert_unchanged(model: nn.Module, before: dict[str, object]) -> None:
-    after = contents(model)
-    assert after.keys() == before.keys()
-    for name, value in before.items():
-        if isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], torch.Tensor):
-            assert after[name][0] == value[0], name
-            assert torch.equal(after[name][1], value[1]), name
-        else:
-            assert after[name] == value, name
 
 
 # Plans.

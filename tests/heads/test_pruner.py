@@ -9,10 +9,6 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from models import HEADS, WIDTH, bert, gpt2, llama, seeded, t5, token_ids
-from pruning_models import EVERYWHERE, output, with_decoder, with_lora
-from test_pruning_gates import encoder, features
-from test_pruning_plan import attributes
 from torch import nn
 
 from attnwatch import ConfigurationError, Guard, HeadImportance, PruningPlan, prune_heads
@@ -20,6 +16,10 @@ from attnwatch.heads.options import PruningOptions
 from attnwatch.heads.pruner import HeadPruner
 from attnwatch.heads.schedule import PruningSchedule
 from attnwatch.heads.snapshot import restore_snapshot, take_snapshot
+from tests.support.contents import attributes
+from tests.support.head_models import EVERYWHERE, features, output, with_decoder, with_lora
+from tests.support.importance_models import encoder
+from tests.support.models import HEADS, WIDTH, bert, gpt2, llama, seeded, t5, token_ids
 
 # Schedule.
 

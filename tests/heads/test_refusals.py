@@ -8,16 +8,28 @@ from types import SimpleNamespace
 import pytest
 import torch
 import transformers as hf
-from models import HEADS, VOCABULARY, WIDTH, FusedAttention, bert, bloom, deberta, gpt, gpt2, llama, seeded
-from photograph import assert_unchanged, photograph
-from pruning_models import BY_HAND, EVERYWHERE, KINDS, with_lora
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.prune import l1_unstructured
-from versions import BEFORE_5, EARLY, lacks
 
 from attnwatch import ConfigurationError, HeadLayout, ModelFamily, prune_heads, register
 from attnwatch.heads.head_map import layout_of
+from tests.support.head_models import BY_HAND, EVERYWHERE, KINDS, with_lora
+from tests.support.models import (
+    HEADS,
+    VOCABULARY,
+    WIDTH,
+    FusedAttention,
+    bert,
+    bloom,
+    deberta,
+    gpt,
+    gpt2,
+    llama,
+    seeded,
+)
+from tests.support.snapshot import assert_unchanged, snapshot
+from tests.support.versions import BEFORE_5, EARLY, lacks
 
 
 def small(model_class: type, config_class: type, **options) -> nn.Module:
@@ -213,7 +225,7 @@ REFUSED = {
 @pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which DeBERTa used in transformers 4
 def test_refused_sites(build: Callable, message: str):
     model = build()
-    before = photograph(model)
+    before = snapshot(model)
     with pytest.raises(ConfigurationError, match=message):
         prune_heads(model, {0: [0]})
     assert_unchanged(before, model)
@@ -300,7 +312,7 @@ ADAPTED = {
 @pytest.mark.parametrize("build", ADAPTED.values(), ids=ADAPTED)
 def test_adapters_that_need_a_head(build: Callable):
     model = build()
-    before = photograph(model)
+    before = snapshot(model)
     with pytest.raises(ConfigurationError, match="at least one must stay, as the adapter of its output projection"):
         prune_heads(model, {0: range(HEADS)})
     assert_unchanged(before, model)

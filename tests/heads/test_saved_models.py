@@ -6,23 +6,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import accelerate
-import models
 import peft
 import pytest
 import torch
 import transformers as hf
-from asking import byte_tokenizer
-from models import HEADS, LAYERS, bert, gpt2, llama, seeded, token_ids
 from safetensors.torch import load_file
-from test_lightning_monitor import Llama, batches
-from test_pruning_checkpoints import mixtral, pruned, result
 from torch import nn
-from trainers import train
-from versions import EARLY
 
 import attnwatch
 from attnwatch import ConfigurationError, PruningPlan, load_pruned, prune_heads, save_pruned
 from attnwatch.cli import main
+from tests.support import models
+from tests.support.language_models import byte_tokenizer
+from tests.support.lightning_training import Llama, batches
+from tests.support.models import HEADS, LAYERS, bert, gpt2, llama, seeded, token_ids
+from tests.support.saved_models import mixtral, pruned, result
+from tests.support.transformers_training import train
+from tests.support.versions import EARLY
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

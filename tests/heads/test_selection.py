@@ -11,11 +11,11 @@ import pytest
 import torch
 import transformers as hf
 from hypothesis import given, settings
-from models import gpt2, llama
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaAttention
 
 from attnwatch import ConfigurationError, PruningPlan, choose_heads, prune_heads
+from tests.support.models import gpt2, llama
 
 Units = list[tuple[int, ...]]
 """Heads of a layer that can only go together."""

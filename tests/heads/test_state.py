@@ -6,15 +6,16 @@ import weakref
 
 import pytest
 import torch
-from models import HEADS, WIDTH, bert, gpt2, llama, t5, token_ids
-from pruning_models import EVERYWHERE, with_lora
-from test_pruning_checkpoints import pruned, result
-from test_pruning_gates import encoder, features
-from test_pruning_plan import assert_unchanged, attributes, contents
 from torch import nn
 
 from attnwatch import PruningPlan, accept_pruned_state, prune_heads
 from attnwatch.heads.state import StateLoader
+from tests.support.contents import assert_unchanged, attributes, contents
+from tests.support.equality import assert_equal_models
+from tests.support.head_models import EVERYWHERE, features, with_lora
+from tests.support.importance_models import encoder
+from tests.support.models import HEADS, WIDTH, bert, gpt2, llama, t5, token_ids
+from tests.support.saved_models import other, pruned, result
 
 KINDS = {
     "llama": (llama, {0: [2, 3], 1: [0, 3]}),
@@ -34,22 +35,6 @@ class Task(nn.Module):
         super().__init__()
         self.before = nn.Linear(2, 2)
         self.model = model
-
-
-def other(build) -> nn.Module:
-    """The same kind of model with other weights."""
-    model = build()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(-0.5)
-    return model
-
-
-def assert_equal_models(model: nn.Module, expected: nn.Module) -> None:
-    ours, theirs = model.state_dict(), expected.state_dict()
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    assert PruningPlan.of(model) == PruningPlan.of(expected)
 
 
 def attention(model: nn.Module) -> torch.Tensor:

@@ -7,8 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import HEAD_DIM, HEADS, TOKENS, CausalSelfAttention, OwnAttention, gpt, llama, seeded, token_ids
-from pruning_models import (
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from attnwatch import HeadLayout, ModelFamily, prune_heads
+from attnwatch.heads import HeadMap
+from attnwatch.heads.head_map import layout_of
+from tests.support.head_models import (
     COPIES,
     EVERYWHERE,
     FAMILIES,
@@ -25,12 +30,17 @@ from pruning_models import (
     timm_attention,
     with_lora,
 )
-from torch import nn
-from transformers.pytorch_utils import Conv1D
-
-from attnwatch import HeadLayout, ModelFamily, prune_heads
-from attnwatch.heads import HeadMap
-from attnwatch.heads.head_map import layout_of
+from tests.support.models import (
+    HEAD_DIM,
+    HEADS,
+    TOKENS,
+    CausalSelfAttention,
+    OwnAttention,
+    gpt,
+    llama,
+    seeded,
+    token_ids,
+)
 
 COPIED = ("llama, groups, sdpa", "t5, sdpa", "phi3, sdpa", "bart, eager", "gpt2, cross, sdpa", "nanogpt", "bert, sdpa")
 

@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from models import HEAD_DIM, HEADS, LENGTHS, TOKENS, WIDTH, seeded
-from pruning_models import (
+from torch import Tensor, nn
+
+from attnwatch.heads.head_map import layout_of
+from tests.support.head_models import (
     COPIES,
     CROSS,
     PLAIN,
@@ -17,9 +19,7 @@ from pruning_models import (
     pruned,
     survivors,
 )
-from torch import Tensor, nn
-
-from attnwatch.heads.head_map import layout_of
+from tests.support.models import HEAD_DIM, HEADS, LENGTHS, TOKENS, WIDTH, seeded
 
 GONE = [0, 2]
 LEFT = [1, 3]

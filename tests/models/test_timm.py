@@ -6,9 +6,6 @@ import lightning
 import pytest
 import timm
 import torch
-from models import HEAD_DIM, HEADS, LENGTHS, TOKENS, WIDTH, seeded
-from photograph import assert_unchanged, photograph
-from pruning_models import PLAIN, Batch, Family, assert_equal_step, features, mask, masked, output, pruned, survivors
 from timm.layers import Attention, AttentionRope
 from timm.models import eva, swin_transformer, vision_transformer
 from torch import nn
@@ -16,6 +13,20 @@ from torch import nn
 from attnwatch import ConfigurationError, prune_heads
 from attnwatch.lightning import HeadPruning
 from attnwatch.models.timm import early_timm_forward
+from tests.support.head_models import (
+    PLAIN,
+    Batch,
+    Family,
+    assert_equal_step,
+    features,
+    mask,
+    masked,
+    output,
+    pruned,
+    survivors,
+)
+from tests.support.models import HEAD_DIM, HEADS, LENGTHS, TOKENS, WIDTH, seeded
+from tests.support.snapshot import assert_unchanged, snapshot
 
 BATCH = len(LENGTHS)
 HIDDEN = torch.rand(TOKENS, TOKENS, generator=torch.Generator().manual_seed(6)) < 0.6
@@ -138,7 +149,7 @@ REASONS = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_other_attention_is_refused_by_name(name: str):
     model = nn.ModuleDict({"mine": REFUSED[name](), "other": nn.MultiheadAttention(WIDTH, HEADS)})
-    before = photograph(model)
+    before = snapshot(model)
     with pytest.raises(ConfigurationError, match=REASONS.get(name, "the layout of .* is not known")):
         prune_heads(model, {0: [1]})
     assert_unchanged(before, model)

@@ -10,15 +10,15 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import transformers as hf
-from models import seeded
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch.utils.data import DataLoader
 
 import attnwatch
 from attnwatch import cli
 from attnwatch.callbacks import CALLBACKS
+from tests.support.models import seeded
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 README, TUTORIAL = ROOT / "README.md", DOCS / "tutorial.md"
 GUIDES = sorted((DOCS / "how-to").glob("*.md"))
@@ -217,7 +217,7 @@ def test_paths_exist():
         for code in snippets(page):
             for path in re.findall(rf"^(?:python )?((?:{folders})/[\w./-]*)$", code):
                 assert (ROOT / path).exists(), f"{page.name}: {path}"
-    for file in (*ROOT.glob("attnwatch/**/*.py"), *ROOT.glob("tests/*.py")):
+    for file in (*ROOT.glob("attnwatch/**/*.py"), *ROOT.glob("tests/**/*.py")):
         for path in re.findall(r"docs/[a-z/-]+\.md", file.read_text(encoding="utf-8")):
             assert (ROOT / path).exists(), f"{file.name}: {path}"
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from models import llama
 from torch.utils.data import DataLoader
-from versions import BEFORE_5
 
 import attnwatch.transformers as watch
 from attnwatch import AttentionRecorder, diagnose
+from tests.support.models import llama
+from tests.support.versions import BEFORE_5
 
 pytestmark = [
     pytest.mark.slow,

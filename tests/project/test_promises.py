@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import (
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from attnwatch import AttnwatchWarning
+from attnwatch.attention import Accumulator
+from attnwatch.recorder import AttentionRecorder
+from attnwatch.statistics import Statistic
+from tests.support.models import (
     HEADS,
     LAYERS,
     WIDTH,
@@ -25,13 +32,6 @@ from models import (
     t5,
     token_ids,
 )
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from attnwatch import AttnwatchWarning
-from attnwatch.attention import Accumulator
-from attnwatch.recorder import AttentionRecorder
-from attnwatch.statistics import Statistic
 
 DROPOUT = 0.2
 

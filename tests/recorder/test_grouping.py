@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, token_ids
 from torch import Tensor, nn
 
 from attnwatch import AttentionRecorder
 from attnwatch.attention import Accumulator, AttentionInputs, at_rows, joined, kind_of_call
 from attnwatch.recorder.grouping import CallGroup
+from tests.support.models import HEADS, TOKENS, WIDTH, FusedAttention, gpt, llama, token_ids
 
 
 @given(data=st.data())

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import gpt, token_ids
 
 from attnwatch import ConfigurationError
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.recorder.buffer import HistoryBuffer, Observation
 from attnwatch.statistics import Statistic
+from tests.support.models import gpt, token_ids
 
 
 def observation(step: int, *, heads: int = 1, sites: int = 1) -> Observation:

@@ -6,26 +6,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from models import GPT, FusedAttention, llama, seeded, token_ids
-from processes import on_two_processes
 
 from attnwatch import AttentionRecorder
 from attnwatch.recorder.processes import flush_bytes
 from attnwatch.statistics import Statistic
+from tests.support.models import GPT, FusedAttention, llama, seeded, token_ids
+from tests.support.processes import WITHIN_A_BATCH, on_two_processes
 
 pytestmark = pytest.mark.slow
 
-# They look at one batch at a time: what differs between its sequences, and the error of that.
-WITHIN_A_BATCH = {"content_sensitivity", "normalized_entropy_stderr"}
 
 SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
 from attnwatch import AttentionRecorder, ConfigurationError, prune_heads
-from models import llama
-from processes import parallel, sharded
-from test_recorder_processes import OPTIONS, routed, train, with_negative_logits
+from tests.support.models import llama
+from tests.support.processes import parallel, sharded
+from tests.recorder.test_processes import OPTIONS, routed, train, with_negative_logits
 
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=int(sys.argv[2]), world_size=2)
@@ -216,7 +214,7 @@ import warnings
 import torch
 import torch.distributed as dist
 from attnwatch import AttentionRecorder
-from models import llama, token_ids
+from tests.support.models import llama, token_ids
 
 torch.set_num_threads(1)
 directory, rank = sys.argv[1], int(sys.argv[2])

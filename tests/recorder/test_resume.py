@@ -7,11 +7,11 @@ import re
 import numpy as np
 import pytest
 import torch
-from models import gpt, llama, token_ids
 
 from attnwatch import ConfigurationError
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.statistics import Statistic
+from tests.support.models import gpt, llama, token_ids
 
 # Two micro-batches for each of 50 steps; every second step is observed, more often than the history has room for.
 STEPS = 50

@@ -8,11 +8,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import HEADS, LAYERS, TOKENS, gpt, token_ids
 
 from attnwatch import AttnwatchWarning, ConfigurationError
 from attnwatch.recorder import AttentionRecorder
 from attnwatch.statistics import Statistic
+from tests.support.models import HEADS, LAYERS, TOKENS, gpt, token_ids
 
 DUE = {
     "every step": (1, [0, 1, 2], [0, 1, 2]),

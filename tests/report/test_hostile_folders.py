@@ -16,15 +16,14 @@ import pytest
 import torch
 import transformers as hf
 from hypothesis import given, settings
-from models import bert, llama
 from safetensors.torch import load_file, save_file
-from test_report_model import TEXT, saved, with_vocabulary
 
 from attnwatch import ConfigurationError, load_pruned, prune_heads
 from attnwatch.cli import main
 from attnwatch.report.analysis import load_analysis
-
-ROOT = Path(__file__).parent.parent
+from tests.support.models import bert, llama
+from tests.support.pages import TEXT, saved_folder, with_vocabulary
+from tests.support.paths import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +34,8 @@ def sound(tmp_path_factory) -> Path:
         model = with_vocabulary(hf.LlamaForCausalLM, llama(), max_position_embeddings=160)
         if heads:
             prune_heads(model, heads)
-        saved(model, folder / name)
-    saved(with_vocabulary(hf.BertForSequenceClassification, bert()), folder / "bert")
+        saved_folder(model, folder / name)
+    saved_folder(with_vocabulary(hf.BertForSequenceClassification, bert()), folder / "bert")
     (folder / "text.txt").write_text(TEXT)
     return folder
 
@@ -249,7 +248,7 @@ def test_odd_names_of_labels_end_in_words(sound, at, tmp_path, capsys, names: ob
 
 
 def tiny(directory: Path, **options) -> Path:
-    return saved(with_vocabulary(hf.LlamaForCausalLM, llama(), **options), directory)
+    return saved_folder(with_vocabulary(hf.LlamaForCausalLM, llama(), **options), directory)
 
 
 def is_read(folder: Path, text: Path, *, tokens: int = 12) -> bool:

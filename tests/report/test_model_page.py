@@ -6,45 +6,28 @@ from pathlib import Path
 
 import pytest
 import transformers as hf
-from asking import byte_tokenizer
-from models import HEADS, LAYERS, VOCABULARY, bert, gpt2, llama, seeded, t5_for_generation, vit
-from test_report_html import HOSTILE, Reader
-from torch import nn
 
-from attnwatch import prune_heads, save_pruned
+from attnwatch import prune_heads
 from attnwatch.cli import main
 from attnwatch.report.analysis import load_analysis
+from tests.support.language_models import byte_tokenizer
+from tests.support.models import HEADS, LAYERS, VOCABULARY, bert, gpt2, llama, seeded, t5_for_generation, vit
+from tests.support.pages import HOSTILE, SIZE, TEXT, Reader, saved_folder, with_vocabulary
 
-TEXT = " ".join(f"word{number % 7} is a thing & number {number}.\n" for number in range(80))
 SECTIONS = ["What it attends to", "What it relies on", "What each layer knows", "How sure it is"]
-SIZE = 300  # of the vocabulary
-
-
-def with_vocabulary(model_class: type, model: nn.Module, **options) -> nn.Module:
-    config = type(model.config)(**model.config.to_diff_dict() | {"vocab_size": SIZE} | options)
-    return seeded(lambda: model_class(config))
-
-
-def saved(model: nn.Module, directory: Path, *, pad: bool = True) -> Path:
-    save_pruned(model, directory)
-    tokenizer = byte_tokenizer(TEXT, SIZE)
-    if pad:
-        tokenizer.pad_token = tokenizer.eos_token
-    tokenizer.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="module")
 def language_model(tmp_path_factory) -> Path:
     model = with_vocabulary(hf.LlamaForCausalLM, llama(), max_position_embeddings=160)
-    return saved(model, tmp_path_factory.mktemp("model") / "llama")
+    return saved_folder(model, tmp_path_factory.mktemp("model") / "llama")
 
 
 @pytest.fixture(scope="module")
 def classifier(tmp_path_factory) -> Path:
     names = {"label2id": {"bad": 0, "good": 1}, "id2label": {0: "bad", 1: "good"}}
     model = with_vocabulary(hf.BertForSequenceClassification, bert(), **names)
-    return saved(model, tmp_path_factory.mktemp("model") / "bert")
+    return saved_folder(model, tmp_path_factory.mktemp("model") / "bert")
 
 
 def inspected(model: Path, text: str, directory: Path, *options: str, tokens: int = 24) -> Reader:
@@ -105,7 +88,7 @@ def test_classifier_without_labels_says_what_it_needs(classifier, tmp_path):
 def test_model_without_a_head_and_with_pruned_heads(tmp_path):
     model = with_vocabulary(hf.BertModel, bert())
     prune_heads(model, {0: [1]})
-    page = inspected(saved(model, tmp_path / "model"), "a thing is a thing\n" * 20, tmp_path)
+    page = inspected(saved_folder(model, tmp_path / "model"), "a thing is a thing\n" * 20, tmp_path)
     text = "".join(page.texts)
     assert text.count("classifiers and causal language models; BertModel is neither.") == 2
     assert "–" in [text for text, tag in page.texts_in if tag == "td"]  # the head that is gone
@@ -123,7 +106,7 @@ def test_model_without_a_head_and_with_pruned_heads(tmp_path):
 def test_heads_that_nothing_is_measured_by(tmp_path, name: str, options: dict, why: str):
     model = with_vocabulary(getattr(hf, name), bert(), **options)
     text = "".join(f"a thing is number {number}\t{number}.25\n" for number in range(9))
-    page = inspected(saved(model, tmp_path / "model"), text, tmp_path)
+    page = inspected(saved_folder(model, tmp_path / "model"), text, tmp_path)
     shown = "".join(page.texts)
     assert shown.count(f"Not written: this part is for sequence classifiers and causal language models; {why}") == 2
     assert "normalized entropy" in headings(page, "h3")
@@ -132,7 +115,9 @@ def test_heads_that_nothing_is_measured_by(tmp_path, name: str, options: dict, w
 def test_numbers_of_a_regression_are_not_its_text(tmp_path):
     model = with_vocabulary(hf.BertForSequenceClassification, bert(), num_labels=1)
     (tmp_path / "text.txt").write_text("a thing\t0.25\na thing\tis a thing\n")
-    reading = load_analysis(saved(model, tmp_path / "model"), tmp_path / "text.txt", num_sequences=4, num_tokens=24)
+    reading = load_analysis(
+        saved_folder(model, tmp_path / "model"), tmp_path / "text.txt", num_sequences=4, num_tokens=24
+    )
     rows = reading.batches[0]["input_ids"], reading.batches[0]["attention_mask"].bool()
     assert [reading.tokenizer.decode(ids[real]) for ids, real in zip(*rows, strict=True)] == [
         "a thing",
@@ -168,7 +153,7 @@ def test_indented_lines_are_not_labelled(classifier, tmp_path):
 
 def test_padding_is_not_shown_where_the_tokenizer_has_none(tmp_path):
     model = with_vocabulary(hf.LlamaForCausalLM, llama(), max_position_embeddings=160)
-    page = inspected(saved(model, tmp_path / "model", pad=False), TEXT[:240], tmp_path)
+    page = inspected(saved_folder(model, tmp_path / "model", pad=False), TEXT[:240], tmp_path)
     assert byte_tokenizer(TEXT, SIZE).decode([0]) == "<end>"  # what the last stretch is filled up with
     assert "<end>" not in "".join(page.texts)
 
@@ -192,7 +177,7 @@ def test_part_that_fails_leaves_the_others(language_model, tmp_path, monkeypatch
 
 def test_page_is_written_where_every_part_fails(tmp_path):
     model = with_vocabulary(hf.GPT2ForSequenceClassification, gpt2(), pad_token_id=None)
-    page = inspected(saved(model, tmp_path / "model"), "a thing\t1\na thing\t0\n" * 9, tmp_path)
+    page = inspected(saved_folder(model, tmp_path / "model"), "a thing\t1\na thing\t0\n" * 9, tmp_path)
     assert headings(page) == SECTIONS
     assert "".join(page.texts).count("Not written: ValueError: Cannot handle batch sizes > 1") == len(SECTIONS)
 
@@ -236,7 +221,7 @@ def test_text_is_needed(language_model, capsys):
 def test_tokens_that_the_text_does_not_need_may_be_unknown_to_the_model(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
     model = with_vocabulary(hf.LlamaForCausalLM, llama())
-    tokenizer = hf.AutoTokenizer.from_pretrained(saved(model, tmp_path / "model"))
+    tokenizer = hf.AutoTokenizer.from_pretrained(saved_folder(model, tmp_path / "model"))
     tokenizer.add_tokens(["<more>"])
     tokenizer.save_pretrained(tmp_path / "model")
     found = load_analysis(tmp_path / "model", tmp_path / "text.txt", num_sequences=4, num_tokens=24)
@@ -249,7 +234,7 @@ def test_models_that_a_report_can_not_be_made_of(tmp_path, capsys):
     models = {"t5": t5_for_generation(), "untold": llama(), "bert": bert(), "gpt2": gpt2(), "vit": vit()}
     for name, model in (models | {"choosing": choosing}).items():
         model.save_pretrained(tmp_path / name)
-    saved(llama(), tmp_path / "small")
+    saved_folder(llama(), tmp_path / "small")
     for name, message in (
         ("t5", "has an encoder and a decoder"),
         ("untold", "has no tokenizer"),

@@ -1,6 +1,5 @@
 """Pages are safe whatever text is in them, and say what they are given."""
 
-from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import numpy as np
@@ -14,41 +13,7 @@ from attnwatch.explain import calibration
 from attnwatch.report.charts import heat_cells, highlight_styles, inline_svg, line_figure
 from attnwatch.report.rendering import environment, render, visible
 from attnwatch.report.sections import Section
-
-HOSTILE = [
-    "<script>alert(1)</script>",
-    '"><img src=x onerror=alert(1)>',
-    "</title></style></div><svg onload=alert(1)>",
-    "&lt;b&gt; &amp; &#60;",
-    "javascript:alert(1)' style='position:fixed",
-    "\u202eevil\x00\x0b\ud800",
-]
-
-
-class Reader(HTMLParser):
-    """What a browser finds in a page: its elements with their attributes, and its text, with the element it is in."""
-
-    def __init__(self, document: str):
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.texts_in: list[tuple[str, str]] = []
-        self.open: list[str] = []
-        self.feed(document)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        if tag != "meta":
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.texts.append(data)
-            self.texts_in.append((data, self.open[-1] if self.open else ""))
+from tests.support.pages import HOSTILE, Reader
 
 
 def macro(name: str, *arguments: object, **options: object) -> str:

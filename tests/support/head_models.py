@@ -8,17 +8,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import models
 import pytest
 import torch
 import transformers
-from models import HEADS, LENGTHS, TOKENS, WIDTH, CausalSelfAttention, gpt, padding_mask, token_ids
 from timm.layers import Attention
 from torch import Tensor, nn
-from versions import BEFORE_5, EARLY
 
 from attnwatch import prune_heads
 from attnwatch.heads import HeadMap
+from tests.support import models
+from tests.support.models import HEADS, LENGTHS, TOKENS, WIDTH, CausalSelfAttention, gpt, padding_mask, token_ids
+from tests.support.versions import BEFORE_5, EARLY
 
 Heads = Mapping[int, Sequence[int]]
 """Heads to remove, by layer."""

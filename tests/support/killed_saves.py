@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 import transformers as hf
-from models import LAYERS
-from trainers import trainer
 
 from attnwatch import ConfigurationError, Guard
 from attnwatch.trainers.transformers import keeping
 from attnwatch.transformers import AttentionMonitor, HeadPruning, TokenDropping
+from tests.support.models import LAYERS
+from tests.support.transformers_training import trainer
 
 EARLIER, SAVED = "checkpoint-4", "checkpoint-8"
 _SAVED_STEP = 8

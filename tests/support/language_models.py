@@ -2,8 +2,11 @@
 
 import torch
 import transformers as hf
-from models import seeded
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import PreTrainedTokenizerFast
+
+from attnwatch.explain import Templates
+from tests.support.models import seeded
 
 WORDS = ["[PAD]", "[UNK]", "<s>", "the", "sky", "is", "blue", "green", "red", "yes", "no", "85%", "because"]
 WORDS += ["it", "reflects", "sure", "Answer:", "grass"] + [f"w{index}" for index in range(30)]
@@ -64,3 +67,33 @@ def bigrams(follows: dict[str, dict[str, float]], *, positions: int = 64) -> hf.
             for following, probability in nexts.items():
                 model.lm_head.weight[ID[following], ID[word]] = torch.tensor(probability).log() / size**0.5
     return model
+
+
+TEMPLATES = Templates(
+    yes_no="{prompt} {answer} sure {reply}",
+    percentage="{prompt} {answer} Answer: {reply}",
+    reason="{prompt} {answer} because {reply}",
+)
+
+
+def number_tokenizer() -> hf.PreTrainedTokenizerFast:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({str(number): number for number in range(50)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return hf.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="0", bos_token="1", eos_token="2", unk_token="0"
+    )
+
+
+def code_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each byte, as byte-level BPE without merges; <pad> is special."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<pad>": 0, **{character: index for index, character in enumerate(alphabet, 1)}}
+    made = Tokenizer(models.BPE(vocabulary, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>")
+
+
+BYTE_TOKENIZER = code_tokenizer()

@@ -14,6 +14,9 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
+from tests.support.paths import ROOT
+from tests.support.torchvision import FOLDER
+
 
 def run_script(script: str, directory: Path, *arguments: str) -> None:
     """In a new process, which may start others; the script is called with directory and arguments."""
@@ -24,14 +27,14 @@ def run_script(script: str, directory: Path, *arguments: str) -> None:
         capture_output=True,
         text=True,
         timeout=1800,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *_paths()])},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *_paths()])},
     )
     assert finished.returncode == 0, finished.stderr
 
 
 def _paths() -> list[str]:
-    """Without the folder of timm and torchvision, which only the tests' own process can import (see conftest.py)."""
-    return [path for path in sys.path if path != os.path.join(sys.prefix, "timm")]
+    """Without the folder of timm and torchvision, which needs what tests/support/torchvision.py does."""
+    return [path for path in sys.path if path != FOLDER]
 
 
 def on_two_processes(script: str, directory: Path, *arguments: str, launch: bool = False) -> list[Any]:
@@ -61,3 +64,7 @@ def parallel(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
     for layer in model.model.layers:
         parallelize_module(layer, mesh or init_device_mesh("cpu", (2,)), plan)
     return model
+
+
+# They look at one batch at a time: what differs between its sequences, and the error of that.
+WITHIN_A_BATCH = {"content_sensitivity", "normalized_entropy_stderr"}

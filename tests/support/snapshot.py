@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def photograph(model: nn.Module, *optimizers: Optimizer) -> dict[str, Any]:
+def snapshot(model: nn.Module, *optimizers: Optimizer) -> dict[str, Any]:
     """All that a cut could change: identities, numbers, and the bits of all tensors.
 
     What it holds stays alive, so that nothing new can have an old identity.
@@ -39,7 +39,7 @@ def _content(value: Any) -> Any:
 
 
 def assert_unchanged(before: dict[str, Any], model: nn.Module, *optimizers: Optimizer):
-    after = photograph(model, *optimizers)["values"]
+    after = snapshot(model, *optimizers)["values"]
     assert after.keys() == before["values"].keys()
     changed = [name for name, value in after.items() if value != before["values"][name]]
     assert not changed

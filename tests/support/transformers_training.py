@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import transformers as hf
-from models import llama, token_ids
 from torch import nn
 from torch.utils.data import Dataset
-from versions import EARLY
+
+from tests.support.models import llama, token_ids
+from tests.support.versions import EARLY
 
 STEPS = 20
 

@@ -1,6 +1,6 @@
 """Runs the tests with the oldest and the newest versions of transformers and Lightning that pyproject.toml allows.
 
-    python tests/matrix.py [--numprocesses N] [ROW …]
+    python -m tests.support.version_matrix [--numprocesses N] [ROW …]
 
 The versions of a row go to a folder that is laid over the environment with the locked set. Left out are the tests that
 depend on neither library, which `make test` runs.
@@ -16,6 +16,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from tests.support.paths import ROOT
+
 # Beside the two libraries, what they need of other libraries where the locked set does not have it.
 ROWS = {
     "oldest": (
@@ -28,9 +30,8 @@ ROWS = {
     ),
     "newest": ("transformers==5.24.0", "lightning==2.6.6", "pytorch-lightning==2.6.6"),
 }
-ROOT = Path(__file__).parent.parent
 _FOLDER = ROOT / ".matrix"
-_DEPENDS = re.compile(r"(import|from) (models|pruning_models)|trainers|transformers|lightning|coverage|examples/")
+_DEPENDS = re.compile(r"tests.support.(models|head_models)|trainers|transformers|lightning|coverage|examples/")
 _COUNT = re.compile(r"(\d+) (passed|failed|skipped|error)")
 _CHECK = """
 import sys, attnwatch
@@ -90,7 +91,7 @@ def _install(pins: tuple[str, ...], overlay: Path) -> None:
 
 
 def _tests() -> list[str]:
-    files = sorted((ROOT / "tests").glob("test_*.py"))
+    files = sorted((ROOT / "tests").rglob("test_*.py"))
     return [str(file) for file in files if _DEPENDS.search(file.read_text())]
 
 

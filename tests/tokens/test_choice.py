@@ -8,10 +8,7 @@ import pytest
 import torch
 import transformers as hf
 from hypothesis import given
-from models import HEADS, TOKENS, VOCABULARY, bert, llama, token_ids
-from test_tokens_routing import deep
 from torch import Tensor, nn
-from versions import BEFORE_5, lacks
 
 from attnwatch import AttnwatchWarning, ConfigurationError, ModelFamily, register
 from attnwatch.attention import AttentionInputs, attention_received
@@ -20,6 +17,9 @@ from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDrop
 from attnwatch.tokens.losses import TokenLosses, sampled_losses
 from attnwatch.tokens.schedule import require_keep_ratio, schedule_of
 from attnwatch.tokens.selection import choose_tokens, num_kept
+from tests.support.layers_by_hand import deep
+from tests.support.models import HEADS, TOKENS, VOCABULARY, bert, llama, token_ids
+from tests.support.versions import BEFORE_5, lacks
 
 IDS = token_ids()
 

@@ -10,7 +10,16 @@ from collections.abc import Callable
 import pytest
 import torch
 import transformers as hf
-from models import (
+from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.utils.checkpoint import checkpoint
+
+from attnwatch import AttentionRecorder, AttnwatchWarning, ConfigurationError, ModelFamily, prune_heads, register
+from attnwatch.attention import Identity
+from attnwatch.tokens import TokenCriterion, TokenDropper, TokenLayout
+from tests.support.layers_by_hand import deep
+from tests.support.models import (
     HEADS,
     LENGTHS,
     TOKENS,
@@ -31,16 +40,7 @@ from models import (
     token_ids,
     vit,
 )
-from test_tokens_routing import deep
-from torch import Tensor, nn
-from torch._dynamo.testing import CompileCounterWithBackend
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.utils.checkpoint import checkpoint
-from versions import CACHE, EARLY, enable_checkpointing
-
-from attnwatch import AttentionRecorder, AttnwatchWarning, ConfigurationError, ModelFamily, prune_heads, register
-from attnwatch.attention import Identity
-from attnwatch.tokens import TokenCriterion, TokenDropper, TokenLayout
+from tests.support.versions import CACHE, EARLY, enable_checkpointing
 
 IDS = token_ids()
 SMALL = {"keep_ratio": 0.5, "min_tokens": 2}

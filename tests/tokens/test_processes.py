@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import llama, token_ids
-from processes import on_two_processes, run_script
 from torch.distributed.tensor import DTensor
 
 from attnwatch import TokenCriterion, TokenDropper
+from tests.support.models import llama, token_ids
+from tests.support.processes import on_two_processes, run_script
 
 pytestmark = pytest.mark.slow
 
@@ -16,8 +16,8 @@ SCRIPT = """
 import sys, warnings
 import lightning.pytorch as pl
 import torch
-from test_lightning_monitor import batches
-from test_tokens_lightning import Deep
+from tests.support.lightning_training import batches
+from tests.support.lightning_training import Deep
 from attnwatch.lightning import TokenDropping
 
 warnings.simplefilter("ignore")
@@ -69,9 +69,9 @@ import sys
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from processes import parallel, sharded
+from tests.support.processes import parallel, sharded
 from attnwatch import TokenCriterion
-from test_tokens_ddp import deep, train
+from tests.tokens.test_processes import deep, train
 
 torch.set_num_threads(1)
 rank = int(sys.argv[2])
@@ -140,9 +140,9 @@ LATE = """
 import sys
 import torch
 import torch.distributed as dist
-from models import token_ids
+from tests.support.models import token_ids
 from attnwatch import TokenDropper
-from test_tokens_ddp import deep
+from tests.tokens.test_processes import deep
 
 rank = int(sys.argv[2])
 dist.init_process_group("gloo", init_method=f"file://{sys.argv[1]}/store", rank=rank, world_size=2)
@@ -170,8 +170,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from models import llama
-from processes import parallel, sharded
+from tests.support.models import llama
+from tests.support.processes import parallel, sharded
 from attnwatch.capture import TensorParallelGroup
 from attnwatch.tokens.stacks import choose_stack
 

@@ -14,7 +14,6 @@ import lightning
 import pytest
 import torch
 import torch.nn.functional as F
-from models import LAYERS, WIDTH, bert, gpt, llama, seeded, token_ids
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -23,8 +22,9 @@ from attnwatch.heads import HeadImportance
 from attnwatch.recorder import AttentionRecorder
 from attnwatch.utils.hooks import put
 from attnwatch.utils.interception import is_intercepted
+from tests.support.models import LAYERS, WIDTH, bert, gpt, llama, seeded, token_ids
+from tests.support.paths import ROOT
 
-TESTS = str(Path(__file__).parent)
 SDPA = F.scaled_dot_product_attention
 
 
@@ -121,12 +121,12 @@ def load_elsewhere(path: Path) -> Tensor:
     """The model's output, in a process that has no attnwatch."""
     code = (
         "import sys; sys.modules['attnwatch'] = None; sys.path.insert(0, sys.argv[1]); import torch\n"
-        "from models import token_ids\n"
+        "from tests.support.models import token_ids\n"
         "model = torch.load(sys.argv[2], weights_only=False).eval()\n"
         "output = model(token_ids()); output = output if isinstance(output, torch.Tensor) else output[0]\n"
         "torch.save(output.detach(), sys.argv[2] + '.out')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, TESTS, str(path)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code, str(ROOT), str(path)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return torch.load(f"{path}.out")
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from processes import on_two_processes
 
 from attnwatch.utils.processes import gathered, together
+from tests.support.processes import on_two_processes
 
 pytestmark = pytest.mark.slow
 
@@ -16,7 +16,7 @@ SCRIPT = """
 import sys
 import torch
 import torch.distributed as dist
-from test_agreement import CASES
+from tests.utils.test_processes import CASES
 
 torch.set_num_threads(1)
 directory, name, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -37,9 +37,8 @@ def _raised(call) -> str:
 
 def _importance(rank: int, backward_on: tuple[int, ...], layers_of=lambda rank: 2):
     """What `values` of a process says, that of one has seen gradients or other sites."""
-    from models import llama, token_ids
-
     from attnwatch import HeadImportance
+    from tests.support.models import llama, token_ids
 
     model = llama()
     importance = HeadImportance(model)
@@ -76,7 +75,7 @@ def _pruner(model, optimizer, guard):
 
 
 def _cut_that_one_process_can_not_make(rank: int):
-    from models import llama
+    from tests.support.models import llama
 
     model, other = llama(), torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.AdamW([other] if rank else model.parameters())  # the second trains nothing of the model
@@ -88,9 +87,8 @@ def _cut_that_one_process_can_not_make(rank: int):
 
 
 def _metric_that_only_the_first_process_logs(rank: int):
-    from models import llama
-
     from attnwatch.heads.guard import Guard
+    from tests.support.models import llama
 
     model = llama()
     pruner = _pruner(model, torch.optim.AdamW(model.parameters()), Guard("accuracy", mode="max", recovery_steps=0))

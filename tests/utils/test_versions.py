@@ -3,29 +3,29 @@
 import itertools
 import warnings
 from importlib import metadata
-from pathlib import Path
 
 import lightning.pytorch as pl
 import pytest
 import tomllib
-from matrix import ROWS
-from models import gpt, llama
 from packaging.requirements import Requirement
 from packaging.version import Version
-from test_lightning_monitor import Llama, batches
 from torch import nn
-from trainers import train
 
 import attnwatch.lightning as ours
 import attnwatch.transformers as theirs
 from attnwatch import AttentionRecorder, AttnwatchWarning
 from attnwatch.utils.versions import TESTED, warn_if_untested
+from tests.support.lightning_training import Llama, batches
+from tests.support.models import gpt, llama
+from tests.support.paths import ROOT
+from tests.support.transformers_training import train
+from tests.support.version_matrix import ROWS
 
 BOTH_LAYERS = {"min_tokens": 2, "first_layer": 0, "last_layer": 1}
 MATRIX = ["transformers", "lightning", "pytorch-lightning"]
 
 
-PROJECT = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT["optional-dependencies"]
 REQUIREMENTS = [Requirement(each) for each in (*PROJECT["dependencies"], *itertools.chain(*EXTRAS.values()))]
 

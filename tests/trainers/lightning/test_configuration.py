@@ -8,14 +8,14 @@ import mlflow
 import pytest
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, WandbLogger
-from processes import run_script
-from test_lightning_monitor import Llama, batches
-from trainers import train
 
 import attnwatch.transformers
 from attnwatch import Guard, Thresholds
 from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
+from tests.support.lightning_training import Llama, batches
+from tests.support.processes import run_script
+from tests.support.transformers_training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -81,7 +81,7 @@ OTHER_NAME = """
 import sys, warnings
 import pytorch_lightning as pl
 import torch
-from models import llama, token_ids
+from tests.support.models import llama, token_ids
 from pytorch_lightning.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping

@@ -10,83 +10,24 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from models import VOCABULARY, gpt, llama, token_ids
 from torch import nn
-from torch.utils.data import DataLoader
 from transformers.modeling_utils import AttentionInterface
-from versions import GETS_FUNCTIONS
 
 from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.recorder import AttentionRecorder
-from attnwatch.statistics import Statistic
+from tests.support.equality import assert_same_history
+from tests.support.lightning_training import Llama, batches, do_nothing, train_epochs
+from tests.support.models import VOCABULARY, gpt, llama, token_ids
+from tests.support.versions import GETS_FUNCTIONS
 
 # Lightning gives hints on workers and intervals; what attnwatch itself warns of stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
-BATCH = 2
-
-
-def do_nothing(module, batch_idx):
-    pass
-
-
-class Llama(pl.LightningModule):
-    """`before_step(module, batch_idx)` is called in every training step."""
-
-    def __init__(self, before_step=do_nothing, dropout: float = 0.0):
-        super().__init__()
-        self.model = llama(dropout=dropout)
-        self.before_step = before_step
-        self.losses = []
-
-    def training_step(self, batch, batch_idx):
-        self.before_step(self, batch_idx)
-        loss = self.model(input_ids=batch, labels=batch).loss
-        self.losses.append(loss.item())
-        return loss
-
-    def validation_step(self, batch, batch_idx):
-        self.log("validation_loss", self.model(input_ids=batch, labels=batch).loss)
-
-    def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-3)
-
-
-def batches(number: int) -> DataLoader:
-    return DataLoader(token_ids(number * BATCH), batch_size=BATCH)
-
-
-def train(
-    monitor, module=None, *, steps=12, epochs=1, tmp_path=None, logger=False, callbacks=(), ckpt_path=None, **options
-):
-    """Train a tiny Llama for `steps` batches per epoch; returns (trainer, module)."""
-    pl.seed_everything(0, verbose=False)
-    module = module or Llama()
-    trainer = pl.Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        default_root_dir=tmp_path,
-        logger=logger,
-        callbacks=[*([monitor] if monitor else []), *callbacks],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **{"enable_checkpointing": False} | options,
-    )
-    trainer.fit(module, batches(steps), batches(2), ckpt_path=ckpt_path)
-    return trainer, module
-
-
-def assert_same_history(first, second):
-    np.testing.assert_array_equal(first.steps, second.steps)
-    np.testing.assert_array_equal(first.loss, second.loss)
-    for name in Statistic.registry:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
-
 
 def test_defaults_are_enough(tmp_path):
     monitor = AttentionMonitor()
-    train(monitor, steps=25, tmp_path=tmp_path, logger=True)
+    train_epochs(monitor, steps=25, tmp_path=tmp_path, logger=True)
     assert monitor.history.steps.tolist() == [0, 10, 20]
     assert monitor.history.sites == tuple(f"model.model.layers.{layer}.self_attn" for layer in range(2))
     assert np.isfinite(monitor.history["normalized_entropy"]).all()
@@ -97,7 +38,7 @@ def test_defaults_are_enough(tmp_path):
 def test_metrics_can_be_monitored(tmp_path):
     stopping = EarlyStopping("attention/normalized_entropy", patience=0, min_delta=10.0)
     checkpoint = ModelCheckpoint(tmp_path, monitor="attention/max_logit", filename="{attention/risk:.1f}")
-    trainer, _ = train(
+    trainer, _ = train_epochs(
         AttentionMonitor(), epochs=3, callbacks=[stopping, checkpoint], enable_checkpointing=True, tmp_path=tmp_path
     )
     assert trainer.current_epoch == 2
@@ -127,10 +68,10 @@ class Varying(Llama):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_training_is_bit_identical(module, precision):
     options = {"precision": precision, "val_check_interval": 5, "accumulate_grad_batches": 2}
-    _, plain = train(None, module(dropout=0.1), **options)
+    _, plain = train_epochs(None, module(dropout=0.1), **options)
     state = torch.get_rng_state()
     monitor = AttentionMonitor(every_n_steps=1)
-    _, watched = train(monitor, module(dropout=0.1), **options)
+    _, watched = train_epochs(monitor, module(dropout=0.1), **options)
     assert plain.losses == watched.losses
     assert torch.equal(torch.get_rng_state(), state)
     for (name, first), second in zip(plain.named_parameters(), watched.parameters(), strict=True):
@@ -141,7 +82,7 @@ def test_training_is_bit_identical(module, precision):
 def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     options = {"every_n_steps": 3, "flush_every": 2, "num_query_rows": 5}
     uninterrupted = AttentionMonitor(**options)
-    train(uninterrupted, epochs=2)
+    train_epochs(uninterrupted, epochs=2)
 
     def kill(module, batch_idx):
         if module.current_epoch == 1 and batch_idx == 5:
@@ -149,14 +90,16 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
 
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=12, save_top_k=-1, filename="{step}")
     with pytest.raises(SystemExit):
-        train(AttentionMonitor(**options), Llama(kill), epochs=2, callbacks=[checkpoint], enable_checkpointing=True)
+        train_epochs(
+            AttentionMonitor(**options), Llama(kill), epochs=2, callbacks=[checkpoint], enable_checkpointing=True
+        )
     resumed = AttentionMonitor(**options)
-    train(resumed, epochs=2, ckpt_path=tmp_path / "step=12.ckpt")
+    train_epochs(resumed, epochs=2, ckpt_path=tmp_path / "step=12.ckpt")
     assert_same_history(resumed.history, uninterrupted.history)
 
 
 def saved_after_three_steps(tmp_path):
-    trainer, _ = train(AttentionMonitor(), steps=3)
+    trainer, _ = train_epochs(AttentionMonitor(), steps=3)
     trainer.save_checkpoint(tmp_path / "three.ckpt")
     return tmp_path / "three.ckpt"
 
@@ -165,22 +108,22 @@ def test_metrics_are_there_from_the_first_epoch_of_a_resumed_run(tmp_path):
     # Step 10 is the next that is observed, after the end of the first resumed epoch.
     stopping = EarlyStopping("attention/risk", patience=99, check_on_train_epoch_end=True)
     path = saved_after_three_steps(tmp_path)
-    trainer, _ = train(AttentionMonitor(), steps=3, epochs=2, callbacks=[stopping], ckpt_path=path)
+    trainer, _ = train_epochs(AttentionMonitor(), steps=3, epochs=2, callbacks=[stopping], ckpt_path=path)
     assert math.isnan(trainer.callback_metrics["attention/risk"])  # nothing can be said yet
 
 
 def test_history_of_other_sites_is_not_continued(tmp_path):
     monitor, path = AttentionMonitor(sites=["*layers.1*"], every_n_steps=1), saved_after_three_steps(tmp_path)
     with pytest.warns(AttnwatchWarning, match="the checkpoint's history is not continued, a new one begins"):
-        train(monitor, steps=3, epochs=2, ckpt_path=path)
+        train_epochs(monitor, steps=3, epochs=2, ckpt_path=path)
     assert monitor.history.steps.tolist() == [3, 4, 5]
 
 
 def test_checkpoint_is_for_one_fit(tmp_path):
     monitor, path = AttentionMonitor(every_n_steps=1), saved_after_three_steps(tmp_path)
-    train(monitor, steps=3, epochs=2, ckpt_path=path)
+    train_epochs(monitor, steps=3, epochs=2, ckpt_path=path)
     assert monitor.history.steps.tolist() == [0, 3, 4, 5]
-    train(monitor, steps=3)
+    train_epochs(monitor, steps=3)
     assert monitor.history.steps.tolist() == [0, 1, 2]
 
 
@@ -192,7 +135,7 @@ class RestoringLate(SingleDeviceStrategy):
 
 def test_history_goes_on_where_checkpoints_are_restored_late(tmp_path):
     monitor, path = AttentionMonitor(every_n_steps=1), saved_after_three_steps(tmp_path)
-    train(monitor, steps=3, epochs=2, ckpt_path=path, strategy=RestoringLate("cpu"))
+    train_epochs(monitor, steps=3, epochs=2, ckpt_path=path, strategy=RestoringLate("cpu"))
     assert monitor.history.steps.tolist() == [0, 3, 4, 5]
 
 
@@ -202,7 +145,7 @@ def test_nothing_to_save_before_fit():
 
 def test_checkpoint_loads_without_pickled_code(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, filename="last")
-    train(AttentionMonitor(every_n_steps=2), callbacks=[checkpoint], enable_checkpointing=True)
+    train_epochs(AttentionMonitor(every_n_steps=2), callbacks=[checkpoint], enable_checkpointing=True)
     callbacks = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
     (state,) = [state for name, state in callbacks.items() if "AttentionMonitor" in name]
     assert state["recorder"]["history"]["count"] == 6
@@ -210,7 +153,7 @@ def test_checkpoint_loads_without_pickled_code(tmp_path):
 
 def test_gradient_accumulation_counts_steps_and_keeps_the_loss():
     monitor = AttentionMonitor(every_n_steps=1, num_query_rows=None)
-    _, module = train(monitor, accumulate_grad_batches=3)
+    _, module = train_epochs(monitor, accumulate_grad_batches=3)
     assert monitor.history.steps.tolist() == [0, 1, 2, 3]
     np.testing.assert_allclose(monitor.history.loss, np.reshape(module.losses, (4, 3)).mean(1), rtol=1e-6)
 
@@ -233,7 +176,7 @@ class AccumulatingByHand(Llama):
 
 def test_step_across_the_end_of_an_epoch_is_one_observation():
     monitor = AttentionMonitor(every_n_steps=1)
-    _, module = train(monitor, AccumulatingByHand(), steps=3, epochs=2)
+    _, module = train_epochs(monitor, AccumulatingByHand(), steps=3, epochs=2)
     assert monitor.history.steps.tolist() == [0, 1, 2]
     np.testing.assert_allclose(monitor.history.loss, np.reshape(module.losses, (3, 2)).mean(1), rtol=1e-6)
 
@@ -260,7 +203,7 @@ class TwoOptimizers(Llama):
 
 def test_manual_optimization_with_two_optimizers():
     monitor = AttentionMonitor(every_n_steps=5)
-    train(monitor, TwoOptimizers())
+    train_epochs(monitor, TwoOptimizers())
     assert monitor.history.steps.tolist() == [0, 6, 10, 16, 20]
     assert np.isfinite(monitor.history["entropy"]).all()
     assert np.isnan(monitor.history.loss).all()  # training_step returns none
@@ -268,9 +211,9 @@ def test_manual_optimization_with_two_optimizers():
 
 def test_validation_and_sanity_checking_are_not_watched():
     monitor = AttentionMonitor(every_n_steps=1, num_query_rows=None)
-    train(monitor, num_sanity_val_steps=2, val_check_interval=2)
+    train_epochs(monitor, num_sanity_val_steps=2, val_check_interval=2)
     without = AttentionMonitor(every_n_steps=1, num_query_rows=None)
-    train(without, num_sanity_val_steps=0, limit_val_batches=0)
+    train_epochs(without, num_sanity_val_steps=0, limit_val_batches=0)
     assert_same_history(monitor.history, without.history)
 
 
@@ -286,7 +229,7 @@ class SkipsTheRest(Llama):
 
 def test_what_comes_after_an_epoch_that_is_left_early_is_not_watched():
     monitor = AttentionMonitor(every_n_steps=1, num_query_rows=None)
-    train(monitor, SkipsTheRest(), epochs=2, limit_val_batches=0)
+    train_epochs(monitor, SkipsTheRest(), epochs=2, limit_val_batches=0)
     assert monitor.history.steps.tolist() == list(range(8))
     assert np.ptp(monitor.history["max_entropy"]) == 0
 
@@ -296,10 +239,10 @@ def test_trainings_within_each_other_are_watched_apart():
 
     def train_within(module, batch_idx):
         if batch_idx == 3:
-            train(inner, steps=4)
+            train_epochs(inner, steps=4)
 
-    train(outer, Llama(train_within), steps=6)
-    train(alone, steps=6)
+    train_epochs(outer, Llama(train_within), steps=6)
+    train_epochs(alone, steps=6)
     assert_same_history(outer.history, alone.history)
     assert inner.history.steps.tolist() == [0, 1, 2, 3]
 
@@ -312,7 +255,7 @@ def test_validation_by_another_trainer_does_not_end_the_watch():
             trainer = pl.Trainer(accelerator="cpu", logger=False, callbacks=[monitor], enable_progress_bar=False)
             trainer.validate(Llama(), batches(2), verbose=False)
 
-    train(monitor, Llama(validate), steps=6)
+    train_epochs(monitor, Llama(validate), steps=6)
     assert np.isfinite(monitor.history["entropy"][4:]).all()
 
 
@@ -331,7 +274,7 @@ def test_options_are_those_of_the_recorder(options, differs):
     histories = []
     for changed in ({}, options):
         monitor = AttentionMonitor(**{"every_n_steps": 1, "num_query_rows": 2} | changed)
-        train(monitor, steps=17, limit_val_batches=0)
+        train_epochs(monitor, steps=17, limit_val_batches=0)
         histories.append(monitor.history)
     first, second = (history["normalized_entropy"] for history in histories)
     assert (first.shape != second.shape or not np.array_equal(first, second)) == differs
@@ -352,15 +295,15 @@ class Compiled(Llama):
 def test_compiled_model_is_watched_from_before_its_first_forward():
     torch._dynamo.reset()
     monitor = AttentionMonitor(every_n_steps=2)
-    train(monitor, Compiled(), steps=5, num_sanity_val_steps=1)
+    train_epochs(monitor, Compiled(), steps=5, num_sanity_val_steps=1)
     assert monitor.coverage() == {f"model.layers.{layer}.attention": "observed" for layer in range(2)}
     assert np.isfinite(monitor.history["entropy"]).all()
 
 
 def test_fit_twice_starts_anew():
     monitor, module = AttentionMonitor(every_n_steps=4), Llama()
-    train(monitor, module)
-    train(monitor, module, steps=6)
+    train_epochs(monitor, module)
+    train_epochs(monitor, module, steps=6)
     assert monitor.history.steps.tolist() == [0, 4]
 
 
@@ -379,7 +322,7 @@ def test_everything_is_put_back_after_training(error, steps):
     lookup, sdpa = getattr(AttentionInterface, GETS_FUNCTIONS), F.scaled_dot_product_attention
     module, monitor = Llama(raise_at_four(error) if error else do_nothing), AttentionMonitor(every_n_steps=1)
     with pytest.raises((ValueError, SystemExit)) if error else contextlib.nullcontext():
-        train(monitor, module)
+        train_epochs(monitor, module)
     assert getattr(AttentionInterface, GETS_FUNCTIONS) is lookup
     assert F.scaled_dot_product_attention is sdpa
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
@@ -404,7 +347,7 @@ class Bigram(Llama):
 def test_model_without_attention_trains_and_is_named_after_the_first_step():
     module, monitor = Bigram(), AttentionMonitor(every_n_steps=1)
     with pytest.warns(AttnwatchWarning) as warned:
-        train(monitor, module, steps=12)
+        train_epochs(monitor, module, steps=12)
     (message,) = [str(each.message) for each in warned if each.category is AttnwatchWarning]
     assert "`model` (Bigram) has no attention: no module calls" in message
     assert len(module.losses) == 12
@@ -447,7 +390,7 @@ def test_sites_that_do_not_exist_are_an_error_before_the_first_step():
     with pytest.raises(
         ConfigurationError, match=r"`sites`: 'encoder.\*' matches none of the model's sites: model.model"
     ):
-        train(AttentionMonitor(sites=["encoder.*"]), module)
+        train_epochs(AttentionMonitor(sites=["encoder.*"]), module)
     assert module.losses == []
 
 
@@ -460,7 +403,7 @@ def test_history_before_fit_is_an_error_that_says_so():
 
 def test_fast_dev_run_works():
     monitor = AttentionMonitor()
-    train(monitor, fast_dev_run=True)
+    train_epochs(monitor, fast_dev_run=True)
     assert monitor.history.steps.tolist() == [0]
 
 
@@ -471,7 +414,7 @@ def test_model_that_is_replaced_during_training_is_told():
 
     monitor = AttentionMonitor(every_n_steps=2)
     with pytest.warns(AttnwatchWarning, match="nothing was observed in step 6: the model that trains is not the one"):
-        trainer, _ = train(monitor, Llama(replace))
+        trainer, _ = train_epochs(monitor, Llama(replace))
     assert trainer.global_step == 12
     seen = np.isfinite(monitor.history["entropy"]).any((1, 2))
     assert dict(zip(monitor.history.steps.tolist(), seen.tolist(), strict=True)) == {

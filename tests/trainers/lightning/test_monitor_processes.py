@@ -1,7 +1,8 @@
 """The monitor on two processes."""
 
 import pytest
-from processes import run_script
+
+from tests.support.processes import run_script
 
 pytestmark = pytest.mark.slow
 
@@ -9,7 +10,7 @@ SCRIPT = """
 import logging, os, sys, warnings
 import lightning.pytorch as pl
 import torch
-from test_lightning_monitor import Llama, batches
+from tests.support.lightning_training import Llama, batches
 from attnwatch.lightning import AttentionMonitor
 
 warnings.simplefilter("ignore")

@@ -9,57 +9,26 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
-from models import HEADS, LAYERS, llama
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_lightning_monitor import Llama, batches
-from versions import EMAWeightAveraging, WeightAveraging, needs_moving_averages, needs_weight_averaging
 
 import attnwatch
 from attnwatch import AttnwatchWarning, ConfigurationError, Guard, PruningPlan
 from attnwatch.heads.pruner import HeadPruner
 from attnwatch.heads.surgery import Surgery
 from attnwatch.lightning import AttentionMonitor, HeadPruning
+from tests.support.equality import assert_same_weights
+from tests.support.lightning_training import STEPS, Llama, batches, pruning, train
+from tests.support.models import HEADS, LAYERS, llama
+from tests.support.versions import EMAWeightAveraging, WeightAveraging, needs_moving_averages, needs_weight_averaging
 
 # Lightning gives hints on workers and intervals; what attnwatch itself warns of stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
-STEPS = 20
 SITES = [f"model.model.layers.{layer}.self_attn" for layer in range(LAYERS)]
-
-
-def train(*callbacks, module=None, steps=STEPS, ckpt_path=None, **options) -> Llama:
-    pl.seed_everything(0, verbose=False)
-    module = module or Llama()
-    trainer = pl.Trainer(
-        **{
-            "max_steps": steps,
-            "callbacks": list(callbacks),
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            **options,
-        }
-    )
-    trainer.fit(module, batches(200), ckpt_path=ckpt_path)
-    return module
-
-
-def pruning(target=0.5, **options) -> HeadPruning:
-    return HeadPruning(target, **{"guard": None, "start": 4, "end": 10, "num_cuts": 2, **options})
 
 
 def least_important_last(model) -> dict[str, torch.Tensor]:
     return {site: -torch.arange(float(HEADS)) for site in PruningPlan.of(model).num_heads}
-
-
-def assert_same_weights(first: torch.nn.Module, second: torch.nn.Module) -> None:
-    ours, theirs = first.state_dict(), second.state_dict()
-    assert ours.keys() == theirs.keys()
-    for name, value in ours.items():
-        assert torch.equal(value, theirs[name]), name
 
 
 def test_heads_are_removed_on_schedule_and_training_goes_on():

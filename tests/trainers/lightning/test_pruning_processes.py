@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from processes import on_two_processes
+
+from tests.support.processes import on_two_processes
 
 pytestmark = pytest.mark.slow
 
@@ -10,7 +11,7 @@ SCRIPT = """
 import logging, sys, warnings
 import lightning.pytorch as pl
 import torch
-from test_lightning_monitor import Llama, batches
+from tests.support.lightning_training import Llama, batches
 from attnwatch.lightning import HeadPruning
 
 warnings.simplefilter("ignore")

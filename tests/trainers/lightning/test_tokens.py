@@ -8,27 +8,19 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from models import TOKENS, bart_for_generation, bert, llama
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_lightning_monitor import BATCH, Llama, batches
-from test_pruning_lightning import assert_same_weights, train
-from test_tokens_routing import deep
-from versions import WeightAveraging, needs_weight_averaging
 
 from attnwatch import ConfigurationError, KeepSchedule, PruningPlan, TokenCriterion
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
+from tests.support.equality import assert_same_weights
+from tests.support.layers_by_hand import deep
+from tests.support.lightning_training import BATCH, Deep, Llama, batches, train
+from tests.support.models import TOKENS, bart_for_generation, bert
+from tests.support.versions import WeightAveraging, needs_weight_averaging
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
 STEPS, LAYERS = 20, 4
-
-
-class Deep(Llama):
-    """Four layers, so that there is something between the first and the last."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.model = deep(llama)().float()
 
 
 def dropping(keep_ratio=0.5, **options) -> TokenDropping:

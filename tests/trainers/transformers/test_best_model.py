@@ -9,13 +9,13 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from models import HEADS, LAYERS, llama, token_ids
 from safetensors.torch import save_file
 from torch import nn
-from trainers import Noting, train, trainer
 
 from attnwatch import ConfigurationError, PruningPlan
 from attnwatch.transformers import HeadPruning
+from tests.support.models import HEADS, LAYERS, llama, token_ids
+from tests.support.transformers_training import Noting, train, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

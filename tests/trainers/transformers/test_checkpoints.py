@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as hf
-from kills import EARLIER, SAVED
-from models import LAYERS, bart_for_generation
-from processes import run_script
-from trainers import Noting, train, trainer
 
 from attnwatch import AttnwatchWarning, ConfigurationError, Guard, PruningPlan
 from attnwatch.transformers import AttentionMonitor, HeadPruning, TokenDropping
+from tests.support.killed_saves import EARLIER, SAVED
+from tests.support.models import LAYERS, bart_for_generation
+from tests.support.processes import run_script
+from tests.support.transformers_training import Noting, train, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -22,9 +22,9 @@ SAVING = {"save_strategy": "steps", "save_steps": 4, "max_steps": 12}
 KILL = """
     import sys
     from pathlib import Path
-    import conftest  # lets torchvision be imported
-    import kills
-    kills.main(Path(sys.argv[1]))
+    import tests.support.torchvision  # lets timm be imported
+    from tests.support import killed_saves
+    killed_saves.main(Path(sys.argv[1]))
 """
 
 

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from models import TOKENS, gpt, llama, t5, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_lightning_monitor import assert_same_history
 from torch import nn
 from torch.utils.data import DataLoader
-from trainers import STEPS, Noting, Sequences, tensorboard_in, train, trainer
-from versions import EARLY
 
 import attnwatch.lightning
 from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError, RunStatus
 from attnwatch.statistics import Statistic
 from attnwatch.transformers import AttentionMonitor
+from tests.support.equality import assert_same_history
+from tests.support.models import TOKENS, gpt, llama, t5, token_ids
+from tests.support.transformers_training import STEPS, Noting, Sequences, tensorboard_in, train, trainer
+from tests.support.versions import EARLY
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

@@ -5,13 +5,12 @@ import socket
 import numpy as np
 import pytest
 import torch
-from processes import on_two_processes
-from test_recorder_processes import WITHIN_A_BATCH
-from trainers import train
-from versions import EARLY, lacks
 
 from attnwatch.statistics import Statistic
 from attnwatch.transformers import AttentionMonitor
+from tests.support.processes import WITHIN_A_BATCH, on_two_processes
+from tests.support.transformers_training import train
+from tests.support.versions import EARLY, lacks
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")]
 
@@ -21,9 +20,9 @@ rank = int(sys.argv[3])
 os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
 os.environ["MASTER_PORT"] = sys.argv[2]
 import torch
-from models import llama, token_ids
-from trainers import Sequences, train
-from versions import EARLY
+from tests.support.models import llama, token_ids
+from tests.support.transformers_training import Sequences, train
+from tests.support.versions import EARLY
 from attnwatch import ConfigurationError, Guard, PruningPlan
 from attnwatch.transformers import AttentionMonitor, HeadPruning, LayerProbe, TokenDropping
 

@@ -7,13 +7,13 @@ import peft
 import pytest
 import torch
 import transformers as hf
-from models import HEADS, LAYERS, llama, t5, token_ids
-from test_pruning_lightning import assert_same_weights
-from trainers import STEPS, Noting, train, trainer
 
 import attnwatch
 from attnwatch import AttnwatchWarning, ConfigurationError, Guard, PruningPlan
 from attnwatch.transformers import AttentionMonitor, HeadPruning, TokenDropping
+from tests.support.equality import assert_same_weights
+from tests.support.models import HEADS, LAYERS, llama, t5, token_ids
+from tests.support.transformers_training import STEPS, Noting, train, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 import transformers as hf
-from models import llama, seeded
-from test_extra_tensors import word_tokenizer
 from torch import nn
-from versions import BEFORE_5
 
 from attnwatch.transformers import AttentionMonitor
+from tests.support.language_models import number_tokenizer
+from tests.support.models import llama, seeded
+from tests.support.versions import BEFORE_5
 
 trl = pytest.importorskip("trl")
 peft = pytest.importorskip("peft")
@@ -62,7 +62,7 @@ def grpo(model: nn.Module, monitor: AttentionMonitor, options: dict) -> hf.Train
 
     arguments = trl.GRPOConfig(**options, num_generations=2, max_completion_length=5, beta=0.1)
     data = datasets.Dataset.from_dict({"prompt": PROMPTS})
-    return trl.GRPOTrainer(model, reward, arguments, data, processing_class=word_tokenizer(), callbacks=[monitor])
+    return trl.GRPOTrainer(model, reward, arguments, data, processing_class=number_tokenizer(), callbacks=[monitor])
 
 
 def dpo(model: nn.Module, monitor: AttentionMonitor, options: dict) -> hf.Trainer:
@@ -70,7 +70,7 @@ def dpo(model: nn.Module, monitor: AttentionMonitor, options: dict) -> hf.Traine
     data = datasets.Dataset.from_dict({"prompt": PROMPTS, **answers})
     arguments = trl.DPOConfig(**options)
     return trl.DPOTrainer(
-        model, args=arguments, train_dataset=data, processing_class=word_tokenizer(), callbacks=[monitor]
+        model, args=arguments, train_dataset=data, processing_class=number_tokenizer(), callbacks=[monitor]
     )
 
 
