@@ -163,15 +163,6 @@ def test_early_stopping_on_risk_lets_a_healthy_run_go_on_and_stops_a_sick_one():
     assert sick.current_epoch == 1
 
 
-def test_stop_at_chosen_findings():
-    monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding={"non_finite": "stop"})
-    with pytest.warns(AttnwatchWarning, match="non_finite since step 6: .* at 1 of 2 sites"):
-        trainer, _ = train_epochs(monitor, Llama(poison), steps=30)
-    assert trainer.global_step < 12
-    assert monitor.diagnosis.status is RunStatus.UNSTABLE
-    assert monitor.history["nonfinite"][-1].max() == 1
-
-
 # Every site counts as uniform, from the step on at which it is poisoned.
 UNIFORM_WHEN_POISONED = {
     "thresholds": Thresholds(min_observations=7, min_steps=6, patience=1),
@@ -196,18 +187,6 @@ def test_wish_of_others_to_stop_is_left_alone():
 
     trainer, _ = train_epochs(AttentionMonitor(every_n_steps=1, on_finding="stop"), Llama(stop))
     assert trainer.global_step == 4
-
-
-def test_a_function_is_told_of_findings_once():
-    told = []
-    monitor = AttentionMonitor(
-        every_n_steps=1,
-        flush_every=1,
-        on_finding=lambda finding, trainer, module: told.append((finding.kind.value, type(trainer), type(module))),
-    )
-    trainer, _ = train_epochs(monitor, Llama(poison), steps=20)
-    assert told == [("non_finite", pl.Trainer, Llama)]
-    assert trainer.global_step == 20
 
 
 def test_uniform_attention_is_flagged():

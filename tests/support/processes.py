@@ -1,6 +1,7 @@
 """Trainings on two processes."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
@@ -49,6 +50,12 @@ def on_two_processes(script: str, directory: Path, *arguments: str, launch: bool
     else:
         run_script(script, directory, *arguments)
     return [torch.load(directory / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def free_port() -> str:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return str(listener.getsockname()[1])
 
 
 def sharded(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:

@@ -31,48 +31,6 @@ def least_important_last(model) -> dict[str, torch.Tensor]:
     return {site: -torch.arange(float(HEADS)) for site in PruningPlan.of(model).num_heads}
 
 
-def test_heads_are_removed_on_schedule_and_training_goes_on():
-    callback, sizes = pruning(), {}
-
-    def note_sizes(module, batch_idx):
-        sizes[batch_idx] = sum(parameter.numel() for parameter in module.parameters())
-
-    module = train(callback, module=Llama(note_sizes))
-    assert [cut.step for cut in callback.cuts] == [4, 10]
-    assert sizes[3] > sizes[4] == sizes[9] > sizes[10] == sizes[STEPS - 1]
-    gone = PruningPlan.of(module).heads
-    assert sum(map(len, gone.values())) == LAYERS * HEADS // 2
-    before = {name: value.clone() for name, value in module.state_dict().items() if "proj" in name}
-    train(module=module, steps=2)
-    assert all(not torch.equal(value, module.state_dict()[name]) for name, value in before.items())
-
-
-def test_pruned_step_equals_the_masked_one():
-    """Two runs with the same batches: in one the heads are cut out, in the other their outputs are set to zero."""
-    removed = {SITES[0]: (2, 3), SITES[1]: (0, 1)}
-
-    def unwanted(model):
-        return {
-            site: torch.tensor([float(head not in heads) for head in range(HEADS)]) for site, heads in removed.items()
-        }
-
-    callback = pruning(criterion=unwanted, num_cuts=1, start=4, end=4)
-    pruned = train(callback, steps=8)
-    assert dict(callback.cuts[0].plan.heads) == removed
-
-    def mask(module, batch_idx):
-        if batch_idx >= 4:
-            for site, heads in removed.items():
-                weight = module.get_submodule(site).o_proj.weight
-                for head in heads:
-                    weight.data[:, 8 * head : 8 * head + 8] = 0
-
-    masked = train(module=Llama(mask), steps=8)
-    assert pruned.losses == pytest.approx(masked.losses, abs=1e-5)
-    kept = masked.get_submodule(SITES[0]).o_proj.weight[:, :16]
-    torch.testing.assert_close(pruned.get_submodule(SITES[0]).o_proj.weight, kept, atol=1e-5, rtol=1e-4)
-
-
 @pytest.mark.parametrize("criterion", ["gate", "weight", "random", least_important_last])
 def test_criteria_need_nothing_else(criterion):
     callback = pruning(criterion=criterion)
@@ -92,13 +50,6 @@ def test_criteria_from_attention_read_the_monitor(criterion):
     groups = values.unflatten(1, (2, 2)).mean(-1).flatten()
     expected = torch.zeros(4, dtype=torch.bool).index_fill_(0, groups.topk(2).indices, True)
     assert torch.tensor(gone).unflatten(1, (2, 2)).all(-1).flatten().tolist() == expected.tolist()
-
-
-def test_criterion_from_attention_without_a_monitor_is_an_error_before_the_first_step():
-    module = Llama()
-    with pytest.raises(ConfigurationError, match="`criterion` 'entropy' needs an AttentionMonitor"):
-        train(pruning(criterion="entropy"), module=module)
-    assert module.losses == []
 
 
 def test_monitor_goes_on_with_the_heads_that_are_left():
@@ -416,14 +367,6 @@ def test_run_of_unknown_length():
     assert [cut.step for cut in callback.cuts] == [2, 4]
 
 
-def test_gradient_accumulation_clipping_and_bf16():
-    callback = pruning()
-    module = train(callback, accumulate_grad_batches=2, gradient_clip_val=0.1, precision="bf16-mixed")
-    assert [cut.step for cut in callback.cuts] == [4, 10]
-    assert len(module.losses) == 2 * STEPS
-    assert torch.isfinite(torch.tensor(module.losses)).all()
-
-
 def test_step_is_timed_with_all_its_micro_batches(tmp_path, monkeypatch):
     seen, after_step = [], HeadPruner.after_step
 
@@ -444,15 +387,6 @@ def test_step_is_timed_with_all_its_micro_batches(tmp_path, monkeypatch):
     seen.clear()
     train(pruning(), ckpt_path=tmp_path / "step=16.ckpt", **options)
     assert [step for step, _ in seen] == list(range(17, STEPS + 1))
-
-
-def test_importance_is_read_before_gradients_are_clipped():
-    cuts = []
-    for clip in (None, 1e-6):
-        callback = pruning(0.25, num_cuts=1)
-        train(callback, gradient_clip_val=clip)
-        cuts.append(callback.cuts[0].plan)
-    assert cuts[0] == cuts[1]
 
 
 @needs_weight_averaging
@@ -491,13 +425,6 @@ def test_compiled_module():
 def test_wrong_arguments_are_named_at_construction(arguments, message):
     with pytest.raises(ConfigurationError, match=message):
         HeadPruning(**arguments)
-
-
-def test_run_that_is_too_short_is_an_error_before_the_first_step():
-    module = Llama()
-    with pytest.raises(ConfigurationError, match="`num_cuts`: 9 cuts between steps 2 and 8 do not fit"):
-        train(pruning(num_cuts=9, start=0.1, end=0.4), module=module)
-    assert module.losses == []
 
 
 def test_sharding_strategies_are_refused_with_the_way_that_works():
@@ -556,17 +483,6 @@ def validated(callback, module, *, steps=STEPS, **options) -> None:
         **options,
     )
     trainer.fit(module, batches(200), batches(1))
-
-
-def test_metric_of_the_guard_that_is_not_logged_is_named_at_the_first_cut():
-    callback, module = pruning(guard=Guard(metric="accuracy")), Llama()
-    with pytest.warns(
-        AttnwatchWarning, match="the metric 'accuracy' was not logged.*logged were: .*validation_loss"
-    ) as warnings:
-        validated(callback, module, val_check_interval=3)
-    assert len([warning for warning in warnings if warning.category is AttnwatchWarning]) == 1
-    assert len(module.losses) == STEPS
-    assert [cut.step for cut in callback.cuts] == [4, 10]
 
 
 @pytest.mark.parametrize("on_epoch", [False, True], ids=["step", "epoch"])
