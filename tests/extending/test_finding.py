@@ -238,7 +238,7 @@ NONSENSE = {
 @pytest.mark.parametrize(("returned", "reason"), NONSENSE.values(), ids=NONSENSE)
 def test_rule_that_returns_nonsense_is_named_and_left_out(registered, returned, reason):
     registered(type("Nonsense", (EntropyGap,), {"name": "nonsense", "look": lambda self, evidence: returned(evidence)}))
-    expected = r"attnwatch: the finding 'nonsense' \(test_finding.Nonsense\) failed, .* judged without it from now on: "
+    expected = rf"attnwatch: the finding 'nonsense' \({__name__}.Nonsense\) failed, .* judged without it from now on: "
     with pytest.warns(AttnwatchWarning, match=expected + reason) as warned:
         diagnosis = diagnose(course(normalized_entropy=0.999))
     assert len(warned) == 1
@@ -288,7 +288,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
 def test_what_a_rule_lacks_is_said_when_it_is_registered(changes, message):
-    with pytest.raises(ConfigurationError, match=rf"the finding.*test_finding.Wrong\) {message}"):
+    with pytest.raises(ConfigurationError, match=rf"the finding.*{__name__}.Wrong\) {message}"):
         attnwatch.register(type("Wrong", (EntropyGap,), changes))
 
 

@@ -118,7 +118,7 @@ def test_columns_of_a_missing_statistic_stay(registered, tmp_path):
 
 
 WRONG = {
-    Failing: r"the statistic 'failing' \(test_statistic.Failing\) failed with RuntimeError: no such key",
+    Failing: rf"the statistic 'failing' \({__name__}.Failing\) failed with RuntimeError: no such key",
     WrongShape: r"'wrong_shape' .* failed with ValueError: `values` must return a tensor that can be broadcast to "
     r"\[batch, heads, rows\] = \[2, 4, 4\], got \[2, 4, 4, 8\]",
 }

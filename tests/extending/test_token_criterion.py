@@ -171,7 +171,7 @@ class Undeclared(Norm):
 
 WRONG = {
     Undeclared: r"'undeclared' .* a criterion that reads `batch.losses` must declare reads = \('losses',\)",
-    Failing: r"the token criterion 'failing' \(test_token_criterion.Failing\) failed with RuntimeError: no such token",
+    Failing: rf"the token criterion 'failing' \({__name__}.Failing\) failed with RuntimeError: no such token",
     WrongShape: r"'wrong_shape' must return scores of shape \[3, 12\], got \[3, 12, 32\]",
 }
 

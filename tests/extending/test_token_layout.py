@@ -178,7 +178,7 @@ def failing(*_, **__):
 )
 def test_failing_family_is_named(registered, declared, message):
     registered(type("Wrong", (Blocks,), {"name": "wrong", **declared}))
-    with pytest.raises(ConfigurationError, match=rf"the model family 'wrong' \(test_token_layout.Wrong\).* {message}"):
+    with pytest.raises(ConfigurationError, match=rf"the model family 'wrong' \({__name__}.Wrong\).* {message}"):
         TokenDropper(Model())
 
 
