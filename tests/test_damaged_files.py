@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -273,10 +274,10 @@ def test_length_that_the_run_has_passed_is_told_and_not_believed(tmp_path, capsy
 
 def test_huge_record_is_refused_without_being_read(logs, tmp_path, capsys):
     (file,) = logs.iterdir()
-    content = b"t" * 100_000_000
-    header = struct.pack("<Q", len(content))
-    record = header + struct.pack("<I", masked_crc32c(header)) + content + bytes(4)
-    (tmp_path / file.name).write_bytes(file.read_bytes() + record)
+    size, header = 10**8, struct.pack("<Q", 10**8)
+    begin = file.read_bytes() + header + struct.pack("<I", masked_crc32c(header))
+    (tmp_path / file.name).write_bytes(begin)
+    os.truncate(tmp_path / file.name, len(begin) + size + 4)  # zeros, which take no room on the disk
     assert main(["judge", str(tmp_path)]) == 2
     assert "is damaged after its event" in capsys.readouterr().err
 

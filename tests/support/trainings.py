@@ -1,5 +1,6 @@
 """One way to train a tiny Llama under each trainer, for what callbacks do alike under all of them."""
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 import attnwatch.lightning
 import attnwatch.transformers
@@ -150,7 +151,10 @@ class LightningTraining(Training):
         module = LightningModule(model or llama(), before_batch, learning_rate)
         path = self.directory / f"step={checkpoint}.ckpt" if checkpoint else None
         validation = lightning_training.batches(2) if validate_every else None
-        self.trainer.fit(module, DataLoader(token_ids(400), batch_size=batch), validation, ckpt_path=path)
+        ids, sampler = token_ids(400), None
+        if options.get("devices") == 2:  # in the order of the data, as on one process
+            sampler = DistributedSampler(ids, 2, int(os.environ["RANK"]), shuffle=False)
+        self.trainer.fit(module, DataLoader(ids, batch, sampler=sampler), validation, ckpt_path=path)
         step_losses = np.reshape(module.losses, (-1, accumulate)).mean(1)
         optimizer, num_steps = self.trainer.optimizers[0], self.trainer.global_step
         return Run(self.trainer, module.model, optimizer, num_steps, module.losses, step_losses)
@@ -178,7 +182,7 @@ class TransformersTraining(Training):
     ) -> Run:
         class Noting(transformers_training.Noting):
             def training_step(self, model, *args, **options):
-                before_batch(model, self.state.global_step)
+                before_batch(self.model, self.state.global_step)
                 return super().training_step(model, *args, **options)
 
         if save_every:
