@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from attnwatch import AttentionRecorder, ModelFamily, TokenDropper, TokenLayout, register
+from attnwatch import AttentionRecorder, ModelFamily, TokenDropper, TokenLayout
 from attnwatch.capture import ignores
 from attnwatch.statistics import Statistic
 from attnwatch.transformers import AttentionMonitor, TokenDropping
@@ -111,8 +111,8 @@ class Layers(nn.Module):
 
 
 @pytest.mark.parametrize(("part", "is_looked_at"), [(Looking, True), (NotLooking, False)])
-def test_what_a_part_of_a_layer_looks_at_keeps_all_tokens(part, is_looked_at: bool):
-    register(ModelFamily("layers", tokens={Layer: TokenLayout("x")}))
+def test_what_a_part_of_a_layer_looks_at_keeps_all_tokens(registered, part, is_looked_at: bool):
+    registered(ModelFamily("layers", tokens={Layer: TokenLayout("x")}))
     model, x, factor = Layers(part), torch.randn(2, TOKENS, 8), torch.rand(2, TOKENS, 1)
     with TokenDropper(model, min_tokens=2) as dropper:
         if is_looked_at:

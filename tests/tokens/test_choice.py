@@ -10,7 +10,7 @@ import transformers as hf
 from hypothesis import given
 from torch import Tensor, nn
 
-from attnwatch import AttnwatchWarning, ConfigurationError, ModelFamily, register
+from attnwatch import AttnwatchWarning, ConfigurationError, ModelFamily
 from attnwatch.attention import AttentionInputs, attention_received
 from attnwatch.models import TokenPredictions
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDropper, TokenLayout
@@ -236,11 +236,11 @@ def test_attention_keeps_what_the_layer_before_attends_to(build):
     assert torch.equal(chosen[0], expected)
 
 
-def test_attention_criterion_beside_a_layer_without_attention_is_refused():
+def test_attention_criterion_beside_a_layer_without_attention_is_refused(registered):
     class Mlp(nn.Linear):
         pass
 
-    register(ModelFamily("mlp", tokens={Mlp: TokenLayout("input")}))
+    registered(ModelFamily("mlp", tokens={Mlp: TokenLayout("input")}))
     model = nn.Sequential(*(Mlp(2, 2) for _ in range(4)))
     with pytest.raises(ConfigurationError, match="`criterion` 'attention' can't see the layer before the first"):
         TokenDropper(model, criterion="attention")

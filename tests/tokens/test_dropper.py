@@ -212,7 +212,9 @@ class Own(nn.Module):
         return x
 
 
-register(ModelFamily("own", tokens={Block: TokenLayout("x", routed={"mask": "batch tokens tokens"})}))
+@pytest.fixture(autouse=True)
+def _own_blocks(registered):
+    registered(ModelFamily("own", tokens={Block: TokenLayout("x", routed={"mask": "batch tokens tokens"})}))
 
 
 @pytest.mark.parametrize("with_mask", [False, True])
@@ -655,7 +657,7 @@ def test_wrong_registrations_are_named(layout, message):
         register(ModelFamily("wrong", tokens={Block: layout()}))
 
 
-def test_what_all_sequences_share_is_routed_by_a_function():
+def test_what_all_sequences_share_is_routed_by_a_function(registered):
     class Rotated(Block):
         def forward(self, x: Tensor, table: Tensor) -> Tensor:
             return super().forward(x * (table[None] if table.ndim == 2 else table))
@@ -663,7 +665,7 @@ def test_what_all_sequences_share_is_routed_by_a_function():
     def route(table, kept, layer, arguments):
         return table[kept]
 
-    register(ModelFamily("rotated", tokens={Rotated: TokenLayout("x", routed={"table": route})}))
+    registered(ModelFamily("rotated", tokens={Rotated: TokenLayout("x", routed={"table": route})}))
     table = torch.rand(TOKENS, WIDTH, generator=torch.Generator().manual_seed(0)).double()
 
     class Model(nn.Module):
