@@ -116,14 +116,15 @@ def test_lightning_training_is_bit_identical(options, batches):
     "options", [{}, {"bf16": True}, {"gradient_checkpointing": True}, {"gradient_accumulation_steps": 2}], ids=str
 )
 def test_transformers_training_is_bit_identical(options, tmp_path):
-    plain = train_transformers(directory=tmp_path, model=llama(dropout=0.1), **options)
+    options |= {"directory": tmp_path, "max_steps": 8}
+    plain = train_transformers(model=llama(dropout=0.1), **options)
     state = torch.get_rng_state()
     callback = transformers_probe(every_n_steps=4)
-    watched = train_transformers(callback, directory=tmp_path, model=llama(dropout=0.1), **options)
+    watched = train_transformers(callback, model=llama(dropout=0.1), **options)
     assert plain.losses == watched.losses
     assert torch.equal(torch.get_rng_state(), state)
     assert_same_weights(plain.model, watched.model)
-    assert [step for step, _ in callback.results] == [4, 8, 12, 16, 20]
+    assert [step for step, _ in callback.results] == [4, 8]
 
 
 def test_it_costs_one_forward_for_each_batch():

@@ -69,7 +69,7 @@ def check_looks(history: AttentionHistory, total_steps: int | None, **options) -
     [
         "bytes/gpt2-plain-rate_far_too_high-101",
         "copy/gpt2-plain-float16-128",
-        "copy/opt-plain-scale_too_small-114",
+        pytest.param("copy/opt-plain-scale_too_small-114", marks=pytest.mark.slow),
         "images/vit-plain-queries_and_keys_left_out-112",
         "images/vit-plain-rate_that_rises-111",
         "images/vit-slow-sound-8",

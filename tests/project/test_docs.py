@@ -164,7 +164,9 @@ def shorten(monkeypatch: pytest.MonkeyPatch, made: type, **changed: Any) -> None
 
 
 @pytest.mark.usefixtures("_here", "_short_trainings")
-@pytest.mark.parametrize("page", [README, TUTORIAL, *GUIDES], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [README, pytest.param(TUTORIAL, marks=pytest.mark.slow), *GUIDES], ids=lambda page: page.stem
+)
 def test_python_blocks_run(page, namespace):
     run(page, namespace)
 

@@ -182,9 +182,13 @@ def test_page_is_written_where_every_part_fails(tmp_path):
     assert "".join(page.texts).count("Not written: ValueError: Cannot handle batch sizes > 1") == len(SECTIONS)
 
 
+@pytest.fixture(scope="module")
+def harmless(language_model, tmp_path_factory) -> Reader:
+    return inspected(language_model, f"{TEXT} aaa", tmp_path_factory.mktemp("harmless"), tokens=60)
+
+
 @pytest.mark.parametrize("hostile", HOSTILE[:5])
-def test_markup_in_the_text_stays_text(language_model, tmp_path, hostile: str):
-    harmless = inspected(language_model, f"{TEXT} aaa", tmp_path, tokens=60)
+def test_markup_in_the_text_stays_text(language_model, harmless, tmp_path, hostile: str):
     page = inspected(language_model, f"{hostile} {TEXT}", tmp_path, tokens=60)
     assert hostile in "".join(text for text, tag in page.texts_in if tag == "span")
     assert {tag for tag, _ in page.elements} == {tag for tag, _ in harmless.elements}
