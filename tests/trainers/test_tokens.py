@@ -21,15 +21,23 @@ def deep_llama() -> nn.Module:
 
 def test_tokens_are_dropped_until_the_last_fifth_of_the_run_and_in_training_only(training):
     callback, counts = training.callbacks.TokenDropping(0.5, min_tokens=2), []
+    model, evaluated = deep_llama(), set()
+
+    def note_length(layer, arguments):
+        if not layer.training:
+            evaluated.add(arguments[0].shape[1])
+
+    model.model.layers[1].register_forward_pre_hook(note_length)
     training.train(
         callback,
-        model=deep_llama(),
+        model=model,
         before_batch=lambda *_: counts.append(callback.dropper.layer_tokens),
         validate_every=4,
     )
     computed = [after - before for before, after in itertools.pairwise([*counts, callback.dropper.layer_tokens])]
     assert computed == [DROPPED] * 16 + [WHOLE] * 4
     assert callback.dropper.all_layer_tokens == 20 * WHOLE
+    assert evaluated == {TOKENS}
 
 
 def test_model_is_left_as_it_was(training):
