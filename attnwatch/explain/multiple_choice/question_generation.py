@@ -85,7 +85,7 @@ class _Generator:
     choice_tokens: int
     draw: random.Random
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.num_places = [len(ids) - self.prompt_tokens - self.choice_tokens + 1 for ids in self.sequences]
 
     def question(self, num_choices: int) -> Question | None:
