@@ -49,7 +49,7 @@ def _case(text: str) -> str | None:
 
 
 def _by_text(classify: Callable[[str], str | None], classes: Sequence[str]) -> Callable[[DecodedTokens], list[int]]:
-    numbers = {None: IGNORED, **{name: number for number, name in enumerate(classes)}}
+    numbers: dict[str | None, int] = {None: IGNORED, **{name: number for number, name in enumerate(classes)}}
     return lambda tokens: [numbers[classify(text)] for text in tokens.texts]
 
 
