@@ -33,6 +33,7 @@ class RecordedForward:
         num_positional: number of arguments that were given by position.
         output: tensors that it returned, detached, by name or place.
         was_training: flag that the module was in train mode.
+        uses_float16: flag that it computed in float16, by autocast or by its weights.
         called: names of the modules that were called in it.
     """
 
@@ -42,6 +43,7 @@ class RecordedForward:
     num_positional: int
     output: Mapping[str, Tensor]
     was_training: bool
+    uses_float16: bool
     called: frozenset[str]
 
     def repeat(self, arguments: Mapping[str, Any]) -> Any:
@@ -206,5 +208,15 @@ class ForwardRecorder:
             len(args),
             {name: tensor.detach() for name, tensor in tensors_in(output)},
             module.training,
+            _uses_float16(module),
             frozenset(self._called),
         )
+
+
+def _uses_float16(module: nn.Module) -> bool:
+    parameter = next(module.parameters(), None)
+    if parameter is None:
+        return False
+    kind = parameter.device.type
+    by_autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
+    return by_autocast or parameter.dtype is torch.float16
