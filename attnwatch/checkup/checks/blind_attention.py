@@ -27,6 +27,8 @@ class BlindAttention(Check):
             sees = flow.later[:, : flow.middle].any() or flow.earlier[:, flow.middle :].any()
         else:  # an output of one token moves with its half
             sees = flow.later.any() and flow.earlier.any()
-        if sees or (flow.tokens.padding.any() and flow.padded.any()):  # the latter is an inverted mask
+        sees_padding = flow.tokens.padding.any() and flow.padded.any()
+        sees_others = flow.num_sequences > 1 and flow.others.any()
+        if sees or sees_padding or sees_others:  # the last two are an inverted mask and swapped axes
             return None
         return Fault("no output of a token changes when other tokens of its sequence do")
