@@ -14,6 +14,7 @@ from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import CannotCheck, ForwardRecorder
 from attnwatch.checkup.stale import StaleGradients
 from attnwatch.checkup.targets import scored_calls
+from attnwatch.checkup.updates import Updates
 from attnwatch.diagnosis import Finding, FindingKind
 from attnwatch.errors import ConfigurationError
 from attnwatch.utils.arguments import require_function, require_int
@@ -44,7 +45,8 @@ class TrainingCheckup:
 
     Args:
         model: model that trains.
-        optimizers: one optimizer or several; checks of what they hold are left out if there is none.
+        optimizers: one optimizer or several; checks of what they hold and do are left out if there is none.
+        steps_per_epoch: number of optimizer steps of an epoch; None if it is not known.
 
     Attributes:
         findings: faults, most severe first, notes last.
@@ -63,21 +65,31 @@ class TrainingCheckup:
         ['not_in_optimizer']
     """
 
-    def __init__(self, model: nn.Module, *, optimizers: Optimizer | Sequence[Optimizer] = ()):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizers: Optimizer | Sequence[Optimizer] = (),
+        steps_per_epoch: int | None = None,
+    ):
         if not isinstance(model, nn.Module):
             raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+        require_int("steps_per_epoch", steps_per_epoch, minimum=1, optional=True)
         self._model = model
+        self._steps_per_epoch = steps_per_epoch
         self._optimizers = _as_optimizers(optimizers)
         self._checks = {name: kind() for name, kind in Check.registry.items()}
         self._answers: dict[str, Finding | None] = {}
         self.skipped: dict[str, str] = {}
-        self._num_steps = 0
+        self._steps_seen: set[int] = set()
+        self._is_over = False
         self._recorder = ForwardRecorder(model)
         self._stale = StaleGradients(model, self._optimizers)
+        self._updates = Updates(model, self._optimizers)
         reason = _why_not(model)
         if reason:
             self.skipped = dict.fromkeys(self._checks, reason)
-            self._num_steps = _MOST_STEPS
+            self._is_over = True
 
     def __enter__(self) -> "TrainingCheckup":
         return self
@@ -96,10 +108,20 @@ class TrainingCheckup:
             ConfigurationError: `global_step` is not an integer.
         """
         require_int("global_step", global_step, minimum=0)
-        if not self._open_checks:
+        is_late = global_step not in self._steps_seen and len(self._steps_seen) == _MOST_STEPS
+        if self._is_over or is_late:
+            self._is_over = True
+            self.close()
             yield
             return
-        evidence = StepEvidence(self._model, self._optimizers, global_step, self._num_steps)
+        evidence = StepEvidence(
+            self._model,
+            self._optimizers,
+            global_step,
+            num_steps=len(self._steps_seen - {global_step}),
+            steps_per_epoch=self._steps_per_epoch,
+            updates=self._updates.steps,
+        )
         self._recorder.open()
         try:
             with scored_calls(lambda *call: evidence.scored.append(call)):
@@ -108,10 +130,11 @@ class TrainingCheckup:
             self._recorder.close()
         evidence.recorded = self._recorder.forward
         evidence.stale_gradients = self._stale.take()
+        self._steps_seen.add(global_step)
         self._look(evidence)
-        self._num_steps += 1
-        if not self._open_checks:
-            self._stale.close()
+        self._is_over = len(self._answers) == len(self._checks)
+        if self._is_over:
+            self.close()
 
     @property
     def findings(self) -> list[Finding]:
@@ -123,6 +146,7 @@ class TrainingCheckup:
         """Take everything of the checkup off the model and the optimizers. What was found stays."""
         self._recorder.close()
         self._stale.close()
+        self._updates.close()
 
     def __str__(self) -> str:
         """Return a table of the checks: what each found, or why it could not be done."""
@@ -132,9 +156,7 @@ class TrainingCheckup:
 
     @property
     def _open_checks(self) -> list[str]:
-        """Names of the checks that have no answer yet, while they may look for one."""
-        if self._num_steps >= _MOST_STEPS:
-            return []
+        """Names of the checks that have no answer yet."""
         return [name for name in self._checks if name not in self._answers]
 
     def _look(self, evidence: StepEvidence) -> None:

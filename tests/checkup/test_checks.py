@@ -331,4 +331,5 @@ def test_fault_is_named_and_the_nearest_sound_script_is_not(kind, faulty, sound)
 
 
 def test_every_check_has_a_script_with_its_fault():
-    assert {kind for kind, *_ in SCRIPTS.values()} | {"gradients_not_cleared"} == set(attnwatch.Check.registry)
+    in_loops = {"gradients_not_cleared", "lost_updates", "rate_too_high", "rate_too_low", "repeated_batch"}
+    assert {kind for kind, *_ in SCRIPTS.values()} | in_loops == set(attnwatch.Check.registry)

@@ -39,10 +39,10 @@ class CountingNet(nn.Module):
         return self.head(self.dropout(self.layer(x)))
 
 
-def train(model, optimizer, checkup=None, *, steps=4, clear=True, accumulate=1):
-    losses = []
+def train(model, optimizer, checkup=None, *, steps=4, clear=True, accumulate=1, scheduler=None, batches=None):
+    losses, data = [], torch.randint(1, 40, (steps * accumulate, 6, 12))
     for step in range(steps * accumulate):
-        tokens = torch.randint(1, 40, (6, 12))
+        tokens = data[step % (batches or len(data))]
         context = checkup.step(step // accumulate) if checkup else torch.enable_grad()
         with context:
             output = model(tokens)
@@ -52,6 +52,8 @@ def train(model, optimizer, checkup=None, *, steps=4, clear=True, accumulate=1):
         losses.append(loss.item())
         if (step + 1) % accumulate == 0:
             optimizer.step()
+            if scheduler:
+                scheduler.step()
             if clear:
                 optimizer.zero_grad()
     return losses
@@ -200,3 +202,46 @@ def test_step_must_be_a_number():
         checkup.step("0"),
     ):
         pass
+
+
+RATES = {
+    "1000 times too high": ({"lr": 1.0}, None, torch.float32, "rate_too_high"),
+    "usual": ({"lr": 1e-3}, None, torch.float32, None),
+    "of fine-tuning": ({"lr": 1e-6}, None, torch.float32, None),
+    "changes nothing": ({"lr": 1e-10}, None, torch.float32, "rate_too_low"),
+    "warmed up from zero": ({"lr": 1e-3}, lambda step: step / 2000, torch.float32, None),
+    "lost in bfloat16": ({"lr": 1e-6}, None, torch.bfloat16, "lost_updates"),
+    "seen in bfloat16": ({"lr": 2e-3}, None, torch.bfloat16, None),
+}
+
+
+@pytest.mark.parametrize(("options", "factor", "dtype", "expected"), RATES.values(), ids=RATES)
+def test_updates_tell_wrong_rates(options, factor, dtype, expected):
+    model = gpt2().to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    scheduler = factor and torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup, steps=9, scheduler=scheduler)
+    assert [finding.kind.value for finding in checkup.findings] == [expected] * bool(expected), checkup
+    assert not {"rate_too_high", "rate_too_low"} & checkup.skipped.keys()
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adafactor, torch.optim.RAdam], ids=lambda o: o.__name__)
+def test_other_optimizers_have_usual_rates(make):
+    model = gpt2()
+    optimizer = make(model.parameters(), lr=1e-2)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup, steps=9)
+    assert not checkup.findings, checkup
+
+
+@pytest.mark.parametrize(
+    ("batches", "epoch", "expected"), [(1, 100, False), (3, 100, False), (6, 100, None), (1, 1, True), (1, None, True)]
+)
+def test_batches_that_come_again_are_told(batches, epoch, expected):
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer, steps_per_epoch=epoch) as checkup:
+        train(model, optimizer, checkup, steps=9, batches=batches)
+    found = {finding.kind.value: finding.is_note for finding in checkup.findings}
+    assert found == ({} if expected is None else {"repeated_batch": expected})
