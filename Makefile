@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Apart from the rest, as torchvision is of another torch and others would import it (tests/conftest.py).
+# Apart from the rest, as torchvision is of another torch and others would import it (tests/support/torchvision.py).
 TIMM := timm==1.0.31 torchvision==0.29.1
 
 .PHONY: demo test test-slow test-matrix test-all lint format docs install
@@ -29,13 +29,15 @@ test-slow: install
 
 # With the oldest and the newest transformers and Lightning that pyproject.toml allows.
 test-matrix: install
-	$(BIN)/python tests/matrix.py
+	$(BIN)/python -m tests.support.version_matrix
 
 test-all: test test-slow test-matrix
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m tools.check_docstrings
 	$(BIN)/python -m tools.update_tables --check
 
 format: install

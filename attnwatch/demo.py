@@ -10,8 +10,10 @@ import shutil
 import sys
 import sysconfig
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -36,7 +38,7 @@ _KEPT_TOKENS = 0.5
 _MOST_LOSS = 1.05  # of a run that does with less, of the healthy run's
 
 
-class SourceBytes(Dataset):
+class SourceBytes(Dataset[Tensor]):
     """Random windows of the source text of Python's standard library: int64 [context], one token per byte."""
 
     def __init__(self, num_windows: int, seed: int):
@@ -83,7 +85,7 @@ class ByteLlama(pl.LightningModule):
         self.log("loss", loss)
         return loss
 
-    def configure_optimizers(self):
+    def configure_optimizers(self) -> Any:
         parameters = [
             parameter
             for name, parameter in self.named_parameters()
@@ -101,13 +103,15 @@ class Progress(pl.Callback):
         self._monitor = monitor
         self._bar = tqdm(total=steps, desc=f"{name:>7}", unit="step", dynamic_ncols=True)
 
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         self._bar.update()
         if trainer.global_step % _REPORT_EVERY == 0:
             layers = _entropy_by_layer(self._monitor.history, -1)
             self._bar.set_postfix_str(f"loss {outputs['loss'].item():.2f}, normalized entropy by layer {layers}")
 
-    def on_train_end(self, trainer, pl_module) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._bar.close()
 
 
@@ -183,7 +187,9 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
     directory = Path(logger.log_dir)
     monitor.history.save(directory / "attention.npz")
     cuts = [cut for callback in pruning for cut in callback.cuts]
-    return Run(monitor.history, monitor.diagnosis, directory, found, cuts)
+    diagnosis = monitor.diagnosis
+    assert diagnosis is not None  # there is one once anything was observed
+    return Run(monitor.history, diagnosis, directory, found, cuts)
 
 
 def saw_what_it_should(runs: dict[str, Run]) -> bool:
@@ -245,7 +251,7 @@ def _entropy_by_layer(history: AttentionHistory, index: int) -> str:
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """Lightning's hints on hardware and data workers are not what the demo is about."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
     levels = [logger.level for logger in loggers]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from attnwatch import callbacks
+from attnwatch.trainers.callback import callback_class
 from attnwatch.trainers.lightning import LightningAdapter
 from attnwatch.trainers.lightning import callback as _callback  # noqa: F401  # names what is to be installed
 
@@ -13,4 +14,4 @@ def __getattr__(name: str) -> Any:
     """Return a callback's class, which is made when it is first used; `lightning.pyi` declares them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return LightningAdapter.callback(getattr(callbacks, name))
+    return callback_class(LightningAdapter, getattr(callbacks, name))

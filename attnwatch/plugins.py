@@ -19,7 +19,7 @@ from attnwatch.utils.messages import warn
 
 ENTRY_POINT_GROUP = "attnwatch.plugins"
 
-PluginT = TypeVar("PluginT")
+PluginT = TypeVar("PluginT", bound="Plugin | type[Plugin]")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -87,7 +87,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         Raises:
             ConfigurationError: the plugin lacks a part of its declaration, or its name is taken.
         """
-        kind = plugin if isinstance(plugin, type) else type(plugin)
+        kind = _class_of(plugin)
         if not self.is_built_in(plugin):
             _load_folder(self._folder)  # so that the names of attnwatch's own plugins are taken
         if self._as_instances and isinstance(plugin, type):
@@ -131,7 +131,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
 
     def is_built_in(self, plugin: Any) -> bool:
         """Return whether a plugin is one of attnwatch's."""
-        kind = plugin if isinstance(plugin, type) else type(plugin)
+        kind = _class_of(plugin)
         return kind not in Plugin.__subclasses__() and kind.__module__.startswith(f"{self._folder}.")
 
     def _place(self, name: str) -> tuple[bool, str]:
@@ -187,15 +187,19 @@ def named_errors(plugin: Plugin) -> Iterator[None]:
 
 
 def _registry_of(plugin: Any) -> Registry[Any]:
-    kind = plugin if isinstance(plugin, type) else type(plugin)
+    kind = _class_of(plugin)
     if not (issubclass(kind, Plugin) and hasattr(kind, "registry")):
         kinds = ", ".join(sorted(each.__name__ for each in Plugin.__subclasses__()))
         raise ConfigurationError(f"`plugin` must be a subclass or an instance of one of {kinds}; got {plugin!r}.")
     return kind.registry
 
 
+def _class_of(plugin: Any) -> type[Any]:
+    return plugin if isinstance(plugin, type) else type(plugin)
+
+
 def _origin(plugin: Any) -> tuple[str, str]:
-    kind = plugin if isinstance(plugin, type) else type(plugin)
+    kind = _class_of(plugin)
     return kind.__module__, kind.__qualname__
 
 

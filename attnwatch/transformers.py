@@ -2,16 +2,14 @@
 
 from typing import Any
 
-try:
+from attnwatch import callbacks
+from attnwatch.trainers.callback import callback_class
+from attnwatch.trainers.transformers import TransformersAdapter
+from attnwatch.utils.extras import extra_needed
+
+with extra_needed("transformers", __name__):
     import accelerate  # noqa: F401
     import transformers  # noqa: F401
-except ImportError as error:
-    raise ImportError(
-        "attnwatch.transformers needs transformers and accelerate: pip install 'attnwatch[transformers]'"
-    ) from error
-
-from attnwatch import callbacks
-from attnwatch.trainers.transformers import TransformersAdapter
 
 __all__ = list(callbacks.CALLBACKS)
 
@@ -20,4 +18,4 @@ def __getattr__(name: str) -> Any:
     """Return a callback's class, which is made when it is first used; `transformers.pyi` declares them."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return TransformersAdapter.callback(getattr(callbacks, name))
+    return callback_class(TransformersAdapter, getattr(callbacks, name))

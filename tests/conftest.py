@@ -1,10 +1,9 @@
 """Every test starts from the same seed, and hypothesis draws the same examples in every run."""
 
+import gc
 import logging
 import os
 import random
-import sys
-import types
 
 import hypothesis
 import numpy as np
@@ -13,26 +12,12 @@ import torch
 import torch.nn.functional as F
 
 import attnwatch
+import tests.support.torchvision  # noqa: F401 - lets timm be imported
 from attnwatch.capture.compilation import compiles_anything
 
 # pytest-xdist runs one process a core, and some tests start others.
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
-
-
-def _let_torchvision_be_imported():
-    """Torchvision, which timm imports, works beside another torch than its own once this operator is declared.
-
-    It lies in a folder of its own (see the Makefile), as other libraries would import it without this.
-    """
-    sys.path.append(os.path.join(sys.prefix, "timm"))
-    operators = torch.library.Library("torchvision", "DEF")
-    operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-    return operators
-
-
-_OPERATORS = _let_torchvision_be_imported()  # they are gone with this object
 
 hypothesis.settings.register_profile("deterministic", deadline=None, derandomize=True, max_examples=120)
 hypothesis.settings.load_profile("deterministic")
@@ -103,6 +88,12 @@ def _seed():
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+def pytest_collection_finish():
+    """Keep the collector from what was imported: Trainers call it, and it took half of the time of a short training."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -1,6 +1,6 @@
 """Check that docstrings begin with a sentence in the imperative or with a noun phrase, and end their first line.
 
-    python tools/check_docstrings.py [FOLDER …]
+    python -m tools.check_docstrings [FOLDER …]
 
 Prints each docstring that begins with a fragment; the exit code is 1 where there is one.
 """

@@ -1,11 +1,16 @@
 """Exact attention entropy of every query, without the attention matrix."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from attnwatch.attention.inputs import AttentionInputs, checked_inputs
 from attnwatch.attention.rows import AttentionRows
 from attnwatch.attention.sampling import row_blocks
+
+_KernelResult = tuple[Tensor, Tensor]
+_Kernel = Callable[[Tensor, Tensor, Tensor | None, bool, float], _KernelResult]
 
 
 @torch.no_grad()
@@ -83,7 +88,7 @@ def _entropy_of_rows(rows: AttentionRows) -> Tensor:
     return entropy.masked_fill((rows.num_visible == 0) | ~rows.is_finite, torch.nan)
 
 
-def _entropy_by_kernel(inputs: AttentionInputs, kernel) -> Tensor | None:
+def _entropy_by_kernel(inputs: AttentionInputs, kernel: _Kernel) -> Tensor | None:
     """Return the entropy of all rows, or None if the numbers are too large for the result to be accurate."""
     query, key, scale = (
         inputs.query.to(inputs.compute_dtype),
@@ -127,14 +132,14 @@ def _packed(tensor: Tensor) -> Tensor:
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
-def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
+def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float) -> _KernelResult:
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # with fewer key heads, PyTorch 2.8 reads beyond
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, key, 0.0, is_causal, attn_mask=bias, scale=scale
     )
 
 
-def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float):
+def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float) -> _KernelResult:
     key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     if bias is not None:
         num_keys = key.shape[2]

@@ -16,6 +16,8 @@ from attnwatch.errors import ConfigurationError
 # minimum, as -1e9 or as -1e4; true biases (ALiBi, T5) are far above.
 HIDDEN_AT = -1e4
 
+MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class AttentionInputs:
@@ -53,7 +55,7 @@ class AttentionInputs:
     sliding_window: int | None = None
     key_padding: Tensor | None = None
     segments: Tensor | None = None
-    mask_mod: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor] | None = None
+    mask_mod: MaskMod | None = None
     query_mask: Tensor | None = None
     has_positions: bool = True
     positions: Tensor | None = None
@@ -128,7 +130,7 @@ class AttentionInputs:
         if self.segments is not None:
             parts.append((self.segments[:, rows, None] == self.segments[:, None, :])[:, None])
         if self.mask_mod is not None:
-            parts.append(self._visible_by_mask_mod(rows))
+            parts.append(self._visible_by_mask_mod(self.mask_mod, rows))
         visible = None
         for part in parts:
             visible = part if visible is None else visible & part
@@ -145,9 +147,9 @@ class AttentionInputs:
             visible &= ahead.abs() < self.sliding_window
         return visible[None, None]
 
-    def _visible_by_mask_mod(self, rows: Tensor) -> Tensor:
+    def _visible_by_mask_mod(self, mask_mod: MaskMod, rows: Tensor) -> Tensor:
         device = rows.device
-        visible = self.mask_mod(
+        visible = mask_mod(
             torch.arange(self.batch_size, device=device)[:, None, None, None],
             torch.arange(self.num_heads, device=device)[:, None, None],
             rows[:, None],
@@ -180,10 +182,10 @@ def checked_inputs(
             )
         if tensor.numel() == 0:
             raise ConfigurationError(f"`{name}` must not be empty, got shape {list(tensor.shape)}.")
-    for name, tensor in (("key", key), ("attn_mask", attn_mask), ("query_mask", query_mask)):
-        if tensor is not None and tensor.device != query.device:
+    for name, given in (("key", key), ("attn_mask", attn_mask), ("query_mask", query_mask)):
+        if given is not None and given.device != query.device:
             raise ConfigurationError(
-                f"`{name}` must be on the device of `query`, {query.device}; got {tensor.device}. Move one of them."
+                f"`{name}` must be on the device of `query`, {query.device}; got {given.device}. Move one of them."
             )
     if query.shape[-1] != key.shape[-1] or query.shape[0] != key.shape[0]:
         raise ConfigurationError(

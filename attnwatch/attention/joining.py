@@ -61,10 +61,10 @@ def joined(calls: Sequence[AttentionInputs]) -> AttentionInputs:
     """Return one call with the heads of all calls, in their order. All have the same `kind_of_call`."""
     if len(calls) == 1:
         return calls[0]
-    sinks = [call.learned_sink for call in calls]
+    sinks = [call.learned_sink for call in calls if call.learned_sink is not None]
     return replace(
         calls[0],
-        learned_sink=None if sinks[0] is None else torch.cat(sinks),
+        learned_sink=torch.cat(sinks) if sinks else None,
         query=torch.cat([call.query for call in calls], dim=1),
         key=torch.cat([call.key for call in calls], dim=1),
     )

@@ -225,7 +225,9 @@ class AttentionRows:
     @property
     def _learned_sink(self) -> Tensor:
         """Logit of the learned sink [H, 1]."""
-        return self.inputs.learned_sink.to(self._first_logit.dtype)[:, None]
+        sink = self.inputs.learned_sink
+        assert sink is not None  # only calls with one have this property
+        return sink.to(self._first_logit.dtype)[:, None]
 
     @cached_property
     def _token_mass(self) -> Tensor:

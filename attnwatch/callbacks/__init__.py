@@ -1,4 +1,4 @@
-"""What callbacks do, whichever trainer calls them: a `TrainingPart` each, imported when it is first used.
+"""Parts of the callbacks of all trainers: a `TrainingPart` each, imported when it is first used.
 
 `attnwatch.lightning` and `attnwatch.transformers` make their callbacks of these.
 """
@@ -6,26 +6,15 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from attnwatch.callbacks.part import TrainingPart
+from attnwatch.callbacks.part import TrainingPart as TrainingPart
 
 if TYPE_CHECKING:
-    from attnwatch.callbacks.confidence import ConfidenceProbe
-    from attnwatch.callbacks.monitor import AttentionMonitor
-    from attnwatch.callbacks.occlusion import OcclusionAudit
-    from attnwatch.callbacks.probes import LayerProbe
-    from attnwatch.callbacks.pruning import HeadPruning
-    from attnwatch.callbacks.tokens import TokenDropping
-
-__all__ = [
-    "CALLBACKS",
-    "AttentionMonitor",
-    "ConfidenceProbe",
-    "HeadPruning",
-    "LayerProbe",
-    "OcclusionAudit",
-    "TokenDropping",
-    "TrainingPart",
-]
+    from attnwatch.callbacks.confidence import ConfidenceProbe as ConfidenceProbe
+    from attnwatch.callbacks.monitor import AttentionMonitor as AttentionMonitor
+    from attnwatch.callbacks.occlusion import OcclusionAudit as OcclusionAudit
+    from attnwatch.callbacks.probes import LayerProbe as LayerProbe
+    from attnwatch.callbacks.pruning import HeadPruning as HeadPruning
+    from attnwatch.callbacks.tokens import TokenDropping as TokenDropping
 
 CALLBACKS = {
     "AttentionMonitor": "monitor",

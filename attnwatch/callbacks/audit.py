@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from torch import Tensor
@@ -19,12 +19,13 @@ from attnwatch.utils.messages import NonFatal, WarnOnce, warn
 from attnwatch.utils.processes import together
 from attnwatch.utils.states import check_format, with_format
 
+ResultT = TypeVar("ResultT")
 _STATE_FORMAT = 1
 # Curves of more layers can't be read.
 MOST_LAYER_CURVES = 12
 
 
-class Audit(TrainingPart):
+class Audit(TrainingPart, Generic[ResultT]):
     """Examines a model every so many steps, and at the end.
 
     All processes examine it with the main process's batches, so that sharded models work too.
@@ -40,11 +41,11 @@ class Audit(TrainingPart):
         results: (global step, result) of each audit of this training.
     """
 
-    _Result: type
+    _Result: type[ResultT]
     """A dataclass of tensors, numbers, strings, and lists and dicts of them."""
     _needs_batches = True
 
-    results: list[tuple[int, Any]]
+    results: list[tuple[int, ResultT]]
 
     def __init__(
         self,
@@ -65,22 +66,22 @@ class Audit(TrainingPart):
         self._num_batches = num_batches
         self._forward = forward
         self._given_tokenizer = self._tokenizer = tokenizer
-        self._subject: EvaluatedModel | None = None
+        self._model: EvaluatedModel | None = None
         self.results = []
 
     @abstractmethod
-    def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> Any:
-        """Return a `_Result`, or raise what is wrong with the model or the batches."""
+    def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> ResultT:
+        """Return a result, or raise what is wrong with the model or the batches."""
 
     @abstractmethod
-    def _numbers(self, result: Any) -> dict[str, float]:
+    def _numbers(self, result: ResultT) -> dict[str, float]:
         """Return the numbers of a result to log, by tag."""
 
     @abstractmethod
     def _draw(self) -> dict[str, np.ndarray]:
         """Return pictures of `results` by tag, each uint8 [height, width, 3]."""
 
-    def _texts(self, result: Any) -> dict[str, str]:
+    def _texts(self, result: ResultT) -> dict[str, str]:
         """Return texts about a result in markdown, by tag."""
         return {}
 
@@ -91,9 +92,9 @@ class Audit(TrainingPart):
         self.results = []
         self._publisher, self._warn_once, self._non_fatal = Publisher(), WarnOnce(), NonFatal()
         self._tokenizer = run.tokenizer if self._given_tokenizer is None else self._given_tokenizer
-        self._subject = EvaluatedModel(run.model, self._forward)
+        self._model = EvaluatedModel(run.model, self._forward)
         self._batches: list[Batch] | None = None
-        self._given = self._own_batches(run) if self._given_batches is not None else None
+        self._given = None if self._given_batches is None else self._own_batches(run, self._given_batches)
         if self._needs_batches and self._given is None and not run.has_validation_data:
             raise ConfigurationError(
                 f"{type(self).__name__} needs batches to ask about: give `batches`, or validation data to the trainer."
@@ -101,7 +102,7 @@ class Audit(TrainingPart):
 
     def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         self._last_step = run.global_step
-        self._audited_step = None
+        self._audited_step: int | None = None
         if not state:
             return
         try:
@@ -125,15 +126,23 @@ class Audit(TrainingPart):
         return with_format(_STATE_FORMAT, {"results": [(step, dict(vars(result))) for step, result in self.results]})
 
     def detach(self) -> None:
-        self._batches = self._given = self._subject = None
+        self._batches = self._given = self._model = None
 
     # Shared by these.
+
+    @property
+    def _subject(self) -> EvaluatedModel:
+        if self._model is None:
+            raise ConfigurationError(f"{type(self).__name__} has no model: no training has started.")
+        return self._model
 
     def _examine(self, run: TrainerRun) -> None:
         self._audited_step = run.global_step
         with self._non_fatal(f"{type(self).__name__} failed"):
             if self._batches is None:
-                raw = self._raw_batches(run)
+                raw = self._given or []
+                if self._given is None and self._needs_batches:
+                    raw = main_process_batches(run, run.validation_loader, self._num_batches)
                 # Where one process has none, the others must ask with it again.
                 self._batches = together(lambda: [run.to_device(as_batch(batch)) for batch in raw])
             result = self._audit(run, self._subject, self._batches)
@@ -145,15 +154,10 @@ class Audit(TrainingPart):
             for tag, markdown in self._texts(result).items():
                 self._publisher.text(run.loggers, tag, markdown, run.global_step)
 
-    def _raw_batches(self, run: TrainerRun) -> list[Any]:
-        if self._given is not None:
-            return self._given
-        return main_process_batches(run, run.validation_loader, self._num_batches) if self._needs_batches else []
-
-    def _own_batches(self, run: TrainerRun) -> list[Any]:
+    def _own_batches(self, run: TrainerRun, given: Iterable[Batch]) -> list[Batch]:
         """Take them once: their iterable may have no more."""
-        given = self._given_batches
-        self._given_batches = list(map(as_batch, main_process_batches(run, lambda: given, self._num_batches)))
-        if not self._given_batches:
+        taken = list(map(as_batch, main_process_batches(run, lambda: given, self._num_batches)))
+        if not taken:
             raise ConfigurationError("`batches` is empty: give at least one.")
-        return self._given_batches
+        self._given_batches = taken
+        return taken

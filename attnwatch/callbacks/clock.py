@@ -10,7 +10,7 @@ from attnwatch.utils.messages import duration
 class StepClock:
     """Measures how long optimizer steps take, with all their micro-batches."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._step = 0
         self._began: float | None = None
 
@@ -34,7 +34,7 @@ class StepClock:
 class StepTimes:
     """Times of steps, by the share of tokens that they computed and by what other callbacks left."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._seconds: dict[tuple[float, float], list[float]] = {}
         self._kept: dict[tuple[float, float], list[float]] = {}
 

@@ -1,5 +1,6 @@
 """Multiple-choice questions, and how far a model's confidence can be believed, while it trains."""
 
+import math
 from collections.abc import Iterable, Mapping
 from os import PathLike
 from typing import Any
@@ -22,8 +23,10 @@ from attnwatch.explain.token_text import require_tokenizer
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_int
 
+_FIGURES = ("accuracy", "mean_confidence", "expected_calibration_error", "expected_if_calibrated", "brier", "auroc")
 
-class ConfidenceProbe(Audit):
+
+class ConfidenceProbe(Audit[Answers | Calibration]):
     """Ask a language model multiple-choice questions and how sure it is, and measure how far it can be believed.
 
     Logged are `confidence/accuracy`, `confidence/mean_confidence`, `confidence/expected_calibration_error`,
@@ -95,7 +98,11 @@ class ConfidenceProbe(Audit):
         judges_classes = self._questions is None if subject.has_custom_forward else subject.is_sequence_classifier
         self._Result = Calibration if judges_classes else Answers
         if judges_classes:
-            self._refuse_questions()
+            if self._questions is not None:
+                raise ConfigurationError(
+                    f"`questions` are for language models; a {type(subject.model).__name__} is a classifier, which is "
+                    "judged on batches with labels: leave them out."
+                )
             return
         require_language_model(subject)
         if self._tokenizer is None:
@@ -115,66 +122,53 @@ class ConfidenceProbe(Audit):
     def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> Answers | Calibration:
         if self._Result is Calibration:
             return classifier_calibration(subject, batches, num_bins=self._num_bins)
-        if self._evaluation is None:
-            self._prepare(run, self._made_of(batches))
-        return self._evaluation.run()
+        evaluation = self._evaluation or self._prepare(run, self._made_of(batches))
+        return evaluation.run()
 
     def _made_of(self, batches: list[Batch]) -> list[Question]:
         return questions_from_text(batches, self._tokenizer, self._num_questions, seed=self._seed)
 
-    def _prepare(self, run: TrainerRun, questions: list[Question]) -> None:
-        self._evaluation = MultipleChoiceEvaluation(self._subject, self._tokenizer, questions, self._options)
-        skipped = len(self._evaluation.skipped)
+    def _prepare(self, run: TrainerRun, questions: list[Question]) -> MultipleChoiceEvaluation:
+        evaluation = MultipleChoiceEvaluation(self._subject, self._tokenizer, questions, self._options)
+        self._evaluation, skipped = evaluation, len(evaluation.skipped)
         run.inform(
             f"{type(self).__name__} asks {len(questions) - skipped} questions each time ({skipped} skipped), in at "
-            f"most {self._evaluation.most_forwards} forwards of up to {self._options.batch_size} rows"
+            f"most {evaluation.most_forwards} forwards of up to {self._options.batch_size} rows"
         )
+        return evaluation
 
-    def _refuse_questions(self) -> None:
-        if self._questions is not None:
-            raise ConfigurationError(
-                f"`questions` are for language models; a {type(self._subject.model).__name__} is a classifier, which "
-                "is judged on batches with labels: leave them out."
-            )
+    # Results.
 
-    # What was found.
-
-    def _numbers(self, found: Answers | Calibration) -> dict[str, float]:
-        numbers = {}
-        for name, calibration in self._calibrations(found).items():
-            numbers |= _figures(f"confidence/{name}", calibration)
-        if isinstance(found, Answers):
-            numbers["confidence/questions"] = float(len(found.labels))
-            numbers["confidence/skipped"] = float(len(found.skipped))
-            numbers["confidence/unparsable"] = float(found.num_unparsable)
+    def _numbers(self, result: Answers | Calibration) -> dict[str, float]:
+        numbers: dict[str, float] = {}
+        for name, calibration in self._calibrations(result).items():
+            figures = {figure: getattr(calibration, figure) for figure in _FIGURES}
+            numbers |= {f"confidence/{name}{figure}": at for figure, at in figures.items() if not math.isnan(at)}
+        if isinstance(result, Answers):
+            numbers["confidence/questions"] = float(len(result.labels))
+            numbers["confidence/skipped"] = float(len(result.skipped))
+            numbers["confidence/unparsable"] = float(result.num_unparsable)
         return numbers
 
     def _draw(self) -> dict[str, np.ndarray]:
         from attnwatch.dashboard.heatmaps import pixels
         from attnwatch.dashboard.reliability import reliability_figure
 
-        step, found = self.results[-1]
+        step, result = self.results[-1]
         return {
             f"confidence/{name}reliability": pixels(
                 reliability_figure(calibration, f"{name.replace('_', ' ')}confidence, step {step}")
             )
-            for name, calibration in self._calibrations(found).items()
+            for name, calibration in self._calibrations(result).items()
         }
 
-    def _texts(self, found: Answers | Calibration) -> dict[str, str]:
-        return {"confidence/answers": answers_markdown(found)} if isinstance(found, Answers) else {}
+    def _texts(self, result: Answers | Calibration) -> dict[str, str]:
+        return {"confidence/answers": answers_markdown(result)} if isinstance(result, Answers) else {}
 
-    def _calibrations(self, found: Answers | Calibration) -> dict[str, Calibration]:
+    def _calibrations(self, result: Answers | Calibration) -> dict[str, Calibration]:
         """Return the calibrations by the prefix of their names."""
-        if isinstance(found, Calibration):
-            return {"": found}
-        stated = found.stated_calibration(num_bins=self._num_bins)
-        calibrations = {"": found.calibration(num_bins=self._num_bins)}
+        if isinstance(result, Calibration):
+            return {"": result}
+        stated = result.stated_calibration(num_bins=self._num_bins)
+        calibrations = {"": result.calibration(num_bins=self._num_bins)}
         return calibrations if stated is None else {**calibrations, "stated_": stated}
-
-
-def _figures(prefix: str, calibration: Calibration) -> dict[str, float]:
-    """Return the figures of a calibration that are known, by tag."""
-    names = ("mean_confidence", "expected_calibration_error", "expected_if_calibrated", "brier", "auroc")
-    numbers = {f"{prefix}{name}": getattr(calibration, name) for name in ("accuracy", *names)}
-    return {name: number for name, number in numbers.items() if number == number}

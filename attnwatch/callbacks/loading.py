@@ -25,7 +25,7 @@ def main_process_batches(run: TrainerRun, make_loader: Callable[[], Iterable[Any
     """
     if not has_other_processes():
         return first_batches(make_loader(), number)
-    packed, failure = None, None
+    packed, failure = b"", None
     if run.is_main_process:
         try:
             packed = pickle.dumps(first_batches(make_loader(), number))

@@ -89,11 +89,12 @@ class AttentionMonitor(TrainingPart):
         options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
         self._options = flushed_for_pictures(options, figures_every_n_steps)
         self._actions = FindingActions(on_finding)
+        self.steers_training = self._actions.may_act
         self._thresholds = thresholds
         self._rules = RuleSet(rules)
         self._figures_every_n_steps = figures_every_n_steps
         self._max_layer_curves = max_layer_curves
-        self._recorder: AttentionRecorder | None = None
+        self._known_recorder: AttentionRecorder | None = None
         self._batch, self._training = contextlib.ExitStack(), contextlib.ExitStack()
         self._batch_step = 0
         self._start_anew()
@@ -103,10 +104,7 @@ class AttentionMonitor(TrainingPart):
         self._rules.reset()
         self._non_fatal = NonFatal()
         self._shown_remarks: set[str] = set()
-        self._has_reported_coverage = False
-        self._has_flushed = False
-        self._has_warned_of_nothing = False
-        self._wants_to_stop = False
+        self._has_reported_coverage = self._has_flushed = self._has_warned = self._wants_to_stop = False
         self._published_step = -1
         self._published_observations = 0
         self._published_total_steps: int | None = None
@@ -115,19 +113,14 @@ class AttentionMonitor(TrainingPart):
         self._actions.reset()
 
     @property
-    def steers_training(self) -> bool:
-        """True if a finding may change the training."""
-        return self._actions.may_act
-
-    @property
     def history(self) -> AttentionHistory:
         """Observations so far."""
-        return self._existing_recorder("history").history()
+        return self._recorder_of("history").history()
 
     @property
     def diagnosis(self) -> Diagnosis | None:
         """Verdict on the observations so far; None before the first."""
-        if self._recorder is None:
+        if self._known_recorder is None:
             return None
         history, known = self._recorder.history(), self._diagnosis
         if len(history) and (known is None or known.step < history.steps[-1]):
@@ -136,7 +129,7 @@ class AttentionMonitor(TrainingPart):
 
     def coverage(self) -> dict[str, str]:
         """Return, for every attention site of the model, `"observed"` or the reason why it is not."""
-        return self._existing_recorder("coverage").coverage()
+        return self._recorder_of("coverage").coverage()
 
     # What happens in a training.
 
@@ -144,7 +137,7 @@ class AttentionMonitor(TrainingPart):
         self.detach()
         self._start_anew()
         options = vars(self._options)
-        self._recorder = AttentionRecorder(run.model, **options, across_processes=True, under_trainer=True)
+        self._known_recorder = AttentionRecorder(run.model, **options, across_processes=True, under_trainer=True)
         self._pictures.check(run, self._options)
         self._training.enter_context(run.unknown_is_no_alarm(RISK_TAG))
 
@@ -176,8 +169,13 @@ class AttentionMonitor(TrainingPart):
         if loss is not None:
             self._recorder.record_loss(loss)
         is_silent = not (self._recorder.has_seen_step or self._recorder.has_silent_sites)
-        if is_observing and is_silent and self._recorder.sites:  # else the recorder says so
-            self._warn_that_nothing_is_seen(run)
+        if is_observing and is_silent and self._recorder.sites and not self._has_warned:  # else the recorder says so
+            self._has_warned = True
+            warn(
+                f"nothing was observed in step {self._batch_step}: the model that trains is not the one that was there "
+                "when training began, or it has not called its attention; put a new model into a new fit",
+                once_for_all=True,
+            )
         # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at. All processes
         # flush at the same steps, whatever each has seen.
         if run.global_step != self._batch_step and (is_last or not self._has_flushed):
@@ -202,10 +200,10 @@ class AttentionMonitor(TrainingPart):
                 self._judge(run, history)
             if self._diagnosis is not None:
                 self._pictures.draw(run, history)
-                self._publisher.diagnosis(run.loggers, self._diagnosis, _remarks(run))
+            self._publish_diagnosis(run)
 
     def interrupt(self, run: TrainerRun) -> None:
-        if self._recorder is None:
+        if self._known_recorder is None:
             return
         self._batch.close()
         with self._non_fatal("the monitor failed", key="monitor"), contextlib.suppress(KeyboardInterrupt):
@@ -214,11 +212,10 @@ class AttentionMonitor(TrainingPart):
                 self._recorder.flush(finish_step=True)
             if self._recorder.num_observations > self._published_observations:
                 self._judge(run, self._flushed_history(run))
-            if self._diagnosis is not None:
-                self._publisher.diagnosis(run.loggers, self._diagnosis, _remarks(run))
+            self._publish_diagnosis(run)
 
     def state_dict(self) -> dict[str, Any]:
-        if self._recorder is None:
+        if self._known_recorder is None:
             return {}
         self._recorder.flush()
         state = {
@@ -232,8 +229,8 @@ class AttentionMonitor(TrainingPart):
     def detach(self) -> None:
         self._batch.close()
         self._training.close()
-        if self._recorder is not None:
-            self._recorder.close()
+        if self._known_recorder is not None:
+            self._known_recorder.close()
 
     # Shared by these.
 
@@ -243,35 +240,40 @@ class AttentionMonitor(TrainingPart):
 
     def _publish(self, run: TrainerRun) -> None:
         history = self._flushed_history(run)
-        self._judge(run, history)
-        numbers = dict.fromkeys(run_tags(), float("nan")) | run_scalars(history, -1)
-        run.log(numbers | {RISK_TAG: self._diagnosis.risk}, self._diagnosis.step)
+        diagnosis = self._judge(run, history)
+        numbers = dict.fromkeys(run_tags(), math.nan) | run_scalars(history, -1)
+        run.log(numbers | {RISK_TAG: diagnosis.risk}, diagnosis.step)
         self._pictures.draw_if_due(run, history)
         for remark in _remarks(run):
             if remark not in self._shown_remarks:
                 self._shown_remarks.add(remark)
                 run.inform(remark)
 
-    def _judge(self, run: TrainerRun, history: AttentionHistory) -> None:
+    def _judge(self, run: TrainerRun, history: AttentionHistory) -> Diagnosis:
         self._publisher.history(run.loggers, history, after_step=self._published_step)
         self._published_step = int(history.steps[-1])
         self._published_observations = self._recorder.num_observations
-        self._diagnosis = diagnose(history, thresholds=self._thresholds, rules=self._rules)
-        numbers = {RISK_TAG: self._diagnosis.risk}
+        self._diagnosis = diagnosis = diagnose(history, thresholds=self._thresholds, rules=self._rules)
+        numbers = {RISK_TAG: diagnosis.risk}
         if history.total_steps != self._published_total_steps:
             self._published_total_steps = history.total_steps
             numbers |= {TOTAL_STEPS_TAG: history.total_steps or math.nan}
-        self._publisher.scalars(run.loggers, numbers, self._diagnosis.step)
-        new = self._actions.new_findings(self._diagnosis)
+        self._publisher.scalars(run.loggers, numbers, diagnosis.step)
+        new = self._actions.new_findings(diagnosis)
         if new:
-            self._publisher.diagnosis(run.loggers, self._diagnosis, _remarks(run))
+            self._publish_diagnosis(run)
         for finding, action in new:
             with self._non_fatal("the monitor failed", key="monitor"):
                 self._act(action, finding, run)
+        return diagnosis
+
+    def _publish_diagnosis(self, run: TrainerRun) -> None:
+        if self._diagnosis is not None:
+            self._publisher.diagnosis(run.loggers, self._diagnosis, _remarks(run))
 
     def _act(self, action: Action, finding: Finding, run: TrainerRun) -> None:
         if callable(action):
-            action(finding, *run.arguments)
+            action(finding, run.trainer, run.model)
         elif action != "ignore":
             self._wants_to_stop |= action == "stop"
             text = f"{finding.kind.value} since step {finding.step}: {finding.message}"
@@ -288,18 +290,14 @@ class AttentionMonitor(TrainingPart):
             more = f"; and {len(missing) - 3} more, see coverage()" if len(missing) > 3 else ""
             warn(f"{len(missing)} of {len(self.coverage())} attention sites are not observed. {listed}{more}")
 
-    def _warn_that_nothing_is_seen(self, run: TrainerRun) -> None:
-        if run.is_main_process and not self._has_warned_of_nothing:
-            self._has_warned_of_nothing = True
-            warn(
-                f"nothing was observed in step {self._batch_step}: the model that trains is not the one that was there "
-                "when training began, or it has not called its attention; put a new model into a new fit"
-            )
+    @property
+    def _recorder(self) -> AttentionRecorder:
+        return self._recorder_of("history")
 
-    def _existing_recorder(self, name: str) -> AttentionRecorder:
-        if self._recorder is None:
+    def _recorder_of(self, name: str) -> AttentionRecorder:
+        if self._known_recorder is None:
             raise ConfigurationError(f"`{name}`: nothing was observed yet; train with this callback first.")
-        return self._recorder
+        return self._known_recorder
 
 
 def _remarks(run: TrainerRun) -> list[str]:

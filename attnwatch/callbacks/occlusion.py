@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,19 +9,15 @@ import torch
 from torch import Tensor
 
 from attnwatch.callbacks.audit import MOST_LAYER_CURVES, Audit
-from attnwatch.callbacks.part import TrainingPart
-from attnwatch.callbacks.pruning import HeadPruning
-from attnwatch.callbacks.tokens import TokenDropping
 from attnwatch.explain.agreement import MeanOverSequences
 from attnwatch.explain.attributions import Readout
 from attnwatch.explain.batches import Batch
-from attnwatch.explain.comparison import DISAGREEMENT, Comparison, agrees, compare
+from attnwatch.explain.comparison import DISAGREEMENT, agrees, compare
 from attnwatch.explain.effects import EffectName, check_outputs
 from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
-from attnwatch.explain.faithfulness import FaithfulnessCurve, FaithfulnessPlan
+from attnwatch.explain.faithfulness import FaithfulnessPlan
 from attnwatch.explain.hiding import HidingName, HidingOptions, make_hiding
-from attnwatch.explain.occlusion import Occlusion, OcclusionPlan
-from attnwatch.heads.importance import find_criterion
+from attnwatch.explain.occlusion import OcclusionPlan
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_between, require_choice, require_int
 from attnwatch.utils.labels import evenly_spaced, site_labels
@@ -30,13 +25,13 @@ from attnwatch.utils.labels import evenly_spaced, site_labels
 # Of the deletion curves: more of them where curves differ, and as few as show it, since each takes a row per sequence.
 _FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 _NUM_RANDOM = 2
-# Forwards that observe attention, and that are differentiated.
+# One forward observes attention, one is differentiated.
 _ATTRIBUTION_FORWARDS = 2
 
 
-@dataclass
+@dataclasses.dataclass
 class OcclusionFindings:
-    """What an audit found, over the sequences of its batches.
+    """Result of an audit, over the sequences of its batches.
 
     Attributes:
         sites: attention layers that were observed.
@@ -59,7 +54,7 @@ class OcclusionFindings:
     num_forwards: int
 
 
-class OcclusionAudit(Audit):
+class OcclusionAudit(Audit[OcclusionFindings]):
     """Hide inputs now and then while a model trains, and compare what that does with what attention says.
 
     Logged are `occlusion/attention_agreement`, `occlusion/rollout_agreement` and `occlusion/gradient_agreement` (mean
@@ -125,17 +120,17 @@ class OcclusionAudit(Audit):
             make_hiding(self._options, self._subject)
 
     def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> OcclusionFindings:
-        parts = [self._of_batch(run, subject, batch) for batch in batches]
-        found = OcclusionFindings(
-            parts[0].sites,
-            *(torch.cat([getattr(each, name) for each in parts], -1) for name in ("attention", "rollout", "gradient")),
-            {name: torch.cat([each.deletion[name] for each in parts]) for name in parts[0].deletion},
-            parts[0].importance,
-            parts[0].tokens,
-            sum(each.num_forwards for each in parts),
+        each = [self._of_batch(run, subject, batch) for batch in batches]
+        result = dataclasses.replace(
+            each[0],
+            attention=torch.cat([found.attention for found in each], -1),
+            rollout=torch.cat([found.rollout for found in each], -1),
+            gradient=torch.cat([found.gradient for found in each], -1),
+            deletion={name: torch.cat([found.deletion[name] for found in each]) for name in each[0].deletion},
+            num_forwards=sum(found.num_forwards for found in each),
         )
-        self._warn_of_choices(run, MeanOverSequences.of(found.attention))
-        return found
+        self._warn_of_choices(run, MeanOverSequences.of(result.attention))
+        return result
 
     def _of_batch(self, run: TrainerRun, subject: EvaluatedModel, batch: Batch) -> OcclusionFindings:
         with subject.evaluating():
@@ -153,27 +148,37 @@ class OcclusionAudit(Audit):
             deletion = curves.run()
         if comparison.why_no_attention:
             self._warn_once(comparison.why_no_attention, once_for_all=True)
-        num_forwards = plan.num_forwards + _ATTRIBUTION_FORWARDS + curves.num_forwards
-        return _findings(occlusion, comparison, deletion, self._tokens(batch), num_forwards)
+        areas = {name: curve.areas for name, curve in deletion.items()}
+        areas["random"] = deletion["occlusion"].random_areas.mean(0)
+        return OcclusionFindings(
+            sites=list(comparison.sites),
+            attention=comparison.attention.cpu(),
+            rollout=comparison.rollout.cpu(),
+            gradient=comparison.gradient.cpu(),
+            deletion={name: area.cpu() for name, area in areas.items()},
+            importance=occlusion.importance[0].cpu(),
+            tokens=self._tokens(batch),
+            num_forwards=plan.num_forwards + _ATTRIBUTION_FORWARDS + curves.num_forwards,
+        )
 
     def _tokens(self, batch: Batch) -> list[str]:
         """Return the tokens of the first sequence."""
         ids = batch["input_ids"][0].tolist()
         return list(map(str, ids if self._tokenizer is None else self._tokenizer.convert_ids_to_tokens(ids)))
 
-    def _numbers(self, found: OcclusionFindings) -> dict[str, float]:
+    def _numbers(self, result: OcclusionFindings) -> dict[str, float]:
         numbers = {
-            "occlusion/gradient_agreement": MeanOverSequences.of(found.gradient).mean,
-            "occlusion/forwards": float(found.num_forwards),
+            "occlusion/gradient_agreement": MeanOverSequences.of(result.gradient).mean,
+            "occlusion/forwards": float(result.num_forwards),
         }
-        labels = site_labels(found.sites)
+        labels = site_labels(result.sites)
         for name in ("attention", "rollout"):
-            of_layers = getattr(found, name)
+            of_layers = getattr(result, name)
             if len(of_layers):
                 numbers[f"occlusion/{name}_agreement"] = MeanOverSequences.of(of_layers).mean
             for layer in evenly_spaced(len(of_layers), MOST_LAYER_CURVES):
                 numbers[f"occlusion_{name}_agreement/{labels[layer]}"] = MeanOverSequences.of(of_layers[layer]).mean
-        for name, areas in found.deletion.items():
+        for name, areas in result.deletion.items():
             numbers[f"occlusion/deletion_area/{name}"] = MeanOverSequences.of(areas).mean
         return numbers
 
@@ -202,9 +207,8 @@ class OcclusionAudit(Audit):
         if agrees(agreement, self._disagreement):
             return
         for part in run.parts:
-            choice = _choice_by_attention(part)
-            if choice is not None:
-                what, instead = choice
+            if part.choice_by_attention is not None:
+                what, instead = part.choice_by_attention
                 self._warn_once(
                     f"{type(part).__name__} chooses {what}, and attention does not agree with what hiding inputs "
                     f"does: take {instead}",
@@ -212,34 +216,3 @@ class OcclusionAudit(Audit):
                     f"{agreement.num_sequences} sequences, after step {run.global_step})",
                     once_for_all=True,
                 )
-
-
-def _choice_by_attention(part: TrainingPart) -> tuple[str, str] | None:
-    """Return (what a part chooses by attention, what to do instead)."""
-    if isinstance(part, TokenDropping) and part.criterion == "attention":
-        return "tokens by criterion='attention'", "criterion='random'"
-    if isinstance(part, HeadPruning) and (criterion := find_criterion(part.criterion)).statistics:
-        return f"heads by criterion={criterion.name!r}", "criterion='gate'"
-    return None
-
-
-def _findings(
-    occlusion: Occlusion,
-    comparison: Comparison,
-    deletion: dict[str, FaithfulnessCurve],
-    tokens: list[str],
-    num_forwards: int,
-) -> OcclusionFindings:
-    """Return what was found, on the CPU."""
-    areas = {name: each.areas.cpu() for name, each in deletion.items()}
-    areas["random"] = deletion["occlusion"].random_areas.mean(0).cpu()
-    return OcclusionFindings(
-        list(comparison.sites),
-        comparison.attention.cpu(),
-        comparison.rollout.cpu(),
-        comparison.gradient.cpu(),
-        areas,
-        occlusion.importance[0].cpu(),
-        tokens,
-        num_forwards,
-    )

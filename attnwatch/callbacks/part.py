@@ -16,27 +16,31 @@ if TYPE_CHECKING:
 
 
 class TrainingPart(ABC):
-    """What a callback does, without knowing the trainer that calls it.
+    """Work of a callback, which does not know the trainer that calls it.
 
     A trainer calls `start` and `resume`; for each batch `begin_batch`, `before_optimizer_step` where the gradients of a
     step are complete, and `end_batch`; then `end`, or `interrupt` after an error; and `detach` in any case.
 
     Attributes:
         example: code that makes one, for the documentation.
-        workload: share of the heads, or tokens, that a step computes now. Times of steps are compared at equal shares
-            only.
-        steers_training: True if the training would be another one without the part or its state.
         resizes_model: True if checkpoints of the training may have other shapes than the model that is built.
+        steers_training: True if the training would be another one without the part or its state.
         works_in_evaluation: True if the part changes the model outside of training, too.
-        watched_metric: name of a logged metric that `record_metric` wants to know.
+        watched_metric: name of a logged metric that `record_metric` takes; None if there is none.
+        choice_by_attention: (what is chosen by attention weights, what to choose by instead); None if nothing is.
     """
 
     example: ClassVar[str] = ""
-    workload: float = 1.0
-    steers_training: bool = False
     resizes_model: ClassVar[bool] = False
+    steers_training: bool = False
     works_in_evaluation: bool = False
     watched_metric: str | None = None
+    choice_by_attention: tuple[str, str] | None = None
+
+    @property
+    def workload(self) -> float:
+        """Share of the heads, or tokens, that a step computes now. Times are compared at equal shares only."""
+        return 1.0
 
     @property
     def distinguished_by(self) -> dict[str, Any]:
@@ -112,7 +116,7 @@ class TrainingPart(ABC):
         """Write files into the folder of a checkpoint that others read of it."""
 
     def attach_for_evaluation(self, model: nn.Module) -> None:
-        """Change the model outside of training, if the part `works_in_evaluation`."""
+        """Change the model outside of training; a part that does so `works_in_evaluation`."""
 
     @abstractmethod
     def detach(self) -> None:

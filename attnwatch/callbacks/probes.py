@@ -1,6 +1,7 @@
 """Linear probes of the layers while a model trains: a thin layer over `probe_layers`."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.labels import evenly_spaced
 
 
-class LayerProbe(Audit):
+class LayerProbe(Audit[LayerProbes]):
     """Probe now and then what each layer knows: linear probes on the hidden states of all layers.
 
     Logged are, by layer (0: the embeddings; of more than 12 layers, 12 evenly spaced ones), the accuracy above the
@@ -78,15 +79,16 @@ class LayerProbe(Audit):
         self._read = None
 
     def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> LayerProbes:
-        return probe(subject, self._read, batches, self._options)
+        read = self._read or states_reader(subject, returns_states=self._returns_states)
+        return probe(subject, read, batches, self._options)
 
-    def _numbers(self, found: LayerProbes) -> dict[str, float]:
+    def _numbers(self, result: LayerProbes) -> dict[str, float]:
         numbers = {}
-        for index, name in enumerate(found.targets):
-            for layer in evenly_spaced(len(found.layers), MOST_LAYER_CURVES):
-                numbers[f"probe_{name}/layer_{layer}"] = float(found.above_baseline[index, layer])
-                numbers[f"probe_{name}_selectivity/layer_{layer}"] = float(found.selectivity[index, layer])
-        return {tag: number for tag, number in numbers.items() if number == number}
+        for index, name in enumerate(result.targets):
+            for layer in evenly_spaced(len(result.layers), MOST_LAYER_CURVES):
+                numbers[f"probe_{name}/layer_{layer}"] = float(result.above_baseline[index, layer])
+                numbers[f"probe_{name}_selectivity/layer_{layer}"] = float(result.selectivity[index, layer])
+        return {tag: number for tag, number in numbers.items() if not math.isnan(number)}
 
     def _draw(self) -> dict[str, np.ndarray]:
         from attnwatch.dashboard.heatmaps import layers_over_steps, pixels

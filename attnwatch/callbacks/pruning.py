@@ -89,7 +89,10 @@ class HeadPruning(TrainingPart):
             guard=guard,
             seed=seed,
         )
-        self._pruner: HeadPruner | None = None
+        self.watched_metric = None if guard is None else guard.metric
+        if (known := find_criterion(criterion)).statistics:
+            self.choice_by_attention = f"heads by criterion={known.name!r}", "criterion='gate'"
+        self._known_pruner: HeadPruner | None = None
         self._importance: HeadImportance | None = None
         self._clock = StepClock()
 
@@ -101,22 +104,17 @@ class HeadPruning(TrainingPart):
     @property
     def cuts(self) -> list[Cut]:
         """Cuts that were made, those that were taken back included."""
-        return [] if self._pruner is None else self._pruner.cuts
+        return [] if self._known_pruner is None else self._known_pruner.cuts
 
     @property
     def workload(self) -> float:
         """Share of the heads that is left."""
-        return 1.0 if self._pruner is None else self._pruner.heads_left
+        return 1.0 if self._known_pruner is None else self._known_pruner.heads_left
 
     @property
     def changes(self) -> list[tuple[int, str]]:
         """Steps after which heads went."""
         return [(cut.step, "cut, taken back" if cut.taken_back else "heads go") for cut in self.cuts]
-
-    @property
-    def watched_metric(self) -> str | None:
-        """Name of the logged metric that the guard looks at; None if it looks at the loss, or there is no guard."""
-        return self._options.guard and self._options.guard.metric
 
     # What happens in a training.
 
@@ -135,10 +133,11 @@ class HeadPruning(TrainingPart):
             forget_other_sizes(optimizer)  # the best model of an earlier training may have been loaded since then
         self._publisher, self._warn_once, self._has_seen_metric = Publisher(), WarnOnce(), False
         criterion, history = self._options.criterion, _history_for(self._options.criterion, run)
-        self._importance = HeadImportance(run.model, criterion=criterion, history=history, seed=self._options.seed)
-        self._pruner = HeadPruner(
+        importance = HeadImportance(run.model, criterion=criterion, history=history, seed=self._options.seed)
+        self._importance = importance
+        self._known_pruner = HeadPruner(
             run.models_with_optimizers,
-            self._importance,
+            importance,
             self._options,
             PruningSchedule((1,), (self._options.target,)) if run.is_dry_run else self._schedule(run),
             broadcast=run.broadcast,
@@ -148,14 +147,15 @@ class HeadPruning(TrainingPart):
 
     def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         if state:
-            self._pruner.load_state_dict(state)
+            self._pruner.load_state_dict(dict(state))
         self._clock.start(run.global_step)
 
     def begin_batch(self, run: TrainerRun) -> None:
         self._clock.batch_starts()
 
     def before_optimizer_step(self, optimizer: Optimizer | None) -> None:
-        self._importance.update(optimizer)
+        if self._importance is not None:
+            self._importance.update(optimizer)
 
     def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
         seconds = self._clock.batch_ends(run.global_step)
@@ -168,7 +168,7 @@ class HeadPruning(TrainingPart):
         run.log(numbers, run.global_step, to_loggers=True)
 
     def record_metric(self, value: Tensor | float) -> None:
-        if self._pruner is not None:
+        if self._known_pruner is not None:
             self._has_seen_metric = True
             self._pruner.record(value)
 
@@ -179,7 +179,7 @@ class HeadPruning(TrainingPart):
             run.after_pruning(plan)
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._pruner is None else self._pruner.state_dict()
+        return {} if self._known_pruner is None else self._known_pruner.state_dict()
 
     def write_beside_checkpoint(self, folder: Path) -> None:
         """Write the plan that `attnwatch.load_pruned` reads."""
@@ -192,6 +192,12 @@ class HeadPruning(TrainingPart):
             self._importance.close()
 
     # Shared by these.
+
+    @property
+    def _pruner(self) -> HeadPruner:
+        if self._known_pruner is None:
+            raise ConfigurationError("HeadPruning has no heads to remove yet: no training has started.")
+        return self._known_pruner
 
     def _record_loss(self, loss: Tensor | None) -> None:
         """Record the loss of a complete step, if the guard looks at it."""

@@ -1,7 +1,9 @@
-"""From a history to wherever a trainer logs."""
+"""Publication of a history in the loggers of a trainer."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
 
 from attnwatch.dashboard import run_scalars, site_scalars
 from attnwatch.dashboard.markdown import diagnosis_markdown
@@ -45,8 +47,9 @@ class Publisher:
             marks: (step, label) of each change of the model.
         """
 
-        def draw() -> Mapping:
-            from attnwatch.dashboard.figures import figures, pixels
+        def draw() -> Mapping[str, np.ndarray]:
+            from attnwatch.dashboard.figures import figures
+            from attnwatch.dashboard.heatmaps import pixels
 
             return {tag: pixels(figure) for tag, figure in figures(history, marks).items()}
 
@@ -68,7 +71,7 @@ class Publisher:
 
     def _for_each(self, loggers: Sequence[Logger], what: str, write: Callable[[Logger], None]) -> None:
         for logger in loggers:
-            key = (id(logger.target), what)
+            key, name = (id(logger.target), what), type(logger.target).__name__
             if not self._non_fatal.has_failed(key):
-                with self._non_fatal(f"{logger.title} is given no more {what}", key=key):
+                with self._non_fatal(f"{name} is given no more {what}", key=key):
                     write(logger)

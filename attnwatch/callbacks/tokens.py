@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,7 +13,7 @@ from attnwatch.callbacks.publisher import Publisher
 from attnwatch.errors import ConfigurationError
 from attnwatch.tokens import KeepSchedule, TokenDropper
 from attnwatch.tokens.schedule import KeepRatio, schedule_of
-from attnwatch.tokens.scoring import Criterion
+from attnwatch.tokens.scoring import Criterion, make_criterion
 from attnwatch.trainers.base import TrainerRun
 
 
@@ -61,18 +62,24 @@ class TokenDropping(TrainingPart):
         seed: int = 0,
     ):
         self.schedule = schedule_of(keep_ratio, full_length_from=None if drop_in_evaluation else 0.8)
-        self._options = {
-            "first_layer": first_layer,
-            "last_layer": last_layer,
-            "criterion": criterion,
-            "stack": stack,
-            "min_tokens": min_tokens,
-            "multiple_of": multiple_of,
-            "protect_first": protect_first,
-            "protected_ids": tuple(protected_ids),
-            "drop_in_evaluation": drop_in_evaluation,
-            "seed": seed,
-        }
+        self._make_dropper = partial(
+            TokenDropper,
+            first_layer=first_layer,
+            last_layer=last_layer,
+            criterion=criterion,
+            stack=stack,
+            min_tokens=min_tokens,
+            multiple_of=multiple_of,
+            protect_first=protect_first,
+            protected_ids=tuple(protected_ids),
+            drop_in_evaluation=drop_in_evaluation,
+            seed=seed,
+        )
+        self._criterion, self._stack = criterion, stack
+        self.works_in_evaluation = drop_in_evaluation
+        known = make_criterion(criterion)
+        if "attention" in known.reads:
+            self.choice_by_attention = f"tokens by criterion={known.name!r}", "criterion='random'"
         self.dropper = None
         self._clock = StepClock()
         self._times = StepTimes()
@@ -83,8 +90,7 @@ class TokenDropping(TrainingPart):
 
     @property
     def distinguished_by(self) -> dict[str, Any]:
-        stack = self._options["stack"]
-        return {} if stack is None else {"stack": stack}
+        return {} if self._stack is None else {"stack": self._stack}
 
     @property
     def _tag(self) -> str:
@@ -94,7 +100,7 @@ class TokenDropping(TrainingPart):
     @property
     def criterion(self) -> Criterion:
         """Criterion by which tokens are kept."""
-        return self._options["criterion"]
+        return self._criterion
 
     def summary(self) -> str:
         """Return the share of the tokens that were computed, and the times of steps beside their ceiling.
@@ -133,15 +139,10 @@ class TokenDropping(TrainingPart):
             if ratio < 1 and begin <= self._step
         ]
 
-    @property
-    def works_in_evaluation(self) -> bool:
-        """True if tokens are dropped in evaluation, too."""
-        return self._options["drop_in_evaluation"]
-
     def attach_for_evaluation(self, model: nn.Module) -> None:
-        """Drop tokens outside of training, as at its end."""
-        self.dropper = TokenDropper(model, keep_ratio=self.schedule(1), **self._options)
-        self.dropper.attach()
+        if self.works_in_evaluation:
+            self.dropper = self._make_dropper(model, keep_ratio=self.schedule(1))
+            self.dropper.attach()
 
     # What happens in a training.
 
@@ -153,19 +154,19 @@ class TokenDropping(TrainingPart):
                 "the length of the run is not known, which `keep_ratio` needs: give the trainer max_steps, or "
                 "KeepSchedule.constant(keep_ratio, full_length_from=None)."
             )
-        self.dropper = TokenDropper(run.model, keep_ratio=self.schedule(0), **self._options)
+        self.dropper = self._make_dropper(run.model, keep_ratio=self.schedule(0))
         self.dropper.attach()
 
     def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
         if state:
-            self.dropper.load_state_dict(state)
+            self._attached.load_state_dict(state)
         self._clock.start(run.global_step)
         self._begins = _begins(self.schedule, run.total_steps)
-        self._counted = (self.dropper.layer_tokens, self.dropper.all_layer_tokens)
+        self._counted = (self._attached.layer_tokens, self._attached.all_layer_tokens)
 
     def begin_batch(self, run: TrainerRun) -> None:
         self._step = run.global_step
-        self.dropper.keep_ratio = self.schedule(run.global_step / (run.total_steps or float("inf")))
+        self._attached.keep_ratio = self.schedule(run.global_step / (run.total_steps or float("inf")))
         self._others = others_workload(self, run)  # before the step, after which some may go
         self._clock.batch_starts()
 
@@ -173,24 +174,31 @@ class TokenDropping(TrainingPart):
         seconds = self._clock.batch_ends(run.global_step)
         if seconds is None:
             return
-        self.dropper.synchronize()
-        ratio, kept = self.dropper.keep_ratio, self._kept_share()
+        dropper = self._attached
+        dropper.synchronize()
+        ratio, kept = dropper.keep_ratio, self._kept_share(dropper)
         self._times.add(seconds, keep_ratio=ratio if kept < 1 else 1.0, others=self._others, kept=kept)
         if self._step > 0 and (self._step, ratio) in self._begins:
             text = f"{ratio:.0%} of the tokens are computed from step {self._step} on"
             self._publisher.text(run.loggers, f"{self._tag}/changes", text, run.global_step)
         numbers = {
             f"{self._tag}/keep_ratio": ratio,
-            f"{self._tag}/layer_tokens": float(self.dropper.layer_tokens),
+            f"{self._tag}/layer_tokens": float(dropper.layer_tokens),
             f"{self._tag}/step_seconds": seconds,
-            f"{self._tag}/speedup_ceiling": self.dropper.speedup_ceiling(kept),
+            f"{self._tag}/speedup_ceiling": dropper.speedup_ceiling(kept),
         }
         run.log(numbers, run.global_step, to_loggers=True)
 
-    def _kept_share(self) -> float:
+    @property
+    def _attached(self) -> TokenDropper:
+        if self.dropper is None:
+            raise ConfigurationError("TokenDropping has no `dropper` yet: no training has started.")
+        return self.dropper
+
+    def _kept_share(self, dropper: TokenDropper) -> float:
         """Return the share of the tokens that the layers really computed since the last call."""
-        before, self._counted = self._counted, (self.dropper.layer_tokens, self.dropper.all_layer_tokens)
-        return self.dropper.kept_share(self._counted[0] - before[0], self._counted[1] - before[1])
+        before, self._counted = self._counted, (dropper.layer_tokens, dropper.all_layer_tokens)
+        return dropper.kept_share(self._counted[0] - before[0], self._counted[1] - before[1])
 
     def end(self, run: TrainerRun) -> None:
         run.inform(self.summary())

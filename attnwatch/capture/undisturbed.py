@@ -27,7 +27,8 @@ def undisturbed(model: nn.Module, *, gradients: bool = False, as_in_training: bo
     states = [_State(module) for module in model.modules()]
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with contextlib.ExitStack() as stack:
-        stack.callback(lambda: [state.restore() for state in states])
+        for state in states:
+            stack.callback(state.restore)
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
         stack.enter_context(unwatched())

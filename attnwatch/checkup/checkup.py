@@ -82,14 +82,14 @@ class TrainingCheckup:
         self._answers: dict[str, Finding | None] = {}
         self.skipped: dict[str, str] = {}
         self._steps_seen: set[int] = set()
-        self._is_over = False
-        self._recorder = ForwardRecorder(model)
-        self._stale = StaleGradients(model, self._optimizers)
-        self._updates = Updates(model, self._optimizers)
         reason = _why_not(model)
+        self._is_over = bool(reason)
         if reason:
             self.skipped = dict.fromkeys(self._checks, reason)
-            self._is_over = True
+        watched = () if reason else self._optimizers
+        self._recorder = ForwardRecorder(model)
+        self._stale = StaleGradients(model, watched)
+        self._updates = Updates(model, watched)
 
     def __enter__(self) -> "TrainingCheckup":
         return self
@@ -108,10 +108,9 @@ class TrainingCheckup:
             ConfigurationError: `global_step` is not an integer.
         """
         require_int("global_step", global_step, minimum=0)
-        is_late = global_step not in self._steps_seen and len(self._steps_seen) == _MOST_STEPS
-        if self._is_over or is_late:
-            self._is_over = True
+        if global_step not in self._steps_seen and len(self._steps_seen) == _MOST_STEPS:
             self.close()
+        if self._is_over:
             yield
             return
         evidence = StepEvidence(
@@ -128,12 +127,13 @@ class TrainingCheckup:
                 yield
         finally:
             self._recorder.close()
+        if self._is_over:  # closed meanwhile
+            return
         evidence.recorded = self._recorder.forward
         evidence.stale_gradients = self._stale.take()
         self._steps_seen.add(global_step)
         self._look(evidence)
-        self._is_over = len(self._answers) == len(self._checks)
-        if self._is_over:
+        if len(self._answers) == len(self._checks):
             self.close()
 
     @property
@@ -143,7 +143,8 @@ class TrainingCheckup:
         return sorted(found, key=lambda finding: (finding.is_note, -finding.severity))
 
     def close(self) -> None:
-        """Take everything of the checkup off the model and the optimizers. What was found stays."""
+        """Take everything of the checkup off the model and the optimizers. It ends, and what was found stays."""
+        self._is_over = True
         self._recorder.close()
         self._stale.close()
         self._updates.close()

@@ -68,7 +68,7 @@ class StepEvidence:
 
     @cached_property
     def flow(self) -> Flow:
-        """What moves in the output with which tokens.
+        """Answers about what moves in the output with which tokens.
 
         Raises:
             CannotCheck: the forward can't be repeated, or has no tokens.
@@ -86,7 +86,7 @@ class StepEvidence:
 
     @cached_property
     def targets(self) -> Targets:
-        """What the predictions of the step were scored against.
+        """Targets that the predictions of the step were scored against.
 
         Raises:
             CannotCheck: the loss is another one than the cross-entropy of the tokens or sequences.

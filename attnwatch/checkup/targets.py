@@ -13,7 +13,7 @@ from attnwatch.capture import replace, shared_patch
 
 @dataclass(frozen=True)
 class Targets:
-    """What the predictions of a forward were scored against by `torch.nn.functional.cross_entropy`.
+    """Targets that the predictions of a forward were scored against by `torch.nn.functional.cross_entropy`.
 
     Attributes:
         classes: int [batch, tokens], or [batch] with one for each sequence.

@@ -15,7 +15,7 @@ _NUM_MATRICES, _NUM_ENTRIES = 32, 1024
 
 @dataclass(frozen=True)
 class Update:
-    """What one step of an optimizer has done to one matrix.
+    """Change of one matrix by one step of an optimizer.
 
     Attributes:
         ratio: norm of the change by the norm of the weights, a 0-dimensional tensor.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.utils.extras import extra_needed
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -25,10 +26,8 @@ def read_events(file: Path) -> Iterator["Event"]:
         ConfigurationError: the file is damaged. TensorBoard would show what comes before the damage and say nothing.
         ImportError: tensorboard is missing.
     """
-    try:
+    with extra_needed("tensorboard", "reading a logged run"):
         from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-    except ImportError as error:
-        raise ImportError("reading a logged run needs tensorboard: pip install 'attnwatch[tensorboard]'") from error
     expected, number = _num_records(file), 0
     try:
         for event in LegacyEventFileLoader(str(file)).Load():

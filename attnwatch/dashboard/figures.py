@@ -4,13 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from attnwatch.dashboard.heatmaps import MOST_TICKS, Axes, Figure, heatmap, layers_over_steps, pixels
+from attnwatch.dashboard.heatmaps import MOST_TICKS, Axes, Figure, heatmap, layers_over_steps
 from attnwatch.dashboard.scalars import over_heads
 from attnwatch.recorder import AttentionHistory
 from attnwatch.statistics import Statistic
 from attnwatch.utils.labels import evenly_spaced, site_labels
-
-__all__ = ["figures", "pixels"]
 
 
 def figures(history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()) -> dict[str, Figure]:
@@ -33,7 +31,7 @@ def figures(history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()) ->
 def _heads(history: AttentionHistory, statistic: Statistic) -> Figure:
     values, title = history[statistic.name][-1], f"{_title(statistic)}, step {history.steps[-1]}"
     figure, axes = heatmap(values, site_labels(history.sites), statistic.chart_range(values), title)
-    axes.set_xlabel("head")
+    axes.set_xlabel("head", fontsize=13)
     axes.set_xticks(evenly_spaced(values.shape[1], MOST_TICKS))
     return figure
 

@@ -8,14 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-try:
+from attnwatch.utils.extras import extra_needed
+from attnwatch.utils.labels import evenly_spaced
+
+with extra_needed("tensorboard", "drawing"):
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError("pictures need matplotlib: pip install 'attnwatch[tensorboard]'") from error
-
-from attnwatch.utils.labels import evenly_spaced
 
 NOT_OBSERVED = "0.85"  # light grey
 MOST_TICKS = 12
@@ -54,7 +53,6 @@ def heatmap(
     ticks = evenly_spaced(len(labels), MOST_TICKS)
     axes.set_yticks(ticks, [labels[index].removeprefix("layer_") for index in ticks])
     axes.set_ylabel("layer", fontsize=13)
-    axes.xaxis.label.set_size(13)
     axes.set_title(title, fontsize=14)
     axes.tick_params(labelsize=12)
     return figure, axes
@@ -85,6 +83,6 @@ def layers_over_steps(
     labels = list(map(str, range(values.shape[1]))) if labels is None else labels
     figure, axes = heatmap(values.T, labels, limits, title, colours=colours)
     ticks = evenly_spaced(len(steps), _MOST_STEP_TICKS)
-    axes.set_xlabel("step")
+    axes.set_xlabel("step", fontsize=13)
     axes.set_xticks(ticks, [str(steps[index]) for index in ticks])
     return figure

@@ -19,7 +19,7 @@ _MOST_POINTS = 10**8
 Curve = Mapping[int, float]
 
 
-def read_logged(directory: str | os.PathLike, *, loss_tag: str | None = None) -> AttentionHistory:
+def read_logged(directory: str | os.PathLike[str], *, loss_tag: str | None = None) -> AttentionHistory:
     """Return the curves of layers as a history.
 
     A layer counts as one head, and what is logged for the whole model only as the same in all of them.
@@ -54,12 +54,13 @@ def read_logged(directory: str | os.PathLike, *, loss_tag: str | None = None) ->
         for site, layer in enumerate(layers):
             curve = of_layers.get((name, layer), of_model.get(name, {}))
             array[:, site, 0] = [curve.get(step, np.nan) for step in steps]
-    loss = _at(steps, curves.get(_loss_tag(curves, loss_tag), {}))
+    tag = _loss_tag(curves, loss_tag)
+    loss = _at(steps, {} if tag is None else curves[tag])
     total_steps = _total_steps(curves.get(TOTAL_STEPS_TAG, {}))
     return AttentionHistory(np.array(steps, dtype=np.int64), tuple(layers), values, loss, total_steps=total_steps)
 
 
-def _curves(directory: Path) -> dict[str, Curve]:
+def _curves(directory: Path) -> Mapping[str, Curve]:
     files = sorted(directory.glob("*tfevents*"))
     if not files:
         runs = sorted({str(file.parent) for file in directory.rglob("*tfevents*")})
@@ -112,5 +113,5 @@ def _at(steps: list[int], curve: Curve) -> np.ndarray:
     return values
 
 
-def _natural(label: str) -> list:
+def _natural(label: str) -> list[tuple[bool, int | str]]:
     return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.split(r"(\d+)", label)]

@@ -35,7 +35,7 @@ def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> di
     thousands of curves shows nothing. All others are in the pictures and in the history.
     """
     labels, seen = site_labels(history.sites), history.at(np.array([index]))
-    numbers = {}
+    numbers: dict[str, np.ndarray] = {}
     for name, statistic in seen.statistics.items():
         if statistic.per_layer:
             by_site = _summary(seen[name][0], statistic)

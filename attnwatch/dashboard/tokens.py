@@ -33,7 +33,7 @@ def token_figure(tokens: Sequence[str], importance: np.ndarray, step: int) -> Fi
         0, -0.8, f"importance by hiding, step {step}; darkest ±{largest:.3g} nats", fontsize=12, verticalalignment="top"
     )
     for token, (line, column), value in zip(tokens, lines, importance, strict=False):
-        shade = NOT_OBSERVED
+        shade: str | tuple[float, float, float, float] = NOT_OBSERVED
         if np.isfinite(value):
             shade = colormaps["RdBu_r"](0.5 + 0.4 * float(value) / (largest or 1.0))
         axes.text(

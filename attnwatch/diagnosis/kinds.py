@@ -7,30 +7,44 @@ from types import MappingProxyType
 from typing import Any
 
 from attnwatch.diagnosis.findings.base import FindingRule
+from attnwatch.diagnosis.status import RunStatus
+
+
+def _declared() -> Mapping[str, Any]:
+    """Return the registered rules and checks by name, in their order."""
+    from attnwatch.checkup.checks.base import Check
+
+    return {
+        **FindingRule.registry,
+        **{name: each for name, each in Check.registry.items() if name not in FindingRule.registry},
+    }
 
 
 def _names() -> tuple[str, ...]:
-    """Return the names of the registered rules and checks, in their order."""
-    from attnwatch.checkup.checks.base import Check
+    return tuple(_declared())
 
-    return tuple(dict.fromkeys((*FindingRule.registry, *Check.registry)))
+
+def status_of(kind: str) -> RunStatus | None:
+    """Return the status of a run that has findings of this kind; None if they are always notes."""
+    status: RunStatus | None = _declared()[kind].status
+    return status
 
 
 class _RegisteredKinds(EnumMeta):
     """Metaclass that takes the members of an enum from the registered rules and checks, in their order."""
 
     @property
-    def __members__(cls) -> Mapping[str, Any]:  # type: ignore[override]
+    def __members__(cls) -> "Mapping[str, FindingKind]":  # type: ignore[override]
         return MappingProxyType({name.upper(): _kind(name) for name in _names()})
 
-    def __call__(cls, value: str) -> Any:  # type: ignore[override]
+    def __call__(cls, value: str) -> "FindingKind":  # type: ignore[override]
         if isinstance(value, cls):
             return value
         if value not in cls:
             raise ValueError(f"{value!r} is not a kind of finding; there are: {', '.join(_names())}.")
         return _kind(str(value))
 
-    def __getattr__(cls, name: str) -> Any:
+    def __getattr__(cls, name: str) -> "FindingKind":
         if name.isupper() and name.lower() in _names():
             return _kind(name.lower())
         raise AttributeError(f"{cls.__name__} has no member {name!r}")

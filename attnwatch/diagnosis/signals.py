@@ -46,7 +46,7 @@ def movement(history: AttentionHistory) -> float:
     number = _ends(len(history))
     start, now = _heads_at_ends(history, "normalized_entropy", number)
     # Root mean square over heads, without what noise alone would show.
-    distance = np.sqrt(max(nan_mean((now - start) ** 2) - 2 * noise_variance / number, 0.0))
+    distance = np.sqrt(np.maximum(nan_mean((now - start) ** 2) - 2 * noise_variance / number, 0.0))
     return float((distance + 1e-5) / (np.sqrt(noise_variance) + 1e-5))
 
 

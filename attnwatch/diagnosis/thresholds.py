@@ -51,7 +51,7 @@ class Thresholds:
         """Return whether a run that was observed at these steps, int64 [steps], was watched for long enough."""
         return len(steps) >= self.min_observations and num_steps(steps) >= self.min_steps
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_not_negative(self, (each.name for each in fields(self)))
         require_int("min_observations", self.min_observations, minimum=1)
         require_int("patience", self.patience, minimum=1)

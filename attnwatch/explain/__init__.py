@@ -13,8 +13,7 @@ from attnwatch.explain.multiple_choice.question_generation import questions_from
 from attnwatch.explain.multiple_choice.questions import Question, load_questions
 from attnwatch.explain.multiple_choice.templates import Templates, parse_percentage
 from attnwatch.explain.occlusion import Occlusion, OcclusionPlan, occlude
-from attnwatch.explain.probing.probes import probe_layers
-from attnwatch.explain.probing.result import LayerProbes
+from attnwatch.explain.probing.probes import LayerProbes, probe_layers
 
 __all__ = [
     "Answers",

@@ -1,4 +1,4 @@
-"""Agreement of two scores of the same tokens, and means over sequences with their uncertainty."""
+"""Rank correlation of two scores of the same tokens, and means over sequences with their standard errors."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ _FEWEST_TOKENS = 3
 
 @dataclass(frozen=True)
 class MeanOverSequences:
-    """A mean over sequences, with its uncertainty.
+    """Mean over sequences with its standard error.
 
     Attributes:
         mean: nan without sequences.
@@ -34,7 +34,7 @@ class MeanOverSequences:
 
     @classmethod
     def of(cls, values: Tensor) -> "MeanOverSequences":
-        """Return the mean of [sequences], or of the means over layers of [layers, sequences], without nan."""
+        """Return the mean of values [sequences], or of means over layers of [layers, sequences], ignoring nan."""
         values = values if values.ndim == 1 else values.nanmean(0)
         known = values[~values.isnan()].double()
         number = len(known)
@@ -46,22 +46,23 @@ class MeanOverSequences:
 
 
 def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """Return Spearman's rank correlation of each row, float64 [rows].
+    """Return Spearman's rank correlation of each row, float64 [rows] or [..., rows].
 
     Args:
-        first, second: [rows, values]; values that are nan in either are left out.
+        first, second: [rows, values] or [..., rows, values]; values that are nan in either are left out.
 
     Returns:
-        Between -1 and 1; nan where fewer than three values are left, or where all of them are equal.
+        Between -1 and 1; nan where fewer than three values remain, or where all of them are equal.
 
     >>> rank_correlation(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[5.0, 4.0, 9.0]])).tolist()
     [0.5]
     """
     with extra_needed("explain", "a rank correlation"):
         from scipy.stats import spearmanr
+    pairs = torch.stack(torch.broadcast_tensors(first, second), -2)
     correlations = []
-    for pair in torch.stack([first, second], 1).double().cpu():
+    for pair in pairs.flatten(0, -3).double().cpu():
         known = pair[:, ~pair.isnan().any(0)]
         is_known = known.shape[1] >= _FEWEST_TOKENS and bool((known != known[:, :1]).any(1).all())
         correlations.append(spearmanr(*known.numpy()).statistic if is_known else math.nan)
-    return torch.tensor(correlations, dtype=torch.float64, device=first.device)
+    return torch.tensor(correlations, dtype=torch.float64, device=first.device).view(pairs.shape[:-2])

@@ -1,7 +1,8 @@
-"""Attributions of attention and gradients to the tokens of a batch, to be compared with hiding them."""
+"""Attributions of attention and of gradients to the tokens of a batch, for comparison with occlusion."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from attnwatch.attention import AttentionInputs, attention_received, attention_w
 from attnwatch.capture import Capture, ForwardPass, TensorParallelGroup
 from attnwatch.errors import NoAttentionError
 from attnwatch.explain.batches import Batch, token_mask
-from attnwatch.explain.effects import EffectName, make_effect
+from attnwatch.explain.effects import EffectName, cross_entropies, make_effect
 from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
 from attnwatch.utils.arguments import require_choice
 
@@ -25,10 +26,10 @@ class AttentionAttribution:
 
     Attributes:
         sites: names of the attention layers that were observed, in the order of their calls.
-        received: attention received, float [layers, batch, tokens], relative to uniform attention; see
+        received: attention that each token receives, relative to uniform attention, float [layers, batch, tokens]; see
             `attnwatch.attention.attention_received`.
-        rollout: attention rollout from each token to the readout, through the layers up to this one, float
-            [layers, batch, tokens].
+        rollout: attention rollout from each token to the readout through the layers up to this one, float [layers,
+            batch, tokens].
         readout: rows of the rollout that were taken.
     """
 
@@ -45,16 +46,16 @@ def attention_attribution(
     readout: Readout | None = None,
     forward: Forward | None = None,
 ) -> AttentionAttribution:
-    """Return attention received and attention rollout, from all query rows of one forward.
+    """Return the attention that each token receives and its attention rollout, from all query rows of one forward.
 
-    Rollout (Abnar and Zuidema 2020, arXiv 2005.00928): R_l = (A_l / 2 + I / 2) · R_(l-1), A_l the mean of the attention
-    weights over heads, R_0 = I.
+    Rollout (Abnar and Zuidema 2020, arXiv 2005.00928): R_l = (A_l / 2 + I / 2) · R_(l-1), where A_l is the mean of
+    the attention weights over heads and R_0 = I.
 
     Args:
         model, batch, forward: see `occlude`.
-        readout: rows of R_l: those of the "first" or the "last" token, or the "mean" over all tokens. None means "mean"
-            for models with an output per token or a custom `forward`, else "last" with causal attention and "first"
-            without.
+        readout: row of R_l, that of the "first" or the "last" token, or the "mean" over all rows. None means "mean" for
+            models with one output per token or with a custom `forward`; otherwise "last" for causal attention and
+            "first" for bidirectional attention.
 
     Raises:
         NoAttentionError: the model has no self-attention over the tokens of the batch that can be observed.
@@ -71,7 +72,7 @@ def attention_attribution(
     evaluated = EvaluatedModel.of(model, forward)
     real = token_mask(batch)
     rolled = torch.eye(real.shape[1], device=real.device).expand(*real.shape, -1)
-    sites, received, rollouts, is_causal = [], [], [], []
+    observed: list[tuple[str, Tensor, Tensor, bool]] = []
 
     @torch.no_grad()
     def observe(site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
@@ -81,29 +82,23 @@ def attention_attribution(
         weights, visible = attention_weights(inputs, torch.arange(inputs.num_queries))
         of_keys = attention_received(inputs, None, None).float()  # may fail, so it comes before other processes wait
         rolled = peers[site].mean(weights.float().mean(1)).matmul(rolled).add(rolled) / 2
-        sites.append(site)
-        received.append(peers[site].mean(of_keys))
-        rollouts.append(rolled)
-        is_causal.append(not bool(visible.triu(1).any()))
+        observed.append((site, peers[site].mean(of_keys), rolled, not bool(visible.triu(1).any())))
 
     capture = Capture(evaluated.model, observe)
     peers = {site: TensorParallelGroup(evaluated.model, capture.module(site)) for site in capture.sites}
-    with evaluated.evaluating():
+    with evaluated.evaluating(), ExitStack() as stack:
+        stack.callback(capture.detach)
         capture.attach()
-        try:
-            with capture.arm():
-                logits = evaluated.logits(batch)
-        finally:
-            capture.detach()
-    if not sites:
+        with capture.arm():
+            logits = evaluated.logits(batch)
+    if not observed:
         reasons = "; ".join(f"{site}: {reason}" for site, reason in capture.coverage().items())
         raise NoAttentionError(f"`model` has no self-attention over the tokens of the batch ({reasons}).")
+    sites, received, rollouts, are_causal = zip(*observed, strict=True)
     if readout is None and logits.ndim == 2 and not evaluated.has_custom_forward:
-        readout = "last" if all(is_causal) else "first"
+        readout = "last" if all(are_causal) else "first"
     readout = readout or "mean"
-    return AttentionAttribution(
-        tuple(sites), torch.stack(received), _read_out(torch.stack(rollouts), real, readout), readout
-    )
+    return AttentionAttribution(sites, torch.stack(received), _read_out(torch.stack(rollouts), real, readout), readout)
 
 
 def _read_out(rolled: Tensor, real: Tensor, readout: Readout) -> Tensor:
@@ -126,16 +121,16 @@ def gradient_times_input(
 ) -> Tensor:
     """Return |Σ_d g_d · e_d| of each token's embedding e with gradient g, float [batch, tokens].
 
-    The gradient is that of the label's log-probability, of the mean loss of a language model's predictions, or for
-    "kl", whose own gradient is zero, of the log-probability of the model's present prediction. It takes one forward and
-    one backward; the gradients of parameters stay as they are.
+    The gradient is that of the label's log-probability ("label"), of the mean loss of the predictions ("loss"), or of
+    the log-probability of the model's own prediction ("kl", whose gradient is zero with nothing hidden). The function
+    takes one forward and one backward, and leaves the gradients of the parameters unchanged.
 
     Args:
         model, batch, effect, forward: see `occlude`.
-        reduce: "sum" (first-order effect of an embedding of zeros), or "l1" for Σ_d |g_d · e_d|.
+        reduce: "sum" for the first-order effect of setting the embedding to zero, "l1" for Σ_d |g_d · e_d|.
 
     Returns:
-        nan at padding, and in sequences without a label or a prediction.
+        Scores, with nan at padding and in sequences without a label or a prediction.
 
     Raises:
         ConfigurationError: an argument is wrong, or the model's embedding of `input_ids` is not known.
@@ -152,11 +147,11 @@ def gradient_times_input(
     real = token_mask(batch)
     embedded: list[Tensor] = []
 
-    def keep(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
         return embedded[-1]
 
-    handle = evaluated.input_embeddings(needed_by="gradient × input").register_forward_hook(keep)
+    handle = evaluated.require_input_embeddings("gradient × input").register_forward_hook(keep)
     try:
         with evaluated.evaluating(gradients=True):
             logits = evaluated.logits(batch)
@@ -172,17 +167,16 @@ def gradient_times_input(
 def _objective(
     logits: Tensor, effect: EffectName | None, batch: Batch, real: Tensor, problem_type: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the sum over sequences of what the gradient is of, and the sequences that have it, bool [batch]."""
+    """Return the scalar to differentiate, and the sequences that contribute to it, bool [batch]."""
     measured = make_effect(effect, logits.detach(), batch, real, problem_type)
     if measured.name == "kl" and problem_type == "multi_label_classification" and logits.ndim == 2:
         values = F.logsigmoid(logits.abs()).sum(-1)
     elif measured.name == "kl":
-        likely = logits.detach().argmax(-1)
-        values = -F.cross_entropy(logits.flatten(0, -2), likely.flatten(), reduction="none").view(likely.shape)
+        values = -cross_entropies(logits, logits.detach().argmax(-1))
     else:
-        # With nothing hidden the effect is zero, and its gradient is the one that is needed.
+        # With nothing hidden the effect is zero, but its gradient is that of the loss.
         values = measured.measure(logits, torch.arange(len(logits), device=logits.device), 0)
-    if measured.outputs is not None:
-        outputs = measured.outputs
+    outputs = measured.outputs
+    if outputs is not None:
         values = values.masked_fill(~outputs, 0.0).sum(1) / outputs.sum(1).clamp(min=1)
     return values[measured.measurable].sum(), measured.measurable

@@ -1,10 +1,11 @@
-"""Batches as models take them by name: token ids, padding masks and labels."""
+"""Batches of keyword arguments for a model: token ids, padding masks and labels."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from attnwatch.errors import ConfigurationError
 
@@ -40,17 +41,29 @@ def labels_of(batch: Batch) -> Any:
 
 
 def sequences_of(batch: Batch, indices: Tensor) -> dict[str, Any]:
-    """Return some sequences of a batch, int64 [rows]; entries without a batch dimension stay as they are."""
+    """Return the sequences of a batch at these indices, int64 [rows]; entries without a batch dimension are kept."""
     size = len(batch["input_ids"])
     has_batch = {name: isinstance(each, Tensor) and each.ndim > 0 and len(each) == size for name, each in batch.items()}
     return {name: each[indices] if has_batch[name] else each for name, each in batch.items()}
+
+
+def padded_batch(
+    rows: Sequence[Sequence[int]], pad_id: int, *, device: torch.device | None = None, side: Literal["left", "right"]
+) -> dict[str, Tensor]:
+    """Return sequences of token ids with their mask, padded on one side."""
+    ids = [torch.tensor(row, dtype=torch.int64, device=device) for row in rows]
+    ones = list(map(torch.ones_like, ids))
+    return {
+        "input_ids": pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side=side),
+        "attention_mask": pad_sequence(ones, batch_first=True, padding_side=side),
+    }
 
 
 def as_batch(given: Any) -> Batch:
     """Return a copy of a data loader's batch.
 
     Raises:
-        ConfigurationError: it is not a mapping.
+        ConfigurationError: the batch is not a mapping.
     """
     if isinstance(given, Mapping):
         return dict(given)
@@ -64,7 +77,7 @@ def as_batches(given: Iterable[Any]) -> list[Batch]:
     """Return copies of several batches.
 
     Raises:
-        ConfigurationError: there is none, or they are not mappings.
+        ConfigurationError: there are no batches, or one is not a mapping.
     """
     if isinstance(given, Mapping) or not isinstance(given, Iterable):
         raise ConfigurationError(f"`batches` must be a list of batches, got a {type(given).__name__}.")
@@ -75,7 +88,7 @@ def as_batches(given: Iterable[Any]) -> list[Batch]:
 
 
 def check_batch(batch: Batch) -> None:
-    """Raise a `ConfigurationError` unless the batch has tokens, and labels, if any, are a tensor."""
+    """Raise a `ConfigurationError` unless the batch has tokens and its labels, if any, are a tensor."""
     if not isinstance(batch, Mapping):
         raise ConfigurationError(
             f"`batch` must be a mapping with `input_ids`, as the model takes them by name; got a "

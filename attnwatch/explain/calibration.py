@@ -1,4 +1,4 @@
-"""Calibration: how far the probabilities of a model can be believed."""
+"""Calibration of the probabilities of a model."""
 
 import math
 from collections.abc import Iterable
@@ -25,27 +25,27 @@ _NO_LABEL = -100
 
 @dataclass
 class Calibration:
-    """Figures of n examples with confidence c_i (the probability of the prediction) and r_i = 1 if it was right, or 0.
+    """Calibration of n predictions with confidences c_i, and r_i = 1 for a right prediction and 0 for a wrong one.
 
     Attributes:
-        num_examples: n.
+        num_examples: number of examples n.
         accuracy, accuracy_stderr: mean of r_i, and sqrt(accuracy (1 − accuracy) / n).
-        mean_confidence: mean of c_i; above the accuracy: over-confident.
+        mean_confidence: mean of c_i; an over-confident model has one above its accuracy.
         expected_calibration_error: Σ_b n_b/n · |accuracy_b − confidence_b| over bins b of the confidence, 0 to 1
             (Guo et al. 2017, arXiv 1706.04599, equation 3).
-        expected_calibration_error_stderr: from a bootstrap over the examples.
+        expected_calibration_error_stderr: standard error from a bootstrap over the examples.
         expected_if_calibrated: the expected calibration error that a perfectly calibrated model would show with these
-            confidences, by chance alone (mean over outcomes drawn from them; Bröcker and Smith 2007). An error that is
-            not above it says nothing.
-        brier, brier_stderr: of class probabilities the mean of Σ_k (p_ik − [k is the label])², 0 to 2 (Brier 1950); of
-            confidences the mean of (c_i − r_i)², 0 to 1.
-        auroc, auroc_stderr: share of pairs of a right and a wrong answer in which the right one has the higher
-            confidence, ties as half; 0.5 is chance. Standard error of Hanley and McNeil (1982): 0 where no pair is
-            out of order, however few there are. nan where there are no such pairs.
-        auroc_reason: why there is no AUROC; empty if there is one.
-        bin_lower, bin_upper, bin_confidence, bin_accuracy, bin_count: float64 [bins], the reliability diagram: limits,
-            means and number of examples of each bin, (lower, upper], the first with its lower limit; nan where a bin is
-            empty.
+            confidences by chance alone: the mean over outcomes drawn from them (Bröcker and Smith 2007). An error that
+            is not above it is no evidence of miscalibration.
+        brier, brier_stderr: for class probabilities the mean of Σ_k (p_ik − [k is the label])², 0 to 2 (Brier 1950);
+            for confidences the mean of (c_i − r_i)², 0 to 1.
+        auroc, auroc_stderr: fraction of the pairs of a right and a wrong answer in which the right one has the higher
+            confidence; ties count as half, and 0.5 is chance. The standard error (Hanley and McNeil 1982) is 0 if no
+            pair is out of order, however few pairs there are. nan without such pairs.
+        auroc_reason: reason why there is no AUROC; empty if there is one.
+        bin_lower, bin_upper, bin_confidence, bin_accuracy, bin_count: reliability diagram, float64 [bins]: limits,
+            means and number of examples of each bin (lower, upper]. The first bin includes its lower limit. The means
+            of an empty bin are nan.
     """
 
     num_examples: int
@@ -86,18 +86,18 @@ def calibration(
 ) -> Calibration:
     """Return accuracy, expected calibration error, Brier score, reliability diagram, and AUROC of the confidence.
 
-    Of equal probabilities the first class is the prediction. No figure depends on the order of the examples.
+    Among equal probabilities, the first class is the prediction. The result does not depend on the order of examples.
 
     Args:
         probabilities: [examples, classes], 0 to 1, rows sum to 1; or confidences [examples], 0 to 1.
-        outcomes: labels [examples], integers from 0 to classes − 1; with confidences whether each was right.
-        num_bins: bins of the reliability diagram and the expected calibration error.
-        bins: `"equal_width"`: ((b − 1)/num_bins, b/num_bins]; `"equal_mass"`: about as many examples in each, equal
-            confidences in the same one (Nguyen and O'Connor 2015), so that there may be fewer bins.
-        seed: of the resampling.
+        outcomes: labels [examples], integers from 0 to classes − 1; for confidences, whether each prediction is right.
+        num_bins: number of bins of the reliability diagram and the expected calibration error.
+        bins: `"equal_width"` for bins ((b − 1)/num_bins, b/num_bins]; `"equal_mass"` for bins with about equally many
+            examples (Nguyen and O'Connor 2015). Equal confidences share a bin, so there may be fewer bins.
+        seed: seed of the resampling.
 
     Raises:
-        ConfigurationError: an argument has another shape or range, or is empty.
+        ConfigurationError: an argument has a wrong shape or range, or is empty.
 
     >>> found = calibration([0.9, 0.9, 0.6, 0.6], [True, True, True, False], num_bins=10)
     >>> round(found.expected_calibration_error, 3)  # (2·|1 − 0.9| + 2·|0.5 − 0.6|) / 4
@@ -152,14 +152,14 @@ def classifier_calibration(
     """Return the calibration of a classifier's probabilities, from one forward of each batch.
 
     Args:
-        model: returns logits [batch, classes].
+        model: classifier that returns logits [batch, classes].
         batches: arguments of the model by name, on its device, with integer `labels` [batch] (−100: no label), or
             [batch, classes] of 0.0 and 1.0 for multi-label models, where each class of each sequence is an example.
         num_bins, bins: see `calibration`.
         forward: see `EvaluatedModel`.
 
     Raises:
-        ConfigurationError: the model returns other logits, or batches have no labels.
+        ConfigurationError: the model returns logits of another shape, or batches have no labels.
 
     Example:
         >>> batch = {"x": torch.randn(20, 4), "labels": torch.randint(3, (20,))}
@@ -179,7 +179,7 @@ def classifier_calibration(
 
 
 def _judge(logits: Tensor, labels: Tensor | None, problem_type: str | None) -> tuple[Tensor, Tensor]:
-    """Return (probabilities float64 [examples, classes], labels int64 [examples]) of what has a label."""
+    """Return probabilities, float64 [examples, classes], and labels, int64 [examples], of the examples with a label."""
     if logits.ndim == 2 and isinstance(labels, Tensor) and is_multi_label(logits, labels, problem_type):
         yes = logits.double().sigmoid().flatten()
         return torch.stack([1 - yes, yes], 1), labels.flatten().long()
@@ -213,12 +213,14 @@ def _scored(probabilities: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray
     if not (probabilities >= 0).all() or not (probabilities <= 1 + 1e-6).all():
         raise ConfigurationError(
             f"`probabilities` must lie between 0 and 1; they go from {probabilities.min():.4g} to "
-            f"{probabilities.max():.4g}. Of logits take the softmax first."
+            f"{probabilities.max():.4g}. Apply the softmax to logits first."
         )
     probabilities = np.minimum(probabilities, 1.0)
     if probabilities.ndim == 1:
         if not np.isin(outcomes, (0, 1)).all():
-            raise ConfigurationError("`outcomes` must say of each confidence whether it was right: True or False.")
+            raise ConfigurationError(
+                "`outcomes` must say for each confidence whether the prediction was right: True or False."
+            )
         return probabilities, outcomes, (probabilities - outcomes) ** 2
     sums, num_classes = probabilities.sum(1), probabilities.shape[1]
     if (np.abs(sums - 1) > 1e-2).any():

@@ -1,9 +1,8 @@
-"""Comparison of the attributions of attention and gradients with the importance by hiding tokens."""
+"""Comparison of the attributions of attention and gradients with the importance of hidden tokens."""
 
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from attnwatch.errors import ConfigurationError, NoAttentionError
@@ -17,22 +16,22 @@ from attnwatch.explain.occlusion import Occlusion
 # ranks. Published correlations with leave-one-out and gradients, where attention was called no explanation, are about
 # 0.2 to 0.5 (Kendall's tau; Jain and Wallace 2019, arXiv 1902.10186, table 2).
 DISAGREEMENT = 0.2
-# A mean of so many standard errors is above zero for certain enough (one-sided 97.5%).
+# Number of standard errors by which a mean must exceed zero (one-sided 97.5%).
 _STANDARD_ERRORS = 1.96
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Spearman's rank correlations with |importance|, of each sequence over its tokens that were hidden.
+    """Spearman's rank correlations with |importance|, for each sequence over the tokens that were hidden.
 
     Attributes:
         sites: attention layers that were observed.
-        attention: of attention received, float64 [layers, batch].
-        rollout: of attention rollout up to the layer, float64 [layers, batch].
-        gradient: of gradient × input, float64 [batch].
-        attribution: attention's; None if it could not be observed.
+        attention: correlation of the attention received, float64 [layers, batch].
+        rollout: correlation of the attention rollout up to each layer, float64 [layers, batch].
+        gradient: correlation of gradient × input, float64 [batch].
+        attribution: attribution of attention; None if attention could not be observed.
         gradient_scores: gradient × input, float [batch, tokens].
-        why_no_attention: why attention could not be observed; empty if it was.
+        why_no_attention: reason why attention could not be observed; empty if it was.
     """
 
     sites: tuple[str, ...]
@@ -44,19 +43,19 @@ class Comparison:
     why_no_attention: str = ""
 
     def __str__(self) -> str:
-        """Return the means over sequences, for attention over its layers too."""
+        """Return the means over sequences, those of attention over its layers as well."""
         means = self.means()
         named = {"attention received": "attention", "rollout": "rollout", "gradient × input": "gradient"}
         parts = [f"{name} {means.get(key, 'not observed')}" for name, key in named.items()]
         return "rank correlation with |importance|: " + "; ".join(parts)
 
     def means(self) -> dict[str, MeanOverSequences]:
-        """Return the means over sequences, and layers, of the scores that were observed, by name as in `scores`."""
+        """Return the mean correlation of each score that was observed, by name as in `scores`."""
         values = {"attention": self.attention, "rollout": self.rollout, "gradient": self.gradient}
         return {name: MeanOverSequences.of(each) for name, each in values.items() if each.numel()}
 
     def scores(self) -> dict[str, Tensor]:
-        """Return scores [batch, tokens]: attention received, mean over layers; last rollout; gradient × input."""
+        """Return scores [batch, tokens]: mean attention received over layers, last rollout, and gradient × input."""
         gradient = {"gradient": self.gradient_scores}
         if self.attribution is None:
             return gradient
@@ -71,20 +70,21 @@ def compare(
     readout: Readout | None = None,
     forward: Forward | None = None,
 ) -> Comparison:
-    """Compare the importance by hiding tokens with what attention and gradients say.
+    """Compare the importance of hidden tokens with the scores of attention and of gradients.
 
-    It takes one forward whose attention is observed, and one forward with a backward. Magnitudes are compared, as
-    attention can't say that a token speaks against the label.
+    It takes one forward whose attention is observed, and one forward with a backward. Magnitudes are compared, because
+    attention has no sign.
 
     Args:
-        model, batch, forward: as given to `occlude`.
+        model, batch, forward: arguments that were given to `occlude`.
         occlusion: result of `occlude`.
         readout: see `attention_attribution`.
 
     Raises:
-        ConfigurationError: `occlusion` is of a batch of another shape, or `readout` is unknown.
+        ConfigurationError: `occlusion` belongs to a batch of another shape, or `readout` is unknown.
 
     Example:
+        >>> import torch
         >>> from attnwatch.explain import occlude
         >>> from transformers import BertConfig, BertForSequenceClassification
         >>> config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2)
@@ -96,27 +96,27 @@ def compare(
     evaluated = EvaluatedModel.of(model, forward)
     if occlusion.importance.shape != batch["input_ids"].shape:
         raise ConfigurationError(
-            f"`occlusion` is of a batch of shape {list(occlusion.importance.shape)}, and `input_ids` are "
-            f"{list(batch['input_ids'].shape)}: give the batch that it is of."
+            f"`occlusion` is of a batch of shape {list(occlusion.importance.shape)}, and `input_ids` have the shape "
+            f"{list(batch['input_ids'].shape)}: give the batch that was occluded."
         )
     magnitude = occlusion.importance.abs()
-    attention = rollout = torch.empty(0, len(magnitude), dtype=torch.float64, device=magnitude.device)
-    attribution, sites, why_not = None, (), ""
+    sites: tuple[str, ...] = ()
+    attribution, why_not = None, ""
+    received = rollout = magnitude[None][:0]
     try:
         attribution = attention_attribution(evaluated, batch, readout=readout)
+        sites, received, rollout = attribution.sites, attribution.received, attribution.rollout
     except NoAttentionError as error:
         why_not = str(error)
-    else:
-        sites = attribution.sites
-        attention = torch.stack([rank_correlation(layer, magnitude) for layer in attribution.received])
-        rollout = torch.stack([rank_correlation(layer, magnitude) for layer in attribution.rollout])
     gradient = gradient_times_input(evaluated, batch, effect=occlusion.effect)
-    correlation = rank_correlation(gradient, magnitude)
-    return Comparison(sites, attention, rollout, correlation, attribution, gradient, why_not)
+    by_attention, by_rollout, by_gradient = (
+        rank_correlation(each, magnitude) for each in (received, rollout, gradient)
+    )
+    return Comparison(sites, by_attention, by_rollout, by_gradient, attribution, gradient, why_not)
 
 
 def agrees(correlation: MeanOverSequences, threshold: float = DISAGREEMENT) -> bool:
-    """Return whether a mean rank correlation is at least the threshold and certainly above zero; True if unknown."""
+    """Return whether a mean rank correlation is at least the threshold and significantly above 0; True if unknown."""
     if math.isnan(correlation.mean):
         return True
     is_certain = math.isnan(correlation.stderr) or correlation.mean > _STANDARD_ERRORS * correlation.stderr

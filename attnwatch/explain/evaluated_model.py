@@ -1,4 +1,4 @@
-"""A model that is evaluated beside its training, which leaves no trace in it or in the random state."""
+"""Evaluation of a model during its training, which changes neither the model nor any random state."""
 
 import contextlib
 import inspect
@@ -21,14 +21,14 @@ Forward = Callable[[nn.Module, Batch], Any]
 
 
 class EvaluatedModel:
-    """A model and the way to call it.
+    """Model together with the function that calls it.
 
     Args:
         model: a transformers model, or a module with one in it, such as a LightningModule; with `forward` any module.
-        forward: calls the model; None means by name, with everything in the batch but the labels.
+        forward: function that calls the model; None means a call with everything in the batch except labels.
 
     Attributes:
-        model: the module that is called.
+        model: module that is called.
         num_forwards: number of calls so far.
 
     Raises:
@@ -57,10 +57,10 @@ class EvaluatedModel:
 
     @contextlib.contextmanager
     def evaluating(self, *, gradients: bool = False) -> Iterator[None]:
-        """Put the model in eval mode, not compiled, unobserved and without autocast; restore it afterwards.
+        """Put the model in eval mode, without compilation, observation and autocast, and restore it afterwards.
 
         Args:
-            gradients: record the operations for a backward.
+            gradients: record operations for a backward.
         """
         with undisturbed(self.model, gradients=gradients):
             yield
@@ -81,7 +81,7 @@ class EvaluatedModel:
         logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", output)
         if not isinstance(logits, Tensor) or logits.ndim not in (2, 3) or not logits.is_floating_point():
             raise ConfigurationError(
-                f"`forward`: {self.name} returns no logits [batch, classes] or [batch, tokens, vocabulary], but "
+                f"`forward`: {self.name} must return logits [batch, classes] or [batch, tokens, vocabulary], got "
                 f"{describe(output)}; give a function of (model, batch) that does, or a model with a head."
             )
         return whole(logits).float()
@@ -89,8 +89,8 @@ class EvaluatedModel:
     def broadcast(self, value: Any) -> Any:
         """Return the first process's value if the model is sharded over processes, else `value`.
 
-        A forward of a sharded model is one of all processes. Rounding may differ between them, so everything that
-        decides which forwards follow must be broadcast.
+        All processes take part in every forward of a sharded model. Rounding may differ between processes, so a value
+        that decides which forwards follow must be broadcast.
         """
         if not self.is_sharded:
             return value
@@ -101,7 +101,7 @@ class EvaluatedModel:
     def accepts(self, argument: str) -> bool:
         """Return whether the model's forward has an argument of this name; a custom `forward` accepts all.
 
-        `**kwargs` do not count: the model may ignore them.
+        `**kwargs` do not count, because the model may ignore them.
         """
         if self.has_custom_forward:
             return True
@@ -149,22 +149,29 @@ class EvaluatedModel:
         """Device of the first parameter."""
         return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
-    def input_embeddings(self, *, needed_by: str = "") -> nn.Module | None:
-        """Return the module that embeds `input_ids`; None if the model has none under the usual name.
-
-        Raises:
-            ConfigurationError: there is none, and something needs it.
-        """
+    @property
+    def input_embeddings(self) -> nn.Module | None:
+        """Module that embeds `input_ids`; None if the model has no `get_input_embeddings()`."""
         find = getattr(self.model, "get_input_embeddings", None)
         embeddings = find() if callable(find) else None
-        if isinstance(getattr(embeddings, "weight", None), Tensor):
-            return embeddings
-        if needed_by:
+        return embeddings if isinstance(getattr(embeddings, "weight", None), Tensor) else None
+
+    def require_input_embeddings(self, needed_by: str) -> nn.Module:
+        """Return `input_embeddings`.
+
+        Args:
+            needed_by: beginning of the error message.
+
+        Raises:
+            ConfigurationError: the model has none.
+        """
+        embeddings = self.input_embeddings
+        if embeddings is None:
             raise ConfigurationError(
                 f"{needed_by} needs the module that embeds `input_ids`: {self.name} must have it as "
                 "`get_input_embeddings()`."
             )
-        return None
+        return embeddings
 
 
 def _transformers_model(model: nn.Module) -> nn.Module:

@@ -21,14 +21,15 @@ TENTHS = tuple(tenth / 10 for tenth in range(11))
 
 @dataclass(frozen=True)
 class FaithfulnessCurve:
-    """Effect of hiding tokens in the order of a score, beside random orders.
+    """Effect of hiding tokens in the order of a score, compared with random orders.
 
     Attributes:
-        fractions: float [points], of the tokens that can be hidden.
-        effects: float [batch, points], in nats, as `Occlusion.importance`; nan where nothing could be measured.
-        random_effects: float [orders, batch, points].
-        is_deletion: True if the tokens with the highest scores are hidden, up to the fraction; False if all others are.
-        num_forwards: number of forwards that it took, with all curves that were computed together.
+        fractions: fractions of the tokens that can be hidden, float [points].
+        effects: effects in nats, as in `Occlusion.importance`, float [batch, points]; nan where nothing could be
+            measured.
+        random_effects: effects of the random orders, float [orders, batch, points].
+        is_deletion: True if the fraction of tokens with the highest scores is hidden; False if all other tokens are.
+        num_forwards: number of forwards, including those of all curves that were computed together.
     """
 
     fractions: Tensor
@@ -65,14 +66,14 @@ class FaithfulnessCurve:
     def more_than_random(self) -> MeanOverSequences:
         """Area minus the mean area of the random orders, paired by sequence.
 
-        A faithful score is above 0 in a deletion (hiding hurts more) and below 0 in an insertion (the output recovers
-        sooner).
+        It is above 0 in the deletion curve of a faithful score, where hiding hurts more, and below 0 in its insertion
+        curve, where the output recovers sooner.
         """
         return MeanOverSequences.of(self.areas - self.random_areas.mean(0))
 
 
 def area(fractions: Tensor, effects: Tensor) -> Tensor:
-    """Return the area under [..., points] where it is known, divided by the width of that part; nan if there is none.
+    """Return the mean of effects [..., points] over the fractions where they are known; nan if none is known.
 
     >>> area(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 2.0, 2.0])).item()
     1.5
@@ -100,21 +101,21 @@ def deletion_curve(
     forward: Forward | None = None,
     insertion: bool = False,
 ) -> FaithfulnessCurve:
-    """Hide the tokens with the highest scores, more and more of them.
+    """Measure the effect of hiding more and more tokens, those with the highest scores first.
 
     Args:
         model, batch: see `occlude`.
         scores: [batch, tokens], higher for more important tokens; nan counts as the least important.
-        fractions: ascending, from 0 to 1.
+        fractions: ascending fractions between 0 and 1 of the tokens that can be hidden.
         num_random: number of random orders to compare with.
-        seed: of the random orders.
+        seed: seed of the random orders.
         hide, effect, tokenizer, mask_token_id, special_ids, tokens_per_forward, forward: see `occlude`.
-        insertion: return the insertion curve instead: hide all tokens but those with the highest scores, fewer and
-            fewer of them.
+        insertion: return the insertion curve instead, for which all tokens except those with the highest scores are
+            hidden.
 
     Returns:
-        The effect of a language model is the mean over the predictions that remain: with hide="remove" those at tokens
-        that are not hidden, and in any case not those at special tokens.
+        The curve. The effect of a language model is the mean over its predictions, except those at special tokens and,
+        with hide="remove", those at hidden tokens.
 
     Raises:
         ConfigurationError: see `occlude`; or `scores`, `fractions` or `num_random` is wrong.
@@ -140,12 +141,14 @@ def deletion_curve(
 
 
 class FaithfulnessPlan:
-    """Curves of several scores over one batch with a known number of forwards. Used while a model is evaluated.
+    """Curves of several scores over one batch, with the number of forwards known in advance.
+
+    The model must be in `EvaluatedModel.evaluating`.
 
     Args:
         forwards: forwards of the batch with hidden tokens.
-        scores: by name; all share the random orders.
-        is_deletion: deletion curves, not insertion curves.
+        scores: scores by name; all curves share the random orders.
+        is_deletion: compute deletion curves, not insertion curves.
         fractions, num_random, seed: see `deletion_curve`.
 
     Attributes:
@@ -170,15 +173,14 @@ class FaithfulnessPlan:
         sequences = torch.arange(hidden.shape[1], device=hidden.device)[None, :, None].expand(hidden.shape[:-1])
         self._hides = hidden.any(-1) & forwards.effect.measurable[:, None]
         self._rows, self._sequences = hidden[self._hides], sequences[self._hides]
-        self.num_forwards = len(forwards.chunks(self._sequences, self._rows)) if len(self._rows) else 0
+        self.num_forwards = len(forwards.chunks(self._sequences, self._rows))
 
     def run(self) -> dict[str, FaithfulnessCurve]:
         """Return the curve of each score."""
         forwards = self._forwards
         effects = torch.zeros(self._hides.shape, device=self._hides.device)
-        if len(self._rows):
-            found = forwards.effects(self._sequences, self._rows)
-            effects[self._hides] = _mean_over_outputs(forwards, found, self._sequences, self._rows)
+        found = forwards.effects(self._sequences, self._rows)
+        effects[self._hides] = _mean_over_outputs(forwards, found, self._sequences, self._rows)
         unknown = ~(forwards.effect.measurable & forwards.batch.hideable.any(1))
         effects.masked_fill_(unknown[:, None], torch.nan)
         num_forwards = forwards.num_preparing + self.num_forwards
@@ -194,8 +196,8 @@ def hidden_by_orders(hideable: Tensor, orders: Tensor, fractions: Tensor, is_del
 
     Args:
         hideable: bool [batch, tokens].
-        orders: [orders, batch, tokens], scores, higher ones first; equal ones in the order of the text.
-        fractions: [points], of the tokens that can be hidden.
+        orders: scores [orders, batch, tokens]; the highest come first, and equal ones in the order of the text.
+        fractions: fractions of the tokens that can be hidden, [points].
     """
     known = orders.masked_fill(~hideable, -torch.inf)
     ranks = known.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
@@ -205,7 +207,7 @@ def hidden_by_orders(hideable: Tensor, orders: Tensor, fractions: Tensor, is_del
 
 
 def _mean_over_outputs(forwards: MaskedForwards, effects: Tensor, sequences: Tensor, hidden: Tensor) -> Tensor:
-    """Return the mean over the outputs that remain, [rows]; nan where none does."""
+    """Return the mean effect over the remaining outputs, [rows]; nan where none remains."""
     if forwards.effect.outputs is None:
         return effects
     remain = (forwards.effect.outputs & forwards.batch.hideable)[sequences]

@@ -1,10 +1,11 @@
 """Methods to hide tokens from a model."""
 
-import contextlib
+import functools
 import operator
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,14 +18,18 @@ from attnwatch.utils.arguments import require_choice, require_int
 
 HidingName = Literal["remove", "mask_token", "mean"]
 
-# Special tokens in a model's configuration, which serve where no tokenizer knows them.
+Hide = Callable[[dict[str, Any], Tensor, int], AbstractContextManager[dict[str, Any]]]
+"""Function of the rows, the hidden tokens (bool [rows, tokens]) and the first token that the model is given; returns a
+context that yields the rows to give to the model."""
+
+# Special tokens in a model's configuration, used without a tokenizer.
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 _EMBEDDINGS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class HidingOptions:
-    """Arguments of `occlude` that say how tokens are hidden and what is measured.
+    """Arguments of `occlude` that define how tokens are hidden and what is measured.
 
     Args:
         hide, effect, tokenizer, mask_token_id, special_ids, tokens_per_forward: see `attnwatch.explain.occlude`.
@@ -40,7 +45,7 @@ class HidingOptions:
     special_ids: Collection[int] | None = None
     tokens_per_forward: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_choice("hide", self.hide, HidingName)
         require_choice("effect", self.effect, EffectName, optional=True)
         require_tokenizer(self.tokenizer, optional=True)
@@ -52,71 +57,12 @@ class HidingOptions:
             object.__setattr__(self, "special_ids", tuple(map(operator.index, self.special_ids)))
         except TypeError as error:
             raise ConfigurationError(
-                "`special_ids` must be a list of token ids, integers, or None (those that the tokenizer or the model's "
-                f"configuration knows); got {self.special_ids!r}."
+                "`special_ids` must be a list of token ids, integers, or None (those of the tokenizer or the model's "
+                f"configuration); got {self.special_ids!r}."
             ) from error
 
 
-class HidingMethod:
-    """Hides tokens of rows, each a sequence of a batch."""
-
-    removes_outputs = False
-    """The model's outputs at hidden tokens have no meaning."""
-
-    @contextlib.contextmanager
-    def hidden_in(self, rows: dict[str, Any], hidden: Tensor, start: int) -> Iterator[dict[str, Any]]:
-        """Yield the rows to give to the model, from the token `start` on, while this is open.
-
-        Args:
-            hidden: bool [rows, tokens].
-        """
-        yield {**rows, **self._changed(rows, hidden)}
-
-    def _changed(self, rows: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
-        raise NotImplementedError
-
-
-class Removal(HidingMethod):
-    """Masks the token's key in every layer, so that no other token sees it."""
-
-    removes_outputs = True
-
-    def _changed(self, rows: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
-        return {"attention_mask": rows["attention_mask"] * ~hidden}
-
-
-class MaskToken(HidingMethod):
-    """Puts another token in its place."""
-
-    def __init__(self, token_id: int):
-        self._token_id = token_id
-
-    def _changed(self, rows: dict[str, Any], hidden: Tensor) -> dict[str, Any]:
-        return {"input_ids": rows["input_ids"].masked_fill(hidden, self._token_id)}
-
-
-class MeanEmbedding(HidingMethod):
-    """Puts the mean of all embeddings in the place of its embedding."""
-
-    def __init__(self, embeddings: nn.Module):
-        self._embeddings = embeddings
-        ids = torch.arange(embeddings.weight.shape[0], device=embeddings.weight.device)
-        self._mean = torch.stack([embeddings(some).sum(0) for some in ids.split(_EMBEDDINGS_AT_ONCE)]).sum(0) / len(ids)
-
-    @contextlib.contextmanager
-    def hidden_in(self, rows: dict[str, Any], hidden: Tensor, start: int) -> Iterator[dict[str, Any]]:
-        def replace(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
-            here = hidden[:, start : start + output.shape[1], None]
-            return torch.where(here, self._mean.to(output.dtype), output)
-
-        handle = self._embeddings.register_forward_hook(replace)
-        try:
-            yield rows
-        finally:
-            handle.remove()
-
-
-def make_hiding(options: HidingOptions, model: EvaluatedModel) -> HidingMethod:
+def make_hiding(options: HidingOptions, model: EvaluatedModel) -> Hide:
     """Return the method that the options name.
 
     Raises:
@@ -124,25 +70,57 @@ def make_hiding(options: HidingOptions, model: EvaluatedModel) -> HidingMethod:
     """
     if options.hide == "remove":
         _refuse_removal(model)
-        return Removal()
+        return _remove
     if options.hide == "mean":
-        return MeanEmbedding(model.input_embeddings(needed_by="`hide` 'mean'"))
+        return _mean_embedding(model.require_input_embeddings("`hide` 'mean'"))
     token_id = options.mask_token_id
     if token_id is None:
         token_id = getattr(options.tokenizer, "mask_token_id", None)
     if token_id is None:
         raise ConfigurationError(
-            f"`hide` 'mask_token' needs a mask token, and none is known of {model.name}: give `mask_token_id`, or a "
+            f"`hide` 'mask_token' needs a mask token, and {model.name} has none: give `mask_token_id`, or a "
             "`tokenizer` that has one; or hide by 'remove' or 'mean'."
         )
     _check_embedded(int(token_id), model)
-    return MaskToken(int(token_id))
+    return functools.partial(_replace, int(token_id))
+
+
+def _remove(rows: dict[str, Any], hidden: Tensor, start: int) -> AbstractContextManager[dict[str, Any]]:
+    """Mask the token's key in every layer, so that no other token sees it."""
+    return nullcontext({**rows, "attention_mask": rows["attention_mask"] * ~hidden})
+
+
+def _replace(token_id: int, rows: dict[str, Any], hidden: Tensor, start: int) -> AbstractContextManager[dict[str, Any]]:
+    """Put another token in its place."""
+    return nullcontext({**rows, "input_ids": rows["input_ids"].masked_fill(hidden, token_id)})
+
+
+def _mean_embedding(embeddings: nn.Module) -> Hide:
+    """Return a method that puts the mean of all embeddings in the place of the token's embedding."""
+    weight = cast(Tensor, embeddings.weight)
+    ids = torch.arange(weight.shape[0], device=weight.device)
+    mean = torch.stack([embeddings(some).sum(0) for some in ids.split(_EMBEDDINGS_AT_ONCE)]).sum(0) / len(ids)
+
+    @contextmanager
+    def hide(rows: dict[str, Any], hidden: Tensor, start: int) -> Iterator[dict[str, Any]]:
+        def replace(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+            here = hidden[:, start : start + output.shape[1], None]
+            return torch.where(here, mean.to(output.dtype), output)
+
+        handle = embeddings.register_forward_hook(replace)
+        try:
+            yield rows
+        finally:
+            handle.remove()
+
+    return hide
 
 
 def special_token_ids(model: EvaluatedModel, options: HidingOptions) -> Tensor:
-    """Return the ids of special tokens, which are never hidden, int64 [ids]; the one for unknown words is not special.
+    """Return the ids of special tokens, which are never hidden, int64 [ids].
 
-    They are those that the user gave, else the tokenizer's, else those in the model's configuration.
+    They are those that the user gave, else the tokenizer's without that of unknown words, else those in the model's
+    configuration.
     """
     if options.special_ids is not None:
         ids = set(options.special_ids)
@@ -158,8 +136,8 @@ def special_token_ids(model: EvaluatedModel, options: HidingOptions) -> Tensor:
 
 
 def _check_embedded(token_id: int, model: EvaluatedModel) -> None:
-    """Raise a `ConfigurationError` for an id without embedding: an accelerator does not recover from one."""
-    weight = getattr(model.input_embeddings(), "weight", None)
+    """Raise a `ConfigurationError` for an id without an embedding, from which an accelerator can't recover."""
+    weight = getattr(model.input_embeddings, "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 2 and not 0 <= token_id < len(weight):
         raise ConfigurationError(
             f"`mask_token_id` must be one of the {len(weight)} ids that {model.name} embeds, from 0 to "

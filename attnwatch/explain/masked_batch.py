@@ -1,29 +1,49 @@
-"""A batch of which tokens can be hidden, one forward for many rows."""
+"""Batch whose tokens can be hidden, with one forward for many rows."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from attnwatch.capture import CACHES
 from attnwatch.explain.batches import Batch, sequences_of, token_mask
 from attnwatch.explain.evaluated_model import EvaluatedModel
 from attnwatch.explain.hiding import HidingOptions, make_hiding, special_token_ids
-from attnwatch.explain.prefix_cache import PrefixCache, find_cache_argument, forward_with_cache
 from attnwatch.utils.messages import logger
 
-# Error of values that are computed in another order, relative to their spread, by bytes of a parameter.
-_ROUNDING = {8: 1e-4, 4: 1e-4}
-_ROUNDING_OF_HALF_PRECISION = 0.05
+
+@dataclass(frozen=True)
+class PrefixCache:
+    """Keys and values of whole sequences, so that only the tokens from the first hidden one on must be computed.
+
+    A model's own cache drops the tokens before a sliding window. This one keeps all tokens in all layers, so that
+    positions in it are positions in the sequence; the model's masks hide the tokens outside the window.
+
+    Attributes:
+        argument: name of the model's argument for a cache.
+        layers: (keys, values) of each layer, each [batch, heads, tokens, head_dim].
+    """
+
+    argument: str
+    layers: list[tuple[Tensor, Tensor]]
+
+    def arguments(self, sequences: Tensor, start: int) -> dict[str, Any]:
+        """Return arguments for a forward of these sequences, int64 [rows], from the token `start` on."""
+        cache = _empty_cache()
+        for layer, (keys, values) in enumerate(self.layers):
+            cache.update(keys[sequences, :, :start], values[sequences, :, :start], layer)
+        return {self.argument: cache, "use_cache": True}
 
 
 class MaskedBatch:
-    """A batch and its model, with a method to hide tokens. Used while `model.evaluating()` is open.
+    """Batch and model with a method to hide tokens. The model must be in `EvaluatedModel.evaluating`.
 
     Attributes:
         real: bool [batch, tokens], False at padding.
         special: bool [batch, tokens], True at special tokens.
         hideable: bool [batch, tokens], True where a token is neither.
-        removes_outputs: see `HidingMethod`.
+        removes_outputs: True if the model's outputs at hidden tokens have no meaning.
 
     Raises:
         ConfigurationError: tokens of this model can't be hidden this way.
@@ -31,8 +51,8 @@ class MaskedBatch:
 
     def __init__(self, model: EvaluatedModel, batch: Batch, options: HidingOptions):
         self.model = model
-        self._hiding = make_hiding(options, model)
-        self.removes_outputs = self._hiding.removes_outputs
+        self._hide = make_hiding(options, model)
+        self.removes_outputs = options.hide == "remove"
         self.real = token_mask(batch)
         self.special = torch.isin(batch["input_ids"], special_token_ids(model, options)) & self.real
         self.hideable = self.real & ~self.special
@@ -50,11 +70,9 @@ class MaskedBatch:
         if self.removes_outputs and self._accepts("position_ids") and "position_ids" not in self._batch:
             self._keep_positions()
         why_not = "the model keeps no keys and values that are known"
-        argument = find_cache_argument(self.model) if keep_prefix else None
-        is_decoder = not getattr(self.model.config, "is_encoder_decoder", False)
-        if argument is not None and is_decoder and self._accepts("use_cache") and self._accepts("attention_mask"):
+        if keep_prefix and (argument := self._cache_argument()):
             try:
-                logits, prefix = forward_with_cache(self.model, self._batch, argument)
+                logits, prefix = self._logits_and_prefix(argument)
             except Exception as error:  # of any kind: models differ in what they do with a cache
                 why_not = f"keys and values could not be kept: {error}"
             else:
@@ -72,14 +90,13 @@ class MaskedBatch:
             prefix: keys and values of the tokens before `start`.
         """
         kept = self._without_cache if prefix is None else prefix.arguments(sequences, start)
-        with self._hiding.hidden_in(sequences_of(self._batch, sequences), hidden, start) as rows:
+        with self._hide(sequences_of(self._batch, sequences), hidden, start) as rows:
             return self.model.logits(_cut(rows, self.real.shape[1], start, end), **kept)
 
     def ends(self, mask: Tensor) -> Tensor:
-        """Return the end of what must be computed in each sequence, int64 [batch], at least 1.
+        """Return the number of tokens that must be computed in each sequence, int64 [batch], at least 1.
 
-        That is behind the last True of the mask, bool [batch, tokens]; with a custom forward it is the last token, as
-        only the user's function knows what may be left out.
+        They end with the last True of the mask, bool [batch, tokens]. A custom forward is always given all tokens.
         """
         tokens = mask.shape[1]
         if self.model.has_custom_forward:
@@ -88,14 +105,14 @@ class MaskedBatch:
 
     @property
     def rounding(self) -> float:
-        """Relative error that a computation in another order may have."""
+        """Error of values that are computed in another order, relative to their spread."""
         parameter = next(self.model.model.parameters(), torch.zeros(()))
-        return _ROUNDING.get(parameter.element_size(), _ROUNDING_OF_HALF_PRECISION)
+        return 1e-4 if parameter.element_size() >= 4 else 0.05
 
     def _keep_positions(self) -> None:
-        """Give a model that counts positions in the mask those of the whole sequences: hidden tokens would shift them.
+        """Pass positions to a model that derives them from the mask, where hidden tokens would shift them.
 
-        Whether it counts so is tried on the sequence with the most padding, where other ways to count differ most.
+        Whether the model does so is tested on the sequence with the most padding, where other rules differ most.
         """
         lengths = self.real.sum(1)
         sequence = lengths.masked_fill(lengths < 2, self.real.shape[1] + 1).argmin()[None]
@@ -105,8 +122,8 @@ class MaskedBatch:
             own = self.model.logits(row, **self._without_cache)
             given = self.model.logits(row, position_ids=positions[sequence], **self._without_cache)
         except Exception as error:
-            # A model that does not take these positions counts in its own way. An error with another cause is raised
-            # again by the forward of the whole batch, which is made without positions.
+            # The model does not take these positions. An error with another cause is raised again by the forward of the
+            # whole batch, which is made without positions.
             logger.debug("attnwatch: %s is not given `position_ids`: %s", self.model.name, error)
             return
         if own.ndim == 3:
@@ -114,14 +131,36 @@ class MaskedBatch:
         if self.model.broadcast(torch.allclose(given, own, rtol=self.rounding, atol=self.rounding)):
             self._batch["position_ids"] = positions
 
+    def _cache_argument(self) -> str | None:
+        """Return the name of the model's argument for a cache; None if it has none that is known."""
+        is_decoder = not getattr(self.model.config, "is_encoder_decoder", False)
+        if is_decoder and self._accepts("use_cache") and self._accepts("attention_mask"):
+            return next(filter(self._accepts, CACHES), None)
+        return None
+
+    def _logits_and_prefix(self, argument: str) -> tuple[Tensor, PrefixCache | None]:
+        """Return the logits and the keys and values; None if the model does not keep those of all tokens."""
+        cache = _empty_cache()
+        logits = self.model.logits(self._batch, **{argument: cache}, use_cache=True)
+        layers = [(layer.keys, layer.values) for layer in cache.layers]
+        kept = [each for pair in layers for each in pair]
+        is_whole = kept and all(each.ndim == 4 and (len(each), each.shape[2]) == self.real.shape for each in kept)
+        return logits, PrefixCache(argument, layers) if is_whole else None
+
     def _accepts(self, argument: str) -> bool:
         return not self.model.has_custom_forward and self.model.accepts(argument)
+
+
+def _empty_cache() -> Any:
+    from transformers.cache_utils import DynamicCache  # only called for models of transformers
+
+    return DynamicCache()
 
 
 def positions_by_mask(mask: Tensor) -> Tensor:
     """Return positions as models derive them from a mask: real tokens counted from 0, int64 [batch, tokens].
 
-    Padding has 0: an accelerator does not recover from an index of -1.
+    Padding has position 0, because an accelerator can't recover from an index of -1.
     """
     return mask.long().cumsum(1).mul(mask.long()).sub(1).clamp(min=0)
 

@@ -7,37 +7,33 @@ import torch
 from torch import Tensor
 
 from attnwatch.explain.batches import Batch, check_batch
-from attnwatch.explain.causality import CausalityCheck
-from attnwatch.explain.effects import Effect, LossEffect, check_outputs, make_effect
+from attnwatch.explain.causality import check_causality
+from attnwatch.explain.effects import check_outputs, make_effect
 from attnwatch.explain.evaluated_model import EvaluatedModel
 from attnwatch.explain.hiding import HidingOptions
 from attnwatch.explain.masked_batch import MaskedBatch
 
 Route = Literal["cached_prefix", "full"]
 
-# Tokens of one forward by default: a CPU gains nothing from more.
-_TOKENS_PER_FORWARD = {"cpu": 512}
-_TOKENS_ON_ACCELERATORS = 16384
-# Outputs of one forward by default, on a CPU 32 MiB, beyond which the C library asks the system for memory anew each
-# time. On an accelerator as many more as there may be tokens.
-_OUTPUTS_PER_FORWARD = {"cpu": 2**23}
-_OUTPUTS_ON_ACCELERATORS = 2**28
+# Tokens and outputs of one forward by default. A CPU gains nothing from more tokens, and beyond 32 MiB of outputs the C
+# library asks the system for memory anew each time.
+_ON_CPU = (512, 2**23)
+_ON_ACCELERATORS = (16384, 2**28)
 _SECONDS_WITHOUT_PROGRESS_BAR = 2.0
 
 
 class MaskedForwards:
-    """Measures what hiding tokens of a batch changes. Used while `model.evaluating()` is open.
+    """Effects of hiding tokens of a batch. The model must be in `EvaluatedModel.evaluating`.
 
-    Rows of a causal language model are computed from the first hidden token on only, with the keys and values of the
-    whole sequence before it. One row is computed both ways first; where they disagree, rows are computed in full.
-
-    Args: see `occlude`.
+    Rows of a causal language model are computed from the first hidden token on, with the cached keys and values of the
+    tokens before it. One row is computed with and without the cache first; if they differ, all rows are computed in
+    full.
 
     Attributes:
-        batch: the batch with its masks.
-        effect: what is measured.
-        num_preparing: forwards that preparing took.
-        why_full: why rows are computed in full; empty if they are not.
+        batch: batch with its masks.
+        effect: effect that is measured.
+        num_preparing: number of forwards of the preparation.
+        why_full: reason why rows are computed in full; empty if they are not.
 
     Raises:
         ConfigurationError: hiding tokens of this model or batch can't be measured this way.
@@ -50,50 +46,54 @@ class MaskedForwards:
         self.batch = MaskedBatch(model, batch, options)
         logits, self._prefix, self.why_full = self.batch.unmasked_logits(keep_prefix=options.effect in (None, "loss"))
         check_outputs(model, options.effect, are_per_token=logits.ndim == 3)
-        self.effect: Effect = make_effect(options.effect, logits, batch, self.batch.real, model.problem_type)
+        self.effect = make_effect(options.effect, logits, batch, self.batch.real, model.problem_type)
         self._budget = options.tokens_per_forward or _default_budget(logits)
-        if isinstance(self.effect, LossEffect):
-            check = CausalityCheck(self.batch, self.effect, logits)
-            if self._prefix is not None:
-                self._prefix, self.why_full = check.usable_prefix(self._prefix)
+        if self.effect.name == "loss":
+            why_not = check_causality(self.batch, self.effect, logits, self._prefix)
+            self.why_full = self.why_full or why_not
         else:
-            self._prefix, self.why_full = None, f"the effect {self.effect.name!r} needs all outputs"
+            self.why_full = f"the effect {self.effect.name!r} needs all outputs"
+        if self.why_full:
+            self._prefix = None
         self.num_preparing = model.num_forwards - before
 
     @property
     def route(self) -> Route:
-        """Route that the rows take."""
+        """Way in which rows are computed."""
         return "full" if self._prefix is None else "cached_prefix"
 
     def chunks(self, sequences: Tensor, hidden: Tensor) -> list[Tensor]:
         """Return the indices of the rows of each forward, int64 [rows]. For the arguments see `effects`."""
         starts, ends = self._spans(sequences, hidden)
         order = torch.argsort(starts * hidden.shape[1] + ends, stable=True).tolist()
-        starts, ends = starts.tolist(), ends.tolist()
+        start_of, end_of = starts.tolist(), ends.tolist()
         chunks: list[list[int]] = []
         widest = 0
         for row in order:
-            end = max(widest, ends[row])
-            if chunks and (len(chunks[-1]) + 1) * (end - starts[chunks[-1][0]]) <= self._budget:
+            end = max(widest, end_of[row])
+            if chunks and (len(chunks[-1]) + 1) * (end - start_of[chunks[-1][0]]) <= self._budget:
                 chunks[-1].append(row)
                 widest = end
             else:
                 chunks.append([row])
-                widest = ends[row]
+                widest = end_of[row]
         return [torch.tensor(chunk, device=hidden.device) for chunk in chunks]
 
     def effects(self, sequences: Tensor, hidden: Tensor, *, show_progress: bool = False) -> Tensor:
-        """Return the effects [rows], or [rows, tokens] for models with an output per token: 0 where not computed.
+        """Return the effects [rows], or [rows, tokens] for models with one output per token, 0 where not computed.
 
         Args:
-            sequences: int64 [rows], of the batch.
-            hidden: bool [rows, tokens].
-            show_progress: show a progress bar, if tqdm is installed and it takes more than two seconds.
+            sequences: number of the sequence of the batch that each row comes from, int64 [rows].
+            hidden: tokens to hide, bool [rows, tokens].
+            show_progress: see `occlude`.
         """
         shape = (len(sequences),) if self.effect.outputs is None else hidden.shape
         effects = torch.zeros(shape, device=hidden.device)
         for chunk in _with_progress(self.chunks(sequences, hidden), show_progress):
-            start, found = self._measure(sequences[chunk], hidden[chunk])
+            rows, here = sequences[chunk], hidden[chunk]
+            starts, ends = self._spans(rows, here)
+            start, end = int(starts.min()), int(ends.max())
+            found = self.effect.measure(self.batch.logits(rows, here, start, end, self._prefix), rows, start)
             if found.ndim == 1:
                 effects[chunk] = found
             else:
@@ -102,25 +102,15 @@ class MaskedForwards:
 
     def _spans(self, sequences: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first token of each row that must be computed, and the end, int64 [rows]."""
-        if self._prefix is None:
+        if self._prefix is None or self.effect.outputs is None:
             return torch.zeros_like(sequences), self.batch.ends(self.batch.real)[sequences]
         return hidden.int().argmax(1), self.batch.ends(self.effect.outputs)[sequences]
-
-    def _measure(self, sequences: Tensor, hidden: Tensor) -> tuple[int, Tensor]:
-        """Return the first token that was computed, and the effects of the rows from there on."""
-        starts, ends = self._spans(sequences, hidden)
-        start = int(starts.min())
-        logits = self.batch.logits(sequences, hidden, start, int(ends.max()), self._prefix)
-        return start, self.effect.measure(logits, sequences, start)
 
 
 def _default_budget(logits: Tensor) -> int:
     """Return the number of tokens of one forward."""
-    device = logits.device.type
-    tokens = _TOKENS_PER_FORWARD.get(device, _TOKENS_ON_ACCELERATORS)
-    if logits.ndim == 2:
-        return tokens
-    return min(tokens, max(1, _OUTPUTS_PER_FORWARD.get(device, _OUTPUTS_ON_ACCELERATORS) // logits.shape[-1]))
+    tokens, outputs = _ON_CPU if logits.device.type == "cpu" else _ON_ACCELERATORS
+    return tokens if logits.ndim == 2 else min(tokens, max(1, outputs // logits.shape[-1]))
 
 
 def _with_progress(steps: Sequence[Any], show_progress: bool) -> Any:

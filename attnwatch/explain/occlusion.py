@@ -1,4 +1,4 @@
-"""Importance of input tokens by hiding them.
+"""Importance of input tokens, measured by hiding them.
 
 Occlusion: Zeiler and Fergus 2014, arXiv 1311.2901. Erasure: Li et al. 2016, arXiv 1612.08220.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from attnwatch.attention import stratified_rows
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.batches import Batch, check_batch, token_mask
+from attnwatch.explain.batches import Batch
 from attnwatch.explain.effects import EffectName
 from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
 from attnwatch.explain.hiding import HidingName, HidingOptions
@@ -34,19 +34,20 @@ _HIDDEN, _PADDING, _SPECIAL, _NO_UNIT, _NOT_SAMPLED, _NOT_MEASURABLE, _NO_OUTPUT
 
 @dataclass(frozen=True)
 class Occlusion:
-    """Changes of a model's output by hiding each token, in nats.
+    """Changes of a model's output when each token is hidden, in nats.
 
     Attributes:
-        importance: float [batch, tokens], nan where the token was not hidden. For models with an output per token the
-            mean over the sequence's outputs.
-        matrix: float [batch, hidden token, output] for models with an output per token; a prediction is at the token
-            that makes it. Causal: 0 before the hidden token. nan where the token was not hidden, where there is no
-            output, and at removed tokens. None for models with one output per sequence.
-        reasons: int [batch, tokens], index into `REASONS`.
-        hide, effect: how tokens were hidden, and what was measured.
+        importance: importance of each token, float [batch, tokens]; nan where the token was not hidden. For models with
+            one output per token, it is the mean over the sequence's outputs.
+        matrix: effect on each output, float [batch, hidden token, output], for models with one output per token. A
+            prediction is at the token that makes it. In causal models it is 0 before the hidden token. nan where the
+            token was not hidden, where there is no output, and at removed tokens. None for models with one output per
+            sequence.
+        reasons: index into `REASONS`, int [batch, tokens].
+        hide, effect: method of hiding, and effect that was measured.
         route: "cached_prefix" if only the tokens from the hidden one on were computed, else "full".
-        why_full: why the route is "full"; else empty.
-        num_forwards: number of forwards that it took.
+        why_full: reason why the route is "full"; empty otherwise.
+        num_forwards: number of forwards.
     """
 
     importance: Tensor
@@ -67,20 +68,20 @@ class Occlusion:
         )
 
     def why_not(self, sequence: int, token: int) -> str:
-        """Return why a token has no importance; "hidden" if it has."""
+        """Return the reason why a token has no importance; "hidden" if it has one."""
         return REASONS[int(self.reasons[sequence, token])]
 
 
 class OcclusionPlan:
-    """Occlusion of one batch with a known number of forwards; up to five are made to prepare it.
+    """Occlusion of one batch, with the number of forwards known in advance. Preparing it takes up to five forwards.
 
     Args:
         model, batch, units, max_units, seed: see `occlude`.
-        options: arguments of `occlude` that say how tokens are hidden and what is measured.
+        options: arguments of `occlude` that define how tokens are hidden and what is measured.
 
     Attributes:
-        forwards: the forwards of the batch with hidden tokens.
-        num_forwards: number of forwards, those of `run` included.
+        forwards: forwards of the batch with hidden tokens.
+        num_forwards: number of forwards, including those of `run`.
 
     Raises:
         ConfigurationError: see `occlude`.
@@ -108,29 +109,20 @@ class OcclusionPlan:
     ):
         require_int("max_units", max_units, minimum=1, optional=True)
         require_int("seed", seed, minimum=0)
-        check_batch(batch)
-        shape = token_mask(batch).shape
-        if units is not None and (units.shape != shape or units.is_floating_point() or units.dtype == torch.bool):
-            raise ConfigurationError(
-                f"`units` must be integers of shape {list(shape)} as `input_ids`, -1 where nothing is hidden; got "
-                f"{units.dtype} of shape {list(units.shape)}."
-            )
         self._hide = options.hide
         with model.evaluating():
             self.forwards = MaskedForwards(model, batch, options)
         self._choose_rows(units, max_units, torch.Generator().manual_seed(seed))
-        num_chunks = len(self.forwards.chunks(self._sequences, self._hidden)) if len(self._hidden) else 0
-        self.num_forwards = self.forwards.num_preparing + num_chunks
+        self.num_forwards = self.forwards.num_preparing + len(self.forwards.chunks(self._sequences, self._hidden))
 
     def run(self, *, show_progress: bool = False) -> Occlusion:
         """Hide the tokens."""
         forwards, real = self.forwards, self.forwards.batch.real
         importance = torch.full(real.shape, torch.nan, device=real.device)
         matrix = None if forwards.effect.outputs is None else importance[:, :, None].repeat(1, 1, real.shape[1])
-        if len(self._hidden):
-            with forwards.batch.model.evaluating():
-                effects = forwards.effects(self._sequences, self._hidden, show_progress=show_progress)
-            self._fill(effects, importance, matrix)
+        with forwards.batch.model.evaluating():
+            effects = forwards.effects(self._sequences, self._hidden, show_progress=show_progress)
+        self._fill(effects, importance, matrix)
         return Occlusion(
             importance,
             matrix,
@@ -143,10 +135,15 @@ class OcclusionPlan:
         )
 
     def _choose_rows(self, units: Tensor | None, max_units: int | None, generator: torch.Generator) -> None:
-        """Choose the rows: the units of each sequence, or one from each of `max_units` equal strata."""
+        """Choose the units of each sequence, or one unit from each of `max_units` equal strata."""
         batch, effect = self.forwards.batch, self.forwards.effect
         reasons = torch.full(batch.real.shape, _HIDDEN, device=batch.real.device)
         units = torch.arange(batch.real.shape[1]).expand(batch.real.shape) if units is None else units
+        if units.shape != batch.real.shape or units.is_floating_point() or units.dtype == torch.bool:
+            raise ConfigurationError(
+                f"`units` must be integers of shape {list(batch.real.shape)} as `input_ids`, -1 where nothing is "
+                f"hidden; got {units.dtype} of shape {list(units.shape)}."
+            )
         units = units.to(batch.real.device)
         reasons[units < 0] = _NO_UNIT
         reasons[~effect.measurable] = _NOT_MEASURABLE
@@ -157,24 +154,18 @@ class OcclusionPlan:
             candidates = batch.hideable[sequence] & (reasons[sequence] == _HIDDEN)
             members = (numbers[candidates].unique()[:, None] == numbers) & candidates  # [units, tokens]
             members = members[members.int().argmax(1).argsort(stable=True)]  # in the order of the text
-            has_output = self._has_output(sequence, members)
-            reasons[sequence][members[~has_output].any(0)] = _NO_OUTPUT
-            members = members[has_output]
-            chosen = stratified_rows(len(members), max_units, generator).to(members.device)
-            not_chosen = torch.ones(len(members), dtype=torch.bool, device=members.device).index_fill(0, chosen, False)
-            reasons[sequence][members[not_chosen].any(0)] = _NOT_SAMPLED
-            rows.append(members[chosen])
+            if effect.outputs is not None:
+                has_output = self._changeable(effect.outputs[sequence].expand_as(members), members).any(1)
+                reasons[sequence][members[~has_output].any(0)] = _NO_OUTPUT
+                members = members[has_output]
+            chosen = members[stratified_rows(len(members), max_units, generator).to(members.device)]
+            reasons[sequence][members.any(0)] = _NOT_SAMPLED
+            reasons[sequence][chosen.any(0)] = _HIDDEN
+            rows.append(chosen)
             sequences += [sequence] * len(chosen)
         self._sequences = torch.tensor(sequences, dtype=torch.int64, device=batch.real.device)
         self._hidden = torch.cat(rows)
         self._reasons = reasons
-
-    def _has_output(self, sequence: int, members: Tensor) -> Tensor:
-        """Return whether each unit can change an output that counts, bool [units]."""
-        outputs = self.forwards.effect.outputs
-        if outputs is None:
-            return torch.ones(len(members), dtype=torch.bool, device=members.device)
-        return self._changeable(outputs[sequence].expand_as(members), members).any(1)
 
     def _changeable(self, outputs: Tensor, members: Tensor) -> Tensor:
         """Return the outputs that hiding these tokens can change, bool [rows, tokens]."""
@@ -184,21 +175,22 @@ class OcclusionPlan:
 
     def _fill(self, effects: Tensor, importance: Tensor, matrix: Tensor | None) -> None:
         """Give every token of a unit the unit's effect."""
-        if matrix is None:
+        outputs = self.forwards.effect.outputs
+        if matrix is None or outputs is None:
             values = effects
         else:
-            outputs = self.forwards.effect.outputs[self._sequences]
+            outputs = outputs[self._sequences]
             values = effects.masked_fill(~self._changeable(outputs, self._hidden), 0.0)
             undefined = ~outputs | (self._hidden & self.forwards.batch.removes_outputs)
             effects = values.masked_fill(undefined, torch.nan)
             values = values.sum(1) / outputs.sum(1)
-        for row, (sequence, members) in enumerate(zip(self._sequences.tolist(), self._hidden, strict=True)):
-            if not values[row].isfinite():
-                self._reasons[sequence][members] = _NOT_FINITE
-                continue
-            importance[sequence, members] = values[row]
-            if matrix is not None:
-                matrix[sequence, members] = effects[row]
+        finite = values.isfinite()
+        rows, tokens = self._hidden.nonzero(as_tuple=True)
+        at = self._sequences[rows], tokens
+        self._reasons[at] = torch.where(finite, _HIDDEN, _NOT_FINITE)[rows]
+        importance[at] = values.masked_fill(~finite, torch.nan)[rows]
+        if matrix is not None:
+            matrix[at] = effects.masked_fill(~finite[:, None], torch.nan)[rows]
 
 
 def occlude(
@@ -228,21 +220,22 @@ def occlude(
         model: a transformers model, or a module with one in it; any module with `forward`.
         batch: arguments of the model by name: `input_ids` [batch, tokens], `attention_mask`, and labels if there are
             any.
-        hide: "remove" masks the token's key in every layer, other tokens keep their positions; "mask_token" puts the
-            mask token in its place; "mean" the mean of the embedding matrix.
+        hide: "remove" masks the token's key in every layer, while other tokens keep their positions; "mask_token"
+            replaces the token by the mask token; "mean" replaces its embedding by the mean of all embeddings.
         effect: "label" (drop of the label's log-probability), "loss" (rise of the next token's loss) or "kl"
             (divergence of the output from the output with nothing hidden), in nats. None means "loss" for language
-            models, "label" for classifiers with labels and "kl" for those without.
-        units: int [batch, tokens]; tokens with the same number (words, spans) are hidden together, those with -1 never.
-            None means each token on its own.
-        max_units: number of units of a sequence; one is drawn from each of as many equal strata. None means all.
-        tokenizer: knows special tokens and the mask token; None means those in the model's configuration.
-        mask_token_id, special_ids: used instead of the tokenizer's.
-        tokens_per_forward: approximate number of tokens of a forward; None means 512 on a CPU and 16,384 elsewhere, or
+            models, "label" for classifiers with labels and "kl" for classifiers without.
+        units: number of the unit (word, span) of each token, int [batch, tokens]. Tokens of a unit are hidden together,
+            and tokens with -1 are never hidden. None means that each token is a unit.
+        max_units: largest number of units of a sequence; one is drawn from each of as many equal strata. None means
+            all.
+        tokenizer: source of the special tokens and the mask token; None means the model's configuration.
+        mask_token_id, special_ids: ids that replace those of the tokenizer.
+        tokens_per_forward: approximate number of tokens per forward; None means 512 on a CPU and 16,384 elsewhere, or
             fewer for a large vocabulary.
         forward: see `EvaluatedModel`.
-        seed: of the draw of units.
-        show_progress: show a progress bar, if tqdm is installed and it takes more than two seconds.
+        seed: seed of the draw of units.
+        show_progress: show a progress bar if tqdm is installed and the forwards take more than two seconds.
 
     Raises:
         ConfigurationError: an argument is wrong, or hiding tokens of this model or batch can't be measured this way.

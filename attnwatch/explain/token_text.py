@@ -1,4 +1,4 @@
-"""The text of tokens, with any tokenizer of transformers."""
+"""Text of tokens, for any tokenizer of transformers."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -31,30 +31,34 @@ class DecodedTokens:
     """Text of consecutive tokens without a special token among them.
 
     Attributes:
-        texts: the part of the text that each token adds. A token with only the first bytes of a character has "": the
-            character belongs to the token with its last byte.
+        texts: part of the text that each token adds. A character whose bytes are in several tokens belongs to the last
+            of them; the others have "".
     """
 
     texts: list[str]
 
     @cached_property
     def text(self) -> str:
-        """The whole text."""
+        """Concatenation of `texts`."""
         return "".join(self.texts)
 
     @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """Position in `text` of each token's begin and end."""
+        ends = list(itertools.accumulate(map(len, self.texts), initial=0))
+        return list(itertools.pairwise(ends))
+
+    @cached_property
     def positions(self) -> list[int | None]:
-        """Position in `text` of each token's first visible character, else of its first; None where it has none."""
-        positions, begin = [], 0
-        for text in self.texts:
-            spaces = len(text) - len(text.lstrip())
-            positions.append(begin + spaces % len(text) if text else None)
-            begin += len(text)
-        return positions
+        """Position in `text` of each token's first character, visible if possible; None for a token without text."""
+        return [
+            begin + (len(text) - len(text.lstrip())) % len(text) if text else None
+            for text, (begin, _) in zip(self.texts, self.spans, strict=True)
+        ]
 
 
 def cached_decoder(tokenizer: Any) -> Decode:
-    """Return a function that decodes ids and remembers what it has decoded."""
+    """Return a function that decodes ids and caches the result."""
 
     @cache
     def decode(ids: tuple[int, ...]) -> str:
@@ -66,8 +70,8 @@ def cached_decoder(tokenizer: Any) -> Decode:
 def decode_tokens(ids: Sequence[int], decode: Decode) -> DecodedTokens:
     """Return the text that each token adds to the text of those before it.
 
-    A token's text depends on the one before (a space, or none), so both are decoded together and the difference is
-    taken. This works for every tokenizer that decodes, and for ids that its own tokenization would not give.
+    The text of a token depends on the token before it (a space or none), so both are decoded together. This works for
+    every tokenizer that decodes, and for ids that its own tokenization would not produce.
 
     >>> vocabulary = {1: "play", 2: "##ing", 3: "now"}
     >>> decode = lambda ids: " ".join(vocabulary[each] for each in ids).replace(" ##", "")
@@ -86,7 +90,7 @@ def decode_tokens(ids: Sequence[int], decode: Decode) -> DecodedTokens:
 
 
 def displayed_tokens(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """Return the text of each token for display; special tokens by their names."""
+    """Return the text of each token, or the name of a special token, for display."""
     decode, special = cached_decoder(tokenizer), set(tokenizer.all_special_ids)
     texts: list[str] = []
     for is_special, group in itertools.groupby(ids, special.__contains__):

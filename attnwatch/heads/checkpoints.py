@@ -241,10 +241,10 @@ def _config_of(model: "PreTrainedModel", config: Any) -> Iterator[None]:
         model.config = before
 
 
-def _ignore_model(directory: Path) -> Callable[[Path, list[str]], set[str]]:
+def _ignore_model(directory: Path) -> Callable[[str, list[str]], set[str]]:
     """Return a function for `shutil.copytree` that leaves out the files of a saved model."""
 
-    def ignored(folder: Path, names: list[str]) -> set[str]:
+    def ignored(folder: str, names: list[str]) -> set[str]:
         is_top = Path(folder) == directory
         return {name for pattern in _MODEL_FILES for name in fnmatch.filter(names, pattern)} if is_top else set()
 

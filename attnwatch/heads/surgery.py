@@ -15,7 +15,7 @@ from attnwatch.heads.optimizer_state import Take, plan_swaps
 from attnwatch.heads.projections import ParameterCut
 from attnwatch.heads.site import HeadSite
 
-HeadsBySite = Mapping[str, Sequence[int]] | Mapping[str | int, Sequence[int]]
+HeadsBySite = Mapping[str, Sequence[int]] | Mapping[int, Sequence[int]] | Mapping[str | int, Sequence[int]]
 """Numbers of heads, as in the unpruned model, by the names or the numbers of their sites."""
 
 

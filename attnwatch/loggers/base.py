@@ -55,15 +55,12 @@ class Logger(Plugin):
                 f'as ("WandbLogger", "WandbCallback"); got {names!r}.'
             )
 
-    @property
-    def title(self) -> str:
-        """Name of the logger in messages."""
-        return type(self.target).__name__
-
     def log_scalars(self, numbers: Mapping[str, float], step: int) -> None:
         """Log scalars by tag at a step. The default is what the trainer itself would do."""
         if self._write is None:
-            raise NotImplementedError(f"{type(self).__name__} must override `log_scalars` to write to a {self.title}.")
+            raise NotImplementedError(
+                f"{type(self).__name__} must override `log_scalars` to write to a {type(self.target).__name__}."
+            )
         self._write(numbers, step)
 
     def log_images(self, draw: Draw, step: int) -> None:
@@ -73,13 +70,11 @@ class Logger(Plugin):
         """Log a text. The default is to show none."""
 
 
-def logger_for(target: Any, write: Write | None = None) -> Logger | None:
-    """Return the logger that recognises `target`, or None.
+def logger_for(target: Any, write: Write | None = None, *, otherwise: type[Logger] | None = None) -> Logger | None:
+    """Return the logger that recognises `target`, or else one of the class `otherwise`.
 
     The most derived class that some logger names decides; of several loggers the one that was registered last.
     """
-    for base in type(target).__mro__:
-        for kind in reversed(list(Logger.registry.values())):
-            if base.__name__ in kind.class_names:
-                return kind(target, write)
-    return None
+    by_class = {name: kind for kind in Logger.registry.values() for name in kind.class_names}
+    kind = next((by_class[base.__name__] for base in type(target).__mro__ if base.__name__ in by_class), otherwise)
+    return None if kind is None else kind(target, write)

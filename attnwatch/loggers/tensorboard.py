@@ -16,11 +16,8 @@ class TensorBoardLogger(Logger):
 
     @property
     def _writer(self) -> Any:
-        """The `SummaryWriter`. A trainer may make it late, so that it is asked for each time."""
-        for attribute in ("experiment", "tb_writer"):
-            if hasattr(self.target, attribute):
-                return getattr(self.target, attribute)
-        return self.target
+        """The `SummaryWriter` of Lightning, of transformers, or the target itself."""
+        return getattr(self.target, "experiment", getattr(self.target, "tb_writer", self.target))
 
     def log_scalars(self, numbers: Mapping[str, float], step: int) -> None:
         for tag, number in numbers.items():

@@ -1,5 +1,7 @@
 """Weights & Biases."""
 
+from typing import Any
+
 from attnwatch.loggers.base import Draw, Logger
 from attnwatch.plugins import register
 
@@ -14,5 +16,6 @@ class WandbLogger(Logger):
     def log_images(self, draw: Draw, step: int) -> None:
         import wandb
 
-        run = getattr(self.target, "experiment", wandb.run)  # the callback of transformers writes to the current run
+        # The callback of transformers writes to the current run.
+        run: Any = getattr(self.target, "experiment", wandb.run)
         run.log({tag: wandb.Image(image) for tag, image in draw().items()})

@@ -110,11 +110,11 @@ class ModelFamily(Plugin):
                     raise ConfigurationError(
                         f"`{argument}` must map classes of modules to layouts, got {module_class!r}."
                     )
-        for module_class, layout in plugin.heads.items():
-            require_head_layout(plugin, module_class, layout)
-        for layer_class, layout in plugin.tokens.items():
-            require_token_layout(plugin, layer_class, layout)
-            layout.check_arguments(layer_class)
+        for module_class, heads in plugin.heads.items():
+            require_head_layout(plugin, module_class, heads)
+        for layer_class, tokens in plugin.tokens.items():
+            require_token_layout(plugin, layer_class, tokens)
+            tokens.check_arguments(layer_class)
 
     # Heads
 

@@ -1,7 +1,7 @@
 """Modules of PyTorch itself: `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -131,12 +131,16 @@ def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros_like(mask, dtype=dtype).masked_fill_(mask, -torch.inf) if mask.dtype == torch.bool else mask
 
 
+def _attention_of(layer: nn.Module) -> nn.MultiheadAttention:
+    return cast(nn.MultiheadAttention, layer.self_attn)
+
+
 def _route_mask(mask: Tensor, kept: Tensor, layer: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     """Route `src_mask` [tokens, tokens] or [batch · heads, tokens, tokens]."""
     if mask.ndim == 2:
         if arguments.get("is_causal"):  # kept in their order, earlier tokens are the same ones
             return mask[: kept.shape[1], : kept.shape[1]]
-        return take(mask, "tokens tokens", kept).repeat_interleave(layer.self_attn.num_heads, 0)
+        return take(mask, "tokens tokens", kept).repeat_interleave(_attention_of(layer).num_heads, 0)
     heads = mask.unflatten(0, (len(kept), -1))
     return take(heads, "batch heads tokens tokens", kept).flatten(0, 1)
 
@@ -145,5 +149,5 @@ _ENCODER_LAYER = TokenLayout(
     "src",
     routed={"src_mask": _route_mask, "src_key_padding_mask": "batch tokens"},
     whole=("is_causal",),
-    batch_first=lambda layer: layer.self_attn.batch_first,
+    batch_first=lambda layer: _attention_of(layer).batch_first,
 )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,7 +73,7 @@ class HistoryBuffer:
             total_steps=total_steps,
         )
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors, numbers and strings, so that checkpoints load without pickled code."""
         return {
             "sites": list(self.sites),
@@ -85,7 +86,7 @@ class HistoryBuffer:
             "values": [torch.from_numpy(observation.values) for _, observation in self._numbered],
         }
 
-    def load_state_dict(self, state: dict, *, new_sites: Collection[str] = ()) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, new_sites: Collection[str] = ()) -> None:
         """Restore what `state_dict` returned.
 
         Args:

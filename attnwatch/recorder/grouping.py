@@ -49,7 +49,7 @@ class CallGroup:
         """Compute the calls that were added."""
         calls, rows = self._calls, self._rows
         self.clear()
-        if not calls:
+        if not calls or rows is None:
             return
         try:
             sums = self._accumulator.sums(joined([inputs for _, inputs in calls]), rows)

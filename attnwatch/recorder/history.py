@@ -85,8 +85,8 @@ class AttentionHistory:
 
     def at(self, observations: np.ndarray | slice) -> "AttentionHistory":
         """Return some of the observations, by index or bool mask. Arrays are copied when they are read."""
-        is_observed = isinstance(self.values, ObservedValues)
-        values = self.values.at(observations) if is_observed else SelectedValues(self.values, observations)
+        known = self.values
+        values = known.at(observations) if isinstance(known, ObservedValues) else SelectedValues(known, observations)
         return replace(self, steps=self.steps[observations], values=values, loss=self.loss[observations])
 
     def of_each_observation(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
@@ -108,16 +108,16 @@ class AttentionHistory:
             return self.values.observations[index].memo
         return {}
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike[str]) -> None:
         """Write a .npz file. An existing file is replaced once the new one is complete."""
         header = {"format": _FORMAT, "sites": self.sites, "coverage": dict(self.coverage)}
         header["total_steps"] = self.total_steps
-        arrays = {f"{_PREFIX}{name}": array for name, array in self.values.items()}
+        arrays: dict[str, Any] = {f"{_PREFIX}{name}": array for name, array in self.values.items()}
         with replaced_file(path) as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), steps=self.steps, loss=self.loss, **arrays)
 
     @classmethod
-    def load(cls, path: str | os.PathLike) -> "AttentionHistory":
+    def load(cls, path: str | os.PathLike[str]) -> "AttentionHistory":
         """Read a file that `save` wrote.
 
         Raises:
@@ -139,8 +139,11 @@ def _read(stream: BinaryIO) -> AttentionHistory:
             f"has format {header.get('format')!r:.20}, this version reads {_FORMAT}; upgrade attnwatch"
         )
     values = {name.removeprefix(_PREFIX): array for name, array in arrays.items() if name.startswith(_PREFIX)}
-    steps, loss = arrays.get("steps"), arrays.get("loss")
-    sites, coverage, total_steps = header.get("sites"), header.get("coverage"), header.get("total_steps")
+    nothing = np.array(None)
+    steps, loss = arrays.get("steps", nothing), arrays.get("loss", nothing)
+    sites: Any = header.get("sites")
+    coverage: Any = header.get("coverage")
+    total_steps = header.get("total_steps")
     what = _what_is_wrong(steps, loss, values, sites, coverage, total_steps)
     if what:
         raise UnreadableFileError(f"is damaged: {what}; take a copy, or record it again")
@@ -170,8 +173,8 @@ def _content(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
 
 def _what_is_wrong(
-    steps: np.ndarray | None,
-    loss: np.ndarray | None,
+    steps: np.ndarray,
+    loss: np.ndarray,
     values: Mapping[str, np.ndarray],
     sites: Any,
     coverage: Any,
@@ -184,9 +187,9 @@ def _what_is_wrong(
         return "its coverage is not a mapping from sites to reasons"
     if not (total_steps is None or (type(total_steps) is int and 0 < total_steps <= 2**53)):
         return "its total number of steps is not a positive integer"
-    if steps is None or steps.ndim != 1 or steps.dtype.kind != "i" or (steps < 0).any() or (np.diff(steps) <= 0).any():
+    if steps.ndim != 1 or steps.dtype.kind != "i" or (steps < 0).any() or (np.diff(steps) <= 0).any():
         return "its steps are not ascending integers"
-    if loss is None or loss.dtype.kind != "f" or loss.shape != steps.shape:
+    if loss.dtype.kind != "f" or loss.shape != steps.shape:
         return "its loss does not have one number for each step"
     shapes = {array.shape for array in values.values()}
     if len(shapes) != 1 or any(array.dtype.kind != "f" for array in values.values()):

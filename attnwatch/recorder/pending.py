@@ -1,6 +1,7 @@
 """Observations on the device, before they come to the host."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,8 +48,8 @@ class PendingSteps:
 
     def finish(self) -> None:
         """Finish the open step."""
-        is_step = self.step is not None and self._processes is not None  # others may have seen something in it
-        if self._open or is_step:
+        # Where there are other processes, they may have seen something in it.
+        if self.step is not None and (self._open or self._processes is not None):
             self._finished.append((self.step, self._open))
         self.step, self._open, self._passes = None, {}, {}
 
@@ -98,16 +99,18 @@ class PendingSteps:
 
     def peek(self) -> list[Observation]:
         """Return the open step as it is now; empty if it has no sums, or if other processes have a part of them."""
-        return self._to_host([(self.step, self._open)] if self._open and self._processes is None else [])
+        if self.step is None or not self._open or self._processes is not None:
+            return []
+        return self._to_host([(self.step, self._open)])
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "sums": {name: sums.cpu() for name, sums in self._open.items()},
             "passes": {site: list(of) for site, of in self._passes.items()},
         }
 
-    def load_state_dict(self, state: dict, statistics: Sequence[str]) -> None:
+    def load_state_dict(self, state: dict[str, Any], statistics: Sequence[str]) -> None:
         """Go on where `state_dict` was taken, by a recorder of these statistics."""
         self._finished.clear()
         self.step = state["step"]

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -115,7 +116,7 @@ class AttentionRecorder:
     def __enter__(self) -> "AttentionRecorder":
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     @contextlib.contextmanager
@@ -230,7 +231,7 @@ class AttentionRecorder:
         """Return `"observed"`, or the reason why it is not observed, for every attention site of the model."""
         return self._capture.coverage()
 
-    def state_dict(self) -> dict:
+    def state_dict(self) -> dict[str, Any]:
         """Return the history and the state of recording, as tensors, numbers and strings."""
         if self._processes is None:
             self.flush()
@@ -239,7 +240,7 @@ class AttentionRecorder:
         state = {**self._steps.state_dict(), **parts, "trained": sorted(self._trained)}
         return with_format(_STATE_FORMAT, state)
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
 
         Raises:
@@ -299,8 +300,10 @@ class AttentionRecorder:
     def _remember(self) -> Callable[[], None]:
         """Return a function that undoes what is seen in the open step from now on."""
         self._group.compute()
-        undo = self._pending.remember()
-        return lambda: (self._group.clear(), undo())
+        undo = contextlib.ExitStack()
+        undo.callback(self._pending.remember())
+        undo.callback(self._group.clear)
+        return undo.close
 
     def _receive(self, call: tuple[str, ForwardPass], sums: Tensor) -> None:
         site, of = call

@@ -1,1 +1,1 @@
-"""The model page: what a saved model attends to, relies on and knows, and how sure it is, in one HTML file."""
+"""Model page: one HTML file about the attention, important inputs, layers and confidence of a saved model."""

@@ -1,41 +1,43 @@
-"""A saved model and a text, ready to be analysed."""
+"""Loading of a saved model and of the text to analyse it with."""
 
 import inspect
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+from torch import nn
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.explain.batches import LABEL_NAMES, Batch
+from attnwatch.explain.batches import LABEL_NAMES, Batch, padded_batch
 from attnwatch.heads.checkpoints import load_pruned
 from attnwatch.heads.folders import model_folder
 from attnwatch.report.labelled_text import split_labels
 from attnwatch.utils.files import UnreadableFileError, read_text
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _SEQUENCES_PER_BATCH = 8
-# Shorter ends of a text say little.
+# Shorter remainders of a text are left out.
 _FEWEST_TOKENS = 4
 
 
 @dataclass(frozen=True)
 class ModelAnalysis:
-    """A model with the text that it is analysed with.
+    """Model with the text to analyse it with.
 
     Attributes:
-        model: in eval mode, on the CPU.
-        tokenizer: of transformers.
-        batches: the text as the model takes it, with `labels` if the text has some.
-        is_classifier: it sorts sequences into classes.
-        is_language_model: it is causal, and predicts the next token.
-        num_left_out: number of sequences of the text beyond those in `batches`.
+        model: model in eval mode, on the CPU.
+        tokenizer: tokenizer of the model.
+        batches: batches of the text, with `labels` if the text has some.
+        is_classifier: True if the model classifies sequences.
+        is_language_model: True if the model is causal and predicts the next token.
+        num_left_out: number of sequences of the text that are not in `batches`.
     """
 
-    model: nn.Module
+    model: "PreTrainedModel"
     tokenizer: Any
     batches: list[Batch]
     is_classifier: bool
@@ -55,17 +57,16 @@ class ModelAnalysis:
 def load_analysis(directory: Path, text: Path, *, num_sequences: int, num_tokens: int) -> ModelAnalysis:
     """Load a transformers model and split a text for it.
 
-    For a language model the text is one, split into stretches of `num_tokens`; for any other model each line that is
-    not empty is a sequence. A classifier's lines may end in a tab and a label, by number or by name: all of them, or
-    none.
+    The text for a language model is split into passages of `num_tokens`. For any other model, each line that is not
+    empty is a sequence. All lines for a classifier, or none, may end in a tab and a label, by number or by name.
 
     Raises:
-        ConfigurationError: there is no such model, no tokenizer, one of another model, nothing in the text, or a line
-            without a label among others that have one.
+        ConfigurationError: the model or its tokenizer can't be loaded, they don't fit together, the text is empty, or
+            only some lines have a label.
     """
     model = load_pruned(directory)
-    if hasattr(model, "merge_and_unload"):  # adapters of PEFT
-        model = model.merge_and_unload()
+    merge = getattr(model, "merge_and_unload", None)  # adapters of PEFT
+    model = model if merge is None else merge()
     _refuse_other_inputs(model)
     tokenizer = _load_tokenizer(directory)
     content = _read(text)
@@ -83,17 +84,17 @@ def load_analysis(directory: Path, text: Path, *, num_sequences: int, num_tokens
         options = {"truncation": True, "max_length": num_tokens}
         rows = [tokenizer(sentence.strip(), **options)["input_ids"] for sentence in sentences]
     if not rows:
-        raise ConfigurationError(f"`--text`: {str(text)!r} has nothing in it to read.")
+        raise ConfigurationError(f"`--text`: {str(text)!r} has no text in it.")
     number = min(len(rows), num_sequences)
     chosen = [index * len(rows) // number for index in range(number)]
     batches = _batches([rows[at] for at in chosen], labels and [labels[at] for at in chosen], tokenizer)
     _refuse_unknown_ids(batches, tokenizer, model)
-    is_classifier = classifies_sequences and model.config.num_labels > 1
+    is_classifier = classifies_sequences and (model.config.num_labels or 0) > 1
     return ModelAnalysis(model, tokenizer, batches, is_classifier, is_language_model, len(rows) - number)
 
 
 def _checked_length(model: nn.Module, num_tokens: int, *, fewest: int) -> int:
-    """Return the number of tokens of a sequence, beside the one that many texts begin with."""
+    """Return the number of tokens of a sequence, limited by the positions of the model."""
     positions = getattr(model.config, "max_position_embeddings", None) or num_tokens
     if isinstance(positions, int):
         num_tokens = max(min(num_tokens, positions - 2), 0)  # RoBERTa's positions begin at 2
@@ -109,13 +110,13 @@ def _refuse_other_inputs(model: nn.Module) -> None:
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise ConfigurationError(
-            f"`run`: {name} has an encoder and a decoder; a model page is about models with one stack."
+            f"`run`: {name} has an encoder and a decoder; the model page is for models with one stack."
         )
     takes_ids = "input_ids" in inspect.signature(model.forward).parameters
     if not takes_ids or name.endswith("ForMultipleChoice"):  # whose input_ids are [batch, choices, tokens]
         raise ConfigurationError(
-            f"`run`: a model that takes `input_ids` [batch, tokens] expected, got {name}, which does not; give a "
-            "language model, a sequence classifier or an encoder of text."
+            f"`run`: the model must take `input_ids` [batch, tokens], and {name} does not; give a language model, a "
+            "sequence classifier or an encoder of text."
         )
 
 
@@ -144,7 +145,7 @@ def _read(text: Path) -> str:
 
 
 def _stretches(content: str, tokenizer: Any, num_tokens: int) -> list[list[int]]:
-    """Return stretches of the text, each with the token that the tokenizer lets a text begin with."""
+    """Return passages of the text, each with the tokenizer's token for the beginning of a text."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the text is longer than the model's context
         ids = tokenizer(content, verbose=False)["input_ids"]
@@ -156,21 +157,18 @@ def _stretches(content: str, tokenizer: Any, num_tokens: int) -> list[list[int]]
 
 def _batches(rows: list[list[int]], labels: list[int] | None, tokenizer: Any) -> list[Batch]:
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    batches = []
+    batches: list[Batch] = []
     for begin in range(0, len(rows), _SEQUENCES_PER_BATCH):
-        ids = [torch.tensor(row, dtype=torch.int64) for row in rows[begin : begin + _SEQUENCES_PER_BATCH]]
-        batch: dict[str, Tensor] = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=padding),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
-        }
+        here = slice(begin, begin + _SEQUENCES_PER_BATCH)
+        batch = padded_batch(rows[here], padding, side="right")
         if labels is not None:
-            batch["labels"] = torch.tensor(labels[begin : begin + _SEQUENCES_PER_BATCH])
+            batch["labels"] = torch.tensor(labels[here])
         batches.append(batch)
     return batches
 
 
-def _refuse_unknown_ids(batches: list[Batch], tokenizer: Any, model: nn.Module) -> None:
-    """Check the ids of the text only: many tokenizers have a token or two more than their model, which nobody uses."""
+def _refuse_unknown_ids(batches: list[Batch], tokenizer: Any, model: "PreTrainedModel") -> None:
+    """Check the ids of the text only, because many tokenizers have a few unused tokens more than their model."""
     size = getattr(model.config.get_text_config(), "vocab_size", None)  # CANINE has none: it hashes
     largest = max(int(batch["input_ids"].max()) for batch in batches)
     if size is not None and largest >= size:

@@ -1,4 +1,4 @@
-"""Charts and colours of a page: matplotlib's figures as inline SVG, and cells and words on a colour."""
+"""Charts of a page as inline SVG, and colours of its cells and words."""
 
 import io
 import math
@@ -12,6 +12,7 @@ from attnwatch.utils.extras import extra_needed
 
 with extra_needed("report", "the model page"):
     import matplotlib
+    from cycler import cycler
     from markupsafe import Markup
     from matplotlib.figure import Figure
     from matplotlib.text import Text
@@ -19,12 +20,11 @@ with extra_needed("report", "the model page"):
 
 _HURTS, _HELPS = "214 69 53", "49 106 197"  # red, green and blue
 _NOT_MEASURED = "rgb(150 150 150 / 25%)"
-_LINE_STYLES = ("-", "--", ":", "-.")
 _XLINK = "{http://www.w3.org/1999/xlink}href"
 
 
 def heat_cells(values: np.ndarray, value_range: tuple[float, float]) -> list[list[tuple[str, str]]]:
-    """Return the text and the style of each cell of a heat map; grey where a value is nan."""
+    """Return the text and the style of each cell of a heat map; a cell with nan is grey."""
     low, high = value_range
     digits = 2 if np.nanmax(np.abs(values), initial=0.0) < 100 else 0
     shades = matplotlib.colormaps["viridis"]((np.nan_to_num(values) - low) / ((high - low) or 1.0))[..., :3]
@@ -43,7 +43,7 @@ def _cell(value: float, shade: Sequence[int], digits: int) -> tuple[str, str]:
 
 
 def highlight_styles(values: Sequence[float]) -> list[str]:
-    """Return the style of each word: red for values above 0, blue below, stronger for larger ones; "" for nan."""
+    """Return the style of each word: red above 0, blue below, more opaque for larger values; "" for nan."""
     largest = max((abs(value) for value in values if not math.isnan(value)), default=0.0) or 1.0
     return [
         ""
@@ -54,29 +54,28 @@ def highlight_styles(values: Sequence[float]) -> list[str]:
 
 
 def line_figure(series: Mapping[str, Sequence[float]], *, x_name: str, y_name: str) -> Figure:
-    """Return curves over 0, 1, 2, … with gaps where a value is nan; no two look alike, up to 40."""
+    """Return curves over 0, 1, 2, … with gaps at nan, in up to 40 different styles."""
     figure = Figure(figsize=(7.2, 3.6), layout="constrained")
     axes = figure.subplots()
-    colours = matplotlib.color_sequences["tab10"]
-    lines = []
-    for index, (name, values) in enumerate(series.items()):
-        style = _LINE_STYLES[index // len(colours) % len(_LINE_STYLES)]
-        colour = colours[index % len(colours)]
-        lines += axes.plot(values, style, color=colour, marker="o", markersize=4)
-        lines[-1].set_gid(f"curve of {visible(name)}")
+    axes.set_prop_cycle(cycler(linestyle=["-", "--", ":", "-."]) * cycler(color=matplotlib.color_sequences["tab10"]))
+    names = list(map(visible, series))
+    lines = [
+        axes.plot(values, marker="o", markersize=4, gid=f"curve of {name}")[0]
+        for name, values in zip(names, series.values(), strict=True)
+    ]
     axes.axhline(0.0, color="0.6", linewidth=0.8)
     axes.set_xlabel(x_name)
     axes.set_ylabel(y_name)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(lines, list(map(visible, series)), loc="outside right upper", frameon=False)
+    figure.legend(lines, names, loc="outside right upper", frameon=False)
     return figure
 
 
 def inline_svg(figure: Figure) -> Markup:
-    """Return a figure as SVG inside of HTML, with text as text and black in the colour of the page's text.
+    """Return a figure as SVG for HTML, in which text stays text and black becomes the colour of the page's text.
 
-    Ids of artists with a space in them (`set_gid`) become tooltips.
+    Ids of artists (`set_gid`) with a space in them become tooltips.
     """
     for artist in figure.findobj():
         artist.set_clip_on(False)  # clip paths are references by url()

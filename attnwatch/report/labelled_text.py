@@ -1,4 +1,4 @@
-"""Lines of a text that may end in a tab and a label."""
+"""Labels at the ends of the lines of a text."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ def split_labels(lines: Mapping[int, str], config: Any) -> tuple[list[str], list
     """Return the lines without their labels, and the labels; None if no line has one.
 
     Args:
-        lines: by number in the text.
-        config: of a sequence classifier.
+        lines: lines by their number in the text, each of which may end in a tab and a label.
+        config: configuration of a sequence classifier.
 
     Raises:
-        ConfigurationError: a line lacks a label that others have, or has an unknown one.
+        ConfigurationError: only some lines have a label, or a label is unknown.
     """
     parts = {number: _split(line) for number, line in lines.items()}
     if config.num_labels == 1:  # a regression: nothing is measured by its numbers, but they are not part of the text
@@ -51,7 +51,7 @@ def _label_numbers(config: Any) -> dict[str, int]:
 
 
 def _split(line: str) -> tuple[str, str]:
-    """Return the text before the last tab of a line and the text behind it."""
+    """Return the text before the last tab of a line and the text after it."""
     text, tab, label = line.rstrip().rpartition("\t")
     return (text.strip(), label.strip()) if tab else (line.strip(), "")
 

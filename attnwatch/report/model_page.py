@@ -1,4 +1,4 @@
-"""The model page: one HTML file about a saved model, which loads nothing."""
+"""Model page: one self-contained HTML file about a saved model."""
 
 import datetime
 from pathlib import Path
@@ -7,13 +7,7 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.explain import load_questions
 from attnwatch.report.analysis import ModelAnalysis, load_analysis
 from attnwatch.report.rendering import render
-from attnwatch.report.sections import (
-    attention_content,
-    confidence_content,
-    inputs_content,
-    layers_content,
-    make_section,
-)
+from attnwatch.report.sections import make_sections
 from attnwatch.utils.files import replaced_file
 
 
@@ -26,32 +20,26 @@ def write_model_page(
     num_sequences: int = 32,
     num_tokens: int = 96,
 ) -> None:
-    """Load the transformers model of a directory, analyse it with a text, and write an HTML page that loads nothing.
+    """Load the transformers model of a directory, analyse it with a text, and write a self-contained HTML page.
 
     Args:
-        directory: of the model and its tokenizer, as `save_pretrained` or `attnwatch.save_pruned` writes it.
-        text: UTF-8; for language models a text, for others a sequence per line, for classifiers followed by a tab and a
-            label if calibration is wanted.
-        out: path of the page; a file that is there is replaced.
-        questions: JSONL for a language model, see `attnwatch.explain.load_questions`.
-        num_sequences, num_tokens: how much of the text is used, evenly spread.
+        directory: directory of the model and its tokenizer, written by `save_pretrained` or `attnwatch.save_pruned`.
+        text: file in UTF-8 with a text for a language model, or with one sequence per line for other models. For the
+            calibration of a classifier, each line must end in a tab and a label.
+        out: path of the page; an existing file is replaced.
+        questions: JSONL file for a language model, see `attnwatch.explain.load_questions`.
+        num_sequences, num_tokens: number of sequences that are used, evenly spread over the text, and tokens of each.
 
     Raises:
-        ConfigurationError: there is no such model, a file can't be read, or the page can't be written there.
+        ConfigurationError: the model or a file can't be read, or the page can't be written to `out`.
     """
     if out.is_dir() or not out.absolute().parent.is_dir():
         what = "is a folder" if out.is_dir() else "lies in a folder that is not there"
         raise ConfigurationError(f"`--out`: {str(out)!r} {what}; give the path of a file to write.")
     given = None if questions is None else load_questions(questions)
     analysis = load_analysis(directory, text, num_sequences=num_sequences, num_tokens=num_tokens)
-    sections = [
-        make_section("attention", lambda: attention_content(analysis)),
-        make_section("inputs", lambda: inputs_content(analysis)),
-        make_section("layers", lambda: layers_content(analysis)),
-        make_section("confidence", lambda: confidence_content(analysis, given)),
-    ]
-    name = type(analysis.model).__name__
-    page = render("model_page.html.jinja", name=name, summary=_summary(directory, text, analysis), sections=sections)
+    name, summary = type(analysis.model).__name__, _summary(directory, text, analysis)
+    page = render("model_page.html.jinja", name=name, summary=summary, sections=make_sections(analysis, given))
     with replaced_file(out) as stream:
         stream.write(page.encode())
 

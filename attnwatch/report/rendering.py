@@ -1,4 +1,4 @@
-"""Rendering of the templates of this package. Text is escaped and made visible; nothing on a page is loaded or run."""
+"""Rendering of the templates of this package, with all text escaped and made visible."""
 
 import re
 from typing import Any
@@ -9,7 +9,7 @@ with extra_needed("report", "the model page"):
     import jinja2
     from markupsafe import Markup
 
-# Control characters, those that turn the direction of what follows, halves of surrogate pairs, and no characters.
+# Control characters, changes of the text direction, lone surrogates, and noncharacters.
 _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
@@ -26,12 +26,12 @@ def environment() -> jinja2.Environment:
 
 
 def render(template: str, **context: Any) -> str:
-    """Return a template of this package with its variables filled in."""
+    """Return a rendered template of this package."""
     return environment().get_template(template).render(context)
 
 
 def visible(text: str) -> str:
-    r"""Replace characters that HTML forbids, or that would hide or turn what stands beside them.
+    r"""Replace characters that HTML forbids, or that would hide or reverse the text around them.
 
     >>> visible("a\u202eb")
     'a\ufffdb'

@@ -1,8 +1,8 @@
-"""Sections of the model page: what each template shows. A section that can't be written has its reason instead."""
+"""Sections of the model page: the variables of each template, or the reason why a section can't be written."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor
@@ -25,16 +25,11 @@ from attnwatch.explain.comparison import DISAGREEMENT
 from attnwatch.explain.token_text import displayed_tokens
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.report.analysis import ModelAnalysis
-from attnwatch.report.charts import (
-    heat_cells,
-    highlight_styles,
-    inline_svg,
-    line_figure,
-)
+from attnwatch.report.charts import heat_cells, highlight_styles, inline_svg, line_figure
 from attnwatch.statistics import Statistic
 from attnwatch.utils.labels import site_labels
 
-# Hiding tokens takes a row of a forward for each.
+# Each hidden token takes a row of a forward.
 _SHOWN_SEQUENCES = 4
 _SHOWN_QUESTIONS = 6
 _NUM_QUESTIONS, _PROMPT_TOKENS = 64, 32
@@ -43,16 +38,18 @@ _EFFECTS = {
     "loss": "how much the loss of the predictions behind it rises, on average",
     "kl": "how far the output moves (KL divergence)",
 }
+_NEEDS = {"content_sensitivity": "two or more sequences of equal length in a batch"}
+_NEEDS_OF_OTHERS = "tokens that see two or more, with finite logits"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A section of the page.
+    """Section of the page.
 
     Attributes:
-        name: of the section and of its template.
+        name: name of the section and of its template.
         content: variables of the template.
-        reason: why there is no content; empty if there is.
+        reason: reason why there is no content; empty if there is some.
     """
 
     name: str
@@ -60,18 +57,30 @@ class Section:
     reason: str = ""
 
 
-def make_section(name: str, make: Callable[[], dict[str, Any]]) -> Section:
+def make_sections(analysis: ModelAnalysis, questions: list[Question] | None) -> list[Section]:
+    """Return all sections of a page.
+
+    Args:
+        questions: for a language model; None means questions that are made from the text.
+    """
+    return [
+        _section("attention", lambda: _attention_content(analysis)),
+        _section("inputs", lambda: _inputs_content(analysis)),
+        _section("layers", lambda: _layers_content(analysis)),
+        _section("confidence", lambda: _confidence_content(analysis, questions)),
+    ]
+
+
+def _section(name: str, make: Callable[[], dict[str, Any]]) -> Section:
     """Return a section with what `make` returns, or with the reason why it could not."""
     try:
         return Section(name, make())
-    except AttnwatchError as error:
-        reason = str(error)
     except Exception as error:  # of any kind, from a model of any kind: the other sections can be written all the same
-        reason = f"{type(error).__name__}: {error}"
-    return Section(name, reason=reason)
+        kind = "" if isinstance(error, AttnwatchError) else f"{type(error).__name__}: "
+        return Section(name, reason=f"{kind}{error}")
 
 
-def attention_content(analysis: ModelAnalysis) -> dict[str, Any]:
+def _attention_content(analysis: ModelAnalysis) -> dict[str, Any]:
     """Return the statistics of each layer and head."""
     with AttentionRecorder(analysis.model, num_query_rows=None) as recorder:
         with recorder.step(0):
@@ -80,22 +89,20 @@ def attention_content(analysis: ModelAnalysis) -> dict[str, Any]:
         history = recorder.history()
     if not len(history):
         reasons = "; ".join(f"{site}: {why}" for site, why in history.coverage.items())
-        raise ConfigurationError(reasons or "the model has no attention, or none that its modules call of torch's")
+        raise ConfigurationError(
+            reasons or "the model has no attention, or none that calls torch's attention functions"
+        )
     shown = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
     found = [name for name in shown if np.isfinite(history[name]).any()]
-    lacking = [f"{name.replace('_', ' ')}: needs {_needs(name)}" for name in shown if name not in found]
+    lacking = [
+        f"{name.replace('_', ' ')}: needs {_NEEDS.get(name, _NEEDS_OF_OTHERS)}" for name in shown if name not in found
+    ]
     missing = [f"{site}: {why}" for site, why in history.coverage.items() if not is_observed(why)]
     return {
         "layers": [label.removeprefix("layer_") for label in site_labels(history.sites)],
         "statistics": [_statistic(history, name) for name in found],
         "not_observed": ["; ".join(lacking)] * bool(lacking) + missing,
     }
-
-
-def _needs(name: str) -> str:
-    if name == "content_sensitivity":
-        return "two or more sequences of equal length in a batch"
-    return "tokens that see two or more, with finite logits"
 
 
 def _statistic(history: AttentionHistory, name: str) -> dict[str, Any]:
@@ -109,8 +116,8 @@ def _statistic(history: AttentionHistory, name: str) -> dict[str, Any]:
     }
 
 
-def inputs_content(analysis: ModelAnalysis) -> dict[str, Any]:
-    """Return the importance of tokens, and whether attention agrees with it."""
+def _inputs_content(analysis: ModelAnalysis) -> dict[str, Any]:
+    """Return the importance of tokens, and its rank correlations with attention and gradients."""
     _require_classes_or_next_tokens(analysis)
     batch = {name: value[:_SHOWN_SEQUENCES] for name, value in analysis.batches[0].items()}
     found = occlude(analysis.model, batch, tokenizer=analysis.tokenizer)
@@ -122,24 +129,22 @@ def inputs_content(analysis: ModelAnalysis) -> dict[str, Any]:
         (name, f"{means[key].mean:+.2f} ± {means[key].stderr:.2f}" if key in means else "not observed")
         for key, name in named.items()
     ]
-    texts = []
-    for (ids, importance, real), prediction in zip(rows, predictions, strict=True):
-        words = displayed_tokens(ids[real].tolist(), analysis.tokenizer)
-        caption = _caption(importance[real], prediction)
-        texts.append({"words": _highlighted(words, importance[real].tolist()), "caption": caption})
-    return {
-        "measured": _EFFECTS[found.effect],
-        "texts": texts,
-        "agreement": agreement,
-        "disagreement": DISAGREEMENT,
-    }
+    texts = [
+        {
+            "words": _highlighted(displayed_tokens(ids[real].tolist(), analysis.tokenizer), importance[real].tolist()),
+            "caption": _caption(importance[real], prediction),
+        }
+        for (ids, importance, real), prediction in zip(rows, predictions, strict=True)
+    ]
+    measured = _EFFECTS[found.effect]
+    return {"measured": measured, "texts": texts, "agreement": agreement, "disagreement": DISAGREEMENT}
 
 
 def _predictions(analysis: ModelAnalysis, batch: dict[str, Tensor]) -> list[str]:
-    """Return a classifier's prediction for each sequence, in words."""
+    """Return a sentence about a classifier's prediction for each sequence."""
     if not analysis.is_classifier:
         return [""] * len(batch["input_ids"])
-    names = analysis.model.config.id2label
+    names = cast(dict[int, str], analysis.model.config.id2label)
     confidence, guesses = analysis.output(batch).logits.softmax(-1).max(-1)
     labels = batch["labels"].tolist() if "labels" in batch else guesses.tolist()
     return [
@@ -157,7 +162,7 @@ def _highlighted(words: Sequence[str], values: Sequence[float]) -> list[tuple[st
 
 
 def _caption(importance: Tensor, prediction: str) -> str:
-    """Return the prediction and the scale of the colours, which are relative to the strongest."""
+    """Return the prediction and the scale of the colours."""
     known = importance[importance.isfinite()]
     scale = f"The strongest colour is {known.abs().max():.2g} nats." if len(known) else "Nothing was hidden."
     return f"{prediction}. {scale}" if prediction else scale
@@ -172,8 +177,8 @@ def _require_classes_or_next_tokens(analysis: ModelAnalysis) -> None:
     raise ConfigurationError(f"this part is for sequence classifiers and causal language models; {name} {what}.")
 
 
-def layers_content(analysis: ModelAnalysis) -> dict[str, Any]:
-    """Return what can be read off the states of each layer."""
+def _layers_content(analysis: ModelAnalysis) -> dict[str, Any]:
+    """Return the accuracy of linear probes of each layer."""
     probes = probe_layers(analysis.model, analysis.batches, tokenizer=analysis.tokenizer)
     if not probes.targets:
         raise ConfigurationError("; ".join(f"{name}: {why}" for name, why in probes.skipped.items()))
@@ -189,20 +194,19 @@ def layers_content(analysis: ModelAnalysis) -> dict[str, Any]:
     return {"chart": inline_svg(chart), "targets": targets, "skipped": probes.skipped}
 
 
-def confidence_content(analysis: ModelAnalysis, given: list[Question] | None) -> dict[str, Any]:
-    """Return whether the model's probabilities can be believed."""
+def _confidence_content(analysis: ModelAnalysis, given: list[Question] | None) -> dict[str, Any]:
+    """Return the calibration of the model's probabilities, and some answers of a language model."""
     if analysis.is_classifier:
         if not analysis.has_labels:
             raise ConfigurationError("the text has no labels: end every line with a tab and the label.")
         found = classifier_calibration(analysis.model, analysis.batches)
-        return {
-            "questions": "",
-            "calibrations": [_calibration("", "probability of the class", found)],
-            "examples": [],
-            "skipped": [],
-        }
+        return {"calibrations": [_calibration("", "probability of the class", found)]}
     _require_classes_or_next_tokens(analysis)
-    questions = _made_questions(analysis) if given is None else given
+    questions = given
+    if questions is None:
+        longest = max(batch["input_ids"].shape[1] for batch in analysis.batches)
+        length = min(_PROMPT_TOKENS, longest // 2)
+        questions = questions_from_text(analysis.batches, analysis.tokenizer, _NUM_QUESTIONS, prompt_tokens=length)
     answers = ask(analysis.model, analysis.tokenizer, questions)
     with_reasons = ask(analysis.model, analysis.tokenizer, questions[:_SHOWN_QUESTIONS], reasons=True)
     origin = "made from the text, about how it goes on" if given is None else "of your file"
@@ -216,12 +220,6 @@ def confidence_content(analysis: ModelAnalysis, given: list[Question] | None) ->
         "examples": [_example(with_reasons, index) for index in range(len(with_reasons.labels))],
         "skipped": answers.skipped,
     }
-
-
-def _made_questions(analysis: ModelAnalysis) -> list[Question]:
-    longest = max(batch["input_ids"].shape[1] for batch in analysis.batches)
-    prompt_tokens = min(_PROMPT_TOKENS, longest // 2)
-    return questions_from_text(analysis.batches, analysis.tokenizer, _NUM_QUESTIONS, prompt_tokens=prompt_tokens)
 
 
 def _calibration(heading: str, title: str, found: Calibration) -> dict[str, Any]:
@@ -238,7 +236,7 @@ def _calibration(heading: str, title: str, found: Calibration) -> dict[str, Any]
 
 
 def _example(answers: Answers, index: int) -> dict[str, str]:
-    """Return a question, the answer, and what the model says of it."""
+    """Return a question, the model's answer, and its claimed reason."""
     choices, guess = answers.choices[index], answers.predictions[index]
     right = "right" if answers.correct[index] else f"wrong: it is “{choices[answers.labels[index]].strip()}”"
     probability, stated = answers.probabilities[index].max(), answers.stated_confidence[index]

@@ -47,7 +47,7 @@ class Scoring:
     """
 
     def __init__(self, criterion: Criterion, layer_before: nn.Module | None):
-        self._criterion = _made(criterion)
+        self._criterion = make_criterion(criterion)
         self.name = self._criterion.name
         self.described = (
             f"the function {self.name}"
@@ -114,12 +114,12 @@ class Scoring:
             self._losses.load_state_dict(own.get("losses", {}))
 
 
-def _made(criterion: Criterion) -> TokenCriterion:
+def make_criterion(criterion: Criterion) -> TokenCriterion:
     """Return the criterion that a user asks for."""
     found: TokenCriterion | type[TokenCriterion]
     if isinstance(criterion, TokenCriterion) or (isinstance(criterion, type) and issubclass(criterion, TokenCriterion)):
         found = criterion
-    elif callable(criterion):
+    elif callable(criterion) and not isinstance(criterion, type):
         return _Function(criterion)
     else:
         registered = TokenCriterion.registry.choose("criterion", criterion, otherwise="a function of a TokenBatch")

@@ -1,4 +1,4 @@
-"""What a trainer has to offer: a `TrainerRun`, and the declaration of its callbacks.
+"""Base classes for a trainer: its `TrainerRun`, and the declaration of its callbacks.
 
 A trainer is supported by one file, or package, in this folder: a `TrainerRun`, a `PartCallback` that calls a part from
 the trainer's hooks, and a registered `TrainerAdapter`. `tests/extending/test_trainer.py` has one in 25 lines.
@@ -6,7 +6,6 @@ the trainer's hooks, and a registered `TrainerAdapter`. `tests/extending/test_tr
 
 from __future__ import annotations
 
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +19,7 @@ from attnwatch.heads.pruner import ModelWithOptimizers
 from attnwatch.loggers.base import Logger
 from attnwatch.plugins import Plugin, Registry
 from attnwatch.utils.messages import inform
-from attnwatch.utils.processes import broadcast, gathered, has_other_processes, is_first_process
+from attnwatch.utils.processes import ValueT, broadcast, gathered, has_other_processes, is_first_process
 
 if TYPE_CHECKING:
     from attnwatch.callbacks.part import TrainingPart
@@ -43,8 +42,6 @@ class TrainerRun(ABC):
         self.trainer = trainer
         self.model = model
 
-    # Progress.
-
     @property
     @abstractmethod
     def global_step(self) -> int:
@@ -63,8 +60,6 @@ class TrainerRun(ABC):
     @abstractmethod
     def stop(self) -> None:
         """End the training after this step."""
-
-    # The model, and what else is trained with it.
 
     @abstractmethod
     def models_with_optimizers(self) -> list[ModelWithOptimizers]:
@@ -88,8 +83,6 @@ class TrainerRun(ABC):
     def after_pruning(self, plan: PruningPlan) -> None:
         """Inform the user, at the end of a training that has removed heads, how what was saved can be loaded."""
 
-    # Data.
-
     @property
     def has_validation_data(self) -> bool:
         """True if there is a `validation_loader`."""
@@ -109,8 +102,6 @@ class TrainerRun(ABC):
         """Tokenizer of the model; None if the trainer has none."""
         return None
 
-    # Processes.
-
     @property
     def is_main_process(self) -> bool:
         """True for the process that logs and talks to the user."""
@@ -120,11 +111,9 @@ class TrainerRun(ABC):
         """Return whether `decision` is true in some process. All processes must call it."""
         return any(gathered(decision))
 
-    def broadcast(self, value: Any) -> Any:
+    def broadcast(self, value: ValueT) -> ValueT:
         """Return the main process's value. All processes must call it."""
         return broadcast(value)
-
-    # Callbacks, logging and messages.
 
     @property
     def callbacks(self) -> Sequence[object]:
@@ -137,11 +126,6 @@ class TrainerRun(ABC):
         from attnwatch.trainers.callback import parts_of
 
         return parts_of(self.callbacks)
-
-    @property
-    def arguments(self) -> tuple[Any, ...]:
-        """What a user's function is called with after its own first argument."""
-        return self.trainer, self.model
 
     @property
     def loggers(self) -> Sequence[Logger]:
@@ -188,7 +172,7 @@ class TrainerAdapter(Plugin):
 
     registry: ClassVar[Registry[type[TrainerAdapter]]] = Registry("trainer", "attnwatch.trainers")
     title: ClassVar[str]
-    callback_base: ClassVar[type[PartCallback[Any]] | str]
+    callback_base: ClassVar[type[PartCallback[Any, Any]] | str]
     module: ClassVar[str]
     first_hooks: ClassVar[tuple[str, ...]] = ()
     example: ClassVar[str] = "from {module} import {name}\n\ncallback = {call}"
@@ -203,20 +187,3 @@ class TrainerAdapter(Plugin):
         if missing or not isinstance(plugin, type):
             what = f"with {' and '.join(missing)}" if missing else "and no instance"
             raise ConfigurationError(f"{cls.registry.describe(plugin)} must be a class {what}; see TrainerAdapter.")
-
-    @classmethod
-    def base(cls) -> type[PartCallback[Any]]:
-        """Return the base class of the trainer's callbacks, which imports the trainer's library."""
-        base = cls.callback_base
-        return pkgutil.resolve_name(base) if isinstance(base, str) else base
-
-    @classmethod
-    def callback(cls, part: type[TrainingPart]) -> type[PartCallback[Any]]:
-        """Return the class of a callback of the trainer: see `attnwatch.trainers.callback.callback_class`.
-
-        Args:
-            part: what the callback does, such as `attnwatch.callbacks.AttentionMonitor`.
-        """
-        from attnwatch.trainers.callback import callback_class
-
-        return callback_class(cls, part)

@@ -8,6 +8,7 @@ and type checkers, which can't follow this, read the classes in `attnwatch/light
 import functools
 import inspect
 import operator
+import pkgutil
 from collections.abc import Iterable
 from typing import Any, ClassVar, Generic, NoReturn, TypeVar
 
@@ -19,20 +20,26 @@ PartT = TypeVar("PartT", bound=TrainingPart)
 RunT = TypeVar("RunT", bound=TrainerRun)
 
 
-class PartCallback(Generic[PartT]):
+class PartCallback(Generic[PartT, RunT]):
     """Base class of the callbacks of one trainer: calls `part` from the trainer's hooks.
 
     Attributes:
         part: what the callback does in a training.
         adapter: declaration of the trainer.
-        run: the training; None before the first.
     """
 
     adapter: ClassVar[type[TrainerAdapter]]
-    run: Any = None
+    _run: RunT | None = None
 
     def __init__(self, part: PartT):
         self.part = part
+
+    @property
+    def run(self) -> RunT:
+        """The training, also when it is over."""
+        if self._run is None:
+            raise ConfigurationError(f"{type(self).__name__} has no training yet.")
+        return self._run
 
     @property
     def state_key(self) -> str:
@@ -43,26 +50,20 @@ class PartCallback(Generic[PartT]):
         """Return what a checkpoint keeps of the callback: tensors, numbers and strings. All processes call it."""
         return self.part.state_dict()
 
-    def start(self, run: TrainerRun) -> None:
+    def start(self, run: RunT) -> None:
         """Begin a training."""
-        self.run = run
-        self.refuse_twin(run.callbacks)
+        self._run = run
+        self.refuse_duplicate(run.callbacks)
         self.part.start(run)
 
-    def refuse_twin(self, callbacks: Iterable[object]) -> None:
+    def refuse_duplicate(self, callbacks: Iterable[object]) -> None:
         """Raise a `ConfigurationError` if the trainer has another callback that does the same."""
-        part = self.part
-        alike = [
-            each
-            for each in parts_of(callbacks)
-            if type(each) is type(part) and each.distinguished_by == part.distinguished_by
-        ]
-        if len(alike) > 1:
-            which = " and ".join(f"{name}={value!r}" for name, value in part.distinguished_by.items())
-            raise ConfigurationError(
-                f"`callbacks` has two {type(part).__name__}{which and f' with {which}'}: a trainer takes one, remove "
-                "the other."
-            )
+        alike = [(type(part), part.distinguished_by) for part in parts_of(callbacks)]
+        kind, arguments = type(self.part), self.part.distinguished_by
+        if alike.count((kind, arguments)) > 1:
+            which = " and ".join(f"{name}={value!r}" for name, value in arguments.items())
+            what = f"{kind.__name__} with {which}" if which else kind.__name__
+            raise ConfigurationError(f"`callbacks` has two {what}: a trainer takes one, remove the other.")
 
     def on_exception(self, *arguments: Any, **options: Any) -> None:
         """Do nothing: a trainer that calls this has been refused before."""
@@ -89,7 +90,7 @@ def parts_of(callbacks: Iterable[object]) -> list[TrainingPart]:
 
 
 @functools.cache
-def callback_class(adapter: type[TrainerAdapter], part: type[TrainingPart]) -> type[PartCallback[Any]]:
+def callback_class(adapter: type[TrainerAdapter], part: type[TrainingPart]) -> type[PartCallback[Any, Any]]:
     """Return the class of a trainer's callback.
 
     It takes the arguments of its part and has the part's documentation, with an example for the trainer, and the part's
@@ -99,10 +100,11 @@ def callback_class(adapter: type[TrainerAdapter], part: type[TrainingPart]) -> t
         adapter: declaration of the trainer.
         part: what the callback does.
     """
-    base = adapter.base()
+    declared = adapter.callback_base
+    base = pkgutil.resolve_name(declared) if isinstance(declared, str) else declared
 
     @functools.wraps(part.__init__)
-    def construct(self: PartCallback[Any], *arguments: Any, **options: Any) -> None:
+    def construct(self: PartCallback[Any, Any], *arguments: Any, **options: Any) -> None:
         base.__init__(self, part(*arguments, **options))
 
     members: dict[str, Any] = {each: _forward(part, each) for each in _public_names(part)}
@@ -126,7 +128,7 @@ def _forward(part: type[TrainingPart], name: str) -> Any:
         return property(operator.attrgetter(f"part.{name}"), doc=getattr(member, "__doc__", None))
 
     @functools.wraps(member)
-    def method(self: PartCallback[Any], *arguments: Any, **options: Any) -> Any:
+    def method(self: PartCallback[Any, Any], *arguments: Any, **options: Any) -> Any:
         return getattr(self.part, name)(*arguments, **options)
 
     return method

@@ -34,8 +34,7 @@ def require_between(
         inclusive: the limits themselves are allowed.
         kind: what the number is, for the message.
     """
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    number = float(value) if is_number else math.nan
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not (minimum <= number <= maximum if inclusive else minimum < number < maximum):
         raise ConfigurationError(f"`{name}` must be {kind} between {minimum:g} and {maximum:g}, got {value!r}.")
 

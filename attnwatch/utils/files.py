@@ -19,7 +19,7 @@ class UnreadableFileError(Exception):
     """Error for a file that is not what it should be. The message completes the sentence "The file …"."""
 
 
-def read_text(path: str | os.PathLike) -> str:
+def read_text(path: str | os.PathLike[str]) -> str:
     """Return the text of a file in UTF-8.
 
     Raises:
@@ -35,7 +35,7 @@ def read_text(path: str | os.PathLike) -> str:
         raise UnreadableFileError(f"can't be read as UTF-8 text ({error})") from error
 
 
-def read_json(path: str | os.PathLike) -> Any:
+def read_json(path: str | os.PathLike[str]) -> Any:
     """Return what a JSON file holds.
 
     Raises:
@@ -57,7 +57,7 @@ def parse_json(text: str) -> Any:
 
 
 @contextlib.contextmanager
-def replaced_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+def replaced_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Write a file that takes the place of `path` once it is complete and on disk.
 
     If writing fails, also because the disk is full, the old file stays and nothing is left beside it. A process that is
@@ -157,7 +157,7 @@ def _sync_folder(folder: Path) -> None:
         _sync(folder)
 
 
-def free_space(path: str | os.PathLike) -> float:
+def free_space(path: str | os.PathLike[str]) -> float:
     """Return the free bytes on the disk of a path; infinite if they are unknown."""
     try:
         return shutil.disk_usage(path).free

@@ -71,23 +71,26 @@ def take_off(module: nn.Module, again: Callable[[nn.Module], object]) -> None:
             ours.take_off(module, added)
 
 
+_Added = tuple[Sequence[RemovableHandle], Mapping[str, object], Callable[[nn.Module], object] | None]
+
+
 class _Ours:
     """Hooks and attributes of ours on one module, and its `__reduce_ex__` while there are any."""
 
     def __init__(self, module: nn.Module):
         self._module = weakref.ref(module)
-        self._added: list[tuple] = []
+        self._added: list[_Added] = []
 
-    def add(self, module: nn.Module, added: tuple) -> None:
+    def add(self, module: nn.Module, added: _Added) -> None:
         self._added.append(added)
         vars(module)[_REDUCE] = self
         if added[2] is not None or hasattr(type(module), _DEEPCOPY):
             vars(module)[_DEEPCOPY] = self._deepcopy
 
-    def added_with(self, again: Callable[[nn.Module], object]) -> list[tuple]:
+    def added_with(self, again: Callable[[nn.Module], object]) -> list[_Added]:
         return [added for added in self._added if added[2] is again]
 
-    def take_off(self, module: nn.Module, added: tuple) -> None:
+    def take_off(self, module: nn.Module, added: _Added) -> None:
         handles, attributes, _ = added
         for handle in handles:
             handle.remove()
@@ -101,6 +104,7 @@ class _Ours:
 
     def __call__(self, protocol: int) -> Any:
         module = self._module()
+        assert module is not None  # this is its attribute
         reduced = type(module).__reduce_ex__(module, protocol)
         return reduced if isinstance(reduced, str) else tuple(map(self._without_ours, reduced))
 
@@ -122,8 +126,9 @@ class _Ours:
     def _numbers(self) -> set[int]:
         return {handle.id for handles, _, _ in self._added for handle in handles}
 
-    def _deepcopy(self, memo: dict) -> nn.Module:
+    def _deepcopy(self, memo: dict[int, Any]) -> nn.Module:
         module = self._module()
+        assert module is not None  # this is its attribute
         with self._taken_off(module):
             twin = copy.deepcopy(module, memo)
         for handles, _, again in self._added:

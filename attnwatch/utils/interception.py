@@ -3,7 +3,7 @@
 import copyreg
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, SupportsIndex
 
 from torch import nn
 
@@ -43,21 +43,20 @@ def _intercepted(module: nn.Module) -> type:
     original: type[nn.Module] = type(module)
     calls: list[Call] = []
 
-    def __call__(self, *args, **kwargs):
-        run = super(intercepted, self).__call__
+    def __call__(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        run: Run = partial(original.__call__, self)
         if self is module:
             for call in calls:
                 run = partial(_through, call, run)
         return run(*args, **kwargs)
 
-    def __reduce_ex__(self, protocol):
-        _, _, state, *_ = super(intercepted, self).__reduce_ex__(protocol)
-        return copyreg._reconstructor, (original, object, None), state
+    def __reduce_ex__(self: nn.Module, protocol: SupportsIndex) -> tuple[Any, ...]:
+        state = original.__reduce_ex__(self, protocol)[2]
+        return copyreg._reconstructor, (original, object, None), state  # type: ignore[attr-defined]  # typeshed lacks it
 
     names = {name: getattr(original, name) for name in ("__module__", "__qualname__", "__doc__")}
     methods = {"__call__": __call__, "__reduce_ex__": __reduce_ex__, _CALLS: calls}
-    intercepted = type(original.__name__, (original,), {**names, **methods})
-    return intercepted
+    return type(original.__name__, (original,), {**names, **methods})
 
 
 def _through(call: Call, run: Run, *args: Any, **kwargs: Any) -> Any:

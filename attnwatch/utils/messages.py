@@ -32,7 +32,7 @@ def warn(message: str, *, stacklevel: int = 2, always: bool = False, once_for_al
     module, line = frame.f_globals.get("__name__", "<unknown>"), frame.f_lineno
     text = f"attnwatch: {message}"
     is_hidden = _is_hidden(text, module, line)
-    registry: dict = {}
+    registry: dict[str | tuple[str, type[Warning], int], int] = {}
     try:
         warnings.warn_explicit(text, AttnwatchWarning, frame.f_code.co_filename, line, module, registry)
     except AttnwatchWarning:
@@ -58,7 +58,7 @@ class NonFatal:
         ['attnwatch: the monitor failed, training goes on: ValueError: no number']
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._failed: set[Hashable] = set()
 
     def has_failed(self, key: Hashable) -> bool:

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-Made = TypeVar("Made")
+ValueT = TypeVar("ValueT")
 
 
 def is_first_process() -> bool:
@@ -18,7 +18,7 @@ def has_other_processes() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-def gathered(value: Any) -> list[Any]:
+def gathered(value: ValueT) -> list[ValueT]:
     """Return the values of all processes, by rank. All of them must call it."""
     if not has_other_processes():
         return [value]
@@ -27,7 +27,7 @@ def gathered(value: Any) -> list[Any]:
     return values
 
 
-def broadcast(value: Any) -> Any:
+def broadcast(value: ValueT) -> ValueT:
     """Return the first process's value. All processes must call it."""
     values = [value]
     if has_other_processes():
@@ -35,7 +35,7 @@ def broadcast(value: Any) -> Any:
     return values[0]
 
 
-def together(make: Callable[[], Made]) -> Made:
+def together(make: Callable[[], ValueT]) -> ValueT:
     """Return what `make` returns on this process; if it raises on one process, all raise, and none waits for another.
 
     All processes must call it. `make` must not wait for other processes.
@@ -44,9 +44,10 @@ def together(make: Callable[[], Made]) -> Made:
         Exception: of `make`, on the processes where it was raised.
         RuntimeError: on the others; names the process and its error.
     """
-    made, failure = None, None
+    made: list[ValueT] = []
+    failure: Exception | None = None
     try:
-        made = make()
+        made.append(make())
     except Exception as error:  # to be raised when the others know
         failure = error
     messages = gathered(None if failure is None else f"{type(failure).__name__}: {failure}")
@@ -55,4 +56,4 @@ def together(make: Callable[[], Made]) -> Made:
     for rank, message in enumerate(messages):
         if message is not None:
             raise RuntimeError(f"process {rank} of {len(messages)} failed: {message}")
-    return made
+    return made[0]

@@ -3,10 +3,10 @@
 import re
 import sys
 from importlib import metadata
-from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from attnwatch.utils.hooks import put
 from attnwatch.utils.messages import warn
 
 TESTED = {
@@ -18,13 +18,25 @@ TESTED = {
 """Oldest and newest version of each library; `pyproject.toml` has no upper bounds, as new releases mostly work."""
 
 
-_told: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+class _Warned:
+    """Libraries of which a run was warned, known to the modules of its model."""
+
+    def __init__(self, model: nn.Module):
+        self.libraries: set[str] = set()
+        self._marks = [put(module, attributes={_WARNED: self}) for module in model.modules()]
+
+    def forget(self) -> None:
+        for remove in self._marks:
+            remove()
+
+
+_WARNED = "_attnwatch_warned"
 
 
 def begin_run(model: nn.Module) -> None:
     """Let a new run of the model warn of untested versions again."""
-    for module in model.modules():
-        _told.pop(module, None)
+    while (warned := _warned_of(model)) is not None:
+        warned.forget()
 
 
 def warn_if_untested(library: str, model: nn.Module) -> None:
@@ -35,9 +47,17 @@ def warn_if_untested(library: str, model: nn.Module) -> None:
         model: that the run trains or looks at, or a part of it.
     """
     message = _why_untested(library)
-    if message and not _was_told(library, model):
-        _told.setdefault(model, set()).add(library)
+    if message is None:
+        return
+    warned = _warned_of(model) or _Warned(model)
+    if library not in warned.libraries:
+        warned.libraries.add(library)
         warn(message, once_for_all=True)
+
+
+def _warned_of(model: nn.Module) -> _Warned | None:
+    """Return what is known of a run of the model, of a part of it, or of what it is a part of."""
+    return next((vars(module)[_WARNED] for module in model.modules() if _WARNED in vars(module)), None)
 
 
 def _why_untested(library: str) -> str | None:
@@ -55,12 +75,6 @@ def _why_untested(library: str) -> str | None:
     )
 
 
-def _was_told(library: str, model: nn.Module) -> bool:
-    """Return whether this run has warned already, for the model, a part of it or a module around it."""
-    parts = set(model.modules())
-    return any(library in of and (told in parts or model in told.modules()) for told, of in list(_told.items()))
-
-
 def is_early_transformers() -> bool:
     """Return whether a version of transformers is loaded, before 5.1, that looks attention functions up by index."""
     interface = getattr(sys.modules.get("transformers"), "AttentionInterface", None)
@@ -69,4 +83,4 @@ def is_early_transformers() -> bool:
 
 def _release(version: str) -> tuple[int, ...]:
     """The numbers of a version, without what marks pre-releases and builds."""
-    return tuple(map(int, re.match(r"[\d.]*\d", version).group().split(".")))
+    return tuple(map(int, re.findall(r"^[\d.]*\d", version)[0].split(".")))

@@ -330,6 +330,21 @@ def test_fault_is_named_and_the_nearest_sound_script_is_not(kind, faulty, sound)
     assert kind in script.notes or kind not in checkup.skipped or kind == "eval_mode", checkup.skipped.get(kind)
 
 
+def test_diagnosis_takes_the_findings_along():
+    script = SCRIPTS["padding is learned"][1]()
+    findings = script.check().findings
+    with attnwatch.AttentionRecorder(script.model) as recorder:
+        empty = attnwatch.diagnose(recorder.history(), checked=findings)
+        with recorder.step(0):
+            script.model(**script.batch).loss.backward()
+        diagnosis = attnwatch.diagnose(recorder.history(), checked=findings)
+    for each in (empty, diagnosis):
+        assert [finding.kind.value for finding in each.findings] == ["padding_in_loss"]
+        assert each.status is attnwatch.RunStatus.NOT_CONVERGING
+        assert each.risk >= findings[0].severity
+    assert attnwatch.diagnose(recorder.history()).status is attnwatch.RunStatus.UNDETERMINED
+
+
 def test_every_check_has_a_script_with_its_fault():
     in_loops = {"gradients_not_cleared", "lost_updates", "rate_too_high", "rate_too_low", "repeated_batch"}
     assert {kind for kind, *_ in SCRIPTS.values()} | in_loops == set(attnwatch.Check.registry)

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import HEADS, LAYERS, TOKENS, WIDTH, FusedAttention, gpt, seeded, token_ids
-from oracle import assert_statistics_match, attention_matrix
 from torch import Tensor, nn
 
 import attnwatch
@@ -26,6 +24,8 @@ from attnwatch.attention import AttentionInputs
 from attnwatch.capture import find_sites
 from attnwatch.recorder import AttentionHistory
 from attnwatch.statistics import Statistic
+from tests.support.models import HEADS, LAYERS, TOKENS, WIDTH, FusedAttention, gpt, seeded, token_ids
+from tests.support.oracle import assert_statistics_match, attention_matrix
 
 
 def my_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None, causal: bool = False) -> Tensor:

@@ -10,8 +10,6 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_diagnosis import course, diagnose
-from test_lightning_monitor import Llama, train
 
 import attnwatch
 from attnwatch import AttentionHistory, AttnwatchWarning, ConfigurationError, FindingKind, FindingRule, RunStatus
@@ -19,6 +17,8 @@ from attnwatch.diagnosis import FindingActions, RuleSet, Symptom, latest
 from attnwatch.diagnosis.findings.frozen_attention import FrozenAttention
 from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
 from attnwatch.lightning import AttentionMonitor
+from tests.support.histories import course, diagnose
+from tests.support.lightning_training import Llama, train_epochs
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -156,7 +156,7 @@ def test_training_is_warned_and_dashboards_show_it(registered, tmp_path):
     registered(EntropyGap)
     monitor, logger = AttentionMonitor(**OPTIONS), TensorBoardLogger(tmp_path)
     with pytest.warns(AttnwatchWarning) as warned:
-        trainer, _ = train(monitor, Llama(grow_one_head), logger=logger)
+        trainer, _ = train_epochs(monitor, Llama(grow_one_head), logger=logger)
     (message,) = [each for each in messages(warned) if "entropy_gap" in each]
     assert message.startswith("attnwatch: entropy_gap since step 6: heads differ by 0.")
     assert trainer.global_step == 12
@@ -170,29 +170,29 @@ def test_training_is_warned_and_dashboards_show_it(registered, tmp_path):
 def test_actions_name_it(registered):
     registered(EntropyGap)
     with pytest.warns(AttnwatchWarning, match="entropy_gap"):
-        stopped, _ = train(AttentionMonitor(on_finding={"entropy_gap": "stop"}, **OPTIONS), Llama(grow_one_head))
+        stopped, _ = train_epochs(AttentionMonitor(on_finding={"entropy_gap": "stop"}, **OPTIONS), Llama(grow_one_head))
     assert stopped.global_step == 9
     told = []
     actions = {"entropy_gap": lambda finding, *_: told.append(finding.kind), "exploding_logits": "ignore"}
-    train(AttentionMonitor(on_finding=actions, **OPTIONS), Llama(grow_one_head))
+    train_epochs(AttentionMonitor(on_finding=actions, **OPTIONS), Llama(grow_one_head))
     assert told == [FindingKind.ENTROPY_GAP]
 
 
 def test_resumed_run_is_not_told_again_also_if_the_rule_was_missing_meanwhile(registered, tmp_path):
     attnwatch.register(EntropyGap)
     with pytest.warns(AttnwatchWarning, match="entropy_gap"):
-        trainer, _ = train(AttentionMonitor(**OPTIONS), Llama(grow_one_head))
+        trainer, _ = train_epochs(AttentionMonitor(**OPTIONS), Llama(grow_one_head))
     trainer.save_checkpoint(tmp_path / "first.ckpt")
     torch.load(tmp_path / "first.ckpt", weights_only=True)
     attnwatch.unregister(EntropyGap)
     without = AttentionMonitor(every_n_steps=1, flush_every=1)
-    trainer, _ = train(without, epochs=2, ckpt_path=tmp_path / "first.ckpt")
+    trainer, _ = train_epochs(without, epochs=2, ckpt_path=tmp_path / "first.ckpt")
     assert without.diagnosis.findings == ()
     assert len(without.history) == 24
     trainer.save_checkpoint(tmp_path / "second.ckpt")
     registered(EntropyGap)
     again = AttentionMonitor(**OPTIONS)
-    train(again, epochs=3, ckpt_path=tmp_path / "second.ckpt")
+    train_epochs(again, epochs=3, ckpt_path=tmp_path / "second.ckpt")
     assert [finding.kind.value for finding in again.diagnosis.findings] == ["entropy_gap"]
 
 
@@ -238,7 +238,7 @@ NONSENSE = {
 @pytest.mark.parametrize(("returned", "reason"), NONSENSE.values(), ids=NONSENSE)
 def test_rule_that_returns_nonsense_is_named_and_left_out(registered, returned, reason):
     registered(type("Nonsense", (EntropyGap,), {"name": "nonsense", "look": lambda self, evidence: returned(evidence)}))
-    expected = r"attnwatch: the finding 'nonsense' \(test_finding.Nonsense\) failed, .* judged without it from now on: "
+    expected = rf"attnwatch: the finding 'nonsense' \({__name__}.Nonsense\) failed, .* judged without it from now on: "
     with pytest.warns(AttnwatchWarning, match=expected + reason) as warned:
         diagnosis = diagnose(course(normalized_entropy=0.999))
     assert len(warned) == 1
@@ -268,7 +268,7 @@ def test_training_goes_on_without_a_rule_that_fails(registered, tmp_path):
     monitor = AttentionMonitor(**OPTIONS)
     for _ in range(2):
         with pytest.warns(AttnwatchWarning) as warned:
-            trainer, _ = train(monitor, Llama(grow_one_head))
+            trainer, _ = train_epochs(monitor, Llama(grow_one_head))
         assert ["'failing'" in each for each in messages(warned)].count(True) == 1
         assert trainer.global_step == 12
         assert FindingKind.ENTROPY_GAP in [finding.kind for finding in monitor.diagnosis.findings]
@@ -288,7 +288,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("changes", "message"), WRONG.values(), ids=WRONG)
 def test_what_a_rule_lacks_is_said_when_it_is_registered(changes, message):
-    with pytest.raises(ConfigurationError, match=rf"the finding.*test_finding.Wrong\) {message}"):
+    with pytest.raises(ConfigurationError, match=rf"the finding.*{__name__}.Wrong\) {message}"):
         attnwatch.register(type("Wrong", (EntropyGap,), changes))
 
 

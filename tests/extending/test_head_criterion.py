@@ -3,13 +3,14 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import HEAD_DIM, HEADS, LAYERS, llama, token_ids
-from pruning_models import masked
-from test_pruning_lightning import assert_same_weights, pruning, train
 
 import attnwatch
 from attnwatch import AttentionRecorder, AttnwatchWarning, ConfigurationError, HeadCriterion, HeadImportance
 from attnwatch.lightning import AttentionMonitor
+from tests.support.equality import assert_same_weights
+from tests.support.head_models import masked
+from tests.support.lightning_training import pruning, train
+from tests.support.models import HEAD_DIM, HEADS, LAYERS, llama, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

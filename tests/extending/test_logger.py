@@ -4,15 +4,15 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import transformers as hf
-from test_lightning_monitor import Llama, batches
 from torch.utils.tensorboard import SummaryWriter
-from trainers import train
 
 import attnwatch
 import attnwatch.lightning
 import attnwatch.transformers
 from attnwatch import AttnwatchWarning, ConfigurationError
 from attnwatch.loggers import logger_for
+from tests.support.lightning_training import Llama, batches
+from tests.support.transformers_training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

@@ -3,16 +3,16 @@
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from models import HEAD_DIM, HEADS, WIDTH, OwnAttention, gpt, llama, token_ids
-from pruning_models import masked, pruned
-from test_lightning_monitor import Llama
-from test_pruning_lightning import assert_same_weights, pruning, train
 from torch import nn
 
 import attnwatch
 from attnwatch import ConfigurationError, HeadLayout, ModelFamily, PruningPlan, Refused, check_layout, prune_heads
 from attnwatch.heads import HeadMap
 from attnwatch.heads.head_map import layout_of
+from tests.support.equality import assert_same_weights
+from tests.support.head_models import masked, pruned
+from tests.support.lightning_training import Llama, pruning, train
+from tests.support.models import HEAD_DIM, HEADS, WIDTH, OwnAttention, gpt, llama, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

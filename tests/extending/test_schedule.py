@@ -4,11 +4,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch.callbacks import ModelCheckpoint
-from test_pruning_lightning import assert_same_weights, pruning, train
 
 import attnwatch
 from attnwatch import ConfigurationError, Schedule
 from attnwatch.heads.schedule import PruningSchedule
+from tests.support.equality import assert_same_weights
+from tests.support.lightning_training import pruning, train
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 

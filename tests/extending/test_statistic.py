@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
-from models import gpt, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_lightning_monitor import train
 
 import attnwatch
 from attnwatch import AttentionHistory, AttentionRecorder, AttnwatchWarning, ConfigurationError, attention_statistics
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.statistics import Reduction
+from tests.support.lightning_training import train_epochs
+from tests.support.models import gpt, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -79,7 +79,7 @@ def test_maximum_over_rows(registered):
 def test_recorded_logged_drawn_and_saved(registered, tmp_path):
     registered(Gini)
     monitor = AttentionMonitor(every_n_steps=2)
-    train(monitor, tmp_path=tmp_path, logger=TensorBoardLogger(tmp_path, name="run", version=""))
+    train_epochs(monitor, tmp_path=tmp_path, logger=TensorBoardLogger(tmp_path, name="run", version=""))
     events = EventAccumulator(str(tmp_path / "run")).Reload()
     curve = {event.step: event.value for event in events.Scalars("attention/gini")}
     history = monitor.history
@@ -118,7 +118,7 @@ def test_columns_of_a_missing_statistic_stay(registered, tmp_path):
 
 
 WRONG = {
-    Failing: r"the statistic 'failing' \(test_statistic.Failing\) failed with RuntimeError: no such key",
+    Failing: rf"the statistic 'failing' \({__name__}.Failing\) failed with RuntimeError: no such key",
     WrongShape: r"'wrong_shape' .* failed with ValueError: `values` must return a tensor that can be broadcast to "
     r"\[batch, heads, rows\] = \[2, 4, 4\], got \[2, 4, 4, 8\]",
 }
@@ -140,10 +140,10 @@ def test_failing_statistic_is_named_and_left_out_once(registered, statistic):
 
 def test_training_goes_on_without_a_failing_statistic(registered, tmp_path):
     registered(Failing)
-    _, expected = train(None, tmp_path=tmp_path)
+    _, expected = train_epochs(None, tmp_path=tmp_path)
     monitor = AttentionMonitor(every_n_steps=2)
     with pytest.warns(AttnwatchWarning, match="'failing'"):
-        _, module = train(monitor, tmp_path=tmp_path)
+        _, module = train_epochs(monitor, tmp_path=tmp_path)
     assert module.losses == expected.losses
     assert isinstance(module, pl.LightningModule)
     assert np.isfinite(monitor.history["entropy"]).all()

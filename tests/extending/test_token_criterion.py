@@ -4,16 +4,16 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from models import llama, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_pruning_lightning import assert_same_weights, train
-from test_tokens_lightning import Deep
-from test_tokens_routing import BATCH, FAMILIES, LAST, TOKENS, by_hand, deep, entering, expected_kept, run, whole
 from torch import nn
 
 import attnwatch
 from attnwatch import AttnwatchWarning, ConfigurationError, TokenDropper
 from attnwatch.lightning import TokenDropping
+from tests.support.equality import assert_same_weights
+from tests.support.layers_by_hand import BATCH, FAMILIES, LAST, by_hand, deep, entering, expected_kept, run, whole
+from tests.support.lightning_training import Deep, train
+from tests.support.models import TOKENS, llama, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -171,7 +171,7 @@ class Undeclared(Norm):
 
 WRONG = {
     Undeclared: r"'undeclared' .* a criterion that reads `batch.losses` must declare reads = \('losses',\)",
-    Failing: r"the token criterion 'failing' \(test_token_criterion.Failing\) failed with RuntimeError: no such token",
+    Failing: rf"the token criterion 'failing' \({__name__}.Failing\) failed with RuntimeError: no such token",
     WrongShape: r"'wrong_shape' must return scores of shape \[3, 12\], got \[3, 12, 32\]",
 }
 

@@ -5,15 +5,16 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
-from models import HEADS, TOKENS, VOCABULARY, WIDTH, seeded, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_pruning_lightning import assert_same_weights, train
 from torch import Tensor, nn
 
 import attnwatch
 from attnwatch import AttnwatchWarning, ConfigurationError, ModelFamily, TokenDropper, TokenLayout
 from attnwatch.lightning import TokenDropping
 from attnwatch.models import Refused, TokenPredictions
+from tests.support.equality import assert_same_weights
+from tests.support.lightning_training import train
+from tests.support.models import HEADS, TOKENS, VOCABULARY, WIDTH, seeded, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -177,7 +178,7 @@ def failing(*_, **__):
 )
 def test_failing_family_is_named(registered, declared, message):
     registered(type("Wrong", (Blocks,), {"name": "wrong", **declared}))
-    with pytest.raises(ConfigurationError, match=rf"the model family 'wrong' \(test_token_layout.Wrong\).* {message}"):
+    with pytest.raises(ConfigurationError, match=rf"the model family 'wrong' \({__name__}.Wrong\).* {message}"):
         TokenDropper(Model())
 
 

@@ -6,15 +6,16 @@ import sys
 import lightning.pytorch as pl
 import pytest
 import torch
-from models import LAYERS, llama, token_ids
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_lightning_monitor import Llama, batches
 from torch.utils.tensorboard import SummaryWriter
 
 import attnwatch
 import attnwatch.lightning
 from attnwatch import ConfigurationError, FindingKind, PruningPlan, RunStatus, callbacks
 from attnwatch.loggers import logger_for
+from attnwatch.trainers.callback import callback_class
+from tests.support.lightning_training import Llama, batches
+from tests.support.models import LAYERS, llama, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWar
 class TinyRun(attnwatch.TrainerRun):
     global_step = property(lambda run: run.trainer.step)
     total_steps = property(lambda run: run.trainer.max_steps)
-    loggers = property(lambda run: [logger_for(run.trainer.writer)])
+    loggers = property(lambda run: [logger_for(writer) for writer in run.trainer.writers])
 
     def models_with_optimizers(self):
         return [(self.model, [self.trainer.optimizer])]
@@ -57,18 +58,19 @@ class TinyAdapter(attnwatch.TrainerAdapter):
     name, title, callback_base, first_hooks = "tiny", "the TinyTrainer", TinyCallback, ("on_start",)
 
 
-AttentionMonitor = TinyAdapter.callback(callbacks.AttentionMonitor)
-HeadPruning = TinyAdapter.callback(callbacks.HeadPruning)
-TokenDropping = TinyAdapter.callback(callbacks.TokenDropping)
+AttentionMonitor = callback_class(TinyAdapter, callbacks.AttentionMonitor)
+HeadPruning = callback_class(TinyAdapter, callbacks.HeadPruning)
+TokenDropping = callback_class(TinyAdapter, callbacks.TokenDropping)
 
 
 class TinyTrainer:
     """A loop with callbacks of its own kind, and checkpoints."""
 
-    def __init__(self, callbacks, folder, *, model=None, max_steps=16):
+    def __init__(self, callbacks, folder, *, model=None, max_steps=16, draws=False):
         self.model, self.callbacks, self.max_steps = model or llama(), callbacks, max_steps
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
-        self.writer, self.metrics, self.losses = SummaryWriter(folder), {}, []
+        self.folder, self.writers = folder, [SummaryWriter(folder)] if draws else []
+        self.metrics, self.losses = {}, []
         self.step, self.should_stop = 0, False
 
     def fit(self, checkpoint=None, *, save_at=None):
@@ -95,7 +97,8 @@ class TinyTrainer:
             if self.step == save_at:
                 saved = self.checkpoint()
         self.call("on_end")
-        self.writer.close()
+        for writer in self.writers:
+            writer.close()
         return saved
 
     def call(self, hook, *arguments):
@@ -105,7 +108,7 @@ class TinyTrainer:
     def checkpoint(self):
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step}
         parts["callbacks"] = {callback.state_key: callback.state_dict() for callback in self.callbacks}
-        path = f"{self.writer.log_dir}/checkpoint.pt"
+        path = self.folder / "checkpoint.pt"
         torch.save(parts, path)
         return torch.load(path, weights_only=True)
 
@@ -117,7 +120,7 @@ def all_three():
 
 def test_all_work_in_it_to_the_end(tmp_path, capsys):
     monitor, pruning, dropping = all_three()
-    trainer = TinyTrainer([monitor, pruning, dropping], tmp_path)
+    trainer = TinyTrainer([monitor, pruning, dropping], tmp_path, draws=True)
     trainer.fit()
     assert monitor.history.steps.tolist() == list(range(0, 16, 2))
     assert monitor.history.total_steps == 16
@@ -140,10 +143,10 @@ def test_all_work_in_it_to_the_end(tmp_path, capsys):
 def test_training_is_resumed_bit_for_bit(save_at, tmp_path):
     """Before, between and after the cuts."""
     whole = all_three()
-    uninterrupted = TinyTrainer(whole, tmp_path / "whole")
+    uninterrupted = TinyTrainer(whole, tmp_path)
     saved = uninterrupted.fit(save_at=save_at)
     rest = all_three()
-    resumed = TinyTrainer(rest, tmp_path / "rest")
+    resumed = TinyTrainer(rest, tmp_path)
     resumed.fit(saved)
     assert resumed.losses == uninterrupted.losses[save_at:]
     torch.testing.assert_close(resumed.model.state_dict(), uninterrupted.model.state_dict(), rtol=0, atol=0)
@@ -197,7 +200,7 @@ def test_callbacks_know_their_trainer(registered, tmp_path):
 
 def test_callbacks_are_documented_for_their_trainer():
     assert AttentionMonitor.__module__ == __name__
-    assert sys.modules[__name__].AttentionMonitor is TinyAdapter.callback(callbacks.AttentionMonitor)
+    assert sys.modules[__name__].AttentionMonitor is callback_class(TinyAdapter, callbacks.AttentionMonitor)
     code = re.search(r"```python\n(.*?)```", HeadPruning.__doc__, re.S)[1]
     assert code == f"from {__name__} import HeadPruning\n\ncallback = HeadPruning(target=0.5)\n"
     given = {}

@@ -79,7 +79,7 @@ class Check(Plugin):
     def check(cls, plugin: Any) -> None:
         """Raise a `ConfigurationError` if a part of the declaration is missing."""
         described = cls.registry.describe(plugin)
-        if not isinstance(plugin, type):
+        if not (isinstance(plugin, type) and issubclass(plugin, Check)):
             raise ConfigurationError(f"{described} must be a class: one instance is made for each checkup.")
         if not plugin.remedy:
             raise ConfigurationError(f"{described} must have a `remedy`: what the user can do.")

@@ -77,7 +77,7 @@ class FindingRule(Plugin):
         """Return the rule for a run of this many steps (None: unknown). Rules that a user gives stay as they are."""
         return self
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.enabled, bool):
             raise ConfigurationError(f"`enabled` must be True or False, got {self.enabled!r}.")
         defaults: dict[str, Any] = {

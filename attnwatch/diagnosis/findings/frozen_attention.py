@@ -43,7 +43,7 @@ class FrozenAttention(FindingRule):
     max_logit: float = 500.0
     """Largest logit above which a site is not clearly still, as a saturated softmax has another cause."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require_int("window", self.window, minimum=2)
 

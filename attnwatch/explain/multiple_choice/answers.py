@@ -12,20 +12,20 @@ from attnwatch.explain.multiple_choice.options import Score
 
 @dataclass
 class Answers:
-    """Answers of a language model, one entry for each question that could be asked.
+    """Answers of a language model, with one entry for each question that was asked.
 
     Attributes:
-        prompts, choices, labels: the questions; `labels` are the indices of the right choices.
-        log_likelihoods: sum of the log-likelihoods of each choice's tokens behind the prompt, in nats.
+        prompts, choices, labels: questions; `labels` are the indices of the right choices.
+        log_likelihoods: sum of the log-likelihoods of each choice's tokens after the prompt, in nats.
         num_tokens: number of these tokens.
-        score: `"sum"`: choices are weighed by their log-likelihood; `"mean"`: by that divided by their tokens.
-        stated_confidence: probability that its own answer is right, 0 to 1, as the model says when asked in words; nan
-            if its reply is no percentage. Empty if it was not asked.
+        score: score of a choice: `"sum"` is its log-likelihood, `"mean"` its log-likelihood per token.
+        stated_confidence: probability that its own answer is right, 0 to 1, which the model states when asked in words;
+            nan if its reply is not a percentage. Empty if it was not asked.
         stated_replies: replies of the model when asked for a percentage.
-        claimed_reasons: replies of the model when asked for its reason. They are text that the model finds likely, not
-            an explanation of its answer.
+        claimed_reasons: replies of the model when asked for its reason. They are likely text, not an explanation of the
+            answer.
         skipped: (prompt, reason) of the questions that could not be asked.
-        num_forwards: number of forwards that it took.
+        num_forwards: number of forwards.
     """
 
     prompts: list[str]
@@ -49,7 +49,7 @@ class Answers:
 
     @property
     def probabilities(self) -> Tensor:
-        """Softmax over the scores of a question's choices, float64 [questions, most choices]; 0 beyond its last."""
+        """Softmax over the scores of a question's choices, float64 [questions, most choices], padded with 0."""
         scores = torch.full((len(self.labels), max(map(len, self.choices))), -torch.inf, dtype=torch.float64)
         for row, sums, lengths in zip(scores, self.log_likelihoods, self.num_tokens, strict=True):
             values = torch.tensor(sums, dtype=torch.float64)
@@ -58,7 +58,7 @@ class Answers:
 
     @property
     def predictions(self) -> list[int]:
-        """Index of the choice with the largest probability; of equal ones the first."""
+        """Index of the choice with the largest probability, the first among equal ones."""
         return self.probabilities.argmax(-1).tolist()
 
     @property
@@ -68,7 +68,7 @@ class Answers:
 
     @property
     def num_unparsable(self) -> int:
-        """Number of replies that are no percentage."""
+        """Number of replies that are not a percentage."""
         return sum(map(math.isnan, self.stated_confidence))
 
     def calibration(self, *, num_bins: int = 15) -> Calibration:
@@ -76,7 +76,7 @@ class Answers:
         return calibration(self.probabilities, self.labels, num_bins=num_bins)
 
     def stated_calibration(self, *, num_bins: int = 15) -> Calibration | None:
-        """Return the calibration of the stated confidence; None if there is none."""
+        """Return the calibration of the stated confidence; None without stated confidences."""
         pairs = zip(self.stated_confidence, self.correct, strict=False)
         stated = [(confidence, right) for confidence, right in pairs if not math.isnan(confidence)]
         return calibration(*zip(*stated, strict=True), num_bins=num_bins) if stated else None

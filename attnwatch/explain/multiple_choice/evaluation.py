@@ -1,7 +1,8 @@
-"""Multiple-choice evaluation of a language model, and of how sure it says it is."""
+"""Multiple-choice evaluation of a language model and of its stated confidence."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -16,8 +17,6 @@ from attnwatch.explain.multiple_choice.questions import Question, as_questions
 from attnwatch.explain.multiple_choice.scoring import generate_greedily, log_likelihoods, num_contexts
 from attnwatch.explain.multiple_choice.templates import Templates, parse_percentage
 from attnwatch.explain.multiple_choice.tokenization import (
-    PERCENTAGE_TOKENS,
-    Continuation,
     QuestionTokenizer,
     Replies,
     SkippedQuestion,
@@ -40,23 +39,24 @@ def ask(
     max_length: int | None = None,
     forward: Forward | None = None,
 ) -> Answers:
-    """Put multiple-choice questions to a causal language model; neither the model nor any random state changes.
+    """Ask a causal language model multiple-choice questions, without a change to the model or to any random state.
 
-    The answer is the choice with the largest probability: p(choice) ∝ exp(Σ_t log p(token t | prompt, tokens before
-    t)), over the tokens from the first one on in which some choice parts from the prompt's own tokens.
+    The answer is the choice with the largest probability p(choice) ∝ exp(Σ_t log p(token t | prompt, tokens before t)).
+    The sum begins at the first token in which a choice differs from the tokens of the prompt alone.
 
     Args:
-        model: a causal language model.
-        tokenizer: of transformers.
+        model: causal language model.
+        tokenizer: tokenizer of transformers.
         questions: path of a JSONL file (see `load_questions`), or a list.
-        templates: wording; None means the defaults of `Templates`.
-        stated: how the model is then asked whether it is sure. `"yes_no"`: the probability of "yes" over that of "yes"
-            and "no". `"percentage"`: it writes a number (see `parse_percentage`). None: not at all.
-        reasons: ask for a reason too.
-        score: `"sum"` as above; `"mean"`: divided by the choice's number of tokens, fair to long choices.
-        max_new_tokens: of a reason.
-        batch_size: rows of a forward.
-        max_length: number of tokens of a row; the model's positions are a limit in any case.
+        templates: wording of the questions; None means the defaults of `Templates`.
+        stated: follow-up question about the confidence. `"yes_no"` takes the probability of "yes" relative to "yes" and
+            "no"; with `"percentage"` the model writes a number (see `parse_percentage`); None asks nothing.
+        reasons: also ask for a reason.
+        score: `"sum"` as above, or `"mean"` to divide the sum by the choice's number of tokens, for choices that differ
+            in length.
+        max_new_tokens: largest number of tokens of a reason.
+        batch_size: number of rows per forward.
+        max_length: largest number of tokens of a row; the number of positions of the model is a limit in any case.
         forward: see `EvaluatedModel`; not with reasons or percentages, which need transformers' `generate`.
 
     Raises:
@@ -82,10 +82,10 @@ def ask(
 
 
 class MultipleChoiceEvaluation:
-    """Questions to a language model, tokenized, with a known number of forwards.
+    """Tokenized questions to a language model, with the number of forwards known in advance.
 
     Args:
-        model: a causal language model.
+        model: causal language model.
         tokenizer, questions, options: see `ask`.
 
     Attributes:
@@ -101,18 +101,20 @@ class MultipleChoiceEvaluation:
     ):
         if model.has_custom_forward and (options.stated == "percentage" or options.reasons):
             raise ConfigurationError(
-                "`forward`: a model that is called by a function of yours can't write texts: `stated` must be "
+                "`forward`: a model with a custom forward can't generate text: `stated` must be "
                 f"'yes_no' or None and `reasons` False, got {options.stated!r} and {options.reasons!r}."
             )
-        embeddings = None if model.has_custom_forward else model.input_embeddings()
-        self._tokenizer = QuestionTokenizer(tokenizer, getattr(embeddings, "num_embeddings", None))
+        embeddings = None if model.has_custom_forward else model.input_embeddings
+        tokenizer = QuestionTokenizer(tokenizer, getattr(embeddings, "num_embeddings", None))
         self._model, self._options = model, options
+        self._log_likelihoods = partial(log_likelihoods, model, batch_size=options.batch_size, pad_id=tokenizer.pad_id)
+        self._generate = partial(generate_greedily, model, tokenizer, batch_size=options.batch_size)
         max_length = min(options.max_length or math.inf, _num_positions(model))
         self.skipped: list[tuple[str, str]] = []
         self._questions: list[TokenizedQuestion] = []
         for question in questions:
             try:
-                self._questions.append(tokenize_question(question, self._tokenizer, options, max_length))
+                self._questions.append(tokenize_question(question, tokenizer, options, max_length))
             except SkippedQuestion as reason:
                 self.skipped.append((question.prompt, str(reason)))
         if not self._questions:
@@ -126,9 +128,8 @@ class MultipleChoiceEvaluation:
         rows = [num_contexts(choice for each in self._questions for choice in each.choices)]
         if options.stated == "yes_no":
             rows.append(sum(max(num_contexts(replies.all) for replies in each.yes_no) for each in self._questions))
-        generated = PERCENTAGE_TOKENS if options.stated == "percentage" else 0
-        generated += options.max_new_tokens if options.reasons else 0
-        return sum(math.ceil(each / size) for each in rows) + math.ceil(len(self._questions) / size) * generated
+        generated = math.ceil(len(self._questions) / size) * sum(options.new_tokens.values())
+        return sum(math.ceil(each / size) for each in rows) + generated
 
     def run(self) -> Answers:
         """Ask the questions."""
@@ -138,26 +139,26 @@ class MultipleChoiceEvaluation:
             given = list(zip(self._questions, answers.predictions, strict=True))
             if self._options.stated == "yes_no":
                 answers.stated_confidence = self._probabilities_of_yes([each.yes_no[answer] for each, answer in given])
-            if self._options.stated == "percentage":
-                prompts = [each.percentage[answer] for each, answer in given]
-                answers.stated_replies = self._generate(prompts, PERCENTAGE_TOKENS)
-                answers.stated_confidence = list(map(parse_percentage, answers.stated_replies))
-            if self._options.reasons:
-                prompts = [each.reason[answer] for each, answer in given]
-                answers.claimed_reasons = self._generate(prompts, self._options.max_new_tokens)
+            replies = {
+                name: self._generate([each.prompts[name][answer] for each, answer in given], max_new_tokens=number)
+                for name, number in self._options.new_tokens.items()
+            }
+            if "percentage" in replies:
+                answers.stated_replies = replies["percentage"]
+                answers.stated_confidence = list(map(parse_percentage, replies["percentage"]))
+            answers.claimed_reasons = replies.get("reason", [])
         answers.num_forwards = self._model.num_forwards - before
         return answers
 
     def _answers(self) -> Answers:
-        sums = self._log_likelihoods([each.choices for each in self._questions])
-        sums = self._model.broadcast(sums)
+        sums = self._model.broadcast(self._log_likelihoods([each.choices for each in self._questions]))
         if not all(map(math.isfinite, (value for row in sums for value in row))):
-            raise ConfigurationError("`model`: its logits are nan or infinite, so that it can't be asked anything.")
+            raise ConfigurationError("`model`: its logits are nan or infinite, so that no question can be asked.")
         questions = [each.question for each in self._questions]
         return Answers(
             prompts=[question.prompt for question in questions],
             choices=[list(question.choices) for question in questions],
-            labels=[question.answer for question in questions],
+            labels=[int(question.answer) for question in questions],
             log_likelihoods=sums,
             num_tokens=[[len(read.ids) - read.start for read in each.choices] for each in self._questions],
             score=self._options.score,
@@ -165,7 +166,7 @@ class MultipleChoiceEvaluation:
         )
 
     def _probabilities_of_yes(self, replies: list[Replies]) -> list[float]:
-        """Return the probability of the words for yes over that of those for yes and no."""
+        """Return the probability of the words for yes, relative to that of the words for yes and no."""
         confidence = []
         for each, sums in zip(replies, self._log_likelihoods([each.all for each in replies]), strict=True):
             values = torch.tensor(sums, dtype=torch.float64)
@@ -173,29 +174,21 @@ class MultipleChoiceEvaluation:
             confidence.append((yes - no).sigmoid().item())
         return confidence
 
-    def _log_likelihoods(self, groups: list[list[Continuation]]) -> list[list[float]]:
-        size, pad_id = self._options.batch_size, self._tokenizer.pad_id
-        return log_likelihoods(self._model, groups, batch_size=size, pad_id=pad_id)
-
-    def _generate(self, prompts: list[tuple[int, ...]], max_new_tokens: int) -> list[str]:
-        size = self._options.batch_size
-        return generate_greedily(self._model, prompts, self._tokenizer, max_new_tokens=max_new_tokens, batch_size=size)
-
 
 def require_language_model(model: EvaluatedModel) -> None:
-    """Raise a `ConfigurationError` unless it is a causal language model; a custom forward is taken for one."""
+    """Raise a `ConfigurationError` unless the model is a causal language model or has a custom forward."""
     if model.has_custom_forward:
         return
     can_generate = getattr(model.model, "can_generate", None)
     if not callable(can_generate) or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
         raise ConfigurationError(
-            f"`model` must be a causal language model, got a {model.name}; for a classifier there is "
-            "classifier_calibration. If it is a language model under another name, give `forward`."
+            f"`model` must be a causal language model, got a {model.name}; for a classifier use "
+            "classifier_calibration. For a language model with another interface, give `forward`."
         )
 
 
 def _num_positions(model: EvaluatedModel) -> float:
-    """Return the number of tokens that a model has positions for; infinite if it does not say."""
+    """Return the number of positions of a model; infinite if its configuration has none."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     length = getattr(config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else math.inf

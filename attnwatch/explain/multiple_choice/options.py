@@ -10,10 +10,12 @@ from attnwatch.utils.arguments import require_choice, require_int
 Stated = Literal["yes_no", "percentage"]
 Score = Literal["sum", "mean"]
 
+_PERCENTAGE_TOKENS = 8
+
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Arguments of `ask` that say how a model is asked.
+    """Arguments of `ask` that define how a model is asked.
 
     Raises:
         ConfigurationError: one of them is wrong.
@@ -27,7 +29,7 @@ class EvaluationOptions:
     batch_size: int = 8
     max_length: int | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_choice("stated", self.stated, Stated, optional=True)
         require_choice("score", self.score, Score)
         require_int("max_new_tokens", self.max_new_tokens, minimum=1)
@@ -38,3 +40,10 @@ class EvaluationOptions:
                 f"`templates` must be `attnwatch.explain.Templates` or None, got a {type(self.templates).__name__}: "
                 "give Templates(answer=…)."
             )
+
+    @property
+    def new_tokens(self) -> dict[str, int]:
+        """Largest number of tokens of each reply that is generated, by the name of its template."""
+        numbers = {"percentage": _PERCENTAGE_TOKENS, "reason": self.max_new_tokens}
+        asked = (self.stated, "reason" if self.reasons else None)
+        return {name: number for name, number in numbers.items() if name in asked}

@@ -1,7 +1,9 @@
-"""Multiple-choice questions that are made from a text."""
+"""Multiple-choice questions made from a text."""
 
+import itertools
 import random
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from attnwatch.errors import ConfigurationError
@@ -23,18 +25,18 @@ def questions_from_text(
     choice_tokens: int = 3,
     num_choices: int = 4,
 ) -> list[Question]:
-    """Return questions about how a text goes on.
+    """Return questions about the continuation of passages of a text.
 
-    The prompt is a stretch of the text, one choice is what follows it, and the others come from elsewhere in the text.
+    The prompt is a passage, one choice is its continuation, and the other choices come from elsewhere in the text.
     All choices begin with a word and have the same number of tokens.
 
     Args:
-        text: a text, or batches with `input_ids` [batch, tokens], and `attention_mask` if there is padding.
-        tokenizer: of transformers; the one that made the batches.
-        number: of questions; fewer are returned if the text has no more.
-        seed: of the places and of the order of the choices.
-        prompt_tokens, choice_tokens: length of the prompt and of each choice.
-        num_choices: choices of each question.
+        text: text, or batches with `input_ids` [batch, tokens], and `attention_mask` if there is padding.
+        tokenizer: tokenizer of transformers, the one that made the batches.
+        number: number of questions; fewer are returned if the text has no more.
+        seed: seed of the places and of the order of the choices.
+        prompt_tokens, choice_tokens: number of tokens of the prompt and of each choice.
+        num_choices: number of choices of each question.
 
     Raises:
         ConfigurationError: an argument is wrong, or the text is too short or too uniform for a single question.
@@ -59,14 +61,10 @@ def questions_from_text(
         require_unicode("text", text)
     encoder = QuestionTokenizer(tokenizer)
     sequences = [encoder.plain_ids(text)] if isinstance(text, str) else _sequences(text)
-    generator = _Generator(encoder, sequences, prompt_tokens, choice_tokens, random.Random(seed))
-    found: list[Question] = []
-    for _ in range(number):
-        question = generator.question(num_choices)
-        if question is None:
-            break
-        if question not in found:
-            found.append(question)
+    long = [ids for ids in sequences if len(ids) >= prompt_tokens + choice_tokens]
+    generator = _Generator(encoder, long, prompt_tokens, choice_tokens, random.Random(seed))
+    drawn = iter(lambda: generator.question(num_choices), None)
+    found = list(dict.fromkeys(itertools.islice(drawn, number if long else 0)))
     if not found:
         name = "`text`" if isinstance(text, str) else "the text of the batches"
         raise ConfigurationError(
@@ -77,43 +75,39 @@ def questions_from_text(
     return found
 
 
+@dataclass
 class _Generator:
-    """Draws questions from sequences of token ids."""
+    """Random choice of questions from sequences of token ids, each long enough for a prompt and a choice."""
 
-    def __init__(
-        self,
-        tokenizer: QuestionTokenizer,
-        sequences: list[list[int]],
-        prompt_tokens: int,
-        choice_tokens: int,
-        draw: random.Random,
-    ):
-        self._tokenizer, self._draw = tokenizer, draw
-        self._prompt_tokens, self._choice_tokens = prompt_tokens, choice_tokens
-        self._length = prompt_tokens + choice_tokens
-        self._long = [ids for ids in sequences if len(ids) >= self._length]
-        self._weights = [len(ids) - self._length + 1 for ids in self._long]  # every place has the same probability
+    tokenizer: QuestionTokenizer
+    sequences: list[list[int]]
+    prompt_tokens: int
+    choice_tokens: int
+    draw: random.Random
+
+    def __post_init__(self) -> None:
+        self.num_places = [len(ids) - self.prompt_tokens - self.choice_tokens + 1 for ids in self.sequences]
 
     def question(self, num_choices: int) -> Question | None:
-        """Return a question; None if there is no place for one."""
-        for _ in range(_TRIES if self._long else 0):
+        """Return a question; None if no place for one was found."""
+        for _ in range(_TRIES):
             prompt, right = self._place()
             if prompt.strip() and self._fits(prompt, right):
                 others = self._other_choices(prompt, right, num_choices - 1)
                 if others is not None:
                     choices = [right, *others]
-                    self._draw.shuffle(choices)
+                    self.draw.shuffle(choices)
                     return Question(prompt, tuple(choices), choices.index(right))
         return None
 
     def _place(self) -> tuple[str, str]:
-        """Return a stretch of the text and what follows it, both empty if that does not begin with a word."""
-        (ids,) = self._draw.choices(self._long, self._weights)
-        start = self._draw.randrange(len(ids) - self._length + 1)
-        stretch = ids[start : start + self._length]
-        if not self._tokenizer.special_ids.isdisjoint(stretch):  # a document ends, or a word is unknown
+        """Return a passage and its continuation, "" if that does not begin with a word."""
+        (ids,) = self.draw.choices(self.sequences, self.num_places)  # every place has the same probability
+        start = self.draw.randrange(len(ids) - self.prompt_tokens - self.choice_tokens + 1)
+        stretch = ids[start : start + self.prompt_tokens + self.choice_tokens]
+        if not self.tokenizer.special_ids.isdisjoint(stretch):  # a document ends, or a word is unknown
             return "", ""
-        prompt, whole = self._tokenizer.decode(stretch[: self._prompt_tokens]), self._tokenizer.decode(stretch)
+        prompt, whole = self.tokenizer.decode(stretch[: self.prompt_tokens]), self.tokenizer.decode(stretch)
         following = whole.removeprefix(prompt) if whole.startswith(prompt) else ""
         return prompt, following[1:] if following[:1] == " " and not following[1:2].isspace() else ""
 
@@ -128,14 +122,14 @@ class _Generator:
         return None
 
     def _fits(self, prompt: str, choice: str) -> bool:
-        """Return whether a choice has the right number of tokens behind the prompt."""
+        """Return whether a choice has the right number of tokens after the prompt."""
         if not choice.strip() or "\N{REPLACEMENT CHARACTER}" in prompt + choice:
             return False
         try:
-            ((ids, start),) = self._tokenizer.continuations(prompt, [f" {choice}"])
+            ((ids, start),) = self.tokenizer.continuations(prompt, [f" {choice}"])
         except SkippedQuestion:
             return False
-        return len(ids) - start == self._choice_tokens
+        return len(ids) - start == self.choice_tokens
 
 
 def _sequences(batches: Iterable[Batch]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Multiple-choice questions, given or from a file."""
+"""Multiple-choice questions, from a list or a file."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,15 +15,15 @@ _MOST_CHARACTERS = 2**20  # of a line
 
 @dataclass(frozen=True)
 class Question:
-    """A question with choices, one of which is right.
+    """Question with choices, one of which is right.
 
     Attributes:
         prompt: text before the answer.
-        choices: two or more texts that differ.
+        choices: two or more different texts.
         answer: index of the right choice, or its text, which becomes the index.
 
     Raises:
-        ConfigurationError: there are fewer than two choices, an empty one or two alike, or `answer` is none of them.
+        ConfigurationError: a choice is empty or repeated, there are fewer than two, or `answer` is not one of them.
 
     >>> Question("The sky is", ("blue", "green"), answer="green")
     Question(prompt='The sky is', choices=('blue', 'green'), answer=1)
@@ -33,7 +33,7 @@ class Question:
     choices: tuple[str, ...]
     answer: int | str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_text("prompt", self.prompt)
         if isinstance(self.choices, str) or not isinstance(self.choices, Sequence) or len(self.choices) < 2:
             raise ConfigurationError(f"`choices` must be a list of at least two texts, got {self.choices!r}.")
@@ -60,10 +60,11 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
     """Return the questions of a JSONL file.
 
     Args:
-        path: of a file in UTF-8, on each line an object with "prompt", "choices" and "answer". Blank lines are skipped.
+        path: path of a file in UTF-8. Each line is an object with "prompt", "choices" and "answer"; blank lines are
+            skipped.
 
     Raises:
-        ConfigurationError: the file can't be read or has no question, or a line is wrong; file and line are named.
+        ConfigurationError: the file can't be read, has no question, or has a wrong line, which the message names.
 
     Example:
         >>> import tempfile
@@ -84,7 +85,7 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
 
 
 def as_questions(given: str | os.PathLike[str] | Iterable[Question | Mapping[str, Any]]) -> list[Question]:
-    """Return the questions of a path, or of a list of questions or of mappings as on the lines of a file."""
+    """Return the questions of a file, or of a list of questions or of mappings like the lines of a file."""
     if isinstance(given, str | os.PathLike):
         return load_questions(given)
     if isinstance(given, Question | Mapping) or not isinstance(given, Iterable):

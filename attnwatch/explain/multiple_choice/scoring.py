@@ -1,15 +1,15 @@
 """Log-likelihoods of texts under a language model, and texts that it generates."""
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
-from attnwatch.explain.batches import Batch
+from attnwatch.explain.batches import padded_batch
 from attnwatch.explain.evaluated_model import EvaluatedModel
 from attnwatch.explain.multiple_choice.tokenization import Continuation, QuestionTokenizer
 
@@ -22,18 +22,19 @@ def log_likelihoods(
 ) -> list[list[float]]:
     """Return Σ_t log p(token t | tokens before t) over the tokens of each continuation, in nats, in the same groups.
 
-    Continuations that are the same but for their last token share one row of a forward.
+    Continuations that differ only in their last token share a row of a forward.
     """
-    continuations = [each for group in groups for each in group]
     by_context: dict[tuple[int, ...], list[Continuation]] = {}
-    for each in continuations:
+    for each in itertools.chain.from_iterable(groups):
         by_context.setdefault(each.ids[:-1], []).append(each)
+    # A vocabulary is most of what a small model computes.
+    can_skip = not model.has_custom_forward and model.accepts("logits_to_keep")
     sums: dict[Continuation, Tensor] = {}
-    for batch in _batched(_contexts(continuations), batch_size):
-        given = _padded(batch, pad_id, model.device, side="right")
+    for batch in _batched(sorted(by_context, key=lambda ids: (len(ids), ids)), batch_size):
+        given = padded_batch(batch, pad_id, device=model.device, side="right")
         length = given["input_ids"].shape[1]
         first = min(each.start for context in batch for each in by_context[context])
-        logits = model.logits(given, **_only_last(model, length - first + 1))
+        logits = model.logits(given, **({"logits_to_keep": length - first + 1} if can_skip else {}))
         offset = logits.shape[1] - length  # below 0 if only the last were computed, above 0 with virtual tokens
         for context, row in zip(batch, logits, strict=True):
             for each in by_context[context]:
@@ -46,61 +47,42 @@ def log_likelihoods(
 
 def num_contexts(continuations: Iterable[Continuation]) -> int:
     """Return the number of rows that `log_likelihoods` computes."""
-    return len(_contexts(continuations))
+    return len({each.ids[:-1] for each in continuations})
 
 
 def generate_greedily(
     model: EvaluatedModel,
-    prompts: Sequence[tuple[int, ...]],
     tokenizer: QuestionTokenizer,
+    prompts: Sequence[tuple[int, ...]],
     *,
     max_new_tokens: int,
     batch_size: int,
 ) -> list[str]:
-    """Return the text that the model writes behind each prompt, always its likeliest token."""
+    """Return the text that the model generates after each prompt by greedy decoding."""
     written = []
     for batch in _batched(prompts, batch_size):
-        given = _padded(batch, tokenizer.pad_id, model.device, side="left")
+        given = padded_batch(batch, tokenizer.pad_id, device=model.device, side="left")
         length = given["input_ids"].shape[1]
         with _own_generation_config(model.model, tokenizer, max_new_tokens) as config, warnings.catch_warnings():
             # PEFT's prompt tuning warns of arguments that `generate` itself hands over.
             warnings.filterwarnings("ignore", message="Position ids are not supported")
-            ids = model.model.generate(**given, generation_config=config, synced_gpus=model.is_sharded)
+            ids = cast(Any, model.model).generate(**given, generation_config=config, synced_gpus=model.is_sharded)
         model.num_forwards += ids.shape[1] - length
         written += [tokenizer.decode(row).strip() for row in ids[:, length:].tolist()]
     return written
-
-
-def _only_last(model: EvaluatedModel, number: int) -> dict[str, int]:
-    """Return the argument for logits at the last tokens only: a vocabulary is most of what a small model computes."""
-    return {"logits_to_keep": number} if not model.has_custom_forward and model.accepts("logits_to_keep") else {}
 
 
 def _batched(rows: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[tuple[int, ...]]]:
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
-def _contexts(continuations: Iterable[Continuation]) -> list[tuple[int, ...]]:
-    """Return the distinct contexts, those of like length side by side."""
-    return sorted({each.ids[:-1] for each in continuations}, key=lambda ids: (len(ids), ids))
-
-
-def _padded(
-    rows: Sequence[Sequence[int]], pad_id: int, device: torch.device, *, side: Literal["left", "right"]
-) -> Batch:
-    ids = list(map(torch.tensor, rows))
-    padded = pad_sequence(ids, batch_first=True, padding_value=pad_id, padding_side=side)
-    mask = pad_sequence(list(map(torch.ones_like, ids)), batch_first=True, padding_side=side)
-    return {"input_ids": padded.to(device), "attention_mask": mask.to(device)}
-
-
 @contextlib.contextmanager
 def _own_generation_config(model: nn.Module, tokenizer: QuestionTokenizer, max_new_tokens: int) -> Iterator[Any]:
-    """Yield a configuration for greedy texts, and put it in the place of the model's own while this is open.
+    """Yield a configuration for greedy decoding that replaces the model's own inside the context.
 
-    transformers fills what a configuration leaves open from the model's own, and PEFT hands its own down.
+    transformers completes a given configuration from the model's own, and PEFT passes its own on.
     """
-    config = type(model.generation_config)(
+    config = type(cast(Any, model).generation_config)(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         pad_token_id=tokenizer.pad_id,

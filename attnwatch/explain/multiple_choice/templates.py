@@ -1,4 +1,4 @@
-"""Wording of the questions to a model, and reading of a percentage in its reply."""
+"""Wording of the questions to a model, and parsing of a percentage in its reply."""
 
 import math
 import re
@@ -16,14 +16,14 @@ _FOLLOW_UP_FIELDS = ("prompt", "answer", "reply")
 
 @dataclass(frozen=True)
 class Templates:
-    """Templates that end with what the model adds: a choice, or its reply. Blanks before it belong to what is added.
+    """Templates that end with the part that the model adds, a choice or a reply. Spaces before it are a part of it.
 
     Attributes:
-        answer: has `{prompt}`, ends with `{choice}`.
-        yes_no: asks whether `{answer}` is right; has `{prompt}` and `{answer}`, ends with `{reply}`.
-        percentage: asks how sure the model is; fields as in `yes_no`.
-        reason: asks for the reason; fields as in `yes_no`.
-        yes, no: words for both, whose probabilities are added up.
+        answer: question with `{prompt}` that ends with `{choice}`.
+        yes_no: question whether `{answer}` is right, with `{prompt}` and `{answer}`, that ends with `{reply}`.
+        percentage: question about the confidence in percent, with the fields of `yes_no`.
+        reason: question about the reason, with the fields of `yes_no`.
+        yes, no: words for yes and for no, whose probabilities are summed.
 
     Raises:
         ConfigurationError: a template lacks a field, has another one, or does not end with its last.
@@ -40,7 +40,7 @@ class Templates:
     yes: tuple[str, ...] = ("yes", "Yes")
     no: tuple[str, ...] = ("no", "No")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("answer", "yes_no", "percentage", "reason"):
             _check(name, getattr(self, name), ("prompt", "choice") if name == "answer" else _FOLLOW_UP_FIELDS)
         for name in ("yes", "no"):
@@ -54,11 +54,11 @@ class Templates:
             raise ConfigurationError(f"`yes` and `no` must be different words, got {self.yes!r} and {self.no!r}.")
 
     def question(self, prompt: str) -> tuple[str, str]:
-        """Return the text before a choice, and the blanks between the two."""
+        """Return the text before a choice, and the space between the two."""
         return _without_blanks(self.answer.removesuffix("{choice}").format(prompt=prompt))
 
     def follow_up(self, name: str, prompt: str, answer: str) -> tuple[str, str]:
-        """Return the text before the reply in the template of this name, and the blanks between the two."""
+        """Return the text before the reply in the template of this name, and the space between the two."""
         template = getattr(self, name).removesuffix("{reply}")
         return _without_blanks(template.format(prompt=prompt.rstrip(" "), answer=answer.strip(" ")))
 
@@ -67,11 +67,11 @@ def parse_percentage(text: str) -> float:
     """Return the first number in a reply, read as a percentage.
 
     Args:
-        text: of the reply.
+        text: reply of a model.
 
     Returns:
-        0 to 1; nan unless it is a plain number from 0 to 100, with or without %. A number with a sign, thousands, a
-        decimal comma or letters is not plain.
+        Value from 0 to 1; nan unless the number is plain and from 0 to 100, with or without %. A number with a sign,
+        a thousands separator, a decimal comma or letters is not plain.
 
     >>> parse_percentage("About 85%, I think, or 90."), parse_percentage("150"), parse_percentage("very sure")
     (0.85, nan, nan)

@@ -1,7 +1,7 @@
-"""Tokens of a question with its choices, with any tokenizer of transformers."""
+"""Tokens of a question with its choices, for any tokenizer of transformers."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,35 +10,32 @@ from attnwatch.explain.multiple_choice.options import EvaluationOptions
 from attnwatch.explain.multiple_choice.questions import Question
 from attnwatch.explain.token_text import require_tokenizer
 
-PERCENTAGE_TOKENS = 8
-"""Length of a reply with a percentage."""
-
 
 class SkippedQuestion(Exception):
-    """A question can't be asked. The message says why."""
+    """Error for a question that can't be asked, with the reason as its message."""
 
 
 class Continuation(NamedTuple):
-    """Tokens of a context and a text behind it; those from `start` on are the text's."""
+    """Tokens of a context and a text after it, which begins at `start`."""
 
     ids: tuple[int, ...]
     start: int
 
 
 class QuestionTokenizer:
-    """A tokenizer, with or without tokens for padding and for the beginning and end of a text.
+    """Tokenizer, with or without special tokens for padding and for the beginning and end of a text.
 
     Args:
-        tokenizer: of transformers.
-        vocabulary_size: number of ids that the model knows; None if that is not known.
+        tokenizer: tokenizer of transformers.
+        vocabulary_size: number of ids of the model; None if unknown.
 
     Attributes:
-        pad_id: id for padding, any if the tokenizer has none: padding is masked.
+        pad_id: id for padding, which is masked; any id if the tokenizer has none.
         end_id: id of the end of a text, or None.
         special_ids: ids of all special tokens.
 
     Raises:
-        ConfigurationError: `tokenizer` is not a tokenizer, or not that of the model.
+        ConfigurationError: `tokenizer` is not a tokenizer.
     """
 
     def __init__(self, tokenizer: Any, vocabulary_size: int | None = None):
@@ -55,11 +52,15 @@ class QuestionTokenizer:
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def ids(self, text: str) -> tuple[int, ...]:
-        """Return the ids of a text that goes on, with the special tokens before it but not those behind it."""
+        """Return the ids of a text with the special tokens before it, but not those after it.
+
+        Raises:
+            ConfigurationError: the model does not have one of the ids.
+        """
         ids = (*self._prefix, *self.plain_ids(text))
         if self._vocabulary_size is not None and max(ids, default=0) >= self._vocabulary_size:
             raise ConfigurationError(
-                f"`tokenizer` is not that of the model: it makes the token id {max(ids)}, the model knows "
+                f"`tokenizer` does not belong to the model: it produces the token id {max(ids)}, and the model has "
                 f"{self._vocabulary_size} ids."
             )
         return ids
@@ -69,25 +70,23 @@ class QuestionTokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def continuations(self, context: str, texts: Sequence[str]) -> list[Continuation]:
-        """Return each text behind the context.
+        """Return the context followed by each text.
 
-        A tokenizer may merge the beginning of a text with the end of the context. All texts therefore start where the
-        first of them parts from the context's own tokens, so that the same tokens are before all of them.
+        A tokenizer may merge the beginning of a text with the end of the context. All texts therefore begin at the
+        first token in which one of them differs from the context alone.
 
         Raises:
-            SkippedQuestion: a text has no tokens of its own, or there is nothing before them.
+            SkippedQuestion: a text has no token of its own, or no token precedes the texts.
         """
         rows = [self.ids(context + text) for text in texts]
         shared = itertools.takewhile(lambda column: len(set(column)) == 1, zip(self.ids(context), *rows, strict=False))
         start = len(list(shared))
         if min(map(len, rows)) <= start:
-            raise SkippedQuestion("what may be answered has no token of its own")
+            raise SkippedQuestion("a choice or a reply has no token of its own")
         if start > 0:
             return [Continuation(ids, start) for ids in rows]
         if self._begin_id is None:
-            raise SkippedQuestion(
-                "the choices' first tokens have nothing before them, as the tokenizer has no bos token"
-            )
+            raise SkippedQuestion("no token precedes the choices, and the tokenizer has no bos token")
         return [Continuation((self._begin_id, *ids), 1) for ids in rows]
 
     def _prefix_ids(self) -> list[int]:
@@ -97,7 +96,7 @@ class QuestionTokenizer:
 
 
 class Replies(NamedTuple):
-    """Replies that mean yes and replies that mean no, each once, and none that might mean either."""
+    """Replies that mean yes and replies that mean no, without duplicates and ambiguous ones."""
 
     yes: list[Continuation]
     no: list[Continuation]
@@ -109,23 +108,12 @@ class Replies(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenizedQuestion:
-    """A question in tokens. The last three attributes have a follow-up for each choice that may be the answer.
-
-    They are empty if the follow-up is not asked.
-    """
+    """Question in tokens. The last three attributes have a follow-up question for each choice, if it is asked."""
 
     question: Question
     choices: list[Continuation]
     yes_no: list[Replies]
-    percentage: list[tuple[int, ...]]
-    reason: list[tuple[int, ...]]
-
-    def longest(self, max_new_tokens: int) -> int:
-        """Return the number of tokens that the model must be able to read at once."""
-        scored = [*self.choices, *(each for replies in self.yes_no for each in replies.all)]
-        generated = [len(ids) + PERCENTAGE_TOKENS for ids in self.percentage]
-        generated += [len(ids) + max_new_tokens for ids in self.reason]
-        return max([len(each.ids) - 1 for each in scored] + generated)
+    prompts: dict[str, list[tuple[int, ...]]]
 
 
 def tokenize_question(
@@ -151,21 +139,18 @@ def tokenize_question(
             raise SkippedQuestion("the words for yes and no are the same tokens")
         return Replies(yes, no)
 
-    def follow_ups(name: str, tokenize: Callable[[tuple[str, str]], Any], *, asked: bool) -> list[Any]:
-        choices = question.choices if asked else ()
-        return [tokenize(templates.follow_up(name, question.prompt, choice)) for choice in choices]
+    def follow_ups(name: str) -> list[tuple[str, str]]:
+        return [templates.follow_up(name, question.prompt, choice) for choice in question.choices]
 
     choices = behind(templates.question(question.prompt), question.choices)
     if len(set(choices)) < len(choices):
         raise SkippedQuestion("two choices are the same tokens")
-    tokenized = TokenizedQuestion(
-        question,
-        choices,
-        follow_ups("yes_no", replies, asked=options.stated == "yes_no"),
-        follow_ups("percentage", lambda parts: tokenizer.ids(parts[0]), asked=options.stated == "percentage"),
-        follow_ups("reason", lambda parts: tokenizer.ids(parts[0]), asked=options.reasons),
-    )
-    longest = tokenized.longest(options.max_new_tokens)
-    if longest > max_length:
-        raise SkippedQuestion(f"it takes {longest} tokens, more than the {max_length:.0f} that can be read at once")
-    return tokenized
+    yes_no = list(map(replies, follow_ups("yes_no"))) if options.stated == "yes_no" else []
+    prompts = {name: [tokenizer.ids(text) for text, _ in follow_ups(name)] for name in options.new_tokens}
+    lengths = [len(each.ids) - 1 for each in (*choices, *(each for both in yes_no for each in both.all))]
+    lengths += [len(ids) + number for name, number in options.new_tokens.items() for ids in prompts[name]]
+    if max(lengths) > max_length:
+        raise SkippedQuestion(
+            f"it takes {max(lengths)} tokens, more than the {max_length:.0f} that can be read at once"
+        )
+    return TokenizedQuestion(question, choices, yes_no, prompts)

@@ -1,4 +1,4 @@
-"""Options of the probes, checked."""
+"""Checked options of the probes."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ class ProbeOptions:
     num_splits: int = 5
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_int("max_tokens", self.max_tokens, minimum=1)
         require_int("num_splits", self.num_splits, minimum=2)
         require_int("seed", self.seed, minimum=0)
@@ -50,7 +50,7 @@ class ProbeOptions:
             )
         for name, own in (self.labels or {}).items():
             if name in BUILT_IN:
-                raise ConfigurationError(f"`labels`: {name!r} is a target that is built in; give yours another name.")
+                raise ConfigurationError(f"`labels`: {name!r} is a built-in target; choose another name.")
             if not callable(own) and not isinstance(own, list | tuple):
                 raise ConfigurationError(
                     f"`labels`: for {name!r} a function of the batch or a list with a tensor for each batch "
@@ -69,7 +69,7 @@ class ProbeOptions:
                     f"`targets`: {name!r} is not known; it must be one of {', '.join(known)}, or a name in `labels`."
                 )
             if name in TEXT_TARGETS and self.tokenizer is None:
-                raise ConfigurationError(f"`targets`: {name!r} is read off the text: give `tokenizer`.")
+                raise ConfigurationError(f"`targets`: {name!r} is derived from the text: give `tokenizer`.")
 
     def chosen_targets(self) -> list[str]:
         """Return the names of the targets."""

@@ -1,7 +1,7 @@
 """Linear probes on the hidden states of all layers."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +12,80 @@ from attnwatch.explain.batches import Batch, as_batches
 from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
 from attnwatch.explain.probing.examples import Examples, gather_examples, label_batches
 from attnwatch.explain.probing.options import ProbeOptions
-from attnwatch.explain.probing.result import LayerProbes, corrected_stderr
 from attnwatch.explain.probing.ridge import LEAVE_ONE_OUT_EXAMPLES, Ridge, full_precision
 from attnwatch.explain.probing.states import HiddenStates, ReadStates, states_reader
 from attnwatch.explain.probing.targets import OwnLabels
 from attnwatch.explain.probing.tasks import Fit, Task, prepare_fits
 from attnwatch.utils.arguments import require_function
+from attnwatch.utils.labels import evenly_spaced
+
+_MOST_COLUMNS = 12
+
+
+@dataclass
+class LayerProbes:
+    """Accuracy of linear probes on the states of each layer, on held-out sequences.
+
+    Attributes:
+        targets: names of the targets, the first axis of the tensors.
+        layers: names of the layers, the second axis: `"embeddings"`, `"layer 1"`, …
+        accuracy: mean accuracy over the splits, 0 to 1, float64 [targets, layers]; nan where a layer was not probed.
+        stderr: standard error of the accuracy, [targets, layers]: sqrt((1/J + test/train) s²) with the variance s² over
+            J splits, because splits share examples (Nadeau and Bengio 2003).
+        baseline: accuracy of always predicting the most frequent class of the test part, [targets].
+        control: accuracy of the same probes for random labels, [targets, layers]; see `selectivity`.
+        num_classes, num_examples: number of classes and of labelled examples of each target.
+        strength: median of the ridge strengths that were chosen, per example, [targets, layers].
+        num_forwards: number of forwards, one for each batch.
+        skipped: reasons why targets or layers have no numbers, by name.
+    """
+
+    targets: list[str]
+    layers: list[str]
+    accuracy: Tensor
+    stderr: Tensor
+    baseline: Tensor
+    control: Tensor
+    num_classes: list[int]
+    num_examples: list[int]
+    strength: Tensor
+    num_forwards: int
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def above_baseline(self) -> Tensor:
+        """Accuracy minus baseline, [targets, layers]."""
+        return self.accuracy - self.baseline[:, None]
+
+    @property
+    def selectivity(self) -> Tensor:
+        """Accuracy minus control, [targets, layers]: the part that memorized words don't explain."""
+        return self.accuracy - self.control
+
+    def __str__(self) -> str:
+        """Return a table of all targets and up to 12 evenly spaced layers."""
+        columns = evenly_spaced(len(self.layers), _MOST_COLUMNS)
+        rows = [["accuracy (standard error)", "baseline", *(self.layers[at].removeprefix("layer ") for at in columns)]]
+        for index, name in enumerate(self.targets):
+            accuracy, stderr, selectivity = self.accuracy[index], self.stderr[index], self.selectivity[index]
+            cells = [f"{accuracy[at]:.3f} ({stderr[at]:.3f})" for at in columns]
+            rows.append([f"{name} ({self.num_classes[index]} classes)", f"{self.baseline[index]:.3f}", *cells])
+            rows.append(["  selectivity", "", *(f"{selectivity[at]:+.3f}" for at in columns)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, *(f"{name}: skipped, {reason}" for name, reason in self.skipped.items())])
+
+
+def corrected_stderr(accuracy: Tensor, test_per_train: Tensor) -> Tensor:
+    """Return the standard errors [targets, layers], see `LayerProbes.stderr`.
+
+    Args:
+        accuracy: accuracy of each split, [targets, layers, splits].
+        test_per_train: number of test examples per training example, [targets].
+    """
+    if not len(accuracy):  # of nothing torch warns
+        return accuracy.new_empty(accuracy.shape[:-1])
+    return torch.sqrt((1 / accuracy.shape[-1] + test_per_train[:, None]) * accuracy.var(-1))
 
 
 def probe_layers(
@@ -34,40 +102,40 @@ def probe_layers(
     num_splits: int = 5,
     seed: int = 0,
 ) -> LayerProbes:
-    """Measure how well a linear classifier reads each target off the hidden states of each layer.
+    """Measure how well linear classifiers predict each target from the hidden states of each layer.
 
-    Ridge regressions onto one-hot labels, on standardized states, with a strength that is chosen by leaving one out;
-    all layers are probed from one forward of each batch. `docs/explanation/attributions.md`
-    says what the numbers mean, and when they mislead.
+    The classifiers are ridge regressions of one-hot labels on standardized states, with a strength that is chosen by
+    leave-one-out errors. All layers are probed from one forward of each batch. `docs/explanation/attributions.md`
+    describes what the numbers mean, and when they mislead.
 
-    Targets, of tokens but for the first two:
+    Targets, all but the first two for tokens:
 
-    - `label`, `label_at_first`: the labels in the batches, off the mean of a sequence's states and off its first
-      token's; `label` of tokens off their states.
-    - `token`, `previous_token`, `next_token`: its id, or its neighbour's, of the 50 most frequent.
-    - `position`: in the sequence, in 8 bins that hold about equally many.
-    - `character_class`: letters, digits, punctuation, space, or several of these. `case`: of its letters, lower, upper,
-      capitalized or mixed. `word_start`: whether it has the first letter, digit or underscore of a word.
-    - `in_string`, `in_comment`, `keyword`, `nesting_depth`: of Python code; brackets deeper than 3 count as 3.
+    - `label`, `label_at_first`: labels in the batches, predicted from the mean of a sequence's states and from the
+      states of its first token. If the labels are per token, `label` is predicted from the token's states.
+    - `token`, `previous_token`, `next_token`: id of the token or its neighbour, one of the 50 most frequent.
+    - `position`: position in the sequence, in 8 bins with about equally many tokens.
+    - `character_class`: letters, digits, punctuation, space, or a mixture. `case`: lower, upper, capitalized or mixed.
+      `word_start`: whether the token has the first letter, digit or underscore of a word.
+    - `in_string`, `in_comment`, `keyword`, `nesting_depth`: properties of Python code; depths above 3 count as 3.
     - the names in `labels`.
 
     Args:
         model: a transformers model, or a module with one in it; with `forward` or `hidden_states` any module.
         batches: arguments of the model by name, each with `input_ids` [batch, tokens], `attention_mask` if there is
             padding, and `labels` if the task has them.
-        targets: names; None means the labels that there are, the ids and the position, and with a tokenizer
+        targets: names of targets; None means available labels, token ids and the position, and with a tokenizer also
             `character_class` and `word_start`.
-        labels: your own, by name: a function of the batch, or a list with a tensor for each batch. int [batch, tokens]
-            or [batch]; negative ones are ignored.
-        tokenizer: of transformers, for targets in the text. With it special tokens are ignored.
+        labels: own labels by name, int [batch, tokens] or [batch]: a function of the batch, or a list with a tensor for
+            each batch. Negative labels are ignored.
+        tokenizer: tokenizer of transformers, for targets from the text. With it, special tokens are ignored.
         forward: see `EvaluatedModel`; the layers are then found in the model's stack.
-        hidden_states: a function of (model, batch) that returns the states of the embeddings and of each layer, each
+        hidden_states: function of (model, batch) that returns the states of the embeddings and of each layer, each
             [batch, tokens, features], for models whose layers are not found.
-        max_tokens: number of tokens that are probed, a random choice of more.
-        test_share: share of the sequences, 0 to 1, that probes are not trained on; whole sequences, as the tokens of
-            one are alike. Labels of sequences are stratified.
-        num_splits: number of random splits, for the standard error; at least 2.
-        seed: of the splits, the choice of tokens and the control labels. No other random state is changed.
+        max_tokens: largest number of tokens that are probed; of more tokens, a random sample is taken.
+        test_share: fraction of the sequences, 0 to 1, that are held out for the test. Sequences are held out as a
+            whole, because their tokens are alike, and stratified by their labels if they have some.
+        num_splits: number of random splits for the standard error, at least 2.
+        seed: seed of the splits, the sample of tokens and the control labels. No other random state is changed.
 
     Returns:
         Accuracy, baseline and control by target and layer; `print` shows a table.
@@ -92,7 +160,7 @@ def single_function(forward: Forward | None, hidden_states: HiddenStates | None)
     """Return the user's function that calls the model, if there is one.
 
     Raises:
-        ConfigurationError: both are given, or the one that is given is not a function.
+        ConfigurationError: both are given, or one is not a function.
     """
     if forward is not None and hidden_states is not None:
         raise ConfigurationError("`forward` is not called where `hidden_states` is given: give one of them.")
@@ -104,56 +172,55 @@ def single_function(forward: Forward | None, hidden_states: HiddenStates | None)
 def probe(model: EvaluatedModel, read: ReadStates, batches: Sequence[Batch], options: ProbeOptions) -> LayerProbes:
     """Probe the states that `read` returns. See `probe_layers`."""
     forwards_before = model.num_forwards
+    names = options.chosen_targets()
     labels, skipped = label_batches(batches, options)
     device = model.device if model.device.type != "mps" else torch.device("cpu")  # mps has no float64
-    layers: list[str] = []
-    found: list[_Measured] = []
+    tasks: dict[str, Task] = {}
     with model.evaluating(), full_precision():
-        for examples in gather_examples(batches, labels, options, read, device) if labels else ():
-            layers = ["embeddings", *(f"layer {number}" for number in range(1, len(examples.states)))]
-            tasks, fits, reasons = prepare_fits(examples, options)
-            is_finite = [bool(torch.isfinite(states).all()) for states in examples.states]
-            unreadable = [name for name, finite in zip(layers, is_finite, strict=True) if not finite]
-            skipped |= reasons | dict.fromkeys(unreadable, "its states are not all finite")
-            found += _measure_layers(examples, tasks, fits, is_finite)
-    order = options.chosen_targets()
-    found.sort(key=lambda each: order.index(each.task.name))
-    return _result(found, layers, model.num_forwards - forwards_before, skipped)
+        groups = gather_examples(batches, labels, options, read, device) if labels else []
+        layers = _layer_names(groups)
+        accuracy, control, strength = numbers = torch.full(
+            (3, len(names), len(layers), options.num_splits), torch.nan, dtype=torch.float64
+        )
+        baseline, num_test, num_train = torch.zeros(3, len(names), options.num_splits, dtype=torch.float64)
+        for examples in groups:
+            found, fits, reasons = prepare_fits(examples, options)
+            tasks |= {task.name: task for task in found}
+            skipped |= reasons
+            for fit in fits:
+                for task in fit.tasks:
+                    at = names.index(task.name), fit.split
+                    num_test[at], num_train[at] = len(fit.test), len(fit.train)
+                    baseline[at] = task.labels[fit.test].bincount().max() / num_test[at]
+            for layer, states in enumerate(examples.states):
+                if not torch.isfinite(states).all():
+                    skipped[layers[layer]] = "its states are not all finite"
+                    continue
+                for fit in fits:
+                    rows = [names.index(task.name) for task in fit.tasks]
+                    numbers[:, rows, layer, fit.split] = torch.tensor(measure(states, fit), dtype=torch.float64).T
+    probed = [index for index, name in enumerate(names) if name in tasks]
+    return LayerProbes(
+        targets=[names[index] for index in probed],
+        layers=layers,
+        accuracy=accuracy[probed].mean(-1),
+        stderr=corrected_stderr(accuracy[probed], num_test[probed].sum(-1) / num_train[probed].sum(-1)),
+        baseline=baseline[probed].mean(-1),
+        control=control[probed].mean(-1),
+        num_classes=[tasks[names[index]].num_classes for index in probed],
+        num_examples=[int((tasks[names[index]].labels >= 0).sum()) for index in probed],
+        strength=strength[probed].median(-1).values,
+        num_forwards=model.num_forwards - forwards_before,
+        skipped=skipped,
+    )
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Numbers of one task: float64 [layers, splits]; the baseline [splits]."""
-
-    task: Task
-    accuracy: Tensor
-    control: Tensor
-    strength: Tensor
-    baseline: Tensor
-    test_per_train: float
-
-
-def _measure_layers(
-    examples: Examples, tasks: list[Task], fits: list[Fit], is_finite: Sequence[bool]
-) -> list[_Measured]:
-    num_splits = 1 + max((fit.split for fit in fits), default=0)
-    shape = (3, len(examples.states), num_splits)
-    numbers = {task.name: torch.full(shape, torch.nan, dtype=torch.float64) for task in tasks}
-    for layer, states in enumerate(examples.states):
-        for fit in fits if is_finite[layer] else ():
-            for task, measured in zip(fit.tasks, measure(states, fit), strict=True):
-                numbers[task.name][:, layer, fit.split] = torch.tensor(measured, dtype=torch.float64)
-    found = []
-    for task in tasks:
-        own = [fit for fit in fits if any(each is task for each in fit.tasks)]
-        baseline = [task.labels[fit.test].bincount().max().double() / len(fit.test) for fit in own]
-        ratio = sum(len(fit.test) for fit in own) / sum(len(fit.train) for fit in own)
-        found.append(_Measured(task, *numbers[task.name], torch.stack(baseline), ratio))
-    return found
+def _layer_names(groups: Sequence[Examples]) -> list[str]:
+    return ["embeddings", *(f"layer {number}" for number in range(1, len(groups[0].states)))] if groups else []
 
 
 def measure(states: Tensor, fit: Fit) -> list[tuple[float, float, float]]:
-    """Return for each task the accuracy of its probe and of the control's, and the strength of its ridge."""
+    """Return the accuracy of each task's probe and of its control's, and the strength of its ridge."""
     device, sizes = states.device, [task.num_classes for task in fit.tasks]
     labels = [*(task.labels for task in fit.tasks), *fit.controls]
     every = -(-len(fit.train) // LEAVE_ONE_OUT_EXAMPLES)
@@ -166,25 +233,3 @@ def measure(states: Tensor, fit: Fit) -> list[tuple[float, float, float]]:
     accuracies = (predicted == right).double().mean(1).tolist()
     half = len(fit.tasks)
     return list(zip(accuracies[:half], accuracies[half:], [each.strength for each in probes[:half]], strict=True))
-
-
-def _result(found: list[_Measured], layers: list[str], num_forwards: int, skipped: dict[str, str]) -> LayerProbes:
-    def stack(numbers: Iterable[Tensor], *shape: int) -> Tensor:
-        numbers = list(numbers)
-        return torch.stack(numbers) if numbers else torch.empty(0, *shape, dtype=torch.float64)
-
-    accuracy = stack((each.accuracy for each in found), len(layers), 2)
-    test_per_train = torch.tensor([each.test_per_train for each in found], dtype=torch.float64)
-    return LayerProbes(
-        targets=[each.task.name for each in found],
-        layers=layers,
-        accuracy=accuracy.mean(-1),
-        stderr=corrected_stderr(accuracy, test_per_train),
-        baseline=stack(each.baseline.mean() for each in found),
-        control=stack((each.control.mean(-1) for each in found), len(layers)),
-        num_classes=[each.task.num_classes for each in found],
-        num_examples=[int((each.task.labels >= 0).sum()) for each in found],
-        strength=stack((each.strength.median(-1).values for each in found), len(layers)),
-        num_forwards=num_forwards,
-        skipped=skipped,
-    )

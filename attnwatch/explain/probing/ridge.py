@@ -1,4 +1,4 @@
-"""Linear classifiers in closed form: ridge regressions of many label sets on the same states.
+"""Linear classifiers in closed form: ridge regressions of many sets of labels on the same states.
 
 They share one decomposition, on the states' device. On one CPU core, 8 label sets on 5,734 states of 768 features take
 3.6 s, and scikit-learn's RidgeCV, which decomposes in float64 on the CPU, 25 s.
@@ -13,22 +13,21 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Ridge strengths to choose from, relative to the number of examples (features have unit variance). The weakest is far
-above what float32 loses in the sums of products."""
+"""Ridge strengths to choose from, per example, for features of unit variance. The weakest is far above the rounding
+error of float32."""
 
 LEAVE_ONE_OUT_EXAMPLES = 2048
-"""Number of examples that are left out, one at a time, to choose the strength: enough to tell five apart, and most of
-the cost."""
+"""Number of examples that are left out, one at a time, to choose the strength. They are most of the cost."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A linear classifier of standardized states.
+    """Linear classifier of standardized states.
 
     Attributes:
-        weight: [features, classes].
-        bias: [classes].
-        strength: that was chosen, relative to the number of examples.
+        weight: weights [features, classes].
+        bias: biases [classes].
+        strength: ridge strength that was chosen, per example.
     """
 
     weight: Tensor
@@ -37,7 +36,7 @@ class Probe:
 
 
 class Ridge:
-    """Ridge regressions on examples that are standardized and decomposed once; label sets cost a few small products.
+    """Ridge regressions on examples that are standardized and decomposed once for all sets of labels.
 
     With X the standardized states (n examples) and X'X = V diag(s) V', the weights for the centred one-hot labels Y are
     W = (X'X + nλ)⁻¹ X'Y = V diag(1/(s + nλ)) V'X'Y. The error for an example that was left out is
@@ -62,7 +61,7 @@ class Ridge:
         return (states - self.mean) / self.scale
 
     def fit(self, labels: Sequence[Tensor], num_classes: Sequence[int]) -> list[Probe]:
-        """Return a classifier for each set of labels, int64 [examples], each with a strength of its own."""
+        """Return a classifier with its own strength for each set of labels, int64 [examples]."""
         sizes = list(num_classes)
         targets = torch.cat([one_hot(each, size) for each, size in zip(labels, sizes, strict=True)], 1)
         targets = targets.to(self._states.dtype)
@@ -88,7 +87,7 @@ class Ridge:
 
 
 def _decompose(states: Tensor) -> tuple[Tensor, Tensor]:
-    """Return eigenvalues of X'X (float64) and eigenvectors [features, rank], from the smaller of X'X and XX'."""
+    """Return the eigenvalues (float64) and eigenvectors [features, rank] of X'X, from the smaller of X'X and XX'."""
     examples, features = states.shape
     if features <= examples:
         values, vectors = torch.linalg.eigh((states.T @ states).double())
@@ -102,7 +101,7 @@ def _decompose(states: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute float32 products in full precision, also where a training has chosen TF32 or bfloat16 for them."""
+    """Compute float32 products in full precision, even if TF32 or bfloat16 is chosen for them."""
     before = torch.get_float32_matmul_precision()
     if before == "highest":
         yield

@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from attnwatch.tokens.stacks import find_stacks
 from attnwatch.utils.interception import without_wrappers
 
 HiddenStates = Callable[[nn.Module, Batch], Sequence[Tensor]]
-"""Calls a model with a batch; returns [batch, tokens, features] for the embeddings and for each layer."""
+"""Function of a model and a batch that returns [batch, tokens, features] for the embeddings and for each layer."""
 
 ReadStates = Callable[[Batch], list[Tensor]]
 
@@ -23,12 +23,12 @@ _LEFT_ATTRIBUTES = {"_output_capturing_hooks_installed", "forward"}
 
 
 def states_reader(model: EvaluatedModel, *, returns_states: bool = False) -> ReadStates:
-    """Return a function that returns the states of a batch: of the embeddings, then of each layer.
+    """Return a function that returns the states of a batch: those of the embeddings, then those of each layer.
 
-    transformers models are asked for `output_hidden_states`; in others, hooks read the states in the stack of layers.
+    transformers models return them with `output_hidden_states`; in other models, hooks read them from the layers.
 
     Args:
-        returns_states: the model's custom forward returns the states.
+        returns_states: True if the model's custom forward returns the states.
 
     Raises:
         ConfigurationError: the model has no stack of layers, or more than one.
@@ -42,7 +42,7 @@ def states_reader(model: EvaluatedModel, *, returns_states: bool = False) -> Rea
 
 
 def _transformers_states(model: EvaluatedModel, batch: Batch) -> Any:
-    """Return the states; for an encoder-decoder the encoder's, which takes `input_ids`."""
+    """Return the states, for an encoder-decoder those of the encoder, which takes `input_ids`."""
     with _without_lasting_hooks(model.model):
         output = model.output(batch, output_hidden_states=True)
     return getattr(output, "hidden_states", None) or getattr(output, "encoder_hidden_states", None)
@@ -50,9 +50,10 @@ def _transformers_states(model: EvaluatedModel, batch: Batch) -> Any:
 
 @contextlib.contextmanager
 def _without_lasting_hooks(model: nn.Module) -> Iterator[None]:
-    """Remove the hooks that transformers 5 leaves on modules: they can't be pickled, and compiled code sees them.
+    """Remove what transformers leaves on modules after `output_hidden_states`.
 
-    Before 5 transformers leaves a forward that belongs to this module in all copies of it.
+    transformers 5 leaves hooks, which can't be pickled and which compiled code runs. Earlier versions leave a `forward`
+    in the module's dictionary, which copies of the module share.
     """
     modules = list(model.modules())
     before = [(module, set(module._forward_hooks), _LEFT_ATTRIBUTES - vars(module).keys()) for module in modules]
@@ -70,7 +71,7 @@ def _without_lasting_hooks(model: nn.Module) -> Iterator[None]:
 def _layers(model: nn.Module) -> tuple[list[nn.Module], bool]:
     """Return the layers of the model's only stack, and whether their states are [batch, tokens, features].
 
-    Layers in which tokens can't be dropped do as well: their states are only read.
+    Stacks in which tokens can't be dropped are allowed, because their states are only read.
     """
     stacks, refused = find_stacks(model)
     names = [*stacks, *refused]
@@ -82,7 +83,7 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], bool]:
         )
     (name,) = names
     if name in refused:
-        return list(model.get_submodule(name)), True
+        return list(cast(nn.ModuleList, model.get_submodule(name))), True
     stack = stacks[name]
     return list(stack.layers), stack.layout.is_batch_first(without_wrappers(stack.layers[0]))
 
@@ -90,10 +91,10 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], bool]:
 def _stack_states(model: EvaluatedModel, layers: list[nn.Module], is_batch_first: bool, batch: Batch) -> list[Tensor]:
     seen: list[Tensor] = []
 
-    def read_input(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def read_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         seen.append(next(value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)))
 
-    def read_output(module: nn.Module, args: tuple, output: Any) -> None:
+    def read_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         seen.append(output if isinstance(output, Tensor) else output[0])
 
     with contextlib.ExitStack() as hooks:
@@ -111,7 +112,7 @@ def _stack_states(model: EvaluatedModel, layers: list[nn.Module], is_batch_first
 
 
 def _dense(states: Tensor, tokens: int) -> Tensor:
-    """Return states with padding, which `nn.TransformerEncoder` leaves out in evaluation."""
+    """Return states with the padding that `nn.TransformerEncoder` leaves out in evaluation."""
     if not states.is_nested:
         return states
     padded = states.to_padded_tensor(0.0)
@@ -123,8 +124,8 @@ def _checked(states: Any, batch: Batch) -> list[Tensor]:
     if not isinstance(states, Sequence) or not states or not all(_is_of_shape(each, shape) for each in states):
         got = [list(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in states or ()]
         raise ConfigurationError(
-            f"`hidden_states`: a tensor [batch, tokens, features] with {list(shape)} first expected for the embeddings "
-            f"and each layer, got {got}; give a function of (model, batch) that returns them."
+            f"`hidden_states`: a tensor [batch, tokens, features] with {list(shape)} as batch and tokens is needed for "
+            f"the embeddings and for each layer, got {got}; give a function of (model, batch) that returns them."
         )
     return list(states)
 

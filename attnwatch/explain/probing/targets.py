@@ -1,6 +1,7 @@
-"""Targets of the probes: a label for each token, from its id, its position or its text."""
+"""Targets of the probes: labels of tokens from their ids, positions and text."""
 
 import itertools
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,13 +16,14 @@ from attnwatch.explain.token_text import DecodedTokens, cached_decoder, decode_t
 IGNORED = -1
 
 MOST_DEPTH = 3
-"""Deeper brackets count as these."""
+"""Largest nesting depth; deeper brackets count as this one."""
 
-_CHARACTER_CLASSES = ("letters", "digits", "punctuation", "space", "mixed")
-_CASES = ("lower", "upper", "capitalized", "mixed")
+# Beginning of a token whose first letter, digit or underscore begins a word.
+_WORD_START = re.compile(r"\W*\b\w")
 
 OwnLabels = Callable[[Batch], Tensor] | Sequence[Tensor]
-"""Labels of the user, int [batch, tokens] or [batch], negative where there is none: of a batch, or of each batch."""
+"""Labels of the user: a function of a batch, or a list with one tensor for each batch, int [batch, tokens] or [batch],
+negative where there is no label."""
 
 
 def _character_class(text: str) -> str:
@@ -46,26 +48,14 @@ def _case(text: str) -> str | None:
     return "upper" if letters.isupper() else "mixed"
 
 
-def _character_classes(tokens: DecodedTokens) -> list[int]:
-    return [_CHARACTER_CLASSES.index(_character_class(text)) for text in tokens.texts]
-
-
-def _cases(tokens: DecodedTokens) -> list[int]:
-    return [IGNORED if (case := _case(text)) is None else _CASES.index(case) for text in tokens.texts]
+def _by_text(classify: Callable[[str], str | None], classes: Sequence[str]) -> Callable[[DecodedTokens], list[int]]:
+    numbers: dict[str | None, int] = {None: IGNORED, **{name: number for number, name in enumerate(classes)}}
+    return lambda tokens: [numbers[classify(text)] for text in tokens.texts]
 
 
 def _word_starts(tokens: DecodedTokens) -> list[int]:
-    """Return 1 for tokens whose first letter, digit or underscore follows none, else 0."""
-    starts, begin = [], 0
-    for text in tokens.texts:
-        first = next((begin + index for index, each in enumerate(text) if _is_word(each)), None)
-        starts.append(int(first is not None and not (first and _is_word(tokens.text[first - 1]))))
-        begin += len(text)
-    return starts
-
-
-def _is_word(character: str) -> bool:
-    return character.isalnum() or character == "_"
+    """Return 1 for tokens with the first letter, digit or underscore of a word, else 0."""
+    return [int(bool(_WORD_START.match(tokens.text, *span))) for span in tokens.spans]
 
 
 def _code(marks_of: Callable[[CodeMarks], Sequence[int]]) -> Callable[[DecodedTokens], list[int]]:
@@ -77,8 +67,8 @@ def _code(marks_of: Callable[[CodeMarks], Sequence[int]]) -> Callable[[DecodedTo
 
 
 _FROM_TEXT: dict[str, Callable[[DecodedTokens], list[int]]] = {
-    "character_class": _character_classes,
-    "case": _cases,
+    "character_class": _by_text(_character_class, ("letters", "digits", "punctuation", "space", "mixed")),
+    "case": _by_text(_case, ("lower", "upper", "capitalized", "mixed")),
     "word_start": _word_starts,
     "in_string": _code(lambda marks: marks.in_string),
     "in_comment": _code(lambda marks: marks.in_comment),
@@ -94,7 +84,8 @@ _FROM_IDS: dict[str, Callable[[Tensor], Tensor]] = {
 
 LABEL, LABEL_AT_FIRST, POSITION = "label", "label_at_first", "position"
 TEXT_TARGETS = tuple(_FROM_TEXT)
-BUILT_IN = (LABEL, LABEL_AT_FIRST, *_FROM_IDS, POSITION, *TEXT_TARGETS)
+TOKEN_TARGETS = (*_FROM_IDS, POSITION, *TEXT_TARGETS)
+BUILT_IN = (LABEL, LABEL_AT_FIRST, *TOKEN_TARGETS)
 DEFAULTS = (*_FROM_IDS, POSITION)
 DEFAULTS_WITH_TOKENIZER = ("character_class", "word_start")
 
@@ -118,7 +109,7 @@ def token_labels(batch: Batch, targets: Sequence[str], tokenizer: Any | None = N
 
 
 def _text_labels(ids: Tensor, content: Tensor, targets: list[str], tokenizer: Any) -> dict[str, Tensor]:
-    """Return labels of the tokens between special ones, [batch, tokens]."""
+    """Return the labels of the tokens between special tokens, [batch, tokens]."""
     labels = {name: torch.full_like(ids, IGNORED) for name in targets}
     decode = cached_decoder(tokenizer)
     for row, (row_ids, row_content) in enumerate(zip(ids.tolist(), content.tolist(), strict=True)):
@@ -134,7 +125,7 @@ def _text_labels(ids: Tensor, content: Tensor, targets: list[str], tokenizer: An
 
 
 def predicts_tokens(batch: Batch) -> bool:
-    """Return whether the labels of a batch are its tokens, as for a language model."""
+    """Return whether the labels of a batch are its own tokens, as for a language model."""
     labels, ids = labels_of(batch), batch["input_ids"]
     if not isinstance(labels, Tensor) or labels.shape != ids.shape or labels.is_floating_point():
         return False

@@ -1,4 +1,4 @@
-"""Tasks for the probes: classes, control labels, and the sequences to train and to test on."""
+"""Tasks of the probes: classes, control labels, and splits into training and test sequences."""
 
 import zlib
 from collections.abc import Iterator
@@ -9,15 +9,15 @@ from torch import Tensor
 
 from attnwatch.explain.probing.examples import Examples
 from attnwatch.explain.probing.options import ProbeOptions
-from attnwatch.explain.probing.targets import IGNORED, POSITION
+from attnwatch.explain.probing.targets import IGNORED, POSITION, TOKEN_TARGETS
 
 MOST_CLASSES = 50
-"""The most frequent classes are kept, examples of others ignored: of token ids these are about half of a text, with
-enough examples each, and the cost of a probe grows with its classes."""
+"""Number of classes that are kept, the most frequent ones. The 50 most frequent tokens are about half of a text, and
+the cost of a probe grows with its number of classes."""
 
 FEWEST_SEQUENCES = 8
-"""A class of a built-in target must be in so many sequences, or is ignored: then some of them are to train on. With
-fewer sequences nothing is probed."""
+"""Number of sequences that must have a class of a built-in target, so that the training part has some of them. Rarer
+classes are ignored, and fewer sequences are not probed."""
 
 NUM_POSITION_BINS = 8
 
@@ -27,7 +27,7 @@ class Task:
     """Classes of one target.
 
     Attributes:
-        labels: int64 [examples], 0 to num_classes - 1, or IGNORED.
+        labels: class of each example, 0 to num_classes - 1, or IGNORED, int64 [examples].
     """
 
     name: str
@@ -37,12 +37,12 @@ class Task:
 
 @dataclass(frozen=True)
 class Fit:
-    """Tasks of one split that share a decomposition, as their labelled examples are the same.
+    """Tasks of one split with the same labelled examples, which share a decomposition.
 
     Attributes:
         split: number of the split.
-        train, test: int64, indices of examples; no sequence is in both.
-        controls: int64 [examples] for each task, see `control_labels`.
+        train, test: indices of examples, int64; no sequence is in both.
+        controls: labels for each task from `control_labels`, int64 [examples].
     """
 
     split: int
@@ -53,7 +53,7 @@ class Fit:
 
 
 def prepare_fits(examples: Examples, options: ProbeOptions) -> tuple[list[Task], list[Fit], dict[str, str]]:
-    """Return the tasks, their fits in all splits, and why other targets are skipped."""
+    """Return the tasks, their fits in all splits, and the reasons why other targets are skipped."""
     num_sequences = len(examples.sequences.unique())
     if num_sequences < FEWEST_SEQUENCES:
         reason = f"{num_sequences} sequences are too few: at least {FEWEST_SEQUENCES} are needed"
@@ -62,7 +62,7 @@ def prepare_fits(examples: Examples, options: ProbeOptions) -> tuple[list[Task],
     for name, labels in examples.labels.items():
         task = _task(name, labels, examples)
         if task.num_classes < 2:
-            skipped[name] = _too_few_classes(task, is_given=name in examples.given)
+            skipped[name] = _too_few_classes(task)
         else:
             tasks.append(task)
     tests = [_test_examples(examples, tasks, options, split) for split in range(options.num_splits)]
@@ -76,10 +76,10 @@ def prepare_fits(examples: Examples, options: ProbeOptions) -> tuple[list[Task],
 
 
 def control_labels(task: Task, examples: Examples, generator: torch.Generator) -> Tensor:
-    """Return random labels that depend on the word only, int64 [examples], with the distribution of the task's.
+    """Return random labels that depend on the word only and have the task's distribution, int64 [examples].
 
-    For tokens, each word type gets a random one of all labels of the task (Hewitt and Liang 2019, arXiv 1909.03368).
-    For sequences, the labels are shuffled.
+    Each word type gets a random one of all labels of the task (Hewitt and Liang 2019, arXiv 1909.03368). Labels of
+    sequences are shuffled.
     """
     has_label = task.labels >= 0
     labels = task.labels[has_label]
@@ -93,7 +93,7 @@ def control_labels(task: Task, examples: Examples, generator: torch.Generator) -
 
 
 def position_bins(positions: Tensor) -> Tensor:
-    """Return the bin of each position, in order, each with about as many examples; IGNORED stays."""
+    """Return the bin of each position, with about equally many examples in each bin; IGNORED is kept."""
     known = positions[positions >= 0].sort().values
     if not len(known):
         return positions
@@ -105,28 +105,25 @@ def _task(name: str, labels: Tensor, examples: Examples) -> Task:
     if name == POSITION:
         labels = position_bins(labels)
     classes, counts = labels[labels >= 0].unique(return_counts=True)
-    if name not in examples.given:
+    if name in TOKEN_TARGETS:
         present = torch.stack([labels, examples.sequences], 1)[labels >= 0].unique(dim=0)[:, 0]
         kept = present.unique(return_counts=True)[1] >= FEWEST_SEQUENCES
         classes, counts = classes[kept], counts[kept]
-    if len(classes) > MOST_CLASSES:
-        most = counts.argsort(descending=True, stable=True)[:MOST_CLASSES]
-        classes = classes[most].sort().values
-    if not len(classes):
-        return Task(name, torch.full_like(labels, IGNORED), 0)
-    places = torch.searchsorted(classes, labels).clamp_max(len(classes) - 1)
-    return Task(name, places.where(classes[places] == labels, IGNORED), len(classes))
+    most_frequent = counts.argsort(descending=True, stable=True)[:MOST_CLASSES]
+    classes = classes[most_frequent].sort().values
+    numbers = torch.searchsorted(classes, labels).where(torch.isin(labels, classes), IGNORED)
+    return Task(name, numbers, len(classes))
 
 
-def _too_few_classes(task: Task, *, is_given: bool) -> str:
+def _too_few_classes(task: Task) -> str:
     number = "one class" if task.num_classes else "no class"
-    if is_given:
-        return f"its examples are of {number}"
-    return f"{number} is in {FEWEST_SEQUENCES} sequences or more, and classes in fewer are left out"
+    if task.name in TOKEN_TARGETS:
+        return f"{number} is in {FEWEST_SEQUENCES} sequences or more, and classes in fewer are left out"
+    return f"its examples are of {number}"
 
 
 def _test_examples(examples: Examples, tasks: list[Task], options: ProbeOptions, split: int) -> Tensor:
-    """Return a random choice of whole sequences, bool [examples], stratified if sequences have the labels."""
+    """Return a random choice of sequences for the test, bool [examples], stratified by labels of sequences."""
     generator = _generator(options, split, "sequences")
     if not examples.are_of_tokens and tasks:
         (task,) = tasks
@@ -144,7 +141,7 @@ def _draw(sequences: Tensor, share: float, generator: torch.Generator) -> Tensor
 
 
 def _why_not(task: Task, is_test: Tensor, split: int) -> str:
-    """Return why a target can't be probed in this split; empty if it can."""
+    """Return the reason why a target can't be probed in this split; "" if it can."""
     has_label = task.labels >= 0
     counts = task.labels[has_label & ~is_test].bincount(minlength=task.num_classes)
     missing = int((counts == 0).sum())

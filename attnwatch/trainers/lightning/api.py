@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -23,7 +24,11 @@ def _imported_or_installed() -> ModuleType:
     raise ImportError("attnwatch.lightning needs Lightning: pip install 'attnwatch[lightning]'")
 
 
-pl = _imported_or_installed()
+if TYPE_CHECKING:
+    import lightning.pytorch as pl
+else:
+    pl = _imported_or_installed()
+
 DISTRIBUTION = "lightning" if pl.__name__ == "lightning.pytorch" else "pytorch-lightning"
 is_overridden = importlib.import_module(f"{pl.__name__}.utilities.model_helpers").is_overridden
 
@@ -36,7 +41,7 @@ def is_one(thing: object, *class_names: str) -> bool:
     )
 
 
-def has_validation_loader(trainer: "pl.Trainer") -> bool:
+def has_validation_loader(trainer: pl.Trainer) -> bool:
     """Return whether validation data was given, before Lightning makes its loaders: only a private attribute knows."""
     return trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
 
@@ -58,7 +63,8 @@ def nan_is_no_alarm(callbacks: Iterable[object], metric: str) -> Iterator[None]:
     EarlyStopping takes nan for a loss that is lost, and stops (`check_finite`), or for one that has not improved, which
     costs patience. Nothing public comes between the metric and this.
     """
-    stopping = [each for each in callbacks if is_one(each, "EarlyStopping") and each.monitor == metric]
+    stopping: list[Any] = [each for each in callbacks if is_one(each, "EarlyStopping")]
+    stopping = [each for each in stopping if each.monitor == metric]
     for each in stopping:
         vars(each)[_STOPS] = partial(_unless_unknown, getattr(each, _STOPS))
     try:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from attnwatch.heads.mismatch import name_other_heads
@@ -15,10 +16,9 @@ from attnwatch.utils.messages import warn
 from attnwatch.utils.versions import begin_run, warn_if_untested
 
 
-class LightningCallback(PartCallback[PartT], pl.Callback):
+class LightningCallback(PartCallback[PartT, LightningRun], pl.Callback):
     """Calls a part from Lightning's hooks, which stand here in the order in which Lightning calls them."""
 
-    run: LightningRun | None = None
     _restored: Mapping[str, Any] | None = None
     _earlier: tuple[int, Mapping[str, Any]] | None = None
     """(last step, state) of a fit that may go on."""
@@ -41,20 +41,20 @@ class LightningCallback(PartCallback[PartT], pl.Callback):
         return f"{super().state_key} {id(self)} {self._num_compared}"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.refuse_twin(trainer.callbacks)
-        if stage == "fit" and next(filter(_is_ours, trainer.callbacks), self) is self:
+        run = LightningRun(trainer, pl_module)
+        self.refuse_duplicate(run.callbacks)
+        if stage == "fit" and self.part in run.parts[:1]:
             begin_run(pl_module)
         warn_if_untested(DISTRIBUTION, pl_module)
-        run = LightningRun(trainer, pl_module)
         if stage == "fit":  # another trainer may evaluate the module in the middle of it
             self.part.check(run)
-            last, self.run = self.run, run
-            goes_on = last is not None and last.arguments == run.arguments
+            last, self._run = self._run, run
+            goes_on = last is not None and last.trainer is trainer and last.model is pl_module
             self._earlier = (trainer.global_step, self.part.state_dict()) if goes_on else None
         self._comparing = name_other_heads(pl_module)
         if self.part.resizes_model:
             self._loading = [accept_pruned_state(model) for model, _ in run.models_with_optimizers()]
-        if stage != "fit" and self.part.works_in_evaluation:
+        if stage != "fit":
             self.part.attach_for_evaluation(pl_module)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -78,15 +78,19 @@ class LightningCallback(PartCallback[PartT], pl.Callback):
         if trainer.current_epoch > 0:
             self._record_metric("epoch")
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         self.part.begin_batch(self.run)
 
-    def on_before_optimizer_step(self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer) -> None:
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
         # Gradients are unscaled and not clipped yet.
         self.part.before_optimizer_step(optimizer if len(trainer.optimizers) > 1 else None)
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step != self._step:
             self._step = trainer.global_step
@@ -107,7 +111,7 @@ class LightningCallback(PartCallback[PartT], pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         self._stop_comparing()
         self._go_back()
-        if trainer.state.fn == "fit" and self.run is not None:
+        if trainer.state.fn == "fit" and self._run is not None:
             self.run.has_ended = True
             self.part.interrupt(self.run)  # loggers are closed next
         self.part.detach()
@@ -127,7 +131,7 @@ class LightningCallback(PartCallback[PartT], pl.Callback):
         Logged metrics keep their value until they are logged again: when one is seen first says when it is new.
         """
         name = self.part.watched_metric
-        if name is None or self.run is None or name not in self.run.metrics:
+        if name is None or self._run is None or name not in self.run.metrics:
             return
         self._logged_at = self._logged_at or when
         if self._logged_at == when:
@@ -148,7 +152,3 @@ class LightningCallback(PartCallback[PartT], pl.Callback):
         for handle in self._comparing:
             handle.remove()
         self._comparing = ()
-
-
-def _is_ours(callback: object) -> bool:
-    return isinstance(callback, LightningCallback)

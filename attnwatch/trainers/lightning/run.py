@@ -46,7 +46,7 @@ class LightningRun(TrainerRun):
         trainer, total = self.trainer, self.trainer.estimated_stepping_batches
         if total == math.inf or total <= 0:
             return None
-        if self.model.automatic_optimization or trainer.max_steps != -1:
+        if self.trainer.lightning_module.automatic_optimization or trainer.max_steps != -1:
             return int(total)
         return int(total) * len(trainer.optimizers)  # Lightning counts batches then; a step is that of any optimizer
 
@@ -103,8 +103,8 @@ class LightningRun(TrainerRun):
     def loggers(self) -> Sequence[Logger]:
         if not self.is_main_process:
             return []
-        written = [(logger, partial(_write, logger)) for logger in self.trainer.loggers]
-        return [logger_for(*each) or ScalarLogger(*each) for each in written]
+        found = [logger_for(each, partial(_write, each), otherwise=ScalarLogger) for each in self.trainer.loggers]
+        return [logger for logger in found if logger is not None]
 
     @property
     def metrics(self) -> Collection[str]:
@@ -113,7 +113,7 @@ class LightningRun(TrainerRun):
     def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
         # What goes to loggers at its own step does not go there again.
         if not self.has_ended:
-            self.model.log_dict(dict(numbers), on_step=True, on_epoch=False, logger=to_loggers)
+            self.trainer.lightning_module.log_dict(dict(numbers), on_step=True, on_epoch=False, logger=to_loggers)
 
     def unknown_is_no_alarm(self, metric: str) -> AbstractContextManager[None]:
         return nan_is_no_alarm(self.callbacks, metric)

@@ -7,25 +7,28 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import TrainerCallback
+from transformers import TrainerControl as Control
+from transformers import TrainerState as State
+from transformers import TrainingArguments as Arguments
 
 from attnwatch.heads.mismatch import name_other_heads
 from attnwatch.trainers.callback import PartCallback, PartT
+from attnwatch.trainers.transformers.checkpoints import AttnwatchMark
 from attnwatch.trainers.transformers.keeping import Keeper, restored_states
 from attnwatch.trainers.transformers.run import TransformersRun
 from attnwatch.trainers.transformers.states import PrunedStates
-from attnwatch.trainers.transformers.trainer import listen, release, trainer_of, unlisten
+from attnwatch.trainers.transformers.trainer import Tap, release, tap_of, trainer_of
 from attnwatch.utils.messages import warn
 from attnwatch.utils.versions import begin_run, warn_if_untested
 
 
-class TransformersCallback(PartCallback[PartT], TrainerCallback):
+class TransformersCallback(PartCallback[PartT, TransformersRun], TrainerCallback):
     """Calls a part from the Trainer's hooks, which stand here in the order in which they come.
 
     A batch begins and ends with the trainer's `training_step`. The first of a trainer's callbacks of this kind reads
     and writes the states of all.
     """
 
-    run: TransformersRun | None = None
     _loss: Tensor | None = None
     _has_ended = False
     _is_in_step = False
@@ -34,32 +37,34 @@ class TransformersCallback(PartCallback[PartT], TrainerCallback):
     _keeper: Keeper | None = None
     _restored: Mapping[str, Any] | None = None
 
-    def on_init_end(self, args, state, control, model=None, **kwargs) -> None:
+    def on_init_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        model, trainer = kwargs["model"], trainer_of(self)[0]
+        if not any(isinstance(each, AttnwatchMark) for each in trainer.callback_handler.callbacks):
+            trainer.add_callback(AttnwatchMark)
         self._comparing = name_other_heads(model)
         self._prepare(model)
-        self._attach_for_evaluation(model)
+        self.part.attach_for_evaluation(model)
 
-    def on_train_begin(self, args, state, control, **kwargs) -> None:
+    def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         for handle in self._comparing:  # a checkpoint that is resumed from was loaded before
             handle.remove()
         trainer, checkpoint = trainer_of(self)
-        self._prepare(trainer.model)  # where the callback was added to the trainer later
-        if self._states is not None:
-            self._states.expect_best_of(None)
-            self._states.finish()
-        ours = [each for each in trainer.callback_handler.callbacks if isinstance(each, TransformersCallback)]
+        run = TransformersRun(trainer)
+        run.states = self._prepare(run.model)  # for the first time where the callback was added to the trainer later
+        if run.states is not None:
+            run.states.loads_best = None
+            run.states.loader.finish()
+        ours = [each for each in run.callbacks if isinstance(each, TransformersCallback)]
         if self is ours[0]:
-            release(trainer.model)
-            begin_run(trainer.model)
-        self._loss, self._has_ended, self._is_in_step = None, False, False
-        run = TransformersRun(trainer, self._states)
-        self.refuse_twin(ours)
-        warn_if_untested("transformers", trainer.model)
-        self._keeper = None
+            release(run.model)
+            begin_run(run.model)
+        self._loss, self._has_ended, self._is_in_step, self._keeper = None, False, False, None
+        self.refuse_duplicate(ours)
+        warn_if_untested("transformers", run.model)
         if self is ours[0]:
             states = restored_states(ours, checkpoint, trainer)
             for each in ours:
-                each.restore(states.get(each.state_key))
+                each._restored = states.get(each.state_key)
             self._keeper = Keeper(trainer, ours)
             self._keeper.mark(until=state.global_step)
         try:
@@ -69,52 +74,52 @@ class TransformersCallback(PartCallback[PartT], TrainerCallback):
         except BaseException:
             self.leave()
             raise
-        listen(trainer, self)
+        (tap_of(trainer) or Tap(trainer)).add(self)
 
-    def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Go on with this state when training begins; None: begin anew."""
-        self._restored = state
-
-    def on_step_begin(self, args, state, control, **kwargs) -> None:
+    def on_step_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._keeper is not None:
             self._keeper.mark(until=state.global_step + 1)
+
+    # Called by the tap of the trainer, which knows when a batch begins and ends.
 
     def batch_begins(self) -> None:
         self._is_in_step = True
         self.part.begin_batch(self.run)
 
     def batch_ends(self, loss: Tensor) -> None:
+        """Take the training step's loss; those of micro-batches add up to that of the step."""
         self._loss = self.run.mean_loss(loss)
         if self.run.has_whole_gradients:
             self.part.before_optimizer_step(None)
 
     def batch_fails(self) -> None:
+        """Interrupt: there was an error in the training step, or when the trainer fetched batches for it."""
         try:
             self.part.interrupt(self.run)
         finally:
             self.leave()
 
-    def on_pre_optimizer_step(self, args, state, control, **kwargs) -> None:
+    def on_pre_optimizer_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if not self.run.has_whole_gradients:  # of float16: only here they are unscaled, and clipped already
             self.part.before_optimizer_step(None)
 
-    def on_substep_end(self, args, state, control, **kwargs) -> None:
+    def on_substep_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         self.part.end_batch(self.run, self._loss, is_last=False)
 
-    def on_step_end(self, args, state, control, **kwargs) -> None:
+    def on_step_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         is_last = control.should_evaluate or control.should_save or control.should_training_stop
         self.part.end_batch(self.run, self._loss, is_last=is_last)
         self._is_in_step = False
         if self._keeper is not None:
             self._keeper.mark(until=state.global_step)
 
-    def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        if self.run is not None:  # a trainer may evaluate before it trains
-            self.run.log_waiting()
-        self._record_metric(logs)
+    def on_log(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        if self._run is not None:  # a trainer may evaluate before it trains
+            self._run.log_waiting()
+        self._record_metric(kwargs.get("logs"))
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs) -> None:
-        self._record_metric(metrics)
+    def on_evaluate(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
+        self._record_metric(kwargs.get("metrics"))
 
     def model_is_saved(self, folder: Path) -> None:
         """Begin the states of a checkpoint, of which the trainer has saved the model."""
@@ -128,44 +133,42 @@ class TransformersCallback(PartCallback[PartT], TrainerCallback):
             return
         self._keeper.begin(folder)
 
-    def on_save(self, args, state, control, **kwargs) -> None:
+    def on_save(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._keeper is not None:
             self._keeper.finish()
 
-    def on_epoch_end(self, args, state, control, **kwargs) -> None:
+    def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         # Loggers close, and the best model is loaded, before on_train_end comes to this callback.
         if control.should_training_stop:
             self._finish()
 
-    def on_train_end(self, args, state, control, **kwargs) -> None:
+    def on_train_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
         if self._states is not None:
-            self._states.finish()
+            self._states.loader.finish()
         self._finish()
         self.leave()
-        self._attach_for_evaluation(self.run.model)
+        self.part.attach_for_evaluation(self.run.model)
 
     def leave(self) -> None:
         """Take everything of ours from the model and from the trainer."""
-        if self.run is not None:
-            unlisten(self.run.trainer, self)
+        tap = None if self._run is None else tap_of(self._run.trainer)
+        if tap is not None:
+            tap.remove(self)
         self.part.detach()
 
-    def _prepare(self, model: nn.Module) -> None:
+    def _prepare(self, model: nn.Module) -> PrunedStates | None:
         if self.part.resizes_model and self._states is None:
             self._states = PrunedStates(model)
-
-    def _attach_for_evaluation(self, model: nn.Module) -> None:
-        if self.part.works_in_evaluation:
-            self.part.attach_for_evaluation(model)
+        return self._states
 
     def _record_metric(self, numbers: Mapping[str, float] | None) -> None:
-        name = self.part.watched_metric
-        if name is not None and name in (numbers or {}):
+        name, numbers = self.part.watched_metric, numbers or {}
+        if name is not None and name in numbers:
             self.part.record_metric(numbers[name])
 
     def _finish(self) -> None:
         if not self._has_ended:
             self._has_ended = True
             if self._states is not None:
-                self._states.expect_best_of(self.run.trainer)
+                self._states.loads_best = self.run.trainer
             self.part.end(self.run)

@@ -5,15 +5,14 @@ lack a file of ours. The mark travels in `trainer_state.json` itself.
 """
 
 import io
-import uuid
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import TrainerState
+from transformers import TrainerCallback, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
@@ -22,7 +21,6 @@ from attnwatch.utils.files import replaced_file
 from attnwatch.utils.states import check_format, with_format
 
 STATE_FILE = "attnwatch.pt"
-_MARK = "attnwatch"
 _FORMAT = 1
 
 States = Mapping[str, Mapping[str, Any]]
@@ -31,6 +29,16 @@ States = Mapping[str, Mapping[str, Any]]
 
 class DamagedStateError(Exception):
     """A checkpoint lacks states that it should have. The message continues a sentence about the file."""
+
+
+class AttnwatchMark(TrainerCallback):
+    """Does nothing but to have the name of the mark's entry in `trainer_state.json`.
+
+    With `restore_callback_states_from_checkpoint` the Trainer warns of each entry that has the name of no callback.
+    """
+
+
+_MARK = AttnwatchMark.__name__
 
 
 @dataclass(frozen=True)
@@ -45,23 +53,24 @@ class Mark:
 
     run: str
     keys: tuple[str, ...]
-    until: int
-
-    @classmethod
-    def of_new_run(cls, keys: Iterable[str]) -> "Mark":
-        return cls(uuid.uuid4().hex, tuple(keys), 0)
+    until: int = 0
 
     @classmethod
     def in_state(cls, state: TrainerState) -> "Mark | None":
         """Return the mark of a state that was read from a checkpoint; None if attnwatch took no part."""
-        found = (state.stateful_callbacks or {}).get(_MARK)
+        found = _entries(state).get(_MARK)
         if found is None or found["until"] < state.global_step:
             return None
         return cls(found["run"], tuple(found["keys"]), found["until"])
 
     def put(self, state: TrainerState, until: int) -> None:
         """Put the mark into all checkpoints that are saved from now on."""
-        state.stateful_callbacks[_MARK] = {"run": self.run, "keys": list(self.keys), "until": until}
+        _entries(state)[_MARK] = {"run": self.run, "keys": list(self.keys), "until": until}
+
+
+def _entries(state: TrainerState) -> dict[str, Any]:
+    """Return what callbacks keep in a state, by their names; transformers annotates what its constructor takes."""
+    return cast(dict[str, Any], state.stateful_callbacks)
 
 
 def checkpoint_folder(directory: str | Path, step: int) -> Path:
@@ -113,14 +122,11 @@ def newest_before(folder: Path, step: int) -> Path | None:
 def lost_states(folder: Path, step: int, names: Sequence[str], reason: str) -> str:
     """Return the message where a checkpoint can't be resumed from, with what to do instead."""
     before = newest_before(folder, step)
+    remedy = f"Resume from the one before it, which is whole: trainer.train(resume_from_checkpoint={str(before)!r})."
     if before is None:
         remedy = (
             "No earlier checkpoint beside it is whole: train from the beginning, without `resume_from_checkpoint`. "
             "A `save_total_limit` of at least 2 keeps one."
-        )
-    else:
-        remedy = (
-            f"Resume from the one before it, which is whole: trainer.train(resume_from_checkpoint={str(before)!r})."
         )
     return (
         f"the checkpoint {str(folder)!r} can't be resumed from: its {STATE_FILE}, with the state of "

@@ -1,10 +1,13 @@
 """Writes the states of a trainer's callbacks to its checkpoints, and reads them back."""
 
 import contextlib
+import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from torch import nn
 from transformers import Trainer
 
 from attnwatch.errors import ConfigurationError
@@ -34,13 +37,12 @@ class Keeper:
     Else they come last, so that they never take the room of what the trainer writes.
     """
 
-    def __init__(self, trainer: Trainer, callbacks: Sequence[PartCallback[Any]]):
+    def __init__(self, trainer: Trainer, callbacks: Sequence[PartCallback[Any, Any]]):
         self._trainer = trainer
         self._callbacks = callbacks
-        self._mark = Mark.of_new_run(each.state_key for each in callbacks)
+        self._mark = Mark(uuid.uuid4().hex, tuple(each.state_key for each in callbacks))
         self._warn_once = WarnOnce()
-        self._begun: tuple[int, Path, States] | None = None
-        self._is_written = False
+        self._begun: _Checkpoint | None = None
 
     def mark(self, *, until: int) -> None:
         """Note that checkpoints of steps up to this one must have the file."""
@@ -48,62 +50,69 @@ class Keeper:
 
     def begin(self, folder: Path) -> None:
         """Begin a checkpoint, to whose folder the trainer has saved the model. All processes call it."""
-        self._collect(folder)
+        begun = self._begun = self._collect(folder)
         if not (self._trainer.args.should_save and self._has_room(folder)):
             return
         with contextlib.suppress(Exception):  # the trainer may delete older checkpoints first: `finish` tries again
-            self._write()
+            self._write(begun)
             if not self._has_room(folder):
                 (folder / STATE_FILE).unlink()
-                self._is_written = False
+                begun.is_written = False
 
     def finish(self) -> None:
         """Complete a checkpoint with what could not be written yet. All processes call it."""
-        step = self._trainer.state.global_step
-        if self._begun is None or self._begun[0] != step:
-            self._collect(checkpoint_folder(self._trainer.args.output_dir, step))
-        if self._trainer.args.should_save and not self._is_written and self._begun[1].is_dir():
-            self._write_or_warn()
+        step, begun = self._trainer.state.global_step, self._begun
+        if begun is None or begun.step != step:
+            begun = self._collect(checkpoint_folder(self._trainer.args.output_dir or "", step))
+        if self._trainer.args.should_save and not begun.is_written and begun.folder.is_dir():
+            self._write_or_warn(begun)
         self._begun = None
 
-    def _collect(self, folder: Path) -> None:
+    def _collect(self, folder: Path) -> "_Checkpoint":
         states = {each.state_key: each.state_dict() for each in self._callbacks}
-        self._begun, self._is_written = (self._trainer.state.global_step, folder, states), False
+        return _Checkpoint(self._trainer.state.global_step, folder, states)
 
-    def _write_or_warn(self) -> None:
+    def _write_or_warn(self, begun: "_Checkpoint") -> None:
         try:
-            self._write()
+            self._write(begun)
         except Exception as error:
             consequence = "can't be resumed from with these callbacks" if _steer(self._callbacks) else "lacks them"
             self._warn_once(
                 f"the states of {', '.join(each.state_key for each in self._callbacks)} could not be written, training "
                 f"goes on; a checkpoint without them {consequence}. Make room on the disk",
-                f" ({self._begun[1] / STATE_FILE}: {type(error).__name__}: {error})",
+                f" ({begun.folder / STATE_FILE}: {type(error).__name__}: {error})",
             )
 
-    def _write(self) -> None:
-        step, folder, states = self._begun
+    def _write(self, begun: "_Checkpoint") -> None:
         for each in self._callbacks:
-            each.part.write_beside_checkpoint(folder)
-        write_states(folder, states, self._mark, step)
-        self._is_written = True
+            each.part.write_beside_checkpoint(begun.folder)
+        write_states(begun.folder, begun.states, self._mark, begun.step)
+        begun.is_written = True
 
     def _has_room(self, folder: Path) -> bool:
-        parameters = self._trainer.model.parameters()
-        return free_space(folder) > _BYTES_PER_PARAMETER * sum(
-            each.numel() for each in parameters if each.requires_grad
-        )
+        trained = [each.numel() for each in cast(nn.Module, self._trainer.model).parameters() if each.requires_grad]
+        return free_space(folder) > _BYTES_PER_PARAMETER * sum(trained)
 
 
-def restored_states(callbacks: Sequence[PartCallback[Any]], checkpoint: Path | None, trainer: Trainer) -> States:
+@dataclass
+class _Checkpoint:
+    """A checkpoint that is being saved."""
+
+    step: int
+    folder: Path
+    states: States
+    is_written: bool = False
+
+
+def restored_states(callbacks: Sequence[PartCallback[Any, Any]], checkpoint: Path | None, trainer: Trainer) -> States:
     """Return the states that a checkpoint has of these callbacks; of some of them, where others are new in the run.
 
     Raises:
         ConfigurationError: the checkpoint should have the state of a callback that steers the training, and has not.
     """
     mark = None if checkpoint is None else Mark.in_state(trainer.state)
-    known = [each for each in callbacks if mark is not None and each.state_key in mark.keys]
-    if not known:
+    known = [] if mark is None else [each for each in callbacks if each.state_key in mark.keys]
+    if checkpoint is None or mark is None or not known:
         return {}
     step = trainer.state.global_step
     try:
@@ -119,5 +128,5 @@ def restored_states(callbacks: Sequence[PartCallback[Any]], checkpoint: Path | N
     return {}
 
 
-def _steer(callbacks: Sequence[PartCallback[Any]]) -> bool:
+def _steer(callbacks: Sequence[PartCallback[Any, Any]]) -> bool:
     return any(each.part.steers_training for each in callbacks)

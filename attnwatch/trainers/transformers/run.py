@@ -5,9 +5,9 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
 from transformers.utils import logging
@@ -20,21 +20,21 @@ from attnwatch.trainers.base import ModelWithOptimizers, TrainerRun
 from attnwatch.trainers.transformers.states import PrunedStates
 from attnwatch.utils.messages import inform, warn
 
-_logger = logging.get_logger("transformers.attnwatch")
+_logger: Any = logging.get_logger("transformers.attnwatch")
 _INTEGRATIONS = "transformers.integrations"
 
 
 class TransformersRun(TrainerRun):
     """One `train` of a transformers Trainer.
 
-    Args:
-        trainer: the trainer.
+    Attributes:
         states: lets the model take states of other sizes; None if its sizes do not change.
     """
 
-    def __init__(self, trainer: Trainer, states: PrunedStates | None = None):
-        super().__init__(trainer, trainer.model)
-        self._states = states
+    states: PrunedStates | None = None
+
+    def __init__(self, trainer: Trainer):
+        super().__init__(trainer, cast(nn.Module, trainer.model))
         self._unlogged: dict[str, float] = {}
         self._publisher = Publisher()
 
@@ -60,8 +60,8 @@ class TransformersRun(TrainerRun):
         return "FSDP, DeepSpeed or DataParallel" if is_sharded else None
 
     def before_parameters_change(self) -> None:
-        if self._states is not None and self.trainer.args.load_best_model_at_end:
-            self._states.note()
+        if self.states is not None and self.trainer.args.load_best_model_at_end:
+            self.states.removed.note(self.model)
 
     def after_parameters_changed(self) -> None:
         for module in self.trainer.model_wrapped.modules():
@@ -74,11 +74,10 @@ class TransformersRun(TrainerRun):
             "attnwatch.load_pruned(folder) can; attnwatch.save_pruned(model, folder) writes a folder that "
             "from_pretrained loads, where all layers have equally many heads and the model's family allows it."
         )
-        if hasattr(self.model, "peft_config") and self.is_main_process:
-            self._keep_plan_of_base(plan, Path(self.trainer.args.output_dir, PLAN_FILE))
-
-    def _keep_plan_of_base(self, plan: PruningPlan, path: Path) -> None:
-        """Save the plan: adapters are saved without their base, so that nothing else says which heads it lost."""
+        if not (hasattr(self.model, "peft_config") and self.is_main_process):
+            return
+        # Adapters are saved without their base, so that nothing else says which heads it lost.
+        path = Path(self.trainer.args.output_dir, PLAN_FILE)
         try:
             plan.save(path)
         except OSError as error:
@@ -115,11 +114,10 @@ class TransformersRun(TrainerRun):
     def loggers(self) -> Sequence[Logger]:
         if not self.is_main_process:
             return []
-        written = [(callback, partial(self._write, callback)) for callback in self.callbacks]
-        found = [
-            logger_for(*each) or (ScalarLogger(*each) if type(each[0]).__module__.startswith(_INTEGRATIONS) else None)
-            for each in written
-        ]
+        found = []
+        for each in self.callbacks:
+            fallback = ScalarLogger if type(each).__module__.startswith(_INTEGRATIONS) else None
+            found.append(logger_for(each, partial(self._write, each), otherwise=fallback))
         return [logger for logger in found if logger is not None]
 
     def _write(self, callback: TrainerCallback, numbers: Mapping[str, float], step: int) -> None:
@@ -162,18 +160,10 @@ class TransformersRun(TrainerRun):
         return loss.detach() * self.trainer.current_gradient_accumulation_steps
 
 
-_DATA_PARALLEL_OPTIONS = (
-    "device_ids",
-    "output_device",
-    "dim",
-    "broadcast_buffers",
-    "process_group",
-    "gradient_as_bucket_view",
-    "find_unused_parameters",
-    "static_graph",
-)
+_PLACES = ("device_ids", "output_device", "dim", "process_group")
+_CHOICES = ("broadcast_buffers", "gradient_as_bucket_view", "find_unused_parameters", "static_graph")
 
 
 def _make_anew(wrapper: DistributedDataParallel) -> None:
     """Construct a wrapper anew in place: the training loop holds it."""
-    wrapper.__init__(wrapper.module, **{name: getattr(wrapper, name) for name in _DATA_PARALLEL_OPTIONS})
+    type(wrapper).__init__(wrapper, wrapper.module, **{name: getattr(wrapper, name) for name in (*_PLACES, *_CHOICES)})

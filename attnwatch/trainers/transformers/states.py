@@ -15,31 +15,24 @@ class PrunedStates:
 
     It stays with the model for as long as this lives: a trainer loads checkpoints before training begins and after it
     has ended.
+
+    Attributes:
+        removed: what only memory has of heads that have gone.
+        loader: gives the model the heads of a state that is loaded.
+        loads_best: trainer that loads its best model next; None if no trainer does.
     """
 
     def __init__(self, model: nn.Module):
         self._model = model
-        self._removed = RemovedHeads()
-        self._loader = StateLoader(self._removed, self._heads_of_best_model, waits=True)
-        self._loader.attach(model)
-        self._loads_best: Trainer | None = None
-
-    def expect_best_of(self, trainer: Trainer | None) -> None:
-        """Say which trainer loads its best model next; None if no trainer does."""
-        self._loads_best = trainer
-
-    def note(self) -> None:
-        """Keep what only memory has of the heads of now, before they change."""
-        self._removed.note(self._model)
-
-    def finish(self) -> None:
-        """Check that the last state came whole: raise a `ConfigurationError` if not."""
-        self._loader.finish()
+        self.removed = RemovedHeads()
+        self.loader = StateLoader(self.removed, self._heads_of_best_model, waits=True)
+        self.loader.attach(model)
+        self.loads_best: Trainer | None = None
 
     def _heads_of_best_model(self) -> Heads | None:
         """Return the heads of the checkpoint that the trainer loads at the end; None if it is not known."""
-        best = None if self._loads_best is None else self._loads_best.state.best_model_checkpoint
-        if best is None or not self._removed.stages or not Path(best).is_dir():
+        best = None if self.loads_best is None else self.loads_best.state.best_model_checkpoint
+        if best is None or not self.removed.stages or not Path(best).is_dir():
             return None
         plan = Path(best, PLAN_FILE)
         gone = PruningPlan.load(plan).heads if plan.exists() else {}

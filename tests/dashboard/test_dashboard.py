@@ -1,0 +1,190 @@
+"""What dashboards show: tags, numbers, pictures."""
+
+import matplotlib.pyplot
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.tensorboard import SummaryWriter
+
+from attnwatch import FindingKind, RunStatus
+from attnwatch.callbacks.publisher import Publisher
+from attnwatch.dashboard import run_scalars, run_tags, site_scalars
+from attnwatch.dashboard.figures import figures
+from attnwatch.dashboard.heatmaps import pixels
+from attnwatch.diagnosis import Diagnosis, Finding
+from attnwatch.loggers.tensorboard import TensorBoardLogger
+from attnwatch.statistics import Statistic
+from attnwatch.utils.labels import evenly_spaced, site_labels
+from tests.support.histories import random_history
+
+PER_LAYER = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
+
+
+def test_run_scalars_are_means_and_maxima():
+    recorded = random_history()
+    for index in (0, -1):
+        numbers = run_scalars(recorded, index)
+        assert set(numbers) == set(run_tags()) == {statistic.tag for statistic in Statistic.registry.values()}
+        assert numbers["attention/entropy"] == pytest.approx(recorded["entropy"][index].mean())
+        assert numbers["attention/max_logit"] == pytest.approx(recorded["max_logit"][index].max())
+        assert {type(number) for number in numbers.values()} == {float}
+
+
+def test_site_scalars_are_means_and_maxima_over_the_heads_of_their_site():
+    recorded = random_history(sites=5)
+    numbers = site_scalars(recorded, 0, max_sites=3)
+    assert set(numbers) == {f"attention_{name}/layer_{layer}" for name in PER_LAYER for layer in (0, 2, 4)}
+    assert numbers["attention_sink_mass/layer_4"] == pytest.approx(recorded["sink_mass"][0, 4].mean())
+    assert numbers["attention_max_logit/layer_2"] == pytest.approx(recorded["max_logit"][0, 2].max())
+    assert {type(number) for number in numbers.values()} == {float}
+
+
+def test_what_was_not_observed_is_left_out_and_never_zero():
+    recorded = random_history()
+    recorded["content_sensitivity"][:] = np.nan
+    recorded["entropy"][-1, 0] = np.nan
+    numbers = run_scalars(recorded, -1) | site_scalars(recorded, -1, max_sites=12)
+    assert not any("content_sensitivity" in tag for tag in numbers)
+    assert numbers["attention/entropy"] == pytest.approx(recorded["entropy"][-1, 1:].mean())
+
+
+def test_curves_of_a_deep_model_are_bounded():
+    numbers = site_scalars(random_history(sites=96), -1, max_sites=12)
+    assert len(numbers) == 12 * len(PER_LAYER)
+    assert "attention_normalized_entropy/layer_0" in numbers
+    assert "attention_normalized_entropy/layer_95" in numbers
+
+
+@pytest.mark.parametrize(
+    ("number", "most", "expected"),
+    [(3, 5, [0, 1, 2]), (4, 4, [0, 1, 2, 3]), (10, 4, [0, 3, 6, 9]), (5, 1, [0]), (4, 0, []), (0, 3, [])],
+    ids=["fewer", "as many", "more", "one", "none", "empty"],
+)
+def test_evenly_spaced(number, most, expected):
+    assert evenly_spaced(number, most) == expected
+
+
+@pytest.mark.parametrize(
+    ("sites", "labels"),
+    [
+        (["model.layers.0.self_attn", "model.layers.11.self_attn"], ["layer_0", "layer_11"]),
+        (["dec.0.self_attn", "dec.0.cross_attn"], ["self_attn", "cross_attn"]),
+        (["enc.0.attn", "dec.0.attn", "dec.0.cross"], ["enc.0.attn", "dec.0.attn", "dec.0.cross"]),
+        (["encoder.0.attn", "encoder.0.attn.core"], ["attn", "attn.core"]),
+        (["attention"], ["attention"]),
+    ],
+    ids=["numbers", "kinds", "both", "one within the other", "single"],
+)
+def test_site_labels_say_what_differs(sites, labels):
+    assert site_labels(sites) == labels
+
+
+@pytest.mark.parametrize("sites", [1, 3, 96])
+def test_pictures_show_every_layered_statistic(sites):
+    drawn = figures(random_history(sites=sites))
+    assert set(drawn) == {f"attention_{kind}/{name}" for kind in ("heads", "layers") for name in PER_LAYER}
+    for figure in drawn.values():
+        assert len(figure.axes) == 2  # with its colour bar
+        assert 3.0 <= figure.get_size_inches()[1] <= 6.5
+        assert figure.axes[0].get_aspect() == "auto"  # fills the picture
+    image = pixels(drawn["attention_heads/normalized_entropy"])
+    assert image.dtype == np.uint8
+    assert image.shape[2] == 3
+    assert image.std() > 10  # something is drawn
+    assert matplotlib.pyplot.get_fignums() == []  # and no figure stays open
+
+
+def drawn_values(figure):
+    (image,) = figure.axes[0].images
+    assert (image.origin, image.get_interpolation()) == ("upper", "nearest")
+    return image.get_array()
+
+
+def test_pictures_show_what_was_recorded():
+    recorded = random_history(sites=3, heads=4, observations=5)
+    drawn = figures(recorded)
+    for name, over_heads in {"max_logit": np.max, "sink_mass": np.mean}.items():
+        heads, layers = drawn[f"attention_heads/{name}"], drawn[f"attention_layers/{name}"]
+        np.testing.assert_array_equal(drawn_values(heads), recorded[name][-1])
+        np.testing.assert_allclose(drawn_values(layers), over_heads(recorded[name], axis=-1).T)
+    assert drawn["attention_heads/sink_mass"].axes[0].images[0].get_clim() == (0.0, 1.0)
+    low, high = drawn["attention_layers/max_logit"].axes[0].images[0].get_clim()
+    assert (low, high) == pytest.approx((recorded["max_logit"].max(-1).min(), low + 10))
+
+
+def test_pictures_say_what_they_show():
+    drawn = figures(random_history(sites=3, heads=4, observations=3))
+    heads, layers = (drawn[f"attention_{kind}/content_sensitivity"].axes[0] for kind in ("heads", "layers"))
+    assert [axes.get_title() for axes in (heads, layers)] == [
+        "content sensitivity [nats], step 20",
+        "content sensitivity [nats]",
+    ]
+    assert drawn["attention_layers/sink_mass"].axes[0].get_title() == "sink mass"
+    assert [(axes.get_xlabel(), axes.get_ylabel()) for axes in (heads, layers)] == [
+        ("head", "layer"),
+        ("step", "layer"),
+    ]
+    assert [label.get_text() for label in heads.get_yticklabels()] == ["0", "1", "2"]
+    assert [label.get_text() for label in layers.get_xticklabels()] == ["0", "10", "20"]
+
+
+def test_pictures_of_large_models_have_readable_ticks():
+    drawn = figures(random_history(sites=96, heads=40, observations=50))
+    heads, layers = (drawn[f"attention_{kind}/max_logit"].axes[0] for kind in ("heads", "layers"))
+    assert heads.get_xticks().tolist() == evenly_spaced(40, 12)
+    assert layers.get_xticks().tolist() == evenly_spaced(50, 5)
+    assert heads.get_yticks().tolist() == evenly_spaced(96, 12)
+    assert [label.get_text() for label in heads.get_yticklabels()] == [str(layer) for layer in evenly_spaced(96, 12)]
+
+
+def test_largest_values_are_yellow():
+    recorded = random_history()
+    recorded["normalized_entropy"][:] = 1.0
+    image = pixels(figures(recorded)["attention_heads/normalized_entropy"])
+    assert image[image.shape[0] // 2, image.shape[1] // 2].tolist() == [253, 231, 36]
+
+
+def test_not_observed_is_grey_in_pictures():
+    recorded = random_history()
+    recorded["normalized_entropy"][:] = np.nan
+    image = pixels(figures(recorded)["attention_heads/normalized_entropy"])
+    middle = image[image.shape[0] // 2, image.shape[1] // 2]
+    assert middle.tolist() == [217, 217, 217]
+
+
+def test_noise_does_not_fill_the_colour_scale():
+    sensitivity = Statistic.registry["content_sensitivity"]
+    assert sensitivity.chart_range(np.array([1e-4, 2e-4])) == (0.0, 0.1)
+    assert sensitivity.chart_range(np.array([0.5, np.nan])) == (0.0, 0.5)
+    assert Statistic.registry["max_logit"].chart_range(np.array([-50.0, 70.0])) == (-50.0, 70.0)
+    assert Statistic.registry["normalized_entropy"].chart_range(np.array([0.4, 0.5])) == (0.0, 1.0)
+
+
+def test_tensorboard_gets_pictures_as_they_are_drawn(tmp_path):
+    recorded = random_history(observations=4)
+    with SummaryWriter(tmp_path) as writer:
+        Publisher().figures([TensorBoardLogger(writer)], recorded)
+    events, drawn = EventAccumulator(str(tmp_path)).Reload(), figures(recorded)
+    assert set(events.Tags()["images"]) == set(drawn)
+    (image,) = events.Images("attention_layers/max_logit")
+    assert image.step == 30
+    assert (image.height, image.width) == pixels(drawn["attention_layers/max_logit"]).shape[:2]
+
+
+def test_tensorboard_gets_the_verdict_in_words(tmp_path):
+    findings = (
+        Finding(FindingKind.NON_FINITE, ("a",), 20, 1.0, "nan at a.", {"nonfinite": 0.25}),
+        Finding(FindingKind.UNIFORM_ATTENTION, ("a", "b"), 0, 0.4, "uniform at a, b.", {"start": 1.0, "now": 0.98765}),
+    )
+    with SummaryWriter(tmp_path) as writer:
+        verdict = Diagnosis(RunStatus.NOT_CONVERGING, findings, 30, risk=1.0)
+        Publisher().diagnosis([TensorBoardLogger(writer)], verdict)
+    (text,) = EventAccumulator(str(tmp_path)).Reload().Tensors("attention/diagnosis/text_summary")
+    assert text.step == 30
+    assert text.tensor_proto.string_val[0].decode().split("\n\n") == [
+        "**not converging** · risk 1.00 · step 30",
+        "- **non finite** since step 20, severity 1.00: nan at a.",
+        "  nonfinite = 0.25",
+        "- **uniform attention** since step 0, severity 0.40: uniform at a, b.",
+        "  start = 1, now = 0.9877",
+    ]
