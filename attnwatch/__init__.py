@@ -2,6 +2,7 @@
 
 from attnwatch.attention import AttentionRows, AttentionStatistics, attention_entropy, attention_statistics
 from attnwatch.capture import AttentionCall, FunctionCall
+from attnwatch.checkup import CannotCheck, Check, Fault, StepEvidence, TrainingCheckup, check_training
 from attnwatch.diagnosis import (
     Diagnosis,
     Finding,
@@ -48,8 +49,11 @@ __all__ = [
     "AttentionStatistics",
     "AttnwatchError",
     "AttnwatchWarning",
+    "CannotCheck",
+    "Check",
     "ConfigurationError",
     "Diagnosis",
+    "Fault",
     "Finding",
     "FindingKind",
     "FindingRule",
@@ -70,6 +74,7 @@ __all__ = [
     "RunStatus",
     "Schedule",
     "Statistic",
+    "StepEvidence",
     "Thresholds",
     "TokenBatch",
     "TokenCriterion",
@@ -77,10 +82,12 @@ __all__ = [
     "TokenLayout",
     "TrainerAdapter",
     "TrainerRun",
+    "TrainingCheckup",
     "accept_pruned_state",
     "attention_entropy",
     "attention_statistics",
     "check_layout",
+    "check_training",
     "choose_heads",
     "diagnose",
     "head_importance",

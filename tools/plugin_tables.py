@@ -16,6 +16,7 @@ from unittest import mock
 
 from attnwatch import (
     AttentionCall,
+    Check,
     FindingRule,
     HeadCriterion,
     Logger,
@@ -68,6 +69,15 @@ def findings() -> str:
 def finding_sections() -> str:
     """Return a section for each finding: its picture if there is one, its documentation, and what to do."""
     return "\n\n".join(map(_finding_section, FindingRule.registry.values()))
+
+
+def checks() -> str:
+    return _table(Check.registry, "check", {"what it means": _summary, "status of the run": _status})
+
+
+def check_sections() -> str:
+    """Return a section for each check: its documentation, and what to do."""
+    return "\n\n".join(_section(check, {"What to do": check.remedy}) for check in Check.registry.values())
 
 
 def head_criteria() -> str:
@@ -130,20 +140,24 @@ def _summary(plugin: Any) -> str:
 
 
 def _finding_section(rule: FindingRule) -> str:
-    parts = [f"## {rule.name}"]
-    if (_IMAGES / f"{rule.name}.png").exists():
-        parts.append(f"![A run with {rule.name} beside a sound one](../images/verdicts/{rule.name}.png)")
-    parts.append(inspect.getdoc(type(rule)) or "")
-    parts += [
-        f"**{title}:** {text}" for title, text in {"What to do": rule.remedy, "As a note": rule.note}.items() if text
-    ]
-    rule_path = f"{type(rule).__module__}.{type(rule).__qualname__}"
-    parts += [f"::: {rule_path}.{each.name}\n{_THRESHOLD}" for each in fields(rule) if each.name != "enabled"]
-    return "\n\n".join(parts)
+    kind = type(rule)
+    path = f"{kind.__module__}.{kind.__qualname__}"
+    thresholds = [f"::: {path}.{each.name}\n{_THRESHOLD}" for each in fields(rule) if each.name != "enabled"]
+    return "\n\n".join([_section(rule, {"What to do": rule.remedy, "As a note": rule.note}), *thresholds])
 
 
-def _status(rule: FindingRule) -> str:
-    return "(a note)" if rule.status is None else f"`{rule.status.value}`"
+def _section(plugin: Any, advice: Mapping[str, str]) -> str:
+    """Return a section about a fault: its picture if there is one, its documentation, and advice."""
+    kind = plugin if isinstance(plugin, type) else type(plugin)
+    parts = [f"## {plugin.name}"]
+    if (_IMAGES / f"{plugin.name}.png").exists():
+        parts.append(f"![A run with {plugin.name} beside a sound one](../images/verdicts/{plugin.name}.png)")
+    parts.append(inspect.getdoc(kind) or "")
+    return "\n\n".join([*parts, *(f"**{title}:** {text}" for title, text in advice.items() if text)])
+
+
+def _status(plugin: FindingRule | type[Check]) -> str:
+    return "(a note)" if plugin.status is None else f"`{plugin.status.value}`"
 
 
 def _reads(criterion: HeadCriterion) -> str:

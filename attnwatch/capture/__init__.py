@@ -20,6 +20,7 @@ from attnwatch.capture.tensor_parallel import (
     is_split,
     whole,
 )
+from attnwatch.capture.undisturbed import undisturbed
 
 __all__ = [
     "CACHES",
@@ -59,6 +60,7 @@ __all__ = [
     "shared_patch",
     "site_id",
     "site_name",
+    "undisturbed",
     "unwatched",
     "whole",
 ]

@@ -9,7 +9,7 @@ import torch
 
 from attnwatch.diagnosis.evidence import Evidence, Symptom
 from attnwatch.diagnosis.findings.base import FindingRule
-from attnwatch.diagnosis.kinds import FindingKind
+from attnwatch.diagnosis.kinds import FindingKind, status_of
 from attnwatch.diagnosis.risk import RiskModel, default_risk_model
 from attnwatch.diagnosis.rules import RuleSet
 from attnwatch.diagnosis.status import RunStatus
@@ -20,7 +20,6 @@ from attnwatch.recorder import AttentionHistory
 from attnwatch.utils.arguments import require_instance, require_int
 
 _MAX_STEPS = 2**53
-Found = tuple[FindingRule, Finding]
 
 
 def diagnose(
@@ -31,6 +30,7 @@ def diagnose(
     thresholds: Thresholds | None = None,
     rules: Iterable[FindingRule] | RuleSet = (),
     risk_model: RiskModel | None = None,
+    checked: Sequence[Finding] = (),
 ) -> Diagnosis:
     """Judge a run at the last step of its history, while it runs or from disk.
 
@@ -47,6 +47,7 @@ def diagnose(
         rules: rules that replace the registered ones of the same name, such as `UniformAttention(enter=0.98)` or
             `FrozenAttention(enabled=False)`. A `RuleSet` remembers, from one call to the next, which rules failed.
         risk_model: see `RiskModel`; None means the one that was tuned on all tasks of the benchmark.
+        checked: findings of a `TrainingCheckup`, which count like those of the rules.
 
     Raises:
         ConfigurationError: an argument is of another type, `loss` has another length, or `total_steps` is no number of
@@ -77,21 +78,20 @@ def diagnose(
     evidence = Evidence(
         history, thresholds or Thresholds().of_budget(total_steps), risk_model or default_risk_model(), total_steps
     )
-    if len(evidence) == 0:
-        return Diagnosis(RunStatus.UNDETERMINED, (), -1)
-    found = _found(evidence, rules)
-    findings = tuple(finding for _, finding in found)
-    return Diagnosis(_status(found, evidence), findings, int(evidence.steps[-1]), _risk(findings, evidence))
+    findings = _found(evidence, rules, checked)
+    steps = evidence.steps[-1:].tolist() or [finding.step for finding in checked] or [-1]
+    return Diagnosis(_status(findings, evidence), findings, max(steps), _risk(findings, evidence))
 
 
-def _found(evidence: Evidence, rules: RuleSet) -> list[Found]:
+def _found(evidence: Evidence, rules: RuleSet, checked: Sequence[Finding]) -> tuple[Finding, ...]:
     """Return what holds now, most severe first; of the notes, those first that could have decided the status."""
-    found: list[Found] = []
-    for fallback in (False, True):
-        if all(finding.is_note for _, finding in found):
-            symptoms = rules.symptoms(evidence, fallback=fallback)
-            found += [(rule, _finding(rule, symptom, evidence)) for rule, symptom in symptoms]
-    return sorted(found, key=lambda each: (each[1].is_note, -each[1].severity, each[0].status is None))
+    found = list(checked)
+    known = {finding.kind for finding in checked if not finding.is_note}
+    for fallback in (False, True) if len(evidence) else ():
+        if not fallback or all(finding.is_note for finding in found):
+            seen = [_finding(rule, symptom, evidence) for rule, symptom in rules.symptoms(evidence, fallback=fallback)]
+            found += [finding for finding in seen if finding.kind not in known]
+    return tuple(sorted(found, key=lambda each: (each.is_note, -each.severity, status_of(each.kind.value) is None)))
 
 
 def _finding(rule: FindingRule, symptom: Symptom, evidence: Evidence) -> Finding:
@@ -103,11 +103,11 @@ def _finding(rule: FindingRule, symptom: Symptom, evidence: Evidence) -> Finding
     return Finding(kind, symptom.sites, symptom.step, severity, message, symptom.numbers, is_note)
 
 
-def _status(found: Sequence[Found], evidence: Evidence) -> RunStatus:
-    statuses = {rule.status for rule, finding in found if not finding.is_note}
+def _status(findings: Sequence[Finding], evidence: Evidence) -> RunStatus:
+    statuses = {status_of(finding.kind.value) for finding in findings if not finding.is_note}
     if statuses:
         return RunStatus.UNSTABLE if RunStatus.UNSTABLE in statuses else RunStatus.NOT_CONVERGING
-    if not evidence.is_enough or math.isnan(evidence.risk.value):
+    if not len(evidence) or not evidence.is_enough or math.isnan(evidence.risk.value):
         return RunStatus.UNDETERMINED
     return RunStatus.AT_RISK if evidence.risk.is_elevated else RunStatus.HEALTHY
 
@@ -121,7 +121,7 @@ def _risk(findings: Sequence[Finding], evidence: Evidence) -> float:
     risks = [finding.severity for finding in findings if not finding.is_note]
     if risks and np.isfinite(estimate.model.flag_at):
         risks.append(estimate.model.flag_at)
-    if evidence.is_enough and not math.isnan(estimate.value):
+    if len(evidence) and evidence.is_enough and not math.isnan(estimate.value):
         risks.append(estimate.value)
     return max(risks, default=math.nan)
 

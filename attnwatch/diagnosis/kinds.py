@@ -1,4 +1,4 @@
-"""Kinds of findings, which follow from the registered rules."""
+"""Kinds of findings, which follow from the registered rules and checks."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -7,25 +7,45 @@ from types import MappingProxyType
 from typing import Any
 
 from attnwatch.diagnosis.findings.base import FindingRule
+from attnwatch.diagnosis.status import RunStatus
 
 
-class _KindsOfRules(EnumMeta):
-    """Metaclass that takes the members of an enum from the registered rules, in their order."""
+def _declared() -> Mapping[str, Any]:
+    """Return the registered rules and checks by name, in their order."""
+    from attnwatch.checkup.checks.base import Check
+
+    return {
+        **FindingRule.registry,
+        **{name: each for name, each in Check.registry.items() if name not in FindingRule.registry},
+    }
+
+
+def _names() -> tuple[str, ...]:
+    return tuple(_declared())
+
+
+def status_of(kind: str) -> RunStatus | None:
+    """Return the status of a run that has findings of this kind; None if they are always notes."""
+    status: RunStatus | None = _declared()[kind].status
+    return status
+
+
+class _RegisteredKinds(EnumMeta):
+    """Metaclass that takes the members of an enum from the registered rules and checks, in their order."""
 
     @property
     def __members__(cls) -> "Mapping[str, FindingKind]":  # type: ignore[override]
-        return MappingProxyType({name.upper(): _kind(name) for name in FindingRule.registry})
+        return MappingProxyType({name.upper(): _kind(name) for name in _names()})
 
     def __call__(cls, value: str) -> "FindingKind":  # type: ignore[override]
         if isinstance(value, cls):
             return value
         if value not in cls:
-            names = ", ".join(FindingRule.registry)
-            raise ValueError(f"{value!r} is not a kind of finding; there are: {names}.")
-        return _kind(FindingRule.registry[value].name)
+            raise ValueError(f"{value!r} is not a kind of finding; there are: {', '.join(_names())}.")
+        return _kind(str(value))
 
     def __getattr__(cls, name: str) -> "FindingKind":
-        if name.isupper() and name.lower() in FindingRule.registry:
+        if name.isupper() and name.lower() in _names():
             return _kind(name.lower())
         raise AttributeError(f"{cls.__name__} has no member {name!r}")
 
@@ -33,17 +53,17 @@ class _KindsOfRules(EnumMeta):
         return cls.__members__[name]
 
     def __contains__(cls, value: object) -> bool:
-        return isinstance(value, str) and value in FindingRule.registry
+        return isinstance(value, str) and value in _names()
 
     def __iter__(cls) -> Iterator[Any]:
         return iter(cls.__members__.values())
 
     def __len__(cls) -> int:
-        return len(FindingRule.registry)
+        return len(_names())
 
 
-class FindingKind(str, Enum, metaclass=_KindsOfRules):
-    """Kind of a finding. It has a member for each registered `FindingRule`, those of users included.
+class FindingKind(str, Enum, metaclass=_RegisteredKinds):
+    """Kind of a finding. It has a member for each registered `FindingRule` and `Check`, those of users included.
 
     Example:
         >>> FindingKind("uniform_attention") is FindingKind.UNIFORM_ATTENTION

@@ -18,7 +18,8 @@ class RunStatus(str, Enum):
     AT_RISK = "at_risk"
     """Nothing was found, but of runs with this risk about seven in ten fail, or more."""
     NOT_CONVERGING = "not_converging"
-    """Attention stays uniform or sees nothing in most of the model, or the run resembles runs that failed."""
+    """Attention stays uniform or sees nothing in most of the model, a checkup has found a fault, or the run resembles
+    runs that failed."""
     UNSTABLE = "unstable"
     """Attention collapses, its logits explode, or values are not finite."""
 

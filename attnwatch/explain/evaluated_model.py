@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from attnwatch.capture import is_split, unwatched, whole
+from attnwatch.capture import is_split, undisturbed, whole
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.batches import LABEL_NAMES, Batch, describe
 from attnwatch.utils.arguments import require_function
@@ -63,18 +62,7 @@ class EvaluatedModel:
         Args:
             gradients: record operations for a backward.
         """
-        device = self.device
-        with contextlib.ExitStack() as stack:
-            for module in self.model.modules():
-                stack.callback(vars(module).update, _plain_attributes(module))
-                stack.callback(module._buffers.update, dict(module._buffers))  # rotary embeddings replace theirs
-            stack.enter_context(unwatched())
-            stack.enter_context(torch.random.fork_rng([device] if device.type == "cuda" else []))
-            stack.enter_context(torch.set_grad_enabled(gradients))
-            stack.enter_context(torch.autocast(device.type, enabled=False))
-            if "torch._dynamo" in sys.modules:  # other shapes must not make a compiled training compile again
-                stack.enter_context(torch.compiler.set_stance("force_eager"))
-            self.model.eval()
+        with undisturbed(self.model, gradients=gradients):
             yield
 
     def output(self, batch: Batch, **changes: Any) -> Any:
@@ -200,9 +188,3 @@ def _transformers_model(model: nn.Module) -> nn.Module:
         f"`model` ({type(model).__name__}) has {there_are} in it: give `forward`, a function of (model, batch) that "
         "returns logits."
     )
-
-
-def _plain_attributes(module: nn.Module) -> dict[str, Any]:
-    """Return a module's mode and its other attributes that are no modules or containers."""
-    plain = bool | int | float | str | Tensor | None
-    return {name: value for name, value in vars(module).items() if isinstance(value, plain)}

@@ -26,7 +26,7 @@ PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 FRAGMENT = "{.python .fragment}"
-KINDS = (attnwatch.Statistic, attnwatch.ModelFamily)
+KINDS = (attnwatch.Statistic, attnwatch.ModelFamily, attnwatch.Check)
 STEPS, LENGTH = 16, 24
 VOCABULARY = 256 + 3
 
@@ -106,7 +106,8 @@ def namespace() -> dict[str, Any]:
     """What the pages take as given: a model, data, and what trains it."""
     model, tokenizer = build_model(), build_tokenizer()
     ids = tokenizer(LINES, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
-    dataset = [{"input_ids": row, "labels": row} for row in ids]
+    labels = ids.masked_fill(ids == tokenizer.pad_token_id, -100)
+    dataset = [{"input_ids": row, "labels": label} for row, label in zip(ids, labels, strict=True)]
     data = DataLoader(dataset, batch_size=4)
     batches = list(data)
     labelled = [{"input_ids": batch["input_ids"], "labels": batch["input_ids"][:, 0] % 2} for batch in batches]

@@ -34,6 +34,19 @@ def test_plain_loop():
     assert "attention: undetermined" in printed
 
 
+def test_checkup():
+    printed = run("examples/checkup.py")
+    faults = (
+        "nothing was found",
+        "padding_leak since step 0",
+        "eval_mode since step 0",
+        "not_in_optimizer since step 0",
+    )
+    places = [printed.index(fault) for fault in faults]
+    assert places == sorted(places)
+    assert printed.count("since step") == 3
+
+
 def test_extending():
     printed = run("examples/extending.py", "--steps", "12")
     assert "Gini coefficient by layer: 0." in printed

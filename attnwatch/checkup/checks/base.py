@@ -1,0 +1,87 @@
+"""Base class of the checks, and what a check finds."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from attnwatch.checkup.forward import CannotCheck
+from attnwatch.diagnosis.status import RunStatus
+from attnwatch.errors import ConfigurationError
+from attnwatch.plugins import Plugin, Registry, register
+
+if TYPE_CHECKING:
+    from attnwatch.checkup.evidence import StepEvidence
+
+__all__ = ["CannotCheck", "Check", "Fault", "RunStatus", "register"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Fault that a check has found.
+
+    Attributes:
+        what: first half of the message: what is wrong and where, with its numbers.
+        sites: names of the modules or parameters that it concerns.
+        numbers: evidence by name.
+        is_note: sound runs look like this too, so that it does not bear on the status of the run.
+    """
+
+    what: str
+    sites: tuple[str, ...] = ()
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    is_note: bool = False
+
+
+class Check(Plugin):
+    """Check for one kind of fault in a training step, by a fact or by changing one thing in the step's batch.
+
+    `FindingKind`, the table of a checkup and the lists of the documentation follow from the declaration. The first line
+    of the docstring says what the finding means. One instance is made for each checkup, and may keep what it sees. A
+    check that can't tell raises `CannotCheck` with the reason.
+
+    Example:
+        >>> import attnwatch
+        >>> class LongBatch(attnwatch.Check):
+        ...     \"\"\"The batch is larger than it should be.\"\"\"
+        ...
+        ...     name = "long_batch"
+        ...     remedy = "Lower the batch size."
+        ...
+        ...     def look(self, step):
+        ...         size = step.forward.num_sequences
+        ...         return attnwatch.Fault(f"the batch has {size} sequences") if size > 64 else None
+        >>> _ = attnwatch.register(LongBatch)
+        >>> attnwatch.FindingKind("long_batch").value
+        'long_batch'
+        >>> attnwatch.unregister(LongBatch)
+
+    Attributes:
+        name: name of the finding; its kind is `FindingKind(name)`.
+        status: status of a run that has the fault; None if the finding is always a note.
+        severity: 0 to 1 (the run is lost).
+        remedy: second half of the message: what the user can do.
+    """
+
+    registry: ClassVar[Registry[type["Check"]]] = Registry("check", "attnwatch.checkup.checks")
+    status: ClassVar[RunStatus | None] = RunStatus.NOT_CONVERGING
+    severity: ClassVar[float] = 0.9
+    remedy: ClassVar[str] = ""
+
+    def look(self, step: "StepEvidence") -> Fault | None:
+        """Return what is wrong after the backward of a step, before its optimizer steps; None if nothing is.
+
+        Raises:
+            CannotCheck: it can't be told, and why. The next steps are looked at then.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def check(cls, plugin: Any) -> None:
+        """Raise a `ConfigurationError` if a part of the declaration is missing."""
+        described = cls.registry.describe(plugin)
+        if not (isinstance(plugin, type) and issubclass(plugin, Check)):
+            raise ConfigurationError(f"{described} must be a class: one instance is made for each checkup.")
+        if not plugin.remedy:
+            raise ConfigurationError(f"{described} must have a `remedy`: what the user can do.")
+        if plugin.look is Check.look:
+            raise ConfigurationError(f"{described} must have a method `look(step)`; see attnwatch.Check.")

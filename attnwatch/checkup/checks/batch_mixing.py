@@ -1,0 +1,27 @@
+"""Sequences that change one another's outputs."""
+
+from attnwatch.checkup.checks.base import Check, Fault, register
+from attnwatch.checkup.evidence import StepEvidence
+
+
+@register
+class BatchMixing(Check):
+    """A sequence changes the output of another one of the batch.
+
+    The tokens of all sequences but the first are replaced. Outputs of the first one must not move.
+    """
+
+    name = "batch_mixing"
+    remedy = (
+        "Look for a reshape or transpose that swaps the axes of batch and tokens (batch_first=False of "
+        "nn.TransformerEncoderLayer and nn.MultiheadAttention), and for norms or pooling over the batch."
+    )
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        flow = step.flow
+        moved = flow.others if flow.others.ndim == 0 else flow.others[~flow.tokens.padding[0]]
+        if not moved.any():
+            return None
+        share = float(moved.float().mean())
+        what = f"{share:.0%} of the outputs of a sequence change when the other sequences of the batch are others"
+        return Fault(what, numbers={"share_that_moves": share})

@@ -1,0 +1,35 @@
+"""Weights that are frozen while others of the same attention train."""
+
+from attnwatch.capture import find_sites
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.evidence import StepEvidence
+
+
+@register
+class FrozenParameters(Check):
+    """Some weights of an attention layer are frozen, and others of it train.
+
+    Attention whose queries and keys stay as they are can't learn where to look. Layers with adapters are left out:
+    their weights stand still by design.
+    """
+
+    name = "frozen_parameters"
+    severity = 0.5
+    remedy = "Set requires_grad=True on these weights before the optimizer is made, or freeze the whole layer."
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        frozen: list[str] = []
+        sites = find_sites(step.model)
+        if not sites:
+            raise CannotCheck("the model has no attention that is known")
+        for site in sites:
+            weights = {name: each for name, each in site.module.named_parameters() if each.ndim > 1}
+            has_adapters = any("lora" in name.lower() or "adapter" in name.lower() for name in weights)
+            still = [name for name, each in weights.items() if not each.requires_grad]
+            if still and len(still) < len(weights) and not has_adapters:
+                frozen += [f"{site.name}.{name}" for name in still]
+        if not frozen:
+            return None
+        more = f" and {len(frozen) - 2} more" if len(frozen) > 2 else ""
+        what = f"{', '.join(frozen[:2])}{more} require no gradient, and other weights of these layers do"
+        return Fault(what, tuple(frozen), {"weights": float(len(frozen))})

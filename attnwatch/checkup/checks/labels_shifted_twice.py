@@ -1,0 +1,28 @@
+"""Labels that script and model have both shifted."""
+
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.evidence import StepEvidence
+
+
+@register
+class LabelsShiftedTwice(Check):
+    """Each token is scored against the token after the next.
+
+    The targets of the cross-entropy are compared with the ids that the model was given.
+    """
+
+    name = "labels_shifted_twice"
+    remedy = (
+        "Shift the labels once: models of transformers shift `labels` themselves, so give them the `input_ids` "
+        "(with -100 where nothing is to be learned)."
+    )
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        if not step.tokens.are_ids:
+            raise CannotCheck("the model was given features, no ids")
+        shift = step.targets.shift(step.tokens.values)
+        if shift is None:
+            raise CannotCheck("the targets are not the tokens")
+        if shift != 2:
+            return None
+        return Fault("each prediction is scored against the token after the next", numbers={"shift": 2.0})

@@ -1,0 +1,27 @@
+"""Attention that sees the padding and nothing else."""
+
+from attnwatch.checkup.checks.base import Check, Fault, register
+from attnwatch.checkup.checks.padding_leak import moved_by_padding, real_tokens_are_unseen
+from attnwatch.checkup.evidence import StepEvidence
+
+
+@register
+class MaskInverted(Check):
+    """Attention sees the padding and not the tokens: the mask has the wrong polarity.
+
+    Outputs of real tokens move when the padding is replaced, and do not move when other real tokens are.
+    """
+
+    name = "mask_inverted"
+    remedy = (
+        "Invert the mask: in `scaled_dot_product_attention` True means visible, in `key_padding_mask` of "
+        "nn.MultiheadAttention True means hidden, and in an `attention_mask` of transformers 1 means visible."
+    )
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        flow = step.flow
+        share = moved_by_padding(flow)
+        if not share or not real_tokens_are_unseen(flow):
+            return None
+        what = f"{share:.0%} of the outputs of real tokens change with the padding, and none with other real tokens"
+        return Fault(what, numbers={"share_that_moves": share})

@@ -1,0 +1,39 @@
+"""Losses and gradients that are not finite, before they reach the weights."""
+
+import torch
+
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, register
+from attnwatch.checkup.evidence import StepEvidence
+
+
+@register
+class NonfiniteGradient(Check):
+    """The loss is finite, and gradients are not; or the loss itself is not finite.
+
+    A GradScaler begins with a scale at which gradients of float16 overflow, and skips these steps: gradients of float16
+    autocast are left out.
+    """
+
+    name = "nonfinite_gradient"
+    status = RunStatus.UNSTABLE
+    severity = 1.0
+    remedy = (
+        "Look at the first of these modules for a division by zero, a log or square root of zero, or a softmax over a "
+        "row that is masked as a whole; use bfloat16 in the place of float16."
+    )
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        losses = [loss for *_, loss in step.scored]
+        if any(not loss.isfinite().all() for loss in losses) and step.targets.is_scored.any():
+            return Fault("the loss is not finite in the first steps")
+        gradients = {name: each.grad for name, each in step.trainable.items() if each.grad is not None}
+        if not gradients:
+            raise CannotCheck("there are no gradients: call backward inside of the step")
+        if step.forward.uses_float16:
+            raise CannotCheck("gradients of float16 overflow while a GradScaler looks for its scale")
+        norms = torch.stack([norm.float().cpu() for norm in torch._foreach_norm(list(gradients.values()))])
+        wrong = tuple(name for name, norm in zip(gradients, norms.isfinite().tolist(), strict=True) if not norm)
+        if not wrong:
+            return None
+        what = f"the gradients of {len(wrong)} of {len(gradients)} parameters are not finite, first that of {wrong[-1]}"
+        return Fault(what, wrong, {"parameters": float(len(wrong))})

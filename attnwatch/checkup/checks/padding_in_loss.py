@@ -1,0 +1,35 @@
+"""Padding that is learned."""
+
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.evidence import StepEvidence
+
+
+@register
+class PaddingInLoss(Check):
+    """Predictions are scored against the padding.
+
+    Targets of the cross-entropy that are padding are counted. The first one after a sequence may be its end, where the
+    padding has the id of the end of a text, and does not count.
+    """
+
+    name = "padding_in_loss"
+    severity = 0.6
+    remedy = (
+        "Set the labels to -100 where the attention mask is 0, or give cross_entropy the padding's id as ignore_index."
+    )
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        tokens, targets = step.tokens, step.targets
+        shift = targets.shift(tokens.values) if tokens.are_ids else 0
+        if shift is None or targets.classes.shape != tokens.padding.shape:
+            raise CannotCheck("the targets are not those of the tokens")
+        if not tokens.padding.any():
+            raise CannotCheck("the batch has no padding")
+        is_padding = tokens.padding[:, shift:]
+        second = is_padding[:, 1:] & is_padding[:, :-1]  # padding that follows padding
+        scored = targets.is_scored[:, : tokens.length - shift][:, 1:] & second
+        if not scored.any():
+            return None
+        share = float(scored.sum() / targets.is_scored.sum())
+        what = f"{share:.0%} of the targets of the loss are padding"
+        return Fault(what, numbers={"share_of_targets": share})

@@ -1,0 +1,48 @@
+"""Outputs of real tokens that depend on what stands at the padding."""
+
+from attnwatch.checkup.checks.base import Check, Fault, register
+from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.flow import Flow
+
+
+@register
+class PaddingLeak(Check):
+    """Real tokens depend on the padding.
+
+    The padding of the batch is replaced by other tokens. Outputs of real tokens must not move. Results then depend on
+    how sequences are batched.
+    """
+
+    name = "padding_leak"
+    severity = 0.7
+    remedy = (
+        "Give the model its padding mask (attention_mask, src_key_padding_mask), and check that it reaches the "
+        "attention call of each layer and any pooling over tokens."
+    )
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        flow = step.flow
+        share = moved_by_padding(flow)
+        if not share or real_tokens_are_unseen(flow):  # then the mask is inverted
+            return None
+        given = f"although `{flow.tokens.mask_name}` was given" if flow.tokens.mask_name else "and no mask was given"
+        what = f"{share:.0%} of the outputs of real tokens change with what stands at the padding, {given}"
+        return Fault(what, numbers={"share_that_moves": share})
+
+
+def moved_by_padding(flow: Flow) -> float:
+    """Return the share of the outputs of real tokens, or of sequences with padding, that move with the padding."""
+    padding = flow.tokens.padding
+    if flow.has_outputs_of_tokens:
+        has_padding = padding.any(1, keepdim=True) & ~padding
+        return float((flow.padded & ~padding).sum() / has_padding.sum().clamp(min=1))
+    return float((flow.padded & padding.any(1)).sum() / padding.any(1).sum())
+
+
+def real_tokens_are_unseen(flow: Flow) -> bool:
+    """Return whether real tokens of sequences with padding move no output but their own."""
+    if not flow.has_outputs_of_tokens:
+        return False
+    rows = flow.tokens.padding.any(1, keepdim=True) & ~flow.tokens.padding
+    middle = flow.middle
+    return not (flow.later & rows)[:, :middle].any() and not (flow.earlier & rows)[:, middle:].any()

@@ -1,0 +1,28 @@
+"""Learning rates that change nothing."""
+
+from attnwatch.checkup.checks.base import Check, Fault, register
+from attnwatch.checkup.evidence import StepEvidence
+
+# Fine-tuning with Adam at a rate of 1e-6 has 2e-5.
+_LEAST = 1e-6
+
+
+@register
+class RateTooLow(Check):
+    """The updates are a millionth of the weights or less.
+
+    The ratio of the norm of a matrix's update to the norm of the matrix is taken over the first steps, for the rate
+    that the schedule leads to.
+    """
+
+    name = "rate_too_low"
+    severity = 0.6
+    remedy = "Raise the learning rate, and check what a scheduler or a parameter group makes of it."
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        ratios = step.update_ratios(of_full_rate=True)
+        largest = max(ratios.values())
+        if largest > _LEAST:
+            return None
+        what = f"no step changes a weight matrix by more than {largest:.1g} of its norm"
+        return Fault(what, numbers={"largest_update_ratio": largest})

@@ -1,0 +1,40 @@
+"""Batches that come again and again."""
+
+import torch
+
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.evidence import StepEvidence
+
+_NUM_STEPS = 6
+
+
+@register
+class RepeatedBatch(Check):
+    """The first steps are given the same batch, or a few of them in turn.
+
+    It is a note if the length of an epoch is not known, or is as short: training on one batch is a usual test.
+    """
+
+    name = "repeated_batch"
+    severity = 0.7
+    remedy = (
+        "Take the next batch in each step (next(iter(loader)) in a loop begins anew each time), and check that the "
+        "data set uses its index."
+    )
+
+    def __init__(self) -> None:
+        self._fingerprints: dict[int, torch.Tensor] = {}
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        values = step.tokens.values.detach().double().flatten()
+        weights = torch.arange(1, len(values) + 1, device=values.device, dtype=torch.float64).sin()
+        self._fingerprints.setdefault(step.global_step, values @ weights)
+        if len(self._fingerprints) < _NUM_STEPS:
+            raise CannotCheck(f"{_NUM_STEPS} steps are needed")
+        number = len({float(each) for each in self._fingerprints.values()})
+        if number > _NUM_STEPS // 2:
+            return None
+        is_meant = step.steps_per_epoch is None or step.steps_per_epoch <= number
+        batches = "the same batch" if number == 1 else f"{number} batches in turn"
+        what = f"the first {_NUM_STEPS} steps were given {batches}"
+        return Fault(what, numbers={"different_batches": float(number)}, is_note=is_meant)

@@ -1,0 +1,266 @@
+"""Checkup of a training: its first steps are looked at for faults that facts and interventions show."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from attnwatch.capture import undisturbed
+from attnwatch.capture.compilation import is_compiled
+from attnwatch.checkup.checks.base import Check, Fault
+from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.forward import CannotCheck, ForwardRecorder
+from attnwatch.checkup.stale import StaleGradients
+from attnwatch.checkup.targets import scored_calls
+from attnwatch.checkup.updates import Updates
+from attnwatch.diagnosis import Finding, FindingKind
+from attnwatch.errors import ConfigurationError
+from attnwatch.utils.arguments import require_function, require_int
+from attnwatch.utils.processes import has_other_processes
+
+# Steps in which a check may look for an answer.
+_MOST_STEPS = 10
+
+
+class TrainingCheckup:
+    """Check the first steps of a training for faults, each by a fact or by changing one thing in a real batch.
+
+    ```python
+    with attnwatch.TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step, batch in enumerate(batches):
+            with checkup.step(step):
+                loss = model(**batch).loss
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    print(checkup)
+    ```
+
+    It takes the inputs of the model and the targets of its loss as they pass. Some checks repeat the forward of the
+    model with up to 4 sequences of the batch in which one thing is changed, in eval mode and without gradients. Random
+    states, buffers, modes and gradients are put back, and the training stays as it would be. Once every check has an
+    answer, a step costs nothing.
+
+    Args:
+        model: model that trains.
+        optimizers: one optimizer or several; checks of what they hold and do are left out if there is none.
+        steps_per_epoch: number of optimizer steps of an epoch; None if it is not known.
+
+    Attributes:
+        findings: faults, most severe first, notes last.
+        skipped: reasons why checks could not be done, by name of the check.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(4, 2)
+        >>> optimizer = torch.optim.SGD(torch.nn.Linear(4, 2).parameters())  # of another model
+        >>> with TrainingCheckup(model, optimizers=optimizer) as checkup, checkup.step(0):
+        ...     model(torch.randn(3, 4)).sum().backward()
+        >>> [finding.kind.value for finding in checkup.findings]
+        ['not_in_optimizer']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        optimizers: Optimizer | Sequence[Optimizer] = (),
+        steps_per_epoch: int | None = None,
+    ):
+        if not isinstance(model, nn.Module):
+            raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+        require_int("steps_per_epoch", steps_per_epoch, minimum=1, optional=True)
+        self._model = model
+        self._steps_per_epoch = steps_per_epoch
+        self._optimizers = _as_optimizers(optimizers)
+        self._checks = {name: kind() for name, kind in Check.registry.items()}
+        self._answers: dict[str, Finding | None] = {}
+        self.skipped: dict[str, str] = {}
+        self._steps_seen: set[int] = set()
+        reason = _why_not(model)
+        self._is_over = bool(reason)
+        if reason:
+            self.skipped = dict.fromkeys(self._checks, reason)
+        watched = () if reason else self._optimizers
+        self._recorder = ForwardRecorder(model)
+        self._stale = StaleGradients(model, watched)
+        self._updates = Updates(model, watched)
+
+    def __enter__(self) -> "TrainingCheckup":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    @contextlib.contextmanager
+    def step(self, global_step: int) -> Iterator[None]:
+        """Look at forward and backward of one training step. Call the optimizer after it.
+
+        Args:
+            global_step: number of the optimizer step.
+
+        Raises:
+            ConfigurationError: `global_step` is not an integer.
+        """
+        require_int("global_step", global_step, minimum=0)
+        if global_step not in self._steps_seen and len(self._steps_seen) == _MOST_STEPS:
+            self.close()
+        if self._is_over:
+            yield
+            return
+        evidence = StepEvidence(
+            self._model,
+            self._optimizers,
+            global_step,
+            num_steps=len(self._steps_seen - {global_step}),
+            steps_per_epoch=self._steps_per_epoch,
+            updates=self._updates.steps,
+        )
+        self._recorder.open()
+        try:
+            with scored_calls(lambda *call: evidence.scored.append(call)):
+                yield
+        finally:
+            self._recorder.close()
+        if self._is_over:  # closed meanwhile
+            return
+        evidence.recorded = self._recorder.forward
+        evidence.stale_gradients = self._stale.take()
+        self._steps_seen.add(global_step)
+        self._look(evidence)
+        if len(self._answers) == len(self._checks):
+            self.close()
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Faults, most severe first, notes last."""
+        found = [finding for finding in self._answers.values() if finding is not None]
+        return sorted(found, key=lambda finding: (finding.is_note, -finding.severity))
+
+    def close(self) -> None:
+        """Take everything of the checkup off the model and the optimizers. It ends, and what was found stays."""
+        self._is_over = True
+        self._recorder.close()
+        self._stale.close()
+        self._updates.close()
+
+    def __str__(self) -> str:
+        """Return a table of the checks: what each found, or why it could not be done."""
+        rows = [self._row(name) for name in self._checks]
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name:{width}}  {result}" for name, result in rows)
+
+    @property
+    def _open_checks(self) -> list[str]:
+        """Names of the checks that have no answer yet."""
+        return [name for name in self._checks if name not in self._answers]
+
+    def _look(self, evidence: StepEvidence) -> None:
+        for name in self._open_checks:
+            check = self._checks[name]
+            try:
+                fault = check.look(evidence)
+                finding = None if fault is None else _finding(check, fault, evidence.global_step)
+            except CannotCheck as error:
+                self.skipped[name] = str(error)
+            except Exception as error:  # of a check or of the model; the training is worth more
+                self.skipped[name] = f"the check failed with {type(error).__name__}: {error}"
+            else:
+                self._answers[name] = finding
+                self.skipped.pop(name, None)
+
+    def _row(self, name: str) -> tuple[str, str]:
+        if name not in self._answers:
+            return name, f"not checked: {self.skipped.get(name, 'no step was seen')}"
+        finding = self._answers[name]
+        if finding is None:
+            return name, "ok"
+        return name, f"{'note' if finding.is_note else 'FOUND'}: {finding.message}"
+
+
+def check_training(
+    model: nn.Module,
+    batch: Any,
+    *,
+    optimizers: Optimizer | Sequence[Optimizer] = (),
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+) -> TrainingCheckup:
+    """Check one training step without a loop, as in a test: `assert not check_training(model, batch).findings`.
+
+    The model, its gradients and all random states are afterwards what they were.
+
+    Args:
+        model: model that is to train, in the mode in which it trains.
+        batch: one batch. A mapping is given to the model by name, a tuple or list by position.
+        optimizers: one optimizer or several, which do not step.
+        forward: function of (model, batch) that returns the loss; None means the `loss` of the model's output.
+
+    Returns:
+        The checkup, with its `findings` and `skipped`.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+
+    Example:
+        >>> layer = nn.Linear(4, 2)
+        >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+        >>> batch = {"x": torch.randn(3, 4), "y": torch.tensor([0, 1, 0])}
+        >>> check_training(layer, batch, optimizers=torch.optim.SGD(layer.parameters()), forward=loss).findings
+        []
+    """
+    require_function("forward", forward, "(model, batch)", optional=True)
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    with (
+        TrainingCheckup(model, optimizers=optimizers) as checkup,
+        undisturbed(model, gradients=True, as_in_training=True),
+    ):
+        for parameter in gradients:
+            parameter.grad = None
+        try:
+            with checkup.step(0):
+                loss = _loss(model, batch) if forward is None else forward(model, batch)
+                if isinstance(loss, Tensor) and loss.requires_grad:
+                    loss.sum().backward()
+        finally:
+            for parameter, gradient in gradients.items():
+                parameter.grad = gradient
+    return checkup
+
+
+def _loss(model: nn.Module, batch: Any) -> Any:
+    if isinstance(batch, Mapping):
+        output = model(**batch)
+    elif isinstance(batch, tuple | list):
+        output = model(*batch)
+    else:
+        output = model(batch)
+    return getattr(output, "loss", None)
+
+
+def _finding(check: Check, fault: Fault, step: int) -> Finding:
+    is_note = fault.is_note or check.status is None
+    message = f"{fault.what}. {check.remedy}"
+    numbers = {name: float(number) for name, number in fault.numbers.items()}
+    severity = 0.0 if is_note else check.severity
+    return Finding(FindingKind(check.name), tuple(fault.sites), step, severity, message, numbers, is_note)
+
+
+def _as_optimizers(optimizers: object) -> tuple[Optimizer, ...]:
+    given = (optimizers,) if isinstance(optimizers, Optimizer) else optimizers
+    if not isinstance(given, Sequence) or not all(isinstance(each, Optimizer) for each in given):
+        raise ConfigurationError(f"`optimizers` must be a torch.optim.Optimizer or a list of them, got {optimizers!r}.")
+    return tuple(given)
+
+
+def _why_not(model: nn.Module) -> str:
+    """Return why a model can't be checked; empty if it can."""
+    if is_compiled(model):
+        return "the model is compiled: check it once before torch.compile, with attnwatch.check_training"
+    if has_other_processes():
+        return "several processes train: check the model once in one process, with attnwatch.check_training"
+    return ""

@@ -1,0 +1,112 @@
+"""Interventions: what moves in a model's output when some of its tokens are others."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from attnwatch.checkup.forward import CannotCheck, RecordedForward, Repeats
+from attnwatch.checkup.tokens import Tokens, tokens_of
+
+# Share of the spread of the outputs by which one must differ to have moved: rounding moves it by far less.
+_MOVED = 1e-4
+_MOVED_IN_HALF_PRECISION = 2e-2
+
+
+class Flow:
+    """Answers about one forward, each from one more forward at most, which is done when it is first asked for.
+
+    Args:
+        forward: what is repeated.
+
+    Raises:
+        CannotCheck: the forward can't be repeated, or has no tokens.
+    """
+
+    def __init__(self, forward: RecordedForward):
+        self._repeats = Repeats(forward)
+        self.tokens: Tokens = tokens_of(forward, self._repeats.arguments)
+        parameter = next(forward.module.parameters(), None)
+        is_half = parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16)
+        self._least = _MOVED_IN_HALF_PRECISION if is_half else _MOVED
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences of the repeated forwards."""
+        return self._repeats.num_sequences
+
+    @property
+    def num_forwards(self) -> int:
+        """Number of forwards so far."""
+        return self._repeats.num_forwards
+
+    @property
+    def has_outputs_of_tokens(self) -> bool:
+        """True if there is an output for each token, not one for each sequence."""
+        output = self._repeats.unchanged
+        return output.ndim >= 3 and output.shape[1] == self.tokens.length
+
+    @property
+    def middle(self) -> int:
+        """Place from which on `later` has other tokens: the middle of the shortest sequence without its padding."""
+        shortest = int((~self.tokens.padding).sum(1).min())
+        first = int((~self.tokens.padding).int().argmax(1).max())
+        if shortest < 4:
+            raise CannotCheck(f"a sequence has {shortest} tokens, and 4 are needed")
+        return min(first + shortest // 2, self.tokens.length - 1)
+
+    @cached_property
+    def later(self) -> Tensor:
+        """Outputs that move with the tokens from the middle on: bool [batch, tokens] or [batch]."""
+        return self._moved_with(self._places >= self.middle)
+
+    @cached_property
+    def earlier(self) -> Tensor:
+        """Outputs that move with the tokens before the middle: bool [batch, tokens] or [batch]."""
+        return self._moved_with(self._places < self.middle)
+
+    @cached_property
+    def padded(self) -> Tensor:
+        """Outputs that move with what stands at the padding: bool [batch, tokens] or [batch]."""
+        if not self.tokens.padding.any():
+            raise CannotCheck("the batch has no padding")
+        return self._moved(self._with(self.tokens.replaced(self.tokens.padding)))
+
+    @cached_property
+    def others(self) -> Tensor:
+        """Outputs of the first sequence that move with the tokens of the others: bool [tokens], or a scalar."""
+        if self.num_sequences < 2:
+            raise CannotCheck("the batch has one sequence")
+        rows = torch.arange(self.num_sequences, device=self.tokens.values.device)[:, None]
+        return self._moved_with(rows.expand(self.tokens.padding.shape) > 0)[0]
+
+    @cached_property
+    def reordered(self) -> Tensor:
+        """Largest differences once the tokens of the sequences without padding are reversed and the outputs too."""
+        if self.tokens.padding.any():
+            raise CannotCheck("the batch has padding")
+        output, before = self._with(self.tokens.values.flip(1)), self._repeats.unchanged
+        return self._differs(output.flip(1) if self.has_outputs_of_tokens else output, before)
+
+    @property
+    def _places(self) -> Tensor:
+        return torch.arange(self.tokens.length, device=self.tokens.values.device).expand(self.tokens.padding.shape)
+
+    def _moved_with(self, where: Tensor) -> Tensor:
+        return self._moved(self._with(self.tokens.replaced(where & ~self.tokens.padding)))
+
+    def _with(self, values: Tensor) -> Tensor:
+        return self._repeats.output(**{self.tokens.name: values})
+
+    def _moved(self, output: Tensor) -> Tensor:
+        return self._differs(output, self._repeats.unchanged)
+
+    def _differs(self, output: Tensor, before: Tensor) -> Tensor:
+        if output.shape != before.shape:
+            raise CannotCheck(f"a repeated forward returns {list(output.shape)} in the place of {list(before.shape)}")
+        if not before.isfinite().all():
+            raise CannotCheck("the outputs are not finite")
+        spread = before.std().clamp(min=1e-12)
+        differs = (output - before).abs() > self._least * spread
+        keep = 2 if self.has_outputs_of_tokens else 1
+        return differs.flatten(keep).any(-1)

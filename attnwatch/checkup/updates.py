@@ -1,0 +1,83 @@
+"""Updates of weights by the optimizers, from a sample of the entries of some matrices."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+# Matrices that are looked at, evenly spread over each optimizer's, and entries of each.
+_NUM_MATRICES, _NUM_ENTRIES = 32, 1024
+
+
+@dataclass(frozen=True)
+class Update:
+    """Change of one matrix by one step of an optimizer.
+
+    Attributes:
+        ratio: norm of the change by the norm of the weights, a 0-dimensional tensor.
+        unchanged: share of the entries with a gradient that are what they were, a 0-dimensional tensor.
+        schedule: learning rate of the step by the one that the schedule scales; 1 without a schedule.
+        dtype: of the weights.
+    """
+
+    ratio: Tensor
+    unchanged: Tensor
+    schedule: float
+    dtype: torch.dtype
+
+
+class Updates:
+    """Updates of the steps of some optimizers, taken on the device before and after each.
+
+    Args:
+        model: model that trains.
+        optimizers: optimizers that train it.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]):
+        self._handles: list[Any] = []
+        self._names = {each: name for name, each in model.named_parameters() if each.requires_grad and each.ndim > 1}
+        self._before: dict[nn.Parameter, Tensor] = {}
+        self.steps: list[Mapping[str, Update]] = []
+        for optimizer in optimizers:
+            inner = getattr(optimizer, "optimizer", optimizer)  # inside the wrapper of accelerate
+            matrices = [each for group in inner.param_groups for each in group["params"] if each in self._names]
+            chosen = matrices[:: max(len(matrices) // _NUM_MATRICES, 1)]
+            self._handles.append(inner.register_step_pre_hook(partial(self._begin, chosen)))
+            self._handles.append(inner.register_step_post_hook(partial(self._end, chosen)))
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        self._before.clear()
+
+    def _begin(self, matrices: Sequence[nn.Parameter], *step: Any) -> None:
+        for matrix in matrices:
+            if matrix.grad is not None:
+                self._before[matrix] = _sample(matrix)
+
+    def _end(self, matrices: Sequence[nn.Parameter], optimizer: Optimizer, *step: Any) -> None:
+        updates: dict[str, Update] = {}
+        for group in optimizer.param_groups:
+            for matrix in group["params"]:
+                before = self._before.pop(matrix, None)
+                if before is None or matrix.grad is None:
+                    continue
+                change = _sample(matrix).double() - before.double()
+                has_gradient = _sample(matrix.grad) != 0
+                unchanged = ((change == 0) & has_gradient).sum() / has_gradient.sum()
+                schedule = float(group.get("lr", 1.0)) / float(group.get("initial_lr", group.get("lr", 1.0)) or 1.0)
+                ratio = change.norm() / before.double().norm()
+                updates[self._names[matrix]] = Update(ratio, unchanged, schedule, matrix.dtype)
+        self.steps.append(updates)
+
+
+def _sample(matrix: Tensor) -> Tensor:
+    entries = matrix.detach().flatten()
+    return entries[:: max(len(entries) // _NUM_ENTRIES, 1)].clone()

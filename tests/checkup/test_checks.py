@@ -1,0 +1,350 @@
+"""Each check finds its fault, and nothing in the nearest sound script."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import attnwatch
+
+VOCABULARY, WIDTH = 40, 32
+SIZES = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
+class Net(nn.Module):
+    """Small pre-norm transformer with learned positions, whose parts the faults replace."""
+
+    def __init__(self, *, causal: bool = True, positions: bool = True, layers: int = 2):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH, padding_idx=0)
+        self.positions = nn.Embedding(64, WIDTH) if positions else None
+        self.layers = nn.ModuleList(Layer(causal) for _ in range(layers))
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions(torch.arange(tokens.shape[1]))
+        for layer in self.layers:
+            x = layer(x, attention_mask)
+        return self.head(x)
+
+
+class Layer(nn.Module):
+    def __init__(self, causal: bool):
+        super().__init__()
+        self.causal, self.norm = causal, nn.LayerNorm(WIDTH)
+        self.query, self.key, self.value, self.out = (nn.Linear(WIDTH, WIDTH) for _ in range(4))
+        self.mlp = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 64), nn.GELU(), nn.Linear(64, WIDTH))
+
+    def visible(self, attention_mask: Tensor | None, length: int) -> Tensor:
+        visible = torch.ones(length, length, dtype=torch.bool)
+        visible = visible.tril() if self.causal else visible
+        return visible if attention_mask is None else visible & attention_mask.bool()[:, None, None]
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        y = self.norm(x)
+        heads = (part(y).unflatten(-1, (4, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        y = F.scaled_dot_product_attention(*heads, attn_mask=self.visible(attention_mask, x.shape[1]))
+        x = x + self.out(y.transpose(1, 2).flatten(2))
+        return x + self.mlp(x)
+
+
+def next_token(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    logits = model(**{name: value for name, value in batch.items() if name != "labels"})
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+
+def same_token(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    logits = model(**{name: value for name, value in batch.items() if name != "labels"})
+    return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+
+
+@dataclass
+class Script:
+    """One step of a training script."""
+
+    model: nn.Module
+    batch: dict[str, Tensor]
+    forward: Callable[..., Tensor] | None = None
+    optimizer: torch.optim.Optimizer | None = None
+    notes: set[str] = field(default_factory=set)
+
+    def check(self) -> attnwatch.TrainingCheckup:
+        optimizer = self.optimizer or torch.optim.AdamW(self.model.parameters())
+        return attnwatch.check_training(self.model, self.batch, optimizers=optimizer, forward=self.forward)
+
+
+def ids(**changes: Any) -> dict[str, Tensor]:
+    tokens = torch.randint(1, VOCABULARY, (5, 16))
+    return {"tokens": tokens, "labels": tokens} | changes
+
+
+def inputs() -> dict[str, Tensor]:
+    tokens = torch.randint(1, VOCABULARY, (5, 16))
+    return {"input_ids": tokens, "labels": tokens}
+
+
+def padded(name: str = "tokens", *, ignored: int = -100) -> dict[str, Tensor]:
+    mask = torch.ones(5, 16, dtype=torch.long)
+    mask[1, 9:], mask[3, 12:] = 0, 0
+    tokens = torch.randint(1, VOCABULARY, (5, 16)) * mask
+    return {name: tokens, "attention_mask": mask, "labels": tokens.masked_fill(mask == 0, ignored)}
+
+
+def without(batch: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {each: value for each, value in batch.items() if each != name}
+
+
+def bert() -> BertForMaskedLM:
+    return BertForMaskedLM(BertConfig(vocab_size=VOCABULARY, **SIZES)).train()
+
+
+def llama() -> LlamaForCausalLM:
+    return LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, **SIZES)).train()
+
+
+def gpt2() -> GPT2LMHeadModel:
+    sizes = {"n_embd": WIDTH, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 1}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **sizes)).train()
+
+
+def changed(model: nn.Module, change: Callable[[nn.Module], object]) -> nn.Module:
+    change(model)
+    return model
+
+
+class MixedBatch(Layer):
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return super().forward(x.transpose(0, 1)).transpose(0, 1)
+
+
+class Inverted(Layer):
+    def visible(self, attention_mask: Tensor | None, length: int) -> Tensor:
+        return super().visible(1 - attention_mask, length)
+
+
+class OwnKeyOnly(Layer):
+    def visible(self, attention_mask: Tensor | None, length: int) -> Tensor:
+        return torch.eye(length, dtype=torch.bool)
+
+
+class Detached(Layer):
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return super().forward(x.detach(), attention_mask)
+
+
+class DetachedKeys(Layer):
+    def __init__(self, causal: bool):
+        super().__init__(causal)
+        self.key.register_forward_hook(lambda module, args, output: output.detach())
+
+
+def with_layers(kind: Callable[[bool], Layer], *, causal: bool = True, only: int | None = None) -> Net:
+    net = Net(causal=causal)
+    for index in range(len(net.layers)):
+        if only in (None, index):
+            net.layers[index] = kind(causal)
+    return net
+
+
+class UnusedPositions(Net):
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.embedding(tokens)
+        for layer in self.layers:
+            x = layer(x, attention_mask)
+        return self.head(x)
+
+
+class Divided(nn.Module):
+    """Loss with an infinite gradient at 0."""
+
+    def __init__(self, least: float):
+        super().__init__()
+        self.net, self.least = Net(), least
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = self.net(tokens)
+        return logits + ((logits - logits.detach()).square() + self.least).sqrt()
+
+
+def replaced_head() -> Script:
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.head = nn.Linear(WIDTH, VOCABULARY)
+    return Script(model, ids(), next_token, optimizer)
+
+
+def linear_probe() -> Script:
+    model = Net()
+    return Script(model, ids(), next_token, torch.optim.AdamW(model.head.parameters()), notes={"not_in_optimizer"})
+
+
+def frozen(*names: str, of: Callable[[], nn.Module] = Net) -> nn.Module:
+    model = of()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not any(part in name for part in names))
+    return model
+
+
+# Name of the finding: (the script with the fault, the nearest sound one).
+SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
+    "no causal mask": (
+        "future_leak",
+        lambda: Script(Net(causal=False), ids(), next_token),
+        lambda: Script(Net(), ids(), next_token),
+    ),
+    "no causal mask in one layer of llama": (
+        "future_leak",
+        lambda: Script(changed(llama(), _see_all), inputs()),
+        lambda: Script(llama(), inputs()),
+    ),
+    "bidirectional model scored against its own tokens": (
+        "padding_leak",
+        lambda: Script(bert(), without(padded("input_ids"), "attention_mask")),
+        lambda: Script(bert(), padded("input_ids")),
+    ),
+    "mask ignored": (
+        "padding_leak",
+        lambda: Script(Net(causal=False), without(padded(), "attention_mask"), same_token),
+        lambda: Script(Net(causal=False), padded(), same_token),
+    ),
+    "right padding of a causal model needs no mask": (
+        "future_leak",
+        lambda: Script(Net(causal=False), padded(), next_token),
+        lambda: Script(Net(), without(padded(), "attention_mask"), next_token),
+    ),
+    "inverted mask": (
+        "mask_inverted",
+        lambda: Script(with_layers(Inverted, causal=False), padded_alike(), same_token),
+        lambda: Script(Net(causal=False), padded_alike(), same_token),
+    ),
+    "axes swapped": (
+        "batch_mixing",
+        lambda: Script(with_layers(MixedBatch, causal=False), ids(), same_token),
+        lambda: Script(Net(causal=False), ids(), same_token),
+    ),
+    "sees its own key only": (
+        "blind_attention",
+        lambda: Script(with_layers(OwnKeyOnly), ids(), next_token),
+        lambda: Script(with_layers(OwnKeyOnly, only=0), ids(), next_token),
+    ),
+    "positions not added": (
+        "order_ignored",
+        lambda: Script(UnusedPositions(causal=False), ids(), same_token),
+        lambda: Script(Net(causal=False, positions=False), ids(), same_token, notes={"order_ignored"}),
+    ),
+    "labels shifted by script and model": (
+        "labels_shifted_twice",
+        lambda: Script(gpt2(), shifted("input_ids")),
+        lambda: Script(gpt2(), inputs()),
+    ),
+    "padding is learned": (
+        "padding_in_loss",
+        lambda: Script(llama(), padded("input_ids", ignored=0)),
+        lambda: Script(llama(), padded("input_ids")),
+    ),
+    "nothing to learn": (
+        "empty_batch",
+        lambda: Script(llama(), scored(torch.arange(16) < 0)),
+        lambda: Script(llama(), scored(torch.arange(16) > 10)),
+    ),
+    "eval mode": (
+        "eval_mode",
+        lambda: Script(bert().eval(), padded("input_ids")),
+        lambda: Script(changed(bert(), lambda m: m.bert.embeddings.eval()), padded("input_ids")),
+    ),
+    "head replaced after the optimizer was made": ("not_in_optimizer", replaced_head, linear_probe),
+    "detached between layers": (
+        "broken_gradient_path",
+        lambda: Script(with_layers(Detached, only=1), ids(), next_token),
+        lambda: Script(frozen("layers.0", "embedding", "positions"), ids(), next_token),
+    ),
+    "detached keys": (
+        "broken_gradient_path",
+        lambda: Script(with_layers(DetachedKeys), ids(), next_token),
+        lambda: Script(Net(), ids(), next_token),
+    ),
+    "weights too large": (
+        "initialisation",
+        lambda: Script(changed(Net(), lambda m: nn.init.normal_(m.head.weight, std=3.0)), ids(), next_token),
+        lambda: Script(changed(Net(), lambda m: nn.init.normal_(m.head.weight, std=0.3)), ids(), next_token),
+    ),
+    "queries and keys frozen": (
+        "frozen_parameters",
+        lambda: Script(frozen("query", "key"), ids(), next_token),
+        lambda: Script(frozen("layers"), ids(), next_token),
+    ),
+    "gradient of a root at zero": (
+        "nonfinite_gradient",
+        lambda: Script(Divided(0.0), ids(), next_token),
+        lambda: Script(Divided(1e-6), ids(), next_token),
+    ),
+}
+
+
+def _see_all(model: LlamaForCausalLM) -> None:
+    for layer in model.model.layers:
+        layer.self_attn.is_causal = False
+        layer.self_attn.register_forward_pre_hook(_without_mask, with_kwargs=True)
+
+
+def _without_mask(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+    return args, kwargs | {"attention_mask": None}
+
+
+def scored(where: Tensor) -> dict[str, Tensor]:
+    batch = inputs()
+    return batch | {"labels": batch["labels"].masked_fill(~where, -100)}
+
+
+def shifted(name: str) -> dict[str, Tensor]:
+    tokens = torch.randint(1, VOCABULARY, (5, 17))
+    return {name: tokens[:, :-1], "labels": tokens[:, 1:]}
+
+
+def padded_alike() -> dict[str, Tensor]:
+    batch = padded()
+    batch["attention_mask"] = (torch.arange(16) < 12).long().expand(5, 16).contiguous()
+    batch["tokens"] = torch.randint(1, VOCABULARY, (5, 16)) * batch["attention_mask"]
+    return batch | {"labels": batch["tokens"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def kinds(findings: list[attnwatch.Finding]) -> set[str]:
+    return {finding.kind.value for finding in findings if not finding.is_note}
+
+
+@pytest.mark.parametrize(("kind", "faulty", "sound"), SCRIPTS.values(), ids=SCRIPTS)
+def test_fault_is_named_and_the_nearest_sound_script_is_not(kind, faulty, sound):
+    checkup = faulty().check()
+    assert kinds(checkup.findings) == {kind}, checkup
+    script = sound()
+    checkup = script.check()
+    assert kinds(checkup.findings) == set(), checkup
+    assert {finding.kind.value for finding in checkup.findings} == script.notes
+    assert kind in script.notes or kind not in checkup.skipped or kind == "eval_mode", checkup.skipped.get(kind)
+
+
+def test_diagnosis_takes_the_findings_along():
+    script = SCRIPTS["padding is learned"][1]()
+    findings = script.check().findings
+    with attnwatch.AttentionRecorder(script.model) as recorder:
+        empty = attnwatch.diagnose(recorder.history(), checked=findings)
+        with recorder.step(0):
+            script.model(**script.batch).loss.backward()
+        diagnosis = attnwatch.diagnose(recorder.history(), checked=findings)
+    for each in (empty, diagnosis):
+        assert [finding.kind.value for finding in each.findings] == ["padding_in_loss"]
+        assert each.status is attnwatch.RunStatus.NOT_CONVERGING
+        assert each.risk >= findings[0].severity
+    assert attnwatch.diagnose(recorder.history()).status is attnwatch.RunStatus.UNDETERMINED
+
+
+def test_every_check_has_a_script_with_its_fault():
+    in_loops = {"gradients_not_cleared", "lost_updates", "rate_too_high", "rate_too_low", "repeated_batch"}
+    assert {kind for kind, *_ in SCRIPTS.values()} | in_loops == set(attnwatch.Check.registry)

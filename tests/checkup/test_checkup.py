@@ -1,0 +1,247 @@
+"""A checkup beside a training: it changes nothing, answers once, and leaves nothing behind."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GPT2Config, GPT2LMHeadModel
+
+import attnwatch
+from attnwatch import ConfigurationError, TrainingCheckup, check_training
+
+
+def gpt2() -> GPT2LMHeadModel:
+    torch.manual_seed(0)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 1}
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, **sizes)).train()
+
+
+class CountingNet(nn.Module):
+    """Model with everything that a second forward may change: dropout, batch norm, counters, random numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.norm, self.dropout = nn.Embedding(40, 16), nn.BatchNorm1d(16), nn.Dropout(0.3)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.head = nn.Linear(16, 40)
+        self.register_buffer("num_calls", torch.zeros(()))
+        self.num_forwards = 0
+
+    def forward(self, tokens):
+        self.num_calls += 1
+        self.num_forwards += 1
+        x = self.embedding(tokens) * (1 + 0.01 * random.random() + 0.01 * np.random.rand())
+        x = self.norm(x.transpose(1, 2)).transpose(1, 2)
+        return self.head(self.dropout(self.layer(x)))
+
+
+def train(model, optimizer, checkup=None, *, steps=4, clear=True, accumulate=1, scheduler=None, batches=None):
+    losses, data = [], torch.randint(1, 40, (steps * accumulate, 6, 12))
+    for step in range(steps * accumulate):
+        tokens = data[step % (batches or len(data))]
+        context = checkup.step(step // accumulate) if checkup else torch.enable_grad()
+        with context:
+            output = model(tokens)
+            logits = getattr(output, "logits", output)
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+            loss.backward()
+        losses.append(loss.item())
+        if (step + 1) % accumulate == 0:
+            optimizer.step()
+            if scheduler:
+                scheduler.step()
+            if clear:
+                optimizer.zero_grad()
+    return losses
+
+
+@pytest.mark.parametrize("make", [gpt2, CountingNet])
+def test_training_stays_bit_identical(make):
+    def run(watched: bool):
+        torch.manual_seed(0)
+        random.seed(0)
+        np.random.seed(0)
+        model = make()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        if not watched:
+            return model, train(model, optimizer), torch.rand(3)
+        with TrainingCheckup(model, optimizers=optimizer) as checkup:
+            losses = train(model, optimizer, checkup)
+            assert "future_leak" not in checkup.skipped
+        return model, losses, torch.rand(3)
+
+    (model, losses, numbers), (expected, expected_losses, expected_numbers) = run(True), run(False)
+    assert losses == expected_losses
+    assert torch.equal(numbers, expected_numbers)
+    assert getattr(model, "num_forwards", 4) == 4
+    for name, value in expected.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name
+
+
+def test_check_training_leaves_gradients_modes_and_random_states():
+    model, tokens = gpt2(), torch.randint(1, 40, (4, 10))
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    state = torch.get_rng_state()
+    assert not check_training(model, {"input_ids": tokens, "labels": tokens}).findings
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(torch.equal(parameter.grad, gradients[name]) for name, parameter in model.named_parameters())
+    assert not model._forward_hooks
+    assert not model._forward_pre_hooks
+
+
+@pytest.mark.parametrize(
+    ("clear", "accumulate", "found"),
+    [(False, 1, True), (True, 1, False), (True, 3, False), (False, 3, True)],
+    ids=["not cleared", "cleared", "accumulated", "accumulated and not cleared"],
+)
+def test_gradients_that_were_not_cleared_are_told_from_accumulation(clear, accumulate, found):
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup, clear=clear, accumulate=accumulate)
+    assert [finding.kind.value for finding in checkup.findings] == ["gradients_not_cleared"] * found
+    if found:
+        assert checkup.findings[0].step == 1
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_steps_after_the_last_answer_are_not_touched(monkeypatch):
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup, steps=12)
+        monkeypatch.setattr(F, "cross_entropy", F.cross_entropy)
+        with checkup.step(12):
+            assert not model._forward_hooks
+    assert "padding_leak" in checkup.skipped
+    assert "not checked: the batch has no padding" in str(checkup)
+
+
+def test_errors_of_the_training_pass_and_leave_nothing_behind():
+    model, original = gpt2(), F.cross_entropy
+    with pytest.raises(ValueError, match="of the script"), TrainingCheckup(model) as checkup, checkup.step(0):
+        raise ValueError("of the script")
+    assert F.cross_entropy is original
+    assert not model._forward_hooks
+    assert not checkup.findings
+
+
+def test_check_that_fails_is_named_and_the_others_go_on(registered):
+    @registered
+    class Failing(attnwatch.Check):
+        """A check that fails."""
+
+        name = "failing"
+        remedy = "None."
+
+        def look(self, step):
+            raise KeyError("no such thing")
+
+    tokens = torch.randint(1, 40, (4, 10))
+    checkup = check_training(gpt2(), {"input_ids": tokens, "labels": tokens})
+    assert checkup.skipped["failing"] == "the check failed with KeyError: 'no such thing'"
+    assert "future_leak" not in checkup.skipped
+
+
+class _ReadsIterator(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(40, 8)
+
+    def forward(self, mask, batches):
+        return self.embedding(next(batches))
+
+
+UNREADABLE = {
+    "iterator": (
+        lambda model, batch: model(batch["mask"], iter([batch["tokens"]])),
+        "an iterator, which can be read once",
+    ),
+    "no gradients": (
+        lambda model, batch: model(batch["mask"], iter([batch["tokens"]])).detach(),
+        "no forward|iterator",
+    ),
+    "another model": (lambda model, batch: gpt2()(batch["tokens"]).logits, "no forward with gradients was seen"),
+}
+
+
+@pytest.mark.parametrize(("call", "reason"), UNREADABLE.values(), ids=UNREADABLE)
+def test_what_cannot_be_checked_has_a_reason(call, reason):
+    batch = {"tokens": torch.ones(2, 5, dtype=torch.long), "mask": torch.ones(2, 5)}
+    checkup = check_training(_ReadsIterator(), batch, forward=call)
+    assert not checkup.findings
+    assert re.search(reason, checkup.skipped["batch_mixing"])
+
+
+WRONG = {
+    "model": (lambda: TrainingCheckup("model"), "`model` must be a torch.nn.Module, got str"),
+    "optimizers": (
+        lambda: TrainingCheckup(gpt2(), optimizers="adam"),
+        "`optimizers` must be a torch.optim.Optimizer or",
+    ),
+    "forward": (lambda: check_training(gpt2(), {}, forward=3), r"`forward` must be a function of \(model, batch\)"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), WRONG.values(), ids=WRONG)
+def test_wrong_arguments_are_named(call, message):
+    with pytest.raises(ConfigurationError, match=message):
+        call()
+
+
+def test_step_must_be_a_number():
+    with (
+        TrainingCheckup(gpt2()) as checkup,
+        pytest.raises(ConfigurationError, match="`global_step`"),
+        checkup.step("0"),
+    ):
+        pass
+
+
+RATES = {
+    "1000 times too high": ({"lr": 1.0}, None, torch.float32, "rate_too_high"),
+    "usual": ({"lr": 1e-3}, None, torch.float32, None),
+    "of fine-tuning": ({"lr": 1e-6}, None, torch.float32, None),
+    "changes nothing": ({"lr": 1e-10}, None, torch.float32, "rate_too_low"),
+    "warmed up from zero": ({"lr": 1e-3}, lambda step: step / 2000, torch.float32, None),
+    "lost in bfloat16": ({"lr": 1e-6}, None, torch.bfloat16, "lost_updates"),
+    "seen in bfloat16": ({"lr": 2e-3}, None, torch.bfloat16, None),
+}
+
+
+@pytest.mark.parametrize(("options", "factor", "dtype", "expected"), RATES.values(), ids=RATES)
+def test_updates_tell_wrong_rates(options, factor, dtype, expected):
+    model = gpt2().to(dtype)
+    optimizer = torch.optim.AdamW(model.parameters(), **options)
+    scheduler = factor and torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup, steps=9, scheduler=scheduler)
+    assert [finding.kind.value for finding in checkup.findings] == [expected] * bool(expected), checkup
+    assert not {"rate_too_high", "rate_too_low"} & checkup.skipped.keys()
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adafactor, torch.optim.RAdam], ids=lambda o: o.__name__)
+def test_other_optimizers_have_usual_rates(make):
+    model = gpt2()
+    optimizer = make(model.parameters(), lr=1e-2)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup, steps=9)
+    assert not checkup.findings, checkup
+
+
+@pytest.mark.parametrize(
+    ("batches", "epoch", "expected"), [(1, 100, False), (3, 100, False), (6, 100, None), (1, 1, True), (1, None, True)]
+)
+def test_batches_that_come_again_are_told(batches, epoch, expected):
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer, steps_per_epoch=epoch) as checkup:
+        train(model, optimizer, checkup, steps=9, batches=batches)
+    found = {finding.kind.value: finding.is_note for finding in checkup.findings}
+    assert found == ({} if expected is None else {"repeated_batch": expected})
