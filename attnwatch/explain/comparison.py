@@ -101,15 +101,18 @@ def compare(
         )
     magnitude = occlusion.importance.abs()
     attribution, why_not = None, ""
-    sites, received, rollout = (), magnitude[None][:0], magnitude[None][:0]
+    sites: tuple[str, ...] = ()
+    received = rollout = magnitude[None][:0]
     try:
         attribution = attention_attribution(evaluated, batch, readout=readout)
         sites, received, rollout = attribution.sites, attribution.received, attribution.rollout
     except NoAttentionError as error:
         why_not = str(error)
     gradient = gradient_times_input(evaluated, batch, effect=occlusion.effect)
-    correlations = [rank_correlation(each, magnitude) for each in (received, rollout, gradient)]
-    return Comparison(sites, *correlations, attribution, gradient, why_not)
+    of_attention, of_rollout, of_gradient = (
+        rank_correlation(each, magnitude) for each in (received, rollout, gradient)
+    )
+    return Comparison(sites, of_attention, of_rollout, of_gradient, attribution, gradient, why_not)
 
 
 def agrees(correlation: MeanOverSequences, threshold: float = DISAGREEMENT) -> bool:

@@ -154,12 +154,13 @@ def _stretches(content: str, tokenizer: Any, num_tokens: int) -> list[list[int]]
 
 def _batches(rows: list[list[int]], labels: list[int] | None, tokenizer: Any) -> list[Batch]:
     padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    batches = []
+    batches: list[Batch] = []
     for begin in range(0, len(rows), _SEQUENCES_PER_BATCH):
         here = slice(begin, begin + _SEQUENCES_PER_BATCH)
-        batches.append(padded_batch(rows[here], padding, side="right"))
+        batch = padded_batch(rows[here], padding, side="right")
         if labels is not None:
-            batches[-1]["labels"] = torch.tensor(labels[here])
+            batch["labels"] = torch.tensor(labels[here])
+        batches.append(batch)
     return batches
 
 

@@ -202,11 +202,8 @@ def _confidence_content(analysis: ModelAnalysis, given: list[Question] | None) -
         found = classifier_calibration(analysis.model, analysis.batches)
         return {"calibrations": [_calibration("", "probability of the class", found)]}
     _require_classes_or_next_tokens(analysis)
-    questions = given
-    if given is None:
-        longest = max(batch["input_ids"].shape[1] for batch in analysis.batches)
-        length = min(_PROMPT_TOKENS, longest // 2)
-        questions = questions_from_text(analysis.batches, analysis.tokenizer, _NUM_QUESTIONS, prompt_tokens=length)
+    length = min(_PROMPT_TOKENS, max(batch["input_ids"].shape[1] for batch in analysis.batches) // 2)
+    questions = given or questions_from_text(analysis.batches, analysis.tokenizer, _NUM_QUESTIONS, prompt_tokens=length)
     answers = ask(analysis.model, analysis.tokenizer, questions)
     with_reasons = ask(analysis.model, analysis.tokenizer, questions[:_SHOWN_QUESTIONS], reasons=True)
     origin = "made from the text, about how it goes on" if given is None else "of your file"

@@ -49,7 +49,7 @@ def label_batches(batches: Sequence[Batch], options: ProbeOptions) -> tuple[dict
     found: dict[str, Labels | str] = {name: [each[name] for each in built_in] for name in built_in[0]}
     found |= {name: _own_labels(batches, name, own) for name, own in (options.labels or {}).items() if name in names}
     found |= {name: _task_labels(batches, name) for name in (LABEL, LABEL_AT_FIRST) if name in names}
-    labels = {name: found[name] for name in names if not isinstance(found[name], str)}
+    labels = {name: own for name in names if not isinstance(own := found[name], str)}
     reasons = {name: reason for name, reason in found.items() if isinstance(reason, str)}
     if options.targets is None:  # the user did not ask for them
         reasons = {name: why for name, why in reasons.items() if why not in (_NO_LABELS, _LABELS_ARE_TOKENS)}
