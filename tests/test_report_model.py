@@ -255,8 +255,8 @@ def test_models_that_a_report_can_not_be_made_of(tmp_path, capsys):
         ("untold", "has no tokenizer"),
         ("bert", "has no tokenizer"),  # transformers 5 makes them of nothing
         ("gpt2", "has no tokenizer"),
-        ("vit", "`input_ids` [batch, tokens] expected, got ViTModel"),
-        ("choosing", "`input_ids` [batch, tokens] expected, got BertForMultipleChoice"),
+        ("vit", "must take `input_ids` [batch, tokens], got ViTModel"),
+        ("choosing", "must take `input_ids` [batch, tokens], got BertForMultipleChoice"),
         ("small", f"the tokenizer ({SIZE} tokens) must be the model's, with ids below its vocabulary of {VOCABULARY}"),
         ("nowhere", "holds no saved model"),
     ):

@@ -78,7 +78,7 @@ def make_hiding(options: HidingOptions, model: EvaluatedModel) -> Hide:
         token_id = getattr(options.tokenizer, "mask_token_id", None)
     if token_id is None:
         raise ConfigurationError(
-            f"`hide` 'mask_token' needs a mask token, and {model.name} has none: give `mask_token_id`, or a "
+            f"`hide` 'mask_token' needs a mask token, and there is none for {model.name}: give `mask_token_id`, or a "
             "`tokenizer` that has one; or hide by 'remove' or 'mean'."
         )
     _check_embedded(int(token_id), model)

@@ -115,7 +115,7 @@ def _refuse_other_inputs(model: nn.Module) -> None:
     takes_ids = "input_ids" in inspect.signature(model.forward).parameters
     if not takes_ids or name.endswith("ForMultipleChoice"):  # whose input_ids are [batch, choices, tokens]
         raise ConfigurationError(
-            f"`run`: the model must take `input_ids` [batch, tokens], and {name} does not; give a language model, a "
+            f"`run`: the model must take `input_ids` [batch, tokens], got {name}; give a language model, a "
             "sequence classifier or an encoder of text."
         )
 

@@ -1,6 +1,5 @@
 """Multiple-choice questions made from a text."""
 
-import itertools
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,8 +62,12 @@ def questions_from_text(
     sequences = [encoder.plain_ids(text)] if isinstance(text, str) else _sequences(text)
     long = [ids for ids in sequences if len(ids) >= prompt_tokens + choice_tokens]
     generator = _Generator(encoder, long, prompt_tokens, choice_tokens, random.Random(seed))
-    drawn = iter(lambda: generator.question(num_choices), None)
-    found = list(dict.fromkeys(itertools.islice(drawn, number if long else 0)))
+    found: dict[Question, None] = {}  # ordered, each once
+    for _ in range(number if long else 0):
+        question = generator.question(num_choices)
+        if question is None:
+            break
+        found[question] = None
     if not found:
         name = "`text`" if isinstance(text, str) else "the text of the batches"
         raise ConfigurationError(
@@ -72,7 +75,7 @@ def questions_from_text(
             f"with a word ({sum(map(len, sequences))} tokens in {len(sequences)} sequences): give more of it, or "
             "`questions` of your own."
         )
-    return found
+    return list(found)
 
 
 @dataclass

@@ -27,14 +27,14 @@ def log_likelihoods(
     by_context: dict[tuple[int, ...], list[Continuation]] = {}
     for each in itertools.chain.from_iterable(groups):
         by_context.setdefault(each.ids[:-1], []).append(each)
-    # A vocabulary is most of what a small model computes.
-    can_skip = not model.has_custom_forward and model.accepts("logits_to_keep")
+    # The logits are most of what a small model computes.
+    takes_logits_to_keep = not model.has_custom_forward and model.accepts("logits_to_keep")
     sums: dict[Continuation, Tensor] = {}
     for batch in _batched(sorted(by_context, key=lambda ids: (len(ids), ids)), batch_size):
         given = padded_batch(batch, pad_id, device=model.device, side="right")
         length = given["input_ids"].shape[1]
         first = min(each.start for context in batch for each in by_context[context])
-        logits = model.logits(given, **({"logits_to_keep": length - first + 1} if can_skip else {}))
+        logits = model.logits(given, **({"logits_to_keep": length - first + 1} if takes_logits_to_keep else {}))
         offset = logits.shape[1] - length  # below 0 if only the last were computed, above 0 with virtual tokens
         for context, row in zip(batch, logits, strict=True):
             for each in by_context[context]:

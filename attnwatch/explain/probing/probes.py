@@ -179,19 +179,16 @@ def probe(model: EvaluatedModel, read: ReadStates, batches: Sequence[Batch], opt
     with model.evaluating(), full_precision():
         groups = gather_examples(batches, labels, options, read, device) if labels else []
         layers = _layer_names(groups)
-        accuracy, control, strength = numbers = torch.full(
-            (3, len(names), len(layers), options.num_splits), torch.nan, dtype=torch.float64
-        )
-        baseline, num_test, num_train = torch.zeros(3, len(names), options.num_splits, dtype=torch.float64)
+        numbers = torch.full((3, len(names), len(layers), options.num_splits), torch.nan, dtype=torch.float64)
+        counts = torch.zeros(3, len(names), options.num_splits, dtype=torch.float64)
         for examples in groups:
             found, fits, reasons = prepare_fits(examples, options)
             tasks |= {task.name: task for task in found}
             skipped |= reasons
             for fit in fits:
                 for task in fit.tasks:
-                    at = names.index(task.name), fit.split
-                    num_test[at], num_train[at] = len(fit.test), len(fit.train)
-                    baseline[at] = task.labels[fit.test].bincount().max() / num_test[at]
+                    of_task = (len(fit.test), len(fit.train), task.labels[fit.test].bincount().max())
+                    counts[:, names.index(task.name), fit.split] = torch.tensor(of_task, dtype=torch.float64)
             for layer, states in enumerate(examples.states):
                 if not torch.isfinite(states).all():
                     skipped[layers[layer]] = "its states are not all finite"
@@ -199,17 +196,20 @@ def probe(model: EvaluatedModel, read: ReadStates, batches: Sequence[Batch], opt
                 for fit in fits:
                     rows = [names.index(task.name) for task in fit.tasks]
                     numbers[:, rows, layer, fit.split] = torch.tensor(measure(states, fit), dtype=torch.float64).T
-    probed = [index for index, name in enumerate(names) if name in tasks]
+    targets = [name for name in names if name in tasks]
+    probed = list(map(names.index, targets))
+    accuracy, control, strength = numbers[:, probed]
+    num_test, num_train, num_most_frequent = counts[:, probed]
     return LayerProbes(
-        targets=[names[index] for index in probed],
+        targets=targets,
         layers=layers,
-        accuracy=accuracy[probed].mean(-1),
-        stderr=corrected_stderr(accuracy[probed], num_test[probed].sum(-1) / num_train[probed].sum(-1)),
-        baseline=baseline[probed].mean(-1),
-        control=control[probed].mean(-1),
-        num_classes=[tasks[names[index]].num_classes for index in probed],
-        num_examples=[int((tasks[names[index]].labels >= 0).sum()) for index in probed],
-        strength=strength[probed].median(-1).values,
+        accuracy=accuracy.mean(-1),
+        stderr=corrected_stderr(accuracy, num_test.sum(-1) / num_train.sum(-1)),
+        baseline=(num_most_frequent / num_test).mean(-1),
+        control=control.mean(-1),
+        num_classes=[tasks[name].num_classes for name in targets],
+        num_examples=[int((tasks[name].labels >= 0).sum()) for name in targets],
+        strength=strength.median(-1).values,
         num_forwards=model.num_forwards - forwards_before,
         skipped=skipped,
     )
