@@ -109,7 +109,7 @@ class WithAutogradFunction(Hidden):
 
 class DynamicHelper(Hidden):
     def attend(self, q, k, v):
-        return importlib.import_module("hidden_" + "helper").attend(q, k, v)
+        return importlib.import_module("tests.support.hidden_" + "attention").attend(q, k, v)
 
 
 class ByGetattr(Hidden):
