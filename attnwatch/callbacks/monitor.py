@@ -14,7 +14,7 @@ from attnwatch.capture import is_observed
 from attnwatch.dashboard import TOTAL_STEPS_TAG, run_scalars, run_tags
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, FindingRule, RuleSet, Thresholds, diagnose
 from attnwatch.errors import ConfigurationError
-from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
+from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions, unobserved
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_instance, require_int
 from attnwatch.utils.messages import NonFatal, warn
@@ -105,8 +105,7 @@ class AttentionMonitor(TrainingPart):
         self._non_fatal = NonFatal()
         self._shown_remarks: set[str] = set()
         self._has_reported_coverage = self._has_flushed = self._has_warned = self._wants_to_stop = False
-        self._published_step = -1
-        self._published_observations = 0
+        self._published_step, self._published_observations = -1, 0
         self._published_total_steps: int | None = None
         self._publisher = Publisher(self._max_layer_curves)
         self._pictures = Pictures(self._figures_every_n_steps, self._publisher)
@@ -276,8 +275,7 @@ class AttentionMonitor(TrainingPart):
             action(finding, run.trainer, run.model)
         elif action != "ignore":
             self._wants_to_stop |= action == "stop"
-            text = f"{finding.kind.value} since step {finding.step}: {finding.message}"
-            warn(text, always=True, once_for_all=True)
+            warn(str(finding), always=True, once_for_all=True)
 
     def _report_coverage(self, run: TrainerRun) -> None:
         """Warn once, after the first batch, of what is not observed, and why."""
@@ -286,9 +284,7 @@ class AttentionMonitor(TrainingPart):
         self._has_reported_coverage = True
         missing = {site: reason for site, reason in self.coverage().items() if not is_observed(reason)}
         if missing:
-            listed = "; ".join(f"{site}: {reason}" for site, reason in list(missing.items())[:3])
-            more = f"; and {len(missing) - 3} more, see coverage()" if len(missing) > 3 else ""
-            warn(f"{len(missing)} of {len(self.coverage())} attention sites are not observed. {listed}{more}")
+            warn(unobserved(missing, of=len(self.coverage())))
 
     @property
     def _recorder(self) -> AttentionRecorder:

@@ -17,7 +17,7 @@ from attnwatch.checkup.targets import scored_calls
 from attnwatch.checkup.updates import Updates
 from attnwatch.diagnosis import Finding, FindingKind
 from attnwatch.errors import ConfigurationError
-from attnwatch.utils.arguments import require_function, require_int
+from attnwatch.utils.arguments import require_function, require_int, require_module
 from attnwatch.utils.processes import has_other_processes
 
 # Steps in which a check may look for an answer.
@@ -72,8 +72,7 @@ class TrainingCheckup:
         optimizers: Optimizer | Sequence[Optimizer] = (),
         steps_per_epoch: int | None = None,
     ):
-        if not isinstance(model, nn.Module):
-            raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+        require_module("model", model)
         require_int("steps_per_epoch", steps_per_epoch, minimum=1, optional=True)
         self._model = model
         self._steps_per_epoch = steps_per_epoch

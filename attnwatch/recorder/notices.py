@@ -29,9 +29,7 @@ class Notices:
             return
         self._has_told_of_silence = True
         if silent:
-            listed = "; ".join(f"{site}: {reason}" for site, reason in list(silent.items())[:3])
-            more = f"; and {len(silent) - 3} more, see coverage()" if len(silent) > 3 else ""
-            self._warn(f"{len(silent)} attention sites are not observed. {listed}{more}")
+            self._warn(unobserved(silent))
 
     def of_no_attention(self, why: str, coverage: Mapping[str, str], step: int) -> None:
         """Warn after the first observed step that neither code nor calls have shown attention that can be read."""
@@ -62,3 +60,16 @@ class Notices:
             f"no loss was recorded in {most} observed steps, so that the run is judged by attention alone; attention "
             f"that is frozen while the loss falls can't be found. {remedy[0].upper()}{remedy[1:]}"
         )
+
+
+def unobserved(reasons: Mapping[str, str], *, of: int | None = None) -> str:
+    """Return a message about sites that are not observed.
+
+    Args:
+        reasons: by name of the site; the first three are listed.
+        of: number of all sites.
+    """
+    number = len(reasons) if of is None else f"{len(reasons)} of {of}"
+    listed = "; ".join(f"{site}: {reason}" for site, reason in list(reasons.items())[:3])
+    more = f"; and {len(reasons) - 3} more, see coverage()" if len(reasons) > 3 else ""
+    return f"{number} attention sites are not observed. {listed}{more}"

@@ -7,15 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from attnwatch.attention import Accumulator, AttentionInputs
-from attnwatch.capture import (
-    Capture,
-    ForwardPass,
-    HeadShard,
-    at_all_heads,
-    at_unpruned_heads,
-    head_shard,
-)
-from attnwatch.errors import ConfigurationError
+from attnwatch.capture import Capture, ForwardPass, HeadShard, at_all_heads, at_unpruned_heads, head_shard
 from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.grouping import CallGroup
 from attnwatch.recorder.history import AttentionHistory
@@ -25,7 +17,7 @@ from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.rows import QueryRows
-from attnwatch.utils.arguments import require_int
+from attnwatch.utils.arguments import require_int, require_module
 from attnwatch.utils.messages import warn
 from attnwatch.utils.processes import has_other_processes
 from attnwatch.utils.states import check_format, with_format
@@ -61,14 +53,12 @@ class AttentionRecorder:
             is complete. Older ones are thinned to every second, fourth, … and stay evenly spread over the run.
         seed: seed of the random query rows, which depend on it and the step only. No other random state is touched.
         total_steps: number of steps that the run will have, with which the diagnosis foresees more. None if unknown.
+            The attribute of this name may be changed.
         across_processes: make one history of all processes of `torch.distributed`, the same on each. All processes
             must then make a recorder and call `step`, `flush` and `close` alike. A flush takes two collectives,
             everything else takes none, so that `history` and `state_dict` have only what was flushed. Statistics within
             a batch (`content_sensitivity`) are means over the batches of the processes.
         under_trainer: a trainer's callback owns the recorder and warns of sites that are not observed.
-
-    Attributes:
-        total_steps: see above; may be changed.
 
     Raises:
         NoAttentionError: the code of the model shows that it has no attention, or none that can be read. If only its
@@ -90,8 +80,7 @@ class AttentionRecorder:
         across_processes: bool = False,
         under_trainer: bool = False,
     ):
-        if not isinstance(model, nn.Module):
-            raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+        require_module("model", model)
         require_int("total_steps", total_steps, minimum=1, optional=True)
         self.total_steps = total_steps
         self._options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
@@ -237,8 +226,7 @@ class AttentionRecorder:
             self.flush()
         self._group.compute()
         parts = {"history": self._buffer.state_dict(), "pending": self._pending.state_dict()}
-        state = {**self._steps.state_dict(), **parts, "trained": sorted(self._trained)}
-        return with_format(_STATE_FORMAT, state)
+        return with_format(_STATE_FORMAT, {**self._steps.state_dict(), **parts, "trained": sorted(self._trained)})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.

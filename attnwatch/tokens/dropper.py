@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import nn
 
-from attnwatch.errors import ConfigurationError
 from attnwatch.tokens.chooser import TokenChooser
 from attnwatch.tokens.forwards import RoutedForwards
 from attnwatch.tokens.options import ChoiceOptions, check_drop_in_evaluation
 from attnwatch.tokens.schedule import require_keep_ratio
 from attnwatch.tokens.scoring import Criterion, Scoring
 from attnwatch.tokens.stacks import check_layers, choose_stack, layer_range
+from attnwatch.utils.arguments import require_module
 from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 2
@@ -80,8 +80,7 @@ class TokenDropper:
     ):
         require_keep_ratio("keep_ratio", keep_ratio)
         options = ChoiceOptions(min_tokens, multiple_of, protect_first, protected_ids, seed)
-        if not isinstance(model, nn.Module):
-            raise ConfigurationError(f"`model` must be a torch.nn.Module, got {type(model).__name__}.")
+        require_module("model", model)
         if drop_in_evaluation:
             check_drop_in_evaluation(protect_first, last_layer)
             last_layer = -1

@@ -5,6 +5,8 @@ from collections.abc import Collection
 from numbers import Integral, Real
 from typing import Any, get_args
 
+from torch import nn
+
 from attnwatch.errors import ConfigurationError
 
 
@@ -58,6 +60,12 @@ def require_choice(name: str, value: object, choices: Any, *, optional: bool = F
     if not isinstance(value, str) or value not in words:
         alternative = " or None" if optional else ""
         raise ConfigurationError(f"`{name}` must be one of {', '.join(map(repr, words))}{alternative}, got {value!r}.")
+
+
+def require_module(name: str, value: object) -> None:
+    """Check that `value` is a `torch.nn.Module`."""
+    if not isinstance(value, nn.Module):
+        raise ConfigurationError(f"`{name}` must be a torch.nn.Module, got {type(value).__name__}.")
 
 
 def require_function(name: str, value: object, arguments: str, *, optional: bool = False) -> None:
