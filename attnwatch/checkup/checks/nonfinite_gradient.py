@@ -31,7 +31,8 @@ class NonfiniteGradient(Check):
             raise CannotCheck("there are no gradients: call backward inside of the step")
         if step.forward.uses_float16:
             raise CannotCheck("gradients of float16 overflow while a GradScaler looks for its scale")
-        norms = torch.stack([norm.float().cpu() for norm in torch._foreach_norm(list(gradients.values()))])
+        each = torch._foreach_norm(list(gradients.values()))
+        norms = torch.stack([norm.float().to(each[0].device) for norm in each])
         wrong = tuple(name for name, norm in zip(gradients, norms.isfinite().tolist(), strict=True) if not norm)
         if not wrong:
             return None
