@@ -1,5 +1,6 @@
 """TensorBoard's event files, whole or refused."""
 
+import itertools
 import os
 import struct
 from collections.abc import Iterator
@@ -12,9 +13,8 @@ from attnwatch.utils.extras import extra_needed
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
-_HEADER = struct.Struct(
-    "<QI"
-)  # a record's length and the checksum of these eight bytes; its content and a checksum follow
+# A record's length and the checksum of these eight bytes. Its content and a checksum follow.
+_HEADER = struct.Struct("<QI")
 _CHECKSUM_BYTES = 4
 _MOST_BYTES = 2**24  # of a record; a picture has some 10**5, and checksums of more take seconds
 
@@ -28,19 +28,20 @@ def read_events(file: Path) -> Iterator["Event"]:
     """
     with extra_needed("tensorboard", "reading a logged run"):
         from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-    expected, number = _num_records(file), 0
+    num_whole, is_damaged = _whole_records(file)
+    number = 0
     try:
-        for event in LegacyEventFileLoader(str(file)).Load():
+        for event in itertools.islice(LegacyEventFileLoader(str(file)).Load(), num_whole):
             number += 1
             yield event
     except Exception as error:  # of whatever kind, depending on which byte is wrong
         raise _damaged(file, number) from error
-    if number < expected:
+    if is_damaged or number < num_whole:
         raise _damaged(file, number)
 
 
-def _num_records(file: Path) -> int:
-    """Return how many records of the file are whole; more than can be read if one is damaged."""
+def _whole_records(file: Path) -> tuple[int, bool]:
+    """Return how many records of the file are whole, and whether the one behind them is damaged and not just cut."""
     from tensorboard.summary.writer.record_writer import masked_crc32c
 
     number, end = 0, os.path.getsize(file)
@@ -48,12 +49,12 @@ def _num_records(file: Path) -> int:
         while len(header := stream.read(_HEADER.size)) == _HEADER.size:
             length, checksum = _HEADER.unpack(header)
             if masked_crc32c(header[:8]) != checksum or length > _MOST_BYTES:
-                return number + 1
+                return number, True
             if stream.tell() + length + _CHECKSUM_BYTES > end:
                 break
             stream.seek(length + _CHECKSUM_BYTES, os.SEEK_CUR)
             number += 1
-    return number
+    return number, False
 
 
 def _damaged(file: Path, number: int) -> ConfigurationError:
