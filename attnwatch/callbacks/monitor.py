@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.optim import Optimizer
 
+from attnwatch.callbacks.checkup import RunCheckup
 from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.capture import is_observed
+from attnwatch.callbacks.verdicts import Verdicts
 from attnwatch.dashboard import TOTAL_STEPS_TAG, run_scalars, run_tags
-from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, FindingRule, RuleSet, Thresholds, diagnose
+from attnwatch.diagnosis import Action, Diagnosis, FindingRule, Thresholds
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions, unobserved
 from attnwatch.trainers.base import TrainerRun
-from attnwatch.utils.arguments import require_instance, require_int
+from attnwatch.utils.arguments import require_int
 from attnwatch.utils.messages import NonFatal, warn
 from attnwatch.utils.processes import has_other_processes
 from attnwatch.utils.states import check_format, with_format
@@ -46,6 +48,7 @@ class AttentionMonitor(TrainingPart):
             it warn. A run that is resumed goes on past the finding that stopped it. Notes (`Finding.is_note`) warn
             nobody and stop nothing; a function hears of them only where it is given for their kind in a mapping.
         thresholds: amount of evidence that findings need; None means the defaults.
+        checkup: check the first steps for faults; see `TrainingCheckup`.
         rules: rules with other thresholds, as `[UniformAttention(enter=0.98)]`, or switched off; see `diagnose`.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
         figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than
@@ -76,6 +79,7 @@ class AttentionMonitor(TrainingPart):
         sites: Sequence[str] | None = None,
         on_finding: Action | Mapping[str, Action] = "warn",
         thresholds: Thresholds | None = None,
+        checkup: bool = False,
         rules: Sequence[FindingRule] = (),
         max_layer_curves: int = 12,
         figures_every_n_steps: int | None = 500,
@@ -83,33 +87,29 @@ class AttentionMonitor(TrainingPart):
         max_history: int = 512,
         seed: int = 0,
     ):
-        require_instance("thresholds", thresholds, Thresholds)
         require_int("max_layer_curves", max_layer_curves, minimum=0)
         require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
         options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
         self._options = flushed_for_pictures(options, figures_every_n_steps)
-        self._actions = FindingActions(on_finding)
-        self.steers_training = self._actions.may_act
-        self._thresholds = thresholds
-        self._rules = RuleSet(rules)
+        self._verdicts = Verdicts(on_finding, thresholds, rules)
+        self.steers_training = self._verdicts.may_act
+        self._checkup = RunCheckup(is_enabled=checkup)
         self._figures_every_n_steps = figures_every_n_steps
         self._max_layer_curves = max_layer_curves
         self._known_recorder: AttentionRecorder | None = None
         self._batch, self._training = contextlib.ExitStack(), contextlib.ExitStack()
-        self._batch_step = 0
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self._diagnosis: Diagnosis | None = None
-        self._rules.reset()
+        self._verdicts.restart()
+        self._checkup.restart()
         self._non_fatal = NonFatal()
         self._shown_remarks: set[str] = set()
-        self._has_reported_coverage = self._has_flushed = self._has_warned = self._wants_to_stop = False
+        self._has_reported_coverage = self._has_flushed = self._has_warned = self._has_news = False
         self._published_step, self._published_observations = -1, 0
         self._published_total_steps: int | None = None
         self._publisher = Publisher(self._max_layer_curves)
         self._pictures = Pictures(self._figures_every_n_steps, self._publisher)
-        self._actions.reset()
 
     @property
     def history(self) -> AttentionHistory:
@@ -121,9 +121,9 @@ class AttentionMonitor(TrainingPart):
         """Verdict on the observations so far; None before the first."""
         if self._known_recorder is None:
             return None
-        history, known = self._recorder.history(), self._diagnosis
+        history, known = self._recorder.history(), self._verdicts.last
         if len(history) and (known is None or known.step < history.steps[-1]):
-            return diagnose(history, thresholds=self._thresholds, rules=self._rules)
+            return self._verdicts.of(history, self._checkup.findings)
         return known
 
     def coverage(self) -> dict[str, str]:
@@ -135,8 +135,11 @@ class AttentionMonitor(TrainingPart):
     def start(self, run: TrainerRun) -> None:
         self.detach()
         self._start_anew()
-        options = vars(self._options)
-        self._known_recorder = AttentionRecorder(run.model, **options, across_processes=True, under_trainer=True)
+        self._known_recorder = recorder = AttentionRecorder(
+            run.model, **vars(self._options), across_processes=True, under_trainer=True
+        )
+        self._training.callback(recorder.close)
+        self._training.callback(self._checkup.close)
         self._pictures.check(run, self._options)
         self._training.enter_context(run.unknown_is_no_alarm(RISK_TAG))
 
@@ -147,7 +150,7 @@ class AttentionMonitor(TrainingPart):
         try:
             check_format(state, _STATE_FORMAT, type(self).__name__)
             self._recorder.load_state_dict(state["recorder"])
-            self._actions.load_state_dict(state["findings"])
+            self._verdicts.load_state_dict(state["findings"])
         except ConfigurationError as error:
             warn(f"the checkpoint's history is not continued, a new one begins: {error}", once_for_all=True)
             return
@@ -158,12 +161,18 @@ class AttentionMonitor(TrainingPart):
     def begin_batch(self, run: TrainerRun) -> None:
         self._batch_step = run.global_step
         self._batch.enter_context(self._recorder.step(run.global_step))
+        self._checkup.begin_batch(run)
 
     def skip_batch(self) -> None:
         self._batch.close()
+        self._checkup.skip_batch()
+
+    def before_optimizer_step(self, optimizer: Optimizer | None) -> None:
+        self._has_news |= self._checkup.end_backward()
 
     def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
         self._batch.close()
+        self._has_news |= self._checkup.end_backward()  # of a micro-batch, which no optimizer step follows
         is_observing = self._recorder.is_observing
         if loss is not None:
             self._recorder.record_loss(loss)
@@ -184,22 +193,22 @@ class AttentionMonitor(TrainingPart):
             if is_observing:
                 self._report_coverage(run)
             is_new = self._recorder.num_observations > self._published_observations
-            is_restored = self._diagnosis is None and self._recorder.num_observations > 0
+            is_restored = self._verdicts.last is None and self._recorder.num_observations > 0
             if is_new or is_restored:
                 self._publish(run)
+            elif self._has_news:
+                self._verdicts.judge(self._flushed_history(run), self._checkup.findings)
+                self._react(run)
         # Observed steps are the same on all processes, so they all take part in the decision, whatever each has seen.
-        if is_observing and self._actions.may_stop and run.is_true_anywhere(self._wants_to_stop):
+        if is_observing and self._verdicts.may_stop and run.is_true_anywhere(self._verdicts.want_to_stop):
             run.stop()
 
     def end(self, run: TrainerRun) -> None:
         self._recorder.flush(finish_step=True)
         with self._non_fatal("the monitor failed", key="monitor"):
-            history = self._flushed_history(run)
-            if self._recorder.num_observations > self._published_observations:
-                self._judge(run, history)
-            if self._diagnosis is not None:
-                self._pictures.draw(run, history)
-            self._publish_diagnosis(run)
+            self._judge_rest(run)
+            if self._verdicts.last is not None:
+                self._pictures.draw(run, self._flushed_history(run))
 
     def interrupt(self, run: TrainerRun) -> None:
         if self._known_recorder is None:
@@ -209,27 +218,19 @@ class AttentionMonitor(TrainingPart):
             # The one that ended the training goes on.
             if not has_other_processes():
                 self._recorder.flush(finish_step=True)
-            if self._recorder.num_observations > self._published_observations:
-                self._judge(run, self._flushed_history(run))
-            self._publish_diagnosis(run)
+            self._judge_rest(run)
 
     def state_dict(self) -> dict[str, Any]:
         if self._known_recorder is None:
             return {}
         self._recorder.flush()
-        state = {
-            "recorder": self._recorder.state_dict(),
-            "published_step": self._published_step,
-            "drawn_step": self._pictures.drawn_step,
-            "findings": self._actions.state_dict(),
-        }
-        return with_format(_STATE_FORMAT, state)
+        parts = {"recorder": self._recorder.state_dict(), "findings": self._verdicts.state_dict()}
+        steps = {"published_step": self._published_step, "drawn_step": self._pictures.drawn_step}
+        return with_format(_STATE_FORMAT, parts | steps)
 
     def detach(self) -> None:
         self._batch.close()
         self._training.close()
-        if self._known_recorder is not None:
-            self._known_recorder.close()
 
     # Shared by these.
 
@@ -243,48 +244,50 @@ class AttentionMonitor(TrainingPart):
         numbers = dict.fromkeys(run_tags(), math.nan) | run_scalars(history, -1)
         run.log(numbers | {RISK_TAG: diagnosis.risk}, diagnosis.step)
         self._pictures.draw_if_due(run, history)
-        for remark in _remarks(run):
+        for remark in run.remarks:
             if remark not in self._shown_remarks:
                 self._shown_remarks.add(remark)
                 run.inform(remark)
+
+    def _judge_rest(self, run: TrainerRun) -> None:
+        if self._recorder.num_observations > self._published_observations:
+            self._judge(run, self._flushed_history(run))
+        self._publish_diagnosis(run)
 
     def _judge(self, run: TrainerRun, history: AttentionHistory) -> Diagnosis:
         self._publisher.history(run.loggers, history, after_step=self._published_step)
         self._published_step = int(history.steps[-1])
         self._published_observations = self._recorder.num_observations
-        self._diagnosis = diagnosis = diagnose(history, thresholds=self._thresholds, rules=self._rules)
+        diagnosis = self._verdicts.judge(history, self._checkup.findings)
         numbers = {RISK_TAG: diagnosis.risk}
         if history.total_steps != self._published_total_steps:
             self._published_total_steps = history.total_steps
             numbers |= {TOTAL_STEPS_TAG: history.total_steps or math.nan}
         self._publisher.scalars(run.loggers, numbers, diagnosis.step)
-        new = self._actions.new_findings(diagnosis)
+        self._react(run)
+        return diagnosis
+
+    def _react(self, run: TrainerRun) -> None:
+        self._has_news = False
+        new = self._verdicts.news()
         if new:
             self._publish_diagnosis(run)
         for finding, action in new:
             with self._non_fatal("the monitor failed", key="monitor"):
-                self._act(action, finding, run)
-        return diagnosis
+                self._verdicts.act(action, finding, run)
 
     def _publish_diagnosis(self, run: TrainerRun) -> None:
-        if self._diagnosis is not None:
-            self._publisher.diagnosis(run.loggers, self._diagnosis, _remarks(run))
-
-    def _act(self, action: Action, finding: Finding, run: TrainerRun) -> None:
-        if callable(action):
-            action(finding, run.trainer, run.model)
-        elif action != "ignore":
-            self._wants_to_stop |= action == "stop"
-            warn(str(finding), always=True, once_for_all=True)
+        if self._verdicts.last is not None:
+            self._publisher.diagnosis(run.loggers, self._verdicts.last, run.remarks)
 
     def _report_coverage(self, run: TrainerRun) -> None:
         """Warn once, after the first batch, of what is not observed, and why."""
         if self._has_reported_coverage or not run.is_main_process:
             return
         self._has_reported_coverage = True
-        missing = {site: reason for site, reason in self.coverage().items() if not is_observed(reason)}
-        if missing:
-            warn(unobserved(missing, of=len(self.coverage())))
+        message = unobserved(self.coverage(), is_complete=True)
+        if message:
+            warn(message)
 
     @property
     def _recorder(self) -> AttentionRecorder:
@@ -294,7 +297,3 @@ class AttentionMonitor(TrainingPart):
         if self._known_recorder is None:
             raise ConfigurationError(f"`{name}`: nothing was observed yet; train with this callback first.")
         return self._known_recorder
-
-
-def _remarks(run: TrainerRun) -> list[str]:
-    return [remark for part in run.parts for remark in part.remarks]

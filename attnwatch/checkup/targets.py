@@ -1,6 +1,7 @@
 """Calls of `torch.nn.functional.cross_entropy` in a step: what predictions were scored against."""
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ class Targets:
         classes: int [batch, tokens], or [batch] with one for each sequence.
         is_scored: where there is a target, bool of the same shape.
         num_classes: number of classes.
-        loss: value of the loss.
+        loss: mean loss, 0-dimensional.
     """
 
     classes: Tensor
@@ -50,7 +51,7 @@ def targets_of(logits: Tensor, classes: Tensor, ignored: int, loss: Tensor, shap
         logits: [rows, classes] or [batch, classes, tokens].
         classes: int, one for each row, or [batch, tokens].
         ignored: class of rows without a target.
-        loss: result of the call.
+        loss: mean loss of the call.
         shape: numbers of sequences and of tokens. The last token of each sequence may have been left out.
     """
     num_sequences, num_tokens = shape
@@ -67,13 +68,19 @@ def targets_of(logits: Tensor, classes: Tensor, ignored: int, loss: Tensor, shap
 
 @contextlib.contextmanager
 def scored_calls(receive: Callable[[Tensor, Tensor, int, Tensor], None]) -> Iterator[None]:
-    """Hand `receive` (logits, classes, ignored class, loss) of each cross-entropy of class indices, detached."""
+    """Hand `receive` (logits, classes, ignored class, mean loss) of each cross-entropy of class indices, detached."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
         def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
             loss = original(input, target, *args, **kwargs)
             if isinstance(target, Tensor) and not target.is_floating_point() and isinstance(loss, Tensor):
-                receive(input.detach(), target.detach(), kwargs.get("ignore_index", -100), loss.detach())
+                given = signature.bind(input, target, *args, **kwargs)
+                given.apply_defaults()
+                ignored, reduction = given.arguments["ignore_index"], given.arguments["reduction"]
+                number = (target != ignored).sum() if reduction != "mean" else 1
+                receive(input.detach(), target.detach(), ignored, loss.detach().sum() / number)
             return loss
 
         return cross_entropy

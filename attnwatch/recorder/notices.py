@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from attnwatch.capture import is_observed
 from attnwatch.utils.messages import WarnOnce
 from attnwatch.utils.processes import is_first_process
 
@@ -28,8 +29,9 @@ class Notices:
         if self._has_told_of_silence:
             return
         self._has_told_of_silence = True
-        if silent:
-            self._warn(unobserved(silent))
+        message = unobserved(silent)
+        if message:
+            self._warn(message)
 
     def of_no_attention(self, why: str, coverage: Mapping[str, str], step: int) -> None:
         """Warn after the first observed step that neither code nor calls have shown attention that can be read."""
@@ -62,14 +64,17 @@ class Notices:
         )
 
 
-def unobserved(reasons: Mapping[str, str], *, of: int | None = None) -> str:
-    """Return a message about sites that are not observed.
+def unobserved(coverage: Mapping[str, str], *, is_complete: bool = False) -> str:
+    """Return a message about the sites that are not observed; empty if all are.
 
     Args:
-        reasons: by name of the site; the first three are listed.
-        of: number of all sites.
+        coverage: `"observed"` or a reason, by name of the site. The first three reasons are listed.
+        is_complete: the coverage has all sites of the model, so that their number is told.
     """
-    number = len(reasons) if of is None else f"{len(reasons)} of {of}"
+    reasons = {site: reason for site, reason in coverage.items() if not is_observed(reason)}
+    if not reasons:
+        return ""
+    number = f"{len(reasons)} of {len(coverage)}" if is_complete else str(len(reasons))
     listed = "; ".join(f"{site}: {reason}" for site, reason in list(reasons.items())[:3])
     more = f"; and {len(reasons) - 3} more, see coverage()" if len(reasons) > 3 else ""
     return f"{number} attention sites are not observed. {listed}{more}"

@@ -128,6 +128,11 @@ class TrainerRun(ABC):
         return parts_of(self.callbacks)
 
     @property
+    def remarks(self) -> list[str]:
+        """Sentences in markdown of all parts on how to read what is logged."""
+        return [remark for part in self.parts for remark in part.remarks]
+
+    @property
     def loggers(self) -> Sequence[Logger]:
         """Loggers of the trainer, on the process that logs; see `attnwatch.loggers.logger_for`."""
         return []

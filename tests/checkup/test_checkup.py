@@ -95,6 +95,17 @@ def test_check_training_leaves_gradients_modes_and_random_states():
     assert not model._forward_pre_hooks
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_first_loss_is_a_mean_however_the_script_reduces_it(reduction):
+    def loss(model, tokens):
+        logits = model(tokens).logits[:, :-1].flatten(0, 1)
+        return F.cross_entropy(logits, tokens[:, 1:].flatten(), reduction=reduction)
+
+    checkup = check_training(gpt2(), torch.randint(1, 40, (4, 10)), forward=loss)
+    assert not checkup.findings
+    assert "initialisation" not in checkup.skipped
+
+
 @pytest.mark.parametrize(
     ("clear", "accumulate", "found"),
     [(False, 1, True), (True, 1, False), (True, 3, False), (False, 3, True)],

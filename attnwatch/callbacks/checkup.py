@@ -1,0 +1,61 @@
+"""Checkup of a training between the hooks of its trainer."""
+
+import contextlib
+
+from attnwatch.checkup import TrainingCheckup
+from attnwatch.diagnosis import Finding
+from attnwatch.trainers.base import TrainerRun
+from attnwatch.utils.messages import NonFatal
+
+
+class _Skipped(Exception):
+    """A batch is not trained on."""
+
+
+class RunCheckup:
+    """`TrainingCheckup` of one training. Nothing happens if it is not enabled.
+
+    Args:
+        is_enabled: check the training.
+
+    Attributes:
+        findings: what was found so far.
+    """
+
+    def __init__(self, *, is_enabled: bool):
+        self._is_enabled = is_enabled
+        self._step = contextlib.ExitStack()
+        self._non_fatal = NonFatal()
+        self._checkup: TrainingCheckup | None = None
+        self.findings: list[Finding] = []
+
+    def restart(self) -> None:
+        """Begin anew, for another training."""
+        self.close()
+        self._checkup, self.findings = None, []
+
+    def begin_batch(self, run: TrainerRun) -> None:
+        """Look at the forward and backward that follow."""
+        if self._is_enabled:
+            with self._non_fatal("the checkup failed", key="checkup"):
+                if self._checkup is None:  # optimizers may not be there when the training starts
+                    (_, optimizers), *_ = run.models_with_optimizers()
+                    self._checkup = TrainingCheckup(run.model, optimizers=optimizers)
+                self._step.enter_context(self._checkup.step(run.global_step))
+
+    def skip_batch(self) -> None:
+        """Forget a batch that has begun and is not trained on."""
+        self._step.__exit__(_Skipped, _Skipped(), None)
+
+    def end_backward(self) -> bool:
+        """Check what was seen since the batch began, once. Return whether something new was found."""
+        with self._non_fatal("the checkup failed", key="checkup"):
+            self._step.close()
+        known, self.findings = self.findings, [] if self._checkup is None else self._checkup.findings
+        return len(self.findings) > len(known)
+
+    def close(self) -> None:
+        """Take the checkup off the model. A batch that is open is not checked."""
+        self.skip_batch()
+        if self._checkup is not None:
+            self._checkup.close()

@@ -1,0 +1,86 @@
+"""Verdicts on one training, and what the user wants done about what is new in them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, FindingRule, RuleSet, Thresholds, diagnose
+from attnwatch.recorder import AttentionHistory
+from attnwatch.trainers.base import TrainerRun
+from attnwatch.utils.arguments import require_instance
+from attnwatch.utils.messages import warn
+
+
+class Verdicts:
+    """Verdicts on one training.
+
+    Args:
+        on_finding, thresholds, rules: see `AttentionMonitor`.
+
+    Attributes:
+        last: the last verdict; None before the first.
+        want_to_stop: flag that a finding is to stop the training.
+
+    Raises:
+        ConfigurationError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        on_finding: Action | Mapping[str, Action],
+        thresholds: Thresholds | None,
+        rules: Sequence[FindingRule],
+    ):
+        require_instance("thresholds", thresholds, Thresholds)
+        self._actions = FindingActions(on_finding)
+        self._thresholds, self._rules = thresholds, RuleSet(rules)
+        self.last: Diagnosis | None = None
+        self.want_to_stop = False
+
+    @property
+    def may_act(self) -> bool:
+        """True if some kind of finding does more than warn."""
+        return self._actions.may_act
+
+    @property
+    def may_stop(self) -> bool:
+        """True if some kind of finding stops the training."""
+        return self._actions.may_stop
+
+    def restart(self) -> None:
+        """Begin anew, for another training."""
+        self.last, self.want_to_stop = None, False
+        self._actions.reset()
+        self._rules.reset()
+
+    def of(self, history: AttentionHistory, checked: Sequence[Finding]) -> Diagnosis:
+        """Return the verdict on a history and on the findings of a checkup."""
+        return diagnose(history, thresholds=self._thresholds, rules=self._rules, checked=checked)
+
+    def judge(self, history: AttentionHistory, checked: Sequence[Finding]) -> Diagnosis:
+        """Make the verdict on these the last one."""
+        self.last = self.of(history, checked)
+        return self.last
+
+    def news(self) -> list[tuple[Finding, Action]]:
+        """Return what is new in the last verdict, once, each with what the user wants done about it."""
+        return [] if self.last is None else self._actions.new_findings(self.last)
+
+    def act(self, action: Action, finding: Finding, run: TrainerRun) -> None:
+        """Do what the user wants done about a finding."""
+        if callable(action):
+            action(finding, run.trainer, run.model)
+        elif action != "ignore":
+            self.want_to_stop |= action == "stop"
+            warn(str(finding), always=True, once_for_all=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return which findings hold."""
+        return self._actions.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from where `state_dict` was taken.
+
+        Raises:
+            ConfigurationError: `state` is of another version.
+        """
+        self._actions.load_state_dict(state)

@@ -1,0 +1,70 @@
+"""The checkup of a monitor in real trainings by each trainer."""
+
+import pytest
+import torch
+
+import attnwatch
+from attnwatch import AttnwatchWarning, RunStatus
+from tests.support.equality import assert_same_weights
+from tests.support.models import llama
+
+pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
+
+
+def with_frozen_queries():
+    model = llama()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("q_proj" not in name)
+    return model
+
+
+@pytest.mark.parametrize("options", [{}, {"accumulate": 2, "clip": 1.0}, {"bf16": True}], ids=str)
+def test_training_is_bit_identical_and_nothing_is_found(training, options):
+    plain = training.train(model=llama(dropout=0.1), **options)
+    state = torch.get_rng_state()
+    monitor = training.callbacks.AttentionMonitor(checkup=True)
+    watched = training.train(monitor, model=llama(dropout=0.1), **options)
+    assert plain.losses == watched.losses
+    assert torch.equal(torch.get_rng_state(), state)
+    assert_same_weights(plain.model, watched.model)
+    assert not [finding for finding in monitor.diagnosis.findings if not finding.is_note]
+    assert not watched.model._forward_hooks
+    assert not getattr(watched.optimizer, "optimizer", watched.optimizer)._optimizer_step_post_hooks
+
+
+def test_fault_is_told_before_the_first_step_and_decides_the_status(training):
+    told = []
+
+    def tell(finding, trainer, model):
+        told.append((finding.kind.value, finding.step))
+
+    monitor = training.callbacks.AttentionMonitor(checkup=True, on_finding=tell)
+    training.train(monitor, model=with_frozen_queries())
+    assert told[0] == ("frozen_parameters", 0)
+    diagnosis = monitor.diagnosis
+    assert diagnosis.status is RunStatus.NOT_CONVERGING
+    finding = next(each for each in diagnosis.findings if each.kind is attnwatch.FindingKind.FROZEN_PARAMETERS)
+    assert diagnosis.risk >= finding.severity
+    assert all("q_proj" in site for site in finding.sites)
+
+
+def test_fault_stops_the_training(training):
+    monitor = training.callbacks.AttentionMonitor(checkup=True, on_finding="stop")
+    with pytest.warns(AttnwatchWarning, match="frozen_parameters since step 0"):
+        run = training.train(monitor, model=with_frozen_queries())
+    assert run.num_steps == 1
+
+
+def test_without_the_checkup_nothing_is_checked(training):
+    monitor = training.callbacks.AttentionMonitor()
+    training.train(monitor, model=with_frozen_queries())
+    assert "frozen_parameters" not in {finding.kind.value for finding in monitor.diagnosis.findings}
+
+
+def test_second_training_is_checked_anew(training):
+    told = []
+    monitor = training.callbacks.AttentionMonitor(checkup=True, on_finding=lambda finding, *_: told.append(finding))
+    training.train(monitor, model=with_frozen_queries(), steps=3)
+    training.train(monitor, model=llama(), steps=3)
+    assert not monitor.diagnosis.findings
+    assert len(told) == 1
