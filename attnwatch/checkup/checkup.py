@@ -132,7 +132,7 @@ class TrainingCheckup:
         evidence.stale_gradients = self._stale.take()
         self._steps_seen.add(global_step)
         self._look(evidence)
-        if len(self._answers) == len(self._checks):
+        if not self._open_checks:
             self.close()
 
     @property
@@ -156,8 +156,12 @@ class TrainingCheckup:
 
     @property
     def _open_checks(self) -> list[str]:
-        """Names of the checks that have no answer yet."""
-        return [name for name in self._checks if name not in self._answers]
+        """Names of the checks that have no answer yet, or look for a fault in each of the first steps."""
+        return [
+            name
+            for name, check in self._checks.items()
+            if name not in self._answers or (check.watches and self._answers[name] is None)
+        ]
 
     def _look(self, evidence: StepEvidence) -> None:
         for name in self._open_checks:
@@ -166,7 +170,8 @@ class TrainingCheckup:
                 fault = check.look(evidence)
                 finding = None if fault is None else _finding(check, fault, evidence.global_step)
             except CannotCheck as error:
-                self.skipped[name] = str(error)
+                if name not in self._answers:
+                    self.skipped[name] = str(error)
             except Exception as error:  # of a check or of the model; the training is worth more
                 self.skipped[name] = f"the check failed with {type(error).__name__}: {error}"
             else:

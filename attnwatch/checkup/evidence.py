@@ -13,8 +13,8 @@ from attnwatch.checkup.targets import Targets, targets_of
 from attnwatch.checkup.tokens import Tokens, tokens_of
 from attnwatch.checkup.updates import Update
 
-# Steps of the optimizers after which their updates are judged.
-_NUM_UPDATES = 6
+NUM_UPDATES = 6
+"""Steps of the optimizers after which their updates are judged."""
 
 ScoredCall = tuple[Tensor, Tensor, int, Tensor]
 """Logits, classes, ignored class and loss of a cross-entropy."""
@@ -31,8 +31,8 @@ class StepEvidence:
         steps_per_epoch: number of optimizer steps of an epoch; None if it is not known.
         updates: what each step of the optimizers has done so far, by name of the matrix.
         scored: calls of cross-entropy.
-        stale_gradients: for each parameter that was looked at, the norm of the gradient that was there when the first
-            gradient after a step of its optimizer came; 0-dimensional tensors.
+        stale_gradients: norms of the old gradients that the last step of an optimizer has used again, by name of the
+            parameter; 0 if they were cleared.
     """
 
     def __init__(
@@ -91,7 +91,11 @@ class StepEvidence:
         Raises:
             CannotCheck: the loss is another one than the cross-entropy of the tokens or sequences.
         """
-        shape = self.forward.num_sequences, self.tokens.length
+        try:
+            length = self.tokens.length
+        except CannotCheck:  # images, of which each has one target
+            length = 1
+        shape = self.forward.num_sequences, length
         found = (targets_of(*call, shape) for call in self.scored)
         targets = next((each for each in found if each is not None), None)
         if targets is None:
@@ -125,31 +129,42 @@ class StepEvidence:
         Raises:
             CannotCheck: no optimizer was given, or too few of its steps were seen.
         """
-        if not self.held or len(self.updates) < _NUM_UPDATES:
-            raise CannotCheck(f"{_NUM_UPDATES} steps of an optimizer are needed")
+        if not self.held or len(self.updates) < NUM_UPDATES:
+            raise CannotCheck(f"{NUM_UPDATES} steps of an optimizer are needed")
         updates: dict[str, list[Update]] = {}
         for step in self.updates:
             for name, update in step.items():
                 if update.schedule > 0:
                     updates.setdefault(name, []).append(update)
         if not updates:
-            raise CannotCheck("the learning rate was 0 so far")
+            raise CannotCheck("no matrix had a gradient and a learning rate above 0 so far")
         return updates
 
-    def update_ratios(self, *, of_full_rate: bool = False) -> dict[str, float]:
-        """Return the largest ratio of update to weights of each matrix that does not begin at zero.
-
-        Args:
-            of_full_rate: what the ratio would be at the rate that the schedule scales.
+    def update_ratios(self) -> dict[str, float]:
+        """Return the largest ratio of update to weights of each matrix, for the rate that the schedule leads to.
 
         Raises:
-            CannotCheck: as of `updates_of_matrices`.
+            CannotCheck: as of `updates_of_matrices`, or all matrices begin at zero.
         """
-        ratios = {
-            name: max(float(each.ratio) / (each.schedule if of_full_rate else 1.0) for each in updates)
-            for name, updates in self.updates_of_matrices().items()
-        }
-        known = {name: ratio for name, ratio in ratios.items() if math.isfinite(ratio)}
-        if not known:
-            raise CannotCheck("all matrices begin at zero")
-        return known
+        return _finite(
+            {
+                name: max(float(each.change / each.before) / each.schedule for each in updates)
+                for name, updates in self.updates_of_matrices().items()
+            }
+        )
+
+    def growths(self) -> dict[str, float]:
+        """Return the factor by which the norm of each matrix has grown.
+
+        Raises:
+            CannotCheck: as of `updates_of_matrices`, or all matrices begin at zero.
+        """
+        updates = self.updates_of_matrices()
+        return _finite({name: float(each[-1].after / each[0].before) for name, each in updates.items()})
+
+
+def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    known = {name: number for name, number in numbers.items() if math.isfinite(number)}
+    if not known:
+        raise CannotCheck("all matrices begin at zero")
+    return known

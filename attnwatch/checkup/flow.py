@@ -66,6 +66,22 @@ class Flow:
         return self._moved_with(self._places < self.middle)
 
     @cached_property
+    def sees_others(self) -> bool:
+        """True if an output moves with other tokens of its sequence.
+
+        Every second token is replaced, then the others: the halves of a sequence may be two documents. Outputs of the
+        tokens that stay must move; an output of a whole sequence must move with both.
+        """
+        odd = self._places % 2 == 1
+        by_odd, by_even = self._moved_with(odd), self._moved_with(~odd)
+        if not self.has_outputs_of_tokens:
+            return bool(by_odd.any() and by_even.any())
+        if not (by_odd & odd).any() and not (by_even & ~odd).any():
+            raise CannotCheck("no output moves with its own token: weights are zero")
+        real = ~self.tokens.padding
+        return bool((by_odd & ~odd & real).any() or (by_even & odd & real).any())
+
+    @cached_property
     def padded(self) -> Tensor:
         """Outputs that move with what stands at the padding: bool [batch, tokens] or [batch]."""
         if not self.tokens.padding.any():
@@ -82,11 +98,12 @@ class Flow:
 
     @cached_property
     def reordered(self) -> Tensor:
-        """Largest differences once the tokens of the sequences without padding are reversed and the outputs too."""
-        if self.tokens.padding.any():
-            raise CannotCheck("the batch has padding")
+        """Outputs of sequences without padding that are others, in reverse, once their tokens are reversed."""
+        whole = ~self.tokens.padding.any(1)
+        if not whole.any():
+            raise CannotCheck("all sequences of the batch have padding")
         output, before = self._with(self.tokens.values.flip(1)), self._repeats.unchanged
-        return self._differs(output.flip(1) if self.has_outputs_of_tokens else output, before)
+        return self._differs(output.flip(1) if self.has_outputs_of_tokens else output, before)[whole]
 
     @property
     def _places(self) -> Tensor:

@@ -1,7 +1,7 @@
 """The forward of a training step: what the model was given and returned, by name, and repeats of it."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ _MOST_SEQUENCES = 4
 # Outputs that are one for each token or sequence, in order of preference.
 _OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "start_logits")
 # Objects that a forward changes, so that a second one would see what the first one has left there.
+_ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
 _CACHES = ("past_key_values", "past_key_value", "cache_params", "encoder_outputs")
 
 
@@ -51,6 +52,32 @@ class RecordedForward:
         values, number = list(arguments.items()), self.num_positional
         return self.module(*(value for _, value in values[:number]), **dict(values[number:]))
 
+    def require_weights(self) -> None:
+        """Raise `CannotCheck` if a weight matrix is zero, as output layers may be at the start: nothing moves then."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.ndim > 1 and parameter.numel() and not is_of_adapter(name) and not parameter.any():
+                raise CannotCheck(f"{name} is zero, so that nothing behind it moves")
+
+    @property
+    def similarities(self) -> frozenset[str]:
+        """Names of the outputs [batch, batch] of a large batch, which compare each sequence with all others."""
+        size = self.num_sequences
+        if size <= _MOST_SEQUENCES:
+            return frozenset()
+        return frozenset(name for name, tensor in self.output.items() if tensor.shape == (size, size))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Tensors that the module was given.
+
+        Raises:
+            CannotCheck: there are none.
+        """
+        tensors = [tensor for _, tensor in tensors_in(self.arguments)]
+        if not tensors:
+            raise CannotCheck("the model was given no tensor")
+        return tensors
+
     @property
     def num_sequences(self) -> int:
         """Size of the batch, the first dimension that most of the tensors among the arguments share."""
@@ -79,6 +106,8 @@ class Repeats:
         size = forward.num_sequences
         self.num_sequences = min(size, _MOST_SEQUENCES)
         self.arguments = {name: _first(value, size, self.num_sequences) for name, value in forward.arguments.items()}
+        self._has_decoder = is_encoder_decoder(forward.module)
+        self._lengths = {value.shape[1] for _, value in tensors_in(self.arguments) if value.ndim >= 2}
         self._unchanged: Tensor | None = None
 
     def output(self, **changes: Any) -> Tensor:
@@ -95,7 +124,10 @@ class Repeats:
                 output = self._forward.repeat({**self.arguments, **changes})
         except Exception as error:
             raise CannotCheck(f"the forward can't be repeated: {type(error).__name__}: {error}") from error
-        return _main_output(output, self.num_sequences).float()
+        output = _main_output(output, self.num_sequences, self._forward.similarities)
+        if output.ndim == 3 and output.shape[1] not in self._lengths and not self._has_decoder:
+            raise CannotCheck(f"the model returns {output.shape[1]} outputs for {sorted(self._lengths)} tokens")
+        return output.float()
 
     @property
     def unchanged(self) -> Tensor:
@@ -103,6 +135,16 @@ class Repeats:
         if self._unchanged is None:
             self._unchanged = self.output()
         return self._unchanged
+
+
+def is_of_adapter(name: str) -> bool:
+    """Return whether a parameter of this name belongs to an adapter, such as LoRA's, beside the weights of a model."""
+    return any(part in name.lower() for part in _ADAPTERS)
+
+
+def is_encoder_decoder(module: nn.Module) -> bool:
+    """Return whether a transformers model has an encoder and a decoder, with tokens of their own."""
+    return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
 
 
 def argument_names(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,15 +183,12 @@ def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
             yield from ((str(place), each) for _, each in tensors_in(value))
 
 
-def _main_output(output: Any, num_sequences: int) -> Tensor:
+def _main_output(output: Any, num_sequences: int, similarities: Collection[str]) -> Tensor:
     """Return the output that is one for each sequence or token: by its name, else the first of the most dimensions."""
     fitting = {
         name: tensor
         for name, tensor in tensors_in(output)
-        if tensor.ndim >= 2
-        and len(tensor) == num_sequences
-        and tensor.is_floating_point()
-        and tensor.shape != (num_sequences, num_sequences)  # similarities of each sequence with all others
+        if tensor.ndim >= 2 and len(tensor) == num_sequences and tensor.is_floating_point() and name not in similarities
     }
     if not fitting:
         raise CannotCheck("the model returns no tensor [batch, …] of floating-point numbers, such as its logits")

@@ -18,13 +18,15 @@ class Update:
     """Change of one matrix by one step of an optimizer.
 
     Attributes:
-        ratio: norm of the change by the norm of the weights, a 0-dimensional tensor.
+        change, before, after: norms of the change, and of the weights before and after it, 0-dimensional tensors.
         unchanged: share of the entries with a gradient that are what they were, a 0-dimensional tensor.
         schedule: learning rate of the step by the one that the schedule scales; 1 without a schedule.
         dtype: of the weights.
     """
 
-    ratio: Tensor
+    change: Tensor
+    before: Tensor
+    after: Tensor
     unchanged: Tensor
     schedule: float
     dtype: torch.dtype
@@ -69,12 +71,13 @@ class Updates:
                 before = self._before.pop(matrix, None)
                 if before is None or matrix.grad is None:
                     continue
-                change = _sample(matrix).double() - before.double()
+                after = _sample(matrix).double()
+                change = after - before.double()
                 has_gradient = _sample(matrix.grad) != 0
                 unchanged = ((change == 0) & has_gradient).sum() / has_gradient.sum()
                 schedule = float(group.get("lr", 1.0)) / float(group.get("initial_lr", group.get("lr", 1.0)) or 1.0)
-                ratio = change.norm() / before.double().norm()
-                updates[self._names[matrix]] = Update(ratio, unchanged, schedule, matrix.dtype)
+                norms = change.norm(), before.double().norm(), after.norm()
+                updates[self._names[matrix]] = Update(*norms, unchanged, schedule, matrix.dtype)
         self.steps.append(updates)
 
 

@@ -12,9 +12,9 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
-import attnwatch.callbacks.monitor as monitor_module
 import attnwatch.callbacks.pictures as pictures_module
 from attnwatch import AttnwatchWarning, RunStatus, Thresholds
+from attnwatch.callbacks import verdicts
 from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.statistics import Statistic
@@ -373,7 +373,7 @@ def test_function_that_fails_stops_neither_training_nor_other_actions():
 @pytest.mark.parametrize("max_steps", [-1, 8], ids=["at every step", "at the end, too"])
 def test_error_in_the_monitor_is_told_once_per_fit_and_stops_nothing(tmp_path, monkeypatch, max_steps):
     monitor = AttentionMonitor(every_n_steps=1, flush_every=3)
-    monkeypatch.setattr(monitor_module, "diagnose", lambda *arguments, **options: 1 / 0)
+    monkeypatch.setattr(verdicts, "diagnose", lambda *arguments, **options: 1 / 0)
     for _ in range(2):
         with pytest.warns(AttnwatchWarning) as caught:
             trainer, _ = train_epochs(monitor, max_steps=max_steps, logger=TensorBoardLogger(tmp_path))

@@ -8,7 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 import attnwatch
 
@@ -330,6 +339,50 @@ def test_fault_is_named_and_the_nearest_sound_script_is_not(kind, faulty, sound)
     assert kind in script.notes or kind not in checkup.skipped or kind == "eval_mode", checkup.skipped.get(kind)
 
 
+def zeros(*names: str) -> Net:
+    model = Net()
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in names):
+            nn.init.zeros_(parameter)
+    return model
+
+
+class Packed(Layer):
+    """Two documents in each sequence, of which none sees the other."""
+
+    def visible(self, attention_mask: Tensor | None, length: int) -> Tensor:
+        document = torch.arange(length) >= length // 2
+        return super().visible(attention_mask, length) & (document[:, None] == document)
+
+
+def masters() -> Script:
+    model = Net().to(torch.bfloat16)
+    copies = [parameter.detach().float() for parameter in model.parameters()]
+    return Script(model, ids(), next_token, torch.optim.AdamW(copies))
+
+
+def t5() -> Script:
+    config = T5Config(vocab_size=VOCABULARY, d_model=WIDTH, d_ff=48, num_layers=2, num_heads=4, d_kv=8)
+    config.decoder_start_token_id = 0
+    tokens = torch.randint(1, VOCABULARY, (1, 16))
+    return Script(T5ForConditionalGeneration(config).train(), {"input_ids": tokens, "labels": tokens.roll(-1, 1)})
+
+
+ODD = {
+    "output layers begin at zero": lambda: Script(zeros("out.", "mlp.3"), ids(), next_token),
+    "head begins at zero": lambda: Script(zeros("head"), ids(), next_token),
+    "two documents in a sequence": lambda: Script(with_layers(Packed), ids(), next_token),
+    "float32 copies of bfloat16 weights": masters,
+    "encoder and decoder, one sequence": t5,
+}
+
+
+@pytest.mark.parametrize("script", ODD.values(), ids=ODD)
+def test_nothing_is_found_in_sound_scripts_that_look_odd(script):
+    checkup = script().check()
+    assert not checkup.findings, checkup
+
+
 def test_diagnosis_takes_the_findings_along():
     script = SCRIPTS["padding is learned"][1]()
     findings = script.check().findings
@@ -346,5 +399,12 @@ def test_diagnosis_takes_the_findings_along():
 
 
 def test_every_check_has_a_script_with_its_fault():
-    in_loops = {"gradients_not_cleared", "lost_updates", "rate_too_high", "rate_too_low", "repeated_batch"}
+    in_loops = {
+        "gradients_not_cleared",
+        "lost_updates",
+        "rate_too_high",
+        "rate_too_low",
+        "repeated_batch",
+        "no_gradient",
+    }
     assert {kind for kind, *_ in SCRIPTS.values()} | in_loops == set(attnwatch.Check.registry)

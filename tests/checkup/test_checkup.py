@@ -118,7 +118,7 @@ def test_gradients_that_were_not_cleared_are_told_from_accumulation(clear, accum
         train(model, optimizer, checkup, clear=clear, accumulate=accumulate)
     assert [finding.kind.value for finding in checkup.findings] == ["gradients_not_cleared"] * found
     if found:
-        assert checkup.findings[0].step == 1
+        assert checkup.findings[0].step == 2
     assert not optimizer._optimizer_step_post_hooks
 
 
@@ -256,3 +256,47 @@ def test_batches_that_come_again_are_told(batches, epoch, expected):
         train(model, optimizer, checkup, steps=9, batches=batches)
     found = {finding.kind.value: finding.is_note for finding in checkup.findings}
     assert found == ({} if expected is None else {"repeated_batch": expected})
+
+
+def test_steps_without_gradients_are_told():
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(9):
+            with checkup.step(step):
+                tokens = torch.randint(1, 40, (4, 10))
+                model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.zero_grad()
+            optimizer.step()
+    assert [finding.kind.value for finding in checkup.findings] == ["no_gradient"]
+
+
+def test_batch_without_labels_is_told_whenever_it_comes():
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(6):
+            tokens = torch.randint(1, 40, (4, 10))
+            labels = torch.full_like(tokens, -100) if step == 4 else tokens
+            with checkup.step(step):
+                model(input_ids=tokens, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert {(finding.kind.value, finding.step) for finding in checkup.findings} >= {("empty_batch", 4)}
+
+
+def test_gradients_of_two_networks_in_turns_are_no_fault():
+    generator, critic = nn.Linear(4, 8), nn.Linear(8, 1)
+    model = nn.ModuleDict({"generator": generator, "critic": critic})
+    optimizers = [torch.optim.Adam(part.parameters()) for part in (generator, critic)]
+    with TrainingCheckup(model, optimizers=optimizers) as checkup:
+        for step in range(6):
+            with checkup.step(step):
+                optimizers[1].zero_grad()
+                critic(generator(torch.randn(5, 4)).detach()).mean().backward()
+                optimizers[1].step()
+                optimizers[0].zero_grad()
+                critic(generator(torch.randn(5, 4))).mean().backward()  # leaves gradients in the critic
+                optimizers[0].step()
+    assert not checkup.findings, checkup
+    assert "gradients_not_cleared" not in checkup.skipped

@@ -60,12 +60,14 @@ class Check(Plugin):
         status: status of a run that has the fault; None if the finding is always a note.
         severity: 0 to 1 (the run is lost).
         remedy: second half of the message: what the user can do.
+        watches: look at each of the first steps, not only until there is an answer.
     """
 
     registry: ClassVar[Registry[type["Check"]]] = Registry("check", "attnwatch.checkup.checks")
     status: ClassVar[RunStatus | None] = RunStatus.NOT_CONVERGING
     severity: ClassVar[float] = 0.9
     remedy: ClassVar[str] = ""
+    watches: ClassVar[bool] = False
 
     def look(self, step: "StepEvidence") -> Fault | None:
         """Return what is wrong after the backward of a step, before its optimizer steps; None if nothing is.

@@ -1,7 +1,10 @@
 """Sequences that change one another's outputs."""
 
+from torch import Tensor
+
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.flow import Flow
 
 
 @register
@@ -18,10 +21,14 @@ class BatchMixing(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        flow = step.flow
-        moved = flow.others if flow.others.ndim == 0 else flow.others[~flow.tokens.padding[0]]
+        moved = mixed_tokens(step.flow)
         if not moved.any():
             return None
         share = float(moved.float().mean())
         what = f"{share:.0%} of the outputs of a sequence change when the other sequences of the batch are others"
         return Fault(what, numbers={"share_that_moves": share})
+
+
+def mixed_tokens(flow: Flow) -> Tensor:
+    """Return which outputs of the first sequence, its padding left out, move with the other sequences: bool."""
+    return flow.others if flow.others.ndim == 0 else flow.others[~flow.tokens.padding[0]]

@@ -29,8 +29,12 @@ class BrokenGradientPath(Check):
         if not weights:
             raise CannotCheck("no attention with trainable weights was called")
         reached = [name for name, each in weights.items() if any(w.grad is not None for w in each.values())]
+        others = [name for name, each in step.trainable.items() if each.grad is not None]
+        if not reached and others:
+            what = f"no attention layer got a gradient, although {others[-1]} got one"
+            return Fault(what, tuple(weights), {"layers_without_gradient": float(len(weights))})
         if not reached:
-            raise CannotCheck("no attention has a gradient: call backward inside of the step")
+            raise CannotCheck("nothing has a gradient: call backward inside of the step")
         up_to = list(weights)[: list(weights).index(reached[-1]) + 1]
         missing = tuple(f"{name}.{weight}" for name in up_to for weight, w in weights[name].items() if w.grad is None)
         if not missing:

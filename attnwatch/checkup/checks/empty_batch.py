@@ -12,6 +12,7 @@ class EmptyBatch(Check):
     """
 
     name = "empty_batch"
+    watches = True
     severity = 0.6
     remedy = "Look at what the data set and the collator return: truncation may have cut off all that is to be learned."
 

@@ -3,6 +3,7 @@
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.forward import is_of_adapter
 
 
 @register
@@ -24,7 +25,7 @@ class FrozenParameters(Check):
             raise CannotCheck("the model has no attention that is known")
         for site in sites:
             weights = {name: each for name, each in site.module.named_parameters() if each.ndim > 1}
-            has_adapters = any("lora" in name.lower() or "adapter" in name.lower() for name in weights)
+            has_adapters = any(map(is_of_adapter, weights))
             still = [name for name, each in weights.items() if not each.requires_grad]
             if still and len(still) < len(weights) and not has_adapters:
                 frozen += [f"{site.name}.{name}" for name in still]

@@ -1,7 +1,10 @@
 """Predictions that depend on the token that they are scored against."""
 
+from torch import Tensor
+
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.forward import is_encoder_decoder
 
 
 @register
@@ -19,19 +22,30 @@ class FutureLeak(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        if step.targets.shift(step.tokens.values) != 1:
-            raise CannotCheck("the tokens are not scored against the next ones, as those of a language model are")
-        flow = step.flow
-        if not flow.has_outputs_of_tokens:
-            raise CannotCheck("the model has no output for each token")
-        before = slice(0, flow.middle)
-        is_scored = step.targets.is_scored[: flow.num_sequences, before]
-        leaks = flow.later[:, before] & is_scored & ~flow.tokens.padding[:, before]
+        flow, leaks = step.flow, leaking_predictions(step)
         if not leaks.any():
             return None
-        share = float(leaks.sum() / is_scored.sum())
+        share = float(leaks.float().mean())
         what = (
             f"{share:.0%} of the predictions before token {flow.middle} change when `{flow.tokens.name}` changes from "
             "there on, and the first of these tokens is what they are to predict"
         )
         return Fault(what, numbers={"share_that_moves": share, "first_changed_token": float(flow.middle)})
+
+
+def leaking_predictions(step: StepEvidence) -> Tensor:
+    """Return which of the scored predictions before the middle move with the tokens from there on: bool [predictions].
+
+    Raises:
+        CannotCheck: the model is no next-token model.
+    """
+    if is_encoder_decoder(step.forward.module):
+        raise CannotCheck("the tokens are those of the encoder, which sees all")
+    if step.targets.shift(step.tokens.values) != 1:
+        raise CannotCheck("the tokens are not scored against the next ones, as those of a language model are")
+    flow = step.flow
+    if not flow.has_outputs_of_tokens:
+        raise CannotCheck("the model has no output for each token")
+    before = slice(0, flow.middle)
+    is_scored = step.targets.is_scored[: flow.num_sequences, before] & ~flow.tokens.padding[:, before]
+    return flow.later[:, before][is_scored]

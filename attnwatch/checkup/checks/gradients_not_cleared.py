@@ -8,8 +8,8 @@ from attnwatch.checkup.evidence import StepEvidence
 class GradientsNotCleared(Check):
     """Gradients of the last step were still there, and new ones are added to them.
 
-    The first gradient that a parameter gets after a step of its optimizer must find none, or zeros. Accumulation over
-    micro-batches adds gradients between two steps of the optimizer, and is not found.
+    The first gradient that a parameter gets after a step of its optimizer must find none, or zeros, or be cleared
+    before the next step. Accumulation over micro-batches adds gradients between two steps, and is not found.
     """
 
     name = "gradients_not_cleared"
@@ -17,10 +17,10 @@ class GradientsNotCleared(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         if not step.held or not step.stale_gradients:
-            raise CannotCheck("no optimizer has stepped between two backwards")
+            raise CannotCheck("two steps of an optimizer are needed")
         stale = {name: float(norm) for name, norm in step.stale_gradients.items() if float(norm) > 0}
         if not stale:
             return None
         name, norm = max(stale.items(), key=lambda each: each[1])
-        what = f"the gradient of {name} was added to that of the step before, whose norm is {norm:.3g}"
+        what = f"the gradient of {name} was added to that of the step before, of norm {norm:.3g}, and used"
         return Fault(what, tuple(stale), {"norm": norm})

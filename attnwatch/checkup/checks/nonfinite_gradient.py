@@ -15,6 +15,7 @@ class NonfiniteGradient(Check):
     """
 
     name = "nonfinite_gradient"
+    watches = True
     status = RunStatus.UNSTABLE
     severity = 1.0
     remedy = (

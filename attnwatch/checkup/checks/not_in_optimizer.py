@@ -1,6 +1,8 @@
 """Parameters that no optimizer holds."""
 
-from attnwatch.checkup.checks.base import Check, Fault, register
+import torch
+
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 
 
@@ -13,6 +15,7 @@ class NotInOptimizer(Check):
     """
 
     name = "not_in_optimizer"
+    watches = True
     remedy = (
         "Make the optimizer after the last change of the model, from model.parameters() or from groups that "
         "name every trainable parameter; set requires_grad=False where a parameter is to stay as it is."
@@ -24,7 +27,12 @@ class NotInOptimizer(Check):
         if not missing:
             return None
         of_model = set(step.model.parameters())
-        num_strange = sum(parameter not in of_model for parameter in held)
+        strange = [parameter for parameter in held if parameter not in of_model]
+        num_strange = len(strange)
+        is_half = all(each.dtype in (torch.bfloat16, torch.float16) for each in missing.values())
+        copies = {each.shape for each in strange if each.dtype is torch.float32}
+        if is_half and {each.shape for each in missing.values()} <= copies:
+            raise CannotCheck("the optimizers hold copies of the weights in float32")
         share = sum(each.numel() for each in missing.values()) / sum(each.numel() for each in step.trainable.values())
         names = tuple(missing)
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

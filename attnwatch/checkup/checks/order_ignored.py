@@ -5,7 +5,7 @@ import re
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 
-_POSITIONS = re.compile(r"(^|[._])(pos|wpe)|position|rotary|rope|alibi|relative", re.IGNORECASE)
+_POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope|alibi|relative", re.IGNORECASE)
 
 
 @register
@@ -25,6 +25,7 @@ class OrderIgnored(Check):
         flow = step.flow
         if not flow.tokens.are_ids:
             raise CannotCheck("the model is given features, which may hold the positions")
+        step.forward.require_weights()
         if flow.reordered.any():
             return None
         names = [name for name, _ in step.forward.module.named_modules()]

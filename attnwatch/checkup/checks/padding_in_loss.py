@@ -2,14 +2,15 @@
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.forward import is_encoder_decoder
 
 
 @register
 class PaddingInLoss(Check):
     """Predictions are scored against the padding.
 
-    Targets of the cross-entropy that are padding are counted. The first one after a sequence may be its end, where the
-    padding has the id of the end of a text, and does not count.
+    Targets of the cross-entropy at tokens in the midst of padding are counted. The first one after a sequence may be
+    its end, where the padding has the id of the end of a text, and does not count.
     """
 
     name = "padding_in_loss"
@@ -20,14 +21,13 @@ class PaddingInLoss(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         tokens, targets = step.tokens, step.targets
-        shift = targets.shift(tokens.values) if tokens.are_ids else 0
-        if shift is None or targets.classes.shape != tokens.padding.shape:
+        if targets.classes.shape != tokens.padding.shape or is_encoder_decoder(step.forward.module):
             raise CannotCheck("the targets are not those of the tokens")
         if not tokens.padding.any():
             raise CannotCheck("the batch has no padding")
-        is_padding = tokens.padding[:, shift:]
-        second = is_padding[:, 1:] & is_padding[:, :-1]  # padding that follows padding
-        scored = targets.is_scored[:, : tokens.length - shift][:, 1:] & second
+        # Whether a token is scored against itself or the next one: it and its neighbours are padding.
+        inside = tokens.padding[:, 2:] & tokens.padding[:, 1:-1] & tokens.padding[:, :-2]
+        scored = targets.is_scored[:, 1:-1] & inside
         if not scored.any():
             return None
         share = float(scored.sum() / targets.is_scored.sum())

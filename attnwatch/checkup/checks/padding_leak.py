@@ -1,6 +1,8 @@
 """Outputs of real tokens that depend on what stands at the padding."""
 
-from attnwatch.checkup.checks.base import Check, Fault, register
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.batch_mixing import mixed_tokens
+from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.flow import Flow
 
@@ -23,11 +25,21 @@ class PaddingLeak(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         flow = step.flow
         share = moved_by_padding(flow)
-        if not share or real_tokens_are_unseen(flow):  # then the mask is inverted
+        if not share or real_tokens_are_unseen(flow) or _has_other_cause(step):
             return None
         given = f"although `{flow.tokens.mask_name}` was given" if flow.tokens.mask_name else "and no mask was given"
         what = f"{share:.0%} of the outputs of real tokens change with what stands at the padding, {given}"
         return Fault(what, numbers={"share_that_moves": share})
+
+
+def _has_other_cause(step: StepEvidence) -> bool:
+    """Return whether the padding moves what it moves because sequences mix, or later tokens are seen."""
+    if step.flow.num_sequences > 1 and mixed_tokens(step.flow).any():
+        return True
+    try:
+        return bool(leaking_predictions(step).any())
+    except CannotCheck:
+        return False
 
 
 def moved_by_padding(flow: Flow) -> float:
@@ -40,9 +52,5 @@ def moved_by_padding(flow: Flow) -> float:
 
 
 def real_tokens_are_unseen(flow: Flow) -> bool:
-    """Return whether real tokens of sequences with padding move no output but their own."""
-    if not flow.has_outputs_of_tokens:
-        return False
-    rows = flow.tokens.padding.any(1, keepdim=True) & ~flow.tokens.padding
-    middle = flow.middle
-    return not (flow.later & rows)[:, :middle].any() and not (flow.earlier & rows)[:, middle:].any()
+    """Return whether real tokens move no output but their own."""
+    return flow.has_outputs_of_tokens and not flow.sees_others

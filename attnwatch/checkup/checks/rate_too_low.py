@@ -5,6 +5,8 @@ from attnwatch.checkup.evidence import StepEvidence
 
 # Fine-tuning with Adam at a rate of 1e-6 has 2e-5.
 _LEAST = 1e-6
+# A warm-up begins at 0, and leaves it with the second step.
+_STEPS_WITHOUT_RATE = 8
 
 
 @register
@@ -12,7 +14,7 @@ class RateTooLow(Check):
     """The updates are a millionth of the weights or less.
 
     The ratio of the norm of a matrix's update to the norm of the matrix is taken over the first steps, for the rate
-    that the schedule leads to.
+    that the schedule leads to. A rate that stays 0 is found too.
     """
 
     name = "rate_too_low"
@@ -20,7 +22,10 @@ class RateTooLow(Check):
     remedy = "Raise the learning rate, and check what a scheduler or a parameter group makes of it."
 
     def look(self, step: StepEvidence) -> Fault | None:
-        ratios = step.update_ratios(of_full_rate=True)
+        rates = [update.schedule for updates in step.updates for update in updates.values()]
+        if len(step.updates) >= _STEPS_WITHOUT_RATE and rates and not any(rates):
+            return Fault(f"the learning rate was 0 in the first {len(step.updates)} steps")
+        ratios = step.update_ratios()
         largest = max(ratios.values())
         if largest > _LEAST:
             return None
