@@ -102,12 +102,18 @@ def _without_causal_mask(model: nn.Module) -> None:
     model.is_causal, model.make_mask = False, nets.padding_mask
 
 
+def _bare_blocks(model: nn.Module) -> None:
+    for block in changes.named(model, changes.LAYER):
+        block.has_residuals = False
+        block.norm1, block.norm2 = nn.Identity(), nn.Identity()
+
+
 def _without_residuals(script: Script) -> Script:
     def build() -> nn.Module:
         plain = script.build()
         return nets.Net(is_causal=plain.is_causal, classes=CLASSES if plain.is_pooled else None, layers=12)
 
-    return replace(script, build=build, prepare=(changes.with_attributes(nets.Block, has_residuals=False),))
+    return replace(script, build=build, prepare=(_bare_blocks,))
 
 
 _BERT_AS_DECODER = Script(architectures.bert("LMHeadModel"), data.language(), architectures.hf_loss)
@@ -147,7 +153,7 @@ FAULTS = (
     ),
     Fault(
         "embeddings computed without gradients",
-        ("broken_gradient_path", "no_gradient"),
+        ("no_gradient", "broken_gradient_path"),
         {
             ("own causal", "own encoder", "llama", "bert", "vit"): prepared(
                 changes.on_outputs(changes.EMBEDDING, Tensor.detach)
@@ -155,7 +161,9 @@ FAULTS = (
         },
     ),
     Fault(
-        "no residual connections in 12 layers", ("broken_gradient_path", "initialisation"), {OWN: _without_residuals}
+        "no residual connections and norms in 12 layers",
+        ("broken_gradient_path", "initialisation"),
+        {OWN: _without_residuals},
     ),
     Fault(
         "eval mode from the start",

@@ -282,7 +282,11 @@ HELD_OUT = (
             TOKEN_LABELS: lambda script: replace_batches(script, _at_one_step(changes.no_labels)),
         },
     ),
-    Fault("each batch twice", ("repeated_batch",), {ALL: lambda script: replace_batches(script, _twice)}),
+    Fault(
+        "each batch twice",
+        ("repeated_batch",),
+        {ALL: lambda script: replace(replace_batches(script, _twice), steps_per_epoch=100)},
+    ),
     Fault(
         "batches of padding only",
         ("empty_batch",),

@@ -174,6 +174,7 @@ def _causal(family: str, **options: object) -> Script:
     return Script(decoder(family, **options), _LANGUAGE, hf_loss)
 
 
+_CAPTIONER = Script(Captioner, _captions, lambda model, batch: model(**batch))
 _SERIES = Script(lambda: Features(has_positions=True, outputs=1), series, _regression)
 _SETS = Script(lambda: Features(has_positions=False, outputs=CLASSES), point_sets, _classification)
 _MAE = hf_model(
@@ -268,7 +269,11 @@ MODELS: tuple[tuple[str, str, Script], ...] = (
     ("teacher that follows", "own encoder", replace(_STUDENT, after_step=_averaged)),
     ("two tasks in turns", "own encoder", replace(_ENCODER, build=TwoTasks, loss=_loss_of_tasks)),
     ("layers skipped at random", "own causal", Script(stochastic_depth, _LANGUAGE, architectures.next_token_loss)),
-    ("projection between frozen models", "vit and llama", Script(Captioner, _captions, lambda model, batch: model(**batch))),
+    (
+        "projection between frozen models",
+        "vit and llama",
+        _CAPTIONER,
+    ),
     (
         "relative positions",
         "t5 encoder",

@@ -181,7 +181,7 @@ def cut_to_longest(batch: Batch) -> Batch:
     """Leave the longest text out, and cut the others to the length of the next one."""
     batch = {name: value[1:] for name, value in batch.items()}
     longest = int(batch["attention_mask"].sum(1).max())
-    return {name: value[:, :longest] if value.dim() == 2 else value for name, value in batch.items()}
+    return {name: value[:, :longest].contiguous() if value.dim() == 2 else value for name, value in batch.items()}
 
 
 def answers_only(batch: Batch) -> Batch:

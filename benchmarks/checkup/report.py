@@ -71,11 +71,13 @@ def storable(judged: Judged) -> dict[str, Any]:
         "found": judged.kinds,
         "notes": judged.notes,
         "step_named": judged.step_named,
+        "not_checked": judged.reasons,
         "error": judged.outcome.error,
     }
 
 
 def _missed(judged: Judged) -> str:
-    found = ", ".join(judged.kinds) or "nothing"
+    """Say what was found in place of the fault, or why its checks were not done."""
+    found = ", ".join(judged.kinds) or f"nothing{'; '.join(f' [{reason}]' for reason in judged.reasons)}"
     error = f", it failed: {judged.outcome.error[:80]}" if judged.outcome.error else ""
     return f"{judged.case.architecture} ({found}{error})"

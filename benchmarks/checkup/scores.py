@@ -57,6 +57,12 @@ class Judged:
         return min(steps, default=None) if self.is_named else None
 
     @property
+    def reasons(self) -> list[str]:
+        """Reasons why checks that could name the fault were not done, and notes that are no findings."""
+        skipped = [self.outcome.skipped[kind] for kind in self.case.kinds if kind in self.outcome.skipped]
+        return skipped + [f"a note: {kind}" for kind in self.notes if kind in self.case.kinds]
+
+    @property
     def severity(self) -> float:
         return max((each.severity for each in self.alarms), default=0.0)
 

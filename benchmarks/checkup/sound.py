@@ -90,7 +90,7 @@ ODDITIES: tuple[tuple[str, Mapping[tuple[str, ...], Change]], ...] = (
     ("SGD", {("own encoder", "gpt2", "t5"): optimized(sgd(0.3))}),
     ("Adafactor", {("llama", "t5"): optimized(lambda model: [Adafactor(model.parameters(), 0.01)])}),
     ("Muon", {("own causal", "llama"): optimized(odd.muon)}),
-    ("RMSprop", {("own encoder",): odd.optimized_by(RMSprop, 1e-3)}),
+    ("RMSprop", {("own encoder",): odd.optimized_by(RMSprop, 2e-4)}),
     ("NAdam", {("bert",): odd.optimized_by(NAdam, 2e-3)}),
     ("Adagrad", {("gpt2",): odd.optimized_by(Adagrad, 0.01)}),
     ("two optimizers", {("own causal", "bert", "t5"): optimized(odd.embeddings_apart)}),
