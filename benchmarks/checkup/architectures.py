@@ -29,20 +29,24 @@ VIT |= {"hidden_dropout_prob": DROPOUT, "attention_probs_dropout_prob": DROPOUT}
 
 
 def hf_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the loss that a model of transformers computes."""
     return model(**batch).loss
 
 
 def next_token_loss(model: nn.Module, batch: Batch, **options: float | str) -> Tensor:
+    """Return the cross entropy of the next tokens."""
     logits = model(batch["input_ids"], batch.get("attention_mask"))
     return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), **options)
 
 
 def class_loss(model: nn.Module, batch: Batch, **options: float | str) -> Tensor:
+    """Return the cross entropy of classes, of sequences or of tokens."""
     logits = model(batch["input_ids"], batch.get("attention_mask"))
     return F.cross_entropy(logits.flatten(0, -2), batch["labels"].flatten(), **options)
 
 
 def image_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the cross entropy of the classes of images."""
     return F.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"])
 
 
@@ -52,30 +56,37 @@ def hf_model(name: str, config: str, sizes: dict[str, object], **options: object
 
 
 def llama(**options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a Llama."""
     return hf_model("LlamaForCausalLM", "LlamaConfig", LLAMA, **options)
 
 
 def decoder(family: str, **options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a decoder of another family."""
     return hf_model(f"{family}ForCausalLM", f"{family}Config", _SIZES | _TEXT, **options)
 
 
 def bert(kind: str = "ForMaskedLM", family: str = "Bert", **options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a BERT or a relative."""
     return hf_model(f"{family}{kind}", f"{family}Config", BERT, **options)
 
 
 def gpt2(kind: str = "LMHeadModel", **options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a GPT-2."""
     return hf_model(f"GPT2{kind}", "GPT2Config", GPT2, **options)
 
 
 def vit(kind: str = "ForImageClassification", **options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a ViT."""
     return hf_model(f"ViT{kind}", "ViTConfig", VIT, **options)
 
 
 def bart() -> Callable[[], nn.Module]:
+    """Return a function that makes a BART."""
     return hf_model("BartForConditionalGeneration", "BartConfig", _BART)
 
 
 def t5() -> Callable[[], nn.Module]:
+    """Return a function that makes a T5."""
     return hf_model("T5ForConditionalGeneration", "T5Config", T5)
 
 

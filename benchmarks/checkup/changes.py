@@ -145,6 +145,7 @@ def with_mask(allowed: Callable[[int], Tensor]) -> Callable[[Batch], Batch]:
 
 
 def square(tokens: int) -> Tensor:
+    """Return the mask in which each token sees all."""
     return torch.ones(tokens, tokens, dtype=torch.bool)
 
 
@@ -154,6 +155,7 @@ def without(*names: str) -> Callable[[Batch], Batch]:
 
 
 def same_positions(batch: Batch) -> Batch:
+    """Give all tokens position 0."""
     return batch | {"position_ids": torch.zeros_like(batch["input_ids"])}
 
 
@@ -163,41 +165,41 @@ def true_positions(batch: Batch) -> Batch:
 
 
 def inverted_mask(batch: Batch) -> Batch:
+    """Swap real tokens and padding in the mask."""
     return batch | {"attention_mask": 1 - batch["attention_mask"]}
 
 
 def labelled_padding(label: int = PAD) -> Callable[[Batch], Batch]:
     """Return the change of batches that gives padding a label."""
 
-    def change(batch: Batch) -> Batch:
-        at_padding = batch["labels"] == IGNORED
-        if "decoder" not in batch and batch["labels"].shape == batch["attention_mask"].shape:
-            at_padding &= (batch["attention_mask"] == 0) | (batch["input_ids"] == PAD)
-        return batch | {"labels": batch["labels"].masked_fill(at_padding, label)}
-
-    return change
+    return lambda batch: batch | {"labels": batch["labels"].masked_fill(batch["attention_mask"] == 0, label)}
 
 
 def shifted_labels(batch: Batch) -> Batch:
+    """Move labels to the token before."""
     labels = batch["labels"].roll(-1, 1)
     labels[:, -1] = IGNORED
     return batch | {"labels": labels}
 
 
 def no_labels(batch: Batch) -> Batch:
+    """Ignore all labels."""
     return batch | {"labels": torch.full_like(batch["labels"], IGNORED)}
 
 
 def one_class(batch: Batch) -> Batch:
+    """Give all samples the same label."""
     return batch | {"labels": torch.zeros_like(batch["labels"])}
 
 
 def padding_only(batch: Batch) -> Batch:
+    """Replace all tokens by padding."""
     empty = {name: torch.zeros_like(batch[name]) for name in ("input_ids", "attention_mask")}
     return batch | empty
 
 
 def cut_into_tokens(batch: Batch) -> Batch:
+    """Make each token a sequence of its own."""
     return {name: value.reshape(-1, 1) for name, value in batch.items()}
 
 
@@ -221,10 +223,12 @@ def no_positions(model: nn.Module) -> None:
 
 
 def heads_not_transposed(states: Tensor) -> Tensor:
+    """Split states into heads by a view alone, which mixes tokens."""
     batch, tokens, width = states.shape
     return states.view(batch, HEADS, tokens, width // HEADS)
 
 
 def heads_over_batch(states: Tensor) -> Tensor:
+    """Split states into heads with the axes of batch and tokens swapped."""
     batch, tokens, width = states.shape
     return states.transpose(0, 1).reshape(tokens, batch, HEADS, width // HEADS).transpose(1, 2)

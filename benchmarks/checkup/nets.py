@@ -17,6 +17,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool
 
 
 def split_heads(states: Tensor) -> Tensor:
+    """Return states [batch, tokens, width] as [batch, heads, tokens, width of a head]."""
     batch, tokens, width = states.shape
     return states.view(batch, tokens, HEADS, width // HEADS).transpose(1, 2)
 

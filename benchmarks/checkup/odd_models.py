@@ -118,7 +118,7 @@ _GAN = Script(Gan, series, _discriminator_loss, _gan_optimizers, clear="before",
 _GENERATOR = replace(
     _GAN,
     loss=lambda model, batch: model.loss_of_generator(),
-    before_step=lambda model, optimizers, step: model.discriminator.requires_grad_(False) and None,
+    before_step=lambda model, optimizers, step: model.discriminator.requires_grad_(False),
     after_step=_train_discriminator,
     watched=lambda model, optimizers: (model.generator, optimizers[1]),
 )

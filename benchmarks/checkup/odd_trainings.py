@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
-from benchmarks.checkup import changes, data, nets
+from benchmarks.checkup import changes
 from benchmarks.checkup.architectures import ARCHITECTURES, pretrained
 from benchmarks.checkup.data import Batch, Batches
 from benchmarks.checkup.edits import optimized, prepared
-from benchmarks.checkup.scripts import Change, Prepare, Script, each_batch
+from benchmarks.checkup.scripts import Change, Prepare, Script
 
 _LATE = 6
 
@@ -26,18 +26,23 @@ def fine_tuned(change: Change) -> Change:
 
 
 def name_of(script: Script) -> str:
+    """Return the name of the architecture of a plain script."""
     return next(name for name, plain in ARCHITECTURES.items() if plain is script)
 
 
 def with_adapters(config: Callable[..., object], **options: object) -> Prepare:
+    """Return the change that adds adapters of peft to a model."""
     return lambda model: get_peft_model(model, config(**options))
 
 
 def with_lora(*targets: str, **options: object) -> Change:
+    """Return the change of scripts that trains LoRA on a model that has learned something."""
     return fine_tuned(prepared(with_adapters(LoraConfig, r=4, target_modules=list(targets), **options)))
 
 
 def keep_in_eval(pattern: str) -> Callable[[Script], Script]:
+    """Return the change of scripts that keeps a part of the model in eval mode."""
+
     def keep(model: nn.Module, optimizers: Sequence[Optimizer], step: int) -> None:
         for module in changes.named(model, pattern):
             module.eval()
@@ -64,6 +69,8 @@ def _epochs(count: int) -> Callable[[Batches], Batches]:
 
 
 def tiny_data(count: int, *, is_told: bool) -> Change:
+    """Return the change of scripts to a data set of a few batches."""
+
     def change(script: Script) -> Script:
         return replace(script, batches=_epochs(count)(script.batches), steps_per_epoch=count if is_told else None)
 
@@ -78,6 +85,7 @@ def with_batches(**batches: Batches) -> Mapping[tuple[str, ...], Change]:
 
 
 def muon(model: nn.Module) -> list[Optimizer]:
+    """Return Muon for the inner matrices and AdamW for the other parameters."""
     is_inner = {name: each.ndim == 2 and "embed" not in name and "head" not in name for name, each in _named(model)}
     inner = [each for name, each in _named(model) if is_inner[name]]
     return [Muon(inner, 0.02), AdamW([each for name, each in _named(model) if not is_inner[name]], 1e-3)]
@@ -88,6 +96,7 @@ def _named(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 
 def optimized_by(kind: type[Optimizer], rate: float, **options: float) -> Change:
+    """Return the change of scripts that trains with another optimizer."""
     return optimized(lambda model: [kind(model.parameters(), rate, **options)])
 
 
@@ -99,6 +108,7 @@ def rates_by_layer(model: nn.Module) -> list[Optimizer]:
 
 
 def decay_of_matrices(model: nn.Module) -> list[Optimizer]:
+    """Return AdamW that decays matrices only."""
     groups = [
         {"params": [each for each in model.parameters() if (each.ndim > 1) == is_matrix], "weight_decay": decay}
         for is_matrix, decay in ((True, 0.1), (False, 0.0))
@@ -107,16 +117,19 @@ def decay_of_matrices(model: nn.Module) -> list[Optimizer]:
 
 
 def embeddings_apart(model: nn.Module) -> list[Optimizer]:
+    """Return SGD for the first parameter and AdamW for the others."""
     first, *others = model.parameters()
     return [SGD([first], 0.5), AdamW(others, 1e-3)]
 
 
 def wake_up(model: nn.Module, optimizers: Sequence[Optimizer], step: int) -> None:
+    """Unfreeze all layers at a step."""
     if step == _LATE:
         model.requires_grad_(True)
 
 
 def wake_up_new_group(model: nn.Module, optimizers: Sequence[Optimizer], step: int) -> None:
+    """Unfreeze all layers at a step, and give them to the optimizer as a new group."""
     if step == _LATE:
         asleep = [each for each in model.parameters() if not each.requires_grad]
         optimizers[0].add_param_group({"params": asleep, "lr": 1e-4})
@@ -124,6 +137,7 @@ def wake_up_new_group(model: nn.Module, optimizers: Sequence[Optimizer], step: i
 
 
 def of_all(model: nn.Module) -> list[Optimizer]:
+    """Return AdamW of all parameters, frozen ones too."""
     return [AdamW(model.parameters(), 1e-3)]
 
 
@@ -136,6 +150,7 @@ def zero_outputs(model: nn.Module) -> None:
 
 
 def zero_head(model: nn.Module) -> None:
+    """Let the first outputs be zero."""
     for module in changes.named(model, "head|classifier|lm_head"):
         nn.init.zeros_(module.weight)
 
@@ -150,83 +165,17 @@ def _evaluate(model: nn.Module, optimizers: Sequence[Optimizer], step: int, scri
 
 
 def with_evaluation(script: Script) -> Script:
-    mode = lambda step: True if step == 0 else None  # noqa: E731
-    return replace(script, after_step=partial(_evaluate, script=script), mode=mode)
-
-
-def prefix(batch: Batch) -> Batch:
-    """Let the first six tokens see one another, and predict the others."""
-    tokens = batch["input_ids"].shape[1]
-    allowed = changes.square(tokens).tril()
-    allowed[:6, :6] = True
-    labels = batch["labels"].clone()
-    labels[:, :6] = data.IGNORED
-    return changes.with_mask(lambda tokens: allowed)(batch) | {"labels": labels}
-
-
-def packed(batch: Batch) -> Batch:
-    """Put two texts into one sequence, apart by mask and positions."""
-    size, tokens = batch["input_ids"].shape
-    half = tokens // 2
-    allowed = torch.block_diag(changes.square(half), changes.square(half)).bool().tril()
-    ids = torch.cat([batch["input_ids"][:, :half], batch["input_ids"].roll(1, 0)[:, :half]], 1)
-    labels = ids.clone()
-    labels[:, half] = data.IGNORED
-    positions = torch.arange(half).repeat(2).expand(size, tokens)
-    mask = allowed.expand(size, 1, tokens, tokens)
-    return {"input_ids": ids, "labels": labels, "attention_mask": mask, "position_ids": positions}
-
-
-def cut_to_longest(batch: Batch) -> Batch:
-    """Leave the longest text out, and cut the others to the length of the next one."""
-    batch = {name: value[1:] for name, value in batch.items()}
-    longest = int(batch["attention_mask"].sum(1).max())
-    return {name: value[:, :longest].contiguous() if value.dim() == 2 else value for name, value in batch.items()}
-
-
-def answers_only(batch: Batch) -> Batch:
-    labels = batch["labels"].clone()
-    labels[:, :5] = data.IGNORED
-    return batch | {"labels": labels}
-
-
-def padded_with_end(batch: Batch) -> Batch:
-    """Pad with the token of the end, of which the first one has a label."""
-    ids, mask = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, nets.END), batch["attention_mask"]
-    labels, rows = batch["labels"].clone(), torch.arange(len(ids))
-    lengths = mask.sum(1)
-    at = lengths.clamp(max=ids.shape[1] - 1)
-    labels[rows, at] = torch.where(lengths < ids.shape[1], nets.END, labels[rows, at])
-    mask = mask.clone()
-    mask[rows, at] = 1
-    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
-
-
-def rare_class(batch: Batch) -> Batch:
-    """Three texts, of which most have the common class."""
-    few = {name: value[:3] for name, value in batch.items()}
-    return few | {"labels": (few["labels"] == 3).long()}
-
-
-def packed_texts(script: Script) -> Script:
-    """Return the script with two whole texts in each sequence."""
-    return each_batch(replace(script, batches=data.language(shortest=nets.TOKENS)), packed)
+    """Return the script with evaluations between its steps."""
+    return replace(script, after_step=partial(_evaluate, script=script), mode=lambda step: True if step == 0 else None)
 
 
 def checkpointed(model: nn.Module) -> None:
+    """Compute activations anew in the backward."""
     model.gradient_checkpointing_enable()
 
 
-def _left_positions(batch: Batch) -> Batch:
-    return changes.true_positions(batch)
-
-
-def left_padded(script: Script) -> Script:
-    script = replace(script, batches=data.language(side="left"))
-    return script if isinstance(script.build(), nets.Net) else each_batch(script, _left_positions)
-
-
 def without_dropout(model: nn.Module) -> None:
+    """Set the probability of dropout to 0 everywhere."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -245,10 +194,9 @@ def masters(script: Script) -> Script:
 
     def before(model: nn.Module, optimizers: Sequence[Optimizer], step: int) -> None:
         model.zero_grad()
-        for copy, each in zip(copies, model.parameters(), strict=True):
-            each.register_hook(
-                lambda gradient, copy=copy: setattr(copy, "grad", gradient.float())
-            ) if step == 0 else None
+        if step == 0:
+            for copy, each in zip(copies, model.parameters(), strict=True):
+                each.register_hook(lambda gradient, copy=copy: setattr(copy, "grad", gradient.float()))
 
     def after(model: nn.Module, optimizers: Sequence[Optimizer], step: int) -> None:
         with torch.no_grad():
@@ -272,6 +220,7 @@ def distilled(script: Script) -> Script:
     return replace(script, loss=loss)
 
 
+@cache
 def pretrained_model(architecture: str) -> nn.Module:
     """Return a frozen trained model in eval mode."""
     script = pretrained(architecture)
@@ -294,4 +243,5 @@ def policy_gradient(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def slow_warm_up(step: int) -> float:
+    """Return the factor of the rate in a linear warm-up of 1,000 steps."""
     return step / 1000

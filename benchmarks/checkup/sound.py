@@ -9,7 +9,7 @@ from peft import IA3Config, PromptTuningConfig
 from torch import nn
 from torch.optim import Adafactor, Adagrad, NAdam, RMSprop
 
-from benchmarks.checkup import architectures, changes, data, nets
+from benchmarks.checkup import architectures, changes, data, nets, odd_data
 from benchmarks.checkup import odd_trainings as odd
 from benchmarks.checkup.architectures import ARCHITECTURES, class_loss, llama, next_token_loss, pretrained
 from benchmarks.checkup.edits import batchwise, optimized, prepared, sgd
@@ -153,21 +153,21 @@ ODDITIES: tuple[tuple[str, Mapping[tuple[str, ...], Change]], ...] = (
         "causal without positions",
         {("own causal",): lambda script: replace(script, build=partial(nets.Net, is_causal=True, has_positions=False))},
     ),
-    ("prefix model", {CAUSAL: batchwise(odd.prefix)}),
-    ("packed", {("llama", "gpt2"): odd.packed_texts}),
-    ("padding on the left with a mask", {CAUSAL: odd.left_padded}),
+    ("prefix model", {CAUSAL: batchwise(odd_data.prefix)}),
+    ("packed", {("llama", "gpt2"): odd_data.packed_texts}),
+    ("padding on the left with a mask", {CAUSAL: odd_data.left_padded}),
     ("causal, padding on the right without a mask", {CAUSAL: batchwise(changes.without("attention_mask"))}),
     # Data
     ("batch of one", _ONE),
     ("texts of equal length", _EQUAL),
     ("much padding", _MUCH_PADDING),
-    ("lengths that vary", {("own causal", "bert classifier", "t5"): batchwise(odd.cut_to_longest)}),
+    ("lengths that vary", {("own causal", "bert classifier", "t5"): batchwise(odd_data.cut_to_longest)}),
     ("four batches of data, epochs told", {_MOST: odd.tiny_data(4, is_told=True)}),
     ("four batches of data", {("gpt2", "bert"): odd.tiny_data(4, is_told=False)}),
     ("all data in a batch", {("own encoder", "bert classifier"): odd.tiny_data(1, is_told=True)}),
-    ("answers only are labelled", {CAUSAL: batchwise(odd.answers_only)}),
-    ("padding with the end's token", {CAUSAL: batchwise(odd.padded_with_end)}),
-    ("few samples of rare classes", {("own encoder", "bert classifier"): batchwise(odd.rare_class)}),
+    ("answers only are labelled", {CAUSAL: batchwise(odd_data.answers_only)}),
+    ("padding with the end's token", {CAUSAL: batchwise(odd_data.padded_with_end)}),
+    ("few samples of rare classes", {("own encoder", "bert classifier"): batchwise(odd_data.rare_class)}),
 )
 
 SOUND = [
