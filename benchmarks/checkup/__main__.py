@@ -21,7 +21,7 @@ from benchmarks.checkup.scripts import STEPS, run
 from benchmarks.checkup.sound import SOUND
 from benchmarks.common import Benchmark, progress, quiet_libraries
 
-BENCHMARK = Benchmark("checkup", __doc__, duration="about 4 minutes on 2 CPU cores", quick="every tenth script")
+BENCHMARK = Benchmark("checkup", __doc__, duration="about 6 minutes on 2 CPU cores", quick="every tenth script")
 _STRIDE = 10
 
 
