@@ -1,0 +1,1 @@
+"""Benchmark of the checkup of a training."""

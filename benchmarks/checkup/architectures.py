@@ -1,0 +1,127 @@
+"""Plain trainings of each architecture, with weights at random or from a short training."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache, partial
+
+import transformers as hf
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.checkup import data, nets
+from benchmarks.checkup.data import Batch
+from benchmarks.checkup.nets import BEGIN, CLASSES, DROPOUT, END, HEADS, LAYERS, PAD, TOKENS, VOCABULARY, WIDTH
+from benchmarks.checkup.scripts import Script, run
+
+_SIZES = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
+_SIZES |= {"intermediate_size": 2 * WIDTH}
+_TEXT = {"vocab_size": VOCABULARY, "pad_token_id": PAD, "bos_token_id": BEGIN, "eos_token_id": END}
+LLAMA = _SIZES | _TEXT | {"max_position_embeddings": 64}
+BERT = _SIZES | {"vocab_size": VOCABULARY, "pad_token_id": PAD, "max_position_embeddings": TOKENS}
+GPT2 = _TEXT | {"n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS, "n_positions": 2 * TOKENS}
+T5 = {"d_model": WIDTH, "d_kv": WIDTH // HEADS, "d_ff": 2 * WIDTH, "num_layers": LAYERS, "num_heads": HEADS}
+T5 |= {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": END, "decoder_start_token_id": PAD}
+_BART = {"d_model": WIDTH, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "encoder_ffn_dim": 2 * WIDTH}
+_BART |= {"decoder_ffn_dim": 2 * WIDTH, "encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS}
+_BART |= _TEXT | {"max_position_embeddings": TOKENS, "decoder_start_token_id": END, "forced_eos_token_id": None}
+VIT = _SIZES | {"image_size": data.IMAGE, "patch_size": data.PATCH, "num_labels": CLASSES}
+VIT |= {"hidden_dropout_prob": DROPOUT, "attention_probs_dropout_prob": DROPOUT}
+
+
+def hf_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the loss that a model of transformers computes."""
+    return model(**batch).loss
+
+
+def next_token_loss(model: nn.Module, batch: Batch, **options: float | str) -> Tensor:
+    """Return the cross entropy of the next tokens."""
+    logits = model(batch["input_ids"], batch.get("attention_mask"))
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), **options)
+
+
+def class_loss(model: nn.Module, batch: Batch, **options: float | str) -> Tensor:
+    """Return the cross entropy of classes, of sequences or of tokens."""
+    logits = model(batch["input_ids"], batch.get("attention_mask"))
+    return F.cross_entropy(logits.flatten(0, -2), batch["labels"].flatten(), **options)
+
+
+def image_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the cross entropy of the classes of images."""
+    return F.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"])
+
+
+def hf_model(name: str, config: str, sizes: dict[str, object], **options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a model of transformers with random weights."""
+    return lambda: getattr(hf, name)(getattr(hf, config)(**sizes | options))
+
+
+def llama(**options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a Llama."""
+    return hf_model("LlamaForCausalLM", "LlamaConfig", LLAMA, **options)
+
+
+def decoder(family: str, **options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a decoder of another family."""
+    return hf_model(f"{family}ForCausalLM", f"{family}Config", _SIZES | _TEXT, **options)
+
+
+def bert(kind: str = "ForMaskedLM", family: str = "Bert", **options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a BERT or a relative."""
+    return hf_model(f"{family}{kind}", f"{family}Config", BERT, **options)
+
+
+def gpt2(kind: str = "LMHeadModel", **options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a GPT-2."""
+    return hf_model(f"GPT2{kind}", "GPT2Config", GPT2, **options)
+
+
+def vit(kind: str = "ForImageClassification", **options: object) -> Callable[[], nn.Module]:
+    """Return a function that makes a ViT."""
+    return hf_model(f"ViT{kind}", "ViTConfig", VIT, **options)
+
+
+def bart() -> Callable[[], nn.Module]:
+    """Return a function that makes a BART."""
+    return hf_model("BartForConditionalGeneration", "BartConfig", _BART)
+
+
+def t5() -> Callable[[], nn.Module]:
+    """Return a function that makes a T5."""
+    return hf_model("T5ForConditionalGeneration", "T5Config", T5)
+
+
+ARCHITECTURES = {
+    "own causal": Script(partial(nets.Net, is_causal=True), data.language(), next_token_loss),
+    "own encoder": Script(partial(nets.Net, is_causal=False, classes=CLASSES), data.classified_texts(), class_loss),
+    "torch encoder": Script(nets.TorchEncoder, data.classified_texts(), class_loss),
+    "llama": Script(llama(), data.language(), hf_loss),
+    "gpt2": Script(gpt2(), data.language(), hf_loss),
+    "bert": Script(bert(), data.masked_language(), hf_loss),
+    "bert classifier": Script(bert("ForSequenceClassification", num_labels=CLASSES), data.classified_texts(), hf_loss),
+    "bart": Script(bart(), data.reversed_texts(), hf_loss),
+    "t5": Script(t5(), data.reversed_texts(), hf_loss),
+    "vit": Script(vit(), data.images(), image_loss),
+}
+_PRETRAINING_STEPS = 60
+
+
+@cache
+def _pretrained(architecture: str) -> nn.Module:
+    trained: list[nn.Module] = []
+
+    def keep(model: nn.Module) -> None:
+        trained.append(model)
+
+    script = replace(ARCHITECTURES[architecture], prepare=(keep,), steps=_PRETRAINING_STEPS)
+    run(script, with_checkup=False, seed=1)
+    return trained[0]
+
+
+def pretrained(architecture: str) -> Script:
+    """Return the plain script with a model that has learned something already."""
+    script = ARCHITECTURES[architecture]
+
+    def load(model: nn.Module) -> None:
+        model.load_state_dict(_pretrained(architecture).state_dict())
+
+    return replace(script, prepare=(load,))

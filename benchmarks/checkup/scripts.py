@@ -1,0 +1,196 @@
+"""A training script as a value, and its first steps with a checkup."""
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+
+from attnwatch import Finding, TrainingCheckup
+from benchmarks.checkup.data import Batch, Batches
+
+STEPS, RATE = 12, 1e-3
+Prepare = Callable[[nn.Module], nn.Module | None]
+MakeOptimizers = Callable[[nn.Module], Sequence[Optimizer]]
+Hook = Callable[[nn.Module, Sequence[Optimizer], int], None]
+
+
+def adamw(rate: float = RATE, **options: float | bool) -> MakeOptimizers:
+    """Return AdamW with all parameters that have gradients."""
+    return lambda model: [AdamW([each for each in model.parameters() if each.requires_grad], rate, **options)]
+
+
+_default_optimizers = adamw()
+
+
+def _whole(model: nn.Module, optimizers: Sequence[Optimizer]) -> tuple[nn.Module, Sequence[Optimizer]]:
+    return model, optimizers
+
+
+@dataclass(frozen=True)
+class Script:
+    """A training.
+
+    Attributes:
+        build: makes the model.
+        batches: makes the endless batches of a seed.
+        loss: of the model and a batch.
+        optimizers: are made of the prepared model.
+        prepare: changes of the new model, in turn; each may return another one.
+        prepare_late: changes of the model after the optimizers were made.
+        schedule: factor of the rates at an optimizer step.
+        clip: largest norm of the gradient; None does not clip.
+        accumulate: batches of an optimizer step.
+        counts_batches: the checkup is given the number of the batch, as by `enumerate`.
+        clear: when gradients are cleared.
+        autocast: dtype of autocast; None does without.
+        mode: the model's, at an optimizer step; None leaves it as it is.
+        steps_per_epoch: told to the checkup.
+        before_step, after_step: called around an optimizer step.
+        watched: what of the model and the optimizers is given to the checkup.
+    """
+
+    build: Callable[[], nn.Module]
+    batches: Batches
+    loss: Callable[[nn.Module, Batch], Tensor]
+    optimizers: MakeOptimizers = _default_optimizers
+    prepare: tuple[Prepare, ...] = ()
+    prepare_late: tuple[Prepare, ...] = ()
+    schedule: Callable[[int], float] = lambda step: 1.0
+    clip: float | None = None
+    accumulate: int = 1
+    counts_batches: bool = False
+    clear: Literal["before", "after", "after_to_zero", "between", "never"] = "after"
+    autocast: torch.dtype | None = None
+    mode: Callable[[int], bool | None] = lambda step: True
+    steps_per_epoch: int | None = None
+    before_step: Hook = lambda model, optimizers, step: None
+    after_step: Hook = lambda model, optimizers, step: None
+    watched: Callable[..., tuple[nn.Module, Sequence[Optimizer]]] = _whole
+    steps: int = STEPS
+
+
+Change = Callable[[Script], Script]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A script under a name.
+
+    Attributes:
+        name: of the fault or of what is odd.
+        architecture: of the model.
+        script: the training.
+        kinds: findings that name the fault, its cause first; empty if the script is sound.
+        is_held_out: nothing was tuned on it.
+    """
+
+    name: str
+    architecture: str
+    script: Script
+    kinds: tuple[str, ...] = ()
+    is_held_out: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Findings of a checkup, reasons why checks were left out, and the time that the steps took."""
+
+    findings: list[Finding]
+    skipped: dict[str, str]
+    step_seconds: list[float]
+    error: str = ""
+
+
+def changed(script: Script, **functions: object) -> Script:
+    """Return the script with fields replaced; `prepare` and `prepare_late` are added to those that it has."""
+    for name in ("prepare", "prepare_late"):
+        if name in functions:
+            functions[name] = (*getattr(script, name), functions[name])
+    return replace(script, **functions)
+
+
+def each_batch(script: Script, change: Callable[[Batch], Batch]) -> Script:
+    """Return the script with all batches changed."""
+    return replace(script, batches=lambda seed: map(change, script.batches(seed)))
+
+
+def run(script: Script, *, with_checkup: bool = True, seed: int = 0) -> Outcome:
+    """Train for the script's steps; what the script raises ends it and is told."""
+    torch.manual_seed(seed)
+    model = script.build()
+    for prepare in script.prepare:
+        model = prepare(model) or model
+    optimizers = list(script.optimizers(model))
+    for prepare in script.prepare_late:
+        model = prepare(model) or model
+    first_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
+    watched, watched_optimizers = script.watched(model, optimizers)
+    checkup = TrainingCheckup(watched, optimizers=watched_optimizers, steps_per_epoch=script.steps_per_epoch)
+    batches, numbers = script.batches(seed), itertools.count()
+    seconds, error = [], ""
+    with checkup:
+        for step in range(script.steps):
+            begin = time.perf_counter()
+            mode = script.mode(step)
+            if mode is not None:
+                model.train(mode)
+            for optimizer, rates in zip(optimizers, first_rates, strict=True):
+                for group, rate in zip(optimizer.param_groups, rates, strict=False):
+                    group["lr"] = rate * script.schedule(step)
+            script.before_step(model, optimizers, step)
+            if script.clear == "before":
+                _clear(optimizers)
+            try:
+                for _ in range(script.accumulate):
+                    number = next(numbers)
+                    told = number if script.counts_batches else step
+                    with checkup.step(told) if with_checkup else contextlib.nullcontext():
+                        _forward_and_backward(script, model, next(batches))
+            except Exception as raised:  # the training is over, and what was found until then counts
+                error = f"{type(raised).__name__}: {raised}"
+                break
+            _update(script, model, optimizers)
+            script.after_step(model, optimizers, step)
+            seconds.append(time.perf_counter() - begin)
+    return Outcome(checkup.findings, dict(checkup.skipped), seconds, error)
+
+
+def _forward_and_backward(script: Script, model: nn.Module, batch: Batch) -> None:
+    with _autocast(script.autocast):
+        loss = script.loss(model, batch)
+    (loss / script.accumulate).backward()
+
+
+def _autocast(dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if dtype is None else torch.autocast("cpu", dtype)
+
+
+def _update(script: Script, model: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+    if script.clear == "between":
+        _clear(optimizers)
+    if script.clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), script.clip)
+    for optimizer in optimizers:
+        optimizer.step()
+    if script.clear.startswith("after"):
+        _clear(optimizers, set_to_none=script.clear == "after")
+
+
+def _clear(optimizers: Sequence[Optimizer], *, set_to_none: bool = True) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad(set_to_none=set_to_none)
+
+
+def circle(batches: Batches, count: int) -> Batches:
+    """Return the first batches over and over."""
+
+    def repeated(seed: int) -> Iterator[Batch]:
+        return itertools.cycle(list(itertools.islice(batches(seed), count)))
+
+    return repeated
