@@ -24,7 +24,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class Plugin:
-    """Base class of the kinds of plugins: `attnwatch.Statistic`, `attnwatch.Finding` rules, and so on.
+    """Base class of the kinds of plugins: `attnwatch.Statistic`, `attnwatch.FindingRule`, and so on.
 
     Attributes:
         name: identifier in lower case, unique among the plugins of its kind.

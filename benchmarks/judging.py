@@ -87,7 +87,7 @@ def _observation(kind: str, number: int, layers: int, heads: int) -> Observation
     rng = np.random.default_rng(number)
     values = np.empty((len(Statistic.registry), layers, heads), dtype=np.float32)
     for place, name in enumerate(Statistic.registry):
-        values[place] = ORDINARY[name]
+        values[place] = ORDINARY.get(name, np.nan)
     entropy, logits = list(Statistic.registry).index("normalized_entropy"), list(Statistic.registry).index("max_logit")
     if kind == "frozen":
         values[entropy] += 1e-4 * rng.normal(size=(layers, heads))

@@ -19,11 +19,16 @@ class Flow:
     Args:
         forward: what is repeated.
 
+    Attributes:
+        module: module that is called.
+        tokens: its tokens, of the first sequences of the batch.
+
     Raises:
         CannotCheck: the forward can't be repeated, or has no tokens.
     """
 
     def __init__(self, forward: RecordedForward):
+        self.module = forward.module
         self._repeats = Repeats(forward)
         self.tokens: Tokens = tokens_of(forward, self._repeats.arguments)
         parameter = next(forward.module.parameters(), None)

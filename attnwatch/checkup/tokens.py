@@ -42,6 +42,13 @@ class Tokens:
         """Number of tokens of a sequence, padding included."""
         return self.values.shape[1]
 
+    @property
+    def hides_the_tokens(self) -> bool:
+        """True if what is marked as padding are different ids, and everything else is one and the same."""
+        if not self.are_ids or not self.padding.any() or self.padding.all():
+            return False
+        return len(self.values[~self.padding].unique()) == 1 and len(self.values[self.padding].unique()) > 1
+
     def replaced(self, where: Tensor) -> Tensor:
         """Return the values with other ones of the batch where `where` is True, bool [batch, tokens].
 

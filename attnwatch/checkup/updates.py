@@ -78,7 +78,8 @@ class Updates:
                 schedule = float(group.get("lr", 1.0)) / float(group.get("initial_lr", group.get("lr", 1.0)) or 1.0)
                 norms = change.norm(), before.double().norm(), after.norm()
                 updates[self._names[matrix]] = Update(*norms, unchanged, schedule, matrix.dtype)
-        self.steps.append(updates)
+        if matrices:  # else nothing can be told: norms and biases alone, or copies of the weights
+            self.steps.append(updates)
 
 
 def _sample(matrix: Tensor) -> Tensor:

@@ -8,16 +8,19 @@ from typing import Any
 
 from attnwatch.diagnosis.findings.base import FindingRule
 from attnwatch.diagnosis.status import RunStatus
+from attnwatch.plugins import Registry
 
 
 def _declared() -> Mapping[str, Any]:
-    """Return the registered rules and checks by name, in their order."""
+    """Return the registered rules and checks by name, those of attnwatch first."""
     from attnwatch.checkup.checks.base import Check
 
-    return {
-        **FindingRule.registry,
-        **{name: each for name, each in Check.registry.items() if name not in FindingRule.registry},
-    }
+    registries: tuple[Registry[Any], ...] = (FindingRule.registry, Check.registry)
+    found = [(name, each, registry.is_built_in(each)) for registry in registries for name, each in registry.items()]
+    declared: dict[str, Any] = {}
+    for name, each, _ in sorted(found, key=lambda entry: not entry[2]):
+        declared.setdefault(name, each)
+    return declared
 
 
 def _names() -> tuple[str, ...]:

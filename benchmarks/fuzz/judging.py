@@ -119,7 +119,7 @@ def _compare(found: Mapping[str, torch.Tensor], case: Case, matrix: Matrix) -> t
     expected = statistics_of(matrix, case.query_mask)
     sure = matrix.is_sure.all((0, 2))  # by head
     num_judged = 0
-    for name in Statistic.registry:
+    for name in expected:
         values = found[name].double().numpy()
         if found[name].dtype != torch.float32 or values.shape != sure.shape:
             return f"{name} is {found[name].dtype} of shape {list(values.shape)}", num_judged

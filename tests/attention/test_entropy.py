@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from attnwatch import attention_entropy, attention_statistics
 from attnwatch.statistics import Statistic
 from tests.support.oracle import assert_entropy_matches, assert_statistics_match, attention_matrix, oracle_statistics
+from tests.support.paths import ROOT
 
 HIDDEN = [-torch.inf, -1e4, -1e9, torch.finfo(torch.float32).min]
 
@@ -49,9 +50,11 @@ def cases(draw, dtype: torch.dtype = torch.float32) -> Case:
     return Case(query, key, query_mask, options)
 
 
-def test_oracle_covers_every_statistic():
+def test_every_statistic_has_an_oracle_here_or_in_a_file_of_its_own():
     matrix = attention_matrix(torch.randn(1, 1, 2, 4), torch.randn(1, 1, 2, 4))
-    assert oracle_statistics(matrix).keys() == Statistic.registry.keys()
+    of_files = {path.stem.removeprefix("test_") for path in (ROOT / "tests").rglob("test_*.py")}
+    known = oracle_statistics(matrix).keys()
+    assert known <= Statistic.registry.keys() <= known | of_files
 
 
 @given(cases())

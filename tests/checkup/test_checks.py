@@ -233,6 +233,11 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
         lambda: Script(with_layers(Inverted, causal=False), padded_alike(), same_token),
         lambda: Script(Net(causal=False), padded_alike(), same_token),
     ),
+    "mask inverted by the script": (
+        "mask_inverted",
+        lambda: Script(bert(), (batch := padded("input_ids")) | {"attention_mask": 1 - batch["attention_mask"]}),
+        lambda: Script(bert(), padded("input_ids")),
+    ),
     "axes swapped": (
         "batch_mixing",
         lambda: Script(with_layers(MixedBatch, causal=False), ids(), same_token),

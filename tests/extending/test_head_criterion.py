@@ -135,9 +135,7 @@ def test_criterion_that_reads_a_statistic_needs_a_monitor(registered):
 def test_names_are_listed(registered):
     registered(Fisher)
     for use in (lambda: pruning(criterion="gates"), lambda: HeadImportance(llama(), criterion="gates")):
-        with pytest.raises(
-            ConfigurationError, match=r"`criterion` must be one of 'entropy', 'gate', .*'fisher', or a He"
-        ):
+        with pytest.raises(ConfigurationError, match=r"`criterion` must be one of 'entropy', .*'fisher', or a He"):
             use()
 
 

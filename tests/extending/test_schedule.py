@@ -106,7 +106,7 @@ def test_heads_go_by_the_schedule_also_after_a_resume(registered, tmp_path):
 def test_names_are_listed(registered):
     registered(Late)
     with pytest.raises(
-        ConfigurationError, match=r"`schedule` must be one of 'cubic', 'linear', 'late', or a Schedule; got 'l"
+        ConfigurationError, match=r"`schedule` must be one of .*'cubic', .*'late', or a Schedule; got 'l"
     ):
         pruning(schedule="later")
 

@@ -145,7 +145,7 @@ def test_instances_that_are_registered_are_not_shared(registered):
 def test_unknown_names_are_told_all_that_there_are(registered):
     registered(Norm)
     for name in ("entropy", None, 3):
-        message = f"`criterion` must be one of 'attention', 'loss', 'random', 'norm', or a function .*; got {name!r}"
+        message = f"`criterion` must be one of 'attention', .*'random', 'norm', or a function .*; got {name!r}"
         with pytest.raises(ConfigurationError, match=message):
             TokenDropper(deep_llama(), **SMALL, criterion=name)
 

@@ -103,7 +103,7 @@ def site_that_is_not_called():
 
 LAYER = "'model.layers.%d.self_attn'"
 WRONG = {
-    "criterion": ({"criterion": "gates"}, "`criterion` must be one of 'entropy', 'gate', 'max_weight', .*got 'gates'"),
+    "criterion": ({"criterion": "gates"}, "`criterion` must be one of 'entropy', .*got 'gates'"),
     "no criterion": ({"criterion": None}, "`criterion` must be one of .*got None"),
     "no history": (
         {"criterion": "entropy"},

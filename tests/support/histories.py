@@ -37,7 +37,10 @@ ORDINARY = {
 
 def course(*, sites=slice(None), observations=OBSERVATIONS, every=10, loss=None, **statistics) -> AttentionHistory:
     """An ordinary run in which these statistics take this course (a number, or one per observation) at `sites`."""
-    values = {name: np.full((observations, SITES, HEADS), ORDINARY[name], np.float32) for name in Statistic.registry}
+    values = {
+        name: np.full((observations, SITES, HEADS), ORDINARY.get(name, np.nan), np.float32)
+        for name in Statistic.registry
+    }
     for name, taken in statistics.items():
         taken = np.broadcast_to(np.asarray(taken, dtype=np.float32), observations)
         values[name][:, sites] = taken[:, None, None]

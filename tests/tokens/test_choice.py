@@ -408,7 +408,7 @@ def test_schedules_by_name():
     pytest.importorskip("attnwatch.schedules")
     steps = schedule_of("cubic", full_length_from=None).steps
     assert steps[0] == (0, pytest.approx(1 - 0.975**3))
-    with pytest.raises(ConfigurationError, match=r"`keep_ratio` must be one of 'cubic', 'linear', .*; got 'square'"):
+    with pytest.raises(ConfigurationError, match=r"`keep_ratio` must be one of .*'cubic', .*; got 'square'"):
         schedule_of("square", full_length_from=None)
 
 

@@ -6,6 +6,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -128,7 +129,13 @@ class FunctionCall(AttentionCall):
         return found.__wrapped__ if isinstance(found, StandIn) else found
 
     def recognises(self, module: nn.Module, code: CodeNames) -> bool:
-        """Return whether the code names the function, or holds it under another name."""
+        """Return whether the code names the function, or holds it under another name.
+
+        Names of packages that are not installed mean nothing, unless a user has registered the call.
+        """
+        package = self.paths[0].partition(".")[0]
+        if self.registry.is_built_in(self) and package not in sys.modules and find_spec(package) is None:
+            return False
         return self.title in code.names | code.texts or code.refers_to(self.function)
 
     def why_silent(self, site: "Site") -> str:

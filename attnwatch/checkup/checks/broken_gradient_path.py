@@ -29,7 +29,8 @@ class BrokenGradientPath(Check):
         if not weights:
             raise CannotCheck("no attention with trainable weights was called")
         reached = [name for name, each in weights.items() if any(w.grad is not None for w in each.values())]
-        others = [name for name, each in step.trainable.items() if each.grad is not None]
+        inside = set(step.forward.module.parameters())  # not those of another network, such as the critic of a GAN
+        others = [name for name, each in step.trainable.items() if each.grad is not None and each in inside]
         if not reached and others:
             what = f"no attention layer got a gradient, although {others[-1]} got one"
             return Fault(what, tuple(weights), {"layers_without_gradient": float(len(weights))})

@@ -9,7 +9,8 @@ from attnwatch.checkup.evidence import StepEvidence
 class MaskInverted(Check):
     """Attention sees the padding and not the tokens: the mask has the wrong polarity.
 
-    Outputs of real tokens move when the padding is replaced, and do not move when other real tokens are.
+    Either the mask that the model was given hides different ids and shows a single one. Or outputs of real tokens move
+    when the padding is replaced, and do not move when other real tokens are.
     """
 
     name = "mask_inverted"
@@ -19,6 +20,8 @@ class MaskInverted(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
+        if step.tokens.hides_the_tokens:
+            return Fault(f"`{step.tokens.mask_name}` hides all tokens but those of one id, as the padding has")
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or not real_tokens_are_unseen(flow):

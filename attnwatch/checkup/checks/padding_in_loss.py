@@ -23,7 +23,7 @@ class PaddingInLoss(Check):
         tokens, targets = step.tokens, step.targets
         if targets.classes.shape != tokens.padding.shape or is_encoder_decoder(step.forward.module):
             raise CannotCheck("the targets are not those of the tokens")
-        if not tokens.padding.any():
+        if not tokens.padding.any() or tokens.hides_the_tokens:
             raise CannotCheck("the batch has no padding")
         # Whether a token is scored against itself or the next one: it and its neighbours are padding.
         inside = tokens.padding[:, 2:] & tokens.padding[:, 1:-1] & tokens.padding[:, :-2]

@@ -1,5 +1,6 @@
 """Outputs of real tokens that depend on what stands at the padding."""
 
+from attnwatch.capture import names_in_forward
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.checks.batch_mixing import mixed_tokens
 from attnwatch.checkup.checks.future_leak import leaking_predictions
@@ -45,6 +46,8 @@ def _has_other_cause(step: StepEvidence) -> bool:
 def moved_by_padding(flow: Flow) -> float:
     """Return the share of the outputs of real tokens, or of sequences with padding, that move with the padding."""
     padding = flow.tokens.padding
+    if not flow.has_outputs_of_tokens and "pad_token_id" in names_in_forward(type(flow.module)):
+        raise CannotCheck("the model finds the last token of a sequence by the id of the padding")
     if flow.has_outputs_of_tokens:
         has_padding = padding.any(1, keepdim=True) & ~padding
         return float((flow.padded & ~padding).sum() / has_padding.sum().clamp(min=1))
@@ -53,4 +56,4 @@ def moved_by_padding(flow: Flow) -> float:
 
 def real_tokens_are_unseen(flow: Flow) -> bool:
     """Return whether real tokens move no output but their own."""
-    return flow.has_outputs_of_tokens and not flow.sees_others
+    return not flow.sees_others

@@ -26,9 +26,7 @@ class RepeatedBatch(Check):
         self._fingerprints: dict[int, torch.Tensor] = {}
 
     def look(self, step: StepEvidence) -> Fault | None:
-        values = max(step.forward.tensors, key=torch.numel).detach().double().flatten()
-        weights = torch.arange(1, len(values) + 1, device=values.device, dtype=torch.float64).sin()
-        self._fingerprints.setdefault(step.global_step, values @ weights)
+        self._fingerprints.setdefault(step.global_step, _fingerprint(step.forward.tensors))
         if len(self._fingerprints) < _NUM_STEPS:
             raise CannotCheck(f"{_NUM_STEPS} steps are needed")
         number = len({float(each) for each in self._fingerprints.values()})
@@ -38,3 +36,9 @@ class RepeatedBatch(Check):
         batches = "the same batch" if number == 1 else f"{number} batches in turn"
         what = f"the first {_NUM_STEPS} steps were given {batches}"
         return Fault(what, numbers={"different_batches": float(number)}, is_note=is_meant)
+
+
+def _fingerprint(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return a number that is another one for other values, or another order of them."""
+    values = torch.cat([tensor.detach().double().flatten() for tensor in tensors])
+    return values @ torch.arange(1, len(values) + 1, device=values.device, dtype=torch.float64).sin()

@@ -411,7 +411,7 @@ def test_compiled_module():
     [
         ({"target": 1}, "`target` must be the fraction of the heads that goes, between 0 and 1; got 1"),
         ({"target": 0.0}, "`target` must be"),
-        ({"criterion": "gates"}, "`criterion` must be one of 'entropy', 'gate'"),
+        ({"criterion": "gates"}, "`criterion` must be one of 'entropy', "),
         ({"start": 1.5}, "`start` must be a fraction of the run below 1 or a number of steps, got 1.5"),
         ({"start": 0.5, "end": 0.4}, "`start` must not be after `end`"),
         ({"num_cuts": 0}, "`num_cuts` must be an integer of at least 1"),
