@@ -211,8 +211,9 @@ def check_training(
         ConfigurationError: an argument is wrong.
 
     Example:
-        >>> layer = nn.Linear(4, 2)
-        >>> loss = lambda model, batch: nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+        >>> import torch
+        >>> layer = torch.nn.Linear(4, 2)
+        >>> loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"])
         >>> batch = {"x": torch.randn(3, 4), "y": torch.tensor([0, 1, 0])}
         >>> check_training(layer, batch, optimizers=torch.optim.SGD(layer.parameters()), forward=loss).findings
         []
