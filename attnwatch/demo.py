@@ -56,10 +56,10 @@ class SourceBytes(Dataset[Tensor]):
 
 
 class ByteLlama(pl.LightningModule):
-    """A small Llama on bytes.
+    """A small byte-level Llama.
 
     Args:
-        forget_queries_and_keys: the fault. The parameters are chosen by name, as for weight decay or layer-wise
+        forget_queries_and_keys: plant the fault. Parameters are selected by name, as for weight decay or layer-wise
             learning rates, and a pattern that is too narrow leaves `q_proj` and `k_proj` out of the optimizer.
             Values and MLPs still learn, so the loss falls.
     """

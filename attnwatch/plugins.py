@@ -130,7 +130,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         return f"the {self.kind}{named} ({'.'.join(_origin(plugin))})"
 
     def is_built_in(self, plugin: Any) -> bool:
-        """Return whether a plugin is one of attnwatch's."""
+        """Return whether a plugin ships with attnwatch."""
         kind = _class_of(plugin)
         return kind not in Plugin.__subclasses__() and kind.__module__.startswith(f"{self._folder}.")
 

@@ -3,7 +3,7 @@
 from tools.markdown import table
 from tools.results import machine, newest
 
-_ROWS = {"all": "all faults", "not held out": "faults that the checks were tuned on", "held out": "faults held out"}
+_ROWS = {"all": "all faults", "tuned on": "faults that the checks were tuned on", "held out": "faults held out"}
 
 
 def checkup() -> str:

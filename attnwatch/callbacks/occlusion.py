@@ -1,4 +1,4 @@
-"""Comparison of attention with what hiding inputs does, while a model trains."""
+"""Comparison of attention with the effects of hiding inputs, during training."""
 
 import dataclasses
 from collections.abc import Collection, Iterable

@@ -116,7 +116,7 @@ class TrainingPart(ABC):
         """Write files into the folder of a checkpoint that others read of it."""
 
     def attach_for_evaluation(self, model: nn.Module) -> None:
-        """Change the model outside of training; a part that does so `works_in_evaluation`."""
+        """Change the model outside of training; parts that do so set `works_in_evaluation`."""
 
     @abstractmethod
     def detach(self) -> None:

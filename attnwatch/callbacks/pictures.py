@@ -12,11 +12,11 @@ _SHARE_OF_TIME = 0.005
 
 
 class Pictures:
-    """Draws as often as asked and as time allows, and informs the user if that is less often.
+    """Draws pictures as often as requested, time permitting, and informs the user if they come less often.
 
     Args:
-        every_n_steps: least number of steps between pictures; None draws only when `draw` is called.
-        publisher: shows them.
+        every_n_steps: minimum number of steps between pictures; None draws only when `draw` is called.
+        publisher: shows the pictures.
 
     Attributes:
         drawn_step: step of the last observation that was drawn during the training.

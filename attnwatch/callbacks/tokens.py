@@ -120,7 +120,7 @@ class TokenDropping(TrainingPart):
 
     @property
     def changes(self) -> list[tuple[int, str]]:
-        """Steps so far at which the number of tokens has changed."""
+        """Steps at which the number of tokens has changed so far, each with a description."""
         return [(step, f"{ratio:.0%} of the tokens") for step, ratio in self._begins[1:] if step <= self._step]
 
     @property

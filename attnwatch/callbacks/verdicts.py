@@ -11,17 +11,17 @@ from attnwatch.utils.messages import warn
 
 
 class Verdicts:
-    """Verdicts on one training.
+    """Verdicts on a training run.
 
     Args:
         on_finding, thresholds, rules: see `AttentionMonitor`.
 
     Attributes:
         last: the last verdict; None before the first.
-        want_to_stop: flag that a finding is to stop the training.
+        want_to_stop: True once a finding should stop the training.
 
     Raises:
-        ConfigurationError: an argument is wrong.
+        ConfigurationError: an argument is invalid.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Verdicts:
         return [] if self.last is None else self._actions.new_findings(self.last)
 
     def act(self, action: Action, finding: Finding, run: TrainerRun) -> None:
-        """Do what the user wants done about a finding."""
+        """Carry out the action that the user chose for a finding."""
         if callable(action):
             action(finding, run.trainer, run.model)
         elif action != "ignore":

@@ -109,7 +109,7 @@ class Capture:
         return self._sites[site].module
 
     def coverage(self) -> dict[str, str]:
-        """Return for every site `"observed"`, with a remark if it is called several times, or why it is not."""
+        """Return for each site `"observed"`, with a remark if it is called several times, or why it is not observed."""
         return {name: self._reasons.get(name) or self._status_of(name) for name in self._sites.names}
 
     def silent(self) -> dict[str, str]:
@@ -280,7 +280,7 @@ class Capture:
         return self._query_masks[identity]
 
     def fail(self, site: str, error: Exception) -> None:
-        """Give a site up after an error: mark it and warn once."""
+        """Stop watching a site after an error, and warn once."""
         if site in self._failed:
             return
         self._failed.add(site)

@@ -74,7 +74,7 @@ class CodeNames:
 
 
 def is_reference(value: object, function: object) -> bool:
-    """Return whether a value is a function, or wraps it as a patch of a capture does."""
+    """Return whether `value` is `function`, or wraps it as a capture's patch does."""
     return function is not None and (value is function or getattr(value, "__wrapped__", None) is function)
 
 

@@ -84,7 +84,7 @@ class SiteTable:
         return {name: site.reason for name, site in self._selected.items() if site.reason}
 
     def of(self, module: nn.Module) -> Site | None:
-        """Return the readable or expected site that this module is."""
+        """Return the readable or expected site of this module; None if there is none."""
         return next((site for site in (*self._found, *self.expected) if site.module is module and site.calls), None)
 
     def new(self, module: nn.Module, calls: Sequence[FunctionCall], code: CodeNames) -> Site | None:

@@ -18,7 +18,7 @@ HeadShard = tuple[int, int]
 
 
 def at_all_heads(values: Tensor, shard: HeadShard) -> Tensor:
-    """Spread […, heads of this process] to […, heads of all], 0 where another one computes them."""
+    """Spread […, heads of this process] over […, all heads], with 0 for heads that other processes compute."""
     index, number = shard
     if number == 1:
         return values

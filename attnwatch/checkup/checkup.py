@@ -156,7 +156,7 @@ class TrainingCheckup:
 
     @property
     def _open_checks(self) -> list[str]:
-        """Names of the checks that have no answer yet, or look for a fault in each of the first steps."""
+        """Names of the checks without an answer so far, and of those that watch every step and have found no fault."""
         return [
             name
             for name, check in self._checks.items()

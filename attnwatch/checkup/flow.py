@@ -1,4 +1,4 @@
-"""Interventions: what moves in a model's output when some of its tokens are others."""
+"""Interventions: which outputs of a model change when some of its tokens are replaced."""
 
 from functools import cached_property
 
@@ -37,7 +37,7 @@ class Flow:
 
     @property
     def num_sequences(self) -> int:
-        """Number of sequences of the repeated forwards."""
+        """Number of sequences in the repeated forwards."""
         return self._repeats.num_sequences
 
     @property
@@ -53,7 +53,7 @@ class Flow:
 
     @property
     def middle(self) -> int:
-        """Place from which on `later` has other tokens: the middle of the shortest sequence without its padding."""
+        """First position that `later` replaces: the middle of the shortest sequence, not counting its padding."""
         shortest = int((~self.tokens.padding).sum(1).min())
         first = int((~self.tokens.padding).int().argmax(1).max())
         if shortest < 4:
@@ -62,40 +62,40 @@ class Flow:
 
     @cached_property
     def later(self) -> Tensor:
-        """Outputs that move with the tokens from the middle on: bool [batch, tokens] or [batch]."""
+        """Outputs that change with the tokens from the middle on: bool [batch, tokens] or [batch]."""
         return self._moved_with(self._places >= self.middle)
 
     @cached_property
     def earlier(self) -> Tensor:
-        """Outputs that move with the tokens before the middle: bool [batch, tokens] or [batch]."""
+        """Outputs that change with the tokens before the middle: bool [batch, tokens] or [batch]."""
         return self._moved_with(self._places < self.middle)
 
     @cached_property
     def sees_others(self) -> bool:
-        """True if an output moves with other tokens of its sequence.
+        """True if an output changes with other tokens of its sequence.
 
-        Every second token is replaced, then the others: the halves of a sequence may be two documents. Outputs of the
-        tokens that stay must move; an output of a whole sequence must move with both.
+        Every second token is replaced, then the rest; not one half after the other, as they may be two documents. The
+        output of a token that is kept must change; an output of a whole sequence must change both times.
         """
         odd = self._places % 2 == 1
         by_odd, by_even = self._moved_with(odd), self._moved_with(~odd)
         if not self.has_outputs_of_tokens:
             return bool(by_odd.any() and by_even.any())
         if not (by_odd & odd).any() and not (by_even & ~odd).any():
-            raise CannotCheck("no output moves with its own token: weights are zero")
+            raise CannotCheck("no output changes with its own token: weights are zero")
         real = ~self.tokens.padding
         return bool((by_odd & ~odd & real).any() or (by_even & odd & real).any())
 
     @cached_property
     def padded(self) -> Tensor:
-        """Outputs that move with what stands at the padding: bool [batch, tokens] or [batch]."""
+        """Outputs that change with the content of the padding: bool [batch, tokens] or [batch]."""
         if not self.tokens.padding.any():
             raise CannotCheck("the batch has no padding")
         return self._moved(self._with(self.tokens.replaced(self.tokens.padding)))
 
     @cached_property
     def others(self) -> Tensor:
-        """Outputs of the first sequence that move with the tokens of the others: bool [tokens], or a scalar."""
+        """Outputs of the first sequence that change with the tokens of the others: bool [tokens], or a scalar."""
         if self.num_sequences < 2:
             raise CannotCheck("the batch has one sequence")
         rows = torch.arange(self.num_sequences, device=self.tokens.values.device)[:, None]
@@ -103,7 +103,7 @@ class Flow:
 
     @cached_property
     def reordered(self) -> Tensor:
-        """Outputs of sequences without padding that are others, in reverse, once their tokens are reversed."""
+        """Outputs of sequences without padding that change, apart from their order, when the tokens are reversed."""
         whole = ~self.tokens.padding.any(1)
         if not whole.any():
             raise CannotCheck("all sequences of the batch have padding")

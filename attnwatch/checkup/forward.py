@@ -48,7 +48,7 @@ class RecordedForward:
     called: frozenset[str]
 
     def repeat(self, arguments: Mapping[str, Any]) -> Any:
-        """Call the module with these arguments in the place of its own."""
+        """Call the module with these arguments in place of the recorded ones."""
         values, number = list(arguments.items()), self.num_positional
         return self.module(*(value for _, value in values[:number]), **dict(values[number:]))
 
@@ -111,10 +111,10 @@ class Repeats:
         self._unchanged: Tensor | None = None
 
     def output(self, **changes: Any) -> Tensor:
-        """Return the output for these changes, float32 [batch, …].
+        """Return the output with these arguments changed, float32 [batch, …].
 
         Raises:
-            CannotCheck: the forward fails, or returns nothing that is one for each sequence.
+            CannotCheck: the forward fails, or returns no tensor with one entry per sequence.
         """
         module = self._forward.module
         self.num_forwards += 1

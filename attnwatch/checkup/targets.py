@@ -68,7 +68,7 @@ def targets_of(logits: Tensor, classes: Tensor, ignored: int, loss: Tensor, shap
 
 @contextlib.contextmanager
 def scored_calls(receive: Callable[[Tensor, Tensor, int, Tensor], None]) -> Iterator[None]:
-    """Hand `receive` (logits, classes, ignored class, mean loss) of each cross-entropy of class indices, detached."""
+    """Pass `receive` the detached logits, classes, ignored class and mean loss of each class-index cross-entropy."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(original)

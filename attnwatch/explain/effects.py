@@ -49,7 +49,7 @@ class Effect:
 
     @property
     def largest_loss(self) -> float:
-        """Largest loss of an output with nothing hidden."""
+        """Largest loss over all outputs, with nothing hidden."""
         return float(self._base[self.outputs].max())
 
 

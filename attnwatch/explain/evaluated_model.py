@@ -109,7 +109,7 @@ class EvaluatedModel:
 
     @property
     def is_sharded(self) -> bool:
-        """True if the model is split over processes, which must all call it alike."""
+        """True if the model is split across processes, all of which must make the same calls."""
         return has_other_processes() and is_split(self.model)
 
     @property
@@ -140,7 +140,7 @@ class EvaluatedModel:
 
     @property
     def is_sequence_classifier(self) -> bool:
-        """True for transformers' classifiers of sequences."""
+        """True if the model is a transformers sequence classifier."""
         name = type(self.base).__name__
         return "Classification" in name and "TokenClassification" not in name
 

@@ -1,4 +1,4 @@
-"""Errors that name the remedy where a state dict has other heads than the model."""
+"""Errors with a remedy for state dicts whose attention heads differ from the model's."""
 
 from collections.abc import Collection, Mapping
 from functools import partial

@@ -120,7 +120,7 @@ class HeadSite:
 
     @property
     def needs_a_head(self) -> bool:
-        """True if the adapter of the output projection does not work without any head."""
+        """True if the output projection's adapter needs at least one head."""
         is_adapted_conv1d = self.output is not self.projection and is_conv1d(self.output)
         return is_adapted_conv1d or bool(adapters(self.projection, "lora_magnitude_vector"))
 

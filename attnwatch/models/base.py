@@ -159,7 +159,7 @@ class ModelFamily(Plugin):
         return ""
 
     def token_predictions(self, model: nn.Module, given: Mapping[str, Any], output: Any) -> TokenPredictions | None:
-        """Return what a forward predicted for its tokens; None if that is unknown, or not its job.
+        """Return a forward's predictions for its tokens; None if they are unknown, or if it makes none.
 
         Args:
             model: outermost model.

@@ -39,7 +39,7 @@ class ObservedValues(Mapping[str, np.ndarray]):
     Args:
         observations: one for each step.
         statistics: names of their statistics, in order.
-        num_sites, num_heads: shape of the arrays; observations with fewer heads are filled up with nan.
+        num_sites, num_heads: shape of the arrays; observations with fewer heads are padded with nan.
 
     Attributes:
         observations: one for each step.

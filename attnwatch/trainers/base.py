@@ -71,7 +71,7 @@ class TrainerRun(ABC):
         return None
 
     def before_parameters_change(self) -> None:
-        """Prepare for parameters that are replaced by smaller or larger ones."""
+        """Prepare for parameters being replaced by smaller or larger ones."""
 
     def after_parameters_changed(self) -> None:
         """Tell whoever holds parameters of the model, such as DistributedDataParallel, that they were replaced."""

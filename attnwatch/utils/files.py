@@ -45,7 +45,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Parse a JSON text.
+    """Parse JSON text.
 
     Raises:
         UnreadableFileError: the text is not JSON.

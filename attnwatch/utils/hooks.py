@@ -31,10 +31,10 @@ def put(
     attributes: Mapping[str, Any] | None = None,
     again: Callable[[nn.Module], object] | None = None,
 ) -> Remove:
-    """Put hooks and attributes on a module, but not on its copies and not in its pickles.
+    """Put hooks and attributes on a module, but keep them out of its copies and pickles.
 
-    `pickle` and `copy` ask the instance for `__reduce_ex__` before its class, so that one module changes and nothing
-    else does: pickles load where attnwatch is not installed.
+    `pickle` and `copy` look up `__reduce_ex__` on the instance before its class, so overriding it there affects only
+    this module, and its pickles load where attnwatch is not installed.
 
     Args:
         module: module that has the hooks.

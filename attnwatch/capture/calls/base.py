@@ -106,9 +106,9 @@ class FunctionCall(AttentionCall):
     enter: Enter = staticmethod(enter_forward)
 
     def read(self, *args: Any, **kwargs: Any) -> CallInputs:
-        """Return what a call was given, or the reason why it can't be read.
+        """Return the inputs of a call, or the reason why they can't be read.
 
-        Declare the parameters of the function, which are passed as they came. The call itself goes on unchanged.
+        Overrides declare the function's parameters and get its arguments unchanged. The call itself is not affected.
         """
         raise NotImplementedError
 

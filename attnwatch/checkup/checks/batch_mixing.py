@@ -9,15 +9,15 @@ from attnwatch.checkup.flow import Flow
 
 @register
 class BatchMixing(Check):
-    """A sequence changes the output of another one of the batch.
+    """The output of a sequence depends on the other sequences in its batch.
 
-    The tokens of all sequences but the first are replaced. Outputs of the first one must not move.
+    The tokens of all sequences but the first are replaced. Outputs of the first one must not change.
     """
 
     name = "batch_mixing"
     remedy = (
-        "Look for a reshape or transpose that swaps the axes of batch and tokens (batch_first=False of "
-        "nn.TransformerEncoderLayer and nn.MultiheadAttention), and for norms or pooling over the batch."
+        "Look for a reshape or transpose that swaps the batch and token axes (nn.TransformerEncoderLayer and "
+        "nn.MultiheadAttention default to batch_first=False), and for norms or pooling over the batch."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -25,10 +25,10 @@ class BatchMixing(Check):
         if not moved.any():
             return None
         share = float(moved.float().mean())
-        what = f"{share:.0%} of the outputs of a sequence change when the other sequences of the batch are others"
+        what = f"{share:.0%} of the outputs of a sequence change when the other sequences in the batch are replaced"
         return Fault(what, numbers={"share_that_moves": share})
 
 
 def mixed_tokens(flow: Flow) -> Tensor:
-    """Return which outputs of the first sequence, its padding left out, move with the other sequences: bool."""
+    """Return which outputs of the first sequence, without its padding, change with the other sequences: bool."""
     return flow.others if flow.others.ndim == 0 else flow.others[~flow.tokens.padding[0]]

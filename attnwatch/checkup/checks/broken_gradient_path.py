@@ -1,4 +1,4 @@
-"""Attention that gets no gradient although what stands behind it does."""
+"""Attention layers that get no gradient although other layers do."""
 
 from torch import nn
 
@@ -11,14 +11,14 @@ from attnwatch.checkup.evidence import StepEvidence
 class BrokenGradientPath(Check):
     """The gradient does not reach trainable attention layers that were part of the forward.
 
-    Layers behind the last one with a gradient do not count, as their outputs may not be used. Within a layer, either
+    Layers after the last one with a gradient do not count, as their outputs may be unused. Within a layer, either
     all trainable weights have a gradient or none has.
     """
 
     name = "broken_gradient_path"
     remedy = (
         "Look for detach(), .data, torch.no_grad(), argmax or a conversion to numpy between these layers and the loss, "
-        "and at reentrant activation checkpointing of inputs that require no gradient."
+        "and for reentrant activation checkpointing with inputs that require no gradient."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -32,17 +32,17 @@ class BrokenGradientPath(Check):
         inside = set(step.forward.module.parameters())  # not those of another network, such as the critic of a GAN
         others = [name for name, each in step.trainable.items() if each.grad is not None and each in inside]
         if not reached and others:
-            what = f"no attention layer got a gradient, although {others[-1]} got one"
+            what = f"no attention layer got a gradient, although {others[-1]} did"
             return Fault(what, tuple(weights), {"layers_without_gradient": float(len(weights))})
         if not reached:
-            raise CannotCheck("nothing has a gradient: call backward inside of the step")
+            raise CannotCheck("nothing has a gradient: call backward inside the step")
         up_to = list(weights)[: list(weights).index(reached[-1]) + 1]
         missing = tuple(f"{name}.{weight}" for name in up_to for weight, w in weights[name].items() if w.grad is None)
         if not missing:
             return None
         layers = sum(name not in reached for name in up_to)
-        what = f"{missing[0]} and {len(missing) - 1} more weights" if len(missing) > 1 else missing[0]
-        what += f" got no gradient, although {reached[-1]} got one"
+        what = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
+        what += f" got no gradient, although {reached[-1]} did"
         return Fault(what, missing, {"weights": float(len(missing)), "layers_without_gradient": float(layers)})
 
 

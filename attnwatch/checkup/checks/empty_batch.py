@@ -6,19 +6,19 @@ from attnwatch.checkup.evidence import StepEvidence
 
 @register
 class EmptyBatch(Check):
-    """The batch has nothing to learn from: only padding, or no target.
+    """The batch has nothing to learn from: only padding, or no targets.
 
-    The mean over no target is nan in `torch.nn.functional.cross_entropy`.
+    `torch.nn.functional.cross_entropy` returns nan for the mean over no targets.
     """
 
     name = "empty_batch"
     watches = True
     severity = 0.6
-    remedy = "Look at what the data set and the collator return: truncation may have cut off all that is to be learned."
+    remedy = "Check what the dataset and the collator return: truncation may have removed all that is to be learned."
 
     def look(self, step: StepEvidence) -> Fault | None:
         if step.tokens.padding.all():
-            return Fault("all tokens of the batch are padding")
+            return Fault("all tokens in the batch are padding")
         if not step.targets.is_scored.any():
-            return Fault("no token of the batch has a target: all labels are ignored")
+            return Fault("no token in the batch has a target: all labels are ignored")
         return None

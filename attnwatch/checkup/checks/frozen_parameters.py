@@ -1,4 +1,4 @@
-"""Weights that are frozen while others of the same attention train."""
+"""Weights that are frozen while others of the same attention layer train."""
 
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
@@ -8,21 +8,21 @@ from attnwatch.checkup.forward import is_of_adapter
 
 @register
 class FrozenParameters(Check):
-    """Some weights of an attention layer are frozen, and others of it train.
+    """Some weights of an attention layer are frozen while others train.
 
-    Attention whose queries and keys stay as they are can't learn where to look. Layers with adapters are left out:
-    their weights stand still by design.
+    Attention whose query and key weights are frozen can't learn where to look. Layers with adapters are left out, as
+    their weights are frozen by design.
     """
 
     name = "frozen_parameters"
     severity = 0.5
-    remedy = "Set requires_grad=True on these weights before the optimizer is made, or freeze the whole layer."
+    remedy = "Set requires_grad=True on these weights before creating the optimizer, or freeze the whole layer."
 
     def look(self, step: StepEvidence) -> Fault | None:
         frozen: list[str] = []
         sites = find_sites(step.model)
         if not sites:
-            raise CannotCheck("the model has no attention that is known")
+            raise CannotCheck("no known attention was found in the model")
         for site in sites:
             weights = {name: each for name, each in site.module.named_parameters() if each.ndim > 1}
             has_adapters = any(map(is_of_adapter, weights))
@@ -32,5 +32,5 @@ class FrozenParameters(Check):
         if not frozen:
             return None
         more = f" and {len(frozen) - 2} more" if len(frozen) > 2 else ""
-        what = f"{', '.join(frozen[:2])}{more} require no gradient, and other weights of these layers do"
+        what = f"some weights are frozen while others of the same layers train: {', '.join(frozen[:2])}{more}"
         return Fault(what, tuple(frozen), {"weights": float(len(frozen))})

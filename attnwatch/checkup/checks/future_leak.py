@@ -1,4 +1,4 @@
-"""Predictions that depend on the token that they are scored against."""
+"""Predictions that depend on the tokens they are scored against."""
 
 from torch import Tensor
 
@@ -9,16 +9,16 @@ from attnwatch.checkup.forward import is_encoder_decoder
 
 @register
 class FutureLeak(Check):
-    """A next-token model sees the tokens that it is to predict.
+    """A next-token model sees the tokens it should predict.
 
     Tokens of the batch are replaced from the middle on. Outputs before the middle that are scored against the next
-    token must not move. The loss falls below what is possible, and the model is useless when it generates.
+    token must not change. With a leak, the loss falls below what is possible, and the model is useless for generation.
     """
 
     name = "future_leak"
     remedy = (
-        "Mask later tokens (is_causal=True, or a causal mask that is added to the logits before the softmax), and do "
-        "not mix tokens by convolutions, pooling or norms over the token axis."
+        "Mask later tokens (is_causal=True, or a causal mask added to the logits before the softmax), and do not "
+        "mix tokens with convolutions, pooling or norms over the token axis."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -28,24 +28,24 @@ class FutureLeak(Check):
         share = float(leaks.float().mean())
         what = (
             f"{share:.0%} of the predictions before token {flow.middle} change when `{flow.tokens.name}` changes from "
-            "there on, and the first of these tokens is what they are to predict"
+            "there on: they depend on tokens that they must not see"
         )
         return Fault(what, numbers={"share_that_moves": share, "first_changed_token": float(flow.middle)})
 
 
 def leaking_predictions(step: StepEvidence) -> Tensor:
-    """Return which of the scored predictions before the middle move with the tokens from there on: bool [predictions].
+    """Return which of the scored predictions before the middle change with later tokens: bool [predictions].
 
     Raises:
-        CannotCheck: the model is no next-token model.
+        CannotCheck: the model is not a next-token model.
     """
     if is_encoder_decoder(step.forward.module):
-        raise CannotCheck("the tokens are those of the encoder, which sees all")
+        raise CannotCheck("the tokens are the encoder's, which may see all of them")
     if step.targets.shift(step.tokens.values) != 1:
-        raise CannotCheck("the tokens are not scored against the next ones, as those of a language model are")
+        raise CannotCheck("the targets are not the next tokens, as they are in a language model")
     flow = step.flow
     if not flow.has_outputs_of_tokens:
-        raise CannotCheck("the model has no output for each token")
+        raise CannotCheck("the model does not return one output per token")
     before = slice(0, flow.middle)
     is_scored = step.targets.is_scored[: flow.num_sequences, before] & ~flow.tokens.padding[:, before]
     return flow.later[:, before][is_scored]

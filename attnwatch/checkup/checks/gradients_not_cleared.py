@@ -1,4 +1,4 @@
-"""Gradients that are added to those of steps that are over."""
+"""Gradients that are added to those of earlier steps."""
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
@@ -6,10 +6,10 @@ from attnwatch.checkup.evidence import StepEvidence
 
 @register
 class GradientsNotCleared(Check):
-    """Gradients of the last step were still there, and new ones are added to them.
+    """Gradients of the previous step are not cleared, so new ones are added to them.
 
-    The first gradient that a parameter gets after a step of its optimizer must find none, or zeros, or be cleared
-    before the next step. Accumulation over micro-batches adds gradients between two steps, and is not found.
+    When a parameter gets its first gradient after a step of its optimizer, its old one must be None or zero, or the sum
+    must be cleared before the next step. Accumulation over micro-batches happens between two steps and is not reported.
     """
 
     name = "gradients_not_cleared"
@@ -17,10 +17,10 @@ class GradientsNotCleared(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         if not step.held or not step.stale_gradients:
-            raise CannotCheck("two steps of an optimizer are needed")
+            raise CannotCheck("two optimizer steps are needed")
         stale = {name: float(norm) for name, norm in step.stale_gradients.items() if float(norm) > 0}
         if not stale:
             return None
         name, norm = max(stale.items(), key=lambda each: each[1])
-        what = f"the gradient of {name} was added to that of the step before, of norm {norm:.3g}, and used"
+        what = f"the optimizer used a gradient of {name} that was added to the previous step's (norm {norm:.3g})"
         return Fault(what, tuple(stale), {"norm": norm})

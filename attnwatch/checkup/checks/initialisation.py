@@ -1,4 +1,4 @@
-"""Models that begin far from a uniform guess."""
+"""Models whose first loss is far above that of a uniform guess."""
 
 import math
 
@@ -13,15 +13,15 @@ _MOST = 3.0
 class Initialisation(Check):
     """The first loss is far above that of a uniform guess.
 
-    The cross-entropy of a uniform guess is the log of the number of classes. A model whose weights are initialised too
-    large is sure of wrong answers, and its softmax lets hardly any gradient through.
+    The cross-entropy of a uniform guess is the log of the number of classes. A model whose initial weights are too
+    large is confident in wrong answers, and its softmax lets hardly any gradient through.
     """
 
     name = "initialisation"
     severity = 0.6
     remedy = (
         "Check the initialisation (a standard deviation near 0.02, or 1/sqrt(width)), the scale of tied embeddings and "
-        "the norm before the last layer; for a pretrained model, that its weights were loaded and fit the tokenizer."
+        "the norm before the last layer; for a pretrained model, that its weights were loaded and match the tokenizer."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -31,5 +31,5 @@ class Initialisation(Check):
         loss = float(targets.loss)
         if not loss > _MOST * uniform:
             return None
-        what = f"the first loss is {loss:.3g}, and a uniform guess over {targets.num_classes} classes has {uniform:.3g}"
+        what = f"the first loss is {loss:.3g}; a uniform guess over {targets.num_classes} classes has {uniform:.3g}"
         return Fault(what, numbers={"loss": loss, "uniform": uniform})

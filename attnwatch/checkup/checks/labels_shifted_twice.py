@@ -1,4 +1,4 @@
-"""Labels that script and model have both shifted."""
+"""Labels that are shifted by both the script and the model."""
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
@@ -13,13 +13,13 @@ class LabelsShiftedTwice(Check):
 
     name = "labels_shifted_twice"
     remedy = (
-        "Shift the labels once: models of transformers shift `labels` themselves, so give them the `input_ids` "
-        "(with -100 where nothing is to be learned)."
+        "Shift the labels only once: transformers models shift `labels` themselves, so pass a copy of `input_ids` "
+        "(with -100 at positions to be ignored)."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
         if not step.tokens.are_ids:
-            raise CannotCheck("the model was given features, no ids")
+            raise CannotCheck("the model was given features, not token ids")
         shift = step.targets.shift(step.tokens.values)
         if shift is None:
             raise CannotCheck("the targets are not the tokens")

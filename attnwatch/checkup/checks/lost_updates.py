@@ -1,4 +1,4 @@
-"""Updates that are lost in the rounding of the weights."""
+"""Updates that are lost when the weights are rounded."""
 
 import torch
 
@@ -18,7 +18,7 @@ class LostUpdates(Check):
     name = "lost_updates"
     severity = 0.6
     remedy = (
-        "Keep the weights in float32 and use autocast, or take an optimizer with float32 master weights, stochastic "
+        "Keep the weights in float32 and use autocast, or use an optimizer with float32 master weights, stochastic "
         "rounding or Kahan summation."
     )
 
@@ -35,5 +35,8 @@ class LostUpdates(Check):
         if middle < _MOST_UNCHANGED:
             return None
         dtype = str(next(iter(updates.values()))[0].dtype).removeprefix("torch.")
-        what = f"{middle:.0%} of the {dtype} weights with a gradient or more stay the same in each step"
+        what = (
+            f"in half of the {dtype} matrices, {middle:.0%} or more of the weights with a gradient stay the same in "
+            "each step"
+        )
         return Fault(what, tuple(coarse), {"share_unchanged": middle})

@@ -1,4 +1,4 @@
-"""Attention that sees the padding and nothing else."""
+"""Attention that sees only the padding."""
 
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.checks.padding_leak import moved_by_padding, real_tokens_are_unseen
@@ -7,24 +7,24 @@ from attnwatch.checkup.evidence import StepEvidence
 
 @register
 class MaskInverted(Check):
-    """Attention sees the padding and not the tokens: the mask has the wrong polarity.
+    """Attention sees the padding instead of the tokens: the mask is inverted.
 
-    Either the mask that the model was given hides different ids and shows a single one. Or outputs of real tokens move
-    when the padding is replaced, and do not move when other real tokens are.
+    Either the mask that the model was given hides various ids and shows only one, or outputs of real tokens change when
+    the padding is replaced but not when other real tokens are.
     """
 
     name = "mask_inverted"
     remedy = (
         "Invert the mask: in `scaled_dot_product_attention` True means visible, in `key_padding_mask` of "
-        "nn.MultiheadAttention True means hidden, and in an `attention_mask` of transformers 1 means visible."
+        "nn.MultiheadAttention True means hidden, and in the `attention_mask` of transformers 1 means visible."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
         if step.tokens.hides_the_tokens:
-            return Fault(f"`{step.tokens.mask_name}` hides all tokens but those of one id, as the padding has")
+            return Fault(f"`{step.tokens.mask_name}` hides all tokens except those of one id, which looks like padding")
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or not real_tokens_are_unseen(flow):
             return None
-        what = f"{share:.0%} of the outputs of real tokens change with the padding, and none with other real tokens"
+        what = f"{share:.0%} of the outputs of real tokens change with the padding, but none with other real tokens"
         return Fault(what, numbers={"share_that_moves": share})

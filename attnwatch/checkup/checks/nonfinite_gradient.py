@@ -8,10 +8,10 @@ from attnwatch.checkup.evidence import StepEvidence
 
 @register
 class NonfiniteGradient(Check):
-    """The loss is finite, and gradients are not; or the loss itself is not finite.
+    """The gradients are not finite, or the loss itself is not.
 
-    A GradScaler begins with a scale at which gradients of float16 overflow, and skips these steps: gradients of float16
-    autocast are left out.
+    A GradScaler starts with a scale at which float16 gradients overflow, and skips these steps. Gradients under float16
+    autocast are therefore left out.
     """
 
     name = "nonfinite_gradient"
@@ -20,7 +20,7 @@ class NonfiniteGradient(Check):
     severity = 1.0
     remedy = (
         "Look at the first of these modules for a division by zero, a log or square root of zero, or a softmax over a "
-        "row that is masked as a whole; use bfloat16 in the place of float16."
+        "fully masked row; use bfloat16 instead of float16."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -29,13 +29,13 @@ class NonfiniteGradient(Check):
             return Fault("the loss is not finite in the first steps")
         gradients = {name: each.grad for name, each in step.trainable.items() if each.grad is not None}
         if not gradients:
-            raise CannotCheck("there are no gradients: call backward inside of the step")
+            raise CannotCheck("there are no gradients: call backward inside the step")
         if step.forward.uses_float16:
-            raise CannotCheck("gradients of float16 overflow while a GradScaler looks for its scale")
+            raise CannotCheck("float16 gradients overflow while a GradScaler looks for its scale")
         each = torch._foreach_norm(list(gradients.values()))
         norms = torch.stack([norm.float().to(each[0].device) for norm in each])
         wrong = tuple(name for name, norm in zip(gradients, norms.isfinite().tolist(), strict=True) if not norm)
         if not wrong:
             return None
-        what = f"the gradients of {len(wrong)} of {len(gradients)} parameters are not finite, first that of {wrong[-1]}"
+        what = f"the gradients of {len(wrong)} of {len(gradients)} parameters are not finite, {wrong[-1]} first"
         return Fault(what, wrong, {"parameters": float(len(wrong))})

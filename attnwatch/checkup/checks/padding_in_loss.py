@@ -1,4 +1,4 @@
-"""Padding that is learned."""
+"""Padding that counts in the loss."""
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
@@ -9,20 +9,20 @@ from attnwatch.checkup.forward import is_encoder_decoder
 class PaddingInLoss(Check):
     """Predictions are scored against the padding.
 
-    Targets of the cross-entropy at tokens in the midst of padding are counted. The first one after a sequence may be
-    its end, where the padding has the id of the end of a text, and does not count.
+    Cross-entropy targets are counted at tokens between other padding. The first token after a sequence does not count:
+    it may be an end-of-text token, where padding has the same id.
     """
 
     name = "padding_in_loss"
     severity = 0.6
     remedy = (
-        "Set the labels to -100 where the attention mask is 0, or give cross_entropy the padding's id as ignore_index."
+        "Set the labels to -100 where the attention mask is 0, or pass the padding id to cross_entropy as ignore_index."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
         tokens, targets = step.tokens, step.targets
         if targets.classes.shape != tokens.padding.shape or is_encoder_decoder(step.forward.module):
-            raise CannotCheck("the targets are not those of the tokens")
+            raise CannotCheck("the targets do not correspond to the tokens")
         if not tokens.padding.any() or tokens.hides_the_tokens:
             raise CannotCheck("the batch has no padding")
         # Whether a token is scored against itself or the next one: it and its neighbours are padding.

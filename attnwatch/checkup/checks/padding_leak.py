@@ -1,4 +1,4 @@
-"""Outputs of real tokens that depend on what stands at the padding."""
+"""Outputs of real tokens that depend on the content of the padding."""
 
 from attnwatch.capture import names_in_forward
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
@@ -10,10 +10,10 @@ from attnwatch.checkup.flow import Flow
 
 @register
 class PaddingLeak(Check):
-    """Real tokens depend on the padding.
+    """Outputs of real tokens depend on the padding.
 
-    The padding of the batch is replaced by other tokens. Outputs of real tokens must not move. Results then depend on
-    how sequences are batched.
+    The padding of the batch is replaced by other tokens. Outputs of real tokens must not change; if they do, results
+    depend on how sequences are batched.
     """
 
     name = "padding_leak"
@@ -29,12 +29,12 @@ class PaddingLeak(Check):
         if not share or real_tokens_are_unseen(flow) or _has_other_cause(step):
             return None
         given = f"although `{flow.tokens.mask_name}` was given" if flow.tokens.mask_name else "and no mask was given"
-        what = f"{share:.0%} of the outputs of real tokens change with what stands at the padding, {given}"
+        what = f"{share:.0%} of the outputs of real tokens change with the content of the padding, {given}"
         return Fault(what, numbers={"share_that_moves": share})
 
 
 def _has_other_cause(step: StepEvidence) -> bool:
-    """Return whether the padding moves what it moves because sequences mix, or later tokens are seen."""
+    """Return whether the padding has an effect because sequences mix, or because later tokens are seen."""
     if step.flow.num_sequences > 1 and mixed_tokens(step.flow).any():
         return True
     try:
@@ -44,10 +44,10 @@ def _has_other_cause(step: StepEvidence) -> bool:
 
 
 def moved_by_padding(flow: Flow) -> float:
-    """Return the share of the outputs of real tokens, or of sequences with padding, that move with the padding."""
+    """Return the share of the outputs of real tokens, or of sequences with padding, that change with the padding."""
     padding = flow.tokens.padding
     if not flow.has_outputs_of_tokens and "pad_token_id" in names_in_forward(type(flow.module)):
-        raise CannotCheck("the model finds the last token of a sequence by the id of the padding")
+        raise CannotCheck("the model finds the last token of a sequence by the padding id")
     if flow.has_outputs_of_tokens:
         has_padding = padding.any(1, keepdim=True) & ~padding
         return float((flow.padded & ~padding).sum() / has_padding.sum().clamp(min=1))
@@ -55,5 +55,5 @@ def moved_by_padding(flow: Flow) -> float:
 
 
 def real_tokens_are_unseen(flow: Flow) -> bool:
-    """Return whether real tokens move no output but their own."""
+    """Return whether real tokens affect no output but their own."""
     return not flow.sees_others

@@ -11,14 +11,14 @@ _MOST_GROWTH = 4.0
 class RateTooHigh(Check):
     """The first steps overwrite the weights.
 
-    The norm of half of the weight matrices has grown more than fourfold within six steps. Matrices that begin at zero
-    do not count.
+    The norms of half of the weight matrices have grown at least fourfold within six steps. Matrices that are initially
+    zero do not count.
     """
 
     name = "rate_too_high"
     status = RunStatus.UNSTABLE
     severity = 0.8
-    remedy = "Lower the learning rate by a factor of 10 or more, or warm it up over some hundred steps."
+    remedy = "Lower the learning rate by a factor of 10 or more, or warm it up over a few hundred steps."
 
     def look(self, step: StepEvidence) -> Fault | None:
         growths = step.growths()
@@ -26,5 +26,5 @@ class RateTooHigh(Check):
         if middle < _MOST_GROWTH:
             return None
         sites = tuple(name for name, growth in growths.items() if growth >= _MOST_GROWTH)
-        what = f"the norm of half of the weight matrices has grown {middle:.1f}-fold or more in the first steps"
+        what = f"the norms of half of the weight matrices have grown at least {middle:.1f}-fold in the first steps"
         return Fault(what, sites, {"median_growth": middle})

@@ -13,13 +13,13 @@ _STEPS_WITHOUT_RATE = 8
 class RateTooLow(Check):
     """The updates are a millionth of the weights or less.
 
-    The ratio of the norm of a matrix's update to the norm of the matrix is taken over the first steps, for the rate
-    that the schedule leads to. A rate that stays 0 is found too.
+    The norm of each matrix's update is compared with the norm of the matrix over the first steps, at the learning rate
+    that the schedule leads to. A rate that stays at 0 is reported too.
     """
 
     name = "rate_too_low"
     severity = 0.6
-    remedy = "Raise the learning rate, and check what a scheduler or a parameter group makes of it."
+    remedy = "Raise the learning rate, and check how schedulers and parameter groups change it."
 
     def look(self, step: StepEvidence) -> Fault | None:
         rates = [update.schedule for updates in step.updates for update in updates.values()]

@@ -1,4 +1,4 @@
-"""Batches that come again and again."""
+"""Batches that are repeated."""
 
 import torch
 
@@ -10,16 +10,16 @@ _NUM_STEPS = 6
 
 @register
 class RepeatedBatch(Check):
-    """The first steps are given the same batch, or a few of them in turn.
+    """The first steps are given the same batch, or a few batches in turn.
 
-    It is a note if the length of an epoch is not known, or is as short: training on one batch is a usual test.
+    It is a note if the length of an epoch is unknown or equally short: overfitting one batch is a common test.
     """
 
     name = "repeated_batch"
     severity = 0.7
     remedy = (
-        "Take the next batch in each step (next(iter(loader)) in a loop begins anew each time), and check that the "
-        "data set uses its index."
+        "Take the next batch in each step (next(iter(loader)) in a loop restarts each time), and check that the "
+        "dataset uses the index it is given."
     )
 
     def __init__(self) -> None:
@@ -39,6 +39,6 @@ class RepeatedBatch(Check):
 
 
 def _fingerprint(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return a number that is another one for other values, or another order of them."""
+    """Return a number that differs for different values, or for a different order of them."""
     values = torch.cat([tensor.detach().double().flatten() for tensor in tensors])
     return values @ torch.arange(1, len(values) + 1, device=values.device, dtype=torch.float64).sin()

@@ -18,7 +18,7 @@ class BlindAttention(FindingRule):
     status = RunStatus.NOT_CONVERGING
     known_at_once = True
     remedy = (
-        "There no token depends on any other: check the attention mask (its shape, and whether True means visible), "
+        "No token depends on any other there: check the attention mask (its shape, and whether True means visible), "
         "the sliding window, and the document ids of packed sequences."
     )
     note = "If these layers are meant to see more, check the attention mask that they are given."

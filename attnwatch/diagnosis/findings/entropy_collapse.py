@@ -12,10 +12,10 @@ from attnwatch.utils.reductions import nan_mean
 @register
 @dataclass(frozen=True)
 class EntropyCollapse(FindingRule):
-    """Nearly every head of a layer looks at one key; attention sinks are told apart.
+    """Nearly every head of a layer attends to a single key; attention sinks are excluded.
 
-    A saturated softmax hardly lets gradients through. Usual causes: what explodes first and then saturates, so those
-    of `exploding_logits`. A head with a sink is judged by its other weights.
+    A saturated softmax lets hardly any gradient through. Usual causes: those of `exploding_logits`, as logits explode
+    before the softmax saturates. A head with a sink is judged by its other weights.
     """
 
     name = "entropy_collapse"
@@ -24,7 +24,7 @@ class EntropyCollapse(FindingRule):
         "Gradients hardly reach queries and keys from there: lower the learning rate, lengthen the warm-up, or "
         "normalize queries and keys (QK-norm)."
     )
-    note = "Sound runs have such layers too: nothing needs to be done."
+    note = "Healthy runs have such layers too: nothing needs to be done."
 
     enter: float = 0.01
     """Normalized entropy below which a head has collapsed. Sharp but healthy heads (previous token, induction) measure
@@ -44,7 +44,7 @@ class EntropyCollapse(FindingRule):
             return None
         entropy = evidence.reduced(("beside sinks", self.sink_mass), lambda values: nan_mean(self._entropy(values)))
         now = float(nan_mean(latest(entropy)[found.now]))
-        what = f"nearly every head looks at a single key (normalized entropy {now:.4f})"
+        what = f"nearly every head attends to a single key (normalized entropy {now:.4f})"
         severity = 0.5 + 0.4 * np.mean(found.now)
         return evidence.symptom(found, what, severity=severity, numbers={"normalized_entropy": now})
 

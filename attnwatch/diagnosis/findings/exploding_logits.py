@@ -11,7 +11,7 @@ from attnwatch.utils.reductions import nan_max, nan_min
 @register
 @dataclass(frozen=True)
 class ExplodingLogits(FindingRule):
-    """Attention logits far above what stable runs have, and far above where they began.
+    """Attention logits are far above those of stable runs, and far above their initial values.
 
     Usual causes: a learning rate that is too high or not warmed up, or a wrong attention scale.
     """

@@ -18,10 +18,10 @@ _BLOCK = 32
 class FrozenAttention(FindingRule):
     """Attention no longer changes although the loss falls.
 
-    Each window of observations is compared, its first half with its second. Some site must be still clearly, that is
-    beyond what its noise could hide. The symptom then holds at all sites at which nothing speaks against it: where the
-    noise is larger than at the clearest site, or attention is uniform, or its logits are huge. The finding was too rare
-    in the benchmark to be measured.
+    Each window of observations is compared, its first half with its second. At least one site must clearly be still,
+    that is, beyond what its noise could hide. The symptom then holds at all sites where nothing contradicts it, even if
+    the noise is larger than at the clearest site, attention is uniform, or its logits are huge. The finding was too
+    rare in the benchmark to be evaluated.
     """
 
     name = "frozen_attention"

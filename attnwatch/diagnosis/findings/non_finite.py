@@ -6,9 +6,9 @@ from attnwatch.utils.reductions import nan_max
 
 @register
 class NonFinite(FindingRule):
-    """Nan or infinite logits.
+    """Attention logits are nan or infinite.
 
-    Usual causes: float16 without loss scaling, or a divergence that went on.
+    Usual causes: float16 without loss scaling, or training that has already diverged.
     """
 
     name = "non_finite"

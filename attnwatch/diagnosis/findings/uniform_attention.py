@@ -17,8 +17,8 @@ class UniformAttention(FindingRule):
     """Attention stays uniform: queries and keys do not learn.
 
     Usual causes: queries and keys get no gradient or are not in the optimizer, the learning rate is far too low,
-    weights decay to nothing, labels do not belong to their inputs. A model can be good enough without attention, and
-    some layers of sound runs stay near uniform: the finding is a note while the risk of the run is that of sound runs.
+    weights decay to zero, or labels do not match their inputs. A model can be good enough without attention, and
+    some layers of healthy runs stay near uniform: the finding is a note while the run's risk is that of healthy runs.
     """
 
     name = "uniform_attention"
@@ -27,7 +27,7 @@ class UniformAttention(FindingRule):
         "Queries and keys are not learning, whatever the loss does: check that their projections are in the optimizer "
         "and get gradients, then learning rate, weight decay, attention scale and mask."
     )
-    note = "Sound runs have such layers too, above all early on: nothing needs to be done."
+    note = "Healthy runs have such layers too, especially early on: nothing needs to be done."
 
     enter: float = 0.97
     """Normalized entropy, mean over the heads of a site, above which it is uniform. Causal attention with logits of

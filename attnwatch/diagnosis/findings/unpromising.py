@@ -1,4 +1,4 @@
-"""Run that resembles runs that failed, without a finding that says why."""
+"""Runs that resemble failed ones, without a finding that says why."""
 
 import numpy as np
 
@@ -8,18 +8,18 @@ from attnwatch.diagnosis.signals import SIGNALS, numbers_of
 
 @register
 class Unpromising(FindingRule):
-    """No rule says why, but the run is more like runs that failed than like sound ones.
+    """The run resembles failed runs more than healthy ones, but no rule says why.
 
     The risk has been high for a while, that is above the risk model's `flag_at`; the message says which signals make it
-    so. Usual causes: a rate that is too low, a fine-tuning whose attention stands still, a run that begins to diverge.
+    so. Usual causes: a rate that is too low, fine-tuning in which attention is static, or a run that starts to diverge.
     """
 
     name = "unpromising"
     status = RunStatus.NOT_CONVERGING
     is_fallback = True
     remedy = (
-        "Look at the learning rate (too low, too high, not warmed up), at what the optimizer is given, and whether "
-        "labels and masks belong to their inputs; then compare with a run that you know is sound."
+        "Check the learning rate (too low, too high, not warmed up), what the optimizer is given, and whether labels "
+        "and masks match their inputs; then compare with a run that is known to be healthy."
     )
 
     def look(self, evidence: Evidence) -> Symptom | None:
@@ -34,6 +34,6 @@ class Unpromising(FindingRule):
             step=since,
             share=1.0,
             severity=risk.value,
-            what=f"Of runs like this one about {risk.value:.0%} fail: {reasons}",
+            what=f"about {risk.value:.0%} of runs like this one fail: {reasons}",
             numbers={name: number for name, number in numbers if np.isfinite(number)},
         )

@@ -72,7 +72,7 @@ class Answers:
         return sum(map(math.isnan, self.stated_confidence))
 
     def calibration(self, *, num_bins: int = 15) -> Calibration:
-        """Return the calibration of the probabilities of the choices, see `calibration`."""
+        """Return the calibration of the choice probabilities; see `calibration`."""
         return calibration(self.probabilities, self.labels, num_bins=num_bins)
 
     def stated_calibration(self, *, num_bins: int = 15) -> Calibration | None:

@@ -42,7 +42,7 @@ def is_one(thing: object, *class_names: str) -> bool:
 
 
 def has_validation_loader(trainer: pl.Trainer) -> bool:
-    """Return whether validation data was given, before Lightning makes its loaders: only a private attribute knows."""
+    """Return whether validation data was given, from a private attribute: Lightning makes its loaders later."""
     return trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
 
 

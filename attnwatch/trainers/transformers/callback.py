@@ -93,7 +93,7 @@ class TransformersCallback(PartCallback[PartT, TransformersRun], TrainerCallback
             self.part.before_optimizer_step(None)
 
     def batch_fails(self) -> None:
-        """Interrupt: there was an error in the training step, or when the trainer fetched batches for it."""
+        """Interrupt the part after an error in the training step or while fetching its batches."""
         try:
             self.part.interrupt(self.run)
         finally:

@@ -60,7 +60,7 @@ class Keeper:
                 begun.is_written = False
 
     def finish(self) -> None:
-        """Complete a checkpoint with what could not be written yet. All processes call it."""
+        """Write what is still missing from a checkpoint. All processes call it."""
         step, begun = self._trainer.state.global_step, self._begun
         if begun is None or begun.step != step:
             begun = self._collect(checkpoint_folder(self._trainer.args.output_dir or "", step))
