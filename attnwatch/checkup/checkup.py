@@ -18,10 +18,12 @@ from attnwatch.checkup.updates import Updates
 from attnwatch.diagnosis import Finding, FindingKind
 from attnwatch.errors import ConfigurationError
 from attnwatch.utils.arguments import require_function, require_int, require_module
+from attnwatch.utils.messages import warn
 from attnwatch.utils.processes import has_other_processes
 
 # Steps in which a check may look for an answer.
 _MOST_STEPS = 10
+_ORDER = ("FOUND", "note", "ok", "not checked")
 
 
 class TrainingCheckup:
@@ -80,6 +82,7 @@ class TrainingCheckup:
         self._checks = {name: kind() for name, kind in Check.registry.items()}
         self._answers: dict[str, Finding | None] = {}
         self.skipped: dict[str, str] = {}
+        self._failed: set[str] = set()
         self._steps_seen: set[int] = set()
         reason = _why_not(model)
         self._is_over = bool(reason)
@@ -149,8 +152,8 @@ class TrainingCheckup:
         self._updates.close()
 
     def __str__(self) -> str:
-        """Return a table of the checks: what each found, or why it could not be done."""
-        rows = [self._row(name) for name in self._checks]
+        """Return a table of the checks: what each found, then those that found nothing or could not be done."""
+        rows = sorted(map(self._row, self._checks), key=lambda row: _ORDER.index(row[1].partition(":")[0]))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:{width}}  {result}" for name, result in rows)
 
@@ -160,7 +163,8 @@ class TrainingCheckup:
         return [
             name
             for name, check in self._checks.items()
-            if name not in self._answers or (check.watches and self._answers[name] is None)
+            if name not in self._failed
+            and (name not in self._answers or (check.watches and self._answers[name] is None))
         ]
 
     def _look(self, evidence: StepEvidence) -> None:
@@ -172,8 +176,11 @@ class TrainingCheckup:
             except CannotCheck as error:
                 if name not in self._answers:
                     self.skipped[name] = str(error)
-            except Exception as error:  # of a check or of the model; the training is worth more
-                self.skipped[name] = f"the check failed with {type(error).__name__}: {error}"
+            except Exception as error:  # of a check; the training is worth more
+                self._failed.add(name)
+                reason = f"failed with {type(error).__name__}: {error}"
+                self.skipped[name] = f"the check {reason}"
+                warn(f"{Check.registry.describe(type(check))} {reason}. The training is not checked for it any more.")
             else:
                 self._answers[name] = finding
                 self.skipped.pop(name, None)
@@ -218,6 +225,7 @@ def check_training(
         >>> check_training(layer, batch, optimizers=torch.optim.SGD(layer.parameters()), forward=loss).findings
         []
     """
+    require_module("model", model)
     require_function("forward", forward, "(model, batch)", optional=True)
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     with (
@@ -228,7 +236,7 @@ def check_training(
             parameter.grad = None
         try:
             with checkup.step(0):
-                loss = _loss(model, batch) if forward is None else forward(model, batch)
+                loss = _loss_of(model, batch) if forward is None else forward(model, batch)
                 if isinstance(loss, Tensor) and loss.requires_grad:
                     loss.sum().backward()
         finally:
@@ -237,14 +245,25 @@ def check_training(
     return checkup
 
 
-def _loss(model: nn.Module, batch: Any) -> Any:
+def _loss_of(model: nn.Module, batch: Any) -> Tensor:
+    if type(model).forward is nn.Module.forward:
+        raise ConfigurationError(
+            f"`model` ({type(model).__name__}) has no forward of its own: give the model inside it, or `forward`, a "
+            "function of (model, batch) that returns the loss."
+        )
     if isinstance(batch, Mapping):
         output = model(**batch)
     elif isinstance(batch, tuple | list):
         output = model(*batch)
     else:
         output = model(batch)
-    return getattr(output, "loss", None)
+    loss = getattr(output, "loss", None)
+    if not isinstance(loss, Tensor):
+        raise ConfigurationError(
+            f"`batch`: {type(model).__name__} returns no `loss` for it. Put labels into the batch, or give `forward`, "
+            "a function of (model, batch) that returns the loss."
+        )
+    return loss
 
 
 def _finding(check: Check, fault: Fault, step: int) -> Finding:

@@ -41,11 +41,6 @@ class Flow:
         return self._repeats.num_sequences
 
     @property
-    def num_forwards(self) -> int:
-        """Number of forwards so far."""
-        return self._repeats.num_forwards
-
-    @property
     def has_outputs_of_tokens(self) -> bool:
         """True if there is an output for each token, not one for each sequence."""
         output = self._repeats.unchanged
@@ -64,11 +59,6 @@ class Flow:
     def later(self) -> Tensor:
         """Outputs that change with the tokens from the middle on: bool [batch, tokens] or [batch]."""
         return self._moved_with(self._places >= self.middle)
-
-    @cached_property
-    def earlier(self) -> Tensor:
-        """Outputs that change with the tokens before the middle: bool [batch, tokens] or [batch]."""
-        return self._moved_with(self._places < self.middle)
 
     @cached_property
     def sees_others(self) -> bool:

@@ -14,8 +14,9 @@ from attnwatch.capture import undisturbed
 _MOST_SEQUENCES = 4
 # Outputs that are one for each token or sequence, in order of preference.
 _OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "start_logits")
-# Objects that a forward changes, so that a second one would see what the first one has left there.
+# Parts of the names of adapters beside the weights of a model.
 _ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
+# Objects that a forward changes, so that a second one would see what the first one has left there.
 _CACHES = ("past_key_values", "past_key_value", "cache_params", "encoder_outputs")
 
 
@@ -98,7 +99,6 @@ class Repeats:
     """
 
     def __init__(self, forward: RecordedForward):
-        self.num_forwards = 0
         self._forward = forward
         held = [name for name in _CACHES if forward.arguments.get(name) is not None]
         if held:
@@ -117,7 +117,6 @@ class Repeats:
             CannotCheck: the forward fails, or returns no tensor with one entry per sequence.
         """
         module = self._forward.module
-        self.num_forwards += 1
         try:
             with undisturbed(module):
                 torch.manual_seed(0)

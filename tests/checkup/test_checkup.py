@@ -11,7 +11,7 @@ from torch import nn
 from transformers import GPT2Config, GPT2LMHeadModel
 
 import attnwatch
-from attnwatch import ConfigurationError, TrainingCheckup, check_training
+from attnwatch import AttnwatchWarning, ConfigurationError, TrainingCheckup, check_training
 
 
 def gpt2() -> GPT2LMHeadModel:
@@ -154,8 +154,15 @@ def test_check_that_fails_is_named_and_the_others_go_on(registered):
         def look(self, step):
             raise KeyError("no such thing")
 
-    tokens = torch.randint(1, 40, (4, 10))
-    checkup = check_training(gpt2(), {"input_ids": tokens, "labels": tokens})
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    message = r"the check 'failing' \(.*Failing\) failed with KeyError: .*not checked for it any more"
+    with (
+        TrainingCheckup(model, optimizers=optimizer) as checkup,
+        pytest.warns(AttnwatchWarning, match=message) as given,
+    ):
+        train(model, optimizer, checkup)
+    assert len(given) == 1
     assert checkup.skipped["failing"] == "the check failed with KeyError: 'no such thing'"
     assert "future_leak" not in checkup.skipped
 
@@ -196,6 +203,11 @@ WRONG = {
         lambda: TrainingCheckup(gpt2(), optimizers="adam"),
         "`optimizers` must be a torch.optim.Optimizer or",
     ),
+    "no loss": (
+        lambda: check_training(gpt2(), torch.ones(2, 5, dtype=torch.long)),
+        "`batch`: GPT2LMHeadModel returns no `loss` for it. Put labels",
+    ),
+    "no forward": (lambda: check_training(nn.Module(), {}), r"`model` \(Module\) has no forward of its own: give the"),
     "forward": (lambda: check_training(gpt2(), {}, forward=3), r"`forward` must be a function of \(model, batch\)"),
 }
 

@@ -35,9 +35,9 @@ class Fault:
 class Check(Plugin):
     """Check for one kind of fault in a training step, by a fact or by changing one thing in the step's batch.
 
-    `FindingKind`, the table of a checkup and the lists of the documentation follow from the declaration. The first line
-    of the docstring says what the finding means. One instance is made for each checkup, and may keep what it sees. A
-    check that can't tell raises `CannotCheck` with the reason.
+    `FindingKind`, the table of a checkup and the lists of the documentation follow from the declaration. Give `name`
+    and `remedy`, write `look`, and say in the first line of the docstring what the finding means. One instance is made
+    for each checkup, and may keep what it sees. A check that can't tell raises `CannotCheck` with the reason.
 
     Example:
         >>> import attnwatch

@@ -74,8 +74,8 @@ class LightningRun(TrainerRun):
 
     def after_pruning(self, plan: PruningPlan) -> None:
         self.inform(
-            "heads were removed: a checkpoint of this module, with weights only too, is loaded by a module whose "
-            "__init__ calls attnwatch.accept_pruned_state(self), or while HeadPruning is among the callbacks."
+            "heads were removed. To load a checkpoint of this module, also one of its weights alone, call "
+            "attnwatch.accept_pruned_state(self) in its __init__, or keep HeadPruning among the callbacks."
         )
 
     @property
