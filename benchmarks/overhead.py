@@ -30,17 +30,17 @@ from benchmarks.memory import peak_extra_bytes
 from benchmarks.models import Sizes
 
 BENCHMARK = Benchmark(
-    "overhead", __doc__, duration="10 to 20 minutes on 2 CPU cores", quick="a tiny model and 2 cycles each"
+    "overhead", __doc__, duration="about 8 minutes on 2 CPU cores", quick="a tiny model and 2 cycles each"
 )
 GOALS = {"monitor_default": 1.01, "monitor_every_step": 1.03}
 _WARM_UP_STEPS = 10
 
 # As wide as the smallest Llamas that people train (SmolLM-135M).
 FULL = Sizes(
-    hidden_size=576, num_layers=4, num_heads=9, num_key_value_heads=3, vocab_size=4096, batch_size=2, num_tokens=512
+    hidden_size=576, num_layers=4, num_heads=9, num_key_value_heads=3, vocab_size=4096, batch_size=1, num_tokens=512
 )
 # Narrower than any that is used: the narrower a model, the larger the share of watching.
-NARROW = dataclasses.replace(FULL, hidden_size=256, num_heads=8, num_key_value_heads=4, batch_size=4)
+NARROW = dataclasses.replace(FULL, hidden_size=256, num_heads=8, num_key_value_heads=4, batch_size=2)
 QUICK = Sizes(
     hidden_size=64, num_layers=2, num_heads=4, num_key_value_heads=2, vocab_size=512, batch_size=2, num_tokens=128
 )
@@ -232,7 +232,7 @@ def main() -> None:
 
     ways = {
         # Every other step is one with the monitor: at every 20th, it observes every 10th of those, as by default.
-        "monitor_default": (sizes, SwitchableMonitor(every_n_steps=20, flush_every=5), (50, 3)),
+        "monitor_default": (sizes, SwitchableMonitor(every_n_steps=20, flush_every=5), (50, 2)),
         "monitor_every_step": (sizes, SwitchableMonitor(every_n_steps=1), (50, 2)),
         "monitor_every_step_narrow": (narrow, SwitchableMonitor(every_n_steps=1), (50, 2)),
         "materialised_every_step": (sizes, None, (10, 4)),
