@@ -1,4 +1,4 @@
-"""What is odd about sound batches."""
+"""Oddities of sound batches."""
 
 from dataclasses import replace
 

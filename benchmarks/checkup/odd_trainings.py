@@ -1,4 +1,4 @@
-"""What is odd about sound trainings of usual models."""
+"""Oddities of sound trainings of usual models."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
