@@ -354,7 +354,10 @@ def test_optimizer_that_has_not_stepped_yet():
     optimizers = [Lion(model.parameters(), lr=0.01), Shampoo(model.parameters(), lr=0.01)]
     prune_heads(model, LLAMA.heads, optimizers=optimizers)
     for optimizer in optimizers:
+        before = [parameter.detach().clone() for parameter in model.parameters()]
         step(model, optimizer)
+        pairs = zip(before, model.parameters(), strict=True)
+        assert all(not torch.equal(old, new) for old, new in pairs if new.numel())
 
 
 @pytest.mark.parametrize(
