@@ -125,7 +125,7 @@ class TrainingCheckup:
         )
         self._recorder.open()
         try:
-            with scored_calls(lambda *call: evidence.scored.append(call)):
+            with scored_calls(evidence.scored.append):
                 yield
         finally:
             self._recorder.close()

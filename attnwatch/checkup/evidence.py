@@ -8,16 +8,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.checkup.flow import Flow
-from attnwatch.checkup.forward import CannotCheck, RecordedForward
-from attnwatch.checkup.targets import Targets, targets_of
-from attnwatch.checkup.tokens import Tokens, tokens_of
+from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder
+from attnwatch.checkup.repeats import Repeats
+from attnwatch.checkup.targets import ScoredCall, Targets
+from attnwatch.checkup.tokens import Tokens, at_end, padding_id, tokens_of
 from attnwatch.checkup.updates import Update
 
 NUM_UPDATES = 6
 """Steps of the optimizers after which their updates are judged."""
-
-ScoredCall = tuple[Tensor, Tensor, int, Tensor]
-"""Logits, classes, ignored class and loss of a cross-entropy."""
+# Share of the loss of a uniform guess from which on a model has learned nothing.
+_LOSS_OF_A_GUESS = 0.9
 
 
 class StepEvidence:
@@ -67,13 +67,22 @@ class StepEvidence:
         return self.recorded
 
     @cached_property
+    def repeats(self) -> Repeats:
+        """Repeats of the forward.
+
+        Raises:
+            CannotCheck: the forward can't be repeated.
+        """
+        return Repeats(self.forward)
+
+    @cached_property
     def flow(self) -> Flow:
         """Answers about what moves in the output with which tokens.
 
         Raises:
             CannotCheck: the forward can't be repeated, or has no tokens.
         """
-        return Flow(self.forward)
+        return Flow(self.forward, self.repeats)
 
     @cached_property
     def tokens(self) -> Tokens:
@@ -91,16 +100,50 @@ class StepEvidence:
         Raises:
             CannotCheck: the loss is another one than the cross-entropy of the tokens or sequences.
         """
-        try:
-            length = self.tokens.length
-        except CannotCheck:  # images, of which each has one target
-            length = 1
-        shape = self.forward.num_sequences, length
-        found = (targets_of(*call, shape) for call in self.scored)
+        found = (call.targets(self.forward.num_sequences, self._num_outputs) for call in self.scored)
         targets = next((each for each in found if each is not None), None)
         if targets is None:
             raise CannotCheck("no `torch.nn.functional.cross_entropy` of the tokens or the sequences was seen")
         return targets
+
+    @property
+    def _num_outputs(self) -> int:
+        """Number of tokens of a sequence that may have targets: those of the decoder, if there is one."""
+        if is_encoder_decoder(self.forward.module):
+            given = (self.forward.arguments.get(name) for name in ("decoder_input_ids", "labels"))
+            return next((each.shape[1] for each in given if isinstance(each, Tensor) and each.ndim == 2), 1)
+        try:
+            return self.tokens.length
+        except CannotCheck:  # one target for each sequence
+            return 1
+
+    @property
+    def padded_targets(self) -> tuple[Tensor, Tensor]:
+        """Targets that are at padding, and those that are scored: bool [batch, tokens].
+
+        Raises:
+            CannotCheck: there is not one target for each token, or it can't be told where there is padding.
+        """
+        targets = self.targets
+        if targets.classes.ndim < 2:
+            raise CannotCheck("there is one target for each sequence")
+        if is_encoder_decoder(self.forward.module):
+            pad_id = padding_id(self.forward.module)
+            return at_end(targets.classes == pad_id), targets.is_scored
+        if targets.classes.shape != self.tokens.padding.shape:
+            raise CannotCheck("the targets do not correspond to the tokens")
+        if self.tokens.mask_fault:
+            raise CannotCheck(f"`{self.tokens.mask_name}` {self.tokens.mask_fault}")
+        return self.tokens.padding, targets.is_scored
+
+    @property
+    def is_untrained(self) -> bool:
+        """True if the loss of the first step is still about that of a uniform guess, or above it."""
+        try:
+            targets = self.targets
+        except CannotCheck:
+            return False
+        return not self.num_steps and float(targets.loss) > _LOSS_OF_A_GUESS * math.log(targets.num_classes)
 
     @cached_property
     def trainable(self) -> Mapping[str, nn.Parameter]:
@@ -123,14 +166,17 @@ class StepEvidence:
             for parameter in group["params"]
         }
 
-    def updates_of_matrices(self) -> dict[str, list[Update]]:
+    def updates_of_matrices(self, at_least: int = NUM_UPDATES) -> dict[str, list[Update]]:
         """Return the updates of each matrix so far, of steps with a learning rate that is not 0.
+
+        Args:
+            at_least: number of steps that must have been seen.
 
         Raises:
             CannotCheck: no optimizer was given, or too few of its steps were seen.
         """
-        if not self.held or len(self.updates) < NUM_UPDATES:
-            raise CannotCheck(f"{NUM_UPDATES} steps of an optimizer are needed")
+        if not self.held or len(self.updates) < at_least:
+            raise CannotCheck(f"{at_least} steps of an optimizer are needed, as TrainingCheckup sees them")
         updates: dict[str, list[Update]] = {}
         for step in self.updates:
             for name, update in step.items():
@@ -140,31 +186,45 @@ class StepEvidence:
             raise CannotCheck("no matrix had a gradient and a learning rate above 0 so far")
         return updates
 
+    def first_updates(self) -> dict[str, Update]:
+        """Return the first update of each matrix.
+
+        Raises:
+            CannotCheck: as of `updates_of_matrices`.
+        """
+        return {name: updates[0] for name, updates in self.updates_of_matrices(at_least=1).items()}
+
     def update_ratios(self) -> dict[str, float]:
         """Return the largest ratio of update to weights of each matrix, for the rate that the schedule leads to.
 
         Raises:
             CannotCheck: as of `updates_of_matrices`, or all matrices begin at zero.
         """
-        return _finite(
+        return _known(
             {
                 name: max(float(each.change / each.before) / each.schedule for each in updates)
                 for name, updates in self.updates_of_matrices().items()
+                if not updates[0].begins_at_zero
             }
         )
 
-    def growths(self) -> dict[str, float]:
-        """Return the factor by which the norm of each matrix has grown.
+    def growths(self, at_least: int = NUM_UPDATES) -> dict[str, float]:
+        """Return the factor by which the norm of each matrix has grown since the first step.
 
         Raises:
             CannotCheck: as of `updates_of_matrices`, or all matrices begin at zero.
         """
-        updates = self.updates_of_matrices()
-        return _finite({name: float(each[-1].after / each[0].before) for name, each in updates.items()})
+        return _known(
+            {
+                name: float(each[-1].after / each[0].before)
+                for name, each in self.updates_of_matrices(at_least).items()
+                if not each[0].begins_at_zero
+            }
+        )
 
 
-def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
-    known = {name: number for name, number in numbers.items() if math.isfinite(number)}
+def _known(numbers: Mapping[str, float]) -> dict[str, float]:
+    known = {name: number for name, number in numbers.items() if not math.isnan(number)}
     if not known:
         raise CannotCheck("all matrices begin at zero")
     return known

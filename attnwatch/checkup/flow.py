@@ -5,11 +5,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from attnwatch.checkup.forward import CannotCheck, RecordedForward, Repeats
+from attnwatch.checkup.forward import CannotCheck, RecordedForward
+from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.tokens import Tokens, tokens_of
 
-# Share of the spread of the outputs by which one must differ to have moved: rounding moves it by far less.
-_MOVED = 1e-4
+# Share of the spread of an output over tokens and sequences by which it must differ to have moved, and of the size of
+# the outputs: rounding moves it by less.
+_MOVED, _ROUNDING = 1e-4, 3e-6
 _MOVED_IN_HALF_PRECISION = 2e-2
 
 
@@ -18,18 +20,19 @@ class Flow:
 
     Args:
         forward: what is repeated.
+        repeats: repeats of it.
 
     Attributes:
         module: module that is called.
         tokens: its tokens, of the first sequences of the batch.
 
     Raises:
-        CannotCheck: the forward can't be repeated, or has no tokens.
+        CannotCheck: the forward has no tokens.
     """
 
-    def __init__(self, forward: RecordedForward):
+    def __init__(self, forward: RecordedForward, repeats: Repeats):
         self.module = forward.module
-        self._repeats = Repeats(forward)
+        self._repeats = repeats
         self.tokens: Tokens = tokens_of(forward, self._repeats.arguments)
         parameter = next(forward.module.parameters(), None)
         is_half = parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16)
@@ -108,7 +111,7 @@ class Flow:
         return self._moved(self._with(self.tokens.replaced(where & ~self.tokens.padding)))
 
     def _with(self, values: Tensor) -> Tensor:
-        return self._repeats.output(**{self.tokens.name: values})
+        return self._repeats.output(**{self.tokens.name: self.tokens.as_argument(values)})
 
     def _moved(self, output: Tensor) -> Tensor:
         return self._differs(output, self._repeats.unchanged)
@@ -118,7 +121,8 @@ class Flow:
             raise CannotCheck(f"a repeated forward returns {list(output.shape)} in the place of {list(before.shape)}")
         if not before.isfinite().all():
             raise CannotCheck("the outputs are not finite")
-        spread = before.std().clamp(min=1e-12)
-        differs = (output - before).abs() > self._least * spread
         keep = 2 if self.has_outputs_of_tokens else 1
+        spread = before.flatten(0, keep - 1).std(0).mean()
+        least = torch.maximum(self._least * spread, _ROUNDING * before.abs().max()).clamp(min=1e-30)
+        differs = (output - before).abs() > least
         return differs.flatten(keep).any(-1)

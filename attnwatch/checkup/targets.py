@@ -2,7 +2,7 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnwatch.capture import replace, shared_patch
+
+# Rows of the logits whose gradients are looked at.
+_NUM_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -44,31 +47,57 @@ class Targets:
         return None
 
 
-def targets_of(logits: Tensor, classes: Tensor, ignored: int, loss: Tensor, shape: tuple[int, int]) -> Targets | None:
-    """Return the targets of a call of cross-entropy by sequence and token; None if they are not those of the tokens.
+@dataclass(frozen=True)
+class ScoredCall:
+    """Call of `torch.nn.functional.cross_entropy` with classes as targets.
 
-    Args:
-        logits: [rows, classes] or [batch, classes, tokens].
+    Attributes:
+        logits: [rows, classes] or [batch, classes, tokens], detached.
         classes: int, one for each row, or [batch, tokens].
         ignored: class of rows without a target.
-        loss: mean loss of the call.
-        shape: numbers of sequences and of tokens. The last token of each sequence may have been left out.
+        loss: mean loss, 0-dimensional.
+        label_smoothing: share of the target that is spread over all classes.
+        gradients: what has reached some rows of the logits in each backward; empty for losses that are not reduced, as
+            their rows may be weighted, and for logits of more than two dimensions.
     """
-    num_sequences, num_tokens = shape
-    num_classes = logits.shape[1] if logits.ndim > 1 else logits.shape[0]
-    if classes.numel() == num_sequences:
-        classes = classes.flatten()
-    elif classes.numel() in (num_sequences * num_tokens, num_sequences * (num_tokens - 1)):
-        classes = classes.reshape(num_sequences, -1)
-        classes = F.pad(classes, (0, num_tokens - classes.shape[1]), value=ignored)
-    else:
-        return None
-    return Targets(classes, classes != ignored, num_classes, loss)
+
+    logits: Tensor
+    classes: Tensor
+    ignored: int
+    loss: Tensor
+    label_smoothing: float
+    gradients: list[Tensor]
+
+    @property
+    def alignments(self) -> list[Tensor]:
+        """Cosines between the gradients and that of this loss: 1 where it is minimised, -1 where it is maximised."""
+        rows, num_classes = _some_rows(self.logits), self.logits.shape[-1]
+        classes, smoothing = self.classes[rows], self.label_smoothing
+        target = F.one_hot(classes.long().clamp(0, num_classes - 1), num_classes) * (1 - smoothing)
+        slope = self.logits[rows].float().softmax(-1) - target - smoothing / num_classes
+        slope = slope * (classes != self.ignored)[:, None]
+        return [F.cosine_similarity(each.float().flatten(), slope.flatten(), dim=0) for each in self.gradients]
+
+    def targets(self, num_sequences: int, num_tokens: int) -> Targets | None:
+        """Return the targets by sequence and token, [batch] or [batch, tokens]; None if they are not those of tokens.
+
+        The last token of each sequence may have been left out.
+        """
+        num_classes = self.logits.shape[1] if self.logits.ndim > 1 else self.logits.shape[0]
+        classes = self.classes
+        if classes.numel() == num_sequences:
+            classes = classes.flatten()
+        elif classes.numel() in (num_sequences * num_tokens, num_sequences * (num_tokens - 1)):
+            classes = classes.reshape(num_sequences, -1)
+            classes = F.pad(classes, (0, num_tokens - classes.shape[1]), value=self.ignored)
+        else:
+            return None
+        return Targets(classes, classes != self.ignored, num_classes, self.loss)
 
 
 @contextlib.contextmanager
-def scored_calls(receive: Callable[[Tensor, Tensor, int, Tensor], None]) -> Iterator[None]:
-    """Pass `receive` the detached logits, classes, ignored class and mean loss of each class-index cross-entropy."""
+def scored_calls(receive: Callable[[ScoredCall], None]) -> Iterator[None]:
+    """Pass `receive` each cross-entropy with classes as targets."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(original)
@@ -78,12 +107,26 @@ def scored_calls(receive: Callable[[Tensor, Tensor, int, Tensor], None]) -> Iter
             if isinstance(target, Tensor) and not target.is_floating_point() and isinstance(loss, Tensor):
                 given = signature.bind(input, target, *args, **kwargs)
                 given.apply_defaults()
-                ignored, reduction = given.arguments["ignore_index"], given.arguments["reduction"]
-                number = (target != ignored).sum() if reduction != "mean" else 1
-                receive(input.detach(), target.detach(), ignored, loss.detach().sum() / number)
+                receive(_scored_call(input, target, loss, given.arguments))
             return loss
 
         return cross_entropy
 
     with shared_patch((F, receive), lambda: replace(vars(F), "cross_entropy", wrap)):
         yield
+
+
+def _scored_call(logits: Tensor, classes: Tensor, loss: Tensor, options: Mapping[str, Any]) -> ScoredCall:
+    ignored, reduction = options["ignore_index"], options["reduction"]
+    number = (classes != ignored).sum() if reduction != "mean" else 1
+    mean = loss.detach().sum() / number
+    gradients: list[Tensor] = []
+    if logits.requires_grad and logits.ndim == 2 and reduction != "none":
+        rows = _some_rows(logits)
+        logits.register_hook(lambda gradient: gradients.append(gradient[rows].detach().clone()))
+    smoothing = options["label_smoothing"]
+    return ScoredCall(logits.detach(), classes.detach(), ignored, mean, smoothing, gradients)
+
+
+def _some_rows(logits: Tensor) -> slice:
+    return slice(None, None, max(len(logits) // _NUM_ROWS, 1))

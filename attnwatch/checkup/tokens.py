@@ -6,14 +6,38 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from attnwatch.checkup.forward import CannotCheck, RecordedForward
+from attnwatch.checkup.forward import CannotCheck, RecordedForward, tensors_in
 
 _IDS = ("input_ids", "decoder_input_ids", "tokens", "ids")
 # Masks that are 1 where there is a token, and those that are True where there is none.
 _MASKS_OF_TOKENS = ("attention_mask",)
 _MASKS_OF_PADDING = ("padding_mask", "key_padding_mask", "src_key_padding_mask", "pad_mask")
+# Fewer hidden tokens may be alike by chance.
+_LEAST_PADDING = 4
 _NO_TOKENS = ("label", "target", "mask", "position", "token_type", "segment", "cache", "num_items")
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Patches of images.
+
+    Attributes:
+        size: height and width of the images.
+        patch: height and width of a patch.
+    """
+
+    size: tuple[int, int]
+    patch: tuple[int, int]
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Return the patches [batch, patches, values] of images [batch, channels, height, width]."""
+        return F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+
+    def image(self, patches: Tensor) -> Tensor:
+        """Return the images of patches."""
+        return F.fold(patches.transpose(1, 2), self.size, self.patch, stride=self.patch)
 
 
 @dataclass(frozen=True)
@@ -22,15 +46,17 @@ class Tokens:
 
     Attributes:
         name: of the argument.
-        values: ids [batch, tokens], or features [batch, tokens, features].
+        values: ids [batch, tokens], or features [batch, tokens, features], which may be the patches of an image.
         padding: where there is padding, bool [batch, tokens].
         mask_name: argument that says where there is padding; None if nothing says so.
+        grid: size of the image and of its patches; None if the values are no patches.
     """
 
     name: str
     values: Tensor
     padding: Tensor
     mask_name: str | None
+    grid: "PatchGrid | None" = None
 
     @property
     def are_ids(self) -> bool:
@@ -43,11 +69,22 @@ class Tokens:
         return self.values.shape[1]
 
     @property
-    def hides_the_tokens(self) -> bool:
-        """True if what is marked as padding are different ids, and everything else is one and the same."""
+    def mask_fault(self) -> str:
+        """Return what the mask does instead of hiding the padding; empty if it hides what may be padding."""
         if not self.are_ids or not self.padding.any() or self.padding.all():
-            return False
-        return len(self.values[~self.padding].unique()) == 1 and len(self.values[self.padding].unique()) > 1
+            return ""
+        hidden = self.values[self.padding].unique()
+        if len(hidden) < 2:
+            return ""
+        if len(self.values[~self.padding].unique()) == 1:
+            return "hides all tokens except those of one id, which looks like padding"
+        if len(self.values[self.padding.flip(1)].unique()) == 1 and int(self.padding.sum()) >= _LEAST_PADDING:
+            return "hides tokens at one end of the sequences, and the other end has one id, which looks like padding"
+        return ""
+
+    def as_argument(self, values: Tensor) -> Tensor:
+        """Return other values of the tokens in the form that the model takes."""
+        return values if self.grid is None else self.grid.image(values)
 
     def replaced(self, where: Tensor) -> Tensor:
         """Return the values with other ones of the batch where `where` is True, bool [batch, tokens].
@@ -79,7 +116,7 @@ def tokens_of(forward: RecordedForward, arguments: Mapping[str, Any]) -> Tokens:
     """
     name = _name_of_ids(arguments) or _name_of_features(arguments)
     if name is None:
-        raise CannotCheck("the model was given no tokens: ids [batch, tokens] or features [batch, tokens, features]")
+        return _patches_of(forward.module, arguments)
     values = arguments[name]
     shape = values.shape[:2]
     for mask_name in (*_MASKS_OF_TOKENS, *_MASKS_OF_PADDING):
@@ -88,12 +125,44 @@ def tokens_of(forward: RecordedForward, arguments: Mapping[str, Any]) -> Tokens:
             padding = mask == 0 if mask_name in _MASKS_OF_TOKENS else mask.bool()
             return Tokens(name, values, padding, mask_name)
     padding = torch.zeros(shape, dtype=torch.bool, device=values.device)
-    pad_id = _pad_id(forward.module)
+    pad_id = padding_id(forward.module)
     if values.ndim == 2 and pad_id is not None:  # only at the ends: a token of a text may have this id too
         is_pad = values == pad_id
-        at_end = is_pad.flip(1).cumprod(1).flip(1).bool()
-        padding = at_end | is_pad.cumprod(1).bool()
+        padding = at_end(is_pad) | is_pad.cumprod(1).bool()
     return Tokens(name, values, padding, None)
+
+
+def sequences_of_one_token(arguments: Mapping[str, Any]) -> int:
+    """Return the number of sequences if each has one token and nothing else is given that it could attend to."""
+    tensors = [value for _, value in tensors_in(arguments) if value.ndim > 1]
+    if any(value.shape[1] > 1 for value in tensors) or any(_is_cache(name, value) for name, value in arguments.items()):
+        return 0
+    ids = [value for name, value in arguments.items() if name in _IDS and isinstance(value, Tensor)]
+    return len(ids[0]) if ids and ids[0].ndim == 2 else 0
+
+
+def _is_cache(name: str, value: Any) -> bool:
+    return value is not None and ("past" in name or "cache" in name and not isinstance(value, bool))
+
+
+def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:
+    """Return the patches of images as tokens, as the first convolution takes them."""
+    images = [(name, value) for name, value in arguments.items() if isinstance(value, Tensor) and value.ndim == 4]
+    convolution = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
+    if not images or convolution is None or convolution.stride != convolution.kernel_size:
+        raise CannotCheck("the model was given no tokens: ids [batch, tokens] or features [batch, tokens, features]")
+    (name, value), *_ = images
+    height, width = convolution.kernel_size
+    if not value.is_floating_point() or value.shape[2] % height or value.shape[3] % width:
+        raise CannotCheck(f"`{name}` can't be cut into patches of {height} × {width}")
+    grid = PatchGrid((value.shape[2], value.shape[3]), (height, width))
+    values = grid.patches(value)
+    return Tokens(name, values, torch.zeros(values.shape[:2], dtype=torch.bool, device=value.device), None, grid)
+
+
+def at_end(where: Tensor) -> Tensor:
+    """Return those of the entries that are True up to the end of their row, bool [batch, tokens]."""
+    return where.flip(1).cumprod(1).flip(1).bool()
 
 
 def _name_of_ids(arguments: Mapping[str, Any]) -> str | None:
@@ -120,7 +189,8 @@ def _name_of_features(arguments: Mapping[str, Any]) -> str | None:
     )
 
 
-def _pad_id(module: nn.Module) -> int | None:
+def padding_id(module: nn.Module) -> int | None:
+    """Return the id of the padding by the configuration or the embeddings of a model; None if neither tells."""
     configured = getattr(getattr(module, "config", None), "pad_token_id", None)
     if configured is not None:
         return int(configured)

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 # Matrices that are looked at, evenly spread over each optimizer's, and entries of each.
 _NUM_MATRICES, _NUM_ENTRIES = 32, 1024
+# Root mean square of the entries below which a matrix counts as zero.
+_LEAST_ENTRY = 1e-4
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,10 @@ class Update:
 
     Attributes:
         change, before, after: norms of the change, and of the weights before and after it, 0-dimensional tensors.
+        along_gradient: cosine between the change and the gradient, a 0-dimensional tensor: negative where the loss falls.
         unchanged: share of the entries with a gradient that are what they were, a 0-dimensional tensor.
+        entries: number of entries that were looked at.
+        rate: learning rate of the step.
         schedule: learning rate of the step by the one that the schedule scales; 1 without a schedule.
         dtype: of the weights.
     """
@@ -27,9 +32,17 @@ class Update:
     change: Tensor
     before: Tensor
     after: Tensor
+    along_gradient: Tensor
     unchanged: Tensor
+    entries: int
+    rate: float
     schedule: float
     dtype: torch.dtype
+
+    @property
+    def begins_at_zero(self) -> bool:
+        """True if the matrix was almost zero before the step, so that how far it grows says nothing."""
+        return float(self.before) < _LEAST_ENTRY * self.entries**0.5
 
 
 class Updates:
@@ -69,17 +82,30 @@ class Updates:
         for group in optimizer.param_groups:
             for matrix in group["params"]:
                 before = self._before.pop(matrix, None)
-                if before is None or matrix.grad is None:
+                if before is None or matrix.grad is None or matrix.grad.layout is not torch.strided:
                     continue
-                after = _sample(matrix).double()
-                change = after - before.double()
-                has_gradient = _sample(matrix.grad) != 0
-                unchanged = ((change == 0) & has_gradient).sum() / has_gradient.sum()
-                schedule = float(group.get("lr", 1.0)) / float(group.get("initial_lr", group.get("lr", 1.0)) or 1.0)
-                norms = change.norm(), before.double().norm(), after.norm()
-                updates[self._names[matrix]] = Update(*norms, unchanged, schedule, matrix.dtype)
+                updates[self._names[matrix]] = _update(before, matrix, group)
         if matrices:  # else nothing can be told: norms and biases alone, or copies of the weights
             self.steps.append(updates)
+
+
+def _update(before: Tensor, matrix: nn.Parameter, group: Mapping[str, Any]) -> Update:
+    """Return the change of a matrix since its entries were these."""
+    after, gradient = _sample(matrix).double(), _sample(matrix.grad).double()
+    change = after - before.double()
+    has_gradient = gradient != 0
+    rate = float(group.get("lr", 1.0))
+    return Update(
+        change.norm(),
+        before.double().norm(),
+        after.norm(),
+        torch.nn.functional.cosine_similarity(change, gradient, dim=0),
+        ((change == 0) & has_gradient).sum() / has_gradient.sum(),
+        len(after),
+        rate,
+        rate / float(group.get("initial_lr", rate) or 1.0),
+        matrix.dtype,
+    )
 
 
 def _sample(matrix: Tensor) -> Tensor:

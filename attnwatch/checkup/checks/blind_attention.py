@@ -3,6 +3,10 @@
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.tokens import sequences_of_one_token
+from attnwatch.checkup.weights import require_weights
+
+_MANY_SEQUENCES = 8
 
 
 @register
@@ -22,8 +26,11 @@ class BlindAttention(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         if not find_sites(step.forward.module):
             raise CannotCheck("no known attention was found in the model")
+        number = sequences_of_one_token(step.forward.arguments)
+        if number >= _MANY_SEQUENCES:
+            return Fault(f"the batch has {number} sequences of one token each, which can't attend to anything else")
         flow = step.flow
-        step.forward.require_weights()
+        require_weights(step.forward.module)
         sees_padding = flow.tokens.padding.any() and flow.padded.any()
         sees_others = flow.num_sequences > 1 and flow.others.any()
         if flow.sees_others or sees_padding or sees_others:  # the last two are an inverted mask and swapped axes

@@ -1,24 +1,36 @@
-"""Attention layers that get no gradient although other layers do."""
+"""Layers that get no gradient, or hardly any, although other layers do."""
 
+import itertools
+from collections.abc import Mapping
+
+import torch
 from torch import nn
 
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.forward import is_of_adapter
+
+# Gradients of sound models differ by less than 30-fold over depth.
+_MOST_RATIO = 1000.0
+_LEAST_LAYERS = 4
 
 
 @register
 class BrokenGradientPath(Check):
-    """The gradient does not reach trainable attention layers that were part of the forward.
+    """The gradient does not reach trainable layers that were part of the forward, or vanishes over depth.
 
-    Layers after the last one with a gradient do not count, as their outputs may be unused. Within a layer, either
-    all trainable weights have a gradient or none has.
+    Attention layers after the last one with a gradient do not count, as their outputs may be unused. Within a layer,
+    either all trainable weights have a gradient or none has. What is called before the first attention layer, such as
+    embeddings, must have a gradient if that layer has. The norms of the gradients must not rise or fall from layer to
+    layer by more than 1,000-fold over all.
     """
 
     name = "broken_gradient_path"
     remedy = (
         "Look for detach(), .data, torch.no_grad(), argmax or a conversion to numpy between these layers and the loss, "
-        "and for reentrant activation checkpointing with inputs that require no gradient."
+        "for reentrant activation checkpointing with inputs that require no gradient, and for missing residual "
+        "connections."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -29,21 +41,59 @@ class BrokenGradientPath(Check):
         if not weights:
             raise CannotCheck("no attention with trainable weights was called")
         reached = [name for name, each in weights.items() if any(w.grad is not None for w in each.values())]
-        inside = set(step.forward.module.parameters())  # not those of another network, such as the critic of a GAN
-        others = [name for name, each in step.trainable.items() if each.grad is not None and each in inside]
-        if not reached and others:
-            what = f"no attention layer got a gradient, although {others[-1]} did"
-            return Fault(what, tuple(weights), {"layers_without_gradient": float(len(weights))})
         if not reached:
-            raise CannotCheck("nothing has a gradient: call backward inside the step")
+            return _without_any(step, weights)
         up_to = list(weights)[: list(weights).index(reached[-1]) + 1]
         missing = tuple(f"{name}.{weight}" for name in up_to for weight, w in weights[name].items() if w.grad is None)
-        if not missing:
-            return None
-        layers = sum(name not in reached for name in up_to)
-        what = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
-        what += f" got no gradient, although {reached[-1]} did"
-        return Fault(what, missing, {"weights": float(len(missing)), "layers_without_gradient": float(layers)})
+        missing = _missing_before(step, sites[0][0]) + missing
+        if missing:
+            layers = sum(name not in reached for name in up_to)
+            what = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
+            what += f" got no gradient, although {reached[-1]} did"
+            return Fault(what, missing, {"weights": float(len(missing)), "layers_without_gradient": float(layers)})
+        return _vanishing({name: weights[name] for name in reached})
+
+
+def _without_any(step: StepEvidence, weights: Mapping[str, Mapping[str, nn.Parameter]]) -> Fault:
+    """Return the fault that no attention layer has a gradient if something else of the same network has one."""
+    inside = set(step.forward.module.parameters())  # not those of another network, such as the critic of a GAN
+    others = [name for name, each in step.trainable.items() if each.grad is not None and each in inside]
+    if not others:
+        raise CannotCheck("nothing has a gradient: call backward inside the step")
+    what = f"no attention layer got a gradient, although {others[-1]} did"
+    return Fault(what, tuple(weights), {"layers_without_gradient": float(len(weights))})
+
+
+def _missing_before(step: StepEvidence, site: str) -> tuple[str, ...]:
+    """Return the trainable matrices without gradient that were called before an attention layer."""
+    called = itertools.takewhile(lambda name: name != site, step.forward.called)
+    modules = dict(step.model.named_modules())
+    return tuple(
+        f"{name}.{weight}" if name else weight
+        for name in called
+        for weight, each in modules[name].named_parameters(recurse=False)
+        if each.requires_grad and each.ndim > 1 and each.grad is None and not is_of_adapter(name)
+    )
+
+
+def _vanishing(layers: Mapping[str, Mapping[str, nn.Parameter]]) -> Fault | None:
+    """Return the fault that norms of gradients rise or fall from layer to layer, over all by far."""
+    norms = {name: _norm(weights) for name, weights in layers.items() if not any(map(is_of_adapter, weights))}
+    values = list(norms.values())
+    if len(values) < _LEAST_LAYERS or not all(0 < each < float("inf") for each in values):
+        return None
+    is_steady = values in (sorted(values), sorted(values, reverse=True))
+    ratio = max(values) / min(values)
+    if not is_steady or ratio < _MOST_RATIO:
+        return None
+    (first, *_), (*_, last) = norms, norms
+    what = f"the norm of the gradient differs {ratio:,.0f}-fold between {first} ({values[0]:.2g}) and {last}"
+    return Fault(f"{what} ({values[-1]:.2g})", (first, last), {"ratio": ratio, "first": values[0], "last": values[-1]})
+
+
+def _norm(weights: Mapping[str, nn.Parameter]) -> float:
+    norms = [each.grad.float().norm() for each in weights.values() if each.grad is not None]
+    return float(torch.stack(norms).norm())
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:

@@ -1,24 +1,54 @@
 """Batches without anything to learn."""
 
-from attnwatch.checkup.checks.base import Check, Fault, register
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+
+_NUM_STEPS, _LEAST_TARGETS = 6, 32
+# With two classes, one may be rare: of a hundred samples none is of a class of one in a hundred in every third run.
+_LEAST_CLASSES = 3
 
 
 @register
 class EmptyBatch(Check):
-    """The batch has nothing to learn from: only padding, or no targets.
+    """The batches have nothing to learn from: only padding, no targets, or one class only.
 
-    `torch.nn.functional.cross_entropy` returns nan for the mean over no targets.
+    `torch.nn.functional.cross_entropy` returns nan for the mean over no targets. One class in all of the first steps
+    means that the data are sorted or that labels are lost; with two classes, of which one may be rare, it is a note.
     """
 
     name = "empty_batch"
     watches = True
     severity = 0.6
-    remedy = "Check what the dataset and the collator return: truncation may have removed all that is to be learned."
+    remedy = (
+        "Check what the dataset and the collator return: truncation may have removed all that is to be learned, and "
+        "sorted data must be shuffled."
+    )
+
+    def __init__(self) -> None:
+        self._classes: set[int] = set()
+        self._num_targets = 0
+        self._steps: set[int] = set()
 
     def look(self, step: StepEvidence) -> Fault | None:
-        if step.tokens.padding.all():
+        if _has_only_padding(step):
             return Fault("all tokens in the batch are padding")
-        if not step.targets.is_scored.any():
+        targets = step.targets
+        if not targets.is_scored.any():
             return Fault("no token in the batch has a target: all labels are ignored")
-        return None
+        if targets.classes.ndim > 1:
+            return None
+        self._steps.add(step.global_step)
+        self._classes |= set(targets.classes[targets.is_scored].tolist())
+        self._num_targets += int(targets.is_scored.sum())
+        if len(self._classes) > 1 or len(self._steps) < _NUM_STEPS or self._num_targets < _LEAST_TARGETS:
+            return None
+        what = f"all {self._num_targets} targets of the first {len(self._steps)} steps are class {min(self._classes)}"
+        is_note = targets.num_classes < _LEAST_CLASSES
+        return Fault(what, numbers={"targets": float(self._num_targets)}, is_note=is_note)
+
+
+def _has_only_padding(step: StepEvidence) -> bool:
+    try:
+        return bool(step.tokens.padding.all())
+    except CannotCheck:
+        return False

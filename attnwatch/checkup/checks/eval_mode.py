@@ -13,7 +13,8 @@ _NORMS = (nn.modules.batchnorm._NormBase,)
 class EvalMode(Check):
     """The model trains in eval mode, so its dropout does nothing.
 
-    `from_pretrained` in transformers returns models in eval mode, and Lightning does not change that.
+    `from_pretrained` in transformers returns models in eval mode, and Lightning does not change that. A model of which
+    more than half of the layers that train and have dropout are in eval mode is reported too.
     """
 
     name = "eval_mode"
@@ -26,11 +27,17 @@ class EvalMode(Check):
         acting = {name: part for name, part in module.named_modules() if isinstance(part, _NORMS) or _drops(part)}
         if not acting:
             raise CannotCheck("the model has no dropout and no batch norm, so its mode makes no difference")
-        if step.forward.was_training or any(part.training for part in acting.values()):
-            return None
         prefix = f"{step.forward.name}." if step.forward.name else ""
-        what = f"the model was in eval mode, so dropout and batch norm act as in evaluation ({len(acting)} modules)"
-        return Fault(what, sites=tuple(f"{prefix}{name}" for name in acting), numbers={"modules": float(len(acting))})
+        if not step.forward.was_training and not any(part.training for part in acting.values()):
+            what = f"the model was in eval mode, so dropout and batch norm act as in evaluation ({len(acting)} modules)"
+            return Fault(what, tuple(f"{prefix}{name}" for name in acting), {"modules": float(len(acting))})
+        trained = {name: part for name, part in acting.items() if _drops(part) and _trains(module, name)}
+        still = [f"{prefix}{name}" for name, part in trained.items() if not part.training]
+        if len(still) <= len(trained) / 2:
+            return None
+        what = f"{still[0]} and {len(still) - 1} more were in eval mode while their layers train" if still[1:] else ""
+        what = what or f"{still[0]} was in eval mode while its layer trains"
+        return Fault(f"{what}, so their dropout does nothing", tuple(still), {"modules": float(len(still))})
 
 
 def _drops(module: nn.Module) -> bool:
@@ -39,3 +46,10 @@ def _drops(module: nn.Module) -> bool:
         return module.p > 0
     shares = (value for name, value in vars(module).items() if name.endswith("dropout") and isinstance(value, float))
     return any(share > 0 for share in shares)
+
+
+def _trains(model: nn.Module, name: str) -> bool:
+    """Return whether the module, or the one that it lies in, has parameters that train."""
+    modules = (model.get_submodule(name), model.get_submodule(name.rpartition(".")[0]))
+    parameters = next((list(each.parameters()) for each in modules if any(True for _ in each.parameters())), [])
+    return any(each.requires_grad for each in parameters)

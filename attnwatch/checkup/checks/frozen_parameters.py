@@ -1,4 +1,8 @@
-"""Weights that are frozen while others of the same attention layer train."""
+"""Weights that are frozen while what surrounds them trains."""
+
+from collections.abc import Iterator, Mapping
+
+from torch import nn
 
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
@@ -8,10 +12,12 @@ from attnwatch.checkup.forward import is_of_adapter
 
 @register
 class FrozenParameters(Check):
-    """Some weights of an attention layer are frozen while others train.
+    """Some weights are frozen while what surrounds them trains.
 
-    Attention whose query and key weights are frozen can't learn where to look. Layers with adapters are left out, as
-    their weights are frozen by design.
+    Attention whose query and key weights are frozen can't learn where to look. In a stack of layers, a frozen layer
+    above one that trains is reported, and weights of a layer that are frozen while others of it train. It is a note if
+    the frozen layer has learned something: its norms and biases are not those of the initialisation. Models with
+    adapters are left out, as their weights are frozen by design.
     """
 
     name = "frozen_parameters"
@@ -19,18 +25,58 @@ class FrozenParameters(Check):
     remedy = "Set requires_grad=True on these weights before creating the optimizer, or freeze the whole layer."
 
     def look(self, step: StepEvidence) -> Fault | None:
-        frozen: list[str] = []
         sites = find_sites(step.model)
         if not sites:
             raise CannotCheck("no known attention was found in the model")
-        for site in sites:
-            weights = {name: each for name, each in site.module.named_parameters() if each.ndim > 1}
-            has_adapters = any(map(is_of_adapter, weights))
-            still = [name for name, each in weights.items() if not each.requires_grad]
-            if still and len(still) < len(weights) and not has_adapters:
-                frozen += [f"{site.name}.{name}" for name in still]
-        if not frozen:
+        if any(is_of_adapter(name) for name, each in step.model.named_parameters() if each.requires_grad):
             return None
-        more = f" and {len(frozen) - 2} more" if len(frozen) > 2 else ""
-        what = f"some weights are frozen while others of the same layers train: {', '.join(frozen[:2])}{more}"
-        return Fault(what, tuple(frozen), {"weights": float(len(frozen))})
+        frozen = [name for site in sites for name in _partly_frozen(site.name, site.module)]
+        if frozen:
+            return _fault("some weights are frozen while others of the same attention layers train", frozen)
+        for stack in _stacks(step.model):
+            above = _above_trained(stack)
+            if above:
+                what = "layers are frozen although lower ones train"
+                return _fault(what, above, is_note=_has_learned(stack, above))
+            parts = [name for path, layer in stack.items() for name in _partly_frozen(path, layer)]
+            if parts:
+                what = "some weights are frozen while others of the same layers train"
+                return _fault(what, parts, is_note=_has_learned(stack, parts))
+        return None
+
+
+def _fault(what: str, names: list[str], *, is_note: bool = False) -> Fault:
+    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
+    return Fault(f"{what}: {', '.join(names[:2])}{more}", tuple(names), {"weights": float(len(names))}, is_note=is_note)
+
+
+def _partly_frozen(path: str, module: nn.Module) -> list[str]:
+    """Return the frozen matrices of a module of which others train."""
+    matrices = {name: each for name, each in module.named_parameters() if each.ndim > 1}
+    still = [name for name, each in matrices.items() if not each.requires_grad]
+    return [f"{path}.{name}" for name in still] if len(still) < len(matrices) else []
+
+
+def _stacks(model: nn.Module) -> Iterator[Mapping[str, nn.Module]]:
+    """Yield the layers of each list of modules of one class, by name."""
+    for path, module in model.named_modules():
+        layers = list(module.children()) if isinstance(module, nn.ModuleList | nn.Sequential) else []
+        if len(layers) > 1 and len(set(map(type, layers))) == 1 and any(True for _ in layers[0].parameters()):
+            yield {f"{path}.{index}": layer for index, layer in enumerate(layers)}
+
+
+def _above_trained(stack: Mapping[str, nn.Module]) -> list[str]:
+    """Return the layers without a matrix that trains, above one with all of them."""
+    trains = {
+        name: [each.requires_grad for each in layer.parameters() if each.ndim > 1] for name, layer in stack.items()
+    }
+    names = [name for name, matrices in trains.items() if matrices]
+    first = next((index for index, name in enumerate(names) if all(trains[name])), len(names))
+    return [name for name in names[first:] if not any(trains[name])]
+
+
+def _has_learned(stack: Mapping[str, nn.Module], frozen: list[str]) -> bool:
+    """Return whether norms or biases of the layers with these weights are not those that initialisers leave."""
+    layers = [layer for path, layer in stack.items() if any(f"{name}.".startswith(f"{path}.") for name in frozen)]
+    vectors = [each for layer in layers for name, each in layer.named_parameters() if each.ndim == 1 and "norm" in name]
+    return not vectors or any(bool(((each != 0) & (each != 1)).any()) for each in vectors)

@@ -9,19 +9,19 @@ from attnwatch.checkup.evidence import StepEvidence
 class MaskInverted(Check):
     """Attention sees the padding instead of the tokens: the mask is inverted.
 
-    Either the mask that the model was given hides various ids and shows only one, or outputs of real tokens change when
-    the padding is replaced but not when other real tokens are.
+    Either the mask that the model was given hides various ids and shows only one, everywhere or at one end of the
+    sequences, or outputs of real tokens change when the padding is replaced but not when other real tokens are.
     """
 
     name = "mask_inverted"
     remedy = (
-        "Invert the mask: in `scaled_dot_product_attention` True means visible, in `key_padding_mask` of "
+        "Invert the mask, or build it for the side that is padded: in `scaled_dot_product_attention` True means visible, in `key_padding_mask` of "
         "nn.MultiheadAttention True means hidden, and in the `attention_mask` of transformers 1 means visible."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        if step.tokens.hides_the_tokens:
-            return Fault(f"`{step.tokens.mask_name}` hides all tokens except those of one id, which looks like padding")
+        if step.tokens.mask_fault:
+            return Fault(f"`{step.tokens.mask_name}` {step.tokens.mask_fault}")
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or not real_tokens_are_unseen(flow):

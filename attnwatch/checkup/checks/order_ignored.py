@@ -1,11 +1,9 @@
 """Models that ignore the order of the tokens."""
 
-import re
-
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
-
-_POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope|alibi|relative", re.IGNORECASE)
+from attnwatch.checkup.forward import POSITIONS
+from attnwatch.checkup.weights import require_weights
 
 
 @register
@@ -14,7 +12,7 @@ class OrderIgnored(Check):
 
     The tokens are reversed. The outputs must not be the original ones in reverse. Models without position modules may
     be intended to ignore order: the finding is then a note. A causal mask alone makes outputs depend on the order, so
-    causal models without positions are not reported.
+    causal models without positions are not reported. Ids of positions that are the same for all tokens are reported.
     """
 
     name = "order_ignored"
@@ -22,15 +20,18 @@ class OrderIgnored(Check):
     remedy = "Add positions to the token embeddings, or apply rotary embeddings to queries and keys before attention."
 
     def look(self, step: StepEvidence) -> Fault | None:
+        for name, ids in step.forward.positions.items():
+            if ids.ndim and ids.shape[-1] > 1 and bool((ids == ids[..., :1]).all()):
+                return Fault(f"{name} was given position {int(ids.flatten()[0])} for all tokens", (name.strip("`"),))
         flow = step.flow
-        if not flow.tokens.are_ids:
+        if not flow.tokens.are_ids and flow.tokens.grid is None:
             raise CannotCheck("the model is given features, which may contain positions")
-        step.forward.require_weights()
+        require_weights(step.forward.module)
         if flow.reordered.any():
             return None
         names = [name for name, _ in step.forward.module.named_modules()]
         names += [name for name, _ in step.forward.module.named_parameters()]
-        unused = next((name for name in names if _POSITIONS.search(name)), None)
+        unused = next((name for name in names if POSITIONS.search(name)), None)
         where = "" if unused is None else f", although the model has {unused}"
         what = f"reversing a sequence changes none of its outputs except for their order{where}"
         return Fault(what, sites=(unused,) if unused else (), is_note=unused is None)

@@ -2,7 +2,6 @@
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.forward import is_encoder_decoder
 
 
 @register
@@ -20,16 +19,13 @@ class PaddingInLoss(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        tokens, targets = step.tokens, step.targets
-        if targets.classes.shape != tokens.padding.shape or is_encoder_decoder(step.forward.module):
-            raise CannotCheck("the targets do not correspond to the tokens")
-        if not tokens.padding.any() or tokens.hides_the_tokens:
+        padding, scored = step.padded_targets
+        if not padding.any():
             raise CannotCheck("the batch has no padding")
         # Whether a token is scored against itself or the next one: it and its neighbours are padding.
-        inside = tokens.padding[:, 2:] & tokens.padding[:, 1:-1] & tokens.padding[:, :-2]
-        scored = targets.is_scored[:, 1:-1] & inside
-        if not scored.any():
+        inside = padding[:, 2:] & padding[:, 1:-1] & padding[:, :-2] & scored[:, 1:-1]
+        if not inside.any():
             return None
-        share = float(scored.sum() / targets.is_scored.sum())
+        share = float(inside.sum() / scored.sum())
         what = f"{share:.0%} of the targets of the loss are padding"
         return Fault(what, numbers={"share_of_targets": share})

@@ -1,7 +1,7 @@
 """Learning rates that overwrite the weights."""
 
-from attnwatch.checkup.checks.base import Check, Fault, RunStatus, register
-from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, register
+from attnwatch.checkup.evidence import NUM_UPDATES, StepEvidence
 
 # In sound runs the median matrix grows 1.2-fold in the first 40 steps, at a rate 100 times too high 13-fold.
 _MOST_GROWTH = 4.0
@@ -21,10 +21,12 @@ class RateTooHigh(Check):
     remedy = "Lower the learning rate by a factor of 10 or more, or warm it up over a few hundred steps."
 
     def look(self, step: StepEvidence) -> Fault | None:
-        growths = step.growths()
+        growths = step.growths(at_least=1)
         middle = sorted(growths.values())[len(growths) // 2]
-        if middle < _MOST_GROWTH:
-            return None
-        sites = tuple(name for name, growth in growths.items() if growth >= _MOST_GROWTH)
-        what = f"the norms of half of the weight matrices have grown at least {middle:.1f}-fold in the first steps"
-        return Fault(what, sites, {"median_growth": middle})
+        if middle >= _MOST_GROWTH:
+            sites = tuple(name for name, growth in growths.items() if growth >= _MOST_GROWTH)
+            what = f"the norms of half of the weight matrices have grown at least {middle:.1f}-fold in the first steps"
+            return Fault(what, sites, {"median_growth": middle})
+        if len(step.updates) < NUM_UPDATES:
+            raise CannotCheck(f"{NUM_UPDATES} steps of an optimizer are needed, as TrainingCheckup sees them")
+        return None

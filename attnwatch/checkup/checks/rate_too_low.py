@@ -1,33 +1,54 @@
 """Learning rates that change nothing."""
 
+import itertools
+
+from torch.optim import SGD
+
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.updates import Update
 
-# Fine-tuning with Adam at a rate of 1e-6 has 2e-5.
-_LEAST = 1e-6
+# Fine-tuning with Adam at a rate of 1e-6 has 1e-5 to 5e-5; SGD, which people give a rate for Adam, has less.
+_LEAST, _LEAST_OF_SGD = 2e-6, 1e-5
 # A warm-up begins at 0, and leaves it with the second step.
 _STEPS_WITHOUT_RATE = 8
+# A schedule that is stepped too often.
+_FALLING_STEPS, _FALL = 5, 0.6
 
 
 @register
 class RateTooLow(Check):
-    """The updates are a millionth of the weights or less.
+    """The updates are a millionth of the weights, or the learning rate soon will be zero.
 
     The norm of each matrix's update is compared with the norm of the matrix over the first steps, at the learning rate
-    that the schedule leads to. A rate that stays at 0 is reported too.
+    that the schedule leads to. Half of the matrices must change by 2e-6 or more, by 1e-5 with SGD. A rate that stays at
+    0 is reported too, and one that falls by 40% or more in each of five steps.
     """
 
     name = "rate_too_low"
     severity = 0.6
-    remedy = "Raise the learning rate, and check how schedulers and parameter groups change it."
+    remedy = (
+        "Raise the learning rate (SGD needs 100 to 1000 times the rate of Adam), and check how schedulers and parameter "
+        "groups change it, and whether the scheduler is stepped once per step or epoch as it should be."
+    )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        rates = [update.schedule for updates in step.updates for update in updates.values()]
-        if len(step.updates) >= _STEPS_WITHOUT_RATE and rates and not any(rates):
+        schedules = [update.schedule for updates in step.updates for update in updates.values()]
+        if len(step.updates) >= _STEPS_WITHOUT_RATE and schedules and not any(schedules):
             return Fault(f"the learning rate was 0 in the first {len(step.updates)} steps")
         ratios = step.update_ratios()
-        largest = max(ratios.values())
-        if largest > _LEAST:
+        middle = sorted(ratios.values())[len(ratios) // 2]
+        if middle < (_LEAST_OF_SGD if all(isinstance(each, SGD) for each in step.optimizers) else _LEAST):
+            what = f"half of the weight matrices change by {middle:.1g} of their norm or less in each step"
+            return Fault(what, numbers={"median_update_ratio": middle})
+        first, *others = step.updates_of_matrices().values()
+        if not all(map(_falls, [first, *others])):
             return None
-        what = f"no step changes a weight matrix by more than {largest:.1g} of its norm"
-        return Fault(what, numbers={"largest_update_ratio": largest})
+        rates = first[0].rate, first[-1].rate
+        what = f"the learning rate has fallen from {rates[0]:.3g} to {rates[1]:.3g} in the first {len(first)} steps"
+        return Fault(what, numbers={"first_rate": rates[0], "last_rate": rates[1]})
+
+
+def _falls(updates: list[Update]) -> bool:
+    falls = [after.rate <= _FALL * before.rate for before, after in itertools.pairwise(updates)]
+    return len(falls) >= _FALLING_STEPS and all(falls[-_FALLING_STEPS:])

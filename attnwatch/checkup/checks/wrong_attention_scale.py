@@ -1,0 +1,58 @@
+"""Attention logits whose scale is far from 1/√head_dim."""
+
+import math
+from collections.abc import Mapping
+
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.scales import AttentionScale
+
+# T5 and GPT-Neo have a scale of 1, and their projections account for it.
+_MOST = 1.5
+# Maximal update parametrisation has 1/head_dim.
+_LEAST_TIMES_WIDTH = 0.5
+# Logits of a standard deviation of 10 leave nearly all weight on one key.
+_SATURATED = 10.0
+
+
+@register
+class WrongAttentionScale(Check):
+    """Attention logits are scaled far from 1/√head_dim, or the softmax is saturated before anything is learned.
+
+    The scales of the attention calls are read in a repeated forward. A scale above 1.5 or below 0.5/head_dim is
+    reported, and logits with a standard deviation above 10 over the keys of a query while the loss is still that of a
+    guess. Layers that normalise queries or keys are left out, as their scale is free.
+    """
+
+    name = "wrong_attention_scale"
+    severity = 0.6
+    remedy = (
+        "Divide the dot products by √head_dim, once: scaled_dot_product_attention does so by default, with the width "
+        "of a head, not of the model."
+    )
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        scales = {name: each for name, each in step.repeats.scales.items() if not each.is_normalised}
+        if not scales:
+            raise CannotCheck("no attention was read whose queries and keys are not normalised")
+        wrong = {name: each for name, each in scales.items() if _is_wrong(each)}
+        if wrong:
+            return _fault(wrong, "the attention logits are scaled by {scale:.3g}; 1/√head_dim is {usual:.3g}")
+        saturated = {name: each for name, each in scales.items() if each.logit_std > _SATURATED}
+        if len(saturated) <= len(scales) / 2 or not step.is_untrained:
+            return None
+        return _fault(saturated, "the softmax is saturated at the start: attention logits vary by {std:.3g} over keys")
+
+
+def _is_wrong(of: AttentionScale) -> bool:
+    return of.head_dim > 1 and (abs(of.scale) > _MOST or abs(of.scale) * of.head_dim < _LEAST_TIMES_WIDTH)
+
+
+def _fault(wrong: Mapping[str, AttentionScale], what: str) -> Fault:
+    (first, of), *others = wrong.items()
+    more = f" and {len(others)} more" if others else ""
+    usual = 1 / math.sqrt(of.head_dim)
+    numbers = {"scale": of.scale, "usual_scale": usual, "logit_std": of.logit_std}
+    return Fault(
+        what.format(scale=of.scale, usual=usual, std=of.logit_std) + f" ({first}{more})", tuple(wrong), numbers
+    )

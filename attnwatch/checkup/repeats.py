@@ -1,0 +1,113 @@
+"""Forwards that repeat a recorded one with one thing changed."""
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attnwatch.capture import undisturbed
+from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, tensors_in
+from attnwatch.checkup.scales import AttentionScale, attention_scales
+
+MOST_SEQUENCES = 4
+"""Number of sequences that a repeated forward is given at most."""
+# Outputs that are one for each token or sequence, in order of preference.
+_OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "start_logits")
+# Objects that a forward changes, so that a second one would see what the first one has left there.
+_CACHES = ("past_key_values", "past_key_value", "cache_params", "encoder_outputs")
+
+
+class Repeats:
+    """Forwards that repeat a recorded one with one thing changed, in eval mode and without gradients.
+
+    Args:
+        forward: what is repeated, with its first sequences only.
+
+    Raises:
+        CannotCheck: it can't be repeated.
+    """
+
+    def __init__(self, forward: RecordedForward):
+        self._forward = forward
+        held = [name for name in _CACHES if forward.arguments.get(name) is not None]
+        if held:
+            raise CannotCheck(f"the model was given `{held[0]}`, which its forward changes")
+        size = forward.num_sequences
+        self.num_sequences = min(size, MOST_SEQUENCES)
+        self.arguments = {name: _first(value, size, self.num_sequences) for name, value in forward.arguments.items()}
+        self._has_decoder = is_encoder_decoder(forward.module)
+        self._lengths = {value.shape[1] for _, value in tensors_in(self.arguments) if value.ndim >= 2}
+
+    def output(self, **changes: Any) -> Tensor:
+        """Return the output with these arguments changed, float32 [batch, …].
+
+        Raises:
+            CannotCheck: the forward fails, or returns no tensor with one entry per sequence.
+        """
+        return self._output(changes, contextlib.nullcontext())
+
+    @property
+    def unchanged(self) -> Tensor:
+        """Output of the forward as it was, which is computed once."""
+        return self._unchanged[0]
+
+    @property
+    def scales(self) -> Mapping[str, AttentionScale]:
+        """Scales of the attention calls of the unchanged forward, by name of the site in the model."""
+        return self._unchanged[1]
+
+    @cached_property
+    def _unchanged(self) -> tuple[Tensor, Mapping[str, AttentionScale]]:
+        scales: dict[str, AttentionScale] = {}
+        output = self._output({}, attention_scales(self._forward.module, scales))
+        prefix = f"{self._forward.name}." if self._forward.name else ""
+        return output, {f"{prefix}{site}": scale for site, scale in scales.items()}
+
+    def _output(self, changes: Mapping[str, Any], watching: contextlib.AbstractContextManager[None]) -> Tensor:
+        try:
+            with undisturbed(self._forward.module), watching:
+                torch.manual_seed(0)
+                output = self._forward.repeat({**self.arguments, **changes})
+        except Exception as error:
+            raise CannotCheck(f"the forward can't be repeated: {type(error).__name__}: {error}") from error
+        output = _main_output(output, self.num_sequences, _similarities(self._forward))
+        if output.ndim == 3 and output.shape[1] not in self._lengths and not self._has_decoder:
+            raise CannotCheck(f"the model returns {output.shape[1]} outputs for {sorted(self._lengths)} tokens")
+        return output.float()
+
+
+def _first(value: Any, size: int, number: int) -> Any:
+    """Return the first sequences of a value, wherever its tensors lie."""
+    if isinstance(value, Tensor):
+        return value.detach()[:number] if value.ndim and len(value) == size else value.detach()
+    if isinstance(value, Mapping) and type(value) is dict:
+        return {name: _first(each, size, number) for name, each in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_first(each, size, number) for each in value)
+    if isinstance(value, Iterator):
+        raise CannotCheck("the model was given an iterator, which can be read once")
+    return value
+
+
+def _similarities(forward: RecordedForward) -> frozenset[str]:
+    """Return names of the outputs [batch, batch] of a large batch, which compare each sequence with all others."""
+    size = forward.num_sequences
+    if size <= MOST_SEQUENCES:
+        return frozenset()
+    return frozenset(name for name, tensor in forward.output.items() if tensor.shape == (size, size))
+
+
+def _main_output(output: Any, num_sequences: int, similarities: Collection[str]) -> Tensor:
+    """Return the output that is one for each sequence or token: by its name, else the first of the most dimensions."""
+    fitting = {
+        name: tensor
+        for name, tensor in tensors_in(output)
+        if tensor.ndim >= 2 and len(tensor) == num_sequences and tensor.is_floating_point() and name not in similarities
+    }
+    if not fitting:
+        raise CannotCheck("the model returns no tensor [batch, …] of floating-point numbers, such as its logits")
+    by_name = [fitting[name] for name in _OUTPUTS if name in fitting]
+    return (by_name or sorted(fitting.values(), key=lambda tensor: -min(tensor.ndim, 3)))[0]

@@ -1,0 +1,69 @@
+"""Scales of the attention calls in a repeated forward."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from attnwatch.attention import AttentionInputs
+from attnwatch.capture import Capture, ForwardPass
+from attnwatch.errors import NoAttentionError
+
+_NUM_ROWS = 16
+# Share by which the norms of queries differ if they are normalised. Random ones of 64 features differ by 10%.
+_SAME_NORM = 1e-3
+
+
+@dataclass(frozen=True)
+class AttentionScale:
+    """Scale of the logits of one attention call.
+
+    Attributes:
+        scale: factor of the dot products.
+        head_dim: number of features of a query.
+        logit_std: standard deviation of the logits of a query over the keys that it sees, mean over queries.
+        is_normalised: flag that queries or keys are normalised, so that the scale is free.
+    """
+
+    scale: float
+    head_dim: int
+    logit_std: float
+    is_normalised: bool
+
+
+@contextlib.contextmanager
+def attention_scales(module: nn.Module, scales: dict[str, AttentionScale]) -> Iterator[None]:
+    """Put the scales of the attention calls in the context into a mapping from the names of their sites."""
+
+    def observe(site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
+        scales[site] = _scale_of(inputs, has_norm=_has_norm(capture.module(site)))
+
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(NoAttentionError):
+            capture = Capture(module, observe)
+            stack.callback(capture.detach)
+            capture.attach()
+            stack.enter_context(capture.arm())
+        yield
+
+
+def _scale_of(inputs: AttentionInputs, *, has_norm: bool) -> AttentionScale:
+    rows = torch.arange(0, inputs.num_queries, max(inputs.num_queries // _NUM_ROWS, 1), device=inputs.query.device)
+    logits, visible = inputs.logits(rows), inputs.visible(rows)
+    logits = logits if visible is None else logits.masked_fill(~visible, torch.nan)
+    centred = logits - logits.nanmean(-1, keepdim=True)
+    std = centred.square().nanmean(-1).sqrt().nanmean()
+    is_normalised = has_norm or any(_has_same_norm(each) for each in (inputs.query, inputs.key))
+    return AttentionScale(inputs.effective_scale, inputs.query.shape[-1], float(std), is_normalised)
+
+
+def _has_norm(module: nn.Module) -> bool:
+    """Return whether an attention module normalises queries or keys, as far as names of its modules tell."""
+    return any("norm" in f"{name} {type(part).__name__}".lower() for name, part in module.named_modules() if name)
+
+
+def _has_same_norm(vectors: torch.Tensor) -> bool:
+    norms = vectors.float().norm(dim=-1)
+    return bool(norms.std() < _SAME_NORM * norms.mean()) if norms.numel() > 1 else False

@@ -1,0 +1,49 @@
+"""Scale of the weight matrices of a model, at the size at which they pass states on."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from attnwatch.checkup.forward import CannotCheck, is_of_adapter
+
+LEAST_GAIN = 1e-3
+"""Gain below which a matrix passes almost nothing on. GPT-2 initialises with gains of 0.5 to 0.8."""
+
+
+def linear_weights(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
+    """Yield the matrices of linear layers that are not zero, with their names and numbers of inputs."""
+    for path, part in module.named_modules():
+        if isinstance(part, nn.Embedding):
+            continue
+        for name, weight in part.named_parameters(prefix=path, recurse=False):
+            if weight.ndim == 2 and weight.numel() and not is_of_adapter(name):
+                yield name, weight.detach(), weight.shape[0 if type(part).__name__ == "Conv1D" else 1]
+
+
+def gains(module: nn.Module) -> dict[str, float]:
+    """Return the gain of each matrix of a linear layer that is not zero: the root mean square times √inputs.
+
+    A matrix of random weights with a gain of 1 keeps the size of what it is given. Glorot's initialisation has 1,
+    PyTorch's 0.6.
+    """
+    weights = list(linear_weights(module))
+    if not weights:
+        return {}
+    norms = torch._foreach_norm([weight.float() for _, weight, _ in weights])
+    values = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()
+    known = zip(weights, values, strict=True)
+    return {name: norm * (inputs / weight.numel()) ** 0.5 for (name, weight, inputs), norm in known if norm}
+
+
+def require_weights(module: nn.Module) -> None:
+    """Raise `CannotCheck` if a parameter is zero, as output layers may be at the start, or a matrix almost is.
+
+    Outputs do not move then with what is in front of it.
+    """
+    for name, parameter in module.named_parameters():
+        if parameter.ndim > 1 and parameter.numel() and not is_of_adapter(name) and not parameter.any():
+            raise CannotCheck(f"{name} is zero, so that nothing behind it moves")
+    for name, gain in gains(module).items():
+        if gain < LEAST_GAIN:
+            raise CannotCheck(f"{name} is almost zero, so that nothing behind it moves")
