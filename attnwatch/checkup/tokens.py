@@ -142,7 +142,7 @@ def sequences_of_one_token(arguments: Mapping[str, Any]) -> int:
 
 
 def _is_cache(name: str, value: Any) -> bool:
-    return value is not None and ("past" in name or "cache" in name and not isinstance(value, bool))
+    return value is not None and not isinstance(value, bool) and ("past" in name or "cache" in name)
 
 
 def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:

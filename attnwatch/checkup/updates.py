@@ -21,7 +21,7 @@ class Update:
 
     Attributes:
         change, before, after: norms of the change, and of the weights before and after it, 0-dimensional tensors.
-        along_gradient: cosine between the change and the gradient, a 0-dimensional tensor: negative where the loss falls.
+        along_gradient: cosine between the change and the gradient, 0-dimensional: negative where the loss falls.
         unchanged: share of the entries with a gradient that are what they were, a 0-dimensional tensor.
         entries: number of entries that were looked at.
         rate: learning rate of the step.

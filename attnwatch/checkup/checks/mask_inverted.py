@@ -15,8 +15,9 @@ class MaskInverted(Check):
 
     name = "mask_inverted"
     remedy = (
-        "Invert the mask, or build it for the side that is padded: in `scaled_dot_product_attention` True means visible, in `key_padding_mask` of "
-        "nn.MultiheadAttention True means hidden, and in the `attention_mask` of transformers 1 means visible."
+        "Invert the mask, or build it for the side that is padded: in `scaled_dot_product_attention` True means "
+        "visible, in `key_padding_mask` of nn.MultiheadAttention True means hidden, and in the `attention_mask` of "
+        "transformers 1 means visible."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:

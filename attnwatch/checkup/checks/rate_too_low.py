@@ -28,8 +28,8 @@ class RateTooLow(Check):
     name = "rate_too_low"
     severity = 0.6
     remedy = (
-        "Raise the learning rate (SGD needs 100 to 1000 times the rate of Adam), and check how schedulers and parameter "
-        "groups change it, and whether the scheduler is stepped once per step or epoch as it should be."
+        "Raise the learning rate (SGD needs 100 to 1000 times the rate of Adam), and check how schedulers and "
+        "parameter groups change it, and whether the scheduler is stepped once per step or per epoch, as it should be."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
