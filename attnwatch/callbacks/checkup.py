@@ -20,28 +20,29 @@ class RunCheckup:
 
     Attributes:
         findings: what was found so far.
+        checkup: the checkup; None before the first step.
     """
 
     def __init__(self, *, is_enabled: bool):
         self._is_enabled = is_enabled
         self._step = contextlib.ExitStack()
         self._non_fatal = NonFatal()
-        self._checkup: TrainingCheckup | None = None
+        self.checkup: TrainingCheckup | None = None
         self.findings: list[Finding] = []
 
     def restart(self) -> None:
         """Begin anew, for another training."""
         self.close()
-        self._checkup, self.findings = None, []
+        self.checkup, self.findings = None, []
 
     def begin_batch(self, run: TrainerRun) -> None:
         """Look at the forward and backward that follow."""
         if self._is_enabled:
             with self._non_fatal("the checkup failed", key="checkup"):
-                if self._checkup is None:  # optimizers may not be there when the training starts
+                if self.checkup is None:  # optimizers may not be there when the training starts
                     (_, optimizers), *_ = run.models_with_optimizers()
-                    self._checkup = TrainingCheckup(run.model, optimizers=optimizers)
-                self._step.enter_context(self._checkup.step(run.global_step))
+                    self.checkup = TrainingCheckup(run.model, optimizers=optimizers, total_steps=run.total_steps)
+                self._step.enter_context(self.checkup.step(run.global_step))
 
     def skip_batch(self) -> None:
         """Forget a batch that has begun and is not trained on."""
@@ -51,11 +52,11 @@ class RunCheckup:
         """Check what was seen since the batch began, once. Return whether something new was found."""
         with self._non_fatal("the checkup failed", key="checkup"):
             self._step.close()
-        known, self.findings = self.findings, [] if self._checkup is None else self._checkup.findings
+        known, self.findings = self.findings, [] if self.checkup is None else self.checkup.findings
         return len(self.findings) > len(known)
 
     def close(self) -> None:
         """Take the checkup off the model. A batch that is open is not checked."""
         self.skip_batch()
-        if self._checkup is not None:
-            self._checkup.close()
+        if self.checkup is not None:
+            self.checkup.close()

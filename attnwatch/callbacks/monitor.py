@@ -9,14 +9,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from attnwatch.callbacks.checkup import RunCheckup
+from attnwatch.callbacks.coverage import CoverageWarnings
 from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.callbacks.verdicts import Verdicts
+from attnwatch.checkup import TrainingCheckup
 from attnwatch.dashboard import TOTAL_STEPS_TAG, run_scalars, run_tags
 from attnwatch.diagnosis import Action, Diagnosis, FindingRule, Thresholds
 from attnwatch.errors import ConfigurationError
-from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions, unobserved
+from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_int
 from attnwatch.utils.messages import NonFatal, warn
@@ -48,11 +50,11 @@ class AttentionMonitor(TrainingPart):
             it warn. A run that is resumed goes on past the finding that stopped it. Notes (`Finding.is_note`) warn
             nobody and stop nothing; a function hears of them only where it is given for their kind in a mapping.
         thresholds: amount of evidence that findings need; None means the defaults.
-        checkup: check the first steps for faults; see `TrainingCheckup`.
+        checkup: check the first steps, and a few later ones, for faults; see `TrainingCheckup`.
         rules: rules with other thresholds, as `[UniformAttention(enter=0.98)]`, or switched off; see `diagnose`.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
-        figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than
-            half a percent of the time (a message says so), and at the end; None means at the end only.
+        figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than half
+            a percent of the time, and at the end; None means at the end only.
         flush_every: observed steps per transfer from the device; None means as many as cover 50 steps, at least 5, and
             not more than `figures_every_n_steps` covers. Dashboards and findings come as often.
         max_history: how many observations are kept; see `AttentionRecorder`.
@@ -61,7 +63,8 @@ class AttentionMonitor(TrainingPart):
     Attributes:
         history: what was observed so far, also after a training that was broken off. Where a trainer trains on (a
             second `fit` of the same Lightning trainer, a resumed run), it goes on; a new run begins a new one.
-        diagnosis: the verdict on it; None before the first.
+        diagnosis: verdict on it; None before the first.
+        checkup: the `TrainingCheckup`, which prints as a table; None before the first step.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -79,7 +82,7 @@ class AttentionMonitor(TrainingPart):
         sites: Sequence[str] | None = None,
         on_finding: Action | Mapping[str, Action] = "warn",
         thresholds: Thresholds | None = None,
-        checkup: bool = False,
+        checkup: bool = True,
         rules: Sequence[FindingRule] = (),
         max_layer_curves: int = 12,
         figures_every_n_steps: int | None = 500,
@@ -105,7 +108,8 @@ class AttentionMonitor(TrainingPart):
         self._checkup.restart()
         self._non_fatal = NonFatal()
         self._shown_remarks: set[str] = set()
-        self._has_reported_coverage = self._has_flushed = self._has_warned = self._has_news = False
+        self._warnings = CoverageWarnings()
+        self._has_flushed = self._has_news = False
         self._published_step, self._published_observations = -1, 0
         self._published_total_steps: int | None = None
         self._publisher = Publisher(self._max_layer_curves)
@@ -125,6 +129,11 @@ class AttentionMonitor(TrainingPart):
         if len(history) and (known is None or known.step < history.steps[-1]):
             return self._verdicts.of(history, self._checkup.findings)
         return known
+
+    @property
+    def checkup(self) -> TrainingCheckup | None:
+        """Checkup of the training; None before its first step."""
+        return self._checkup.checkup
 
     def coverage(self) -> dict[str, str]:
         """Return, for every attention site of the model, `"observed"` or the reason why it is not."""
@@ -176,14 +185,8 @@ class AttentionMonitor(TrainingPart):
         is_observing = self._recorder.is_observing
         if loss is not None:
             self._recorder.record_loss(loss)
-        is_silent = not (self._recorder.has_seen_step or self._recorder.has_silent_sites)
-        if is_observing and is_silent and self._recorder.sites and not self._has_warned:  # else the recorder says so
-            self._has_warned = True
-            warn(
-                f"nothing was observed in step {self._batch_step}: the model that trains is not the one that was there "
-                "when training began, or it has not called its attention; put a new model into a new fit",
-                once_for_all=True,
-            )
+        if is_observing:
+            self._warnings.of_silent_model(self._recorder, self._batch_step)
         # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at. All processes
         # flush at the same steps, whatever each has seen.
         if run.global_step != self._batch_step and (is_last or not self._has_flushed):
@@ -191,7 +194,7 @@ class AttentionMonitor(TrainingPart):
             self._recorder.flush(finish_step=True)
         with self._non_fatal("the monitor failed", key="monitor"):
             if is_observing:
-                self._report_coverage(run)
+                self._warnings.of_unobserved_sites(self._recorder, run)
             is_new = self._recorder.num_observations > self._published_observations
             is_restored = self._verdicts.last is None and self._recorder.num_observations > 0
             if is_new or is_restored:
@@ -279,15 +282,6 @@ class AttentionMonitor(TrainingPart):
     def _publish_diagnosis(self, run: TrainerRun) -> None:
         if self._verdicts.last is not None:
             self._publisher.diagnosis(run.loggers, self._verdicts.last, run.remarks)
-
-    def _report_coverage(self, run: TrainerRun) -> None:
-        """Warn once, after the first batch, of what is not observed, and why."""
-        if self._has_reported_coverage or not run.is_main_process:
-            return
-        self._has_reported_coverage = True
-        message = unobserved(self.coverage(), is_complete=True)
-        if message:
-            warn(message)
 
     @property
     def _recorder(self) -> AttentionRecorder:

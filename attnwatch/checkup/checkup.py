@@ -1,13 +1,11 @@
 """Checkup of a training: its first steps are looked at for faults that facts and interventions show."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from attnwatch.capture import undisturbed
 from attnwatch.capture.compilation import is_compiled
 from attnwatch.checkup.checks.base import Check, Fault
 from attnwatch.checkup.evidence import StepEvidence
@@ -17,12 +15,14 @@ from attnwatch.checkup.targets import scored_calls
 from attnwatch.checkup.updates import Updates
 from attnwatch.diagnosis import Finding, FindingKind
 from attnwatch.errors import ConfigurationError
-from attnwatch.utils.arguments import require_function, require_int, require_module
+from attnwatch.utils.arguments import require_int, require_module
 from attnwatch.utils.messages import warn
-from attnwatch.utils.processes import has_other_processes
+from attnwatch.utils.processes import is_sharded
 
-# Steps in which a check may look for an answer.
-_MOST_STEPS = 10
+# Steps in which each check may look for an answer. Those that watch look again later, at twice the step each time, and
+# in some steps in a row after a share of the run.
+_FIRST_STEPS = 10
+_SHARE_OF_RUN, _STEPS_IN_A_ROW = 0.1, 5
 _ORDER = ("FOUND", "note", "ok", "not checked")
 
 
@@ -42,13 +42,16 @@ class TrainingCheckup:
 
     It takes the inputs of the model and the targets of its loss as they pass. Some checks repeat the forward of the
     model with up to 4 sequences of the batch in which one thing is changed, in eval mode and without gradients. Random
-    states, buffers, modes and gradients are put back, and the training stays as it would be. Once every check has an
-    answer, a step costs nothing.
+    states, buffers, modes and gradients are put back, and the training stays as it would be.
+
+    Each check looks at up to 10 steps for an answer. Some go on: they look at a step again when twice as many have
+    gone by, and at five steps after a tenth of the run. All other steps cost nothing.
 
     Args:
         model: model that trains.
         optimizers: one optimizer or several; checks of what they hold and do are left out if there is none.
         steps_per_epoch: number of optimizer steps of an epoch; None if it is not known.
+        total_steps: number of optimizer steps of the run; None if it is not known.
 
     Attributes:
         findings: faults, most severe first, notes last.
@@ -73,17 +76,20 @@ class TrainingCheckup:
         *,
         optimizers: Optimizer | Sequence[Optimizer] = (),
         steps_per_epoch: int | None = None,
+        total_steps: int | None = None,
     ):
         require_module("model", model)
         require_int("steps_per_epoch", steps_per_epoch, minimum=1, optional=True)
+        require_int("total_steps", total_steps, minimum=1, optional=True)
         self._model = model
-        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._optimizers = _as_optimizers(optimizers)
         self._checks = {name: kind() for name, kind in Check.registry.items()}
         self._answers: dict[str, Finding | None] = {}
         self.skipped: dict[str, str] = {}
         self._failed: set[str] = set()
         self._steps_seen: set[int] = set()
+        self._next_look = 0
         reason = _why_not(model)
         self._is_over = bool(reason)
         if reason:
@@ -110,9 +116,7 @@ class TrainingCheckup:
             ConfigurationError: `global_step` is not an integer.
         """
         require_int("global_step", global_step, minimum=0)
-        if global_step not in self._steps_seen and len(self._steps_seen) == _MOST_STEPS:
-            self.close()
-        if self._is_over:
+        if self._is_over or not self._looks_at(global_step):
             yield
             return
         evidence = StepEvidence(
@@ -121,6 +125,7 @@ class TrainingCheckup:
             global_step,
             num_steps=len(self._steps_seen - {global_step}),
             steps_per_epoch=self._steps_per_epoch,
+            total_steps=self._total_steps,
             updates=self._updates.steps,
         )
         self._recorder.open()
@@ -137,6 +142,20 @@ class TrainingCheckup:
         self._look(evidence)
         if not self._open_checks:
             self.close()
+
+    def _looks_at(self, step: int) -> bool:
+        """Return whether a step is looked at: the first ones all, and then a few."""
+        if step in self._steps_seen or len(self._steps_seen) < _FIRST_STEPS:
+            return True
+        if not self._next_look:
+            self._stale.close()
+            self._updates.close()
+            self._next_look = 2 * step
+        after = step - _SHARE_OF_RUN * (self._total_steps or float("inf"))
+        if step >= self._next_look:
+            self._next_look = 2 * step
+            return True
+        return 0 <= after < _STEPS_IN_A_ROW
 
     @property
     def findings(self) -> list[Finding]:
@@ -159,12 +178,14 @@ class TrainingCheckup:
 
     @property
     def _open_checks(self) -> list[str]:
-        """Names of the checks without an answer so far, and of those that watch every step and have found no fault."""
+        """Names of the checks that look for an answer, and of those that watch and have found no fault."""
+        are_first_steps = len(self._steps_seen) <= _FIRST_STEPS and not self._next_look
         return [
             name
             for name, check in self._checks.items()
             if name not in self._failed
-            and (name not in self._answers or (check.watches and self._answers[name] is None))
+            and self._answers.get(name) is None
+            and (check.watches or (are_first_steps and name not in self._answers))
         ]
 
     def _look(self, evidence: StepEvidence) -> None:
@@ -194,78 +215,6 @@ class TrainingCheckup:
         return name, f"{'note' if finding.is_note else 'FOUND'}: {finding.message}"
 
 
-def check_training(
-    model: nn.Module,
-    batch: Any,
-    *,
-    optimizers: Optimizer | Sequence[Optimizer] = (),
-    forward: Callable[[nn.Module, Any], Any] | None = None,
-) -> TrainingCheckup:
-    """Check one training step without a loop, as in a test: `assert not check_training(model, batch).findings`.
-
-    The model, its gradients and all random states are afterwards what they were.
-
-    Args:
-        model: model that is to train, in the mode in which it trains.
-        batch: one batch. A mapping is given to the model by name, a tuple or list by position.
-        optimizers: one optimizer or several, which do not step.
-        forward: function of (model, batch) that returns the loss; None means the `loss` of the model's output.
-
-    Returns:
-        The checkup, with its `findings` and `skipped`.
-
-    Raises:
-        ConfigurationError: an argument is wrong.
-
-    Example:
-        >>> import torch
-        >>> layer = torch.nn.Linear(4, 2)
-        >>> loss = lambda model, batch: torch.nn.functional.cross_entropy(model(batch["x"]), batch["y"])
-        >>> batch = {"x": torch.randn(3, 4), "y": torch.tensor([0, 1, 0])}
-        >>> check_training(layer, batch, optimizers=torch.optim.SGD(layer.parameters()), forward=loss).findings
-        []
-    """
-    require_module("model", model)
-    require_function("forward", forward, "(model, batch)", optional=True)
-    gradients = {parameter: parameter.grad for parameter in model.parameters()}
-    with (
-        TrainingCheckup(model, optimizers=optimizers) as checkup,
-        undisturbed(model, gradients=True, as_in_training=True),
-    ):
-        for parameter in gradients:
-            parameter.grad = None
-        try:
-            with checkup.step(0):
-                loss = _loss_of(model, batch) if forward is None else forward(model, batch)
-                if isinstance(loss, Tensor) and loss.requires_grad:
-                    loss.sum().backward()
-        finally:
-            for parameter, gradient in gradients.items():
-                parameter.grad = gradient
-    return checkup
-
-
-def _loss_of(model: nn.Module, batch: Any) -> Tensor:
-    if type(model).forward is nn.Module.forward:
-        raise ConfigurationError(
-            f"`model` ({type(model).__name__}) has no forward of its own: give the model inside it, or `forward`, a "
-            "function of (model, batch) that returns the loss."
-        )
-    if isinstance(batch, Mapping):
-        output = model(**batch)
-    elif isinstance(batch, tuple | list):
-        output = model(*batch)
-    else:
-        output = model(batch)
-    loss = getattr(output, "loss", None)
-    if not isinstance(loss, Tensor):
-        raise ConfigurationError(
-            f"`batch`: {type(model).__name__} returns no `loss` for it. Put labels into the batch, or give `forward`, "
-            "a function of (model, batch) that returns the loss."
-        )
-    return loss
-
-
 def _finding(check: Check, fault: Fault, step: int) -> Finding:
     is_note = fault.is_note or check.status is None
     message = f"{fault.what}. {check.remedy}"
@@ -285,6 +234,6 @@ def _why_not(model: nn.Module) -> str:
     """Return why a model can't be checked; empty if it can."""
     if is_compiled(model):
         return "the model is compiled: check it once before torch.compile, with attnwatch.check_training"
-    if has_other_processes():
-        return "several processes train: check the model once in one process, with attnwatch.check_training"
+    if any(map(is_sharded, model.parameters())):
+        return "its parameters are sharded: check the model once in one process, with attnwatch.check_training"
     return ""

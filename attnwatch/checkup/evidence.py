@@ -29,6 +29,7 @@ class StepEvidence:
         global_step: number of the step.
         num_steps: number of steps that the checkup has seen before.
         steps_per_epoch: number of optimizer steps of an epoch; None if it is not known.
+        total_steps: number of optimizer steps of the run; None if it is not known.
         updates: what each step of the optimizers has done so far, by name of the matrix.
         scored: calls of cross-entropy.
         stale_gradients: norms of the old gradients that the last step of an optimizer has used again, by name of the
@@ -43,6 +44,7 @@ class StepEvidence:
         *,
         num_steps: int,
         steps_per_epoch: int | None,
+        total_steps: int | None,
         updates: Sequence[Mapping[str, Update]],
     ):
         self.model = model
@@ -50,6 +52,7 @@ class StepEvidence:
         self.global_step = global_step
         self.num_steps = num_steps
         self.steps_per_epoch = steps_per_epoch
+        self.total_steps = total_steps
         self.updates = updates
         self.scored: list[ScoredCall] = []
         self.stale_gradients: dict[str, Tensor] = {}
@@ -129,7 +132,9 @@ class StepEvidence:
             raise CannotCheck("there is one target for each sequence")
         if is_encoder_decoder(self.forward.module):
             pad_id = padding_id(self.forward.module)
-            return at_end(targets.classes == pad_id), targets.is_scored
+            if pad_id is None:
+                raise CannotCheck("the model does not say which id is padding")
+            return at_end(targets.classes.eq(pad_id)), targets.is_scored
         if targets.classes.shape != self.tokens.padding.shape:
             raise CannotCheck("the targets do not correspond to the tokens")
         if self.tokens.mask_fault:

@@ -11,6 +11,7 @@ from torch import Tensor
 from attnwatch.capture import undisturbed
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, tensors_in
 from attnwatch.checkup.scales import AttentionScale, attention_scales
+from attnwatch.utils.processes import has_other_processes
 
 MOST_SEQUENCES = 4
 """Number of sequences that a repeated forward is given at most."""
@@ -31,6 +32,8 @@ class Repeats:
     """
 
     def __init__(self, forward: RecordedForward):
+        if has_other_processes():  # a forward may wait for those of the others
+            raise CannotCheck("several processes train: check the model once in one process, with check_training")
         self._forward = forward
         held = [name for name in _CACHES if forward.arguments.get(name) is not None]
         if held:

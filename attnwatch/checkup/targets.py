@@ -24,12 +24,14 @@ class Targets:
         is_scored: where there is a target, bool of the same shape.
         num_classes: number of classes.
         loss: mean loss, 0-dimensional.
+        logits: predictions, [batch, tokens, classes] or [batch, classes]; those of the last token may be left out.
     """
 
     classes: Tensor
     is_scored: Tensor
     num_classes: int
     loss: Tensor
+    logits: Tensor
 
     def shift(self, ids: Tensor) -> int | None:
         """Return by how many places the targets are ahead of the ids [batch, tokens]; None if they are not these ids.
@@ -84,15 +86,15 @@ class ScoredCall:
         The last token of each sequence may have been left out.
         """
         num_classes = self.logits.shape[1] if self.logits.ndim > 1 else self.logits.shape[0]
-        classes = self.classes
+        classes, logits = self.classes, self.logits.movedim(1, -1) if self.logits.ndim > 2 else self.logits
         if classes.numel() == num_sequences:
-            classes = classes.flatten()
+            classes, logits = classes.flatten(), logits.reshape(num_sequences, num_classes)
         elif classes.numel() in (num_sequences * num_tokens, num_sequences * (num_tokens - 1)):
-            classes = classes.reshape(num_sequences, -1)
+            classes, logits = classes.reshape(num_sequences, -1), logits.reshape(num_sequences, -1, num_classes)
             classes = F.pad(classes, (0, num_tokens - classes.shape[1]), value=self.ignored)
         else:
             return None
-        return Targets(classes, classes != self.ignored, num_classes, self.loss)
+        return Targets(classes, classes != self.ignored, num_classes, self.loss, logits)
 
 
 @contextlib.contextmanager

@@ -81,25 +81,25 @@ class Updates:
         updates: dict[str, Update] = {}
         for group in optimizer.param_groups:
             for matrix in group["params"]:
-                before = self._before.pop(matrix, None)
-                if before is None or matrix.grad is None or matrix.grad.layout is not torch.strided:
+                before, gradient = self._before.pop(matrix, None), matrix.grad
+                if before is None or gradient is None or gradient.layout is not torch.strided:
                     continue
-                updates[self._names[matrix]] = _update(before, matrix, group)
+                updates[self._names[matrix]] = _update(before, matrix, gradient, group)
         if matrices:  # else nothing can be told: norms and biases alone, or copies of the weights
             self.steps.append(updates)
 
 
-def _update(before: Tensor, matrix: nn.Parameter, group: Mapping[str, Any]) -> Update:
-    """Return the change of a matrix since its entries were these."""
-    after, gradient = _sample(matrix).double(), _sample(matrix.grad).double()
+def _update(before: Tensor, matrix: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> Update:
+    """Return the change of a matrix since a sample of its entries was `before`."""
+    after, slope = _sample(matrix).double(), _sample(gradient).double()
     change = after - before.double()
-    has_gradient = gradient != 0
+    has_gradient = slope != 0
     rate = float(group.get("lr", 1.0))
     return Update(
         change.norm(),
         before.double().norm(),
         after.norm(),
-        torch.nn.functional.cosine_similarity(change, gradient, dim=0),
+        torch.nn.functional.cosine_similarity(change, slope, dim=0),
         ((change == 0) & has_gradient).sum() / has_gradient.sum(),
         len(after),
         rate,

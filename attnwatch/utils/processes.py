@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 ValueT = TypeVar("ValueT")
 
@@ -16,6 +17,11 @@ def is_first_process() -> bool:
 def has_other_processes() -> bool:
     """Return whether `torch.distributed` has other processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def is_sharded(parameter: Tensor) -> bool:
+    """Return whether this process holds a part of a parameter only, as under FSDP, DeepSpeed or tensor parallelism."""
+    return type(parameter).__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id")
 
 
 def gathered(value: ValueT) -> list[ValueT]:

@@ -60,7 +60,7 @@ class Check(Plugin):
         status: status of a run that has the fault; None if the finding is always a note.
         severity: 0 to 1 (the run is lost).
         remedy: second half of the message: what the user can do.
-        watches: look at each of the first steps, not only until there is an answer.
+        watches: look at each of the first steps and at some later ones, not only until there is an answer.
     """
 
     registry: ClassVar[Registry[type["Check"]]] = Registry("check", "attnwatch.checkup.checks")

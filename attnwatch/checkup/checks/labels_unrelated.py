@@ -1,0 +1,65 @@
+"""Labels that have nothing to do with the inputs, as far as the model has learned."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.targets import Targets
+
+_SHARE_OF_RUN = 0.1
+_NUM_STEPS = 5
+# Share of the loss by which that of exchanged labels must be higher.
+_LEAST_RISE = 0.01
+
+
+@register
+class LabelsUnrelated(Check):
+    """After a tenth of the run, the loss is the same if sequences exchange their labels.
+
+    The labels of five batches are given to the next sequence of the batch, and the cross-entropy is computed again from
+    the same predictions. Shuffled labels look like this, and so does a model that has not begun to learn: it is a note.
+    """
+
+    name = "labels_unrelated"
+    status = None
+    watches = True
+    remedy = (
+        "Check that inputs and labels stay together when the data are shuffled, filtered or sorted; otherwise the "
+        "model has not begun to learn from its inputs."
+    )
+
+    def __init__(self) -> None:
+        self._losses: dict[int, tuple[float, float]] = {}
+
+    def look(self, step: StepEvidence) -> Fault | None:
+        if step.total_steps is None:
+            raise CannotCheck("the number of steps of the run is not known: pass `total_steps`")
+        if step.global_step < _SHARE_OF_RUN * step.total_steps:
+            raise CannotCheck("a tenth of the run is needed")
+        self._losses[step.global_step] = _losses(step)
+        if len(self._losses) < _NUM_STEPS:
+            raise CannotCheck(f"{_NUM_STEPS} steps after a tenth of the run are needed")
+        loss, exchanged = (sum(each) / len(self._losses) for each in zip(*self._losses.values(), strict=True))
+        if exchanged > (1 + _LEAST_RISE) * loss:
+            return None
+        what = f"the loss is {loss:.4g}, and {exchanged:.4g} when each sequence has the labels of another"
+        return Fault(what, numbers={"loss": loss, "loss_of_exchanged_labels": exchanged})
+
+
+def _losses(step: StepEvidence) -> tuple[float, float]:
+    """Return the cross-entropy of the targets, and of those of the next sequence."""
+    targets = step.targets
+    if len(targets.classes) < 2:
+        raise CannotCheck("the batch has one sequence")
+    others, is_scored = targets.classes.roll(1, 0), targets.is_scored & targets.is_scored.roll(1, 0)
+    if bool((others == targets.classes)[is_scored].all()):
+        raise CannotCheck("all sequences of the batch have the same labels")
+    return _mean_loss(targets, targets.classes, is_scored), _mean_loss(targets, others, is_scored)
+
+
+def _mean_loss(targets: Targets, classes: Tensor, is_scored: Tensor) -> float:
+    kept = tuple(slice(size) for size in targets.logits.shape[:-1])  # the last token may have been left out
+    where = is_scored[kept]
+    return float(F.cross_entropy(targets.logits[where].float(), classes[kept][where].to(torch.int64)))
