@@ -88,6 +88,19 @@ class StepEvidence:
         return Flow(self.forward, self.repeats)
 
     @cached_property
+    def sees_only_padding(self) -> bool:
+        """True if in most attention layers the real tokens of padded sequences are hidden, and their padding is not.
+
+        Raises:
+            CannotCheck: the forward can't be repeated, or has no tokens.
+        """
+        padding = self.flow.tokens.padding
+        padded = padding.any(1) & ~padding.all(1)
+        seen = [each.seen[padded] for each in self.repeats.scales.values() if each.seen.shape == padding.shape]
+        inverted = [bool((each & padding[padded]).any() and not (each & ~padding[padded]).any()) for each in seen]
+        return sum(inverted) > len(inverted) / 2
+
+    @cached_property
     def tokens(self) -> Tokens:
         """Tokens of the whole batch.
 
@@ -134,7 +147,7 @@ class StepEvidence:
             pad_id = padding_id(self.forward.module)
             if pad_id is None:
                 raise CannotCheck("the model does not say which id is padding")
-            return at_end(targets.classes.eq(pad_id)), targets.is_scored
+            return at_end(targets.classes.eq(pad_id) | ~targets.is_scored), targets.is_scored
         if targets.classes.shape != self.tokens.padding.shape:
             raise CannotCheck("the targets do not correspond to the tokens")
         if self.tokens.mask_fault:

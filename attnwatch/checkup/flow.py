@@ -88,11 +88,14 @@ class Flow:
 
     @cached_property
     def others(self) -> Tensor:
-        """Outputs of the first sequence that change with the tokens of the others: bool [tokens], or a scalar."""
+        """Outputs of the last sequence that change with the tokens of the others: bool [tokens], or a scalar.
+
+        The first one would not change if a causal mask was over the sequences.
+        """
         if self.num_sequences < 2:
             raise CannotCheck("the batch has one sequence")
         rows = torch.arange(self.num_sequences, device=self.tokens.values.device)[:, None]
-        return self._moved_with(rows.expand(self.tokens.padding.shape) > 0)[0]
+        return self._moved_with(rows.expand(self.tokens.padding.shape) < self.num_sequences - 1)[-1]
 
     @cached_property
     def reordered(self) -> Tensor:
@@ -100,6 +103,8 @@ class Flow:
         whole = ~self.tokens.padding.any(1)
         if not whole.any():
             raise CannotCheck("all sequences of the batch have padding")
+        if self._spread <= self._least * self._repeats.unchanged.abs().max():
+            raise CannotCheck("the outputs are the same for all tokens and sequences")
         output, before = self._with(self.tokens.values.flip(1)), self._repeats.unchanged
         return self._differs(output.flip(1) if self.has_outputs_of_tokens else output, before)[whole]
 
@@ -121,8 +126,16 @@ class Flow:
             raise CannotCheck(f"a repeated forward returns {list(output.shape)} in the place of {list(before.shape)}")
         if not before.isfinite().all():
             raise CannotCheck("the outputs are not finite")
-        keep = 2 if self.has_outputs_of_tokens else 1
-        spread = before.flatten(0, keep - 1).std(0).mean()
-        least = torch.maximum(self._least * spread, _ROUNDING * before.abs().max()).clamp(min=1e-30)
+        least = torch.maximum(self._least * self._spread, _ROUNDING * before.abs().max()).clamp(min=1e-30)
         differs = (output - before).abs() > least
-        return differs.flatten(keep).any(-1)
+        return differs.flatten(self._num_places).any(-1)
+
+    @property
+    def _num_places(self) -> int:
+        return 2 if self.has_outputs_of_tokens else 1
+
+    @cached_property
+    def _spread(self) -> Tensor:
+        """Standard deviation of the outputs over tokens and sequences, mean over their entries; of one, over these."""
+        rows = self._repeats.unchanged.flatten(0, self._num_places - 1)
+        return rows.std(0).mean() if len(rows) > 1 else rows.std()

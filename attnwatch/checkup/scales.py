@@ -1,11 +1,12 @@
 """Scales of the attention calls in a repeated forward."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnwatch.attention import AttentionInputs
 from attnwatch.capture import Capture, ForwardPass
@@ -14,6 +15,8 @@ from attnwatch.errors import NoAttentionError
 _NUM_ROWS = 16
 # Share by which the norms of queries differ if they are normalised. Random ones of 64 features differ by 10%.
 _SAME_NORM = 1e-3
+# q_norm, query_layernorm, norm_k, qk_norm
+_NORM_OF_QUERIES = re.compile(r"\b(q|k|qk|query|key)_?(layer_?)?(norm|ln)|(norm|ln)_?(q|k|query|key)\b", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -25,12 +28,14 @@ class AttentionScale:
         head_dim: number of features of a query.
         logit_std: standard deviation of the logits of a query over the keys that it sees, mean over queries.
         is_normalised: flag that queries or keys are normalised, so that the scale is free.
+        seen: keys that some query sees, apart from that of the same token: bool [batch, keys].
     """
 
     scale: float
     head_dim: int
     logit_std: float
     is_normalised: bool
+    seen: Tensor
 
 
 @contextlib.contextmanager
@@ -56,14 +61,17 @@ def _scale_of(inputs: AttentionInputs, *, has_norm: bool) -> AttentionScale:
     centred = logits - logits.nanmean(-1, keepdim=True)
     std = centred.square().nanmean(-1).sqrt().nanmean()
     is_normalised = has_norm or any(_has_same_norm(each) for each in (inputs.query, inputs.key))
-    return AttentionScale(inputs.effective_scale, inputs.query.shape[-1], float(std), is_normalised)
+    others = rows[:, None] != torch.arange(inputs.num_keys, device=rows.device)
+    seen = others.expand(logits.shape) if visible is None else (others & visible).expand(logits.shape)
+    seen = seen.any(1).any(1)
+    return AttentionScale(inputs.effective_scale, inputs.query.shape[-1], float(std), is_normalised, seen)
 
 
 def _has_norm(module: nn.Module) -> bool:
     """Return whether an attention module normalises queries or keys, as far as names of its modules tell."""
-    return any("norm" in f"{name} {type(part).__name__}".lower() for name, part in module.named_modules() if name)
+    return any(_NORM_OF_QUERIES.search(name) for name, _ in module.named_modules())
 
 
-def _has_same_norm(vectors: torch.Tensor) -> bool:
+def _has_same_norm(vectors: Tensor) -> bool:
     norms = vectors.float().norm(dim=-1)
     return bool(norms.std() < _SAME_NORM * norms.mean()) if norms.numel() > 1 else False

@@ -9,6 +9,10 @@ from attnwatch.checkup.forward import CannotCheck, is_of_adapter
 
 LEAST_GAIN = 1e-3
 """Gain below which a matrix passes almost nothing on. GPT-2 initialises with gains of 0.5 to 0.8."""
+# Initialisers have gains of 0.1 to 2; trained matrices of GPT-2 have 4.
+_MOST_GAIN = 8.0
+# Standard deviation of torch.randn.
+_RANDN, _TOLERANCE, _LEAST_INPUTS = 1.0, 0.05, 16
 
 
 def linear_weights(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
@@ -34,6 +38,17 @@ def gains(module: nn.Module) -> dict[str, float]:
     values = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()
     known = zip(weights, values, strict=True)
     return {name: norm * (inputs / weight.numel()) ** 0.5 for (name, weight, inputs), norm in known if norm}
+
+
+def large_weights(module: nn.Module) -> dict[str, float]:
+    """Return the gains of the matrices that are too large for an initialiser, or have its scale left out."""
+    inputs = {name: number for name, _, number in linear_weights(module)}
+    return {name: gain for name, gain in gains(module).items() if _is_large(gain, inputs[name])}
+
+
+def _is_large(gain: float, inputs: int) -> bool:
+    is_randn = inputs >= _LEAST_INPUTS and abs(gain / inputs**0.5 - _RANDN) < _TOLERANCE
+    return is_randn or gain > _MOST_GAIN
 
 
 def require_weights(module: nn.Module) -> None:

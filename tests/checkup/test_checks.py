@@ -17,6 +17,8 @@ from transformers import (
     LlamaForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 import attnwatch
@@ -45,6 +47,8 @@ class Net(nn.Module):
 
 
 class Layer(nn.Module):
+    scale: float | None = None  # of the dot products
+
     def __init__(self, causal: bool):
         super().__init__()
         self.causal, self.norm = causal, nn.LayerNorm(WIDTH)
@@ -59,7 +63,8 @@ class Layer(nn.Module):
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         y = self.norm(x)
         heads = (part(y).unflatten(-1, (4, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
-        y = F.scaled_dot_product_attention(*heads, attn_mask=self.visible(attention_mask, x.shape[1]))
+        mask = self.visible(attention_mask, x.shape[1])
+        y = F.scaled_dot_product_attention(*heads, attn_mask=mask, scale=self.scale)
         x = x + self.out(y.transpose(1, 2).flatten(2))
         return x + self.mlp(x)
 
@@ -123,6 +128,18 @@ def gpt2() -> GPT2LMHeadModel:
     return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, **sizes)).train()
 
 
+def vit() -> ViTForImageClassification:
+    model = ViTForImageClassification(ViTConfig(image_size=16, patch_size=4, num_labels=3, **SIZES)).train()
+    nn.init.normal_(model.vit.embeddings.position_embeddings, std=0.5)
+    return model
+
+
+def t5() -> T5ForConditionalGeneration:
+    config = T5Config(vocab_size=VOCABULARY, d_model=WIDTH, d_ff=48, num_layers=2, num_heads=4, d_kv=8)
+    config.decoder_start_token_id = 0
+    return T5ForConditionalGeneration(config).train()
+
+
 def changed(model: nn.Module, change: Callable[[nn.Module], object]) -> nn.Module:
     change(model)
     return model
@@ -154,8 +171,40 @@ class DetachedKeys(Layer):
         self.key.register_forward_hook(lambda module, args, output: output.detach())
 
 
-def with_layers(kind: Callable[[bool], Layer], *, causal: bool = True, only: int | None = None) -> Net:
-    net = Net(causal=causal)
+class Multiplied(Layer):
+    scale = 8**0.5
+
+
+class OverWidth(Layer):
+    scale = 1 / 8
+
+
+def _normalise(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return F.normalize(output.unflatten(-1, (4, -1)), dim=-1).flatten(2)
+
+
+class Normalised(Layer):
+    """Layer with normalised queries and keys, and a large scale."""
+
+    scale = 10.0
+
+    def __init__(self, causal: bool):
+        super().__init__(causal)
+        for part in (self.query, self.key):
+            part.register_forward_hook(_normalise)
+
+
+class Bare(Layer):
+    """Layer without norms and residual connections."""
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        heads = (part(x).unflatten(-1, (4, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        y = F.scaled_dot_product_attention(*heads, attn_mask=self.visible(attention_mask, x.shape[1]))
+        return 0.05 * self.out(y.transpose(1, 2).flatten(2))
+
+
+def with_layers(kind: Callable[[bool], Layer], *, causal: bool = True, only: int | None = None, layers: int = 2) -> Net:
+    net = Net(causal=causal, layers=layers)
     for index in range(len(net.layers)):
         if only in (None, index):
             net.layers[index] = kind(causal)
@@ -284,6 +333,16 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
         lambda: Script(with_layers(DetachedKeys), ids(), next_token),
         lambda: Script(Net(), ids(), next_token),
     ),
+    "embeddings detached": (
+        "broken_gradient_path",
+        lambda: Script(changed(Net(), lambda m: m.embedding.register_forward_hook(_detach)), ids(), next_token),
+        lambda: Script(frozen("embedding", "positions"), ids(), next_token),
+    ),
+    "six layers without residual connections": (
+        "broken_gradient_path",
+        lambda: Script(with_layers(Bare, layers=6), ids(), next_token),
+        lambda: Script(Net(layers=6), ids(), next_token),
+    ),
     "weights too large": (
         "initialisation",
         lambda: Script(changed(Net(), lambda m: nn.init.normal_(m.head.weight, std=3.0)), ids(), next_token),
@@ -294,12 +353,116 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
         lambda: Script(frozen("query", "key"), ids(), next_token),
         lambda: Script(frozen("layers"), ids(), next_token),
     ),
+    "upper layer frozen": (
+        "frozen_parameters",
+        lambda: Script(frozen("layers.1"), ids(), next_token),
+        lambda: Script(frozen("layers.0"), ids(), next_token),
+    ),
+    "feed-forward frozen": (
+        "frozen_parameters",
+        lambda: Script(frozen("mlp", of=llama), inputs()),
+        lambda: Script(learned(frozen("mlp", of=llama)), inputs(), notes={"frozen_parameters"}),
+    ),
+    "weights of torch.randn": (
+        "initialisation",
+        lambda: Script(changed(Net(), _fill(1.0)), ids(), next_token),
+        lambda: Script(changed(Net(), _fill(0.1)), ids(), next_token),
+    ),
+    "weights of almost zero": (
+        "initialisation",
+        lambda: Script(changed(Net(), _fill(1e-5)), ids(), next_token),
+        lambda: Script(changed(Net(), _fill(1e-2)), ids(), next_token),
+    ),
+    "embeddings never scaled": (
+        "initialisation",
+        lambda: Script(changed(Net(), lambda m: nn.init.normal_(m.embedding.weight, std=30.0)), ids(), next_token),
+        lambda: Script(Net(), ids(), next_token),
+    ),
+    "scores multiplied by the root of the width": (
+        "wrong_attention_scale",
+        lambda: Script(with_layers(Multiplied), ids(), next_token),
+        lambda: Script(with_layers(OverWidth), ids(), next_token),
+    ),
+    "layers in eval mode": (
+        "eval_mode",
+        lambda: Script(changed(bert(), lambda m: m.bert.encoder.eval()), padded("input_ids")),
+        lambda: Script(changed(bert(), lambda m: m.bert.encoder.eval().requires_grad_(False)), padded("input_ids")),
+    ),
+    "mask for padding on the other side": (
+        "mask_inverted",
+        lambda: Script(bert(), (batch := padded("input_ids")) | {"attention_mask": batch["attention_mask"].flip(1)}),
+        lambda: Script(bert(), {name: value.flip(1) for name, value in padded("input_ids").items()}),
+    ),
+    "same position for all": (
+        "order_ignored",
+        lambda: Script(gpt2(), inputs() | {"position_ids": torch.zeros(5, 16, dtype=torch.long)}),
+        lambda: Script(gpt2(), inputs() | {"position_ids": torch.arange(16).expand(5, 16)}),
+    ),
+    "image without positions": (
+        "order_ignored",
+        lambda: Script(changed(vit(), lambda m: nn.init.ones_(m.vit.embeddings.position_embeddings)), images()),
+        lambda: Script(vit(), images()),
+    ),
+    "image whose attention is lost": (
+        "blind_attention",
+        lambda: Script(changed(vit(), _lose_attention), images()),
+        lambda: Script(vit(), images()),
+    ),
+    "sequences of one token": (
+        "blind_attention",
+        lambda: Script(Net(), {name: value.reshape(-1, 1) for name, value in ids().items()}, same_token),
+        lambda: Script(Net(), {name: value[:, :2] for name, value in ids().items()}, same_token),
+    ),
+    "padding is learned by a decoder": (
+        "padding_in_loss",
+        lambda: Script(t5(), translated(ignored=0)),
+        lambda: Script(t5(), translated()),
+    ),
     "gradient of a root at zero": (
         "nonfinite_gradient",
         lambda: Script(Divided(0.0), ids(), next_token),
         lambda: Script(Divided(1e-6), ids(), next_token),
     ),
 }
+
+
+def learned(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            nn.init.uniform_(parameter, 0.5, 0.9)
+    return model
+
+
+def _detach(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output.detach()
+
+
+def _fill(std: float) -> Callable[[nn.Module], None]:
+    def fill(model: nn.Module) -> None:
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=std)
+
+    return fill
+
+
+def _lose_attention(model: nn.Module) -> None:
+    for layer in model.vit.layers if hasattr(model.vit, "layers") else model.vit.encoder.layer:
+        layer.attention.register_forward_hook(_to_zero)
+
+
+def _to_zero(module: nn.Module, args: Any, output: Any) -> Any:
+    return (0 * output[0], *output[1:]) if isinstance(output, tuple) else 0 * output
+
+
+def translated(*, ignored: int = -100) -> dict[str, Tensor]:
+    labels = torch.randint(1, VOCABULARY, (5, 12))
+    labels[1, 7:], labels[3, 9:] = ignored, ignored
+    return {"input_ids": torch.randint(1, VOCABULARY, (5, 16)), "labels": labels}
+
+
+def images() -> dict[str, Tensor]:
+    return {"pixel_values": torch.randn(5, 3, 16, 16), "labels": torch.tensor([0, 1, 2, 0, 1])}
 
 
 def _see_all(model: LlamaForCausalLM) -> None:
@@ -366,11 +529,9 @@ def masters() -> Script:
     return Script(model, ids(), next_token, torch.optim.AdamW(copies))
 
 
-def t5() -> Script:
-    config = T5Config(vocab_size=VOCABULARY, d_model=WIDTH, d_ff=48, num_layers=2, num_heads=4, d_kv=8)
-    config.decoder_start_token_id = 0
+def one_sequence() -> Script:
     tokens = torch.randint(1, VOCABULARY, (1, 16))
-    return Script(T5ForConditionalGeneration(config).train(), {"input_ids": tokens, "labels": tokens.roll(-1, 1)})
+    return Script(t5(), {"input_ids": tokens, "labels": tokens.roll(-1, 1)})
 
 
 ODD = {
@@ -378,7 +539,8 @@ ODD = {
     "head begins at zero": lambda: Script(zeros("head"), ids(), next_token),
     "two documents in a sequence": lambda: Script(with_layers(Packed), ids(), next_token),
     "float32 copies of bfloat16 weights": masters,
-    "encoder and decoder, one sequence": t5,
+    "encoder and decoder, one sequence": one_sequence,
+    "normalised queries with a large scale": lambda: Script(with_layers(Normalised), ids(), next_token),
 }
 
 
@@ -411,5 +573,8 @@ def test_every_check_has_a_script_with_its_fault():
         "rate_too_low",
         "repeated_batch",
         "no_gradient",
+        "weights_shrink",
+        "loss_rises",
+        "labels_unrelated",
     }
     assert {kind for kind, *_ in SCRIPTS.values()} | in_loops == set(attnwatch.Check.registry)

@@ -8,16 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
 
 import attnwatch
 from attnwatch import AttnwatchWarning, ConfigurationError, TrainingCheckup, check_training
 
+SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 1}
+
 
 def gpt2() -> GPT2LMHeadModel:
     torch.manual_seed(0)
-    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 1}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=40, **sizes)).train()
+    return GPT2LMHeadModel(GPT2Config(vocab_size=40, **SIZES)).train()
 
 
 class CountingNet(nn.Module):
@@ -39,7 +40,7 @@ class CountingNet(nn.Module):
         return self.head(self.dropout(self.layer(x)))
 
 
-def train(model, optimizer, checkup=None, *, steps=4, clear=True, accumulate=1, scheduler=None, batches=None):
+def train(model, optimizer, checkup=None, *, steps=4, clear=True, accumulate=1, scheduler=None, batches=None, sign=1):
     losses, data = [], torch.randint(1, 40, (steps * accumulate, 6, 12))
     for step in range(steps * accumulate):
         tokens = data[step % (batches or len(data))]
@@ -48,7 +49,7 @@ def train(model, optimizer, checkup=None, *, steps=4, clear=True, accumulate=1, 
             output = model(tokens)
             logits = getattr(output, "logits", output)
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
-            loss.backward()
+            (sign * loss).backward()
         losses.append(loss.item())
         if (step + 1) % accumulate == 0:
             optimizer.step()
@@ -230,6 +231,10 @@ def test_step_must_be_a_number():
 RATES = {
     "1000 times too high": ({"lr": 1.0}, None, torch.float32, "rate_too_high"),
     "usual": ({"lr": 1e-3}, None, torch.float32, None),
+    "falls in each step": ({"lr": 1e-3}, lambda step: 0.5**step, torch.float32, "rate_too_low"),
+    "falls as a cosine": ({"lr": 1e-3}, lambda step: 0.5 + 0.5 * np.cos(np.pi * step / 10), torch.float32, None),
+    "decays by a tenth": ({"lr": 1e-3, "weight_decay": 100.0}, None, torch.float32, "weights_shrink"),
+    "decays as is usual": ({"lr": 1e-3, "weight_decay": 0.1}, None, torch.float32, None),
     "of fine-tuning": ({"lr": 1e-6}, None, torch.float32, None),
     "changes nothing": ({"lr": 1e-10}, None, torch.float32, "rate_too_low"),
     "warmed up from zero": ({"lr": 1e-3}, lambda step: step / 2000, torch.float32, None),
@@ -268,6 +273,79 @@ def test_batches_that_come_again_are_told(batches, epoch, expected):
         train(model, optimizer, checkup, steps=9, batches=batches)
     found = {finding.kind.value: finding.is_note for finding in checkup.findings}
     assert found == ({} if expected is None else {"repeated_batch": expected})
+
+
+SIGNS = {"of the loss": (-1, {}), "of the optimizer": (1, {"maximize": True})}
+
+
+@pytest.mark.parametrize(("sign", "options"), SIGNS.values(), ids=SIGNS)
+def test_steps_up_the_gradient_are_told(sign, options):
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, **options)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup, sign=sign)
+    assert [finding.kind.value for finding in checkup.findings] == ["loss_rises"]
+    assert checkup.findings[0].step == 1
+
+
+def test_losses_that_are_weighted_by_sample_have_no_sign():
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(4):
+            tokens = torch.randint(1, 40, (4, 10))
+            with checkup.step(step):
+                logits = model(tokens).logits[:, :-1].flatten(0, 1)
+                (-F.cross_entropy(logits, tokens[:, 1:].flatten(), reduction="none")).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert not checkup.findings, checkup
+
+
+def classify(step_of_labels, *, classes=4, steps=9, total_steps=None, rate=1e-2):
+    """Train on whether texts begin with a small token, or with other labels."""
+    torch.manual_seed(0)
+    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=40, num_labels=classes, pad_token_id=0, **SIZES))
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=rate)
+    with TrainingCheckup(model, optimizers=optimizer, total_steps=total_steps) as checkup:
+        for step in range(steps):
+            tokens = torch.randint(1, 40, (16, 8))
+            with checkup.step(step):
+                model(tokens, labels=step_of_labels(tokens)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {finding.kind.value: finding for finding in checkup.findings}
+
+
+@pytest.mark.parametrize(("classes", "is_note"), [(4, False), (2, True)])
+def test_one_class_only_is_told(classes, is_note):
+    found = classify(lambda tokens: torch.zeros(16, dtype=torch.long), classes=classes)
+    assert {kind: finding.is_note for kind, finding in found.items()} == {"empty_batch": is_note}
+    assert not classify(lambda tokens: torch.arange(16) % classes, classes=classes)
+
+
+def test_labels_of_other_samples_are_noted_after_a_tenth_of_the_run():
+    found = classify(lambda tokens: (tokens[:, -1] < 20).long()[torch.randperm(16)], steps=80, total_steps=400)
+    assert {kind: finding.is_note for kind, finding in found.items()} == {"labels_unrelated": True}
+    assert 40 <= found["labels_unrelated"].step <= 50
+    assert not classify(lambda tokens: (tokens[:, -1] < 20).long(), steps=80, total_steps=400)
+
+
+def test_later_steps_are_looked_at_now_and_then():
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    looked = []
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(70):
+            tokens = torch.randint(1, 40, (4, 10))
+            model.train(step < 25)
+            with checkup.step(step):
+                looked += [step] * bool(model._forward_hooks)
+                model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert looked == [*range(10), 20, 40]
+    assert [(finding.kind.value, finding.step) for finding in checkup.findings] == [("eval_mode", 40)]
 
 
 def test_steps_without_gradients_are_told():

@@ -22,7 +22,7 @@ def with_frozen_queries():
 def test_training_is_bit_identical_and_nothing_is_found(training, options):
     plain = training.train(model=llama(dropout=0.1), **options)
     state = torch.get_rng_state()
-    monitor = training.callbacks.AttentionMonitor(checkup=True)
+    monitor = training.callbacks.AttentionMonitor()
     watched = training.train(monitor, model=llama(dropout=0.1), **options)
     assert plain.losses == watched.losses
     assert torch.equal(torch.get_rng_state(), state)
@@ -38,7 +38,7 @@ def test_fault_is_told_before_the_first_step_and_decides_the_status(training):
     def tell(finding, trainer, model):
         told.append((finding.kind.value, finding.step))
 
-    monitor = training.callbacks.AttentionMonitor(checkup=True, on_finding=tell)
+    monitor = training.callbacks.AttentionMonitor(on_finding=tell)
     training.train(monitor, model=with_frozen_queries())
     assert told[0] == ("frozen_parameters", 0)
     diagnosis = monitor.diagnosis
@@ -49,21 +49,22 @@ def test_fault_is_told_before_the_first_step_and_decides_the_status(training):
 
 
 def test_fault_stops_the_training(training):
-    monitor = training.callbacks.AttentionMonitor(checkup=True, on_finding="stop")
+    monitor = training.callbacks.AttentionMonitor(on_finding="stop")
     with pytest.warns(AttnwatchWarning, match="frozen_parameters since step 0"):
         run = training.train(monitor, model=with_frozen_queries())
     assert run.num_steps == 1
 
 
 def test_without_the_checkup_nothing_is_checked(training):
-    monitor = training.callbacks.AttentionMonitor()
+    monitor = training.callbacks.AttentionMonitor(checkup=False)
     training.train(monitor, model=with_frozen_queries())
+    assert monitor.checkup is None
     assert "frozen_parameters" not in {finding.kind.value for finding in monitor.diagnosis.findings}
 
 
 def test_second_training_is_checked_anew(training):
     told = []
-    monitor = training.callbacks.AttentionMonitor(checkup=True, on_finding=lambda finding, *_: told.append(finding))
+    monitor = training.callbacks.AttentionMonitor(on_finding=lambda finding, *_: told.append(finding))
     training.train(monitor, model=with_frozen_queries(), steps=3)
     training.train(monitor, model=llama(), steps=3)
     assert not monitor.diagnosis.findings

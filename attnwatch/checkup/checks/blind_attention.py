@@ -31,6 +31,10 @@ class BlindAttention(Check):
             return Fault(f"the batch has {number} sequences of one token each, which can't attend to anything else")
         flow = step.flow
         require_weights(step.forward.module)
+        if step.sees_only_padding:
+            raise CannotCheck("attention sees only the padding")
+        if not step.repeats.unchanged.any():
+            raise CannotCheck("all outputs are zero")
         sees_padding = flow.tokens.padding.any() and flow.padded.any()
         sees_others = flow.num_sequences > 1 and flow.others.any()
         if flow.sees_others or sees_padding or sees_others:  # the last two are an inverted mask and swapped axes

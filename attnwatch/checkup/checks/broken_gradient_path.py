@@ -80,12 +80,11 @@ def _vanishing(layers: Mapping[str, Mapping[str, nn.Parameter]]) -> Fault | None
     """Return the fault that norms of gradients rise or fall from layer to layer, over all by far."""
     norms = {name: _norm(weights) for name, weights in layers.items() if not any(map(is_of_adapter, weights))}
     values = list(norms.values())
-    if len(values) < _LEAST_LAYERS or not all(0 < each < float("inf") for each in values):
-        return None
+    positive = [each for each in values if 0 < each < float("inf")]
     is_steady = values in (sorted(values), sorted(values, reverse=True))
-    ratio = max(values) / min(values)
-    if not is_steady or ratio < _MOST_RATIO:
+    if len(positive) < _LEAST_LAYERS or not is_steady or max(positive) < _MOST_RATIO * min(values):
         return None
+    ratio = max(positive) / min(positive)
     (first, *_), (*_, last) = norms, norms
     what = f"the norm of the gradient differs {ratio:,.0f}-fold between {first} ({values[0]:.2g}) and {last}"
     return Fault(f"{what} ({values[-1]:.2g})", (first, last), {"ratio": ratio, "first": values[0], "last": values[-1]})

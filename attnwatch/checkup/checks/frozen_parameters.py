@@ -78,5 +78,7 @@ def _above_trained(stack: Mapping[str, nn.Module]) -> list[str]:
 def _has_learned(stack: Mapping[str, nn.Module], frozen: list[str]) -> bool:
     """Return whether norms or biases of the layers with these weights are not those that initialisers leave."""
     layers = [layer for path, layer in stack.items() if any(f"{name}.".startswith(f"{path}.") for name in frozen)]
-    vectors = [each for layer in layers for name, each in layer.named_parameters() if each.ndim == 1 and "norm" in name]
+    vectors = [
+        each for layer in layers for name, each in layer.named_parameters() if each.ndim == 1 and "norm" in name.lower()
+    ]
     return not vectors or any(bool(((each != 0) & (each != 1)).any()) for each in vectors)

@@ -6,14 +6,10 @@ from torch import nn
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.weights import LEAST_GAIN, gains, linear_weights
+from attnwatch.checkup.weights import LEAST_GAIN, gains, large_weights
 
 # A model that knows nothing and says so has log(classes). Pretrained models on foreign data stay below twice that.
 _MOST_LOSS = 3.0
-# Initialisers have gains of 0.1 to 2; trained matrices of GPT-2 have 4.
-_MOST_GAIN = 8.0
-# Standard deviation of torch.randn, and of embeddings that no initialiser has scaled down.
-_RANDN, _TOLERANCE, _LEAST_INPUTS = 1.0, 0.05, 16
 _MOST_OF_EMBEDDING = 10.0
 
 
@@ -61,12 +57,11 @@ def _of_small_weights(step: StepEvidence) -> Fault | None:
 
 def _of_large_weights(step: StepEvidence) -> Fault | None:
     module = step.forward.module
-    sizes = gains(module)
-    inputs = {name: number for name, _, number in linear_weights(module)}
-    large = tuple(name for name, gain in sizes.items() if _is_large(gain, inputs[name]))
-    if len(large) > len(sizes) / 2:
-        what = f"{len(large)} of {len(sizes)} weight matrices are large, {large[0]} for one"
-        return Fault(f"{what} (standard deviation × √inputs {sizes[large[0]]:.2g})", large, {"gain": sizes[large[0]]})
+    large, number = large_weights(module), len(gains(module))
+    if len(large) > number / 2:
+        name, gain = next(iter(large.items()))
+        what = f"{len(large)} of {number} weight matrices are large, {name} for one"
+        return Fault(f"{what} (standard deviation × √inputs {gain:.2g})", tuple(large), {"gain": gain})
     for name, part in module.named_modules():
         if isinstance(part, nn.Embedding) and part.weight.numel():
             size = float(part.weight.detach().float().square().mean().sqrt())
@@ -74,8 +69,3 @@ def _of_large_weights(step: StepEvidence) -> Fault | None:
                 what = f"the embeddings of {name} have a root mean square of {size:.3g}; 0.02 to 1 is usual"
                 return Fault(what, (name,), {"root_mean_square": size})
     return None
-
-
-def _is_large(gain: float, inputs: int) -> bool:
-    is_randn = inputs >= _LEAST_INPUTS and abs(gain / inputs**0.5 - _RANDN) < _TOLERANCE
-    return is_randn or gain > _MOST_GAIN

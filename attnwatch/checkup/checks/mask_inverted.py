@@ -23,6 +23,8 @@ class MaskInverted(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         if step.tokens.mask_fault:
             return Fault(f"`{step.tokens.mask_name}` {step.tokens.mask_fault}")
+        if step.sees_only_padding:
+            return Fault("attention hides the real tokens of the sequences that have padding, and shows the padding")
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or not real_tokens_are_unseen(flow):

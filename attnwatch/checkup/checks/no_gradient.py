@@ -1,27 +1,47 @@
-"""Optimizers that step without gradients."""
+"""Optimizers that step without gradients, and attention whose gradients are zero."""
 
+import torch
+
+from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import NUM_UPDATES, StepEvidence
 
 
 @register
 class NoGradient(Check):
-    """The optimizers find no gradients when they step, so nothing is learned.
+    """The optimizers find no gradients when they step, or those of all attention layers are zero.
 
-    Weight matrices are checked in the first steps. Single matrices without a gradient, such as those of unused modules,
-    are not reported.
+    Weight matrices are checked in the first six steps. Single matrices without a gradient, such as those of unused
+    modules, are not reported.
     """
 
     name = "no_gradient"
     severity = 1.0
     remedy = (
         "Call backward before optimizer.step() and zero_grad() after it, and check that the loss is computed from the "
-        "model's output with gradients: no detach(), .item(), argmax or torch.no_grad() in between."
+        "model's output with gradients: no detach(), .item(), argmax or torch.no_grad() in between, and no factor of 0."
     )
 
+    def __init__(self) -> None:
+        self._zero: dict[int, tuple[str, ...]] = {}
+
     def look(self, step: StepEvidence) -> Fault | None:
+        self._zero[step.global_step] = _attention_without_gradient(step)
         if not step.held or len(step.updates) < NUM_UPDATES:
-            raise CannotCheck(f"{NUM_UPDATES} optimizer steps are needed")
-        if any(step.updates):
+            raise CannotCheck(f"{NUM_UPDATES} steps of an optimizer are needed, as TrainingCheckup sees them")
+        if not any(step.updates):
+            return Fault(f"no weight matrix had a gradient in the first {len(step.updates)} optimizer steps")
+        if not all(self._zero.values()):
             return None
-        return Fault(f"no weight matrix had a gradient in the first {len(step.updates)} optimizer steps")
+        sites = self._zero[step.global_step]
+        return Fault(f"the gradients of all {len(sites)} attention layers are zero in each step", sites)
+
+
+def _attention_without_gradient(step: StepEvidence) -> tuple[str, ...]:
+    """Return the trainable attention layers if the gradients of all that have some are zero; else nothing."""
+    called = step.forward.called
+    sites = {site.name: list(site.module.parameters()) for site in find_sites(step.model) if site.name in called}
+    gradients = {name: [each.grad for each in weights if each.grad is not None] for name, weights in sites.items()}
+    gradients = {name: each for name, each in gradients.items() if each}
+    norms = torch._foreach_norm([each for of_site in gradients.values() for each in of_site])
+    return tuple(gradients) if norms and not torch.stack([norm.float() for norm in norms]).any() else ()

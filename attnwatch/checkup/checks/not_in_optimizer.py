@@ -10,8 +10,9 @@ from attnwatch.checkup.evidence import StepEvidence
 class NotInOptimizer(Check):
     """Trainable parameters are in no optimizer and are never updated.
 
-    This is a fault if the optimizer holds parameters that the model does not have, as after replacing a module, or if
-    it holds most of the model. It is a note if it holds the smaller part of the model, as in a linear probe.
+    This is a fault if the optimizer holds parameters that the model does not have, as after replacing a module, if it
+    holds most of the model, or if the parameters were frozen at first. It is a note if it holds the smaller part of the
+    model, as in a linear probe.
     """
 
     name = "not_in_optimizer"
@@ -21,8 +22,13 @@ class NotInOptimizer(Check):
         "cover every trainable parameter; set requires_grad=False on parameters that should not change."
     )
 
+    def __init__(self) -> None:
+        self._frozen: frozenset[str] | None = None
+
     def look(self, step: StepEvidence) -> Fault | None:
         held = step.held
+        if self._frozen is None:
+            self._frozen = frozenset(name for name, _ in step.model.named_parameters()) - step.trainable.keys()
         missing = {name: each for name, each in step.trainable.items() if each not in held}
         if not missing:
             return None
@@ -39,5 +45,8 @@ class NotInOptimizer(Check):
         what = f"no optimizer holds {listed} ({share:.0%} of the trainable weights)"
         if num_strange:
             what += f", and the optimizers hold {num_strange} parameters that do not belong to the model"
+        woken_up = self._frozen & missing.keys()
+        if woken_up:
+            what += f"; {len(woken_up)} of these parameters were frozen at first"
         numbers = {"parameters": float(len(names)), "share": share, "strange_parameters": float(num_strange)}
-        return Fault(what, names, numbers, is_note=not num_strange and share > 0.5)
+        return Fault(what, names, numbers, is_note=not num_strange and not woken_up and share > 0.5)

@@ -27,6 +27,8 @@ class OrderIgnored(Check):
         if not flow.tokens.are_ids and flow.tokens.grid is None:
             raise CannotCheck("the model is given features, which may contain positions")
         require_weights(step.forward.module)
+        if step.sees_only_padding:
+            raise CannotCheck("attention sees only the padding")
         if flow.reordered.any():
             return None
         names = [name for name, _ in step.forward.module.named_modules()]

@@ -26,7 +26,7 @@ class PaddingLeak(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         flow = step.flow
         share = moved_by_padding(flow)
-        if not share or real_tokens_are_unseen(flow) or _has_other_cause(step):
+        if not share or real_tokens_are_unseen(flow) or step.sees_only_padding or _has_other_cause(step):
             return None
         given = f"although `{flow.tokens.mask_name}` was given" if flow.tokens.mask_name else "and no mask was given"
         what = f"{share:.0%} of the outputs of real tokens change with the content of the padding, {given}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.scales import AttentionScale
+from attnwatch.checkup.weights import large_weights
 
 # T5 and GPT-Neo have a scale of 1, and their projections account for it.
 _MOST = 1.5
@@ -39,7 +40,8 @@ class WrongAttentionScale(Check):
         if wrong:
             return _fault(wrong, "the attention logits are scaled by {scale:.3g}; 1/√head_dim is {usual:.3g}")
         saturated = {name: each for name, each in scales.items() if each.logit_std > _SATURATED}
-        if len(saturated) <= len(scales) / 2 or not step.is_untrained:
+        is_scale = len(saturated) > len(scales) / 2 and step.is_untrained and not large_weights(step.forward.module)
+        if not is_scale:
             return None
         return _fault(saturated, "the softmax is saturated at the start: attention logits vary by {std:.3g} over keys")
 
