@@ -96,6 +96,8 @@ class StepEvidence:
         """
         padding = self.flow.tokens.padding
         padded = padding.any(1) & ~padding.all(1)
+        if not padded.any():
+            return False
         seen = [each.seen[padded] for each in self.repeats.scales.values() if each.seen.shape == padding.shape]
         inverted = [bool((each & padding[padded]).any() and not (each & ~padding[padded]).any()) for each in seen]
         return sum(inverted) > len(inverted) / 2

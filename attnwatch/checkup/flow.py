@@ -58,6 +58,11 @@ class Flow:
             raise CannotCheck(f"a sequence has {shortest} tokens, and 4 are needed")
         return min(first + shortest // 2, self.tokens.length - 1)
 
+    @property
+    def is_constant(self) -> bool:
+        """True if the outputs are the same for all tokens and sequences, but for rounding."""
+        return bool(self._spread <= self._least * self._repeats.unchanged.abs().max())
+
     @cached_property
     def later(self) -> Tensor:
         """Outputs that change with the tokens from the middle on: bool [batch, tokens] or [batch]."""
@@ -81,10 +86,14 @@ class Flow:
 
     @cached_property
     def padded(self) -> Tensor:
-        """Outputs that change with the content of the padding: bool [batch, tokens] or [batch]."""
-        if not self.tokens.padding.any():
-            raise CannotCheck("the batch has no padding")
-        return self._moved(self._with(self.tokens.replaced(self.tokens.padding)))
+        """Outputs that change with the content of the padding: bool [batch, tokens] or [batch].
+
+        Ids stay as they are, as the model may find the padding by them: they are embedded as other tokens are.
+        """
+        values, padding = self.tokens.values, self.tokens.padding
+        if self.tokens.are_ids:
+            return self._moved(self._repeats.output_with_embeddings_changed(values, padding))
+        return self._moved(self._with(self.tokens.replaced(padding)))
 
     @cached_property
     def others(self) -> Tensor:
@@ -103,7 +112,7 @@ class Flow:
         whole = ~self.tokens.padding.any(1)
         if not whole.any():
             raise CannotCheck("all sequences of the batch have padding")
-        if self._spread <= self._least * self._repeats.unchanged.abs().max():
+        if self.is_constant:
             raise CannotCheck("the outputs are the same for all tokens and sequences")
         output, before = self._with(self.tokens.values.flip(1)), self._repeats.unchanged
         return self._differs(output.flip(1) if self.has_outputs_of_tokens else output, before)[whole]

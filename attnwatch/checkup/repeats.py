@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attnwatch.capture import undisturbed
+from attnwatch.checkup.embeddings import changed_embeddings
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, tensors_in
 from attnwatch.checkup.scales import AttentionScale, attention_scales
 from attnwatch.utils.processes import has_other_processes
@@ -51,6 +52,22 @@ class Repeats:
             CannotCheck: the forward fails, or returns no tensor with one entry per sequence.
         """
         return self._output(changes, contextlib.nullcontext())
+
+    def output_with_embeddings_changed(self, ids: Tensor, where: Tensor) -> Tensor:
+        """Return the output if tokens are embedded as others are, while their ids stay: the model may look at these.
+
+        Args:
+            ids: int [batch, tokens], as the model is given them.
+            where: tokens that are embedded as others, bool [batch, tokens].
+
+        Raises:
+            CannotCheck: as of `output`, or the ids are not embedded by a torch.nn.Embedding.
+        """
+        with changed_embeddings(self._forward.module, ids, where) as changed:
+            output = self.output()
+        if not changed:
+            raise CannotCheck("the tokens are not embedded by a torch.nn.Embedding")
+        return output
 
     @property
     def unchanged(self) -> Tensor:

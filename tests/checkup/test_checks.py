@@ -200,7 +200,7 @@ class Bare(Layer):
     def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         heads = (part(x).unflatten(-1, (4, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
         y = F.scaled_dot_product_attention(*heads, attn_mask=self.visible(attention_mask, x.shape[1]))
-        return 0.05 * self.out(y.transpose(1, 2).flatten(2))
+        return 0.3 * self.out(y.transpose(1, 2).flatten(2))
 
 
 def with_layers(kind: Callable[[bool], Layer], *, causal: bool = True, only: int | None = None, layers: int = 2) -> Net:
@@ -340,7 +340,7 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
     ),
     "six layers without residual connections": (
         "broken_gradient_path",
-        lambda: Script(with_layers(Bare, layers=6), ids(), next_token),
+        lambda: Script(changed(with_layers(Bare, layers=6), _without_biases), ids(), next_token),
         lambda: Script(Net(layers=6), ids(), next_token),
     ),
     "weights too large": (
@@ -431,6 +431,12 @@ def learned(model: nn.Module) -> nn.Module:
         if parameter.ndim == 1:
             nn.init.uniform_(parameter, 0.5, 0.9)
     return model
+
+
+def _without_biases(model: nn.Module) -> None:
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            nn.init.zeros_(parameter)
 
 
 def _detach(module: nn.Module, args: Any, output: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.weights import LEAST_GAIN, gains, large_weights
+from attnwatch.checkup.weights import LEAST_GAIN, gains, large_weights, require_weights
 
 # A model that knows nothing and says so has log(classes). Pretrained models on foreign data stay below twice that.
 _MOST_LOSS = 3.0
@@ -19,7 +19,8 @@ class Initialisation(Check):
 
     The cross-entropy of a uniform guess is the log of the number of classes: a first loss of three times as much is
     confident in wrong answers, and its softmax lets hardly any gradient through. The weight matrices are measured too:
-    the root mean square times √inputs is 0.1 to 2 for the usual initialisers.
+    the root mean square times √inputs is 0.1 to 2 for the usual initialisers. Outputs that are the same for all tokens
+    are reported as well, as deep models without residual connections have them.
     """
 
     name = "initialisation"
@@ -32,7 +33,8 @@ class Initialisation(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         if step.num_steps:
             raise CannotCheck("the first step was not seen")
-        return _of_small_weights(step) or _of_loss(step) or (_of_large_weights(step) if step.is_untrained else None)
+        found = _of_small_weights(step) or _of_vanishing_states(step) or _of_loss(step)
+        return found or (_of_large_weights(step) if step.is_untrained else None)
 
 
 def _of_loss(step: StepEvidence) -> Fault | None:
@@ -53,6 +55,18 @@ def _of_small_weights(step: StepEvidence) -> Fault | None:
         return None
     what = f"{len(small)} of {len(sizes)} weight matrices are almost zero, {small[0]} for one"
     return Fault(f"{what} (standard deviation × √inputs {sizes[small[0]]:.2g})", small, {"gain": sizes[small[0]]})
+
+
+def _of_vanishing_states(step: StepEvidence) -> Fault | None:
+    try:
+        flow = step.flow
+        require_weights(step.forward.module)
+        has_vanished = flow.has_outputs_of_tokens and flow.is_constant
+    except CannotCheck:
+        return None
+    if not has_vanished:
+        return None
+    return Fault("the outputs are the same for all tokens: the states vanish on their way through the layers")
 
 
 def _of_large_weights(step: StepEvidence) -> Fault | None:

@@ -43,5 +43,7 @@ def _attention_without_gradient(step: StepEvidence) -> tuple[str, ...]:
     sites = {site.name: list(site.module.parameters()) for site in find_sites(step.model) if site.name in called}
     gradients = {name: [each.grad for each in weights if each.grad is not None] for name, weights in sites.items()}
     gradients = {name: each for name, each in gradients.items() if each}
+    if not gradients:
+        return ()
     norms = torch._foreach_norm([each for of_site in gradients.values() for each in of_site])
-    return tuple(gradients) if norms and not torch.stack([norm.float() for norm in norms]).any() else ()
+    return () if torch.stack([norm.float() for norm in norms]).any() else tuple(gradients)

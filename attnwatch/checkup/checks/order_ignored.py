@@ -1,6 +1,7 @@
 """Models that ignore the order of the tokens."""
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import POSITIONS
 from attnwatch.checkup.weights import require_weights
@@ -29,7 +30,7 @@ class OrderIgnored(Check):
         require_weights(step.forward.module)
         if step.sees_only_padding:
             raise CannotCheck("attention sees only the padding")
-        if flow.reordered.any():
+        if _is_causal(step) or flow.reordered.any():
             return None
         names = [name for name, _ in step.forward.module.named_modules()]
         names += [name for name, _ in step.forward.module.named_parameters()]
@@ -37,3 +38,11 @@ class OrderIgnored(Check):
         where = "" if unused is None else f", although the model has {unused}"
         what = f"reversing a sequence changes none of its outputs except for their order{where}"
         return Fault(what, sites=(unused,) if unused else (), is_note=unused is None)
+
+
+def _is_causal(step: StepEvidence) -> bool:
+    """Return whether predictions do not change with later tokens, so that the order of the tokens matters."""
+    try:
+        return not bool(leaking_predictions(step).any())
+    except CannotCheck:
+        return False

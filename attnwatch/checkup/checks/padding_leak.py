@@ -1,6 +1,5 @@
 """Outputs of real tokens that depend on the content of the padding."""
 
-from attnwatch.capture import names_in_forward
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.checks.batch_mixing import mixed_tokens
 from attnwatch.checkup.checks.future_leak import leaking_predictions
@@ -12,8 +11,8 @@ from attnwatch.checkup.flow import Flow
 class PaddingLeak(Check):
     """Outputs of real tokens depend on the padding.
 
-    The padding of the batch is replaced by other tokens. Outputs of real tokens must not change; if they do, results
-    depend on how sequences are batched.
+    The padding of the batch is embedded as other tokens are. Outputs of real tokens must not change; if they do,
+    results depend on how sequences are batched.
     """
 
     name = "padding_leak"
@@ -46,8 +45,8 @@ def _has_other_cause(step: StepEvidence) -> bool:
 def moved_by_padding(flow: Flow) -> float:
     """Return the share of the outputs of real tokens, or of sequences with padding, that change with the padding."""
     padding = flow.tokens.padding
-    if not flow.has_outputs_of_tokens and "pad_token_id" in names_in_forward(type(flow.module)):
-        raise CannotCheck("the model finds the last token of a sequence by the padding id")
+    if not padding.any() or padding.all():
+        raise CannotCheck("the batch has no padding, or nothing else")
     if flow.has_outputs_of_tokens:
         has_padding = padding.any(1, keepdim=True) & ~padding
         return float((flow.padded & ~padding).sum() / has_padding.sum().clamp(min=1))

@@ -1,0 +1,41 @@
+"""Embeddings of some tokens replaced by those of others."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from attnwatch.checkup.forward import POSITIONS
+
+
+@contextlib.contextmanager
+def changed_embeddings(module: nn.Module, ids: Tensor, where: Tensor) -> Iterator[list[str]]:
+    """Embed tokens as other tokens of the batch in the context.
+
+    Args:
+        module: model whose `torch.nn.Embedding` modules are changed, where they are given these ids.
+        ids: int [batch, tokens].
+        where: tokens that are embedded as others, bool [batch, tokens].
+
+    Yields:
+        Names of the modules whose outputs were changed so far.
+    """
+    changed: list[str] = []
+
+    def change(name: str, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        if not args or not isinstance(args[0], Tensor) or args[0].shape != ids.shape or not torch.equal(args[0], ids):
+            return None
+        changed.append(name)
+        others = output[~where]
+        replaced = output.clone()
+        replaced[where] = others[torch.arange(int(where.sum()), device=output.device) % len(others)]
+        return replaced
+
+    with contextlib.ExitStack() as stack:
+        for name, part in module.named_modules():
+            if isinstance(part, nn.Embedding) and not POSITIONS.search(name):
+                handle = part.register_forward_hook(lambda part, args, output, name=name: change(name, args, output))
+                stack.callback(handle.remove)
+        yield changed
