@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from attnwatch.diagnosis import Diagnosis, FindingKind, RunStatus
+from attnwatch.checkup import Check
+from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RunStatus
 from attnwatch.heads import Cut
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
 from attnwatch.recorder import AttentionHistory
@@ -122,7 +123,7 @@ class Run:
     history: AttentionHistory
     diagnosis: Diagnosis
     directory: Path
-    found: list[str] = field(default_factory=list)
+    found: list[tuple[int, Finding]] = field(default_factory=list)
     cuts: list[Cut] = field(default_factory=list)
 
 
@@ -162,12 +163,8 @@ _NOT_AS_IT_SHOULD_BE = "This is NOT what the demo should show."
 
 def _train(name: str, out: Path, steps: int, seed: int) -> Run:
     pl.seed_everything(seed, verbose=False)
-    found: list[str] = []
-    monitor = AttentionMonitor(
-        on_finding=lambda finding, trainer, module: found.append(
-            f"flagged at step {trainer.global_step}: {finding.kind.value.replace('_', ' ')} since step {finding.step}"
-        )
-    )
+    found: list[tuple[int, Finding]] = []
+    monitor = AttentionMonitor(on_finding=lambda finding, trainer, module: found.append((trainer.global_step, finding)))
     pruning = [HeadPruning(_PRUNED_SHARE)] if name == PRUNED else []
     dropping = [TokenDropping(_KEPT_TOKENS)] if name == DROPPED else []
     module = ByteLlama(forget_queries_and_keys=name == FAULTY)
@@ -193,7 +190,7 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
 
 
 def saw_what_it_should(runs: dict[str, Run]) -> bool:
-    """Both losses fell, the faulty run was flagged as not converging, and nothing was found in the healthy one."""
+    """Both losses fell, checkup and curves named the fault, and nothing was found in the healthy run."""
     healthy, faulty = runs[HEALTHY], runs[FAULTY]
     losses_fell = all(run.history.loss[-1] < 0.8 * run.history.loss[0] for run in runs.values())
     kinds = {finding.kind for finding in faulty.diagnosis.findings}
@@ -202,7 +199,7 @@ def saw_what_it_should(runs: dict[str, Run]) -> bool:
         and healthy.diagnosis.status is RunStatus.HEALTHY
         and not healthy.found
         and faulty.diagnosis.status is RunStatus.NOT_CONVERGING
-        and FindingKind.UNIFORM_ATTENTION in kinds
+        and {FindingKind.NOT_IN_OPTIMIZER, FindingKind.UNIFORM_ATTENTION} <= kinds
     )
 
 
@@ -239,9 +236,10 @@ def _print_side_by_side(runs: dict[str, Run]) -> None:
         )
         print(f"{steps[index]:>6}" + "".join(cells))
     for name, run in runs.items():
-        print(f"\n{name}: {run.diagnosis}")
-        for line in run.found:
-            print(f"  {line}")
+        print(f"\n{name}: {run.diagnosis.verdict}")
+        for step, finding in run.found:
+            who = "the checkup" if finding.kind.value in Check.registry else "the curves"
+            print(f"  step {step}, {who}: {finding}")
 
 
 def _entropy_by_layer(history: AttentionHistory, index: int) -> str:

@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from attnwatch.capture.compilation import is_compiled
 from attnwatch.checkup.checks.base import Check, Fault
-from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.evidence import StepEvidence, later_point
 from attnwatch.checkup.forward import CannotCheck, ForwardRecorder
 from attnwatch.checkup.stale import StaleGradients
 from attnwatch.checkup.targets import scored_calls
@@ -20,9 +20,8 @@ from attnwatch.utils.messages import warn
 from attnwatch.utils.processes import is_sharded
 
 # Steps in which each check may look for an answer. Those that watch look again later, at twice the step each time, and
-# in some steps in a row after a share of the run.
-_FIRST_STEPS = 10
-_SHARE_OF_RUN, _STEPS_IN_A_ROW = 0.1, 5
+# in some steps in a row when the model should have begun to learn.
+_FIRST_STEPS, _LATER_STEPS = 10, 5
 _ORDER = ("FOUND", "note", "ok", "not checked")
 
 
@@ -45,7 +44,7 @@ class TrainingCheckup:
     states, buffers, modes and gradients are put back, and the training stays as it would be.
 
     Each check looks at up to 10 steps for an answer. Some go on: they look at a step again when twice as many have
-    gone by, and at five steps after a tenth of the run. All other steps cost nothing.
+    gone by, and at five steps after a tenth of the run (and 50 steps). All other steps cost nothing.
 
     Args:
         model: model that trains.
@@ -151,11 +150,10 @@ class TrainingCheckup:
             self._stale.close()
             self._updates.close()
             self._next_look = 2 * step
-        after = step - _SHARE_OF_RUN * (self._total_steps or float("inf"))
         if step >= self._next_look:
             self._next_look = 2 * step
             return True
-        return 0 <= after < _STEPS_IN_A_ROW
+        return self._total_steps is not None and 0 <= step - later_point(self._total_steps) < _LATER_STEPS
 
     @property
     def findings(self) -> list[Finding]:

@@ -16,8 +16,14 @@ from attnwatch.checkup.updates import Update
 
 NUM_UPDATES = 6
 """Steps of the optimizers after which their updates are judged."""
+_SHARE_OF_RUN, _LEAST_LATER_STEP = 0.1, 50
 # Share of the loss of a uniform guess from which on a model has learned nothing.
 _LOSS_OF_A_GUESS = 0.9
+
+
+def later_point(total_steps: int) -> float:
+    """Return the step from which on a model should have begun to learn: after a tenth of the run, and 50 steps."""
+    return max(_SHARE_OF_RUN * total_steps, _LEAST_LATER_STEP)
 
 
 class StepEvidence:

@@ -47,6 +47,14 @@ def test_checkup():
     assert printed.count("since step") == 3
 
 
+def test_checkup_in_trainers():
+    printed = run("examples/checkup_in_trainers.py")
+    assert (
+        printed.count("labels_shifted_twice   FOUND: each prediction is scored against the token after the next") == 2
+    )
+    assert printed.count("FOUND") == 2
+
+
 def test_extending():
     printed = run("examples/extending.py", "--steps", "12")
     assert "Gini coefficient by layer: 0." in printed

@@ -5,10 +5,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
-from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.evidence import StepEvidence, later_point
 from attnwatch.checkup.targets import Targets
 
-_SHARE_OF_RUN = 0.1
 _NUM_STEPS = 5
 # Share of the loss by which that of exchanged labels must be higher.
 _LEAST_RISE = 0.01
@@ -18,8 +17,9 @@ _LEAST_RISE = 0.01
 class LabelsUnrelated(Check):
     """After a tenth of the run, the loss is the same if sequences exchange their labels.
 
-    The labels of five batches are given to the next sequence of the batch, and the cross-entropy is computed again from
-    the same predictions. Shuffled labels look like this, and so does a model that has not begun to learn: it is a note.
+    At least 50 steps must have gone by. The labels of five batches are given to the next sequence of the batch, and the
+    cross-entropy is computed again from the same predictions. Shuffled labels look like this, and so does a model that
+    has not begun to learn: it is a note.
     """
 
     name = "labels_unrelated"
@@ -36,8 +36,8 @@ class LabelsUnrelated(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         if step.total_steps is None:
             raise CannotCheck("the number of steps of the run is not known: pass `total_steps`")
-        if step.global_step < _SHARE_OF_RUN * step.total_steps:
-            raise CannotCheck("a tenth of the run is needed")
+        if step.global_step < later_point(step.total_steps):
+            raise CannotCheck(f"step {later_point(step.total_steps):.0f} has not been reached")
         self._losses[step.global_step] = _losses(step)
         if len(self._losses) < _NUM_STEPS:
             raise CannotCheck(f"{_NUM_STEPS} steps after a tenth of the run are needed")

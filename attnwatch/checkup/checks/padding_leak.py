@@ -45,8 +45,10 @@ def _has_other_cause(step: StepEvidence) -> bool:
 def moved_by_padding(flow: Flow) -> float:
     """Return the share of the outputs of real tokens, or of sequences with padding, that change with the padding."""
     padding = flow.tokens.padding
-    if not padding.any() or padding.all():
-        raise CannotCheck("the batch has no padding, or nothing else")
+    if not padding.any():
+        raise CannotCheck("the batch has no padding")
+    if padding.all():
+        raise CannotCheck("the batch is all padding")
     if flow.has_outputs_of_tokens:
         has_padding = padding.any(1, keepdim=True) & ~padding
         return float((flow.padded & ~padding).sum() / has_padding.sum().clamp(min=1))
