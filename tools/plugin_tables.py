@@ -8,7 +8,7 @@ import inspect
 import io
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from attnwatch import (
 from attnwatch.cli import main
 from attnwatch.plugins import Registry
 from tools.markdown import table
+from tools.results import newest
 
 _IMAGES = Path(__file__).parent.parent / "docs" / "images" / "verdicts"
 _LIST = re.compile(r"^<!-- list (\w+) -->$", re.MULTILINE)
@@ -76,8 +77,27 @@ def checks() -> str:
 
 
 def check_sections() -> str:
-    """Return a section for each check: its documentation, and what to do."""
-    return "\n\n".join(_section(check, {"What to do": check.remedy}) for check in Check.registry.values())
+    """Return a section for each check: its documentation, what to do, and how often it was right."""
+    scripts = newest("checkup")["scripts"]
+    return "\n\n".join(
+        _section(check, {"What to do": check.remedy, "How often right": _how_often_right(check.name, scripts)})
+        for check in Check.registry.values()
+    )
+
+
+def _how_often_right(kind: str, scripts: Sequence[Mapping[str, Any]]) -> str:
+    """Say in how many scripts of the benchmark a check has found its fault, and in how many others."""
+    said = {id(script): kind in script["found"] + script["notes"] * (kind in script["kinds"]) for script in scripts}
+    with_fault = [script for script in scripts if script["kinds"][:1] == [kind]]
+    other = [script for script in scripts if script["kinds"] and kind not in script["kinds"]]
+    sound = [script for script in scripts if not script["kinds"]]
+    if not with_fault:
+        return ""
+    named, wrong, alarms = (sum(said[id(script)] for script in part) for part in (with_fault, other, sound))
+    return (
+        f"found in {named} of {len(with_fault)} scripts of which it is the cause, in {wrong} of {len(other)} scripts "
+        f"with other faults, and in {alarms} of {len(sound)} sound ones ([benchmark](../benchmarks/checkup.md))."
+    )
 
 
 def head_criteria() -> str:
