@@ -1,9 +1,12 @@
 """Checkup of a training between the hooks of its trainer."""
 
 import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
 
-from attnwatch.checkup import TrainingCheckup
-from attnwatch.diagnosis import Finding
+from attnwatch.checkup import Check, TrainingCheckup
+from attnwatch.diagnosis import Finding, FindingKind
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.messages import NonFatal
 
@@ -19,7 +22,7 @@ class RunCheckup:
         is_enabled: check the training.
 
     Attributes:
-        findings: what was found so far.
+        findings: what was found so far, also before the training was resumed, as long as the check has no new answer.
         checkup: the checkup; None before the first step.
     """
 
@@ -28,12 +31,13 @@ class RunCheckup:
         self._step = contextlib.ExitStack()
         self._non_fatal = NonFatal()
         self.checkup: TrainingCheckup | None = None
+        self._earlier: list[Finding] = []
         self.findings: list[Finding] = []
 
     def restart(self) -> None:
         """Begin anew, for another training."""
         self.close()
-        self.checkup, self.findings = None, []
+        self.checkup, self._earlier, self.findings = None, [], []
 
     def begin_batch(self, run: TrainerRun) -> None:
         """Look at the forward and backward that follow."""
@@ -52,8 +56,21 @@ class RunCheckup:
         """Check what was seen since the batch began, once. Return whether something new was found."""
         with self._non_fatal("the checkup failed", key="checkup"):
             self._step.close()
-        known, self.findings = self.findings, [] if self.checkup is None else self.checkup.findings
-        return len(self.findings) > len(known)
+        known = {finding.kind for finding in self.findings}
+        if self.checkup is not None:
+            earlier = [each for each in self._earlier if each.kind.value not in self.checkup.answered]
+            self.findings = self.checkup.findings + earlier
+        return any(finding.kind not in known for finding in self.findings)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Return what was found, as numbers and strings."""
+        return [asdict(finding) | {"kind": finding.kind.value} for finding in self.findings]
+
+    def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Continue with what `state_dict` returned. Findings of checks that are not there any more are left out."""
+        known = [each for each in state if each["kind"] in Check.registry]
+        self._earlier = [Finding(**dict(each) | {"kind": FindingKind(each["kind"])}) for each in known]
+        self.findings = list(self._earlier)
 
     def close(self) -> None:
         """Take the checkup off the model. A batch that is open is not checked."""

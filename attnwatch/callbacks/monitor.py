@@ -160,6 +160,7 @@ class AttentionMonitor(TrainingPart):
             check_format(state, _STATE_FORMAT, type(self).__name__)
             self._recorder.load_state_dict(state["recorder"])
             self._verdicts.load_state_dict(state["findings"])
+            self._checkup.load_state_dict(state.get("checkup", ()))
         except ConfigurationError as error:
             warn(f"the checkpoint's history is not continued, a new one begins: {error}", once_for_all=True)
             return
@@ -228,6 +229,7 @@ class AttentionMonitor(TrainingPart):
             return {}
         self._recorder.flush()
         parts = {"recorder": self._recorder.state_dict(), "findings": self._verdicts.state_dict()}
+        parts |= {"checkup": self._checkup.state_dict()}
         steps = {"published_step": self._published_step, "drawn_step": self._pictures.drawn_step}
         return with_format(_STATE_FORMAT, parts | steps)
 

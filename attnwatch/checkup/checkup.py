@@ -161,6 +161,11 @@ class TrainingCheckup:
         found = [finding for finding in self._answers.values() if finding is not None]
         return sorted(found, key=lambda finding: (finding.is_note, -finding.severity))
 
+    @property
+    def answered(self) -> frozenset[str]:
+        """Names of the checks that have found a fault, or that there is none."""
+        return frozenset(self._answers)
+
     def close(self) -> None:
         """Take everything of the checkup off the model and the optimizers. It ends, and what was found stays."""
         self._is_over = True

@@ -3,6 +3,7 @@
 import math
 import sys
 import warnings
+from functools import partial
 
 import lightning.pytorch as pl
 import numpy as np
@@ -13,15 +14,17 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import nn
 
 import attnwatch.callbacks.pictures as pictures_module
+import attnwatch.lightning
 from attnwatch import AttnwatchWarning, RunStatus, Thresholds
 from attnwatch.callbacks import verdicts
 from attnwatch.diagnosis.findings.uniform_attention import UniformAttention
-from attnwatch.lightning import AttentionMonitor
 from attnwatch.statistics import Statistic
 from tests.support.lightning_loggers import Kept, events_of, picture_steps, poison
 from tests.support.lightning_training import Llama, train_epochs
 from tests.support.models import WIDTH, llama
 
+# What the history shows; tests/trainers/test_checkup.py has what the checkup finds.
+AttentionMonitor = partial(attnwatch.lightning.AttentionMonitor, checkup=False)
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
 

@@ -69,3 +69,26 @@ def test_second_training_is_checked_anew(training):
     training.train(monitor, model=llama(), steps=3)
     assert not monitor.diagnosis.findings
     assert len(told) == 1
+
+
+def detached():
+    model = llama()
+    model.model.layers[0].register_forward_hook(_detach)
+    return model
+
+
+def _detach(module, args, output):
+    return (output[0].detach(), *output[1:]) if isinstance(output, tuple) else output.detach()
+
+
+def test_findings_are_kept_over_a_resume_and_go_once_the_fault_is_mended(training):
+    told = []
+    options = {"on_finding": lambda finding, *_: told.append(finding.kind.value), "every_n_steps": 1}
+    stopped, resumed, mended = (training.callbacks.AttentionMonitor(**options) for _ in range(3))
+    training.train(stopped, model=detached(), steps=4, save_every=4)
+    training.train(resumed, model=detached(), steps=8, save_every=4, checkpoint=4)
+    training.train(mended, model=llama(), steps=12, checkpoint=8)
+    kept, gone = ([finding.kind.value for finding in each.diagnosis.findings] for each in (resumed, mended))
+    assert "broken_gradient_path" in kept
+    assert "broken_gradient_path" not in gone
+    assert told.count("broken_gradient_path") == 1
