@@ -94,8 +94,8 @@ class TrainingCheckup:
         if reason:
             self.skipped = dict.fromkeys(self._checks, reason)
         watched = () if reason else self._optimizers
-        self._recorder = ForwardRecorder(model)
         self._stale = StaleGradients(model, watched)
+        self._recorder = ForwardRecorder(model, self._stale.begin_backward)
         self._updates = Updates(model, watched)
 
     def __enter__(self) -> "TrainingCheckup":

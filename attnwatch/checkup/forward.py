@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,10 +109,11 @@ class ForwardRecorder:
 
     Args:
         model: model that trains, or a module around it.
+        on_backward: called when the backward of a forward begins.
     """
 
-    def __init__(self, model: nn.Module):
-        self._model = model
+    def __init__(self, model: nn.Module, on_backward: Callable[[], None]):
+        self._on_backward = on_backward
         self._names = {module: name for name, module in model.named_modules()}
         self._handles: list[Any] = []
         self._depth: list[nn.Module] = []
@@ -135,6 +136,9 @@ class ForwardRecorder:
         self._handles.clear()
         self._depth.clear()
 
+    def _begin_backward(self, gradient: Tensor) -> None:
+        self._on_backward()
+
     def _begin(self) -> None:
         self._called, self._positions = {}, {}
 
@@ -151,9 +155,12 @@ class ForwardRecorder:
         if not self._depth or self._depth.pop() is not module:  # interrupted by an error
             self._depth.clear()
             return
-        if self._depth or self.forward is not None or not torch.is_grad_enabled():
+        if self._depth or not torch.is_grad_enabled():
             return
-        if not any(tensor.requires_grad for _, tensor in tensors_in(output)):
+        computed = [tensor for _, tensor in tensors_in(output) if tensor.grad_fn is not None]
+        for tensor in computed:
+            tensor.register_hook(self._begin_backward)
+        if not computed or self.forward is not None:
             return
         arguments = argument_names(module, args, kwargs)
         given = {f"`{name}`": value for name, value in arguments.items() if _are_positions(name, value)}

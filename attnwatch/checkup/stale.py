@@ -13,7 +13,9 @@ _NUM_PARAMETERS = 8
 
 
 class StaleGradients:
-    """Norms of old gradients, taken on the device when new ones are about to be added.
+    """Norms of the gradients that are there when a backward begins, taken on the device.
+
+    Hooks lie on the optimizers only: parameters with hooks could not be replaced, as heads that are removed need it.
 
     Args:
         model: model that trains.
@@ -22,19 +24,30 @@ class StaleGradients:
 
     def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]):
         self._handles: list[Any] = []
+        self._parameters: dict[str, nn.Parameter] = {}
         self._expects: set[str] = set()
         self._old: dict[str, Tensor] = {}
         self._norms: dict[str, Tensor] = {}
         names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         for optimizer in optimizers:
             held = [each for group in optimizer.param_groups for each in group["params"] if each in names]
-            chosen = held[:: max(len(held) // _NUM_PARAMETERS, 1)]
-            for parameter in chosen:
-                self._handles.append(parameter.register_hook(partial(self._receive, parameter, names[parameter])))
-            of_optimizer = frozenset(names[parameter] for parameter in chosen)
+            chosen = {names[each]: each for each in held[:: max(len(held) // _NUM_PARAMETERS, 1)]}
+            self._parameters |= chosen
+            of_optimizer = frozenset(chosen)
             inner = getattr(optimizer, "optimizer", optimizer)  # inside the wrapper of accelerate
             self._handles.append(inner.register_step_pre_hook(partial(self._begin, of_optimizer)))
             self._handles.append(inner.register_step_post_hook(partial(self._end, of_optimizer)))
+
+    def begin_backward(self) -> None:
+        """Take the norms of the gradients that new ones may be added to."""
+        for name, parameter in self._parameters.items():
+            gradient = parameter.grad
+            old = parameter.new_zeros(()) if gradient is None else gradient.detach().norm()
+            if name in self._expects:
+                self._old[name] = old
+            elif name in self._old:
+                self._old[name] = torch.minimum(self._old[name], old)
+        self._expects.clear()
 
     def take(self) -> dict[str, Tensor]:
         """Return the norms that optimizers have stepped with since the last call, by name; 0 if all was cleared."""
@@ -43,6 +56,7 @@ class StaleGradients:
 
     def close(self) -> None:
         """Take the hooks off."""
+        self._parameters.clear()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -54,11 +68,3 @@ class StaleGradients:
 
     def _end(self, names: frozenset[str], *step: Any) -> None:
         self._expects |= names
-
-    def _receive(self, parameter: nn.Parameter, name: str, gradient: Tensor) -> None:
-        old = gradient.new_zeros(()) if parameter.grad is None else parameter.grad.detach().norm()
-        if name in self._expects:
-            self._expects.discard(name)
-            self._old[name] = old
-        elif name in self._old:
-            self._old[name] = torch.minimum(self._old[name], old)

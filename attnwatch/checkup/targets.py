@@ -4,6 +4,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from attnwatch.capture import replace, shared_patch
 
+_SIGNATURE = inspect.signature(F.cross_entropy)
 # Rows of the logits whose gradients are looked at.
 _NUM_ROWS = 64
 
@@ -102,12 +104,11 @@ def scored_calls(receive: Callable[[ScoredCall], None]) -> Iterator[None]:
     """Pass `receive` each cross-entropy with classes as targets."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
-
+        @wraps(original)
         def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
             loss = original(input, target, *args, **kwargs)
             if isinstance(target, Tensor) and not target.is_floating_point() and isinstance(loss, Tensor):
-                given = signature.bind(input, target, *args, **kwargs)
+                given = _SIGNATURE.bind(input, target, *args, **kwargs)
                 given.apply_defaults()
                 receive(_scored_call(input, target, loss, given.arguments))
             return loss

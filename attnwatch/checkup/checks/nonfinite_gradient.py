@@ -26,7 +26,7 @@ class NonfiniteGradient(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         losses = [call.loss for call in step.scored]
         if any(not loss.isfinite().all() for loss in losses) and step.targets.is_scored.any():
-            return Fault("the loss is not finite in the first steps")
+            return Fault("the loss is not finite")
         gradients = {name: each.grad for name, each in step.trainable.items() if each.grad is not None}
         if not gradients:
             raise CannotCheck("there are no gradients: call backward inside the step")
