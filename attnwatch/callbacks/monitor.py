@@ -211,7 +211,7 @@ class AttentionMonitor(TrainingPart):
         self._recorder.flush(finish_step=True)
         with self._non_fatal("the monitor failed", key="monitor"):
             self._judge_rest(run)
-            if self._verdicts.last is not None:
+            if self._recorder.num_observations:
                 self._pictures.draw(run, self._flushed_history(run))
 
     def interrupt(self, run: TrainerRun) -> None:

@@ -81,7 +81,7 @@ def test_new_model_or_trainer_begins_a_new_history():
 
 
 def test_findings_are_not_told_again_where_training_goes_on():
-    monitor = AttentionMonitor(every_n_steps=1, flush_every=1)
+    monitor = AttentionMonitor(every_n_steps=1, flush_every=1, checkup=False)
     module, trainer = Llama(lambda module, index: poison(module, 6)), lightning_trainer(monitor)
     with pytest.warns(AttnwatchWarning, match="non_finite"):
         go_on(trainer, module, epochs=1)
@@ -151,7 +151,7 @@ def test_finding_of_the_last_steps_is_told_when_training_is_broken_off():
         if batch_idx == 8:
             raise ValueError("mine")
 
-    monitor = AttentionMonitor(every_n_steps=1, flush_every=20)
+    monitor = AttentionMonitor(every_n_steps=1, flush_every=20, checkup=False)
     with pytest.warns(AttnwatchWarning, match="non_finite since step 6"), pytest.raises(ValueError, match="mine"):
         lightning_trainer(monitor).fit(Llama(fail), batches(20))
     assert monitor.diagnosis.status is RunStatus.UNSTABLE

@@ -164,12 +164,12 @@ def test_findings_reach_its_users_and_stop_it(tmp_path):
 
     model = llama()
     model.model.layers[0].self_attn.q_proj.weight.data[0, 0] = torch.nan
-    monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding={"non_finite": hear})
+    monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding={"non_finite": hear}, checkup=False)
     trainer = TinyTrainer([monitor], tmp_path, model=model, max_steps=4)
     trainer.fit()
     assert heard == [(FindingKind.NON_FINITE, trainer, model)]
     assert monitor.diagnosis.status is RunStatus.UNSTABLE
-    stopping = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding="stop")
+    stopping = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding="stop", checkup=False)
     stopped = TinyTrainer([stopping], tmp_path, model=model, max_steps=4)
     with pytest.warns(attnwatch.AttnwatchWarning, match="non_finite since step 0"):
         stopped.fit()

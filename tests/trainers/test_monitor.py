@@ -100,7 +100,9 @@ def poison(model, step):
 
 
 def test_chosen_finding_stops_the_training(training):
-    monitor = training.callbacks.AttentionMonitor(every_n_steps=1, flush_every=1, on_finding={"non_finite": "stop"})
+    monitor = training.callbacks.AttentionMonitor(
+        every_n_steps=1, flush_every=1, on_finding={"non_finite": "stop"}, checkup=False
+    )
     with pytest.warns(AttnwatchWarning, match="non_finite since step 6: .* at 1 of 2 sites"):
         run = training.train(monitor, before_batch=poison)
     assert 7 <= run.num_steps <= 9
@@ -111,7 +113,7 @@ def test_chosen_finding_stops_the_training(training):
 def test_a_function_is_told_of_findings_once(training):
     told = []
     monitor = training.callbacks.AttentionMonitor(
-        every_n_steps=1, flush_every=1, on_finding=lambda *arguments: told.append(arguments)
+        every_n_steps=1, flush_every=1, on_finding=lambda *arguments: told.append(arguments), checkup=False
     )
     run = training.train(monitor, before_batch=poison, steps=12)
     ((finding, trainer, module),) = told

@@ -351,7 +351,7 @@ def test_model_that_is_replaced_during_training_is_told():
         if batch_idx == 6:
             module.model = llama()
 
-    monitor = AttentionMonitor(every_n_steps=2)
+    monitor = AttentionMonitor(every_n_steps=2, checkup=False)
     with pytest.warns(AttnwatchWarning, match="nothing was observed in step 6: the model that trains is not the one"):
         trainer, _ = train_epochs(monitor, Llama(replace))
     assert trainer.global_step == 12
