@@ -75,6 +75,11 @@ class Script:
     steps: int = STEPS
 
 
+def is_whole(script: Script) -> bool:
+    """Return whether the whole model and all optimizers are given to the checkup."""
+    return script.watched is _whole
+
+
 Change = Callable[[Script], Script]
 
 
