@@ -190,11 +190,11 @@ def train(script: Script, observe: Observe = unobserved, *, seed: int = 0) -> Tr
                     number = next(numbers)
                     with in_step(number if script.counts_batches else step):
                         parts.append(_forward_and_backward(script, model, next(batches)))
+                _update(script, model, optimizers)
+                script.after_step(model, optimizers, step)
             except Exception as raised:  # the training is over, and what was found until then counts
                 error = f"{type(raised).__name__}: {raised}"
                 break
-            _update(script, model, optimizers)
-            script.after_step(model, optimizers, step)
             losses.append(sum(parts) / len(parts))
             seconds.append(time.perf_counter() - begin)
     return Trained(losses, seconds, error)

@@ -15,7 +15,7 @@ from benchmarks.checkup.faults import FAULTS, cases_of
 from benchmarks.checkup.held_out import HELD_OUT
 from benchmarks.checkup.odd_blind import ODD_BLIND
 from benchmarks.checkup.scores import PLAIN
-from benchmarks.checkup.scripts import Case, Outcome, run
+from benchmarks.checkup.scripts import Case, Outcome, Trained, run
 from benchmarks.checkup.sound import SOUND
 from benchmarks.checkup.trainers import TRAINERS, NotExpressible
 from benchmarks.common import quiet_libraries
@@ -62,9 +62,11 @@ def _begin() -> None:
 
 def _outcome(task: Task) -> Outcome | str:
     script = all_cases()[task.case].script
-    if task.way == DIAGNOSED:
-        return diagnosed(script, task.steps)
     try:
+        if task.way == DIAGNOSED:
+            return diagnosed(script, task.steps)
         return run(script) if task.way == PLAIN else TRAINERS[task.way](script)
     except NotExpressible as reason:
         return str(reason)
+    except Exception as raised:  # is told with the script; the other trainings go on
+        return Outcome([], {}, Trained([], [], f"{type(raised).__name__}: {raised}"))
