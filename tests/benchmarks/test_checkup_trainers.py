@@ -13,6 +13,8 @@ from benchmarks.checkup.odd_trainings import without_dropout
 from benchmarks.checkup.scripts import run, train
 from benchmarks.checkup.trainers import TRAINERS, NotExpressible
 
+pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
+
 STEPS = 4
 SCRIPT = replace(prepared(without_dropout)(ARCHITECTURES["llama"]), steps=STEPS)
 
