@@ -107,7 +107,7 @@ def _print_sound(judged: Sequence[Judged]) -> None:
 def _print_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
     show(
         f"\n{'loop':<10} {'part':<9} {'faults':>6} {'scripts':>7} {'named':>6} {'+notes':>6} {'first':>6} "
-        f"{'noticed':>7} {'sound':>6} {'alarms':>6} {'notes':>6} {'F1':>5} {'AUROC':>6}  named at step"
+        f"{'noticed':>7} {'sound':>6} {'alarms':>6} {'notes':>6} {'failed':>6} {'F1':>5} {'AUROC':>6}  named at step"
     )
     for loop, by_part in parts.items():
         for part, each in by_part.items():
@@ -116,7 +116,8 @@ def _print_parts(parts: Mapping[str, Mapping[str, Any]]) -> None:
             show(
                 f"{loop:<10} {part:<9} {of['kinds_of_faults']:>6} {of['scripts']:>7} {of['named']:>6.1%} "
                 f"{of['named_or_noted']:>6.1%} {of['named_first']:>6.1%} {of['noticed']:>7.1%} {each['sound']:>6} "
-                f"{each['sound_with_alarm']:>6} {each['sound_with_note']:>6} {each['macro_f1']:>5.2f} {area:>6}  "
+                f"{each['sound_with_alarm']:>6} {each['sound_with_note']:>6} {each['sound_failed']:>6} "
+                f"{each['macro_f1']:>5.2f} {area:>6}  "
                 f"{each['steps_named']}"
             )
 

@@ -125,6 +125,7 @@ def scores_of(judged: Sequence[Judged]) -> dict[str, Any]:
         "sound": len(sound),
         "sound_with_alarm": sum(bool(each.alarms) for each in sound),
         "sound_with_note": sum(bool(each.notes) for each in sound),
+        "sound_failed": sum(bool(each.outcome.trained.error) for each in sound),
         "macro_f1": _mean(f1_of_kinds(judged).values()),
         "auroc": auroc([bool(each.case.kinds) for each in judged], [each.severity for each in judged]),
         "steps_named": {str(step): count for step, count in sorted(steps.items())},

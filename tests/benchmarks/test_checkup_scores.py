@@ -16,9 +16,9 @@ def finding(kind: str, *, is_note: bool = False, step: int = 0) -> Finding:
     return Finding(FindingKind(kind), (), step, 0.0 if is_note else 0.8, "", is_note=is_note)
 
 
-def judged(*findings: Finding, kinds=(), losses=(2.0, 1.0), loop=PLAIN, name="a", **case) -> Judged:
+def judged(*findings: Finding, kinds=(), losses=(2.0, 1.0), error="", loop=PLAIN, name="a", **case) -> Judged:
     made = Case(name, "own causal", SCRIPT, kinds, **case)
-    return Judged(made, Outcome(list(findings), {}, Trained(list(losses), [])), loop)
+    return Judged(made, Outcome(list(findings), {}, Trained(list(losses), [], error)), loop)
 
 
 def test_note_that_names_a_fault_is_counted_apart():
@@ -55,6 +55,13 @@ def test_what_is_done_on_purpose_is_no_alarm():
     scores = totals([judged(finding("eval_mode"), is_deliberate=True), judged(kinds=("eval_mode",))])
     assert scores["sound"] == scores["sound_with_alarm"] == 0
     assert scores["deliberate"] == {PLAIN: {"eval_mode": 1}}
+
+
+def test_sound_script_that_fails_is_counted():
+    scores = totals(
+        [judged(error="RuntimeError: no"), judged(), judged(kinds=("eval_mode",), error="RuntimeError: no")]
+    )
+    assert (scores["sound"], scores["sound_failed"], scores["failed"]) == (2, 1, 2)
 
 
 def test_confusion_has_cause_and_what_it_was_taken_for():
