@@ -1,28 +1,72 @@
-"""Table of what the checkup names, from the results of the benchmark `checkup`."""
+"""Tables of what the checkup names, from the results of the benchmark `checkup`."""
+
+from collections.abc import Mapping
+from typing import Any
 
 from tools.markdown import table
 from tools.results import machine, newest
 
-_ROWS = {"all": "all faults", "tuned on": "faults that the checks were tuned on", "held out": "faults held out"}
+_PARTS = {"all": "all", "tuned on": "that the checks were tuned on", "held out": "held out"}
+_LOOPS = {"plain": "plain loop", "Lightning": "Lightning", "Trainer": "transformers Trainer"}
 
 
 def checkup() -> str:
+    """Return the table of faults and sound scripts in each loop."""
     result = newest("checkup")
     totals = result["totals"]
     rows = [
-        {
-            "": words,
-            "faults": str(totals["faults"][name]["kinds_of_faults"]),
-            "scripts": str(totals["faults"][name]["scripts"]),
-            "named by the cause": f"{totals['faults'][name]['named']:.0%}",
-            "noticed": f"{totals['faults'][name]['noticed']:.0%}",
-        }
-        for name, words in _ROWS.items()
-        if name in totals["faults"]
+        _row(loop, _PARTS[part], scores)
+        for loop, parts in _parts(totals).items()
+        for part, scores in parts.items()
+        if scores["of_faults"]["scripts"]
     ]
     return table(
         rows,
-        f"Alarms in {totals['sound_with_alarm']} of {totals['sound']} sound scripts that look odd; macro-F1 "
-        f"{totals['macro_f1']:.2f} over all kinds of faults. Tiny models of ten architectures in plain loops of 12 "
-        f"steps, on {machine(result)}: `python -m benchmarks.checkup`.",
+        f"Macro-F1 {totals['macro_f1']:.2f} over all kinds of faults in plain loops. Tiny models, 12 steps, on "
+        f"{machine(result)}: `python -m benchmarks.checkup`.",
     )
+
+
+def checkup_beside() -> str:
+    """Return the table of other ways to find the same faults."""
+    result = newest("checkup")
+    rows = [
+        {
+            "": name,
+            "steps": "12" if name == "checkup" else steps,
+            "named": "–" if scores["named"] is None else f"{scores['named']:.0%}",
+            "noticed": f"{scores['noticed']:.0%} of {scores['faults']}",
+            "alarms in sound scripts": f"{scores['sound_with_alarm']} of {scores['sound']}",
+            "AUROC": "–" if scores["auroc"] is None else f"{scores['auroc']:.2f}",
+        }
+        for steps, ways in result["totals"].get("beside", {}).items()
+        for name, scores in ways.items()
+    ]
+    return table(rows, f"On {machine(result)}.") if rows else "Not measured yet."
+
+
+def _row(loop: str, part: str, scores: Mapping[str, Any]) -> dict[str, str]:
+    of = scores["of_faults"]
+    return {
+        "trained by": _LOOPS[loop],
+        "faults": f"{of['kinds_of_faults']} {part}",
+        "scripts": str(of["scripts"]),
+        "named by the cause": f"{of['named']:.0%}",
+        "or by a note": f"{of['named_or_noted']:.0%}" if "named_or_noted" in of else "–",
+        "noticed": f"{of['noticed']:.0%}",
+        "alarms in sound scripts": f"{scores['sound_with_alarm']} of {scores['sound']}" if "sound" in scores else "–",
+    }
+
+
+def _parts(totals: Mapping[str, Any]) -> Mapping[str, Mapping[str, Mapping[str, Any]]]:
+    """Return the scores by loop and part; results from before there were trainers have plain loops only."""
+    if "parts" in totals:
+        return totals["parts"]
+    sound = {"sound": totals["sound"], "sound_with_alarm": totals["sound_with_alarm"]}
+    return {
+        "plain": {
+            part: {"of_faults": totals["faults"][part]} | (sound if part == "all" else {})
+            for part in _PARTS
+            if part in totals["faults"]
+        }
+    }

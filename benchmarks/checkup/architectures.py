@@ -4,14 +4,27 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache, partial
 
+import torch
 import transformers as hf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.checkup import data, nets
 from benchmarks.checkup.data import Batch
-from benchmarks.checkup.nets import BEGIN, CLASSES, DROPOUT, END, HEADS, LAYERS, PAD, TOKENS, VOCABULARY, WIDTH
-from benchmarks.checkup.scripts import Script, run
+from benchmarks.checkup.nets import (
+    BEGIN,
+    CLASSES,
+    DROPOUT,
+    END,
+    HEADS,
+    LAYERS,
+    PAD,
+    TOKENS,
+    VOCABULARY,
+    WIDTH,
+    mean_of_real,
+)
+from benchmarks.checkup.scripts import Script, train
 
 _SIZES = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS}
 _SIZES |= {"intermediate_size": 2 * WIDTH}
@@ -24,6 +37,8 @@ T5 |= {"vocab_size": VOCABULARY, "pad_token_id": PAD, "eos_token_id": END, "deco
 _BART = {"d_model": WIDTH, "encoder_layers": LAYERS, "decoder_layers": LAYERS, "encoder_ffn_dim": 2 * WIDTH}
 _BART |= {"decoder_ffn_dim": 2 * WIDTH, "encoder_attention_heads": HEADS, "decoder_attention_heads": HEADS}
 _BART |= _TEXT | {"max_position_embeddings": TOKENS, "decoder_start_token_id": END, "forced_eos_token_id": None}
+_OPT = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "ffn_dim": 2 * WIDTH}
+_OPT |= {"word_embed_proj_dim": WIDTH}
 VIT = _SIZES | {"image_size": data.IMAGE, "patch_size": data.PATCH, "num_labels": CLASSES}
 VIT |= {"hidden_dropout_prob": DROPOUT, "attention_probs_dropout_prob": DROPOUT}
 
@@ -50,9 +65,37 @@ def image_loss(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model(batch["pixel_values"]).logits, batch["labels"])
 
 
+def contrast(first: Tensor, second: Tensor) -> Tensor:
+    """Return the loss by which the views of a sample find each other within the batch."""
+    scores = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T / 0.1
+    return F.cross_entropy(scores, torch.arange(len(scores)))
+
+
+def pair_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Return the loss by which first parts of texts find their second parts, which come after all first ones."""
+    return contrast(*model(batch["input_ids"], batch.get("attention_mask")).chunk(2))
+
+
+class SentenceEncoder(nn.Module):
+    """Encoder of texts with the mean over the real tokens.
+
+    Attributes:
+        pool: function of states [batch, tokens, width] and the attention mask.
+    """
+
+    def __init__(self, build: Callable[[], nn.Module]):
+        super().__init__()
+        self.bert = build()
+        self.pool: Callable[[Tensor, Tensor | None], Tensor] = mean_of_real
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return self.pool(self.bert(input_ids, attention_mask).last_hidden_state, attention_mask)
+
+
 def hf_model(name: str, config: str, sizes: dict[str, object], **options: object) -> Callable[[], nn.Module]:
     """Return a function that makes a model of transformers with random weights."""
-    return lambda: getattr(hf, name)(getattr(hf, config)(**sizes | options))
+    of_model = {key: options.pop(key) for key in ("add_pooling_layer",) if key in options}
+    return lambda: getattr(hf, name)(getattr(hf, config)(**sizes | options), **of_model)
 
 
 def llama(**options: object) -> Callable[[], nn.Module]:
@@ -102,6 +145,21 @@ ARCHITECTURES = {
     "t5": Script(t5(), data.reversed_texts(), hf_loss),
     "vit": Script(vit(), data.images(), image_loss),
 }
+ADDED_ARCHITECTURES = {
+    "qwen2": Script(decoder("Qwen2", num_key_value_heads=1), data.language(), hf_loss),
+    "opt": Script(
+        hf_model("OPTForCausalLM", "OPTConfig", _OPT | _TEXT | {"max_position_embeddings": TOKENS}),
+        data.language(),
+        hf_loss,
+    ),
+    "roberta classifier": Script(
+        bert("ForSequenceClassification", "Roberta", num_labels=CLASSES, max_position_embeddings=TOKENS + 1),
+        data.classified_texts(),
+        hf_loss,
+    ),
+    "sentence encoder": Script(partial(SentenceEncoder, bert("Model", add_pooling_layer=False)), data.pairs, pair_loss),
+}
+EVERY_ARCHITECTURE = ARCHITECTURES | ADDED_ARCHITECTURES
 _PRETRAINING_STEPS = 60
 
 
@@ -112,14 +170,15 @@ def _pretrained(architecture: str) -> nn.Module:
     def keep(model: nn.Module) -> None:
         trained.append(model)
 
-    script = replace(ARCHITECTURES[architecture], prepare=(keep,), steps=_PRETRAINING_STEPS)
-    run(script, with_checkup=False, seed=1)
+    script = replace(EVERY_ARCHITECTURE[architecture], prepare=(keep,), steps=_PRETRAINING_STEPS)
+    with torch.random.fork_rng():  # a run that finds the model trained already draws the same numbers
+        train(script, seed=1)
     return trained[0]
 
 
 def pretrained(architecture: str) -> Script:
     """Return the plain script with a model that has learned something already."""
-    script = ARCHITECTURES[architecture]
+    script = EVERY_ARCHITECTURE[architecture]
 
     def load(model: nn.Module) -> None:
         model.load_state_dict(_pretrained(architecture).state_dict())

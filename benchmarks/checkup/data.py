@@ -45,6 +45,19 @@ def language(size: int = BATCH_SIZE, side: Side = "right", shortest: int = 6) ->
     return batches
 
 
+def pairs(seed: int) -> Iterator[Batch]:
+    """Yield the first halves of texts, then what follows on each, padded to the same length."""
+    random = Generator().manual_seed(seed)
+    half = TOKENS // 2
+    while True:
+        ids, _, _ = texts(random, shortest=TOKENS)
+        both = torch.cat([ids[:, :half], torch.cat([ids[:, :1], ids[:, half:-1]], 1)])
+        lengths = torch.randint(half - 3, half + 1, (len(both),), generator=random)
+        lengths[0] = half
+        mask = (torch.arange(half) < lengths[:, None]).long()
+        yield {"input_ids": both.masked_fill(mask == 0, PAD), "attention_mask": mask}
+
+
 def masked_language(size: int = BATCH_SIZE, shortest: int = 6) -> Batches:
     """Return batches in which a quarter of the words is hidden and is to be found."""
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.checkup import architectures, changes, data, nets
-from benchmarks.checkup.architectures import ARCHITECTURES, class_loss
+from benchmarks.checkup.architectures import ARCHITECTURES, EVERY_ARCHITECTURE, class_loss
 from benchmarks.checkup.data import Batch
 from benchmarks.checkup.edits import batchwise, chosen, half, loss_with, optimized, prepared, prepared_late, sgd
 from benchmarks.checkup.nets import CLASSES
@@ -39,7 +39,7 @@ class Fault:
 def cases_of(faults: Sequence[Fault], *, is_held_out: bool = False) -> list[Case]:
     """Return the scripts of each fault."""
     return [
-        Case(fault.name, architecture, change(ARCHITECTURES[architecture]), fault.kinds, is_held_out)
+        Case(fault.name, architecture, change(EVERY_ARCHITECTURE[architecture]), fault.kinds, is_held_out)
         for fault in faults
         for names, change in fault.changes.items()
         for architecture in names

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.optim import AdamW, Optimizer
 
 from benchmarks.checkup import architectures, data, nets
-from benchmarks.checkup.architectures import bert, class_loss, decoder, gpt2, hf_loss, hf_model, vit
+from benchmarks.checkup.architectures import bert, class_loss, contrast, decoder, gpt2, hf_loss, hf_model, vit
 from benchmarks.checkup.data import BATCH_SIZE, Batch
 from benchmarks.checkup.nets import CLASSES, FEATURES, WIDTH, Net, mean_of_real
 from benchmarks.checkup.own_models import Captioner, Features, Gan, Student, TwoTasks, stochastic_depth, with_experts
@@ -61,12 +61,6 @@ def _text_regression(model: nn.Module, batch: Batch) -> Tensor:
 
 def _image_regression(model: nn.Module, batch: Batch) -> Tensor:
     return F.mse_loss(model(batch["pixel_values"]).logits.squeeze(-1), batch["labels"])
-
-
-def contrast(first: Tensor, second: Tensor) -> Tensor:
-    """Return the loss by which the views of a sample find each other within the batch."""
-    scores = F.normalize(first, dim=-1) @ F.normalize(second, dim=-1).T / 0.1
-    return F.cross_entropy(scores, torch.arange(len(scores)))
 
 
 def _two_views(model: nn.Module, batch: Batch) -> Tensor:
@@ -141,7 +135,7 @@ def _captions(seed: int) -> Iterator[Batch]:
         yield {"pixel_values": image["pixel_values"], "input_ids": text["input_ids"], "labels": text["labels"]}
 
 
-def _tags(batch: Batch) -> Batch:
+def tags(batch: Batch) -> Batch:
     """Tag each word by whether the next one is larger."""
     ids = batch["input_ids"]
     tags = (ids.roll(-1, 1) > ids).long().masked_fill(batch["attention_mask"] == 0, data.IGNORED)
@@ -170,7 +164,7 @@ _MIXTRAL = {"num_local_experts": 16, "num_experts_per_tok": 1, "num_key_value_he
 _GEMMA = {"head_dim": 16, "num_key_value_heads": 1}
 
 
-def _causal(family: str, **options: object) -> Script:
+def causal(family: str, **options: object) -> Script:
     return Script(decoder(family, **options), _LANGUAGE, hf_loss)
 
 
@@ -191,10 +185,10 @@ _MAE = hf_model(
 
 MODELS: tuple[tuple[str, str, Script], ...] = (
     ("experts, some unused", "own causal", Script(with_experts, _LANGUAGE, architectures.next_token_loss)),
-    ("experts, some unused", "mixtral", _causal("Mixtral", **_MIXTRAL)),
-    ("sliding window", "mistral", _causal("Mistral", sliding_window=4, num_key_value_heads=2)),
-    ("norms of queries and keys", "qwen3", _causal("Qwen3", head_dim=16, num_key_value_heads=2)),
-    ("scaled embeddings", "gemma", _causal("Gemma", **_GEMMA)),
+    ("experts, some unused", "mixtral", causal("Mixtral", **_MIXTRAL)),
+    ("sliding window", "mistral", causal("Mistral", sliding_window=4, num_key_value_heads=2)),
+    ("norms of queries and keys", "qwen3", causal("Qwen3", head_dim=16, num_key_value_heads=2)),
+    ("scaled embeddings", "gemma", causal("Gemma", **_GEMMA)),
     (
         "distances as biases",
         "bloom",
@@ -211,8 +205,8 @@ MODELS: tuple[tuple[str, str, Script], ...] = (
             hf_loss,
         ),
     ),
-    ("tags of words", "bert", each_batch(Script(bert("ForTokenClassification", num_labels=2), _TEXTS, hf_loss), _tags)),
-    ("tags of words", "own encoder", each_batch(Script(lambda: Net(is_causal=False), _TEXTS, class_loss), _tags)),
+    ("tags of words", "bert", each_batch(Script(bert("ForTokenClassification", num_labels=2), _TEXTS, hf_loss), tags)),
+    ("tags of words", "own encoder", each_batch(Script(lambda: Net(is_causal=False), _TEXTS, class_loss), tags)),
     (
         "regression",
         "bert",

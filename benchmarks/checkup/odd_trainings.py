@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.optim import SGD, AdamW, Muon, Optimizer
 
 from benchmarks.checkup import changes
-from benchmarks.checkup.architectures import ARCHITECTURES, pretrained
+from benchmarks.checkup.architectures import EVERY_ARCHITECTURE, pretrained
 from benchmarks.checkup.data import Batch, Batches
 from benchmarks.checkup.edits import optimized, prepared
 from benchmarks.checkup.scripts import Change, Prepare, Script
@@ -27,7 +27,7 @@ def fine_tuned(change: Change) -> Change:
 
 def name_of(script: Script) -> str:
     """Return the name of the architecture of a plain script."""
-    return next(name for name, plain in ARCHITECTURES.items() if plain is script)
+    return next(name for name, plain in EVERY_ARCHITECTURE.items() if plain is script)
 
 
 def with_adapters(config: Callable[..., object], **options: object) -> Prepare:

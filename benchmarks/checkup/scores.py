@@ -1,7 +1,7 @@
 """Scores of a checkup: faults named and noticed, alarms in sound scripts, and the quality of each kind."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,16 +10,24 @@ from sklearn.metrics import roc_auc_score
 from attnwatch import Check, Finding
 from benchmarks.checkup.scripts import Case, Outcome
 
-# Kinds that are only ever notes, so that a note names the fault.
+PLAIN = "plain"
+# Kinds that are only ever notes.
 _NOTES = {"labels_unrelated"}
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A script and what the checkup said about it."""
+    """A script and what the checkup said about it.
+
+    Attributes:
+        case: the script.
+        outcome: of its training.
+        loop: plain loop or trainer that ran it.
+    """
 
     case: Case
     outcome: Outcome
+    loop: str = PLAIN
 
     @property
     def alarms(self) -> list[Finding]:
@@ -28,7 +36,7 @@ class Judged:
 
     @property
     def kinds(self) -> list[str]:
-        """Kinds of the findings that count."""
+        """Kinds of the findings that count: alarms, and notes of kinds that are only ever notes."""
         counted = [each for each in self.outcome.findings if not each.is_note or each.kind.value in _NOTES]
         return list(dict.fromkeys(each.kind.value for each in counted))
 
@@ -38,13 +46,18 @@ class Judged:
 
     @property
     def is_named(self) -> bool:
-        """A finding has a kind that names the fault."""
-        return bool(set(self.kinds) & set(self.case.kinds))
+        """An alarm has a kind that names the fault."""
+        return any(each.kind.value in self.case.kinds for each in self.alarms)
+
+    @property
+    def is_named_or_noted(self) -> bool:
+        """An alarm or a note has a kind that names the fault."""
+        return any(each.kind.value in self.case.kinds for each in self.outcome.findings)
 
     @property
     def is_named_first(self) -> bool:
-        """The most severe finding names the fault."""
-        return self.kinds[:1] != [] and self.kinds[0] in self.case.kinds
+        """The most severe alarm names the fault."""
+        return any(each.kind.value in self.case.kinds for each in self.alarms[:1])
 
     @property
     def is_implemented(self) -> bool:
@@ -53,14 +66,13 @@ class Judged:
 
     @property
     def step_named(self) -> int | None:
-        steps = [each.step for each in self.outcome.findings if each.kind.value in self.case.kinds]
-        return min(steps, default=None) if self.is_named else None
+        """Step of the first finding that names the fault, notes too; None if none does."""
+        return min((each.step for each in self.outcome.findings if each.kind.value in self.case.kinds), default=None)
 
     @property
     def reasons(self) -> list[str]:
-        """Reasons why checks that could name the fault were not done, and notes that are no findings."""
-        skipped = [self.outcome.skipped[kind] for kind in self.case.kinds if kind in self.outcome.skipped]
-        return skipped + [f"a note: {kind}" for kind in self.notes if kind in self.case.kinds]
+        """Reasons why checks that could name the fault were not done."""
+        return [self.outcome.skipped[kind] for kind in self.case.kinds if kind in self.outcome.skipped]
 
     @property
     def severity(self) -> float:
@@ -68,32 +80,55 @@ class Judged:
 
 
 def totals(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Return all scores of faults and sound scripts together."""
+    """Return the scores of all scripts in plain loops, and of each loop and each third."""
+    usual = [each for each in judged if not each.case.is_deliberate]
+    plain = [each for each in usual if each.loop == PLAIN]
+    faults = [each for each in plain if each.case.kinds]
+    parts: dict[str, Callable[[Judged], bool]] = {
+        "all": lambda each: True,
+        "tuned on": lambda each: not each.case.is_held_out,
+        "held out": lambda each: each.case.is_held_out,
+    }
+    loops = list(dict.fromkeys(each.loop for each in usual))
+    f1 = f1_of_kinds(plain)
+    return scores_of(plain) | {
+        "faults": {name: of_faults(list(filter(part, faults))) for name, part in parts.items()}
+        | {"with a check": of_faults([each for each in faults if each.is_implemented])},
+        "f1": f1,
+        "macro_f1_of_checks": _mean(score for kind, score in f1.items() if kind in dict(Check.registry.items())),
+        "failed": sum(bool(each.outcome.trained.error) for each in plain),
+        "parts": {
+            loop: {
+                name: scores_of([each for each in usual if each.loop == loop and part(each)])
+                for name, part in parts.items()
+            }
+            for loop in loops
+        },
+        "deliberate": {loop: _found_on_purpose(judged, loop) for loop in loops},
+        "confusions": confusions(usual),
+    }
+
+
+def _found_on_purpose(judged: Sequence[Judged], loop: str) -> dict[str, int]:
+    """Return how many deliberate scripts of a loop have a finding, by its kind."""
+    deliberate = [each for each in judged if each.case.is_deliberate and each.loop == loop]
+    return dict(Counter(kind for each in deliberate for kind in each.kinds or ["nothing"]))
+
+
+def scores_of(judged: Sequence[Judged]) -> dict[str, Any]:
+    """Return the scores of faults and sound scripts together."""
     faults = [each for each in judged if each.case.kinds]
     sound = [each for each in judged if not each.case.kinds]
-    parts = {
-        "all": faults,
-        "tuned on": [each for each in faults if not each.case.is_held_out],
-        "held out": [each for each in faults if each.case.is_held_out],
-        "with a check": [each for each in faults if each.is_implemented],
-    }
-    f1 = f1_of_kinds(judged)
-    is_fault = [bool(each.case.kinds) for each in judged]
-    steps = Counter(each.step_named for each in faults if each.is_named)
-    implemented = [score for kind, score in f1.items() if kind in dict(Check.registry.items())]
+    steps = Counter(each.step_named for each in faults if each.step_named is not None)
     return {
-        "faults": {name: of_faults(part) for name, part in parts.items() if part},
+        "of_faults": of_faults(faults),
         "sound": len(sound),
         "sound_with_alarm": sum(bool(each.alarms) for each in sound),
         "sound_with_note": sum(bool(each.notes) for each in sound),
-        "macro_f1": _mean(f1.values()),
-        "macro_f1_of_checks": _mean(implemented),
-        "f1": f1,
-        "auroc": roc_auc_score(is_fault, [each.severity for each in judged])
-        if 0 < sum(is_fault) < len(judged)
-        else None,
+        "sound_failed": sum(bool(each.outcome.trained.error) for each in sound),
+        "macro_f1": _mean(f1_of_kinds(judged).values()),
+        "auroc": auroc([bool(each.case.kinds) for each in judged], [each.severity for each in judged]),
         "steps_named": {str(step): count for step, count in sorted(steps.items())},
-        "failed": sum(bool(each.outcome.error) for each in judged),
     }
 
 
@@ -102,9 +137,25 @@ def of_faults(faults: Sequence[Judged]) -> dict[str, Any]:
         "scripts": len(faults),
         "kinds_of_faults": len({each.case.name for each in faults}),
         "named": _mean(each.is_named for each in faults),
+        "named_or_noted": _mean(each.is_named_or_noted for each in faults),
         "named_first": _mean(each.is_named_first for each in faults),
         "noticed": _mean(bool(each.alarms) for each in faults),
     }
+
+
+def auroc(is_fault: Sequence[bool], severities: Sequence[float]) -> float | None:
+    """Return the area under the ROC curve; None where all scripts are faulty or all are sound."""
+    return float(roc_auc_score(is_fault, severities)) if 0 < sum(is_fault) < len(is_fault) else None
+
+
+def confusions(judged: Iterable[Judged]) -> dict[str, int]:
+    """Return how often one cause was taken for another, most often first: "cause -> kinds of the alarms"."""
+    counts = Counter(
+        f"{each.case.kinds[0]} -> {', '.join(sorted({alarm.kind.value for alarm in each.alarms}))}"
+        for each in judged
+        if each.case.kinds and each.alarms and not each.is_named
+    )
+    return dict(counts.most_common())
 
 
 def f1_of_kinds(judged: Sequence[Judged]) -> dict[str, float]:
@@ -112,11 +163,13 @@ def f1_of_kinds(judged: Sequence[Judged]) -> dict[str, float]:
 
     A finding is right if it is one of the kinds that name the fault. Where none is, the kind of the cause was missed.
     """
-    right, wrong, missed = Counter(), Counter(), Counter()
+    right: Counter[str] = Counter()
+    wrong: Counter[str] = Counter()
+    missed: Counter[str] = Counter()
     for each in judged:
         for kind in each.kinds:
             (right if kind in each.case.kinds else wrong)[kind] += 1
-        if each.case.kinds and not each.is_named:
+        if each.case.kinds and not set(each.kinds) & set(each.case.kinds):
             missed[each.case.kinds[0]] += 1
     kinds = sorted({*right, *wrong, *missed})
     return {kind: 2 * right[kind] / (2 * right[kind] + wrong[kind] + missed[kind]) for kind in kinds}

@@ -75,6 +75,11 @@ class Script:
     steps: int = STEPS
 
 
+def is_whole(script: Script) -> bool:
+    """Return whether the whole model and all optimizers are given to the checkup."""
+    return script.watched is _whole
+
+
 Change = Callable[[Script], Script]
 
 
@@ -88,6 +93,7 @@ class Case:
         script: the training.
         kinds: findings that name the fault, its cause first; empty if the script is sound.
         is_held_out: nothing was tuned on it.
+        is_deliberate: the script does on purpose what a finding would say, such as gradient ascent to unlearn.
     """
 
     name: str
@@ -95,16 +101,31 @@ class Case:
     script: Script
     kinds: tuple[str, ...] = ()
     is_held_out: bool = False
+    is_deliberate: bool = False
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Loss of each step, seconds of each step, and the error that ended the training."""
+
+    losses: list[float]
+    step_seconds: list[float]
+    error: str = ""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Findings of a checkup, reasons why checks were left out, and the time that the steps took."""
+    """Findings of a checkup, reasons why checks were left out, and the training itself."""
 
     findings: list[Finding]
     skipped: dict[str, str]
-    step_seconds: list[float]
-    error: str = ""
+    trained: Trained
+
+
+InStep = Callable[[int], contextlib.AbstractContextManager[object]]
+"""Function of the number of a step that returns the context of its forward and backward."""
+Observe = Callable[[nn.Module, Sequence[Optimizer]], contextlib.AbstractContextManager[InStep]]
+"""Function of model and optimizers that returns the context of a training."""
 
 
 def changed(script: Script, **functions: object) -> Script:
@@ -120,51 +141,84 @@ def each_batch(script: Script, change: Callable[[Batch], Batch]) -> Script:
     return replace(script, batches=lambda seed: map(change, script.batches(seed)))
 
 
-def run(script: Script, *, with_checkup: bool = True, seed: int = 0) -> Outcome:
-    """Train for the script's steps; what the script raises ends it and is told."""
+def run(script: Script, *, seed: int = 0) -> Outcome:
+    """Train for the script's steps with a checkup."""
+    checkups: list[TrainingCheckup] = []
+
+    @contextlib.contextmanager
+    def observe(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[InStep]:
+        with TrainingCheckup(model, optimizers=optimizers, steps_per_epoch=script.steps_per_epoch) as checkup:
+            checkups.append(checkup)
+            yield checkup.step
+
+    trained = train(script, observe, seed=seed)
+    return Outcome(checkups[0].findings, dict(checkups[0].skipped), trained)
+
+
+@contextlib.contextmanager
+def unobserved(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[InStep]:
+    """Look at nothing."""
+    yield lambda step: contextlib.nullcontext()
+
+
+def built(script: Script, seed: int) -> tuple[nn.Module, list[Optimizer]]:
+    """Return the prepared model and its optimizers, before the late changes."""
     torch.manual_seed(seed)
     model = script.build()
     for prepare in script.prepare:
         model = prepare(model) or model
-    optimizers = list(script.optimizers(model))
+    return model, list(script.optimizers(model))
+
+
+def train(script: Script, observe: Observe = unobserved, *, seed: int = 0) -> Trained:
+    """Train for the script's steps; what the script raises ends it and is told."""
+    model, optimizers = built(script, seed)
     for prepare in script.prepare_late:
         model = prepare(model) or model
     first_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-    watched, watched_optimizers = script.watched(model, optimizers)
-    checkup = TrainingCheckup(watched, optimizers=watched_optimizers, steps_per_epoch=script.steps_per_epoch)
     batches, numbers = script.batches(seed), itertools.count()
-    seconds, error = [], ""
-    with checkup:
+    losses: list[float] = []
+    seconds: list[float] = []
+    error = ""
+    with observe(*script.watched(model, optimizers)) as in_step:
         for step in range(script.steps):
             begin = time.perf_counter()
-            mode = script.mode(step)
-            if mode is not None:
-                model.train(mode)
-            for optimizer, rates in zip(optimizers, first_rates, strict=True):
-                for group, rate in zip(optimizer.param_groups, rates, strict=False):
-                    group["lr"] = rate * script.schedule(step)
-            script.before_step(model, optimizers, step)
-            if script.clear == "before":
-                _clear(optimizers)
+            _begin_step(script, model, optimizers, first_rates, step)
             try:
+                parts = []
                 for _ in range(script.accumulate):
                     number = next(numbers)
-                    told = number if script.counts_batches else step
-                    with checkup.step(told) if with_checkup else contextlib.nullcontext():
-                        _forward_and_backward(script, model, next(batches))
+                    with in_step(number if script.counts_batches else step):
+                        parts.append(_forward_and_backward(script, model, next(batches)))
+                _update(script, model, optimizers)
+                script.after_step(model, optimizers, step)
             except Exception as raised:  # the training is over, and what was found until then counts
                 error = f"{type(raised).__name__}: {raised}"
                 break
-            _update(script, model, optimizers)
-            script.after_step(model, optimizers, step)
+            losses.append(sum(parts) / len(parts))
             seconds.append(time.perf_counter() - begin)
-    return Outcome(checkup.findings, dict(checkup.skipped), seconds, error)
+    return Trained(losses, seconds, error)
 
 
-def _forward_and_backward(script: Script, model: nn.Module, batch: Batch) -> None:
+def _begin_step(
+    script: Script, model: nn.Module, optimizers: Sequence[Optimizer], first_rates: list[list[float]], step: int
+) -> None:
+    mode = script.mode(step)
+    if mode is not None:
+        model.train(mode)
+    for optimizer, rates in zip(optimizers, first_rates, strict=True):
+        for group, rate in zip(optimizer.param_groups, rates, strict=False):
+            group["lr"] = rate * script.schedule(step)
+    script.before_step(model, optimizers, step)
+    if script.clear == "before":
+        _clear(optimizers)
+
+
+def _forward_and_backward(script: Script, model: nn.Module, batch: Batch) -> float:
     with _autocast(script.autocast):
         loss = script.loss(model, batch)
     (loss / script.accumulate).backward()
+    return loss.item()
 
 
 def _autocast(dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
