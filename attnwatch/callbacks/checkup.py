@@ -45,7 +45,12 @@ class RunCheckup:
             with self._non_fatal("the checkup failed", key="checkup"):
                 if self.checkup is None:  # optimizers may not be there when the training starts
                     (_, optimizers), *_ = run.models_with_optimizers()
-                    self.checkup = TrainingCheckup(run.model, optimizers=optimizers, total_steps=run.total_steps)
+                    self.checkup = TrainingCheckup(
+                        run.model,
+                        optimizers=optimizers,
+                        steps_per_epoch=run.steps_per_epoch,
+                        total_steps=run.total_steps,
+                    )
                 self._step.enter_context(self.checkup.step(run.global_step))
 
     def skip_batch(self) -> None:

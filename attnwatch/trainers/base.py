@@ -53,6 +53,11 @@ class TrainerRun(ABC):
         return None
 
     @property
+    def steps_per_epoch(self) -> int | None:
+        """Number of optimizer steps of an epoch; None if it is not known."""
+        return None
+
+    @property
     def is_dry_run(self) -> bool:
         """True if the training is a short test of the code, such as Lightning's `fast_dev_run`."""
         return False

@@ -1,10 +1,14 @@
 """The checkup of a monitor in real trainings by each trainer."""
 
+import math
+
 import pytest
 import torch
 
 import attnwatch
 from attnwatch import AttnwatchWarning, RunStatus
+from attnwatch.trainers.lightning.run import LightningRun
+from attnwatch.trainers.transformers.run import TransformersRun
 from tests.support.equality import assert_same_weights
 from tests.support.models import llama
 
@@ -92,3 +96,15 @@ def test_findings_are_kept_over_a_resume_and_go_once_the_fault_is_mended(trainin
     assert "broken_gradient_path" in kept
     assert "broken_gradient_path" not in gone
     assert told.count("broken_gradient_path") == 1
+
+
+def as_run(run):
+    return LightningRun(run.trainer, run.model) if hasattr(run.trainer, "fit") else TransformersRun(run.trainer)
+
+
+@pytest.mark.parametrize(("accumulate", "share"), [(2, 0.5), (3, 1 / 3)])
+def test_length_of_an_epoch_is_known(training, accumulate, share):
+    whole = as_run(training.train(steps=1)).steps_per_epoch
+    steps = as_run(training.train(steps=1, accumulate=accumulate)).steps_per_epoch
+    assert whole > 9
+    assert steps == math.ceil(whole * share)

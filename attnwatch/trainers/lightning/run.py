@@ -51,6 +51,13 @@ class LightningRun(TrainerRun):
         return int(total) * len(trainer.optimizers)  # Lightning counts batches then; a step is that of any optimizer
 
     @property
+    def steps_per_epoch(self) -> int | None:
+        batches = self.trainer.num_training_batches
+        if not 0 < batches < math.inf or not self.trainer.lightning_module.automatic_optimization:
+            return None
+        return math.ceil(batches / self.trainer.accumulate_grad_batches)
+
+    @property
     def is_dry_run(self) -> bool:
         return bool(self.trainer.fast_dev_run)
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from transformers import Trainer, TrainerCallback
+from transformers.trainer_utils import has_length
 from transformers.utils import logging
 
 from attnwatch.callbacks.publisher import Publisher
@@ -45,6 +46,13 @@ class TransformersRun(TrainerRun):
     @property
     def total_steps(self) -> int | None:
         return self.trainer.state.max_steps
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        loader = self.trainer.callback_handler.train_dataloader
+        if not has_length(loader):
+            return None
+        return math.ceil(len(loader) / self.trainer.args.gradient_accumulation_steps)
 
     def stop(self) -> None:
         self.trainer.control.should_training_stop = True
