@@ -1,0 +1,25 @@
+"""The attention mask is inverted."""
+
+from attnwatch.diagnosis.causes.base import CauseRule, register
+
+
+@register
+class MaskInverted(CauseRule):
+    """The attention mask is inverted."""
+
+    name = "mask_inverted"
+    title = "the attention mask is inverted"
+    remedy = "Check whether True means visible or hidden in the mask that attention is given."
+    prior = -0.3
+    weights = {  # noqa: RUF012
+        "few_keys": 2.0,
+        "one_key": 1.5,
+        "keys_vary": 0.3,
+        "exactly_uniform": 1.0,
+        "loss_stuck": 0.5,
+        "uniform_everywhere": 0.5,
+        "same_keys_each_time": -4.0,
+        "logits_explode": -1.5,
+        "loss_nearly_gone": -2.0,
+        "attention_frozen": -1.0,
+    }
