@@ -3,7 +3,7 @@
 import math
 from enum import Enum
 
-from attnwatch.diagnosis import Cause, Diagnosis, Finding, RunStatus
+from attnwatch.diagnosis import Diagnosis, Finding, RunStatus
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
@@ -31,13 +31,12 @@ def _finding_markdown(finding: Finding, *, shows_causes: bool) -> str:
 
 def _causes_markdown(finding: Finding) -> list[str]:
     """Return the causes as a list within the item of the finding."""
-    items = [f"    {number}. {_cause_markdown(cause)}" for number, cause in enumerate(finding.causes, start=1)]
+    lines = zip(finding.causes, finding.cause_lines, strict=True)
+    items = [
+        f"    {number}. **{cause.name.replace('_', ' ')}**{line.removeprefix(cause.name)}"
+        for number, (cause, line) in enumerate(lines, start=1)
+    ]
     return [f"  {finding.causes_title.capitalize()}:", "\n".join(items)]
-
-
-def _cause_markdown(cause: Cause) -> str:
-    words = str(cause)
-    return f"**{cause.name.replace('_', ' ')}**{words.removeprefix(cause.name)}"
 
 
 def _readable(value: Enum) -> str:

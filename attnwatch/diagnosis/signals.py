@@ -109,7 +109,7 @@ SIGNALS = (
         movement,
         np.log10,
         below="attention hardly moves",
-        shown="since the start by {:.2g} times its noise",
+        shown="its movement since the start is {:.2g} times its noise",
     ),
     Signal(
         "largest_logit",
@@ -132,7 +132,7 @@ SIGNALS = (
         loss_trend,
         _log_of_errors,
         below="the loss does not fall",
-        shown="in the second half by {:.2g} standard errors",
+        shown="its fall in the second half is {:.2g} standard errors",
         of_loss=True,
     ),
     Signal(

@@ -40,12 +40,20 @@ class Cause:
     remedy: str = ""
     is_fact: bool = False
 
-    def __str__(self) -> str:
-        if self.is_fact:
-            return f"{self.name}: {'; '.join(self.speaks_for)}"
+    @property
+    def clues(self) -> str:
+        """Weightiest clues for it and against it, as sentences."""
         seen = [("For", self.speaks_for[:_MOST_FOR]), ("Against", self.speaks_against[:_MOST_AGAINST])]
-        clues = " ".join(f"{side}: {'; '.join(words)}." for side, words in seen if words)
-        return " ".join(filter(None, (f"{self.name} ({self.score:.2f}): {self.title}.", clues, self.remedy)))
+        return " ".join(f"{side}: {'; '.join(words)}." for side, words in seen if words)
+
+    def described(self, clues: str) -> str:
+        """Return name, score, title, these clues, and the remedy."""
+        score = "" if self.is_fact else f" ({self.score:.2f})"
+        title = f" {self.title}." if self.title else ""
+        return f"{self.name}{score}:{title} {clues} {self.remedy}".rstrip()
+
+    def __str__(self) -> str:
+        return self.described(self.clues)
 
 
 @dataclass(frozen=True)
@@ -89,10 +97,22 @@ class Finding:
         """Heading of the list of causes."""
         return "cause" if self.causes and self.causes[0].is_fact else "likely causes (share of the evidence)"
 
+    @property
+    def cause_lines(self) -> list[str]:
+        """One line for each cause; clues that an earlier one has too are not repeated."""
+        lines: list[str] = []
+        numbers: dict[frozenset[str], int] = {}
+        for number, cause in enumerate(self.causes, start=1):
+            shown = frozenset((*cause.speaks_for[:_MOST_FOR], *cause.speaks_against[:_MOST_AGAINST]))
+            earlier = numbers.setdefault(shown, number)
+            clues = cause.clues if earlier == number else f"The history does not tell it from {earlier}."
+            lines.append(cause.described(clues))
+        return lines
+
     def __str__(self) -> str:
         if self.is_note or not self.causes:
             return self.headline
-        numbered = (f"  {number}. {cause}" for number, cause in enumerate(self.causes, start=1))
+        numbered = (f"  {number}. {line}" for number, line in enumerate(self.cause_lines, start=1))
         return "\n".join([self.headline, f"  {self.causes_title}:", *numbered])
 
 

@@ -10,8 +10,8 @@ class BlindAttention(CauseRule):
     name = "blind_attention"
     title = "no token sees another one"
     remedy = "Check the mask's shape, the window, and the document ids of packed sequences."
-    prior = -0.3
-    weights = {  # noqa: RUF012
+    prior = -0.5
+    weights = {
         "one_key": 3.0,
         "few_keys": 0.5,
         "logits_explode": -2.0,

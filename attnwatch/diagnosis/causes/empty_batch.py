@@ -10,12 +10,13 @@ class EmptyBatch(CauseRule):
     name = "empty_batch"
     title = "batches have no targets"
     remedy = "Count the labels that are not ignored."
-    prior = -1.0
-    weights = {  # noqa: RUF012
-        "loss_never_finite": 4.5,
+    prior = -0.5
+    weights = {
+        "loss_gone_at_once": 3.1,
+        "loss_never_finite": 2.9,
         "nan_from_start": 2.0,
-        "loss_gone_at_once": 3.0,
+        "attention_frozen": 1.8,
+        "loss_flat": -0.6,
         "logits_explode": -1.0,
         "loss_stuck": -1.0,
-        "loss_flat": -0.5,
     }

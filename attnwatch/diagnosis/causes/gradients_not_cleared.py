@@ -10,13 +10,13 @@ class GradientsNotCleared(CauseRule):
     name = "gradients_not_cleared"
     title = "gradients are not cleared between steps"
     remedy = "Call optimizer.zero_grad() once in each step."
-    prior = -0.7
-    weights = {  # noqa: RUF012
-        "loss_rebounds": 1.5,
+    prior = -0.6
+    weights = {
+        "loss_rebounds": 1.6,
         "loss_above_start": 0.7,
         "loss_falls": 0.3,
-        "attention_frozen": -3.0,
-        "logits_steady": -1.5,
-        "loss_nearly_gone": -1.0,
         "logits_jump_at_once": -1.0,
+        "loss_nearly_gone": -1.0,
+        "logits_steady": -1.5,
+        "attention_frozen": -3.0,
     }

@@ -10,11 +10,11 @@ class LabelsShiftedTwice(CauseRule):
     name = "labels_shifted_twice"
     title = "labels are shifted twice"
     remedy = "Shift them either in the data or in the loss."
-    prior = -1.5
-    weights = {  # noqa: RUF012
+    prior = -1.6
+    weights = {
         "loss_falls": 0.5,
         "logits_learn": 0.5,
-        "attention_frozen": -3.0,
         "logits_explode": -2.0,
         "loss_nearly_gone": -2.0,
+        "attention_frozen": -3.0,
     }

@@ -10,20 +10,20 @@ class LabelsUnrelated(CauseRule):
     name = "labels_unrelated"
     title = "labels do not belong to their inputs"
     remedy = "Print a few inputs with their labels, as the loss sees them."
-    prior = 0.3
-    weights = {  # noqa: RUF012
-        "loss_stuck": 1.5,
-        "loss_flat": 0.7,
-        "attention_moves": 0.7,
-        "attention_frozen": -2.5,
-        "loss_falls_late": -1.5,
-        "loss_nearly_gone": -4.0,
-        "logits_explode": -2.5,
-        "loss_above_start": -1.0,
-        "loss_creeps": -1.0,
+    prior = -0.3
+    weights = {
+        "attention_moves_for_nothing": 1.5,
+        "loss_stuck": 1.2,
+        "loss_flat": 0.4,
         "logits_steady": -0.5,
         "loss_rebounds": -0.5,
-        "logits_vanish": -1.5,
-        "logits_jump_at_once": -0.5,
+        "logits_jump_at_once": -0.6,
         "logits_large_at_start": -0.7,
+        "loss_above_start": -1.0,
+        "loss_creeps": -1.0,
+        "logits_vanish": -1.5,
+        "loss_falls_late": -1.5,
+        "attention_frozen": -2.5,
+        "logits_explode": -2.5,
+        "loss_nearly_gone": -4.0,
     }

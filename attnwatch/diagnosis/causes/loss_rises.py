@@ -10,15 +10,15 @@ class LossRises(CauseRule):
     name = "loss_rises"
     title = "the sign of the loss or of the update is wrong"
     remedy = "Check the sign of the loss, and that the optimizer minimises."
-    prior = -1.0
-    weights = {  # noqa: RUF012
-        "loss_negative": 5.0,
+    prior = -0.9
+    weights = {
+        "loss_negative": 5.2,
         "loss_explodes": 1.0,
         "loss_above_start": 1.0,
-        "loss_falls": -1.5,
+        "loss_rebounds": -1.0,
+        "loss_falls": -1.3,
         "loss_stuck": -1.5,
+        "loss_creeps": -2.0,
         "attention_frozen": -3.0,
         "loss_flat": -3.0,
-        "loss_rebounds": -1.0,
-        "loss_creeps": -2.0,
     }

@@ -10,16 +10,15 @@ class MaskInverted(CauseRule):
     name = "mask_inverted"
     title = "the attention mask is inverted"
     remedy = "Check whether True means visible or hidden in the mask that attention is given."
-    prior = -0.3
-    weights = {  # noqa: RUF012
-        "few_keys": 2.0,
+    prior = -0.1
+    weights = {
+        "few_keys": 2.2,
         "one_key": 1.5,
-        "keys_vary": 0.3,
-        "exactly_uniform": 1.0,
+        "keys_vary_much": 1.3,
+        "uniform_everywhere": 0.6,
         "loss_stuck": 0.5,
-        "uniform_everywhere": 0.5,
-        "same_keys_each_time": -4.0,
+        "attention_frozen": -1.0,
         "logits_explode": -1.5,
         "loss_nearly_gone": -2.0,
-        "attention_frozen": -1.0,
+        "same_keys_each_time": -4.0,
     }

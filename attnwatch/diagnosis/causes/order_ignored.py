@@ -10,14 +10,14 @@ class OrderIgnored(CauseRule):
     name = "order_ignored"
     title = "the model does not know the order of the tokens"
     remedy = "Check that positions are added, or that rotary positions are applied, and that they differ."
-    prior = -1.0
-    weights = {  # noqa: RUF012
-        "loss_stuck": 0.7,
+    prior = -0.8
+    weights = {
+        "loss_stuck": 0.8,
+        "attention_moves": 0.7,
+        "logits_learn": 0.5,
         "loss_falls": 0.3,
-        "attention_moves": 0.5,
-        "logits_learn": 0.3,
-        "attention_frozen": -3.0,
+        "loss_flat": -0.4,
+        "loss_nearly_gone": -0.9,
         "logits_explode": -2.0,
-        "loss_flat": -0.5,
-        "loss_nearly_gone": -1.0,
+        "attention_frozen": -3.0,
     }

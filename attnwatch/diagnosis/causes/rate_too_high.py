@@ -10,24 +10,24 @@ class RateTooHigh(CauseRule):
     name = "rate_too_high"
     title = "the learning rate is too high or not warmed up"
     remedy = "Lower it by a factor of 10, or warm it up over a few hundred steps."
-    prior = 1.0
-    weights = {  # noqa: RUF012
-        "logits_explode": 3.0,
-        "becomes_sharp": 1.0,
-        "loss_rebounds": 1.5,
-        "loss_above_start": 1.5,
+    prior = 0.4
+    weights = {
+        "logits_explode": 2.8,
         "loss_explodes": 2.0,
-        "loss_unsteady": 0.7,
-        "logits_jump_at_once": 1.5,
-        "loss_stuck": 0.7,
-        "nan_later": 0.5,
-        "attention_frozen": -4.0,
-        "logits_steady": -3.0,
-        "loss_nearly_gone": -1.5,
-        "loss_falls_late": -0.5,
-        "logits_vanish": -2.0,
-        "loss_creeps": -1.0,
-        "loss_negative": -1.0,
+        "loss_above_start": 1.5,
+        "loss_rebounds": 1.5,
+        "logits_jump_at_once": 1.4,
+        "loss_unsteady": 0.8,
+        "becomes_sharp": 0.7,
         "becomes_uniform": 0.5,
+        "nan_later": 0.5,
+        "loss_stuck": 0.5,
+        "loss_falls_late": -0.8,
         "sharp_from_start": -1.0,
+        "loss_negative": -1.0,
+        "loss_creeps": -1.0,
+        "loss_nearly_gone": -1.5,
+        "logits_vanish": -2.0,
+        "logits_steady": -3.0,
+        "attention_frozen": -4.0,
     }

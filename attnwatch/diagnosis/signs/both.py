@@ -30,7 +30,7 @@ def attention_moves_for_nothing(run: RunCourse) -> str | None:
     """Attention changes much while the loss does not fall."""
     spread = run.spread
     no_gain = loss.loss_flat(run) is not None or loss.loss_stuck(run) is not None
-    if spread is None or not no_gain or np.abs(spread.smooth - spread.start).max() < np.log(1.6):
+    if spread is None or not no_gain or np.abs(spread.smooth - spread.start).max() < np.log(2.5):
         return None
     factor = np.exp(np.abs(spread.smooth - spread.start).max())
     return f"attention changes (the spread of the logits {factor:.2g}-fold) while the loss gains nothing"

@@ -8,14 +8,17 @@ from attnwatch.diagnosis.signs.base import sign
 # A uniform guess over a million classes has 13.8.
 _MOST_UNIFORM = 14.0
 _CLEARLY = 4.0  # standard errors
-_FLAT, _SLOW, _LITTLE_LEFT = 0.03, 0.12, 0.1
+_NEXT_TO_NOTHING, _FLAT, _SLOW, _LITTLE_LEFT = 0.01, 0.03, 0.12, 0.1
 
 
 @sign
 def loss_flat(run: RunCourse) -> str | None:
     """The loss has not changed since the first observation."""
     loss = run.loss
-    if loss is None or abs(_errors(loss)) >= _CLEARLY or abs(_fall(loss)) > max(_FLAT, 2 * _noise(loss)):
+    if loss is None:
+        return None
+    is_within_noise = abs(_errors(loss)) < _CLEARLY and abs(_fall(loss)) < max(_FLAT, 2 * _noise(loss))
+    if not (is_within_noise or abs(_fall(loss)) < _NEXT_TO_NOTHING):
         return None
     return f"the loss is flat from the start ({_span(loss)})"
 
@@ -24,7 +27,8 @@ def loss_flat(run: RunCourse) -> str | None:
 def loss_creeps(run: RunCourse) -> str | None:
     """The loss falls clearly, but little."""
     loss = run.loss
-    if loss is None or not (_errors(loss) <= -_CLEARLY and _fall(loss) < _SLOW) or _is_flat_late(loss):
+    is_clear = loss is not None and _errors(loss) <= -_CLEARLY and not _is_flat_late(loss)
+    if loss is None or not (is_clear and _NEXT_TO_NOTHING <= _fall(loss) < _SLOW):
         return None
     return f"the loss falls slowly ({_span(loss)})"
 
@@ -117,9 +121,9 @@ def loss_nearly_gone(run: RunCourse) -> str | None:
 def loss_smooth(run: RunCourse) -> str | None:
     """The loss has less noise than batches of different data have."""
     loss = run.loss
-    if loss is None or _is_still(loss) or not _log_noise(loss) < 0.01:
+    if loss is None or _fall(loss) < 0.4 or not _log_noise(loss) < 0.01:
         return None
-    return f"the loss falls without noise ({_log_noise(loss):.1%} from one observation to the next)"
+    return f"the loss falls without noise ({_log_noise(loss):.2%} from one observation to the next)"
 
 
 @sign
@@ -135,18 +139,14 @@ def loss_noisy(run: RunCourse) -> str | None:
 def loss_comes_again(run: RunCourse) -> str | None:
     """The loss repeats itself with a period, as batches do that come in turns."""
     loss = run.loss
-    if loss is None or _is_still(loss):
+    if loss is None or len(loss.values) < 40 or np.ptp(np.diff(loss.steps)) > 0:
         return None
-    values = loss.values[:, 0]
-    late = values[len(values) // 4 :]
-    if len(late) < 20:
+    beside_trend = loss.values[4:-4, 0] - np.lib.stride_tricks.sliding_window_view(loss.values[:, 0], 9).mean(-1)
+    likeness = {lag: _correlation(beside_trend[lag:], beside_trend[:-lag]) for lag in range(1, 9)}
+    lag = max(likeness, key=likeness.__getitem__)
+    if lag == 1 or likeness[lag] < 0.7 or likeness[1] > 0.5:
         return None
-    after_one = np.median(np.abs(late[1:] - late[:-1]))
-    periods = {lag: np.median(np.abs(late[lag:] - late[:-lag])) for lag in range(2, min(9, len(late) // 3))}
-    lag = min(periods, key=periods.__getitem__)
-    if not periods[lag] < 0.4 * after_one:
-        return None
-    return f"the loss comes again every {lag} observations"
+    return f"the noise of the loss comes again every {lag * int(loss.steps[1] - loss.steps[0])} steps"
 
 
 @sign
@@ -183,8 +183,8 @@ def loss_lost(run: RunCourse) -> str | None:
 
 @sign
 def loss_never_finite(run: RunCourse) -> str | None:
-    """No loss was finite, or none was recorded, and logits are not finite either."""
-    if np.isfinite(run.evidence.history.loss).any() or not (run.nonfinite > 0).any():
+    """No loss was finite, or none was recorded."""
+    if np.isfinite(run.evidence.history.loss).any():
         return None
     return "no loss was finite, or none was recorded"
 
@@ -236,6 +236,12 @@ def _fall(loss: Curve) -> float:
     """Return the fall since the start, relative to it."""
     begin = loss.values[:2, 0].mean()
     return float((begin - loss.now[0]) / max(abs(begin), 1e-12))
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    first, second = first - first.mean(), second - second.mean()
+    scale = np.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / scale) if scale > 0 else 0.0
 
 
 def _noise(loss: Curve) -> float:
