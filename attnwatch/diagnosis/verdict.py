@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from attnwatch.diagnosis.kinds import FindingKind
 from attnwatch.diagnosis.status import RunStatus
 
-
 # Clues that are shown of each cause.
 _MOST_FOR, _MOST_AGAINST = 3, 2
 
@@ -28,8 +27,8 @@ class Cause:
         is_fact: a checkup has found it.
 
     Example:
-        >>> print(Cause("rate_too_low", 0.6, ("the loss falls slowly (4.1 → 4)",), title="the learning rate is too low"))
-        rate_too_low (0.60): the learning rate is too low. For: the loss falls slowly (4.1 → 4).
+        >>> print(Cause("rate_too_low", 0.6, ("the loss is flat from the start",), title="the rate is too low"))
+        rate_too_low (0.60): the rate is too low. For: the loss is flat from the start.
     """
 
     name: str

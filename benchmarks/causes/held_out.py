@@ -163,9 +163,7 @@ OTHER_FAULTS = (
     OtherFault("weights in float16", ("nonfinite_gradient",), half(torch.float16, _RATE)),
     OtherFault("weight decay of 60", ("weights_shrink",), optimized(adamw(_RATE, weight_decay=60.0))),
     OtherFault("reward instead of loss", ("loss_rises",), lambda script: loss_with(script, lambda model, loss: -loss)),
-    OtherFault(
-        "mask of padding inverted", ("mask_inverted",), batchwise(changes.inverted_mask), ("distilbert",)
-    ),
+    OtherFault("mask of padding inverted", ("mask_inverted",), batchwise(changes.inverted_mask), ("distilbert",)),
     OtherFault("each token sees itself", ("blind_attention",), prepared(_itself_only), ("distilbert",)),
     OtherFault(
         "gradients never cleared",

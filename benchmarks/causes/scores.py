@@ -1,5 +1,6 @@
 """Scores of the causes that are named first."""
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -81,7 +82,7 @@ def reliability(ranked: Sequence[Ranked]) -> list[dict[str, float]]:
     """Return how often a cause with such a score is right, over all causes that were named."""
     pairs = [(score, name in each.truth) for each in ranked if each.is_found for name, score in each.causes]
     bins = []
-    for low, high in zip(_BINS, _BINS[1:], strict=False):
+    for low, high in itertools.pairwise(_BINS):
         inside = [(score, is_right) for score, is_right in pairs if low <= score < high]
         if inside:
             told = sum(score for score, _ in inside) / len(inside)

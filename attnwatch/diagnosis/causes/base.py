@@ -11,9 +11,17 @@ from attnwatch.diagnosis.signs import SIGNS, signs_of
 from attnwatch.errors import ConfigurationError
 from attnwatch.plugins import Plugin, Registry, register
 
-__all__ = ["CauseRule", "Clue", "RunCourse", "register"]
+__all__ = ["CauseRule", "Clue", "RunCourse", "register", "signs"]
 
-_NOTHING: Mapping[str, float] = MappingProxyType({})
+
+def signs(**weights: float) -> Mapping[str, float]:
+    """Return the log odds that signs add to a cause, by the name of the sign.
+
+    Example:
+        >>> signs(loss_flat=1.0, loss_falls=-2.0)["loss_falls"]
+        -2.0
+    """
+    return MappingProxyType(weights)
 
 
 @dataclass(frozen=True)
@@ -60,7 +68,7 @@ class CauseRule(Plugin):
     title: ClassVar[str] = ""
     remedy: ClassVar[str] = ""
     prior: ClassVar[float] = 0.0
-    weights: ClassVar[Mapping[str, float]] = _NOTHING
+    weights: ClassVar[Mapping[str, float]] = signs()
 
     def look(self, run: RunCourse) -> Iterator[Clue]:
         """Yield what speaks for the cause and against it; by default the signs of `weights` that were seen."""
@@ -79,7 +87,8 @@ class CauseRule(Plugin):
         unknown = sorted(set(plugin.weights) - set(SIGNS))
         if unknown:
             raise ConfigurationError(
-                f"{cause} has `weights` of signs that there are not: {', '.join(unknown)}; there are {', '.join(SIGNS)}."
+                f"{cause} has `weights` of signs that there are not: {', '.join(unknown)}; "
+                f"there are {', '.join(SIGNS)}."
             )
         if not plugin.weights and cls.look is CauseRule.look:
             raise ConfigurationError(f"{cause} must have `weights`, or a method `look(run)`; see attnwatch.CauseRule.")

@@ -1,6 +1,6 @@
 """Tokens see a single key."""
 
-from attnwatch.diagnosis.causes.base import CauseRule, register
+from attnwatch.diagnosis.causes.base import CauseRule, register, signs
 
 
 @register
@@ -11,8 +11,8 @@ class BlindAttention(CauseRule):
     title = "no token sees another one"
     remedy = "Check the mask's shape, the window, and the document ids of packed sequences."
     prior = -0.5
-    weights = {
-        "one_key": 3.0,
-        "few_keys": 0.5,
-        "logits_explode": -2.0,
-    }
+    weights = signs(
+        one_key=3.0,
+        few_keys=0.5,
+        logits_explode=-2.0,
+    )

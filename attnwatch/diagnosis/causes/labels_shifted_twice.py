@@ -1,6 +1,6 @@
 """Labels are shifted by two tokens."""
 
-from attnwatch.diagnosis.causes.base import CauseRule, register
+from attnwatch.diagnosis.causes.base import CauseRule, register, signs
 
 
 @register
@@ -11,10 +11,10 @@ class LabelsShiftedTwice(CauseRule):
     title = "labels are shifted twice"
     remedy = "Shift them either in the data or in the loss."
     prior = -1.6
-    weights = {
-        "loss_falls": 0.5,
-        "logits_learn": 0.5,
-        "logits_explode": -2.0,
-        "loss_nearly_gone": -2.0,
-        "attention_frozen": -3.0,
-    }
+    weights = signs(
+        loss_falls=0.5,
+        logits_learn=0.5,
+        logits_explode=-2.0,
+        loss_nearly_gone=-2.0,
+        attention_frozen=-3.0,
+    )

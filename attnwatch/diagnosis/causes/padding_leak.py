@@ -1,6 +1,6 @@
 """Padding is visible."""
 
-from attnwatch.diagnosis.causes.base import CauseRule, register
+from attnwatch.diagnosis.causes.base import CauseRule, register, signs
 
 
 @register
@@ -11,9 +11,9 @@ class PaddingLeak(CauseRule):
     title = "padding is visible to attention"
     remedy = "Give attention the mask of the padding."
     prior = -1.1
-    weights = {
-        "same_keys_each_time": 0.6,
-        "attention_frozen": -2.0,
-        "logits_explode": -2.0,
-        "keys_vary": -2.9,
-    }
+    weights = signs(
+        same_keys_each_time=0.6,
+        attention_frozen=-2.0,
+        logits_explode=-2.0,
+        keys_vary=-2.9,
+    )

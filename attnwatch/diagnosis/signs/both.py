@@ -3,7 +3,7 @@
 import numpy as np
 
 from attnwatch.diagnosis.course import RunCourse
-from attnwatch.diagnosis.signs import attention, loss
+from attnwatch.diagnosis.signs import attention, logits, loss
 from attnwatch.diagnosis.signs.base import sign
 
 
@@ -19,8 +19,8 @@ def nothing_moves(run: RunCourse) -> str | None:
 def learns_without_attention(run: RunCourse) -> str | None:
     """The loss falls while queries and keys stay as they are."""
     falls = loss.loss_falls(run) is not None or loss.loss_creeps(run) is not None
-    stays = attention.logits_steady(run) is not None or attention.attention_frozen(run) is not None
-    if not (falls and stays) or attention.logits_grow_slowly(run) is not None:
+    stays = logits.logits_steady(run) is not None or attention.attention_frozen(run) is not None
+    if not (falls and stays) or logits.logits_grow_slowly(run) is not None:
         return None
     return "the loss falls while queries and keys stay as they were"
 
