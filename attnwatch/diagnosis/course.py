@@ -125,6 +125,8 @@ class RunCourse:
     def _curve(self, statistic: str, *, is_log: bool = False) -> Curve | None:
         values = self.evidence.mean(statistic)
         known = np.isfinite(values)
+        if len(known) < MIN_OBSERVATIONS:
+            return None
         is_there = known.mean(0) >= 0.5 * known.mean(0).max(initial=0)
         complete = known[:, is_there].all(1) if is_there.any() else np.zeros(len(values), dtype=bool)
         if complete.sum() < MIN_OBSERVATIONS:

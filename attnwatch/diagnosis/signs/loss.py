@@ -184,7 +184,8 @@ def loss_lost(run: RunCourse) -> str | None:
 @sign
 def loss_never_finite(run: RunCourse) -> str | None:
     """No loss was finite, or none was recorded."""
-    if np.isfinite(run.evidence.history.loss).any():
+    loss = run.evidence.history.loss
+    if not len(loss) or np.isfinite(loss).any():
         return None
     return "no loss was finite, or none was recorded"
 
