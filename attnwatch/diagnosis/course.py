@@ -50,14 +50,16 @@ class Curve:
     @cached_property
     def smooth(self) -> np.ndarray:
         """Running mean over a tenth of the run, [windows, series]; window i begins with observation i."""
-        return np.lib.stride_tricks.sliding_window_view(self.values, self._tenth, axis=0).mean(-1)
+        sums = np.cumsum(np.concatenate([np.zeros_like(self.values[:1]), self.values - self.values[0]]), axis=0)
+        return (sums[self._tenth :] - sums[: -self._tenth]) / self._tenth + self.values[0]
 
     def since(self, index: int) -> "Curve":
         """Return the part from an observation on."""
         return Curve(self.steps[index:], self.values[index:], self.names)
 
+    @cached_property
     def change(self) -> np.ndarray:
-        """Return the mean of the last third less that of the first, in standard errors: [series]."""
+        """Mean of the last third less that of the first, in standard errors: [series]."""
         number = max(len(self.values) // 3, 1)
         difference = self.values[-number:].mean(0) - self.values[:number].mean(0)
         scale = np.maximum(np.abs(self.values).max(0), _LEAST)

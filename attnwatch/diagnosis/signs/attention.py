@@ -34,11 +34,11 @@ def attention_stopped(run: RunCourse) -> str | None:
     if spread is None or len(spread.values) < 30:
         return None
     number = len(spread.values)
-    if not (np.abs(spread.change()) > _CLEARLY).any():
+    if not (np.abs(spread.change) > _CLEARLY).any():
         return None
     for index in (number // 4, number // 3, number // 2):
         rest = spread.since(index)
-        is_still = (np.abs(rest.change()) < 2.5).all()
+        is_still = (np.abs(rest.change) < 2.5).all()
         has_moved = np.abs(rest.values.mean(0) - spread.start).max() > np.log(1.3)
         if is_still and has_moved:
             return f"attention moved at first and is frozen since step {spread.steps[index]}"
@@ -112,6 +112,10 @@ def attention_without_noise(run: RunCourse) -> str | None:
 
 def _moved(run: RunCourse) -> np.ndarray | None:
     """Return which layers moved beyond noise, bool [layers]."""
+    return run.memo("moved layers", _moved_layers)
+
+
+def _moved_layers(run: RunCourse) -> np.ndarray | None:
     if run.spread is None or run.entropy is None or run.spread.values.shape != run.entropy.values.shape:
         return None
-    return (np.abs(run.spread.change()) > _CLEARLY) | (np.abs(run.entropy.change()) > _CLEARLY)
+    return (np.abs(run.spread.change) > _CLEARLY) | (np.abs(run.entropy.change) > _CLEARLY)

@@ -1,5 +1,6 @@
 """Registry of signs, and words that they share."""
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -14,9 +15,14 @@ SIGNS: dict[str, Sign] = {}
 
 
 def sign(function: Sign) -> Sign:
-    """Register a sign under the name of its function."""
-    SIGNS[function.__name__] = function
-    return function
+    """Register a sign under the name of its function. A run is asked for it once."""
+
+    @functools.wraps(function)
+    def look(run: RunCourse) -> str | None:
+        return run.memo(function.__name__, function)
+
+    SIGNS[function.__name__] = look
+    return look
 
 
 def layers_of(curve: Curve, which: np.ndarray) -> str:

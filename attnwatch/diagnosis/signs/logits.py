@@ -40,7 +40,7 @@ def logits_grow_slowly(run: RunCourse) -> str | None:
     if spread is None:
         return None
     growth = spread.now - spread.start
-    if np.mean((spread.change() > _CLEARLY) & (growth > np.log(1.08))) < 0.5 or growth.max() > np.log(4.0):
+    if np.mean((spread.change > _CLEARLY) & (growth > np.log(1.08))) < 0.5 or growth.max() > np.log(4.0):
         return None
     return f"the spread of the logits grows slowly ({np.exp(growth.max()):.2f}-fold in all)"
 

@@ -49,7 +49,7 @@ def loss_falls_late(run: RunCourse) -> str | None:
     if loss is None:
         return None
     late = loss.since(len(loss.values) // 2)
-    if late.change()[0] > -_CLEARLY:
+    if late.change[0] > -_CLEARLY:
         return None
     return f"the loss still falls in the second half ({_number(late.start[0])} → {_number(loss.now[0])})"
 
@@ -226,7 +226,7 @@ def loss_unsteady(run: RunCourse) -> str | None:
 
 
 def _errors(loss: Curve) -> float:
-    return float(loss.change()[0])
+    return float(loss.change[0])
 
 
 def _is_still(loss: Curve) -> bool:
@@ -262,7 +262,7 @@ def _log_noise(loss: Curve) -> float:
 
 def _is_flat_late(loss: Curve) -> bool:
     """Return whether the loss has stopped falling in the second half."""
-    return bool(loss.since(len(loss.values) // 2).change()[0] > -_CLEARLY)
+    return bool(loss.since(len(loss.values) // 2).change[0] > -_CLEARLY)
 
 
 def _span(loss: Curve) -> str:
