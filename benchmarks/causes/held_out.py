@@ -142,7 +142,7 @@ OTHER_FAULTS = (
     OtherFault(
         "all but the head frozen",
         ("frozen_parameters", "not_in_optimizer"),
-        prepared(changes.freeze(r"(embed_out|pre_classifier|classifier)\..*", all_but=True)),
+        prepared(changes.freeze(r"(embed_out|lm_head|pre_classifier|classifier)\..*", all_but=True)),
     ),
     OtherFault("matrices 15 times too large", ("initialisation",), prepared(changes.on_matrices(_times(15.0)))),
     OtherFault("matrices 300 times too small", ("initialisation",), prepared(changes.on_matrices(_times(1 / 300)))),
