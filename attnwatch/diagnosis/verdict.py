@@ -9,6 +9,8 @@ from attnwatch.diagnosis.status import RunStatus
 
 # Clues that are shown of each cause.
 _MOST_FOR, _MOST_AGAINST = 3, 2
+# Score from which on the first cause is called likely.
+_CLEAR = 0.25
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,10 @@ class Finding:
     @property
     def causes_title(self) -> str:
         """Heading of the list of causes."""
-        return "cause" if self.causes and self.causes[0].is_fact else "likely causes (share of the evidence)"
+        if self.causes and self.causes[0].is_fact:
+            return "cause"
+        is_clear = bool(self.causes) and self.causes[0].score >= _CLEAR
+        return f"{'likely' if is_clear else 'possible'} causes (share of the evidence{'' if is_clear else ': little'})"
 
     @property
     def cause_lines(self) -> list[str]:

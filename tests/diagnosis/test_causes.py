@@ -172,3 +172,10 @@ def test_unpromising_says_which_numbers_it_rests_on_and_claims_no_repeated_data(
     assert "queries hardly tell keys apart (the largest logit is 0.471)" in message
     assert "the loss hardly varies (by 0.28% from one observation to the next)" in message
     assert "same data" not in message
+
+
+def test_causes_without_clear_evidence_are_called_possible():
+    causes = (Cause("rate_too_low", 0.2, ("it falls slowly",)), Cause("order_ignored", 0.1, ("it is stuck",)))
+    finding = Finding(FindingKind.UNPROMISING, (), 20, 0.8, "so it is.", causes=causes)
+    assert "  possible causes (share of the evidence: little):" in str(finding)
+    assert "likely" not in str(finding)
