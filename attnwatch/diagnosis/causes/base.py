@@ -26,7 +26,7 @@ def signs(**weights: float) -> Mapping[str, float]:
 
 @dataclass(frozen=True)
 class Clue:
-    """What speaks for a cause or against it.
+    """Evidence for a cause, or against it.
 
     Attributes:
         words: what was seen, with its numbers.
