@@ -4,6 +4,9 @@ from attnwatch.attention import AttentionRows, AttentionStatistics, attention_en
 from attnwatch.capture import AttentionCall, FunctionCall
 from attnwatch.checkup import CannotCheck, Check, Fault, StepEvidence, TrainingCheckup, check_training
 from attnwatch.diagnosis import (
+    Cause,
+    CauseRule,
+    Clue,
     Diagnosis,
     Finding,
     FindingKind,
@@ -50,7 +53,10 @@ __all__ = [
     "AttnwatchError",
     "AttnwatchWarning",
     "CannotCheck",
+    "Cause",
+    "CauseRule",
     "Check",
+    "Clue",
     "ConfigurationError",
     "Diagnosis",
     "Fault",

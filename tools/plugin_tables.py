@@ -16,6 +16,7 @@ from unittest import mock
 
 from attnwatch import (
     AttentionCall,
+    CauseRule,
     Check,
     FindingRule,
     HeadCriterion,
@@ -27,6 +28,7 @@ from attnwatch import (
     TrainerAdapter,
 )
 from attnwatch.cli import main
+from attnwatch.diagnosis.signs import SIGNS
 from attnwatch.plugins import Registry
 from tools.markdown import table
 from tools.results import newest
@@ -70,6 +72,21 @@ def findings() -> str:
 def finding_sections() -> str:
     """Return a section for each finding: its picture if there is one, its documentation, and what to do."""
     return "\n\n".join(map(_finding_section, FindingRule.registry.values()))
+
+
+def causes() -> str:
+    columns = {"what people do": _summary, "speaks for it": _signs_for, "speaks against it": _signs_against}
+    return _table(CauseRule.registry, "cause", columns)
+
+
+def cause_sections() -> str:
+    """Return a section for each cause: its documentation, and what to do."""
+    return "\n\n".join(_section(cause, {"What to do": cause.remedy}) for cause in CauseRule.registry.values())
+
+
+def signs() -> str:
+    """Return a table of the signs that causes weigh."""
+    return table({"sign": f"`{name}`", "meaning": _summary_of(look)} for name, look in SIGNS.items())
 
 
 def checks() -> str:
@@ -155,8 +172,23 @@ def _table(registry: Registry[Any], kind: str, columns: Mapping[str, Cell]) -> s
 
 def _summary(plugin: Any) -> str:
     """Return the first line of the plugin's documentation, as part of a table."""
-    kind = plugin if isinstance(plugin, type) else type(plugin)
-    return (inspect.getdoc(kind) or "").partition("\n")[0].removesuffix(".")
+    return _summary_of(plugin if isinstance(plugin, type) else type(plugin))
+
+
+def _summary_of(documented: Any) -> str:
+    return (inspect.getdoc(documented) or "").partition("\n")[0].removesuffix(".")
+
+
+def _signs_for(cause: CauseRule) -> str:
+    return _weighed({name: weight for name, weight in cause.weights.items() if weight > 0})
+
+
+def _signs_against(cause: CauseRule) -> str:
+    return _weighed({name: weight for name, weight in cause.weights.items() if weight < 0})
+
+
+def _weighed(weights: Mapping[str, float]) -> str:
+    return ", ".join(f"`{name}` {abs(weight):.1f}" for name, weight in weights.items()) or "–"
 
 
 def _finding_section(rule: FindingRule) -> str:

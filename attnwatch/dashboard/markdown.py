@@ -11,10 +11,13 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     risk = "not known yet" if math.isnan(diagnosis.risk) else f"{diagnosis.risk:.2f}"
     watch = ": watch it" if diagnosis.status is RunStatus.AT_RISK else ""
     lines = [f"**{_readable(diagnosis.status)}** · risk {risk}{watch} · step {diagnosis.step}"]
-    return "\n\n".join([*lines, *map(_finding_markdown, diagnosis.findings)])
+    if diagnosis.reasons:
+        lines.append(f"The risk rests on: {'; '.join(diagnosis.reasons)}")
+    findings = (_finding_markdown(finding, shows_causes=shown) for finding, shown in diagnosis.shown)
+    return "\n\n".join([*lines, *findings])
 
 
-def _finding_markdown(finding: Finding) -> str:
+def _finding_markdown(finding: Finding, *, shows_causes: bool) -> str:
     evidence = ", ".join(f"{name} = {value:.4g}" for name, value in finding.evidence.items())
     where = f"since step {finding.step}"
     if finding.is_note:
@@ -22,7 +25,18 @@ def _finding_markdown(finding: Finding) -> str:
     else:
         severity = f"severity {finding.severity:.2f}"
         head = f"- **{_readable(finding.kind)}** {where}, {severity}: {finding.message}"
-    return f"{head}\n\n  {evidence}" if evidence else head
+    parts = [head, f"  {evidence}"] if evidence else [head]
+    return "\n\n".join([*parts, *(_causes_markdown(finding) if shows_causes else ())])
+
+
+def _causes_markdown(finding: Finding) -> list[str]:
+    """Return the causes as a list within the item of the finding."""
+    lines = zip(finding.causes, finding.cause_lines, strict=True)
+    items = [
+        f"    {number}. **{cause.name.replace('_', ' ')}**{line.removeprefix(cause.name)}"
+        for number, (cause, line) in enumerate(lines, start=1)
+    ]
+    return [f"  {finding.causes_title.capitalize()}:", "\n".join(items)]
 
 
 def _readable(value: Enum) -> str:

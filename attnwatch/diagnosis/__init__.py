@@ -1,6 +1,8 @@
 """Verdicts on runs; reads a history and nothing else."""
 
 from attnwatch.diagnosis.actions import Action, FindingActions
+from attnwatch.diagnosis.causes.base import CauseRule, Clue
+from attnwatch.diagnosis.course import RunCourse
 from attnwatch.diagnosis.diagnose import diagnose
 from attnwatch.diagnosis.evidence import Evidence, Symptom, earliest, latest
 from attnwatch.diagnosis.findings.base import FindingRule
@@ -9,10 +11,13 @@ from attnwatch.diagnosis.risk import RiskModel
 from attnwatch.diagnosis.rules import RuleSet
 from attnwatch.diagnosis.status import RunStatus
 from attnwatch.diagnosis.thresholds import Thresholds
-from attnwatch.diagnosis.verdict import Diagnosis, Finding
+from attnwatch.diagnosis.verdict import Cause, Diagnosis, Finding
 
 __all__ = [
     "Action",
+    "Cause",
+    "CauseRule",
+    "Clue",
     "Diagnosis",
     "Evidence",
     "Finding",
@@ -21,6 +26,7 @@ __all__ = [
     "FindingRule",
     "RiskModel",
     "RuleSet",
+    "RunCourse",
     "RunStatus",
     "Symptom",
     "Thresholds",

@@ -2,11 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 import torch
 
+from attnwatch.diagnosis.causes.base import CauseRule
+from attnwatch.diagnosis.course import RunCourse
 from attnwatch.diagnosis.evidence import Evidence, Symptom
 from attnwatch.diagnosis.findings.base import FindingRule
 from attnwatch.diagnosis.kinds import FindingKind, status_of
@@ -31,6 +33,7 @@ def diagnose(
     rules: Iterable[FindingRule] | RuleSet = (),
     risk_model: RiskModel | None = None,
     checked: Sequence[Finding] = (),
+    ruled_out: Collection[str] = (),
 ) -> Diagnosis:
     """Judge a run at the last step of its history, while it runs or from disk.
 
@@ -47,11 +50,13 @@ def diagnose(
         rules: rules that replace the registered ones of the same name, such as `UniformAttention(enter=0.98)` or
             `FrozenAttention(enabled=False)`. A `RuleSet` remembers, from one call to the next, which rules failed.
         risk_model: see `RiskModel`; None means the one that was tuned on all tasks of the benchmark.
-        checked: findings of a `TrainingCheckup`, which count like those of the rules.
+        checked: findings of a `TrainingCheckup`, which count like those of the rules and are their causes.
+        ruled_out: names of checks that found nothing, or of causes that you have ruled out: they are not named as
+            causes.
 
     Raises:
-        ConfigurationError: an argument is of another type, `loss` has another length, or `total_steps` is no number of
-            steps.
+        ConfigurationError: an argument is of another type, `loss` has another length, `total_steps` is no number of
+            steps, or `ruled_out` has a name that is no check or cause.
 
     Example:
         >>> import attnwatch
@@ -71,6 +76,7 @@ def diagnose(
     require_int("total_steps", total_steps, minimum=1, maximum=_MAX_STEPS, optional=True)
     require_instance("thresholds", thresholds, Thresholds)
     require_instance("risk_model", risk_model, RiskModel)
+    _require_names(ruled_out)
     rules = rules if isinstance(rules, RuleSet) else RuleSet(rules)
     total_steps = history.total_steps if total_steps is None else total_steps
     if loss is not None:
@@ -78,9 +84,12 @@ def diagnose(
     evidence = Evidence(
         history, thresholds or Thresholds().of_budget(total_steps), risk_model or default_risk_model(), total_steps
     )
-    findings = _found(evidence, rules, checked)
+    found = _found(evidence, rules, checked)
+    findings = _with_causes(found, evidence, rules, checked, ruled_out)
+    status = _status(findings, evidence)
+    reasons = tuple(evidence.risk.reasons) if status is RunStatus.AT_RISK else ()
     steps = evidence.steps[-1:].tolist() or [finding.step for finding in checked] or [-1]
-    return Diagnosis(_status(findings, evidence), findings, max(steps), _risk(findings, evidence))
+    return Diagnosis(status, findings, max(steps), _risk(findings, evidence), reasons)
 
 
 def _found(evidence: Evidence, rules: RuleSet, checked: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -101,6 +110,35 @@ def _finding(rule: FindingRule, symptom: Symptom, evidence: Evidence) -> Finding
     message = f"{symptom.what}. {words}"
     kind = FindingKind(rule.name)
     return Finding(kind, symptom.sites, symptom.step, severity, message, symptom.numbers, is_note)
+
+
+def _with_causes(
+    findings: Sequence[Finding],
+    evidence: Evidence,
+    rules: RuleSet,
+    checked: Sequence[Finding],
+    ruled_out: Collection[str],
+) -> tuple[Finding, ...]:
+    """Return the findings, with the causes of those that are no facts of a checkup."""
+
+    def is_explained(finding: Finding) -> bool:
+        rule = FindingRule.registry.get(finding.kind.value)
+        return rule is not None and finding not in checked and (not finding.is_note or rule.notes_have_causes)
+
+    if not any(map(is_explained, findings)):
+        return tuple(findings)
+    causes = rules.causes.rank(RunCourse(evidence), checked, ruled_out)
+    return tuple(dataclasses.replace(each, causes=causes) if is_explained(each) else each for each in findings)
+
+
+def _require_names(ruled_out: Collection[str]) -> None:
+    known = {*(kind.value for kind in FindingKind), *CauseRule.registry}
+    unknown = None if isinstance(ruled_out, str) else [name for name in ruled_out if name not in known]
+    if unknown is None or unknown:
+        raise ConfigurationError(
+            f"`ruled_out` must have names of checks or causes, such as ['rate_too_low'], got {unknown or ruled_out!r}; "
+            f"there are {', '.join(sorted(known))}."
+        )
 
 
 def _status(findings: Sequence[Finding], evidence: Evidence) -> RunStatus:

@@ -80,9 +80,11 @@ class RiskModel:
         return np.exp(-np.logaddexp(0.0, -odds))
 
     def contributions(self, history: AttentionHistory, share: float | None = None) -> dict[str, float]:
-        """Return what each signal adds to the log odds, largest first, by what it means in words."""
+        """Return what each signal adds to the log odds, largest first, by what it means in words, with its number."""
         distances = self.distances(signals_of(history)[None], share)[0] * np.concatenate([self.below, self.above])
-        words = [signal.below for signal in SIGNALS] + [signal.above for signal in SIGNALS]
+        shown = [signal.shown.format(number) for signal, number in zip(SIGNALS, numbers_of(history), strict=True)]
+        meanings = [signal.below for signal in SIGNALS] + [signal.above for signal in SIGNALS]
+        words = [f"{meaning} ({number})" for meaning, number in zip(meanings, 2 * shown, strict=True)]
         return {words[index]: float(distances[index]) for index in np.argsort(-distances) if distances[index] > 0}
 
     def _range(self, share: float | None) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from attnwatch.diagnosis.evidence import Evidence, Symptom
 from attnwatch.diagnosis.findings.base import FindingRule
+from attnwatch.diagnosis.ranking import CauseSet
 from attnwatch.errors import ConfigurationError
 from attnwatch.utils.messages import warn
 
@@ -18,11 +19,15 @@ class RuleSet:
 
     Raises:
         ConfigurationError: `rules` holds anything else than rules that are registered, each once.
+
+    Attributes:
+        causes: registered causes of what the rules find.
     """
 
     def __init__(self, rules: Iterable[FindingRule] = ()):
         self._given: dict[str, FindingRule] = {}
         self._failed: set[str] = set()
+        self.causes = CauseSet()
         for rule in rules if isinstance(rules, Iterable) else [None]:
             if not isinstance(rule, FindingRule):
                 expected = "a list of rules, such as [UniformAttention(enter=0.98)]"
@@ -35,8 +40,9 @@ class RuleSet:
             self._given[rule.name] = rule
 
     def reset(self) -> None:
-        """Use the rules that failed again, as in a new training."""
+        """Use the rules and causes that failed again, as in a new training."""
         self._failed.clear()
+        self.causes.reset()
 
     def symptoms(self, evidence: Evidence, *, fallback: bool) -> Iterator[tuple[FindingRule, Symptom]]:
         """Yield what the rules find, in the order of the registry.

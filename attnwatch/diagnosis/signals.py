@@ -29,6 +29,7 @@ class Signal:
         scale: function from the number to what the risk model reads; odd or logarithmic, so that all ranges have one
             width.
         below, above: meaning of a value below, or above, the range of sound runs; "" if it has none.
+        shown: format of the number, in words.
         of_loss: the signal is of the loss, not of attention.
     """
 
@@ -37,6 +38,7 @@ class Signal:
     scale: Callable[[float], float]
     below: str = ""
     above: str = ""
+    shown: str = "{:.3g}"
     of_loss: bool = False
 
 
@@ -102,17 +104,43 @@ def _recent_loss(history: AttentionHistory) -> np.ndarray:
 
 
 SIGNALS = (
-    Signal("movement", movement, np.log10, below="attention hardly moves"),
     Signal(
-        "largest_logit", largest_logit, _log_of_logit, "queries hardly tell keys apart", "attention logits are large"
+        "movement",
+        movement,
+        np.log10,
+        below="attention hardly moves",
+        shown="its movement since the start is {:.2g} times its noise",
     ),
-    Signal("logit_growth", logit_growth, np.log10, "attention loses its contrast", "attention logits spread fast"),
-    Signal("loss_trend", loss_trend, _log_of_errors, below="the loss does not fall", of_loss=True),
+    Signal(
+        "largest_logit",
+        largest_logit,
+        _log_of_logit,
+        below="queries hardly tell keys apart",
+        above="attention logits are large",
+        shown="the largest logit is {:.3g}",
+    ),
+    Signal(
+        "logit_growth",
+        logit_growth,
+        np.log10,
+        below="attention loses its contrast",
+        above="attention logits spread fast",
+        shown="the logits' spread is {:.3g} times that at the start",
+    ),
+    Signal(
+        "loss_trend",
+        loss_trend,
+        _log_of_errors,
+        below="the loss does not fall",
+        shown="its fall in the second half is {:.2g} standard errors",
+        of_loss=True,
+    ),
     Signal(
         "loss_noise",
         loss_noise,
         np.log10,
-        below="the loss has no noise, as if the same data came again",
+        below="the loss hardly varies",
+        shown="by {:.2%} from one observation to the next",
         of_loss=True,
     ),
 )

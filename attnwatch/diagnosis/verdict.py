@@ -1,11 +1,60 @@
 """Findings and the diagnosis that they add up to."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from attnwatch.diagnosis.kinds import FindingKind
 from attnwatch.diagnosis.status import RunStatus
+
+# Clues that are shown of each cause.
+_MOST_FOR, _MOST_AGAINST = 3, 2
+# Score from which on the first cause is called likely.
+_CLEAR = 0.25
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Mistake that may be behind a finding.
+
+    Attributes:
+        name: name of the cause; that of a check, a kind of finding, where one finds it.
+        score: share of the evidence, 0 to 1: the odds of the cause over the sum of those of all causes and of one that
+            nobody has declared. The odds are set by hand, so that it orders causes and is no calibrated probability;
+            `python -m benchmarks.causes` measures how often causes with such a score are right. 1 if a checkup has
+            found the cause.
+        speaks_for, speaks_against: what was seen, with its numbers, the weightiest first.
+        title: the mistake in words.
+        remedy: what the user can do.
+        is_fact: a checkup has found it.
+
+    Example:
+        >>> print(Cause("rate_too_low", 0.6, ("the loss is flat from the start",), title="the rate is too low"))
+        rate_too_low (0.60): the rate is too low. For: the loss is flat from the start.
+    """
+
+    name: str
+    score: float
+    speaks_for: tuple[str, ...] = ()
+    speaks_against: tuple[str, ...] = ()
+    title: str = ""
+    remedy: str = ""
+    is_fact: bool = False
+
+    @property
+    def clues(self) -> str:
+        """Weightiest clues for it and against it, as sentences."""
+        seen = [("For", self.speaks_for[:_MOST_FOR]), ("Against", self.speaks_against[:_MOST_AGAINST])]
+        return " ".join(f"{side}: {'; '.join(words)}." for side, words in seen if words)
+
+    def described(self, clues: str) -> str:
+        """Return name, score, title, these clues, and the remedy."""
+        score = "" if self.is_fact else f" ({self.score:.2f})"
+        title = f" {self.title}." if self.title else ""
+        return f"{self.name}{score}:{title} {clues} {self.remedy}".rstrip()
+
+    def __str__(self) -> str:
+        return self.described(self.clues)
 
 
 @dataclass(frozen=True)
@@ -21,6 +70,8 @@ class Finding:
         evidence: numbers behind it, by name.
         is_note: it does not bear on the status of the run: too few sites have it, or sound runs have it too. A note
             raises no risk, warns nobody and stops nothing.
+        causes: what may be behind it, most likely first, at most three; empty for what a checkup has found, which is a
+            fact.
 
     Example:
         >>> print(Finding(FindingKind.NON_FINITE, ("layers.3.attn",), 120, 1.0, "logits are nan"))
@@ -34,10 +85,39 @@ class Finding:
     message: str
     evidence: Mapping[str, float] = field(default_factory=dict)
     is_note: bool = False
+    causes: tuple[Cause, ...] = ()
 
-    def __str__(self) -> str:
+    @property
+    def headline(self) -> str:
+        """Kind, step and message, without the causes."""
         where = f"since step {self.step}: {self.message}"
         return f"note, {self.kind.value}, {where}" if self.is_note else f"{self.kind.value} {where}"
+
+    @property
+    def causes_title(self) -> str:
+        """Heading of the list of causes."""
+        if self.causes and self.causes[0].is_fact:
+            return "cause"
+        is_clear = bool(self.causes) and self.causes[0].score >= _CLEAR
+        return f"{'likely' if is_clear else 'possible'} causes (share of the evidence{'' if is_clear else ': little'})"
+
+    @property
+    def cause_lines(self) -> list[str]:
+        """One line for each cause; clues that an earlier one has too are not repeated."""
+        lines: list[str] = []
+        numbers: dict[frozenset[str], int] = {}
+        for number, cause in enumerate(self.causes, start=1):
+            shown = frozenset((*cause.speaks_for[:_MOST_FOR], *cause.speaks_against[:_MOST_AGAINST]))
+            earlier = numbers.setdefault(shown, number)
+            clues = cause.clues if earlier == number else f"The history does not tell it from {earlier}."
+            lines.append(cause.described(clues))
+        return lines
+
+    def __str__(self) -> str:
+        if self.is_note or not self.causes:
+            return self.headline
+        numbered = (f"  {number}. {line}" for number, line in enumerate(self.cause_lines, start=1))
+        return "\n".join([self.headline, f"  {self.causes_title}:", *numbered])
 
 
 @dataclass(frozen=True)
@@ -50,6 +130,7 @@ class Diagnosis:
         step: global step of the last observation; -1 for an empty history.
         risk: share of the runs like this one that failed, 0 to 1 (see `docs/explanation/diagnosis.md`); nan
             before there is evidence.
+        reasons: what the risk rests on, in words with numbers, if the status is AT_RISK.
 
     Example:
         >>> print(Diagnosis(RunStatus.HEALTHY, (), step=390, risk=0.2))
@@ -60,6 +141,7 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     step: int
     risk: float = math.nan
+    reasons: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> str:
@@ -71,4 +153,15 @@ class Diagnosis:
         return f"{status} (risk {self.risk:.2f}{watch})"
 
     def __str__(self) -> str:
-        return "\n".join([f"{self.verdict} at step {self.step}", *(f"- {finding}" for finding in self.findings)])
+        reasons = [f"- the risk rests on: {'; '.join(self.reasons)}"] if self.reasons else []
+        findings = (f"- {str(finding) if shows_causes else finding.headline}" for finding, shows_causes in self.shown)
+        return "\n".join([f"{self.verdict} at step {self.step}", *reasons, *findings])
+
+    @property
+    def shown(self) -> Iterator[tuple[Finding, bool]]:
+        """Yield each finding, and whether its causes are to be shown: the same causes are shown once."""
+        last: tuple[Cause, ...] = ()
+        for finding in self.findings:
+            is_new = bool(finding.causes) and not finding.is_note and finding.causes != last
+            last = finding.causes if is_new else last
+            yield finding, is_new

@@ -53,6 +53,7 @@ class FindingRule(Plugin):
         counts_anywhere: the finding decides wherever it is, not only if it is widespread (see `Thresholds`).
         known_at_once: the finding is reported however short the run was watched.
         is_fallback: the rule is used only if nothing else that decides the status was found.
+        notes_have_causes: causes are ranked for notes too, as these ask the user to check something.
         enabled: False switches the rule off.
 
     Raises:
@@ -66,6 +67,7 @@ class FindingRule(Plugin):
     counts_anywhere: ClassVar[bool] = False
     known_at_once: ClassVar[bool] = False
     is_fallback: ClassVar[bool] = False
+    notes_have_causes: ClassVar[bool] = False
 
     enabled: bool = field(default=True, kw_only=True)
 

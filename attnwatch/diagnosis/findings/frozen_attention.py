@@ -25,6 +25,7 @@ class FrozenAttention(FindingRule):
     """
 
     name = "frozen_attention"
+    notes_have_causes = True
     note = "If these layers are meant to train, check requires_grad, the optimizer's parameters and the learning rate."
 
     window: int = 20

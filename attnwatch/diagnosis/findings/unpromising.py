@@ -27,7 +27,7 @@ class Unpromising(FindingRule):
         since = None if risk.is_starting_to_learn else risk.since_when_high(evidence.thresholds)
         if since is None:
             return None
-        reasons = ", ".join(list(risk.reasons)[:3]) or "nothing speaks for it"
+        reasons = "; ".join(list(risk.reasons)[:3]) or "all signals lie within the ranges of sound runs"
         numbers = zip((signal.name for signal in SIGNALS), numbers_of(evidence.history).tolist(), strict=True)
         return Symptom(
             sites=(),

@@ -1,0 +1,24 @@
+"""The attention mask is inverted."""
+
+from attnwatch.diagnosis.causes.base import CauseRule, register, signs
+
+
+@register
+class MaskInverted(CauseRule):
+    """The attention mask is inverted."""
+
+    name = "mask_inverted"
+    title = "the attention mask is inverted"
+    remedy = "Check whether True means visible or hidden in the mask that attention is given."
+    prior = -0.1
+    weights = signs(
+        few_keys=2.2,
+        one_key=1.5,
+        keys_vary_much=1.3,
+        uniform_everywhere=0.6,
+        loss_stuck=0.5,
+        attention_frozen=-1.0,
+        logits_explode=-1.5,
+        loss_nearly_gone=-2.0,
+        same_keys_each_time=-4.0,
+    )

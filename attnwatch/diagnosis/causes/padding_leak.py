@@ -1,0 +1,19 @@
+"""Padding is visible."""
+
+from attnwatch.diagnosis.causes.base import CauseRule, register, signs
+
+
+@register
+class PaddingLeak(CauseRule):
+    """Padding is visible."""
+
+    name = "padding_leak"
+    title = "padding is visible to attention"
+    remedy = "Give attention the mask of the padding."
+    prior = -1.1
+    weights = signs(
+        same_keys_each_time=0.6,
+        attention_frozen=-2.0,
+        logits_explode=-2.0,
+        keys_vary=-2.9,
+    )

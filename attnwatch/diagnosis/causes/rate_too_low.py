@@ -1,0 +1,36 @@
+"""The learning rate is too low, or its schedule ends too early."""
+
+from attnwatch.diagnosis.causes.base import CauseRule, register, signs
+
+
+@register
+class RateTooLow(CauseRule):
+    """The learning rate is too low, or its schedule ends too early."""
+
+    name = "rate_too_low"
+    title = "the learning rate is too low, or its schedule falls to zero too early"
+    remedy = "Raise it, and print what the scheduler makes of it."
+    prior = 1.0
+    weights = signs(
+        loss_creeps=2.1,
+        logits_steady=1.7,
+        attention_stopped=1.4,
+        logits_grow_slowly=1.2,
+        nothing_moves=1.1,
+        attention_frozen=1.1,
+        loss_flat=0.7,
+        loss_falls=-0.6,
+        learns_without_attention=-0.6,
+        logits_large_at_start=-0.8,
+        loss_stuck=-0.9,
+        loss_above_start=-1.0,
+        sharp_from_start=-1.0,
+        layers_frozen=-1.4,
+        loss_rebounds=-1.5,
+        logits_jump_at_once=-2.0,
+        logits_vanish=-2.0,
+        attention_moves_for_nothing=-2.0,
+        logits_learn=-2.4,
+        loss_nearly_gone=-3.0,
+        logits_explode=-4.0,
+    )

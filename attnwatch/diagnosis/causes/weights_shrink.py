@@ -1,0 +1,24 @@
+"""Weight decay is too strong."""
+
+from attnwatch.diagnosis.causes.base import CauseRule, register, signs
+
+
+@register
+class WeightsShrink(CauseRule):
+    """Weight decay is too strong."""
+
+    name = "weights_shrink"
+    title = "weight decay is so strong that the weights shrink"
+    remedy = "Lower the weight decay; with SGD it is multiplied by the learning rate, in AdamW too."
+    prior = -0.4
+    weights = signs(
+        logits_vanish=3.2,
+        logits_shrink=1.6,
+        becomes_uniform=1.5,
+        loss_rebounds=0.5,
+        loss_nearly_gone=-1.0,
+        attention_frozen=-2.0,
+        logits_learn=-2.0,
+        logits_steady=-3.0,
+        logits_explode=-3.0,
+    )

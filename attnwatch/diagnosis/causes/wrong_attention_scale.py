@@ -1,0 +1,25 @@
+"""The scale of the attention logits is wrong."""
+
+from attnwatch.diagnosis.causes.base import CauseRule, register, signs
+
+
+@register
+class WrongAttentionScale(CauseRule):
+    """The scale of the attention logits is wrong."""
+
+    name = "wrong_attention_scale"
+    title = "the scale of the attention logits is wrong"
+    remedy = "Logits are divided by the root of the heads' width, once."
+    prior = -0.2
+    weights = signs(
+        logits_tiny_at_start=2.2,
+        logits_large_at_start=2.1,
+        sharp_from_start=1.7,
+        logits_sizeable_at_start=1.2,
+        loss_falls=0.9,
+        uniform_everywhere=0.3,
+        attention_frozen=-0.4,
+        logits_jump_at_once=-0.9,
+        loss_drops_at_once=-1.1,
+        loss_above_any_guess=-3.0,
+    )

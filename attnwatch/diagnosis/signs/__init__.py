@@ -1,0 +1,15 @@
+"""Signs in the course of a run, each in words with its numbers, from which causes are told apart."""
+
+from collections.abc import Mapping
+
+from attnwatch.diagnosis.course import RunCourse
+from attnwatch.diagnosis.signs import attention, both, keys, logits, loss  # noqa: F401  (these register their signs)
+from attnwatch.diagnosis.signs.base import SIGNS
+
+__all__ = ["SIGNS", "signs_of"]
+
+
+def signs_of(run: RunCourse) -> Mapping[str, str]:
+    """Return what was seen in a run, by the name of the sign."""
+    seen = {name: look(run) for name, look in SIGNS.items()}
+    return {name: words for name, words in seen.items() if words is not None}

@@ -1,0 +1,32 @@
+"""Registry of signs, and words that they share."""
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+
+from attnwatch.diagnosis.course import Curve, RunCourse
+from attnwatch.utils.labels import site_labels
+
+Sign = Callable[[RunCourse], str | None]
+"""Function that returns what was seen, in words with numbers; None if it was not."""
+
+SIGNS: dict[str, Sign] = {}
+
+
+def sign(function: Sign) -> Sign:
+    """Register a sign under the name of its function. A run is asked for it once."""
+
+    @functools.wraps(function)
+    def look(run: RunCourse) -> str | None:
+        return run.memo(function.__name__, function)
+
+    SIGNS[function.__name__] = look
+    return look
+
+
+def layers_of(curve: Curve, which: np.ndarray) -> str:
+    """Return the labels of some series of a curve, at most three, and how many more there are."""
+    labels = site_labels(curve.names)
+    chosen = [labels[index] for index in np.flatnonzero(which)]
+    return ", ".join(chosen[:3]) + (f" and {len(chosen) - 3} more" if len(chosen) > 3 else "")

@@ -1,0 +1,1 @@
+"""Causes that `diagnose` names first, compared with the faults that were made."""
