@@ -34,6 +34,11 @@ class RunCheckup:
         self._earlier: list[Finding] = []
         self.findings: list[Finding] = []
 
+    @property
+    def ruled_out(self) -> frozenset[str]:
+        """Names of the faults that the model does not have."""
+        return frozenset() if self.checkup is None else self.checkup.ruled_out
+
     def restart(self) -> None:
         """Begin anew, for another training."""
         self.close()

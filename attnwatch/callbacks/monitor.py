@@ -127,7 +127,7 @@ class AttentionMonitor(TrainingPart):
             return None
         history, known = self._recorder.history(), self._verdicts.last
         if len(history) and (known is None or known.step < history.steps[-1]):
-            return self._verdicts.of(history, self._checkup.findings)
+            return self._verdicts.of(history, self._checkup)
         return known
 
     @property
@@ -201,7 +201,7 @@ class AttentionMonitor(TrainingPart):
             if is_new or is_restored:
                 self._publish(run)
             elif self._has_news:
-                self._verdicts.judge(self._flushed_history(run), self._checkup.findings)
+                self._verdicts.judge(self._flushed_history(run), self._checkup)
                 self._react(run)
         # Observed steps are the same on all processes, so they all take part in the decision, whatever each has seen.
         if is_observing and self._verdicts.may_stop and run.is_true_anywhere(self._verdicts.want_to_stop):
@@ -263,7 +263,7 @@ class AttentionMonitor(TrainingPart):
         self._publisher.history(run.loggers, history, after_step=self._published_step)
         self._published_step = int(history.steps[-1])
         self._published_observations = self._recorder.num_observations
-        diagnosis = self._verdicts.judge(history, self._checkup.findings)
+        diagnosis = self._verdicts.judge(history, self._checkup)
         numbers = {RISK_TAG: diagnosis.risk}
         if history.total_steps != self._published_total_steps:
             self._published_total_steps = history.total_steps

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attnwatch.callbacks.checkup import RunCheckup
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, FindingRule, RuleSet, Thresholds, diagnose
 from attnwatch.recorder import AttentionHistory
 from attnwatch.trainers.base import TrainerRun
@@ -52,13 +53,19 @@ class Verdicts:
         self._actions.reset()
         self._rules.reset()
 
-    def of(self, history: AttentionHistory, checked: Sequence[Finding]) -> Diagnosis:
-        """Return the verdict on a history and on the findings of a checkup."""
-        return diagnose(history, thresholds=self._thresholds, rules=self._rules, checked=checked)
+    def of(self, history: AttentionHistory, checkup: RunCheckup) -> Diagnosis:
+        """Return the verdict on a history and on what a checkup has found."""
+        return diagnose(
+            history,
+            thresholds=self._thresholds,
+            rules=self._rules,
+            checked=checkup.findings,
+            ruled_out=checkup.ruled_out,
+        )
 
-    def judge(self, history: AttentionHistory, checked: Sequence[Finding]) -> Diagnosis:
+    def judge(self, history: AttentionHistory, checkup: RunCheckup) -> Diagnosis:
         """Make the verdict on these the last one."""
-        self.last = self.of(history, checked)
+        self.last = self.of(history, checkup)
         return self.last
 
     def news(self) -> list[tuple[Finding, Action]]:

@@ -166,6 +166,12 @@ class TrainingCheckup:
         """Names of the checks that have found a fault, or that there is none."""
         return frozenset(self._answers)
 
+    @property
+    def ruled_out(self) -> frozenset[str]:
+        """Names of the faults that the model does not have, as facts show, for `attnwatch.diagnose`."""
+        nothing_found = {name for name, finding in self._answers.items() if finding is None}
+        return frozenset(name for name in nothing_found if self._checks[name].decides)
+
     def close(self) -> None:
         """Take everything of the checkup off the model and the optimizers. It ends, and what was found stays."""
         self._is_over = True

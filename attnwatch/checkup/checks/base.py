@@ -60,6 +60,7 @@ class Check(Plugin):
         status: status of a run that has the fault; None if the finding is always a note.
         severity: 0 to 1 (the run is lost).
         remedy: second half of the message: what the user can do.
+        decides: if nothing is found, the run does not have the fault; other checks tell about the steps that they saw.
         watches: look at each of the first steps and at some later ones, not only until there is an answer.
     """
 
@@ -67,6 +68,7 @@ class Check(Plugin):
     status: ClassVar[RunStatus | None] = RunStatus.NOT_CONVERGING
     severity: ClassVar[float] = 0.9
     remedy: ClassVar[str] = ""
+    decides: ClassVar[bool] = False
     watches: ClassVar[bool] = False
 
     def look(self, step: "StepEvidence") -> Fault | None:

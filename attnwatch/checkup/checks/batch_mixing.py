@@ -15,6 +15,7 @@ class BatchMixing(Check):
     """
 
     name = "batch_mixing"
+    decides = True
     remedy = (
         "Look for a reshape or transpose that swaps the batch and token axes (nn.TransformerEncoderLayer and "
         "nn.MultiheadAttention default to batch_first=False), and for norms or pooling over the batch."

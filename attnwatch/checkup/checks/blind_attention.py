@@ -18,6 +18,7 @@ class BlindAttention(Check):
     """
 
     name = "blind_attention"
+    decides = True
     remedy = (
         "Check the attention mask (its shape, and whether True means visible), the sliding window, and the document "
         "ids of packed sequences. A batch of one-token sequences looks like this too."

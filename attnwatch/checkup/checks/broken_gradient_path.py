@@ -27,6 +27,7 @@ class BrokenGradientPath(Check):
     """
 
     name = "broken_gradient_path"
+    decides = True
     remedy = (
         "Look for detach(), .data, torch.no_grad(), argmax or a conversion to numpy between these layers and the loss, "
         "for reentrant activation checkpointing with inputs that require no gradient, and for missing residual "

@@ -21,6 +21,7 @@ class FrozenParameters(Check):
     """
 
     name = "frozen_parameters"
+    decides = True
     severity = 0.5
     remedy = "Set requires_grad=True on these weights before creating the optimizer, or freeze the whole layer."
 

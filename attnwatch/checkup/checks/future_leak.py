@@ -16,6 +16,7 @@ class FutureLeak(Check):
     """
 
     name = "future_leak"
+    decides = True
     remedy = (
         "Mask later tokens (is_causal=True, or a causal mask added to the logits before the softmax), and do not "
         "mix tokens with convolutions, pooling or norms over the token axis."

@@ -13,6 +13,7 @@ class GradientsNotCleared(Check):
     """
 
     name = "gradients_not_cleared"
+    decides = True
     remedy = "Call optimizer.zero_grad() once for each optimizer.step(), before the next backward."
 
     def look(self, step: StepEvidence) -> Fault | None:

@@ -12,6 +12,7 @@ class LabelsShiftedTwice(Check):
     """
 
     name = "labels_shifted_twice"
+    decides = True
     remedy = (
         "Shift the labels only once: transformers models shift `labels` themselves, so pass a copy of `input_ids` "
         "(with -100 at positions to be ignored)."

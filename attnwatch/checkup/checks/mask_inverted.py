@@ -14,6 +14,7 @@ class MaskInverted(Check):
     """
 
     name = "mask_inverted"
+    decides = True
     remedy = (
         "Invert the mask, or build it for the side that is padded: in `scaled_dot_product_attention` True means "
         "visible, in `key_padding_mask` of nn.MultiheadAttention True means hidden, and in the `attention_mask` of "

@@ -16,6 +16,7 @@ class NotInOptimizer(Check):
     """
 
     name = "not_in_optimizer"
+    decides = True
     watches = True
     remedy = (
         "Create the optimizer after the last change to the model, from model.parameters() or from groups that "

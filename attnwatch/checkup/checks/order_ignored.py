@@ -17,6 +17,7 @@ class OrderIgnored(Check):
     """
 
     name = "order_ignored"
+    decides = True
     severity = 0.7
     remedy = "Add positions to the token embeddings, or apply rotary embeddings to queries and keys before attention."
 

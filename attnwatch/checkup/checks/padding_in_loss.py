@@ -13,6 +13,7 @@ class PaddingInLoss(Check):
     """
 
     name = "padding_in_loss"
+    decides = True
     severity = 0.6
     remedy = (
         "Set the labels to -100 where the attention mask is 0, or pass the padding id to cross_entropy as ignore_index."

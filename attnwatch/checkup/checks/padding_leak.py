@@ -16,6 +16,7 @@ class PaddingLeak(Check):
     """
 
     name = "padding_leak"
+    decides = True
     severity = 0.7
     remedy = (
         "Give the model its padding mask (attention_mask, src_key_padding_mask), and check that it reaches the "

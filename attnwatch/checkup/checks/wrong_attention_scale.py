@@ -26,6 +26,7 @@ class WrongAttentionScale(Check):
     """
 
     name = "wrong_attention_scale"
+    decides = True
     severity = 0.6
     remedy = (
         "Divide the dot products by √head_dim, once: scaled_dot_product_attention does so by default, with the width "
