@@ -12,11 +12,12 @@ from attnwatch.callbacks.checkup import RunCheckup
 from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
+from attnwatch.callbacks.unobserved import UnobservedAttention
 from attnwatch.callbacks.verdicts import Verdicts
 from attnwatch.dashboard import TOTAL_STEPS_TAG, run_scalars, run_tags
 from attnwatch.diagnosis import Action, Diagnosis, FindingRule, Thresholds
 from attnwatch.errors import ConfigurationError
-from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions, unobserved
+from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_int
 from attnwatch.utils.messages import NonFatal, warn
@@ -105,7 +106,8 @@ class AttentionMonitor(TrainingPart):
         self._checkup.restart()
         self._non_fatal = NonFatal()
         self._shown_remarks: set[str] = set()
-        self._has_reported_coverage = self._has_flushed = self._has_warned = self._has_news = False
+        self._unobserved = UnobservedAttention()
+        self._has_flushed = self._has_news = False
         self._published_step, self._published_observations = -1, 0
         self._published_total_steps: int | None = None
         self._publisher = Publisher(self._max_layer_curves)
@@ -161,6 +163,9 @@ class AttentionMonitor(TrainingPart):
     def begin_batch(self, run: TrainerRun) -> None:
         self._batch_step = run.global_step
         self._batch.enter_context(self._recorder.step(run.global_step))
+        if self._recorder.is_observing:  # optimizers may not be there when the training starts
+            with self._non_fatal("the updates of the weights are not recorded", key="optimizers"):
+                self._recorder.follow(run.models_with_optimizers()[0][1])
         self._checkup.begin_batch(run)
 
     def skip_batch(self) -> None:
@@ -168,6 +173,7 @@ class AttentionMonitor(TrainingPart):
         self._checkup.skip_batch()
 
     def before_optimizer_step(self, optimizer: Optimizer | None) -> None:
+        self._recorder.read_parameters(optimizer)
         self._has_news |= self._checkup.end_backward()
 
     def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
@@ -176,22 +182,15 @@ class AttentionMonitor(TrainingPart):
         is_observing = self._recorder.is_observing
         if loss is not None:
             self._recorder.record_loss(loss)
-        is_silent = not (self._recorder.has_seen_step or self._recorder.has_silent_sites)
-        if is_observing and is_silent and self._recorder.sites and not self._has_warned:  # else the recorder says so
-            self._has_warned = True
-            warn(
-                f"nothing was observed in step {self._batch_step}: the model that trains is not the one that was there "
-                "when training began, or it has not called its attention; put a new model into a new fit",
-                once_for_all=True,
-            )
+        self._unobserved.check_step(self._recorder, self._batch_step)
         # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at. All processes
         # flush at the same steps, whatever each has seen.
         if run.global_step != self._batch_step and (is_last or not self._has_flushed):
             self._has_flushed = True
             self._recorder.flush(finish_step=True)
         with self._non_fatal("the monitor failed", key="monitor"):
-            if is_observing:
-                self._report_coverage(run)
+            if is_observing and run.is_main_process:
+                self._unobserved.check_sites(self._recorder)
             is_new = self._recorder.num_observations > self._published_observations
             is_restored = self._verdicts.last is None and self._recorder.num_observations > 0
             if is_new or is_restored:
@@ -279,15 +278,6 @@ class AttentionMonitor(TrainingPart):
     def _publish_diagnosis(self, run: TrainerRun) -> None:
         if self._verdicts.last is not None:
             self._publisher.diagnosis(run.loggers, self._verdicts.last, run.remarks)
-
-    def _report_coverage(self, run: TrainerRun) -> None:
-        """Warn once, after the first batch, of what is not observed, and why."""
-        if self._has_reported_coverage or not run.is_main_process:
-            return
-        self._has_reported_coverage = True
-        message = unobserved(self.coverage(), is_complete=True)
-        if message:
-            warn(message)
 
     @property
     def _recorder(self) -> AttentionRecorder:
