@@ -38,6 +38,7 @@ class LayerRecorder:
         for statistic in LayerStatistic.registry.values():
             self._statistics[statistic.source].append(statistic)
         self._non_fatal = NonFatal()
+        self._has_read = False
         self._sites: tuple[str, ...] = ()
         self._blocks: dict[nn.Module, list[str]] = {}
         self._outputs = BlockOutputs(capture, self._expects, self._receive_outputs, self._guard)
@@ -61,7 +62,8 @@ class LayerRecorder:
         self._outputs.clear()
 
     def watching(self) -> AbstractContextManager[None]:
-        """Return a context in which the outputs of the blocks are read."""
+        """Return a context in which the outputs of the blocks are read, for one forward and backward."""
+        self._has_read = False
         blocks = {block: self._is_batch_first(sites) for block, sites in self._known_blocks().items()}
         return self._outputs.read(self._model, blocks if self._statistics[LayerSource.OUTPUT] else {})
 
@@ -80,10 +82,16 @@ class LayerRecorder:
         Args:
             optimizer: read the blocks alone of which it trains parameters.
         """
+        self._has_read = True
         trained = None if optimizer is None else {each for group in optimizer.param_groups for each in group["params"]}
         with self._guard():
             for source, tensors in ((LayerSource.WEIGHTS, _weights), (LayerSource.GRADIENTS, _gradients)):
                 self._read(source, tensors, trained)
+
+    def read_parameters_unless_done(self) -> None:
+        """Read weights and gradients unless it was done since the last forward began."""
+        if not self._has_read:
+            self.read_parameters()
 
     def _read(
         self,

@@ -154,7 +154,7 @@ class AttentionRecorder:
         self._group.compute()
         self._layers.compute()
         if self._reads_at_end:
-            self.read_parameters()
+            self._layers.read_parameters_unless_done()
         self._notices.of_silent_sites(self._capture.silent())
         if not self._capture.sites:
             self._notices.of_no_attention(self._capture.why_none(), self.coverage(), global_step)
@@ -164,7 +164,10 @@ class AttentionRecorder:
         self._layers.follow(optimizers)
 
     def read_parameters(self, optimizer: Optimizer | None = None) -> None:
-        """Read weights and gradients of an observed step now. In a loop of your own the end of `step` does it.
+        """Read weights and gradients of an observed step now.
+
+        In a loop of your own the end of `step` does it, unless you have called this in it: with a gradient scaler after
+        `scaler.unscale_(optimizer)`, and before gradients are clipped.
 
         Args:
             optimizer: the one whose gradients are complete, if there are several.

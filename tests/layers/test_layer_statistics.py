@@ -16,7 +16,9 @@ from tests.support.models import HEADS, LAYERS, VOCABULARY, WIDTH, bert, llama, 
 def encoder(*, batch_first: bool) -> nn.Module:
     def build():
         layer = nn.TransformerEncoderLayer(WIDTH, HEADS, 48, dropout=0.0, batch_first=batch_first)
-        return nn.Sequential(nn.Embedding(VOCABULARY, WIDTH), nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False))
+        return nn.Sequential(
+            nn.Embedding(VOCABULARY, WIDTH), nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False)
+        )
 
     return seeded(build)
 
