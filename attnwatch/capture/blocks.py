@@ -15,10 +15,11 @@ def find_blocks(model: nn.Module, sites: Mapping[str, nn.Module]) -> dict[str, n
 
     Args:
         model: model that has the sites.
-        sites: attention modules by name.
+        sites: attention modules by name; those that are no longer in the model are left out.
     """
     paths = {module: path for path, module in model.named_modules()}
-    return {name: _block(model, attention, paths[attention]) for name, attention in sites.items()}
+    present = {name: attention for name, attention in sites.items() if attention in paths}
+    return {name: _block(model, attention, paths[attention]) for name, attention in present.items()}
 
 
 def _block(model: nn.Module, attention: nn.Module, path: str) -> nn.Module:

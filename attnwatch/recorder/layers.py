@@ -39,7 +39,6 @@ class LayerRecorder:
             self._statistics[statistic.source].append(statistic)
         self._non_fatal = NonFatal()
         self._has_read = False
-        self._sites: tuple[str, ...] = ()
         self._blocks: dict[nn.Module, list[str]] = {}
         self._outputs = BlockOutputs(capture, self._expects, self._receive_outputs, self._guard)
         self._steps = OptimizerSteps(self._open_blocks, self._receive_updates, self._guard)
@@ -57,15 +56,20 @@ class LayerRecorder:
         self._steps.close()
 
     def begin(self) -> None:
-        """Begin another step that is observed."""
+        """Begin another step that is observed, with the blocks that the model has now."""
         self._steps.begin()
         self._outputs.clear()
+        self._blocks = {}
+        with self._guard():
+            blocks = find_blocks(self._model, {site: self._capture.module(site) for site in self._capture.sites})
+            for site, block in blocks.items():
+                self._blocks.setdefault(block, []).append(site)
 
     def watching(self) -> AbstractContextManager[None]:
         """Return a context in which the outputs of the blocks are read, for one forward and backward."""
         self._has_read = False
-        blocks = {block: self._is_batch_first(sites) for block, sites in self._known_blocks().items()}
-        return self._outputs.read(self._model, blocks if self._statistics[LayerSource.OUTPUT] else {})
+        wanted = self._open_blocks() if self._statistics[LayerSource.OUTPUT] else ()
+        return self._outputs.read(self._model, {block: self._is_batch_first(block) for block in wanted})
 
     def compute(self) -> None:
         """Compute the statistics of the outputs that were read."""
@@ -116,19 +120,10 @@ class LayerRecorder:
     def _open_blocks(self) -> Sequence[nn.Module]:
         if self._open_values() is None or self._non_fatal.has_failed("layers"):
             return ()
-        return tuple(self._known_blocks())
+        return tuple(self._blocks)
 
-    def _known_blocks(self) -> dict[nn.Module, list[str]]:
-        """Return the names of the sites by block; calls may have shown new sites."""
-        if self._capture.sites != self._sites:
-            self._sites, self._blocks = self._capture.sites, {}
-            blocks = find_blocks(self._model, {site: self._capture.module(site) for site in self._sites})
-            for site, block in blocks.items():
-                self._blocks.setdefault(block, []).append(site)
-        return self._blocks
-
-    def _is_batch_first(self, sites: Sequence[str]) -> bool:
-        return getattr(self._capture.module(sites[0]), "batch_first", True)
+    def _is_batch_first(self, block: nn.Module) -> bool:
+        return getattr(self._capture.module(self._blocks[block][0]), "batch_first", True)
 
     def _expects(self, block: nn.Module, of: ForwardPass) -> bool:
         values, names = self._open_values(), [each.name for each in self._statistics[LayerSource.OUTPUT]]

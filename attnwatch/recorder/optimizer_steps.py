@@ -1,5 +1,7 @@
 """Parameters of blocks before and after the steps of optimizers."""
 
+import functools
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -38,6 +40,7 @@ class OptimizerSteps:
         self._optimizers: list[Optimizer] = []
         self._handles: list[RemovableHandle] = []
         self._before: dict[nn.Module, tuple[list[nn.Parameter], Tensor]] = {}
+        weakref.finalize(self, _remove, self._handles).atexit = False
 
     def follow(self, optimizers: Iterable[Any]) -> None:
         """Look at the steps of these optimizers from now on. What is no optimizer of torch is left out."""
@@ -59,14 +62,13 @@ class OptimizerSteps:
 
     def close(self) -> None:
         """Take the hooks off the optimizers."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        _remove(self._handles)
         self._before.clear()
 
     def _watch(self, optimizer: Optimizer) -> None:
-        self._handles.append(optimizer.register_step_pre_hook(self._begin_step))
-        self._handles.append(optimizer.register_step_post_hook(self._end_step))
+        begin, end = weakref.WeakMethod(self._begin_step), weakref.WeakMethod(self._end_step)
+        self._handles.append(optimizer.register_step_pre_hook(functools.partial(_call, begin)))
+        self._handles.append(optimizer.register_step_post_hook(functools.partial(_call, end)))
 
     def _begin_step(self, optimizer: Optimizer, *arguments: Any) -> None:
         if not torch.compiler.is_compiling():
@@ -94,6 +96,19 @@ class OptimizerSteps:
             blocks = [block for block, _, _ in group]
             stacked = torch.stack([before for _, before, _ in group]), torch.stack([after for _, _, after in group])
             self._receive(blocks, stacked)
+
+
+def _call(method: "weakref.WeakMethod[Callable[..., None]]", *arguments: Any) -> None:
+    """Call a method if its object is still there: hooks don't keep a recorder alive that was never closed."""
+    function = method()
+    if function is not None:
+        function(*arguments)
+
+
+def _remove(handles: list[RemovableHandle]) -> None:
+    for handle in handles:
+        handle.remove()
+    handles.clear()
 
 
 def whole_parameters(block: nn.Module) -> list[nn.Parameter]:

@@ -20,7 +20,7 @@ from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.rows import QueryRows
-from attnwatch.utils.arguments import require_int, require_module
+from attnwatch.utils.arguments import as_optimizers, require_int, require_module
 from attnwatch.utils.messages import warn
 from attnwatch.utils.processes import has_other_processes
 from attnwatch.utils.states import check_format, with_format
@@ -103,7 +103,7 @@ class AttentionRecorder:
         self._pending = PendingSteps(self._capture.sites, accumulator, self._processes)
         self._group = SiteCalls(self._capture, accumulator, self._pending, self._rows)
         self._layers = LayerRecorder(model, self._capture, self._steps, self._pending)
-        self.follow([optimizers] if isinstance(optimizers, Optimizer) else optimizers)
+        self.follow(as_optimizers("optimizers", optimizers))
         self._calls_before_step = 0
         self._buffer = HistoryBuffer(self._capture.sites, accumulator.names, max_history)
         self._growth = SiteGrowth(self._capture, self._pending, self._buffer, self._processes)

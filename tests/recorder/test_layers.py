@@ -2,6 +2,9 @@
 
 import contextlib
 import copy
+import gc
+import re
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from attnwatch import AttentionHistory, AttentionRecorder, prune_heads
+from attnwatch import AttentionHistory, AttentionRecorder, ConfigurationError, prune_heads
 from attnwatch.layers import LayerStatistic
 from tests.support.models import HEADS, LAYERS, WIDTH, FusedAttention, llama, seeded, token_ids
 
@@ -173,6 +176,39 @@ def test_nothing_is_left_on_the_optimizer_and_the_recorder_can_be_attached_again
     assert [len(each) for each in hooks] == [0, 0]
     assert np.isfinite(recorder.history()["update_ratio"]).all()
     copy.deepcopy(optimizer).step()
+
+
+def test_recorder_that_nobody_closes_ends_with_its_last_reference():
+    model = model_with()
+    optimizer = torch.optim.AdamW(model.parameters())
+    recorder = AttentionRecorder(model, optimizers=optimizer)
+    with recorder.step(0):
+        model(token_ids()).backward()
+    optimizer.step()
+    reference = weakref.ref(recorder)
+    del recorder
+    gc.collect()
+    assert reference() is None
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_wrong_optimizers():
+    message = "`optimizers` must be a torch.optim.Optimizer or a list of them, got 'adam'."
+    with pytest.raises(ConfigurationError, match=re.escape(message)):
+        AttentionRecorder(model_with(), optimizers="adam")
+
+
+def test_block_that_is_replaced_is_read_no_longer():
+    model = model_with(dropout=0.0)
+    with AttentionRecorder(model, every_n_steps=1) as recorder:
+        for step in range(2):
+            with recorder.step(step):
+                model(token_ids()).backward()
+            model.blocks[1] = Block(dropout=0.0)
+        history = recorder.history()
+    assert np.isfinite(history["weight_norm"][:, 0]).all()
+    assert np.isnan(history["weight_norm"][:, 1]).tolist() == [False, True]
 
 
 def test_without_an_optimizer_and_without_a_backward():
