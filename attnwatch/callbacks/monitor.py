@@ -32,11 +32,12 @@ class AttentionMonitor(TrainingPart):
     """Record attention entropy and uniformity of every layer and head while a model trains, and judge the run.
 
     Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
-    the findings in words, Weights & Biases and MLflow the pictures. Numbers of the whole model
-    (`attention/normalized_entropy`, `attention/risk`, …) are among the trainer's own metrics: in Lightning's
-    `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, nan where nothing was observed and before
-    the risk is known; in the `trainer.state.log_history` of transformers, where they are left out instead. An
-    `EarlyStopping("attention/risk")` lets nan pass while this monitor is attached. The history travels in the
+    the findings in words, Weights & Biases and MLflow the pictures. Norms of gradients, weights and outputs and the
+    other layer statistics (`AttentionHistory.layers`) are recorded beside them, one number for each layer. Numbers of
+    the whole model (`attention/normalized_entropy`, `attention/risk`, …) are among the trainer's own metrics: in
+    Lightning's `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, nan where nothing was observed
+    and before the risk is known; in the `trainer.state.log_history` of transformers, where they are left out instead.
+    An `EarlyStopping("attention/risk")` lets nan pass while this monitor is attached. The history travels in the
     checkpoint.
 
     Args:

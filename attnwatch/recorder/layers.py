@@ -30,10 +30,14 @@ class LayerRecorder:
         capture: its sites.
         steps: tells whether the present step is observed.
         pending: takes the values of the open step.
+        reads_itself: parameters are read when a forward and backward end, or when an optimizer steps before that.
     """
 
-    def __init__(self, model: nn.Module, capture: Capture, steps: ObservedSteps, pending: PendingSteps):
+    def __init__(
+        self, model: nn.Module, capture: Capture, steps: ObservedSteps, pending: PendingSteps, *, reads_itself: bool
+    ):
         self._model, self._capture, self._observed, self._pending = model, capture, steps, pending
+        self._reads_itself = reads_itself
         self._statistics: dict[LayerSource, list[LayerStatistic]] = defaultdict(list)
         for statistic in LayerStatistic.registry.values():
             self._statistics[statistic.source].append(statistic)
@@ -41,7 +45,7 @@ class LayerRecorder:
         self._has_read = False
         self._blocks: dict[nn.Module, list[str]] = {}
         self._outputs = BlockOutputs(capture, self._expects, self._receive_outputs, self._guard)
-        self._steps = OptimizerSteps(self._open_blocks, self._receive_updates, self._guard)
+        self._steps = OptimizerSteps(self._open_blocks, self._read_in_time, self._receive_updates, self._guard)
 
     def follow(self, optimizers: Sequence[Optimizer]) -> None:
         """Look at the steps of these optimizers, too."""
@@ -76,6 +80,12 @@ class LayerRecorder:
         with self._guard():
             self._outputs.compute()
 
+    def end(self) -> None:
+        """End a forward and backward."""
+        self.compute()
+        if self._reads_itself and not self._has_read:
+            self.read_parameters()
+
     def forget_outputs(self) -> None:
         """Forget the outputs that were read since the last `compute`."""
         self._outputs.clear()
@@ -92,9 +102,9 @@ class LayerRecorder:
             for source, tensors in ((LayerSource.WEIGHTS, _weights), (LayerSource.GRADIENTS, _gradients)):
                 self._read(source, tensors, trained)
 
-    def read_parameters_unless_done(self) -> None:
-        """Read weights and gradients unless it was done since the last forward began."""
-        if not self._has_read:
+    def _read_in_time(self) -> None:
+        """Read weights and gradients before an optimizer changes them, if nobody has done so."""
+        if self._reads_itself and self._capture.armed and not self._has_read:
             self.read_parameters()
 
     def _read(

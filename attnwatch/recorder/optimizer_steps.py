@@ -3,7 +3,7 @@
 import functools
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,12 +31,19 @@ class OptimizerSteps:
 
     Args:
         blocks: returns the blocks to look at now; none if the step is not observed.
+        begins: called before a step whose gradients are complete.
         receive: see `Receive`.
         guard: returns a context that takes errors.
     """
 
-    def __init__(self, blocks: Callable[[], Sequence[nn.Module]], receive: Receive, guard: Guard):
-        self._blocks, self._receive, self._guard = blocks, receive, guard
+    def __init__(
+        self,
+        blocks: Callable[[], Sequence[nn.Module]],
+        begins: Callable[[], None],
+        receive: Receive,
+        guard: Guard,
+    ):
+        self._blocks, self._begins, self._receive, self._guard = blocks, begins, receive, guard
         self._optimizers: list[Optimizer] = []
         self._handles: list[RemovableHandle] = []
         self._before: dict[nn.Module, tuple[list[nn.Parameter], Tensor]] = {}
@@ -70,9 +77,12 @@ class OptimizerSteps:
         self._handles.append(optimizer.register_step_pre_hook(functools.partial(_call, begin)))
         self._handles.append(optimizer.register_step_post_hook(functools.partial(_call, end)))
 
-    def _begin_step(self, optimizer: Optimizer, *arguments: Any) -> None:
+    def _begin_step(self, optimizer: Optimizer, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
         if not torch.compiler.is_compiling():
             with self._guard(), torch.no_grad():
+                closures = (*arguments[1:], options.get("closure"))  # which would compute the gradients
+                if all(closure is None for closure in closures):
+                    self._begins()
                 self._take_before([block for block in self._blocks() if block not in self._before])
 
     def _end_step(self, optimizer: Optimizer, *arguments: Any) -> None:

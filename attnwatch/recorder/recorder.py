@@ -29,7 +29,7 @@ _STATE_FORMAT = 1
 
 
 class AttentionRecorder:
-    """Record the statistics of every attention layer and head of a model, at some of its training steps.
+    """Record statistics of every attention head and of every layer of a model, at some of its training steps.
 
     ```python
     with AttentionRecorder(model) as recorder:
@@ -94,7 +94,6 @@ class AttentionRecorder:
         self._has_loss = False
         self._notices = Notices(under_trainer=under_trainer)
         self._rows = QueryRows(seed, num_query_rows)
-        self._reads_at_end = not under_trainer
         self._capture = Capture(model, self._observe, sites=sites, may_grow=True)
         accumulator = Accumulator(drop_failing=True)
         self._processes = None
@@ -102,7 +101,7 @@ class AttentionRecorder:
             self._processes = Processes(self._capture.sites, accumulator, str(self._options), self._adopt)
         self._pending = PendingSteps(self._capture.sites, accumulator, self._processes)
         self._group = SiteCalls(self._capture, accumulator, self._pending, self._rows)
-        self._layers = LayerRecorder(model, self._capture, self._steps, self._pending)
+        self._layers = LayerRecorder(model, self._capture, self._steps, self._pending, reads_itself=not under_trainer)
         self.follow(as_optimizers("optimizers", optimizers))
         self._calls_before_step = 0
         self._buffer = HistoryBuffer(self._capture.sites, accumulator.names, max_history)
@@ -152,9 +151,7 @@ class AttentionRecorder:
             undo()
             raise
         self._group.compute()
-        self._layers.compute()
-        if self._reads_at_end:
-            self._layers.read_parameters_unless_done()
+        self._layers.end()
         self._notices.of_silent_sites(self._capture.silent())
         if not self._capture.sites:
             self._notices.of_no_attention(self._capture.why_none(), self.coverage(), global_step)

@@ -262,6 +262,21 @@ def test_gradients_that_are_read_before_they_are_clipped():
     np.testing.assert_allclose(history["gradient_norm"], expected["gradient_norm"], rtol=1e-4)
 
 
+def test_optimizer_that_steps_inside_of_the_block():
+    model = model_with(dropout=0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with AttentionRecorder(model, optimizers=optimizer) as recorder:
+        with recorder.step(0):
+            model(token_ids()).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        history = recorder.history()
+    expected = record(model_with(dropout=0.0))
+    for name in ("gradient_norm", "weight_norm"):
+        np.testing.assert_array_equal(history[name], expected[name], err_msg=name)
+    assert np.isfinite(history["update_ratio"]).all()
+
+
 def test_quantized_weights_have_no_norm():
     model = model_with()
     block = model.blocks[1]
