@@ -8,7 +8,7 @@ from attnwatch.recorder.layer_values import LayerValues
 
 
 class StepSums(NamedTuple):
-    """What was seen in one step.
+    """Sums of one step, by site.
 
     Attributes:
         step: global step.
