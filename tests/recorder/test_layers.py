@@ -94,6 +94,11 @@ def test_second_forward_of_checkpointing_does_not_count(checkpointing):
     (_, found), (_, expected) = (train(model_with(each)) for each in (checkpointing, None))
     for name in LayerStatistic.registry:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+    model = model_with(checkpointing)
+    with AttentionRecorder(model) as recorder, recorder.step(0):
+        model(token_ids()).backward()
+    values = recorder.state_dict()["pending"]["layers"]["values"]
+    assert {len(each) for each in values.values()} == {1}
 
 
 def test_micro_batches_are_those_of_one_large_batch():
