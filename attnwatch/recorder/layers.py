@@ -13,6 +13,7 @@ from attnwatch.capture import Capture, ForwardPass
 from attnwatch.capture.blocks import find_blocks
 from attnwatch.layers import LayerSource, LayerStatistic
 from attnwatch.recorder.block_outputs import BlockOutputs
+from attnwatch.recorder.calls import SiteCalls
 from attnwatch.recorder.layer_values import LayerValues
 from attnwatch.recorder.observed_steps import ObservedSteps
 from attnwatch.recorder.optimizer_steps import OptimizerSteps, whole_parameters
@@ -30,14 +31,22 @@ class LayerRecorder:
         capture: its sites.
         steps: tells whether the present step is observed.
         pending: takes the values of the open step.
+        calls: knows the sites that train: outputs of their blocks without gradient do not count.
         reads_itself: parameters are read when a forward and backward end, or when an optimizer steps before that.
     """
 
     def __init__(
-        self, model: nn.Module, capture: Capture, steps: ObservedSteps, pending: PendingSteps, *, reads_itself: bool
+        self,
+        model: nn.Module,
+        capture: Capture,
+        steps: ObservedSteps,
+        pending: PendingSteps,
+        calls: SiteCalls,
+        *,
+        reads_itself: bool,
     ):
         self._model, self._capture, self._observed, self._pending = model, capture, steps, pending
-        self._reads_itself = reads_itself
+        self._calls, self._reads_itself = calls, reads_itself
         self._statistics: dict[LayerSource, list[LayerStatistic]] = defaultdict(list)
         for statistic in LayerStatistic.registry.values():
             self._statistics[statistic.source].append(statistic)
@@ -136,6 +145,8 @@ class LayerRecorder:
         return getattr(self._capture.module(self._blocks[block][0]), "batch_first", True)
 
     def _expects(self, block: nn.Module, of: ForwardPass) -> bool:
+        if not (of.gradient or self._calls.trained.isdisjoint(self._blocks[block])):
+            return False
         values, names = self._open_values(), [each.name for each in self._statistics[LayerSource.OUTPUT]]
         return values is not None and all(values.expects(site, of, names) for site in self._blocks[block])
 

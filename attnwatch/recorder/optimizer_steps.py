@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from attnwatch.capture import is_split
 from attnwatch.recorder.block_outputs import Guard
 from attnwatch.utils.entries import spread_entries
+from attnwatch.utils.processes import has_processes
 
 # Entries of a block that are compared: the ratio of two norms of them has a standard error below one percent.
 _NUM_ENTRIES = 2**14
@@ -124,8 +125,9 @@ def _remove(handles: list[RemovableHandle]) -> None:
 def whole_parameters(block: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a block; none if this process has only parts of them (FSDP, tensor parallelism)."""
     parameters = list(block.parameters())
-    is_part = is_split(block) or any(hasattr(each, mark) for each in parameters for mark in _MARKS_OF_PARTS)
-    return [] if is_part else parameters
+    is_split_now = has_processes() and is_split(block)
+    is_marked = any(hasattr(each, mark) for each in parameters for mark in _MARKS_OF_PARTS)
+    return [] if is_split_now or is_marked else parameters
 
 
 def _parameters(optimizers: Iterable[Optimizer]) -> set[nn.Parameter]:

@@ -101,7 +101,9 @@ class AttentionRecorder:
             self._processes = Processes(self._capture.sites, accumulator, str(self._options), self._adopt)
         self._pending = PendingSteps(self._capture.sites, accumulator, self._processes)
         self._group = SiteCalls(self._capture, accumulator, self._pending, self._rows)
-        self._layers = LayerRecorder(model, self._capture, self._steps, self._pending, reads_itself=not under_trainer)
+        self._layers = LayerRecorder(
+            model, self._capture, self._steps, self._pending, self._group, reads_itself=not under_trainer
+        )
         self.follow(as_optimizers("optimizers", optimizers))
         self._calls_before_step = 0
         self._buffer = HistoryBuffer(self._capture.sites, accumulator.names, max_history)

@@ -134,6 +134,18 @@ def test_passes_without_gradient_do_not_count_beside_a_training():
         np.testing.assert_array_equal(history[name], expected[name], err_msg=name)
 
 
+def test_validation_alone_has_no_outputs():
+    model = model_with(dropout=0.0)
+    with AttentionRecorder(model, every_n_steps=1) as recorder:
+        with recorder.step(0):
+            model(token_ids()).backward()
+        with recorder.step(1), torch.no_grad():
+            recorder.record_loss(model(token_ids()))
+        history = recorder.history()
+    for name in OF_OUTPUTS:
+        assert np.isnan(history[name]).all(1).tolist() == [False, True]
+
+
 def test_forward_that_raises_and_is_repeated_counts_once():
     _, expected = train(model_with(dropout=0.0), steps=1)
     model = model_with(dropout=0.0)
