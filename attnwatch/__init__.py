@@ -33,6 +33,7 @@ from attnwatch.heads import (
     save_pruned,
     savings,
 )
+from attnwatch.layers import LayerSource, LayerStatistic
 from attnwatch.loggers import Logger
 from attnwatch.models import ModelFamily, Refused
 from attnwatch.plugins import register, unregister
@@ -70,6 +71,8 @@ __all__ = [
     "HeadImportance",
     "HeadLayout",
     "KeepSchedule",
+    "LayerSource",
+    "LayerStatistic",
     "Logger",
     "ModelFamily",
     "NoAttentionError",

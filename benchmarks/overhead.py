@@ -92,6 +92,10 @@ class SwitchableMonitor(AttentionMonitor):
         if self.is_on:
             super().on_train_batch_start(*args, **kwargs)
 
+    def on_before_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        if self.is_on:
+            super().on_before_optimizer_step(*args, **kwargs)
+
     def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
         if self.is_on:
             super().on_train_batch_end(*args, **kwargs)

@@ -27,7 +27,10 @@ batches = iter(DataLoader(examples * 100, batch_size=32, collate_fn=collate))
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-5)
 
 importance = attnwatch.HeadImportance(model)
-with attnwatch.AttentionRecorder(model) as recorder, attnwatch.TokenDropper(model, keep_ratio=0.5) as dropper:
+with (
+    attnwatch.AttentionRecorder(model, optimizers=optimizer) as recorder,
+    attnwatch.TokenDropper(model, keep_ratio=0.5) as dropper,
+):
     for step in range(steps):
         if step == int(0.8 * steps):
             dropper.keep_ratio = 1.0  # the last steps at full length
@@ -43,4 +46,7 @@ with attnwatch.AttentionRecorder(model) as recorder, attnwatch.TokenDropper(mode
             attnwatch.prune_heads(model, plan.heads, optimizers=[optimizer])
             print(f"step {step}: {plan}")
     print(f"the layers computed {dropper.layer_tokens / dropper.all_layer_tokens:.0%} of the tokens")
-    print(f"attention: {attnwatch.diagnose(recorder.history(), total_steps=steps)}")
+    history = recorder.history()
+    for name in ("gradient_norm", "update_ratio", "token_cosine"):
+        print(f"{name} by layer:", ", ".join(f"{number:.2g}" for number in history[name][-1]))
+    print(f"attention: {attnwatch.diagnose(history, total_steps=steps)}")

@@ -20,6 +20,7 @@ from attnwatch import (
     Check,
     FindingRule,
     HeadCriterion,
+    LayerStatistic,
     Logger,
     ModelFamily,
     Schedule,
@@ -61,6 +62,18 @@ def statistics() -> str:
             "what it is": lambda statistic: statistic.summary,
             "for one query row": lambda statistic: statistic.formula,
             "unit": lambda statistic: statistic.unit or "–",
+        },
+    )
+
+
+def layer_statistics() -> str:
+    return _table(
+        LayerStatistic.registry,
+        "statistic",
+        {
+            "what it is": lambda statistic: statistic.summary,
+            "formula": lambda statistic: statistic.formula,
+            "is computed from": lambda statistic: statistic.source.value,
         },
     )
 

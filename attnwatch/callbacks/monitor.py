@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from attnwatch.callbacks.checkup import RunCheckup
-from attnwatch.callbacks.coverage import CoverageWarnings
 from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
+from attnwatch.callbacks.unobserved import UnobservedAttention
 from attnwatch.callbacks.verdicts import Verdicts
 from attnwatch.checkup import TrainingCheckup
 from attnwatch.dashboard import TOTAL_STEPS_TAG, run_scalars, run_tags
@@ -33,11 +33,12 @@ class AttentionMonitor(TrainingPart):
     """Record attention entropy and uniformity of every layer and head while a model trains, and judge the run.
 
     Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
-    the findings in words, Weights & Biases and MLflow the pictures. Numbers of the whole model
-    (`attention/normalized_entropy`, `attention/risk`, …) are among the trainer's own metrics: in Lightning's
-    `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, nan where nothing was observed and before
-    the risk is known; in the `trainer.state.log_history` of transformers, where they are left out instead. An
-    `EarlyStopping("attention/risk")` lets nan pass while this monitor is attached. The history travels in the
+    the findings in words, Weights & Biases and MLflow the pictures. Norms of gradients, weights and outputs and the
+    other layer statistics (`AttentionHistory.layers`) are recorded beside them, one number for each layer. Numbers of
+    the whole model (`attention/normalized_entropy`, `attention/risk`, …) are among the trainer's own metrics: in
+    Lightning's `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, nan where nothing was observed
+    and before the risk is known; in the `trainer.state.log_history` of transformers, where they are left out instead.
+    An `EarlyStopping("attention/risk")` lets nan pass while this monitor is attached. The history travels in the
     checkpoint.
 
     Args:
@@ -108,7 +109,7 @@ class AttentionMonitor(TrainingPart):
         self._checkup.restart()
         self._non_fatal = NonFatal()
         self._shown_remarks: set[str] = set()
-        self._warnings = CoverageWarnings()
+        self._unobserved = UnobservedAttention()
         self._has_flushed = self._has_news = False
         self._published_step, self._published_observations = -1, 0
         self._published_total_steps: int | None = None
@@ -171,6 +172,9 @@ class AttentionMonitor(TrainingPart):
     def begin_batch(self, run: TrainerRun) -> None:
         self._batch_step = run.global_step
         self._batch.enter_context(self._recorder.step(run.global_step))
+        if self._recorder.is_observing:  # optimizers may not be there when the training starts
+            with self._non_fatal("the updates of the weights are not recorded", key="optimizers"):
+                self._recorder.follow(run.models_with_optimizers()[0][1])
         self._checkup.begin_batch(run)
 
     def skip_batch(self) -> None:
@@ -178,6 +182,7 @@ class AttentionMonitor(TrainingPart):
         self._checkup.skip_batch()
 
     def before_optimizer_step(self, optimizer: Optimizer | None) -> None:
+        self._recorder.read_parameters(optimizer)
         self._has_news |= self._checkup.end_backward()
 
     def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
@@ -186,16 +191,15 @@ class AttentionMonitor(TrainingPart):
         is_observing = self._recorder.is_observing
         if loss is not None:
             self._recorder.record_loss(loss)
-        if is_observing:
-            self._warnings.of_silent_model(self._recorder, self._batch_step)
+        self._unobserved.check_step(self._recorder, self._batch_step)
         # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at. All processes
         # flush at the same steps, whatever each has seen.
         if run.global_step != self._batch_step and (is_last or not self._has_flushed):
             self._has_flushed = True
             self._recorder.flush(finish_step=True)
         with self._non_fatal("the monitor failed", key="monitor"):
-            if is_observing:
-                self._warnings.of_unobserved_sites(self._recorder, run)
+            if is_observing and run.is_main_process:
+                self._unobserved.check_sites(self._recorder)
             is_new = self._recorder.num_observations > self._published_observations
             is_restored = self._verdicts.last is None and self._recorder.num_observations > 0
             if is_new or is_restored:

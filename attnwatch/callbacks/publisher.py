@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from attnwatch.dashboard import run_scalars, site_scalars
+from attnwatch.dashboard import layer_scalars, run_scalars, site_scalars
 from attnwatch.dashboard.markdown import diagnosis_markdown
 from attnwatch.diagnosis import Diagnosis
 from attnwatch.loggers import Draw, Logger
@@ -31,7 +31,8 @@ class Publisher:
         for index, step in enumerate(history.steps):
             if step > after_step:
                 numbers = run_scalars(history, index)
-                numbers |= site_scalars(history, index, max_sites=self._max_layer_curves)
+                for scalars in (site_scalars, layer_scalars):
+                    numbers |= scalars(history, index, max_sites=self._max_layer_curves)
                 self.scalars(loggers, numbers, int(step))
 
     def scalars(self, loggers: Sequence[Logger], numbers: Mapping[str, float], step: int) -> None:

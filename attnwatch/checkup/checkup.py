@@ -14,8 +14,7 @@ from attnwatch.checkup.stale import StaleGradients
 from attnwatch.checkup.targets import scored_calls
 from attnwatch.checkup.updates import Updates
 from attnwatch.diagnosis import Finding, FindingKind
-from attnwatch.errors import ConfigurationError
-from attnwatch.utils.arguments import require_int, require_module
+from attnwatch.utils.arguments import as_optimizers, require_int, require_module
 from attnwatch.utils.messages import warn
 from attnwatch.utils.processes import is_sharded
 
@@ -82,7 +81,7 @@ class TrainingCheckup:
         require_int("total_steps", total_steps, minimum=1, optional=True)
         self._model = model
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
-        self._optimizers = _as_optimizers(optimizers)
+        self._optimizers = as_optimizers("optimizers", optimizers)
         self._checks = {name: kind() for name, kind in Check.registry.items()}
         self._answers: dict[str, Finding | None] = {}
         self.skipped: dict[str, str] = {}
@@ -230,13 +229,6 @@ def _finding(check: Check, fault: Fault, step: int) -> Finding:
     numbers = {name: float(number) for name, number in fault.numbers.items()}
     severity = 0.0 if is_note else check.severity
     return Finding(FindingKind(check.name), tuple(fault.sites), step, severity, message, numbers, is_note)
-
-
-def _as_optimizers(optimizers: object) -> tuple[Optimizer, ...]:
-    given = (optimizers,) if isinstance(optimizers, Optimizer) else optimizers
-    if not isinstance(given, Sequence) or not all(isinstance(each, Optimizer) for each in given):
-        raise ConfigurationError(f"`optimizers` must be a torch.optim.Optimizer or a list of them, got {optimizers!r}.")
-    return tuple(given)
 
 
 def _why_not(model: nn.Module) -> str:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attnwatch.utils.entries import spread_entries
+
 # Matrices that are looked at, evenly spread over each optimizer's, and entries of each.
 _NUM_MATRICES, _NUM_ENTRIES = 32, 1024
 # Root mean square of the entries below which a matrix counts as zero.
@@ -109,5 +111,4 @@ def _update(before: Tensor, matrix: Tensor, gradient: Tensor, group: Mapping[str
 
 
 def _sample(matrix: Tensor) -> Tensor:
-    entries = matrix.detach().flatten()
-    return entries[:: max(len(entries) // _NUM_ENTRIES, 1)].clone()
+    return spread_entries(matrix, matrix.numel() // _NUM_ENTRIES).clone()

@@ -11,6 +11,7 @@ import numpy as np
 from attnwatch.dashboard.events import read_events
 from attnwatch.dashboard.scalars import TOTAL_STEPS_TAG, run_tags
 from attnwatch.errors import ConfigurationError
+from attnwatch.layers import LayerStatistic
 from attnwatch.recorder import AttentionHistory
 from attnwatch.statistics import Statistic
 
@@ -57,7 +58,10 @@ def read_logged(directory: str | os.PathLike[str], *, loss_tag: str | None = Non
     tag = _loss_tag(curves, loss_tag)
     loss = _at(steps, {} if tag is None else curves[tag])
     total_steps = _total_steps(curves.get(TOTAL_STEPS_TAG, {}))
-    return AttentionHistory(np.array(steps, dtype=np.int64), tuple(layers), values, loss, total_steps=total_steps)
+    columns = {name: _column(curves, statistic, steps, layers) for name, statistic in LayerStatistic.registry.items()}
+    return AttentionHistory(
+        np.array(steps, dtype=np.int64), tuple(layers), values, loss, total_steps=total_steps, layers=columns
+    )
 
 
 def _curves(directory: Path) -> Mapping[str, Curve]:
@@ -82,6 +86,13 @@ def _of_layers(curves: Mapping[str, Curve]) -> dict[tuple[str, str], Curve]:
         if match and match[1] in Statistic.registry:
             found[match[1], match[2]] = curve
     return found
+
+
+def _column(curves: Mapping[str, Curve], statistic: LayerStatistic, steps: list[int], layers: list[str]) -> np.ndarray:
+    """Return a layer statistic, float32 [steps, layers]."""
+    by_layer = [curves.get(statistic.tag(layer), {}) for layer in layers]
+    column = [[curve.get(step, np.nan) for curve in by_layer] for step in steps]
+    return np.array(column, dtype=np.float32).reshape(len(steps), len(layers))
 
 
 def _loss_tag(curves: Mapping[str, Curve], asked: str | None) -> str | None:

@@ -44,6 +44,21 @@ def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> di
     return _observed(numbers)
 
 
+def layer_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> dict[str, float]:
+    """Return the layer statistics per site: `layers/gradient_norm/layer_0`, …
+
+    Of more than `max_sites` sites so many are shown; see `site_scalars`.
+    """
+    labels, seen = site_labels(history.sites), history.at(np.array([index]))
+    shown = evenly_spaced(len(labels), max_sites)
+    numbers = {
+        statistic.tag(labels[site]): seen.layers[name][0, site]
+        for name, statistic in seen.layer_statistics.items()
+        for site in shown
+    }
+    return _observed(numbers)
+
+
 def over_heads(history: AttentionHistory, statistic: Statistic) -> np.ndarray:
     """Return the mean over heads, for maxima the maximum, as [steps, sites]; nan where nothing was observed."""
     return _summary(history[statistic.name], statistic)

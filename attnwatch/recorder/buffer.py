@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.layers import LayerStatistic
 from attnwatch.recorder.history import AttentionHistory
-from attnwatch.recorder.lazy import Observation, ObservedValues
+from attnwatch.recorder.lazy import Observation, ObservedLayers, ObservedValues
 
 
 class HistoryBuffer:
@@ -29,6 +30,7 @@ class HistoryBuffer:
         self.sites = tuple(sites)
         self._recorded = tuple(statistics)
         self._statistics = tuple(statistics)
+        self._layer_statistics = tuple(LayerStatistic.registry)
         self._max = max_observations
         self._stride = 1
         self._count = 0
@@ -51,7 +53,7 @@ class HistoryBuffer:
     def grow(self, sites: Sequence[str]) -> None:
         """Take more sites, which are nan in earlier observations."""
         self._numbered = [
-            (number, Observation(each.step, _at_sites(each.values, self.sites, sites), each.loss))
+            (number, _observation(each.step, each.values, each.loss, each.layers, self.sites, sites))
             for number, each in self._numbered
         ]
         self.sites = tuple(sites)
@@ -71,6 +73,7 @@ class HistoryBuffer:
             loss=np.array([observation.loss for observation in observations], dtype=np.float64),
             coverage=dict(coverage),
             total_steps=total_steps,
+            layers=ObservedLayers(observations, self._layer_statistics, len(self.sites)),
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,6 +87,8 @@ class HistoryBuffer:
             "steps": [observation.step for _, observation in self._numbered],
             "losses": [observation.loss for _, observation in self._numbered],
             "values": [torch.from_numpy(observation.values) for _, observation in self._numbered],
+            "layer_statistics": list(self._layer_statistics),
+            "layers": torch.from_numpy(self._layers()),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, new_sites: Collection[str] = ()) -> None:
@@ -105,13 +110,23 @@ class HistoryBuffer:
         known = {name: index for index, name in enumerate(state["statistics"])}
         self._statistics = (*self._recorded, *(name for name in known if name not in self._recorded))
         order = [known.get(name) for name in self._statistics]
+        names = state.get("layer_statistics", [])  # older versions had none
+        recorded = state["layers"].numpy() if names else [()] * len(state["steps"])
+        layers = [dict(zip(names, each, strict=True)) for each in recorded]
+        self._layer_statistics = tuple(dict.fromkeys((*self._layer_statistics, *names)))
         self._stride, self._count = state["stride"], state["count"]
         self._numbered = [
-            (number, Observation(step, _at_sites(_reordered(values.numpy(), order), sites, self.sites), loss))
-            for number, step, values, loss in zip(
-                state["numbers"], state["steps"], state["values"], state["losses"], strict=True
+            (number, _observation(step, _reordered(values.numpy(), order), loss, at, sites, self.sites))
+            for number, step, values, loss, at in zip(
+                state["numbers"], state["steps"], state["values"], state["losses"], layers, strict=True
             )
         ]
+
+    def _layers(self) -> np.ndarray:
+        """Return the layer statistics, float32 [observations, layer statistics, sites]."""
+        columns = ObservedLayers([each for _, each in self._numbered], self._layer_statistics, len(self.sites))
+        shape = (len(self._numbered), 0, len(self.sites))
+        return np.stack(list(columns.values()), axis=1) if columns else np.empty(shape, dtype=np.float32)
 
     def _with_all_statistics(self, observation: Observation) -> Observation:
         """Return the observation with nan for the statistics that only a loaded state had."""
@@ -137,6 +152,19 @@ def _reordered(values: np.ndarray, order: Sequence[int | None]) -> np.ndarray:
     """Return values with the statistics in the present order; nan for those that were not recorded then."""
     missing = np.full(values.shape[1:], np.nan, dtype=np.float32)
     return np.stack([missing if index is None else values[index] for index in order])
+
+
+def _observation(
+    step: int,
+    values: np.ndarray,
+    loss: float,
+    layers: Mapping[str, np.ndarray],
+    sites: Sequence[str],
+    now: Sequence[str],
+) -> Observation:
+    """Return an observation that was made at `sites` at the present ones; nan at those that were not known then."""
+    at_sites = {name: _at_sites(column[None, :, None], sites, now)[0, :, 0] for name, column in layers.items()}
+    return Observation(step, _at_sites(values, sites, now), loss, at_sites)
 
 
 def _at_sites(values: np.ndarray, sites: Sequence[str], now: Sequence[str]) -> np.ndarray:

@@ -10,12 +10,14 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from attnwatch.errors import ConfigurationError
-from attnwatch.recorder.lazy import ObservedValues, SelectedValues, Values
+from attnwatch.layers import LayerStatistic
+from attnwatch.recorder.lazy import ObservedLayers, ObservedValues, SelectedValues, Values
 from attnwatch.statistics import Statistic
 from attnwatch.utils.files import UnreadableFileError, parse_json, replaced_file
 
 _FORMAT = 1
 _PREFIX = "statistic/"
+_LAYER_PREFIX = "layer/"
 # 512 observations of 126 layers with 128 heads have 0.4 GB.
 _MOST_BYTES = 2**32
 _MOST_BYTES_OF_HEADER = 2**28
@@ -27,6 +29,7 @@ class AttentionHistory:
 
     `history["entropy"]` is a float32 array [steps, sites, heads], nan where nothing was observed. Sites with fewer
     heads than others are filled up with nan. There is one array for each registered `attnwatch.Statistic`.
+    `history["gradient_norm"]` is a float32 array [steps, sites]: there is one for each `attnwatch.LayerStatistic`.
 
     Attributes:
         steps: int64 [steps], ascending global steps.
@@ -35,6 +38,7 @@ class AttentionHistory:
         loss: float64 [steps], training loss at these steps; nan if it was not recorded.
         coverage: for every site `"observed"`, or the reason why it is not observed.
         total_steps: number of steps that the run will have; None if it is unknown.
+        layers: name of a layer statistic to its array.
     """
 
     steps: np.ndarray
@@ -43,11 +47,17 @@ class AttentionHistory:
     loss: np.ndarray
     coverage: Mapping[str, str] = field(default_factory=dict)
     total_steps: int | None = None
+    layers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     @property
     def statistics(self) -> dict[str, Statistic]:
         """Registered statistics in this history by name. Those whose plugin is missing are not among them."""
         return {name: statistic for name, statistic in Statistic.registry.items() if name in self.values}
+
+    @property
+    def layer_statistics(self) -> dict[str, LayerStatistic]:
+        """Registered layer statistics in this history by name."""
+        return {name: statistic for name, statistic in LayerStatistic.registry.items() if name in self.layers}
 
     @property
     def num_steps(self) -> int:
@@ -60,9 +70,11 @@ class AttentionHistory:
         return gap(self.steps)
 
     def __getitem__(self, statistic: str) -> np.ndarray:
-        if statistic not in self.values:
-            raise KeyError(f"{statistic!r} is not in this history; it has: {', '.join(self.values)}")
-        return self.values[statistic]
+        for columns in (self.values, self.layers):
+            if statistic in columns:
+                return columns[statistic]
+        known = ", ".join((*self.values, *self.layers))
+        raise KeyError(f"{statistic!r} is not in this history; it has: {known}")
 
     def __repr__(self) -> str:
         span = f", steps {self.steps[0]} to {self.steps[-1]}" if len(self) else ""
@@ -85,9 +97,8 @@ class AttentionHistory:
 
     def at(self, observations: np.ndarray | slice) -> "AttentionHistory":
         """Return some of the observations, by index or bool mask. Arrays are copied when they are read."""
-        known = self.values
-        values = known.at(observations) if isinstance(known, ObservedValues) else SelectedValues(known, observations)
-        return replace(self, steps=self.steps[observations], values=values, loss=self.loss[observations])
+        values, layers = (_at(columns, observations) for columns in (self.values, self.layers))
+        return replace(self, steps=self.steps[observations], values=values, loss=self.loss[observations], layers=layers)
 
     def of_each_observation(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
         """Apply a function to the arrays of each observation and stack the results: [steps, …].
@@ -113,6 +124,7 @@ class AttentionHistory:
         header = {"format": _FORMAT, "sites": self.sites, "coverage": dict(self.coverage)}
         header["total_steps"] = self.total_steps
         arrays: dict[str, Any] = {f"{_PREFIX}{name}": array for name, array in self.values.items()}
+        arrays |= {f"{_LAYER_PREFIX}{name}": array for name, array in self.layers.items()}
         with replaced_file(path) as file:
             np.savez_compressed(file, header=np.array(json.dumps(header)), steps=self.steps, loss=self.loss, **arrays)
 
@@ -131,6 +143,12 @@ class AttentionHistory:
                 raise ConfigurationError(f"`path`: {os.fspath(path)!r} {error}.") from error
 
 
+def _at(columns: Values, observations: np.ndarray | slice) -> Values:
+    if isinstance(columns, ObservedValues | ObservedLayers):
+        return columns.at(observations)
+    return SelectedValues(columns, observations)
+
+
 def _read(stream: BinaryIO) -> AttentionHistory:
     """Read a history, or raise an `UnreadableFileError`."""
     header, arrays = _content(stream)
@@ -138,18 +156,22 @@ def _read(stream: BinaryIO) -> AttentionHistory:
         raise UnreadableFileError(
             f"has format {header.get('format')!r:.20}, this version reads {_FORMAT}; upgrade attnwatch"
         )
-    values = {name.removeprefix(_PREFIX): array for name, array in arrays.items() if name.startswith(_PREFIX)}
+    values, layers = (
+        {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        for prefix in (_PREFIX, _LAYER_PREFIX)
+    )
     nothing = np.array(None)
     steps, loss = arrays.get("steps", nothing), arrays.get("loss", nothing)
     sites: Any = header.get("sites")
     coverage: Any = header.get("coverage")
     total_steps = header.get("total_steps")
-    what = _what_is_wrong(steps, loss, values, sites, coverage, total_steps)
+    what = _what_is_wrong(steps, loss, values, layers, sites, coverage, total_steps)
     if what:
         raise UnreadableFileError(f"is damaged: {what}; take a copy, or record it again")
     unknown = np.full_like(next(iter(values.values())), np.nan)  # statistics that were not recorded then
     values = dict.fromkeys(Statistic.registry, unknown) | values
-    return AttentionHistory(steps.astype(np.int64), tuple(sites), values, loss, coverage, total_steps)
+    layers = dict.fromkeys(LayerStatistic.registry, np.full(unknown.shape[:2], np.nan, dtype=np.float32)) | layers
+    return AttentionHistory(steps.astype(np.int64), tuple(sites), values, loss, coverage, total_steps, layers)
 
 
 def _content(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -176,6 +198,7 @@ def _what_is_wrong(
     steps: np.ndarray,
     loss: np.ndarray,
     values: Mapping[str, np.ndarray],
+    layers: Mapping[str, np.ndarray],
     sites: Any,
     coverage: Any,
     total_steps: Any,
@@ -197,6 +220,8 @@ def _what_is_wrong(
     shape = shapes.pop()
     if len(shape) != 3 or shape[:2] != (len(steps), len(sites)):
         return f"its statistics have the shape {shape}, not [{len(steps)} steps, {len(sites)} sites, heads]"
+    if any(array.dtype.kind != "f" or array.shape != shape[:2] for array in layers.values()):
+        return f"its layer statistics do not have one number for each of {len(steps)} steps and {len(sites)} sites"
     return ""
 
 

@@ -20,12 +20,14 @@ class Observation:
         step: global step.
         values: float32 [statistics, sites, heads]; never changed.
         loss: training loss; nan if it was not recorded.
+        layers: layer statistics by name, each float32 [sites]; never changed.
         memo: memoized results that depend on this observation and those before it.
     """
 
     step: int
     values: np.ndarray
     loss: float
+    layers: Mapping[str, np.ndarray] = field(default_factory=dict)
     memo: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def by_name(self, statistics: Iterable[str]) -> dict[str, np.ndarray]:
@@ -90,6 +92,41 @@ class ObservedValues(Mapping[str, np.ndarray]):
         if key not in observation.memo:
             observation.memo[key] = function(observation.by_name(self._places))
         return observation.memo[key]
+
+
+class ObservedLayers(Mapping[str, np.ndarray]):
+    """Arrays [steps, sites] by layer statistic, stacked from observations when they are first read.
+
+    Args:
+        observations: one for each step; those without a statistic are nan.
+        statistics: names of the layer statistics, in order.
+        num_sites: number of sites.
+    """
+
+    def __init__(self, observations: Sequence[Observation], statistics: Iterable[str], num_sites: int):
+        self._observations, self._names, self._num_sites = observations, tuple(statistics), num_sites
+        self._stacked: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._stacked:
+            self._stacked[name] = np.full((len(self._observations), self._num_sites), np.nan, dtype=np.float32)
+            for row, observation in zip(self._stacked[name], self._observations, strict=True):
+                row[:] = observation.layers.get(name, np.nan)
+        return self._stacked[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def at(self, steps: np.ndarray | slice) -> Values:
+        if self._stacked:
+            return SelectedValues(self, steps)
+        indices = np.arange(len(self._observations))[steps]
+        return ObservedLayers([self._observations[index] for index in indices], self._names, self._num_sites)
 
 
 class SelectedValues(Mapping[str, np.ndarray]):

@@ -1,6 +1,6 @@
 """Observations on the device, before they come to the host."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,9 @@ from torch import Tensor
 
 from attnwatch.attention import Accumulator
 from attnwatch.capture import ForwardPass
+from attnwatch.layers import LayerStatistic
 from attnwatch.recorder.buffer import Observation
+from attnwatch.recorder.layer_values import LayerValues, columns
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.steps import LOSS, StepSums
 
@@ -21,6 +23,10 @@ class PendingSteps:
         sites: names of the sites.
         accumulator: computes the sums.
         processes: processes whose sums are added up; None if there is only this one.
+
+    Attributes:
+        step: the open step; None if there is none.
+        layers: layer statistics of the open step.
     """
 
     def __init__(self, sites: Sequence[str], accumulator: Accumulator, processes: Processes | None = None):
@@ -30,7 +36,9 @@ class PendingSteps:
         self._finished: list[StepSums] = []
         self._open: dict[str, Tensor] = {}
         self._passes: dict[str, ForwardPass] = {}
+        self._layer_statistics = tuple(LayerStatistic.registry)
         self.step: int | None = None
+        self.layers = LayerValues()
 
     def __len__(self) -> int:
         """Number of finished steps."""
@@ -50,16 +58,18 @@ class PendingSteps:
         """Finish the open step."""
         # Where there are other processes, they may have seen something in it.
         if self.step is not None and (self._open or self._processes is not None):
-            self._finished.append((self.step, self._open))
-        self.step, self._open, self._passes = None, {}, {}
+            self._finished.append(StepSums(self.step, self._open, self.layers))
+        self.step, self._open, self._passes, self.layers = None, {}, {}, LayerValues()
 
     def remember(self) -> Callable[[], None]:
         """Return a function that undoes what is added to the open step from now on, until it is finished."""
         step, sums, passes = self.step, dict(self._open), dict(self._passes)
+        take_back_layers = self.layers.remember()
 
         def take_back() -> None:
             if self.step == step:
                 self._open, self._passes = sums, passes
+                take_back_layers()
 
         return take_back
 
@@ -94,20 +104,21 @@ class PendingSteps:
         """Return the finished steps, and forget them."""
         finished, self._finished = self._finished, []
         if self._processes is not None and finished:
-            finished = [step for step in self._processes.combine(finished) if step[1]]
+            finished = [step for step in self._processes.combine(finished) if step.sums]
         return self._to_host(finished)
 
     def peek(self) -> list[Observation]:
         """Return the open step as it is now; empty if it has no sums, or if other processes have a part of them."""
         if self.step is None or not self._open or self._processes is not None:
             return []
-        return self._to_host([(self.step, self._open)])
+        return self._to_host([StepSums(self.step, self._open, self.layers)])
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "sums": {name: sums.cpu() for name, sums in self._open.items()},
             "passes": {site: list(of) for site, of in self._passes.items()},
+            "layers": self.layers.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], statistics: Sequence[str]) -> None:
@@ -119,23 +130,26 @@ class PendingSteps:
             for site, sums in state["sums"].items()
         }
         self._passes = {site: ForwardPass(*of) for site, of in state.get("passes", {}).items()}
+        layers = state.get("layers")  # which older versions did not have
+        self.layers = LayerValues() if layers is None else LayerValues.of_state(layers, self._layer_statistics)
 
     def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:
         steps = steps if self._sites else []  # where no attention is known, there is nothing to tell
-        packed = [sums for _, sums_by_site in steps for sums in sums_by_site.values()]
+        packed = [sums for step in steps for sums in (*step.sums.values(), step.layers.packed()) if sums is not None]
         if not packed:
             return []
         device = packed[0].device
         flat = torch.cat([sums.to(device).flatten().float() for sums in packed]).cpu()
         parts = iter(flat.split([sums.numel() for sums in packed]))
-        observations = []
-        for step, sums_by_site in steps:
-            sums = {name: next(parts).reshape(sums.shape) for name, sums in sums_by_site.items()}
-            loss = sums.pop(LOSS, None)
-            observations.append(
-                Observation(step, self._values(sums), float("nan") if loss is None else float(loss[0] / loss[1]))
-            )
-        return observations
+        return [self._observation(step, parts) for step in steps]
+
+    def _observation(self, step: StepSums, parts: Iterator[Tensor]) -> Observation:
+        """Return the observation of a step, given what it has packed as it came to the host."""
+        sums = {name: next(parts).reshape(sums.shape) for name, sums in step.sums.items()}
+        loss, keys = sums.pop(LOSS, None), step.layers.keys
+        layers = columns(keys, next(parts) if keys else torch.empty(0), self._layer_statistics, self._sites)
+        mean_loss = float("nan") if loss is None else float(loss[0] / loss[1])
+        return Observation(step.step, self._values(sums), mean_loss, layers)
 
     def _values(self, sums: dict[str, Tensor]) -> np.ndarray:
         """Return values [statistics, sites, heads], nan where a site was not called or has fewer heads."""

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from attnwatch.attention import Accumulator
 from attnwatch.errors import ConfigurationError
+from attnwatch.layers import LayerStatistic
+from attnwatch.recorder.layer_values import LayerValues
 from attnwatch.recorder.steps import LOSS, StepSums
 
 _FLOAT_BYTES = 4
@@ -30,7 +32,8 @@ def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
         num_heads: number of heads of the largest site.
     """
     accumulator = Accumulator()
-    sums = num_steps * (num_sites * len(accumulator) * 2 * num_heads + 2)
+    layers = num_sites * len(LayerStatistic.registry) * 2
+    sums = num_steps * (num_sites * len(accumulator) * 2 * num_heads + 2 + layers)
     maxima = num_steps * num_sites * len(accumulator.maxima) * num_heads + 1
     return (sums + maxima) * _FLOAT_BYTES
 
@@ -55,7 +58,8 @@ class Processes:
     ):
         self._sites = tuple(sites)
         self._num_statistics, self._maxima = len(accumulator), accumulator.maxima
-        self._settings = f"{settings}, {', '.join(accumulator.names)}"
+        self._layer_statistics = tuple(LayerStatistic.registry)
+        self._settings = f"{settings}, {', '.join((*accumulator.names, *self._layer_statistics))}"
         self._adopt = adopt
         self._num_heads = 0
         self._is_checked = False
@@ -86,31 +90,50 @@ class Processes:
         self._agree(steps)
         shape = (len(steps), len(self._sites), self._num_statistics, 2, self._num_heads)
         sums, losses = torch.zeros(shape, device=self._device), torch.zeros(len(steps), 2, device=self._device)
-        for index, (_, sums_by_site) in enumerate(steps):
-            for site, of_site in sums_by_site.items():
+        for index, step in enumerate(steps):
+            for site, of_site in step.sums.items():
                 if site == LOSS:
                     losses[index] = of_site.to(self._device)
                 elif of_site.shape[-1] <= self._num_heads:  # else from the next flush on
                     sums[index, self._sites.index(site), ..., : of_site.shape[-1]] = of_site.to(self._device)
+        layers = torch.stack([self._layer_sums(step.layers) for step in steps])
         largest = torch.where(sums[:, :, self._maxima, 1] > 0, sums[:, :, self._maxima, 0], -torch.inf)
         sums[:, :, self._maxima, 0] = 0.0
-        packed = torch.cat([sums.flatten(), losses.flatten()])
+        packed = torch.cat([sums.flatten(), losses.flatten(), layers.flatten()])
         maxima = torch.cat([largest.flatten(), self._heads_seen(steps)])
         for work in (
             dist.all_reduce(packed, dist.ReduceOp.SUM, async_op=True),
             dist.all_reduce(maxima, dist.ReduceOp.MAX, async_op=True),
         ):
             work.wait()
-        packed, maxima = packed.cpu(), maxima.cpu()
-        sums, losses = packed[: sums.numel()].view(shape), packed[sums.numel() :].view(-1, 2)
+        maxima = maxima.cpu()
+        parts = packed.cpu().split([sums.numel(), losses.numel(), layers.numel()])
+        sums, losses, layers = parts[0].view(shape), parts[1].view(-1, 2), parts[2].view(layers.shape)
         sums[:, :, self._maxima, 0] = maxima[:-1].view(largest.shape)
         self._num_heads = int(maxima[-1])
-        return [self._unpacked(*each) for each in zip(steps, sums, losses, strict=True)]
+        return [self._unpacked(*each) for each in zip(steps, sums, losses, layers, strict=True)]
 
-    def _unpacked(self, step: StepSums, sums: Tensor, losses: Tensor) -> StepSums:
+    def _layer_sums(self, layers: LayerValues) -> Tensor:
+        """Return the sum of the values of each site and their number: [sites, layer statistics, 2]."""
+        shape = (len(self._sites), len(self._layer_statistics), 2)
+        sums, values = torch.zeros(shape, device=self._device), layers.packed()
+        places = [(self._sites.index(site), self._layer_statistics.index(name)) for site, name in layers.keys]
+        if values is not None:
+            index = torch.tensor(places, device=self._device).T
+            both = torch.stack([values.to(self._device), torch.ones(len(places), device=self._device)], dim=1)
+            sums.index_put_((index[0], index[1]), both, accumulate=True)
+        return sums
+
+    def _unpacked(self, step: StepSums, sums: Tensor, losses: Tensor, layers: Tensor) -> StepSums:
         called = (sums[:, :, 1] > 0).any((1, 2)).tolist()
         by_site = {site: sums[index] for index, site in enumerate(self._sites) if called[index]}
-        return step[0], by_site | ({LOSS: losses} if losses[1] > 0 else {})
+        means = {
+            (site, name): [layers[row, column, 0] / layers[row, column, 1]]
+            for row, site in enumerate(self._sites)
+            for column, name in enumerate(self._layer_statistics)
+            if layers[row, column, 1] > 0
+        }
+        return StepSums(step.step, by_site | ({LOSS: losses} if losses[1] > 0 else {}), LayerValues(means))
 
     def _agree(self, steps: Sequence[StepSums]) -> None:
         """Agree once on the largest number of heads, which flushes keep up to date, and on the sites."""
@@ -137,7 +160,7 @@ class Processes:
         self._sites = tuple(sites)
 
     def _heads_seen(self, steps: Sequence[StepSums]) -> Tensor:
-        seen = [of_site.shape[-1] for _, sums in steps for site, of_site in sums.items() if site != LOSS]
+        seen = [of_site.shape[-1] for step in steps for site, of_site in step.sums.items() if site != LOSS]
         return torch.tensor([max([self._num_heads, *seen])], dtype=torch.float32, device=self._device)
 
 

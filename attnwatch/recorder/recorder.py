@@ -5,29 +5,31 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from attnwatch.attention import Accumulator, AttentionInputs
-from attnwatch.capture import Capture, ForwardPass, HeadShard, at_all_heads, at_unpruned_heads, head_shard
+from attnwatch.capture import Capture, ForwardPass
 from attnwatch.recorder.buffer import HistoryBuffer
-from attnwatch.recorder.grouping import CallGroup
+from attnwatch.recorder.calls import SiteCalls
+from attnwatch.recorder.growth import SiteGrowth
 from attnwatch.recorder.history import AttentionHistory
+from attnwatch.recorder.layers import LayerRecorder
 from attnwatch.recorder.notices import Notices
 from attnwatch.recorder.observed_steps import ObservedSteps
 from attnwatch.recorder.options import RecordingOptions
 from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
 from attnwatch.recorder.rows import QueryRows
-from attnwatch.utils.arguments import require_int, require_module
+from attnwatch.utils.arguments import as_optimizers, require_int, require_module
 from attnwatch.utils.messages import warn
 from attnwatch.utils.processes import has_other_processes
 from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 1
-_MOST_STEPS_TO_LOOK = 5  # observed steps in which calls may show new sites, if no attention was called before
 
 
 class AttentionRecorder:
-    """Record the statistics of every attention layer and head of a model, at some of its training steps.
+    """Record statistics of every attention head and of every layer of a model, at some of its training steps.
 
     ```python
     with AttentionRecorder(model) as recorder:
@@ -49,8 +51,9 @@ class AttentionRecorder:
             maximum over these rows.
         sites: glob patterns of the sites to watch (`["*.layers.0.*"]`); None means all.
         flush_every: observed steps per transfer; None means as many as cover 50 steps, at least 5.
-        max_history: number of observations that are kept, each of 4 bytes per statistic and head. The newest quarter
-            is complete. Older ones are thinned to every second, fourth, … and stay evenly spread over the run.
+        max_history: number of observations that are kept, each of 4 bytes per statistic and head, and per layer
+            statistic and layer. The newest quarter is complete. Older ones are thinned to every second, fourth, … and
+            stay evenly spread over the run.
         seed: seed of the random query rows, which depend on it and the step only. No other random state is touched.
         total_steps: number of steps that the run will have, with which the diagnosis foresees more. None if unknown.
             The attribute of this name may be changed.
@@ -58,7 +61,9 @@ class AttentionRecorder:
             must then make a recorder and call `step`, `flush` and `close` alike. A flush takes two collectives,
             everything else takes none, so that `history` and `state_dict` have only what was flushed. Statistics within
             a batch (`content_sensitivity`) are means over the batches of the processes.
-        under_trainer: a trainer's callback owns the recorder and warns of sites that are not observed.
+        under_trainer: a trainer's callback owns the recorder, warns of sites that are not observed, and calls
+            `read_parameters` and `follow`.
+        optimizers: optimizer that trains the model, or several; without them `update_ratio` is nan.
 
     Raises:
         NoAttentionError: the code of the model shows that it has no attention, or none that can be read. If only its
@@ -79,6 +84,7 @@ class AttentionRecorder:
         total_steps: int | None = None,
         across_processes: bool = False,
         under_trainer: bool = False,
+        optimizers: Optimizer | Sequence[Optimizer] = (),
     ):
         require_module("model", model)
         require_int("total_steps", total_steps, minimum=1, optional=True)
@@ -87,7 +93,6 @@ class AttentionRecorder:
         self._steps = ObservedSteps(every_n_steps)
         self._has_loss = False
         self._notices = Notices(under_trainer=under_trainer)
-        self._steps_looked = 0
         self._rows = QueryRows(seed, num_query_rows)
         self._capture = Capture(model, self._observe, sites=sites, may_grow=True)
         accumulator = Accumulator(drop_failing=True)
@@ -95,11 +100,14 @@ class AttentionRecorder:
         if across_processes and has_other_processes():
             self._processes = Processes(self._capture.sites, accumulator, str(self._options), self._adopt)
         self._pending = PendingSteps(self._capture.sites, accumulator, self._processes)
-        self._group = CallGroup(accumulator, self._receive, lambda call, error: self._capture.fail(call[0], error))
+        self._group = SiteCalls(self._capture, accumulator, self._pending, self._rows)
+        self._layers = LayerRecorder(
+            model, self._capture, self._steps, self._pending, self._group, reads_itself=not under_trainer
+        )
+        self.follow(as_optimizers("optimizers", optimizers))
         self._calls_before_step = 0
-        self._trained: set[str] = set()  # sites that train: their calls without gradient do not count
-        self._shards: dict[str, HeadShard] = {}
         self._buffer = HistoryBuffer(self._capture.sites, accumulator.names, max_history)
+        self._growth = SiteGrowth(self._capture, self._pending, self._buffer, self._processes)
         self.attach()
 
     def __enter__(self) -> "AttentionRecorder":
@@ -129,24 +137,41 @@ class AttentionRecorder:
         if self._processes is not None:
             self._processes.check()
         if is_new:
-            self._look_no_longer_than_needed()
+            self._growth.look_no_longer_than_needed()
             self._rows.begin(global_step)
             self._pending.finish()
+            self._layers.begin()
             self._calls_before_step = self._capture.num_calls
         self._pending.open(global_step)
         if len(self._pending) >= self._options.observations_per_flush:
             self.flush()
         undo = self._remember()
         try:
-            with self._capture.arm(counts_forwards=True, remember=self._remember):
+            with self._capture.arm(counts_forwards=True, remember=self._remember), self._layers.watching():
                 yield
         except BaseException:
             undo()
             raise
         self._group.compute()
+        self._layers.end()
         self._notices.of_silent_sites(self._capture.silent())
         if not self._capture.sites:
             self._notices.of_no_attention(self._capture.why_none(), self.coverage(), global_step)
+
+    def follow(self, optimizers: Sequence[Optimizer]) -> None:
+        """Look at the steps of these optimizers, for `update_ratio`. One that is known already changes nothing."""
+        self._layers.follow(optimizers)
+
+    def read_parameters(self, optimizer: Optimizer | None = None) -> None:
+        """Read weights and gradients of an observed step now.
+
+        In a loop of your own the end of `step` does it, unless you have called this in it: with a gradient scaler after
+        `scaler.unscale_(optimizer)`, and before gradients are clipped.
+
+        Args:
+            optimizer: the one whose gradients are complete, if there are several.
+        """
+        self._layers.read_parameters(optimizer)
 
     def record_loss(self, loss: Tensor | float) -> None:
         """Record the training loss of this step, if it is observed: the mean, if called several times.
@@ -226,7 +251,7 @@ class AttentionRecorder:
             self.flush()
         self._group.compute()
         parts = {"history": self._buffer.state_dict(), "pending": self._pending.state_dict()}
-        return with_format(_STATE_FORMAT, {**self._steps.state_dict(), **parts, "trained": sorted(self._trained)})
+        return with_format(_STATE_FORMAT, {**self._steps.state_dict(), **parts, "trained": sorted(self._group.trained)})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned.
@@ -236,64 +261,39 @@ class AttentionRecorder:
         """
         check_format(state, _STATE_FORMAT, "AttentionRecorder")
         self._group.clear()
-        self._adopt(state["history"]["sites"])
+        self._growth.adopt(state["history"]["sites"])
         self._buffer.load_state_dict(state["history"], new_sites=self._capture.sites_from_calls)
         self._pending.load_state_dict(state["pending"], state["history"]["statistics"])
         self._steps.load_state_dict(state)
-        self._trained = set(state.get("trained", ()))
+        self._group.trained = set(state.get("trained", ()))
+        self._layers.begin()
         self._rows.begin(self._steps.last_observed)
 
     def attach(self) -> None:
         """Observe the model again after `close`. A new recorder is attached already."""
         self._capture.attach()
+        self._layers.attach()
 
     def close(self) -> None:
         """Detach from the model, which is then as it was before. The history stays."""
         self._capture.detach()
-
-    def _look_no_longer_than_needed(self) -> None:
-        """Stop looking for sites after the first step with attention calls; with several processes, after a flush."""
-        self._steps_looked += 1
-        is_settled = self._capture.has_seen_any if self._processes is None else self._processes.has_agreed
-        if is_settled or self._steps_looked > _MOST_STEPS_TO_LOOK:
-            self._capture.stop_looking()
+        self._layers.close()
 
     def _adopt(self, sites: Sequence[str]) -> Sequence[str]:
-        """Take sites that calls have shown on other processes, and return all in module order."""
-        self._capture.adopt(sites)
-        self._grow()
-        return self._capture.sites
-
-    def _grow(self) -> None:
-        sites = self._capture.sites
-        if sites == self._buffer.sites:
-            return
-        self._buffer.grow(sites)
-        self._pending.grow(sites)
-        if self._processes is not None:
-            self._processes.grow(sites)
+        return self._growth.adopt(sites)
 
     def _observe(self, site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
         if site not in self._buffer.sites:
-            self._grow()
-        if of.gradient:
-            self._trained.add(site)
-        elif site in self._trained:
-            return
-        if not self._pending.expects(site, of):
-            return
-        self._shards[site] = head_shard(self._capture.module(site), inputs.num_heads)
-        self._group.add((site, of), inputs, self._rows.of(inputs))
+            self._growth.grow()
+        if self._group.expects(site, of):
+            self._group.add(site, of, inputs)
 
     def _remember(self) -> Callable[[], None]:
         """Return a function that undoes what is seen in the open step from now on."""
         self._group.compute()
+        self._layers.compute()
         undo = contextlib.ExitStack()
         undo.callback(self._pending.remember())
         undo.callback(self._group.clear)
+        undo.callback(self._layers.forget_outputs)
         return undo.close
-
-    def _receive(self, call: tuple[str, ForwardPass], sums: Tensor) -> None:
-        site, of = call
-        sums = at_all_heads(at_unpruned_heads(sums, self._capture.module(site)), self._shards[site])
-        self._pending.add(site, sums, of)

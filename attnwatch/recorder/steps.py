@@ -1,8 +1,24 @@
-"""Sums of a step by site, with the loss beside them."""
+"""Sums of a step by site, with the loss and the layer statistics beside them."""
+
+from typing import NamedTuple
 
 from torch import Tensor
 
-StepSums = tuple[int, dict[str, Tensor]]
-"""Global step, and sums [statistics, 2, heads] of each site that was called; for `LOSS` (sum, number)."""
+from attnwatch.recorder.layer_values import LayerValues
+
+
+class StepSums(NamedTuple):
+    """Sums of one step, by site.
+
+    Attributes:
+        step: global step.
+        sums: [statistics, 2, heads] of each site that was called; for `LOSS` (sum, number).
+        layers: layer statistics of the sites.
+    """
+
+    step: int
+    sums: dict[str, Tensor]
+    layers: LayerValues
+
 
 LOSS = ".loss"  # beside the sites, whose names are module paths

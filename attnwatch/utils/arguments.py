@@ -1,11 +1,12 @@
 """Checks of user arguments. Each raises a `ConfigurationError` that names the argument and what it was given."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from numbers import Integral, Real
 from typing import Any, get_args
 
 from torch import nn
+from torch.optim import Optimizer
 
 from attnwatch.errors import ConfigurationError
 
@@ -66,6 +67,14 @@ def require_module(name: str, value: object) -> None:
     """Check that `value` is a `torch.nn.Module`."""
     if not isinstance(value, nn.Module):
         raise ConfigurationError(f"`{name}` must be a torch.nn.Module, got {type(value).__name__}.")
+
+
+def as_optimizers(name: str, value: object) -> tuple[Optimizer, ...]:
+    """Return an optimizer, or several, as a tuple, after checking that they are optimizers of torch."""
+    given = (value,) if isinstance(value, Optimizer) else value
+    if not isinstance(given, Sequence) or not all(isinstance(each, Optimizer) for each in given):
+        raise ConfigurationError(f"`{name}` must be a torch.optim.Optimizer or a list of them, got {value!r}.")
+    return tuple(given)
 
 
 def require_function(name: str, value: object, arguments: str, *, optional: bool = False) -> None:

@@ -14,6 +14,11 @@ def is_first_process() -> bool:
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
+def has_processes() -> bool:
+    """Return whether `torch.distributed` was started, perhaps with one process."""
+    return dist.is_available() and dist.is_initialized()
+
+
 def has_other_processes() -> bool:
     """Return whether `torch.distributed` has other processes."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

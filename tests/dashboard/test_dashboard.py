@@ -1,5 +1,7 @@
 """What dashboards show: tags, numbers, pictures."""
 
+import dataclasses
+
 import matplotlib.pyplot
 import numpy as np
 import pytest
@@ -8,10 +10,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from attnwatch import FindingKind, RunStatus
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.dashboard import run_scalars, run_tags, site_scalars
+from attnwatch.dashboard import layer_scalars, run_scalars, run_tags, site_scalars
 from attnwatch.dashboard.figures import figures
 from attnwatch.dashboard.heatmaps import pixels
 from attnwatch.diagnosis import Diagnosis, Finding
+from attnwatch.layers import LayerStatistic
 from attnwatch.loggers.tensorboard import TensorBoardLogger
 from attnwatch.statistics import Statistic
 from attnwatch.utils.labels import evenly_spaced, site_labels
@@ -53,6 +56,20 @@ def test_curves_of_a_deep_model_are_bounded():
     assert len(numbers) == 12 * len(PER_LAYER)
     assert "attention_normalized_entropy/layer_0" in numbers
     assert "attention_normalized_entropy/layer_95" in numbers
+
+
+def test_layer_scalars_are_those_of_the_layers_that_are_shown():
+    recorded = random_history(sites=96)
+    columns = {name: np.full((2, 96), np.nan, dtype=np.float32) for name in LayerStatistic.registry}
+    columns["gradient_norm"][1] = np.arange(96)
+    columns["token_cosine"][1, 0] = 0.5
+    recorded = dataclasses.replace(recorded, layers=columns)
+    assert layer_scalars(recorded, 0, max_sites=12) == {}
+    numbers = layer_scalars(recorded, 1, max_sites=12)
+    assert len(numbers) == 12 + 1
+    assert numbers["layers/gradient_norm/layer_95"] == 95.0
+    assert numbers["layers/token_cosine/layer_0"] == 0.5
+    assert {type(number) for number in numbers.values()} == {float}
 
 
 @pytest.mark.parametrize(

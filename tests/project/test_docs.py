@@ -26,7 +26,7 @@ PAGES = [README, *sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md", ROOT / "
 BLOCK = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`([^`\n]+)`")
 FRAGMENT = "{.python .fragment}"
-KINDS = (attnwatch.Statistic, attnwatch.ModelFamily, attnwatch.Check)
+KINDS = (attnwatch.Statistic, attnwatch.LayerStatistic, attnwatch.ModelFamily, attnwatch.Check)
 STEPS, LENGTH = 16, 24
 VOCABULARY = 256 + 3
 

@@ -422,6 +422,28 @@ def test_nothing_waits_for_the_device_during_a_step(name: str, transfers: list[s
     assert set(recorder.coverage().values()) == {"observed"}
 
 
+def test_nothing_waits_for_the_device_during_a_step_of_the_optimizer(transfers: list[str]):
+    model = llama()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def waits() -> list[str]:
+        transfers.clear()
+        with Waits() as mode:
+            optimizer.step()
+        return transfers + mode.seen
+
+    with AttentionRecorder(model, every_n_steps=1, optimizers=optimizer) as recorder:
+        for step in range(2):
+            with recorder.step(step):
+                loss_of(model, step).backward()
+                transfers.clear()
+                with Waits() as mode:
+                    recorder.read_parameters()
+                assert transfers + mode.seen == []
+            assert waits() == []
+    assert np.isfinite(recorder.history()["update_ratio"]).all()
+
+
 @pytest.mark.parametrize("layers", [1, 3])
 @pytest.mark.parametrize("flush_every", [1, 4])
 def test_one_transfer_per_flush(layers: int, flush_every: int, transfers: list[str]):

@@ -50,7 +50,7 @@ def run(model, sequences=slice(2 * rank, 2 * rank + 2), fails=False):
         history = recorder.history()
         again = AttentionRecorder(model, across_processes=True, **OPTIONS)
         again.load_state_dict(recorder.state_dict())
-    values = {name: torch.from_numpy(history[name]) for name in history.values}
+    values = {name: torch.from_numpy(history[name]) for name in (*history.values, *history.layers)}
     steps, loss = torch.from_numpy(history.steps), torch.from_numpy(history.loss)
     resumed = torch.from_numpy(again.history()["entropy"])
     seen = {"sites": history.sites, "values": values, "steps": steps, "loss": loss}
@@ -78,6 +78,9 @@ torch.save(results, f"{sys.argv[1]}/rank{rank}.pt")
 dist.barrier()
 """
 OPTIONS = {"every_n_steps": 2, "num_query_rows": 5, "flush_every": 3}
+
+
+OF_OUTPUTS = ("output_norm", "output_kurtosis", "token_cosine")
 
 
 def train(model, recorder, sequences: slice) -> None:
@@ -132,9 +135,9 @@ def processes(tmp_path_factory) -> list[dict]:
     return on_two_processes(SCRIPT, tmp_path_factory.mktemp("processes"), launch=True)
 
 
-def alone(model):
+def alone(model, sequences=slice(0, 4)):
     with AttentionRecorder(model, **OPTIONS) as recorder:
-        train(model, recorder, slice(0, 4))
+        train(model, recorder, sequences)
         return recorder.history()
 
 
@@ -151,12 +154,20 @@ def test_history_is_the_same_on_all_and_that_of_the_whole_batch(processes):
         if name not in WITHIN_A_BATCH:
             np.testing.assert_allclose(ours, expected[name], rtol=1e-4, atol=1e-5, err_msg=name)
     torch.testing.assert_close(first["resumed"], first["values"]["entropy"])
+    for name in (*OF_OUTPUTS, "weight_norm"):
+        np.testing.assert_array_equal(first["values"][name], second["values"][name], err_msg=name)
+        if name not in WITHIN_A_BATCH:
+            np.testing.assert_allclose(first["values"][name], expected[name], rtol=1e-4, err_msg=name)
+    halves = [alone(llama(), slice(begin, begin + 2))["output_kurtosis"] for begin in (0, 2)]
+    np.testing.assert_allclose(first["values"]["output_kurtosis"], np.mean(halves, axis=0), rtol=1e-4)
 
 
 @pytest.mark.parametrize("case", ["fsdp", "tensor parallel"])
 def test_model_that_is_split(case, processes):
     first, second = (results[case] for results in processes)
     expected = alone(llama())
+    assert np.isnan(first["values"]["weight_norm"].numpy()).all()  # a process has a part of the weights only
+    np.testing.assert_allclose(first["values"]["output_norm"], expected["output_norm"], rtol=1e-3)
     for name in Statistic.registry:
         np.testing.assert_array_equal(first["values"][name], second["values"][name], err_msg=name)
         if name not in WITHIN_A_BATCH or case == "tensor parallel":

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from attnwatch import ConfigurationError
+from attnwatch.layers import LayerStatistic
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
 from attnwatch.statistics import Statistic
 from tests.support.models import gpt, llama, token_ids
@@ -46,7 +47,7 @@ def assert_identical(history: AttentionHistory, expected: AttentionHistory):
     assert history.coverage == expected.coverage
     np.testing.assert_array_equal(history.steps, expected.steps)
     np.testing.assert_array_equal(history.loss, expected.loss)
-    for name in Statistic.registry:
+    for name in (*Statistic.registry, *LayerStatistic.registry):
         np.testing.assert_array_equal(history[name], expected[name], err_msg=name)
 
 
@@ -134,6 +135,60 @@ def test_statistic_that_an_older_version_did_not_have_is_nan():
     assert np.isnan(history[missing]).all()
     for name in kept:
         np.testing.assert_array_equal(history[name], expected[name], err_msg=name)
+
+
+def train_layers(recorder: AttentionRecorder, model, optimizer, micro_batches) -> None:
+    """Two micro-batches for each step of the optimizer."""
+    for step, micro_batch in micro_batches:
+        with recorder.step(step):
+            ids = token_ids(batch=2, tokens=8, seed=2 * step + micro_batch)
+            model(input_ids=ids, labels=ids).loss.backward()
+        if micro_batch == 1:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("done", [4, 5, 6, 10, 44], ids=lambda done: f"after {done} micro-batches")
+def test_layer_statistics_of_a_resumed_run(done: int):
+    def begin():
+        model = llama(layers=2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        return model, optimizer, AttentionRecorder(model, **OPTIONS, optimizers=optimizer)
+
+    model, optimizer, recorder = begin()
+    with recorder:
+        train_layers(recorder, model, optimizer, MICRO_BATCHES[:48])
+        expected = recorder.history()
+    model, optimizer, recorder = begin()
+    with recorder:
+        train_layers(recorder, model, optimizer, MICRO_BATCHES[:done])
+        state = through_a_checkpoint({"recorder": recorder.state_dict(), "optimizer": optimizer.state_dict()})
+    weights, gradients = model.state_dict(), [each.grad for each in model.parameters()]
+    model, optimizer, recorder = begin()
+    model.load_state_dict(weights)
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimizer.load_state_dict(state["optimizer"])
+    with recorder:
+        recorder.load_state_dict(state["recorder"])
+        train_layers(recorder, model, optimizer, MICRO_BATCHES[done:48])
+        assert_identical(recorder.history(), expected)
+    assert all(np.isfinite(column).all() for column in expected.layers.values())
+
+
+def test_state_of_a_version_without_layer_statistics_is_continued():
+    model = gpt(layers=1)
+    with AttentionRecorder(model, **OPTIONS) as recorder:
+        train(recorder, model, MICRO_BATCHES[:6])
+        recorder.flush(finish_step=True)
+        state = recorder.state_dict()
+        del state["history"]["layers"], state["history"]["layer_statistics"], state["pending"]["layers"]
+        recorder.load_state_dict(through_a_checkpoint(state))
+        train(recorder, model, MICRO_BATCHES[6:12])
+        history = recorder.history()
+    assert history.steps.tolist() == [0, 2, 4]
+    assert np.isnan(history["weight_norm"][:2]).all()
+    assert np.isfinite(history["weight_norm"][2]).all()
 
 
 def test_state_of_another_model_is_refused():

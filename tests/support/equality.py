@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from attnwatch import PruningPlan
+from attnwatch.layers import LayerStatistic
 from attnwatch.statistics import Statistic
 
 
@@ -16,7 +17,7 @@ def assert_equal_models(model: nn.Module, expected: nn.Module) -> None:
 def assert_same_history(first, second):
     np.testing.assert_array_equal(first.steps, second.steps)
     np.testing.assert_array_equal(first.loss, second.loss)
-    for name in Statistic.registry:
+    for name in (*Statistic.registry, *LayerStatistic.registry):
         np.testing.assert_array_equal(first[name], second[name], err_msg=name)
 
 

@@ -74,4 +74,4 @@ def parallel(model: nn.Module, mesh: DeviceMesh | None = None) -> nn.Module:
 
 
 # They look at one batch at a time: what differs between its sequences, and the error of that.
-WITHIN_A_BATCH = {"content_sensitivity", "normalized_entropy_stderr"}
+WITHIN_A_BATCH = {"content_sensitivity", "normalized_entropy_stderr", "output_kurtosis"}

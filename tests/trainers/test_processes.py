@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from attnwatch.layers import LayerStatistic
 from attnwatch.statistics import Statistic
 from tests.support.processes import WITHIN_A_BATCH, free_port, on_two_processes
 from tests.support.trainings import TRAININGS
@@ -30,7 +31,7 @@ options = {"steps": 12, **training.two_processes}
 monitor = training.callbacks.AttentionMonitor(every_n_steps=2)
 run = training.train(monitor, **options)
 history = monitor.history
-results["values"] = {name: torch.from_numpy(history[name]) for name in history.values}
+results["values"] = {name: torch.from_numpy(history[name]) for name in (*history.values, *history.layers)}
 results |= {"steps": torch.from_numpy(history.steps), "loss": torch.from_numpy(history.loss), "losses": run.losses}
 
 
@@ -94,12 +95,12 @@ def test_history_is_that_of_one_process_with_the_whole_batch(name, processes, tm
     for results in processes:
         assert results["steps"].tolist() == expected.steps.tolist()
         np.testing.assert_allclose(results["loss"], expected.loss, rtol=1e-4)
-        for statistic in Statistic.registry:
+        for statistic in (*Statistic.registry, *LayerStatistic.registry):
             if statistic not in WITHIN_A_BATCH:
                 found = results["values"][statistic]
                 np.testing.assert_allclose(found, expected[statistic], rtol=2e-3, atol=2e-4, err_msg=statistic)
     first, second = processes
-    for statistic in Statistic.registry:
+    for statistic in (*Statistic.registry, *LayerStatistic.registry):
         assert torch.equal(first["values"][statistic], second["values"][statistic]), statistic
     assert first["losses"] != second["losses"]  # they saw different batches
 

@@ -1,0 +1,101 @@
+"""Declaration of a layer statistic, from which its recording, curves and documentation follow."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.plugins import Plugin, Registry
+
+
+class LayerSource(Enum):
+    """Tensors of the blocks that a layer statistic is computed from."""
+
+    WEIGHTS = "the parameters before the optimizer's step"
+    GRADIENTS = "the gradients before the optimizer's step"
+    UPDATE = "entries of the parameters before and after the optimizer's step"
+    OUTPUT = "tokens of the block's output"
+
+
+class LayerStatistic(Plugin, ABC):
+    """Base class of the layer statistics: one number for each block that contains attention.
+
+    A layer statistic is a column [steps, sites] of a history, a curve for each layer on dashboards, and a row in the
+    documentation. Give `name`, `summary`, `formula` and `source`, and write `values`. Nothing is computed twice for it:
+    it reads what the training has at hand in the steps that are observed.
+
+    Attributes:
+        name: key in `AttentionHistory.layers` and in files.
+        summary: one line for people.
+        formula: how the number follows from the tensors of the block.
+        unit: unit of the values; empty where they have none.
+        source: which tensors `values` is given.
+
+    Example:
+        >>> import attnwatch, torch
+        >>> class LargestState(attnwatch.LayerStatistic):
+        ...     name, summary, formula = "largest_state", "largest absolute number in the output", "max |x|"
+        ...     source = attnwatch.LayerSource.OUTPUT
+        ...
+        ...     def values(self, blocks):
+        ...         return blocks.abs().amax((1, 2, 3))
+        >>> attnwatch.register(LargestState)
+        <class '...LargestState'>
+        >>> model = torch.nn.TransformerEncoderLayer(d_model=32, nhead=4, batch_first=True)
+        >>> with attnwatch.AttentionRecorder(model) as recorder:
+        ...     with recorder.step(0):
+        ...         output = model(torch.randn(2, 16, 32))
+        >>> recorder.history()["largest_state"].shape  # [steps, sites]
+        (1, 1)
+        >>> attnwatch.unregister(LargestState)
+    """
+
+    registry: ClassVar[Registry["LayerStatistic"]] = Registry("layer statistic", "attnwatch.layers", as_instances=True)
+
+    summary: str
+    formula: str
+    unit: str = ""
+    source: LayerSource
+
+    @abstractmethod
+    def values(self, blocks: Any) -> Tensor:
+        """Return the number of each block, [blocks], computed on the device without reading it.
+
+        Blocks come together so that a GPU launches few kernels. Autograd and autocast are off.
+
+        Args:
+            blocks: for `LayerSource.WEIGHTS` and `LayerSource.GRADIENTS` a list of tensors for each block; for
+                `LayerSource.UPDATE` the pair (before, after), each float32 [blocks, entries], evenly spaced entries of
+                all parameters that are trained; for `LayerSource.OUTPUT` float32 [blocks, sequences, tokens, features],
+                evenly spaced sequences and tokens of the batch. Padding is not known, so it may be among the tokens.
+        """
+
+    def tag(self, layer: str) -> str:
+        """Return the name of the curve of a layer on dashboards."""
+        return f"layers/{self.name}/{layer}"
+
+    @classmethod
+    def check(cls, plugin: Any) -> None:
+        """Raise a `ConfigurationError` where a part of the declaration is missing or of the wrong type."""
+        for attribute in ("summary", "formula", "unit"):
+            value = getattr(plugin, attribute, None)
+            if not isinstance(value, str):
+                raise ConfigurationError(
+                    f"{cls.registry.describe(plugin)} must have a string `{attribute}`, got {value!r}."
+                )
+        source = getattr(plugin, "source", None)
+        if not isinstance(source, LayerSource):
+            raise ConfigurationError(
+                f"{cls.registry.describe(plugin)} must have a `source` of attnwatch.LayerSource, got {source!r}."
+            )
+
+
+def norms(blocks: Sequence[Sequence[Tensor]]) -> Tensor:
+    """Return the Euclidean norm of all tensors of each block together, float32 [blocks]."""
+    tensors = [tensor for block in blocks for tensor in block]
+    each = torch.stack(torch._foreach_norm(tensors, 2, torch.float32))
+    return torch.stack([of_block.norm() for of_block in each.split([len(block) for block in blocks])])
