@@ -13,6 +13,7 @@ from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.targets import ScoredCall, Targets
 from attnwatch.checkup.tokens import Tokens, at_end, padding_id, tokens_of
 from attnwatch.checkup.updates import Update
+from attnwatch.checkup.weights import hidden_parameters
 
 NUM_UPDATES = 6
 """Steps of the optimizers after which their updates are judged."""
@@ -175,6 +176,16 @@ class StepEvidence:
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Parameters that require a gradient, by name."""
         return {name: each for name, each in self.model.named_parameters() if each.requires_grad}
+
+    @cached_property
+    def hidden(self) -> Mapping[str, nn.Parameter]:
+        """Parameters with a gradient that lie in lists or dicts of modules, where `parameters()` does not find them."""
+        known = set(self.model.parameters())
+        return {
+            name: parameter
+            for name, parameter in hidden_parameters(self.model)
+            if parameter not in known and parameter.grad is not None
+        }
 
     @property
     def held(self) -> Mapping[nn.Parameter, Optimizer]:

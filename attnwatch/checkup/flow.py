@@ -109,6 +109,9 @@ class Flow:
     @cached_property
     def reordered(self) -> Tensor:
         """Outputs of sequences without padding that change, apart from their order, when the tokens are reversed."""
+        real = self.tokens.values[~self.tokens.padding]
+        if self.tokens.are_ids and bool((real == real[0]).all()):
+            raise CannotCheck("all tokens of the batch are alike")
         whole = ~self.tokens.padding.any(1)
         if not whole.any():
             raise CannotCheck("all sequences of the batch have padding")

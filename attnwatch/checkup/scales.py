@@ -1,6 +1,7 @@
 """Scales of the attention calls in a repeated forward."""
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ class AttentionScale:
         head_dim: number of features of a query.
         logit_std: standard deviation of the logits of a query over the keys that it sees, mean over queries.
         is_normalised: flag that queries or keys are normalised, so that the scale is free.
+        largest_logit: what the logits can reach if queries and keys are normalised; infinite if they are not.
         seen: keys that some query sees, apart from that of the same token: bool [batch, keys].
     """
 
@@ -35,6 +37,7 @@ class AttentionScale:
     head_dim: int
     logit_std: float
     is_normalised: bool
+    largest_logit: float
     seen: Tensor
 
 
@@ -64,7 +67,13 @@ def _scale_of(inputs: AttentionInputs, *, has_norm: bool) -> AttentionScale:
     others = rows[:, None] != torch.arange(inputs.num_keys, device=rows.device)
     seen = others.expand(logits.shape) if visible is None else (others & visible).expand(logits.shape)
     seen = seen.any(1).any(1)
-    return AttentionScale(inputs.effective_scale, inputs.query.shape[-1], float(std), is_normalised, seen)
+    largest = abs(inputs.effective_scale) * _norm(inputs.query) * _norm(inputs.key)
+    return AttentionScale(inputs.effective_scale, inputs.query.shape[-1], float(std), is_normalised, largest, seen)
+
+
+def _norm(vectors: Tensor) -> float:
+    """Return the norm that all vectors have; infinite if they differ."""
+    return float(vectors.float().norm(dim=-1).mean()) if _has_same_norm(vectors) else math.inf
 
 
 def _has_norm(module: nn.Module) -> bool:

@@ -123,13 +123,9 @@ def tokens_of(forward: RecordedForward, arguments: Mapping[str, Any]) -> Tokens:
         mask = arguments.get(mask_name)
         if isinstance(mask, Tensor) and mask.shape == shape:
             padding = mask == 0 if mask_name in _MASKS_OF_TOKENS else mask.bool()
-            return Tokens(name, values, padding, mask_name)
-    padding = torch.zeros(shape, dtype=torch.bool, device=values.device)
-    pad_id = padding_id(forward.module)
-    if values.ndim == 2 and pad_id is not None:  # only at the ends: a token of a text may have this id too
-        is_pad = values == pad_id
-        padding = at_end(is_pad) | is_pad.cumprod(1).bool()
-    return Tokens(name, values, padding, None)
+            hides_nothing = not padding.any()
+            return Tokens(name, values, _by_id(forward.module, values) if hides_nothing else padding, mask_name)
+    return Tokens(name, values, _by_id(forward.module, values), None)
 
 
 def sequences_of_one_token(arguments: Mapping[str, Any]) -> int:
@@ -158,6 +154,16 @@ def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:
     grid = PatchGrid((value.shape[2], value.shape[3]), (height, width))
     values = grid.patches(value)
     return Tokens(name, values, torch.zeros(values.shape[:2], dtype=torch.bool, device=value.device), None, grid)
+
+
+def _by_id(module: nn.Module, values: Tensor) -> Tensor:
+    """Return where the ends of sequences have the id of the padding: a token in a text may have it too."""
+    pad_id = padding_id(module)
+    if values.ndim != 2 or pad_id is None:
+        return torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
+    is_pad = values == pad_id
+    padding = at_end(is_pad) | is_pad.cumprod(1).bool()
+    return padding & (padding.sum(1, keepdim=True) > 1)  # one may be the end of a text
 
 
 def at_end(where: Tensor) -> Tensor:

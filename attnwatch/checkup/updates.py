@@ -14,7 +14,7 @@ from attnwatch.utils.entries import spread_entries
 # Matrices that are looked at, evenly spread over each optimizer's, and entries of each.
 _NUM_MATRICES, _NUM_ENTRIES = 32, 1024
 # Root mean square of the entries below which a matrix counts as zero.
-_LEAST_ENTRY = 1e-4
+_LEAST_ENTRY = 2e-3
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Update:
         change, before, after: norms of the change, and of the weights before and after it, 0-dimensional tensors.
         along_gradient: cosine between the change and the gradient, 0-dimensional: negative where the loss falls.
         unchanged: share of the entries with a gradient that are what they were, a 0-dimensional tensor.
+        kept: share of the change of the step before that is still there when this one begins, 0-dimensional; nan in the
+            first step.
         entries: number of entries that were looked at.
         rate: learning rate of the step.
         schedule: learning rate of the step by the one that the schedule scales; 1 without a schedule.
@@ -36,6 +38,7 @@ class Update:
     after: Tensor
     along_gradient: Tensor
     unchanged: Tensor
+    kept: Tensor
     entries: int
     rate: float
     schedule: float
@@ -59,6 +62,7 @@ class Updates:
         self._handles: list[Any] = []
         self._names = {each: name for name, each in model.named_parameters() if each.requires_grad and each.ndim > 1}
         self._before: dict[nn.Parameter, Tensor] = {}
+        self._last: dict[nn.Parameter, tuple[Tensor, Tensor]] = {}  # before and after the last step
         self.steps: list[Mapping[str, Update]] = []
         for optimizer in optimizers:
             inner = getattr(optimizer, "optimizer", optimizer)  # inside the wrapper of accelerate
@@ -73,6 +77,7 @@ class Updates:
             handle.remove()
         self._handles.clear()
         self._before.clear()
+        self._last.clear()
 
     def _begin(self, matrices: Sequence[nn.Parameter], *step: Any) -> None:
         for matrix in matrices:
@@ -86,12 +91,14 @@ class Updates:
                 before, gradient = self._before.pop(matrix, None), matrix.grad
                 if before is None or gradient is None or gradient.layout is not torch.strided:
                     continue
-                updates[self._names[matrix]] = _update(before, matrix, gradient, group)
+                kept = _kept(before, self._last.get(matrix))
+                updates[self._names[matrix]] = _update(before, matrix, gradient, kept, group)
+                self._last[matrix] = before, _sample(matrix)
         if matrices:  # else nothing can be told: norms and biases alone, or copies of the weights
             self.steps.append(updates)
 
 
-def _update(before: Tensor, matrix: Tensor, gradient: Tensor, group: Mapping[str, Any]) -> Update:
+def _update(before: Tensor, matrix: Tensor, gradient: Tensor, kept: Tensor, group: Mapping[str, Any]) -> Update:
     """Return the change of a matrix since a sample of its entries was `before`."""
     after, slope = _sample(matrix).double(), _sample(gradient).double()
     change = after - before.double()
@@ -103,11 +110,21 @@ def _update(before: Tensor, matrix: Tensor, gradient: Tensor, group: Mapping[str
         after.norm(),
         torch.nn.functional.cosine_similarity(change, slope, dim=0),
         ((change == 0) & has_gradient).sum() / has_gradient.sum(),
+        kept,
         len(after),
         rate,
         rate / float(group.get("initial_lr", rate) or 1.0),
         matrix.dtype,
     )
+
+
+def _kept(now: Tensor, last: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return the share of the last change that is still there, given the entries before and after it."""
+    if last is None:
+        return now.new_full((), torch.nan)
+    before, after = (each.double() for each in last)
+    change = after - before
+    return ((now.double() - before) * change).sum() / change.square().sum()
 
 
 def _sample(matrix: Tensor) -> Tensor:

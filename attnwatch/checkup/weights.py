@@ -1,5 +1,6 @@
 """Scale of the weight matrices of a model, at the size at which they pass states on."""
 
+import re
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ LEAST_GAIN = 1e-3
 """Gain below which a matrix passes almost nothing on. GPT-2 initialises with gains of 0.5 to 0.8."""
 # Initialisers have gains of 0.1 to 2; trained matrices of GPT-2 have 4.
 _MOST_GAIN = 8.0
+_NORM = re.compile(r"norm|(^|[._])ln", re.IGNORECASE)
 # Standard deviation of torch.randn.
 _RANDN, _TOLERANCE, _LEAST_INPUTS = 1.0, 0.05, 16
 
@@ -23,6 +25,20 @@ def linear_weights(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
         for name, weight in part.named_parameters(prefix=path, recurse=False):
             if weight.ndim == 2 and weight.numel() and not is_of_adapter(name):
                 yield name, weight.detach(), weight.shape[0 if type(part).__name__ == "Conv1D" else 1]
+
+
+def hidden_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters in plain lists, tuples and dicts that modules hold, and of the modules in these."""
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name.startswith("_") or type(value) not in (list, tuple, dict):
+                continue
+            for each in value.values() if isinstance(value, dict) else value:
+                where = f"{path}.{name}" if path else name
+                if isinstance(each, nn.Parameter):
+                    yield where, each
+                elif isinstance(each, nn.Module):
+                    yield from ((f"{where}: {inner}", parameter) for inner, parameter in each.named_parameters())
 
 
 def gains(module: nn.Module) -> dict[str, float]:
@@ -52,12 +68,15 @@ def _is_large(gain: float, inputs: int) -> bool:
 
 
 def require_weights(module: nn.Module) -> None:
-    """Raise `CannotCheck` if a parameter is zero, as output layers may be at the start, or a matrix almost is.
+    """Raise `CannotCheck` if a parameter is zero, as gates may be at the start, or a matrix is almost zero.
 
     Outputs do not move then with what is in front of it.
     """
     for name, parameter in module.named_parameters():
-        if parameter.ndim > 1 and parameter.numel() and not is_of_adapter(name) and not parameter.any():
+        is_norm = parameter.ndim == 1 and _NORM.search(name)  # some norms add 1 to their weights
+        if is_norm or name.endswith("bias") or is_of_adapter(name) or not parameter.numel():
+            continue
+        if not parameter.any():
             raise CannotCheck(f"{name} is zero, so that nothing behind it moves")
     for name, gain in gains(module).items():
         if gain < LEAST_GAIN:

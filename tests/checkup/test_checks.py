@@ -194,6 +194,30 @@ class Normalised(Layer):
             part.register_forward_hook(_normalise)
 
 
+class Cosines(Normalised):
+    scale = 8**-0.5
+
+
+class Gated(Layer):
+    """Layer whose gate begins at zero."""
+
+    def __init__(self, causal: bool):
+        super().__init__(causal)
+        self.gate = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        return x + self.gate * (super().forward(x, attention_mask) - x)
+
+
+class WithAdapters(Net):
+    """Net with a layer behind the others, in some container."""
+
+    def __init__(self, container: Callable[..., Any]):
+        super().__init__()
+        self.more = container([nn.Linear(WIDTH, WIDTH)])
+        self.layers[1].register_forward_hook(lambda module, args, output: output + self.more[0](output))
+
+
 class Bare(Layer):
     """Layer without norms and residual connections."""
 
@@ -241,6 +265,17 @@ def replaced_head() -> Script:
 def linear_probe() -> Script:
     model = Net()
     return Script(model, ids(), next_token, torch.optim.AdamW(model.head.parameters()), notes={"not_in_optimizer"})
+
+
+def with_new_head(model: Net) -> Script:
+    optimizer = torch.optim.AdamW(model.parameters())
+    for parameter in model.head.parameters():
+        parameter.requires_grad_(True)
+    model.head.weight.requires_grad_(False)
+    model.extra = nn.Linear(VOCABULARY, VOCABULARY)
+    model.head.register_forward_hook(lambda module, args, output: model.extra(output))
+    model.head.requires_grad_(False)
+    return Script(model, ids(), next_token, optimizer)
 
 
 def frozen(*names: str, of: Callable[[], nn.Module] = Net) -> nn.Module:
@@ -408,6 +443,36 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
         lambda: Script(changed(vit(), _lose_attention), images()),
         lambda: Script(vit(), images()),
     ),
+    "mask that hides nothing": (
+        "padding_leak",
+        lambda: Script(bert(), (batch := padded("input_ids")) | {"attention_mask": batch["attention_mask"] * 0 + 1}),
+        lambda: Script(bert(), padded("input_ids")),
+    ),
+    "all words unknown": (
+        "empty_batch",
+        lambda: Script(Net(causal=False), ids(tokens=torch.ones(5, 16).long()), same_token),
+        lambda: Script(Net(causal=False), ids(), same_token),
+    ),
+    "layers in a plain list": (
+        "not_in_optimizer",
+        lambda: Script(WithAdapters(list), ids(), next_token),
+        lambda: Script(WithAdapters(nn.ModuleList), ids(), next_token),
+    ),
+    "optimizer of frozen weights": (
+        "not_in_optimizer",
+        lambda: with_new_head(frozen("layers", "embedding", "positions", "head")),
+        lambda: Script(frozen("layers", "embedding", "positions"), ids(), next_token),
+    ),
+    "positions that are zero and frozen": (
+        "order_ignored",
+        lambda: Script(changed(frozen("positions"), lambda m: nn.init.zeros_(m.positions.weight)), ids(), next_token),
+        lambda: Script(frozen("positions"), ids(), next_token),
+    ),
+    "cosines divided by the root of the width": (
+        "wrong_attention_scale",
+        lambda: Script(with_layers(Cosines), ids(), next_token),
+        lambda: Script(with_layers(Normalised), ids(), next_token),
+    ),
     "sequences of one token": (
         "blind_attention",
         lambda: Script(Net(), {name: value.reshape(-1, 1) for name, value in ids().items()}, same_token),
@@ -541,6 +606,7 @@ def one_sequence() -> Script:
 
 
 ODD = {
+    "gates begin at zero": lambda: Script(with_layers(Gated), ids(), next_token),
     "output layers begin at zero": lambda: Script(zeros("out.", "mlp.3"), ids(), next_token),
     "head begins at zero": lambda: Script(zeros("head"), ids(), next_token),
     "two documents in a sequence": lambda: Script(with_layers(Packed), ids(), next_token),

@@ -269,6 +269,7 @@ RATES = {
     "1000 times too high": ({"lr": 1.0}, None, torch.float32, "rate_too_high"),
     "usual": ({"lr": 1e-3}, None, torch.float32, None),
     "falls in each step": ({"lr": 1e-3}, lambda step: 0.5**step, torch.float32, "rate_too_low"),
+    "falls by a tenth in each step": ({"lr": 1e-3}, lambda step: 0.9**step, torch.float32, "rate_too_low"),
     "falls as a cosine": ({"lr": 1e-3}, lambda step: 0.5 + 0.5 * np.cos(np.pi * step / 10), torch.float32, None),
     "decays by a tenth": ({"lr": 1e-3, "weight_decay": 100.0}, None, torch.float32, "weights_shrink"),
     "decays as is usual": ({"lr": 1e-3, "weight_decay": 0.1}, None, torch.float32, None),
@@ -310,6 +311,84 @@ def test_batches_that_come_again_are_told(batches, epoch, expected):
         train(model, optimizer, checkup, steps=9, batches=batches)
     found = {finding.kind.value: finding.is_note for finding in checkup.findings}
     assert found == ({} if expected is None else {"repeated_batch": expected})
+
+
+def restore(weights, model):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(weights[name])
+
+
+def average(weights, model):
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.lerp_(weights[name], 0.5)
+
+
+@pytest.mark.parametrize(("change", "found"), [(restore, True), (average, False)])
+def test_updates_that_are_taken_back_are_told(change, found):
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(9):
+            weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+            tokens = torch.randint(1, 40, (4, 10))
+            with checkup.step(step):
+                model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            change(weights, model)
+    assert [finding.kind.value for finding in checkup.findings] == ["lost_updates"] * found
+
+
+def test_rate_of_one_group_is_told():
+    model = gpt2()
+    names = dict(model.named_parameters())
+    odd = names.pop("transformer.h.1.mlp.c_fc.weight")
+    optimizer = torch.optim.AdamW([{"params": list(names.values())}, {"params": [odd], "lr": 0.1}], lr=1e-3)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup, steps=9)
+    assert [(finding.kind.value, finding.sites) for finding in checkup.findings] == [
+        ("rate_too_high", ("transformer.h.1.mlp.c_fc.weight",))
+    ]
+
+
+class Rounding(nn.Module):
+    """Two layers of attention; the states between them are rounded, whose slope is zero, or not."""
+
+    def __init__(self, rounds):
+        super().__init__()
+        self.embedding, self.head, self.rounds = nn.Embedding(40, 16), nn.Linear(16, 40), rounds
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True) for _ in range(2))
+
+    def forward(self, tokens):
+        mask = torch.ones(tokens.shape[1], tokens.shape[1]).triu(1).bool()
+        states = self.layers[0](self.embedding(tokens), src_mask=mask)
+        return self.head(self.layers[1](states.round() if self.rounds else states, src_mask=mask))
+
+
+@pytest.mark.parametrize("rounds", [True, False])
+def test_layers_whose_gradient_is_zero_are_told(rounds):
+    model = Rounding(rounds)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup)
+    assert [(finding.kind.value, finding.step) for finding in checkup.findings] == [
+        ("broken_gradient_path", 3)
+    ] * rounds
+
+
+def test_batches_that_come_again_in_another_order_are_told():
+    model, tokens = gpt2(), torch.randint(1, 40, (6, 12))
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer, steps_per_epoch=100) as checkup:
+        for step in range(9):
+            batch = tokens[torch.randperm(6)]
+            with checkup.step(step):
+                model(input_ids=batch, labels=batch).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [finding.kind.value for finding in checkup.findings] == ["repeated_batch"]
 
 
 SIGNS = {"of the loss": (-1, {}), "of the optimizer": (1, {"maximize": True})}

@@ -14,6 +14,9 @@ from attnwatch.checkup.forward import is_of_adapter
 # Gradients of sound models differ by less than 30-fold over depth.
 _MOST_RATIO = 1000.0
 _LEAST_LAYERS = 4
+# Gates and output layers that begin at zero open in the first steps.
+_STEPS_OF_GATES = 3
+_FADED = 1e-20
 
 
 @register
@@ -52,7 +55,14 @@ class BrokenGradientPath(Check):
             what = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
             what += f" got no gradient, although {reached[-1]} did"
             return Fault(what, missing, {"weights": float(len(missing)), "layers_without_gradient": float(layers)})
-        return _vanishing({name: weights[name] for name in reached})
+        norms = {name: _norm(weights[name]) for name in reached if not any(map(is_of_adapter, weights[name]))}
+        dead = _without_slope(norms)
+        if dead and step.num_steps < _STEPS_OF_GATES:
+            raise CannotCheck("the gradient of a layer is zero, as it may be at the start")
+        if dead:
+            what = f"the gradient of {dead[0]} is zero in the first steps, although that of {reached[-1]} is not"
+            return Fault(what, dead, {"layers_without_gradient": float(len(dead))})
+        return _vanishing(norms)
 
 
 def _without_any(step: StepEvidence, weights: Mapping[str, Mapping[str, nn.Parameter]]) -> Fault:
@@ -77,9 +87,17 @@ def _missing_before(step: StepEvidence, site: str) -> tuple[str, ...]:
     )
 
 
-def _vanishing(layers: Mapping[str, Mapping[str, nn.Parameter]]) -> Fault | None:
+def _without_slope(norms: Mapping[str, float]) -> tuple[str, ...]:
+    """Return the layers with a gradient of zero before one with another; none if it only fades away."""
+    values = list(norms.values())
+    positive = [index for index, norm in enumerate(values) if norm > 0]
+    if not positive or values[positive[0]] < _FADED:
+        return ()
+    return tuple(name for index, (name, norm) in enumerate(norms.items()) if norm == 0 and index < positive[-1])
+
+
+def _vanishing(norms: Mapping[str, float]) -> Fault | None:
     """Return the fault that norms of gradients rise or fall from layer to layer, over all by far."""
-    norms = {name: _norm(weights) for name, weights in layers.items() if not any(map(is_of_adapter, weights))}
     values = list(norms.values())
     positive = [each for each in values if 0 < each < float("inf")]
     is_steady = values in (sorted(values), sorted(values, reverse=True))

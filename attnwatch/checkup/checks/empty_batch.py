@@ -10,7 +10,7 @@ _LEAST_CLASSES = 3
 
 @register
 class EmptyBatch(Check):
-    """The batches have nothing to learn from: only padding, no targets, or one class only.
+    """The batches have nothing to learn from: only padding, one token, no targets, or one class only.
 
     `torch.nn.functional.cross_entropy` returns nan for the mean over no targets. One class in all of the first steps
     means that the data are sorted or that labels are lost; with two classes, of which one may be rare, it is a note.
@@ -32,6 +32,8 @@ class EmptyBatch(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         if _has_only_padding(step):
             return Fault("all tokens in the batch are padding")
+        if _are_alike(step):
+            return Fault("all tokens in the batch have the same id, as unknown words have")
         targets = step.targets
         if not targets.is_scored.any():
             return Fault("no token in the batch has a target: all labels are ignored")
@@ -45,6 +47,15 @@ class EmptyBatch(Check):
         what = f"all {self._num_targets} targets of the first {len(self._steps)} steps are class {min(self._classes)}"
         is_note = targets.num_classes < _LEAST_CLASSES
         return Fault(what, numbers={"targets": float(self._num_targets)}, is_note=is_note)
+
+
+def _are_alike(step: StepEvidence) -> bool:
+    try:
+        tokens = step.tokens
+    except CannotCheck:
+        return False
+    real = tokens.values[~tokens.padding]
+    return tokens.are_ids and len(real) >= _LEAST_TARGETS and bool((real == real[0]).all())
 
 
 def _has_only_padding(step: StepEvidence) -> bool:

@@ -1,18 +1,24 @@
 """Updates that are lost when the weights are rounded."""
 
+import math
+from collections.abc import Iterable
+
 import torch
 
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 
 _MOST_UNCHANGED = 0.8
+# Averages of weights, as Lookahead takes, keep half of an update.
+_LEAST_KEPT = 0.2
 
 
 @register
 class LostUpdates(Check):
-    """Most updates are too small for the precision of the weights, and change nothing.
+    """Most updates are lost: too small for the precision of the weights, or taken back.
 
-    A weight in bfloat16 has 8 significant bits: a change below 1/512 of it is rounded away.
+    A weight in bfloat16 has 8 significant bits: a change below 1/512 of it is rounded away. Weights that something
+    changes back after the steps, as a copy that is restored or a grid that they are rounded to, are reported too.
     """
 
     name = "lost_updates"
@@ -24,14 +30,17 @@ class LostUpdates(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         updates = step.updates_of_matrices()
+        kept = {name: max(_known(float(each.kept) for each in of_steps)) for name, of_steps in updates.items()}
+        middle = sorted(kept.values())[len(kept) // 2]
+        if middle < _LEAST_KEPT:
+            what = f"in half of the matrices, {max(middle, 0):.0%} or less of an update is left when the next one comes"
+            return Fault(f"{what}: something changes the weights back", tuple(kept), {"share_kept": middle})
         coarse = {
             name: min(float(each.unchanged) for each in of_steps)
             for name, of_steps in updates.items()
             if of_steps[0].dtype in (torch.bfloat16, torch.float16)
         }
-        if not coarse:
-            raise CannotCheck("the weights are not in half precision")
-        middle = sorted(coarse.values())[len(coarse) // 2]
+        middle = sorted(coarse.values())[len(coarse) // 2] if coarse else 0.0
         if middle < _MOST_UNCHANGED:
             return None
         dtype = str(next(iter(updates.values()))[0].dtype).removeprefix("torch.")
@@ -40,3 +49,8 @@ class LostUpdates(Check):
             "each step"
         )
         return Fault(what, tuple(coarse), {"share_unchanged": middle})
+
+
+def _known(numbers: Iterable[float]) -> list[float]:
+    """Return the numbers that are not nan; 1 if there are none, as of weights that the steps do not change."""
+    return [number for number in numbers if not math.isnan(number)] or [1.0]

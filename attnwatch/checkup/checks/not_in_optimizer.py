@@ -19,8 +19,9 @@ class NotInOptimizer(Check):
     decides = True
     watches = True
     remedy = (
-        "Create the optimizer after the last change to the model, from model.parameters() or from groups that "
-        "cover every trainable parameter; set requires_grad=False on parameters that should not change."
+        "Create the optimizer after the last change to the model, from model.parameters() or from groups that cover "
+        "every trainable parameter; keep modules in nn.ModuleList or nn.ModuleDict; set requires_grad=False on "
+        "parameters that should not change."
     )
 
     def __init__(self) -> None:
@@ -30,6 +31,13 @@ class NotInOptimizer(Check):
         held = step.held
         if self._frozen is None:
             self._frozen = frozenset(name for name, _ in step.model.named_parameters()) - step.trainable.keys()
+        hidden = {name: each for name, each in step.hidden.items() if each not in held}
+        if hidden:
+            first = next(iter(hidden))
+            what = (
+                f"{len(hidden)} parameters with a gradient are in a plain list or dict ({first}), where the model and"
+            )
+            return Fault(f"{what} the optimizers do not find them", tuple(hidden), {"parameters": float(len(hidden))})
         missing = {name: each for name, each in step.trainable.items() if each not in held}
         if not missing:
             return None
@@ -47,7 +55,9 @@ class NotInOptimizer(Check):
         if num_strange:
             what += f", and the optimizers hold {num_strange} parameters that do not belong to the model"
         woken_up = self._frozen & missing.keys()
+        if share == 1 and not num_strange:
+            what += ", which holds frozen parameters only"
         if woken_up:
             what += f"; {len(woken_up)} of these parameters were frozen at first"
         numbers = {"parameters": float(len(names)), "share": share, "strange_parameters": float(num_strange)}
-        return Fault(what, names, numbers, is_note=not num_strange and not woken_up and share > 0.5)
+        return Fault(what, names, numbers, is_note=not num_strange and not woken_up and 0.5 < share < 1)

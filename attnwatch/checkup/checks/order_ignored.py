@@ -25,6 +25,10 @@ class OrderIgnored(Check):
         for name, ids in step.forward.positions.items():
             if ids.ndim and ids.shape[-1] > 1 and bool((ids == ids[..., :1]).all()):
                 return Fault(f"{name} was given position {int(ids.flatten()[0])} for all tokens", (name.strip("`"),))
+        for name, table in step.forward.module.named_parameters():
+            is_empty = table.ndim > 1 and not table.requires_grad and not table.any()
+            if is_empty and POSITIONS.search(name) and "relative" not in name:
+                return Fault(f"{name} is zero and frozen, so that all positions are the same", (name,))
         flow = step.flow
         if not flow.tokens.are_ids and flow.tokens.grid is None:
             raise CannotCheck("the model is given features, which may contain positions")

@@ -12,8 +12,9 @@ from attnwatch.checkup.updates import Update
 _LEAST, _LEAST_OF_SGD = 2e-6, 1e-5
 # A warm-up begins at 0, and leaves it with the second step.
 _STEPS_WITHOUT_RATE = 8
-# A schedule that is stepped too often.
-_FALLING_STEPS, _FALL = 5, 0.6
+# A schedule that is stepped too often: the rate is multiplied by the same factor in each step.
+_FALLING_STEPS, _FALL, _SAME = 5, 0.97, 1e-3
+_SHORT_RUN = 50
 
 
 @register
@@ -22,7 +23,8 @@ class RateTooLow(Check):
 
     The norm of each matrix's update is compared with the norm of the matrix over the first steps, at the learning rate
     that the schedule leads to. Half of the matrices must change by 2e-6 or more, by 1e-5 with SGD. A rate that stays at
-    0 is reported too, and one that falls by 40% or more in each of five steps.
+    0 is reported too, and one that falls by the same factor in each of five steps, 3% or more, unless the run has 50
+    steps or fewer.
     """
 
     name = "rate_too_low"
@@ -42,6 +44,8 @@ class RateTooLow(Check):
             what = f"half of the weight matrices change by {middle:.1g} of their norm or less in each step"
             return Fault(what, numbers={"median_update_ratio": middle})
         first, *others = step.updates_of_matrices().values()
+        if step.total_steps is not None and step.total_steps <= _SHORT_RUN:
+            return None
         if not all(map(_falls, [first, *others])):
             return None
         rates = first[0].rate, first[-1].rate
@@ -50,5 +54,5 @@ class RateTooLow(Check):
 
 
 def _falls(updates: list[Update]) -> bool:
-    falls = [after.rate <= _FALL * before.rate for before, after in itertools.pairwise(updates)]
-    return len(falls) >= _FALLING_STEPS and all(falls[-_FALLING_STEPS:])
+    factors = [after.rate / before.rate for before, after in itertools.pairwise(updates)][-_FALLING_STEPS:]
+    return len(factors) >= _FALLING_STEPS and max(factors) <= _FALL and max(factors) - min(factors) < _SAME

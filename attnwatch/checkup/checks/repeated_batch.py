@@ -10,7 +10,7 @@ _NUM_STEPS = 6
 
 @register
 class RepeatedBatch(Check):
-    """The first steps are given the same batch, or a few batches in turn.
+    """The first steps are given the same batch, or a few batches in turn, whatever the order of the sequences in them.
 
     It is a note if the length of an epoch is unknown or equally short: overfitting one batch is a common test.
     """
@@ -39,6 +39,15 @@ class RepeatedBatch(Check):
 
 
 def _fingerprint(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return a number that differs for different values, or for a different order of them."""
-    values = torch.cat([tensor.detach().double().flatten() for tensor in tensors])
-    return values @ torch.arange(1, len(values) + 1, device=values.device, dtype=torch.float64).sin()
+    """Return a number that differs for different sequences, and not for another order of them."""
+    size = max((len(tensor) for tensor in tensors if tensor.ndim), default=1)
+    rows = [tensor.detach().double().reshape(size, -1) for tensor in tensors if tensor.ndim and len(tensor) == size]
+    if not rows:
+        raise CannotCheck("the model was given no tensor with sequences")
+    values = torch.cat(rows, 1)
+    of_sequences = values @ _weights(values.shape[1], values)
+    return of_sequences.sort().values @ _weights(size, values)
+
+
+def _weights(number: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.arange(1, number + 1, device=like.device, dtype=like.dtype).sin()

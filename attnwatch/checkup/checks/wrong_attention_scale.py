@@ -12,6 +12,8 @@ from attnwatch.checkup.weights import large_weights
 _MOST = 1.5
 # Maximal update parametrisation has 1/head_dim.
 _LEAST_TIMES_WIDTH = 0.5
+# With logits between -1 and 1, a key gets at most 7 times the weight of another.
+_LEAST_LARGEST = 1.0
 # Logits of a standard deviation of 10 leave nearly all weight on one key.
 _SATURATED = 10.0
 
@@ -22,7 +24,7 @@ class WrongAttentionScale(Check):
 
     The scales of the attention calls are read in a repeated forward. A scale above 1.5 or below 0.5/head_dim is
     reported, and logits with a standard deviation above 10 over the keys of a query while the loss is still that of a
-    guess. Layers that normalise queries or keys are left out, as their scale is free.
+    guess. Layers that normalise queries or keys may have any scale that lets the logits reach 1.
     """
 
     name = "wrong_attention_scale"
@@ -30,18 +32,23 @@ class WrongAttentionScale(Check):
     severity = 0.6
     remedy = (
         "Divide the dot products by √head_dim, once: scaled_dot_product_attention does so by default, with the width "
-        "of a head, not of the model."
+        "of a head, not of the model. Logits of normalised queries and keys are multiplied by about 10."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        scales = {name: each for name, each in step.repeats.scales.items() if not each.is_normalised}
-        if not scales:
-            raise CannotCheck("no attention was read whose queries and keys are not normalised")
+        known = step.repeats.scales
+        if not known:
+            raise CannotCheck("no attention was read")
+        weak = {name: each for name, each in known.items() if each.largest_logit < _LEAST_LARGEST}
+        if weak:
+            what = "attention stays uniform, as the logits of normalised queries and keys are scaled by {scale:.3g}"
+            return _fault(weak, what)
+        scales = {name: each for name, each in known.items() if not each.is_normalised}
         wrong = {name: each for name, each in scales.items() if _is_wrong(each)}
         if wrong:
             return _fault(wrong, "the attention logits are scaled by {scale:.3g}; 1/√head_dim is {usual:.3g}")
         saturated = {name: each for name, each in scales.items() if each.logit_std > _SATURATED}
-        is_scale = len(saturated) > len(scales) / 2 and step.is_untrained and not large_weights(step.forward.module)
+        is_scale = len(saturated) > len(known) / 2 and step.is_untrained and not large_weights(step.forward.module)
         if not is_scale:
             return None
         return _fault(saturated, "the softmax is saturated at the start: attention logits vary by {std:.3g} over keys")
