@@ -14,7 +14,7 @@ def headline() -> str:
 
 def _rows() -> list[tuple[str, str, str]]:
     """Return what was measured, the result, and the benchmark."""
-    return [*_watching(), *_verdicts(), *_pruning(), *_tokens(), *_explaining(), *_coverage()]
+    return [*_watching(), *_checking(), *_verdicts(), *_pruning(), *_tokens(), *_explaining(), *_coverage()]
 
 
 def _watching() -> list[tuple[str, str, str]]:
@@ -39,6 +39,19 @@ def _watching() -> list[tuple[str, str, str]]:
             f"{forwards['materialised']['median']:.1f})",
             "exactness",
         ),
+    ]
+
+
+def _checking() -> list[tuple[str, str, str]]:
+    unseen = newest("checkup_blind")["totals"]["parts"]["plain"]["held out"]
+    of = unseen["of_faults"]
+    return [
+        (
+            f"faults named in the first 12 steps, by checks that were not made for them ({of['kinds_of_faults']} faults)",
+            f"{of['named']:.0%} of {of['scripts']} scripts; alarms in {unseen['sound_with_alarm']} of "
+            f"{unseen['sound']} sound scripts that look odd",
+            "checkup --part held-out",
+        )
     ]
 
 
