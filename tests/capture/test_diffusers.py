@@ -195,6 +195,7 @@ def test_training_is_bit_identical(name: str):
     torch.testing.assert_close(train(True), train(False), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_compiled_transformer_is_observed():
     torch._dynamo.reset()
     torch.manual_seed(0)

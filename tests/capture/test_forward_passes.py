@@ -168,7 +168,7 @@ class FrozenEncoder(nn.Module):
 
 @pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize("has_autograd", [True, False])
-@pytest.mark.parametrize("backend", [None, "aot_eager"])
+@pytest.mark.parametrize("backend", [None, pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 def test_frozen_encoder_stays_observed(backend: str | None, has_autograd: bool, mode: bool):
     torch._dynamo.reset()
@@ -253,7 +253,7 @@ def test_nested_reentrant_checkpoints():
 
 
 @pytest.mark.parametrize("kind", ["teacher", "frozen"])
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 def test_compiled_model(backend: str, kind: str):
     torch._dynamo.reset()
@@ -283,7 +283,7 @@ class TeachesItself(nn.Module):
         return self.model(ids) - target
 
 
-@pytest.mark.parametrize("backend", [None, "eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [None, "eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
 def test_teacher_within_a_forward(backend: str | None):
     torch._dynamo.reset()

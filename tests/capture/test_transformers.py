@@ -211,6 +211,7 @@ def test_learned_sinks(padding: str):
     assert_recorded(history, in_order(history, weights, batch["attention_mask"]))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")  # torch asks a tensor between modules for its gradient
 def test_learned_sinks_in_compiled_code():
     model = with_sinks()

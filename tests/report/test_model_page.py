@@ -187,7 +187,9 @@ def harmless(language_model, tmp_path_factory) -> Reader:
     return inspected(language_model, f"{TEXT} aaa", tmp_path_factory.mktemp("harmless"), tokens=60)
 
 
-@pytest.mark.parametrize("hostile", HOSTILE[:5])
+@pytest.mark.parametrize(
+    "hostile", [HOSTILE[0], *(pytest.param(each, marks=pytest.mark.slow) for each in HOSTILE[1:5])]
+)
 def test_markup_in_the_text_stays_text(language_model, harmless, tmp_path, hostile: str):
     page = inspected(language_model, f"{hostile} {TEXT}", tmp_path, tokens=60)
     assert hostile in "".join(text for text, tag in page.texts_in if tag == "span")

@@ -269,6 +269,7 @@ class Compiled(Llama):
         self.model(batch)
 
 
+@pytest.mark.slow
 def test_compiled_model_is_watched_from_before_its_first_forward():
     torch._dynamo.reset()
     monitor = AttentionMonitor(every_n_steps=2)

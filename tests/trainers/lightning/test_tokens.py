@@ -27,7 +27,7 @@ def dropping(keep_ratio=0.5, **options) -> TokenDropping:
 
 
 @pytest.mark.parametrize("criterion", TokenCriterion.registry)
-@pytest.mark.parametrize("at", [4, 12])
+@pytest.mark.parametrize("at", [4, pytest.param(12, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, criterion, at):
     epochs = {"limit_train_batches": 4, "accumulate_grad_batches": 2}
     uninterrupted_callback = dropping(criterion=criterion)
