@@ -28,7 +28,7 @@ class RecordedForward:
         name: path of it in the model; empty for the model itself.
         arguments: what it was given, by name, those that were given by position first.
         num_positional: number of arguments that were given by position.
-        output: tensors that it returned, detached, by name or place.
+        shapes: shapes of the tensors that it returned, by name or place.
         was_training: flag that the module was in train mode.
         uses_float16: flag that it computed in float16, by autocast or by its weights.
         called: names of the modules that were called in it, in the order of their first calls.
@@ -39,7 +39,7 @@ class RecordedForward:
     name: str
     arguments: Mapping[str, Any]
     num_positional: int
-    output: Mapping[str, Tensor]
+    shapes: Mapping[str, torch.Size]
     was_training: bool
     uses_float16: bool
     called: tuple[str, ...]
@@ -169,7 +169,7 @@ class ForwardRecorder:
             self._names[module],
             arguments,
             len(args),
-            {name: tensor.detach() for name, tensor in tensors_in(output)},
+            {name: tensor.shape for name, tensor in tensors_in(output)},
             module.training,
             _uses_float16(module),
             tuple(self._called),

@@ -117,7 +117,7 @@ def _similarities(forward: RecordedForward) -> frozenset[str]:
     size = forward.num_sequences
     if size <= MOST_SEQUENCES:
         return frozenset()
-    return frozenset(name for name, tensor in forward.output.items() if tensor.shape == (size, size))
+    return frozenset(name for name, shape in forward.shapes.items() if shape == (size, size))
 
 
 def _main_output(output: Any, num_sequences: int, similarities: Collection[str]) -> Tensor:

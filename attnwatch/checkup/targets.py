@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,13 +27,15 @@ class Targets:
         is_scored: where there is a target, bool of the same shape.
         num_classes: number of classes.
         loss: mean loss, 0-dimensional.
-        logits: predictions, [batch, tokens, classes] or [batch, classes]; those of the last token may be left out.
+        places: where the kept logits belong to, int64 indices of `classes`.
+        logits: some of the predictions, [kept, classes].
     """
 
     classes: Tensor
     is_scored: Tensor
     num_classes: int
     loss: Tensor
+    places: tuple[Tensor, ...]
     logits: Tensor
 
     def shift(self, ids: Tensor) -> int | None:
@@ -55,16 +58,20 @@ class Targets:
 class ScoredCall:
     """Call of `torch.nn.functional.cross_entropy` with classes as targets.
 
+    The logits may be the largest tensor of a training: only some of their rows are kept.
+
     Attributes:
-        logits: [rows, classes] or [batch, classes, tokens], detached.
-        classes: int, one for each row, or [batch, tokens].
+        rows: int64 [rows], the rows of which logits are kept, evenly spread.
+        logits: [rows, classes], detached.
+        classes: int, one for each row of the call, or [batch, tokens].
         ignored: class of rows without a target.
         loss: mean loss, 0-dimensional.
         label_smoothing: share of the target that is spread over all classes.
-        gradients: what has reached some rows of the logits in each backward; empty for losses that are not reduced, as
-            their rows may be weighted, and for logits of more than two dimensions.
+        gradients: what has reached the kept rows in each backward; empty for losses that are not reduced, as their rows
+            may be weighted, and for logits of more than two dimensions.
     """
 
+    rows: Tensor
     logits: Tensor
     classes: Tensor
     ignored: int
@@ -75,10 +82,9 @@ class ScoredCall:
     @property
     def alignments(self) -> list[Tensor]:
         """Cosines between the gradients and that of this loss: 1 where it is minimised, -1 where it is maximised."""
-        rows, num_classes = _some_rows(self.logits), self.logits.shape[-1]
-        classes, smoothing = self.classes[rows], self.label_smoothing
-        target = F.one_hot(classes.long().clamp(0, num_classes - 1), num_classes) * (1 - smoothing)
-        slope = self.logits[rows].float().softmax(-1) - target - smoothing / num_classes
+        classes, num_classes = self.classes.flatten()[self.rows], self.logits.shape[1]
+        target = F.one_hot(classes.long().clamp(0, num_classes - 1), num_classes) * (1 - self.label_smoothing)
+        slope = self.logits.float().softmax(-1) - target - self.label_smoothing / num_classes
         slope = slope * (classes != self.ignored)[:, None]
         return [F.cosine_similarity(each.float().flatten(), slope.flatten(), dim=0) for each in self.gradients]
 
@@ -87,16 +93,17 @@ class ScoredCall:
 
         The last token of each sequence may have been left out.
         """
-        num_classes = self.logits.shape[1] if self.logits.ndim > 1 else self.logits.shape[0]
-        classes, logits = self.classes, self.logits.movedim(1, -1) if self.logits.ndim > 2 else self.logits
+        classes = self.classes
         if classes.numel() == num_sequences:
-            classes, logits = classes.flatten(), logits.reshape(num_sequences, num_classes)
+            classes = classes.flatten()
         elif classes.numel() in (num_sequences * num_tokens, num_sequences * (num_tokens - 1)):
-            classes, logits = classes.reshape(num_sequences, -1), logits.reshape(num_sequences, -1, num_classes)
+            classes = classes.reshape(num_sequences, -1)
             classes = F.pad(classes, (0, num_tokens - classes.shape[1]), value=self.ignored)
         else:
             return None
-        return Targets(classes, classes != self.ignored, num_classes, self.loss, logits)
+        places = torch.unravel_index(self.rows, (num_sequences, self.classes.numel() // num_sequences))
+        places = places[: classes.ndim]
+        return Targets(classes, classes != self.ignored, self.logits.shape[1], self.loss, places, self.logits)
 
 
 @contextlib.contextmanager
@@ -122,14 +129,11 @@ def scored_calls(receive: Callable[[ScoredCall], None]) -> Iterator[None]:
 def _scored_call(logits: Tensor, classes: Tensor, loss: Tensor, options: Mapping[str, Any]) -> ScoredCall:
     ignored, reduction = options["ignore_index"], options["reduction"]
     number = (classes != ignored).sum() if reduction != "mean" else 1
-    mean = loss.detach().sum() / number
+    rows = torch.arange(0, classes.numel(), max(classes.numel() // _NUM_ROWS, 1), device=classes.device)
+    by_class = logits.detach().reshape(1, -1) if logits.ndim == 1 else logits.detach().movedim(1, -1)
+    kept = by_class[torch.unravel_index(rows, by_class.shape[:-1])]
     gradients: list[Tensor] = []
     if logits.requires_grad and logits.ndim == 2 and reduction != "none":
-        rows = _some_rows(logits)
-        logits.register_hook(lambda gradient: gradients.append(gradient[rows].detach().clone()))
-    smoothing = options["label_smoothing"]
-    return ScoredCall(logits.detach(), classes.detach(), ignored, mean, smoothing, gradients)
-
-
-def _some_rows(logits: Tensor) -> slice:
-    return slice(None, None, max(len(logits) // _NUM_ROWS, 1))
+        logits.register_hook(lambda gradient: gradients.append(gradient.detach()[rows]))
+    mean, smoothing = loss.detach().sum() / number, options["label_smoothing"]
+    return ScoredCall(rows, kept, classes.detach(), ignored, mean, smoothing, gradients)

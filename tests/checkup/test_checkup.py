@@ -2,6 +2,7 @@
 
 import random
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -506,3 +507,18 @@ def test_gradients_of_two_networks_in_turns_are_no_fault():
                 optimizers[0].step()
     assert not checkup.findings, checkup
     assert "gradients_not_cleared" not in checkup.skipped
+
+
+def test_no_large_tensor_outlives_the_step():
+    model, kept = gpt2(), []
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        tokens = torch.randint(1, 40, (16, 64))
+        with checkup.step(0):
+            logits = model(tokens).logits
+            loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+            storage = weakref.ref(logits.untyped_storage())
+            loss.backward()
+            del logits, loss
+            kept.append(storage())
+    assert kept == [None]

@@ -1,12 +1,10 @@
 """Labels that have nothing to do with the inputs, as far as the model has learned."""
 
 import torch
-from torch import Tensor
 from torch.nn import functional as F
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence, later_point
-from attnwatch.checkup.targets import Targets
 
 _NUM_STEPS = 5
 # Share of the loss by which that of exchanged labels must be higher.
@@ -56,10 +54,7 @@ def _losses(step: StepEvidence) -> tuple[float, float]:
     others, is_scored = targets.classes.roll(1, 0), targets.is_scored & targets.is_scored.roll(1, 0)
     if bool((others == targets.classes)[is_scored].all()):
         raise CannotCheck("all sequences of the batch have the same labels")
-    return _mean_loss(targets, targets.classes, is_scored), _mean_loss(targets, others, is_scored)
-
-
-def _mean_loss(targets: Targets, classes: Tensor, is_scored: Tensor) -> float:
-    kept = tuple(slice(size) for size in targets.logits.shape[:-1])  # the last token may have been left out
-    where = is_scored[kept]
-    return float(F.cross_entropy(targets.logits[where].float(), classes[kept][where].to(torch.int64)))
+    scored = is_scored[targets.places]
+    logits = targets.logits[scored].float()
+    own, exchanged = (each[targets.places][scored].to(torch.int64) for each in (targets.classes, others))
+    return float(F.cross_entropy(logits, own)), float(F.cross_entropy(logits, exchanged))
