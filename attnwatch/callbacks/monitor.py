@@ -232,7 +232,7 @@ class AttentionMonitor(TrainingPart):
         if self._known_recorder is None:
             return {}
         self._recorder.flush()
-        parts = {"recorder": self._recorder.state_dict(), "findings": self._verdicts.state_dict()}
+        parts: dict[str, Any] = {"recorder": self._recorder.state_dict(), "findings": self._verdicts.state_dict()}
         parts |= {"checkup": self._checkup.state_dict()}
         steps = {"published_step": self._published_step, "drawn_step": self._pictures.drawn_step}
         return with_format(_STATE_FORMAT, parts | steps)
