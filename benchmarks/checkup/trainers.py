@@ -138,7 +138,7 @@ def under_lightning(script: Script, *, seed: int = 0) -> Outcome:
     if len(optimizers) > 1 and script.clip is not None:
         raise NotExpressible("gradients of several optimizers are not clipped by the trainer")
     module = ScriptModule(script, model, optimizers)
-    monitor = attnwatch.lightning.AttentionMonitor(checkup=True, on_finding="ignore", figures_every_n_steps=None)
+    monitor = attnwatch.lightning.AttentionMonitor(on_finding="ignore", figures_every_n_steps=None)
     trainer = pl.Trainer(
         accelerator="cpu",
         max_steps=script.steps * len(optimizers),  # Lightning counts the steps of all optimizers
@@ -207,7 +207,7 @@ def under_transformers(script: Script, *, seed: int = 0) -> Outcome:
     model, made = built(script, seed)
     if len(made) > 1:
         raise NotExpressible("the Trainer has one optimizer")
-    monitor = attnwatch.transformers.AttentionMonitor(checkup=True, on_finding="ignore", figures_every_n_steps=None)
+    monitor = attnwatch.transformers.AttentionMonitor(on_finding="ignore", figures_every_n_steps=None)
     with tempfile.TemporaryDirectory() as folder:
         trainer = ScriptTrainer(
             script,
