@@ -6,8 +6,8 @@ Each script trains a tiny model for a dozen steps with a `TrainingCheckup`. A fa
 says its cause, and noticed if there is any alarm; notes are counted apart. An alarm is a finding that is no note. Sound
 scripts look odd and train all the same. Two fifths of the faults and of the sound scripts are held out: they were
 written without having read the checks. Each fault on one architecture, and some sound scripts, are also trained by
-Lightning and by the transformers Trainer with `AttentionMonitor()`. Beside the checkup stand `diagnose` alone and a rule
-for the loss.
+Lightning and by the transformers Trainer with `AttentionMonitor()`. Beside the checkup stand `diagnose` alone and a
+rule for the loss.
 """
 
 import argparse
