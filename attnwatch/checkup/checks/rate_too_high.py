@@ -4,15 +4,17 @@ from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, 
 from attnwatch.checkup.evidence import NUM_UPDATES, StepEvidence
 
 # In sound runs the median matrix grows 1.2-fold in the first 40 steps, at a rate 100 times too high 13-fold.
-_MOST_GROWTH, _MOST_OF_ONE = 4.0, 10.0
+_MOST_GROWTH = 4.0
+# Of a matrix in a parameter group with a rate that is much higher than those of most matrices.
+_MOST_IN_GROUP, _HIGHER_RATE = 10.0, 10.0
 
 
 @register
 class RateTooHigh(Check):
     """The first steps overwrite the weights.
 
-    The norms of half of the weight matrices have grown at least fourfold within six steps, or that of one tenfold.
-    Matrices that are initially almost zero do not count.
+    The norms of half of the weight matrices have grown at least fourfold within six steps, or that of one tenfold whose
+    rate is ten times that of the others. Matrices that are initially almost zero do not count.
     """
 
     name = "rate_too_high"
@@ -27,10 +29,14 @@ class RateTooHigh(Check):
             sites = tuple(name for name, growth in growths.items() if growth >= _MOST_GROWTH)
             what = f"the norms of half of the weight matrices have grown at least {middle:.1f}-fold in the first steps"
             return Fault(what, sites, {"median_growth": middle})
-        name, largest = max(growths.items(), key=lambda each: each[1])
-        if largest >= _MOST_OF_ONE:
-            what = f"the norm of {name} has grown {largest:.0f}-fold in the first steps"
-            return Fault(f"{what}, and look at the rate of its parameter group", (name,), {"largest_growth": largest})
+        rates = {name: updates[0].rate for name, updates in step.updates_of_matrices(at_least=1).items()}
+        usual = sorted(rates.values())[len(rates) // 2]
+        for name, growth in growths.items():
+            if growth >= _MOST_IN_GROUP and rates[name] >= _HIGHER_RATE * usual:
+                what = (
+                    f"the norm of {name} has grown {growth:.0f}-fold in the first steps, at a rate of {rates[name]:.3g}"
+                )
+                return Fault(f"{what}; most have {usual:.3g}", (name,), {"growth": growth, "rate": rates[name]})
         if len(step.updates) < NUM_UPDATES:
             raise CannotCheck(f"{NUM_UPDATES} steps of an optimizer are needed, as TrainingCheckup sees them")
         return None
