@@ -1,4 +1,4 @@
-"""Calls of `torch.nn.functional.cross_entropy` in a step: what predictions were scored against."""
+"""Calls of `torch.nn.functional.cross_entropy` in a step: the targets that predictions were scored against."""
 
 import contextlib
 import inspect
@@ -13,7 +13,7 @@ from torch import Tensor
 from attnwatch.capture import replace, shared_patch
 
 _SIGNATURE = inspect.signature(F.cross_entropy)
-# Rows of the logits whose gradients are looked at.
+# Number of rows of the logits whose gradients are read.
 _NUM_ROWS = 64
 
 
@@ -23,10 +23,10 @@ class Targets:
 
     Attributes:
         classes: int [batch, tokens], or [batch] with one for each sequence.
-        is_scored: where there is a target, bool of the same shape.
+        is_scored: True where there is a target, bool of the same shape.
         num_classes: number of classes.
         loss: mean loss, 0-dimensional.
-        logits: predictions, [batch, tokens, classes] or [batch, classes]; those of the last token may be left out.
+        logits: predictions, [batch, tokens, classes] or [batch, classes]; those of the last token may be missing.
     """
 
     classes: Tensor
@@ -36,9 +36,9 @@ class Targets:
     logits: Tensor
 
     def shift(self, ids: Tensor) -> int | None:
-        """Return by how many places the targets are ahead of the ids [batch, tokens]; None if they are not these ids.
+        """Return how many positions the targets are ahead of the ids [batch, tokens]; None if they are not these ids.
 
-        0: each token is scored against itself; 1: against the next one, as a language model is.
+        0: each token is scored against itself; 1: against the next one, as in a language model.
         """
         if self.classes.shape != ids.shape:
             return None
@@ -61,8 +61,8 @@ class ScoredCall:
         ignored: class of rows without a target.
         loss: mean loss, 0-dimensional.
         label_smoothing: share of the target that is spread over all classes.
-        gradients: what has reached some rows of the logits in each backward; empty for losses that are not reduced, as
-            their rows may be weighted, and for logits of more than two dimensions.
+        gradients: gradients at some rows of the logits, one tensor per backward; empty for losses that are not reduced,
+            as their rows may be weighted, and for logits with more than two dimensions.
     """
 
     logits: Tensor
@@ -74,7 +74,7 @@ class ScoredCall:
 
     @property
     def alignments(self) -> list[Tensor]:
-        """Cosines between the gradients and that of this loss: 1 where it is minimised, -1 where it is maximised."""
+        """Cosines between the gradients and the gradient of this loss: 1 if it is minimised, -1 if it is maximised."""
         rows, num_classes = _some_rows(self.logits), self.logits.shape[-1]
         classes, smoothing = self.classes[rows], self.label_smoothing
         target = F.one_hot(classes.long().clamp(0, num_classes - 1), num_classes) * (1 - smoothing)
@@ -83,9 +83,9 @@ class ScoredCall:
         return [F.cosine_similarity(each.float().flatten(), slope.flatten(), dim=0) for each in self.gradients]
 
     def targets(self, num_sequences: int, num_tokens: int) -> Targets | None:
-        """Return the targets by sequence and token, [batch] or [batch, tokens]; None if they are not those of tokens.
+        """Return the targets by sequence and token, [batch] or [batch, tokens]; None if they do not fit the batch.
 
-        The last token of each sequence may have been left out.
+        The last token of each sequence may be missing.
         """
         num_classes = self.logits.shape[1] if self.logits.ndim > 1 else self.logits.shape[0]
         classes, logits = self.classes, self.logits.movedim(1, -1) if self.logits.ndim > 2 else self.logits
@@ -101,7 +101,7 @@ class ScoredCall:
 
 @contextlib.contextmanager
 def scored_calls(receive: Callable[[ScoredCall], None]) -> Iterator[None]:
-    """Pass `receive` each cross-entropy with classes as targets."""
+    """Pass each call of cross-entropy that has classes as targets to `receive`."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)

@@ -3,7 +3,7 @@
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, register
 from attnwatch.checkup.evidence import NUM_UPDATES, StepEvidence
 
-# In sound runs the median matrix grows 1.2-fold in the first 40 steps, at a rate 100 times too high 13-fold.
+# In sound runs the median matrix grows 1.2-fold in the first 40 steps; at a rate 100 times too high, 13-fold.
 _MOST_GROWTH, _MOST_OF_ONE = 4.0, 10.0
 
 
@@ -11,7 +11,7 @@ _MOST_GROWTH, _MOST_OF_ONE = 4.0, 10.0
 class RateTooHigh(Check):
     """The first steps overwrite the weights.
 
-    The norms of half of the weight matrices have grown at least fourfold within six steps, or that of one tenfold.
+    The norms of half of the weight matrices have grown at least fourfold within six steps, or one of them tenfold.
     Matrices that are initially almost zero do not count.
     """
 
@@ -30,7 +30,7 @@ class RateTooHigh(Check):
         name, largest = max(growths.items(), key=lambda each: each[1])
         if largest >= _MOST_OF_ONE:
             what = f"the norm of {name} has grown {largest:.0f}-fold in the first steps"
-            return Fault(f"{what}, and look at the rate of its parameter group", (name,), {"largest_growth": largest})
+            return Fault(f"{what}: check the rate of its parameter group", (name,), {"largest_growth": largest})
         if len(step.updates) < NUM_UPDATES:
-            raise CannotCheck(f"{NUM_UPDATES} steps of an optimizer are needed, as TrainingCheckup sees them")
+            raise CannotCheck(f"{NUM_UPDATES} optimizer steps are needed, which only a training loop has")
         return None
