@@ -1,4 +1,4 @@
-"""Checkup of a training in its first steps: which fault it has, by facts and interventions."""
+"""Checkup of the first steps of a training run: faults found by facts and interventions."""
 
 from attnwatch.checkup.checks.base import Check, Fault
 from attnwatch.checkup.checkup import TrainingCheckup

@@ -1,4 +1,4 @@
-"""Checkup of a training: its first steps are looked at for faults that facts and interventions show."""
+"""Checkup of a training run: search its first steps for faults by facts and interventions."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -18,14 +18,14 @@ from attnwatch.utils.arguments import as_optimizers, require_int, require_module
 from attnwatch.utils.messages import warn
 from attnwatch.utils.processes import is_sharded
 
-# Steps in which each check may look for an answer. Those that watch look again later, at twice the step each time, and
-# in some steps in a row when the model should have begun to learn.
+# Steps in which each check may look for an answer. Checks that watch look again whenever the step number has doubled,
+# and in a few consecutive steps at the point where the model should have begun to learn.
 _FIRST_STEPS, _LATER_STEPS = 10, 5
 _ORDER = ("FOUND", "note", "ok", "not checked")
 
 
 class TrainingCheckup:
-    """Check the first steps of a training for faults, each by a fact or by changing one thing in a real batch.
+    """Check the first steps of a training run for faults, by facts or by changing one thing in a real batch.
 
     ```python
     with attnwatch.TrainingCheckup(model, optimizers=optimizer) as checkup:
@@ -38,22 +38,22 @@ class TrainingCheckup:
     print(checkup)
     ```
 
-    It takes the inputs of the model and the targets of its loss as they pass. Some checks repeat the forward of the
-    model with up to 4 sequences of the batch in which one thing is changed, in eval mode and without gradients. Random
-    states, buffers, modes and gradients are put back, and the training stays as it would be.
+    The checkup reads the inputs of the model and the targets of its loss as they pass. Some checks repeat the forward
+    with up to 4 sequences of the batch, in eval mode and without gradients, after changing one thing in them. Random
+    states, buffers, modes and gradients are restored, so the training run is not affected.
 
-    Each check looks at up to 10 steps for an answer. Some go on: they look at a step again when twice as many have
-    gone by, and at five steps after a tenth of the run (and 50 steps). All other steps cost nothing.
+    Each check looks for an answer in up to 10 steps. Some checks continue: they look again whenever the number of steps
+    has doubled, and in five steps after a tenth of the run (and at least 50 steps). All other steps cost nothing.
 
     Args:
-        model: model that trains.
-        optimizers: one optimizer or several; checks of what they hold and do are left out if there is none.
-        steps_per_epoch: number of optimizer steps of an epoch; None if it is not known.
-        total_steps: number of optimizer steps of the run; None if it is not known.
+        model: model being trained.
+        optimizers: one optimizer or several; without any, the checks that concern optimizers are skipped.
+        steps_per_epoch: number of optimizer steps per epoch; None if unknown.
+        total_steps: number of optimizer steps in the run; None if unknown.
 
     Attributes:
         findings: faults, most severe first, notes last.
-        skipped: reasons why checks could not be done, by name of the check.
+        skipped: reason why a check could not be done, by name of the check.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -105,7 +105,7 @@ class TrainingCheckup:
 
     @contextlib.contextmanager
     def step(self, global_step: int) -> Iterator[None]:
-        """Look at forward and backward of one training step. Call the optimizer after it.
+        """Observe the forward and backward of one training step. Call the optimizer after the context.
 
         Args:
             global_step: number of the optimizer step.
@@ -132,7 +132,7 @@ class TrainingCheckup:
                 yield
         finally:
             self._recorder.close()
-        if self._is_over:  # closed meanwhile
+        if self._is_over:  # closed in the meantime
             return
         evidence.recorded = self._recorder.forward
         evidence.stale_gradients = self._stale.take()
@@ -142,7 +142,7 @@ class TrainingCheckup:
             self.close()
 
     def _looks_at(self, step: int) -> bool:
-        """Return whether a step is looked at: the first ones all, and then a few."""
+        """Return whether to look at a step: at all of the first ones, and then at a few."""
         if step in self._steps_seen or len(self._steps_seen) < _FIRST_STEPS:
             return True
         if not self._next_look:
@@ -162,31 +162,31 @@ class TrainingCheckup:
 
     @property
     def answered(self) -> frozenset[str]:
-        """Names of the checks that have found a fault, or that there is none."""
+        """Names of the checks that have an answer: a fault, or none."""
         return frozenset(self._answers)
 
     @property
     def ruled_out(self) -> frozenset[str]:
-        """Names of the faults that the model does not have, as facts show, for `attnwatch.diagnose`."""
+        """Names of the faults that facts rule out, for `attnwatch.diagnose`."""
         nothing_found = {name for name, finding in self._answers.items() if finding is None}
         return frozenset(name for name in nothing_found if self._checks[name].decides)
 
     def close(self) -> None:
-        """Take everything of the checkup off the model and the optimizers. It ends, and what was found stays."""
+        """End the checkup and remove its hooks from the model and the optimizers. Its findings remain."""
         self._is_over = True
         self._recorder.close()
         self._stale.close()
         self._updates.close()
 
     def __str__(self) -> str:
-        """Return a table of the checks: what each found, then those that found nothing or could not be done."""
+        """Return a table of the checks: first those with a fault or a note, then those without, then those skipped."""
         rows = sorted(map(self._row, self._checks), key=lambda row: _ORDER.index(row[1].partition(":")[0]))
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:{width}}  {result}" for name, result in rows)
 
     @property
     def _open_checks(self) -> list[str]:
-        """Names of the checks that look for an answer, and of those that watch and have found no fault."""
+        """Names of the checks that have no answer yet, and of those that watch and have found no fault."""
         are_first_steps = len(self._steps_seen) <= _FIRST_STEPS and not self._next_look
         return [
             name
@@ -205,11 +205,11 @@ class TrainingCheckup:
             except CannotCheck as error:
                 if name not in self._answers:
                     self.skipped[name] = str(error)
-            except Exception as error:  # of a check; the training is worth more
+            except Exception as error:  # a check that fails must not end the training run
                 self._failed.add(name)
                 reason = f"failed with {type(error).__name__}: {error}"
                 self.skipped[name] = f"the check {reason}"
-                warn(f"{Check.registry.describe(type(check))} {reason}. The training is not checked for it any more.")
+                warn(f"{Check.registry.describe(type(check))} {reason}. The training run is no longer checked for it.")
             else:
                 self._answers[name] = finding
                 self.skipped.pop(name, None)
@@ -232,7 +232,7 @@ def _finding(check: Check, fault: Fault, step: int) -> Finding:
 
 
 def _why_not(model: nn.Module) -> str:
-    """Return why a model can't be checked; empty if it can."""
+    """Return the reason why a model can't be checked; empty if it can."""
     if is_compiled(model):
         return "the model is compiled: check it once before torch.compile, with attnwatch.check_training"
     if any(map(is_sharded, model.parameters())):

@@ -12,15 +12,15 @@ from attnwatch.checkup.forward import POSITIONS
 
 @contextlib.contextmanager
 def changed_embeddings(module: nn.Module, ids: Tensor, where: Tensor) -> Iterator[list[str]]:
-    """Embed tokens as other tokens of the batch in the context.
+    """Embed some tokens as other tokens of the batch while the context is open.
 
     Args:
-        module: model whose `torch.nn.Embedding` modules are changed, where they are given these ids.
+        module: model whose `torch.nn.Embedding` modules are changed when they are called with these ids.
         ids: int [batch, tokens].
         where: tokens that are embedded as others, bool [batch, tokens].
 
     Yields:
-        Names of the modules whose outputs were changed so far.
+        Names of the modules whose outputs have been changed so far.
     """
     changed: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Evidence that the checks read: one training step."""
+"""Evidence from one training step, which the checks read."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,31 +16,31 @@ from attnwatch.checkup.updates import Update
 from attnwatch.checkup.weights import hidden_parameters
 
 NUM_UPDATES = 6
-"""Steps of the optimizers after which their updates are judged."""
+"""Number of optimizer steps after which the updates are judged."""
 _SHARE_OF_RUN, _LEAST_LATER_STEP = 0.1, 50
-# Share of the loss of a uniform guess from which on a model has learned nothing.
+# A model whose loss is above this share of the loss of a uniform guess has learned nothing.
 _LOSS_OF_A_GUESS = 0.9
 
 
 def later_point(total_steps: int) -> float:
-    """Return the step from which on a model should have begun to learn: after a tenth of the run, and 50 steps."""
+    """Return the step by which a model should have begun to learn: a tenth of the run, but at least 50."""
     return max(_SHARE_OF_RUN * total_steps, _LEAST_LATER_STEP)
 
 
 class StepEvidence:
-    """One training step, as far as it has come.
+    """Evidence from one training step, up to the present point.
 
     Attributes:
-        model: model that trains.
+        model: model being trained.
         optimizers: optimizers that train it, or a part of it.
         global_step: number of the step.
-        num_steps: number of steps that the checkup has seen before.
-        steps_per_epoch: number of optimizer steps of an epoch; None if it is not known.
-        total_steps: number of optimizer steps of the run; None if it is not known.
-        updates: what each step of the optimizers has done so far, by name of the matrix.
+        num_steps: number of earlier steps that the checkup has seen.
+        steps_per_epoch: number of optimizer steps per epoch; None if unknown.
+        total_steps: number of optimizer steps in the run; None if unknown.
+        updates: updates by each optimizer step so far, by name of the matrix.
         scored: calls of cross-entropy.
-        stale_gradients: norms of the old gradients that the last step of an optimizer has used again, by name of the
-            parameter; 0 if they were cleared.
+        stale_gradients: norms of the old gradients that the last optimizer step used again, by name of the parameter;
+            0 if they were cleared.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class StepEvidence:
 
     @cached_property
     def flow(self) -> Flow:
-        """Answers about what moves in the output with which tokens.
+        """Answers about which outputs change with which tokens.
 
         Raises:
             CannotCheck: the forward can't be repeated, or has no tokens.
@@ -96,7 +96,7 @@ class StepEvidence:
 
     @cached_property
     def sees_only_padding(self) -> bool:
-        """True if in most attention layers the real tokens of padded sequences are hidden, and their padding is not.
+        """True if most attention layers hide the real tokens of padded sequences and show their padding.
 
         Raises:
             CannotCheck: the forward can't be repeated, or has no tokens.
@@ -123,17 +123,17 @@ class StepEvidence:
         """Targets that the predictions of the step were scored against.
 
         Raises:
-            CannotCheck: the loss is another one than the cross-entropy of the tokens or sequences.
+            CannotCheck: the loss is not a cross-entropy of the tokens or sequences.
         """
         found = (call.targets(self.forward.num_sequences, self._num_outputs) for call in self.scored)
         targets = next((each for each in found if each is not None), None)
         if targets is None:
-            raise CannotCheck("no `torch.nn.functional.cross_entropy` of the tokens or the sequences was seen")
+            raise CannotCheck("no call of `torch.nn.functional.cross_entropy` on the tokens or sequences was seen")
         return targets
 
     @property
     def _num_outputs(self) -> int:
-        """Number of tokens of a sequence that may have targets: those of the decoder, if there is one."""
+        """Number of tokens per sequence that may have targets: the decoder's, if there is one."""
         if is_encoder_decoder(self.forward.module):
             given = (self.forward.arguments.get(name) for name in ("decoder_input_ids", "labels"))
             return next((each.shape[1] for each in given if isinstance(each, Tensor) and each.ndim == 2), 1)
@@ -144,10 +144,10 @@ class StepEvidence:
 
     @property
     def padded_targets(self) -> tuple[Tensor, Tensor]:
-        """Targets that are at padding, and those that are scored: bool [batch, tokens].
+        """Masks of the targets that are padding, and of those that are scored: bool [batch, tokens].
 
         Raises:
-            CannotCheck: there is not one target for each token, or it can't be told where there is padding.
+            CannotCheck: there is not one target for each token, or the padding is unknown.
         """
         targets = self.targets
         if targets.classes.ndim < 2:
@@ -155,7 +155,7 @@ class StepEvidence:
         if is_encoder_decoder(self.forward.module):
             pad_id = padding_id(self.forward.module)
             if pad_id is None:
-                raise CannotCheck("the model does not say which id is padding")
+                raise CannotCheck("the model does not declare a padding id")
             return at_end(targets.classes.eq(pad_id) | ~targets.is_scored), targets.is_scored
         if targets.classes.shape != self.tokens.padding.shape:
             raise CannotCheck("the targets do not correspond to the tokens")
@@ -165,7 +165,7 @@ class StepEvidence:
 
     @property
     def is_untrained(self) -> bool:
-        """True if the loss of the first step is still about that of a uniform guess, or above it."""
+        """True if this is the first step and its loss is close to that of a uniform guess, or above it."""
         try:
             targets = self.targets
         except CannotCheck:
@@ -179,7 +179,7 @@ class StepEvidence:
 
     @cached_property
     def hidden(self) -> Mapping[str, nn.Parameter]:
-        """Parameters with a gradient that lie in lists or dicts of modules, where `parameters()` does not find them."""
+        """Parameters with a gradient in plain lists or dicts, where `parameters()` does not find them."""
         known = set(self.model.parameters())
         return {
             name: parameter
@@ -204,7 +204,7 @@ class StepEvidence:
         }
 
     def updates_of_matrices(self, at_least: int = NUM_UPDATES) -> dict[str, list[Update]]:
-        """Return the updates of each matrix so far, of steps with a learning rate that is not 0.
+        """Return the updates of each matrix so far, without the steps whose learning rate is 0.
 
         Args:
             at_least: number of steps that must have been seen.
@@ -213,29 +213,29 @@ class StepEvidence:
             CannotCheck: no optimizer was given, or too few of its steps were seen.
         """
         if not self.held or len(self.updates) < at_least:
-            raise CannotCheck(f"{at_least} steps of an optimizer are needed, as TrainingCheckup sees them")
+            raise CannotCheck(f"{at_least} optimizer steps are needed, which only a training loop has")
         updates: dict[str, list[Update]] = {}
         for step in self.updates:
             for name, update in step.items():
                 if update.schedule > 0:
                     updates.setdefault(name, []).append(update)
         if not updates:
-            raise CannotCheck("no matrix had a gradient and a learning rate above 0 so far")
+            raise CannotCheck("no matrix has had a gradient and a learning rate above 0 so far")
         return updates
 
     def first_updates(self) -> dict[str, Update]:
         """Return the first update of each matrix.
 
         Raises:
-            CannotCheck: as of `updates_of_matrices`.
+            CannotCheck: see `updates_of_matrices`.
         """
         return {name: updates[0] for name, updates in self.updates_of_matrices(at_least=1).items()}
 
     def update_ratios(self) -> dict[str, float]:
-        """Return the largest ratio of update to weights of each matrix, for the rate that the schedule leads to.
+        """Return the largest ratio of update to weights for each matrix, scaled to the full rate of the schedule.
 
         Raises:
-            CannotCheck: as of `updates_of_matrices`, or all matrices begin at zero.
+            CannotCheck: see `updates_of_matrices`; or all matrices begin at zero.
         """
         return _known(
             {
@@ -249,7 +249,7 @@ class StepEvidence:
         """Return the factor by which the norm of each matrix has grown since the first step.
 
         Raises:
-            CannotCheck: as of `updates_of_matrices`, or all matrices begin at zero.
+            CannotCheck: see `updates_of_matrices`; or all matrices begin at zero.
         """
         return _known(
             {

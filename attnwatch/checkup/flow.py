@@ -9,22 +9,22 @@ from attnwatch.checkup.forward import CannotCheck, RecordedForward
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.tokens import Tokens, tokens_of
 
-# Share of the spread of an output over tokens and sequences by which it must differ to have moved, and of the size of
-# the outputs: rounding moves it by less.
+# An output has changed if it differs by more than these shares of its spread over tokens and sequences, and of the size
+# of the outputs. Rounding changes it by less.
 _MOVED, _ROUNDING = 1e-4, 3e-6
 _MOVED_IN_HALF_PRECISION = 2e-2
 
 
 class Flow:
-    """Answers about one forward, each from one more forward at most, which is done when it is first asked for.
+    """Answers about one forward, each computed from repeated forwards when it is first needed.
 
     Args:
-        forward: what is repeated.
-        repeats: repeats of it.
+        forward: recorded forward.
+        repeats: repeats of the forward.
 
     Attributes:
         module: module that is called.
-        tokens: its tokens, of the first sequences of the batch.
+        tokens: tokens of the first sequences of the batch.
 
     Raises:
         CannotCheck: the forward has no tokens.
@@ -60,7 +60,7 @@ class Flow:
 
     @property
     def is_constant(self) -> bool:
-        """True if the outputs are the same for all tokens and sequences, but for rounding."""
+        """True if the outputs are the same for all tokens and sequences, apart from rounding."""
         return bool(self._spread <= self._least * self._repeats.unchanged.abs().max())
 
     @cached_property
@@ -72,8 +72,8 @@ class Flow:
     def sees_others(self) -> bool:
         """True if an output changes with other tokens of its sequence.
 
-        Every second token is replaced, then the rest; not one half after the other, as they may be two documents. The
-        output of a token that is kept must change; an output of a whole sequence must change both times.
+        Every second token is replaced, then the others. The two halves of a sequence would not do, as they may be two
+        documents. The output of a token that is kept must change; that of a whole sequence must change both times.
         """
         odd = self._places % 2 == 1
         by_odd, by_even = self._moved_with(odd), self._moved_with(~odd)
@@ -88,7 +88,7 @@ class Flow:
     def padded(self) -> Tensor:
         """Outputs that change with the content of the padding: bool [batch, tokens] or [batch].
 
-        Ids stay as they are, as the model may find the padding by them: they are embedded as other tokens are.
+        Ids are kept, as the model may find the padding by them; the padding is embedded as other tokens.
         """
         values, padding = self.tokens.values, self.tokens.padding
         if self.tokens.are_ids:
@@ -97,9 +97,9 @@ class Flow:
 
     @cached_property
     def others(self) -> Tensor:
-        """Outputs of the last sequence that change with the tokens of the others: bool [tokens], or a scalar.
+        """Outputs of the last sequence that change with the tokens of the other sequences: bool [tokens], or a scalar.
 
-        The first one would not change if a causal mask was over the sequences.
+        The first sequence would not change if a causal mask ran along the batch axis.
         """
         if self.num_sequences < 2:
             raise CannotCheck("the batch has one sequence")
@@ -111,10 +111,10 @@ class Flow:
         """Outputs of sequences without padding that change, apart from their order, when the tokens are reversed."""
         real = self.tokens.values[~self.tokens.padding]
         if self.tokens.are_ids and bool((real == real[0]).all()):
-            raise CannotCheck("all tokens of the batch are alike")
+            raise CannotCheck("all tokens in the batch are the same")
         whole = ~self.tokens.padding.any(1)
         if not whole.any():
-            raise CannotCheck("all sequences of the batch have padding")
+            raise CannotCheck("all sequences in the batch have padding")
         if self.is_constant:
             raise CannotCheck("the outputs are the same for all tokens and sequences")
         output, before = self._with(self.tokens.values.flip(1)), self._repeats.unchanged
@@ -135,7 +135,7 @@ class Flow:
 
     def _differs(self, output: Tensor, before: Tensor) -> Tensor:
         if output.shape != before.shape:
-            raise CannotCheck(f"a repeated forward returns {list(output.shape)} in the place of {list(before.shape)}")
+            raise CannotCheck(f"a repeated forward returns {list(output.shape)} instead of {list(before.shape)}")
         if not before.isfinite().all():
             raise CannotCheck("the outputs are not finite")
         least = torch.maximum(self._least * self._spread, _ROUNDING * before.abs().max()).clamp(min=1e-30)
@@ -148,6 +148,6 @@ class Flow:
 
     @cached_property
     def _spread(self) -> Tensor:
-        """Standard deviation of the outputs over tokens and sequences, mean over their entries; of one, over these."""
+        """Standard deviation over tokens and sequences, averaged over features; for a single row, over features."""
         rows = self._repeats.unchanged.flatten(0, self._num_places - 1)
         return rows.std(0).mean() if len(rows) > 1 else rows.std()

@@ -1,4 +1,4 @@
-"""The forward of a training step: what the model was given and returned, by name."""
+"""Forward of a training step: what the model received and returned, by name."""
 
 import inspect
 import re
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-# Parts of the names of adapters beside the weights of a model.
+# Parts of the names of adapters that are added to the weights of a model.
 _ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
 POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope|alibi|relative", re.IGNORECASE)
-"""Parts of the names of modules, parameters and arguments that have to do with positions."""
+"""Pattern for the names of modules, parameters and arguments that concern positions."""
 
 
 class CannotCheck(Exception):
-    """A check can't be done. The message is the reason."""
+    """Exception of a check that can't be done. The message is the reason."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class RecordedForward:
 
     Attributes:
         module: outermost module that was called.
-        name: path of it in the model; empty for the model itself.
-        arguments: what it was given, by name, those that were given by position first.
-        num_positional: number of arguments that were given by position.
-        shapes: shapes of the tensors that it returned, by name or place.
+        name: path of the module in the model; empty for the model itself.
+        arguments: arguments of the call by name, positional ones first.
+        num_positional: number of positional arguments.
+        shapes: shapes of the tensors that the module returned, by name or index.
         was_training: flag that the module was in train mode.
-        uses_float16: flag that it computed in float16, by autocast or by its weights.
-        called: names of the modules that were called in it, in the order of their first calls.
-        positions: ids of positions by the argument or module that was given them.
+        uses_float16: flag that the module computed in float16, through autocast or its weights.
+        called: names of the modules that were called during the forward, in the order of their first calls.
+        positions: position ids by the argument or module that received them.
     """
 
     module: nn.Module
@@ -52,7 +52,7 @@ class RecordedForward:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Tensors that the module was given.
+        """Tensors that the module received.
 
         Raises:
             CannotCheck: there are none.
@@ -64,7 +64,7 @@ class RecordedForward:
 
     @property
     def num_sequences(self) -> int:
-        """Size of the batch, the first dimension that most of the tensors among the arguments share."""
+        """Size of the batch: the first dimension that most of the tensor arguments share."""
         sizes = [len(value) for value in self.arguments.values() if isinstance(value, Tensor) and value.ndim]
         if not sizes:
             raise CannotCheck("the model was given no tensor by name or position")
@@ -72,12 +72,12 @@ class RecordedForward:
 
 
 def is_of_adapter(name: str) -> bool:
-    """Return whether a parameter of this name belongs to an adapter, such as LoRA's, beside the weights of a model."""
+    """Return whether a parameter of this name belongs to an adapter, such as LoRA."""
     return any(part in name.lower() for part in _ADAPTERS)
 
 
 def is_encoder_decoder(module: nn.Module) -> bool:
-    """Return whether a transformers model has an encoder and a decoder, with tokens of their own."""
+    """Return whether a transformers model has an encoder and a decoder, each with its own tokens."""
     return bool(getattr(getattr(module, "config", None), "is_encoder_decoder", False))
 
 
@@ -93,7 +93,7 @@ def argument_names(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of an output with their names, or their places as names."""
+    """Yield the tensors of an output with their names, or with their indices as names."""
     if isinstance(output, Tensor):
         yield "", output
     elif isinstance(output, Mapping):
@@ -105,10 +105,10 @@ def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 class ForwardRecorder:
-    """Records the first forward in a step that is trained on. Hooks lie on the model while a step is open.
+    """Recorder of the first forward of a step that is trained on. The model has hooks while a step is open.
 
     Args:
-        model: model that trains, or a module around it.
+        model: model being trained, or a module that wraps it.
         on_backward: called when the backward of a forward begins.
     """
 
@@ -122,7 +122,7 @@ class ForwardRecorder:
         self.forward: RecordedForward | None = None
 
     def open(self) -> None:
-        """Put the hooks on the model."""
+        """Register the hooks on the model."""
         self.forward = None
         self._begin()
         for module in self._names:
@@ -130,7 +130,7 @@ class ForwardRecorder:
             self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
 
     def close(self) -> None:
-        """Take the hooks off the model."""
+        """Remove the hooks from the model."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -15,10 +15,10 @@ from attnwatch.checkup.scales import AttentionScale, attention_scales
 from attnwatch.utils.processes import has_other_processes
 
 MOST_SEQUENCES = 4
-"""Number of sequences that a repeated forward is given at most."""
-# Outputs that are one for each token or sequence, in order of preference.
+"""Maximum number of sequences in a repeated forward."""
+# Names of outputs with one entry per token or sequence, in order of preference.
 _OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "start_logits")
-# Objects that a forward changes, so that a second one would see what the first one has left there.
+# Arguments that a forward changes in place, so that a second forward would see the changes of the first.
 _CACHES = ("past_key_values", "past_key_value", "cache_params", "encoder_outputs")
 
 
@@ -26,15 +26,15 @@ class Repeats:
     """Forwards that repeat a recorded one with one thing changed, in eval mode and without gradients.
 
     Args:
-        forward: what is repeated, with its first sequences only.
+        forward: forward to repeat, with its first sequences only.
 
     Raises:
-        CannotCheck: it can't be repeated.
+        CannotCheck: the forward can't be repeated.
     """
 
     def __init__(self, forward: RecordedForward):
-        if has_other_processes():  # a forward may wait for those of the others
-            raise CannotCheck("several processes train: check the model once in one process, with check_training")
+        if has_other_processes():  # a forward may wait for the other processes
+            raise CannotCheck("several processes train: check the model once in a single process, with check_training")
         self._forward = forward
         held = [name for name in _CACHES if forward.arguments.get(name) is not None]
         if held:
@@ -54,14 +54,14 @@ class Repeats:
         return self._output(changes, contextlib.nullcontext())
 
     def output_with_embeddings_changed(self, ids: Tensor, where: Tensor) -> Tensor:
-        """Return the output if tokens are embedded as others are, while their ids stay: the model may look at these.
+        """Return the output with some tokens embedded as others. Their ids are kept, as the model may read them.
 
         Args:
-            ids: int [batch, tokens], as the model is given them.
+            ids: token ids that the model receives, int [batch, tokens].
             where: tokens that are embedded as others, bool [batch, tokens].
 
         Raises:
-            CannotCheck: as of `output`, or the ids are not embedded by a torch.nn.Embedding.
+            CannotCheck: see `output`; or the ids are not embedded by a torch.nn.Embedding.
         """
         with changed_embeddings(self._forward.module, ids, where) as changed:
             output = self.output()
@@ -71,7 +71,7 @@ class Repeats:
 
     @property
     def unchanged(self) -> Tensor:
-        """Output of the forward as it was, which is computed once."""
+        """Output of the forward without changes, computed once."""
         return self._unchanged[0]
 
     @property
@@ -100,7 +100,7 @@ class Repeats:
 
 
 def _first(value: Any, size: int, number: int) -> Any:
-    """Return the first sequences of a value, wherever its tensors lie."""
+    """Return a value with only the first sequences of each tensor in it."""
     if isinstance(value, Tensor):
         return value.detach()[:number] if value.ndim and len(value) == size else value.detach()
     if isinstance(value, Mapping) and type(value) is dict:
@@ -108,12 +108,12 @@ def _first(value: Any, size: int, number: int) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_first(each, size, number) for each in value)
     if isinstance(value, Iterator):
-        raise CannotCheck("the model was given an iterator, which can be read once")
+        raise CannotCheck("the model was given an iterator, which can be read only once")
     return value
 
 
 def _similarities(forward: RecordedForward) -> frozenset[str]:
-    """Return names of the outputs [batch, batch] of a large batch, which compare each sequence with all others."""
+    """Return the names of outputs [batch, batch] that compare each sequence with all others; none for small batches."""
     size = forward.num_sequences
     if size <= MOST_SEQUENCES:
         return frozenset()
@@ -121,13 +121,13 @@ def _similarities(forward: RecordedForward) -> frozenset[str]:
 
 
 def _main_output(output: Any, num_sequences: int, similarities: Collection[str]) -> Tensor:
-    """Return the output that is one for each sequence or token: by its name, else the first of the most dimensions."""
+    """Return the output with one entry per sequence or token: by name, else the first with the most dimensions."""
     fitting = {
         name: tensor
         for name, tensor in tensors_in(output)
         if tensor.ndim >= 2 and len(tensor) == num_sequences and tensor.is_floating_point() and name not in similarities
     }
     if not fitting:
-        raise CannotCheck("the model returns no tensor [batch, …] of floating-point numbers, such as its logits")
+        raise CannotCheck("the model returns no floating-point tensor [batch, …], such as logits")
     by_name = [fitting[name] for name in _OUTPUTS if name in fitting]
     return (by_name or sorted(fitting.values(), key=lambda tensor: -min(tensor.ndim, 3)))[0]

@@ -14,7 +14,7 @@ from attnwatch.capture import Capture, ForwardPass
 from attnwatch.errors import NoAttentionError
 
 _NUM_ROWS = 16
-# Share by which the norms of queries differ if they are normalised. Random ones of 64 features differ by 10%.
+# Vectors count as normalised if the relative spread of their norms is smaller. Random ones of 64 features have 10%.
 _SAME_NORM = 1e-3
 # q_norm, query_layernorm, norm_k, qk_norm
 _NORM_OF_QUERIES = re.compile(r"\b(q|k|qk|query|key)_?(layer_?)?(norm|ln)|(norm|ln)_?(q|k|query|key)\b", re.IGNORECASE)
@@ -25,12 +25,12 @@ class AttentionScale:
     """Scale of the logits of one attention call.
 
     Attributes:
-        scale: factor of the dot products.
+        scale: factor that the dot products are multiplied by.
         head_dim: number of features of a query.
-        logit_std: standard deviation of the logits of a query over the keys that it sees, mean over queries.
-        is_normalised: flag that queries or keys are normalised, so that the scale is free.
-        largest_logit: what the logits can reach if queries and keys are normalised; infinite if they are not.
-        seen: keys that some query sees, apart from that of the same token: bool [batch, keys].
+        logit_std: standard deviation of the logits of a query over the keys that it sees, averaged over queries.
+        is_normalised: flag that queries or keys are normalised, so that the scale may have any value.
+        largest_logit: upper bound of the logits if queries and keys are normalised; infinite if they are not.
+        seen: keys that the query of some other token sees: bool [batch, keys].
     """
 
     scale: float
@@ -43,7 +43,7 @@ class AttentionScale:
 
 @contextlib.contextmanager
 def attention_scales(module: nn.Module, scales: dict[str, AttentionScale]) -> Iterator[None]:
-    """Put the scales of the attention calls in the context into a mapping from the names of their sites."""
+    """Record the scale of each attention call in the context in `scales`, by name of the site."""
 
     def observe(site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
         scales[site] = _scale_of(inputs, has_norm=_has_norm(capture.module(site)))
@@ -72,12 +72,12 @@ def _scale_of(inputs: AttentionInputs, *, has_norm: bool) -> AttentionScale:
 
 
 def _norm(vectors: Tensor) -> float:
-    """Return the norm that all vectors have; infinite if they differ."""
+    """Return the norm that all vectors share; infinite if their norms differ."""
     return float(vectors.float().norm(dim=-1).mean()) if _has_same_norm(vectors) else math.inf
 
 
 def _has_norm(module: nn.Module) -> bool:
-    """Return whether an attention module normalises queries or keys, as far as names of its modules tell."""
+    """Return whether an attention module normalises queries or keys, judging by the names of its submodules."""
     return any(_NORM_OF_QUERIES.search(name) for name, _ in module.named_modules())
 
 

@@ -21,12 +21,12 @@ def check_training(
 ) -> TrainingCheckup:
     """Check one training step without a loop, as in a test: `assert not check_training(model, batch).findings`.
 
-    The model, its gradients and all random states are afterwards what they were.
+    The model, its gradients and all random states are restored afterwards.
 
     Args:
-        model: model that is to train, in the mode in which it trains.
-        batch: one batch. A mapping is given to the model by name, a tuple or list by position.
-        optimizers: one optimizer or several, which do not step.
+        model: model to be trained, in the mode in which it will be trained.
+        batch: one batch. A mapping is passed to the model by name, a tuple or list by position.
+        optimizers: one optimizer or several; they do not step.
         forward: function of (model, batch) that returns the loss; None means the `loss` of the model's output.
 
     Returns:
@@ -66,7 +66,7 @@ def check_training(
 def _loss_of(model: nn.Module, batch: Any) -> Tensor:
     if type(model).forward is nn.Module.forward:
         raise ConfigurationError(
-            f"`model` ({type(model).__name__}) has no forward of its own: give the model inside it, or `forward`, a "
+            f"`model` ({type(model).__name__}) has no forward of its own: pass the model inside it, or `forward`, a "
             "function of (model, batch) that returns the loss."
         )
     if isinstance(batch, Mapping):
@@ -78,7 +78,7 @@ def _loss_of(model: nn.Module, batch: Any) -> Tensor:
     loss = getattr(output, "loss", None)
     if not isinstance(loss, Tensor):
         raise ConfigurationError(
-            f"`batch`: {type(model).__name__} returns no `loss` for it. Put labels into the batch, or give `forward`, "
+            f"`batch`: {type(model).__name__} returns no `loss` for it. Put labels into the batch, or pass `forward`, "
             "a function of (model, batch) that returns the loss."
         )
     return loss

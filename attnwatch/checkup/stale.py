@@ -1,4 +1,4 @@
-"""Gradients that are still there when the first new ones after a step of the optimizer come, and are used again."""
+"""Old gradients that are still there when the first backward after an optimizer step begins, and are used again."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,17 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-# Parameters that are looked at, from the first to the last of the model.
+# Number of parameters sampled from each optimizer, from its first to its last.
 _NUM_PARAMETERS = 8
 
 
 class StaleGradients:
-    """Norms of the gradients that are there when a backward begins, taken on the device.
+    """Norms of the gradients that exist when a backward begins, computed on the device.
 
-    Hooks lie on the optimizers only: parameters with hooks could not be replaced, as heads that are removed need it.
+    Only the optimizers have hooks: parameters with hooks could not be replaced, which removing heads requires.
 
     Args:
-        model: model that trains.
+        model: model being trained.
         optimizers: optimizers that train it.
     """
 
@@ -39,7 +39,7 @@ class StaleGradients:
             self._handles.append(inner.register_step_post_hook(partial(self._end, of_optimizer)))
 
     def begin_backward(self) -> None:
-        """Take the norms of the gradients that new ones may be added to."""
+        """Compute the norms of the gradients that new ones may be added to."""
         for name, parameter in self._parameters.items():
             gradient = parameter.grad
             old = parameter.new_zeros(()) if gradient is None else gradient.detach().norm()
@@ -50,19 +50,19 @@ class StaleGradients:
         self._expects.clear()
 
     def take(self) -> dict[str, Tensor]:
-        """Return the norms that optimizers have stepped with since the last call, by name; 0 if all was cleared."""
+        """Return the norms of old gradients in optimizer steps since the last call, by name; 0 if they were cleared."""
         norms, self._norms = self._norms, {}
         return norms
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         self._parameters.clear()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
     def _begin(self, names: frozenset[str], *step: Any) -> None:
-        """Keep what the gradients of a step were added to. What was cleared in between is not in them."""
+        """Keep the norms of what the gradients of a step were added to, without anything cleared in between."""
         for name in names & self._old.keys():
             self._norms[name] = self._old.pop(name)
 

@@ -1,4 +1,4 @@
-"""Calls of `torch.nn.functional.cross_entropy` in a step: what predictions were scored against."""
+"""Calls of `torch.nn.functional.cross_entropy` in a step: the targets that predictions were scored against."""
 
 import contextlib
 import inspect
@@ -14,7 +14,7 @@ from torch import Tensor
 from attnwatch.capture import replace, shared_patch
 
 _SIGNATURE = inspect.signature(F.cross_entropy)
-# Rows of the logits whose gradients are looked at.
+# Number of rows of the logits whose gradients are read.
 _NUM_ROWS = 64
 
 
@@ -24,10 +24,10 @@ class Targets:
 
     Attributes:
         classes: int [batch, tokens], or [batch] with one for each sequence.
-        is_scored: where there is a target, bool of the same shape.
+        is_scored: True where there is a target, bool of the same shape.
         num_classes: number of classes.
         loss: mean loss, 0-dimensional.
-        places: where the kept logits belong to, int64 indices of `classes`.
+        places: positions of the kept logits in `classes`, as int64 indices.
         logits: some of the predictions, [kept, classes].
     """
 
@@ -39,9 +39,9 @@ class Targets:
     logits: Tensor
 
     def shift(self, ids: Tensor) -> int | None:
-        """Return by how many places the targets are ahead of the ids [batch, tokens]; None if they are not these ids.
+        """Return how many positions the targets are ahead of the ids [batch, tokens]; None if they are not these ids.
 
-        0: each token is scored against itself; 1: against the next one, as a language model is.
+        0: each token is scored against itself; 1: against the next one, as in a language model.
         """
         if self.classes.shape != ids.shape:
             return None
@@ -67,8 +67,8 @@ class ScoredCall:
         ignored: class of rows without a target.
         loss: mean loss, 0-dimensional.
         label_smoothing: share of the target that is spread over all classes.
-        gradients: what has reached the kept rows in each backward; empty for losses that are not reduced, as their rows
-            may be weighted, and for logits of more than two dimensions.
+        gradients: gradients at the kept rows, one tensor per backward; empty for losses that are not reduced, as their
+            rows may be weighted, and for logits with more than two dimensions.
     """
 
     rows: Tensor
@@ -81,7 +81,7 @@ class ScoredCall:
 
     @property
     def alignments(self) -> list[Tensor]:
-        """Cosines between the gradients and that of this loss: 1 where it is minimised, -1 where it is maximised."""
+        """Cosines between the gradients and the gradient of this loss: 1 if it is minimised, -1 if it is maximised."""
         classes, num_classes = self.classes.flatten()[self.rows], self.logits.shape[1]
         target = F.one_hot(classes.long().clamp(0, num_classes - 1), num_classes) * (1 - self.label_smoothing)
         slope = self.logits.float().softmax(-1) - target - self.label_smoothing / num_classes
@@ -89,9 +89,9 @@ class ScoredCall:
         return [F.cosine_similarity(each.float().flatten(), slope.flatten(), dim=0) for each in self.gradients]
 
     def targets(self, num_sequences: int, num_tokens: int) -> Targets | None:
-        """Return the targets by sequence and token, [batch] or [batch, tokens]; None if they are not those of tokens.
+        """Return the targets by sequence and token, [batch] or [batch, tokens]; None if they do not fit the batch.
 
-        The last token of each sequence may have been left out.
+        The last token of each sequence may be missing.
         """
         classes = self.classes
         if classes.numel() == num_sequences:
@@ -108,7 +108,7 @@ class ScoredCall:
 
 @contextlib.contextmanager
 def scored_calls(receive: Callable[[ScoredCall], None]) -> Iterator[None]:
-    """Pass `receive` each cross-entropy with classes as targets."""
+    """Pass each call of cross-entropy that has classes as targets to `receive`."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)

@@ -14,7 +14,7 @@ _IDS = ("input_ids", "decoder_input_ids", "tokens", "ids")
 # Masks that are 1 where there is a token, and those that are True where there is none.
 _MASKS_OF_TOKENS = ("attention_mask",)
 _MASKS_OF_PADDING = ("padding_mask", "key_padding_mask", "src_key_padding_mask", "pad_mask")
-# Fewer hidden tokens may be alike by chance.
+# Fewer hidden tokens may be the same by chance.
 _LEAST_PADDING = 4
 _NO_TOKENS = ("label", "target", "mask", "position", "token_type", "segment", "cache", "num_items")
 
@@ -45,11 +45,11 @@ class Tokens:
     """Argument of a forward with one entry for each token.
 
     Attributes:
-        name: of the argument.
+        name: name of the argument.
         values: ids [batch, tokens], or features [batch, tokens, features], which may be the patches of an image.
-        padding: where there is padding, bool [batch, tokens].
-        mask_name: argument that says where there is padding; None if nothing says so.
-        grid: size of the image and of its patches; None if the values are no patches.
+        padding: True where there is padding, bool [batch, tokens].
+        mask_name: argument that says where there is padding; None if there is no such argument.
+        grid: size of the image and of its patches; None if the values are not patches.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Tokens:
 
     @property
     def length(self) -> int:
-        """Number of tokens of a sequence, padding included."""
+        """Number of tokens per sequence, including padding."""
         return self.values.shape[1]
 
     @property
@@ -77,20 +77,20 @@ class Tokens:
         if len(hidden) < 2:
             return ""
         if len(self.values[~self.padding].unique()) == 1:
-            return "hides all tokens except those of one id, which looks like padding"
+            return "hides all tokens except those with one id, which looks like padding"
         if len(self.values[self.padding.flip(1)].unique()) == 1 and int(self.padding.sum()) >= _LEAST_PADDING:
-            return "hides tokens at one end of the sequences, and the other end has one id, which looks like padding"
+            return "hides tokens at one end of the sequences, but the other end has one id, which looks like padding"
         return ""
 
     def as_argument(self, values: Tensor) -> Tensor:
-        """Return other values of the tokens in the form that the model takes."""
+        """Return new values of the tokens in the form that the model takes."""
         return values if self.grid is None else self.grid.image(values)
 
     def replaced(self, where: Tensor) -> Tensor:
-        """Return the values with other ones of the batch where `where` is True, bool [batch, tokens].
+        """Return the values, replaced by others from the batch where `where`, bool [batch, tokens], is True.
 
         Raises:
-            CannotCheck: all tokens are alike, so that there is nothing to replace one with.
+            CannotCheck: all tokens are the same, so there is nothing to replace them with.
         """
         real = self.values[~self.padding]
         if not self.are_ids:
@@ -98,18 +98,18 @@ class Tokens:
             return torch.where(where[..., None], 0.5 - other, self.values)
         kinds = real.unique()
         if len(kinds) < 2:
-            raise CannotCheck("all tokens of the batch are alike")
+            raise CannotCheck("all tokens in the batch are the same")
         place = torch.searchsorted(kinds, self.values.contiguous()).clamp(max=len(kinds) - 1)
         shift = 1 + torch.arange(where.numel(), device=real.device).view_as(self.values) % (len(kinds) - 1)
         return torch.where(where, kinds[(place + shift) % len(kinds)], self.values)
 
 
 def tokens_of(forward: RecordedForward, arguments: Mapping[str, Any]) -> Tokens:
-    """Return the tokens that a forward was given.
+    """Return the tokens that a forward received.
 
     Args:
-        forward: tells names and model.
-        arguments: of the forward, perhaps for fewer sequences.
+        forward: recorded forward, for its module.
+        arguments: arguments of the forward, possibly with fewer sequences.
 
     Raises:
         CannotCheck: no argument has a token axis.
@@ -129,7 +129,7 @@ def tokens_of(forward: RecordedForward, arguments: Mapping[str, Any]) -> Tokens:
 
 
 def sequences_of_one_token(arguments: Mapping[str, Any]) -> int:
-    """Return the number of sequences if each has one token and nothing else is given that it could attend to."""
+    """Return the number of sequences if each has one token and nothing else to attend to; otherwise 0."""
     tensors = [value for _, value in tensors_in(arguments) if value.ndim > 1]
     if any(value.shape[1] > 1 for value in tensors) or any(_is_cache(name, value) for name, value in arguments.items()):
         return 0
@@ -157,17 +157,17 @@ def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:
 
 
 def _by_id(module: nn.Module, values: Tensor) -> Tensor:
-    """Return where the ends of sequences have the id of the padding: a token in a text may have it too."""
+    """Return where either end of a sequence has the padding id; a token inside a text may have the same id."""
     pad_id = padding_id(module)
     if values.ndim != 2 or pad_id is None:
         return torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
     is_pad = values == pad_id
     padding = at_end(is_pad) | is_pad.cumprod(1).bool()
-    return padding & (padding.sum(1, keepdim=True) > 1)  # one may be the end of a text
+    return padding & (padding.sum(1, keepdim=True) > 1)  # a single one may be an end-of-text token
 
 
 def at_end(where: Tensor) -> Tensor:
-    """Return those of the entries that are True up to the end of their row, bool [batch, tokens]."""
+    """Return the entries that are True from there to the end of their row, bool [batch, tokens]."""
     return where.flip(1).cumprod(1).flip(1).bool()
 
 
@@ -196,7 +196,7 @@ def _name_of_features(arguments: Mapping[str, Any]) -> str | None:
 
 
 def padding_id(module: nn.Module) -> int | None:
-    """Return the id of the padding by the configuration or the embeddings of a model; None if neither tells."""
+    """Return the padding id from the configuration or the embeddings of a model; None if neither has one."""
     configured = getattr(getattr(module, "config", None), "pad_token_id", None)
     if configured is not None:
         return int(configured)

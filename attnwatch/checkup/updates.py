@@ -1,4 +1,4 @@
-"""Updates of weights by the optimizers, from a sample of the entries of some matrices."""
+"""Weight updates by the optimizers, from sampled entries of some matrices."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from attnwatch.utils.entries import spread_entries
 
-# Matrices that are looked at, evenly spread over each optimizer's, and entries of each.
+# Number of matrices sampled from each optimizer, evenly spread, and of entries sampled from each matrix.
 _NUM_MATRICES, _NUM_ENTRIES = 32, 1024
 # Root mean square of the entries below which a matrix counts as zero.
 _LEAST_ENTRY = 2e-3
@@ -24,13 +24,13 @@ class Update:
     Attributes:
         change, before, after: norms of the change, and of the weights before and after it, 0-dimensional tensors.
         along_gradient: cosine between the change and the gradient, 0-dimensional: negative where the loss falls.
-        unchanged: share of the entries with a gradient that are what they were, a 0-dimensional tensor.
-        kept: share of the change of the step before that is still there when this one begins, 0-dimensional; nan in the
-            first step.
-        entries: number of entries that were looked at.
+        unchanged: share of the entries with a gradient that did not change, a 0-dimensional tensor.
+        kept: share of the previous step's change that remains when this step begins, 0-dimensional; nan in the first
+            step.
+        entries: number of sampled entries.
         rate: learning rate of the step.
-        schedule: learning rate of the step by the one that the schedule scales; 1 without a schedule.
-        dtype: of the weights.
+        schedule: learning rate of the step divided by the rate that the schedule scales; 1 without a schedule.
+        dtype: dtype of the weights.
     """
 
     change: Tensor
@@ -46,15 +46,15 @@ class Update:
 
     @property
     def begins_at_zero(self) -> bool:
-        """True if the matrix was almost zero before the step, so that how far it grows says nothing."""
+        """True if the matrix was almost zero before the step, so that its growth says nothing."""
         return float(self.before) < _LEAST_ENTRY * self.entries**0.5
 
 
 class Updates:
-    """Updates of the steps of some optimizers, taken on the device before and after each.
+    """Updates by the steps of some optimizers, measured on the device before and after each step.
 
     Args:
-        model: model that trains.
+        model: model being trained.
         optimizers: optimizers that train it.
     """
 
@@ -72,7 +72,7 @@ class Updates:
             self._handles.append(inner.register_step_post_hook(partial(self._end, chosen)))
 
     def close(self) -> None:
-        """Take the hooks off."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -94,12 +94,12 @@ class Updates:
                 kept = _kept(before, self._last.get(matrix))
                 updates[self._names[matrix]] = _update(before, matrix, gradient, kept, group)
                 self._last[matrix] = before, _sample(matrix)
-        if matrices:  # else nothing can be told: norms and biases alone, or copies of the weights
+        if matrices:  # else nothing is known: the optimizer has only norms and biases, or copies of the weights
             self.steps.append(updates)
 
 
 def _update(before: Tensor, matrix: Tensor, gradient: Tensor, kept: Tensor, group: Mapping[str, Any]) -> Update:
-    """Return the change of a matrix since a sample of its entries was `before`."""
+    """Return the change of a matrix since its entries were sampled as `before`."""
     after, slope = _sample(matrix).double(), _sample(gradient).double()
     change = after - before.double()
     has_gradient = slope != 0
@@ -119,7 +119,7 @@ def _update(before: Tensor, matrix: Tensor, gradient: Tensor, kept: Tensor, grou
 
 
 def _kept(now: Tensor, last: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Return the share of the last change that is still there, given the entries before and after it."""
+    """Return the share of the last change that remains, given the entries before and after it."""
     if last is None:
         return now.new_full((), torch.nan)
     before, after = (each.double() for each in last)

@@ -1,4 +1,4 @@
-"""Scale of the weight matrices of a model, at the size at which they pass states on."""
+"""Scale of the weight matrices of a model: the factor by which they amplify states."""
 
 import re
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def linear_weights(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
 
 
 def hidden_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters in plain lists, tuples and dicts that modules hold, and of the modules in these."""
+    """Yield the parameters in plain lists, tuples and dicts of modules, and those of modules inside them."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if name.startswith("_") or type(value) not in (list, tuple, dict):
@@ -42,10 +42,10 @@ def hidden_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def gains(module: nn.Module) -> dict[str, float]:
-    """Return the gain of each matrix of a linear layer that is not zero: the root mean square times √inputs.
+    """Return the gain of each nonzero matrix of a linear layer: its root mean square times √inputs.
 
-    A matrix of random weights with a gain of 1 keeps the size of what it is given. Glorot's initialisation has 1,
-    PyTorch's 0.6.
+    A random matrix with a gain of 1 preserves the scale of its inputs. Glorot's initialisation has a gain of 1,
+    PyTorch's default 0.6.
     """
     weights = list(linear_weights(module))
     if not weights:
@@ -57,7 +57,7 @@ def gains(module: nn.Module) -> dict[str, float]:
 
 
 def large_weights(module: nn.Module) -> dict[str, float]:
-    """Return the gains of the matrices that are too large for an initialiser, or have its scale left out."""
+    """Return the gains of matrices that are too large for an initialiser, or have the scale of torch.randn."""
     inputs = {name: number for name, _, number in linear_weights(module)}
     return {name: gain for name, gain in gains(module).items() if _is_large(gain, inputs[name])}
 
@@ -70,14 +70,14 @@ def _is_large(gain: float, inputs: int) -> bool:
 def require_weights(module: nn.Module) -> None:
     """Raise `CannotCheck` if a parameter is zero, as gates may be at the start, or a matrix is almost zero.
 
-    Outputs do not move then with what is in front of it.
+    Outputs then do not change with anything before it.
     """
     for name, parameter in module.named_parameters():
         is_norm = parameter.ndim == 1 and _NORM.search(name)  # some norms add 1 to their weights
         if is_norm or name.endswith("bias") or is_of_adapter(name) or not parameter.numel():
             continue
         if not parameter.any():
-            raise CannotCheck(f"{name} is zero, so that nothing behind it moves")
+            raise CannotCheck(f"{name} is zero, so nothing after it changes")
     for name, gain in gains(module).items():
         if gain < LEAST_GAIN:
-            raise CannotCheck(f"{name} is almost zero, so that nothing behind it moves")
+            raise CannotCheck(f"{name} is almost zero, so nothing after it changes")

@@ -13,26 +13,26 @@ MOST_CAUSES = 3
 _SOMETHING_ELSE = 0.0
 # Log odds that a note of a checkup adds to the cause of the same name.
 _NOTED = 2.0
-# Causes with a smaller share are not named beside others.
+# Causes with a smaller share are not named.
 _LEAST_SCORE = 0.02
 
 
 class CauseSet:
-    """Registered causes. One that fails is named in one warning and not used again."""
+    """Registered causes. A cause that fails is reported in one warning and not used again."""
 
     def __init__(self) -> None:
         self._failed: set[str] = set()
 
     def reset(self) -> None:
-        """Use the causes that failed again, as in a new training."""
+        """Enable the causes that failed again, for a new training run."""
         self._failed.clear()
 
     def rank(
         self, run: RunCourse, checked: Sequence[Finding] = (), ruled_out: Collection[str] = ()
     ) -> tuple[Cause, ...]:
-        """Return the most likely causes, most likely first, at most three.
+        """Return up to three causes, most likely first.
 
-        What a checkup has found is the cause, and nothing else is named. What it has ruled out is left out.
+        If a checkup has found faults, only these are named. Causes that it has ruled out are left out.
         """
         facts = [_of_fact(finding) for finding in checked if not finding.is_note]
         if facts:
@@ -47,7 +47,7 @@ class CauseSet:
         return _ranked(clues)
 
     def _clues(self, rule: CauseRule, run: RunCourse) -> list[Clue] | None:
-        """Return what a cause sees in a run; None, and a warning, if it fails."""
+        """Return the clues that a cause sees in a run; warn and return None if it fails."""
         try:
             clues = list(rule.look(run))
             wrong = [each for each in clues if not (isinstance(each, Clue) and math.isfinite(each.weight))]
@@ -56,7 +56,7 @@ class CauseSet:
         except Exception as error:
             self._failed.add(rule.name)
             warn(
-                f"{CauseRule.registry.describe(rule)} failed, causes are ranked without it from now on: "
+                f"{CauseRule.registry.describe(rule)} failed; causes are ranked without it from now on: "
                 f"{type(error).__name__}: {error}",
                 once_for_all=True,
             )

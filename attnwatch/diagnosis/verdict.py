@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from attnwatch.diagnosis.kinds import FindingKind
 from attnwatch.diagnosis.status import RunStatus
 
-# Clues that are shown of each cause.
+# Number of clues that are shown for each cause.
 _MOST_FOR, _MOST_AGAINST = 3, 2
-# Score from which on the first cause is called likely.
+# Least score at which the first cause is called likely.
 _CLEAR = 0.25
 
 
@@ -18,15 +18,15 @@ class Cause:
     """Mistake that may be behind a finding.
 
     Attributes:
-        name: name of the cause; that of a check, a kind of finding, where one finds it.
+        name: name of the cause; the name of the check that finds it, if there is one.
         score: share of the evidence, 0 to 1: the odds of the cause over the sum of those of all causes and of one that
-            nobody has declared. The odds are set by hand, so that it orders causes and is no calibrated probability;
+            nobody has declared. The odds are set by hand, so it orders causes but is not a calibrated probability;
             `python -m benchmarks.causes` measures how often causes with such a score are right. 1 if a checkup has
             found the cause.
-        speaks_for, speaks_against: what was seen, with its numbers, the weightiest first.
+        speaks_for, speaks_against: clues for and against the cause, with their numbers, strongest first.
         title: the mistake in words.
         remedy: what the user can do.
-        is_fact: a checkup has found it.
+        is_fact: flag that a checkup has found the cause.
 
     Example:
         >>> print(Cause("rate_too_low", 0.6, ("the loss is flat from the start",), title="the rate is too low"))
@@ -43,7 +43,7 @@ class Cause:
 
     @property
     def clues(self) -> str:
-        """Weightiest clues for it and against it, as sentences."""
+        """Strongest clues for and against the cause, as sentences."""
         seen = [("For", self.speaks_for[:_MOST_FOR]), ("Against", self.speaks_against[:_MOST_AGAINST])]
         return " ".join(f"{side}: {'; '.join(words)}." for side, words in seen if words)
 
@@ -68,10 +68,10 @@ class Finding:
         severity: 0 to 1 (the run is lost); 0 for a note.
         message: what was seen and what to do about it.
         evidence: numbers behind it, by name.
-        is_note: it does not bear on the status of the run: too few sites have it, or sound runs have it too. A note
-            raises no risk, warns nobody and stops nothing.
-        causes: what may be behind it, most likely first, at most three; empty for what a checkup has found, which is a
-            fact.
+        is_note: flag that it does not affect the status of the run: too few sites have it, or sound runs have it too. A
+            note raises no risk, causes no warning and stops nothing.
+        causes: up to three possible causes, most likely first; empty for faults that a checkup has found, which are
+            facts.
 
     Example:
         >>> print(Finding(FindingKind.NON_FINITE, ("layers.3.attn",), 120, 1.0, "logits are nan"))
@@ -103,13 +103,13 @@ class Finding:
 
     @property
     def cause_lines(self) -> list[str]:
-        """One line for each cause; clues that an earlier one has too are not repeated."""
+        """One line for each cause; clues that an earlier cause has too are not repeated."""
         lines: list[str] = []
         numbers: dict[frozenset[str], int] = {}
         for number, cause in enumerate(self.causes, start=1):
             shown = frozenset((*cause.speaks_for[:_MOST_FOR], *cause.speaks_against[:_MOST_AGAINST]))
             earlier = numbers.setdefault(shown, number)
-            clues = cause.clues if earlier == number else f"The history does not tell it from {earlier}."
+            clues = cause.clues if earlier == number else f"The history does not distinguish it from {earlier}."
             lines.append(cause.described(clues))
         return lines
 
@@ -126,11 +126,11 @@ class Diagnosis:
 
     Attributes:
         status: status of the run as a whole.
-        findings: what was seen and still holds, most severe first, notes last.
+        findings: faults that were seen and still hold, most severe first, notes last.
         step: global step of the last observation; -1 for an empty history.
         risk: share of the runs like this one that failed, 0 to 1 (see `docs/explanation/diagnosis.md`); nan
             before there is evidence.
-        reasons: what the risk rests on, in words with numbers, if the status is AT_RISK.
+        reasons: evidence that the risk is based on, in words with numbers, if the status is AT_RISK.
 
     Example:
         >>> print(Diagnosis(RunStatus.HEALTHY, (), step=390, risk=0.2))

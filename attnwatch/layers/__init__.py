@@ -1,6 +1,6 @@
-"""Statistics of layers, one file each: numbers of the blocks that the attention modules belong to.
+"""Layer statistics, one file each: numbers for the blocks that the attention modules belong to.
 
-The files are listed when a statistic is looked up; `attnwatch.register` adds one of yours.
+The files are listed when a statistic is looked up; `attnwatch.register` adds your own.
 """
 
 from attnwatch.layers.base import LayerSource, LayerStatistic

@@ -25,15 +25,15 @@ class LayerStatistic(Plugin, ABC):
     """Base class of the layer statistics: one number for each block that contains attention.
 
     A layer statistic is a column [steps, sites] of a history, a curve for each layer on dashboards, and a row in the
-    documentation. Give `name`, `summary`, `formula` and `source`, and write `values`. Nothing is computed twice for it:
-    it reads what the training has at hand in the steps that are observed.
+    documentation. Set `name`, `summary`, `formula` and `source`, and implement `values`. Nothing is computed twice for
+    it: it reads what the training run has at hand in the observed steps.
 
     Attributes:
         name: key in `AttentionHistory.layers` and in files.
         summary: one line for people.
         formula: how the number follows from the tensors of the block.
-        unit: unit of the values; empty where they have none.
-        source: which tensors `values` is given.
+        unit: unit of the values; empty if they have none.
+        source: tensors that `values` receives.
 
     Example:
         >>> import attnwatch, torch
@@ -65,13 +65,13 @@ class LayerStatistic(Plugin, ABC):
     def values(self, blocks: Any) -> Tensor:
         """Return the number of each block, [blocks], computed on the device without reading it.
 
-        Blocks come together so that a GPU launches few kernels. Autograd and autocast are off.
+        All blocks are passed in one call so that a GPU launches few kernels. Autograd and autocast are off.
 
         Args:
             blocks: for `LayerSource.WEIGHTS` and `LayerSource.GRADIENTS` a list of tensors for each block; for
                 `LayerSource.UPDATE` the pair (before, after), each float32 [blocks, entries], evenly spaced entries of
                 all parameters that are trained; for `LayerSource.OUTPUT` float32 [blocks, sequences, tokens, features],
-                evenly spaced sequences and tokens of the batch. Padding is not known, so it may be among the tokens.
+                evenly spaced sequences and tokens of the batch. Padding is unknown, so it may be among the tokens.
         """
 
     def tag(self, layer: str) -> str:
@@ -80,7 +80,7 @@ class LayerStatistic(Plugin, ABC):
 
     @classmethod
     def check(cls, plugin: Any) -> None:
-        """Raise a `ConfigurationError` where a part of the declaration is missing or of the wrong type."""
+        """Raise a `ConfigurationError` if a part of the declaration is missing or of the wrong type."""
         for attribute in ("summary", "formula", "unit"):
             value = getattr(plugin, attribute, None)
             if not isinstance(value, str):

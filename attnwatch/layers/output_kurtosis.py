@@ -10,9 +10,9 @@ from attnwatch.plugins import register
 class OutputKurtosis(LayerStatistic):
     """Kurtosis of the root mean squares of the features.
 
-    It is 1 if all features are equally large, and the number of features if one of them has all of the size. The
-    definition is that of He et al., "Understanding and Minimising Outlier Features in Neural Network Training" (2024).
-    With n sampled tokens, features of independent Gaussian numbers have 1 + 2 / n.
+    It is 1 if all features are equally large, and the number of features if all but one are zero. The definition is
+    that of He et al., "Understanding and Minimising Outlier Features in Neural Network Training" (2024). With n sampled
+    tokens, independent Gaussian features have a kurtosis of 1 + 2 / n.
     """
 
     name = "output_kurtosis"

@@ -13,7 +13,7 @@ from attnwatch.plugins import register
 class TokenCosine(LayerStatistic):
     """Mean cosine between the states of two tokens of a sequence.
 
-    It is 1 where all tokens have become the same up to their size: rank collapse, as in Dong et al., "Attention is not
+    It is 1 if all tokens have become the same up to their norm: rank collapse, as in Dong et al., "Attention is not
     all you need" (2021), and Noci et al., "Signal Propagation in Transformers" (2022).
     """
 

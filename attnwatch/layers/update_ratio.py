@@ -9,7 +9,7 @@ from attnwatch.plugins import register
 @register
 class UpdateRatio(LayerStatistic):
     name = "update_ratio"
-    summary = "norm of the optimizer's update by the norm of the parameters that are trained"
+    summary = "norm of the optimizer's update divided by the norm of the parameters that are trained"
     formula = "‖W' - W‖₂ / ‖W‖₂ over a sample of the entries"
     source = LayerSource.UPDATE
 

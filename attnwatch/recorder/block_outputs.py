@@ -14,26 +14,26 @@ from attnwatch.capture.compilation import compiles_anything, is_compiled
 from attnwatch.capture.forward_pass import gradient_of, or_recorded
 from attnwatch.utils.hooks import put
 
-# Sequences of a batch, and tokens of each, that are looked at. Both are evenly spaced.
+# Number of sequences sampled from a batch, and of tokens sampled from each. Both are evenly spaced.
 NUM_SEQUENCES, NUM_TOKENS = 4, 64
-# Numbers in the samples that wait for those of other blocks: 64 MiB.
+# Maximum number of entries in samples that wait for those of other blocks: 64 MiB.
 _MOST_WAITING = 2**24
 
 Guard = Callable[[], AbstractContextManager[None]]
 Expects = Callable[[nn.Module, ForwardPass], bool]
-"""Return whether an output of a block counts that comes from a forward of this kind."""
+"""Return whether the output of a block from a forward of this kind counts."""
 Receive = Callable[[list[nn.Module], Tensor], None]
 """Take the samples of some blocks' outputs: [blocks, sequences, tokens, features]."""
 
 
 class BlockOutputs:
-    """Samples of the outputs of blocks, handed on together.
+    """Samples of the outputs of blocks, passed on together.
 
     Args:
         capture: tells which forwards count: those of the thread in which it is armed.
         expects: see `Expects`.
         receive: see `Receive`.
-        guard: returns a context that takes errors.
+        guard: returns a context that turns errors into a warning.
     """
 
     def __init__(self, capture: Capture, expects: Expects, receive: Receive, guard: Guard):
@@ -45,11 +45,11 @@ class BlockOutputs:
     def read(self, model: nn.Module, blocks: Mapping[nn.Module, bool]) -> Iterator[None]:
         """Sample the outputs of blocks while the context is open.
 
-        Nothing is read in a process that compiles: hooks that come and go would compile the model again.
+        Nothing is read in a process that compiles models, as adding and removing hooks would trigger recompilation.
 
         Args:
-            model: model that has the blocks.
-            blocks: blocks, each with whether the first axis of its output is the batch.
+            model: model that contains the blocks.
+            blocks: blocks, each mapped to whether the first axis of its output is the batch.
         """
         if compiles_anything() or is_compiled(model):
             yield
@@ -60,7 +60,7 @@ class BlockOutputs:
             yield
 
     def compute(self) -> None:
-        """Hand on what waits, blocks with outputs of one shape together."""
+        """Pass on the waiting samples, those of one shape together."""
         waiting = self._waiting
         self.clear()
         groups: dict[Any, list[tuple[nn.Module, Tensor]]] = defaultdict(list)
@@ -71,7 +71,7 @@ class BlockOutputs:
             self._receive([block for block, _ in group], torch.stack([sample for _, sample in group]).float())
 
     def clear(self) -> None:
-        """Forget what waits."""
+        """Discard the waiting samples."""
         self._waiting, self._num_waiting = [], 0
 
     def _hook(self, is_batch_first: bool) -> Callable[[nn.Module, Any, Any], None]:

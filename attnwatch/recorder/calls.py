@@ -16,10 +16,10 @@ class SiteCalls:
         capture: sites of the model.
         accumulator: computes the sums.
         pending: the open step.
-        rows: query rows that are looked at.
+        rows: query rows that are read.
 
     Attributes:
-        trained: sites that train: their calls without gradient do not count.
+        trained: sites that are trained: their calls without gradients do not count.
     """
 
     def __init__(self, capture: Capture, accumulator: Accumulator, pending: PendingSteps, rows: QueryRows):
@@ -42,11 +42,11 @@ class SiteCalls:
         self._group.add((site, of), inputs, self._rows.of(inputs))
 
     def compute(self) -> None:
-        """Compute what was added."""
+        """Compute the statistics of the calls that were added."""
         self._group.compute()
 
     def clear(self) -> None:
-        """Forget what was not computed yet."""
+        """Discard the calls that have not been computed yet."""
         self._group.clear()
 
     def _receive(self, call: tuple[str, ForwardPass], sums: Tensor) -> None:

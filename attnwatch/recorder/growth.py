@@ -1,4 +1,4 @@
-"""Sites that calls show while a model trains."""
+"""Sites that are discovered through calls during training."""
 
 from collections.abc import Sequence
 
@@ -7,15 +7,15 @@ from attnwatch.recorder.buffer import HistoryBuffer
 from attnwatch.recorder.pending import PendingSteps
 from attnwatch.recorder.processes import Processes
 
-_MOST_STEPS_TO_LOOK = 5  # observed steps in which calls may show new sites, if no attention was called before
+_MOST_STEPS_TO_LOOK = 5  # observed steps in which calls may reveal new sites, if no attention was called before
 
 
 class SiteGrowth:
-    """Gives sites that calls have shown to all who keep values of sites.
+    """Announces newly discovered sites to all objects that keep values of sites.
 
     Args:
         capture: sites of the model.
-        pending: steps that have not come to the host.
+        pending: steps that have not been copied to the host.
         buffer: observations on the host.
         processes: processes of the training; None if there is only this one.
     """
@@ -32,13 +32,13 @@ class SiteGrowth:
             self._capture.stop_looking()
 
     def adopt(self, sites: Sequence[str]) -> Sequence[str]:
-        """Take sites that calls have shown on other processes, and return all in module order."""
+        """Add sites that calls on other processes have revealed, and return all sites in module order."""
         self._capture.adopt(sites)
         self.grow()
         return self._capture.sites
 
     def grow(self) -> None:
-        """Take the sites that the capture knows now."""
+        """Add the sites that the capture knows now."""
         sites = self._capture.sites
         if sites == self._buffer.sites:
             return

@@ -25,15 +25,15 @@ class LayerValues:
         self._passes: dict[str, ForwardPass] = {}
 
     def put(self, site: str, name: str, value: Tensor) -> None:
-        """Keep a value in the place of earlier ones."""
+        """Replace earlier values by a new one."""
         self._values[site, name] = [value]
 
     def add(self, site: str, name: str, value: Tensor) -> None:
-        """Keep a value beside earlier ones: their mean counts."""
+        """Add a value to earlier ones; their mean counts."""
         self._values.setdefault((site, name), []).append(value)
 
     def expects(self, site: str, of: ForwardPass, names: Iterable[str]) -> bool:
-        """Return whether outputs of this pass count. If so, earlier values (`names`) of lesser passes do not."""
+        """Return whether outputs of this pass count. If so, earlier values (`names`) of lesser passes are dropped."""
         greatest = self._passes.get(site, of)
         if of > greatest:
             for name in names:
@@ -42,7 +42,7 @@ class LayerValues:
         return of >= greatest
 
     def remember(self) -> Callable[[], None]:
-        """Return a function that undoes what comes from now on."""
+        """Return a function that undoes all later changes."""
         values, passes = {key: list(each) for key, each in self._values.items()}, dict(self._passes)
 
         def take_back() -> None:
@@ -70,7 +70,7 @@ class LayerValues:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Any], names: Collection[str]) -> "LayerValues":
-        """Return what `state_dict` was taken of, as far as statistics of these names are concerned."""
+        """Return the values of a `state_dict`, limited to statistics with these names."""
         by_key = {tuple(key.split(" ", 1)[::-1]): list(each) for key, each in state["values"].items()}
         values = cls({(site, name): each for (site, name), each in by_key.items() if name in names})
         values._passes = {site: ForwardPass(*of) for site, of in state["passes"].items()}
@@ -82,8 +82,8 @@ def columns(keys: Sequence[Key], values: Tensor, names: Collection[str], sites: 
 
     Args:
         keys: site and statistic of each value.
-        values: on the host, [values].
-        names: of the statistics.
+        values: values on the host, [values].
+        names: names of the statistics.
         sites: names of the sites, in order.
     """
     places = {site: place for place, site in enumerate(sites)}

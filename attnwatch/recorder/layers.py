@@ -1,4 +1,4 @@
-"""Layer statistics of the steps that are observed."""
+"""Layer statistics of the observed steps."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,17 +22,17 @@ from attnwatch.utils.messages import NonFatal, warn
 
 
 class LayerRecorder:
-    """Computes the layer statistics of the blocks around the sites from what the training has at hand.
+    """Computes the layer statistics of the blocks around the sites from what the training run has at hand.
 
-    An error is one warning, after which the columns are nan; a statistic that fails is left out alone.
+    An error causes one warning, after which the columns are nan; if a single statistic fails, only it is left out.
 
     Args:
-        model: model that trains.
-        capture: its sites.
+        model: model being trained.
+        capture: sites of the model.
         steps: tells whether the present step is observed.
         pending: takes the values of the open step.
-        calls: knows the sites that train: outputs of their blocks without gradient do not count.
-        reads_itself: parameters are read when a forward and backward end, or when an optimizer steps before that.
+        calls: knows the sites that are trained: outputs of their blocks without gradients do not count.
+        reads_itself: flag that parameters are read when a forward and backward end, or when an optimizer steps earlier.
     """
 
     def __init__(
@@ -57,19 +57,19 @@ class LayerRecorder:
         self._steps = OptimizerSteps(self._open_blocks, self._read_in_time, self._receive_updates, self._guard)
 
     def follow(self, optimizers: Sequence[Optimizer]) -> None:
-        """Look at the steps of these optimizers, too."""
+        """Observe the steps of these optimizers, too."""
         self._steps.follow(optimizers)
 
     def attach(self) -> None:
-        """Look at the steps of the optimizers again after `close`."""
+        """Observe the steps of the optimizers again after `close`."""
         self._steps.attach()
 
     def close(self) -> None:
-        """Take everything off the optimizers."""
+        """Remove the hooks from the optimizers."""
         self._steps.close()
 
     def begin(self) -> None:
-        """Begin another step that is observed, with the blocks that the model has now."""
+        """Begin another observed step, with the blocks that the model has now."""
         self._steps.begin()
         self._outputs.clear()
         self._blocks = {}
@@ -103,7 +103,7 @@ class LayerRecorder:
         """Read weights and gradients as they are now.
 
         Args:
-            optimizer: read the blocks alone of which it trains parameters.
+            optimizer: if given, only the blocks with parameters that it trains are read.
         """
         self._has_read = True
         trained = None if optimizer is None else {each for group in optimizer.param_groups for each in group["params"]}
@@ -112,7 +112,7 @@ class LayerRecorder:
                 self._read(source, tensors, trained)
 
     def _read_in_time(self) -> None:
-        """Read weights and gradients before an optimizer changes them, if nobody has done so."""
+        """Read weights and gradients before an optimizer changes them, unless they have been read."""
         if self._reads_itself and self._capture.armed and not self._has_read:
             self.read_parameters()
 
@@ -132,7 +132,7 @@ class LayerRecorder:
             self._compute(source, [block for block, _ in group], given, LayerValues.put)
 
     def _open_values(self) -> LayerValues | None:
-        """Return the values of the step that is observed now; None if none is."""
+        """Return the values of the step that is being observed; None if there is none."""
         is_open = self._observed.is_observing and self._pending.step is not None
         return self._pending.layers if is_open else None
 
@@ -173,7 +173,7 @@ class LayerRecorder:
                     keep(values, site, statistic.name, value)
 
     def _evaluated(self, statistic: LayerStatistic, given: Any, number: int) -> Sequence[Tensor]:
-        """Return the value of each block; none if the statistic fails, which is left out from then on."""
+        """Return the value of each block; nothing if the statistic fails, which is left out from then on."""
         try:
             with torch.autocast(_device_type(given), enabled=False):
                 return _checked(statistic.values(given), number).unbind()
@@ -192,7 +192,7 @@ class LayerRecorder:
 
 
 def _weights(block: nn.Module) -> list[Tensor]:
-    """Return the parameters of a block; none if some are quantized, so that the others tell little."""
+    """Return the parameters of a block; none if some are quantized, as the others then say little."""
     parameters = [each.detach() for each in whole_parameters(block)]
     return parameters if all(each.is_floating_point() for each in parameters) else []
 

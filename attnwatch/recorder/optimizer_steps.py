@@ -1,4 +1,4 @@
-"""Parameters of blocks before and after the steps of optimizers."""
+"""Parameters of blocks before and after optimizer steps."""
 
 import functools
 import weakref
@@ -16,9 +16,9 @@ from attnwatch.recorder.block_outputs import Guard
 from attnwatch.utils.entries import spread_entries
 from attnwatch.utils.processes import has_processes
 
-# Entries of a block that are compared: the ratio of two norms of them has a standard error below one percent.
+# Number of entries of a block that are compared: a ratio of two of their norms has a standard error below one percent.
 _NUM_ENTRIES = 2**14
-# Attributes of parameters of which a process has parts, by FSDP1 and by DeepSpeed's ZeRO.
+# Attributes that FSDP1 and DeepSpeed's ZeRO set on parameters of which a process holds only parts.
 _MARKS_OF_PARTS = ("_fsdp_flattened", "ds_id")
 
 Receive = Callable[[list[nn.Module], tuple[Tensor, Tensor]], None]
@@ -26,15 +26,15 @@ Receive = Callable[[list[nn.Module], tuple[Tensor, Tensor]], None]
 
 
 class OptimizerSteps:
-    """Samples of the parameters of blocks around the steps of optimizers.
+    """Samples of the parameters of blocks before and after optimizer steps.
 
-    If several optimizers step in one training step, or one steps twice, the change is that by all of them.
+    If several optimizers step in one training step, or one steps twice, the change is the total of these steps.
 
     Args:
-        blocks: returns the blocks to look at now; none if the step is not observed.
+        blocks: returns the blocks to sample now; none if the step is not observed.
         begins: called before a step whose gradients are complete.
         receive: see `Receive`.
-        guard: returns a context that takes errors.
+        guard: returns a context that turns errors into a warning.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class OptimizerSteps:
         weakref.finalize(self, _remove, self._handles).atexit = False
 
     def follow(self, optimizers: Iterable[Any]) -> None:
-        """Look at the steps of these optimizers from now on. What is no optimizer of torch is left out."""
+        """Observe the steps of these optimizers from now on. Objects that are not torch optimizers are ignored."""
         for optimizer in optimizers:
             inner = getattr(optimizer, "optimizer", optimizer)  # inside the wrapper of accelerate
             if isinstance(inner, Optimizer) and not any(inner is known for known in self._optimizers):
@@ -63,13 +63,13 @@ class OptimizerSteps:
         self._before.clear()
 
     def attach(self) -> None:
-        """Look at the steps again after `close`."""
+        """Observe the steps again after `close`."""
         if not self._handles:
             for optimizer in self._optimizers:
                 self._watch(optimizer)
 
     def close(self) -> None:
-        """Take the hooks off the optimizers."""
+        """Remove the hooks from the optimizers."""
         _remove(self._handles)
         self._before.clear()
 
@@ -110,7 +110,7 @@ class OptimizerSteps:
 
 
 def _call(method: "weakref.WeakMethod[Callable[..., None]]", *arguments: Any) -> None:
-    """Call a method if its object is still there: hooks don't keep a recorder alive that was never closed."""
+    """Call a method if its object still exists: hooks must not keep alive a recorder that was never closed."""
     function = method()
     if function is not None:
         function(*arguments)
@@ -123,7 +123,7 @@ def _remove(handles: list[RemovableHandle]) -> None:
 
 
 def whole_parameters(block: nn.Module) -> list[nn.Parameter]:
-    """Return the parameters of a block; none if this process has only parts of them (FSDP, tensor parallelism)."""
+    """Return the parameters of a block; none if this process holds only parts of them (FSDP, tensor parallelism)."""
     parameters = list(block.parameters())
     is_split_now = has_processes() and is_split(block)
     is_marked = any(hasattr(each, mark) for each in parameters for mark in _MARKS_OF_PARTS)
@@ -135,6 +135,6 @@ def _parameters(optimizers: Iterable[Optimizer]) -> set[nn.Parameter]:
 
 
 def _entries(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return evenly spaced entries of parameters, as many of each as it has a share in all: float32 [entries]."""
+    """Return evenly spaced entries of parameters, of each in proportion to its size: float32 [entries]."""
     distance = sum(each.numel() for each in parameters) // _NUM_ENTRIES
     return torch.cat([spread_entries(each, distance) for each in parameters]).float()

@@ -195,7 +195,7 @@ def test_check_that_fails_is_named_and_the_others_go_on(registered):
 
     model = gpt2()
     optimizer = torch.optim.AdamW(model.parameters())
-    message = r"the check 'failing' \(.*Failing\) failed with KeyError: .*not checked for it any more"
+    message = r"the check 'failing' \(.*Failing\) failed with KeyError: .*is no longer checked for it"
     with (
         TrainingCheckup(model, optimizers=optimizer) as checkup,
         pytest.warns(AttnwatchWarning, match=message) as given,
@@ -218,7 +218,7 @@ class _ReadsIterator(nn.Module):
 UNREADABLE = {
     "iterator": (
         lambda model, batch: model(batch["mask"], iter([batch["tokens"]])),
-        "an iterator, which can be read once",
+        "an iterator, which can be read only once",
     ),
     "no gradients": (
         lambda model, batch: model(batch["mask"], iter([batch["tokens"]])).detach(),
@@ -246,7 +246,7 @@ WRONG = {
         lambda: check_training(gpt2(), torch.ones(2, 5, dtype=torch.long)),
         "`batch`: GPT2LMHeadModel returns no `loss` for it. Put labels",
     ),
-    "no forward": (lambda: check_training(nn.Module(), {}), r"`model` \(Module\) has no forward of its own: give the"),
+    "no forward": (lambda: check_training(nn.Module(), {}), r"`model` \(Module\) has no forward of its own: pass the"),
     "forward": (lambda: check_training(gpt2(), {}, forward=3), r"`forward` must be a function of \(model, batch\)"),
 }
 

@@ -63,7 +63,8 @@ def test_causes_are_ranked_and_say_what_speaks_for_them(name):
 def test_clues_have_numbers():
     (first, *_) = uniform().findings[0].causes
     assert first.name == "not_in_optimizer"
-    assert "the spread of the logits stays within 1.00 times its start in all layers" in first.speaks_for
+    steady = "the spread of the logits stays within a factor of 1.00 of its initial value in all layers"
+    assert steady in first.speaks_for
     assert any("the loss falls (4" in words for words in first.speaks_for)
 
 
@@ -123,7 +124,7 @@ def test_causes_are_a_list_after_the_message():
 
 def test_causes_with_the_same_traces_say_so():
     finding = uniform().findings[0]
-    assert "The history does not tell it from 1." in str(finding)
+    assert "The history does not distinguish it from 1." in str(finding)
     assert str(finding).count("stays within") == 1
 
 

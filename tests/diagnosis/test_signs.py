@@ -53,7 +53,7 @@ CASES = {
     "loss_rebounds": (run(loss=noisy(np.r_[np.geomspace(4, 2, 30), np.geomspace(2, 3, 30)])), PLAIN, "has risen to"),
     "loss_above_start": (run(loss=noisy(np.geomspace(4, 6, NUMBER))), PLAIN, "rose from 4"),
     "loss_explodes": (run(loss=pieces((4, 50), (40, 10))), PLAIN, "reached 40, 10.0 times"),
-    "loss_nearly_gone": (run(loss=noisy(np.geomspace(4, 0.01, NUMBER))), PLAIN, "below a tenth near step"),
+    "loss_nearly_gone": (run(loss=noisy(np.geomspace(4, 0.01, NUMBER))), PLAIN, "below a tenth of the first near step"),
     "loss_smooth": (
         run(loss=np.geomspace(4, 1, NUMBER)),
         run(loss=noisy(np.geomspace(4, 1, NUMBER), noise=0.1)),
@@ -84,7 +84,7 @@ CASES = {
     "logits_steady": (PLAIN, run(logit_std=LEARNING), "within 1.0"),
     "logits_grow_slowly": (run(logit_std=noisy(np.geomspace(1, 1.4, NUMBER))), PLAIN, "grows slowly (1.3"),
     "logits_learn": (run(logit_std=LEARNING), PLAIN, "-fold"),
-    "logits_shrink": (run(logit_std=LEARNING[::-1]), PLAIN, "of its largest"),
+    "logits_shrink": (run(logit_std=LEARNING[::-1]), PLAIN, "of its maximum"),
     "logits_vanish": (run(logit_std=noisy(np.geomspace(1, 1e-6, NUMBER))), PLAIN, "to nothing"),
     "logits_large_at_start": (run(logit_std=9.0), PLAIN, "spread 9 in"),
     "logits_sizeable_at_start": (run(logit_std=1.5), run(logit_std=0.5), "is 1.5 at the start"),
@@ -101,11 +101,11 @@ CASES = {
     "keys_vary_much": (run(max_entropy=noisy(3.0, noise=0.1)), run(max_entropy=noisy(3.0, noise=0.01)), "varies by"),
     "few_keys": (run(max_entropy=np.log(2)), PLAIN, "only 2.0 keys"),
     "one_key": (blind(), PLAIN, "in 1 of 4 layers"),
-    "nan_from_start": (run(nonfinite=pieces((0, 1), (1, 59))), PLAIN, "at step 10 already"),
+    "nan_from_start": (run(nonfinite=pieces((0, 1), (1, 59))), PLAIN, "already not finite at step 10"),
     "nan_later": (run(nonfinite=pieces((0, 30), (1, 30))), PLAIN, "since step 300"),
     "nothing_moves": (run(loss=FLAT), PLAIN, "neither the loss nor attention"),
     "learns_without_attention": (PLAIN, run(loss=FLAT), "queries and keys stay as they were"),
-    "attention_moves_for_nothing": (run(loss=FLAT, logit_std=LEARNING), run(logit_std=LEARNING), "gains nothing"),
+    "attention_moves_for_nothing": (run(loss=FLAT, logit_std=LEARNING), run(logit_std=LEARNING), "does not improve"),
 }
 
 

@@ -94,7 +94,7 @@ def test_cause_may_be_ruled_out_by_its_name(registered):
 def test_cause_that_fails_is_named_once_and_left_out(registered, look, reason):
     registered(failing(look))
     rules = RuleSet()
-    expected = rf"the cause 'failing' \({__name__}.Failing\) failed, causes are ranked without it from now on: {reason}"
+    expected = rf"the cause 'failing' \({__name__}.Failing\) failed; causes are ranked without it from now on: {reason}"
     with pytest.warns(AttnwatchWarning, match=expected):
         assert next(cause.name for cause in causes(rules=rules)) == "not_in_optimizer"
     assert causes(rules=rules)
@@ -116,7 +116,7 @@ WRONG = {
     "no title": ({"title": ""}, "must have a `title`, which is shown to the user"),
     "no remedy": ({"remedy": ""}, "must have a `remedy`"),
     "no sign": ({"weights": {}}, r"must have `weights`, or a method `look\(run\)`; see attnwatch.CauseRule"),
-    "an unknown sign": ({"weights": {"moon": 1.0}}, "has `weights` of signs that there are not: moon; there are "),
+    "an unknown sign": ({"weights": {"moon": 1.0}}, "has `weights` for unknown signs: moon; the known signs are "),
     "no number": ({"prior": float("inf")}, "must have finite numbers as `prior` and `weights`"),
     "a taken name": ({"name": "rate_too_low"}, "has the name of the cause 'rate_too_low'"),
 }

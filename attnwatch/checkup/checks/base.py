@@ -1,4 +1,4 @@
-"""Base class of the checks, and what a check finds."""
+"""Base class of the checks, and the faults that they find."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ class Fault:
         what: first half of the message: what is wrong and where, with its numbers.
         sites: names of the modules or parameters that it concerns.
         numbers: evidence by name.
-        is_note: sound runs look like this too, so that it does not bear on the status of the run.
+        is_note: flag that sound runs look like this too, so that it does not affect the status of the run.
     """
 
     what: str
@@ -35,9 +35,9 @@ class Fault:
 class Check(Plugin):
     """Check for one kind of fault in a training step, by a fact or by changing one thing in the step's batch.
 
-    `FindingKind`, the table of a checkup and the lists of the documentation follow from the declaration. Give `name`
-    and `remedy`, write `look`, and say in the first line of the docstring what the finding means. One instance is made
-    for each checkup, and may keep what it sees. A check that can't tell raises `CannotCheck` with the reason.
+    `FindingKind`, the table of a checkup and the lists in the documentation follow from the declaration. Set `name` and
+    `remedy`, implement `look`, and state in the first line of the docstring what the finding means. One instance is
+    made for each checkup, and may keep state. A check that has no answer raises `CannotCheck` with the reason.
 
     Example:
         >>> import attnwatch
@@ -60,8 +60,8 @@ class Check(Plugin):
         status: status of a run that has the fault; None if the finding is always a note.
         severity: 0 to 1 (the run is lost).
         remedy: second half of the message: what the user can do.
-        decides: if nothing is found, the run does not have the fault; other checks tell about the steps that they saw.
-        watches: look at each of the first steps and at some later ones, not only until there is an answer.
+        decides: flag that finding nothing rules the fault out for the run, and not only for the steps that were seen.
+        watches: flag that the check looks at all of the first steps and at some later ones, until it finds a fault.
     """
 
     registry: ClassVar[Registry[type["Check"]]] = Registry("check", "attnwatch.checkup.checks")
@@ -72,10 +72,10 @@ class Check(Plugin):
     watches: ClassVar[bool] = False
 
     def look(self, step: "StepEvidence") -> Fault | None:
-        """Return what is wrong after the backward of a step, before its optimizer steps; None if nothing is.
+        """Return the fault after the backward of a step, before its optimizer steps; None if there is none.
 
         Raises:
-            CannotCheck: it can't be told, and why. The next steps are looked at then.
+            CannotCheck: there is no answer, for the reason in the message. The check then looks at the next steps.
         """
         raise NotImplementedError
 

@@ -14,7 +14,7 @@ from attnwatch.checkup.forward import is_of_adapter
 # Gradients of sound models differ by less than 30-fold over depth.
 _MOST_RATIO = 1000.0
 _LEAST_LAYERS = 4
-# Gates and output layers that begin at zero open in the first steps.
+# Gates and output layers that begin at zero become nonzero in the first steps.
 _STEPS_OF_GATES = 3
 _FADED = 1e-20
 
@@ -24,9 +24,9 @@ class BrokenGradientPath(Check):
     """The gradient does not reach trainable layers that were part of the forward, or vanishes over depth.
 
     Attention layers after the last one with a gradient do not count, as their outputs may be unused. Within a layer,
-    either all trainable weights have a gradient or none has. What is called before the first attention layer, such as
-    embeddings, must have a gradient if that layer has. The norms of the gradients must not rise or fall from layer to
-    layer by more than 1,000-fold over all.
+    either all trainable weights must have a gradient or none. Modules that are called before the first attention layer,
+    such as embeddings, must have a gradient if that layer does. The norms of the gradients must not rise or fall
+    steadily from layer to layer by more than 1,000-fold in total.
     """
 
     name = "broken_gradient_path"
@@ -66,7 +66,7 @@ class BrokenGradientPath(Check):
 
 
 def _without_any(step: StepEvidence, weights: Mapping[str, Mapping[str, nn.Parameter]]) -> Fault:
-    """Return the fault that no attention layer has a gradient if something else of the same network has one."""
+    """Return the fault that no attention layer has a gradient although another part of the same network does."""
     inside = set(step.forward.module.parameters())  # not those of another network, such as the critic of a GAN
     others = [name for name, each in step.trainable.items() if each.grad is not None and each in inside]
     if not others:
@@ -76,7 +76,7 @@ def _without_any(step: StepEvidence, weights: Mapping[str, Mapping[str, nn.Param
 
 
 def _missing_before(step: StepEvidence, site: str) -> tuple[str, ...]:
-    """Return the trainable matrices without gradient that were called before an attention layer."""
+    """Return the trainable matrices without a gradient in modules that were called before an attention layer."""
     called = itertools.takewhile(lambda name: name != site, step.forward.called)
     modules = dict(step.model.named_modules())
     return tuple(
@@ -88,7 +88,7 @@ def _missing_before(step: StepEvidence, site: str) -> tuple[str, ...]:
 
 
 def _without_slope(norms: Mapping[str, float]) -> tuple[str, ...]:
-    """Return the layers with a gradient of zero before one with another; none if it only fades away."""
+    """Return the layers with a zero gradient before one with a nonzero gradient; none if it only fades away."""
     values = list(norms.values())
     positive = [index for index, norm in enumerate(values) if norm > 0]
     if not positive or values[positive[0]] < _FADED:
@@ -97,7 +97,7 @@ def _without_slope(norms: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _vanishing(norms: Mapping[str, float]) -> Fault | None:
-    """Return the fault that norms of gradients rise or fall from layer to layer, over all by far."""
+    """Return the fault that gradient norms rise or fall steadily from layer to layer by a large factor."""
     values = list(norms.values())
     positive = [each for each in values if 0 < each < float("inf")]
     is_steady = values in (sorted(values), sorted(values, reverse=True))

@@ -4,7 +4,7 @@ from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 
 _NUM_STEPS, _LEAST_TARGETS = 6, 32
-# With two classes, one may be rare: of a hundred samples none is of a class of one in a hundred in every third run.
+# With two classes, one may be rare: a hundred samples lack a class with a share of 1% in every third run.
 _LEAST_CLASSES = 3
 
 
@@ -20,8 +20,8 @@ class EmptyBatch(Check):
     watches = True
     severity = 0.6
     remedy = (
-        "Check what the dataset and the collator return: truncation may have removed all that is to be learned, and "
-        "sorted data must be shuffled."
+        "Check what the dataset and the collator return: truncation may have removed everything that is to be learned. "
+        "Shuffle sorted data."
     )
 
     def __init__(self) -> None:
@@ -33,7 +33,7 @@ class EmptyBatch(Check):
         if _has_only_padding(step):
             return Fault("all tokens in the batch are padding")
         if _are_alike(step):
-            return Fault("all tokens in the batch have the same id, as unknown words have")
+            return Fault("all tokens in the batch have the same id, as unknown words do")
         targets = step.targets
         if not targets.is_scored.any():
             return Fault("no token in the batch has a target: all labels are ignored")

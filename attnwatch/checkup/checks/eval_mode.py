@@ -13,8 +13,8 @@ _NORMS = (nn.modules.batchnorm._NormBase,)
 class EvalMode(Check):
     """The model trains in eval mode, so its dropout does nothing.
 
-    `from_pretrained` in transformers returns models in eval mode, and Lightning does not change that. A model of which
-    more than half of the layers that train and have dropout are in eval mode is reported too.
+    `from_pretrained` in transformers returns models in eval mode, and Lightning does not change that. A model is also
+    reported if more than half of its trained layers with dropout are in eval mode.
     """
 
     name = "eval_mode"
@@ -41,7 +41,7 @@ class EvalMode(Check):
 
 
 def _drops(module: nn.Module) -> bool:
-    """Return whether a module applies dropout in training, itself or through a function that it gives a rate."""
+    """Return whether a module applies dropout in training, itself or by passing a rate to a function."""
     if isinstance(module, _DROPOUTS):
         return module.p > 0
     shares = (value for name, value in vars(module).items() if name.endswith("dropout") and isinstance(value, float))
@@ -49,7 +49,7 @@ def _drops(module: nn.Module) -> bool:
 
 
 def _trains(model: nn.Module, name: str) -> bool:
-    """Return whether the module, or the one that it lies in, has parameters that train."""
+    """Return whether the module, or else the one that contains it, has trainable parameters."""
     modules = (model.get_submodule(name), model.get_submodule(name.rpartition(".")[0]))
     parameters = next((list(each.parameters()) for each in modules if any(True for _ in each.parameters())), [])
     return any(each.requires_grad for each in parameters)

@@ -1,4 +1,4 @@
-"""Weights that are frozen while what surrounds them trains."""
+"""Weights that are frozen while the weights around them are trained."""
 
 from collections.abc import Iterator, Mapping
 
@@ -12,12 +12,12 @@ from attnwatch.checkup.forward import is_of_adapter
 
 @register
 class FrozenParameters(Check):
-    """Some weights are frozen while what surrounds them trains.
+    """Some weights are frozen while the weights around them are trained.
 
     Attention whose query and key weights are frozen can't learn where to look. In a stack of layers, a frozen layer
-    above one that trains is reported, and weights of a layer that are frozen while others of it train. It is a note if
-    the frozen layer has learned something: its norms and biases are not those of the initialisation. Models with
-    adapters are left out, as their weights are frozen by design.
+    above a trained one is reported, and so are frozen weights in a layer whose other weights are trained. The finding
+    is a note if the frozen layer has learned something: its norms and biases are not those of the initialisation.
+    Models with adapters are not checked, as their weights are frozen by design.
     """
 
     name = "frozen_parameters"
@@ -33,15 +33,15 @@ class FrozenParameters(Check):
             return None
         frozen = [name for site in sites for name in _partly_frozen(site.name, site.module)]
         if frozen:
-            return _fault("some weights are frozen while others of the same attention layers train", frozen)
+            return _fault("some weights are frozen while others in the same attention layers are trained", frozen)
         for stack in _stacks(step.model):
             above = _above_trained(stack)
             if above:
-                what = "layers are frozen although lower ones train"
+                what = "layers are frozen although lower ones are trained"
                 return _fault(what, above, is_note=_has_learned(stack, above))
             parts = [name for path, layer in stack.items() for name in _partly_frozen(path, layer)]
             if parts:
-                what = "some weights are frozen while others of the same layers train"
+                what = "some weights are frozen while others in the same layers are trained"
                 return _fault(what, parts, is_note=_has_learned(stack, parts))
         return None
 
@@ -52,7 +52,7 @@ def _fault(what: str, names: list[str], *, is_note: bool = False) -> Fault:
 
 
 def _partly_frozen(path: str, module: nn.Module) -> list[str]:
-    """Return the frozen matrices of a module of which others train."""
+    """Return the frozen matrices of a module whose other matrices are trained; none if all are frozen."""
     matrices = {name: each for name, each in module.named_parameters() if each.ndim > 1}
     still = [name for name, each in matrices.items() if not each.requires_grad]
     return [f"{path}.{name}" for name in still] if len(still) < len(matrices) else []
@@ -67,7 +67,7 @@ def _stacks(model: nn.Module) -> Iterator[Mapping[str, nn.Module]]:
 
 
 def _above_trained(stack: Mapping[str, nn.Module]) -> list[str]:
-    """Return the layers without a matrix that trains, above one with all of them."""
+    """Return the layers without a trainable matrix that lie above a layer whose matrices are all trainable."""
     trains = {
         name: [each.requires_grad for each in layer.parameters() if each.ndim > 1] for name, layer in stack.items()
     }
@@ -77,7 +77,7 @@ def _above_trained(stack: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _has_learned(stack: Mapping[str, nn.Module], frozen: list[str]) -> bool:
-    """Return whether norms or biases of the layers with these weights are not those that initialisers leave."""
+    """Return whether norms or biases in the layers with these weights differ from their usual initial values."""
     layers = [layer for path, layer in stack.items() if any(f"{name}.".startswith(f"{path}.") for name in frozen)]
     vectors = [
         each for layer in layers for name, each in layer.named_parameters() if each.ndim == 1 and "norm" in name.lower()

@@ -41,7 +41,7 @@ def leaking_predictions(step: StepEvidence) -> Tensor:
         CannotCheck: the model is not a next-token model.
     """
     if is_encoder_decoder(step.forward.module):
-        raise CannotCheck("the tokens are the encoder's, which may see all of them")
+        raise CannotCheck("the tokens belong to the encoder, which may see all of them")
     if step.targets.shift(step.tokens.values) != 1:
         raise CannotCheck("the targets are not the next tokens, as they are in a language model")
     flow = step.flow

@@ -1,4 +1,4 @@
-"""Weights whose size at the start is wrong, and first losses that show it."""
+"""Initial weights of the wrong scale, and first losses that reveal them."""
 
 import math
 
@@ -8,7 +8,7 @@ from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.weights import LEAST_GAIN, gains, large_weights, require_weights
 
-# A model that knows nothing and says so has log(classes). Pretrained models on foreign data stay below twice that.
+# The loss of a uniform guess is log(classes). Pretrained models on unfamiliar data stay below twice that.
 _MOST_LOSS = 3.0
 _MOST_OF_EMBEDDING = 10.0
 
@@ -17,10 +17,10 @@ _MOST_OF_EMBEDDING = 10.0
 class Initialisation(Check):
     """The weights are far too large or too small at the start.
 
-    The cross-entropy of a uniform guess is the log of the number of classes: a first loss of three times as much is
-    confident in wrong answers, and its softmax lets hardly any gradient through. The weight matrices are measured too:
-    the root mean square times √inputs is 0.1 to 2 for the usual initialisers. Outputs that are the same for all tokens
-    are reported as well, as deep models without residual connections have them.
+    The cross-entropy of a uniform guess is the log of the number of classes. A model whose first loss is three times as
+    high is confident in wrong answers, and its softmax lets hardly any gradient through. The weight matrices are
+    measured too: the root mean square times √inputs is 0.1 to 2 for the usual initialisers. Outputs that are the same
+    for all tokens, as in deep models without residual connections, are also reported.
     """
 
     name = "initialisation"
@@ -44,7 +44,7 @@ def _of_loss(step: StepEvidence) -> Fault | None:
     loss = float(targets.loss)
     if not loss > _MOST_LOSS * uniform:
         return None
-    what = f"the first loss is {loss:.3g}; a uniform guess over {targets.num_classes} classes has {uniform:.3g}"
+    what = f"the first loss is {loss:.3g}; a uniform guess over {targets.num_classes} classes gives {uniform:.3g}"
     return Fault(what, numbers={"loss": loss, "uniform": uniform})
 
 
@@ -53,7 +53,7 @@ def _of_small_weights(step: StepEvidence) -> Fault | None:
     small = tuple(name for name, gain in sizes.items() if gain < LEAST_GAIN)
     if not small or len(small) <= len(sizes) / 2:
         return None
-    what = f"{len(small)} of {len(sizes)} weight matrices are almost zero, {small[0]} for one"
+    what = f"{len(small)} of {len(sizes)} weight matrices are almost zero, such as {small[0]}"
     return Fault(f"{what} (standard deviation × √inputs {sizes[small[0]]:.2g})", small, {"gain": sizes[small[0]]})
 
 
@@ -66,7 +66,7 @@ def _of_vanishing_states(step: StepEvidence) -> Fault | None:
         return None
     if not has_vanished:
         return None
-    return Fault("the outputs are the same for all tokens: the states vanish on their way through the layers")
+    return Fault("the outputs are the same for all tokens: the states vanish as they pass through the layers")
 
 
 def _of_large_weights(step: StepEvidence) -> Fault | None:
@@ -74,7 +74,7 @@ def _of_large_weights(step: StepEvidence) -> Fault | None:
     large, number = large_weights(module), len(gains(module))
     if len(large) > number / 2:
         name, gain = next(iter(large.items()))
-        what = f"{len(large)} of {number} weight matrices are large, {name} for one"
+        what = f"{len(large)} of {number} weight matrices are too large, such as {name}"
         return Fault(f"{what} (standard deviation × √inputs {gain:.2g})", tuple(large), {"gain": gain})
     for name, part in module.named_modules():
         if isinstance(part, nn.Embedding) and part.weight.numel():

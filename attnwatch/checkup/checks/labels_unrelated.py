@@ -1,4 +1,4 @@
-"""Labels that have nothing to do with the inputs, as far as the model has learned."""
+"""Labels that are unrelated to the inputs, judging by what the model has learned."""
 
 import torch
 from torch.nn import functional as F
@@ -7,17 +7,17 @@ from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence, later_point
 
 _NUM_STEPS = 5
-# Share of the loss by which that of exchanged labels must be higher.
+# Share of the loss by which exchanged labels must raise it.
 _LEAST_RISE = 0.01
 
 
 @register
 class LabelsUnrelated(Check):
-    """After a tenth of the run, the loss is the same if sequences exchange their labels.
+    """The loss is the same after a tenth of the run if sequences exchange their labels.
 
-    At least 50 steps must have gone by. The labels of five batches are given to the next sequence of the batch, and the
+    At least 50 steps must have passed. In five batches, each sequence receives the labels of its neighbour, and the
     cross-entropy is computed again from the same predictions. Shuffled labels look like this, and so does a model that
-    has not begun to learn: it is a note.
+    has not begun to learn, so the finding is a note.
     """
 
     name = "labels_unrelated"
@@ -33,7 +33,7 @@ class LabelsUnrelated(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         if step.total_steps is None:
-            raise CannotCheck("the number of steps of the run is not known: pass `total_steps`")
+            raise CannotCheck("the number of steps in the run is unknown: pass `total_steps`")
         if step.global_step < later_point(step.total_steps):
             raise CannotCheck(f"step {later_point(step.total_steps):.0f} has not been reached")
         self._losses[step.global_step] = _losses(step)
@@ -47,13 +47,13 @@ class LabelsUnrelated(Check):
 
 
 def _losses(step: StepEvidence) -> tuple[float, float]:
-    """Return the cross-entropy of the targets, and of those of the next sequence."""
+    """Return the cross-entropy with the targets, and with those of another sequence."""
     targets = step.targets
     if len(targets.classes) < 2:
         raise CannotCheck("the batch has one sequence")
     others, is_scored = targets.classes.roll(1, 0), targets.is_scored & targets.is_scored.roll(1, 0)
     if bool((others == targets.classes)[is_scored].all()):
-        raise CannotCheck("all sequences of the batch have the same labels")
+        raise CannotCheck("all sequences in the batch have the same labels")
     scored = is_scored[targets.places]
     logits = targets.logits[scored].float()
     own, exchanged = (each[targets.places][scored].to(torch.int64) for each in (targets.classes, others))

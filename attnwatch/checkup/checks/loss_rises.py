@@ -6,26 +6,26 @@ from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, 
 from attnwatch.checkup.evidence import StepEvidence
 
 _NUM_STEPS = 2
-# Cosine between directions that are opposite but for what regularisation adds.
+# Cosine between directions that are opposite apart from what regularisation adds.
 _OPPOSITE = -0.5
-# A step that descends has a negative cosine to the gradient. Weight decay can turn that of some matrices.
+# A step that descends has a negative cosine to the gradient. Weight decay can reverse it for some matrices.
 _UPWARDS, _SHARE = 0.05, 0.8
 
 
 @register
 class LossRises(Check):
-    """The training maximises the loss: the steps lead up its gradient.
+    """The training run maximises the loss: its steps go up the gradient.
 
-    The gradient that reaches the logits is compared with that of the cross-entropy, and the first change of the weights
-    with their gradient. Losses that are weighted by sample are left out, as in policy gradients.
+    The gradient that reaches the logits is compared with that of the cross-entropy, and the first update of the weights
+    with their gradient. Losses that are weighted by sample, as in policy gradients, are left out.
     """
 
     name = "loss_rises"
     status = RunStatus.UNSTABLE
     severity = 1.0
     remedy = (
-        "Check the sign of the loss, and that the optimizer does not have maximize=True. Unlearning by gradient ascent "
-        "looks like this too."
+        "Check the sign of the loss, and that the optimizer was not created with maximize=True. Unlearning by gradient "
+        "ascent looks like this too."
     )
 
     def __init__(self) -> None:
@@ -37,19 +37,19 @@ class LossRises(Check):
         )
         cosine = self._largest_cosine()
         if cosine < _OPPOSITE:
-            what = "the gradient at the logits is the opposite of that of the cross-entropy"
+            what = "the gradient at the logits points away from the gradient of the cross-entropy"
             return Fault(f"{what} (cosine {cosine:.2f})", numbers={"cosine": cosine})
         first = step.first_updates()
         upwards = [name for name, each in first.items() if float(each.along_gradient) > _UPWARDS]
         if len(upwards) < _SHARE * len(first):
             return None
-        what = f"the first step has moved {len(upwards)} of {len(first)} weight matrices up their gradient"
+        what = f"the first step moved {len(upwards)} of {len(first)} weight matrices up their gradient"
         return Fault(what, tuple(upwards), {"share": len(upwards) / len(first)})
 
     def _largest_cosine(self) -> float:
-        """Return the largest cosine of the first steps, of all calls of cross-entropy; 1 without such calls."""
+        """Return the largest cosine over the first steps and all calls of cross-entropy; 1 without such calls."""
         if len(self._alignments) < _NUM_STEPS:
-            raise CannotCheck(f"{_NUM_STEPS} steps are needed, as TrainingCheckup sees them")
+            raise CannotCheck(f"{_NUM_STEPS} steps are needed, which only a training loop has")
         if not all(self._alignments.values()):
             return 1.0
         return max(float(each) for alignments in self._alignments.values() for each in alignments)

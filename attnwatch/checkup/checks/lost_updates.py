@@ -9,16 +9,16 @@ from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 
 _MOST_UNCHANGED = 0.8
-# Averages of weights, as Lookahead takes, keep half of an update.
+# Averaging of weights, as in Lookahead, keeps half of an update.
 _LEAST_KEPT = 0.2
 
 
 @register
 class LostUpdates(Check):
-    """Most updates are lost: too small for the precision of the weights, or taken back.
+    """Most updates are lost: they are too small for the precision of the weights, or are undone.
 
-    A weight in bfloat16 has 8 significant bits: a change below 1/512 of it is rounded away. Weights that something
-    changes back after the steps, as a copy that is restored or a grid that they are rounded to, are reported too.
+    A weight in bfloat16 has 8 significant bits: a change below 1/512 of it is rounded away. Weights that are changed
+    back after the steps, by restoring a copy or rounding to a grid, are reported too.
     """
 
     name = "lost_updates"
@@ -33,7 +33,7 @@ class LostUpdates(Check):
         kept = {name: max(_known(float(each.kept) for each in of_steps)) for name, of_steps in updates.items()}
         middle = sorted(kept.values())[len(kept) // 2]
         if middle < _LEAST_KEPT:
-            what = f"in half of the matrices, {max(middle, 0):.0%} or less of an update is left when the next one comes"
+            what = f"in half of the matrices, {max(middle, 0):.0%} or less of an update is left when the next begins"
             return Fault(f"{what}: something changes the weights back", tuple(kept), {"share_kept": middle})
         coarse = {
             name: min(float(each.unchanged) for each in of_steps)
@@ -52,5 +52,5 @@ class LostUpdates(Check):
 
 
 def _known(numbers: Iterable[float]) -> list[float]:
-    """Return the numbers that are not nan; 1 if there are none, as of weights that the steps do not change."""
+    """Return the numbers that are not nan; 1 if there are none, as for weights that the steps do not change."""
     return [number for number in numbers if not math.isnan(number)] or [1.0]

@@ -25,7 +25,7 @@ class MaskInverted(Check):
         if step.tokens.mask_fault:
             return Fault(f"`{step.tokens.mask_name}` {step.tokens.mask_fault}")
         if step.sees_only_padding:
-            return Fault("attention hides the real tokens of the sequences that have padding, and shows the padding")
+            return Fault("attention hides the real tokens of padded sequences, and shows their padding")
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or not real_tokens_are_unseen(flow):

@@ -28,7 +28,7 @@ class NoGradient(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         self._zero[step.global_step] = _attention_without_gradient(step)
         if not step.held or len(step.updates) < NUM_UPDATES:
-            raise CannotCheck(f"{NUM_UPDATES} steps of an optimizer are needed, as TrainingCheckup sees them")
+            raise CannotCheck(f"{NUM_UPDATES} optimizer steps are needed, which only a training loop has")
         if not any(step.updates):
             return Fault(f"no weight matrix had a gradient in the first {len(step.updates)} optimizer steps")
         if not all(self._zero.values()):
@@ -38,7 +38,7 @@ class NoGradient(Check):
 
 
 def _attention_without_gradient(step: StepEvidence) -> tuple[str, ...]:
-    """Return the trainable attention layers if the gradients of all that have some are zero; else nothing."""
+    """Return the attention layers that have gradients if all of these are zero; otherwise nothing."""
     called = step.forward.called
     sites = {site.name: list(site.module.parameters()) for site in find_sites(step.model) if site.name in called}
     gradients = {name: [each.grad for each in weights if each.grad is not None] for name, weights in sites.items()}

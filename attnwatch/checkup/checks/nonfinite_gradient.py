@@ -11,7 +11,7 @@ class NonfiniteGradient(Check):
     """The gradients are not finite, or the loss itself is not.
 
     A GradScaler starts with a scale at which float16 gradients overflow, and skips these steps. Gradients under float16
-    autocast are therefore left out.
+    autocast are therefore not checked.
     """
 
     name = "nonfinite_gradient"

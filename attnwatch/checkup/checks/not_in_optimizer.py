@@ -11,8 +11,8 @@ class NotInOptimizer(Check):
     """Trainable parameters are in no optimizer and are never updated.
 
     This is a fault if the optimizer holds parameters that the model does not have, as after replacing a module, if it
-    holds most of the model, or if the parameters were frozen at first. It is a note if it holds the smaller part of the
-    model, as in a linear probe.
+    holds most of the model, or if the parameters were frozen at first. It is a note if the optimizer holds the smaller
+    part of the model, as in a linear probe.
     """
 
     name = "not_in_optimizer"
@@ -56,7 +56,7 @@ class NotInOptimizer(Check):
             what += f", and the optimizers hold {num_strange} parameters that do not belong to the model"
         woken_up = self._frozen & missing.keys()
         if share == 1 and not num_strange:
-            what += ", which holds frozen parameters only"
+            what += "; the optimizers hold only frozen parameters"
         if woken_up:
             what += f"; {len(woken_up)} of these parameters were frozen at first"
         numbers = {"parameters": float(len(names)), "share": share, "strange_parameters": float(num_strange)}

@@ -13,7 +13,7 @@ class OrderIgnored(Check):
 
     The tokens are reversed. The outputs must not be the original ones in reverse. Models without position modules may
     be intended to ignore order: the finding is then a note. A causal mask alone makes outputs depend on the order, so
-    causal models without positions are not reported. Ids of positions that are the same for all tokens are reported.
+    causal models without positions are not reported. Position ids that are the same for all tokens are reported.
     """
 
     name = "order_ignored"
@@ -28,7 +28,7 @@ class OrderIgnored(Check):
         for name, table in step.forward.module.named_parameters():
             is_empty = table.ndim > 1 and not table.requires_grad and not table.any()
             if is_empty and POSITIONS.search(name) and "relative" not in name:
-                return Fault(f"{name} is zero and frozen, so that all positions are the same", (name,))
+                return Fault(f"{name} is zero and frozen, so all positions are the same", (name,))
         flow = step.flow
         if not flow.tokens.are_ids and flow.tokens.grid is None:
             raise CannotCheck("the model is given features, which may contain positions")

@@ -8,8 +8,8 @@ from attnwatch.checkup.evidence import StepEvidence
 class PaddingInLoss(Check):
     """Predictions are scored against the padding.
 
-    Cross-entropy targets are counted at tokens between other padding. The first token after a sequence does not count:
-    it may be an end-of-text token, where padding has the same id.
+    Cross-entropy targets are counted at padding with padding on both sides. The first token after a sequence does not
+    count: it may be an end-of-text token with the same id as the padding.
     """
 
     name = "padding_in_loss"
@@ -23,7 +23,7 @@ class PaddingInLoss(Check):
         padding, scored = step.padded_targets
         if not padding.any():
             raise CannotCheck("the batch has no padding")
-        # Whether a token is scored against itself or the next one: it and its neighbours are padding.
+        # A token and both neighbours are padding, so the target is too, whether it is the token itself or the next one.
         inside = padding[:, 2:] & padding[:, 1:-1] & padding[:, :-2] & scored[:, 1:-1]
         if not inside.any():
             return None

@@ -11,8 +11,8 @@ from attnwatch.checkup.flow import Flow
 class PaddingLeak(Check):
     """Outputs of real tokens depend on the padding.
 
-    The padding of the batch is embedded as other tokens are. Outputs of real tokens must not change; if they do,
-    results depend on how sequences are batched.
+    The padding of the batch is embedded as other tokens. Outputs of real tokens must not change; if they do, results
+    depend on how sequences are batched.
     """
 
     name = "padding_leak"

@@ -10,7 +10,7 @@ _NUM_STEPS = 6
 
 @register
 class RepeatedBatch(Check):
-    """The first steps are given the same batch, or a few batches in turn, whatever the order of the sequences in them.
+    """The first steps receive the same batch, or a few batches in turn, regardless of the order of their sequences.
 
     It is a note if the length of an epoch is unknown or equally short: overfitting one batch is a common test.
     """
@@ -39,7 +39,7 @@ class RepeatedBatch(Check):
 
 
 def _fingerprint(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return a number that differs for different sequences, and not for another order of them."""
+    """Return a number that depends on the sequences, but not on their order."""
     size = max((len(tensor) for tensor in tensors if tensor.ndim), default=1)
     rows = [tensor.detach().double().reshape(size, -1) for tensor in tensors if tensor.ndim and len(tensor) == size]
     if not rows:

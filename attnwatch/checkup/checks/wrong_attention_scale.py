@@ -14,7 +14,7 @@ _MOST = 1.5
 _LEAST_TIMES_WIDTH = 0.5
 # With logits between -1 and 1, a key gets at most 7 times the weight of another.
 _LEAST_LARGEST = 1.0
-# Logits of a standard deviation of 10 leave nearly all weight on one key.
+# Logits with a standard deviation of 10 leave nearly all weight on one key.
 _SATURATED = 10.0
 
 
@@ -23,22 +23,22 @@ class WrongAttentionScale(Check):
     """Attention logits are scaled far from 1/√head_dim, or the softmax is saturated before anything is learned.
 
     The scales of the attention calls are read in a repeated forward. A scale above 1.5 or below 0.5/head_dim is
-    reported, and logits with a standard deviation above 10 over the keys of a query while the loss is still that of a
-    guess. Layers that normalise queries or keys may have any scale that lets the logits reach 1.
+    reported, and so are logits with a standard deviation above 10 over the keys of a query while the loss is still that
+    of a uniform guess. Layers that normalise queries or keys may have any scale that lets the logits reach 1.
     """
 
     name = "wrong_attention_scale"
     decides = True
     severity = 0.6
     remedy = (
-        "Divide the dot products by √head_dim, once: scaled_dot_product_attention does so by default, with the width "
-        "of a head, not of the model. Logits of normalised queries and keys are multiplied by about 10."
+        "Divide the dot products by √head_dim exactly once, with the width of a head, not of the model; "
+        "scaled_dot_product_attention does so by default. Multiply logits of normalised queries and keys by about 10."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
         known = step.repeats.scales
         if not known:
-            raise CannotCheck("no attention was read")
+            raise CannotCheck("no attention call was read")
         weak = {name: each for name, each in known.items() if each.largest_logit < _LEAST_LARGEST}
         if weak:
             what = "attention stays uniform, as the logits of normalised queries and keys are scaled by {scale:.3g}"

@@ -1,4 +1,4 @@
-"""Base class of the causes that findings are ranked by, and what a cause needs."""
+"""Base class of the causes of findings, and what a cause declares."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -30,7 +30,7 @@ class Clue:
 
     Attributes:
         words: what was seen, with its numbers.
-        weight: log odds that it adds to the cause: above 0 it speaks for it, below 0 against it.
+        weight: log odds that it adds to the cause: positive for the cause, negative against it.
     """
 
     words: str
@@ -38,11 +38,11 @@ class Clue:
 
 
 class CauseRule(Plugin):
-    """Mistake that people make, and what its traces in a history are.
+    """Mistake that people make, and its traces in a history.
 
-    Give `name`, `title`, `remedy` and `weights`: log odds for signs that attnwatch looks for in every run (see
-    `attnwatch.diagnosis.signs`). For traces of another kind, write `look`. A cause that a check can find has the name
-    of the check.
+    Set `name`, `title`, `remedy` and `weights`: log odds for signs that attnwatch looks for in every run (see
+    `attnwatch.diagnosis.signs`). For traces of another kind, implement `look`. A cause that a check can find has the
+    name of the check.
 
     Example:
         >>> import attnwatch
@@ -57,7 +57,7 @@ class CauseRule(Plugin):
         >>> attnwatch.unregister(StaleCache)
 
     Attributes:
-        name: name of the cause, that of the check that finds it if there is one.
+        name: name of the cause; the name of the check that finds it, if there is one.
         title: the mistake in words, as part of a sentence.
         remedy: what the user can do.
         prior: log odds before anything is seen: how common the mistake is among those that leave no clear trace.
@@ -71,7 +71,7 @@ class CauseRule(Plugin):
     weights: ClassVar[Mapping[str, float]] = signs()
 
     def look(self, run: RunCourse) -> Iterator[Clue]:
-        """Yield what speaks for the cause and against it; by default the signs of `weights` that were seen."""
+        """Yield the clues for and against the cause; by default, the signs in `weights` that were seen."""
         seen = run.memo("signs", signs_of)
         for name, weight in self.weights.items():
             if name in seen:
@@ -87,8 +87,8 @@ class CauseRule(Plugin):
         unknown = sorted(set(plugin.weights) - set(SIGNS))
         if unknown:
             raise ConfigurationError(
-                f"{cause} has `weights` of signs that there are not: {', '.join(unknown)}; "
-                f"there are {', '.join(SIGNS)}."
+                f"{cause} has `weights` for unknown signs: {', '.join(unknown)}; "
+                f"the known signs are {', '.join(SIGNS)}."
             )
         if not plugin.weights and cls.look is CauseRule.look:
             raise ConfigurationError(f"{cause} must have `weights`, or a method `look(run)`; see attnwatch.CauseRule.")

@@ -8,8 +8,8 @@ class BlindAttention(CauseRule):
     """Tokens see a single key."""
 
     name = "blind_attention"
-    title = "no token sees another one"
-    remedy = "Check the mask's shape, the window, and the document ids of packed sequences."
+    title = "no token sees any other token"
+    remedy = "Check the shape of the mask, the sliding window, and the document ids of packed sequences."
     prior = -0.5
     weights = signs(
         one_key=3.0,

@@ -8,8 +8,8 @@ class FrozenParameters(CauseRule):
     """Weights do not require gradients."""
 
     name = "frozen_parameters"
-    title = "weights of attention are frozen"
-    remedy = "Look for requires_grad = False, and for a part that should have been unfrozen."
+    title = "weights of attention layers are frozen"
+    remedy = "Look for requires_grad=False, and for modules that should have been unfrozen."
     prior = 0.3
     weights = signs(
         logits_steady=1.6,

@@ -1,14 +1,14 @@
-"""Tokens that are to be predicted are visible."""
+"""The tokens to be predicted are visible."""
 
 from attnwatch.diagnosis.causes.base import CauseRule, register, signs
 
 
 @register
 class FutureLeak(CauseRule):
-    """Tokens that are to be predicted are visible."""
+    """The tokens to be predicted are visible."""
 
     name = "future_leak"
-    title = "tokens that are to be predicted are visible"
+    title = "the tokens to be predicted are visible"
     remedy = "Check the causal mask: its shape, its diagonal, and whether True means visible."
     prior = -0.5
     weights = signs(

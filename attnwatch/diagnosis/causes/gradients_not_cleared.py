@@ -1,11 +1,11 @@
-"""Gradients add up from step to step."""
+"""Gradients accumulate from step to step."""
 
 from attnwatch.diagnosis.causes.base import CauseRule, register, signs
 
 
 @register
 class GradientsNotCleared(CauseRule):
-    """Gradients add up from step to step."""
+    """Gradients accumulate from step to step."""
 
     name = "gradients_not_cleared"
     title = "gradients are not cleared between steps"

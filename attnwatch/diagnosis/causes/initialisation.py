@@ -10,7 +10,7 @@ class Initialisation(CauseRule):
     name = "initialisation"
     title = "the initial weights are too large or too small"
     remedy = (
-        "Check the standard deviation of the weights (0.02, or 1/sqrt(width)), and that pretrained ones were loaded."
+        "Check the standard deviation of the weights (0.02, or 1/sqrt(width)), and that pretrained weights were loaded."
     )
     prior = 0.1
     weights = signs(

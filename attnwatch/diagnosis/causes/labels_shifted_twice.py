@@ -9,7 +9,7 @@ class LabelsShiftedTwice(CauseRule):
 
     name = "labels_shifted_twice"
     title = "labels are shifted twice"
-    remedy = "Shift them either in the data or in the loss."
+    remedy = "Shift them either in the data or in the loss, not in both."
     prior = -1.6
     weights = signs(
         loss_falls=0.5,

@@ -9,7 +9,7 @@ class LostUpdates(CauseRule):
 
     name = "lost_updates"
     title = "updates are too small for the precision of the weights"
-    remedy = "Keep the weights in float32, with autocast for the rest."
+    remedy = "Keep the weights in float32, and use autocast for the rest."
     prior = -0.4
     weights = signs(
         logits_steady=1.6,

@@ -9,7 +9,7 @@ class MaskInverted(CauseRule):
 
     name = "mask_inverted"
     title = "the attention mask is inverted"
-    remedy = "Check whether True means visible or hidden in the mask that attention is given."
+    remedy = "Check whether True means visible or hidden in the mask that is passed to attention."
     prior = -0.1
     weights = signs(
         few_keys=2.2,

@@ -8,7 +8,7 @@ class NoGradient(CauseRule):
     """No gradient reaches the weights."""
 
     name = "no_gradient"
-    title = "no gradient reaches the weights of attention"
+    title = "no gradient reaches the weights of attention layers"
     remedy = "Look for detach(), torch.no_grad(), and gradients that are cleared before the optimizer's step."
     prior = 0.3
     weights = signs(

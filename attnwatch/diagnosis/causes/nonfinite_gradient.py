@@ -8,8 +8,8 @@ class NonfiniteGradient(CauseRule):
     """Gradients are not finite."""
 
     name = "nonfinite_gradient"
-    title = "gradients are not finite, as in float16 without loss scaling or where a row is masked completely"
-    remedy = "Use bfloat16, or a GradScaler; look for a log or a root of 0, and for rows without a visible key."
+    title = "gradients are not finite, as in float16 without loss scaling, or where a row is fully masked"
+    remedy = "Use bfloat16, or a GradScaler; look for a log or square root of 0, and for rows without a visible key."
     prior = -1.0
     weights = signs(
         nan_from_start=4.2,

@@ -8,7 +8,7 @@ class NotInOptimizer(CauseRule):
     """Parameters are in no optimizer."""
 
     name = "not_in_optimizer"
-    title = "weights of attention are in no optimizer"
+    title = "weights of attention layers are in no optimizer"
     remedy = "Compare the parameters of the optimizer's groups with those of the model."
     prior = 0.8
     weights = signs(

@@ -9,7 +9,7 @@ class OrderIgnored(CauseRule):
 
     name = "order_ignored"
     title = "the model does not know the order of the tokens"
-    remedy = "Check that positions are added, or that rotary positions are applied, and that they differ."
+    remedy = "Check that positions are added, or rotary embeddings applied, and that positions differ between tokens."
     prior = -0.8
     weights = signs(
         loss_stuck=0.8,

@@ -9,7 +9,7 @@ class PaddingLeak(CauseRule):
 
     name = "padding_leak"
     title = "padding is visible to attention"
-    remedy = "Give attention the mask of the padding."
+    remedy = "Pass the padding mask to attention."
     prior = -1.1
     weights = signs(
         same_keys_each_time=0.6,

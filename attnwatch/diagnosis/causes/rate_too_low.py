@@ -9,7 +9,7 @@ class RateTooLow(CauseRule):
 
     name = "rate_too_low"
     title = "the learning rate is too low, or its schedule falls to zero too early"
-    remedy = "Raise it, and print what the scheduler makes of it."
+    remedy = "Raise it, and print the rate that the scheduler sets in each step."
     prior = 1.0
     weights = signs(
         loss_creeps=2.1,

@@ -1,14 +1,14 @@
-"""The same batches come again."""
+"""The same batches are repeated."""
 
 from attnwatch.diagnosis.causes.base import CauseRule, register, signs
 
 
 @register
 class RepeatedBatch(CauseRule):
-    """The same batches come again."""
+    """The same batches are repeated."""
 
     name = "repeated_batch"
-    title = "the same batch, or a few in turn, come again and again"
+    title = "the same batch, or a few batches in turn, are repeated"
     remedy = "Take the next batch in each step, and check that the dataset uses the index it is given."
     prior = -0.2
     weights = signs(

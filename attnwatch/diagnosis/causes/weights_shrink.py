@@ -9,7 +9,7 @@ class WeightsShrink(CauseRule):
 
     name = "weights_shrink"
     title = "weight decay is so strong that the weights shrink"
-    remedy = "Lower the weight decay; with SGD it is multiplied by the learning rate, in AdamW too."
+    remedy = "Lower the weight decay; both SGD and AdamW multiply it by the learning rate."
     prior = -0.4
     weights = signs(
         logits_vanish=3.2,

@@ -9,7 +9,7 @@ class WrongAttentionScale(CauseRule):
 
     name = "wrong_attention_scale"
     title = "the scale of the attention logits is wrong"
-    remedy = "Logits are divided by the root of the heads' width, once."
+    remedy = "Divide the logits by the square root of the head width, exactly once."
     prior = -0.2
     weights = signs(
         logits_tiny_at_start=2.2,

@@ -1,4 +1,4 @@
-"""Signs in the course of a run, each in words with its numbers, from which causes are told apart."""
+"""Signs in the course of a run, each in words with its numbers, that tell causes apart."""
 
 from collections.abc import Mapping
 
@@ -10,6 +10,6 @@ __all__ = ["SIGNS", "signs_of"]
 
 
 def signs_of(run: RunCourse) -> Mapping[str, str]:
-    """Return what was seen in a run, by the name of the sign."""
+    """Return the signs that were seen in a run: the words by the name of the sign."""
     seen = {name: look(run) for name, look in SIGNS.items()}
     return {name: words for name, words in seen.items() if words is not None}

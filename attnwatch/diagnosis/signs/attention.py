@@ -11,25 +11,25 @@ _UNIFORM, _CLEARLY_NOT_UNIFORM, _SHARP = 0.97, 0.93, 0.05
 
 @sign
 def attention_frozen(run: RunCourse) -> str | None:
-    """Attention moves in no layer beyond noise."""
+    """Attention changes beyond noise in no layer."""
     moved = _moved(run)
     if moved is None or moved.any():
         return None
-    return "attention is frozen from the first observation in all layers"
+    return "attention has been frozen in all layers since the first observation"
 
 
 @sign
 def attention_moves(run: RunCourse) -> str | None:
-    """Attention moves beyond noise in some layer."""
+    """Attention changes beyond noise in at least one layer."""
     moved = _moved(run)
     if moved is None or not moved.any():
         return None
-    return f"attention moves in {moved.sum()} of {len(moved)} layers"
+    return f"attention changes in {moved.sum()} of {len(moved)} layers"
 
 
 @sign
 def attention_stopped(run: RunCourse) -> str | None:
-    """Attention moved at first and then froze."""
+    """Attention changed at first and then froze."""
     spread = run.spread
     if spread is None or len(spread.values) < 30:
         return None
@@ -41,7 +41,7 @@ def attention_stopped(run: RunCourse) -> str | None:
         is_still = (np.abs(rest.change) < 2.5).all()
         has_moved = np.abs(rest.values.mean(0) - spread.start).max() > np.log(1.3)
         if is_still and has_moved:
-            return f"attention moved at first and is frozen since step {spread.steps[index]}"
+            return f"attention changed at first and has been frozen since step {spread.steps[index]}"
     return None
 
 
@@ -56,23 +56,23 @@ def uniform_everywhere(run: RunCourse) -> str | None:
 
 @sign
 def uniform_in_some(run: RunCourse) -> str | None:
-    """Attention is uniform in some layers and not in others."""
+    """Attention is uniform in some layers but not in others."""
     entropy = run.entropy
     if entropy is None:
         return None
     uniform = entropy.now > _UNIFORM
     if uniform.all() or not uniform.any():
         return None
-    return f"attention is uniform in {layers_of(entropy, uniform)}, and not in others"
+    return f"attention is uniform in {layers_of(entropy, uniform)}, but not in others"
 
 
 @sign
 def sharp_from_start(run: RunCourse) -> str | None:
-    """Attention is on single keys from the start."""
+    """Attention is concentrated on single keys from the start."""
     entropy = run.entropy
     if entropy is None or np.median(entropy.start) > _SHARP:
         return None
-    return f"attention is on single keys from the start (normalized entropy {np.median(entropy.start):.3f})"
+    return f"attention concentrates on single keys from the start (normalized entropy {np.median(entropy.start):.3f})"
 
 
 @sign
@@ -87,7 +87,7 @@ def becomes_sharp(run: RunCourse) -> str | None:
 
 @sign
 def becomes_uniform(run: RunCourse) -> str | None:
-    """Attention was not uniform and has become so."""
+    """Attention was not uniform but has become uniform."""
     entropy = run.entropy
     if entropy is None:
         return None
@@ -99,7 +99,7 @@ def becomes_uniform(run: RunCourse) -> str | None:
 
 @sign
 def attention_without_noise(run: RunCourse) -> str | None:
-    """Attention has less noise than batches of different data have, although it moves."""
+    """Attention changes, but with less noise than different batches cause."""
     spread, moved = run.spread, _moved(run)
     if spread is None or moved is None or not moved.any():
         return None

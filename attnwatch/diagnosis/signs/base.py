@@ -1,4 +1,4 @@
-"""Registry of signs, and words that they share."""
+"""Registry of signs, and functions that they share."""
 
 import functools
 from collections.abc import Callable
@@ -15,7 +15,7 @@ SIGNS: dict[str, Sign] = {}
 
 
 def sign(function: Sign) -> Sign:
-    """Register a sign under the name of its function. A run is asked for it once."""
+    """Register a sign under the name of its function. It is computed once per run."""
 
     @functools.wraps(function)
     def look(run: RunCourse) -> str | None:

@@ -8,11 +8,11 @@ from attnwatch.diagnosis.signs.base import sign
 
 @sign
 def same_keys_each_time(run: RunCourse) -> str | None:
-    """All rows see equally many keys, at each observation: no causal mask and no padding."""
+    """All queries see the same number of keys at each observation: there is no causal mask and no padding."""
     keys = _visible_keys(run)
     if keys is None or keys.std() > 1e-3 * keys.mean() or abs(keys.mean() - round(keys.mean())) > 0.01:
         return None
-    return f"every query sees the same {keys.mean():.0f} keys: no causal mask, no padding"
+    return f"every query sees {keys.mean():.0f} keys at each observation: there is no causal mask and no padding"
 
 
 @sign
@@ -26,7 +26,7 @@ def keys_vary(run: RunCourse) -> str | None:
 
 @sign
 def keys_vary_much(run: RunCourse) -> str | None:
-    """The number of visible keys varies as that of padding, which is small."""
+    """The number of visible keys varies a lot, as the small number of padding tokens does."""
     keys = _visible_keys(run)
     if keys is None or keys.std() < 0.12 * keys.mean():
         return None
@@ -44,7 +44,7 @@ def few_keys(run: RunCourse) -> str | None:
 
 @sign
 def one_key(run: RunCourse) -> str | None:
-    """Queries see a single key, where entropy is unknown although logits are finite."""
+    """Queries see a single key: entropy is unknown although logits are finite."""
     nonfinite = run.evidence.mean("nonfinite")
     entropy = run.evidence.mean("normalized_entropy")
     blind = (np.nan_to_num(nonfinite, nan=1.0) == 0) & np.isnan(entropy)
@@ -55,20 +55,20 @@ def one_key(run: RunCourse) -> str | None:
 
 @sign
 def nan_from_start(run: RunCourse) -> str | None:
-    """Logits are not finite within the first observations."""
+    """Logits are not finite in the first observations."""
     bad = np.flatnonzero(run.nonfinite > 0)
     if not len(bad) or bad[0] > 2:
         return None
-    return f"logits are not finite at step {run.evidence.steps[bad[0]]} already"
+    return f"logits are already not finite at step {run.evidence.steps[bad[0]]}"
 
 
 @sign
 def nan_later(run: RunCourse) -> str | None:
-    """Logits became not finite after a while."""
+    """Logits stopped being finite after a while."""
     bad = np.flatnonzero(run.nonfinite > 0)
     if not len(bad) or bad[0] <= 2:
         return None
-    return f"logits are not finite since step {run.evidence.steps[bad[0]]}"
+    return f"logits have not been finite since step {run.evidence.steps[bad[0]]}"
 
 
 def _visible_keys(run: RunCourse) -> np.ndarray | None:

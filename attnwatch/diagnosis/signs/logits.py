@@ -12,7 +12,7 @@ _STEADY = np.log(1.6)
 
 @sign
 def layers_frozen(run: RunCourse) -> str | None:
-    """Logits of some layers keep their spread while those of others learn."""
+    """Logits of some layers keep their spread while those of others grow."""
     spread = run.spread
     if spread is None or len(spread.names) < 2:
         return None
@@ -25,24 +25,24 @@ def layers_frozen(run: RunCourse) -> str | None:
 
 @sign
 def logits_steady(run: RunCourse) -> str | None:
-    """The spread of the logits stays near where it began in all layers."""
+    """The spread of the logits stays close to its initial value in all layers."""
     spread = run.spread
     if spread is None or np.abs(spread.smooth - spread.start).max() > _STEADY:
         return None
     factor = np.exp(np.abs(spread.smooth - spread.start).max())
-    return f"the spread of the logits stays within {factor:.2f} times its start in all layers"
+    return f"the spread of the logits stays within a factor of {factor:.2f} of its initial value in all layers"
 
 
 @sign
 def logits_grow_slowly(run: RunCourse) -> str | None:
-    """The spread of the logits grows clearly, but little, in most layers."""
+    """The spread of the logits grows clearly, but only a little, in most layers."""
     spread = run.spread
     if spread is None:
         return None
     growth = spread.now - spread.start
     if np.mean((spread.change > _CLEARLY) & (growth > np.log(1.08))) < 0.5 or growth.max() > np.log(4.0):
         return None
-    return f"the spread of the logits grows slowly ({np.exp(growth.max()):.2f}-fold in all)"
+    return f"the spread of the logits grows slowly ({np.exp(growth.max()):.2f}-fold in total)"
 
 
 @sign
@@ -59,14 +59,14 @@ def logits_learn(run: RunCourse) -> str | None:
 
 @sign
 def logits_shrink(run: RunCourse) -> str | None:
-    """The spread of the logits shrinks to a small part in most layers."""
+    """The spread of the logits shrinks to a small part of its maximum in most layers."""
     spread = run.spread
     if spread is None:
         return None
     shrinkage = float(np.median(spread.smooth.max(0) - spread.now))
     if shrinkage < np.log(3.0):
         return None
-    return f"the spread of the logits has shrunk to {np.exp(-shrinkage):.2g} of its largest"
+    return f"the spread of the logits has shrunk to {np.exp(-shrinkage):.2g} of its maximum"
 
 
 @sign
@@ -89,11 +89,11 @@ def logits_large_at_start(run: RunCourse) -> str | None:
 
 @sign
 def logits_sizeable_at_start(run: RunCourse) -> str | None:
-    """Logits are larger at the start than random weights make them, as of pretrained models or with QK-norm."""
+    """Logits are larger at the start than with random weights, as in pretrained models or with QK-norm."""
     spread = run.spread
     if spread is None or not 1.0 <= np.exp(spread.start.max()) < 2.5:
         return None
-    return f"the logits' spread is {np.exp(spread.start.max()):.3g} at the start, more than random weights give"
+    return f"the spread of the logits is {np.exp(spread.start.max()):.3g} at the start, more than random weights give"
 
 
 @sign
@@ -116,7 +116,7 @@ def logits_explode(run: RunCourse) -> str | None:
 
 @sign
 def logits_jump_at_once(run: RunCourse) -> str | None:
-    """The spread of the logits multiplied within the first observations."""
+    """The spread of the logits grew severalfold within the first observations."""
     spread = run.spread
     if spread is None or len(spread.values) < 20:
         return None

@@ -25,7 +25,7 @@ def loss_flat(run: RunCourse) -> str | None:
 
 @sign
 def loss_creeps(run: RunCourse) -> str | None:
-    """The loss falls clearly, but little."""
+    """The loss falls clearly, but only a little."""
     loss = run.loss
     is_clear = loss is not None and _errors(loss) <= -_CLEARLY and not _is_flat_late(loss)
     if loss is None or not (is_clear and _NEXT_TO_NOTHING <= _fall(loss) < _SLOW):
@@ -70,7 +70,7 @@ def loss_stuck(run: RunCourse) -> str | None:
 
 @sign
 def loss_rebounds(run: RunCourse) -> str | None:
-    """The loss fell and rises again."""
+    """The loss fell and has risen again."""
     loss = run.loss
     if loss is None:
         return None
@@ -109,17 +109,17 @@ def loss_explodes(run: RunCourse) -> str | None:
 
 @sign
 def loss_nearly_gone(run: RunCourse) -> str | None:
-    """Hardly anything is left of the loss."""
+    """The loss has fallen to almost nothing."""
     loss = run.loss
     if loss is None or loss.start[0] <= 0 or loss.now[0] > _LITTLE_LEFT * loss.start[0]:
         return None
     step = loss.steps[int(np.argmax(loss.smooth[:, 0] < _LITTLE_LEFT * loss.start[0]))]
-    return f"the loss falls far and soon ({_span(loss)}; below a tenth near step {step})"
+    return f"the loss falls far and fast ({_span(loss)}; below a tenth of the first near step {step})"
 
 
 @sign
 def loss_smooth(run: RunCourse) -> str | None:
-    """The loss has less noise than batches of different data have."""
+    """The loss has less noise than different batches cause."""
     loss = run.loss
     if loss is None or _fall(loss) < 0.4 or not _log_noise(loss) < 0.01:
         return None
@@ -137,7 +137,7 @@ def loss_noisy(run: RunCourse) -> str | None:
 
 @sign
 def loss_comes_again(run: RunCourse) -> str | None:
-    """The loss repeats itself with a period, as batches do that come in turns."""
+    """The noise of the loss is periodic, as when a few batches are used in turn."""
     loss = run.loss
     if loss is None or len(loss.values) < 40 or np.ptp(np.diff(loss.steps)) > 0:
         return None
@@ -146,7 +146,7 @@ def loss_comes_again(run: RunCourse) -> str | None:
     lag = max(likeness, key=likeness.__getitem__)
     if lag == 1 or likeness[lag] < 0.7 or likeness[1] > 0.5:
         return None
-    return f"the noise of the loss comes again every {lag * int(loss.steps[1] - loss.steps[0])} steps"
+    return f"the noise of the loss repeats every {lag * int(loss.steps[1] - loss.steps[0])} steps"
 
 
 @sign
@@ -178,7 +178,7 @@ def loss_lost(run: RunCourse) -> str | None:
     if not len(loss) or not lost[-1] or not np.isfinite(loss).any():
         return None
     since = int(np.flatnonzero(~lost)[-1]) + 1
-    return f"the loss is not finite since step {steps[since]}"
+    return f"the loss has not been finite since step {steps[since]}"
 
 
 @sign
@@ -192,14 +192,14 @@ def loss_never_finite(run: RunCourse) -> str | None:
 
 @sign
 def loss_gone_at_once(run: RunCourse) -> str | None:
-    """The loss is next to nothing within the first tenth of the run."""
+    """The loss falls to almost nothing within the first tenth of the run."""
     loss = run.loss
     if loss is None or loss.start[0] < 0:
         return None
     soon = max(2, len(loss.values) // 10)
     if loss.values[soon, 0] > 0.1 * max(loss.start[0], 0.1):
         return None
-    return f"the loss is {_number(loss.values[soon, 0])} at step {loss.steps[soon]} already"
+    return f"the loss is already {_number(loss.values[soon, 0])} at step {loss.steps[soon]}"
 
 
 @sign
@@ -208,7 +208,7 @@ def loss_negative(run: RunCourse) -> str | None:
     loss = run.loss
     if loss is None or loss.now[0] >= 0 or _errors(loss) > -_CLEARLY:
         return None
-    return f"the loss is below 0 and falls without end ({_span(loss)})"
+    return f"the loss is below 0 and keeps falling ({_span(loss)})"
 
 
 @sign
@@ -251,7 +251,7 @@ def _noise(loss: Curve) -> float:
 
 
 def _log_noise(loss: Curve) -> float:
-    """Return the noise of the log of the loss in the second half; nan for a loss that is not above 0."""
+    """Return the noise of the log of the loss in the second half; nan if the loss is not always above 0."""
     late = loss.values[len(loss.values) // 2 :, 0]
     if (late <= 0).any():
         return float("nan")
