@@ -171,7 +171,7 @@ def causal(family: str, **options: object) -> Script:
 _CAPTIONER = Script(Captioner, _captions, lambda model, batch: model(**batch))
 _SERIES = Script(lambda: Features(has_positions=True, outputs=1), series, _regression)
 _SETS = Script(lambda: Features(has_positions=False, outputs=CLASSES), point_sets, _classification)
-_MAE = hf_model(
+_new_mae = hf_model(
     "ViTMAEForPreTraining",
     "ViTMAEConfig",
     architectures.VIT
@@ -182,6 +182,15 @@ _MAE = hf_model(
         "decoder_intermediate_size": WIDTH,
     },
 )
+
+
+def _mae() -> nn.Module:
+    """Return a ViT MAE with positions: transformers 5.23 leaves those of a new model at zero, and frozen."""
+    model = _new_mae()
+    nn.init.normal_(model.vit.embeddings.position_embeddings, std=0.02)
+    nn.init.normal_(model.decoder.decoder_pos_embed, std=0.02)
+    return model
+
 
 MODELS: tuple[tuple[str, str, Script], ...] = (
     ("experts, some unused", "own causal", Script(with_experts, _LANGUAGE, architectures.next_token_loss)),
@@ -244,7 +253,7 @@ MODELS: tuple[tuple[str, str, Script], ...] = (
             _SERIES, build=lambda: Features(has_positions=True, outputs=FEATURES, each_token=True), loss=_denoising
         ),
     ),
-    ("masked patches", "vit mae", Script(_MAE, data.images(), lambda model, batch: model(batch["pixel_values"]).loss)),
+    ("masked patches", "vit mae", Script(_mae, data.images(), lambda model, batch: model(batch["pixel_values"]).loss)),
     ("contrast over the batch", "own encoder", replace(_ENCODER, loss=_two_views)),
     (
         "contrast over the batch",
