@@ -101,7 +101,7 @@ CASES = {
     "keys_vary_much": (run(max_entropy=noisy(3.0, noise=0.1)), run(max_entropy=noisy(3.0, noise=0.01)), "varies by"),
     "few_keys": (run(max_entropy=np.log(2)), PLAIN, "only 2.0 keys"),
     "one_key": (blind(), PLAIN, "in 1 of 4 layers"),
-    "nan_from_start": (run(nonfinite=pieces((0, 1), (1, 59))), PLAIN, "already not finite at step 10"),
+    "nan_from_start": (run(nonfinite=pieces((0, 1), (1, 59))), PLAIN, "not finite as early as step 10"),
     "nan_later": (run(nonfinite=pieces((0, 30), (1, 30))), PLAIN, "since step 300"),
     "nothing_moves": (run(loss=FLAT), PLAIN, "neither the loss nor attention"),
     "learns_without_attention": (PLAIN, run(loss=FLAT), "queries and keys stay as they were"),
