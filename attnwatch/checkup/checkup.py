@@ -105,7 +105,7 @@ class TrainingCheckup:
 
     @contextlib.contextmanager
     def step(self, global_step: int) -> Iterator[None]:
-        """Observe the forward and backward of one training step. Call the optimizer after the context.
+        """Observe the forward and backward of one training step. Step the optimizer after the context.
 
         Args:
             global_step: number of the optimizer step.

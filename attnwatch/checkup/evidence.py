@@ -28,7 +28,7 @@ def later_point(total_steps: int) -> float:
 
 
 class StepEvidence:
-    """Evidence from one training step, up to the present point.
+    """Evidence from one training step so far.
 
     Attributes:
         model: model being trained.

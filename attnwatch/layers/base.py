@@ -26,7 +26,7 @@ class LayerStatistic(Plugin, ABC):
 
     A layer statistic is a column [steps, sites] of a history, a curve for each layer on dashboards, and a row in the
     documentation. Set `name`, `summary`, `formula` and `source`, and implement `values`. Nothing is computed twice for
-    it: it reads what the training run has at hand in the observed steps.
+    it: it reads what the training run already has in the observed steps.
 
     Attributes:
         name: key in `AttentionHistory.layers` and in files.

@@ -22,7 +22,7 @@ from attnwatch.utils.messages import NonFatal, warn
 
 
 class LayerRecorder:
-    """Computes the layer statistics of the blocks around the sites from what the training run has at hand.
+    """Computes the layer statistics of the blocks around the sites from what the training run already has.
 
     An error causes one warning, after which the columns are nan; if a single statistic fails, only it is left out.
 

@@ -13,7 +13,7 @@ class EmptyBatch(Check):
     """The batches have nothing to learn from: only padding, one token, no targets, or one class only.
 
     `torch.nn.functional.cross_entropy` returns nan for the mean over no targets. One class in all of the first steps
-    means that the data are sorted or that labels are lost; with two classes, of which one may be rare, it is a note.
+    means that the data are sorted or that labels are lost; with two classes, one of which may be rare, it is a note.
     """
 
     name = "empty_batch"

@@ -1,4 +1,4 @@
-"""Models that train in eval mode."""
+"""Models that are trained in eval mode."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ _NORMS = (nn.modules.batchnorm._NormBase,)
 
 @register
 class EvalMode(Check):
-    """The model trains in eval mode, so its dropout does nothing.
+    """The model is trained in eval mode, so its dropout has no effect.
 
     `from_pretrained` in transformers returns models in eval mode, and Lightning does not change that. A model is also
     reported if more than half of its trained layers with dropout are in eval mode.
@@ -37,7 +37,7 @@ class EvalMode(Check):
             return None
         what = f"{still[0]} and {len(still) - 1} more were in eval mode while their layers train" if still[1:] else ""
         what = what or f"{still[0]} was in eval mode while its layer trains"
-        return Fault(f"{what}, so their dropout does nothing", tuple(still), {"modules": float(len(still))})
+        return Fault(f"{what}, so their dropout has no effect", tuple(still), {"modules": float(len(still))})
 
 
 def _drops(module: nn.Module) -> bool:

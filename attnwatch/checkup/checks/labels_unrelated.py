@@ -13,7 +13,7 @@ _LEAST_RISE = 0.01
 
 @register
 class LabelsUnrelated(Check):
-    """The loss is the same after a tenth of the run if sequences exchange their labels.
+    """The loss does not rise when sequences exchange their labels after a tenth of the run.
 
     At least 50 steps must have passed. In five batches, each sequence receives the labels of its neighbour, and the
     cross-entropy is computed again from the same predictions. Shuffled labels look like this, and so does a model that

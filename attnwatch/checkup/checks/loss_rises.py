@@ -1,4 +1,4 @@
-"""Steps up the gradient of the loss."""
+"""Training steps that go up the gradient of the loss."""
 
 from torch import Tensor
 
@@ -37,7 +37,7 @@ class LossRises(Check):
         )
         cosine = self._largest_cosine()
         if cosine < _OPPOSITE:
-            what = "the gradient at the logits points away from the gradient of the cross-entropy"
+            what = "the gradient at the logits points against the gradient of the cross-entropy"
             return Fault(f"{what} (cosine {cosine:.2f})", numbers={"cosine": cosine})
         first = step.first_updates()
         upwards = [name for name, each in first.items() if float(each.along_gradient) > _UPWARDS]

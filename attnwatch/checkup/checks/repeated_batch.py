@@ -12,7 +12,7 @@ _NUM_STEPS = 6
 class RepeatedBatch(Check):
     """The first steps receive the same batch, or a few batches in turn, regardless of the order of their sequences.
 
-    It is a note if the length of an epoch is unknown or equally short: overfitting one batch is a common test.
+    The finding is a note if the length of an epoch is unknown or equally short: overfitting one batch is a common test.
     """
 
     name = "repeated_batch"

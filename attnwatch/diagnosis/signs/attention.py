@@ -11,7 +11,7 @@ _UNIFORM, _CLEARLY_NOT_UNIFORM, _SHARP = 0.97, 0.93, 0.05
 
 @sign
 def attention_frozen(run: RunCourse) -> str | None:
-    """Attention changes beyond noise in no layer."""
+    """Attention does not change beyond noise in any layer."""
     moved = _moved(run)
     if moved is None or moved.any():
         return None

@@ -59,7 +59,7 @@ def nan_from_start(run: RunCourse) -> str | None:
     bad = np.flatnonzero(run.nonfinite > 0)
     if not len(bad) or bad[0] > 2:
         return None
-    return f"logits are already not finite at step {run.evidence.steps[bad[0]]}"
+    return f"logits are not finite as early as step {run.evidence.steps[bad[0]]}"
 
 
 @sign
