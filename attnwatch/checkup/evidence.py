@@ -203,6 +203,11 @@ class StepEvidence:
             for parameter in group["params"]
         }
 
+    def require_updates(self, number: int = NUM_UPDATES) -> None:
+        """Raise `CannotCheck` if no optimizer was given, or fewer of its steps were seen."""
+        if not self.held or len(self.updates) < number:
+            raise CannotCheck(f"{number} optimizer steps are needed, which only a training loop has")
+
     def updates_of_matrices(self, at_least: int = NUM_UPDATES) -> dict[str, list[Update]]:
         """Return the updates of each matrix so far, without the steps whose learning rate is 0.
 
@@ -212,8 +217,7 @@ class StepEvidence:
         Raises:
             CannotCheck: no optimizer was given, or too few of its steps were seen.
         """
-        if not self.held or len(self.updates) < at_least:
-            raise CannotCheck(f"{at_least} optimizer steps are needed, which only a training loop has")
+        self.require_updates(at_least)
         updates: dict[str, list[Update]] = {}
         for step in self.updates:
             for name, update in step.items():

@@ -1,5 +1,6 @@
 """Old gradients that are still there when the first backward after an optimizer step begins, and are used again."""
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ class StaleGradients:
         names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
         for optimizer in optimizers:
             held = [each for group in optimizer.param_groups for each in group["params"] if each in names]
-            chosen = {names[each]: each for each in held[:: max(len(held) // _NUM_PARAMETERS, 1)]}
+            chosen = {names[each]: each for each in held[:: math.ceil(len(held) / _NUM_PARAMETERS) or 1]}
             self._parameters |= chosen
             of_optimizer = frozenset(chosen)
             inner = getattr(optimizer, "optimizer", optimizer)  # inside the wrapper of accelerate

@@ -1,5 +1,6 @@
 """Weight updates by the optimizers, from sampled entries of some matrices."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -67,7 +68,7 @@ class Updates:
         for optimizer in optimizers:
             inner = getattr(optimizer, "optimizer", optimizer)  # inside the wrapper of accelerate
             matrices = [each for group in inner.param_groups for each in group["params"] if each in self._names]
-            chosen = matrices[:: max(len(matrices) // _NUM_MATRICES, 1)]
+            chosen = matrices[:: math.ceil(len(matrices) / _NUM_MATRICES) or 1]
             self._handles.append(inner.register_step_pre_hook(partial(self._begin, chosen)))
             self._handles.append(inner.register_step_post_hook(partial(self._end, chosen)))
 

@@ -25,7 +25,8 @@ class LostUpdates(Check):
     severity = 0.6
     remedy = (
         "Keep the weights in float32 and use autocast, or use an optimizer with float32 master weights, stochastic "
-        "rounding or Kahan summation."
+        "rounding or Kahan summation; if something changes the weights back, look for a copy that is restored, a "
+        "projection or a moving average after optimizer.step()."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:

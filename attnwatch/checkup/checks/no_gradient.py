@@ -3,8 +3,8 @@
 import torch
 
 from attnwatch.capture import find_sites
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
-from attnwatch.checkup.evidence import NUM_UPDATES, StepEvidence
+from attnwatch.checkup.checks.base import Check, Fault, register
+from attnwatch.checkup.evidence import StepEvidence
 
 
 @register
@@ -27,8 +27,7 @@ class NoGradient(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         self._zero[step.global_step] = _attention_without_gradient(step)
-        if not step.held or len(step.updates) < NUM_UPDATES:
-            raise CannotCheck(f"{NUM_UPDATES} optimizer steps are needed, which only a training loop has")
+        step.require_updates()
         if not any(step.updates):
             return Fault(f"no weight matrix had a gradient in the first {len(step.updates)} optimizer steps")
         if not all(self._zero.values()):

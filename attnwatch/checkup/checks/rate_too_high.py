@@ -1,7 +1,7 @@
 """Learning rates that overwrite the weights."""
 
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, register
-from attnwatch.checkup.evidence import NUM_UPDATES, StepEvidence
+from attnwatch.checkup.checks.base import Check, Fault, RunStatus, register
+from attnwatch.checkup.evidence import StepEvidence
 
 # In sound runs the median matrix grows 1.2-fold in the first 40 steps; at a rate 100 times too high, 13-fold.
 _MOST_GROWTH = 4.0
@@ -36,6 +36,5 @@ class RateTooHigh(Check):
                 what = f"the norm of {name} has grown {growth:.0f}-fold in the first steps"
                 what += f", at a learning rate of {rates[name]:.3g}; most matrices have {usual:.3g}"
                 return Fault(what, (name,), {"growth": growth, "rate": rates[name]})
-        if len(step.updates) < NUM_UPDATES:
-            raise CannotCheck(f"{NUM_UPDATES} optimizer steps are needed, which only a training loop has")
+        step.require_updates()
         return None
