@@ -32,7 +32,7 @@ class Classifier(pl.LightningModule):
         super().__init__()
         self.model = AutoModelForSequenceClassification.from_pretrained(
             encoder, num_labels=num_labels, trust_remote_code=False
-        )
+        ).train()  # it is loaded in eval mode, and Lightning keeps that
         self.learning_rate = learning_rate
 
     def training_step(self, batch, batch_idx):
