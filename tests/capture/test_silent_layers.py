@@ -143,7 +143,7 @@ class Module(pl.LightningModule):
 
 def train(module: pl.LightningModule, *, steps: int) -> list[str]:
     """What attnwatch's monitor warns of."""
-    monitor = attnwatch.lightning.AttentionMonitor(every_n_steps=1, flush_every=5)
+    monitor = attnwatch.lightning.AttentionMonitor(every_n_steps=1, flush_every=5, checkup=False)
     with warnings.catch_warnings(record=True) as given:
         warnings.simplefilter("always")
         pl.Trainer(
@@ -256,17 +256,24 @@ def test_site_that_does_not_run_beside_others():
 
 
 def test_hooks_that_count_are_there_for_one_step():
-    """Those on the model itself, which tell whether its forward raised, in each."""
+    """Those on the model, which tell whether its forward raised, and on its layers, for statistics, are in each."""
     model = gpt()
+    layers = {name for name, _ in model.named_modules() if re.fullmatch(r"(.*\.)?layers\.\d+", name)}
 
-    def hooks() -> list[int]:
-        return [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()]
+    def hooks() -> dict[str, int]:
+        return {
+            name: len(module._forward_hooks) + len(module._forward_pre_hooks)
+            for name, module in model.named_modules()
+            if name
+        }
 
     with AttentionRecorder(model, every_n_steps=1) as recorder:
         before = hooks()
         for step in range(2):
             with recorder.step(step):
-                assert (hooks()[1:] == before[1:]) == (step == 1)
+                added = {name for name, number in hooks().items() if number != before[name]}
+                assert (added == layers) == (step == 1)
+                assert added >= layers
                 model(token_ids()).backward()
             assert hooks() == before
 
