@@ -6,10 +6,12 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 from torch.optim import Optimizer
 
-from attnwatch.capture.compilation import is_compiled
+from attnwatch.capture.compilation import compiles_anything, is_compiled
 from attnwatch.checkup.checks.base import Check, Fault
 from attnwatch.checkup.evidence import StepEvidence, later_point
 from attnwatch.checkup.forward import CannotCheck, ForwardRecorder
+from attnwatch.checkup.guard import Guard
+from attnwatch.checkup.repeats import CannotRepeat
 from attnwatch.checkup.stale import StaleGradients
 from attnwatch.checkup.targets import scored_calls
 from attnwatch.checkup.updates import Updates
@@ -93,9 +95,10 @@ class TrainingCheckup:
         if reason:
             self.skipped = dict.fromkeys(self._checks, reason)
         watched = () if reason else self._optimizers
-        self._stale = StaleGradients(model, watched)
-        self._recorder = ForwardRecorder(model, self._stale.begin_backward)
-        self._updates = Updates(model, watched)
+        self._guard, self._cannot_repeat = Guard(), ""
+        self._stale = StaleGradients(model, watched, self._guard)
+        self._recorder = ForwardRecorder(model, self._stale.begin_backward, self._guard)
+        self._updates = Updates(model, watched, self._guard)
 
     def __enter__(self) -> "TrainingCheckup":
         return self
@@ -128,12 +131,18 @@ class TrainingCheckup:
         )
         self._recorder.open()
         try:
-            with scored_calls(evidence.scored.append):
+            # Compiled code would be compiled again for each function in the place of cross_entropy.
+            with contextlib.nullcontext() if compiles_anything() else scored_calls(evidence.scored.append, self._guard):
                 yield
         finally:
             self._recorder.close()
         if self._is_over:  # closed in the meantime
             return
+        if self._guard.failure:
+            self.skipped |= dict.fromkeys(self._open_checks, f"the checkup failed with {self._guard.failure}")
+            self.close()
+            return
+        evidence.cannot_repeat = self._cannot_repeat
         evidence.recorded = self._recorder.forward
         evidence.stale_gradients = self._stale.take()
         self._steps_seen.add(global_step)
@@ -203,6 +212,8 @@ class TrainingCheckup:
                 fault = check.look(evidence)
                 finding = None if fault is None else _finding(check, fault, evidence.global_step)
             except CannotCheck as error:
+                if isinstance(error, CannotRepeat):
+                    self._cannot_repeat = evidence.cannot_repeat = str(error)
                 if name not in self._answers:
                     self.skipped[name] = str(error)
             except Exception as error:  # a check that fails must not end the training run

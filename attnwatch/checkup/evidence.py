@@ -64,6 +64,8 @@ class StepEvidence:
         self.scored: list[ScoredCall] = []
         self.stale_gradients: dict[str, Tensor] = {}
         self.recorded: RecordedForward | None = None
+        self.cannot_repeat = ""
+        self._known_flow: Flow | None = None
 
     @property
     def forward(self) -> RecordedForward:
@@ -76,23 +78,32 @@ class StepEvidence:
             raise CannotCheck("no forward with gradients was seen")
         return self.recorded
 
-    @cached_property
+    @property
     def repeats(self) -> Repeats:
         """Repeats of the forward.
 
         Raises:
             CannotCheck: the forward can't be repeated.
         """
-        return Repeats(self.forward)
+        if self.cannot_repeat:
+            raise CannotCheck(self.cannot_repeat)
+        return self._repeats
 
     @cached_property
+    def _repeats(self) -> Repeats:
+        return Repeats(self.forward)
+
+    @property
     def flow(self) -> Flow:
         """Answers about which outputs change with which tokens.
 
         Raises:
             CannotCheck: the forward can't be repeated, or has no tokens.
         """
-        return Flow(self.forward, self.repeats)
+        repeats = self.repeats
+        if self._known_flow is None:
+            self._known_flow = Flow(self.forward, repeats)
+        return self._known_flow
 
     @cached_property
     def sees_only_padding(self) -> bool:

@@ -46,7 +46,7 @@ class Flow:
     @property
     def has_outputs_of_tokens(self) -> bool:
         """True if there is an output for each token, not one for each sequence."""
-        output = self._repeats.unchanged
+        output = self._unchanged
         return output.ndim >= 3 and output.shape[1] == self.tokens.length
 
     @property
@@ -61,7 +61,7 @@ class Flow:
     @property
     def is_constant(self) -> bool:
         """True if the outputs are the same for all tokens and sequences, apart from rounding."""
-        return bool(self._spread <= self._least * self._repeats.unchanged.abs().max())
+        return bool(self._spread <= self._least * self._unchanged.abs().max())
 
     @cached_property
     def later(self) -> Tensor:
@@ -92,7 +92,7 @@ class Flow:
         """
         values, padding = self.tokens.values, self.tokens.padding
         if self.tokens.are_ids:
-            return self._moved(self._repeats.output_with_embeddings_changed(values, padding))
+            return self._moved(self._by_token(self._repeats.output_with_embeddings_changed(values, padding)))
         return self._moved(self._with(self.tokens.replaced(padding)))
 
     @cached_property
@@ -117,7 +117,7 @@ class Flow:
             raise CannotCheck("all sequences in the batch have padding")
         if self.is_constant:
             raise CannotCheck("the outputs are the same for all tokens and sequences")
-        output, before = self._with(self.tokens.values.flip(1)), self._repeats.unchanged
+        output, before = self._with(self.tokens.values.flip(1)), self._unchanged
         return self._differs(output.flip(1) if self.has_outputs_of_tokens else output, before)[whole]
 
     @property
@@ -128,10 +128,10 @@ class Flow:
         return self._moved(self._with(self.tokens.replaced(where & ~self.tokens.padding)))
 
     def _with(self, values: Tensor) -> Tensor:
-        return self._repeats.output(**{self.tokens.name: self.tokens.as_argument(values)})
+        return self._by_token(self._repeats.output(**{self.tokens.name: self.tokens.as_argument(values)}))
 
     def _moved(self, output: Tensor) -> Tensor:
-        return self._differs(output, self._repeats.unchanged)
+        return self._differs(output, self._unchanged)
 
     def _differs(self, output: Tensor, before: Tensor) -> Tensor:
         if output.shape != before.shape:
@@ -142,6 +142,14 @@ class Flow:
         differs = (output - before).abs() > least
         return differs.flatten(self._num_places).any(-1)
 
+    @cached_property
+    def _unchanged(self) -> Tensor:
+        return self._by_token(self._repeats.unchanged)
+
+    def _by_token(self, output: Tensor) -> Tensor:
+        """Return one score for each token, [batch, tokens], with a dimension more, as other outputs of tokens have."""
+        return output[..., None] if output.ndim == 2 and output.shape[1] == self.tokens.length else output
+
     @property
     def _num_places(self) -> int:
         return 2 if self.has_outputs_of_tokens else 1
@@ -149,5 +157,5 @@ class Flow:
     @cached_property
     def _spread(self) -> Tensor:
         """Standard deviation over tokens and sequences, averaged over features; for a single row, over features."""
-        rows = self._repeats.unchanged.flatten(0, self._num_places - 1)
+        rows = self._unchanged.flatten(0, self._num_places - 1)
         return rows.std(0).mean() if len(rows) > 1 else rows.std()

@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from attnwatch.checkup.changes import ForwardState
+from attnwatch.checkup.guard import Guard
+
 # Parts of the names of adapters that are added to the weights of a model.
 _ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
 POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope|alibi|relative", re.IGNORECASE)
@@ -33,6 +36,7 @@ class RecordedForward:
         uses_float16: flag that the module computed in float16, through autocast or its weights.
         called: names of the modules that were called during the forward, in the order of their first calls.
         positions: position ids by the argument or module that received them.
+        changes: name of something that the forward changed in the module; empty if there was nothing.
     """
 
     module: nn.Module
@@ -44,6 +48,7 @@ class RecordedForward:
     uses_float16: bool
     called: tuple[str, ...]
     positions: Mapping[str, Tensor]
+    changes: str
 
     def repeat(self, arguments: Mapping[str, Any]) -> Any:
         """Call the module with these arguments in place of the recorded ones."""
@@ -68,7 +73,10 @@ class RecordedForward:
         sizes = [len(value) for value in self.arguments.values() if isinstance(value, Tensor) and value.ndim]
         if not sizes:
             raise CannotCheck("the model was given no tensor by name or position")
-        return max(sizes, key=sizes.count)
+        size = max(sizes, key=sizes.count)
+        if not size:
+            raise CannotCheck("the batch is empty")
+        return size
 
 
 def is_of_adapter(name: str) -> bool:
@@ -112,8 +120,9 @@ class ForwardRecorder:
         on_backward: called when the backward of a forward begins.
     """
 
-    def __init__(self, model: nn.Module, on_backward: Callable[[], None]):
-        self._on_backward = on_backward
+    def __init__(self, model: nn.Module, on_backward: Callable[[], None], guard: Guard):
+        self._on_backward, self._guard = on_backward, guard
+        self._state: ForwardState | None = None
         self._names = {module: name for name, module in model.named_modules()}
         self._handles: list[Any] = []
         self._depth: list[nn.Module] = []
@@ -126,8 +135,11 @@ class ForwardRecorder:
         self.forward = None
         self._begin()
         for module in self._names:
-            self._handles.append(module.register_forward_pre_hook(self._enter))
-            self._handles.append(module.register_forward_hook(self._leave, with_kwargs=True, always_call=True))
+            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+                continue
+            leave = self._guard(self._leave)
+            self._handles.append(module.register_forward_pre_hook(self._guard(self._enter)))
+            self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
 
     def close(self) -> None:
         """Remove the hooks from the model."""
@@ -145,6 +157,7 @@ class ForwardRecorder:
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self._depth and torch.is_grad_enabled() and self.forward is None:
             self._begin()
+            self._state = ForwardState(module)
         self._depth.append(module)
         name = self._names[module]
         self._called[name] = None
@@ -159,7 +172,7 @@ class ForwardRecorder:
             return
         computed = [tensor for _, tensor in tensors_in(output) if tensor.grad_fn is not None]
         for tensor in computed:
-            tensor.register_hook(self._begin_backward)
+            tensor.register_hook(self._guard(self._begin_backward))
         if not computed or self.forward is not None:
             return
         arguments = argument_names(module, args, kwargs)
@@ -174,6 +187,7 @@ class ForwardRecorder:
             _uses_float16(module),
             tuple(self._called),
             given | self._positions,
+            "" if self._state is None else self._state.changed(),
         )
 
 

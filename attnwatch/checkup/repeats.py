@@ -22,6 +22,10 @@ _OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "start_logits")
 _CACHES = ("past_key_values", "past_key_value", "cache_params", "encoder_outputs")
 
 
+class CannotRepeat(CannotCheck):
+    """The forward can't be repeated, now or later."""
+
+
 class Repeats:
     """Forwards that repeat a recorded one with one thing changed, in eval mode and without gradients.
 
@@ -35,6 +39,8 @@ class Repeats:
     def __init__(self, forward: RecordedForward):
         if has_other_processes():  # a forward may wait for the other processes
             raise CannotCheck("several processes train: check the model once in a single process, with check_training")
+        if forward.changes:
+            raise CannotCheck(f"the forward changes {forward.changes}, so that it can't be repeated without a trace")
         self._forward = forward
         held = [name for name in _CACHES if forward.arguments.get(name) is not None]
         if held:
@@ -92,7 +98,7 @@ class Repeats:
                 torch.manual_seed(0)
                 output = self._forward.repeat({**self.arguments, **changes})
         except Exception as error:
-            raise CannotCheck(f"the forward can't be repeated: {type(error).__name__}: {error}") from error
+            raise CannotRepeat(f"the forward can't be repeated: {type(error).__name__}: {error}") from error
         output = _main_output(output, self.num_sequences, _similarities(self._forward))
         if output.ndim == 3 and output.shape[1] not in self._lengths and not self._has_decoder:
             raise CannotCheck(f"the model returns {output.shape[1]} outputs for {sorted(self._lengths)} tokens")
@@ -102,7 +108,7 @@ class Repeats:
 def _first(value: Any, size: int, number: int) -> Any:
     """Return a value with only the first sequences of each tensor in it."""
     if isinstance(value, Tensor):
-        return value.detach()[:number] if value.ndim and len(value) == size else value.detach()
+        return value.detach()[:number].clone() if value.ndim and len(value) == size else value.detach().clone()
     if isinstance(value, Mapping) and type(value) is dict:
         return {name: _first(each, size, number) for name, each in value.items()}
     if type(value) in (list, tuple):
@@ -128,6 +134,6 @@ def _main_output(output: Any, num_sequences: int, similarities: Collection[str])
         if tensor.ndim >= 2 and len(tensor) == num_sequences and tensor.is_floating_point() and name not in similarities
     }
     if not fitting:
-        raise CannotCheck("the model returns no floating-point tensor [batch, …], such as logits")
+        raise CannotRepeat("the model returns no floating-point tensor [batch, …], such as logits")
     by_name = [fitting[name] for name in _OUTPUTS if name in fitting]
     return (by_name or sorted(fitting.values(), key=lambda tensor: -min(tensor.ndim, 3)))[0]

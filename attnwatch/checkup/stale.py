@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attnwatch.checkup.guard import Guard
+
 # Number of parameters sampled from each optimizer, from its first to its last.
 _NUM_PARAMETERS = 8
 
@@ -23,7 +25,7 @@ class StaleGradients:
         optimizers: optimizers that train it.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]):
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], guard: Guard):
         self._handles: list[Any] = []
         self._parameters: dict[str, nn.Parameter] = {}
         self._expects: set[str] = set()
@@ -36,8 +38,8 @@ class StaleGradients:
             self._parameters |= chosen
             of_optimizer = frozenset(chosen)
             inner = getattr(optimizer, "optimizer", optimizer)  # inside the wrapper of accelerate
-            self._handles.append(inner.register_step_pre_hook(partial(self._begin, of_optimizer)))
-            self._handles.append(inner.register_step_post_hook(partial(self._end, of_optimizer)))
+            self._handles.append(inner.register_step_pre_hook(guard(partial(self._begin, of_optimizer))))
+            self._handles.append(inner.register_step_post_hook(guard(partial(self._end, of_optimizer))))
 
     def begin_backward(self) -> None:
         """Compute the norms of the gradients that new ones may be added to."""

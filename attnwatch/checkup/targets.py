@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from attnwatch.capture import replace, shared_patch
+from attnwatch.checkup.guard import Guard
 
 _SIGNATURE = inspect.signature(F.cross_entropy)
 # Number of rows of the logits whose gradients are read.
@@ -107,7 +108,7 @@ class ScoredCall:
 
 
 @contextlib.contextmanager
-def scored_calls(receive: Callable[[ScoredCall], None]) -> Iterator[None]:
+def scored_calls(receive: Callable[[ScoredCall], None], guard: Guard) -> Iterator[None]:
     """Pass each call of cross-entropy that has classes as targets to `receive`."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,7 +118,9 @@ def scored_calls(receive: Callable[[ScoredCall], None]) -> Iterator[None]:
             if isinstance(target, Tensor) and not target.is_floating_point() and isinstance(loss, Tensor):
                 given = _SIGNATURE.bind(input, target, *args, **kwargs)
                 given.apply_defaults()
-                receive(_scored_call(input, target, loss, given.arguments))
+                call = guard(_scored_call)(input, target, loss, given.arguments)
+                if call is not None:
+                    receive(call)
             return loss
 
         return cross_entropy

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attnwatch.checkup.guard import Guard
 from attnwatch.utils.entries import spread_entries
 
 # Number of matrices sampled from each optimizer, evenly spread, and of entries sampled from each matrix.
@@ -59,7 +60,7 @@ class Updates:
         optimizers: optimizers that train it.
     """
 
-    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer]):
+    def __init__(self, model: nn.Module, optimizers: Sequence[Optimizer], guard: Guard):
         self._handles: list[Any] = []
         self._names = {each: name for name, each in model.named_parameters() if each.requires_grad and each.ndim > 1}
         self._before: dict[nn.Parameter, Tensor] = {}
@@ -69,8 +70,8 @@ class Updates:
             inner = getattr(optimizer, "optimizer", optimizer)  # inside the wrapper of accelerate
             matrices = [each for group in inner.param_groups for each in group["params"] if each in self._names]
             chosen = matrices[:: math.ceil(len(matrices) / _NUM_MATRICES) or 1]
-            self._handles.append(inner.register_step_pre_hook(partial(self._begin, chosen)))
-            self._handles.append(inner.register_step_post_hook(partial(self._end, chosen)))
+            self._handles.append(inner.register_step_pre_hook(guard(partial(self._begin, chosen))))
+            self._handles.append(inner.register_step_post_hook(guard(partial(self._end, chosen))))
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -101,13 +102,13 @@ class Updates:
 
 def _update(before: Tensor, matrix: Tensor, gradient: Tensor, kept: Tensor, group: Mapping[str, Any]) -> Update:
     """Return the change of a matrix since its entries were sampled as `before`."""
-    after, slope = _sample(matrix).double(), _sample(gradient).double()
-    change = after - before.double()
+    after, slope = _exact(_sample(matrix)), _exact(_sample(gradient))
+    change = after - _exact(before)
     has_gradient = slope != 0
     rate = float(group.get("lr", 1.0))
     return Update(
         change.norm(),
-        before.double().norm(),
+        _exact(before).norm(),
         after.norm(),
         torch.nn.functional.cosine_similarity(change, slope, dim=0),
         ((change == 0) & has_gradient).sum() / has_gradient.sum(),
@@ -123,10 +124,15 @@ def _kept(now: Tensor, last: tuple[Tensor, Tensor] | None) -> Tensor:
     """Return the share of the last change that remains, given the entries before and after it."""
     if last is None:
         return now.new_full((), torch.nan)
-    before, after = (each.double() for each in last)
+    before, after = (_exact(each) for each in last)
     change = after - before
-    return ((now.double() - before) * change).sum() / change.square().sum()
+    return ((_exact(now) - before) * change).sum() / change.square().sum()
 
 
 def _sample(matrix: Tensor) -> Tensor:
     return spread_entries(matrix, matrix.numel() // _NUM_ENTRIES).clone()
+
+
+def _exact(values: Tensor) -> Tensor:
+    """Return values in float64, or in float32 on devices without it."""
+    return values.float() if values.device.type == "mps" else values.double()

@@ -127,14 +127,15 @@ def test_gradients_that_were_not_cleared_are_told_from_accumulation(clear, accum
 class CountedNet(nn.Module):
     """Encoder or decoder of padded texts that counts its forwards."""
 
-    def __init__(self, causal):
+    def __init__(self, causal, counts):
         super().__init__()
         self.embedding, self.positions = nn.Embedding(40, 16, padding_idx=0), nn.Embedding(12, 16)
         self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-        self.head, self.causal, self.counts = nn.Linear(16, 40), causal, []
+        self.head, self.causal = nn.Linear(16, 40), causal
+        self.count = counts.append  # a list of the module's own would be something that its forward changes
 
     def forward(self, tokens):
-        self.counts.append(len(tokens))
+        self.count(len(tokens))
         mask = torch.ones(tokens.shape[1], tokens.shape[1]).triu(1).bool() if self.causal else None
         states = self.embedding(tokens) + self.positions(torch.arange(tokens.shape[1]))
         return self.head(self.layer(states, src_mask=mask, src_key_padding_mask=tokens == 0))
@@ -142,19 +143,20 @@ class CountedNet(nn.Module):
 
 @pytest.mark.parametrize("causal", [True, False])
 def test_six_forwards_of_few_sequences_are_repeated_once(causal):
-    model, shift = CountedNet(causal), int(causal)
+    counts = []
+    model, shift = CountedNet(causal, counts), int(causal)
     optimizer = torch.optim.AdamW(model.parameters())
     numbers = []
     with TrainingCheckup(model, optimizers=optimizer) as checkup:
         for step in range(9):
             tokens = torch.randint(1, 40, (6, 12))
             tokens[1, 8:] = 0
-            model.counts.clear()
+            counts.clear()
             with checkup.step(step):
                 logits = model(tokens)[:, : 12 - shift].flatten(0, 1)
                 F.cross_entropy(logits, tokens[:, shift:].flatten(), ignore_index=0).backward()
-            numbers.append(len(model.counts) - 1)
-            assert set(model.counts[1:]) <= {4}
+            numbers.append(len(counts) - 1)
+            assert set(counts[1:]) <= {4}
             optimizer.step()
             optimizer.zero_grad()
     assert numbers == [6, *[0] * 8]
@@ -521,3 +523,95 @@ def test_checkup_keeps_no_logits():
             del logits, loss
             tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor) and each.numel() == size]
             assert place not in [each.data_ptr() for each in tensors]
+
+
+class Stateful(nn.Module):
+    """Model whose forward changes something that a second forward would change again."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(40, 16), nn.Linear(16, 40)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+        self.average = nn.Parameter(torch.zeros(16, 40), requires_grad=False)
+        self.register_buffer("queue", torch.zeros(2**20 + 1))
+        self.kind, self.numbers = kind, {"calls": 0}
+        if kind == "generator":
+            self.generator = torch.Generator().manual_seed(0)
+
+    def forward(self, tokens):
+        scale = 1.0
+        if self.kind == "generator":
+            scale = 1 + 0.1 * torch.rand((), generator=self.generator)
+        elif self.kind == "container":
+            self.numbers["calls"] += 1
+            scale = 1 + 0.01 * self.numbers["calls"]
+        elif self.kind == "parameter":
+            with torch.no_grad():
+                self.average.mul_(0.9).add_(self.head.weight.T, alpha=0.1)
+        else:
+            self.queue[0] += 1
+            scale = 1 + 0.01 * float(self.queue[0])
+        return scale * self.head(self.layer(self.embedding(tokens)))
+
+
+@pytest.mark.parametrize("kind", ["generator", "container", "parameter", "buffer"])
+def test_forward_with_a_state_is_not_repeated(kind):
+    results = []
+    for watched in (False, True):
+        torch.manual_seed(0)
+        model = Stateful(kind)
+        optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=1e-2)
+        checkup = TrainingCheckup(model, optimizers=optimizer) if watched else None
+        losses = train(model, optimizer, checkup)
+        results.append((losses, model.average))
+    assert results[0][0] == results[1][0]
+    assert torch.equal(results[0][1], results[1][1])
+    assert "without a trace" in checkup.skipped["batch_mixing"]
+    assert not checkup.findings
+
+
+def test_batch_that_the_forward_changes_in_place_is_given_as_it_was():
+    class InPlace(CountingNet):
+        def forward(self, tokens):
+            return super().forward(tokens.clamp_(max=38))
+
+    data = torch.randint(1, 40, (6, 12))
+    model, copy = InPlace(), data.clone().clamp(max=38)
+    with TrainingCheckup(model) as checkup, checkup.step(0):
+        logits = model(data)
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), data[:, 1:].flatten()).backward()
+    assert torch.equal(data, copy)
+
+
+def test_error_in_a_hook_ends_the_checkup_and_not_the_training():
+    model = gpt2()
+    weight = model.transformer.h[0].mlp.c_fc.weight
+    weight.register_hook(lambda gradient: None)
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkup = TrainingCheckup(model, optimizers=optimizer)
+    checkup._updates._names = None  # whatever a hook may stumble over
+    with pytest.warns(AttnwatchWarning, match="the checkup failed and ends, training goes on: TypeError"):
+        train(model, optimizer, checkup)
+    assert "the checkup failed with TypeError" in checkup.skipped["rate_too_high"]
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_one_score_for_each_token_is_an_output_of_tokens(padded):
+    class Scores(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = CountedNet(False, [])
+            self.score = nn.Linear(40, 1)
+
+        def forward(self, tokens):
+            return self.score(self.net(tokens)).squeeze(-1)
+
+    tokens = torch.randint(1, 40, (6, 12))
+    if padded:
+        tokens[1, 8:] = 0
+    real = (tokens != 0).float()
+    checkup = check_training(
+        Scores(), tokens, forward=lambda model, batch: ((model(batch) - real).square() * real).sum() / real.sum()
+    )
+    assert not checkup.findings, checkup

@@ -40,7 +40,10 @@ def _attention_without_gradient(step: StepEvidence) -> tuple[str, ...]:
     """Return the attention layers that have gradients if all of these are zero; otherwise nothing."""
     called = step.forward.called
     sites = {site.name: list(site.module.parameters()) for site in find_sites(step.model) if site.name in called}
-    gradients = {name: [each.grad for each in weights if each.grad is not None] for name, weights in sites.items()}
+    gradients = {
+        name: [each.grad for each in weights if each.grad is not None and each.grad.layout is torch.strided]
+        for name, weights in sites.items()
+    }
     gradients = {name: each for name, each in gradients.items() if each}
     if not gradients:
         return ()

@@ -27,7 +27,11 @@ class NonfiniteGradient(Check):
         losses = [call.loss for call in step.scored]
         if any(not loss.isfinite().all() for loss in losses) and step.targets.is_scored.any():
             return Fault("the loss is not finite")
-        gradients = {name: each.grad for name, each in step.trainable.items() if each.grad is not None}
+        gradients = {
+            name: each.grad
+            for name, each in step.trainable.items()
+            if each.grad is not None and each.grad.layout is torch.strided
+        }
         if not gradients:
             raise CannotCheck("there are no gradients: call backward inside the step")
         if step.forward.uses_float16:

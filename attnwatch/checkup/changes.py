@@ -1,0 +1,57 @@
+"""State that a forward changes in its model, so that it can't be repeated without a trace."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+# Larger buffers are not copied when a forward is repeated.
+_LARGEST_COPY = 2**20
+_LARGEST_CONTAINER = 1000
+
+
+class ForwardState:
+    """State of a module before a forward: versions of its parameters and large buffers, and what its containers hold.
+
+    Args:
+        module: module that is about to be called.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        self._versions = dict(_versions(module))
+        self._containers = dict(_containers(module))
+
+    def changed(self) -> str:
+        """Return the name of something that has changed, or that gives other numbers each time; empty if nothing."""
+        for name, part in self._module.named_modules():
+            for attribute, value in vars(part).items():
+                if isinstance(value, torch.Generator):
+                    return f"{name}.{attribute}, a random generator".lstrip(".")
+        versions, containers = dict(_versions(self._module)), dict(_containers(self._module))
+        changed = [name for name, version in self._versions.items() if versions.get(name) != version]
+        changed += [name for name, items in self._containers.items() if containers.get(name) != items]
+        return changed[0] if changed else ""
+
+
+def _versions(module: nn.Module) -> Iterator[tuple[str, int]]:
+    for name, parameter in module.named_parameters():
+        yield name, parameter._version
+    for name, buffer in module.named_buffers():
+        if buffer.numel() > _LARGEST_COPY:
+            yield name, buffer._version
+
+
+def _containers(module: nn.Module) -> Iterator[tuple[str, list[Any]]]:
+    """Yield what lists, dicts and sets of modules hold, by identity: plain numbers are compared by their values."""
+    for name, part in module.named_modules():
+        for attribute, value in vars(part).items():
+            if attribute.startswith("_") or type(value) not in (list, dict, set) or len(value) > _LARGEST_CONTAINER:
+                continue
+            items = value.items() if isinstance(value, dict) else enumerate(value)
+            yield f"{name}.{attribute}".lstrip("."), [(key, _comparable(item)) for key, item in items]
+
+
+def _comparable(item: Any) -> Any:
+    return item if isinstance(item, bool | int | float | str | None) else id(item)
