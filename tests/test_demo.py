@@ -22,7 +22,7 @@ def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkey
     assert f"--logdir {tmp_path}" in printed
     assert re.search(r"healthy: healthy \(risk 0\.[0-4]", printed)
     assert re.search(r"faulty: not converging \(risk 0\.9", printed)
-    assert re.search(r"step 0, the checkup: not_in_optimizer since step 0: .*q_proj", printed)
+    assert re.search(r"step 1, the checkup: not_in_optimizer since step 0: .*q_proj", printed)
     assert re.search(r"step \d+, the curves: uniform_attention since step \d+", printed)
     for name, status in {"healthy": RunStatus.HEALTHY, "faulty": RunStatus.NOT_CONVERGING}.items():
         directory = tmp_path / name / "version_0"
