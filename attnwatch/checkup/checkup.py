@@ -244,7 +244,7 @@ def _finding(check: Check, fault: Fault, step: int) -> Finding:
 
 def _why_not(model: nn.Module) -> str:
     """Return the reason why a model can't be checked; empty if it can."""
-    if is_compiled(model):
+    if is_compiled(model) or compiles_anything():  # the trainer may hold the compiled model
         return "the model is compiled: check it once before torch.compile, with attnwatch.check_training"
     if any(map(is_sharded, model.parameters())):
         return "its parameters are sharded: check the model once in one process, with attnwatch.check_training"
