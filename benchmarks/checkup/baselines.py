@@ -1,4 +1,4 @@
-"""What finds faults without a checkup: the verdict on the attention statistics alone, and a rule for the loss."""
+"""Ways to find faults without a checkup: the verdict on the attention statistics alone, and a rule for the loss."""
 
 import contextlib
 import math
