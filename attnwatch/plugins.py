@@ -123,6 +123,13 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
             raise ConfigurationError(f"{self.describe(plugin)} is not registered.")
         del self._plugins[name]
 
+    def require_texts(self, plugin: Any, *attributes: str) -> None:
+        """Raise a `ConfigurationError` unless these attributes of a plugin are strings."""
+        for attribute in attributes:
+            value = getattr(plugin, attribute, None)
+            if not isinstance(value, str):
+                raise ConfigurationError(f"{self.describe(plugin)} must have a string `{attribute}`, got {value!r}.")
+
     def describe(self, plugin: Any) -> str:
         """Return the kind, name and class of a plugin, for messages."""
         name = getattr(plugin, "name", None)

@@ -24,7 +24,7 @@ def _watching() -> list[tuple[str, str, str]]:
     forwards = longest["sdpa_forwards"]
     return [
         (
-            "step time with `AttentionMonitor()`",
+            "step time with `AttentionMonitor()`, before it had checkup and layer statistics",
             f"{_ratio(cpu['ratio']['monitor_default'])} times that without, small Llama, CPU",
             "overhead",
         ),

@@ -20,11 +20,12 @@ from attnwatch.capture.tensor_parallel import (
     is_split,
     whole,
 )
-from attnwatch.capture.undisturbed import undisturbed
+from attnwatch.capture.undisturbed import LARGEST_COPY, undisturbed
 
 __all__ = [
     "CACHES",
     "KEPT_HEADS",
+    "LARGEST_COPY",
     "NOT_IN_CUDA_GRAPHS",
     "OBSERVED",
     "ORDER",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from attnwatch.capture.delivery import unwatched
 
-# Larger buffers are masks and tables, which no forward writes into.
-_LARGEST_COPY = 2**20
+LARGEST_COPY = 2**20
+"""Number of entries of a buffer up to which it is copied and restored. Most larger ones are masks and tables."""
 
 
 @contextlib.contextmanager
@@ -53,7 +53,7 @@ class _State:
         self._copies = [
             (buffer, buffer._version, buffer.clone())
             for buffer in self._buffers.values()
-            if buffer is not None and buffer.numel() <= _LARGEST_COPY
+            if buffer is not None and buffer.numel() <= LARGEST_COPY
         ]
 
     def restore(self) -> None:

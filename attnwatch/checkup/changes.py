@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# Larger buffers are not copied when a forward is repeated.
-_LARGEST_COPY = 2**20
+from attnwatch.capture import LARGEST_COPY
+
 _LARGEST_CONTAINER = 1000
 
 
@@ -39,7 +39,7 @@ def _versions(module: nn.Module) -> Iterator[tuple[str, int]]:
     for name, parameter in module.named_parameters():
         yield name, parameter._version
     for name, buffer in module.named_buffers():
-        if buffer.numel() > _LARGEST_COPY:
+        if buffer.numel() > LARGEST_COPY:
             yield name, buffer._version
 
 

@@ -41,6 +41,8 @@ class StepEvidence:
         scored: calls of cross-entropy.
         stale_gradients: norms of the old gradients that the last optimizer step used again, by name of the parameter;
             0 if they were cleared.
+        recorded: first forward of the step that is trained on; None if there was none.
+        cannot_repeat: reason why an earlier repeat of the forward has failed; empty if none has.
     """
 
     def __init__(

@@ -81,12 +81,7 @@ class LayerStatistic(Plugin, ABC):
     @classmethod
     def check(cls, plugin: Any) -> None:
         """Raise a `ConfigurationError` if a part of the declaration is missing or of the wrong type."""
-        for attribute in ("summary", "formula", "unit"):
-            value = getattr(plugin, attribute, None)
-            if not isinstance(value, str):
-                raise ConfigurationError(
-                    f"{cls.registry.describe(plugin)} must have a string `{attribute}`, got {value!r}."
-                )
+        cls.registry.require_texts(plugin, "summary", "formula", "unit")
         source = getattr(plugin, "source", None)
         if not isinstance(source, LayerSource):
             raise ConfigurationError(

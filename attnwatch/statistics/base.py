@@ -92,12 +92,7 @@ class Statistic(Plugin, ABC):
     @classmethod
     def check(cls, plugin: Any) -> None:
         """Raise a `ConfigurationError` where a part of the declaration is missing or of the wrong type."""
-        for attribute in ("summary", "formula", "unit"):
-            value = getattr(plugin, attribute, None)
-            if not isinstance(value, str):
-                raise ConfigurationError(
-                    f"{cls.registry.describe(plugin)} must have a string `{attribute}`, got {value!r}."
-                )
+        cls.registry.require_texts(plugin, "summary", "formula", "unit")
         if not isinstance(plugin.reduction, Reduction):
             raise ConfigurationError(
                 f"{cls.registry.describe(plugin)} must have a `reduction` of attnwatch.statistics.Reduction, "
