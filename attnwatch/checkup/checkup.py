@@ -180,6 +180,12 @@ class TrainingCheckup:
         nothing_found = {name for name, finding in self._answers.items() if finding is None}
         return frozenset(name for name in nothing_found if self._checks[name].decides)
 
+    @property
+    def results(self) -> dict[str, str]:
+        """Result of each check by name: first faults and notes, then "ok", then checks that were skipped, with why."""
+        rows = sorted(map(self._row, self._checks), key=lambda row: _ORDER.index(row[1].partition(":")[0]))
+        return dict(rows)
+
     def close(self) -> None:
         """End the checkup and remove its hooks from the model and the optimizers. Its findings remain."""
         self._is_over = True
@@ -188,10 +194,10 @@ class TrainingCheckup:
         self._updates.close()
 
     def __str__(self) -> str:
-        """Return a table of the checks: first those with a fault or a note, then those without, then those skipped."""
-        rows = sorted(map(self._row, self._checks), key=lambda row: _ORDER.index(row[1].partition(":")[0]))
-        width = max(len(name) for name, _ in rows)
-        return "\n".join(f"{name:{width}}  {result}" for name, result in rows)
+        """Return a table of the checks, in the order of `results`."""
+        results = self.results
+        width = max(map(len, results))
+        return "\n".join(f"{name:{width}}  {result}" for name, result in results.items())
 
     @property
     def _open_checks(self) -> list[str]:

@@ -121,12 +121,7 @@ class AttentionHistory:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a .npz file. An existing file is replaced once the new one is complete."""
-        header = {"format": _FORMAT, "sites": self.sites, "coverage": dict(self.coverage)}
-        header["total_steps"] = self.total_steps
-        arrays: dict[str, Any] = {f"{_PREFIX}{name}": array for name, array in self.values.items()}
-        arrays |= {f"{_LAYER_PREFIX}{name}": array for name, array in self.layers.items()}
-        with replaced_file(path) as file:
-            np.savez_compressed(file, header=np.array(json.dumps(header)), steps=self.steps, loss=self.loss, **arrays)
+        write_history(self, path)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "AttentionHistory":
@@ -136,11 +131,39 @@ class AttentionHistory:
             ConfigurationError: the file is not a saved history, is damaged, or is of a newer version.
             FileNotFoundError: there is no such file.
         """
-        with open(path, "rb") as stream:
-            try:
-                return _read(stream)
-            except UnreadableFileError as error:
-                raise ConfigurationError(f"`path`: {os.fspath(path)!r} {error}.") from error
+        return read_history(path)[0]
+
+
+def write_history(
+    history: AttentionHistory, path: str | os.PathLike[str], *, extra: Mapping[str, Any] | None = None
+) -> None:
+    """Write the file of `AttentionHistory.save`.
+
+    Args:
+        history: what is written.
+        path: of the file, which is replaced once the new one is complete.
+        extra: more that the header of the file holds, as JSON.
+    """
+    header = {"format": _FORMAT, "sites": history.sites, "coverage": dict(history.coverage)}
+    header |= {"total_steps": history.total_steps, **(extra or {})}
+    arrays: dict[str, Any] = {f"{_PREFIX}{name}": array for name, array in history.values.items()}
+    arrays |= {f"{_LAYER_PREFIX}{name}": array for name, array in history.layers.items()}
+    with replaced_file(path) as file:
+        np.savez_compressed(file, header=np.array(json.dumps(header)), steps=history.steps, loss=history.loss, **arrays)
+
+
+def read_history(path: str | os.PathLike[str]) -> tuple[AttentionHistory, dict[str, Any]]:
+    """Return the history of a file that `write_history` wrote, and the header of the file.
+
+    Raises:
+        ConfigurationError: the file is not a saved history, is damaged, or is of a newer version.
+        FileNotFoundError: there is no such file.
+    """
+    with open(path, "rb") as stream:
+        try:
+            return _read(stream)
+        except UnreadableFileError as error:
+            raise ConfigurationError(f"`path`: {os.fspath(path)!r} {error}.") from error
 
 
 def _at(columns: Values, observations: np.ndarray | slice) -> Values:
@@ -149,8 +172,8 @@ def _at(columns: Values, observations: np.ndarray | slice) -> Values:
     return SelectedValues(columns, observations)
 
 
-def _read(stream: BinaryIO) -> AttentionHistory:
-    """Read a history, or raise an `UnreadableFileError`."""
+def _read(stream: BinaryIO) -> tuple[AttentionHistory, dict[str, Any]]:
+    """Read a history and its header, or raise an `UnreadableFileError`."""
     header, arrays = _content(stream)
     if header.get("format") != _FORMAT:
         raise UnreadableFileError(
@@ -171,7 +194,8 @@ def _read(stream: BinaryIO) -> AttentionHistory:
     unknown = np.full_like(next(iter(values.values())), np.nan)  # statistics that were not recorded then
     values = dict.fromkeys(Statistic.registry, unknown) | values
     layers = dict.fromkeys(LayerStatistic.registry, np.full(unknown.shape[:2], np.nan, dtype=np.float32)) | layers
-    return AttentionHistory(steps.astype(np.int64), tuple(sites), values, loss, coverage, total_steps, layers)
+    history = AttentionHistory(steps.astype(np.int64), tuple(sites), values, loss, coverage, total_steps, layers)
+    return history, header
 
 
 def _content(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

@@ -1,0 +1,154 @@
+"""Record of a training: its history, and what happened in it."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, diagnose
+from attnwatch.errors import ConfigurationError
+from attnwatch.recorder import AttentionHistory
+from attnwatch.recorder.history import read_history, write_history
+
+RUN_FILE = "attnwatch-run.npz"
+"""Name of the file of a run beside the logs of its trainer."""
+_HEADER_KEY = "run"
+
+
+class Curve(NamedTuple):
+    """Numbers of a run at some of its steps.
+
+    Attributes:
+        steps: int64 [points], ascending.
+        values: float64 [points].
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class RunEvent:
+    """Change of a training, or of the model that it trains.
+
+    Attributes:
+        step: number of complete optimizer steps when it happened.
+        kind: "heads", "tokens", "resume", or the name that a callback has given it.
+        label: a few words, for a mark on a time line.
+        text: what happened, in sentences.
+        details: facts and numbers by name.
+    """
+
+    step: int
+    kind: str
+    label: str
+    text: str = ""
+    details: Mapping[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """All that is known of a training, finished or not.
+
+    Attributes:
+        name: short name of the run, such as that of its folder.
+        history: observations, with no sites where no attention was recorded.
+        curves: learning rate, metrics and other numbers of the trainer by name, at their own steps.
+        events: changes in the order of their steps.
+        checked: findings of the checkup.
+        ruled_out: names of faults that the checkup has excluded.
+        checkup: result of each check, in words, by its name; empty without a checkup.
+        settings: arguments of the callbacks and of the trainer by name, as text.
+        environment: versions and hardware by name, as text.
+        source: kind of log that the record was read from, in words; empty where attnwatch recorded the run itself.
+        remarks: sentences in markdown on how to read the record.
+    """
+
+    name: str
+    history: AttentionHistory
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    events: tuple[RunEvent, ...] = ()
+    checked: tuple[Finding, ...] = ()
+    ruled_out: frozenset[str] = frozenset()
+    checkup: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    remarks: tuple[str, ...] = ()
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """Verdict on the run at its last observation."""
+        return diagnose(self.history, checked=self.checked, ruled_out=self.ruled_out)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a .npz file, which `AttentionHistory.load` reads too. An existing one is replaced when it is complete.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        write_history(self.history, path, extra={_HEADER_KEY: self._as_json()})
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "RunRecord":
+        """Read a file of `save`, or one of `AttentionHistory.save`, which has no events.
+
+        Raises:
+            ConfigurationError: the file is neither, is damaged, or is of a newer version.
+            FileNotFoundError: there is no such file.
+        """
+        history, header = read_history(path)
+        name = os.path.basename(os.fspath(path)).removesuffix(".npz")
+        if _HEADER_KEY not in header:
+            return cls(name, history)
+        try:
+            return _from_json(header[_HEADER_KEY], history)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ConfigurationError(
+                f"`path`: what {os.fspath(path)!r} says of its run is damaged ({type(error).__name__}: {error}); the "
+                "history alone can be read: AttentionHistory.load."
+            ) from error
+
+    def _as_json(self) -> dict[str, Any]:
+        curves = {name: [each.tolist() for each in curve] for name, curve in self.curves.items()}
+        checked = [asdict(finding) | {"kind": finding.kind.value} for finding in self.checked]
+        texts = {each: dict(getattr(self, each)) for each in ("checkup", "settings", "environment")}
+        return {
+            "name": self.name,
+            "curves": curves,
+            "events": [asdict(event) for event in self.events],
+            "checked": checked,
+            "ruled_out": sorted(self.ruled_out),
+            "source": self.source,
+            "remarks": list(self.remarks),
+            **texts,
+        }
+
+
+def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecord:
+    """Return the record of `RunRecord._as_json`. Findings of kinds that are not registered are left out."""
+    kinds = {kind.value for kind in FindingKind}
+    checked = [dict(each) for each in stored["checked"] if each["kind"] in kinds]
+    return RunRecord(
+        name=str(stored["name"]),
+        history=history,
+        curves={
+            name: Curve(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
+            for name, (steps, values) in stored["curves"].items()
+        },
+        events=tuple(RunEvent(**event) for event in stored["events"]),
+        checked=tuple(
+            Finding(**each | {"kind": FindingKind(each["kind"]), "sites": tuple(each["sites"])}) for each in checked
+        ),
+        ruled_out=frozenset(stored["ruled_out"]),
+        source=str(stored["source"]),
+        remarks=tuple(map(str, stored["remarks"])),
+        **{each: _texts(stored[each]) for each in ("checkup", "settings", "environment")},
+    )
+
+
+def _texts(stored: Mapping[str, Any]) -> dict[str, str]:
+    return {str(name): str(text) for name, text in stored.items()}
