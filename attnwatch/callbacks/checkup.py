@@ -2,11 +2,10 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 from attnwatch.checkup import Check, TrainingCheckup
-from attnwatch.diagnosis import Finding, FindingKind
+from attnwatch.diagnosis import Finding
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.messages import NonFatal
 
@@ -74,12 +73,12 @@ class RunCheckup:
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return what was found, as numbers and strings."""
-        return [asdict(finding) | {"kind": finding.kind.value} for finding in self.findings]
+        return [finding.as_json() for finding in self.findings]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Continue with what `state_dict` returned. Findings of checks that are not there any more are left out."""
         known = [each for each in state if each["kind"] in Check.registry]
-        self._earlier = [Finding(**dict(each) | {"kind": FindingKind(each["kind"])}) for each in known]
+        self._earlier = list(map(Finding.from_json, known))
         self.findings = list(self._earlier)
 
     def close(self) -> None:

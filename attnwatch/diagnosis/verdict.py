@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from attnwatch.diagnosis.kinds import FindingKind
 from attnwatch.diagnosis.status import RunStatus
@@ -112,6 +113,20 @@ class Finding:
             clues = cause.clues if earlier == number else f"The history does not distinguish it from {earlier}."
             lines.append(cause.described(clues))
         return lines
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the finding without its causes, as numbers, strings and lists."""
+        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "causes"}
+        return values | {"kind": self.kind.value, "sites": list(self.sites), "evidence": dict(self.evidence)}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Finding":
+        """Return the finding that `as_json` stored.
+
+        Raises:
+            ValueError: its kind is not registered.
+        """
+        return cls(**dict(stored) | {"kind": FindingKind(stored["kind"]), "sites": tuple(stored["sites"])})
 
     def __str__(self) -> str:
         if self.is_note or not self.causes:

@@ -114,13 +114,12 @@ class RunRecord:
 
     def _as_json(self) -> dict[str, Any]:
         curves = {name: [each.tolist() for each in curve] for name, curve in self.curves.items()}
-        checked = [asdict(finding) | {"kind": finding.kind.value} for finding in self.checked]
         texts = {each: dict(getattr(self, each)) for each in ("checkup", "settings", "environment")}
         return {
             "name": self.name,
             "curves": curves,
             "events": [asdict(event) for event in self.events],
-            "checked": checked,
+            "checked": [finding.as_json() for finding in self.checked],
             "ruled_out": sorted(self.ruled_out),
             "source": self.source,
             "remarks": list(self.remarks),
@@ -131,7 +130,6 @@ class RunRecord:
 def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecord:
     """Return the record of `RunRecord._as_json`. Findings of kinds that are not registered are left out."""
     kinds = {kind.value for kind in FindingKind}
-    checked = [dict(each) for each in stored["checked"] if each["kind"] in kinds]
     return RunRecord(
         name=str(stored["name"]),
         history=history,
@@ -140,9 +138,7 @@ def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecor
             for name, (steps, values) in stored["curves"].items()
         },
         events=tuple(RunEvent(**event) for event in stored["events"]),
-        checked=tuple(
-            Finding(**each | {"kind": FindingKind(each["kind"]), "sites": tuple(each["sites"])}) for each in checked
-        ),
+        checked=tuple(Finding.from_json(each) for each in stored["checked"] if each["kind"] in kinds),
         ruled_out=frozenset(stored["ruled_out"]),
         source=str(stored["source"]),
         remarks=tuple(map(str, stored["remarks"])),
