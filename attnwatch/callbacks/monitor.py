@@ -2,7 +2,9 @@
 
 import contextlib
 import math
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +14,7 @@ from attnwatch.callbacks.checkup import RunCheckup
 from attnwatch.callbacks.part import TrainingPart
 from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
 from attnwatch.callbacks.publisher import Publisher
+from attnwatch.callbacks.run_report import RunReport
 from attnwatch.callbacks.unobserved import UnobservedAttention
 from attnwatch.callbacks.verdicts import Verdicts
 from attnwatch.checkup import TrainingCheckup
@@ -60,12 +63,16 @@ class AttentionMonitor(TrainingPart):
             not more than `figures_every_n_steps` covers. Dashboards and findings come as often.
         max_history: how many observations are kept; see `AttentionRecorder`.
         seed: of the random query rows.
+        report: write a page about the run, `attnwatch-run.html` in the folder of the trainer's logs, and the same as
+            `attnwatch-run.npz` for `attnwatch report` and `judge`. It is written when something is found, at the end,
+            and in between as long as writing takes no more than 0.3% of the time. False for none, or a path.
 
     Attributes:
         history: what was observed so far, also after a training that was broken off. Where a trainer trains on (a
             second `fit` of the same Lightning trainer, a resumed run), it goes on; a new run begins a new one.
         diagnosis: verdict on it; None before the first.
         checkup: the `TrainingCheckup`, which prints as a table; None before the first step.
+        report_path: path of the page; None if there is none.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -90,6 +97,7 @@ class AttentionMonitor(TrainingPart):
         flush_every: int | None = None,
         max_history: int = 512,
         seed: int = 0,
+        report: bool | str | os.PathLike[str] = True,
     ):
         require_int("max_layer_curves", max_layer_curves, minimum=0)
         require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
@@ -100,6 +108,8 @@ class AttentionMonitor(TrainingPart):
         self._checkup = RunCheckup(is_enabled=checkup)
         self._figures_every_n_steps = figures_every_n_steps
         self._max_layer_curves = max_layer_curves
+        settings = {name: str(value) for name, value in vars(self._options).items()}
+        self._report = RunReport(report, settings | {"checkup": str(checkup), "rules": str(list(rules))})
         self._known_recorder: AttentionRecorder | None = None
         self._batch, self._training = contextlib.ExitStack(), contextlib.ExitStack()
         self._start_anew()
@@ -107,6 +117,7 @@ class AttentionMonitor(TrainingPart):
     def _start_anew(self) -> None:
         self._verdicts.restart()
         self._checkup.restart()
+        self._report.restart()
         self._non_fatal = NonFatal()
         self._shown_remarks: set[str] = set()
         self._unobserved = UnobservedAttention()
@@ -136,6 +147,11 @@ class AttentionMonitor(TrainingPart):
         """Checkup of the training; None before its first step."""
         return self._checkup.checkup
 
+    @property
+    def report_path(self) -> Path | None:
+        """Path of the page about the run; None if none is written."""
+        return self._report.path
+
     def coverage(self) -> dict[str, str]:
         """Return, for every attention site of the model, `"observed"` or the reason why it is not."""
         return self._recorder_of("coverage").coverage()
@@ -151,6 +167,7 @@ class AttentionMonitor(TrainingPart):
         self._training.callback(recorder.close)
         self._training.callback(self._checkup.close)
         self._pictures.check(run, self._options)
+        self._report.start(run)
         self._training.enter_context(run.unknown_is_no_alarm(RISK_TAG))
 
     def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
@@ -162,12 +179,14 @@ class AttentionMonitor(TrainingPart):
             self._recorder.load_state_dict(state["recorder"])
             self._verdicts.load_state_dict(state["findings"])
             self._checkup.load_state_dict(state.get("checkup", ()))
+            self._report.load_state_dict(state["report"])
         except ConfigurationError as error:
             warn(f"the checkpoint's history is not continued, a new one begins: {error}", once_for_all=True)
             return
         self._published_step = state["published_step"]
         self._published_observations = self._recorder.num_observations
         self._pictures.drawn_step = state["drawn_step"]
+        self._report.resume(run.global_step)
 
     def begin_batch(self, run: TrainerRun) -> None:
         self._batch_step = run.global_step
@@ -217,6 +236,7 @@ class AttentionMonitor(TrainingPart):
             self._judge_rest(run)
             if self._recorder.num_observations:
                 self._pictures.draw(run, self._flushed_history(run))
+                self._write_report(run)
 
     def interrupt(self, run: TrainerRun) -> None:
         if self._known_recorder is None:
@@ -227,13 +247,14 @@ class AttentionMonitor(TrainingPart):
             if not has_other_processes():
                 self._recorder.flush(finish_step=True)
             self._judge_rest(run)
+            self._write_report(run)
 
     def state_dict(self) -> dict[str, Any]:
         if self._known_recorder is None:
             return {}
         self._recorder.flush()
         parts: dict[str, Any] = {"recorder": self._recorder.state_dict(), "findings": self._verdicts.state_dict()}
-        parts |= {"checkup": self._checkup.state_dict()}
+        parts |= {"checkup": self._checkup.state_dict(), "report": self._report.state_dict()}
         steps = {"published_step": self._published_step, "drawn_step": self._pictures.drawn_step}
         return with_format(_STATE_FORMAT, parts | steps)
 
@@ -273,6 +294,7 @@ class AttentionMonitor(TrainingPart):
             self._published_total_steps = history.total_steps
             numbers |= {TOTAL_STEPS_TAG: history.total_steps or math.nan}
         self._publisher.scalars(run.loggers, numbers, diagnosis.step)
+        self._report.note(run, diagnosis)
         self._react(run)
         return diagnosis
 
@@ -281,9 +303,16 @@ class AttentionMonitor(TrainingPart):
         new = self._verdicts.news()
         if new:
             self._publish_diagnosis(run)
+        if run.is_main_process and self._verdicts.last is not None:
+            history = self._flushed_history(run)
+            self._report.write_if_due(run, history, self._verdicts.last, self._checkup, is_news=bool(new))
         for finding, action in new:
             with self._non_fatal("the monitor failed", key="monitor"):
                 self._verdicts.act(action, finding, run)
+
+    def _write_report(self, run: TrainerRun) -> None:
+        if run.is_main_process and self._verdicts.last is not None:
+            self._report.write(run, self._flushed_history(run), self._verdicts.last, self._checkup)
 
     def _publish_diagnosis(self, run: TrainerRun) -> None:
         if self._verdicts.last is not None:

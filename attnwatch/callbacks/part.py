@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 if TYPE_CHECKING:
+    from attnwatch.runs import RunEvent
     from attnwatch.trainers.base import TrainerRun
 
 
@@ -48,8 +49,8 @@ class TrainingPart(ABC):
         return {}
 
     @property
-    def changes(self) -> list[tuple[int, str]]:
-        """(complete steps, short text on what the model computes from there on), for curves."""
+    def events(self) -> list[RunEvent]:
+        """Changes of what the model computes so far, each with the number of complete steps when it came."""
         return []
 
     @property

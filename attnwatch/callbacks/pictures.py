@@ -59,7 +59,9 @@ class Pictures:
         if self._shown_step == history.steps[-1]:
             return
         self._shown_step = int(history.steps[-1])
-        self._publisher.figures(run.loggers, history, [change for part in run.parts for change in part.changes])
+        self._publisher.figures(
+            run.loggers, history, [(event.step, event.label) for part in run.parts for event in part.events]
+        )
 
     def _inform(self, run: TrainerRun) -> None:
         if not self._has_informed:

@@ -22,6 +22,7 @@ from attnwatch.heads.pruner import HeadPruner
 from attnwatch.heads.schedule import PruningSchedule
 from attnwatch.heads.selection import Grouping, Ranking
 from attnwatch.recorder import AttentionHistory
+from attnwatch.runs import RunEvent
 from attnwatch.schedules import Schedule
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.messages import WarnOnce, warn
@@ -112,9 +113,20 @@ class HeadPruning(TrainingPart):
         return 1.0 if self._known_pruner is None else self._known_pruner.heads_left
 
     @property
-    def changes(self) -> list[tuple[int, str]]:
-        """Steps after which heads went."""
-        return [(cut.step, "cut, taken back" if cut.taken_back else "heads go") for cut in self.cuts]
+    def events(self) -> list[RunEvent]:
+        """Cuts that were made so far, those that were taken back included."""
+        return [self._event(cut) for cut in self.cuts]
+
+    def _event(self, cut: Cut) -> RunEvent:
+        label = "cut, taken back" if cut.taken_back else "heads go"
+        details: dict[str, float | str] = {
+            "heads": cut.plan.num_removed,
+            "criterion": find_criterion(self.criterion).name,
+        }
+        if cut.times is not None:
+            before, after = cut.times
+            details |= {"step before [s]": before, "step after [s]": after, "times as fast": before / after}
+        return RunEvent(cut.step, "heads", label, f"{cut}.", details)
 
     # What happens in a training.
 

@@ -11,6 +11,7 @@ from attnwatch.callbacks.clock import StepClock, StepTimes
 from attnwatch.callbacks.part import TrainingPart, others_workload
 from attnwatch.callbacks.publisher import Publisher
 from attnwatch.errors import ConfigurationError
+from attnwatch.runs import RunEvent
 from attnwatch.tokens import KeepSchedule, TokenDropper
 from attnwatch.tokens.schedule import KeepRatio, schedule_of
 from attnwatch.tokens.scoring import Criterion, make_criterion
@@ -119,9 +120,13 @@ class TokenDropping(TrainingPart):
         return 1.0 if self.dropper is None else self.dropper.keep_ratio
 
     @property
-    def changes(self) -> list[tuple[int, str]]:
-        """Steps at which the number of tokens has changed so far, each with a description."""
-        return [(step, f"{ratio:.0%} of the tokens") for step, ratio in self._begins[1:] if step <= self._step]
+    def events(self) -> list[RunEvent]:
+        """Changes of the number of tokens so far."""
+        return [self._event(step, ratio) for step, ratio in self._begins[1:] if step <= self._step]
+
+    def _event(self, step: int, ratio: float) -> RunEvent:
+        text = f"{ratio:.0%} of the tokens are computed from step {step} on"
+        return RunEvent(step, "tokens", f"{ratio:.0%} of the tokens", text, {"keep ratio": ratio})
 
     @property
     def remarks(self) -> list[str]:
@@ -179,7 +184,7 @@ class TokenDropping(TrainingPart):
         ratio, kept = dropper.keep_ratio, self._kept_share(dropper)
         self._times.add(seconds, keep_ratio=ratio if kept < 1 else 1.0, others=self._others, kept=kept)
         if self._step > 0 and (self._step, ratio) in self._begins:
-            text = f"{ratio:.0%} of the tokens are computed from step {self._step} on"
+            text = self._event(self._step, ratio).text
             self._publisher.text(run.loggers, f"{self._tag}/changes", text, run.global_step)
         numbers = {
             f"{self._tag}/keep_ratio": ratio,

@@ -61,7 +61,8 @@ def layer_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> d
 
 def over_heads(history: AttentionHistory, statistic: Statistic) -> np.ndarray:
     """Return the mean over heads, for maxima the maximum, as [steps, sites]; nan where nothing was observed."""
-    return _summary(history[statistic.name], statistic)
+    key = ("largest" if statistic.reduction is Reduction.MAX else "mean", statistic.name)
+    return history.of_each_observation(key, lambda values: _summary(values[statistic.name], statistic))
 
 
 def _summary(values: np.ndarray, statistic: Statistic) -> np.ndarray:

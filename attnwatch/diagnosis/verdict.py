@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from attnwatch.diagnosis.kinds import FindingKind
@@ -41,6 +41,12 @@ class Cause:
     title: str = ""
     remedy: str = ""
     is_fact: bool = False
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Cause":
+        """Return the cause with these attributes, as they are after a way through JSON."""
+        clues = {name: tuple(stored[name]) for name in ("speaks_for", "speaks_against")}
+        return cls(**{**stored, **clues})
 
     @property
     def clues(self) -> str:
@@ -115,9 +121,10 @@ class Finding:
         return lines
 
     def as_json(self) -> dict[str, Any]:
-        """Return the finding without its causes, as numbers, strings and lists."""
-        values = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "causes"}
-        return values | {"kind": self.kind.value, "sites": list(self.sites), "evidence": dict(self.evidence)}
+        """Return the finding as numbers, strings, lists and dictionaries."""
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values |= {"kind": self.kind.value, "sites": list(self.sites), "evidence": dict(self.evidence)}
+        return values | {"causes": [asdict(cause) for cause in self.causes]}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> "Finding":
@@ -126,7 +133,8 @@ class Finding:
         Raises:
             ValueError: its kind is not registered.
         """
-        return cls(**dict(stored) | {"kind": FindingKind(stored["kind"]), "sites": tuple(stored["sites"])})
+        causes = tuple(map(Cause.from_json, stored.get("causes", ())))
+        return cls(**{**stored, "kind": FindingKind(stored["kind"]), "sites": tuple(stored["sites"]), "causes": causes})
 
     def __str__(self) -> str:
         if self.is_note or not self.causes:
@@ -157,6 +165,24 @@ class Diagnosis:
     step: int
     risk: float = math.nan
     reasons: tuple[str, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the diagnosis as numbers, strings, lists and dictionaries; the risk is None where it is nan."""
+        return {
+            "status": self.status.value,
+            "findings": [finding.as_json() for finding in self.findings],
+            "step": self.step,
+            "risk": None if math.isnan(self.risk) else self.risk,
+            "reasons": list(self.reasons),
+        }
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> "Diagnosis":
+        """Return the diagnosis that `as_json` stored, without findings of kinds that are not registered."""
+        known = [each for each in stored["findings"] if each["kind"] in FindingKind]
+        risk = math.nan if stored["risk"] is None else float(stored["risk"])
+        findings = tuple(map(Finding.from_json, known))
+        return cls(RunStatus(stored["status"]), findings, int(stored["step"]), risk, tuple(stored["reasons"]))
 
     @property
     def verdict(self) -> str:

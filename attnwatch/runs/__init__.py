@@ -1,5 +1,5 @@
 """Runs as they are kept and read back: what was observed of a training, and what happened in it."""
 
-from attnwatch.runs.record import Curve, RunEvent, RunRecord
+from attnwatch.runs.record import RATE_CURVE, RISK_CURVE, RUN_FILE, Curve, RunEvent, RunRecord
 
-__all__ = ["Curve", "RunEvent", "RunRecord"]
+__all__ = ["RATE_CURVE", "RISK_CURVE", "RUN_FILE", "Curve", "RunEvent", "RunRecord"]

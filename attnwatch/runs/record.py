@@ -14,7 +14,9 @@ from attnwatch.recorder import AttentionHistory
 from attnwatch.recorder.history import read_history, write_history
 
 RUN_FILE = "attnwatch-run.npz"
-"""Name of the file of a run beside the logs of its trainer."""
+"""Name of the file with the record of a run, in the folder of its logs."""
+RISK_CURVE, RATE_CURVE = "attention/risk", "learning_rate"
+"""Names of the curves of the risk and of the learning rate."""
 _HEADER_KEY = "run"
 
 
@@ -65,6 +67,7 @@ class RunRecord:
         environment: versions and hardware by name, as text.
         source: kind of log that the record was read from, in words; empty where attnwatch recorded the run itself.
         remarks: sentences in markdown on how to read the record.
+        judged: verdict while the run was trained; None if nobody judged it then.
     """
 
     name: str
@@ -78,10 +81,13 @@ class RunRecord:
     environment: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     remarks: tuple[str, ...] = ()
+    judged: Diagnosis | None = None
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
-        """Verdict on the run at its last observation."""
+        """Verdict on the run at its last observation: the one that it was given then, or else a new one."""
+        if self.judged is not None:
+            return self.judged
         return diagnose(self.history, checked=self.checked, ruled_out=self.ruled_out)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -123,13 +129,13 @@ class RunRecord:
             "ruled_out": sorted(self.ruled_out),
             "source": self.source,
             "remarks": list(self.remarks),
+            "judged": None if self.judged is None else self.judged.as_json(),
             **texts,
         }
 
 
 def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecord:
     """Return the record of `RunRecord._as_json`. Findings of kinds that are not registered are left out."""
-    kinds = {kind.value for kind in FindingKind}
     return RunRecord(
         name=str(stored["name"]),
         history=history,
@@ -138,10 +144,11 @@ def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecor
             for name, (steps, values) in stored["curves"].items()
         },
         events=tuple(RunEvent(**event) for event in stored["events"]),
-        checked=tuple(Finding.from_json(each) for each in stored["checked"] if each["kind"] in kinds),
+        checked=tuple(Finding.from_json(each) for each in stored["checked"] if each["kind"] in FindingKind),
         ruled_out=frozenset(stored["ruled_out"]),
         source=str(stored["source"]),
         remarks=tuple(map(str, stored["remarks"])),
+        judged=None if stored["judged"] is None else Diagnosis.from_json(stored["judged"]),
         **{each: _texts(stored[each]) for each in ("checkup", "settings", "environment")},
     )
 

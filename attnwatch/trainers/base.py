@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
@@ -146,6 +147,21 @@ class TrainerRun(ABC):
     def metrics(self) -> Collection[str]:
         """Names of the metrics that were logged so far."""
         return ()
+
+    @property
+    def metric_values(self) -> Mapping[str, float]:
+        """Latest value of each metric that is known on the host, without waiting for the device."""
+        return {}
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder for files about the training, beside its logs; None if the trainer has none."""
+        return None
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Arguments of the trainer that differ from its defaults, as text by name."""
+        return {}
 
     @abstractmethod
     def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:

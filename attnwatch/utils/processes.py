@@ -19,9 +19,14 @@ def has_processes() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def num_processes() -> int:
+    """Return the number of processes of `torch.distributed`; 1 if it was not started."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
 def has_other_processes() -> bool:
     """Return whether `torch.distributed` has other processes."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return num_processes() > 1
 
 
 def is_sharded(parameter: Tensor) -> bool:

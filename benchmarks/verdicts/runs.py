@@ -11,8 +11,11 @@ import numpy as np
 from attnwatch import AttentionHistory
 from attnwatch.statistics import Statistic
 from attnwatch.utils.files import replaced_file
+from attnwatch.utils.rounding import rounded
 
 FORMAT = 1
+# Fewer than this are below the noise of anything that is measured, and files get smaller.
+_MANTISSA_BITS = 16
 
 
 @dataclass(frozen=True)
@@ -119,10 +122,10 @@ class RunStore(Mapping[str, Run]):
             "coverage": dict(history.coverage),
         }
         arrays |= {
-            f"{run.name}/statistics": _rounded(np.stack(list(history.values.values()))),
+            f"{run.name}/statistics": rounded(np.stack(list(history.values.values())), _MANTISSA_BITS),
             f"{run.name}/steps": history.steps,
             f"{run.name}/loss": history.loss,
-            f"{run.name}/series": _rounded(np.array([run.losses, run.gradient_norms])),
+            f"{run.name}/series": rounded(np.array([run.losses, run.gradient_norms]), _MANTISSA_BITS),
         }
         self._folder.mkdir(parents=True, exist_ok=True)
         with replaced_file(path) as stream:
@@ -146,9 +149,3 @@ def _about_runs(file: np.lib.npyio.NpzFile) -> dict[str, dict[str, Any]]:
         raise ValueError(f"the file of runs has format {header['format']}; this version reads format {FORMAT}.")
     return header["runs"]
 
-
-def _rounded(values: np.ndarray) -> np.ndarray:
-    """Round to 16 bits of mantissa, which is below the noise of anything that is measured: files get smaller."""
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = ((bits + np.uint32(1 << 6)) & np.uint32(0xFFFFFF80)).view(np.float32)
-    return np.where(np.isfinite(values), rounded, values).astype(np.float32)

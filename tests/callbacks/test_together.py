@@ -139,8 +139,8 @@ def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
     assert remark in words.tensor_proto.string_val[0].decode()
     (change,) = events.Tensors("tokens/changes/text_summary")
     assert change.tensor_proto.string_val[0].decode() == "100% of the tokens are computed from step 16 on"
-    assert pruning.part.changes == [(4, "heads go"), (8, "heads go")]
-    assert dropping.part.changes == [(16, "100% of the tokens")]
+    assert [(event.step, event.label) for event in pruning.part.events] == [(4, "heads go"), (8, "heads go")]
+    assert [(event.step, event.label) for event in dropping.part.events] == [(16, "100% of the tokens")]
     at_half, whole = monitor.history["max_entropy"][:16], monitor.history["max_entropy"][16:]
     assert np.nanmax(at_half) < np.nanmin(whole)
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +27,17 @@ from attnwatch.trainers.lightning.api import (
 from attnwatch.utils.messages import inform
 
 _logger = logging.getLogger(f"{pl.__name__}.utilities.rank_zero")  # Lightning informs its users by this one
+
+
+_SETTINGS = (
+    "max_steps",
+    "max_epochs",
+    "precision",
+    "accumulate_grad_batches",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+    "num_devices",
+)
 
 
 class LightningRun(TrainerRun):
@@ -116,6 +128,22 @@ class LightningRun(TrainerRun):
     @property
     def metrics(self) -> Collection[str]:
         return self.trainer.callback_metrics
+
+    @property
+    def metric_values(self) -> Mapping[str, float]:
+        known = self.trainer.callback_metrics.items()
+        return {name: float(value) for name, value in known if value.device.type == "cpu" and value.numel() == 1}
+
+    @property
+    def folder(self) -> Path | None:
+        folders = [getattr(logger, "log_dir", None) or logger.save_dir for logger in self.trainer.loggers]
+        return Path(next(filter(None, folders), self.trainer.default_root_dir))
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        settings = {name: getattr(self.trainer, name, None) for name in _SETTINGS}
+        settings |= dict(getattr(self.trainer.lightning_module, "hparams", {}))
+        return {name: str(value) for name, value in settings.items() if value is not None}
 
     def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
         # What goes to loggers at its own step does not go there again.

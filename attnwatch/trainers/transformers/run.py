@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -137,6 +138,21 @@ class TransformersRun(TrainerRun):
     @property
     def metrics(self) -> Collection[str]:
         return {name for entry in self.trainer.state.log_history for name in entry}
+
+    @property
+    def metric_values(self) -> Mapping[str, float]:
+        values = {name: value for entry in self.trainer.state.log_history for name, value in entry.items()}
+        return {name: value for name, value in values.items() if isinstance(value, float)}
+
+    @property
+    def folder(self) -> Path | None:
+        return Path(self.trainer.args.output_dir)
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        usual = {each.name: str(each.default) for each in fields(self.trainer.args) if not each.name.endswith("_token")}
+        given = {name: str(value) for name, value in self.trainer.args.to_sanitized_dict().items() if name in usual}
+        return {name: value for name, value in given.items() if value != usual[name]}
 
     def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
         """Log numbers: those for the loggers come with the trainer's next log, others have an entry of their own."""

@@ -122,7 +122,7 @@ def test_any_function_of_the_share_of_the_run_is_a_schedule():
     callback, ratios = dropping(lambda progress: 0.5 if progress < 0.4 else 1.0), []
     train(callback, module=Deep(lambda *_: ratios.append(callback.dropper.keep_ratio)))
     assert ratios == [0.5] * 8 + [1.0] * 12
-    assert callback.part.changes == [(8, "100% of the tokens")]
+    assert [(event.step, event.label) for event in callback.part.events] == [(8, "100% of the tokens")]
 
 
 def test_works_with_the_monitor_and_with_head_pruning():

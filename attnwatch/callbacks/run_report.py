@@ -1,0 +1,168 @@
+"""Record of a training while it goes on, and the page about it beside the logs."""
+
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from attnwatch.callbacks.checkup import RunCheckup
+from attnwatch.diagnosis import Diagnosis
+from attnwatch.errors import ConfigurationError
+from attnwatch.recorder import AttentionHistory
+from attnwatch.runs import RATE_CURVE, RISK_CURVE, Curve, RunEvent, RunRecord
+from attnwatch.runs.environment import environment
+from attnwatch.trainers.base import TrainerRun
+from attnwatch.utils.messages import NonFatal
+
+PAGE_NAME = "attnwatch-run.html"
+_SHARE_OF_TIME = 0.003
+_MOST_POINTS = 2048
+
+
+class RunReport:
+    """Page about a training, rewritten while it goes on, and a file with the same beside it. One for each run.
+
+    What can't be written is one warning.
+
+    Args:
+        report: True for a page in the trainer's folder, False for none, or the path of the page.
+        settings: arguments of the monitor by name, as text.
+
+    Attributes:
+        path: path of the page; None if there is none.
+
+    Raises:
+        ConfigurationError: `report` is neither a bool nor a path.
+    """
+
+    def __init__(self, report: bool | str | os.PathLike[str], settings: Mapping[str, str]):
+        if not isinstance(report, bool | str | os.PathLike) or report == "":
+            raise ConfigurationError(f"`report` must be True, False or the path of the page to write; got {report!r}.")
+        self._report, self._settings = report, dict(settings)
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew, for another training."""
+        self.path: Path | None = None
+        self._curves: dict[str, list[tuple[int, float]]] = {}
+        self._events: list[RunEvent] = []
+        self._environment: dict[str, str] = {}
+        self._began, self._next_time = time.monotonic(), 0.0
+        self._seconds_watching = 0.0
+        self._non_fatal = NonFatal()
+
+    def start(self, run: TrainerRun) -> None:
+        """Find out where the page goes, and whether it can be drawn."""
+        self._environment = environment(run.model)
+        if self._report is False or run.is_dry_run or not run.is_main_process:
+            return
+        folder = run.folder if self._report is True else Path(self._report).absolute().parent
+        try:
+            import attnwatch.report.run  # noqa: F401
+        except ImportError as error:
+            run.inform(f"no page is written about this run (`report`): {error}")
+            return
+        if folder is not None:
+            self.path = folder / PAGE_NAME if self._report is True else Path(self._report)
+
+    def resume(self, step: int) -> None:
+        """Note that the training goes on after an interruption."""
+        self._events.append(RunEvent(step, "resume", "resumed", f"The training was resumed after step {step}."))
+
+    def watched(self, seconds: float) -> None:
+        """Add seconds that the hooks of the monitor took."""
+        self._seconds_watching += seconds
+
+    def note(self, run: TrainerRun, diagnosis: Diagnosis) -> None:
+        """Note the risk, the learning rate and the trainer's metrics at a verdict."""
+        metrics = {name: value for name, value in run.metric_values.items() if not name.startswith("attention/")}
+        numbers = {RISK_CURVE: diagnosis.risk, **metrics}
+        (_, optimizers), *_ = run.models_with_optimizers()
+        if optimizers:
+            numbers[RATE_CURVE] = float(optimizers[0].param_groups[0]["lr"])
+        for name, number in numbers.items():
+            points = self._curves.setdefault(name, [])
+            if math.isfinite(number) and not (points and points[-1][0] >= diagnosis.step):
+                points.append((diagnosis.step, number))
+            if len(points) > _MOST_POINTS:
+                del points[1::2]
+
+    def record(
+        self, run: TrainerRun, history: AttentionHistory, diagnosis: Diagnosis, checkup: RunCheckup
+    ) -> RunRecord:
+        """Return all that is known of the training."""
+        events = [*self._events, *(event for part in run.parts for event in part.events)]
+        checked = checkup.checkup
+        seconds = time.monotonic() - self._began
+        cost = f"{self._seconds_watching / seconds:.2%} of the time since the start" if seconds else "unknown"
+        name = run.model.__class__.__name__ if self.path is None else self.path.absolute().parent.name
+        return RunRecord(
+            name,
+            history,
+            curves={name: _curve(points) for name, points in self._curves.items() if points},
+            events=tuple(sorted(events, key=lambda event: event.step)),
+            checked=tuple(checkup.findings),
+            ruled_out=checkup.ruled_out,
+            checkup={} if checked is None else checked.results,
+            settings={**self._settings, **run.settings},
+            environment={**self._environment, "hooks of the monitor": cost},
+            remarks=tuple(run.remarks),
+            judged=diagnosis,
+        )
+
+    def write_if_due(
+        self, run: TrainerRun, history: AttentionHistory, diagnosis: Diagnosis, checkup: RunCheckup, *, is_news: bool
+    ) -> None:
+        """Write the page if it would take little enough of the training's time, or if there is something new.
+
+        Args:
+            run, history, diagnosis, checkup: see `record`.
+            is_news: a finding came up, which is worth the time.
+        """
+        if self.path is not None and (is_news or time.monotonic() >= self._next_time):
+            self._write(self.record(run, history, diagnosis, checkup), with_file=False)
+
+    def write(self, run: TrainerRun, history: AttentionHistory, diagnosis: Diagnosis, checkup: RunCheckup) -> None:
+        """Write the page, and the file of the record, at the end of a training."""
+        if self.path is not None:
+            self._write(self.record(run, history, diagnosis, checkup), with_file=True)
+
+    def _write(self, record: RunRecord, *, with_file: bool) -> None:
+        from attnwatch.report.run import write_run_page
+
+        if self.path is None or self._non_fatal.has_failed("page"):
+            return
+        begin = time.monotonic()
+        with self._non_fatal(f"`report`: the page {str(self.path)!r} is not written", key="page"):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_run_page([record], self.path)
+            if with_file:
+                record.save(self.path.with_suffix(".npz"))
+        end = time.monotonic()
+        self._next_time = end + (end - begin) / _SHARE_OF_TIME
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was noted, as numbers and strings."""
+        events = [
+            {"step": each.step, "kind": each.kind, "label": each.label, "text": each.text} for each in self._events
+        ]
+        return {
+            "curves": {name: [list(point) for point in points] for name, points in self._curves.items()},
+            "events": events,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with what `state_dict` returned."""
+        self._curves = {
+            name: [(int(step), float(value)) for step, value in points] for name, points in state["curves"].items()
+        }
+        self._events = [RunEvent(**event) for event in state["events"]]
+
+
+def _curve(points: list[tuple[int, float]]) -> Curve:
+    steps, values = zip(*points, strict=True)
+    return Curve(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))

@@ -1,0 +1,136 @@
+"""Run page: everything that is known of a run, or of several beside each other, as one HTML file."""
+
+import datetime
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from attnwatch.errors import ConfigurationError
+from attnwatch.report.rendering import render, visible
+from attnwatch.report.run.charts import as_json
+from attnwatch.report.run.comparison import first_differences
+from attnwatch.report.run.grids import Grids, grid_figures, grids_of
+from attnwatch.report.run.packing import pack, pack_text, packed_bokeh
+from attnwatch.report.run.signals import risk_course, signal_grid
+from attnwatch.report.run.tables import coverage_rows, layer_table, number
+from attnwatch.report.run.timeline import MOST_MARKS, marks_of, timeline
+from attnwatch.report.run.verdict import fault_of, verdict_of
+from attnwatch.runs import RunRecord
+from attnwatch.utils.files import replaced_file
+
+
+def write_run_page(records: Sequence[RunRecord], path: str | os.PathLike[str]) -> None:
+    """Write the page about one or more runs. An existing file is replaced when the new one is complete.
+
+    Args:
+        records: runs, in the order in which they are shown.
+        path: of the page.
+
+    Raises:
+        ConfigurationError: there is no run, or the path is that of a folder or lies in one that does not exist.
+        ImportError: bokeh or jinja2 is missing.
+        OSError: the file can't be written.
+    """
+    out = Path(path)
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        what = "is a folder" if out.is_dir() else "lies in a folder that does not exist"
+        raise ConfigurationError(f"`path`: {str(out)!r} {what}; give the path of a file to write.")
+    content = run_page(records).encode()
+    with replaced_file(out) as stream:
+        stream.write(content)
+
+
+def run_page(records: Sequence[RunRecord]) -> str:
+    """Return the HTML of the page about one or more runs.
+
+    Raises:
+        ConfigurationError: there is no run.
+        ImportError: bokeh or jinja2 is missing.
+    """
+    if not records:
+        raise ConfigurationError("`records` must have at least one run.")
+    courses = [risk_course(record) for record in records]
+    items = [as_json(timeline(records, courses), "timeline")]
+    runs = []
+    for index, (record, course) in enumerate(zip(records, courses, strict=True)):
+        if len(record.history):
+            items.append(as_json(signal_grid(record, course), f"signals-{index}"))
+        grids = grids_of(record.history, share=1 / len(records))
+        if grids.statistics:
+            items.append(as_json(grid_figures(record.history), f"grids-{index}"))
+        runs.append(_run(record, grids))
+    packed = [pack(run["grids"].arrays) for run in runs]
+    data = {"items": items, "runs": [_data(run, each) for run, each in zip(runs, packed, strict=True)]}
+    return render(
+        "run_page.html.jinja",
+        title=" / ".join(record.name for record in records),
+        written=datetime.datetime.now().isoformat(" ", "minutes"),
+        runs=runs,
+        differences=first_differences(records),
+        bokeh=packed_bokeh(),
+        data=pack_text(json.dumps(data)),
+        arrays=[each.content for each in packed],
+    )
+
+
+def _run(record: RunRecord, grids: Grids) -> dict[str, Any]:
+    """Return the variables of the template for one run."""
+    diagnosis = record.diagnosis
+    return {
+        "record": record,
+        "verdict": verdict_of(record),
+        "summary": _summary(record),
+        "findings": [_finding(finding, record) for finding in diagnosis.findings[:MOST_MARKS]],
+        "more_findings": max(len(diagnosis.findings) - MOST_MARKS, 0),
+        "events": list(record.events[:MOST_MARKS]),
+        "more_events": max(len(record.events) - MOST_MARKS, 0),
+        "grids": grids,
+        "layers": layer_table(record, grids.layers),
+        "coverage": coverage_rows(record),
+        "number_of_marks": len(marks_of(record)),
+        "sound_checks": [name for name, result in record.checkup.items() if result == "ok"],
+        "other_checks": [(name, result) for name, result in record.checkup.items() if result != "ok"],
+    }
+
+
+def _finding(finding: Any, record: RunRecord) -> dict[str, Any]:
+    return {
+        "kind": finding.kind.value.replace("_", " "),
+        "is_note": finding.is_note,
+        "is_fact": finding in record.checked,
+        "step": finding.step,
+        "fault": fault_of(finding),
+        "advice": finding.message[len(fault_of(finding)) :].strip(),
+        "sites": finding.sites,
+        "evidence": {name.replace("_", " "): number(value) for name, value in finding.evidence.items()},
+        "causes": finding.cause_lines,
+        "causes_title": finding.causes_title,
+    }
+
+
+def _summary(record: RunRecord) -> str:
+    history = record.history
+    if not len(history):
+        return "nothing was observed"
+    total = f" of {history.total_steps:,}" if history.total_steps else ""
+    loss = history.loss[(history.loss == history.loss)]
+    of_loss = f"; loss {number(loss[0])} → {number(loss[-1])}" if len(loss) else ""
+    return (
+        f"step {int(history.steps[-1]) + 1:,}{total}; {len(history)} observations of {len(history.sites)} attention "
+        f"layers{of_loss}"
+    )
+
+
+def _data(run: dict[str, Any], packed: Any) -> dict[str, Any]:
+    """Return what the script of the page needs of one run."""
+    history, grids = run["record"].history, run["grids"]
+    return {
+        "places": packed.places,
+        "size": packed.size,
+        "statistics": grids.statistics,
+        "shown": grids.shown,
+        "steps": history.steps.tolist(),
+        "sites": [visible(site) for site in history.sites],
+    }

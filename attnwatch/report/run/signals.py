@@ -1,0 +1,108 @@
+"""Signals of a run beside the range that they have in sound runs, and the risk that follows from them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnwatch.diagnosis.risk import RiskModel, default_risk_model
+from attnwatch.diagnosis.signals import MIN_OBSERVATIONS, SIGNALS, signals_of
+from attnwatch.diagnosis.thresholds import Thresholds
+from attnwatch.report.run.charts import COLOURS, GOOD, Figure, new_figure
+from attnwatch.runs import RISK_CURVE, Curve, RunRecord
+from attnwatch.utils.extras import extra_needed
+from attnwatch.utils.labels import evenly_spaced
+
+with extra_needed("report", "the run page"):
+    from bokeh.layouts import gridplot
+    from bokeh.models import ColumnDataSource, GridPlot, HoverTool, Range1d
+
+_MOST_POINTS = 16
+_TITLES = {
+    "movement": "movement of attention (log10)",
+    "largest_logit": "largest logit (log10)",
+    "logit_growth": "growth of the logits (log10)",
+    "loss_trend": "fall of the loss (log of standard errors)",
+    "loss_noise": "noise of the loss (log10)",
+}
+
+
+@dataclass(frozen=True)
+class RiskCourse:
+    """Signals and risk of a run over its steps.
+
+    Attributes:
+        steps: int64 [points], steps of the signals.
+        signals: as the risk model reads them, float64 [points, signals].
+        risk: as it was logged while the run trained, or else as the model of this version gives it at `steps`.
+    """
+
+    steps: np.ndarray
+    signals: np.ndarray
+    risk: Curve
+
+
+def risk_course(record: RunRecord) -> RiskCourse:
+    """Return the risk of a run, and its signals at up to 16 of its observations, the last one among them."""
+    history = record.history
+    first = min(MIN_OBSERVATIONS, len(history))
+    numbers = [first + index for index in evenly_spaced(len(history) - first + 1, _MOST_POINTS)] if len(history) else []
+    signals = np.array([signals_of(history.first(number)) for number in numbers]).reshape(-1, len(SIGNALS))
+    steps = np.array([int(history.steps[number - 1]) for number in numbers], dtype=np.int64)
+    thresholds = Thresholds().of_budget(history.total_steps)
+    risks = [
+        _risk(signals[point], _share(record, int(step))) if thresholds.is_enough(history.steps[:number]) else np.nan
+        for point, (number, step) in enumerate(zip(numbers, steps, strict=True))
+    ]
+    return RiskCourse(steps, signals, record.curves.get(RISK_CURVE, Curve(steps, np.array(risks))))
+
+
+def _risk(signals: np.ndarray, share: float | None) -> float:
+    """Return the risk by these signals; nan where it is too early for the model."""
+    model = default_risk_model()
+    if np.isnan(signals).all() or (share is not None and share < model.shares[0]):
+        return np.nan
+    return float(model.risks(model.distances(signals[None], share))[0])
+
+
+def _share(record: RunRecord, step: int) -> float | None:
+    total = record.history.total_steps
+    return None if total is None else min((step + record.history.gap) / total, 1.0)
+
+
+def signal_grid(record: RunRecord, course: RiskCourse) -> GridPlot:
+    """Return one small chart for each signal; the range of sound runs lies behind it where it is known."""
+    return gridplot(
+        [[_chart(index, record, course) for index in range(begin, min(begin + 3, len(SIGNALS)))] for begin in (0, 3)],
+        toolbar_location=None,
+        sizing_mode="stretch_width",
+        merge_tools=False,
+    )
+
+
+def _chart(index: int, record: RunRecord, course: RiskCourse) -> Figure:
+    signal, model = SIGNALS[index], default_risk_model()
+    made = new_figure(height=170, title=_TITLES.get(signal.name, signal.name), tools="")
+    made.min_border_left = 40
+    band = _band(index, model, record)
+    if band is not None:
+        made.varea("step", "low", "high", source=ColumnDataSource(dict(band)), fill_color=GOOD, fill_alpha=0.18)
+    source = ColumnDataSource({"step": course.steps, "value": course.signals[:, index]})
+    line = made.line("step", "value", source=source, color=COLOURS[0], line_width=2)
+    made.add_tools(
+        HoverTool(tooltips=[("step", "@step{0,0}"), ("value", "@value{0.[00]}")], renderers=[line], mode="vline")
+    )
+    last = int(course.steps[-1]) if len(course.steps) else 1
+    made.x_range = Range1d(start=0, end=max(last, 1) * 1.03)
+    return made
+
+
+def _band(index: int, model: RiskModel, record: RunRecord) -> Mapping[str, np.ndarray] | None:
+    """Return the range of sound runs over the steps of the run so far; None if its length is not known."""
+    total = record.history.total_steps
+    if total is None or not len(record.history):
+        return None
+    share = min((int(record.history.steps[-1]) + record.history.gap) / total, 1.0)
+    shares = np.append(model.shares[model.shares < share], share)
+    low, high = (np.interp(np.log(shares), np.log(model.shares), bound[:, index]) for bound in (model.low, model.high))
+    return {"step": shares * total, "low": low, "high": high}

@@ -1,0 +1,167 @@
+"""Time line of a run: loss, risk, learning rate, metrics, and what happened, on one axis."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from attnwatch.diagnosis.risk import default_risk_model
+from attnwatch.report.run.charts import BAD, COLOURS, GOOD, INK, WATCH, Figure, new_figure, plain
+from attnwatch.report.run.signals import RiskCourse
+from attnwatch.runs import RATE_CURVE, Curve, RunRecord
+from attnwatch.utils.extras import extra_needed
+
+with extra_needed("report", "the run page"):
+    from bokeh.layouts import column
+    from bokeh.models import Column, ColumnDataSource, FactorRange, HoverTool, PrintfTickFormatter, Range1d, TapTool
+    from bokeh.models.annotations import Legend, LegendItem, Span
+    from bokeh.models.renderers import GlyphRenderer
+
+MOST_MARKS = 300
+_MOST_METRICS = 4
+# Beginnings of the names of metrics on data that is not trained on, and ends of those that are about speed.
+_MEASURED = ("eval", "val", "test", "valid")
+_SPEEDS = ("_runtime", "_per_second")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Mark on the time line.
+
+    Attributes:
+        step: where it is.
+        lane: row of the mark, such as "findings" or "heads".
+        label: a few words.
+        text: sentences, shown under the pointer.
+        anchor: id of the element of the page with the evidence.
+        tone: "bad", "watch", "good" or "plain".
+    """
+
+    step: int
+    lane: str
+    label: str
+    text: str
+    anchor: str
+    tone: str = "plain"
+
+
+_TONES = {"bad": BAD, "watch": WATCH, "good": GOOD, "plain": INK}
+
+
+def marks_of(record: RunRecord) -> list[Mark]:
+    """Return the findings and the events of a run, in the order of their steps; at most `MOST_MARKS`."""
+    marks = []
+    for number, finding in enumerate(record.diagnosis.findings[:MOST_MARKS]):
+        lane = "checkup" if finding in record.checked else "findings"
+        tone = "watch" if finding.is_note else "bad"
+        label = finding.kind.value.replace("_", " ")
+        marks.append(Mark(finding.step, lane, label, finding.headline, f"finding-{number}", tone))
+    for number, event in enumerate(record.events[:MOST_MARKS]):
+        marks.append(Mark(event.step, event.kind, event.label, event.text or event.label, f"event-{number}"))
+    return sorted(marks, key=lambda mark: mark.step)[:MOST_MARKS]
+
+
+def timeline(records: Sequence[RunRecord], courses: Sequence[RiskCourse]) -> Column:
+    """Return the time line of one run, or of several on the same axis.
+
+    Args:
+        records: runs; of several only the loss, the risk and the learning rate are shown.
+        courses: risk of each.
+    """
+    last = max([*(int(record.history.steps[-1]) for record in records if len(record.history)), 1])
+    steps = Range1d(start=0, end=last * 1.02, bounds=(0, last * 1.1))
+    names = [plain(record.name) for record in records]
+    losses = [Curve(record.history.steps, record.history.loss) for record in records]
+    figures = [_curves("loss", losses, names, steps, height=190)]
+    figures.append(_risk(courses, names, steps))
+    rates = [record.curves.get(RATE_CURVE) for record in records]
+    if any(rate is not None for rate in rates):
+        figures.append(_curves("learning rate", [rate or _NOTHING for rate in rates], names, steps, height=100))
+        figures[-1].yaxis.formatter = PrintfTickFormatter(format="%.1e")
+    if len(records) == 1:
+        measured = [(name, curve) for name, curve in records[0].curves.items() if name.startswith(_MEASURED)]
+        shown = [(name, curve) for name, curve in measured if not name.endswith(_SPEEDS)][:_MOST_METRICS]
+        figures += [_curves(name, [curve], names, steps, height=100) for name, curve in shown]
+        if marks := marks_of(records[0]):
+            figures.append(_lanes(marks, steps))
+            for each in figures[:-1]:
+                _draw_changes(each, marks)
+    for each in figures[:-1]:
+        each.xaxis.major_label_text_font_size = "0px"
+    figures[-1].xaxis.axis_label = "step"
+    if len(records) > 1:
+        _draw_legend(figures[0])
+    return column(*figures, sizing_mode="stretch_width", name="timeline")
+
+
+_NOTHING = Curve(np.empty(0, dtype=np.int64), np.empty(0))
+
+
+def _curves(title: str, curves: Sequence[Curve], names: Sequence[str], steps: Range1d, *, height: int) -> Figure:
+    """Draw one number of each run; a step at which it is not finite is a gap."""
+    made = new_figure(height=height, y_name=title, x_range=steps)
+    for curve, name, colour in zip(curves, names, _colours(len(curves)), strict=True):
+        finite = np.where(np.isfinite(curve.values), curve.values, np.nan)
+        source = ColumnDataSource({"step": curve.steps, "value": finite, "run": [name] * len(curve.steps)})
+        made.line("step", "value", source=source, color=colour, line_width=1.8, name=name)
+        if len(curve.steps) < 3:
+            made.scatter("step", "value", source=source, color=colour, size=6)
+    which = [("run", "@run")] if len(names) > 1 else []
+    made.add_tools(HoverTool(tooltips=[*which, ("step", "@step{0,0}"), (title, "@value{0.[0000]}")], mode="vline"))
+    return made
+
+
+def _risk(courses: Sequence[RiskCourse], names: Sequence[str], steps: Range1d) -> Figure:
+    made = _curves("risk", [course.risk for course in courses], names, steps, height=110)
+    made.y_range = Range1d(start=-0.03, end=1.03)
+    flag_at = default_risk_model().flag_at
+    made.add_layout(Span(location=flag_at, dimension="width", line_color=BAD, line_dash="dashed", line_width=1))
+    return made
+
+
+def _colours(number: int) -> list[str]:
+    return [COLOURS[index % len(COLOURS)] for index in range(number)]
+
+
+def _lanes(marks: Sequence[Mark], steps: Range1d) -> Figure:
+    """Draw the marks, each kind in a row of its own; a click leads to the evidence."""
+    lanes = list(dict.fromkeys(mark.lane for mark in marks))[::-1]
+    made = new_figure(
+        height=56 + 24 * len(lanes),
+        x_range=steps,
+        y_range=FactorRange(factors=[plain(lane) for lane in lanes]),
+        name="event figure",
+    )
+    columns = {
+        "step": [mark.step for mark in marks],
+        "lane": [plain(mark.lane) for mark in marks],
+        "label": [plain(mark.label) for mark in marks],
+        "text": [plain(mark.text) for mark in marks],
+        "anchor": [mark.anchor for mark in marks],
+        "colour": [_TONES[mark.tone] for mark in marks],
+    }
+    drawn = made.scatter(
+        "step", "lane", source=ColumnDataSource(columns, name="events marks"), marker="diamond", size=13, color="colour"
+    )
+    made.add_tools(
+        HoverTool(tooltips='<div style="max-width:30em">step @step{0,0}: @text</div>', renderers=[drawn]),
+        TapTool(renderers=[drawn]),
+    )
+    made.ygrid.grid_line_color = None
+    return made
+
+
+def _draw_changes(made: Figure, marks: Sequence[Mark]) -> None:
+    """Draw a line through a figure at each mark."""
+    for step, tone in {mark.step: mark.tone for mark in marks}.items():
+        made.add_layout(
+            Span(location=step, dimension="height", line_color=_TONES[tone], line_dash="dotted", line_alpha=0.7)
+        )
+
+
+def _draw_legend(made: Figure) -> None:
+    lines = [each for each in made.renderers if isinstance(each, GlyphRenderer) and each.name]
+    legend = Legend(items=[LegendItem(label=line.name, renderers=[line]) for line in lines], orientation="horizontal")
+    legend.label_text_color = INK
+    legend.background_fill_alpha = legend.border_line_alpha = 0.0
+    made.add_layout(legend, "above")

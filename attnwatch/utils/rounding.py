@@ -1,0 +1,19 @@
+"""Rounding of arrays that are stored, so that they compress well."""
+
+import numpy as np
+
+_MANTISSA_BITS = 23
+
+
+def rounded(values: np.ndarray, bits: int) -> np.ndarray:
+    """Round to so many bits of mantissa, float32; nan and infinite values stay as they are.
+
+    Example:
+        >>> rounded(np.array([1.23456789, np.nan]), 8)
+        array([1.234375,      nan], dtype=float32)
+    """
+    spare = _MANTISSA_BITS - bits
+    exact = np.ascontiguousarray(values, dtype=np.float32)
+    raised = exact.view(np.uint32) + np.uint32(1 << (spare - 1))
+    coarse = (raised & np.uint32(0xFFFFFFFF << spare & 0xFFFFFFFF)).view(np.float32)
+    return np.where(np.isfinite(exact), coarse, exact)
