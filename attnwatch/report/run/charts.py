@@ -7,9 +7,9 @@ from attnwatch.report.rendering import visible
 from attnwatch.utils.extras import extra_needed
 
 with extra_needed("report", "the run page"):
+    from bokeh.core.types import ID
     from bokeh.embed import json_item
     from bokeh.models import GridPlot, LayoutDOM
-    from bokeh.core.types import ID
     from bokeh.models.annotations import Title
     from bokeh.plotting import figure
 

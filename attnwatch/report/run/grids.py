@@ -13,8 +13,7 @@ from attnwatch.utils.extras import extra_needed
 from attnwatch.utils.labels import evenly_spaced, site_labels
 
 with extra_needed("report", "the run page"):
-    from bokeh.layouts import row
-    from bokeh.models import ColumnDataSource, FixedTicker, LinearColorMapper, Row
+    from bokeh.models import ColumnDataSource, FixedTicker, LinearColorMapper
     from bokeh.models.annotations import ColorBar, Span
     from bokeh.palettes import Viridis256
 
@@ -88,7 +87,7 @@ def head_states(history: AttentionHistory) -> np.ndarray:
     states = np.full(seen.shape, UNOBSERVED, dtype=np.uint8)
     states[seen] = OBSERVED
     states[before & ~seen & others] = REMOVED
-    states[:, ~before[-1]] = NO_HEAD
+    states[:, ~seen.any(0)] = NO_HEAD
     return states
 
 
@@ -104,7 +103,7 @@ def _described(name: str, summary: str, unit: str, limits: tuple[float, float], 
     }
 
 
-def grid_figures(history: AttentionHistory) -> Row:
+def grid_figures(history: AttentionHistory) -> tuple[Figure, Figure]:
     """Return the two grids, empty: layers over time, and the heads of one observation."""
     num_sites, labels = len(history.sites), site_labels(history.sites)
     num_heads = max((values.shape[2] for values in history.values.values()), default=1)
@@ -124,7 +123,7 @@ def grid_figures(history: AttentionHistory) -> Row:
     heads.xaxis.ticker = FixedTicker(ticks=evenly_spaced(num_heads, _MOST_TICKS))
     missing = LinearColorMapper(palette=[_NOTHING, _NOTHING, _NOT_OBSERVED, _REMOVED], low=NO_HEAD, high=REMOVED)
     _add_image(heads, np.zeros((num_sites, num_heads)), missing, "states")
-    return row(layers, heads, sizing_mode="stretch_width")
+    return layers, heads
 
 
 def _grid(num_sites: int, width: int, labels: list[str], mapper: LinearColorMapper, height: int, name: str) -> Figure:

@@ -59,7 +59,8 @@ def run_page(records: Sequence[RunRecord]) -> str:
             items.append(as_json(signal_grid(record, course), f"signals-{index}"))
         grids = grids_of(record.history, share=1 / len(records))
         if grids.statistics:
-            items.append(as_json(grid_figures(record.history), f"grids-{index}"))
+            layers, heads = grid_figures(record.history)
+            items += [as_json(layers, f"layers-{index}"), as_json(heads, f"heads-{index}")]
         runs.append(_run(record, grids))
     packed = [pack(run["grids"].arrays) for run in runs]
     data = {"items": items, "runs": [_data(run, each) for run, each in zip(runs, packed, strict=True)]}

@@ -24,7 +24,7 @@
   // The grids of one run: what one picks with the controls, or points at, is drawn and told.
   function drawGrids(run, data, numbers, figures) {
     const at = (name) => element(`${name}-${run}`);
-    const model = (name) => figures.get_model_by_name(name);
+    const model = (name) => figures.map((each) => each.get_model_by_name(name)).find((each) => each !== null);
     const [select, slider] = [at("statistic"), at("step")];
     const [numSteps, numSites] = [data.steps.length, data.sites.length];
     const [layers, heads, states] = ["layers", "heads", "states"].map((name) => model(`${name} source`));
@@ -110,15 +110,16 @@
   script.textContent = new TextDecoder().decode(await unpacked("packed-bokeh"));
   document.head.append(script);
   const page = JSON.parse(new TextDecoder().decode(await unpacked("packed-data")));
+  const drawn = {};
   for (const item of page.items) {
     await Bokeh.embed.embed_item(item, item.target_id);
-    const figures = Bokeh.documents.at(-1);
-    if (item.target_id === "timeline") linkMarks(figures);
-    const run = item.target_id.startsWith("grids-") ? Number(item.target_id.slice("grids-".length)) : -1;
-    if (run >= 0) {
-      const data = page.runs[run];
-      drawGrids(run, data, numbersOf(await unpacked(`packed-arrays-${run}`), data.size), figures);
-    }
+    drawn[item.target_id] = Bokeh.documents.at(-1);
+  }
+  linkMarks(drawn.timeline);
+  for (const [run, data] of page.runs.entries()) {
+    if (!(`layers-${run}` in drawn)) continue;
+    const numbers = numbersOf(await unpacked(`packed-arrays-${run}`), data.size);
+    drawGrids(run, data, numbers, [drawn[`layers-${run}`], drawn[`heads-${run}`]]);
   }
   document.documentElement.dataset.ready = "yes";
 })().catch((error) => {

@@ -1,0 +1,147 @@
+"""What the run page says, and how it is written."""
+
+import base64
+import dataclasses
+import gzip
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from attnwatch import AttentionHistory, ConfigurationError, RunStatus
+from attnwatch.diagnosis import Diagnosis
+from attnwatch.report.run import run_page, write_run_page
+from attnwatch.report.run.comparison import first_differences
+from attnwatch.report.run.grids import NO_HEAD, OBSERVED, REMOVED, UNOBSERVED, grids_of, head_states
+from attnwatch.report.run.packing import pack
+from attnwatch.report.run.tables import layer_table
+from attnwatch.report.run.verdict import verdict_of
+from tests.support.records import a_history, a_record
+
+
+def _words(page: str) -> str:
+    """Return what a reader without scripts has of a page."""
+    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)).split())
+
+
+def test_page_says_everything_in_words_too():
+    words = _words(run_page([a_record()]))
+    for text in (
+        "This run does not converge.",
+        "The model was in eval mode.",
+        "This is a fact: the checkup found it at step 0",
+        "layers.1.attn",
+        "1 of 6 heads was removed.",
+        "1 checks found nothing: batch_mixing",
+        "every_n_steps 10",
+        "torch 2.13",
+        "Read it so.",
+    ):
+        assert text in words, text
+
+
+@pytest.mark.parametrize("status", RunStatus)
+def test_each_status_has_a_sentence_an_action_and_a_certainty(status):
+    judged = Diagnosis(status, (), step=70, risk=0.8, reasons=("the loss does not fall",))
+    verdict = verdict_of(dataclasses.replace(a_record(), judged=judged, checked=()))
+    assert verdict.sentence
+    assert all(verdict.actions)
+    assert "0.80" in verdict.certainty
+    assert (verdict.tone == "bad") == status.is_alarm
+
+
+@given(arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=st.floats(width=32)))
+def test_packed_numbers_keep_four_digits(values):
+    packed = pack({"first": values, "second": values + 1})
+    planes = np.frombuffer(gzip.decompress(base64.b64decode(packed.content)), dtype=np.uint8).reshape(4, -1)
+    numbers = np.ascontiguousarray(planes.T).view("<f4").ravel()
+    place = packed.places["first"]
+    again = numbers[place["start"] :][: values.size].reshape(place["shape"])
+    normal = np.where(np.abs(values) < np.finfo(np.float32).tiny, 0, values)
+    np.testing.assert_allclose(np.where(normal == 0, 0, again), normal, rtol=1e-4)
+    assert packed.size == 2 * values.size
+
+
+@given(arrays(np.bool_, st.tuples(st.integers(1, 5), st.integers(1, 3), st.integers(1, 3))))
+def test_states_of_heads_equal_a_slow_loop(seen):
+    history = a_history(*seen.shape)
+    values = {name: np.where(seen, np.float32(0.5), np.float32(np.nan)) for name in history.values}
+    states = head_states(dataclasses.replace(history, values=values))
+    for step, site, head in np.ndindex(*seen.shape):
+        if not seen[:, site, head].any():
+            expected = NO_HEAD
+        elif seen[step, site, head]:
+            expected = OBSERVED
+        elif seen[:step, site, head].any() and seen[step, site].any():
+            expected = REMOVED
+        else:
+            expected = UNOBSERVED
+        assert states[step, site, head] == expected
+
+
+def test_page_of_a_large_model_holds_fewer_steps_of_its_heads():
+    history = a_history(64, 24, 64)
+    grids = grids_of(history)
+    assert 2 <= len(grids.shown) < 64
+    assert grids.shown[0] == 0
+    assert grids.shown[-1] == 63
+    assert grids.layers["entropy"].shape == (64, 24)
+    np.testing.assert_array_equal(grids.arrays["heads/entropy"][-1], history["entropy"][-1])
+
+
+def test_odd_layers_come_first():
+    history = a_history(8, 9)
+    history["max_logit"][:, 6] = 40.0
+    table = layer_table(dataclasses.replace(a_record(history=history), checked=()), grids_of(history).layers)
+    assert table.rows[0][1] == "layers.6.attn"
+    assert "max logit far above" in table.rows[0][3]
+
+
+def _bent(history: AttentionHistory, name: str, site: int, begin: int) -> AttentionHistory:
+    values = {each: array.copy() for each, array in history.values.items()}
+    values[name][begin:, site] += 5.0
+    return dataclasses.replace(history, values=values)
+
+
+@pytest.mark.parametrize("begin", [12, 20])
+def test_first_difference_is_named_with_its_layer_and_step(begin):
+    history = a_history(40, 3)
+    other = _bent(history, "max_logit", 1, begin)
+    (said,) = first_differences([a_record("one", history), a_record("two", other)])
+    assert said == f"one and two part first in the max logit of layer 1 at step {10 * begin}."
+
+
+def test_runs_that_differ_by_noise_alone_do_not_part():
+    records = [a_record(f"run {seed}", a_history(40, 3, seed=seed)) for seed in (0, 1)]
+    assert "do not part" in first_differences(records)[0]
+
+
+def test_ten_thousand_findings_make_no_endless_page():
+    record = a_record()
+    many = tuple(dataclasses.replace(record.checked[0], message=f"fault {index}") for index in range(10_000))
+    judged = dataclasses.replace(record.diagnosis, findings=many)
+    page = run_page([dataclasses.replace(record, judged=judged, checked=many[:1])])
+    assert "9,700 more findings" in _words(page)
+    assert len(page) < 2e6
+
+
+def test_page_replaces_another_only_when_it_is_complete(tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    write_run_page([a_record("old")], path)
+    before = path.read_bytes()
+    with pytest.raises(TypeError):
+        write_run_page([dataclasses.replace(a_record("new"), events=(None,))], path)
+    assert path.read_bytes() == before
+    assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_bad_arguments_are_refused_by_name(tmp_path):
+    with pytest.raises(ConfigurationError, match="`records` must have at least one run"):
+        run_page([])
+    with pytest.raises(ConfigurationError, match="`path`.*is a folder"):
+        write_run_page([a_record()], tmp_path)
+    with pytest.raises(ConfigurationError, match="`path`.*does not exist"):
+        write_run_page([a_record()], tmp_path / "missing" / "page.html")
