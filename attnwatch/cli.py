@@ -40,16 +40,17 @@ def _add_judge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "judge",
         help="judge a training run, finished or not, by what was saved of it",
         description="Print the status of a run, what is wrong with it and in which layers, and how the attention of "
-        "each layer has changed. Exit code: 0 if the run is sound or can't be judged yet, 1 if it does not converge or "
-        "is unstable, 2 if it can't be read.",
+        "each layer has changed. Exit code: 0 if the run is sound, also if it is at risk; 1 if it does not converge or "
+        "is unstable; 2 if nobody can say: too little was observed, or the run can't be read.",
     )
     parser.add_argument(
         "run",
         type=Path,
         metavar="RUN",
-        help="file of AttentionHistory.save (.npz), or a folder with TensorBoard's event files of one run",
+        help="saved history (.npz), log of TensorBoard, CSVLogger, W&B, MLflow or trackio, checkpoint of Lightning or "
+        "of the transformers Trainer, or a folder with one of these somewhere below",
     )
-    parser.add_argument("--loss-tag", help="tag of the training loss in the event files (default: the first usual one)")
+    parser.add_argument("--loss-tag", help="tag of the training loss in the log (default: the first usual one)")
     parser.add_argument(
         "--total-steps",
         type=int,
@@ -102,16 +103,17 @@ def _demo(options: argparse.Namespace) -> int:
 
 def _judge(options: argparse.Namespace) -> int:
     from attnwatch.errors import AttnwatchError
-    from attnwatch.judging import read_run, report
+    from attnwatch.judging import exit_code, report
+    from attnwatch.runs import read_run
     from attnwatch.utils.messages import printable
 
     try:
-        history = read_run(options.run, loss_tag=options.loss_tag)
-        text, diagnosis = report(history, total_steps=options.total_steps)
+        run = read_run(options.run, loss_tag=options.loss_tag)
+        text, diagnosis = report(run, total_steps=options.total_steps)
     except (AttnwatchError, ImportError) as error:
         return _fail(options, error)
     print(printable(text))
-    return int(diagnosis.status.is_alarm)
+    return exit_code(diagnosis)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -1,64 +1,58 @@
 """Judgement of a run, finished or not, by what was saved of it: `attnwatch judge`."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
 from attnwatch.capture import is_observed
-from attnwatch.dashboard.logged import read_logged
 from attnwatch.dashboard.scalars import over_heads
-from attnwatch.diagnosis import Diagnosis, diagnose
+from attnwatch.diagnosis import Diagnosis, RunStatus, diagnose
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
+from attnwatch.runs import RunRecord
 from attnwatch.utils.labels import site_labels
 from attnwatch.utils.messages import printable
 
+SOUND, FAILING, CANNOT_SAY = 0, 1, 2
+"""Exit codes of `attnwatch judge`."""
 
-def read_run(path: Path, *, loss_tag: str | None = None) -> AttentionHistory:
-    """Read a saved history (.npz), or a directory that TensorBoard reads.
 
-    Raises:
-        ConfigurationError: it is neither, or has no attention in it.
+def exit_code(diagnosis: Diagnosis) -> int:
+    """Return the exit code of a verdict: 0 for a sound run or one at risk, 1 for a failing one, 2 if nobody can say.
+
+    Example:
+        >>> exit_code(Diagnosis(RunStatus.AT_RISK, (), step=390, risk=0.75))
+        0
     """
-    try:
-        if (path / "config.json").is_file():
-            raise ConfigurationError(
-                f"`run`: {str(path)!r} holds a model, not a run; to look into it: attnwatch inspect MODEL_DIR --text "
-                "FILE."
-            )
-        if path.is_dir():
-            return read_logged(path, loss_tag=loss_tag)
-        if loss_tag is not None:
-            raise ConfigurationError(f"`loss_tag` is of a log directory; {str(path)!r} has the loss that was recorded.")
-        if path.is_file():
-            return AttentionHistory.load(path)
-        raise ConfigurationError(f"`run`: there is no {str(path)!r}; give a saved history (.npz) or a log directory.")
-    except OSError as error:
-        raise ConfigurationError(f"`run`: {str(path)!r} can't be read: {error}.") from error
+    if diagnosis.status is RunStatus.UNDETERMINED:
+        return CANNOT_SAY
+    return FAILING if diagnosis.status.is_alarm else SOUND
 
 
-def report(history: AttentionHistory, *, total_steps: int | None = None) -> tuple[str, Diagnosis]:
+def report(run: RunRecord, *, total_steps: int | None = None) -> tuple[str, Diagnosis]:
     """Return a text with the verdict and the first and latest numbers of each layer, and the verdict.
 
     Args:
+        run: what was kept of the run.
         total_steps: see `diagnose`.
 
     Raises:
         ConfigurationError: the run has more steps already.
     """
-    history = _with_printable_names(history)
+    history = _with_printable_names(run.history)
     is_longer = len(history) and history.total_steps is not None and history.total_steps <= history.steps[-1]
     if is_longer:
         history = replace(history, total_steps=None)
-    diagnosis = diagnose(history, total_steps=total_steps)
+    diagnosis = diagnose(history, total_steps=total_steps, checked=run.checked, ruled_out=run.ruled_out)
     if total_steps is not None and len(history) and total_steps <= history.steps[-1]:
         raise ConfigurationError(
             f"`total_steps`: the run has {history.steps[-1] + 1} steps already, got {total_steps}; "
             "give as many as it will have, or leave it out."
         )
     length = "\nit has more steps than it was to have: judged as a run of unknown length" if is_longer else ""
-    parts = [f"{history!r}\n{_loss(history)}{length}", *_not_observed(history), str(diagnosis), _table(history)]
+    source = f" ({run.source})" if run.source else ""
+    head = f"{printable(run.name, keep='')}{source}: {history!r}\n{_loss(history)}{length}"
+    parts = [head, *_not_observed(history), *run.remarks, str(diagnosis), _table(history)]
     return "\n\n".join(filter(None, parts)), diagnosis
 
 

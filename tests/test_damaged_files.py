@@ -17,7 +17,8 @@ from tensorboard.summary.writer.record_writer import masked_crc32c
 from attnwatch import AttentionHistory, ConfigurationError, PruningPlan
 from attnwatch.cli import main
 from attnwatch.explain.multiple_choice.questions import load_questions
-from attnwatch.judging import read_run, report
+from attnwatch.judging import report
+from attnwatch.runs import RunRecord, read_run
 from tests.support.histories import course, write_log
 
 COURSE = dataclasses.replace(course(every=10), total_steps=900)
@@ -83,7 +84,7 @@ WRONG = {
 def test_history_that_can_not_be_is_refused_by_name(change, message, tmp_path, capsys):
     content, path = saved(), tmp_path / "run.npz"
     write(path, content)
-    assert str(diagnosis_of(path)) == str(report(COURSE)[1])
+    assert str(diagnosis_of(path)) == str(report(RunRecord("run", COURSE))[1])
     change(content)
     write(path, content)
     with pytest.raises(ConfigurationError, match=message):
@@ -128,9 +129,9 @@ def is_judged(path: Path, damage: Callable[[bytes], bytes], file: Path) -> Atten
     content = file.read_bytes()
     file.write_bytes(damage(content))
     try:
-        history = read_run(path)
-        report(history)
-        return history
+        run = read_run(path)
+        report(run)
+        return run.history
     except ConfigurationError:
         return None
     finally:
@@ -168,17 +169,19 @@ def test_damaged_event_file_is_refused_or_read_up_to_its_end(logs, damage):
     history = is_judged(logs, damage, file)
     if history is not None:
         damaged = damage(content)
+        whole = read_run(logs).history
         is_cut = content.startswith(damaged) or damaged.startswith(content)
-        assert is_cut or damaged[:-RECORD_HEADER_BYTES] == content[: len(damaged) - RECORD_HEADER_BYTES]
-        whole = read_run(logs)
-        np.testing.assert_array_equal(history["entropy"][:-1], whole["entropy"][: len(history) - 1])
+        is_same = np.array_equal(history["entropy"], whole["entropy"])  # whole records that stand there twice
+        assert is_cut or is_same or damaged[:-RECORD_HEADER_BYTES] == content[: len(damaged) - RECORD_HEADER_BYTES]
+        if len(history) > 1:  # of the first observation the layers may be missing
+            np.testing.assert_array_equal(history["entropy"][:-1], whole["entropy"][: len(history) - 1])
 
 
 def test_event_file_that_is_being_written_is_read(logs, tmp_path, capsys):
     (file,) = logs.iterdir()
     content = file.read_bytes()
     (tmp_path / file.name).write_bytes(content[: len(content) // 2])
-    assert 0 < len(read_run(tmp_path)) < len(read_run(logs))
+    assert 0 < len(read_run(tmp_path).history) < len(read_run(logs).history)
     (tmp_path / file.name).write_bytes(content[: len(content) // 2] + b"!" + content[len(content) // 2 + 1 :])
     assert main(["judge", str(tmp_path)]) == 2
     assert "is damaged after its event" in capsys.readouterr().err
@@ -191,8 +194,8 @@ TABLE = "step,attention/entropy\n0,1.5\n10,nan\n"
     "content", [TABLE, TABLE[:9], "\0" * 99, '{"steps": [0, 1]}'], ids=["CSV", "cut", "zeros", "JSON"]
 )
 def test_other_files_are_no_runs(content, tmp_path, capsys):
-    (tmp_path / "metrics.csv").write_text(content)
-    assert main(["judge", str(tmp_path / "metrics.csv")]) == 2
+    (tmp_path / "table.txt").write_text(content)
+    assert main(["judge", str(tmp_path / "table.txt")]) == 2
     assert "is not a saved attention history" in capsys.readouterr().err
 
 

@@ -49,13 +49,15 @@ class Evidence:
         sites: names of the sites that were observed, in module order.
         thresholds: amount of evidence that is needed.
         risk: estimate of the risk that the run fails.
+        has_loss_alone: the history has no sites, so that only its loss can be judged.
     """
 
     def __init__(
         self, history: AttentionHistory, thresholds: Thresholds, risk_model: RiskModel, total_steps: int | None
     ):
+        self.has_loss_alone = not history.sites
         observed = history.of_each_observation("is observed", _is_observed)
-        steps = np.any(observed, axis=1)
+        steps = np.any(observed, axis=1) | self.has_loss_alone
         self.history = history if steps.all() else history.at(steps)
         self._is_observed = np.any(observed, axis=0)
         self.sites = tuple(site for site, seen in zip(history.sites, self._is_observed, strict=True) if seen)

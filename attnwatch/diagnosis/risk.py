@@ -142,11 +142,14 @@ class RiskEstimate:
 
     @cached_property
     def value(self) -> float:
-        """Risk, 0 to 1; nan where it is too early for the model, or the run was not watched from its beginning."""
+        """Risk, 0 to 1; nan where it is too early for the model, or the run was not watched from its beginning.
+
+        It is nan without attention too: the model knows sound runs by attention and loss together.
+        """
         memo, given = self.history.memo(-1), (self.model, self.total_steps)
         if memo.get("risk", (None,))[0] != given:
             is_early = self._share is not None and self._share < self.model.shares[0]
-            is_unknown = is_early or self.starts_late
+            is_unknown = is_early or self.starts_late or not self.history.sites
             memo["risk"] = given, math.nan if is_unknown else self.model.risk(self.history, self._share)
         return memo["risk"][1]
 

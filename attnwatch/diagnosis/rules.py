@@ -54,7 +54,8 @@ class RuleSet:
         for name, registered in list(FindingRule.registry.items()):
             rule = self._given.get(name, registered)
             is_wanted = rule.enabled and rule.is_fallback == fallback and (evidence.is_enough or rule.known_at_once)
-            if not is_wanted or name in self._failed:
+            can_see = rule.of_loss_alone == evidence.has_loss_alone
+            if not (is_wanted and can_see) or name in self._failed:
                 continue
             try:
                 rule = self._given.get(name) or rule.of_budget(evidence.risk.total_steps)

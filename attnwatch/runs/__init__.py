@@ -1,5 +1,7 @@
 """Runs as they are kept and read back: what was observed of a training, and what happened in it."""
 
+from attnwatch.runs.readers import RunReader
+from attnwatch.runs.reading import read_run
 from attnwatch.runs.record import RATE_CURVE, RISK_CURVE, RUN_FILE, Curve, RunEvent, RunRecord
 
-__all__ = ["RATE_CURVE", "RISK_CURVE", "RUN_FILE", "Curve", "RunEvent", "RunRecord"]
+__all__ = ["RATE_CURVE", "RISK_CURVE", "RUN_FILE", "Curve", "RunEvent", "RunReader", "RunRecord", "read_run"]

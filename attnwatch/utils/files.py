@@ -19,29 +19,29 @@ class UnreadableFileError(Exception):
     """Error for a file that is not what it should be. The message completes the sentence "The file …"."""
 
 
-def read_text(path: str | os.PathLike[str]) -> str:
+def read_text(path: str | os.PathLike[str], *, most_bytes: int = _MOST_BYTES) -> str:
     """Return the text of a file in UTF-8.
 
     Raises:
-        UnreadableFileError: it can't be opened, has more than 64 MiB, or is not UTF-8.
+        UnreadableFileError: it can't be opened, has more than `most_bytes` (64 MiB), or is not UTF-8.
     """
     try:
         with open(path, "rb") as stream:
-            content = stream.read(_MOST_BYTES + 1)
-        if len(content) > _MOST_BYTES:
-            raise UnreadableFileError(f"has more than {_MOST_BYTES >> 20} MiB")
+            content = stream.read(most_bytes + 1)
+        if len(content) > most_bytes:
+            raise UnreadableFileError(f"has more than {most_bytes >> 20} MiB")
         return content.decode()
     except (OSError, UnicodeDecodeError) as error:
         raise UnreadableFileError(f"can't be read as UTF-8 text ({error})") from error
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
-    """Return what a JSON file holds.
+def read_json(path: str | os.PathLike[str], *, most_bytes: int = _MOST_BYTES) -> Any:
+    """Return what a JSON file of at most `most_bytes` holds.
 
     Raises:
         UnreadableFileError: it can't be opened, is too large, or is not JSON.
     """
-    return parse_json(read_text(path))
+    return parse_json(read_text(path, most_bytes=most_bytes))
 
 
 def parse_json(text: str) -> Any:

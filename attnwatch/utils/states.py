@@ -1,10 +1,12 @@
-"""The format number that every state dict of attnwatch carries."""
+"""State dicts of attnwatch: the format number that each carries, and the file that they are kept in."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from attnwatch.errors import ConfigurationError
 
+STATE_FILE = "attnwatch.pt"
+"""Name of the file of the callbacks' states in a checkpoint of the transformers Trainer."""
 _FORMAT = "format"
 
 

@@ -8,8 +8,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import attnwatch
 from attnwatch import AttentionHistory, AttentionRecorder, AttnwatchWarning, ConfigurationError, LayerSource
-from attnwatch.dashboard.logged import read_logged
 from attnwatch.lightning import AttentionMonitor
+from attnwatch.runs import read_run
 from tests.support.lightning_training import train_epochs
 from tests.support.models import LAYERS, llama, token_ids
 
@@ -83,7 +83,7 @@ def test_recorded_logged_and_saved(registered, tmp_path):
             np.testing.assert_allclose(list(curve.values()), history[name][:, layer], rtol=1e-6)
     assert (history["largest_gradient"] > 0).all()
     history.save(tmp_path / "history.npz")
-    for again in (AttentionHistory.load(tmp_path / "history.npz"), read_logged(tmp_path / "run")):
+    for again in (AttentionHistory.load(tmp_path / "history.npz"), read_run(tmp_path / "run").history):
         np.testing.assert_allclose(again["largest_gradient"], history["largest_gradient"], rtol=1e-6)
 
 

@@ -54,6 +54,7 @@ class FindingRule(Plugin):
         known_at_once: the finding is reported however short the run was watched.
         is_fallback: the rule is used only if nothing else that decides the status was found.
         notes_have_causes: causes are ranked for notes too, as these ask the user to check something.
+        of_loss_alone: the rule judges runs of which only the loss is known; other rules need attention.
         enabled: False switches the rule off.
 
     Raises:
@@ -68,6 +69,7 @@ class FindingRule(Plugin):
     known_at_once: ClassVar[bool] = False
     is_fallback: ClassVar[bool] = False
     notes_have_causes: ClassVar[bool] = False
+    of_loss_alone: ClassVar[bool] = False
 
     enabled: bool = field(default=True, kw_only=True)
 

@@ -55,7 +55,7 @@ def run_page(records: Sequence[RunRecord]) -> str:
     items = [as_json(timeline(records, courses), "timeline")]
     runs = []
     for index, (record, course) in enumerate(zip(records, courses, strict=True)):
-        if len(record.history):
+        if len(record.history) and record.history.sites:
             items.append(as_json(signal_grid(record, course), f"signals-{index}"))
         grids = grids_of(record.history, share=1 / len(records))
         if grids.statistics:

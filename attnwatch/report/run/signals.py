@@ -46,7 +46,8 @@ def risk_course(record: RunRecord) -> RiskCourse:
     """Return the risk of a run, and its signals at up to 16 of its observations, the last one among them."""
     history = record.history
     first = min(MIN_OBSERVATIONS, len(history))
-    numbers = [first + index for index in evenly_spaced(len(history) - first + 1, _MOST_POINTS)] if len(history) else []
+    num_points = _MOST_POINTS if len(history) and history.sites else 0
+    numbers = [first + index for index in evenly_spaced(len(history) - first + 1, num_points)]
     signals = np.array([signals_of(history.first(number)) for number in numbers]).reshape(-1, len(SIGNALS))
     steps = np.array([int(history.steps[number - 1]) for number in numbers], dtype=np.int64)
     thresholds = Thresholds().of_budget(history.total_steps)

@@ -18,9 +18,8 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.utils.files import replaced_file
-from attnwatch.utils.states import check_format, with_format
+from attnwatch.utils.states import STATE_FILE, check_format, with_format
 
-STATE_FILE = "attnwatch.pt"
 _FORMAT = 1
 
 States = Mapping[str, Mapping[str, Any]]

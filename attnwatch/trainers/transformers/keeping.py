@@ -13,7 +13,6 @@ from transformers import Trainer
 from attnwatch.errors import ConfigurationError
 from attnwatch.trainers.callback import PartCallback
 from attnwatch.trainers.transformers.checkpoints import (
-    STATE_FILE,
     DamagedStateError,
     Mark,
     States,
@@ -24,6 +23,7 @@ from attnwatch.trainers.transformers.checkpoints import (
 )
 from attnwatch.utils.files import free_space
 from attnwatch.utils.messages import WarnOnce, warn
+from attnwatch.utils.states import STATE_FILE
 
 # The trainer writes the optimizer's state after ours: for Adam twice the parameters that train, in single precision.
 _BYTES_PER_PARAMETER = 16

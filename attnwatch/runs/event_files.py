@@ -1,4 +1,4 @@
-"""TensorBoard's event files, whole or refused."""
+"""Event files of TensorBoard, whole or refused."""
 
 import itertools
 import os
@@ -59,6 +59,6 @@ def _whole_records(file: Path) -> tuple[int, bool]:
 
 def _damaged(file: Path, number: int) -> ConfigurationError:
     return ConfigurationError(
-        f"`directory`: {str(file)!r} is damaged after its event {number}: take a copy of it, or judge the run by the "
+        f"`run`: {str(file)!r} is damaged after its event {number}: take a copy of it, or judge the run by the "
         "other files of the run alone, with this one moved away."
     )

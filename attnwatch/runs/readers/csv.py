@@ -1,0 +1,69 @@
+"""Logs of Lightning's CSVLogger."""
+
+import csv
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from attnwatch.plugins import register
+from attnwatch.runs.logged import Points, logged_run
+from attnwatch.runs.readers.base import RunReader
+from attnwatch.runs.record import RunRecord
+from attnwatch.utils.files import UnreadableFileError
+
+_FILE = "metrics.csv"
+_STEP = "step"
+
+
+@register
+class CSVReader(RunReader):
+    """A table `metrics.csv` of Lightning's CSVLogger, or its folder. Cells may be empty."""
+
+    name = "csv"
+    title = "table of Lightning's CSVLogger"
+    gives = "the same as of TensorBoard"
+    precedence = 3
+
+    def find(self, path: Path) -> Sequence[Path]:
+        file = path / _FILE if path.is_dir() else path
+        return [file] if file.suffix.lower() == ".csv" and file.is_file() else []
+
+    def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
+        points = Points()
+        with open(place, encoding="utf-8", newline="") as stream:
+            try:
+                _read(stream, points)
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise UnreadableFileError(f"is no table in UTF-8 ({error})") from error
+        return logged_run(_name(place), points.curves(), source=self.title, loss_tag=loss_tag)
+
+
+def _name(file: Path) -> str:
+    return file.absolute().parent.name if file.name == _FILE else file.stem
+
+
+def _read(stream: TextIO, points: Points) -> None:
+    rows = csv.reader(_whole_lines(stream), strict=True)
+    names = next(rows, [])
+    if _STEP not in names or len({*names}) < len(names):
+        raise UnreadableFileError(f"is no log: its first line must have distinct names of columns, one of them {_STEP}")
+    step_column = names.index(_STEP)
+    for row in rows:
+        if len(row) != len(names):
+            raise UnreadableFileError(f"is damaged: line {rows.line_num} has {len(row)} cells, not {len(names)}")
+        try:
+            step = int(row[step_column])
+            for name, cell in zip(names, row, strict=True):
+                if cell and name != _STEP:
+                    points.add(name, step, float(cell))
+        except ValueError as error:
+            raise UnreadableFileError(
+                f"is damaged: line {rows.line_num} has a cell that is no number ({error})"
+            ) from error
+
+
+def _whole_lines(stream: TextIO) -> Iterator[str]:
+    """Yield the lines without the last one if it is still being written."""
+    for line in stream:
+        if line.endswith("\n"):
+            yield line

@@ -1,0 +1,38 @@
+"""Files of `AttentionHistory.save` and `RunRecord.save`."""
+
+import contextlib
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnwatch.plugins import register
+from attnwatch.runs.readers.base import RunReader, refuse_loss_tag
+from attnwatch.runs.record import RunRecord
+
+_SUFFIX = ".npz"
+_MEMBERS = {"header.npy", "steps.npy", "loss.npy"}
+
+
+@register
+class SavedRunReader(RunReader):
+    """A file that `AttentionHistory.save` or `RunRecord.save` wrote."""
+
+    name = "saved"
+    title = "saved history"
+    gives = "everything that was recorded, of every head"
+    precedence = 0
+
+    def find(self, path: Path) -> Sequence[Path]:
+        if path.is_dir():
+            return [file for file in sorted(path.glob(f"*{_SUFFIX}")) if _is_history(file)]
+        return [path] if path.is_file() and (path.suffix == _SUFFIX or _is_history(path)) else []
+
+    def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
+        refuse_loss_tag(place, loss_tag)
+        return RunRecord.load(place)
+
+
+def _is_history(file: Path) -> bool:
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        return set(archive.namelist()) >= _MEMBERS
+    return False

@@ -1,0 +1,41 @@
+"""Logs of TensorBoard."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from attnwatch.plugins import register
+from attnwatch.runs.event_files import read_events
+from attnwatch.runs.logged import Points, logged_run
+from attnwatch.runs.readers.base import RunReader
+from attnwatch.runs.record import RunRecord
+
+_FILES = "*tfevents*"
+
+
+@register
+class TensorBoardReader(RunReader):
+    """A folder with the event files of one run, or one of these files."""
+
+    name = "tensorboard"
+    title = "log of TensorBoard"
+    gives = "the curves of at most `max_layer_curves` layers, and those of the whole model; the loss; other scalars"
+    precedence = 2
+
+    def find(self, path: Path) -> Sequence[Path]:
+        return [path] if _event_files(path) else []
+
+    def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
+        points = Points()
+        for file in _event_files(place):
+            for event in read_events(file):
+                for value in event.summary.value:
+                    if value.HasField("simple_value"):
+                        points.add(value.tag, event.step, value.simple_value)
+        name = place.name if place.is_dir() else place.parent.name
+        return logged_run(name, points.curves(), source=self.title, loss_tag=loss_tag)
+
+
+def _event_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.glob(_FILES) if file.is_file())
+    return [path] if path.match(_FILES) and path.is_file() else []

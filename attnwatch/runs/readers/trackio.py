@@ -1,0 +1,103 @@
+"""Runs of trackio in the database of their project."""
+
+import contextlib
+import json
+import sqlite3
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from attnwatch.plugins import register
+from attnwatch.runs.logged import Points, logged_run, step_of
+from attnwatch.runs.readers.base import RunReader
+from attnwatch.runs.record import RunRecord
+from attnwatch.utils.files import UnreadableFileError, parse_json
+
+_SUFFIX = ".db"
+_MAGIC = b"SQLite format 3\0"
+_NONFINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float("-inf")}
+
+
+@register
+class TrackioReader(RunReader):
+    """A run in the database of a trackio project, `PROJECT.db`, or `PROJECT.db/RUN` where it has several."""
+
+    name = "trackio"
+    title = "run of trackio"
+    gives = "the same as of TensorBoard, and the configuration of the run"
+    precedence = 4
+
+    def find(self, path: Path) -> Sequence[Path]:
+        if path.is_dir():
+            return [place for file in sorted(path.glob(f"*{_SUFFIX}")) for place in self.find(file)]
+        if _is_database(path):
+            return _places(path)
+        return [path] if _database_of(path) is not None else []
+
+    def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
+        database = _database_of(place)
+        if database is None:
+            raise UnreadableFileError("is no run in a database of trackio")
+        run, points = place.relative_to(database).as_posix(), Points()
+        with _opened(database) as connection:
+            of_run = f"WHERE {_key(connection)} = ? OR run_name = ?"
+            rows = connection.execute(f"SELECT step, metrics FROM metrics {of_run} ORDER BY id", (run, run))
+            for step, metrics in rows:
+                row = {
+                    tag: _NONFINITE.get(value, value) if isinstance(value, str) else value
+                    for tag, value in _row(metrics)
+                }
+                points.add_row(step_of(row, otherwise=step), row)
+            configs = connection.execute(f"SELECT config FROM configs {of_run}", (run, run)).fetchall()
+        settings = {key: json.dumps(value) for config in configs for key, value in _row(*config) if key[:1] != "_"}
+        return logged_run(run, points.curves(), source=self.title, loss_tag=loss_tag, settings=settings)
+
+
+def _row(text: str) -> Sequence[tuple[str, Any]]:
+    content = parse_json(text)
+    if not isinstance(content, dict):
+        raise UnreadableFileError("is damaged: a row of its numbers is no object of JSON")
+    return list(content.items())
+
+
+def _is_database(path: Path) -> bool:
+    if path.suffix != _SUFFIX or not path.is_file():
+        return False
+    with open(path, "rb") as stream:
+        return stream.read(len(_MAGIC)) == _MAGIC
+
+
+def _database_of(place: Path) -> Path | None:
+    return next((each for each in place.parents if _is_database(each)), None)
+
+
+def _places(database: Path) -> list[Path]:
+    """Return a path for each run of a project; none if the database is not one of trackio."""
+    try:
+        with _opened(database) as connection:
+            rows = connection.execute(f"SELECT DISTINCT {_key(connection)}, run_name FROM metrics").fetchall()
+    except UnreadableFileError:
+        return []
+    names = [name for _, name in rows]
+    return sorted(database / (name if names.count(name) == 1 and _is_simple(name) else key) for key, name in rows)
+
+
+def _is_simple(name: str) -> bool:
+    return bool(name) and "/" not in name and name not in (".", "..")
+
+
+def _key(connection: sqlite3.Connection) -> str:
+    """Return the column that tells runs apart; the names of runs did in older versions of trackio."""
+    columns = {row[1] for row in connection.execute("PRAGMA table_info(metrics)")}
+    return "run_id" if "run_id" in columns else "run_name"
+
+
+@contextlib.contextmanager
+def _opened(database: Path) -> Iterator[sqlite3.Connection]:
+    """Open a database for reading."""
+    try:
+        connection = sqlite3.connect(f"{database.absolute().as_uri()}?mode=ro", uri=True)
+        with contextlib.closing(connection):
+            yield connection
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        raise UnreadableFileError(f"is no database of trackio, or damaged ({error})") from error

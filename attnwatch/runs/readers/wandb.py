@@ -1,0 +1,53 @@
+"""Runs of Weights & Biases on the disk."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attnwatch.plugins import register
+from attnwatch.runs.logged import Points, logged_run, step_of
+from attnwatch.runs.readers.base import RunReader
+from attnwatch.runs.record import RunRecord
+from attnwatch.runs.wandb_file import read_wandb_records
+from attnwatch.utils.files import parse_json
+
+_FILES = "run-*.wandb"
+
+
+@register
+class WandbReader(RunReader):
+    """The folder of a run of W&B, `wandb/offline-run-…` or `wandb/run-…`, or the file in it. Needs wandb."""
+
+    name = "wandb"
+    title = "run of W&B"
+    gives = "the same as of TensorBoard, and the configuration of the run"
+    precedence = 4
+
+    def find(self, path: Path) -> Sequence[Path]:
+        if path.is_dir():
+            return sorted(file for file in path.glob(_FILES) if file.is_file())
+        return [path] if path.suffix == ".wandb" and path.is_file() else []
+
+    def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
+        points, name, settings = Points(), place.stem, {}
+        for record in read_wandb_records(place):
+            kind = record.WhichOneof("record_type")
+            if kind == "history":
+                row = _row(record.history.item)
+                step = step_of(row, otherwise=record.history.step.num)
+                points.add_row(step, {tag: value for tag, value in row.items() if not tag.startswith("_")})
+            elif kind == "run":
+                name = record.run.display_name or record.run.run_id or name
+                settings |= _texts(record.run.config.update)
+            elif kind == "config":
+                settings |= _texts(record.config.update)
+        return logged_run(name, points.curves(), source=self.title, loss_tag=loss_tag, settings=settings)
+
+
+def _row(items: Iterable[Any]) -> dict[str, Any]:
+    return {item.key or "/".join(item.nested_key): parse_json(item.value_json) for item in items}
+
+
+def _texts(items: Iterable[Any]) -> Mapping[str, str]:
+    texts = {item.key or "/".join(item.nested_key): item.value_json for item in items}
+    return {name: text.strip('"') for name, text in texts.items() if not name.startswith("_")}

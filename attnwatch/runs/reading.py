@@ -1,0 +1,99 @@
+"""Reading of a run from wherever it was kept."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from attnwatch.errors import AttnwatchError, ConfigurationError
+from attnwatch.runs.readers.base import RunReader
+from attnwatch.runs.record import RunRecord
+from attnwatch.utils.files import UnreadableFileError
+
+_MOST_ENTRIES = 20_000
+_MOST_LISTED = 10
+
+Found = tuple[RunReader, Path]
+
+
+def read_run(run: str | os.PathLike[str], *, loss_tag: str | None = None) -> RunRecord:
+    """Read a run from a file or a folder of any format that `RunReader.registry` has.
+
+    Args:
+        run: path of a saved history, a log or a checkpoint, or of a folder with one run somewhere below.
+        loss_tag: tag of the training loss in a log; None means the first of the usual names that is there.
+
+    Raises:
+        ConfigurationError: there is no run, there are several, or it can't be read. The message says which and why.
+        ImportError: a package that reads the format is missing.
+    """
+    path = Path(run)
+    try:
+        reader, place = _only_run(path)
+    except OSError as error:
+        raise ConfigurationError(f"`run`: {str(path)!r} can't be read: {error}.") from error
+    return _read(reader, place, loss_tag)
+
+
+def _read(reader: RunReader, place: Path, loss_tag: str | None) -> RunRecord:
+    try:
+        return reader.read(place, loss_tag=loss_tag)
+    except (AttnwatchError, ImportError):
+        raise
+    except UnreadableFileError as error:
+        raise ConfigurationError(f"`run`: {str(place)!r} {error}.") from error
+    except OSError as error:
+        raise ConfigurationError(f"`run`: {str(place)!r} can't be read: {error}.") from error
+    except Exception as error:
+        described = RunReader.registry.describe(reader)
+        raise ConfigurationError(
+            f"`run`: {str(place)!r} is damaged, or {described} can't read it ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _only_run(path: Path) -> Found:
+    found = _at(path) or sorted(_below(path), key=lambda each: str(each[1]))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise ConfigurationError(f"`run`: {_why_none(path)}")
+    listed = ", ".join(f"{str(place)!r} ({reader.title})" for reader, place in found[:_MOST_LISTED])
+    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
+    raise ConfigurationError(f"`run`: {str(path)!r} has {len(found)} runs in it; give one of them: {listed}{more}.")
+
+
+def _at(path: Path) -> list[Found]:
+    """Return the runs that lie at a path, in the first of the formats that are there."""
+    for reader in sorted(RunReader.registry.values(), key=lambda each: each.precedence):
+        places = reader.find(path)
+        if places:
+            return [(reader, place) for place in places]
+    return []
+
+
+def _below(path: Path) -> Iterator[Found]:
+    """Yield the runs below a folder, each once, whatever links lead to it. Hidden folders are left out."""
+    waiting, seen, num_entries = [path] if path.is_dir() else [], set(), 0
+    while waiting:
+        for each in waiting.pop().iterdir():
+            num_entries += 1
+            if num_entries > _MOST_ENTRIES:
+                raise ConfigurationError(
+                    f"`run`: {str(path)!r} has more than {_MOST_ENTRIES:,} files and folders; give the folder of one "
+                    "run."
+                )
+            if each.is_dir() and not each.name.startswith(".") and (real := each.resolve()) not in seen:
+                seen.add(real)
+                found = _at(each)
+                yield from found
+                waiting += [] if found else [each]
+
+
+def _why_none(path: Path) -> str:
+    formats = "; ".join(f"{reader.title} ({name})" for name, reader in RunReader.registry.items())
+    if not path.exists():
+        return f"there is no {str(path)!r}; give a saved history (.npz), a log, a checkpoint, or a folder with one."
+    if path.is_file():
+        return f"{str(path)!r} is not a saved attention history, and of no other format that can be read: {formats}."
+    if (path / "config.json").is_file():
+        return f"{str(path)!r} holds a model, not a run; to look into it: attnwatch inspect MODEL_DIR --text FILE."
+    return f"{str(path)!r} has no run in it, nor in a folder below; what can be read: {formats}."
