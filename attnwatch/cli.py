@@ -1,10 +1,11 @@
-"""The command line: `attnwatch demo`, `attnwatch judge RUN`, `attnwatch inspect MODEL_DIR`."""
+"""The command line: `attnwatch demo`, `report RUN`, `judge RUN` and `inspect MODEL_DIR`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+_WRITTEN = "Written: {}. It opens in any browser, and loads nothing."
 _FEWEST_DEMO_STEPS = 120  # before that the diagnosis claims nothing
 
 
@@ -12,7 +13,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code."""
     parser = argparse.ArgumentParser(prog="attnwatch", description="Watch attention during training.")
     commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND", required=True)
-    for add in (_add_demo, _add_judge, _add_inspect):
+    for add in (_add_demo, _add_report, _add_judge, _add_inspect):
         add(commands)
     options = parser.parse_args(arguments)
     return options.command_function(options)
@@ -35,6 +36,26 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.set_defaults(command_function=_demo)
 
 
+_RUN_HELP = (
+    "saved history (.npz), log of TensorBoard, CSVLogger, W&B, MLflow or trackio, checkpoint of Lightning or of the "
+    "transformers Trainer, or a folder with one of these somewhere below"
+)
+
+
+def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "report",
+        help="write a page about one or more training runs",
+        description="Write an HTML page about a run: the verdict, what to do, and all that was recorded. Several runs "
+        "are shown beside each other, with the first difference between them. The page loads nothing from elsewhere. "
+        "Exit code: 0, or 2 if it can't be written.",
+    )
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=_RUN_HELP)
+    parser.add_argument("--loss-tag", help="tag of the training loss in the logs (default: the first usual one)")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file of the page (default: %(default)s)")
+    parser.set_defaults(command_function=_report)
+
+
 def _add_judge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "judge",
@@ -47,8 +68,7 @@ def _add_judge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "run",
         type=Path,
         metavar="RUN",
-        help="saved history (.npz), log of TensorBoard, CSVLogger, W&B, MLflow or trackio, checkpoint of Lightning or "
-        "of the transformers Trainer, or a folder with one of these somewhere below",
+        help=_RUN_HELP,
     )
     parser.add_argument("--loss-tag", help="tag of the training loss in the log (default: the first usual one)")
     parser.add_argument(
@@ -101,6 +121,20 @@ def _demo(options: argparse.Namespace) -> int:
     return 0 if run_demo(options.out, steps=options.steps, seed=options.seed) else 1
 
 
+def _report(options: argparse.Namespace) -> int:
+    from attnwatch.errors import AttnwatchError
+    from attnwatch.runs import read_run
+
+    try:
+        from attnwatch.report.run import write_run_page
+
+        write_run_page([read_run(run, loss_tag=options.loss_tag) for run in options.runs], options.out)
+    except (AttnwatchError, ImportError, OSError) as error:
+        return _fail(options, error)
+    print(_WRITTEN.format(options.out))
+    return 0
+
+
 def _judge(options: argparse.Namespace) -> int:
     from attnwatch.errors import AttnwatchError
     from attnwatch.judging import exit_code, report
@@ -132,7 +166,7 @@ def _inspect(options: argparse.Namespace) -> int:
         )
     except (AttnwatchError, ImportError, OSError) as error:
         return _fail(options, error)
-    print(f"Written: {options.out}. It opens in any browser, and loads nothing.")
+    print(_WRITTEN.format(options.out))
     return 0
 
 

@@ -24,11 +24,14 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from attnwatch.callbacks.run_report import PAGE_NAME
 from attnwatch.checkup import Check
 from attnwatch.diagnosis import Diagnosis, Finding, FindingKind, RunStatus
 from attnwatch.heads import Cut
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
 from attnwatch.recorder import AttentionHistory
+from attnwatch.report.run import write_run_page
+from attnwatch.runs import read_run
 
 _CONTEXT = 256  # bytes
 _BATCH_SIZE = 8
@@ -36,6 +39,7 @@ _REPORT_EVERY = 40  # steps
 HEALTHY, FAULTY, PRUNED, DROPPED = "healthy", "faulty", "pruned", "dropped"
 _PRUNED_SHARE = 0.5
 _KEPT_TOKENS = 0.5
+_RUN_FILE = Path(PAGE_NAME).with_suffix(".npz")
 _MOST_LOSS = 1.05  # of a run that does with less, of the healthy run's
 
 
@@ -143,7 +147,10 @@ def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
     _print_losses(dropped, runs[HEALTHY])
     kept_up = pruning_kept_up(pruned, runs[HEALTHY]) and loss_kept_up(dropped, runs[HEALTHY])
     print("" if kept_up else f"\n{_NOT_AS_IT_SHOULD_BE}")
+    page = out / "report.html"
+    write_run_page([read_run(runs[name].directory / _RUN_FILE) for name in (HEALTHY, FAULTY)], page)
     print(f"Look at it:\n\n    {_tensorboard()} --logdir {shlex.quote(str(out))}\n")
+    print(f"The page about the first two runs, beside each other: {page.absolute().as_uri()}")
     return told_apart and kept_up
 
 
@@ -182,7 +189,6 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
         )
         trainer.fit(module, DataLoader(SourceBytes(steps * _BATCH_SIZE, seed), batch_size=_BATCH_SIZE))
     directory = Path(logger.log_dir)
-    monitor.history.save(directory / "attention.npz")
     cuts = [cut for callback in pruning for cut in callback.cuts]
     diagnosis = monitor.diagnosis
     assert diagnosis is not None  # there is one once anything was observed

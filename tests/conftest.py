@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 import attnwatch
 import tests.support.torchvision  # noqa: F401 - lets timm be imported
+from attnwatch.callbacks.run_report import RunReport
 from attnwatch.capture.compilation import compiles_anything
 
 # pytest-xdist runs one process a core, and some tests start others.
@@ -51,6 +52,13 @@ class _Kept(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         self.messages.append(record.getMessage())
+
+
+@pytest.fixture(autouse=True)
+def _pages_are_written_where_they_are_tested(request, monkeypatch):
+    """A page takes a second, and hundreds of tests train."""
+    if request.node.get_closest_marker("writes_pages") is None:
+        monkeypatch.setattr(RunReport, "start", lambda self, run: None)
 
 
 @pytest.fixture(autouse=True)

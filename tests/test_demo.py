@@ -9,7 +9,11 @@ import pytest
 
 from attnwatch import AttentionHistory, RunStatus, cli, demo, diagnose
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.writes_pages,
+    pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning"),
+]
 
 
 def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkeypatch):
@@ -20,6 +24,8 @@ def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkey
     assert cli.main(["demo", "--out", str(tmp_path), "--steps", "120"]) == 0
     printed = capsys.readouterr().out
     assert f"--logdir {tmp_path}" in printed
+    assert printed.rstrip().endswith((tmp_path / "report.html").as_uri())
+    assert "healthy" in (tmp_path / "report.html").read_text()
     assert re.search(r"healthy: healthy \(risk 0\.[0-4]", printed)
     assert re.search(r"faulty: not converging \(risk 0\.9", printed)
     assert re.search(r"step 1, the checkup: not_in_optimizer since step 0: .*q_proj", printed)
@@ -27,7 +33,7 @@ def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkey
     for name, status in {"healthy": RunStatus.HEALTHY, "faulty": RunStatus.NOT_CONVERGING}.items():
         directory = tmp_path / name / "version_0"
         assert list(directory.glob("events.out.tfevents.*"))
-        assert diagnose(AttentionHistory.load(directory / "attention.npz")).status is status
+        assert diagnose(AttentionHistory.load(directory / "attnwatch-run.npz")).status is status
     healthy, faulty = runs["healthy"], runs["faulty"]
     assert not seen({"healthy": faulty, "faulty": healthy})
     assert not seen({"healthy": healthy, "faulty": healthy})

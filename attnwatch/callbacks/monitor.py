@@ -109,7 +109,7 @@ class AttentionMonitor(TrainingPart):
         self._figures_every_n_steps = figures_every_n_steps
         self._max_layer_curves = max_layer_curves
         settings = {name: str(value) for name, value in vars(self._options).items()}
-        self._report = RunReport(report, settings | {"checkup": str(checkup), "rules": str(list(rules))})
+        self._run_report = RunReport(report, settings | {"checkup": str(checkup), "rules": str(list(rules))})
         self._known_recorder: AttentionRecorder | None = None
         self._batch, self._training = contextlib.ExitStack(), contextlib.ExitStack()
         self._start_anew()
@@ -117,7 +117,7 @@ class AttentionMonitor(TrainingPart):
     def _start_anew(self) -> None:
         self._verdicts.restart()
         self._checkup.restart()
-        self._report.restart()
+        self._run_report.restart()
         self._non_fatal = NonFatal()
         self._shown_remarks: set[str] = set()
         self._unobserved = UnobservedAttention()
@@ -148,9 +148,14 @@ class AttentionMonitor(TrainingPart):
         return self._checkup.checkup
 
     @property
+    def description(self) -> str:
+        page = "" if self.report_path is None else f"page: {self.report_path}"
+        return "\n\n".join(str(each) for each in (self.diagnosis, self.checkup, page) if each)
+
+    @property
     def report_path(self) -> Path | None:
         """Path of the page about the run; None if none is written."""
-        return self._report.path
+        return self._run_report.path
 
     def coverage(self) -> dict[str, str]:
         """Return, for every attention site of the model, `"observed"` or the reason why it is not."""
@@ -167,7 +172,7 @@ class AttentionMonitor(TrainingPart):
         self._training.callback(recorder.close)
         self._training.callback(self._checkup.close)
         self._pictures.check(run, self._options)
-        self._report.start(run)
+        self._run_report.start(run)
         self._training.enter_context(run.unknown_is_no_alarm(RISK_TAG))
 
     def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
@@ -179,16 +184,20 @@ class AttentionMonitor(TrainingPart):
             self._recorder.load_state_dict(state["recorder"])
             self._verdicts.load_state_dict(state["findings"])
             self._checkup.load_state_dict(state.get("checkup", ()))
-            self._report.load_state_dict(state["report"])
+            self._run_report.load_state_dict(state["report"])
         except ConfigurationError as error:
             warn(f"the checkpoint's history is not continued, a new one begins: {error}", once_for_all=True)
             return
         self._published_step = state["published_step"]
         self._published_observations = self._recorder.num_observations
         self._pictures.drawn_step = state["drawn_step"]
-        self._report.resume(run.global_step)
+        self._run_report.resume(run.global_step)
 
     def begin_batch(self, run: TrainerRun) -> None:
+        with self._run_report.timing():
+            self._begin_batch(run)
+
+    def _begin_batch(self, run: TrainerRun) -> None:
         self._batch_step = run.global_step
         self._batch.enter_context(self._recorder.step(run.global_step))
         if self._recorder.is_observing:  # optimizers may not be there when the training starts
@@ -201,10 +210,15 @@ class AttentionMonitor(TrainingPart):
         self._checkup.skip_batch()
 
     def before_optimizer_step(self, optimizer: Optimizer | None) -> None:
-        self._recorder.read_parameters(optimizer)
-        self._has_news |= self._checkup.end_backward()
+        with self._run_report.timing():
+            self._recorder.read_parameters(optimizer)
+            self._has_news |= self._checkup.end_backward()
 
     def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
+        with self._run_report.timing():
+            self._end_batch(run, loss, is_last=is_last)
+
+    def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
         self._batch.close()
         self._has_news |= self._checkup.end_backward()  # of a micro-batch, which no optimizer step follows
         is_observing = self._recorder.is_observing
@@ -254,7 +268,7 @@ class AttentionMonitor(TrainingPart):
             return {}
         self._recorder.flush()
         parts: dict[str, Any] = {"recorder": self._recorder.state_dict(), "findings": self._verdicts.state_dict()}
-        parts |= {"checkup": self._checkup.state_dict(), "report": self._report.state_dict()}
+        parts |= {"checkup": self._checkup.state_dict(), "report": self._run_report.state_dict()}
         steps = {"published_step": self._published_step, "drawn_step": self._pictures.drawn_step}
         return with_format(_STATE_FORMAT, parts | steps)
 
@@ -294,7 +308,7 @@ class AttentionMonitor(TrainingPart):
             self._published_total_steps = history.total_steps
             numbers |= {TOTAL_STEPS_TAG: history.total_steps or math.nan}
         self._publisher.scalars(run.loggers, numbers, diagnosis.step)
-        self._report.note(run, diagnosis)
+        self._run_report.note(run, diagnosis)
         self._react(run)
         return diagnosis
 
@@ -305,14 +319,14 @@ class AttentionMonitor(TrainingPart):
             self._publish_diagnosis(run)
         if run.is_main_process and self._verdicts.last is not None:
             history = self._flushed_history(run)
-            self._report.write_if_due(run, history, self._verdicts.last, self._checkup, is_news=bool(new))
+            self._run_report.write_if_due(run, history, self._verdicts.last, self._checkup, is_news=bool(new))
         for finding, action in new:
             with self._non_fatal("the monitor failed", key="monitor"):
                 self._verdicts.act(action, finding, run)
 
     def _write_report(self, run: TrainerRun) -> None:
         if run.is_main_process and self._verdicts.last is not None:
-            self._report.write(run, self._flushed_history(run), self._verdicts.last, self._checkup)
+            self._run_report.write(run, self._flushed_history(run), self._verdicts.last, self._checkup)
 
     def _publish_diagnosis(self, run: TrainerRun) -> None:
         if self._verdicts.last is not None:

@@ -49,6 +49,11 @@ class TrainingPart(ABC):
         return {}
 
     @property
+    def description(self) -> str:
+        """What there is to say of the training so far, as text; empty if nothing."""
+        return ""
+
+    @property
     def events(self) -> list[RunEvent]:
         """Changes of what the model computes so far, each with the number of complete steps when it came."""
         return []

@@ -1,9 +1,10 @@
 """Record of a training while it goes on, and the page about it beside the logs."""
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from attnwatch.recorder import AttentionHistory
 from attnwatch.runs import RATE_CURVE, RISK_CURVE, Curve, RunEvent, RunRecord
 from attnwatch.runs.environment import environment
 from attnwatch.trainers.base import TrainerRun
-from attnwatch.utils.messages import NonFatal
+from attnwatch.utils.messages import NonFatal, duration
 
 PAGE_NAME = "attnwatch-run.html"
 _SHARE_OF_TIME = 0.003
+# Seconds before the first page, unless something is found: a page takes about one, with the import of Bokeh.
+_SECONDS_BEFORE_FIRST = 300.0
 _MOST_POINTS = 2048
 
 
@@ -51,7 +54,8 @@ class RunReport:
         self._curves: dict[str, list[tuple[int, float]]] = {}
         self._events: list[RunEvent] = []
         self._environment: dict[str, str] = {}
-        self._began, self._next_time = time.monotonic(), 0.0
+        self._began = time.monotonic()
+        self._next_time = self._began + _SECONDS_BEFORE_FIRST
         self._seconds_watching = 0.0
         self._non_fatal = NonFatal()
 
@@ -73,9 +77,12 @@ class RunReport:
         """Note that the training goes on after an interruption."""
         self._events.append(RunEvent(step, "resume", "resumed", f"The training was resumed after step {step}."))
 
-    def watched(self, seconds: float) -> None:
-        """Add seconds that the hooks of the monitor took."""
-        self._seconds_watching += seconds
+    @contextlib.contextmanager
+    def timing(self) -> Iterator[None]:
+        """Return a context whose time counts as the monitor's."""
+        begin = time.perf_counter()
+        yield
+        self._seconds_watching += time.perf_counter() - begin
 
     def note(self, run: TrainerRun, diagnosis: Diagnosis) -> None:
         """Note the risk, the learning rate and the trainer's metrics at a verdict."""
@@ -98,7 +105,7 @@ class RunReport:
         events = [*self._events, *(event for part in run.parts for event in part.events)]
         checked = checkup.checkup
         seconds = time.monotonic() - self._began
-        cost = f"{self._seconds_watching / seconds:.2%} of the time since the start" if seconds else "unknown"
+        cost = f"{self._seconds_watching / max(seconds, 1e-9):.2%} of {duration(seconds)}"
         name = run.model.__class__.__name__ if self.path is None else self.path.absolute().parent.name
         return RunRecord(
             name,
@@ -109,7 +116,7 @@ class RunReport:
             ruled_out=checkup.ruled_out,
             checkup={} if checked is None else checked.results,
             settings={**self._settings, **run.settings},
-            environment={**self._environment, "hooks of the monitor": cost},
+            environment={**self._environment, "time in the monitor's hooks": cost},
             remarks=tuple(run.remarks),
             judged=diagnosis,
         )

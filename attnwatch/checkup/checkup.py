@@ -18,6 +18,7 @@ from attnwatch.checkup.updates import Updates
 from attnwatch.diagnosis import Finding, FindingKind
 from attnwatch.utils.arguments import as_optimizers, require_int, require_module
 from attnwatch.utils.messages import warn
+from attnwatch.utils.notebooks import as_html
 from attnwatch.utils.processes import is_sharded
 
 # Steps in which each check may look for an answer. Checks that watch look again whenever the step number has doubled,
@@ -192,6 +193,9 @@ class TrainingCheckup:
         self._recorder.close()
         self._stale.close()
         self._updates.close()
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
     def __str__(self) -> str:
         """Return a table of the checks, in the order of `results`."""

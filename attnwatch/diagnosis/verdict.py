@@ -7,6 +7,7 @@ from typing import Any
 
 from attnwatch.diagnosis.kinds import FindingKind
 from attnwatch.diagnosis.status import RunStatus
+from attnwatch.utils.notebooks import as_html
 
 # Number of clues that are shown for each cause.
 _MOST_FOR, _MOST_AGAINST = 3, 2
@@ -192,6 +193,9 @@ class Diagnosis:
             return f"{status} (risk not known yet)"
         watch = ": watch it" if self.status is RunStatus.AT_RISK else ""
         return f"{status} (risk {self.risk:.2f}{watch})"
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
     def __str__(self) -> str:
         reasons = [f"- the risk rests on: {'; '.join(self.reasons)}"] if self.reasons else []

@@ -16,6 +16,7 @@ from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.names import aligned
 from attnwatch.heads.surgery import HeadsBySite, Surgery
 from attnwatch.heads.weights import saved_heads, sites_of, weight_files
+from attnwatch.utils.notebooks import as_html
 from attnwatch.utils.files import UnreadableFileError, read_json, replaced_file
 from attnwatch.utils.hooks import put
 
@@ -135,6 +136,9 @@ class PruningPlan:
                     f"{number - 1}, got {list(gone)!s:.80}."
                 )
         return cls(heads, num_heads)
+
+    def _repr_html_(self) -> str:
+        return as_html(str(self))
 
     def __str__(self) -> str:
         width = max([len("site"), *map(len, self.num_heads)])

@@ -5,7 +5,7 @@ import os
 import zipfile
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -14,6 +14,11 @@ from attnwatch.layers import LayerStatistic
 from attnwatch.recorder.lazy import ObservedLayers, ObservedValues, SelectedValues, Values
 from attnwatch.statistics import Statistic
 from attnwatch.utils.files import UnreadableFileError, parse_json, replaced_file
+from attnwatch.utils.notebooks import as_html
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 _FORMAT = 1
 _PREFIX = "statistic/"
@@ -118,6 +123,41 @@ class AttentionHistory:
         if isinstance(self.values, ObservedValues) and not self.values.is_read:
             return self.values.observations[index].memo
         return {}
+
+    def to_pandas(self, *, per: Literal["layer", "head"] = "layer") -> "pd.DataFrame":
+        """Return the history as a table, with a row for each step and layer, or for each step, layer and head.
+
+        Args:
+            per: "layer" has the loss, the mean of each statistic over the heads (for maxima the maximum) and the layer
+                statistics as columns; "head" has the statistics.
+
+        Raises:
+            ConfigurationError: `per` is neither.
+            ImportError: pandas is missing.
+        """
+        from attnwatch.recorder.tables import table_of
+
+        return table_of(self, per)
+
+    def plot(self, statistic: str = "normalized_entropy") -> "Figure":
+        """Draw the layers of a statistic over the steps.
+
+        Args:
+            statistic: name of a statistic or of a layer statistic.
+
+        Returns:
+            A figure of matplotlib, which a notebook shows.
+
+        Raises:
+            KeyError: the history has no such statistic.
+            ImportError: matplotlib is missing.
+        """
+        from attnwatch.dashboard.figures import layers_figure
+
+        return layers_figure(self, statistic)
+
+    def _repr_html_(self) -> str:
+        return as_html(repr(self))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a .npz file. An existing file is replaced once the new one is complete."""

@@ -1,7 +1,9 @@
 """Records attention statistics during training, without knowing any trainer."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -240,6 +242,22 @@ class AttentionRecorder:
             return self._buffer.history(self.coverage(), total_steps=self.total_steps)
         self.flush()
         return self._buffer.history(self.coverage(), self._pending.peek(), total_steps=self.total_steps)
+
+    def report(self, path: str | os.PathLike[str]) -> None:
+        """Write a page about the run so far: the verdict, and all that was recorded. An existing file is replaced.
+
+        Args:
+            path: path of the HTML file, which loads nothing from elsewhere.
+
+        Raises:
+            ConfigurationError: the path is that of a folder, or lies in one that does not exist.
+            ImportError: the extra `report` of attnwatch is not installed.
+            OSError: the file can't be written.
+        """
+        from attnwatch.report.run import write_run_page
+        from attnwatch.runs import RunRecord
+
+        write_run_page([RunRecord(Path(path).stem, self.history())], path)
 
     def coverage(self) -> dict[str, str]:
         """Return `"observed"`, or the reason why it is not observed, for every attention site of the model."""

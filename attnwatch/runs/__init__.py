@@ -2,6 +2,6 @@
 
 from attnwatch.runs.readers import RunReader
 from attnwatch.runs.reading import read_run
-from attnwatch.runs.record import RATE_CURVE, RISK_CURVE, RUN_FILE, Curve, RunEvent, RunRecord
+from attnwatch.runs.record import RATE_CURVE, RISK_CURVE, Curve, RunEvent, RunRecord
 
-__all__ = ["RATE_CURVE", "RISK_CURVE", "RUN_FILE", "Curve", "RunEvent", "RunReader", "RunRecord", "read_run"]
+__all__ = ["RATE_CURVE", "RISK_CURVE", "Curve", "RunEvent", "RunReader", "RunRecord", "read_run"]

@@ -13,8 +13,6 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
 from attnwatch.recorder.history import read_history, write_history
 
-RUN_FILE = "attnwatch-run.npz"
-"""Name of the file with the record of a run, in the folder of its logs."""
 RISK_CURVE, RATE_CURVE = "attention/risk", "learning_rate"
 """Names of the curves of the risk and of the learning rate."""
 _HEADER_KEY = "run"

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, NoReturn, TypeVar
 from attnwatch.callbacks.part import TrainingPart
 from attnwatch.errors import ConfigurationError
 from attnwatch.trainers.base import TrainerAdapter, TrainerRun
+from attnwatch.utils.notebooks import as_html
 
 PartT = TypeVar("PartT", bound=TrainingPart)
 RunT = TypeVar("RunT", bound=TrainerRun)
@@ -64,6 +65,9 @@ class PartCallback(Generic[PartT, RunT]):
             which = " and ".join(f"{name}={value!r}" for name, value in arguments.items())
             what = f"{kind.__name__} with {which}" if which else kind.__name__
             raise ConfigurationError(f"`callbacks` has two {what}: a trainer takes one, remove the other.")
+
+    def _repr_html_(self) -> str:
+        return as_html(f"{self!r}\n{self.part.description}")
 
     def on_exception(self, *arguments: Any, **options: Any) -> None:
         """Do nothing: a trainer that calls this has been refused before."""

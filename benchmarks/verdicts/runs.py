@@ -148,4 +148,3 @@ def _about_runs(file: np.lib.npyio.NpzFile) -> dict[str, dict[str, Any]]:
     if header["format"] != FORMAT:
         raise ValueError(f"the file of runs has format {header['format']}; this version reads format {FORMAT}.")
     return header["runs"]
-

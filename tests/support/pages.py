@@ -1,5 +1,7 @@
 """Hostile texts, a parser of HTML pages, and model folders to make pages of."""
 
+import html
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -63,3 +65,9 @@ class Reader(HTMLParser):
         if "style" not in self.open:
             self.texts.append(data)
             self.texts_in.append((data, self.open[-1] if self.open else ""))
+
+
+def visible_words(page: str) -> str:
+    """Return what a reader without scripts has of an HTML page, on one line."""
+    without_scripts = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", without_scripts)).split())

@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import gzip
-import re
 
 import numpy as np
 import pytest
@@ -19,16 +18,12 @@ from attnwatch.report.run.grids import NO_HEAD, OBSERVED, REMOVED, UNOBSERVED, g
 from attnwatch.report.run.packing import pack
 from attnwatch.report.run.tables import layer_table
 from attnwatch.report.run.verdict import verdict_of
+from tests.support.pages import visible_words
 from tests.support.records import a_history, a_record
 
 
-def _words(page: str) -> str:
-    """Return what a reader without scripts has of a page."""
-    return " ".join(re.sub(r"<[^>]+>", " ", re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)).split())
-
-
 def test_page_says_everything_in_words_too():
-    words = _words(run_page([a_record()]))
+    words = visible_words(run_page([a_record()]))
     for text in (
         "This run does not converge.",
         "The model was in eval mode.",
@@ -124,7 +119,7 @@ def test_ten_thousand_findings_make_no_endless_page():
     many = tuple(dataclasses.replace(record.checked[0], message=f"fault {index}") for index in range(10_000))
     judged = dataclasses.replace(record.diagnosis, findings=many)
     page = run_page([dataclasses.replace(record, judged=judged, checked=many[:1])])
-    assert "9,700 more findings" in _words(page)
+    assert "9,700 more findings" in visible_words(page)
     assert len(page) < 2e6
 
 
