@@ -9,14 +9,24 @@ from pathlib import Path
 import numpy as np
 
 from attnwatch.dashboard.events import read_events
-from attnwatch.dashboard.scalars import TOTAL_STEPS_TAG, run_tags
+from attnwatch.dashboard.scalars import LOSS_TAG, TOTAL_STEPS_TAG, run_tags
 from attnwatch.errors import ConfigurationError
 from attnwatch.layers import LayerStatistic
 from attnwatch.recorder import AttentionHistory
 from attnwatch.statistics import Statistic
 
-_LOSS_TAGS = ("loss", "train_loss", "train/loss", "training_loss", "loss_step", "train_loss_step", "train/loss_step")
+_LOSS_TAGS = (
+    LOSS_TAG,
+    "loss",
+    "train_loss",
+    "train/loss",
+    "training_loss",
+    "loss_step",
+    "train_loss_step",
+    "train/loss_step",
+)
 _MOST_POINTS = 10**8
+_OLD_TOTAL_STEPS_TAG = "attention/total_steps"
 Curve = Mapping[int, float]
 
 
@@ -33,7 +43,7 @@ def read_logged(directory: str | os.PathLike[str], *, loss_tag: str | None = Non
         ConfigurationError: there is no such run, none with attention in it, or no such tag.
         ImportError: tensorboard is missing.
     """
-    curves = _curves(Path(directory))
+    curves = _renamed(_curves(Path(directory)))
     of_model = {
         name: curves[statistic.tag] for name, statistic in Statistic.registry.items() if statistic.tag in curves
     }
@@ -79,10 +89,31 @@ def _curves(directory: Path) -> Mapping[str, Curve]:
     return curves
 
 
+def _renamed(curves: Mapping[str, Curve]) -> Mapping[str, Curve]:
+    """Return the curves under the tags that they have now."""
+    renamed: dict[str, dict[int, float]] = defaultdict(dict)
+    for tag, curve in curves.items():
+        renamed[_present_tag(tag)].update(curve)
+    return renamed
+
+
+def _present_tag(tag: str) -> str:
+    """Return the present tag of a curve, given one of any version."""
+    if tag == _OLD_TOTAL_STEPS_TAG:
+        return TOTAL_STEPS_TAG
+    if (match := re.fullmatch(r"attention/([^/]+)", tag)) and match[1] in Statistic.registry:
+        return Statistic.registry[match[1]].tag
+    if (match := re.fullmatch(r"attention_([^/]+)/(.+)", tag)) and match[1] in Statistic.registry:
+        return Statistic.registry[match[1]].layer_tag(match[2])
+    if (match := re.fullmatch(r"layers/([^/]+)/(.+)", tag)) and match[1] in LayerStatistic.registry:
+        return LayerStatistic.registry[match[1]].tag(match[2])
+    return tag
+
+
 def _of_layers(curves: Mapping[str, Curve]) -> dict[tuple[str, str], Curve]:
     found = {}
     for tag, curve in curves.items():
-        match = re.fullmatch(r"attention_([^/]+)/(.+)", tag)
+        match = re.fullmatch(r"layers_([^/]+)/(.+)", tag)
         if match and match[1] in Statistic.registry:
             found[match[1], match[2]] = curve
     return found
@@ -97,7 +128,7 @@ def _column(curves: Mapping[str, Curve], statistic: LayerStatistic, steps: list[
 
 def _loss_tag(curves: Mapping[str, Curve], asked: str | None) -> str | None:
     if asked is not None and asked not in curves:
-        others = sorted(tag for tag in curves if not tag.startswith("attention"))
+        others = sorted(tag for tag in curves if not tag.startswith(("attention", "layers_")))
         raise ConfigurationError(f"`loss_tag` {asked!r} was not logged; there are: {', '.join(others) or 'none'}.")
     return asked or next((tag for tag in _LOSS_TAGS if tag in curves), None)
 

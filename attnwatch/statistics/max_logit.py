@@ -14,7 +14,7 @@ class MaxLogit(Statistic):
     formula = "max_j z_j"
     reduction = Reduction.MAX
     per_layer = True
-    chart_span = 10.0
+    chart_limits = (0.0, 50.0)
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.max_logit

@@ -14,6 +14,7 @@ class NormalizedEntropyStandardError(Statistic):
     formula = "sqrt((1 - R/Q) · Σ_r (e_{r+1} - e_r)² · R / (2(R - 1))) / Σ_r w_r"
     low = 0.0
     reduction = Reduction.STANDARD_ERROR
+    is_detail = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.entropy / rows.max_entropy

@@ -138,6 +138,16 @@ class TrainerRun(ABC):
         return [remark for part in self.parts for remark in part.remarks]
 
     @property
+    def changes(self) -> list[tuple[int, str]]:
+        """(complete steps, short text) of each change that a part has made to what the model computes, in order."""
+        return sorted(change for part in self.parts for change in part.changes)
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        """Hyperparameters that the trainer knows, by name."""
+        return {}
+
+    @property
     def loggers(self) -> Sequence[Logger]:
         """Loggers of the trainer, on the process that logs; see `attnwatch.loggers.logger_for`."""
         return []

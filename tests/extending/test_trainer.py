@@ -132,7 +132,7 @@ def test_all_work_in_it_to_the_end(tmp_path, capsys):
     assert {"attention/risk", "attention/entropy", "pruning/heads", "tokens/keep_ratio"} <= set(trainer.metrics)
     assert trainer.metrics["pruning/heads"] == 0.5
     tags = EventAccumulator(str(tmp_path)).Reload().Tags()
-    assert "attention_max_logit/layer_1" in tags["scalars"]
+    assert "layers_max_logit/layer_1" in tags["scalars"]
     assert "attention_heads/max_logit" in tags["images"]
     assert {"attention/diagnosis/text_summary", "pruning/cuts/text_summary"} <= set(tags["tensors"])
     assert "attnwatch: 4 of 8 heads are gone" in capsys.readouterr().out

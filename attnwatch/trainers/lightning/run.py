@@ -107,6 +107,10 @@ class LightningRun(TrainerRun):
         return self.trainer.strategy.broadcast(value)
 
     @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        return dict(self.trainer.lightning_module.hparams)
+
+    @property
     def loggers(self) -> Sequence[Logger]:
         if not self.is_main_process:
             return []

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,6 +24,7 @@ from attnwatch.utils.messages import inform, warn
 
 _logger: Any = logging.get_logger("transformers.attnwatch")
 _INTEGRATIONS = "transformers.integrations"
+_NO_SETTING = ("_dir", "_token", "run_name", "report_to", "disable_tqdm", "project", "_id")
 
 
 class TransformersRun(TrainerRun):
@@ -117,6 +119,14 @@ class TransformersRun(TrainerRun):
     @property
     def callbacks(self) -> Sequence[TrainerCallback]:
         return self.trainer.callback_handler.callbacks
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        """Arguments of the trainer that are not the default, without folders, names and tokens."""
+        arguments = self.trainer.args
+        values = arguments.to_sanitized_dict()
+        given = [each.name for each in fields(arguments) if getattr(arguments, each.name) != each.default]
+        return {name: values[name] for name in given if name in values and not name.endswith(_NO_SETTING)}
 
     @property
     def loggers(self) -> Sequence[Logger]:
