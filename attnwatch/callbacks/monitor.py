@@ -34,8 +34,8 @@ class AttentionMonitor(TrainingPart):
     """Record attention entropy and uniformity of every layer and head while a model trains, and judge the run.
 
     Scalars go to every logger of the trainer; TensorBoard also gets heatmaps, charts of several curves, the verdict in
-    words and a row in HParams, Weights & Biases and MLflow the heatmaps. Norms of gradients, weights and outputs and the
-    other layer statistics (`AttentionHistory.layers`) are recorded beside them, one number for each layer. Numbers of
+    words and a row in HParams, Weights & Biases and MLflow the heatmaps. Norms of gradients, weights, outputs and other
+    layer statistics (`AttentionHistory.layers`) are recorded beside them, one number for each layer. Numbers of
     the whole model (`attention/normalized_entropy`, `attention/risk`, …) are among the trainer's own metrics: in
     Lightning's `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, nan where nothing was observed
     and before the risk is known; in the `trainer.state.log_history` of transformers, where they are left out instead.

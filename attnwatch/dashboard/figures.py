@@ -5,11 +5,11 @@ from types import MappingProxyType
 
 import numpy as np
 
-from attnwatch.dashboard.heatmaps import MOST_TICKS, Axes, Extend, Figure, heatmap, layers_over_steps
+from attnwatch.dashboard.heatmaps import MOST_TICKS, Axes, Extend, Figure, heatmap, layers_over_steps, regular_ticks
 from attnwatch.dashboard.scalars import over_heads
 from attnwatch.recorder import AttentionHistory
 from attnwatch.statistics import Statistic
-from attnwatch.utils.labels import evenly_spaced, site_labels
+from attnwatch.utils.labels import site_labels
 
 
 def figures(
@@ -42,10 +42,11 @@ def _heads(history: AttentionHistory, statistic: Statistic, removed: Mapping[str
         statistic.chart_range(values),
         title,
         extend=_extend(statistic),
+        is_logarithmic=statistic.chart_is_logarithmic,
         removed=_are_removed(history, removed),
     )
     axes.set_xlabel("head", fontsize=13)
-    axes.set_xticks(evenly_spaced(values.shape[1], MOST_TICKS))
+    axes.set_xticks(regular_ticks(values.shape[1], MOST_TICKS))
     return figure
 
 
@@ -59,6 +60,7 @@ def _layers(history: AttentionHistory, statistic: Statistic, marks: Sequence[tup
         labels=labels,
         limits=statistic.chart_range(values),
         extend=_extend(statistic),
+        is_logarithmic=statistic.chart_is_logarithmic,
     )
     for step, label in marks:
         _mark(figure.axes[0], int(np.searchsorted(history.steps, step)), len(history), label)

@@ -9,11 +9,11 @@ from typing import Literal
 import numpy as np
 
 from attnwatch.utils.extras import extra_needed
-from attnwatch.utils.labels import evenly_spaced
 
 with extra_needed("tensorboard", "drawing"):
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import Normalize, SymLogNorm
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch, Rectangle
 
@@ -22,6 +22,7 @@ _REMOVED = {"facecolor": "white", "edgecolor": "0.45", "hatch": "/////", "linewi
 MOST_TICKS = 12
 _MOST_STEP_TICKS = 5
 _LEAST_SHARE = 0.01
+_LOGARITHMIC_TICKS = (0, 1, 3, 10, 30, 100, 300, 1000)
 Colours = Literal["viridis", "RdBu"]
 Extend = Literal["neither", "max", "both"]
 
@@ -41,6 +42,7 @@ def heatmap(
     *,
     colours: Colours = "viridis",
     extend: Extend = "neither",
+    is_logarithmic: bool = False,
     removed: np.ndarray | None = None,
 ) -> tuple[Figure, Axes]:
     """Draw a heatmap with the layers downwards.
@@ -52,6 +54,7 @@ def heatmap(
         title: above the picture.
         colours: matplotlib's name of the colour scale.
         extend: ends of the colour scale beyond which there may be values.
+        is_logarithmic: the colours grow with the logarithm from 1 on.
         removed: bool [layers, columns], True for what is not there any more and is hatched; None if all is there.
     """
     removed = np.zeros(values.shape, dtype=bool) if removed is None else removed
@@ -59,21 +62,34 @@ def heatmap(
     figure = Figure(figsize=(5.6, max(height, 3.0)), layout="constrained", dpi=120)
     axes = figure.subplots()
     axes.set_facecolor(NOT_OBSERVED)
-    low, high = _apart(*limits)
-    image = axes.imshow(
-        np.ma.masked_invalid(values), aspect="auto", interpolation="nearest", cmap=colours, vmin=low, vmax=high
-    )
+    norm = SymLogNorm(1.0, vmin=limits[0], vmax=limits[1], base=10) if is_logarithmic else Normalize(*_apart(*limits))
+    image = axes.imshow(np.ma.masked_invalid(values), aspect="auto", interpolation="nearest", cmap=colours, norm=norm)
     scale = figure.colorbar(image, ax=axes, pad=0.02, extend=extend, extendfrac=0.03)
     scale.ax.tick_params(labelsize=12)
-    scale.ax.ticklabel_format(axis="y", useOffset=False)
+    if is_logarithmic:
+        ticks = [tick for tick in _LOGARITHMIC_TICKS if limits[0] <= tick <= limits[1]]
+        scale.set_ticks(ticks, labels=list(map(str, ticks)), minor=False)
+        scale.minorticks_off()
+    else:
+        scale.ax.ticklabel_format(axis="y", useOffset=False)
     _hatch(axes, removed)
     _add_legend(figure, has_unobserved=bool((~np.isfinite(values) & ~removed).any()), has_removed=bool(removed.any()))
-    ticks = evenly_spaced(len(labels), MOST_TICKS)
+    ticks = regular_ticks(len(labels), MOST_TICKS)
     axes.set_yticks(ticks, [labels[index].removeprefix("layer_") for index in ticks])
     axes.set_ylabel("layer", fontsize=13)
     axes.set_title(title, fontsize=14)
     axes.tick_params(labelsize=12)
     return figure, axes
+
+
+def regular_ticks(number: int, most: int) -> list[int]:
+    """Return at most `most` of the indices below `number`, equally far apart, from 0 on.
+
+    Example:
+        >>> regular_ticks(24, 12)
+        [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]
+    """
+    return list(range(0, number, max(-(-number // most), 1)))
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
@@ -110,6 +126,7 @@ def layers_over_steps(
     limits: tuple[float, float] | None = None,
     colours: Colours = "viridis",
     extend: Extend = "neither",
+    is_logarithmic: bool = False,
 ) -> Figure:
     """Draw a number of each layer over the steps.
 
@@ -119,14 +136,16 @@ def layers_over_steps(
         title: above the picture.
         labels: of the layers; None means their numbers.
         limits: of the colour scale; None means those of the values and 0, which stands for nothing.
-        colours, extend: see `heatmap`.
+        colours, extend, is_logarithmic: see `heatmap`.
     """
     if limits is None:
         known = values[np.isfinite(values)]
         limits = (min(known.min(initial=0.0), 0.0), max(known.max(initial=0.0), 0.05))
     labels = list(map(str, range(values.shape[1]))) if labels is None else labels
-    figure, axes = heatmap(values.T, labels, limits, title, colours=colours, extend=extend)
-    ticks = evenly_spaced(len(steps), _MOST_STEP_TICKS)
+    figure, axes = heatmap(
+        values.T, labels, limits, title, colours=colours, extend=extend, is_logarithmic=is_logarithmic
+    )
+    ticks = regular_ticks(len(steps), _MOST_STEP_TICKS)
     axes.set_xlabel("step", fontsize=13)
     axes.set_xticks(ticks, [str(steps[index]) for index in ticks])
     return figure

@@ -28,18 +28,20 @@ Layout = Mapping[str, Mapping[str, Chart]]
 
 
 def run_layout() -> Layout:
-    """Return the charts of a run: loss, entropy, risk and changes of the model, then the layers."""
+    """Return the charts of a run: loss, risk and entropy, what changes in a training, then the layers."""
     overview = {
         "loss": Chart([_exactly(LOSS_TAG)]),
-        "normalized entropy, ± 2 standard errors": Chart(BAND_TAGS, is_band=True),
         "risk": Chart([_exactly(RISK_TAG)]),
+        "normalized entropy, ± 2 standard errors": Chart(BAND_TAGS, is_band=True),
+    }
+    changes = {
         "share of heads and tokens that is computed": Chart(["pruning/heads$", "tokens/(.*/)?keep_ratio$"]),
         "learning rate": Chart(["lr-", "train/learning_rate$"]),
     }
     layers = [each for each in Statistic.registry.values() if each.per_layer]
     of_attention = {_title(each.name): _layer_chart(each.layer_tag("")) for each in layers}
     of_layers = {_title(each.name): _layer_chart(each.tag("")) for each in LayerStatistic.registry.values()}
-    return {"run": overview, "attention of each layer": of_attention, "layers": of_layers}
+    return {"run": overview, "changes": changes, "attention of each layer": of_attention, "layers": of_layers}
 
 
 def _exactly(tag: str) -> str:

@@ -58,7 +58,7 @@ def _finding_markdown(finding: Finding, *, shows_causes: bool) -> str:
     else:
         severity = f"severity {finding.severity:.2f}"
         head = f"- **{_readable(finding.kind)}** {where}, {severity}: {finding.message}"
-    parts = [head, f"  {evidence}"] if evidence else [head]
+    parts = [head, f"    {evidence}"] if evidence else [head]
     return "\n\n".join([*parts, *(_causes_markdown(finding) if shows_causes else ())])
 
 
@@ -69,7 +69,7 @@ def _causes_markdown(finding: Finding) -> list[str]:
         f"    {number}. **{cause.name.replace('_', ' ')}**{line.removeprefix(cause.name)}"
         for number, (cause, line) in enumerate(lines, start=1)
     ]
-    return [f"  {finding.causes_title.capitalize()}:", "\n".join(items)]
+    return [f"    {finding.causes_title.capitalize()}:", "\n".join(items)]
 
 
 def _readable(value: Enum) -> str:

@@ -8,7 +8,7 @@ from attnwatch.dashboard.scalars import LOSS_TAG, RISK_TAG
 from attnwatch.diagnosis import Diagnosis
 from attnwatch.loggers import Setting
 from attnwatch.recorder import RecordingOptions
-from attnwatch.statistics import Statistic
+from attnwatch.statistics import OVERVIEW, Statistic
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,9 @@ class RunOutcome:
         What is neither a number nor a text is given as its text; what is None is left out.
         """
         found = [finding.kind.value for finding in self.diagnosis.findings if not finding.is_note]
-        verdict = {"verdict": self.diagnosis.status.value.replace("_", " "), "findings": ", ".join(found) or "none"}
-        recorder = {f"attnwatch/{name}": value for name, value in asdict(self.options).items()}
+        status = self.diagnosis.status.value.replace("_", " ")
+        verdict = {f"{OVERVIEW}/verdict": status, f"{OVERVIEW}/findings": ", ".join(found) or "none"}
+        recorder = {f"monitor/{name}": value for name, value in asdict(self.options).items()}
         named = {**verdict, **self.hyperparameters, **recorder}
         return {name: _setting(value) for name, value in named.items() if value is not None}
 

@@ -21,7 +21,7 @@ def run_tags() -> list[str]:
 
 
 def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
-    """Return one number per statistic for the whole model at the observation `index`: `attention/entropy`, …
+    """Return one number per statistic for the whole model at the observation `index`: `attention/normalized_entropy`, …
 
     Maxima are maxima over all heads, everything else is the mean. What was not observed is left out.
     """

@@ -43,6 +43,7 @@ class Statistic(Plugin, ABC):
         is_detail: its curve of the whole model is behind those that people look at first.
         chart_limits: ends of the colour scale of pictures, where `low` and `high` do not give them. They are the same
             for all runs; what lies beyond has the colour of the end.
+        chart_is_logarithmic: the colours of pictures grow with the logarithm of the values from 1 on.
 
     Example:
         >>> import attnwatch, torch
@@ -71,6 +72,7 @@ class Statistic(Plugin, ABC):
     per_layer: bool = False
     is_detail: bool = False
     chart_limits: tuple[float, float] | None = None
+    chart_is_logarithmic: bool = False
 
     @abstractmethod
     def values(self, rows: "AttentionRows") -> Tensor:

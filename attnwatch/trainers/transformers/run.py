@@ -24,6 +24,19 @@ from attnwatch.utils.messages import inform, warn
 
 _logger: Any = logging.get_logger("transformers.attnwatch")
 _INTEGRATIONS = "transformers.integrations"
+_USUAL_SETTINGS = (
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "num_train_epochs",
+    "optim",
+    "per_device_train_batch_size",
+    "seed",
+    "warmup_steps",
+    "weight_decay",
+)
 _NO_SETTING = ("_dir", "_token", "run_name", "report_to", "disable_tqdm", "project", "_id")
 
 
@@ -122,10 +135,11 @@ class TransformersRun(TrainerRun):
 
     @property
     def hyperparameters(self) -> Mapping[str, Any]:
-        """Arguments of the trainer that are not the default, without folders, names and tokens."""
+        """The usual arguments, and all that are not the default, without folders, names and tokens."""
         arguments = self.trainer.args
         values = arguments.to_sanitized_dict()
-        given = [each.name for each in fields(arguments) if getattr(arguments, each.name) != each.default]
+        others = [each.name for each in fields(arguments) if getattr(arguments, each.name) != each.default]
+        given = dict.fromkeys([*_USUAL_SETTINGS, *others])
         return {name: values[name] for name in given if name in values and not name.endswith(_NO_SETTING)}
 
     @property
