@@ -216,6 +216,8 @@ class AttentionMonitor(TrainingPart):
         self._recorder.flush(finish_step=True)
         with self._non_fatal("the monitor failed", key="monitor"):
             self._judge_rest(run)
+            if (last := self._verdicts.last) is not None:
+                self._publisher.outcome(run.loggers, RunOutcome(last, self._options, run.hyperparameters))
             if self._recorder.num_observations:
                 self._pictures.draw(run, self._flushed_history(run))
 
@@ -260,8 +262,6 @@ class AttentionMonitor(TrainingPart):
         if self._recorder.num_observations > self._published_observations:
             self._judge(run, self._flushed_history(run))
         self._publish_diagnosis(run)
-        if (last := self._verdicts.last) is not None:
-            self._publisher.outcome(run.loggers, RunOutcome(last, self._options, run.hyperparameters))
 
     def _judge(self, run: TrainerRun, history: AttentionHistory) -> Diagnosis:
         self._publisher.history(run.loggers, history, after_step=self._published_step)
