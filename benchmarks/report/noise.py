@@ -23,7 +23,7 @@ from benchmarks.models import Sizes
 from benchmarks.texts import source_code
 
 STATISTICS = ("entropy", "normalized_entropy", "max_entropy")
-ROWS, OBSERVATIONS, QUICK_OBSERVATIONS = 32, 40, 8
+ROWS, OBSERVATIONS, QUICK_OBSERVATIONS, SEEDS = 32, 40, 8, 50
 _TRAIN_STEPS, _LEARNING_RATE, _WARM_UP = 150, 1.5e-3, 20
 _BLOCK = 64  # rows whose logits are held at once
 _CASES = {"256 tokens": (256, 8), "1,024 tokens": (1024, 2)}
@@ -71,7 +71,15 @@ def _measure(model: nn.Module, sizes: Sizes, number: int) -> dict[str, Any]:
     return {
         "new batches": _deviations(seen) | {"recorded": _recorded(model, batches)},
         "one batch": _deviations(seen[:1] * number) | {"recorded": _recorded(model, batches[:1] * number)},
+        "constant error of the same rows": {statistic: _constant_error(seen[0], statistic) for statistic in STATISTICS},
     }
+
+
+def _constant_error(rows: PerRow, statistic: str) -> float:
+    """Return the root mean square, over seeds, of the difference between the mean over 32 rows and that over all."""
+    values = rows.of(statistic)
+    differences = [_mean(values[..., _drawn(rows, seed)]) - _mean(values) for seed in range(SEEDS)]
+    return float(np.sqrt(np.mean(np.square(differences))))
 
 
 def _deviations(seen: list[PerRow]) -> dict[str, dict[str, float]]:
@@ -186,11 +194,14 @@ def _print(found: dict[str, Any]) -> None:
     show("Standard deviation from step to step of a frozen model's curve; in brackets, how many times less than with")
     show("other rows at each step:")
     for case, by_data in found.items():
-        for data, ways in by_data.items():
+        errors = by_data["constant error of the same rows"]
+        for data in ("new batches", "one batch"):
+            ways = by_data[data]
             show(f"\n{case}, {data}")
             for way, deviations in ways.items():
                 cells = (f"{name} {_cell(ways, name, deviation)}" for name, deviation in deviations.items())
                 show(f"  {way:<28}{'   '.join(cells)}")
+        show(f"{case}, constant error of the same rows: " + ", ".join(f"{n} {e:.2e}" for n, e in errors.items()))
 
 
 def _cell(ways: dict[str, dict[str, float]], statistic: str, deviation: float) -> str:
