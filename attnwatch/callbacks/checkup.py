@@ -38,6 +38,11 @@ class RunCheckup:
         """Names of the faults that the model does not have."""
         return frozenset() if self.checkup is None else self.checkup.ruled_out
 
+    @property
+    def results(self) -> dict[str, str]:
+        """Result of each check by name; empty before the first step, or without a checkup."""
+        return {} if self.checkup is None else self.checkup.results
+
     def restart(self) -> None:
         """Begin anew, for another training."""
         self.close()

@@ -18,7 +18,9 @@ from attnwatch.callbacks.run_report import RunReport
 from attnwatch.callbacks.unobserved import UnobservedAttention
 from attnwatch.callbacks.verdicts import Verdicts
 from attnwatch.checkup import TrainingCheckup
-from attnwatch.dashboard import TOTAL_STEPS_TAG, run_scalars, run_tags
+from attnwatch.dashboard import RISK_TAG, TOTAL_STEPS_TAG, run_scalars, run_tags
+from attnwatch.dashboard.card import RunCard
+from attnwatch.dashboard.outcome import RunOutcome
 from attnwatch.diagnosis import Action, Diagnosis, FindingRule, Thresholds
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
@@ -28,16 +30,15 @@ from attnwatch.utils.messages import NonFatal, warn
 from attnwatch.utils.processes import has_other_processes
 from attnwatch.utils.states import check_format, with_format
 
-RISK_TAG = "attention/risk"
 _STATE_FORMAT = 1
 
 
 class AttentionMonitor(TrainingPart):
     """Record attention entropy and uniformity of every layer and head while a model trains, and judge the run.
 
-    Scalars go to every logger of the trainer; TensorBoard also gets layer × head heatmaps, layers over time and
-    the findings in words, Weights & Biases and MLflow the pictures. Norms of gradients, weights and outputs and the
-    other layer statistics (`AttentionHistory.layers`) are recorded beside them, one number for each layer. Numbers of
+    Scalars go to every logger of the trainer; TensorBoard also gets heatmaps, charts of several curves, the verdict in
+    words and a row in HParams, Weights & Biases and MLflow the heatmaps. Norms of gradients, weights, outputs and other
+    layer statistics (`AttentionHistory.layers`) are recorded beside them, one number for each layer. Numbers of
     the whole model (`attention/normalized_entropy`, `attention/risk`, …) are among the trainer's own metrics: in
     Lightning's `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, nan where nothing was observed
     and before the risk is known; in the `trainer.state.log_history` of transformers, where they are left out instead.
@@ -57,8 +58,8 @@ class AttentionMonitor(TrainingPart):
         checkup: check the first steps, and a few later ones, for faults; see `TrainingCheckup`.
         rules: rules with other thresholds, as `[UniformAttention(enter=0.98)]`, or switched off; see `diagnose`.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
-        figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than half
-            a percent of the time, and at the end; None means at the end only.
+        figures_every_n_steps: pictures after at least so many steps, but not for more than 0.5% of the time, and at the
+            end; None means at the end only.
         flush_every: observed steps per transfer from the device; None means as many as cover 50 steps, at least 5, and
             not more than `figures_every_n_steps` covers. Dashboards and findings come as often.
         max_history: how many observations are kept; see `AttentionRecorder`.
@@ -93,7 +94,7 @@ class AttentionMonitor(TrainingPart):
         checkup: bool = True,
         rules: Sequence[FindingRule] = (),
         max_layer_curves: int = 12,
-        figures_every_n_steps: int | None = 500,
+        figures_every_n_steps: int | None = None,
         flush_every: int | None = None,
         max_history: int = 512,
         seed: int = 0,
@@ -248,6 +249,8 @@ class AttentionMonitor(TrainingPart):
         self._recorder.flush(finish_step=True)
         with self._non_fatal("the monitor failed", key="monitor"):
             self._judge_rest(run)
+            if (last := self._verdicts.last) is not None:
+                self._publisher.outcome(run.loggers, RunOutcome(last, self._options, run.hyperparameters))
             if self._recorder.num_observations:
                 self._pictures.draw(run, self._flushed_history(run))
                 self._write_report(run)
@@ -276,8 +279,6 @@ class AttentionMonitor(TrainingPart):
         self._batch.close()
         self._training.close()
 
-    # Shared by these.
-
     def _flushed_history(self, run: TrainerRun) -> AttentionHistory:
         self._recorder.total_steps = run.total_steps
         return self._recorder.history(flushed_only=True)
@@ -288,10 +289,9 @@ class AttentionMonitor(TrainingPart):
         numbers = dict.fromkeys(run_tags(), math.nan) | run_scalars(history, -1)
         run.log(numbers | {RISK_TAG: diagnosis.risk}, diagnosis.step)
         self._pictures.draw_if_due(run, history)
-        for remark in run.remarks:
-            if remark not in self._shown_remarks:
-                self._shown_remarks.add(remark)
-                run.inform(remark)
+        for remark in [each for each in run.remarks if each not in self._shown_remarks]:
+            self._shown_remarks.add(remark)
+            run.inform(remark)
 
     def _judge_rest(self, run: TrainerRun) -> None:
         if self._recorder.num_observations > self._published_observations:
@@ -329,8 +329,11 @@ class AttentionMonitor(TrainingPart):
             self._run_report.write(run, self._flushed_history(run), self._verdicts.last, self._checkup)
 
     def _publish_diagnosis(self, run: TrainerRun) -> None:
-        if self._verdicts.last is not None:
-            self._publisher.diagnosis(run.loggers, self._verdicts.last, run.remarks)
+        if (last := self._verdicts.last) is not None:
+            history, checked = self._flushed_history(run), self._checkup.results
+            self._publisher.card(
+                run.loggers, RunCard(last, history, checked, run.changes, run.remarks, self.report_path)
+            )
 
     @property
     def _recorder(self) -> AttentionRecorder:

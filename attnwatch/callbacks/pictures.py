@@ -4,6 +4,7 @@ import dataclasses
 import time
 
 from attnwatch.callbacks.publisher import Publisher
+from attnwatch.heads import PruningPlan
 from attnwatch.recorder import AttentionHistory, RecordingOptions
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.messages import duration
@@ -55,13 +56,17 @@ class Pictures:
         self._next_time = begin + self._seconds / _SHARE_OF_TIME
 
     def draw(self, run: TrainerRun, history: AttentionHistory) -> None:
-        """Draw now, however long it takes, unless the last pictures were of the same step."""
-        if self._shown_step == history.steps[-1]:
+        """Draw now, however long it takes, unless the last pictures show all but the same."""
+        if self._is_shown(int(history.steps[-1])):
             return
         self._shown_step = int(history.steps[-1])
-        self._publisher.figures(
-            run.loggers, history, [(event.step, event.label) for part in run.parts for event in part.events]
-        )
+        self._publisher.figures(run.loggers, history, run.changes, PruningPlan.of(run.model).heads)
+
+    def _is_shown(self, step: int) -> bool:
+        """Return whether pictures were drawn less than half of the time between two before a step, or at the step."""
+        if self._shown_step is None:
+            return False
+        return self._shown_step == step or 2 * (step - self._shown_step) < (self._every_n_steps or 0)
 
     def _inform(self, run: TrainerRun) -> None:
         if not self._has_informed:

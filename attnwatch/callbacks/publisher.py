@@ -1,13 +1,15 @@
 """Publication of a history in the loggers of a trainer."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
-from attnwatch.dashboard import layer_scalars, run_scalars, site_scalars
-from attnwatch.dashboard.markdown import diagnosis_markdown
-from attnwatch.diagnosis import Diagnosis
+from attnwatch.dashboard import extra_scalars, layer_scalars, run_scalars, site_scalars
+from attnwatch.dashboard.card import RunCard, card_markdown
+from attnwatch.dashboard.layout import run_layout
+from attnwatch.dashboard.outcome import RunOutcome
 from attnwatch.loggers import Draw, Logger
 from attnwatch.recorder import AttentionHistory
 from attnwatch.utils.messages import NonFatal
@@ -25,12 +27,16 @@ class Publisher:
     def __init__(self, max_layer_curves: int = 0):
         self._max_layer_curves = max_layer_curves
         self._non_fatal = NonFatal()
+        self._is_arranged = False
 
     def history(self, loggers: Sequence[Logger], history: AttentionHistory, *, after_step: int) -> None:
-        """Log the observations after the step `after_step`, each under its own step."""
+        """Log the observations after the step `after_step`, each under its own step, and once how to arrange them."""
+        if not self._is_arranged:
+            self._is_arranged = True
+            self._for_each(loggers, "charts of several curves", lambda logger: logger.log_layout(run_layout()))
         for index, step in enumerate(history.steps):
             if step > after_step:
-                numbers = run_scalars(history, index)
+                numbers = run_scalars(history, index) | extra_scalars(history, index)
                 for scalars in (site_scalars, layer_scalars):
                     numbers |= scalars(history, index, max_sites=self._max_layer_curves)
                 self.scalars(loggers, numbers, int(step))
@@ -40,19 +46,24 @@ class Publisher:
         self._for_each(loggers, "scalars", lambda logger: logger.log_scalars(numbers, step))
 
     def figures(
-        self, loggers: Sequence[Logger], history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()
+        self,
+        loggers: Sequence[Logger],
+        history: AttentionHistory,
+        marks: Sequence[tuple[int, str]] = (),
+        removed: Mapping[str, Collection[int]] = MappingProxyType({}),
     ) -> None:
         """Log the heatmaps of the latest observation and the layers over time.
 
         Args:
             marks: (step, label) of each change of the model.
+            removed: numbers of the heads that were removed, by site.
         """
 
         def draw() -> Mapping[str, np.ndarray]:
             from attnwatch.dashboard.figures import figures
             from attnwatch.dashboard.heatmaps import pixels
 
-            return {tag: pixels(figure) for tag, figure in figures(history, marks).items()}
+            return {tag: pixels(figure) for tag, figure in figures(history, marks, removed).items()}
 
         self.images(loggers, draw, int(history.steps[-1]))
 
@@ -61,10 +72,14 @@ class Publisher:
         draw = functools.cache(draw)
         self._for_each(loggers, "pictures", lambda logger: logger.log_images(draw, step))
 
-    def diagnosis(self, loggers: Sequence[Logger], diagnosis: Diagnosis, remarks: Sequence[str] = ()) -> None:
-        """Log the verdict, and below it the remarks."""
-        markdown = "\n\n".join([diagnosis_markdown(diagnosis), *remarks])
-        self.text(loggers, "attention/diagnosis", markdown, diagnosis.step)
+    def card(self, loggers: Sequence[Logger], card: RunCard) -> None:
+        """Log the first page about a run."""
+        self.text(loggers, "attention/diagnosis", card_markdown(card), card.diagnosis.step)
+
+    def outcome(self, loggers: Sequence[Logger], outcome: RunOutcome) -> None:
+        """Log what a finished run is compared with others by."""
+        settings, metrics = outcome.settings, outcome.metrics
+        self._for_each(loggers, "hyperparameters", lambda logger: logger.log_outcome(settings, metrics))
 
     def text(self, loggers: Sequence[Logger], tag: str, markdown: str, step: int) -> None:
         """Log a text under a tag."""

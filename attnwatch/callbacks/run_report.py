@@ -102,7 +102,7 @@ class RunReport:
         self, run: TrainerRun, history: AttentionHistory, diagnosis: Diagnosis, checkup: RunCheckup
     ) -> RunRecord:
         """Return all that is known of the training."""
-        events = [*self._events, *(event for part in run.parts for event in part.events)]
+        events = [*self._events, *run.events]
         checked = checkup.checkup
         seconds = time.monotonic() - self._began
         cost = f"{self._seconds_watching / max(seconds, 1e-9):.2%} of {duration(seconds)}"
@@ -115,7 +115,7 @@ class RunReport:
             checked=tuple(checkup.findings),
             ruled_out=checkup.ruled_out,
             checkup={} if checked is None else checked.results,
-            settings={**self._settings, **run.settings},
+            settings={**self._settings, **{name: str(value) for name, value in run.hyperparameters.items()}},
             environment={**self._environment, "time in the monitor's hooks": cost},
             remarks=tuple(run.remarks),
             judged=diagnosis,

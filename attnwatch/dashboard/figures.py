@@ -1,17 +1,22 @@
 """Pictures of a history. Needs matplotlib."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 
-from attnwatch.dashboard.heatmaps import MOST_TICKS, Axes, Figure, heatmap, layers_over_steps
+from attnwatch.dashboard.heatmaps import MOST_TICKS, Axes, Extend, Figure, heatmap, layers_over_steps, regular_ticks
 from attnwatch.dashboard.scalars import over_heads
 from attnwatch.recorder import AttentionHistory
 from attnwatch.statistics import Statistic
-from attnwatch.utils.labels import evenly_spaced, site_labels
+from attnwatch.utils.labels import site_labels
 
 
-def figures(history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()) -> dict[str, Figure]:
+def figures(
+    history: AttentionHistory,
+    marks: Sequence[tuple[int, str]] = (),
+    removed: Mapping[str, Collection[int]] = MappingProxyType({}),
+) -> dict[str, Figure]:
     """Draw all pictures of a history, by tag, for the statistics that are shown per layer.
 
     `attention_heads/entropy` has layer × head at the latest observation, `attention_layers/entropy` layers over time.
@@ -19,31 +24,72 @@ def figures(history: AttentionHistory, marks: Sequence[tuple[int, str]] = ()) ->
     Args:
         history: with at least one observation.
         marks: (step, label) of each change of the model: lines in the layers over time.
+        removed: numbers of the heads that were removed, by site.
     """
     pictures = {}
     for name, statistic in history.statistics.items():
         if statistic.per_layer:
-            pictures[f"attention_heads/{name}"] = _heads(history, statistic)
+            pictures[f"attention_heads/{name}"] = _heads(history, statistic, removed)
             pictures[f"attention_layers/{name}"] = _layers(history, statistic, marks)
     return pictures
 
 
-def _heads(history: AttentionHistory, statistic: Statistic) -> Figure:
+def _heads(history: AttentionHistory, statistic: Statistic, removed: Mapping[str, Collection[int]]) -> Figure:
     values, title = history[statistic.name][-1], f"{_title(statistic)}, step {history.steps[-1]}"
-    figure, axes = heatmap(values, site_labels(history.sites), statistic.chart_range(values), title)
+    figure, axes = heatmap(
+        values,
+        site_labels(history.sites),
+        statistic.chart_range(values),
+        title,
+        extend=_extend(statistic),
+        is_logarithmic=statistic.chart_is_logarithmic,
+        removed=_are_removed(history, removed),
+    )
     axes.set_xlabel("head", fontsize=13)
-    axes.set_xticks(evenly_spaced(values.shape[1], MOST_TICKS))
+    axes.set_xticks(regular_ticks(values.shape[1], MOST_TICKS))
     return figure
+
+
+def layers_figure(history: AttentionHistory, name: str) -> Figure:
+    """Draw the layers of a statistic, or of a layer statistic, over the steps.
+
+    Raises:
+        KeyError: the history has no such statistic.
+    """
+    if name in history.statistics:
+        return _layers(history, history.statistics[name], ())
+    labels = site_labels(history.sites)
+    return layers_over_steps(history[name], history.steps.tolist(), name.replace("_", " "), labels=labels)
 
 
 def _layers(history: AttentionHistory, statistic: Statistic, marks: Sequence[tuple[int, str]]) -> Figure:
     """Draw the mean over heads (for maxima, the maximum) at every observed step."""
     values, labels = over_heads(history, statistic), site_labels(history.sites)
-    limits = statistic.chart_range(values)
-    figure = layers_over_steps(values, history.steps.tolist(), _title(statistic), labels=labels, limits=limits)
+    figure = layers_over_steps(
+        values,
+        history.steps.tolist(),
+        _title(statistic),
+        labels=labels,
+        limits=statistic.chart_range(values),
+        extend=_extend(statistic),
+        is_logarithmic=statistic.chart_is_logarithmic,
+    )
     for step, label in marks:
         _mark(figure.axes[0], int(np.searchsorted(history.steps, step)), len(history), label)
     return figure
+
+
+def _are_removed(history: AttentionHistory, removed: Mapping[str, Collection[int]]) -> np.ndarray:
+    """Return which heads were removed, bool [sites, heads]."""
+    heads = next(iter(history.values.values())).shape[-1]
+    return np.array([[head in removed.get(site, ()) for head in range(heads)] for site in history.sites])
+
+
+def _extend(statistic: Statistic) -> Extend:
+    """Return the ends of the colour scale of a statistic beyond which it may have values."""
+    if statistic.chart_limits is None:
+        return "neither"
+    return "both" if statistic.low is None else "max"
 
 
 def _mark(axes: Axes, column: int, num_columns: int, label: str) -> None:

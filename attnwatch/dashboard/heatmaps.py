@@ -9,17 +9,22 @@ from typing import Literal
 import numpy as np
 
 from attnwatch.utils.extras import extra_needed
-from attnwatch.utils.labels import evenly_spaced
 
 with extra_needed("tensorboard", "drawing"):
     from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import Normalize, SymLogNorm
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch, Rectangle
 
 NOT_OBSERVED = "0.85"  # light grey
+_REMOVED = {"facecolor": "white", "edgecolor": "0.45", "hatch": "/////", "linewidth": 0.0}
 MOST_TICKS = 12
 _MOST_STEP_TICKS = 5
+_LEAST_SHARE = 0.01
+_LOGARITHMIC_TICKS = (0, 1, 3, 10, 30, 100, 300, 1000)
 Colours = Literal["viridis", "RdBu"]
+Extend = Literal["neither", "max", "both"]
 
 
 def pixels(figure: Figure) -> np.ndarray:
@@ -30,7 +35,15 @@ def pixels(figure: Figure) -> np.ndarray:
 
 
 def heatmap(
-    values: np.ndarray, labels: Sequence[str], limits: tuple[float, float], title: str, *, colours: Colours = "viridis"
+    values: np.ndarray,
+    labels: Sequence[str],
+    limits: tuple[float, float],
+    title: str,
+    *,
+    colours: Colours = "viridis",
+    extend: Extend = "neither",
+    is_logarithmic: bool = False,
+    removed: np.ndarray | None = None,
 ) -> tuple[Figure, Axes]:
     """Draw a heatmap with the layers downwards.
 
@@ -40,22 +53,68 @@ def heatmap(
         limits: smallest and largest number of the colour scale.
         title: above the picture.
         colours: matplotlib's name of the colour scale.
+        extend: ends of the colour scale beyond which there may be values.
+        is_logarithmic: the colours grow with the logarithm from 1 on.
+        removed: bool [layers, columns], True for what is not there any more and is hatched; None if all is there.
     """
+    removed = np.zeros(values.shape, dtype=bool) if removed is None else removed
     height = min(1.6 + 0.28 * len(labels), 6.5)
     figure = Figure(figsize=(5.6, max(height, 3.0)), layout="constrained", dpi=120)
     axes = figure.subplots()
     axes.set_facecolor(NOT_OBSERVED)
-    low, high = limits
-    image = axes.imshow(
-        np.ma.masked_invalid(values), aspect="auto", interpolation="nearest", cmap=colours, vmin=low, vmax=high
-    )
-    figure.colorbar(image, ax=axes, pad=0.02).ax.tick_params(labelsize=12)
-    ticks = evenly_spaced(len(labels), MOST_TICKS)
+    norm = SymLogNorm(1.0, vmin=limits[0], vmax=limits[1], base=10) if is_logarithmic else Normalize(*_apart(*limits))
+    image = axes.imshow(np.ma.masked_invalid(values), aspect="auto", interpolation="nearest", cmap=colours, norm=norm)
+    scale = figure.colorbar(image, ax=axes, pad=0.02, extend=extend, extendfrac=0.03)
+    scale.ax.tick_params(labelsize=12)
+    if is_logarithmic:
+        ticks = [tick for tick in _LOGARITHMIC_TICKS if limits[0] <= tick <= limits[1]]
+        scale.set_ticks(ticks, labels=list(map(str, ticks)), minor=False)
+        scale.minorticks_off()
+    else:
+        scale.ax.ticklabel_format(axis="y", useOffset=False)
+    _hatch(axes, removed)
+    _add_legend(figure, has_unobserved=bool((~np.isfinite(values) & ~removed).any()), has_removed=bool(removed.any()))
+    ticks = regular_ticks(len(labels), MOST_TICKS)
     axes.set_yticks(ticks, [labels[index].removeprefix("layer_") for index in ticks])
     axes.set_ylabel("layer", fontsize=13)
     axes.set_title(title, fontsize=14)
     axes.tick_params(labelsize=12)
     return figure, axes
+
+
+def regular_ticks(number: int, most: int) -> list[int]:
+    """Return at most `most` of the indices below `number`, equally far apart, from 0 on.
+
+    Example:
+        >>> regular_ticks(24, 12)
+        [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]
+    """
+    return list(range(0, number, max(-(-number // most), 1)))
+
+
+def _apart(low: float, high: float) -> tuple[float, float]:
+    """Return limits that are far enough apart for the numbers of a colour scale to differ."""
+    least = _LEAST_SHARE * max(abs(low), abs(high), _LEAST_SHARE)
+    return (low, high) if high - low >= least else (low, low + least)
+
+
+def _hatch(axes: Axes, where: np.ndarray) -> None:
+    """Hatch the cells of a heatmap where the array is True, each row in as few pieces as possible."""
+    for row, cells in enumerate(where):
+        ends = np.flatnonzero(np.diff(np.concatenate([[False], cells, [False]]).astype(int)))
+        for begin, end in ends.reshape(-1, 2):
+            axes.add_patch(Rectangle((begin - 0.5, row - 0.5), end - begin, 1.0, **_REMOVED))
+
+
+def _add_legend(figure: Figure, *, has_unobserved: bool, has_removed: bool) -> None:
+    """Explain, below the picture, the cells that have no number."""
+    handles = []
+    if has_unobserved:
+        handles.append(Patch(facecolor=NOT_OBSERVED, edgecolor="0.45", linewidth=0.5, label="not observed"))
+    if has_removed:
+        handles.append(Patch(**_REMOVED, label="removed"))
+    if handles:
+        figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=11, frameon=False)
 
 
 def layers_over_steps(
@@ -66,6 +125,8 @@ def layers_over_steps(
     labels: Sequence[str] | None = None,
     limits: tuple[float, float] | None = None,
     colours: Colours = "viridis",
+    extend: Extend = "neither",
+    is_logarithmic: bool = False,
 ) -> Figure:
     """Draw a number of each layer over the steps.
 
@@ -75,14 +136,16 @@ def layers_over_steps(
         title: above the picture.
         labels: of the layers; None means their numbers.
         limits: of the colour scale; None means those of the values and 0, which stands for nothing.
-        colours: see `heatmap`.
+        colours, extend, is_logarithmic: see `heatmap`.
     """
     if limits is None:
         known = values[np.isfinite(values)]
         limits = (min(known.min(initial=0.0), 0.0), max(known.max(initial=0.0), 0.05))
     labels = list(map(str, range(values.shape[1]))) if labels is None else labels
-    figure, axes = heatmap(values.T, labels, limits, title, colours=colours)
-    ticks = evenly_spaced(len(steps), _MOST_STEP_TICKS)
+    figure, axes = heatmap(
+        values.T, labels, limits, title, colours=colours, extend=extend, is_logarithmic=is_logarithmic
+    )
+    ticks = regular_ticks(len(steps), _MOST_STEP_TICKS)
     axes.set_xlabel("step", fontsize=13)
     axes.set_xticks(ticks, [str(steps[index]) for index in ticks])
     return figure

@@ -3,18 +3,51 @@
 import math
 from enum import Enum
 
+from attnwatch.dashboard.answers import literal
 from attnwatch.diagnosis import Diagnosis, Finding, RunStatus
+
+_IN_A_SENTENCE = {
+    RunStatus.UNDETERMINED: "Too little was observed so far for a verdict. Let the run go on.",
+    RunStatus.HEALTHY: "Attention and loss develop as in runs that end well. Nothing needs to be done.",
+    RunStatus.AT_RISK: "No fault was found, but of runs like this one about seven in ten fail, or more: watch it, and "
+    "compare what the risk rests on with an earlier run.",
+    RunStatus.NOT_CONVERGING: "The run will probably not reach its goal. Look at the causes below before you spend "
+    "more time on it.",
+    RunStatus.UNSTABLE: "The run is breaking down. Stop it, remove the cause, and go on from an earlier checkpoint.",
+}
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
-    """Return the verdict, then each finding in bold with its severity, then the notes in italics."""
+    """Return the verdict and what to do, a table of the findings, then each of them with its causes."""
     risk = "not known yet" if math.isnan(diagnosis.risk) else f"{diagnosis.risk:.2f}"
-    watch = ": watch it" if diagnosis.status is RunStatus.AT_RISK else ""
-    lines = [f"**{_readable(diagnosis.status)}** · risk {risk}{watch} · step {diagnosis.step}"]
+    lines = [
+        f"## {_readable(diagnosis.status)}: risk {risk}, step {diagnosis.step}",
+        _IN_A_SENTENCE[diagnosis.status],
+    ]
     if diagnosis.reasons:
         lines.append(f"The risk rests on: {'; '.join(diagnosis.reasons)}")
+    if diagnosis.findings:
+        lines.append("\n".join(_table(diagnosis)))
     findings = (_finding_markdown(finding, shows_causes=shown) for finding, shown in diagnosis.shown)
     return "\n\n".join([*lines, *findings])
+
+
+def _table(diagnosis: Diagnosis) -> list[str]:
+    rows = [
+        f"| {literal(_readable(finding.kind))} | {finding.step} | {_weight(finding)} | {_places(finding)} |"
+        for finding in diagnosis.findings
+    ]
+    return ["| finding | since step | severity | where |", "|---|---|---|---|", *rows]
+
+
+def _weight(finding: Finding) -> str:
+    return "note" if finding.is_note else f"{finding.severity:.2f}"
+
+
+def _places(finding: Finding) -> str:
+    if not finding.sites:
+        return "whole run"
+    return literal(finding.sites[0]) + (f" and {len(finding.sites) - 1} more" if len(finding.sites) > 1 else "")
 
 
 def _finding_markdown(finding: Finding, *, shows_causes: bool) -> str:
@@ -25,7 +58,7 @@ def _finding_markdown(finding: Finding, *, shows_causes: bool) -> str:
     else:
         severity = f"severity {finding.severity:.2f}"
         head = f"- **{_readable(finding.kind)}** {where}, {severity}: {finding.message}"
-    parts = [head, f"  {evidence}"] if evidence else [head]
+    parts = [head, f"    {evidence}"] if evidence else [head]
     return "\n\n".join([*parts, *(_causes_markdown(finding) if shows_causes else ())])
 
 
@@ -36,7 +69,7 @@ def _causes_markdown(finding: Finding) -> list[str]:
         f"    {number}. **{cause.name.replace('_', ' ')}**{line.removeprefix(cause.name)}"
         for number, (cause, line) in enumerate(lines, start=1)
     ]
-    return [f"  {finding.causes_title.capitalize()}:", "\n".join(items)]
+    return [f"    {finding.causes_title.capitalize()}:", "\n".join(items)]
 
 
 def _readable(value: Enum) -> str:

@@ -3,12 +3,16 @@
 import numpy as np
 
 from attnwatch.recorder import AttentionHistory
-from attnwatch.statistics import Reduction, Statistic
+from attnwatch.statistics import DETAILS, OVERVIEW, Reduction, Statistic
 from attnwatch.utils.labels import evenly_spaced, site_labels
 from attnwatch.utils.reductions import nan_max, nan_mean
 
-TOTAL_STEPS_TAG = "attention/total_steps"
+LOSS_TAG, RISK_TAG = f"{OVERVIEW}/loss", f"{OVERVIEW}/risk"
+TOTAL_STEPS_TAG = f"{DETAILS}/total_steps"
 """Tag of the number of steps that the run will have, a point wherever it changes; `attnwatch judge` reads it."""
+_ENTROPY, _ERROR = "normalized_entropy", "normalized_entropy_stderr"
+BAND_TAGS = (f"{OVERVIEW}/{_ENTROPY}", f"{DETAILS}/{_ENTROPY}_low", f"{DETAILS}/{_ENTROPY}_high")
+"""Tags of the normalized entropy of the model, and of two standard errors below and above it."""
 
 
 def run_tags() -> list[str]:
@@ -17,7 +21,7 @@ def run_tags() -> list[str]:
 
 
 def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
-    """Return one number per statistic for the whole model at the observation `index`: `attention/entropy`, …
+    """Return one number per statistic for the whole model at the observation `index`: `attention/normalized_entropy`, …
 
     Maxima are maxima over all heads, everything else is the mean. What was not observed is left out.
     """
@@ -28,8 +32,21 @@ def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
     return _observed(numbers)
 
 
+def extra_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
+    """Return the loss, and two standard errors below and above the normalized entropy, at the observation `index`.
+
+    The rows that are sampled are the same in all heads, so the error of their mean is taken as the mean of their
+    errors, which it does not exceed.
+    """
+    numbers = {LOSS_TAG: np.asarray(history.loss[index])}
+    if {_ENTROPY, _ERROR} <= set(history.values):
+        entropy, error = (nan_mean(history.at(np.array([index]))[name].reshape(-1)) for name in (_ENTROPY, _ERROR))
+        numbers |= dict(zip(BAND_TAGS[1:], (entropy - 2 * error, entropy + 2 * error), strict=True))
+    return _observed(numbers)
+
+
 def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> dict[str, float]:
-    """Return numbers per site, for the statistics that declare it: `attention_normalized_entropy/layer_0`, …
+    """Return numbers per site, for the statistics that declare it: `layers_normalized_entropy/layer_0`, …
 
     Of more than `max_sites` sites so many are shown, evenly spaced from the first to the last: a dashboard with
     thousands of curves shows nothing. All others are in the pictures and in the history.
@@ -40,12 +57,12 @@ def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> di
         if statistic.per_layer:
             by_site = _summary(seen[name][0], statistic)
             shown = evenly_spaced(len(labels), max_sites)
-            numbers |= {f"attention_{name}/{labels[site]}": by_site[site] for site in shown}
+            numbers |= {statistic.layer_tag(labels[site]): by_site[site] for site in shown}
     return _observed(numbers)
 
 
 def layer_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> dict[str, float]:
-    """Return the layer statistics per site: `layers/gradient_norm/layer_0`, …
+    """Return the layer statistics per site: `layers_gradient_norm/layer_0`, …
 
     Of more than `max_sites` sites so many are shown; see `site_scalars`.
     """

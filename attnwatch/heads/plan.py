@@ -16,9 +16,9 @@ from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.names import aligned
 from attnwatch.heads.surgery import HeadsBySite, Surgery
 from attnwatch.heads.weights import saved_heads, sites_of, weight_files
-from attnwatch.utils.notebooks import as_html
 from attnwatch.utils.files import UnreadableFileError, read_json, replaced_file
 from attnwatch.utils.hooks import put
+from attnwatch.utils.notebooks import as_html
 
 PLAN_FILE = "pruning_plan.json"
 _FORMAT = 1

@@ -76,7 +76,7 @@ class LayerStatistic(Plugin, ABC):
 
     def tag(self, layer: str) -> str:
         """Return the name of the curve of a layer on dashboards."""
-        return f"layers/{self.name}/{layer}"
+        return f"layers_{self.name}/{layer}"
 
     @classmethod
     def check(cls, plugin: Any) -> None:

@@ -1,15 +1,19 @@
 """Base class of loggers: what every logger can be given."""
 
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.plugins import Plugin, Registry
 
+if TYPE_CHECKING:
+    from attnwatch.dashboard.layout import Layout
+
 Draw = Callable[[], Mapping[str, np.ndarray]]
 """Draws images by tag, each uint8 [height, width, 3]."""
+Setting = str | int | float | bool
 Write = Callable[[Mapping[str, float], int], None]
 """Writes numbers by tag at a step, in the way that the trainer itself would."""
 
@@ -68,6 +72,19 @@ class Logger(Plugin):
 
     def log_text(self, tag: str, markdown: str, step: int) -> None:
         """Log a text. The default is to show none."""
+
+    def log_layout(self, layout: "Layout") -> None:
+        """Arrange curves that are logged later in charts of several. The default is to leave that to the logger."""
+
+    def log_outcome(self, settings: Mapping[str, Setting], metrics: Sequence[str]) -> None:
+        """Log, at the end of a run, what it is compared with others by.
+
+        The default is to log nothing.
+
+        Args:
+            settings: hyperparameters by name, and the verdict.
+            metrics: tags of curves whose last numbers are the outcome.
+        """
 
 
 def logger_for(target: Any, write: Write | None = None, *, otherwise: type[Logger] | None = None) -> Logger | None:

@@ -49,14 +49,15 @@ class AttentionRecorder:
     Args:
         model: any module; `coverage` says which of its attention layers are observed.
         every_n_steps: observe the first step at or after each multiple of it.
-        num_query_rows: number of stratified random query rows that are looked at; None means all. `max_logit` is the
-            maximum over these rows.
+        num_query_rows: number of stratified random query rows that are looked at, drawn once for the run; None means
+            all. `max_logit` is the maximum over these rows.
         sites: glob patterns of the sites to watch (`["*.layers.0.*"]`); None means all.
         flush_every: observed steps per transfer; None means as many as cover 50 steps, at least 5.
         max_history: number of observations that are kept, each of 4 bytes per statistic and head, and per layer
             statistic and layer. The newest quarter is complete. Older ones are thinned to every second, fourth, … and
             stay evenly spread over the run.
-        seed: seed of the random query rows, which depend on it and the step only. No other random state is touched.
+        seed: seed of the random query rows, which depend on it and the number of queries only. No other random state
+            is touched.
         total_steps: number of steps that the run will have, with which the diagnosis foresees more. None if unknown.
             The attribute of this name may be changed.
         across_processes: make one history of all processes of `torch.distributed`, the same on each. All processes
@@ -140,7 +141,7 @@ class AttentionRecorder:
             self._processes.check()
         if is_new:
             self._growth.look_no_longer_than_needed()
-            self._rows.begin(global_step)
+            self._rows.clear()
             self._pending.finish()
             self._layers.begin()
             self._calls_before_step = self._capture.num_calls
@@ -285,7 +286,6 @@ class AttentionRecorder:
         self._steps.load_state_dict(state)
         self._group.trained = set(state.get("trained", ()))
         self._layers.begin()
-        self._rows.begin(self._steps.last_observed)
 
     def attach(self) -> None:
         """Observe the model again after `close`. A new recorder is attached already."""

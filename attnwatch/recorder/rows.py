@@ -1,4 +1,4 @@
-"""Random query rows of a step."""
+"""Query rows that a recorder looks at."""
 
 import torch
 from torch import Tensor
@@ -7,28 +7,30 @@ from attnwatch.attention import AttentionInputs, stratified_rows
 
 
 class QueryRows:
-    """Random query rows: the same for all sites of equal length, and the same in a resumed run.
+    """Stratified random query rows, drawn once for a whole run.
+
+    Rows of equal length are the same for all sites and at all steps, also in a resumed run and in every process. Rows
+    of other lengths lie at the same shares of the sequence. So what changes from step to step is attention, or the
+    batch, and never the choice of the rows. The mean over them differs from that over all rows by a constant; its
+    standard error is that of a random choice of rows.
 
     Args:
-        seed: seed of the rows, which depend on it and on the step only.
+        seed: seed of the rows, which depend on it and on the number of queries only.
         number: number of rows; None means all.
     """
 
     def __init__(self, seed: int, number: int | None):
         self._seed, self._number = seed, number
-        self._step: int | None = None
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
 
-    def begin(self, step: int | None) -> None:
-        """Draw the rows of another step from now on."""
-        self._step = step
+    def clear(self) -> None:
+        """Forget the tensors on the device, which are made again when they are needed."""
         self._rows.clear()
 
     def of(self, inputs: AttentionInputs) -> Tensor:
         """Return the rows for a call: int64 [rows], ascending, on the device of the query."""
         key = (inputs.num_queries, inputs.query.device)
         if key not in self._rows:
-            generator = torch.Generator().manual_seed(hash((self._seed, self._step, inputs.num_queries)) % 2**63)
-            rows = stratified_rows(inputs.num_queries, self._number, generator)
+            rows = stratified_rows(inputs.num_queries, self._number, torch.Generator().manual_seed(self._seed % 2**63))
             self._rows[key] = rows.to(inputs.query.device, non_blocking=True)
         return self._rows[key]

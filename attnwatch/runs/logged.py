@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from attnwatch.dashboard.scalars import TOTAL_STEPS_TAG, run_tags
+from attnwatch.dashboard.scalars import BAND_TAGS, LOSS_TAG, RISK_TAG, TOTAL_STEPS_TAG, run_tags
 from attnwatch.errors import ConfigurationError
 from attnwatch.layers import LayerStatistic
 from attnwatch.recorder import AttentionHistory
-from attnwatch.runs.record import Curve, RunRecord
+from attnwatch.runs.record import RISK_CURVE, Curve, RunRecord
 from attnwatch.statistics import Statistic
 from attnwatch.utils.files import UnreadableFileError
 
@@ -24,11 +24,21 @@ LOSS_ALONE = (
 LAYERS_ALONE = "Logs have no numbers of single heads: each layer that was logged counts as one head."
 """Remark on a run whose attention was read from a log."""
 
-_LOSS_TAGS = ("loss", "train_loss", "train/loss", "training_loss", "loss_step", "train_loss_step", "train/loss_step")
+_USUAL_LOSS_TAGS = (
+    "loss",
+    "train_loss",
+    "train/loss",
+    "training_loss",
+    "loss_step",
+    "train_loss_step",
+    "train/loss_step",
+)
+_LOSS_TAGS = (LOSS_TAG, *_USUAL_LOSS_TAGS)
 _MOST_POINTS = 10**8
 _MOST_STEPS = 2**53
 _STEPS = ("trainer/global_step", "train/global_step")
 """Step of the training in a row, as Lightning and transformers name it where a logger counts rows."""
+_KEPT = {RISK_CURVE: RISK_TAG}
 _TRAINER_PREFIX = "train/"  # transformers puts it before what it reports to W&B and trackio
 
 
@@ -102,14 +112,14 @@ def logged_run(
     if not of_model and tag is None:
         raise UnreadableFileError(
             f"has no curves of attention ({run_tags()[0]}, …), and no training loss under a usual name "
-            f"({', '.join(_LOSS_TAGS[:3])}, …); log with an AttentionMonitor, or name the tag of the loss "
+            f"({', '.join(_USUAL_LOSS_TAGS[:3])}, …); log with an AttentionMonitor, or name the tag of the loss "
             f"(--loss-tag): there are {_listed(curves)}"
         )
     history = _history(curves, of_model, loss, total_steps) if of_model else _of_loss(loss, total_steps)
     return RunRecord(
         name,
         history,
-        curves=others(curves),
+        curves=others(curves) | {name: curves[tag] for name, tag in _KEPT.items() if tag in curves},
         settings=settings or {},
         source=source,
         remarks=(LAYERS_ALONE if of_model else LOSS_ALONE,),
@@ -146,8 +156,10 @@ def _is_ours(tag: str) -> bool:
 
 def _our_groups() -> set[str]:
     """Return the parts before the first slash of the tags of an AttentionMonitor."""
-    tags = [*run_tags(), TOTAL_STEPS_TAG, *(kind.tag("layer") for kind in LayerStatistic.registry.values())]
-    return {tag.partition("/")[0] for tag in tags} | {f"attention_{name}" for name in Statistic.registry}
+    of_run = [*run_tags(), TOTAL_STEPS_TAG, RISK_TAG, *BAND_TAGS]
+    of_layers = [kind.layer_tag("layer") for kind in Statistic.registry.values()]
+    of_layers += [kind.tag("layer") for kind in LayerStatistic.registry.values()]
+    return {tag.partition("/")[0] for tag in (*of_run, *of_layers)}
 
 
 def _history(
@@ -184,7 +196,7 @@ def _of_loss(loss: Curve, total_steps: int | None) -> AttentionHistory:
 def _of_layers(curves: Mapping[str, Curve]) -> dict[tuple[str, str], Curve]:
     found = {}
     for tag, curve in curves.items():
-        match = re.fullmatch(r"attention_([^/]+)/(.+)", tag, re.DOTALL)
+        match = re.fullmatch(r"layers_([^/]+)/(.+)", tag, re.DOTALL)
         if match and match[1] in Statistic.registry:
             found[match[1], match[2]] = curve
     return found

@@ -13,7 +13,7 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
 from attnwatch.recorder.history import read_history, write_history
 
-RISK_CURVE, RATE_CURVE = "attention/risk", "learning_rate"
+RISK_CURVE, RATE_CURVE = "risk", "learning_rate"
 """Names of the curves of the risk and of the learning rate."""
 _HEADER_KEY = "run"
 

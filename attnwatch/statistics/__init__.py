@@ -3,6 +3,6 @@
 The files are listed when a statistic is looked up; `attnwatch.register` adds one of yours.
 """
 
-from attnwatch.statistics.base import Reduction, Statistic
+from attnwatch.statistics.base import DETAILS, OVERVIEW, Reduction, Statistic
 
-__all__ = ["Reduction", "Statistic"]
+__all__ = ["DETAILS", "OVERVIEW", "Reduction", "Statistic"]

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from attnwatch.attention.rows import AttentionRows
 
 
+OVERVIEW, DETAILS = "attention", "attention_details"
+"""Groups of the curves of the whole model on dashboards: what people look at first, and the rest."""
+
+
 class Reduction(Enum):
     """Ways in which the values of single query rows become one number per head."""
 
@@ -36,7 +40,10 @@ class Statistic(Plugin, ABC):
         low, high: ends of the range; None where it is unbounded.
         reduction: from rows to a head.
         per_layer: shown per layer on dashboards, not only for the whole model.
-        chart_span: least range of the colour scale of a picture, so that noise does not look like a pattern.
+        is_detail: its curve of the whole model is behind those that people look at first.
+        chart_limits: ends of the colour scale of pictures, where `low` and `high` do not give them. They are the same
+            for all runs; what lies beyond has the colour of the end.
+        chart_is_logarithmic: the colours of pictures grow with the logarithm of the values from 1 on.
 
     Example:
         >>> import attnwatch, torch
@@ -63,7 +70,9 @@ class Statistic(Plugin, ABC):
     high: float | None = None
     reduction: Reduction = Reduction.MEAN
     per_layer: bool = False
-    chart_span: float = 0.0
+    is_detail: bool = False
+    chart_limits: tuple[float, float] | None = None
+    chart_is_logarithmic: bool = False
 
     @abstractmethod
     def values(self, rows: "AttentionRows") -> Tensor:
@@ -78,16 +87,23 @@ class Statistic(Plugin, ABC):
 
     @property
     def tag(self) -> str:
-        """Name of the curve on dashboards."""
-        return f"attention/{self.name}"
+        """Name of the curve of the whole model on dashboards."""
+        return f"{DETAILS if self.is_detail else OVERVIEW}/{self.name}"
+
+    def layer_tag(self, label: str) -> str:
+        """Return the name of the curve of a layer on dashboards."""
+        return f"layers_{self.name}/{label}"
 
     def chart_range(self, values: np.ndarray) -> tuple[float, float]:
-        """Return the ends of the colour scale for these values, in which nan is what was not observed."""
+        """Return the ends of the colour scale.
+
+        They depend on `values`, in which nan is what was not observed, only where the declaration does not give them.
+        """
+        if self.chart_limits is not None:
+            return self.chart_limits
         shown = values[np.isfinite(values)]
         least, most = (shown.min(), shown.max()) if shown.size else (0.0, 1.0)
-        low = least if self.low is None else self.low
-        high = max(most, low + self.chart_span) if self.high is None else self.high
-        return float(low), float(high)
+        return float(least if self.low is None else self.low), float(most if self.high is None else self.high)
 
     @classmethod
     def check(cls, plugin: Any) -> None:

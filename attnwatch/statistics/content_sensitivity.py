@@ -15,7 +15,8 @@ class ContentSensitivity(Statistic):
     unit = "nats"
     low = 0.0
     per_layer = True
-    chart_span = 0.1
+    chart_limits = (0.0, 1.0)
+    is_detail = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.content_sensitivity

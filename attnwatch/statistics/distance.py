@@ -14,6 +14,7 @@ class Distance(Statistic):
     formula = "Σ_j p_j |i - j|"
     unit = "tokens"
     low = 0.0
+    is_detail = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.distance

@@ -14,6 +14,7 @@ class Entropy(Statistic):
     formula = "H = -Σ_j p_j log p_j"
     unit = "nats"
     low = 0.0
+    is_detail = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.entropy

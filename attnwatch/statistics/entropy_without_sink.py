@@ -14,6 +14,7 @@ class EntropyWithoutSink(Statistic):
     formula = "H(p_j / (1 - p_first), j ≠ first)"
     unit = "nats"
     low = 0.0
+    is_detail = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.entropy_without_sink

@@ -13,6 +13,7 @@ class LogitStd(Statistic):
     summary = "spread of the logits of a row (0: uniform attention)"
     formula = "std_j z_j"
     low = 0.0
+    is_detail = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.logit_std

@@ -14,6 +14,7 @@ class MaxEntropy(Statistic):
     formula = "log n"
     unit = "nats"
     low = 0.0
+    is_detail = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.max_entropy

@@ -14,7 +14,8 @@ class MaxLogit(Statistic):
     formula = "max_j z_j"
     reduction = Reduction.MAX
     per_layer = True
-    chart_span = 10.0
+    chart_limits = (0.0, 100.0)
+    chart_is_logarithmic = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.max_logit

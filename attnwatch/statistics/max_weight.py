@@ -13,6 +13,7 @@ class MaxWeight(Statistic):
     summary = "largest attention weight of a row (the confidence of a head in arXiv 1905.09418)"
     formula = "max_j p_j"
     low, high = 0.0, 1.0
+    is_detail = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.max_weight

@@ -13,6 +13,7 @@ class NonFinite(Statistic):
     summary = "share of rows with a logit that is nan or infinite"
     formula = "any visible z_j is nan or inf"
     low, high = 0.0, 1.0
+    is_detail = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return (~rows.is_finite).to(rows.max_logit.dtype)

@@ -14,6 +14,7 @@ class SinkMass(Statistic):
     formula = "p_first"
     low, high = 0.0, 1.0
     per_layer = True
+    is_detail = True
 
     def values(self, rows: AttentionRows) -> Tensor:
         return rows.sink_mass

@@ -25,6 +25,7 @@ from attnwatch.utils.processes import ValueT, broadcast, gathered, has_other_pro
 if TYPE_CHECKING:
     from attnwatch.callbacks.part import TrainingPart
     from attnwatch.heads.plan import PruningPlan
+    from attnwatch.runs import RunEvent
     from attnwatch.trainers.callback import PartCallback
 
 
@@ -139,6 +140,21 @@ class TrainerRun(ABC):
         return [remark for part in self.parts for remark in part.remarks]
 
     @property
+    def changes(self) -> list[tuple[int, str]]:
+        """(complete steps, short text) of each of `events`."""
+        return [(event.step, event.label) for event in self.events]
+
+    @property
+    def events(self) -> list[RunEvent]:
+        """Changes that the parts have made to what the model computes, in order."""
+        return sorted((event for part in self.parts for event in part.events), key=lambda event: event.step)
+
+    @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        """Hyperparameters that the trainer knows, by name."""
+        return {}
+
+    @property
     def loggers(self) -> Sequence[Logger]:
         """Loggers of the trainer, on the process that logs; see `attnwatch.loggers.logger_for`."""
         return []
@@ -157,11 +173,6 @@ class TrainerRun(ABC):
     def folder(self) -> Path | None:
         """Folder for files about the training, beside its logs; None if the trainer has none."""
         return None
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        """Arguments of the trainer that differ from its defaults, as text by name."""
-        return {}
 
     @abstractmethod
     def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:

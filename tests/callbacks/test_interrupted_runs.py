@@ -47,7 +47,7 @@ def test_second_fit_of_a_trainer_goes_on_with_the_history():
         go_on(trainer, module, epochs=epochs)
         assert monitor.diagnosis.step == monitor.history.steps[-1]
     assert monitor.history.steps.tolist() == [0, 4, 8, 12, 16]
-    assert kept.steps("attention/entropy") == [0, 4, 8, 12, 16]
+    assert kept.steps("attention_details/entropy") == [0, 4, 8, 12, 16]
     assert np.isfinite(monitor.history["entropy"]).all()
 
 
@@ -141,7 +141,7 @@ def test_nothing_is_missing_after_a_lightning_training_that_is_broken_off(error,
     assert monitor.history.steps.tolist() == [0, 2, 4, 6, 8]
     assert monitor.diagnosis.step == 8
     rows = rows_of(tmp_path / "lightning_logs/version_0/metrics.csv")
-    assert [int(row["step"]) for row in rows if row["attention/entropy"]] == [0, 2, 4, 6, 8]
+    assert [int(row["step"]) for row in rows if row["attention_details/entropy"]] == [0, 2, 4, 6, 8]
     assert [int(row["step"]) for row in rows if row["attention/risk"]] == [0, 8]
 
 

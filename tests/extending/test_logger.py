@@ -113,7 +113,7 @@ def test_without_its_plugin_a_logger_of_lightning_gets_scalars(tmp_path):
 
     notebook = Counting()
     run_lightning(notebook, tmp_path)
-    assert "attention_max_logit/layer_1" in notebook.pages
+    assert "layers_max_logit/layer_1" in notebook.pages
 
 
 def test_most_derived_class_decides_then_the_latest_plugin(registered, tmp_path):

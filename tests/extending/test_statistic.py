@@ -85,7 +85,7 @@ def test_recorded_logged_drawn_and_saved(registered, tmp_path):
     history = monitor.history
     assert list(curve) == history.steps.tolist()
     np.testing.assert_allclose(list(curve.values()), history["gini"].mean((1, 2)), rtol=1e-6)
-    assert {"attention_gini/layer_0", "attention_gini/layer_1"} <= set(events.Tags()["scalars"])
+    assert {"layers_gini/layer_0", "layers_gini/layer_1"} <= set(events.Tags()["scalars"])
     assert {"attention_heads/gini", "attention_layers/gini"} <= set(events.Tags()["images"])
     history.save(tmp_path / "history.npz")
     np.testing.assert_array_equal(AttentionHistory.load(tmp_path / "history.npz")["gini"], history["gini"])

@@ -129,10 +129,10 @@ def test_all_work_in_it_to_the_end(tmp_path, capsys):
     assert [cut.step for cut in pruning.cuts] == [4, 8]
     assert PruningPlan.of(trainer.model).num_removed == 4
     assert 0.5 < dropping.dropper.layer_tokens / dropping.dropper.all_layer_tokens < 0.7
-    assert {"attention/risk", "attention/entropy", "pruning/heads", "tokens/keep_ratio"} <= set(trainer.metrics)
+    assert {"attention/risk", "attention_details/entropy", "pruning/heads", "tokens/keep_ratio"} <= set(trainer.metrics)
     assert trainer.metrics["pruning/heads"] == 0.5
     tags = EventAccumulator(str(tmp_path)).Reload().Tags()
-    assert "attention_max_logit/layer_1" in tags["scalars"]
+    assert "layers_max_logit/layer_1" in tags["scalars"]
     assert "attention_heads/max_logit" in tags["images"]
     assert {"attention/diagnosis/text_summary", "pruning/cuts/text_summary"} <= set(tags["tensors"])
     assert "attnwatch: 4 of 8 heads are gone" in capsys.readouterr().out

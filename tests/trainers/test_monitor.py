@@ -208,6 +208,6 @@ def test_tensorboard_has_the_tags_of_lightning(tmp_path, monkeypatch):
         tags = [{tag for tag in each.Tags()[kind] if tag.startswith("attention")} for each in (ours, theirs)]
         assert tags[0] == tags[1]
         assert tags[0], kind
-    steps = [event.step for event in ours.Scalars("attention/entropy")]
+    steps = [event.step for event in ours.Scalars("attention_details/entropy")]
     assert steps == list(range(0, STEPS, 2))
     assert len(list((tmp_path / "ours").iterdir())) == 1  # the Trainer's own event file

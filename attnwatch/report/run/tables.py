@@ -1,19 +1,18 @@
 """Tables of the run page."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
 from attnwatch.capture import is_observed
+from attnwatch.dashboard.odd_layers import odd_layers
 from attnwatch.diagnosis import latest
 from attnwatch.runs import RunRecord
 from attnwatch.utils.labels import site_labels
 
 _MOST_ROWS = 128
-# A layer is odd if it is so many times as far from the median layer as half of the layers are.
-_ODD, _FEWEST_LAYERS = 6.0, 5
 _SHOWN = ("normalized_entropy", "max_logit", "sink_mass", "gradient_norm", "weight_norm", "update_ratio")
 
 
@@ -43,13 +42,16 @@ def layer_table(record: RunRecord, layers: Mapping[str, np.ndarray]) -> LayerTab
     labels, sites = site_labels(record.history.sites), record.history.sites
     odd: dict[int, tuple[float, list[str]]] = {index: (0.0, []) for index in range(len(sites))}
     for name, curve in curves.items():
-        for index, distance, words in _outliers(name, curve):
-            odd[index] = max(odd[index][0], distance), [*odd[index][1], words]
+        for site, value, median, distance in odd_layers(latest(curve), _chart_range(record, name)):
+            words = (
+                f"{name.replace('_', ' ')} far {'above' if value > median else 'below'} the others' {number(median)}"
+            )
+            odd[site] = max(odd[site][0], distance), [*odd[site][1], words]
     for finding in record.diagnosis.findings:
-        for index, site in enumerate(sites):
-            if site in finding.sites:
-                found = finding.kind.value.replace("_", " ")
-                odd[index] = odd[index][0] + (1.0 if finding.is_note else 1e3), [found, *odd[index][1]]
+        kind, weight = finding.kind.value.replace("_", " "), 1.0 if finding.is_note else 1e3
+        for index, name in enumerate(sites):
+            if name in finding.sites:
+                odd[index] = odd[index][0] + weight, [kind, *odd[index][1]]
     order = sorted(odd, key=lambda index: (-odd[index][0], index))[:_MOST_ROWS]
     rows = [
         (labels[index], sites[index], [_change(curve[:, index]) for curve in curves.values()], ", ".join(odd[index][1]))
@@ -58,19 +60,13 @@ def layer_table(record: RunRecord, layers: Mapping[str, np.ndarray]) -> LayerTab
     return LayerTable([name.replace("_", " ") for name in curves], rows, len(sites) - len(rows))
 
 
-def _outliers(name: str, curve: np.ndarray) -> Iterator[tuple[int, float, str]]:
-    """Yield the layers whose latest number is far from the others': index, distance, and words."""
-    now = latest(curve)
-    known = np.isfinite(now)
-    if known.sum() < _FEWEST_LAYERS:
-        return
-    median = float(np.median(now[known]))
-    spread = float(np.median(np.abs(now[known] - median))) + 0.02 * abs(median) + 1e-12
-    for index in np.flatnonzero(known):
-        distance = (float(now[index]) - median) / spread
-        if abs(distance) >= _ODD:
-            side = "above" if distance > 0 else "below"
-            yield int(index), abs(distance), f"{name.replace('_', ' ')} far {side} the others' {number(median)}"
+def _chart_range(record: RunRecord, name: str) -> Callable[[np.ndarray], tuple[float, float]]:
+    statistic = record.history.statistics.get(name)
+    return _range if statistic is None else statistic.chart_range
+
+
+def _range(values: np.ndarray) -> tuple[float, float]:
+    return float(np.nanmin(values)), float(np.nanmax(values))
 
 
 def coverage_rows(record: RunRecord) -> list[tuple[str, str]]:

@@ -119,6 +119,12 @@ class LightningRun(TrainerRun):
         return self.trainer.strategy.broadcast(value)
 
     @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        settings = {name: getattr(self.trainer, name, None) for name in _SETTINGS}
+        known = {name: value for name, value in settings.items() if value is not None}
+        return known | dict(self.trainer.lightning_module.hparams)
+
+    @property
     def loggers(self) -> Sequence[Logger]:
         if not self.is_main_process:
             return []
@@ -138,12 +144,6 @@ class LightningRun(TrainerRun):
     def folder(self) -> Path | None:
         folders = [getattr(logger, "log_dir", None) or logger.save_dir for logger in self.trainer.loggers]
         return Path(next(filter(None, folders), self.trainer.default_root_dir))
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        settings = {name: getattr(self.trainer, name, None) for name in _SETTINGS}
-        settings |= dict(getattr(self.trainer.lightning_module, "hparams", {}))
-        return {name: str(value) for name, value in settings.items() if value is not None}
 
     def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
         # What goes to loggers at its own step does not go there again.

@@ -24,6 +24,20 @@ from attnwatch.utils.messages import inform, warn
 
 _logger: Any = logging.get_logger("transformers.attnwatch")
 _INTEGRATIONS = "transformers.integrations"
+_USUAL_SETTINGS = (
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "lr_scheduler_type",
+    "max_grad_norm",
+    "max_steps",
+    "num_train_epochs",
+    "optim",
+    "per_device_train_batch_size",
+    "seed",
+    "warmup_steps",
+    "weight_decay",
+)
+_NO_SETTING = ("_dir", "_token", "run_name", "report_to", "disable_tqdm", "project", "_id")
 
 
 class TransformersRun(TrainerRun):
@@ -120,6 +134,15 @@ class TransformersRun(TrainerRun):
         return self.trainer.callback_handler.callbacks
 
     @property
+    def hyperparameters(self) -> Mapping[str, Any]:
+        """The usual arguments, and all that are not the default, without folders, names and tokens."""
+        arguments = self.trainer.args
+        values = arguments.to_sanitized_dict()
+        others = [each.name for each in fields(arguments) if getattr(arguments, each.name) != each.default]
+        given = dict.fromkeys([*_USUAL_SETTINGS, *others])
+        return {name: values[name] for name in given if name in values and not name.endswith(_NO_SETTING)}
+
+    @property
     def loggers(self) -> Sequence[Logger]:
         if not self.is_main_process:
             return []
@@ -147,12 +170,6 @@ class TransformersRun(TrainerRun):
     @property
     def folder(self) -> Path | None:
         return Path(self.trainer.args.output_dir)
-
-    @property
-    def settings(self) -> Mapping[str, str]:
-        usual = {each.name: str(each.default) for each in fields(self.trainer.args) if not each.name.endswith("_token")}
-        given = {name: str(value) for name, value in self.trainer.args.to_sanitized_dict().items() if name in usual}
-        return {name: value for name, value in given.items() if value != usual[name]}
 
     def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
         """Log numbers: those for the loggers come with the trainer's next log, others have an entry of their own."""

@@ -115,7 +115,7 @@ assert len(pruning.cuts) == 2
 assert "lightning.pytorch" not in sys.modules
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 tags = EventAccumulator(trainer.logger.log_dir).Reload().Tags()
-assert "attention/entropy" in tags["scalars"] and "attention_heads/max_logit" in tags["images"]
+assert "attention_details/entropy" in tags["scalars"] and "attention_heads/max_logit" in tags["images"]
 """
 
 

@@ -47,7 +47,7 @@ def test_other_reports_get_scalars(tmp_path):
     Report.__module__ = "transformers.integrations.ours"
     run = trainer(Report(), AttentionMonitor(every_n_steps=4), directory=tmp_path)
     run.train()
-    assert {0, 4, 8, 12, 16} <= {step for step, logs in seen.items() if "attention/entropy" in logs}
+    assert {0, 4, 8, 12, 16} <= {step for step, logs in seen.items() if "attention_details/entropy" in logs}
     assert run.state.global_step == STEPS  # the state is not the one that reports were shown
 
 

@@ -1,0 +1,51 @@
+"""Layers that are unlike the others."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+# A layer is odd if it is so many robust standard deviations, and such a share of the colour scale, off the median.
+_FEWEST_LAYERS, _FAR, _SHARE_OF_SCALE = 4, 5.0, 0.1
+_STANDARD_DEVIATIONS_PER_MAD = 1.4826
+
+
+class OddLayer(NamedTuple):
+    """Layer whose number is far from those of the others.
+
+    Attributes:
+        site: index of the layer.
+        value: number of the layer.
+        median: median of all layers.
+        distance: distance between the two, as a multiple of the one from which on a layer is odd.
+    """
+
+    site: int
+    value: float
+    median: float
+    distance: float
+
+
+def odd_layers(values: np.ndarray, chart_range: Callable[[np.ndarray], tuple[float, float]]) -> list[OddLayer]:
+    """Return the layers that are far from the median of all; none of fewer than four layers.
+
+    Args:
+        values: of each layer, [sites]; nan where nothing was observed.
+        chart_range: function of the values that returns the ends of their colour scale.
+
+    Example:
+        >>> odd_layers(np.array([0.5, 0.51, 0.49, 0.5, 0.9]), lambda values: (0.0, 1.0))[0].site
+        4
+    """
+    known = values[np.isfinite(values)]
+    if len(known) < _FEWEST_LAYERS:
+        return []
+    median = float(np.median(known))
+    spread = _STANDARD_DEVIATIONS_PER_MAD * float(np.median(np.abs(known - median)))
+    low, high = chart_range(values)
+    far = max(_FAR * spread, _SHARE_OF_SCALE * (high - low), np.finfo(np.float32).tiny)
+    distances = np.abs(values - median) / far
+    return [
+        OddLayer(int(site), float(values[site]), median, float(distances[site]))
+        for site in np.flatnonzero(distances > 1)
+    ]
