@@ -78,7 +78,7 @@ def test_recorded_logged_and_saved(registered, tmp_path):
     for name in ("largest_gradient", "sign_flips"):
         assert history[name].shape == (len(history), LAYERS)
         for layer in range(LAYERS):
-            curve = {event.step: event.value for event in events.Scalars(f"layers/{name}/layer_{layer}")}
+            curve = {event.step: event.value for event in events.Scalars(f"layers_{name}/layer_{layer}")}
             assert list(curve) == history.steps.tolist()
             np.testing.assert_allclose(list(curve.values()), history[name][:, layer], rtol=1e-6)
     assert (history["largest_gradient"] > 0).all()

@@ -63,8 +63,10 @@ def test_curves_of_each_layer(training, tmp_path):
     monitor = training.callbacks.AttentionMonitor(every_n_steps=2)
     training.train(monitor, steps=6, logger=TensorBoardLogger(tmp_path, name="run", version=""))
     events = EventAccumulator(str(tmp_path / "run")).Reload()
-    found = {tag for tag in events.Tags()["scalars"] if tag.startswith("layers/")}
-    assert found == {f"layers/{name}/layer_{layer}" for name in LayerStatistic.registry for layer in range(LAYERS)}
+    found = {
+        tag for tag in events.Tags()["scalars"] if tag.split("/")[0].removeprefix("layers_") in LayerStatistic.registry
+    }
+    assert found == {f"layers_{name}/layer_{layer}" for name in LayerStatistic.registry for layer in range(LAYERS)}
     for name in LayerStatistic.registry:
-        curve = [event.value for event in events.Scalars(f"layers/{name}/layer_1")]
+        curve = [event.value for event in events.Scalars(f"layers_{name}/layer_1")]
         np.testing.assert_allclose(curve, monitor.history[name][:, 1], rtol=1e-6)
