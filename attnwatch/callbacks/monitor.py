@@ -254,6 +254,8 @@ class AttentionMonitor(TrainingPart):
             if self._recorder.num_observations:
                 self._pictures.draw(run, self._flushed_history(run))
                 self._write_report(run)
+                if self.report_path is not None and self.report_path.exists():
+                    self._publisher.page(run.loggers, self.report_path)
 
     def interrupt(self, run: TrainerRun) -> None:
         if self._known_recorder is None:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
@@ -80,6 +81,10 @@ class Publisher:
         """Log what a finished run is compared with others by."""
         settings, metrics = outcome.settings, outcome.metrics
         self._for_each(loggers, "hyperparameters", lambda logger: logger.log_outcome(settings, metrics))
+
+    def page(self, loggers: Sequence[Logger], page: Path) -> None:
+        """Let every logger that can keep the page about a run."""
+        self._for_each(loggers, "pages", lambda logger: logger.log_page(page))
 
     def text(self, loggers: Sequence[Logger], tag: str, markdown: str, step: int) -> None:
         """Log a text under a tag."""

@@ -92,5 +92,9 @@ class LayerStatistic(Plugin, ABC):
 def norms(blocks: Sequence[Sequence[Tensor]]) -> Tensor:
     """Return the Euclidean norm of all tensors of each block together, float32 [blocks]."""
     tensors = [tensor for block in blocks for tensor in block]
+    if all(each.device.type == "cpu" and each.dtype == torch.float32 and each.is_contiguous() for each in tensors):
+        flat = [each.view(-1) for each in tensors]
+        squares = torch.stack([torch.dot(each, each) for each in flat])  # in half of the time of a norm
+        return torch.stack([of_block.sum() for of_block in squares.split(list(map(len, blocks)))]).sqrt()
     each = torch.stack(torch._foreach_norm(tensors, 2, torch.float32))
-    return torch.stack([of_block.norm() for of_block in each.split([len(block) for block in blocks])])
+    return torch.stack([of_block.norm() for of_block in each.split(list(map(len, blocks)))])

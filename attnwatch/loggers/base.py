@@ -1,6 +1,7 @@
 """Base class of loggers: what every logger can be given."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -69,6 +70,9 @@ class Logger(Plugin):
 
     def log_images(self, draw: Draw, step: int) -> None:
         """Log the images that `draw` returns. The default is to show none, and not to draw any."""
+
+    def log_page(self, page: Path) -> None:
+        """Keep the HTML page about a finished run. The default is to keep none: it lies beside the logs."""
 
     def log_text(self, tag: str, markdown: str, step: int) -> None:
         """Log a text. The default is to show none."""

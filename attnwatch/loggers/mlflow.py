@@ -1,12 +1,14 @@
 """MLflow."""
 
+from pathlib import Path
+
 from attnwatch.loggers.base import Draw, Logger
 from attnwatch.plugins import register
 
 
 @register
 class MLflowLogger(Logger):
-    """MLflow: numbers, and images as artifacts `TAG/step_STEP.png`."""
+    """MLflow: numbers, and images as artifacts `TAG/step_STEP.png`; the page about the run as an artifact."""
 
     name = "mlflow"
     class_names = ("MLFlowLogger", "MLflowCallback")
@@ -20,3 +22,11 @@ class MLflowLogger(Logger):
                 self.target.experiment.log_image(self.target.run_id, image, file)
             else:  # the callback of transformers writes to the current run
                 mlflow.log_image(image, file)
+
+    def log_page(self, page: Path) -> None:
+        import mlflow
+
+        if hasattr(self.target, "run_id"):
+            self.target.experiment.log_artifact(self.target.run_id, str(page))
+        else:
+            mlflow.log_artifact(str(page))

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from attnwatch import FindingKind, RunStatus
-from attnwatch.dashboard.card import RunCard, card_markdown, odd_layers
+from attnwatch.dashboard.card import RunCard, card_markdown
 from attnwatch.diagnosis import Diagnosis, Finding
 from tests.support.histories import course
 
@@ -61,14 +61,20 @@ def test_verdict_alone_needs_no_history():
     assert "Observed" not in words
 
 
+def _odd(history):
+    """Return what a card says of the layers that differ from the others."""
+    words = card_markdown(RunCard(Diagnosis(RunStatus.HEALTHY, (), 30, risk=0.1), history))
+    return words.partition("**Layers that differ from the others:** ")[2].partition("\n")[0]
+
+
 def test_layer_unlike_the_others_is_named_with_its_number():
     history = course()
-    assert odd_layers(history) == []
+    assert _odd(history) == "none"
     history.values["normalized_entropy"][-1, 2] = 0.9
     history.values["sink_mass"][-1, 1] += 0.05  # too little to be seen in a picture
     history.values["max_logit"][-1, 3] = np.nan
-    assert odd_layers(history) == ["layer\\_2 (normalized entropy 0.9, median 0.5)"]
+    assert _odd(history) == "layer\\_2 (normalized entropy 0.9, median 0.5)"
     few = dataclasses.replace(
         history, sites=history.sites[:3], values={name: each[:, :3] for name, each in history.values.items()}
     )
-    assert odd_layers(few) == []  # which of three is odd nobody can tell
+    assert _odd(few) == "none"  # which of three is odd nobody can tell

@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 import pytest
-from attnwatch.dashboard.logged import read_logged
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import metadata as hparams
@@ -20,7 +19,7 @@ from attnwatch.layers import LayerStatistic
 from attnwatch.loggers.tensorboard import TensorBoardLogger
 from attnwatch.recorder import RecordingOptions
 from attnwatch.statistics import Statistic
-from tests.support.histories import course, random_history
+from tests.support.histories import random_history
 
 OPTIONS = RecordingOptions(10, 32, None, None, 512, 0)
 
@@ -108,23 +107,3 @@ def test_tags_of_layers_do_not_depend_on_the_depth(sites):
     labels = {Statistic.registry["sink_mass"].layer_tag(f"layer_{index}") for index in range(sites)}
     assert "layers_sink_mass/layer_0" in labels
     assert "layers_sink_mass/layer_5" in labels
-
-
-def test_log_with_the_tags_of_before_is_read(tmp_path):
-    history = course(observations=12, loss=np.arange(12.0))
-    with SummaryWriter(tmp_path) as writer:
-        for index, step in enumerate(history.steps):
-            for name in history.statistics:
-                writer.add_scalar(f"attention/{name}", history[name][index].mean(), int(step))
-            for layer in range(4):
-                writer.add_scalar(f"attention_sink_mass/layer_{layer}", layer / 10, int(step))
-                writer.add_scalar(f"layers/gradient_norm/layer_{layer}", layer, int(step))
-            writer.add_scalar("loss", history.loss[index], int(step))
-        writer.add_scalar("attention/total_steps", 240, 0)
-    read = read_logged(tmp_path)
-    assert (read.total_steps, read.sites) == (240, tuple(f"layer_{layer}" for layer in range(4)))
-    np.testing.assert_allclose(read["sink_mass"][:, :, 0], np.tile(np.arange(4) / 10, (12, 1)), rtol=1e-6)
-    np.testing.assert_allclose(read["gradient_norm"], np.tile(np.arange(4.0), (12, 1)))
-    np.testing.assert_allclose(read["nonfinite"], 0.0)
-    np.testing.assert_allclose(read["distance"], 20.0)
-    np.testing.assert_allclose(read.loss, history.loss)

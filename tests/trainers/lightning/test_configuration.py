@@ -134,17 +134,19 @@ def offline(tmp_path, monkeypatch):
 
 
 def shown(directory) -> tuple[dict, set[str], set[str]]:
-    """(what W&B has of it, pictures of W&B, files of MLflow)"""
+    """(what W&B has of it, pictures and pages of W&B, files of MLflow)"""
     import wandb
 
     mlflow.flush_async_logging()
-    summary, images = dict(wandb.run.summary), Path(wandb.run.dir, "media", "images")
+    summary, media = dict(wandb.run.summary), Path(wandb.run.dir, "media")
     wandb.finish()
-    pictures = {str(path.relative_to(images)) for path in images.rglob("*.png")}
+    shown = [*media.joinpath("images").rglob("*.png"), *media.joinpath("html").rglob("*.html")]
+    pictures = {str(path.relative_to(media).relative_to(path.relative_to(media).parts[0])) for path in shown}
     return summary, pictures, {str(path) for path in (directory / "mlruns").rglob("*")}
 
 
 @pytest.mark.slow
+@pytest.mark.writes_pages
 @pytest.mark.usefixtures("offline")
 def test_loggers_of_lightning(tmp_path):
     loggers = [
@@ -168,11 +170,14 @@ def test_loggers_of_lightning(tmp_path):
     summary, pictures, files = shown(tmp_path)
     assert summary["attention/normalized_entropy"] == pytest.approx(float(rows[-1]["attention/normalized_entropy"]))
     assert any(picture.startswith("attention_heads/normalized_entropy") for picture in pictures)
+    assert any(picture.startswith("attention/report") for picture in pictures)
+    assert any(file.endswith("artifacts/attnwatch-run.html") for file in files)
     assert any(file.endswith("metrics/attention/normalized_entropy") for file in files)
     assert any(file.endswith("attention_layers/max_logit/step_10.png") for file in files)
 
 
 @pytest.mark.slow
+@pytest.mark.writes_pages
 @pytest.mark.usefixtures("offline")
 def test_reports_of_transformers(tmp_path):
     monitor = attnwatch.transformers.AttentionMonitor(every_n_steps=2)
@@ -184,5 +189,7 @@ def test_reports_of_transformers(tmp_path):
     )
     assert last["step"] == 20
     assert any(picture.startswith("attention_heads/normalized_entropy") for picture in pictures)
+    assert any(picture.startswith("attention/report") for picture in pictures)
+    assert any(file.endswith("artifacts/attnwatch-run.html") for file in files)
     assert any(file.endswith("metrics/attention/normalized_entropy") for file in files)
     assert any("attention_layers/max_logit/step_" in file for file in files)
