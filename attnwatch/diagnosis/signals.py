@@ -125,14 +125,14 @@ SIGNALS = (
         np.log10,
         below="attention loses its contrast",
         above="attention logits spread fast",
-        shown="the logits' spread is {:.3g} times that at the start",
+        shown="the spread of the logits is {:.3g} times its initial value",
     ),
     Signal(
         "loss_trend",
         loss_trend,
         _log_of_errors,
         below="the loss does not fall",
-        shown="its fall in the second half is {:.2g} standard errors",
+        shown="its fall divided by the standard error is {:.2g}",
         of_loss=True,
     ),
     Signal(

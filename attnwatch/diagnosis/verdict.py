@@ -50,6 +50,11 @@ class Cause:
         return cls(**{**stored, **clues})
 
     @property
+    def is_clear(self) -> bool:
+        """True if so much of the evidence points to the cause that it can be called likely."""
+        return self.is_fact or self.score >= _CLEAR
+
+    @property
     def clues(self) -> str:
         """Strongest clues for and against the cause, as sentences."""
         seen = [("For", self.speaks_for[:_MOST_FOR]), ("Against", self.speaks_against[:_MOST_AGAINST])]
@@ -106,7 +111,7 @@ class Finding:
         """Heading of the list of causes."""
         if self.causes and self.causes[0].is_fact:
             return "cause"
-        is_clear = bool(self.causes) and self.causes[0].score >= _CLEAR
+        is_clear = bool(self.causes) and self.causes[0].is_clear
         return f"{'likely' if is_clear else 'possible'} causes (share of the evidence{'' if is_clear else ': little'})"
 
     @property

@@ -37,7 +37,7 @@ class RunEvent:
     Attributes:
         step: number of complete optimizer steps when it happened.
         kind: "heads", "tokens", "resume", or the name that a callback has given it.
-        label: a few words, for a mark on a time line.
+        label: a few words, for a mark on a timeline.
         text: what happened, in sentences.
         details: facts and numbers by name.
     """

@@ -139,6 +139,17 @@ def duration(seconds: float) -> str:
     return f"{digits} {unit}"
 
 
+def share_in_words(share: float) -> str:
+    """Return a share, 0 to 1, as people say it.
+
+    >>> share_in_words(0.73), share_in_words(0.99)
+    ('about 7 in 10', 'nearly all')
+    """
+    if share >= 0.95:
+        return "nearly all"
+    return "hardly any" if share < 0.05 else f"about {10 * share:.0f} in 10"
+
+
 def _is_hidden(text: str, module: str, line: int) -> bool:
     """Return whether the filters hide this warning."""
     for action, message, category, of_module, lineno in warnings.filters:

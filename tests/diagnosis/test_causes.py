@@ -158,7 +158,7 @@ def test_findings_without_causes_read_as_before():
 def test_run_at_risk_says_why():
     diagnosis = judged("text/minilm-plain-labels_shuffled-112")
     assert diagnosis.status.value == "at_risk"
-    assert diagnosis.reasons[0].startswith("the loss does not fall (its fall in the second half is -")
+    assert diagnosis.reasons[0].startswith("the loss does not fall (its fall divided by the standard error is -")
     assert "- the risk rests on: the loss does not fall (" in str(diagnosis)
     assert "The risk rests on: the loss does not fall (" in diagnosis_markdown(diagnosis)
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from attnwatch.diagnosis.findings.base import Evidence, FindingRule, RunStatus, Symptom, register
 from attnwatch.diagnosis.signals import SIGNALS, numbers_of
+from attnwatch.utils.messages import share_in_words
 
 
 @register
@@ -34,6 +35,6 @@ class Unpromising(FindingRule):
             step=since,
             share=1.0,
             severity=risk.value,
-            what=f"about {risk.value:.0%} of runs like this one fail: {reasons}",
+            what=f"{share_in_words(risk.value)} of the runs like this one failed: {reasons}",
             numbers={name: number for name, number in numbers if np.isfinite(number)},
         )

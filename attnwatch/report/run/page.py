@@ -119,7 +119,7 @@ def _summary(record: RunRecord) -> str:
     loss = history.loss[(history.loss == history.loss)]
     of_loss = f"; loss {number(loss[0])} → {number(loss[-1])}" if len(loss) else ""
     return (
-        f"step {int(history.steps[-1]) + 1:,}{total}; {len(history)} observations of {len(history.sites)} attention "
+        f"{int(history.steps[-1]) + 1:,} steps{total}; {len(history)} observations of {len(history.sites)} attention "
         f"layers{of_loss}"
     )
 

@@ -1,4 +1,4 @@
-"""Time line of a run: loss, risk, learning rate, metrics, and what happened, on one axis."""
+"""Timeline of a run: loss, risk, learning rate, metrics, and what happened, on one axis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ _SPEEDS = ("_runtime", "_per_second")
 
 @dataclass(frozen=True)
 class Mark:
-    """Mark on the time line.
+    """Mark on the timeline.
 
     Attributes:
         step: where it is.
@@ -62,14 +62,14 @@ def marks_of(record: RunRecord) -> list[Mark]:
 
 
 def timeline(records: Sequence[RunRecord], courses: Sequence[RiskCourse]) -> Column:
-    """Return the time line of one run, or of several on the same axis.
+    """Return the timeline of one run, or of several on the same axis.
 
     Args:
         records: runs; of several only the loss, the risk and the learning rate are shown.
         courses: risk of each.
     """
     last = max([*(int(record.history.steps[-1]) for record in records if len(record.history)), 1])
-    steps = Range1d(start=0, end=last * 1.02, bounds=(0, last * 1.1))
+    steps = Range1d(start=-0.015 * last, end=last * 1.02, bounds=(-0.1 * last, last * 1.1))
     names = [plain(record.name) for record in records]
     losses = [Curve(record.history.steps, record.history.loss) for record in records]
     figures = [_curves("loss", losses, names, steps, height=190)]

@@ -3,17 +3,19 @@
 import math
 from dataclasses import dataclass
 
-from attnwatch.diagnosis import Diagnosis, Finding, RunStatus
+from attnwatch.diagnosis import Cause, Diagnosis, Finding, FindingRule, RunStatus
 from attnwatch.diagnosis.kinds import remedy_of
+from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.runs import RunRecord
+from attnwatch.utils.messages import share_in_words
 
 _SENTENCES = {
-    RunStatus.UNSTABLE: "This run is unstable.",
-    RunStatus.NOT_CONVERGING: "This run does not converge.",
-    RunStatus.AT_RISK: "Nothing was found, but this run resembles runs that failed.",
-    RunStatus.HEALTHY: "This run looks sound.",
-    RunStatus.UNDETERMINED: "This run can't be judged yet.",
+    RunStatus.UNSTABLE: "This run is unstable",
+    RunStatus.NOT_CONVERGING: "This run is not converging",
+    RunStatus.AT_RISK: "Nothing was found, but this run resembles runs that failed",
+    RunStatus.HEALTHY: "This run looks sound",
+    RunStatus.UNDETERMINED: "This run can't be judged yet",
 }
 _TONES = {
     RunStatus.UNSTABLE: "bad",
@@ -30,11 +32,11 @@ class Verdict:
 
     Attributes:
         tone: "bad", "watch", "good" or "unknown", for the colour of the card.
-        sentence: status of the run.
+        sentence: status of the run, and what is wrong in a few words.
         fault: what is wrong, with its numbers; empty if nothing was found.
         where: names of the modules or parameters where it holds, if `fault` does not name them.
-        causes: what is likely behind it, most likely first, in words.
-        actions: what to do, most important first.
+        causes: possible causes, likeliest first, each with its share of the evidence and what to do about it.
+        actions: what to do where no cause is named, most important first.
         certainty: what the verdict rests on.
     """
 
@@ -42,7 +44,7 @@ class Verdict:
     sentence: str
     fault: str
     where: tuple[str, ...]
-    causes: tuple[str, ...]
+    causes: tuple[tuple[str, str, str], ...]
     actions: tuple[str, ...]
     certainty: str
 
@@ -53,13 +55,14 @@ def verdict_of(record: RunRecord) -> Verdict:
     faults = [finding for finding in diagnosis.findings if not finding.is_note]
     first = faults[0] if faults else None
     fault = "" if first is None else fault_of(first)
+    unexplained = [remedy_of(finding.kind.value) for finding in faults if not finding.causes]
     return Verdict(
         tone=_TONES[diagnosis.status],
-        sentence=_SENTENCES[diagnosis.status],
+        sentence=_sentence(diagnosis, first),
         fault=fault,
         where=() if first is None or any(site in fault for site in first.sites) else first.sites,
-        causes=() if first is None else tuple(f"{cause.title} ({cause.score:.2f})" for cause in first.causes),
-        actions=tuple(dict.fromkeys(map(_action, faults))) or (_without_fault(record),),
+        causes=() if first is None else tuple(map(_cause, first.causes)),
+        actions=tuple(dict.fromkeys(unexplained)) if faults else (_without_fault(record),),
         certainty=_certainty(record, first),
     )
 
@@ -70,21 +73,30 @@ def fault_of(finding: Finding) -> str:
     return f"{what[:1].upper()}{what[1:]}."
 
 
-def _action(finding: Finding) -> str:
-    """Return the remedy of the likeliest cause, or of the finding if it has no causes."""
-    first = finding.causes[0] if finding.causes else None
-    return remedy_of(finding.kind.value) if first is None or not first.remedy else first.remedy
+def _sentence(diagnosis: Diagnosis, first: Finding | None) -> str:
+    status = _SENTENCES[diagnosis.status]
+    if first is None:
+        return f"{status}."
+    rule = FindingRule.registry.get(first.kind.value)
+    if rule is None or not rule.is_fallback:
+        return f"{status}: {first.kind.value.replace('_', ' ')}."
+    is_clear = bool(first.causes) and first.causes[0].is_clear
+    return f"{status}, probably because {first.causes[0].title}." if is_clear else f"{status}."
+
+
+def _cause(cause: Cause) -> tuple[str, str, str]:
+    title = cause.title or cause.name.replace("_", " ")
+    return f"{title[:1].upper()}{title[1:]}", f"{cause.score:.0%} of the evidence", cause.remedy
 
 
 def _without_fault(record: RunRecord) -> str:
-    status = record.diagnosis.status
+    status, history = record.diagnosis.status, record.history
     if status is RunStatus.AT_RISK:
         return "Watch it, and look at what the risk rests on: " + "; ".join(record.diagnosis.reasons) + "."
     if status is RunStatus.HEALTHY:
         return "Nothing needs to be done."
-    if not record.history.sites:
+    if not history.sites:
         return "Train with an AttentionMonitor, so that there is more than the loss to judge by."
-    history = record.history
     wanted = Thresholds().of_budget(history.total_steps)
     if history.total_steps is not None and history.total_steps < wanted.min_steps:
         return f"Nothing: a run of {history.total_steps} steps is too short; a verdict needs {wanted.min_steps:.0f}."
@@ -97,15 +109,18 @@ def _without_fault(record: RunRecord) -> str:
 def _certainty(record: RunRecord, first: Finding | None) -> str:
     diagnosis = record.diagnosis
     if first is not None and first in record.checked:
-        return f"This is a fact: the checkup found it at step {first.step}, by looking at the training itself."
-    if first is not None:
-        return f"Seen since step {first.step}. {_risk_sentence(diagnosis)}"
+        return f"It is a fact: the checkup found it at step {first.step}, by looking at the training itself."
     if record.source and not record.history.sites:
         return f"Only a loss could be read from this {record.source}, and a loss alone shows few faults."
-    return _risk_sentence(diagnosis)
-
-
-def _risk_sentence(diagnosis: Diagnosis) -> str:
     if math.isnan(diagnosis.risk):
         return "The risk that it fails is not known yet."
-    return f"The risk is {diagnosis.risk:.2f}: of runs like this one, about {10 * diagnosis.risk:.0f} in 10 failed."
+    if first is not None:
+        number = int((record.history.steps >= first.step).sum())
+        seen = f"It has held since step {first.step:,}, at {number} observations. "
+    else:
+        seen = ""
+    model = default_risk_model()
+    lowest = 1 / (1 + math.exp(-model.offset))
+    scale = f"{lowest:.2f} is the lowest that there is, and a run is reported from {model.flag_at:.2f} on"
+    failed = f"Of the runs like this one, {share_in_words(diagnosis.risk)} failed"
+    return f"{seen}{failed} (risk {diagnosis.risk:.2f}; {scale})."

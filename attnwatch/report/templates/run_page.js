@@ -59,7 +59,7 @@
       for (const name of ["layer colours", "head colours"])
         model(name).setv({ low: statistic.low, high: statistic.high });
       model("layers").title.text = statistic.title;
-      at("summary").textContent = `${statistic.summary}.`;
+      at("summary").textContent = `${statistic.summary[0].toUpperCase()}${statistic.summary.slice(1)}.`;
       const values = ofLayers.at(0, numSteps * numSites);
       const image = new Float32Array(values.length);
       for (let step = 0; step < numSteps; step++)
@@ -95,7 +95,7 @@
     showStatistic();
   }
 
-  // A click on a mark of the time line leads to its evidence.
+  // A click on a mark of the timeline leads to its evidence.
   function linkMarks(figures) {
     const marks = figures.get_model_by_name("events marks");
     marks?.selected.properties.indices.change.connect(() => {

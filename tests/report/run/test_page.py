@@ -25,9 +25,9 @@ from tests.support.records import a_history, a_record
 def test_page_says_everything_in_words_too():
     words = visible_words(run_page([a_record()]))
     for text in (
-        "This run does not converge.",
+        "This run is not converging: eval mode.",
         "The model was in eval mode.",
-        "This is a fact: the checkup found it at step 0",
+        "It is a fact: the checkup found it at step 0",
         "layers.1.attn",
         "1 of 6 heads was removed.",
         "1 checks found nothing: batch_mixing",
@@ -44,6 +44,7 @@ def test_each_status_has_a_sentence_an_action_and_a_certainty(status):
     verdict = verdict_of(dataclasses.replace(a_record(), judged=judged, checked=()))
     assert verdict.sentence
     assert all(verdict.actions)
+    assert verdict.actions
     assert "0.80" in verdict.certainty
     assert (verdict.tone == "bad") == status.is_alarm
 
