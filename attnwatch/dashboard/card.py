@@ -7,7 +7,7 @@ from pathlib import Path
 
 from attnwatch.capture import is_observed
 from attnwatch.dashboard.answers import literal
-from attnwatch.dashboard.markdown import diagnosis_markdown
+from attnwatch.dashboard.markdown import finding_paragraphs, verdict_paragraphs
 from attnwatch.dashboard.odd_layers import odd_layers
 from attnwatch.dashboard.scalars import over_heads
 from attnwatch.diagnosis import Diagnosis
@@ -41,13 +41,14 @@ class RunCard:
 
 def card_markdown(card: RunCard) -> str:
     """Return the first page about a run."""
-    return "\n\n".join([diagnosis_markdown(card.diagnosis), *_facts(card), *card.remarks])
+    return "\n\n".join([*verdict_paragraphs(card.diagnosis), *_facts(card), *card.remarks])
 
 
 def _facts(card: RunCard) -> Iterator[str]:
     history = card.history
     if history is not None:
         yield f"**Risk:** {_certainty(card.diagnosis, history)}"
+    yield from finding_paragraphs(card.diagnosis)
     if card.checkup:
         yield f"**Checkup of the first steps:** {_checkup(card.checkup)}"
     if history is not None and len(history):

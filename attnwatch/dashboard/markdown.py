@@ -8,7 +8,7 @@ from attnwatch.diagnosis import Diagnosis, Finding, RunStatus
 
 _IN_A_SENTENCE = {
     RunStatus.UNDETERMINED: "Too little was observed so far for a verdict. Let the run go on.",
-    RunStatus.HEALTHY: "Attention and loss develop as in runs that end well. Nothing needs to be done.",
+    RunStatus.HEALTHY: "No fault was found, and the risk is not high. Nothing needs to be done.",
     RunStatus.AT_RISK: "No fault was found, but of runs like this one about seven in ten fail, or more: watch it, and "
     "compare what the risk rests on with an earlier run.",
     RunStatus.NOT_CONVERGING: "The run will probably not reach its goal. Look at the causes below before you spend "
@@ -19,6 +19,11 @@ _IN_A_SENTENCE = {
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     """Return the verdict and what to do, a table of the findings, then each of them with its causes."""
+    return "\n\n".join([*verdict_paragraphs(diagnosis), *finding_paragraphs(diagnosis)])
+
+
+def verdict_paragraphs(diagnosis: Diagnosis) -> list[str]:
+    """Return the verdict, what to do, and what the risk rests on if it is high."""
     risk = "not known yet" if math.isnan(diagnosis.risk) else f"{diagnosis.risk:.2f}"
     lines = [
         f"## {_readable(diagnosis.status)}: risk {risk}, step {diagnosis.step}",
@@ -26,10 +31,15 @@ def diagnosis_markdown(diagnosis: Diagnosis) -> str:
     ]
     if diagnosis.reasons:
         lines.append(f"The risk rests on: {'; '.join(diagnosis.reasons)}")
-    if diagnosis.findings:
-        lines.append("\n".join(_table(diagnosis)))
+    return lines
+
+
+def finding_paragraphs(diagnosis: Diagnosis) -> list[str]:
+    """Return a table of the findings, then each of them with its causes; nothing if nothing was found."""
+    if not diagnosis.findings:
+        return []
     findings = (_finding_markdown(finding, shows_causes=shown) for finding, shown in diagnosis.shown)
-    return "\n\n".join([*lines, *findings])
+    return ["\n".join(_table(diagnosis)), *findings]
 
 
 def _table(diagnosis: Diagnosis) -> list[str]:

@@ -31,7 +31,7 @@ def test_sound_run_has_a_verdict_a_risk_and_what_it_rests_on():
     )
     assert card_markdown(card).split("\n\n") == [
         "## healthy: risk 0.20, step 390",
-        "Attention and loss develop as in runs that end well. Nothing needs to be done.",
+        "No fault was found, and the risk is not high. Nothing needs to be done.",
         "**Risk:** 0.20 is the estimated share of runs like this one that fail. It rests on 50% of the run. A run that "
         "stays above 0.79 is reported.",
         "**Checkup of the first steps:** 1 found a fault: eval_mode, 2 ok, 1 skipped: stale (no step)",

@@ -140,10 +140,10 @@ def test_the_same_causes_are_shown_once():
 
 def test_markdown_has_the_causes_as_a_list_within_the_finding():
     parts = diagnosis_markdown(uniform()).split("\n\n")
-    assert parts[1].startswith("- **uniform attention** since step 0")
-    assert parts[3] == "  Likely causes (share of the evidence):"
-    assert parts[4].splitlines()[0].startswith("    1. **not in optimizer** (0.")
-    assert parts[4].splitlines()[1].startswith("    2. **frozen parameters** (0.")
+    assert parts[3].startswith("- **uniform attention** since step 0")
+    assert parts[5] == "    Likely causes (share of the evidence):"
+    assert parts[6].splitlines()[0].startswith("    1. **not in optimizer** (0.")
+    assert parts[6].splitlines()[1].startswith("    2. **frozen parameters** (0.")
 
 
 def test_findings_without_causes_read_as_before():

@@ -196,7 +196,7 @@ def test_high_risk_that_has_not_lasted_is_at_risk_and_no_alarm():
     assert not any(look.status.is_alarm for look in at_risk)
     assert "at risk (risk 0." in str(at_risk[0])
     assert "watch it" in str(at_risk[0])
-    assert diagnosis_markdown(at_risk[0]).startswith("**at risk** · risk 0.")
+    assert diagnosis_markdown(at_risk[0]).startswith("## at risk: risk 0.")
 
 
 def test_risk_is_nan_before_there_is_evidence_and_where_nothing_is_known():
@@ -204,7 +204,7 @@ def test_risk_is_nan_before_there_is_evidence_and_where_nothing_is_known():
     assert math.isnan(diagnose(course(observations=5)).risk)
     assert math.isnan(diagnose(course(observations=30), total_steps=100_000).risk)
     assert str(diagnose(course(observations=5))) == "undetermined (risk not known yet) at step 40"
-    assert "· risk not known yet ·" in diagnosis_markdown(diagnose(course(observations=5)))
+    assert ": risk not known yet, step 40" in diagnosis_markdown(diagnose(course(observations=5)))
 
 
 def test_notes_do_not_raise_the_risk():

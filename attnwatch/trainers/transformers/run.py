@@ -3,7 +3,6 @@
 import copy
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -24,8 +23,13 @@ from attnwatch.utils.messages import inform, warn
 
 _logger: Any = logging.get_logger("transformers.attnwatch")
 _INTEGRATIONS = "transformers.integrations"
-_USUAL_SETTINGS = (
+_SETTINGS = (
+    "adam_beta1",
+    "adam_beta2",
+    "bf16",
+    "fp16",
     "gradient_accumulation_steps",
+    "label_smoothing_factor",
     "learning_rate",
     "lr_scheduler_type",
     "max_grad_norm",
@@ -37,7 +41,6 @@ _USUAL_SETTINGS = (
     "warmup_steps",
     "weight_decay",
 )
-_NO_SETTING = ("_dir", "_token", "run_name", "report_to", "disable_tqdm", "project", "_id")
 
 
 class TransformersRun(TrainerRun):
@@ -135,12 +138,8 @@ class TransformersRun(TrainerRun):
 
     @property
     def hyperparameters(self) -> Mapping[str, Any]:
-        """The usual arguments, and all that are not the default, without folders, names and tokens."""
-        arguments = self.trainer.args
-        values = arguments.to_sanitized_dict()
-        others = [each.name for each in fields(arguments) if getattr(arguments, each.name) != each.default]
-        given = dict.fromkeys([*_USUAL_SETTINGS, *others])
-        return {name: values[name] for name in given if name in values and not name.endswith(_NO_SETTING)}
+        """Arguments that shape the training, the same for all runs, so that these can be compared."""
+        return {name: value for name, value in self.trainer.args.to_sanitized_dict().items() if name in _SETTINGS}
 
     @property
     def loggers(self) -> Sequence[Logger]:
