@@ -233,7 +233,7 @@ class AttentionMonitor(TrainingPart):
             return {}
         self._recorder.flush()
         parts: dict[str, Any] = {"recorder": self._recorder.state_dict(), "findings": self._verdicts.state_dict()}
-        parts |= {"checkup": self._checkup.state_dict()}
+        parts |= {"checkup": self._checkup.state_dict(), "total_steps": self._recorder.total_steps}
         steps = {"published_step": self._published_step, "drawn_step": self._pictures.drawn_step}
         return with_format(_STATE_FORMAT, parts | steps)
 
