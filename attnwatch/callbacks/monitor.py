@@ -52,6 +52,8 @@ class AttentionMonitor(TrainingPart):
             nobody and stop nothing; a function hears of them only where it is given for their kind in a mapping.
         thresholds: amount of evidence that findings need; None means the defaults.
         checkup: check the first steps, and a few later ones, for faults; see `TrainingCheckup`.
+        alert: URL of Apprise for a chat, mail or pager that hears of new findings, such as "slack://A/B/C", or a list
+            of them; "$NAME" stands for the one in an environment variable. None is sent for what is ignored.
         rules: rules with other thresholds, as `[UniformAttention(enter=0.98)]`, or switched off; see `diagnose`.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
         figures_every_n_steps: pictures after at least so many steps, less often where drawing would take more than half
@@ -85,6 +87,7 @@ class AttentionMonitor(TrainingPart):
         thresholds: Thresholds | None = None,
         checkup: bool = True,
         rules: Sequence[FindingRule] = (),
+        alert: str | Sequence[str] | None = None,
         max_layer_curves: int = 12,
         figures_every_n_steps: int | None = 500,
         flush_every: int | None = None,
@@ -95,7 +98,7 @@ class AttentionMonitor(TrainingPart):
         require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
         options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
         self._options = flushed_for_pictures(options, figures_every_n_steps)
-        self._verdicts = Verdicts(on_finding, thresholds, rules)
+        self._verdicts = Verdicts(on_finding, thresholds, rules, alert)
         self.steers_training = self._verdicts.may_act
         self._checkup = RunCheckup(is_enabled=checkup)
         self._figures_every_n_steps = figures_every_n_steps
@@ -240,8 +243,7 @@ class AttentionMonitor(TrainingPart):
     def detach(self) -> None:
         self._batch.close()
         self._training.close()
-
-    # Shared by these.
+        self._verdicts.finish()
 
     def _flushed_history(self, run: TrainerRun) -> AttentionHistory:
         self._recorder.total_steps = run.total_steps
@@ -253,10 +255,9 @@ class AttentionMonitor(TrainingPart):
         numbers = dict.fromkeys(run_tags(), math.nan) | run_scalars(history, -1)
         run.log(numbers | {RISK_TAG: diagnosis.risk}, diagnosis.step)
         self._pictures.draw_if_due(run, history)
-        for remark in run.remarks:
-            if remark not in self._shown_remarks:
-                self._shown_remarks.add(remark)
-                run.inform(remark)
+        for remark in [each for each in run.remarks if each not in self._shown_remarks]:
+            self._shown_remarks.add(remark)
+            run.inform(remark)
 
     def _judge_rest(self, run: TrainerRun) -> None:
         if self._recorder.num_observations > self._published_observations:
@@ -283,7 +284,7 @@ class AttentionMonitor(TrainingPart):
             self._publish_diagnosis(run)
         for finding, action in new:
             with self._non_fatal("the monitor failed", key="monitor"):
-                self._verdicts.act(action, finding, run)
+                self._verdicts.act(action, finding, run, self._publisher)
 
     def _publish_diagnosis(self, run: TrainerRun) -> None:
         if self._verdicts.last is not None:

@@ -1,7 +1,7 @@
 """Base class of loggers: what every logger can be given."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from attnwatch.plugins import Plugin, Registry
 
 Draw = Callable[[], Mapping[str, np.ndarray]]
 """Draws images by tag, each uint8 [height, width, 3]."""
+AlertLevel = Literal["warning", "error"]
 Write = Callable[[Mapping[str, float], int], None]
 """Writes numbers by tag at a step, in the way that the trainer itself would."""
 
@@ -68,6 +69,15 @@ class Logger(Plugin):
 
     def log_text(self, tag: str, markdown: str, step: int) -> None:
         """Log a text. The default is to show none."""
+
+    def log_alert(self, title: str, text: str, level: AlertLevel) -> None:
+        """Alert people in the way of the logger. The default is to alert nobody.
+
+        Args:
+            title: fewer than 64 characters.
+            text: what has happened.
+            level: how bad it is.
+        """
 
 
 def logger_for(target: Any, write: Write | None = None, *, otherwise: type[Logger] | None = None) -> Logger | None:

@@ -2,20 +2,28 @@
 
 from typing import Any
 
-from attnwatch.loggers.base import Draw, Logger
+from attnwatch.loggers.base import AlertLevel, Draw, Logger
 from attnwatch.plugins import register
 
 
 @register
 class WandbLogger(Logger):
-    """Weights & Biases: numbers and images."""
+    """Weights & Biases: numbers, images, and alerts by mail or Slack as set up in your account."""
 
     name = "wandb"
     class_names = ("WandbLogger", "WandbCallback")
 
+    @property
+    def _run(self) -> Any:
+        """The run of Lightning's logger; the callback of transformers writes to the current one."""
+        import wandb
+
+        return getattr(self.target, "experiment", wandb.run)
+
     def log_images(self, draw: Draw, step: int) -> None:
         import wandb
 
-        # The callback of transformers writes to the current run.
-        run: Any = getattr(self.target, "experiment", wandb.run)
-        run.log({tag: wandb.Image(image) for tag, image in draw().items()})
+        self._run.log({tag: wandb.Image(image) for tag, image in draw().items()})
+
+    def log_alert(self, title: str, text: str, level: AlertLevel) -> None:
+        self._run.alert(title, text, level="ERROR" if level == "error" else "WARN")
