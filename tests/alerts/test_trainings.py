@@ -8,7 +8,6 @@ import warnings
 import lightning.pytorch as pl
 import pytest
 import torch
-import transformers as hf
 
 import attnwatch.lightning
 import attnwatch.transformers
@@ -18,6 +17,7 @@ from attnwatch.diagnosis.findings.non_finite import NonFinite
 from tests.support.alert_server import SECRET, alert_server
 from tests.support.lightning_loggers import poison
 from tests.support.lightning_training import Llama, batches
+from tests.support.poison import Poison
 from tests.support.transformers_training import train
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -30,15 +30,6 @@ class NonFiniteAsNote(NonFinite):
     def look(self, evidence):
         symptom = super().look(evidence)
         return symptom and dataclasses.replace(symptom, is_note=True)
-
-
-class Poison(hf.TrainerCallback):
-    """Makes weights nan after some steps."""
-
-    def on_step_begin(self, args, state, control, model=None, **options):
-        if state.global_step == 6:
-            with torch.no_grad():
-                model.model.layers[1].self_attn.q_proj.weight[0, 0] = torch.nan
 
 
 def run_lightning(directory, **options):

@@ -13,7 +13,7 @@ from attnwatch.dashboard.scalars import TOTAL_STEPS_TAG, over_heads
 from attnwatch.lightning import AttentionMonitor
 from attnwatch.runs import RunRecord, read_run
 from attnwatch.statistics import Reduction
-from tests.support.lightning_training import Llama, batches
+from tests.support.lightning_training import Llama, batches, do_nothing
 
 
 class Logging(Llama):
@@ -25,9 +25,9 @@ class Logging(Llama):
         return loss
 
 
-def train_lightning(*callbacks, steps: int = 12, **options) -> AttentionHistory:
+def train_lightning(*callbacks, steps: int = 12, before_step=do_nothing, **options) -> AttentionHistory:
     """What a monitor has recorded of a training; `options` are those of the trainer."""
-    monitor = AttentionMonitor(every_n_steps=2, figures_every_n_steps=None)
+    monitor = AttentionMonitor(every_n_steps=2, flush_every=1, figures_every_n_steps=None)
     silent = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     trainer = pl.Trainer(
         max_steps=steps,
@@ -36,7 +36,7 @@ def train_lightning(*callbacks, steps: int = 12, **options) -> AttentionHistory:
         callbacks=[monitor, *callbacks],
         **silent | {"enable_checkpointing": bool(callbacks)} | options,
     )
-    trainer.fit(Logging(), batches(steps))
+    trainer.fit(Logging(before_step), batches(steps))
     return monitor.history
 
 
