@@ -5,6 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # Apart from the rest, as torchvision is of another torch and others would import it (tests/support/torchvision.py).
 TIMM := timm==1.0.31 torchvision==0.29.1
+# Apart from the rest too, as it asks for an older pillow than the one of the lock.
+TRACKIO := trackio==0.43.0 brotli==1.2.1 gradio_client==2.7.2 orjson==3.13.0 python-multipart==0.0.34
 
 .PHONY: demo test test-slow test-matrix test-all lint format docs install
 
@@ -14,6 +16,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --requirement requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/timm $(TIMM)
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $(VENV)/trackio $(TRACKIO)
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	touch $@
 

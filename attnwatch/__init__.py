@@ -38,6 +38,7 @@ from attnwatch.loggers import Logger
 from attnwatch.models import ModelFamily, Refused
 from attnwatch.plugins import register, unregister
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
+from attnwatch.runs import RunReader, RunRecord, read_run
 from attnwatch.schedules import Schedule
 from attnwatch.statistics import Statistic
 from attnwatch.tokens import KeepSchedule, TokenBatch, TokenCriterion, TokenDropper, TokenLayout
@@ -80,6 +81,8 @@ __all__ = [
     "PruningPlan",
     "Refused",
     "RiskModel",
+    "RunReader",
+    "RunRecord",
     "RunStatus",
     "Schedule",
     "Statistic",
@@ -102,6 +105,7 @@ __all__ = [
     "head_importance",
     "load_pruned",
     "prune_heads",
+    "read_run",
     "register",
     "save_pruned",
     "savings",

@@ -23,6 +23,7 @@ from attnwatch import (
     LayerStatistic,
     Logger,
     ModelFamily,
+    RunReader,
     Schedule,
     Statistic,
     TokenCriterion,
@@ -152,6 +153,10 @@ def attention_calls() -> str:
 
 def loggers() -> str:
     return _table(Logger.registry, "logger", {"what it shows": _summary})
+
+
+def run_readers() -> str:
+    return _table(RunReader.registry, "format", {"what": _summary, "what it gives": lambda reader: reader.gives})
 
 
 def trainers() -> str:

@@ -56,6 +56,8 @@ class AttentionMonitor(TrainingPart):
             nobody and stop nothing; a function hears of them only where it is given for their kind in a mapping.
         thresholds: amount of evidence that findings need; None means the defaults.
         checkup: check the first steps, and a few later ones, for faults; see `TrainingCheckup`.
+        alert: URL of Apprise for a chat, mail or pager that hears of new findings, such as "slack://A/B/C", or a list
+            of them; "$NAME" stands for the one in an environment variable. None is sent for what is ignored.
         rules: rules with other thresholds, as `[UniformAttention(enter=0.98)]`, or switched off; see `diagnose`.
         max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
         figures_every_n_steps: pictures after at least so many steps, but not for more than 0.5% of the time, and at the
@@ -93,6 +95,7 @@ class AttentionMonitor(TrainingPart):
         thresholds: Thresholds | None = None,
         checkup: bool = True,
         rules: Sequence[FindingRule] = (),
+        alert: str | Sequence[str] | None = None,
         max_layer_curves: int = 12,
         figures_every_n_steps: int | None = None,
         flush_every: int | None = None,
@@ -104,7 +107,7 @@ class AttentionMonitor(TrainingPart):
         require_int("figures_every_n_steps", figures_every_n_steps, minimum=1, optional=True)
         options = RecordingOptions(every_n_steps, num_query_rows, sites, flush_every, max_history, seed)
         self._options = flushed_for_pictures(options, figures_every_n_steps)
-        self._verdicts = Verdicts(on_finding, thresholds, rules)
+        self._verdicts = Verdicts(on_finding, thresholds, rules, alert)
         self.steers_training = self._verdicts.may_act
         self._checkup = RunCheckup(is_enabled=checkup)
         self._figures_every_n_steps = figures_every_n_steps
@@ -274,12 +277,14 @@ class AttentionMonitor(TrainingPart):
         self._recorder.flush()
         parts: dict[str, Any] = {"recorder": self._recorder.state_dict(), "findings": self._verdicts.state_dict()}
         parts |= {"checkup": self._checkup.state_dict(), "report": self._run_report.state_dict()}
+        parts |= {"total_steps": self._recorder.total_steps}
         steps = {"published_step": self._published_step, "drawn_step": self._pictures.drawn_step}
         return with_format(_STATE_FORMAT, parts | steps)
 
     def detach(self) -> None:
         self._batch.close()
         self._training.close()
+        self._verdicts.finish()
 
     def _flushed_history(self, run: TrainerRun) -> AttentionHistory:
         self._recorder.total_steps = run.total_steps
@@ -324,7 +329,7 @@ class AttentionMonitor(TrainingPart):
             self._run_report.write_if_due(run, history, self._verdicts.last, self._checkup, is_news=bool(new))
         for finding, action in new:
             with self._non_fatal("the monitor failed", key="monitor"):
-                self._verdicts.act(action, finding, run)
+                self._verdicts.act(action, finding, run, self._publisher)
 
     def _write_report(self, run: TrainerRun) -> None:
         if run.is_main_process and self._verdicts.last is not None:

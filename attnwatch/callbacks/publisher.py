@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from attnwatch.alerts import Alert
 from attnwatch.dashboard import extra_scalars, layer_scalars, run_scalars, site_scalars
 from attnwatch.dashboard.card import RunCard, card_markdown
 from attnwatch.dashboard.layout import run_layout
@@ -89,6 +90,10 @@ class Publisher:
     def text(self, loggers: Sequence[Logger], tag: str, markdown: str, step: int) -> None:
         """Log a text under a tag."""
         self._for_each(loggers, f"text {tag!r}", lambda logger: logger.log_text(tag, markdown, step))
+
+    def alert(self, loggers: Sequence[Logger], alert: Alert) -> None:
+        """Alert people in the way of each logger."""
+        self._for_each(loggers, "alerts", lambda logger: logger.log_alert(alert.title, alert.text, alert.level))
 
     def _for_each(self, loggers: Sequence[Logger], what: str, write: Callable[[Logger], None]) -> None:
         for logger in loggers:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from attnwatch.alerts import Alert, Alerts
 from attnwatch.callbacks.checkup import RunCheckup
+from attnwatch.callbacks.publisher import Publisher
 from attnwatch.diagnosis import Action, Diagnosis, Finding, FindingActions, FindingRule, RuleSet, Thresholds, diagnose
 from attnwatch.recorder import AttentionHistory
 from attnwatch.trainers.base import TrainerRun
@@ -15,7 +17,7 @@ class Verdicts:
     """Verdicts on a training run.
 
     Args:
-        on_finding, thresholds, rules: see `AttentionMonitor`.
+        on_finding, thresholds, rules, alert: see `AttentionMonitor`.
 
     Attributes:
         last: the last verdict; None before the first.
@@ -23,6 +25,7 @@ class Verdicts:
 
     Raises:
         ConfigurationError: an argument is invalid.
+        ImportError: alerts are wanted, and Apprise is missing.
     """
 
     def __init__(
@@ -30,9 +33,11 @@ class Verdicts:
         on_finding: Action | Mapping[str, Action],
         thresholds: Thresholds | None,
         rules: Sequence[FindingRule],
+        alert: str | Sequence[str] | None = None,
     ):
         require_instance("thresholds", thresholds, Thresholds)
         self._actions = FindingActions(on_finding)
+        self._alerts = Alerts(alert)
         self._thresholds, self._rules = thresholds, RuleSet(rules)
         self.last: Diagnosis | None = None
         self.want_to_stop = False
@@ -52,6 +57,7 @@ class Verdicts:
         self.last, self.want_to_stop = None, False
         self._actions.reset()
         self._rules.reset()
+        self._alerts.restart()
 
     def of(self, history: AttentionHistory, checkup: RunCheckup) -> Diagnosis:
         """Return the verdict on a history and on what a checkup has found."""
@@ -72,8 +78,22 @@ class Verdicts:
         """Return what is new in the last verdict, once, each with what the user wants done about it."""
         return [] if self.last is None else self._actions.new_findings(self.last)
 
-    def act(self, action: Action, finding: Finding, run: TrainerRun) -> None:
-        """Carry out the action that the user chose for a finding."""
+    def finish(self) -> None:
+        """Wait a few seconds for alerts that are still to go out."""
+        self._alerts.finish()
+
+    def act(self, action: Action, finding: Finding, run: TrainerRun, publisher: Publisher) -> None:
+        """Carry out the action that the user chose for a finding. People are alerted unless it is ignored, or a note.
+
+        Args:
+            action, finding: one of `news`.
+            run: the training.
+            publisher: tells its loggers.
+        """
+        if action != "ignore" and not finding.is_note and run.is_main_process:
+            alert = Alert.of(finding)
+            publisher.alert(run.loggers, alert)
+            self._alerts.send(alert)
         if callable(action):
             action(finding, run.trainer, run.model)
         elif action != "ignore":

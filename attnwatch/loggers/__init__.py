@@ -1,5 +1,5 @@
-"""Loggers, one file each: how a logger of any trainer is recognised, and how numbers, images and text go there."""
+"""Loggers, one file each: how a logger is recognised, and how numbers, images, text and alerts go there."""
 
-from attnwatch.loggers.base import Draw, Logger, Setting, logger_for
+from attnwatch.loggers.base import AlertLevel, Draw, Logger, Setting, logger_for
 
-__all__ = ["Draw", "Logger", "Setting", "logger_for"]
+__all__ = ["AlertLevel", "Draw", "Logger", "Setting", "logger_for"]

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 Draw = Callable[[], Mapping[str, np.ndarray]]
 """Draws images by tag, each uint8 [height, width, 3]."""
 Setting = str | int | float | bool
+AlertLevel = Literal["warning", "error"]
 Write = Callable[[Mapping[str, float], int], None]
 """Writes numbers by tag at a step, in the way that the trainer itself would."""
 
@@ -79,6 +80,15 @@ class Logger(Plugin):
 
     def log_layout(self, layout: "Layout") -> None:
         """Arrange curves that are logged later in charts of several. The default is to leave that to the logger."""
+
+    def log_alert(self, title: str, text: str, level: AlertLevel) -> None:
+        """Alert people in the way of the logger. The default is to alert nobody.
+
+        Args:
+            title: fewer than 64 characters.
+            text: what has happened.
+            level: how bad it is.
+        """
 
     def log_outcome(self, settings: Mapping[str, Setting], metrics: Sequence[str]) -> None:
         """Log, at the end of a run, what it is compared with others by.

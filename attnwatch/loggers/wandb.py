@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from attnwatch.loggers.base import Draw, Logger
+from attnwatch.loggers.base import AlertLevel, Draw, Logger
 from attnwatch.plugins import register
 
 PAGE_TAG = "attention/report"
@@ -11,10 +11,17 @@ PAGE_TAG = "attention/report"
 
 @register
 class WandbLogger(Logger):
-    """Weights & Biases: numbers, images, and the page about the run."""
+    """Weights & Biases: numbers, images, the page about the run, and alerts by mail or Slack as your account has it."""
 
     name = "wandb"
     class_names = ("WandbLogger", "WandbCallback")
+
+    @property
+    def _run(self) -> Any:
+        """The run of Lightning's logger; the callback of transformers writes to the current one."""
+        import wandb
+
+        return getattr(self.target, "experiment", wandb.run)
 
     def log_images(self, draw: Draw, step: int) -> None:
         import wandb
@@ -26,9 +33,5 @@ class WandbLogger(Logger):
 
         self._run.log({PAGE_TAG: wandb.Html(str(page), inject=False)})
 
-    @property
-    def _run(self) -> Any:
-        """The run of Lightning's logger; the callback of transformers writes to the current one."""
-        import wandb
-
-        return getattr(self.target, "experiment", wandb.run)
+    def log_alert(self, title: str, text: str, level: AlertLevel) -> None:
+        self._run.alert(title, text, level="ERROR" if level == "error" else "WARN")

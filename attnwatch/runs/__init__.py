@@ -1,7 +1,18 @@
 """Runs as they are kept and read back: what was observed of a training, and what happened in it."""
 
+from attnwatch.runs.logged import Points, logged_run
 from attnwatch.runs.readers import RunReader
 from attnwatch.runs.reading import read_run
 from attnwatch.runs.record import RATE_CURVE, RISK_CURVE, Curve, RunEvent, RunRecord
 
-__all__ = ["RATE_CURVE", "RISK_CURVE", "Curve", "RunEvent", "RunReader", "RunRecord", "read_run"]
+__all__ = [
+    "RATE_CURVE",
+    "RISK_CURVE",
+    "Curve",
+    "Points",
+    "RunEvent",
+    "RunReader",
+    "RunRecord",
+    "logged_run",
+    "read_run",
+]

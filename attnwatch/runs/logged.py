@@ -1,5 +1,6 @@
 """Runs read back from what was logged of them: numbers by tag and step."""
 
+import json
 import re
 from array import array
 from collections import defaultdict
@@ -61,13 +62,13 @@ class Points:
         self._values[tag].append(value)
 
     def add_row(self, step: int, row: Mapping[str, object]) -> None:
-        """Add those entries of a row that are numbers.
+        """Add those entries of a row that are numbers, but not the step itself.
 
         Raises:
             UnreadableFileError: no run has this many steps, or a number is too large to be one that was measured.
         """
         for tag, value in row.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
+            if isinstance(value, int | float) and not isinstance(value, bool) and tag not in _STEPS:
                 try:
                     self.add(tag, step, float(value))
                 except OverflowError as error:
@@ -130,6 +131,11 @@ def step_of(row: Mapping[str, object], *, otherwise: int) -> int:
     """Return the step of the training at which a row was logged."""
     given = (row[tag] for tag in _STEPS if tag in row)
     return next((int(step) for step in given if isinstance(step, int | float)), otherwise)
+
+
+def as_text(value: object) -> str:
+    """Return an entry of a configuration as it is shown."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def others(curves: Mapping[str, Curve]) -> dict[str, Curve]:

@@ -4,12 +4,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import Any, BinaryIO
 
 from attnwatch.utils.files import UnreadableFileError
-
-if TYPE_CHECKING:
-    from wandb.proto.wandb_internal_pb2 import Record
 
 _BLOCK_BYTES = 2**15
 _BEGIN = struct.Struct("<4sHB")  # of the file: name, number and version of the format
@@ -18,8 +15,8 @@ _PART = struct.Struct("<IHB")  # before each part of a record: checksum, number 
 _WHOLE, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
-def read_wandb_records(file: Path) -> Iterator["Record"]:
-    """Yield the records of a run; of one that is still going on, or was killed, the complete ones.
+def read_wandb_records(file: Path) -> Iterator[Any]:
+    """Yield the records of a run, as protobuf; of one that is still going on, or was killed, the complete ones.
 
     Raises:
         UnreadableFileError: the file is damaged, or of another format.
@@ -27,12 +24,12 @@ def read_wandb_records(file: Path) -> Iterator["Record"]:
     """
     try:
         from google.protobuf.message import DecodeError
-        from wandb.proto.wandb_internal_pb2 import Record
+        from wandb.proto import wandb_internal_pb2 as protobuf
     except ImportError as error:
         raise ImportError("reading a run of W&B needs wandb: pip install wandb", name=error.name) from error
     with open(file, "rb") as stream:
         for number, content in enumerate(_contents(stream), start=1):
-            record = Record()
+            record: Any = protobuf.Record()  # type: ignore[attr-defined]
             try:
                 record.ParseFromString(content)
             except DecodeError as error:

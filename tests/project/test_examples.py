@@ -34,6 +34,13 @@ def test_plain_loop():
     assert "attention: undetermined" in printed
 
 
+def test_alerts():
+    printed = run("examples/alerts.py")
+    assert printed.startswith("[failure] attnwatch: non_finite at step 6\n")
+    assert printed.count("attnwatch:") == 1
+    assert "1. rate_too_high" in printed
+
+
 def test_checkup():
     printed = run("examples/checkup.py")
     faults = (

@@ -19,6 +19,7 @@ class RunReader(Plugin):
 
     Example:
         >>> import json
+        >>> from attnwatch.runs import Points, logged_run
         >>> class JsonLines(RunReader):
         ...     name, title, gives = "json_lines", "log of JSON lines", "the loss"
         ...

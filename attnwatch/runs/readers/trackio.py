@@ -1,14 +1,13 @@
 """Runs of trackio in the database of their project."""
 
 import contextlib
-import json
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from attnwatch.plugins import register
-from attnwatch.runs.logged import Points, logged_run, step_of
+from attnwatch.runs.logged import Points, as_text, logged_run, step_of
 from attnwatch.runs.readers.base import RunReader
 from attnwatch.runs.record import RunRecord
 from attnwatch.utils.files import UnreadableFileError, parse_json
@@ -41,6 +40,8 @@ class TrackioReader(RunReader):
         run, points = place.relative_to(database).as_posix(), Points()
         with _opened(database) as connection:
             of_run = f"WHERE {_key(connection)} = ? OR run_name = ?"
+            if connection.execute(f"SELECT 1 FROM metrics {of_run}", (run, run)).fetchone() is None:
+                raise UnreadableFileError(f"is no run: {str(database)!r} has {', '.join(_names(connection))}")
             rows = connection.execute(f"SELECT step, metrics FROM metrics {of_run} ORDER BY id", (run, run))
             for step, metrics in rows:
                 row = {
@@ -49,8 +50,12 @@ class TrackioReader(RunReader):
                 }
                 points.add_row(step_of(row, otherwise=step), row)
             configs = connection.execute(f"SELECT config FROM configs {of_run}", (run, run)).fetchall()
-        settings = {key: json.dumps(value) for config in configs for key, value in _row(*config) if key[:1] != "_"}
+        settings = {key: as_text(value) for config in configs for key, value in _row(*config) if key[:1] != "_"}
         return logged_run(run, points.curves(), source=self.title, loss_tag=loss_tag, settings=settings)
+
+
+def _names(connection: sqlite3.Connection) -> list[str]:
+    return [name for (name,) in connection.execute("SELECT DISTINCT run_name FROM metrics ORDER BY run_name LIMIT 20")]
 
 
 def _row(text: str) -> Sequence[tuple[str, Any]]:

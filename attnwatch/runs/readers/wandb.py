@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from attnwatch.plugins import register
-from attnwatch.runs.logged import Points, logged_run, step_of
+from attnwatch.runs.logged import Points, as_text, logged_run, step_of
 from attnwatch.runs.readers.base import RunReader
 from attnwatch.runs.record import RunRecord
 from attnwatch.runs.wandb_file import read_wandb_records
 from attnwatch.utils.files import parse_json
 
 _FILES = "run-*.wandb"
+_TYPE = "/_type"
 
 
 @register
@@ -29,13 +30,13 @@ class WandbReader(RunReader):
         return [path] if path.suffix == ".wandb" and path.is_file() else []
 
     def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
-        points, name, settings = Points(), place.stem, {}
+        points, name, settings = Points(), place.stem, dict[str, str]()
         for record in read_wandb_records(place):
             kind = record.WhichOneof("record_type")
             if kind == "history":
                 row = _row(record.history.item)
                 step = step_of(row, otherwise=record.history.step.num)
-                points.add_row(step, {tag: value for tag, value in row.items() if not tag.startswith("_")})
+                points.add_row(step, {tag: row[tag] for tag in row if not tag.startswith("_")})
             elif kind == "run":
                 name = record.run.display_name or record.run.run_id or name
                 settings |= _texts(record.run.config.update)
@@ -45,9 +46,11 @@ class WandbReader(RunReader):
 
 
 def _row(items: Iterable[Any]) -> dict[str, Any]:
-    return {item.key or "/".join(item.nested_key): parse_json(item.value_json) for item in items}
+    """Return a row by tag, without pictures and other media, whose entries lie below a type."""
+    row = {item.key or "/".join(item.nested_key): parse_json(item.value_json) for item in items}
+    media = {tag.removesuffix(_TYPE) for tag in row if tag.endswith(_TYPE)}
+    return {tag: value for tag, value in row.items() if tag.rpartition("/")[0] not in media}
 
 
 def _texts(items: Iterable[Any]) -> Mapping[str, str]:
-    texts = {item.key or "/".join(item.nested_key): item.value_json for item in items}
-    return {name: text.strip('"') for name, text in texts.items() if not name.startswith("_")}
+    return {name: as_text(value) for name, value in _row(items).items() if not name.startswith("_")}

@@ -1,0 +1,68 @@
+"""Alerts of one training to the services that its user has named."""
+
+from collections.abc import Sequence
+
+from attnwatch.alerts.alert import Alert
+from attnwatch.alerts.background import Background
+from attnwatch.alerts.service import Service, services
+from attnwatch.utils.messages import warn
+
+PATIENCE_SECONDS = 5.0
+"""Time that the end of a training waits for alerts that are still to go out."""
+
+
+class Alerts:
+    """Sends alerts without making the training wait. What fails is one warning.
+
+    Args:
+        alert: URL of Apprise, or several, or "$NAME" for one in an environment variable; None means nobody is alerted.
+
+    Raises:
+        ConfigurationError: a URL is wrong. The message does not show it, as it may hold a secret.
+        ImportError: Apprise is missing.
+    """
+
+    def __init__(self, alert: str | Sequence[str] | None = None):
+        self._services = services(alert)
+        self._background = Background(self._deliver)
+        self._failed: dict[str, str] = {}
+        self._has_warned = False
+
+    def send(self, alert: Alert) -> None:
+        """Send an alert to all services, some time soon."""
+        for service in self._services:
+            try:
+                is_taken = self._background.put((service, alert))
+            except RuntimeError:  # no thread can be started
+                is_taken = False
+            if not is_taken:
+                self._failed[service.name] = "too many alerts were waiting, or no thread could be started"
+        self._warn_of_failures()
+
+    def finish(self) -> None:
+        """Wait a few seconds for alerts that are still to go out."""
+        if not self._background.finish(PATIENCE_SECONDS):
+            self._failed.setdefault("the last alert", f"it was still on its way after {PATIENCE_SECONDS:g} s")
+        self._warn_of_failures()
+
+    def restart(self) -> None:
+        """Begin anew, for another training."""
+        self._failed, self._has_warned = {}, False
+
+    def _deliver(self, task: tuple[Service, Alert]) -> None:
+        service, alert = task
+        try:
+            if not service.send(alert):
+                self._failed[service.name] = "the service could not be reached, or has refused it"
+        except Exception as error:  # its text may hold the URL
+            self._failed[service.name] = f"{type(error).__name__} in Apprise"
+
+    def _warn_of_failures(self) -> None:
+        if self._failed and not self._has_warned:
+            self._has_warned = True
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self._failed.items())
+            warn(
+                f"an alert was not delivered, training goes on ({reasons}). Check the URL that `alert` was given, and "
+                "whether this machine reaches the service; `apprise --body test URL` sends one by hand.",
+                once_for_all=True,
+            )
