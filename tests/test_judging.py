@@ -10,6 +10,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from attnwatch import ConfigurationError, RunStatus, diagnose
 from attnwatch.cli import main
+from attnwatch.dashboard import TOTAL_STEPS_TAG
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
 from attnwatch.runs import read_run
 from tests.support.histories import OBSERVATIONS, SITES, course, falling, write_log
@@ -109,7 +110,7 @@ def test_length_of_the_run_travels_with_it(tmp_path, capsys, kept_as):
     else:
         write_log(path, uniform)
         with SummaryWriter(path) as writer:
-            writer.add_scalar("attention/total_steps", 150, 39)
+            writer.add_scalar(TOTAL_STEPS_TAG, 150, 39)
     assert str(diagnose(uniform)) == str(diagnose(uniform, total_steps=150)) != str(diagnose(uniform, total_steps=9999))
     assert main(["judge", str(path)]) == 1
     assert str(diagnose(uniform)).splitlines()[0] in capsys.readouterr().out

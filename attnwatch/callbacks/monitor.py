@@ -1,7 +1,6 @@
 """The monitor: a thin layer over the recorder and the diagnosis."""
 
 import contextlib
-import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,15 +11,13 @@ from torch.optim import Optimizer
 
 from attnwatch.callbacks.checkup import RunCheckup
 from attnwatch.callbacks.part import TrainingPart
-from attnwatch.callbacks.pictures import Pictures, flushed_for_pictures
-from attnwatch.callbacks.publisher import Publisher
+from attnwatch.callbacks.pictures import flushed_for_pictures
+from attnwatch.callbacks.publication import Publication
 from attnwatch.callbacks.run_report import RunReport
 from attnwatch.callbacks.unobserved import UnobservedAttention
 from attnwatch.callbacks.verdicts import Verdicts
 from attnwatch.checkup import TrainingCheckup
-from attnwatch.dashboard import RISK_TAG, TOTAL_STEPS_TAG, run_scalars, run_tags
-from attnwatch.dashboard.card import RunCard
-from attnwatch.dashboard.outcome import RunOutcome
+from attnwatch.dashboard import RISK_TAG
 from attnwatch.diagnosis import Action, Diagnosis, FindingRule, Thresholds
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory, AttentionRecorder, RecordingOptions
@@ -110,26 +107,26 @@ class AttentionMonitor(TrainingPart):
         self._verdicts = Verdicts(on_finding, thresholds, rules, alert)
         self.steers_training = self._verdicts.may_act
         self._checkup = RunCheckup(is_enabled=checkup)
-        self._figures_every_n_steps = figures_every_n_steps
-        self._max_layer_curves = max_layer_curves
         settings = {name: str(value) for name, value in vars(self._options).items()}
-        self._run_report = RunReport(report, settings | {"checkup": str(checkup), "rules": str(list(rules))})
+        self._report = RunReport(report, settings | {"checkup": str(checkup), "rules": str(list(rules))})
+        self._publication = Publication(
+            self._verdicts,
+            self._checkup,
+            self._report,
+            self._options,
+            max_layer_curves=max_layer_curves,
+            figures_every_n_steps=figures_every_n_steps,
+        )
         self._known_recorder: AttentionRecorder | None = None
         self._batch, self._training = contextlib.ExitStack(), contextlib.ExitStack()
         self._start_anew()
 
     def _start_anew(self) -> None:
-        self._verdicts.restart()
+        self._publication.restart()
         self._checkup.restart()
-        self._run_report.restart()
         self._non_fatal = NonFatal()
-        self._shown_remarks: set[str] = set()
         self._unobserved = UnobservedAttention()
         self._has_flushed = self._has_news = False
-        self._published_step, self._published_observations = -1, 0
-        self._published_total_steps: int | None = None
-        self._publisher = Publisher(self._max_layer_curves)
-        self._pictures = Pictures(self._figures_every_n_steps, self._publisher)
 
     @property
     def history(self) -> AttentionHistory:
@@ -159,7 +156,7 @@ class AttentionMonitor(TrainingPart):
     @property
     def report_path(self) -> Path | None:
         """Path of the page about the run; None if none is written."""
-        return self._run_report.path
+        return self._report.path
 
     def coverage(self) -> dict[str, str]:
         """Return, for every attention site of the model, `"observed"` or the reason why it is not."""
@@ -175,8 +172,7 @@ class AttentionMonitor(TrainingPart):
         )
         self._training.callback(recorder.close)
         self._training.callback(self._checkup.close)
-        self._pictures.check(run, self._options)
-        self._run_report.start(run)
+        self._publication.start(run)
         self._training.enter_context(run.unknown_is_no_alarm(RISK_TAG))
 
     def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
@@ -186,19 +182,16 @@ class AttentionMonitor(TrainingPart):
         try:
             check_format(state, _STATE_FORMAT, type(self).__name__)
             self._recorder.load_state_dict(state["recorder"])
-            self._verdicts.load_state_dict(state["findings"])
-            self._checkup.load_state_dict(state.get("checkup", ()))
-            self._run_report.load_state_dict(state["report"])
+            self._publication.load_state_dict(state)
+            self._checkup.load_state_dict(state["checkup"])
         except ConfigurationError as error:
             warn(f"the checkpoint's history is not continued, a new one begins: {error}", once_for_all=True)
             return
-        self._published_step = state["published_step"]
-        self._published_observations = self._recorder.num_observations
-        self._pictures.drawn_step = state["drawn_step"]
-        self._run_report.resume(run.global_step)
+        self._publication.num_observations = self._recorder.num_observations
+        self._report.resume(run.global_step)
 
     def begin_batch(self, run: TrainerRun) -> None:
-        with self._run_report.timing():
+        with self._report.timing():
             self._begin_batch(run)
 
     def _begin_batch(self, run: TrainerRun) -> None:
@@ -214,12 +207,12 @@ class AttentionMonitor(TrainingPart):
         self._checkup.skip_batch()
 
     def before_optimizer_step(self, optimizer: Optimizer | None) -> None:
-        with self._run_report.timing():
+        with self._report.timing():
             self._recorder.read_parameters(optimizer)
             self._has_news |= self._checkup.end_backward()
 
     def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
-        with self._run_report.timing():
+        with self._report.timing():
             self._end_batch(run, loss, is_last=is_last)
 
     def _end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
@@ -237,13 +230,13 @@ class AttentionMonitor(TrainingPart):
         with self._non_fatal("the monitor failed", key="monitor"):
             if is_observing and run.is_main_process:
                 self._unobserved.check_sites(self._recorder)
-            is_new = self._recorder.num_observations > self._published_observations
+            is_new = self._recorder.num_observations > self._publication.num_observations
             is_restored = self._verdicts.last is None and self._recorder.num_observations > 0
             if is_new or is_restored:
-                self._publish(run)
+                self._publication.publish(run, self._flushed_history(run), self._recorder.num_observations)
             elif self._has_news:
-                self._verdicts.judge(self._flushed_history(run), self._checkup)
-                self._react(run)
+                self._publication.react_to_checkup(run, self._flushed_history(run))
+            self._has_news = False
         # Observed steps are the same on all processes, so they all take part in the decision, whatever each has seen.
         if is_observing and self._verdicts.may_stop and run.is_true_anywhere(self._verdicts.want_to_stop):
             run.stop()
@@ -251,14 +244,9 @@ class AttentionMonitor(TrainingPart):
     def end(self, run: TrainerRun) -> None:
         self._recorder.flush(finish_step=True)
         with self._non_fatal("the monitor failed", key="monitor"):
-            self._judge_rest(run)
-            if (last := self._verdicts.last) is not None:
-                self._publisher.outcome(run.loggers, RunOutcome(last, self._options, run.hyperparameters))
-            if self._recorder.num_observations:
-                self._pictures.draw(run, self._flushed_history(run))
-                self._write_report(run)
-                if self.report_path is not None and self.report_path.exists():
-                    self._publisher.page(run.loggers, self.report_path)
+            history = self._flushed_history(run)
+            self._publication.publish_rest(run, history, self._recorder.num_observations)
+            self._publication.end(run, history)
 
     def interrupt(self, run: TrainerRun) -> None:
         if self._known_recorder is None:
@@ -268,18 +256,17 @@ class AttentionMonitor(TrainingPart):
             # The one that ended the training goes on.
             if not has_other_processes():
                 self._recorder.flush(finish_step=True)
-            self._judge_rest(run)
-            self._write_report(run)
+            history = self._flushed_history(run)
+            self._publication.publish_rest(run, history, self._recorder.num_observations)
+            self._publication.write_page(run, history)
 
     def state_dict(self) -> dict[str, Any]:
         if self._known_recorder is None:
             return {}
         self._recorder.flush()
-        parts: dict[str, Any] = {"recorder": self._recorder.state_dict(), "findings": self._verdicts.state_dict()}
-        parts |= {"checkup": self._checkup.state_dict(), "report": self._run_report.state_dict()}
+        parts: dict[str, Any] = {"recorder": self._recorder.state_dict(), "checkup": self._checkup.state_dict()}
         parts |= {"total_steps": self._recorder.total_steps}
-        steps = {"published_step": self._published_step, "drawn_step": self._pictures.drawn_step}
-        return with_format(_STATE_FORMAT, parts | steps)
+        return with_format(_STATE_FORMAT, parts | self._publication.state_dict())
 
     def detach(self) -> None:
         self._batch.close()
@@ -289,58 +276,6 @@ class AttentionMonitor(TrainingPart):
     def _flushed_history(self, run: TrainerRun) -> AttentionHistory:
         self._recorder.total_steps = run.total_steps
         return self._recorder.history(flushed_only=True)
-
-    def _publish(self, run: TrainerRun) -> None:
-        history = self._flushed_history(run)
-        diagnosis = self._judge(run, history)
-        numbers = dict.fromkeys(run_tags(), math.nan) | run_scalars(history, -1)
-        run.log(numbers | {RISK_TAG: diagnosis.risk}, diagnosis.step)
-        self._pictures.draw_if_due(run, history)
-        for remark in [each for each in run.remarks if each not in self._shown_remarks]:
-            self._shown_remarks.add(remark)
-            run.inform(remark)
-
-    def _judge_rest(self, run: TrainerRun) -> None:
-        if self._recorder.num_observations > self._published_observations:
-            self._judge(run, self._flushed_history(run))
-        self._publish_diagnosis(run)
-
-    def _judge(self, run: TrainerRun, history: AttentionHistory) -> Diagnosis:
-        self._publisher.history(run.loggers, history, after_step=self._published_step)
-        self._published_step = int(history.steps[-1])
-        self._published_observations = self._recorder.num_observations
-        diagnosis = self._verdicts.judge(history, self._checkup)
-        numbers = {RISK_TAG: diagnosis.risk}
-        if history.total_steps != self._published_total_steps:
-            self._published_total_steps = history.total_steps
-            numbers |= {TOTAL_STEPS_TAG: history.total_steps or math.nan}
-        self._publisher.scalars(run.loggers, numbers, diagnosis.step)
-        self._run_report.note(run, diagnosis)
-        self._react(run)
-        return diagnosis
-
-    def _react(self, run: TrainerRun) -> None:
-        self._has_news = False
-        new = self._verdicts.news()
-        if new:
-            self._publish_diagnosis(run)
-        if run.is_main_process and self._verdicts.last is not None:
-            history = self._flushed_history(run)
-            self._run_report.write_if_due(run, history, self._verdicts.last, self._checkup, is_news=bool(new))
-        for finding, action in new:
-            with self._non_fatal("the monitor failed", key="monitor"):
-                self._verdicts.act(action, finding, run, self._publisher)
-
-    def _write_report(self, run: TrainerRun) -> None:
-        if run.is_main_process and self._verdicts.last is not None:
-            self._run_report.write(run, self._flushed_history(run), self._verdicts.last, self._checkup)
-
-    def _publish_diagnosis(self, run: TrainerRun) -> None:
-        if (last := self._verdicts.last) is not None:
-            history, checked = self._flushed_history(run), self._checkup.results
-            self._publisher.card(
-                run.loggers, RunCard(last, history, checked, run.changes, run.remarks, self.report_path)
-            )
 
     @property
     def _recorder(self) -> AttentionRecorder:

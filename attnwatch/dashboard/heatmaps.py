@@ -4,7 +4,7 @@ Dashboards show pictures small, so each holds one statistic in letters that stay
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -18,7 +18,7 @@ with extra_needed("tensorboard", "drawing"):
     from matplotlib.patches import Patch, Rectangle
 
 NOT_OBSERVED = "0.85"  # light grey
-_REMOVED = {"facecolor": "white", "edgecolor": "0.45", "hatch": "/////", "linewidth": 0.0}
+_REMOVED: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.45", "hatch": "/////", "linewidth": 0.0}
 MOST_TICKS = 12
 _MOST_STEP_TICKS = 5
 _LEAST_SHARE = 0.01
