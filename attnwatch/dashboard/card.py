@@ -26,7 +26,7 @@ _STANDARD_DEVIATIONS_PER_MAD = 1.4826
 
 @dataclass(frozen=True)
 class RunCard:
-    """What is said about a run on its first page.
+    """First page about a run.
 
     Attributes:
         diagnosis: the verdict.
