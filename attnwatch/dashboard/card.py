@@ -20,7 +20,7 @@ _MOST_LINES = 5
 
 @dataclass(frozen=True)
 class RunCard:
-    """What is said about a run on its first page.
+    """First page about a run.
 
     Attributes:
         diagnosis: the verdict.

@@ -1,4 +1,4 @@
-"""What a finished run is compared with others by."""
+"""Outcome of a finished run, by which it is compared with others."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

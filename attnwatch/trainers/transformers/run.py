@@ -24,10 +24,6 @@ from attnwatch.utils.messages import inform, warn
 _logger: Any = logging.get_logger("transformers.attnwatch")
 _INTEGRATIONS = "transformers.integrations"
 _SETTINGS = (
-    "adam_beta1",
-    "adam_beta2",
-    "bf16",
-    "fp16",
     "gradient_accumulation_steps",
     "label_smoothing_factor",
     "learning_rate",
