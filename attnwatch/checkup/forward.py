@@ -175,7 +175,7 @@ class ForwardRecorder:
         self._depth.append(module)
         name = self._names[module]
         self._called[name] = None
-        if isinstance(module, nn.Embedding) and POSITIONS.search(name) and args and isinstance(args[0], Tensor):
+        if _embeds_what_it_is_given(module) and POSITIONS.search(name) and args and isinstance(args[0], Tensor):
             self._positions[name] = args[0]
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -203,6 +203,11 @@ class ForwardRecorder:
             given | self._positions,
             "" if self._state is None else self._state.changed(),
         )
+
+
+def _embeds_what_it_is_given(module: nn.Module) -> bool:
+    """Return whether a module is an embedding with the forward of its class: those of OPT and BART count positions."""
+    return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
 
 
 def _are_positions(name: str, value: Any) -> bool:

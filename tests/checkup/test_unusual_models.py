@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import OPTConfig, OPTForCausalLM
 
-from attnwatch import AttentionRecorder, TrainingCheckup
+from attnwatch import AttentionRecorder, TrainingCheckup, check_training
 from attnwatch.capture import undisturbed
 from attnwatch.utils.random_states import random_states_kept
 
@@ -90,6 +91,21 @@ def test_old_gradients_of_complex_parameters_are_told():
     checkup, *_ = trained(Spectral(), clear=False)
     finding = next(each for each in checkup.findings if each.kind.value == "gradients_not_cleared")
     assert any("filter" in site for site in finding.sites)
+
+
+@pytest.mark.parametrize("has_positions", [True, False])
+def test_embedding_that_counts_positions_itself_is_not_given_them(has_positions):
+    """OPT's embedding of positions is given the attention mask, which is 1 everywhere in a batch without padding."""
+    sizes = {"hidden_size": WIDTH, "ffn_dim": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"word_embed_proj_dim": WIDTH, "vocab_size": VOCABULARY, "max_position_embeddings": TOKENS}
+    torch.manual_seed(0)
+    model = OPTForCausalLM(OPTConfig(**sizes)).train()
+    if not has_positions:
+        nn.init.zeros_(model.model.decoder.embed_positions.weight.requires_grad_(False))
+    ids = torch.randint(3, VOCABULARY, (SIZE, TOKENS))
+    checkup = check_training(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids})
+    found = [finding.kind.value for finding in checkup.findings]
+    assert found == ["order_ignored"] * (not has_positions), checkup
 
 
 class OnTwoDevices(nn.Module):
