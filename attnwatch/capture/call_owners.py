@@ -1,7 +1,6 @@
 """The forward that a call belongs to: that of the innermost attention module that a thread is in."""
 
 import contextlib
-import inspect
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from attnwatch.capture.code_names import is_of_torch
 from attnwatch.capture.delivery import begin, site_id
 from attnwatch.capture.forward_pass import calling_frames, in_backward
 from attnwatch.capture.patching import shared_patch
+from attnwatch.utils.forwards import parameters_of
 from attnwatch.utils.hooks import Remove, put
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Entry(NamedTuple):
         if self.given is None or self.module is None:
             return False
         args, kwargs = self.given
-        given = {**dict(zip(inspect.signature(self.module.forward).parameters, args, strict=False)), **kwargs}
+        given = {**dict(zip(parameters_of(self.module.forward), args, strict=False)), **kwargs}
         tensors = {name: value for name, value in given.items() if isinstance(value, Tensor) and value.ndim >= 3}
         own = next(iter(tensors.values()), None)
         return any(
@@ -62,6 +62,9 @@ class Entry(NamedTuple):
             if _CONTEXT.search(name) and "mask" not in name
         )
 
+
+# File name of the code that torch.fx writes for graphs.
+_CODE_OF_GRAPHS = "<eval_with_key>"
 
 HANDLED = Entry(None, None)
 """Entry that hides calls: the patched function calls the original one, and maybe an earlier patch of it."""
@@ -164,8 +167,7 @@ def owner_of(call: "FunctionCall", *, by_name: bool) -> Entry | None:
     entry = _thread.entries[-1] if _thread.entries else None
     if torch.compiler.is_compiling() or not _thread.finders or entry is HANDLED or in_backward():
         return entry
-    frames = (frame for frame in calling_frames() if frame.f_code is nn.Module._call_impl.__code__)
-    values = next((frame.f_locals for frame in frames), None)
+    values = _innermost_call()
     if values is None or is_of_torch(values["self"]):
         return entry
     module = values["self"]
@@ -173,3 +175,17 @@ def owner_of(call: "FunctionCall", *, by_name: bool) -> Entry | None:
     if not any(is_site) or (entry is not None and entry.module is module and entry.number is not None):
         return entry
     return Entry(module, site_id(module), same_tokens=True, given=(values["args"], values["kwargs"]))
+
+
+def _innermost_call() -> dict[str, Any] | None:
+    """Return the variables of the innermost call of a module in this thread.
+
+    None if the module is compiled: its graph calls functions on behalf of modules inside of it, which are not called.
+    """
+    graph = None
+    for frame in calling_frames():
+        if frame.f_code.co_filename.startswith(_CODE_OF_GRAPHS):
+            graph = frame.f_locals.get("self") if graph is None else graph
+        elif frame.f_code is nn.Module._call_impl.__code__:
+            return frame.f_locals if graph is None or graph is frame.f_locals["self"] else None
+    return None

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from attnwatch.utils.forwards import forward_function
+
 # Number of calls between a module's forward and the code that is still read.
 _CALL_DEPTH = 3
 # Number of entries of a container that are looked at: tables of attention functions are short.
@@ -134,8 +136,8 @@ def _belongs_to_torch(function: FunctionType) -> bool:
 
 def read_class(module_class: type[nn.Module]) -> CodeNames:
     """Return what the `forward` of a class, its methods and the helper functions that they call use."""
-    forward = inspect.unwrap(module_class.forward)
-    if not isinstance(forward, FunctionType) or _belongs_to_torch(forward):
+    forward = forward_function(module_class)
+    if forward is None or _belongs_to_torch(forward):
         return CodeNames()
     return CodeNames(tuple(reachable(forward, module_class, is_followed=lambda each: not _belongs_to_torch(each))))
 

@@ -118,6 +118,9 @@ def unwatched() -> Iterator[None]:
 def deliver(number: int, read: Callable[..., CallInputs], *args: Any, sources: Iterable[Tensor] = ()) -> None:
     """Hand the call that `read(*args)` describes to the captures of a module. No `Exception` leaves it in eager code.
 
+    Nothing is delivered while PyTorch traces without Dynamo: it runs functions that Dynamo leaves opaque with tensors
+    that have no values, and exports models. Real tensors, which the operators are given, are an error there.
+
     Args:
         number: number of the module, see `site_id`.
         read: called only if a capture is armed, or in traced code.
@@ -125,6 +128,8 @@ def deliver(number: int, read: Callable[..., CallInputs], *args: Any, sources: I
         sources: tensors that query and key were computed from, if they do not tell whether they need a gradient.
     """
     if torch.compiler.is_compiling():
+        if not torch.compiler.is_dynamo_compiling():
+            return
         inputs = read(*args)
         _deliver_compiled(number, inputs, gradient_of(_query_and_key(inputs)))
         return
@@ -161,6 +166,8 @@ def _read_in_cuda_graph() -> CallInputs:
 def _deliver_compiled(number: int, inputs: CallInputs, gradient: int) -> None:
     if not isinstance(inputs, str) and inputs.mask_mod is not None:
         inputs = "a flex-attention block mask can't be read inside torch.compile; compile the model without it"
+    if not isinstance(inputs, str):
+        inputs = _why_not_an_argument(inputs) or inputs
     if isinstance(inputs, str):
         _not_observed(ORDER, number, gradient, inputs)
         return
@@ -170,13 +177,25 @@ def _deliver_compiled(number: int, inputs: CallInputs, gradient: int) -> None:
     _observe(ORDER, number, gradient, has_positions, *detached)
 
 
+def _why_not_an_argument(inputs: AttentionInputs) -> str:
+    """Return which part of a call the operator does not take, as a scale that is a tensor; empty if it takes all."""
+    for name, kinds in _ARGUMENTS.items():
+        if not isinstance(getattr(inputs, name), kinds):
+            return f"its {name} can't be read inside torch.compile, as it is no {kinds[0].__name__}"
+    return ""
+
+
 _CALL = "Tensor(a!) token, int number, int gradient"
 # The parts of `AttentionInputs` that an operator can be given.
 _INPUTS = (
     "Tensor query, Tensor key, Tensor? attn_mask, bool is_causal, float? scale, float? softcap, Tensor? position_bias, "
     "Tensor? learned_sink, int? sliding_window, Tensor? key_padding, Tensor? segments"
 )
-_ARGUMENTS = [part.split()[1] for part in _INPUTS.split(", ")]
+_KINDS: dict[str, tuple[type, ...]] = {"Tensor": (Tensor,), "bool": (bool,), "int": (int,), "float": (float, int)}
+_ARGUMENTS = {
+    name: (*_KINDS[kind.rstrip("?")], *([type(None)] if kind.endswith("?") else []))
+    for kind, name in (part.split() for part in _INPUTS.split(", "))
+}
 _operator = functools.partial(torch.library.custom_op, mutates_args=("token",), tags=NOT_IN_CUDA_GRAPHS)
 
 

@@ -1,7 +1,6 @@
 """Keyword arguments that can have an effect in a function: those that it names."""
 
 import dis
-import functools
 import inspect
 from collections.abc import Callable
 from types import FunctionType
@@ -11,6 +10,7 @@ from torch import nn
 
 from attnwatch.capture.code_names import reachable, texts_in
 from attnwatch.capture.compilation import asked_when_traced
+from attnwatch.utils.forwards import forward_function, function_of
 
 
 @asked_when_traced
@@ -20,7 +20,7 @@ def ignores(function: Callable[..., Any], name: str) -> bool:
     It ignores the argument if it falls to a `**kwargs` that the code never reads or, in functions of transformers,
     reads for other names only. In other functions that read their `**kwargs` the effect is unknown.
     """
-    code = _function_of(function)
+    code = function_of(function)
     if code is None or name in _parameters(code):
         return False
     return not _reads_keywords(code) or (is_of_transformers(code) and not _is_named_in(code, None, name))
@@ -37,7 +37,7 @@ def is_of_transformers(thing: Any) -> bool:
 
 
 def _forward_ignores(kind: type[nn.Module], name: str) -> bool:
-    function = _function_of(kind.forward)
+    function = forward_function(kind)
     if function is None or not _takes_keywords(function):
         return function is None or name not in _parameters(function)
     return not _is_named_in(function, kind, name)
@@ -47,18 +47,6 @@ def _is_named_in(function: FunctionType, owner: type | None, name: str) -> bool:
     """Return whether the function, or one that it hands its keywords to, may look this name up."""
     functions = reachable(function, owner, is_followed=_takes_keywords)
     return any(name in (*_parameters(each), *texts_in(each.__code__)) for each in functions)
-
-
-def _function_of(called: Any) -> FunctionType | None:
-    """Return the function under partial arguments and wrappers; None if it is not written in Python."""
-    while isinstance(called, functools.partial):
-        called = called.func
-    called = inspect.unwrap(called)
-    if inspect.ismethod(called):
-        called = called.__func__
-    if not isinstance(called, FunctionType):
-        called = getattr(type(called), "__call__", None)  # noqa: B004, it is read and not only asked for
-    return called if isinstance(called, FunctionType) else None
 
 
 def _parameters(function: FunctionType) -> tuple[str, ...]:

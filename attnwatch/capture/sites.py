@@ -1,7 +1,6 @@
 """The modules of a model that compute attention, found by reading its classes before any forward."""
 
 import functools
-import inspect
 import re
 import types
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from attnwatch.capture.call_owners import Enter, enter_unwatched
 from attnwatch.capture.calls.base import AttentionCall, FunctionCall
 from attnwatch.capture.code_names import CodeNames, is_of_torch, names_in, read_class, read_values
 from attnwatch.plugins import named_errors
+from attnwatch.utils.forwards import forward_function
 
 # Names that torch's and other wrappers put into module paths; a user does not write them.
 _WRAPPER_NAMES = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.|$)")
@@ -225,10 +225,12 @@ def _has_relative(site: Site, sites: list[Site]) -> bool:
 
 
 def names_in_forward(module_class: type[nn.Module]) -> set[str]:
-    """Return the names of attributes and globals that the code of a class's own `forward` uses."""
-    return set(names_in(inspect.unwrap(module_class.forward).__code__))
+    """Return the names of attributes and globals that the code of a class's own `forward` uses; none without code."""
+    forward = forward_function(module_class)
+    return set() if forward is None else set(names_in(forward.__code__))
 
 
 def locals_of_forward(module_class: type[nn.Module]) -> set[str]:
-    """Return the names of arguments and variables of a class's own `forward`."""
-    return set(inspect.unwrap(module_class.forward).__code__.co_varnames)
+    """Return the names of arguments and variables of a class's own `forward`; none without code."""
+    forward = forward_function(module_class)
+    return set() if forward is None else set(forward.__code__.co_varnames)

@@ -74,10 +74,12 @@ class StepEvidence:
         """First forward of the step that is trained on.
 
         Raises:
-            CannotCheck: there was none.
+            CannotCheck: there was none, or its inputs are empty or nested.
         """
         if self.recorded is None:
             raise CannotCheck("no forward with gradients was seen")
+        if self.recorded.why_not:
+            raise CannotCheck(self.recorded.why_not)
         return self.recorded
 
     @property

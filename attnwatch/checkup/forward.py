@@ -1,9 +1,8 @@
 """Forward of a training step: what the model received and returned, by name."""
 
-import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 
 from attnwatch.checkup.changes import ForwardState
 from attnwatch.checkup.guard import Guard
+from attnwatch.utils.forwards import parameters_of
 
 # Parts of the names of adapters that are added to the weights of a model.
 _ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
@@ -68,6 +68,17 @@ class RecordedForward:
         return tensors
 
     @property
+    def why_not(self) -> str:
+        """Reason why nothing can be learned from what the module received; empty if there is none."""
+        tensors = [tensor for _, tensor in tensors_in(self.arguments)]
+        if any(tensor.is_nested for tensor in tensors):
+            return "the model was given a nested tensor, whose tokens can't be changed: check it with a padded batch"
+        first = next((tensor for tensor in tensors if tensor.ndim > 1), None)
+        if first is not None and not first.numel():
+            return f"the batch is empty: the model was given a tensor of shape {list(first.shape)}"
+        return ""
+
+    @property
     def num_sequences(self) -> int:
         """Size of the batch: the first dimension that most of the tensor arguments share."""
         sizes = [len(value) for value in self.arguments.values() if isinstance(value, Tensor) and value.ndim]
@@ -93,7 +104,7 @@ def argument_names(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     """Return the arguments of a call by name; positional ones without a name are called "0", "1", …"""
     named = [
         name
-        for name, parameter in inspect.signature(module.forward).parameters.items()
+        for name, parameter in parameters_of(module.forward).items()
         if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
     ]
     names = named + [str(index) for index in range(len(named), len(args))]
@@ -101,15 +112,18 @@ def argument_names(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
 
 
 def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors of an output with their names, or with their indices as names."""
+    """Yield the tensors in mappings, lists, tuples and dataclasses with their names, or with indices as names."""
     if isinstance(output, Tensor):
         yield "", output
     elif isinstance(output, Mapping):
         for name, value in output.items():
             yield from ((str(name), each) for _, each in tensors_in(value))
     elif isinstance(output, list | tuple):
-        for place, value in enumerate(output):
-            yield from ((str(place), each) for _, each in tensors_in(value))
+        for place, value in zip(getattr(output, "_fields", map(str, range(len(output)))), output, strict=True):
+            yield from ((place, each) for _, each in tensors_in(value))
+    elif is_dataclass(output) and not isinstance(output, type):
+        for field in fields(output):
+            yield from ((field.name, each) for _, each in tensors_in(getattr(output, field.name, None)))
 
 
 class ForwardRecorder:
@@ -161,7 +175,7 @@ class ForwardRecorder:
         self._depth.append(module)
         name = self._names[module]
         self._called[name] = None
-        if isinstance(module, nn.Embedding) and POSITIONS.search(name) and args and isinstance(args[0], Tensor):
+        if _embeds_what_it_is_given(module) and POSITIONS.search(name) and args and isinstance(args[0], Tensor):
             self._positions[name] = args[0]
 
     def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -182,13 +196,18 @@ class ForwardRecorder:
             self._names[module],
             arguments,
             len(args),
-            {name: tensor.shape for name, tensor in tensors_in(output)},
+            {name: tensor.shape for name, tensor in tensors_in(output) if not tensor.is_nested},
             module.training,
             _uses_float16(module),
             tuple(self._called),
             given | self._positions,
             "" if self._state is None else self._state.changed(),
         )
+
+
+def _embeds_what_it_is_given(module: nn.Module) -> bool:
+    """Return whether a module is an embedding with the forward of its class: those of OPT and BART count positions."""
+    return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
 
 
 def _are_positions(name: str, value: Any) -> bool:

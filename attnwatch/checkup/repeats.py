@@ -1,15 +1,15 @@
 """Forwards that repeat a recorded one with one thing changed."""
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from attnwatch.capture import undisturbed
 from attnwatch.checkup.embeddings import changed_embeddings
+from attnwatch.checkup.first_sequences import first_sequences
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, tensors_in
 from attnwatch.checkup.scales import AttentionScale, attention_scales
 from attnwatch.utils.processes import has_other_processes
@@ -47,7 +47,7 @@ class Repeats:
             raise CannotCheck(f"the model was given `{held[0]}`, which its forward changes")
         size = forward.num_sequences
         self.num_sequences = min(size, MOST_SEQUENCES)
-        self.arguments = {name: _first(value, size, self.num_sequences) for name, value in forward.arguments.items()}
+        self.arguments: dict[str, Any] = first_sequences(dict(forward.arguments), size, self.num_sequences)
         self._has_decoder = is_encoder_decoder(forward.module)
         self._lengths = {value.shape[1] for _, value in tensors_in(self.arguments) if value.ndim >= 2}
 
@@ -94,8 +94,7 @@ class Repeats:
 
     def _output(self, changes: Mapping[str, Any], watching: contextlib.AbstractContextManager[None]) -> Tensor:
         try:
-            with undisturbed(self._forward.module), watching:
-                torch.manual_seed(0)
+            with undisturbed(self._forward.module, seed=0), watching:
                 output = self._forward.repeat({**self.arguments, **changes})
         except Exception as error:
             raise CannotRepeat(f"the forward can't be repeated: {type(error).__name__}: {error}") from error
@@ -103,19 +102,6 @@ class Repeats:
         if output.ndim == 3 and output.shape[1] not in self._lengths and not self._has_decoder:
             raise CannotCheck(f"the model returns {output.shape[1]} outputs for {sorted(self._lengths)} tokens")
         return output.float()
-
-
-def _first(value: Any, size: int, number: int) -> Any:
-    """Return a value with only the first sequences of each tensor in it."""
-    if isinstance(value, Tensor):
-        return value.detach()[:number].clone() if value.ndim and len(value) == size else value.detach().clone()
-    if isinstance(value, Mapping) and type(value) is dict:
-        return {name: _first(each, size, number) for name, each in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_first(each, size, number) for each in value)
-    if isinstance(value, Iterator):
-        raise CannotCheck("the model was given an iterator, which can be read only once")
-    return value
 
 
 def _similarities(forward: RecordedForward) -> frozenset[str]:

@@ -45,7 +45,7 @@ class StaleGradients:
         """Compute the norms of the gradients that new ones may be added to."""
         for name, parameter in self._parameters.items():
             gradient = parameter.grad
-            old = parameter.new_zeros(()) if gradient is None else gradient.detach().norm()
+            old = torch.zeros((), device=parameter.device) if gradient is None else gradient.detach().norm()
             if name in self._expects:
                 self._old[name] = old
             elif name in self._old:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.checkup.guard import Guard
-from attnwatch.utils.entries import spread_entries
+from attnwatch.utils.entries import as_real, spread_entries
 
 # Number of matrices sampled from each optimizer, evenly spread, and of entries sampled from each matrix.
 _NUM_MATRICES, _NUM_ENTRIES = 32, 1024
@@ -130,7 +130,8 @@ def _kept(now: Tensor, last: tuple[Tensor, Tensor] | None) -> Tensor:
 
 
 def _sample(matrix: Tensor) -> Tensor:
-    return spread_entries(matrix, matrix.numel() // _NUM_ENTRIES).clone()
+    numbers = as_real(matrix.detach())
+    return spread_entries(numbers, numbers.numel() // _NUM_ENTRIES).clone()
 
 
 def _exact(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from attnwatch.checkup.forward import CannotCheck, is_of_adapter
+from attnwatch.utils.entries import as_real
 
 LEAST_GAIN = 1e-3
 """Gain below which a matrix passes almost nothing on. GPT-2 initialises with gains of 0.5 to 0.8."""
@@ -50,7 +51,7 @@ def gains(module: nn.Module) -> dict[str, float]:
     weights = list(linear_weights(module))
     if not weights:
         return {}
-    norms = torch._foreach_norm([weight.float() for _, weight, _ in weights])
+    norms = torch._foreach_norm([as_real(weight).float() for _, weight, _ in weights])
     values = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()
     known = zip(weights, values, strict=True)
     return {name: norm * (inputs / weight.numel()) ** 0.5 for (name, weight, inputs), norm in known if norm}

@@ -1,7 +1,6 @@
 """Evaluation of a model during its training, which changes neither the model nor any random state."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from attnwatch.capture import is_split, undisturbed, whole
 from attnwatch.errors import ConfigurationError
 from attnwatch.explain.batches import LABEL_NAMES, Batch, describe
 from attnwatch.utils.arguments import require_function
+from attnwatch.utils.forwards import parameters_of
 from attnwatch.utils.processes import has_other_processes
 
 Forward = Callable[[nn.Module, Batch], Any]
@@ -105,7 +105,7 @@ class EvaluatedModel:
         """
         if self.has_custom_forward:
             return True
-        return argument in inspect.signature(self.base.forward).parameters
+        return argument in parameters_of(self.base.forward)
 
     @property
     def is_sharded(self) -> bool:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attnwatch.utils.random_states import random_states_kept
+
 State = dict[str, Any]
 Cut = Callable[[Tensor], Tensor]
 """Takes the entries that stay from a tensor of the old parameter's shape."""
@@ -95,10 +97,8 @@ class OptimizerProbe:
 
     def _run(self, way: _Way, cut_state: CutState | None) -> _Steps | None:
         """Return what a toy does; None where a step fails. Without `cut_state` nothing is cut."""
-        devices = [self._parameter.device] if self._parameter.device.type == "cuda" else []
-        with torch.random.fork_rng(devices), warnings.catch_warnings(), torch.enable_grad():
+        with random_states_kept([self._parameter.device], seed=0), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            torch.manual_seed(0)
             try:
                 return self._steps(way, cut_state)
             except (torch.OutOfMemoryError, MemoryError):

@@ -29,7 +29,8 @@ class NanoGPT(ModelFamily):
         if type(module).__name__ != "CausalSelfAttention":
             return None
         has_all = all(getattr(module, name, None) is not None for name in _ATTRIBUTES)
-        return _LAYOUT if has_all and names_in_forward(type(module)) <= _NAMES else None
+        names = names_in_forward(type(module))
+        return _LAYOUT if has_all and names and names <= _NAMES else None
 
 
 def nanogpt_forward(module: Any, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from attnwatch.recorder.layer_values import LayerValues
 from attnwatch.recorder.observed_steps import ObservedSteps
 from attnwatch.recorder.optimizer_steps import OptimizerSteps, whole_parameters
 from attnwatch.recorder.pending import PendingSteps
+from attnwatch.utils.entries import as_real
 from attnwatch.utils.messages import NonFatal, warn
 
 
@@ -193,12 +194,12 @@ class LayerRecorder:
 
 def _weights(block: nn.Module) -> list[Tensor]:
     """Return the parameters of a block; none if some are quantized, as the others then say little."""
-    parameters = [each.detach() for each in whole_parameters(block)]
+    parameters = [as_real(each.detach()) for each in whole_parameters(block)]
     return parameters if all(each.is_floating_point() for each in parameters) else []
 
 
 def _gradients(block: nn.Module) -> list[Tensor]:
-    gradients = [each.grad for each in whole_parameters(block) if each.grad is not None]
+    gradients = [as_real(each.grad) for each in whole_parameters(block) if each.grad is not None]
     return [] if any(each.is_sparse for each in gradients) else gradients
 
 

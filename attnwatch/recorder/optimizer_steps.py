@@ -13,7 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from attnwatch.capture import is_split
 from attnwatch.recorder.block_outputs import Guard
-from attnwatch.utils.entries import spread_entries
+from attnwatch.utils.entries import as_real, spread_entries
 from attnwatch.utils.processes import has_processes
 
 # Number of entries of a block that are compared: a ratio of two of their norms has a standard error below one percent.
@@ -136,5 +136,6 @@ def _parameters(optimizers: Iterable[Optimizer]) -> set[nn.Parameter]:
 
 def _entries(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Return evenly spaced entries of parameters, of each in proportion to its size: float32 [entries]."""
-    distance = sum(each.numel() for each in parameters) // _NUM_ENTRIES
-    return torch.cat([spread_entries(each, distance) for each in parameters]).float()
+    numbers = [as_real(each.detach()) for each in parameters]
+    distance = sum(each.numel() for each in numbers) // _NUM_ENTRIES
+    return torch.cat([spread_entries(each, distance) for each in numbers]).float()

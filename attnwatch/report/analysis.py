@@ -1,6 +1,5 @@
 """Loading of a saved model and of the text to analyse it with."""
 
-import inspect
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from attnwatch.heads.checkpoints import load_pruned
 from attnwatch.heads.folders import model_folder
 from attnwatch.report.labelled_text import split_labels
 from attnwatch.utils.files import UnreadableFileError, read_text
+from attnwatch.utils.forwards import parameters_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -112,7 +112,7 @@ def _refuse_other_inputs(model: nn.Module) -> None:
         raise ConfigurationError(
             f"`run`: {name} has an encoder and a decoder; the model page is for models with one stack."
         )
-    takes_ids = "input_ids" in inspect.signature(model.forward).parameters
+    takes_ids = "input_ids" in parameters_of(model.forward)
     if not takes_ids or name.endswith("ForMultipleChoice"):  # whose input_ids are [batch, choices, tokens]
         raise ConfigurationError(
             f"`run`: the model must take `input_ids` [batch, tokens], got {name}; give a language model, a "

@@ -1,6 +1,18 @@
 """Samples of the entries of tensors."""
 
+import torch
 from torch import Tensor
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """Return the real and imaginary parts of a complex tensor in a last dimension of 2, and other tensors unchanged.
+
+    Example:
+        >>> import torch
+        >>> as_real(torch.tensor([1 + 2j]))
+        tensor([[1., 2.]])
+    """
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def spread_entries(tensor: Tensor, distance: int) -> Tensor:

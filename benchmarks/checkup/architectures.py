@@ -165,6 +165,11 @@ _PRETRAINING_STEPS = 60
 
 @cache
 def _pretrained(architecture: str) -> nn.Module:
+    """Return the model after a short training.
+
+    Raises:
+        RuntimeError: the training ended with an error. Scripts would begin with weights at random.
+    """
     trained: list[nn.Module] = []
 
     def keep(model: nn.Module) -> None:
@@ -172,7 +177,9 @@ def _pretrained(architecture: str) -> nn.Module:
 
     script = replace(EVERY_ARCHITECTURE[architecture], prepare=(keep,), steps=_PRETRAINING_STEPS)
     with torch.random.fork_rng():  # a run that finds the model trained already draws the same numbers
-        train(script, seed=1)
+        error = train(script, seed=1).error
+    if error:
+        raise RuntimeError(f"the short training of {architecture!r} failed: {error}")
     return trained[0]
 
 

@@ -296,3 +296,13 @@ def test_compiled_multihead_attention_is_named():
     history = record(torch.compile(module, backend="aot_eager"), x, x, x)
     assert history.coverage["MultiheadAttention"].startswith("torch.nn.MultiheadAttention inside torch.compile is not")
     assert all(torch.from_numpy(history[name]).isnan().all() for name in Statistic.registry)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
+def test_watched_model_is_exported_as_it_is():
+    module, x = seeded(FusedAttention), torch.randn(2, TOKENS, WIDTH)
+    with AttentionRecorder(module) as recorder, recorder.step(0):
+        exported = torch.export.export(module, (x,), strict=False)
+    torch.testing.assert_close(exported.module()(x), module(x))
+    assert not [node for node in exported.graph.nodes if "attnwatch" in str(node.target)]

@@ -397,6 +397,27 @@ def test_plugin_that_is_wrong_leaves_compiled_code_alone(registered, read):
     assert all("my_attention failed in compiled code" in reason for reason in recorder.coverage().values())
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile uses what torch deprecates
+@pytest.mark.parametrize(
+    ("name", "value", "kind"), [("scale", 0.3, "float"), ("sliding_window", 2, "int"), ("is_causal", True, "bool")]
+)
+def test_number_that_is_a_tensor_leaves_compiled_code_alone(registered, name, value, kind):
+    class Learned(MyAttention):
+        def read(self, q, k, v, bias=None, causal=False):
+            numbers = {name: torch.tensor(value, device=q.device)}
+            return AttentionInputs(q.transpose(1, 2), k.transpose(1, 2), **numbers)
+
+    registered(Learned)
+    model = gpt(ByAttribute)
+    expected = model(token_ids())
+    compiled = torch.compile(model, backend="eager")
+    with AttentionRecorder(compiled) as recorder, recorder.step(0):
+        torch.testing.assert_close(compiled(token_ids()), expected)
+    reason = f"its {name} can't be read inside torch.compile, as it is no {kind}"
+    assert set(recorder.coverage().values()) == {reason}
+
+
 INCOMPLETE = {
     "no paths": ({"read": lambda self, q, k, v: ""}, "must have `paths`, a tuple of dotted paths such as"),
     "path of no module": ({"paths": ("my_attention",), "read": lambda self: ""}, "got ('my_attention',)"),

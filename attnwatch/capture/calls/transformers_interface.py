@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from attnwatch.capture.patching import replace, shared_patch
 from attnwatch.capture.sites import Site
 from attnwatch.models import ModelFamily
 from attnwatch.plugins import register
+from attnwatch.utils.forwards import forward_function, function_of
 from attnwatch.utils.versions import is_early_transformers, warn_if_untested
 
 # Arguments that tell flash attention where the documents of a packed batch begin; it needs all of them.
@@ -56,7 +56,8 @@ class TransformersInterface(AttentionCall):
         with contextlib.ExitStack() as patches:
             patches.enter_context(shared_patch("transformers", _replace_lookup))
             if is_early_transformers():
-                namespaces = [inspect.unwrap(type(site.module).forward).__globals__ for site in sites]
+                forwards = filter(None, (forward_function(type(site.module)) for site in sites))
+                namespaces = [forward.__globals__ for forward in forwards]
                 for namespace in {id(each): each for each in namespaces if _EAGER in each}.values():
                     name = f"eager attention of {namespace['__name__']}"
                     patches.enter_context(shared_patch(name, functools.partial(_replace_eager, namespace)))
@@ -107,7 +108,8 @@ def _replace_eager(namespace: dict[str, Any]) -> Callable[[], None]:
 
 def _attributes_read_by(eager: Callable[..., Any]) -> tuple[str, ...]:
     """Return names in the code of an eager function that may be attributes of a module with an unknown effect."""
-    names = dict.fromkeys(eager.__code__.co_names)
+    function = function_of(eager)
+    names = dict.fromkeys(() if function is None else function.__code__.co_names)
     known = [family.eager_attributes for family in ModelFamily.registry.values()]
     accounted = _WITHOUT_EFFECT.union(*(attributes for attributes in known if attributes <= names.keys()))
     return tuple(name for name in names if name not in accounted and not hasattr(nn.Module, name))

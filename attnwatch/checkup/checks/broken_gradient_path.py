@@ -10,6 +10,7 @@ from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_of_adapter
+from attnwatch.utils.entries import as_real
 
 # Gradients of sound models differ by less than 30-fold over depth.
 _MOST_RATIO = 1000.0
@@ -110,8 +111,8 @@ def _vanishing(norms: Mapping[str, float]) -> Fault | None:
 
 
 def _norm(weights: Mapping[str, nn.Parameter]) -> float:
-    norms = [each.grad.float().norm() for each in weights.values() if each.grad is not None]
-    return float(torch.stack(norms).norm())
+    norms = [as_real(each.grad).float().norm() for each in weights.values() if each.grad is not None]
+    return float(torch.stack([norm.to(norms[0].device) for norm in norms]).norm())
 
 
 def _trainable(module: nn.Module) -> dict[str, nn.Parameter]:

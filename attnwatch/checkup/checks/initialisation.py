@@ -78,7 +78,7 @@ def _of_large_weights(step: StepEvidence) -> Fault | None:
         return Fault(f"{what} (standard deviation × √inputs {gain:.2g})", tuple(large), {"gain": gain})
     for name, part in module.named_modules():
         if isinstance(part, nn.Embedding) and part.weight.numel():
-            size = float(part.weight.detach().float().square().mean().sqrt())
+            size = float(part.weight.detach().abs().float().square().mean().sqrt())
             if size > _MOST_OF_EMBEDDING:
                 what = f"the embeddings of {name} have a root mean square of {size:.3g}; 0.02 to 1 is usual"
                 return Fault(what, (name,), {"root_mean_square": size})

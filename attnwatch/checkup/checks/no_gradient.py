@@ -48,4 +48,4 @@ def _attention_without_gradient(step: StepEvidence) -> tuple[str, ...]:
     if not gradients:
         return ()
     norms = torch._foreach_norm([each for of_site in gradients.values() for each in of_site])
-    return () if torch.stack([norm.float() for norm in norms]).any() else tuple(gradients)
+    return () if any(bool(norm) for norm in norms) else tuple(gradients)

@@ -4,6 +4,7 @@ import torch
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.utils.entries import as_real
 
 _NUM_STEPS = 6
 
@@ -41,7 +42,8 @@ class RepeatedBatch(Check):
 def _fingerprint(tensors: list[torch.Tensor]) -> torch.Tensor:
     """Return a number that depends on the sequences, but not on their order."""
     size = max((len(tensor) for tensor in tensors if tensor.ndim), default=1)
-    rows = [tensor.detach().double().reshape(size, -1) for tensor in tensors if tensor.ndim and len(tensor) == size]
+    fitting = (as_real(tensor.detach()) for tensor in tensors if tensor.ndim and len(tensor) == size)
+    rows = [tensor.double().reshape(size, -1) for tensor in fitting]
     if not rows:
         raise CannotCheck("the model was given no tensor with sequences")
     values = torch.cat(rows, 1)

@@ -16,7 +16,7 @@ from attnwatch.lightning import AttentionMonitor
 from attnwatch.recorder import AttentionRecorder
 from tests.support.equality import assert_same_history
 from tests.support.lightning_training import Llama, batches, train_epochs
-from tests.support.models import VOCABULARY, gpt, llama, token_ids
+from tests.support.models import VOCABULARY, WIDTH, gpt, llama, seeded, token_ids
 
 # Lightning gives hints on workers and intervals; what attnwatch itself warns of stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
@@ -276,6 +276,24 @@ def test_compiled_model_is_watched_from_before_its_first_forward():
     train_epochs(monitor, Compiled(), steps=5, num_sanity_val_steps=1)
     assert monitor.coverage() == {f"model.layers.{layer}.attention": "observed" for layer in range(2)}
     assert np.isfinite(monitor.history["entropy"]).all()
+
+
+class WithScriptedHead(Llama):
+    """A Llama whose head is a TorchScript module."""
+
+    def __init__(self):
+        super().__init__()
+        self.model.lm_head = torch.jit.script(seeded(lambda: nn.Linear(WIDTH, VOCABULARY)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_model_with_a_torchscript_module_is_watched_and_checked():
+    monitor, losses = AttentionMonitor(every_n_steps=2), []
+    for watching in (monitor, None):
+        losses.append(train_epochs(watching, WithScriptedHead(), steps=8, limit_val_batches=0)[1].losses)
+    assert losses[0] == losses[1]
+    assert set(monitor.coverage().values()) == {"observed"}
+    assert "future_leak" in monitor.checkup.answered
 
 
 class Bigram(Llama):

@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 import transformers as hf
 from torch import nn
 
-from attnwatch import ConfigurationError, NoAttentionError
+from attnwatch import AttnwatchWarning, ConfigurationError, NoAttentionError
 from attnwatch.transformers import AttentionMonitor
-from tests.support.models import gpt, t5
+from tests.support.models import VOCABULARY, gpt, seeded, t5
 from tests.support.transformers_training import STEPS, train, trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
@@ -83,6 +85,35 @@ def test_compiled_model(tmp_path):
     train(monitor, directory=tmp_path, torch_compile=True, torch_compile_backend="aot_eager", max_steps=6)
     assert np.isfinite(monitor.history["normalized_entropy"]).all()
     assert len(monitor.history) == 3
+
+
+class Multihead(nn.Module):
+    """Language model of `nn.MultiheadAttention`, whose function PyTorch keeps opaque in a compiled model."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(VOCABULARY, 32), nn.Linear(32, VOCABULARY)
+        self.attention = nn.MultiheadAttention(32, 4, batch_first=True)
+
+    def forward(self, input_ids, labels):
+        states = self.embedding(input_ids)
+        logits = self.head(states + self.attention(states, states, states, need_weights=False)[0])
+        return {"loss": F.cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+@pytest.mark.slow
+@pytest.mark.logs_warnings
+@pytest.mark.parametrize("checkup", [True, False])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_compiled_multihead_attention_trains_as_without_the_monitor(tmp_path, backend, checkup):
+    options = {"directory": tmp_path, "torch_compile": True, "torch_compile_backend": backend, "max_steps": 6}
+    monitor = AttentionMonitor(every_n_steps=2, checkup=checkup)
+    with pytest.warns(AttnwatchWarning, match="1 of 1 attention sites are not observed"):
+        watched = train(monitor, model=seeded(Multihead), **options)
+    torch._dynamo.reset()
+    assert watched.losses == train(model=seeded(Multihead), **options).losses
+    (reason,) = monitor.coverage().values()
+    assert reason.startswith("torch.nn.MultiheadAttention inside torch.compile is not observed")
 
 
 class Own(nn.Module):

@@ -1,0 +1,81 @@
+"""The first sequences of what a forward was given."""
+
+import copy
+import dataclasses
+from collections import UserDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from attnwatch.checkup.forward import CannotCheck, tensors_in
+
+_NOT_CUT = "the model was given a {}, of which no copy with fewer sequences can be made"
+
+
+def first_sequences(value: Any, size: int, number: int) -> Any:
+    """Return a copy of an argument with only the first sequences of each tensor in it.
+
+    Args:
+        value: argument; what has no tensor in it is returned itself.
+        size: number of sequences in the batch. Tensors whose first dimension is another one are not cut.
+        number: number of sequences that are kept.
+
+    Raises:
+        CannotCheck: the argument is an iterator, or a container that can't be made anew with other tensors.
+
+    Example:
+        >>> import torch
+        >>> first_sequences({"ids": torch.arange(6), "mask": [torch.ones(2)]}, size=6, number=2)
+        {'ids': tensor([0, 1]), 'mask': [tensor([1., 1.])]}
+    """
+
+    def cut(part: Any) -> Any:
+        return first_sequences(part, size, number)
+
+    if isinstance(value, Tensor):
+        tensor = value.detach()
+        return (tensor[:number] if tensor.ndim and len(tensor) == size else tensor).clone()
+    if isinstance(value, Iterator):
+        raise CannotCheck("the model was given an iterator, which can be read only once")
+    if type(value) in (list, tuple):
+        return type(value)(map(cut, value))
+    if not any(True for _ in tensors_in(value)):
+        return value
+    return _made_anew(value, {name: cut(part) for name, part in _parts(value).items()})
+
+
+def _parts(value: Any) -> Mapping[Any, Any]:
+    """Return the entries of a mapping, the fields of a dataclass, or what is in a list or tuple."""
+    if isinstance(value, Mapping):
+        return dict(value.items())
+    if dataclasses.is_dataclass(value):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+    return dict(enumerate(value))
+
+
+def _made_anew(value: Any, parts: Mapping[Any, Any]) -> Any:
+    """Return a container of the same class with other parts.
+
+    Raises:
+        CannotCheck: its class does not allow that.
+    """
+    try:
+        container = _with_parts(value, parts)
+    except Exception as error:  # of classes of users
+        raise CannotCheck(f"{_NOT_CUT.format(type(value).__name__)}: {type(error).__name__}: {error}") from error
+    if {id(tensor) for _, tensor in tensors_in(container)} != {id(tensor) for _, tensor in tensors_in(parts)}:
+        raise CannotCheck(_NOT_CUT.format(type(value).__name__))
+    return container
+
+
+def _with_parts(value: Any, parts: Mapping[Any, Any]) -> Any:
+    if isinstance(value, dict | UserDict):
+        container = copy.copy(value)
+        for name, part in parts.items():
+            container[name] = part
+        return container
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, **parts)
+    make: Callable[..., Any] = getattr(value, "_make", type(value))
+    return make(parts if isinstance(value, Mapping) else parts.values())

@@ -1,0 +1,66 @@
+"""Code and parameters of forwards, some of which are not written in Python."""
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from types import FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+_MOST_WRAPPERS = 100
+
+
+def function_of(called: Any) -> FunctionType | None:
+    """Return the Python function under partial arguments, wrappers and methods; None if there is none.
+
+    Example:
+        >>> import functools
+        >>> function_of(functools.partial(function_of, print)).__name__
+        'function_of'
+        >>> function_of(print) is None
+        True
+    """
+    called = _innermost(called)
+    if not isinstance(called, FunctionType):
+        called = _innermost(getattr(type(called), "__call__", None))  # noqa: B004, it is read and not only asked for
+    return called if isinstance(called, FunctionType) else None
+
+
+def forward_function(kind: type[nn.Module]) -> FunctionType | None:
+    """Return the function of a class's forward; None if it is not written in Python, as in a `torch.jit.ScriptModule`.
+
+    The forward is not looked up on the class: that of a ScriptModule raises an error.
+    """
+    return function_of(inspect.getattr_static(kind, "forward", None))
+
+
+def parameters_of(called: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters of a function or method by name; none if it does not declare them, as some in C.
+
+    Example:
+        >>> list(parameters_of(lambda tokens, mask=None: tokens)), list(parameters_of(dict.update))
+        (['tokens', 'mask'], ['args', 'kwargs'])
+    """
+    try:
+        return inspect.signature(called).parameters
+    except (TypeError, ValueError):
+        return {}
+
+
+def _innermost(called: Any) -> Any:
+    """Return what is called in the end by partials, methods and decorated functions."""
+    for _ in range(_MOST_WRAPPERS):  # wrappers may go around in a circle
+        inner = _inner(called)
+        if inner is None:
+            break
+        called = inner
+    return called
+
+
+def _inner(called: Any) -> Any:
+    if isinstance(called, functools.partial | functools.partialmethod):
+        return called.func
+    if isinstance(called, staticmethod | classmethod | MethodType):
+        return called.__func__
+    return getattr(called, "__wrapped__", None)
