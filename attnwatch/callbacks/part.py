@@ -50,7 +50,7 @@ class TrainingPart(ABC):
 
     @property
     def description(self) -> str:
-        """What there is to say of the training so far, as text; empty if nothing."""
+        """State of the training so far, as text; empty if there is nothing to say."""
         return ""
 
     @property

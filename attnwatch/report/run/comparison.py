@@ -1,4 +1,4 @@
-"""Where runs part: the first step at which one differs from another by more than noise."""
+"""First step at which a run differs from another by more than noise."""
 
 from collections.abc import Sequence
 

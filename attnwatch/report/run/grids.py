@@ -26,7 +26,7 @@ NO_HEAD, OBSERVED, UNOBSERVED, REMOVED = range(4)
 
 @dataclass(frozen=True)
 class Grids:
-    """What the page needs to show the statistics of a run.
+    """Arrays and descriptions with which the page shows the statistics of a run.
 
     Attributes:
         arrays: for each statistic its `layers/NAME` [observations, sites], and `heads/NAME` [shown, sites, heads] where
