@@ -3,6 +3,7 @@
 Dashboards show pictures small, so each holds one statistic in letters that stay readable.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ _REMOVED: dict[str, Any] = {"facecolor": "white", "edgecolor": "0.45", "hatch": 
 MOST_TICKS = 12
 _MOST_STEP_TICKS = 5
 _LEAST_SHARE = 0.01
+_ROUND_NUMBERS = (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64)
 _LOGARITHMIC_TICKS = (0, 1, 3, 10, 30, 100, 300, 1000)
 Colours = Literal["viridis", "RdBu"]
 Extend = Literal["neither", "max", "both"]
@@ -83,13 +85,15 @@ def heatmap(
 
 
 def regular_ticks(number: int, most: int) -> list[int]:
-    """Return at most `most` of the indices below `number`, equally far apart, from 0 on.
+    """Return at most `most` of the indices below `number`, equally far apart by a round number, from 0 on.
 
     Example:
-        >>> regular_ticks(24, 12)
-        [0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22]
+        >>> regular_ticks(128, 12)
+        [0, 16, 32, 48, 64, 80, 96, 112]
     """
-    return list(range(0, number, max(-(-number // most), 1)))
+    least = -(-number // most)
+    distances = (round_number * 100**power for power in itertools.count() for round_number in _ROUND_NUMBERS)
+    return list(range(0, number, next(distance for distance in distances if distance >= least)))
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:

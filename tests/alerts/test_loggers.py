@@ -11,6 +11,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 import attnwatch.transformers
+from attnwatch.runs import read_run
 from attnwatch.runs.wandb_file import read_wandb_records
 from tests.support import trackio
 from tests.support.kept_runs import train_lightning
@@ -81,3 +82,4 @@ def test_trackio_alerts_once_and_its_run_can_be_read(tmp_path):
     assert [alert[:2] for alert in alerts] == [(TITLE, "error")]
     assert "have logits that are nan or infinite" in alerts[0][2]
     assert any("train/attention/normalized_entropy" in row for row in rows)
+    assert read_run(tmp_path / "trackio").history.steps.tolist() == [0, 2, 4, 6, 8, 10]

@@ -1,5 +1,7 @@
 """Runs of W&B on the disk."""
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -40,6 +42,12 @@ def test_run_is_found_by_each_of_its_paths(folder):
     (file,) = {path.resolve() for path in folder.rglob("run-*.wandb")}
     for place in (folder / "wandb", folder / "wandb/latest-run", file.parent, file):
         assert len(read_run(place).history) == len(HISTORY)
+
+
+def test_without_wandb_the_package_is_named(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb.proto", None)
+    with pytest.raises(ImportError, match="reading a run of W&B needs wandb: pip install wandb"):
+        read_run(folder)
 
 
 @settings(max_examples=60)
