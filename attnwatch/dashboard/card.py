@@ -101,8 +101,6 @@ def _checkup(results: Mapping[str, str]) -> str:
 
 def odd_layers(history: AttentionHistory) -> list[str]:
     """Return the layers whose attention is unlike that of the others at the last observation, with their numbers."""
-    if len(history.sites) < _FEWEST_LAYERS:
-        return []
     labels, latest = site_labels(history.sites), history.at(slice(len(history) - 1, None))
     found = [
         f"{literal(labels[site])} ({statistic.name.replace('_', ' ')} {value:.2g}, median {median:.2g})"
