@@ -3,8 +3,10 @@
 import dataclasses
 import time
 
+from torch import nn
+
 from attnwatch.callbacks.publisher import Publisher
-from attnwatch.heads import PruningPlan
+from attnwatch.capture import UNPRUNED_HEADS, kept_heads, site_name
 from attnwatch.recorder import AttentionHistory, RecordingOptions
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.messages import duration
@@ -60,7 +62,7 @@ class Pictures:
         if self._is_shown(int(history.steps[-1])):
             return
         self._shown_step = int(history.steps[-1])
-        self._publisher.figures(run.loggers, history, run.changes, PruningPlan.of(run.model).heads)
+        self._publisher.figures(run.loggers, history, run.changes, _removed_heads(run.model))
 
     def _is_shown(self, step: int) -> bool:
         """Return whether pictures were drawn less than half of the time between two before a step, or at the step."""
@@ -77,6 +79,16 @@ class Pictures:
                 f"that the next come {duration(self._seconds / _SHARE_OF_TIME)} after them. Give a larger "
                 "`figures_every_n_steps`, or None for pictures at the end only; the history has every observation."
             )
+
+
+def _removed_heads(model: nn.Module) -> dict[str, set[int]]:
+    """Return the numbers, in the unpruned model, of the heads that attention modules have lost, by site."""
+    removed = {}
+    for path, module in model.named_modules():
+        if (kept := kept_heads(module)) is not None:
+            unpruned = range(getattr(module, UNPRUNED_HEADS)[0])
+            removed[site_name(path, module)] = set(unpruned) - set(kept.tolist())
+    return removed
 
 
 def flushed_for_pictures(options: RecordingOptions, every_n_steps: int | None) -> RecordingOptions:

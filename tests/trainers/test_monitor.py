@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams import metadata as hparams
 from torch.utils.data import DataLoader
 from transformers.modeling_utils import AttentionInterface
 
@@ -211,3 +212,8 @@ def test_tensorboard_has_the_tags_of_lightning(tmp_path, monkeypatch):
     steps = [event.step for event in ours.Scalars("attention_details/entropy")]
     assert steps == list(range(0, STEPS, 2))
     assert len(list((tmp_path / "ours").iterdir())) == 1  # the Trainer's own event file
+    rows = [each.SummaryMetadata(hparams.SESSION_START_INFO_TAG).plugin_data.content for each in (ours, theirs)]
+    settings = [hparams.parse_session_start_info_plugin_data(row).hparams for row in rows]
+    assert {each["attention/verdict"].string_value for each in settings} == {"undetermined"}
+    assert settings[0]["max_steps"].number_value == STEPS
+    assert not any("token" in name or "dir" in name for name in settings[0])
