@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from attnwatch import ConfigurationError
+from attnwatch import AttnwatchWarning, ConfigurationError
 from attnwatch.alerts import Alert, Alerts
 from attnwatch.alerts.background import Background
 from attnwatch.alerts.service import Service, services
@@ -91,6 +91,23 @@ def test_without_apprise_the_extra_is_named_and_nothing_else_needs_it(monkeypatc
     AttentionMonitor()
     with pytest.raises(ImportError, match=r"AttentionMonitor\(alert=…\) needs apprise: pip install 'attnwatch\[alerts"):
         AttentionMonitor(alert="json://localhost")
+
+
+def send_often(alerts: Alerts) -> None:
+    for _ in range(3):
+        alerts.send(ALERT)
+        alerts.finish()
+
+
+def test_several_failures_are_one_warning_a_run(server):
+    server.status = 500
+    alerts = Alerts([server.url, server.url + "/second"])
+    for _ in range(2):
+        alerts.restart()
+        with pytest.warns(AttnwatchWarning, match="an alert was not delivered, training goes on") as caught:
+            send_often(alerts)
+        assert len(caught) == 1
+    assert len(server.posts) == 12
 
 
 def test_monitor_with_alerts_can_be_sent_to_another_process(server):
