@@ -27,7 +27,7 @@ class Logging(Llama):
 
 def train_lightning(*callbacks, steps: int = 12, before_step=do_nothing, **options) -> AttentionHistory:
     """What a monitor has recorded of a training; `options` are those of the trainer."""
-    monitor = AttentionMonitor(every_n_steps=2, flush_every=1, figures_every_n_steps=None)
+    monitor = AttentionMonitor(every_n_steps=2, flush_every=1, report=False)
     silent = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
     trainer = pl.Trainer(
         max_steps=steps,

@@ -33,6 +33,6 @@ def lightning_run(tmp_path_factory) -> KeptRun:
 def transformers_run(tmp_path_factory) -> KeptRun:
     """The output folder of the transformers Trainer, with two checkpoints."""
     folder = tmp_path_factory.mktemp("transformers")
-    monitor = attnwatch.transformers.AttentionMonitor(every_n_steps=2, figures_every_n_steps=None)
+    monitor = attnwatch.transformers.AttentionMonitor(every_n_steps=2, report=False)
     train(monitor, directory=folder, save_strategy="steps", save_steps=10, logging_steps=2)
     return KeptRun(folder, monitor.history)

@@ -33,7 +33,7 @@ def run_lightning(directory) -> AttentionHistory:
 
 
 def run_transformers(directory) -> AttentionHistory:
-    monitor = attnwatch.transformers.AttentionMonitor(every_n_steps=2)
+    monitor = attnwatch.transformers.AttentionMonitor(every_n_steps=2, report=False)
     train(monitor, directory=directory / "output", max_steps=12, report_to=["wandb", "mlflow"], logging_steps=1)
     return monitor.history
 
