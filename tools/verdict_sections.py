@@ -1,10 +1,12 @@
 """Tables about the verdicts, from the stored result of `python -m benchmarks.verdicts`."""
 
+from collections import Counter
 from typing import Any
 
 from tools.markdown import table
 from tools.results import machine, newest
 
+_DIAGNOSE, _WITH_CHECKUP = "diagnose", "diagnose with the checkup"
 _BASELINES = (
     "rules on the loss, together",
     "plateau",
@@ -24,13 +26,20 @@ def verdicts() -> str:
     detection, plateau, end = result["detection"], result["plateau"]["auroc"], result["capability"]
     rows = [
         {
-            "": f"**{name}**" if name == "diagnose" else name,
+            "": f"**{name}**" if name in (_DIAGNOSE, _WITH_CHECKUP) else name,
             "failing runs flagged at 10 / 25 / 50% of the budget": _row(detection[name], "recall", ".0%"),
             "of the others, flagged": _row(detection[name], "false_alarms", ".0%"),
             "AUROC at 10 / 25 / 50%": _row(detection[name], "auroc", ".2f"),
             "on the plateau": f"{plateau[name]:.2f}",
         }
-        for name in ("diagnose", "its risk", "attention's signals alone", "loss's signals alone", *_BASELINES)
+        for name in (
+            _DIAGNOSE,
+            _WITH_CHECKUP,
+            "its risk",
+            "attention's signals alone",
+            "loss's signals alone",
+            *_BASELINES,
+        )
     ]
     best = min(_BASELINES, key=lambda name: result["lead"][name]["mean"])
     lead = result["lead"][best]
@@ -47,6 +56,49 @@ def verdicts() -> str:
         f"{end['diagnose']['0.25']:.2f}, of the loss {end['loss level']['0.25']:.2f}. "
         "`python -m benchmarks.verdicts` prints it.",
     )
+
+
+def with_checkup() -> str:
+    result = newest("verdicts")
+    of, failing = result["checkup"], result["failed"]
+    detection = {name: result["detection"][name] for name in (_DIAGNOSE, _WITH_CHECKUP)}
+    without, with_it = (detection[name]["0.25"] for name in detection)
+    alone, causes = of["alone"]["0.25"], of["first_cause_is_right"]
+    alarms = Counter(kind for kinds in of["alarms_of_the_others"].values() for kind in kinds)
+    found = ", ".join(f"`{kind}` {number}" for kind, number in alarms.most_common()) or "none"
+    missed = [of["not_flagged"][share] for share in ("0.25", "0.5")]
+    text = (
+        f"At a quarter of the budget, `diagnose` flags {with_it['recall']:.0%} of the {failing} failing runs with the "
+        f"checkup and {without['recall']:.0%} without it; of the others, {with_it['false_alarms']:.0%} and "
+        f"{without['false_alarms']:.0%}. The checkup alone has an alarm in {alone['recall']:.0%} of the failing runs "
+        f"and in {alone['false_alarms']:.0%} of the others (by kind: {found}). In the flagged failing runs with a "
+        f"fault, the first cause at half of the budget is right in {causes['with']['right']} of "
+        f"{causes['with']['runs']} with the checkup, and in {causes['without']['right']} of "
+        f"{causes['without']['runs']} without it. The first losses of {of['with_the_stored_losses']} of the "
+        f"{of['runs']} runs are the stored ones. Failing runs that are not flagged with the checkup:"
+    )
+    return f"{text}\n\n{table(_missed(*missed))}"
+
+
+def _missed(quarter: dict[str, str], half: dict[str, str]) -> list[dict[str, str]]:
+    """Return a row for each fault of the runs that are not flagged at a quarter of the budget."""
+    faults: dict[str, list[str]] = {}
+    for name in quarter:
+        faults.setdefault(_fault_of(name), []).append(name)
+    return [
+        {
+            "fault": fault,
+            "runs not flagged at 25%": str(len(names)),
+            "at 50%": str(sum(_fault_of(name) == fault for name in half)),
+            "what the checkup says of them": "; ".join(dict.fromkeys(quarter[name] for name in names)),
+        }
+        for fault, names in sorted(faults.items())
+    ]
+
+
+def _fault_of(name: str) -> str:
+    """Return the fault in the name of a run, as in "copy/opt-plain-one_batch-14"."""
+    return name.partition("/")[2].split("-", 2)[2].rpartition("-")[0].replace("_", " ")
 
 
 def tasks() -> str:

@@ -2,7 +2,8 @@
 
     python -m benchmarks.verdicts [--quick] [--runs DIRECTORY] [--out PATH]
 
-The stored runs are judged anew. --quick trains six new ones and judges them at half of their budget instead. The runs
+The stored runs are judged anew, also with what a checkup has found in their first steps, which `python -m
+tools.check_runs` trains again. --quick trains six new ones and judges them at half of their budget instead. The runs
 are trained by `python -m tools.train_runs`, and `python -m tools.tune_risk_model` writes the risk model of the package.
 """
 
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from attnwatch import diagnose
 from benchmarks.common import Benchmark
+from benchmarks.verdicts.checked import CHECKED
 from benchmarks.verdicts.report import measure
 from benchmarks.verdicts.retrain import retrain
 from benchmarks.verdicts.runs import STORED, Recipe, RunStore
@@ -38,7 +40,7 @@ def full(store: RunStore) -> dict[str, object]:
     """Return all that is measured on the runs of a store."""
     begin = time.perf_counter()
     runs = list(store.values())
-    measured = measure(runs)
+    measured = measure(runs, CHECKED)
     print(f"\n{len(runs)} runs judged in {time.perf_counter() - begin:.0f} s.")
     return measured
 

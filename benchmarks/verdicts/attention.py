@@ -10,8 +10,9 @@ from attnwatch.diagnosis import Diagnosis
 from attnwatch.diagnosis.risk import RiskModel
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
 from benchmarks.common import progress
+from benchmarks.verdicts.checked import CheckedRun
 from benchmarks.verdicts.runs import Run
-from benchmarks.verdicts.scores import Judge, Numbers
+from benchmarks.verdicts.scores import LOOKS, Judge, Numbers
 from benchmarks.verdicts.tune import SHARES, tune
 
 OF_LOSS = np.array([signal.of_loss for signal in SIGNALS])
@@ -60,9 +61,23 @@ class Signals:
         return tuned
 
 
-def diagnoses(seen: Sequence[Run], model: RiskModel) -> list[Diagnosis]:
-    """Return the diagnosis of one run at each look."""
-    return [diagnose(part.history, total_steps=part.budget, risk_model=model) for part in seen]
+def diagnoses(seen: Sequence[Run], model: RiskModel, checked: CheckedRun | None = None) -> list[Diagnosis]:
+    """Return the diagnosis of one run at each look.
+
+    Args:
+        seen: part of the run at each of `LOOKS`.
+        model: risk model.
+        checked: result of a checkup, whose findings are known once their steps are over; None if there was none.
+    """
+    diagnosed = []
+    for part, share in zip(seen, LOOKS, strict=True):
+        last = share * part.budget
+        ruled_out = checked.ruled_out if checked is not None and checked.num_steps <= last else ()
+        findings = [] if checked is None else checked.until(last)
+        diagnosed.append(
+            diagnose(part.history, total_steps=part.budget, risk_model=model, checked=findings, ruled_out=ruled_out)
+        )
+    return diagnosed
 
 
 class Rules:

@@ -10,6 +10,7 @@ from attnwatch.diagnosis import Diagnosis
 from benchmarks.common import progress
 from benchmarks.verdicts.attention import OF_LOSS, Rules, Signals, diagnoses
 from benchmarks.verdicts.baselines import BASELINES, combined
+from benchmarks.verdicts.checked import CheckedRun
 from benchmarks.verdicts.outcomes import failed, relative_quality
 from benchmarks.verdicts.runs import Run
 from benchmarks.verdicts.scores import (
@@ -24,17 +25,29 @@ from benchmarks.verdicts.scores import (
     on_the_plateau,
     predict_held_out,
 )
+from benchmarks.verdicts.with_checkup import measure_checkup, print_checkup
 
 _SHARES = (0.1, 0.25, 0.5)
-DIAGNOSE, RISK = "diagnose", "its risk"
+DIAGNOSE, RISK, WITH_CHECKUP = "diagnose", "its risk", "diagnose with the checkup"
 ATTENTION, LOSS, COMBINED = "attention's signals alone", "loss's signals alone", "rules on the loss, together"
 
 
-def measure(runs: Sequence[Run]) -> dict[str, Any]:
+def measure(runs: Sequence[Run], checked: Mapping[str, CheckedRun]) -> dict[str, Any]:
+    """Return all that is measured on some runs.
+
+    Args:
+        runs: finished runs.
+        checked: results of the checkup by name of the run; where one is missing, nothing is said of the checkup.
+    """
     outcomes, reached = failed(runs), relative_quality(runs)
     parts = {run.name: [run.until(share) for share in LOOKS] for run in runs}
-    diagnosed = held_out_diagnoses(parts, outcomes)
-    ways = predictions_of_all(parts, diagnosed, outcomes)
+    signals = Signals(parts, LOOKS)
+    diagnosed = held_out_diagnoses(parts, outcomes, signals)
+    ways, of_checkup = predictions_of_all(parts, diagnosed, outcomes, signals), {}
+    if all(run.name in checked for run in runs):
+        with_checkup = held_out_diagnoses(parts, outcomes, signals, checked)
+        ways = {DIAGNOSE: ways[DIAGNOSE], WITH_CHECKUP: as_diagnosed(with_checkup), **ways}
+        of_checkup = {"checkup": measure_checkup(runs, checked, outcomes, diagnosed, with_checkup)}
     baselines = [name for name in ways if name in BASELINES or name == COMBINED]
     measured = {
         "runs": len(runs),
@@ -51,18 +64,24 @@ def measure(runs: Sequence[Run]) -> dict[str, Any]:
         },
         "reliability": _reliability(ways[DIAGNOSE], outcomes),
         **_kinds(runs, diagnosed, outcomes),
+        **of_checkup,
     }
     _print(measured)
+    if of_checkup:
+        print_checkup(measured["checkup"])
     return measured
 
 
 def predictions_of_all(
-    parts: Mapping[str, Sequence[Run]], diagnosed: Mapping[str, Sequence[Diagnosis]], outcomes: Mapping[str, bool]
+    parts: Mapping[str, Sequence[Run]],
+    diagnosed: Mapping[str, Sequence[Diagnosis]],
+    outcomes: Mapping[str, bool],
+    signals: Signals,
 ) -> dict[str, Predictions]:
     """Return the predictions of all ways of judging, each tuned on the other tasks."""
-    signals, rules = Signals(parts, LOOKS), Rules(parts)
+    rules = Rules(parts)
     ways = {
-        DIAGNOSE: _as_diagnosed(diagnosed),
+        DIAGNOSE: as_diagnosed(diagnosed),
         RISK: predict_held_out(signals.judge(outcomes, rules), outcomes),
         ATTENTION: predict_held_out(signals.without(OF_LOSS).judge(outcomes), outcomes),
         LOSS: predict_held_out(signals.without(~OF_LOSS).judge(outcomes), outcomes),
@@ -78,17 +97,28 @@ def predictions_of_all(
 
 
 def held_out_diagnoses(
-    parts: Mapping[str, Sequence[Run]], outcomes: Mapping[str, bool]
+    parts: Mapping[str, Sequence[Run]],
+    outcomes: Mapping[str, bool],
+    signals: Signals,
+    checked: Mapping[str, CheckedRun] | None = None,
 ) -> dict[str, Sequence[Diagnosis]]:
-    """Return the diagnoses of each run, by name, at each look, with a risk model of the other tasks."""
-    signals, diagnosed = Signals(parts, LOOKS), {}
+    """Return the diagnoses of each run, by name, at each look, with a risk model of the other tasks.
+
+    Args:
+        parts: parts of each run at each look, by name.
+        outcomes: True for the runs that failed, by name.
+        signals: signals of the parts.
+        checked: results of the checkup by name of the run; None leaves them out.
+    """
+    checked, diagnosed = checked or {}, {}
     for others, held_out in leave_one_task_out(outcomes):
         model = signals.tune(others, outcomes)
-        diagnosed |= {name: diagnoses(parts[name], model) for name in progress(held_out, "diagnoses", keep=False)}
+        shown = progress(held_out, "diagnoses", keep=False)
+        diagnosed |= {name: diagnoses(parts[name], model, checked.get(name)) for name in shown}
     return diagnosed
 
 
-def _as_diagnosed(diagnosed: Mapping[str, Sequence[Diagnosis]]) -> Predictions:
+def as_diagnosed(diagnosed: Mapping[str, Sequence[Diagnosis]]) -> Predictions:
     """Return the predictions of `diagnose`, which decides itself when to flag."""
     predictions = Predictions()
     for name, each in diagnosed.items():

@@ -27,14 +27,14 @@ def retrain(recipes: Iterable[Recipe], store: RunStore, *, data: Path | None = N
     """
     stored = set(store)
     missing = [recipe for recipe in recipes if recipe.name not in stored]
-    with multiprocessing.get_context("spawn").Pool(workers, _start) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, start_worker) as pool:
         finished = progress(pool.imap_unordered(partial(_train, data=data), missing), "runs", total=len(missing))
         for run in finished:
             store.add(run)
             finished.set_postfix_str(run.name)
 
 
-def _start() -> None:
+def start_worker() -> None:
     torch.set_num_threads(1)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

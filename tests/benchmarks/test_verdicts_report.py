@@ -46,7 +46,7 @@ def test_diagnose_is_asked_with_a_model_of_the_other_tasks(monkeypatch):
         return tune(self, names, failed)
 
     monkeypatch.setattr(Signals, "tune", noted)
-    diagnosed = report.held_out_diagnoses(PARTS, OUTCOMES)
+    diagnosed = report.held_out_diagnoses(PARTS, OUTCOMES, Signals(PARTS, LOOKS))
     assert seen == [set(TASKS) - {task} for task in sorted(TASKS)]
     assert diagnosed.keys() == OUTCOMES.keys()
     risks = {name: each[LOOKS.index(0.5)].risk for name, each in diagnosed.items()}
@@ -60,7 +60,7 @@ def test_diagnose_is_asked_with_a_model_of_the_other_tasks(monkeypatch):
 
 def test_flags_and_numbers_are_those_of_the_diagnoses():
     late = [HEALTHY] * 6 + [alarm(risk=0.95)] * 14
-    predictions = report._as_diagnosed({"copy/a": late, "copy/b": [HEALTHY] * 20})
+    predictions = report.as_diagnosed({"copy/a": late, "copy/b": [HEALTHY] * 20})
     assert predictions.flags["copy/a"].tolist() == [False] * 6 + [True] * 14
     assert predictions.numbers["copy/a"].tolist() == [0.2] * 6 + [0.95] * 14
     assert predictions.alarms == {"copy/a": LOOKS[6], "copy/b": 1.0}
