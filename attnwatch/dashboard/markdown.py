@@ -8,13 +8,18 @@ from attnwatch.diagnosis import Diagnosis, Finding, RunStatus
 
 _IN_A_SENTENCE = {
     RunStatus.UNDETERMINED: "Too little was observed so far for a verdict. Let the run go on.",
-    RunStatus.HEALTHY: "No fault was found, and the risk is not high. Nothing needs to be done.",
+    RunStatus.HEALTHY: "No fault was found, and the risk is low. Nothing needs to be done.",
     RunStatus.AT_RISK: "No fault was found, but of runs like this one about seven in ten fail, or more: watch it, and "
     "compare what the risk rests on with an earlier run.",
     RunStatus.NOT_CONVERGING: "The run will probably not reach its goal. Look at the causes below before you spend "
     "more time on it.",
     RunStatus.UNSTABLE: "The run is breaking down. Stop it, remove the cause, and go on from an earlier checkpoint.",
 }
+
+_HALF = (
+    "No fault was found. Of runs with this risk as many fail as end well, or more: compare the curves with those of an "
+    "earlier run."
+)
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
@@ -27,11 +32,17 @@ def verdict_paragraphs(diagnosis: Diagnosis) -> list[str]:
     risk = "not known yet" if math.isnan(diagnosis.risk) else f"{diagnosis.risk:.2f}"
     lines = [
         f"## {_readable(diagnosis.status)}: risk {risk}, step {diagnosis.step}",
-        _IN_A_SENTENCE[diagnosis.status],
+        _advice(diagnosis),
     ]
     if diagnosis.reasons:
         lines.append(f"The risk rests on: {'; '.join(diagnosis.reasons)}")
     return lines
+
+
+def _advice(diagnosis: Diagnosis) -> str:
+    """Return the verdict in a sentence, and what to do."""
+    is_undecided = diagnosis.status is RunStatus.HEALTHY and diagnosis.risk >= 0.5
+    return _HALF if is_undecided else _IN_A_SENTENCE[diagnosis.status]
 
 
 def finding_paragraphs(diagnosis: Diagnosis) -> list[str]:

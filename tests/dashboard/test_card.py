@@ -31,7 +31,7 @@ def test_sound_run_has_a_verdict_a_risk_and_what_it_rests_on():
     )
     assert card_markdown(card).split("\n\n") == [
         "## healthy: risk 0.20, step 390",
-        "No fault was found, and the risk is not high. Nothing needs to be done.",
+        "No fault was found, and the risk is low. Nothing needs to be done.",
         "**Risk:** 0.20 is the estimated share of runs like this one that fail. It rests on 50% of the run. A run that "
         "stays above 0.79 is reported.",
         "**Checkup of the first steps:** 1 found a fault: eval_mode, 2 ok, 1 skipped: stale (no step)",
@@ -42,6 +42,12 @@ def test_sound_run_has_a_verdict_a_risk_and_what_it_rests_on():
         "**Report:** `logs/report.html`",
         "Of short sequences.",
     ]
+
+
+def test_run_is_not_called_sound_where_half_of_its_kind_fail():
+    words = card_markdown(RunCard(dataclasses.replace(SOUND, risk=0.61)))
+    assert "Nothing needs to be done" not in words
+    assert "compare the curves with those of an earlier run" in words
 
 
 def test_unknown_length_and_unknown_risk_are_said():
