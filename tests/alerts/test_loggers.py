@@ -49,6 +49,7 @@ def run_transformers(directory) -> None:
 def test_wandb_alerts_once(run, offline):
     run(offline)
     wandb.finish()
+    wandb.teardown()  # only then its file is complete
     (file,) = {path.resolve() for path in offline.rglob("run-*.wandb")}
     records = [each.alert for each in read_wandb_records(file) if each.WhichOneof("record_type") == "alert"]
     found = [(alert.title, alert.level) for alert in records if "non_finite" in alert.title]

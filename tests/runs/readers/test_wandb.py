@@ -28,6 +28,7 @@ def folder(tmp_path_factory):
             run.log(row | {"train/loss": loss, "train/global_step": step})
         run.log({"picture": wandb.Image(np.zeros((2, 2, 3), dtype=np.uint8)), "note": "x" * 40_000})
         run.finish()
+        wandb.teardown()  # only then its file is complete
     return directory
 
 
