@@ -9,6 +9,7 @@ import numpy as np
 from attnwatch.dashboard.scalars import over_heads
 from attnwatch.recorder import AttentionHistory
 from attnwatch.report.run.charts import INK, Figure, new_figure, plain, step_ticks
+from attnwatch.statistics import Statistic
 from attnwatch.utils.extras import extra_needed
 from attnwatch.utils.labels import evenly_spaced, site_labels
 
@@ -63,7 +64,7 @@ def grids_of(history: AttentionHistory, *, share: float = 1.0) -> Grids:
         if np.isfinite(layers).any():
             arrays[f"layers/{statistic.name}"] = layers
             arrays[f"heads/{statistic.name}"] = some[statistic.name]
-            limits = statistic.chart_range(some[statistic.name])
+            limits = _limits(statistic, some[statistic.name])
             described.append(_described(statistic.name, statistic.summary, statistic.unit, limits, "attention"))
     for of_layers in history.layer_statistics.values():
         layers = history[of_layers.name]
@@ -89,6 +90,14 @@ def head_states(history: AttentionHistory) -> np.ndarray:
     states[before & ~seen & others] = REMOVED
     states[:, ~seen.any(0)] = NO_HEAD
     return states
+
+
+def _limits(statistic: Statistic, values: np.ndarray) -> tuple[float, float]:
+    """Return the ends of the colours; those of the values where a scale for all runs would have to be logarithmic."""
+    known = values[np.isfinite(values)]
+    if statistic.chart_is_logarithmic and known.size:
+        return float(known.min()), float(known.max())
+    return statistic.chart_range(values)
 
 
 def _described(name: str, summary: str, unit: str, limits: tuple[float, float], group: str) -> dict[str, Any]:
