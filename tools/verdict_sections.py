@@ -40,6 +40,7 @@ def verdicts() -> str:
             "loss's signals alone",
             *_BASELINES,
         )
+        if name in detection
     ]
     best = min(_BASELINES, key=lambda name: result["lead"][name]["mean"])
     lead = result["lead"][best]

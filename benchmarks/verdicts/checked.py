@@ -12,7 +12,7 @@ import numpy as np
 
 from attnwatch import Finding, TrainingCheckup
 from attnwatch.checkup.evidence import later_point
-from benchmarks.common import write_json
+from attnwatch.utils.files import replaced_file
 from benchmarks.verdicts.runs import Recipe, Run
 from benchmarks.verdicts.tasks import Task
 from benchmarks.verdicts.train import Training
@@ -116,7 +116,10 @@ class CheckedRuns(Mapping[str, CheckedRun]):
             "losses": [float(f"{loss:.5g}") for loss in checked.losses],
             "seconds": round(checked.seconds, 1),
         }
-        write_json(self._path, {"format": FORMAT, "runs": dict(sorted(self._runs.items()))}, indent=1)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(run)}" for name, run in sorted(self._runs.items()))
+        with replaced_file(self._path) as stream:
+            stream.write(f'{{"format": {FORMAT}, "runs": {{\n{lines}\n}}}}\n'.encode())
 
 
 CHECKED = CheckedRuns(Path(__file__).parent / "checked.json")
