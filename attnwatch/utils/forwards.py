@@ -40,7 +40,7 @@ def parameters_of(called: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
     Example:
         >>> list(parameters_of(lambda tokens, mask=None: tokens)), list(parameters_of(dict.update))
-        (['tokens', 'mask'], ['args', 'kwargs'])
+        (['tokens', 'mask'], [])
     """
     try:
         return inspect.signature(called).parameters
