@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -106,9 +107,8 @@ class RunReport:
         checked = checkup.checkup
         seconds = time.monotonic() - self._began
         cost = f"{self._seconds_watching / max(seconds, 1e-9):.2%} of {duration(seconds)}"
-        name = run.model.__class__.__name__ if self.path is None else self.path.absolute().parent.name
         return RunRecord(
-            name,
+            type(run.model).__name__ if self.path is None else _name_of(self.path.absolute().parent),
             history,
             curves={name: _curve(points) for name, points in self._curves.items() if points},
             events=tuple(sorted(events, key=lambda event: event.step)),
@@ -168,6 +168,11 @@ class RunReport:
             name: [(int(step), float(value)) for step, value in points] for name, points in state["curves"].items()
         }
         self._events = [RunEvent(**event) for event in state["events"]]
+
+
+def _name_of(folder: Path) -> str:
+    """Return the name of a folder, after that of its parent if it is a number only, as in "demo/version_0"."""
+    return "/".join(folder.parts[-2:] if re.fullmatch(r"[a-z]*[-_]?\d+", folder.name) else folder.parts[-1:])
 
 
 def _curve(points: list[tuple[int, float]]) -> Curve:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from attnwatch import AttentionHistory, AttentionRecorder
 from benchmarks.checkup.data import Batch
-from benchmarks.checkup.scripts import Script, run
+from benchmarks.checkup.scripts import Script, train
 
 STEPS, EVERY = 160, 2
 
@@ -50,5 +50,5 @@ def observed(script: Script, seed: int) -> AttentionHistory | None:
     """Return the history of a training; None if there was none."""
     watched = _Observed(script)
     torch.set_num_threads(1)
-    run(watched.as_script(), with_checkup=False, seed=seed)
+    train(watched.as_script(), seed=seed)
     return watched.history()

@@ -51,7 +51,7 @@ def test_finding_is_on_the_page_before_the_training_ends(training):
     training.train(monitor, model=model)
     kind, words = seen[0]
     assert kind == "frozen_parameters"
-    assert "This run is not converging: frozen parameters." in words
+    assert "This run is not converging (frozen_parameters)." in words
     assert "frozen parameters" in words
 
 

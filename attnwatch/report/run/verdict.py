@@ -79,7 +79,7 @@ def _sentence(diagnosis: Diagnosis, first: Finding | None) -> str:
         return f"{status}."
     rule = FindingRule.registry.get(first.kind.value)
     if rule is None or not rule.is_fallback:
-        return f"{status}: {first.kind.value.replace('_', ' ')}."
+        return f"{status} ({first.kind.value})."
     is_clear = bool(first.causes) and first.causes[0].is_clear
     return f"{status}, probably because {first.causes[0].title}." if is_clear else f"{status}."
 
@@ -114,13 +114,12 @@ def _certainty(record: RunRecord, first: Finding | None) -> str:
         return f"Only a loss could be read from this {record.source}, and a loss alone shows few faults."
     if math.isnan(diagnosis.risk):
         return "The risk that it fails is not known yet."
-    if first is not None:
-        number = int((record.history.steps >= first.step).sum())
-        seen = f"It has held since step {first.step:,}, at {number} observations. "
-    else:
-        seen = ""
     model = default_risk_model()
     lowest = 1 / (1 + math.exp(-model.offset))
     scale = f"{lowest:.2f} is the lowest that there is, and a run is reported from {model.flag_at:.2f} on"
+    if first is None:
+        return f"The risk is {diagnosis.risk:.2f}; {scale}."
+    number = int((record.history.steps >= first.step).sum())
+    seen = f"It has held since step {first.step:,}, at {number} observations."
     failed = f"Of the runs like this one, {share_in_words(diagnosis.risk)} failed"
-    return f"{seen}{failed} (risk {diagnosis.risk:.2f}; {scale})."
+    return f"{seen} {failed} (risk {diagnosis.risk:.2f}; {scale})."

@@ -25,7 +25,7 @@ from tests.support.records import a_history, a_record
 def test_page_says_everything_in_words_too():
     words = visible_words(run_page([a_record()]))
     for text in (
-        "This run is not converging: eval mode.",
+        "This run is not converging (eval_mode).",
         "The model was in eval mode.",
         "It is a fact: the checkup found it at step 0",
         "layers.1.attn",
