@@ -35,7 +35,6 @@ def new_figure(*, height: int, title: str = "", x_name: str = "", y_name: str = 
     made.title = Title(text=plain(title), text_color=INK, text_font_size="13px", text_font_style="normal")
     made.background_fill_alpha = made.border_fill_alpha = 0.0
     made.outline_line_color = None
-    made.yaxis.ticker.desired_num_ticks = max(height // 30, 2)
     made.grid.grid_line_color = FAINT
     for axis, name in ((made.xaxis, x_name), (made.yaxis, y_name)):
         axis.axis_label = plain(name) or None

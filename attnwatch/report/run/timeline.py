@@ -13,7 +13,16 @@ from attnwatch.utils.extras import extra_needed
 
 with extra_needed("report", "the run page"):
     from bokeh.layouts import column
-    from bokeh.models import Column, ColumnDataSource, FactorRange, HoverTool, PrintfTickFormatter, Range1d, TapTool
+    from bokeh.models import (
+        BasicTicker,
+        Column,
+        ColumnDataSource,
+        FactorRange,
+        HoverTool,
+        PrintfTickFormatter,
+        Range1d,
+        TapTool,
+    )
     from bokeh.models.annotations import Legend, LegendItem, Span
     from bokeh.models.renderers import GlyphRenderer
 
@@ -100,6 +109,7 @@ _NOTHING = Curve(np.empty(0, dtype=np.int64), np.empty(0))
 def _curves(title: str, curves: Sequence[Curve], names: Sequence[str], steps: Range1d, *, height: int) -> Figure:
     """Draw one number of each run; a step at which it is not finite is a gap."""
     made = new_figure(height=height, y_name=title, x_range=steps)
+    made.yaxis.ticker = BasicTicker(desired_num_ticks=max(height // 30, 2))
     for curve, name, colour in zip(curves, names, _colours(len(curves)), strict=True):
         finite = np.where(np.isfinite(curve.values), curve.values, np.nan)
         source = ColumnDataSource({"step": curve.steps, "value": finite, "run": [name] * len(curve.steps)})
