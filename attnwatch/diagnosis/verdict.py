@@ -58,7 +58,7 @@ class Cause:
     def clues(self) -> str:
         """Strongest clues for and against the cause, as sentences."""
         seen = [("For", self.speaks_for[:_MOST_FOR]), ("Against", self.speaks_against[:_MOST_AGAINST])]
-        return " ".join(f"{side}: {'; '.join(words)}." for side, words in seen if words)
+        return " ".join(f"{side}: {'; '.join(words).rstrip('.')}." for side, words in seen if words)
 
     def described(self, clues: str) -> str:
         """Return name, score, title, these clues, and the remedy."""
