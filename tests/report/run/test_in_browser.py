@@ -10,6 +10,8 @@ from attnwatch.report.run import write_run_page
 from tests.support.browser import visit
 from tests.support.records import a_history, a_record
 
+pytestmark = pytest.mark.slow
+
 _SHOW = """
   const told = () => document.getElementById("value-0").textContent;
   const select = document.getElementById("statistic-0");
