@@ -1,1 +1,1 @@
-"""What people see of a run: how far curves move although attention does not."""
+"""Measurements of what people see of a run: its page, and the noise of its curves."""

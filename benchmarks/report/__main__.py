@@ -1,4 +1,4 @@
-"""What people see of a run, measured: the page about it, and how far curves move although attention does not.
+"""Measurements of what people see of a run: the page about it, and how far curves move although attention does not.
 
     python -m benchmarks.report [--quick] [--out PATH]
 

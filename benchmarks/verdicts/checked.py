@@ -1,4 +1,4 @@
-"""What the checkup says of the first steps of the stored runs, trained again by their recipes."""
+"""Findings of the checkup in the first steps of the stored runs, trained again by their recipes."""
 
 import json
 import math

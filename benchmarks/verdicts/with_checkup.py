@@ -1,4 +1,4 @@
-"""What the checkup of the first steps adds to the verdicts on the stored runs."""
+"""Verdicts on the stored runs with the checkup of their first steps."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence

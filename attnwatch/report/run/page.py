@@ -7,12 +7,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from attnwatch.diagnosis import Finding
 from attnwatch.errors import ConfigurationError
 from attnwatch.report.rendering import render, visible
 from attnwatch.report.run.charts import as_json
 from attnwatch.report.run.comparison import first_differences
 from attnwatch.report.run.grids import Grids, grid_figures, grids_of
-from attnwatch.report.run.packing import pack, pack_text, packed_bokeh
+from attnwatch.report.run.packing import PackedArrays, pack, pack_text, packed_bokeh
 from attnwatch.report.run.signals import risk_course, signal_grid
 from attnwatch.report.run.tables import coverage_rows, layer_table, number
 from attnwatch.report.run.timeline import MOST_MARKS, marks_of, timeline
@@ -96,7 +99,7 @@ def _run(record: RunRecord, grids: Grids) -> dict[str, Any]:
     }
 
 
-def _finding(finding: Any, record: RunRecord) -> dict[str, Any]:
+def _finding(finding: Finding, record: RunRecord) -> dict[str, Any]:
     return {
         "kind": finding.kind.value.replace("_", " "),
         "is_note": finding.is_note,
@@ -116,7 +119,7 @@ def _summary(record: RunRecord) -> str:
     if not len(history):
         return "nothing was observed"
     total = f" of {history.total_steps:,}" if history.total_steps else ""
-    loss = history.loss[(history.loss == history.loss)]
+    loss = history.loss[~np.isnan(history.loss)]
     of_loss = f"; loss {number(loss[0])} → {number(loss[-1])}" if len(loss) else ""
     return (
         f"{int(history.steps[-1]) + 1:,} steps{total}; {len(history)} observations of {len(history.sites)} attention "
@@ -124,7 +127,7 @@ def _summary(record: RunRecord) -> str:
     )
 
 
-def _data(run: dict[str, Any], packed: Any) -> dict[str, Any]:
+def _data(run: dict[str, Any], packed: PackedArrays) -> dict[str, Any]:
     """Return what the script of the page needs of one run."""
     history, grids = run["record"].history, run["grids"]
     return {
