@@ -254,9 +254,9 @@ class StepEvidence:
         """Return the largest ratio of update to weights for each matrix, scaled to the full rate of the schedule.
 
         Raises:
-            CannotCheck: see `updates_of_matrices`; or all matrices begin at zero.
+            CannotCheck: see `updates_of_matrices`; or all matrices begin at zero, or none is finite.
         """
-        return _known(
+        return _finite(
             {
                 name: max(float(each.change / each.before) / each.schedule for each in updates)
                 for name, updates in self.updates_of_matrices().items()
@@ -268,9 +268,9 @@ class StepEvidence:
         """Return the factor by which the norm of each matrix has grown since the first step.
 
         Raises:
-            CannotCheck: see `updates_of_matrices`; or all matrices begin at zero.
+            CannotCheck: see `updates_of_matrices`; or all matrices begin at zero, or none is finite.
         """
-        return _known(
+        return _finite(
             {
                 name: float(each[-1].after / each[0].before)
                 for name, each in self.updates_of_matrices(at_least).items()
@@ -279,8 +279,10 @@ class StepEvidence:
         )
 
 
-def _known(numbers: Mapping[str, float]) -> dict[str, float]:
-    known = {name: number for name, number in numbers.items() if not math.isnan(number)}
-    if not known:
+def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
+    if not numbers:
         raise CannotCheck("all matrices begin at zero")
-    return known
+    finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
+    if not finite:
+        raise CannotCheck("no matrix that can be judged is finite")
+    return finite

@@ -60,8 +60,11 @@ def vit(labels: int, *, width: int = 64, layers: int = 4, heads: int = 4, patch:
 def minilm(labels: int, *, layers: int) -> nn.Module:
     """Return the first layers of a pretrained sentence encoder (all-MiniLM-L6-v2): post-norm, learned positions.
 
-    Without dropout, as all models here.
+    Without dropout, as all models here, and in training mode.
     """
-    return hf.AutoModelForSequenceClassification.from_pretrained(
-        minilm_directory(), num_labels=labels, num_hidden_layers=layers, trust_remote_code=False
+    sizes = {"num_labels": labels, "num_hidden_layers": layers}
+    dropout = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), 0.0)
+    model = hf.AutoModelForSequenceClassification.from_pretrained(
+        minilm_directory(), **sizes, **dropout, trust_remote_code=False
     )
+    return model.train()

@@ -295,6 +295,20 @@ def test_updates_tell_wrong_rates(options, factor, dtype, expected):
     assert not {"rate_too_high", "rate_too_low"} & checkup.skipped.keys()
 
 
+@pytest.mark.parametrize("share", [0.6, 1.0])
+def test_weights_that_are_lost_say_nothing_about_the_rate(share):
+    model = gpt2()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup, steps=1)
+        matrices = [each for each in model.parameters() if each.ndim > 1]
+        lost = matrices[: round(share * len(matrices))]
+        for each in lost:
+            each.register_hook(lambda gradient: gradient * torch.inf)
+        train(model, optimizer, checkup, steps=9)
+    assert [finding.kind.value for finding in checkup.findings] == ["nonfinite_gradient"], checkup
+
+
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adafactor, torch.optim.RAdam], ids=lambda o: o.__name__)
 def test_other_optimizers_have_usual_rates(make):
     model = gpt2()

@@ -1,6 +1,9 @@
 """Losses and gradients that are not finite, before they reach the weights."""
 
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, register
 from attnwatch.checkup.evidence import StepEvidence
@@ -19,14 +22,14 @@ class NonfiniteGradient(Check):
     status = RunStatus.UNSTABLE
     severity = 1.0
     remedy = (
-        "Look at the first of these modules for a division by zero, a log or square root of zero, or a softmax over a "
-        "fully masked row; use bfloat16 instead of float16."
+        "Look for a division by zero, a log or square root of zero, or a softmax over a fully masked row, and begin "
+        "with the first name; use bfloat16 instead of float16."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
         losses = [call.loss for call in step.scored]
         if any(not loss.isfinite().all() for loss in losses) and step.targets.is_scored.any():
-            return Fault("the loss is not finite")
+            return _lost(step)
         gradients = {
             name: each.grad
             for name, each in step.trainable.items()
@@ -36,10 +39,24 @@ class NonfiniteGradient(Check):
             raise CannotCheck("there are no gradients: call backward inside the step")
         if step.forward.uses_float16:
             raise CannotCheck("float16 gradients overflow while a GradScaler looks for its scale")
-        each = torch._foreach_norm(list(gradients.values()))
-        norms = torch.stack([norm.float().to(each[0].device) for norm in each])
-        wrong = tuple(name for name, norm in zip(gradients, norms.isfinite().tolist(), strict=True) if not norm)
+        wrong = _nonfinite(gradients)
         if not wrong:
             return None
         what = f"the gradients of {len(wrong)} of {len(gradients)} parameters are not finite, {wrong[-1]} first"
         return Fault(what, wrong, {"parameters": float(len(wrong))})
+
+
+def _lost(step: StepEvidence) -> Fault:
+    wrong = _nonfinite({name: each.detach() for name, each in step.trainable.items()})
+    if not wrong:
+        return Fault("the loss is not finite, while all weights are")
+    what = f"the loss is not finite, nor are {len(wrong)} of {len(step.trainable)} parameters, {wrong[0]} first"
+    return Fault(what, wrong, {"parameters": float(len(wrong))})
+
+
+def _nonfinite(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
+    if not tensors:
+        return ()
+    each = torch._foreach_norm(list(tensors.values()))
+    norms = torch.stack([norm.float().to(each[0].device) for norm in each])
+    return tuple(name for name, norm in zip(tensors, norms.isfinite().tolist(), strict=True) if not norm)
