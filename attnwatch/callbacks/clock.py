@@ -3,6 +3,7 @@
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from attnwatch.utils.messages import duration
 
@@ -29,6 +30,27 @@ class StepClock:
             return None
         seconds, self._began, self._step = time.perf_counter() - self._began, None, step
         return seconds
+
+
+@dataclass(frozen=True)
+class Speedup:
+    """Steps with some of the tokens, beside those with all and as much left by other callbacks.
+
+    Attributes:
+        seconds, seconds_with_all: median times of a step.
+        ceiling: how many times as fast it could get if cost were linear in tokens.
+        others: share of the work that other callbacks left.
+    """
+
+    seconds: float
+    seconds_with_all: float
+    ceiling: float
+    others: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times as fast a step was."""
+        return self.seconds_with_all / self.seconds
 
 
 class StepTimes:
@@ -59,17 +81,29 @@ class StepTimes:
         ratios = sorted({ratio for ratio, _ in self._seconds} - {1.0})
         return "".join(self._summary_at(ratio, ceiling) for ratio in ratios)
 
-    def _summary_at(self, ratio: float, ceiling: Callable[[float], float]) -> str:
+    def speedup(self, ratio: float, ceiling: Callable[[float], float]) -> Speedup | None:
+        """Return what dropping tokens saved at this share of them; None where no steps can be compared.
+
+        Args:
+            ratio: share of the tokens that was asked for.
+            ceiling: for a share of the tokens, how much faster a step can get.
+        """
         comparable = [others for of, others in self._seconds if of == ratio and (1.0, others) in self._seconds]
         if not comparable:
+            return None
+        others = max(comparable, key=lambda others: min(len(self._seconds[each, others]) for each in (ratio, 1.0)))
+        at_most = ceiling(self._kept_share(ratio, others))
+        return Speedup(self._median(ratio, others), self._median(1.0, others), at_most, others)
+
+    def _summary_at(self, ratio: float, ceiling: Callable[[float], float]) -> str:
+        speedup = self.speedup(ratio, ceiling)
+        if speedup is None:
             is_one_model = len({others for _, others in self._seconds}) == 1
             return f"; {self._step(ratio, next(iter(self._seconds))[1])}" if is_one_model else ""
-        others = max(comparable, key=lambda others: min(len(self._seconds[each, others]) for each in (ratio, 1.0)))
-        whole, part = self._median(1.0, others), self._median(ratio, others)
-        of_others = "" if others == 1 else f", with {others:.0%} left by other callbacks in both"
+        of_others = "" if speedup.others == 1 else f", with {speedup.others:.0%} left by other callbacks in both"
         return (
-            f"; {self._step(ratio, others)}, {duration(whole)} with all: {whole / part:.2f} times as fast{of_others}; "
-            f"{ceiling(self._kept_share(ratio, others)):.2f} if cost were linear in tokens"
+            f"; {self._step(ratio, speedup.others)}, {duration(speedup.seconds_with_all)} with all: "
+            f"{speedup.ratio:.2f} times as fast{of_others}; {speedup.ceiling:.2f} if cost were linear in tokens"
         )
 
     def _step(self, ratio: float, others: float) -> str:

@@ -144,6 +144,11 @@ class AttentionMonitor(TrainingPart):
         return known
 
     @property
+    def num_tokens(self) -> int:
+        """Number of keys in the longest sequence that was observed; 0 before the first."""
+        return 0 if self._known_recorder is None else self._known_recorder.num_tokens
+
+    @property
     def checkup(self) -> TrainingCheckup | None:
         """Checkup of the training; None before its first step."""
         return self._checkup.checkup

@@ -113,6 +113,10 @@ class HeadPruning(TrainingPart):
         return 1.0 if self._known_pruner is None else self._known_pruner.heads_left
 
     @property
+    def description(self) -> str:
+        return "" if self._known_pruner is None else self._known_pruner.summary()
+
+    @property
     def events(self) -> list[RunEvent]:
         """Cuts that were made so far, those that were taken back included."""
         return [self._event(cut) for cut in self.cuts]
@@ -126,6 +130,8 @@ class HeadPruning(TrainingPart):
         if cut.times is not None:
             before, after = cut.times
             details |= {"step before [s]": before, "step after [s]": after, "times as fast": before / after}
+        if cut.speed_ceiling is not None:
+            details["at most"] = cut.speed_ceiling
         return RunEvent(cut.step, "heads", label, f"{cut}.", details)
 
     # What happens in a training.
@@ -155,6 +161,7 @@ class HeadPruning(TrainingPart):
             broadcast=run.broadcast,
             before_change=run.before_parameters_change,
             after_change=run.after_parameters_changed,
+            num_tokens=lambda: max((part.num_tokens for part in _monitors(run)), default=0),
         )
 
     def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
@@ -260,10 +267,14 @@ def _history_for(criterion: Criterion, run: TrainerRun) -> Callable[[], Attentio
     found = find_criterion(criterion)
     if not found.statistics:
         return None
-    monitors = [part for part in run.parts if isinstance(part, AttentionMonitor)]
+    monitors = _monitors(run)
     if not monitors:
         raise ConfigurationError(
             f"`criterion` {found.name!r} needs an AttentionMonitor among the trainer's callbacks, as it reads "
             f"{', '.join(found.statistics)}."
         )
     return lambda: monitors[0].history
+
+
+def _monitors(run: TrainerRun) -> list[AttentionMonitor]:
+    return [part for part in run.parts if isinstance(part, AttentionMonitor)]

@@ -116,7 +116,7 @@ class RunReport:
             ruled_out=checkup.ruled_out,
             checkup={} if checked is None else checked.results,
             settings={**self._settings, **{name: str(value) for name, value in run.hyperparameters.items()}},
-            environment={**self._environment, "time in the monitor's hooks": cost},
+            environment={**self._environment, **_outcomes(run), "time in the monitor's hooks": cost},
             remarks=tuple(run.remarks),
             judged=diagnosis,
         )
@@ -168,6 +168,14 @@ class RunReport:
             name: [(int(step), float(value)) for step, value in points] for name, points in state["curves"].items()
         }
         self._events = [RunEvent(**event) for event in state["events"]]
+
+
+def _outcomes(run: TrainerRun) -> dict[str, str]:
+    """Return what the callbacks that have changed the model say of it, by their names."""
+    changed = [part for part in run.parts if part.events]
+    return {
+        " ".join([type(part).__name__, *map(str, part.distinguished_by.values())]): part.description for part in changed
+    }
 
 
 def _name_of(folder: Path) -> str:

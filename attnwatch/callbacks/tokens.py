@@ -120,13 +120,26 @@ class TokenDropping(TrainingPart):
         return 1.0 if self.dropper is None else self.dropper.keep_ratio
 
     @property
+    def description(self) -> str:
+        return "" if self.dropper is None else self.summary()
+
+    @property
     def events(self) -> list[RunEvent]:
         """Changes of the number of tokens so far."""
         return [self._event(step, ratio) for step, ratio in self._begins[1:] if step <= self._step]
 
     def _event(self, step: int, ratio: float) -> RunEvent:
         text = f"{ratio:.0%} of the tokens are computed from step {step} on"
-        return RunEvent(step, "tokens", f"{ratio:.0%} of the tokens", text, {"keep ratio": ratio})
+        details: dict[str, float | str] = {"keep ratio": ratio}
+        speedup = self.dropper and self._times.speedup(ratio, self.dropper.speedup_ceiling)
+        if speedup and ratio < 1:
+            details |= {
+                "step [s]": speedup.seconds,
+                "with all tokens [s]": speedup.seconds_with_all,
+                "times as fast": speedup.ratio,
+                "at most": speedup.ceiling,
+            }
+        return RunEvent(step, "tokens", f"{ratio:.0%} of the tokens", text, details)
 
     @property
     def remarks(self) -> list[str]:

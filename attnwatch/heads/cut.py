@@ -22,6 +22,8 @@ class Cut:
         seconds_lost: time of the cut, and of the first steps after it beyond that median (recompilation).
         taken_back: why the guard took it back; empty where it did not.
         keep_ratio: share of the tokens that were computed in the steps that were timed.
+        speed_ceiling: how much faster the cut can make a forward at most, by its FLOPs at the longest sequence that was
+            observed; None where none was.
 
     Example:
         >>> print(Cut(100, PruningPlan({"layers.0": (1, 3)}, {"layers.0": 4}), seconds_before=0.2, seconds_after=0.1))
@@ -35,6 +37,7 @@ class Cut:
     seconds_lost: float = 0.0
     taken_back: str = ""
     keep_ratio: float = 1.0
+    speed_ceiling: float | None = None
 
     def __str__(self) -> str:
         heads = "1 head" if self.plan.num_removed == 1 else f"{self.plan.num_removed} heads"

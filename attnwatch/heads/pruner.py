@@ -17,6 +17,7 @@ from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.importance import HeadImportance, Importance
 from attnwatch.heads.options import PruningOptions
 from attnwatch.heads.plan import PruningPlan, save_beside_adapters
+from attnwatch.heads.savings import savings
 from attnwatch.heads.schedule import PruningSchedule
 from attnwatch.heads.selection import choose_heads
 from attnwatch.heads.snapshot import Snapshot, check_snapshot, restore_snapshot, take_snapshot
@@ -54,6 +55,7 @@ class HeadPruner:
         options, schedule: what goes when.
         broadcast: returns the first process's value on all processes.
         before_change, after_change: called when heads are about to go or to come back, and when they have.
+        num_tokens: returns the length of the longest sequence that is known; 0 for none.
 
     Attributes:
         cuts: made so far, those that were taken back included.
@@ -74,12 +76,14 @@ class HeadPruner:
         broadcast: Callable[[Any], Any] = lambda value: value,
         before_change: Callable[[], None] = lambda: None,
         after_change: Callable[[], None] = lambda: None,
+        num_tokens: Callable[[], int] = lambda: 0,
     ):
         self.cuts: list[Cut] = []
         self.schedule = schedule
         self._models_with_optimizers = models_with_optimizers
         self._importance, self._options, self._broadcast = importance, options, broadcast
         self._before_change, self._after_change = before_change, after_change
+        self._num_tokens = num_tokens
         self._recovery, self._window = (
             (0, 0) if options.guard is None else options.guard.steps(schedule.gap or _STEPS_WITHOUT_A_NEXT_CUT)
         )
@@ -197,25 +201,28 @@ class HeadPruner:
     def _cut(self, target: float) -> list[Cut]:
         begin, unjudged = time.perf_counter(), self._unjudged
         try:
-            plan = self._make_cut(target)
+            cut = self._make_cut(target)
         except Exception as error:  # of a criterion, of a model that has changed; the training is worth more
             self._has_ended, self._unjudged = True, unjudged  # cuts before this one are still judged
             text = f"no heads were removed after step {self._step}, and none will be: {error}"
             warn(text, always=True, once_for_all=True)
             return []
-        if not plan.heads:
+        if cut is None:
             return []
-        cut = Cut(self._step, plan, self._times.median, keep_ratio=self._times.keep_ratio)
         cut.seconds_lost = time.perf_counter() - begin
         self.cuts.append(cut)
         self._times.clear()
         return [cut]
 
-    def _make_cut(self, target: float) -> PruningPlan:
+    def _make_cut(self, target: float) -> Cut | None:
+        """Return the cut that was made; None if no head is to go."""
         models = together(self._maps_with_optimizers)
         plan = self._choose(models[0][0], target)
         if not plan.heads:
-            return plan
+            return None
+        cut = Cut(self._step, plan, self._times.median, keep_ratio=self._times.keep_ratio)
+        if num_tokens := self._num_tokens():
+            cut.speed_ceiling = savings(models[0][0].model, plan, num_tokens=num_tokens).speed_ceiling
         # What one process can't cut, none cuts.
         surgeries = together(lambda: [Surgery(heads, plan.heads, optimizers) for heads, optimizers in models])
         guard = self._options.guard
@@ -231,7 +238,7 @@ class HeadPruner:
         self.removed = self.removed + plan
         self._importance.reset()
         self._after_change()
-        return plan
+        return cut
 
     def _choose(self, heads: HeadMap, target: float) -> PruningPlan:
         """Return what the first process chooses; where it fails, all do."""

@@ -20,11 +20,13 @@ class SiteCalls:
 
     Attributes:
         trained: sites that are trained: their calls without gradients do not count.
+        num_tokens: number of keys in the longest sequence of a call so far; 0 before the first.
     """
 
     def __init__(self, capture: Capture, accumulator: Accumulator, pending: PendingSteps, rows: QueryRows):
         self._capture, self._pending, self._rows = capture, pending, rows
         self.trained: set[str] = set()
+        self.num_tokens = 0
         self._shards: dict[str, HeadShard] = {}
         self._group = CallGroup(accumulator, self._receive, lambda call, error: capture.fail(call[0], error))
 
@@ -38,6 +40,7 @@ class SiteCalls:
 
     def add(self, site: str, of: ForwardPass, inputs: AttentionInputs) -> None:
         """Add a call, which may be computed later."""
+        self.num_tokens = max(self.num_tokens, inputs.key.shape[-2])
         self._shards[site] = head_shard(self._capture.module(site), inputs.num_heads)
         self._group.add((site, of), inputs, self._rows.of(inputs))
 

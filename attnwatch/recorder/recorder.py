@@ -209,6 +209,11 @@ class AttentionRecorder:
         return self._capture.sites
 
     @property
+    def num_tokens(self) -> int:
+        """Number of keys in the longest sequence that was observed; 0 before the first."""
+        return self._group.num_tokens
+
+    @property
     def num_observations(self) -> int:
         """Number of observed steps that have come to the host."""
         return self._buffer.num_observations

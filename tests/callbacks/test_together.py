@@ -1,5 +1,6 @@
 """Head pruning, token dropping and the monitor in one training: what is compared, and what marks the changes."""
 
+import copy
 import itertools
 import logging
 import statistics
@@ -16,6 +17,7 @@ from attnwatch.callbacks.clock import StepTimes
 from attnwatch.dashboard.figures import figures
 from attnwatch.heads.options import PruningOptions
 from attnwatch.heads.pruner import HeadPruner
+from attnwatch.heads.savings import savings
 from attnwatch.heads.schedule import PruningSchedule
 from attnwatch.lightning import AttentionMonitor, HeadPruning, TokenDropping
 from attnwatch.utils.messages import duration
@@ -124,6 +126,24 @@ def test_nothing_is_said_where_no_steps_are_alike():
     assert "a step took" not in pruning.part._pruner.summary()
 
 
+def test_cut_has_the_ceiling_of_its_savings():
+    monitor, pruning, model = AttentionMonitor(every_n_steps=1), callbacks()[0], Llama()
+    unpruned = copy.deepcopy(model)
+    train(monitor, pruning, module=model)
+    first, second = pruning.cuts
+    plan = first.plan
+    assert first.speed_ceiling == savings(unpruned, plan, num_tokens=IDS.shape[1]).speed_ceiling > 1
+    plan.apply(unpruned)
+    assert second.speed_ceiling == savings(unpruned, second.plan, num_tokens=IDS.shape[1]).speed_ceiling
+    assert pruning.part.events[0].details["at most"] == first.speed_ceiling
+
+
+def test_without_a_monitor_no_ceiling_is_known():
+    pruning, _ = callbacks()
+    train(pruning)
+    assert {cut.speed_ceiling for cut in pruning.cuts} == {None}
+
+
 def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
     logger, monitor = TensorBoardLogger(tmp_path), AttentionMonitor(every_n_steps=1)
     pruning, dropping = callbacks()
@@ -143,6 +163,8 @@ def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
     assert change.tensor_proto.string_val[0].decode() == "100% of the tokens are computed from step 16 on"
     assert [(event.step, event.label) for event in pruning.part.events] == [(4, "heads go"), (8, "heads go")]
     assert [(event.step, event.label) for event in dropping.part.events] == [(16, "100% of the tokens")]
+    assert pruning.part.description.startswith("4 of 8 heads are gone")
+    assert dropping.part.description == dropping.summary()
     at_half, whole = monitor.history["max_entropy"][:16], monitor.history["max_entropy"][16:]
     assert np.nanmax(at_half) < np.nanmin(whole)
 

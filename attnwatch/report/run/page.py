@@ -17,8 +17,8 @@ from attnwatch.report.run.comparison import first_differences
 from attnwatch.report.run.grids import Grids, grid_figures, grids_of
 from attnwatch.report.run.packing import PackedArrays, pack, pack_text, packed_bokeh
 from attnwatch.report.run.signals import risk_course, signal_grid
-from attnwatch.report.run.tables import coverage_rows, layer_table, number
-from attnwatch.report.run.timeline import MOST_MARKS, marks_of, timeline
+from attnwatch.report.run.tables import MOST_MARKS, coverage_rows, event_tables, layer_table, number
+from attnwatch.report.run.timeline import marks_of, timeline
 from attnwatch.report.run.verdict import fault_of, verdict_of
 from attnwatch.runs import RunRecord
 from attnwatch.utils.files import replaced_file
@@ -89,6 +89,7 @@ def _run(record: RunRecord, grids: Grids) -> dict[str, Any]:
         "findings": [_finding(finding, record) for finding in diagnosis.findings[:MOST_MARKS]],
         "more_findings": max(len(diagnosis.findings) - MOST_MARKS, 0),
         "events": list(record.events[:MOST_MARKS]),
+        "event_tables": event_tables(record),
         "more_events": max(len(record.events) - MOST_MARKS, 0),
         "grids": grids,
         "layers": layer_table(record, grids.layers),

@@ -9,10 +9,14 @@ import numpy as np
 from attnwatch.capture import is_observed
 from attnwatch.dashboard.odd_layers import odd_layers
 from attnwatch.diagnosis import latest
-from attnwatch.runs import RunRecord
+from attnwatch.runs import RunEvent, RunRecord
 from attnwatch.utils.labels import site_labels
 
 _MOST_ROWS = 128
+# Marks on the timeline, findings and events each.
+MOST_MARKS = 300
+# Observations whose mean is the loss before an event, and after it.
+_LOSSES_AROUND = 5
 _SHOWN = ("normalized_entropy", "max_logit", "sink_mass", "gradient_norm", "weight_norm", "update_ratio")
 
 
@@ -69,6 +73,48 @@ def _range(values: np.ndarray) -> tuple[float, float]:
     return float(np.nanmin(values)), float(np.nanmax(values))
 
 
+@dataclass(frozen=True)
+class EventTable:
+    """Events of one kind that have numbers, such as cuts.
+
+    Attributes:
+        kind: kind of the events.
+        columns: names of the columns after the step and the label.
+        rows: for each event its number among all events of the run, its step, its label and its cells.
+    """
+
+    kind: str
+    columns: list[str]
+    rows: list[tuple[int, int, str, list[str]]]
+
+
+def event_tables(record: RunRecord) -> list[EventTable]:
+    """Return the events with numbers, a table for each kind, with the loss before and after each."""
+    kinds: dict[str, list[int]] = {}
+    for index, event in enumerate(record.events[:MOST_MARKS]):
+        if event.details:
+            kinds.setdefault(event.kind, []).append(index)
+    return [_event_table(record, kind, indices) for kind, indices in kinds.items()]
+
+
+def _event_table(record: RunRecord, kind: str, indices: list[int]) -> EventTable:
+    events = record.events
+    names = list(dict.fromkeys(name for index in indices for name in events[index].details))
+    rows = [
+        (index, events[index].step, events[index].label, _event_cells(record, events[index], names))
+        for index in indices
+    ]
+    return EventTable(kind, [*names, "loss before", "loss after"], rows)
+
+
+def _event_cells(record: RunRecord, event: RunEvent, names: list[str]) -> list[str]:
+    values = [event.details.get(name, math.nan) for name in names]
+    is_after, loss = record.history.steps >= event.step, record.history.loss
+    around = loss[~is_after][-_LOSSES_AROUND:], loss[is_after][:_LOSSES_AROUND]
+    means = [float(each[np.isfinite(each)].mean()) if np.isfinite(each).any() else math.nan for each in around]
+    return [each if isinstance(each, str) else number(each) for each in [*values, *means]]
+
+
 def coverage_rows(record: RunRecord) -> list[tuple[str, str]]:
     """Return the sites that are not observed, each with the reason."""
     return [(site, reason) for site, reason in record.history.coverage.items() if not is_observed(reason)]
@@ -80,7 +126,8 @@ def _change(curve: np.ndarray) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with three significant digits; a dash for nan."""
+    """Return a number with three significant digits, a whole one with all of them; a dash for nan."""
     if math.isnan(value):
         return "–"
-    return f"{value:,.0f}" if 100 <= abs(value) < 1e6 or value == 0 else f"{value:#.3g}"
+    is_whole = value.is_integer() or abs(value) >= 100
+    return f"{value:,.0f}" if is_whole and abs(value) < 1e6 else f"{value:#.3g}"

@@ -8,6 +8,7 @@ import numpy as np
 from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.report.run.charts import BAD, COLOURS, GOOD, INK, WATCH, Figure, new_figure, plain
 from attnwatch.report.run.signals import RiskCourse
+from attnwatch.report.run.tables import MOST_MARKS
 from attnwatch.runs import RATE_CURVE, Curve, RunRecord
 from attnwatch.utils.extras import extra_needed
 
@@ -26,7 +27,6 @@ with extra_needed("report", "the run page"):
     from bokeh.models.annotations import Legend, LegendItem, Span
     from bokeh.models.renderers import GlyphRenderer
 
-MOST_MARKS = 300
 _MOST_METRICS = 4
 # Beginnings of the names of metrics on data that is not trained on, and ends of those that are about speed.
 _MEASURED = ("eval", "val", "test", "valid")

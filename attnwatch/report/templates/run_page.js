@@ -106,6 +106,13 @@
     });
   }
 
+  // The first screen is painted before the charts below it are drawn. A hidden page has no frames to wait for.
+  async function paintFirstScreen() {
+    const frame = () => new Promise(requestAnimationFrame);
+    await Promise.race([frame().then(frame), new Promise((resolve) => setTimeout(resolve, 250))]);
+    document.documentElement.dataset.firstScreen = "yes";
+  }
+
   const script = document.createElement("script");
   script.textContent = new TextDecoder().decode(await unpacked("packed-bokeh"));
   document.head.append(script);
@@ -114,6 +121,7 @@
   for (const item of page.items) {
     await Bokeh.embed.embed_item(item, item.target_id);
     drawn[item.target_id] = Bokeh.documents.at(-1);
+    if (item.target_id === "timeline") await paintFirstScreen();
   }
   linkMarks(drawn.timeline);
   for (const [run, data] of page.runs.entries()) {

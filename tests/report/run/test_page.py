@@ -16,8 +16,9 @@ from attnwatch.report.run import run_page, write_run_page
 from attnwatch.report.run.comparison import first_differences
 from attnwatch.report.run.grids import NO_HEAD, OBSERVED, REMOVED, UNOBSERVED, grids_of, head_states
 from attnwatch.report.run.packing import pack
-from attnwatch.report.run.tables import layer_table
+from attnwatch.report.run.tables import event_tables, layer_table
 from attnwatch.report.run.verdict import verdict_of
+from attnwatch.runs import RunEvent
 from tests.support.pages import visible_words
 from tests.support.records import a_history, a_record
 
@@ -30,7 +31,7 @@ def test_page_says_everything_in_words_too():
         "It is a fact: the checkup found it at step 0",
         "layers.1.attn",
         "1 of 6 heads was removed.",
-        "1 checks found nothing: batch_mixing",
+        "1 check found nothing: batch_mixing",
         "every_n_steps 10",
         "torch 2.13",
         "Read it so.",
@@ -94,6 +95,20 @@ def test_odd_layers_come_first():
     table = layer_table(dataclasses.replace(a_record(history=history), checked=()), grids_of(history).layers)
     assert table.rows[0][1] == "layers.6.attn"
     assert "max logit far above" in table.rows[0][3]
+
+
+def test_events_with_numbers_are_a_table_with_the_loss_on_both_sides():
+    record = a_record()
+    words = RunEvent(10, "resume", "resumed", "The training was resumed after step 10.")
+    later = RunEvent(70, "heads", "cut, taken back", details={"heads": 2.0, "at most": 1.25})
+    record = dataclasses.replace(record, events=(words, *record.events, later))
+    (table,) = event_tables(record)
+    assert (table.kind, table.columns) == ("heads", ["heads", "criterion", "at most", "loss before", "loss after"])
+    loss = record.history.loss
+    before, after = loss[:4].mean(), loss[4:].mean()
+    assert table.rows[0] == (1, 40, "heads go", ["1.00", "gate", "–", f"{before:#.3g}", f"{after:#.3g}"])
+    before, after = loss[2:7].mean(), loss[7:].mean()
+    assert table.rows[1] == (2, 70, "cut, taken back", ["2.00", "–", "1.25", f"{before:#.3g}", f"{after:#.3g}"])
 
 
 def _bent(history: AttentionHistory, name: str, site: int, begin: int) -> AttentionHistory:
