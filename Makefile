@@ -26,9 +26,10 @@ demo: install
 test: install
 	$(BIN)/python -m pytest --numprocesses 2
 
-# On several processes, compiled, killed; the examples; trl, timm, diffusers and sentence-transformers.
+# On several processes, compiled, killed; the examples; trl, timm, diffusers and sentence-transformers; the longest of
+# the other tests, and all that draw their inputs, with more of them.
 test-slow: install
-	$(BIN)/python -m pytest --numprocesses 2 -m slow tests
+	$(BIN)/python -m pytest --numprocesses 2 -m "slow or hypothesis" --hypothesis-profile thorough tests
 
 # With the oldest and the newest transformers and Lightning that pyproject.toml allows.
 test-matrix: install

@@ -36,10 +36,17 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     parser.set_defaults(command_function=_demo)
 
 
-_RUN_HELP = (
-    "saved history (.npz), log of TensorBoard, CSVLogger, W&B, MLflow or trackio, checkpoint of Lightning or of the "
-    "transformers Trainer, or a folder with one of these somewhere below"
-)
+def _add_run(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> None:
+    """Add the arguments of a command that reads runs."""
+    parser.add_argument(
+        "runs" if nargs else "run",
+        type=Path,
+        nargs=nargs,
+        metavar="RUN",
+        help="saved history (.npz), log of TensorBoard, CSVLogger, W&B, MLflow or trackio, checkpoint of Lightning or "
+        "of the transformers Trainer, or a folder with one of these somewhere below",
+    )
+    parser.add_argument("--loss-tag", help="tag of the training loss in the logs (default: the first usual one)")
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -50,8 +57,7 @@ def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         "are shown beside each other, with the first difference between them. The page loads nothing from elsewhere. "
         "Exit code: 0, or 2 if it can't be written.",
     )
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help=_RUN_HELP)
-    parser.add_argument("--loss-tag", help="tag of the training loss in the logs (default: the first usual one)")
+    _add_run(parser, nargs="+")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file of the page (default: %(default)s)")
     parser.set_defaults(command_function=_report)
 
@@ -64,13 +70,7 @@ def _add_judge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "each layer has changed. Exit code: 0 if the run is sound, also if it is at risk; 1 if it does not converge or "
         "is unstable; 2 if nobody can say: too little was observed, or the run can't be read.",
     )
-    parser.add_argument(
-        "run",
-        type=Path,
-        metavar="RUN",
-        help=_RUN_HELP,
-    )
-    parser.add_argument("--loss-tag", help="tag of the training loss in the log (default: the first usual one)")
+    _add_run(parser)
     parser.add_argument(
         "--total-steps",
         type=int,
@@ -137,13 +137,13 @@ def _report(options: argparse.Namespace) -> int:
 
 def _judge(options: argparse.Namespace) -> int:
     from attnwatch.errors import AttnwatchError
-    from attnwatch.judging import exit_code, report
+    from attnwatch.judging import exit_code, judge
     from attnwatch.runs import read_run
     from attnwatch.utils.messages import printable
 
     try:
         run = read_run(options.run, loss_tag=options.loss_tag)
-        text, diagnosis = report(run, total_steps=options.total_steps)
+        text, diagnosis = judge(run, total_steps=options.total_steps)
     except (AttnwatchError, ImportError) as error:
         return _fail(options, error)
     print(printable(text))

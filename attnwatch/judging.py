@@ -29,12 +29,14 @@ def exit_code(diagnosis: Diagnosis) -> int:
     return FAILING if diagnosis.status.is_alarm else SOUND
 
 
-def report(run: RunRecord, *, total_steps: int | None = None) -> tuple[str, Diagnosis]:
+def judge(run: RunRecord, *, total_steps: int | None = None) -> tuple[str, Diagnosis]:
     """Return a text with the verdict and the first and latest numbers of each layer, and the verdict.
+
+    The verdict is that of the monitor in the run, if it left one, and else one of the history.
 
     Args:
         run: what was kept of the run.
-        total_steps: see `diagnose`.
+        total_steps: see `diagnose`; with it, the history is judged anew.
 
     Raises:
         ConfigurationError: the run has more steps already.
@@ -43,7 +45,9 @@ def report(run: RunRecord, *, total_steps: int | None = None) -> tuple[str, Diag
     is_longer = len(history) and history.total_steps is not None and history.total_steps <= history.steps[-1]
     if is_longer:
         history = replace(history, total_steps=None)
-    diagnosis = diagnose(history, total_steps=total_steps, checked=run.checked, ruled_out=run.ruled_out)
+    diagnosis = run.judged if total_steps is None and not is_longer else None
+    if diagnosis is None:
+        diagnosis = diagnose(history, total_steps=total_steps, checked=run.checked, ruled_out=run.ruled_out)
     if total_steps is not None and len(history) and total_steps <= history.steps[-1]:
         raise ConfigurationError(
             f"`total_steps`: the run has {history.steps[-1] + 1} steps already, got {total_steps}; "

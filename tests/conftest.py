@@ -20,8 +20,10 @@ from attnwatch.capture.compilation import compiles_anything
 torch.set_num_threads(1)
 os.environ["OMP_NUM_THREADS"] = "1"
 
-hypothesis.settings.register_profile("deterministic", deadline=None, derandomize=True, max_examples=120)
-hypothesis.settings.load_profile("deterministic")
+# `make test-slow` draws three times as many examples as `make test`.
+hypothesis.settings.register_profile("quick", deadline=None, derandomize=True, max_examples=40)
+hypothesis.settings.register_profile("thorough", hypothesis.settings.get_profile("quick"), max_examples=120)
+hypothesis.settings.load_profile("quick")
 
 
 @pytest.fixture(autouse=True)

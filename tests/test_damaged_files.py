@@ -17,7 +17,7 @@ from tensorboard.summary.writer.record_writer import masked_crc32c
 from attnwatch import AttentionHistory, ConfigurationError, PruningPlan
 from attnwatch.cli import main
 from attnwatch.explain.multiple_choice.questions import load_questions
-from attnwatch.judging import report
+from attnwatch.judging import judge
 from attnwatch.runs import RunRecord, read_run
 from tests.support.histories import course, write_log
 
@@ -84,7 +84,7 @@ WRONG = {
 def test_history_that_can_not_be_is_refused_by_name(change, message, tmp_path, capsys):
     content, path = saved(), tmp_path / "run.npz"
     write(path, content)
-    assert str(diagnosis_of(path)) == str(report(RunRecord("run", COURSE))[1])
+    assert str(diagnosis_of(path)) == str(judge(RunRecord("run", COURSE))[1])
     change(content)
     write(path, content)
     with pytest.raises(ConfigurationError, match=message):
@@ -94,7 +94,7 @@ def test_history_that_can_not_be_is_refused_by_name(change, message, tmp_path, c
 
 
 def diagnosis_of(path: Path):
-    return report(read_run(path))[1]
+    return judge(read_run(path))[1]
 
 
 def test_history_that_would_unpack_to_more_than_memory_is_refused(tmp_path):
@@ -130,7 +130,7 @@ def is_judged(path: Path, damage: Callable[[bytes], bytes], file: Path) -> Atten
     file.write_bytes(damage(content))
     try:
         run = read_run(path)
-        report(run)
+        judge(run)
         return run.history
     except ConfigurationError:
         return None
@@ -161,6 +161,7 @@ def logs(tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.mark.slow
 @given(damages())
 @settings(max_examples=60)
 def test_damaged_event_file_is_refused_or_read_up_to_its_end(logs, damage):

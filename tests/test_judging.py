@@ -11,8 +11,9 @@ from torch.utils.tensorboard import SummaryWriter
 from attnwatch import ConfigurationError, RunStatus, diagnose
 from attnwatch.cli import main
 from attnwatch.dashboard import TOTAL_STEPS_TAG
+from attnwatch.diagnosis import Diagnosis
 from attnwatch.diagnosis.signals import SIGNALS, signals_of
-from attnwatch.runs import read_run
+from attnwatch.runs import RunRecord, read_run
 from tests.support.histories import OBSERVATIONS, SITES, course, falling, write_log
 
 LOSS = falling(5.0, 1.0)
@@ -88,6 +89,16 @@ def test_command_says_what_is_wrong_and_its_exit_code_too(tmp_path, capsys, kept
     assert ("not converging" in printed) is (code == 1)
     assert ("uniform_attention since step 0" in printed) is (code == 1)
     assert printed.count(f"{entropy[0]:.3g} → {entropy[-1]:.3g}") == SITES
+
+
+def test_verdict_of_the_monitor_stands(tmp_path, capsys):
+    """As the page shows it: the monitor may have had other rules. With a length, the run is judged anew."""
+    history = course(normalized_entropy=falling(0.99, 0.4), max_logit=falling(1, 20), loss=LOSS)
+    verdict = Diagnosis(RunStatus.UNSTABLE, (), step=int(history.steps[-1]))
+    RunRecord("run", history, judged=verdict).save(tmp_path / "run.npz")
+    assert main(["judge", str(tmp_path / "run.npz")]) == 1
+    assert "unstable" in capsys.readouterr().out
+    assert main(["judge", str(tmp_path / "run.npz"), "--total-steps", "2000"]) == 0
 
 
 def test_command_foresees_more_where_the_budget_is_known(tmp_path, capsys):

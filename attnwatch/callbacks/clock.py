@@ -49,7 +49,7 @@ class Speedup:
 
     @property
     def ratio(self) -> float:
-        """How many times as fast a step was."""
+        """Factor by which a step was faster."""
         return self.seconds_with_all / self.seconds
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from attnwatch.diagnosis.signals import SIGNALS, numbers_of, signals_of
+from attnwatch.diagnosis.signals import SIGNALS, evidence_of, numbers_of
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
@@ -65,7 +65,7 @@ class RiskModel:
             share: of the budget that is over; None if the budget is unknown: then only signals that lie outside of the
                 ranges of all shares count.
         """
-        distances = self.distances(signals_of(history)[None], share)
+        distances = self.distances(evidence_of(history)[None], share)
         return float(self.risks(distances)[0])
 
     def distances(self, signals: np.ndarray, share: float | None) -> np.ndarray:
@@ -81,7 +81,7 @@ class RiskModel:
 
     def contributions(self, history: AttentionHistory, share: float | None = None) -> dict[str, float]:
         """Return what each signal adds to the log odds, largest first, by what it means in words, with its number."""
-        distances = self.distances(signals_of(history)[None], share)[0] * np.concatenate([self.below, self.above])
+        distances = self.distances(evidence_of(history)[None], share)[0] * np.concatenate([self.below, self.above])
         shown = [signal.shown.format(number) for signal, number in zip(SIGNALS, numbers_of(history), strict=True)]
         meanings = [signal.below for signal in SIGNALS] + [signal.above for signal in SIGNALS]
         words = [f"{meaning} ({number})" for meaning, number in zip(meanings, 2 * shown, strict=True)]

@@ -16,6 +16,8 @@ _MAX_OBSERVATIONS = 100
 _MAX_AVERAGED = 10
 _MAX_HEADS = 1024
 _MIN_SHARE_OF_LOSS = 0.75
+# A loss clearly falls if this share of it is left, or if it falls by so many standard errors.
+_MOST_OF_LOSS, _CLEAR_TREND = 0.5, 15.0
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,9 @@ SIGNALS = (
 )
 
 
+_NOISE_OF_LOSS = [signal.name for signal in SIGNALS].index("loss_noise")
+
+
 def numbers_of(history: AttentionHistory) -> np.ndarray:
     """Return the signals in units that people know, float64 [signals]; nan where they are unknown."""
     memo = history.memo(-1) if len(history) else {}
@@ -166,6 +171,25 @@ def signals_of(history: AttentionHistory) -> np.ndarray:
     numbers = numbers_of(history)
     with np.errstate(all="ignore"):
         return np.array([signal.scale(number) for signal, number in zip(SIGNALS, numbers, strict=True)])
+
+
+def evidence_of(history: AttentionHistory) -> np.ndarray:
+    """Return the signals of `signals_of` that tell sound runs from failing ones, the others as nan.
+
+    The noise of a loss that clearly falls depends on the size of the batches: there is none where they are all the
+    same, as with tiny data sets.
+    """
+    signals = signals_of(history)
+    if len(history) >= MIN_OBSERVATIONS and _clearly_falls(_evenly_spaced(history)):
+        signals[_NOISE_OF_LOSS] = np.nan
+    return signals
+
+
+def _clearly_falls(history: AttentionHistory) -> bool:
+    number = _ends(len(history))
+    with np.errstate(all="ignore"):
+        start, now = nan_mean(history.loss[:number]), nan_mean(history.loss[-number:])
+        return bool(now <= _MOST_OF_LOSS * start or loss_trend(history) >= _CLEAR_TREND)
 
 
 def _evenly_spaced(history: AttentionHistory) -> AttentionHistory:

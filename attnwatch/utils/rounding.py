@@ -6,7 +6,9 @@ _MANTISSA_BITS = 23
 
 
 def rounded(values: np.ndarray, bits: int) -> np.ndarray:
-    """Round to so many bits of mantissa, float32; nan and infinite values stay as they are.
+    """Round to so many bits of mantissa, float32.
+
+    Values that are not finite, and the few that would become infinite, stay as they are.
 
     Example:
         >>> rounded(np.array([1.23456789, np.nan]), 8)
@@ -16,4 +18,4 @@ def rounded(values: np.ndarray, bits: int) -> np.ndarray:
     exact = np.ascontiguousarray(values, dtype=np.float32)
     raised = exact.view(np.uint32) + np.uint32(1 << (spare - 1))
     coarse = (raised & np.uint32(0xFFFFFFFF << spare & 0xFFFFFFFF)).view(np.float32)
-    return np.where(np.isfinite(exact), coarse, exact)
+    return np.where(np.isfinite(exact) & np.isfinite(coarse), coarse, exact)

@@ -1,8 +1,8 @@
 """Page about a run: time to write it, its size, and how fast it is in Chromium.
 
 Histories are drawn at random. Each page is written three times, of which the median counts. In the browser, the first
-view is the time from the request to the verdict and the timeline, the page is complete with its last chart, and a step of
-the slider ends with the second frame after it.
+view is the time from the request to the verdict and the timeline, the page is complete with its last chart, and a step
+of the slider ends with the second frame after it.
 """
 
 import http.server

@@ -8,7 +8,7 @@ import numpy as np
 from attnwatch import diagnose
 from attnwatch.diagnosis import Diagnosis
 from attnwatch.diagnosis.risk import RiskModel
-from attnwatch.diagnosis.signals import SIGNALS, signals_of
+from attnwatch.diagnosis.signals import SIGNALS, evidence_of, signals_of
 from benchmarks.common import progress
 from benchmarks.verdicts.checked import CheckedRun
 from benchmarks.verdicts.runs import Run
@@ -28,15 +28,19 @@ class Signals:
 
     def __init__(self, parts: Mapping[str, Sequence[Run]], shares: Sequence[float]):
         self._shares = list(shares)
-        self._of = {
-            name: np.array([signals_of(part.history) for part in seen])
-            for name, seen in progress(parts.items(), "signals", keep=False)
-        }
+        self._of: dict[str, np.ndarray] = {}
+        self._evidence: dict[str, np.ndarray] = {}
+        for name, seen in progress(parts.items(), "signals", keep=False):
+            self._of[name] = np.array([signals_of(part.history) for part in seen])
+            self._evidence[name] = np.array([evidence_of(part.history) for part in seen])
 
     def without(self, left_out: np.ndarray) -> "Signals":
         """Return the same signals without those in `left_out`, bool [signals]."""
         others = copy.copy(self)
-        others._of = {name: np.where(left_out, np.nan, signals) for name, signals in self._of.items()}
+        others._of, others._evidence = (
+            {name: np.where(left_out, np.nan, signals) for name, signals in known.items()}
+            for known in (self._of, self._evidence)
+        )
         return others
 
     def tune(self, names: Sequence[str], failed: Mapping[str, bool]) -> RiskModel:
@@ -46,7 +50,7 @@ class Signals:
 
     def risks(self, name: str, model: RiskModel) -> np.ndarray:
         """Return the risk of a run at each share."""
-        rows = zip(self._of[name], self._shares, strict=True)
+        rows = zip(self._evidence[name], self._shares, strict=True)
         return np.array([model.risks(model.distances(row[None], share))[0] for row, share in rows])
 
     def judge(self, failed: Mapping[str, bool], rules: "Rules | None" = None) -> Judge:

@@ -62,9 +62,10 @@ def num_steps(budget: int) -> int:
 
 
 def check(recipe: Recipe, task: Task) -> CheckedRun:
-    """Train the first steps of a recipe with a checkup."""
+    """Train the first steps of a recipe with a checkup, which knows that no batch should come twice in the run."""
     begin, training = time.perf_counter(), Training(recipe, task)
-    with TrainingCheckup(training.model, optimizers=training.optimizer, total_steps=task.steps) as checkup:
+    known = {"total_steps": task.steps, "steps_per_epoch": task.steps}
+    with TrainingCheckup(training.model, optimizers=training.optimizer, **known) as checkup:
         for step in range(num_steps(task.steps)):
             training.step(checkup.step(step))
             if training.is_lost:

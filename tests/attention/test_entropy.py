@@ -78,6 +78,7 @@ def test_statistics(case: Case):
     assert_statistics_match(statistics, attention_matrix(case.query, case.key, **case.options))
 
 
+@pytest.mark.slow
 @given(cases(torch.float64))
 def test_statistics_of_float64(case: Case):
     statistics = attention_statistics(case.query, case.key, **case.options)

@@ -37,6 +37,7 @@ def task():
     return dataclasses.replace(tasks(None)["copy"], steps=STEPS)
 
 
+@pytest.mark.slow
 def test_first_steps_are_those_of_the_run_and_a_fault_is_found(task):
     recipe = Recipe("copy", "opt", fault="queries and keys left out", seed=7)
     checked, whole = check(recipe, task), train(recipe, task)

@@ -66,6 +66,7 @@ def test_flags_and_numbers_are_those_of_the_diagnoses():
     assert predictions.alarms == {"copy/a": LOOKS[6], "copy/b": 1.0}
 
 
+@pytest.mark.slow
 def test_rules_raise_the_risk_and_never_lower_it():
     rules = Rules(PARTS)
     failing = next(name for name, has_failed in OUTCOMES.items() if has_failed)

@@ -35,6 +35,7 @@ def messages(caught) -> list[str]:
 # To whom
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_scalars_pictures_and_words(tmp_path):
     monitor = AttentionMonitor(every_n_steps=2, figures_every_n_steps=8)
     logger = TensorBoardLogger(tmp_path)
@@ -244,6 +245,7 @@ def test_what_is_not_observed_is_named_once_per_fit():
 # One run after the other
 
 
+@pytest.mark.slow
 def test_findings_of_a_resumed_run_are_not_told_again(tmp_path):
     """It goes on past the finding that stopped it; nothing that was logged is logged again."""
     options = {"every_n_steps": 1, "flush_every": 1, "on_finding": "stop", "figures_every_n_steps": 6}
@@ -276,6 +278,7 @@ def test_resumed_run_has_its_own_wish_for_pictures(tmp_path):
     assert picture_steps(logger) == [5]
 
 
+@pytest.mark.slow
 def test_second_fit_says_everything_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures_module, "_SHARE_OF_TIME", 1e-9)
     monitor = AttentionMonitor(every_n_steps=1, flush_every=1, on_finding="stop", figures_every_n_steps=4)
@@ -458,6 +461,7 @@ def flat_first_layer(module, batch_idx):
     nn.init.zeros_(module.model.model.layers[0].self_attn.q_proj.weight)
 
 
+@pytest.mark.slow
 def test_note_neither_warns_nor_stops_and_looks_different(tmp_path):
     logger, thresholds = TensorBoardLogger(tmp_path), Thresholds(min_steps=15, widespread=0.9)
     rules = [UniformAttention(steps=10)]

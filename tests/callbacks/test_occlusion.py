@@ -273,6 +273,7 @@ def test_model_that_says_something_else_is_refused_before_the_first_step(tmp_pat
     assert run.losses == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_first", [True, False], ids=["audit first", "monitor first"])
 def test_monitor_beside_it_sees_the_training_only(is_first):
     alone = attnwatch.lightning.AttentionMonitor(every_n_steps=1)

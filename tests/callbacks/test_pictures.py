@@ -17,6 +17,7 @@ from tests.support.lightning_training import Llama, train
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
 
+@pytest.mark.slow
 def test_heads_that_were_removed_are_hatched(tmp_path):
     logger, monitor, module = TensorBoardLogger(tmp_path), AttentionMonitor(every_n_steps=2), Llama()
     pruning = HeadPruning(0.5, start=4, end=4, num_cuts=1, guard=None)

@@ -174,6 +174,7 @@ def tags(directory) -> dict[str, set[str]]:
     return {kind: {tag for tag in events.Tags()[kind] if tag.startswith("probe")} for kind in ("scalars", "images")}
 
 
+@pytest.mark.slow
 def test_dashboards_have_curves_and_pictures(tmp_path, monkeypatch):
     callback = lightning_probe()
     logger = TensorBoardLogger(tmp_path, name="lightning", version="")

@@ -144,6 +144,7 @@ def test_without_a_monitor_no_ceiling_is_known():
     assert {cut.speed_ceiling for cut in pruning.cuts} == {None}
 
 
+@pytest.mark.slow
 def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
     logger, monitor = TensorBoardLogger(tmp_path), AttentionMonitor(every_n_steps=1)
     pruning, dropping = callbacks()

@@ -457,6 +457,7 @@ def test_one_class_only_is_told(classes, is_note):
     assert not classify(lambda tokens: torch.arange(16) % classes, classes=classes)
 
 
+@pytest.mark.slow
 def test_labels_of_other_samples_are_noted_after_a_tenth_of_the_run():
     found = classify(lambda tokens: (tokens[:, -1] < 20).long()[torch.randperm(16)], steps=120, total_steps=1000)
     assert {kind: finding.is_note for kind, finding in found.items()} == {"labels_unrelated": True}

@@ -19,7 +19,6 @@ FIRST = {
     "bytes/llama-plain-queries_and_keys_left_out-106": "not_in_optimizer",
     "copy/gpt2-plain-weights_decayed-122": "weights_shrink",
     "copy/gpt2-plain-float16-128": "nonfinite_gradient",
-    "copy/llama-plain-one_batch-130": "repeated_batch",
     "text/minilm-plain-weights_too_large-114": "initialisation",
     "bytes/gpt2-plain-labels_shuffled-110": "labels_unrelated",
     "recall/llama-plain-mask_inverted-118": "mask_inverted",
@@ -169,9 +168,9 @@ def test_reasons_are_given_for_runs_at_risk_only():
 
 
 def test_unpromising_says_which_numbers_it_rests_on_and_claims_no_repeated_data():
-    message = judged("recall/gpt2-plain-rate_too_low-104").findings[0].message
-    assert "queries hardly tell keys apart (the largest logit is 0.471)" in message
-    assert "the loss hardly varies (by 0.28% from one observation to the next)" in message
+    message = judged("copy/opt-plain-labels_shuffled-120").findings[0].message
+    assert "queries hardly tell keys apart (the largest logit is 0.225)" in message
+    assert "the loss hardly varies (by 0.06% from one observation to the next)" in message
     assert "same data" not in message
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, Thresholds, diagnose
 from attnwatch.diagnosis import RiskModel
 from attnwatch.diagnosis.risk import default_risk_model
-from attnwatch.diagnosis.signals import SIGNALS, signals_of
+from attnwatch.diagnosis.signals import SIGNALS, evidence_of, signals_of
 from tests.support.histories import course, noisy
 
 NAMES = [signal.name for signal in SIGNALS]
@@ -24,6 +24,10 @@ def dead(**options):
 
 def signals(history: AttentionHistory) -> dict[str, float]:
     return dict(zip(NAMES, signals_of(history), strict=True))
+
+
+def evidence(history: AttentionHistory) -> dict[str, float]:
+    return dict(zip(NAMES, evidence_of(history), strict=True))
 
 
 def test_movement_is_the_distance_in_units_of_the_noise():
@@ -62,6 +66,22 @@ def test_loss_that_falls_rises_or_makes_no_noise():
     assert signals(quiet)["loss_noise"] == pytest.approx(np.log10(0.05), abs=0.3)
     quiet = dataclasses.replace(quiet, loss=np.geomspace(4, 2, 100))
     assert signals(quiet)["loss_noise"] < -4
+
+
+@pytest.mark.parametrize("end", [3.6, 1.0, 1e-4])
+def test_loss_without_noise_is_no_fault_while_it_falls(end):
+    """All data are one batch. A loss on its plateau has more noise than that in sound runs, and counts."""
+    quiet = dataclasses.replace(noisy(), loss=np.geomspace(4, end, 100))
+    assert np.isnan(evidence(quiet)["loss_noise"])
+    converged = dataclasses.replace(quiet, loss=np.append(np.geomspace(4, end, 50), np.full(50, end)))
+    assert np.isnan(evidence(converged)["loss_noise"]) == (end < 2)
+    assert "the loss hardly varies" not in str(default_risk_model().contributions(quiet))
+
+
+def test_evidence_is_all_signals_otherwise():
+    on_plateau = noisy(loss=(2, 2))
+    np.testing.assert_array_equal(evidence_of(on_plateau), signals_of(on_plateau))
+    assert np.isnan(evidence_of(noisy(observations=5))).all()
 
 
 def test_what_was_not_observed_is_not_known():
@@ -228,6 +248,7 @@ def model_of_logits() -> RiskModel:
     return dataclasses.replace(unknowing, shares=np.array([0.1]), high=high, above=above, offset=-1.0, flag_at=0.7)
 
 
+@pytest.mark.slow
 def test_high_risk_is_told_once_it_has_lasted():
     history, foresees = grows_at(50), model_of_logits()
     found = {}

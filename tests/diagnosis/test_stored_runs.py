@@ -16,7 +16,7 @@ FOUND = {
     "copy/opt-plain-scale_too_small-114": "unpromising",
     "text/short_minilm-plain-weights_too_small-115": None,  # as sound runs that start slowly
     "bytes/gpt2-plain-weights_too_small-113": None,
-    "copy/llama-plain-one_batch-130": "unpromising",
+    "copy/llama-plain-one_batch-130": None,  # as training on one batch that is all data; the checkup knows the epoch
     "bytes/llama-plain-one_batch-115": None,
     "bytes/llama-plain-positions_missing-109": None,
     "bytes/llama-plain-queries_and_keys_left_out-106": "uniform_attention",
@@ -49,11 +49,13 @@ def test_fault_is_found_by_its_name(name):
     assert diagnosis.status.is_alarm is (FOUND[name] is not None)
 
 
+@pytest.mark.slow
 def test_every_fault_is_among_them():
     faults = {run.recipe.fault for run in STORED.values()} - {""}
     assert faults == {STORED[name].recipe.fault for name in FOUND}
 
 
+@pytest.mark.slow
 def test_sound_runs_are_left_alone():
     runs = [run for run in STORED.values() if not run.recipe.fault]
     assert len(runs) == 100

@@ -100,6 +100,7 @@ def test_over_confident_model(bins):
     assert found.auroc == 0.5
 
 
+@pytest.mark.slow
 def test_standard_errors_are_those_of_repeated_samples():
     random = np.random.default_rng(3)
     samples = []
@@ -133,6 +134,7 @@ def test_no_auroc_without_right_and_wrong(right, reason):
 CASES = st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=40)
 
 
+@pytest.mark.slow
 @given(CASES, st.integers(1, 20), st.sampled_from(["equal_width", "equal_mass"]), st.randoms())
 def test_bounds_and_order(cases, num_bins, bins, random):
     confidence, right = zip(*cases, strict=True)
@@ -148,6 +150,7 @@ def test_bounds_and_order(cases, num_bins, bins, random):
     assert str(calibration(confidence, right, num_bins=num_bins, bins=bins)) == str(found)
 
 
+@pytest.mark.slow
 @given(st.integers(2, 6), st.integers(0, 10**6))
 def test_brier_of_classes(classes, seed):
     random = np.random.default_rng(seed)

@@ -518,6 +518,7 @@ def test_outputs_of_another_length_are_refused():
         occlude(t5_for_generation(), batch, forward=lambda model, given: model(**given))
 
 
+@pytest.mark.slow
 @settings(max_examples=25)
 @given(st.integers(1, 4), st.integers(2, 10), st.integers(1, 60), st.integers(0, 10**6))
 def test_rows_in_one_forward_do_not_matter(size, tokens, tokens_per_forward, seed):

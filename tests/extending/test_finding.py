@@ -152,6 +152,7 @@ def grow_one_head(module, batch_idx):
 OPTIONS = {"every_n_steps": 1, "flush_every": 1, "rules": [EntropyGap(enter=0.3, leave=0.2)]}
 
 
+@pytest.mark.slow
 def test_training_is_warned_and_dashboards_show_it(registered, tmp_path):
     registered(EntropyGap)
     monitor, logger = AttentionMonitor(**OPTIONS), TensorBoardLogger(tmp_path)
@@ -178,6 +179,7 @@ def test_actions_name_it(registered):
     assert told == [FindingKind.ENTROPY_GAP]
 
 
+@pytest.mark.slow
 def test_resumed_run_is_not_told_again_also_if_the_rule_was_missing_meanwhile(registered, tmp_path):
     attnwatch.register(EntropyGap)
     with pytest.warns(AttnwatchWarning, match="entropy_gap"):
@@ -262,6 +264,7 @@ def test_ctrl_c_in_a_rule_is_not_swallowed(registered):
         diagnose(course())
 
 
+@pytest.mark.slow
 def test_training_goes_on_without_a_rule_that_fails(registered, tmp_path):
     registered(failing())
     registered(EntropyGap)

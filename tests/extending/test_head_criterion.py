@@ -92,6 +92,7 @@ def gate_gradients(attention):
     return (by_head(weight) * by_head(weight.grad)).sum((1, 2))
 
 
+@pytest.mark.slow
 def test_resumed_run_cuts_the_same_heads(registered, tmp_path):
     registered(Fisher)
 

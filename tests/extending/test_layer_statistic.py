@@ -68,6 +68,7 @@ def record(steps, state=None) -> AttentionRecorder:
     return recorder
 
 
+@pytest.mark.slow
 def test_recorded_logged_and_saved(registered, tmp_path):
     registered(LargestGradient)
     registered(SignFlips)

@@ -87,6 +87,7 @@ def test_cut_of_nothing_is_left_out():
 CUTS = {"late": [(10, 6)], "linear": [(4, 2), (10, 4)], "cubic": [(4, 4), (10, 2)]}  # of 8 heads, two at a time
 
 
+@pytest.mark.slow
 def test_heads_go_by_the_schedule_also_after_a_resume(registered, tmp_path):
     registered(Late)
 

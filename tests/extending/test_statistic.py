@@ -76,6 +76,7 @@ def test_maximum_over_rows(registered):
     assert (found.largest_gini > found.gini).all()
 
 
+@pytest.mark.slow
 def test_recorded_logged_drawn_and_saved(registered, tmp_path):
     registered(Gini)
     monitor = AttentionMonitor(every_n_steps=2)

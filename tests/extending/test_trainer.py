@@ -118,6 +118,7 @@ def all_three():
     return [AttentionMonitor(every_n_steps=2), HeadPruning(0.5, start=4, end=8, num_cuts=2, guard=None), dropping]
 
 
+@pytest.mark.slow
 def test_all_work_in_it_to_the_end(tmp_path, capsys):
     monitor, pruning, dropping = all_three()
     trainer = TinyTrainer([monitor, pruning, dropping], tmp_path, draws=True)

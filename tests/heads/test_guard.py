@@ -69,6 +69,7 @@ def test_cut_that_does_not_make_steps_faster(after, require_speedup, is_taken_ba
     assert any(line.startswith(told) for line in news) == is_taken_back
 
 
+@pytest.mark.slow
 def test_steps_are_compared_with_those_before_the_first_cut():
     """A cut in between may do nothing; the last one must have made a difference."""
     guard = Guard(mode="max", tolerance=0.05, recovery_steps=0, window=1, require_speedup=True)

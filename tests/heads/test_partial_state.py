@@ -56,6 +56,7 @@ def refused(model: nn.Module, state: dict) -> str:
     return ""
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.sampled_from(list(BUILDS)), st.sampled_from(list(PAIRS)), st.data())
 def test_any_part_is_loaded_or_refused(build: str, pair: str, data):

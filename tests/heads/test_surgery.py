@@ -186,12 +186,14 @@ def any_heads(draw) -> dict[int, list[int]]:
     return heads if sum(map(len, heads.values())) < 2 * HEADS else {1: heads[1]}
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(grouped_heads())
 def test_any_heads_of_llama(heads: dict):
     assert_masked_equals_sliced("llama, groups, sdpa", heads)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(any_heads())
 def test_any_heads_of_bert(heads: dict):

@@ -166,7 +166,9 @@ def shorten(monkeypatch: pytest.MonkeyPatch, made: type, **changed: Any) -> None
 
 @pytest.mark.usefixtures("_here", "_short_trainings")
 @pytest.mark.parametrize(
-    "page", [README, pytest.param(TUTORIAL, marks=pytest.mark.slow), *GUIDES], ids=lambda page: page.stem
+    "page",
+    [README, *(pytest.param(page, marks=pytest.mark.slow) for page in (TUTORIAL, *GUIDES))],
+    ids=lambda page: page.stem,
 )
 def test_python_blocks_run(page, namespace):
     run(page, namespace)

@@ -381,6 +381,7 @@ def test_weights_that_are_missing_are_named_and_not_drawn(at):
         load_pruned(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["GenerationConfig", "LlamaModel", "AutoConfig", "PreTrainedConfig", "AutoTokenizer"])
 def test_tokenizer_of_an_odd_class_ends_in_words(sound, at, capsys, name: str):
     folder = at("llama")

@@ -43,6 +43,7 @@ def headings(page: Reader, level: str = "h2") -> list[str]:
     return [text for text, tag in page.texts_in if tag == level]
 
 
+@pytest.mark.slow
 def test_language_model(language_model, tmp_path, capsys):
     page = inspected(language_model, TEXT, tmp_path)
     assert "opens in any browser" in capsys.readouterr().out
@@ -151,6 +152,7 @@ def test_indented_lines_are_not_labelled(classifier, tmp_path):
     assert "the text has no labels" in "".join(page.texts)
 
 
+@pytest.mark.slow
 def test_padding_is_not_shown_where_the_tokenizer_has_none(tmp_path):
     model = with_vocabulary(hf.LlamaForCausalLM, llama(), max_position_embeddings=160)
     page = inspected(saved_folder(model, tmp_path / "model", pad=False), TEXT[:240], tmp_path)
@@ -158,6 +160,7 @@ def test_padding_is_not_shown_where_the_tokenizer_has_none(tmp_path):
     assert "<end>" not in "".join(page.texts)
 
 
+@pytest.mark.slow
 def test_statistics_that_were_not_observed_are_named(language_model, classifier, tmp_path):
     why = "Not observed: content sensitivity: needs two or more sequences of equal length in a batch"
     uneven = "\n".join("a thing " * number for number in range(1, 9))
@@ -167,6 +170,7 @@ def test_statistics_that_were_not_observed_are_named(language_model, classifier,
     assert why not in inspected(language_model, TEXT, tmp_path).texts
 
 
+@pytest.mark.slow
 def test_part_that_fails_leaves_the_others(language_model, tmp_path, monkeypatch):
     monkeypatch.setattr("attnwatch.report.sections.probe_layers", lambda *_, **__: [].pop())
     page = inspected(language_model, TEXT, tmp_path)
@@ -187,6 +191,7 @@ def harmless(language_model, tmp_path_factory) -> Reader:
     return inspected(language_model, f"{TEXT} aaa", tmp_path_factory.mktemp("harmless"), tokens=60)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "hostile", [HOSTILE[0], *(pytest.param(each, marks=pytest.mark.slow) for each in HOSTILE[1:5])]
 )

@@ -66,6 +66,7 @@ def hostile_examples(test):
     return test
 
 
+@pytest.mark.slow
 @hostile_examples
 @given(text=st.text())
 def test_text_stays_text(text: str):

@@ -38,6 +38,7 @@ def test_page_lies_beside_the_logs_and_says_what_the_monitor_says(training):
     assert read_run(training.directory).name == record.name
 
 
+@pytest.mark.slow
 def test_finding_is_on_the_page_before_the_training_ends(training):
     seen = []
 
@@ -81,6 +82,7 @@ def _frozen():
     return model
 
 
+@pytest.mark.slow
 def test_resumed_run_has_the_curves_and_the_interruption(training):
     def monitor():
         return training.callbacks.AttentionMonitor(every_n_steps=1, flush_every=2)

@@ -9,6 +9,7 @@ from tests.support.models import LAYERS
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_equals_uninterrupted(training):
     """The checkpoint is from between the cuts."""
 

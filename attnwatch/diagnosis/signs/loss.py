@@ -218,11 +218,11 @@ def loss_unsteady(run: RunCourse) -> str | None:
     if loss is None:
         return None
     second = np.abs(loss.values[2:, 0] - 2 * loss.values[1:-1, 0] + loss.values[:-2, 0])
-    usual = np.median(second)
-    if not second.max() > 12 * max(usual, 1e-3 * abs(loss.start[0])):
+    usual = max(np.median(second), 1e-3 * abs(loss.start[0]))  # there may be no noise at all
+    if not second.max() > 12 * usual:
         return None
     step = loss.steps[int(second.argmax()) + 1]
-    return f"the loss has spikes (near step {step}, {second.max() / max(usual, 1e-30):.0f} times its usual change)"
+    return f"the loss has spikes (near step {step}, {second.max() / usual:.0f} times its usual change)"
 
 
 def _errors(loss: Curve) -> float:

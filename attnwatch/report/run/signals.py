@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnwatch.diagnosis.risk import RiskModel, default_risk_model
-from attnwatch.diagnosis.signals import MIN_OBSERVATIONS, SIGNALS, signals_of
+from attnwatch.diagnosis.signals import MIN_OBSERVATIONS, SIGNALS, evidence_of, signals_of
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.report.run.charts import COLOURS, GOOD, Figure, new_figure
 from attnwatch.runs import RISK_CURVE, Curve, RunRecord
@@ -48,12 +48,13 @@ def risk_course(record: RunRecord) -> RiskCourse:
     first = min(MIN_OBSERVATIONS, len(history))
     num_points = _MOST_POINTS if len(history) and history.sites else 0
     numbers = [first + index for index in evenly_spaced(len(history) - first + 1, num_points)]
-    signals = np.array([signals_of(history.first(number)) for number in numbers]).reshape(-1, len(SIGNALS))
+    parts = [history.first(number) for number in numbers]
+    signals = np.array([signals_of(part) for part in parts]).reshape(-1, len(SIGNALS))
     steps = np.array([int(history.steps[number - 1]) for number in numbers], dtype=np.int64)
     thresholds = Thresholds().of_budget(history.total_steps)
     risks = [
-        _risk(signals[point], _share(record, int(step))) if thresholds.is_enough(history.steps[:number]) else np.nan
-        for point, (number, step) in enumerate(zip(numbers, steps, strict=True))
+        _risk(evidence_of(part), _share(record, int(step))) if thresholds.is_enough(part.steps) else np.nan
+        for part, step in zip(parts, steps, strict=True)
     ]
     return RiskCourse(steps, signals, record.curves.get(RISK_CURVE, Curve(steps, np.array(risks))))
 

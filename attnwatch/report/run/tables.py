@@ -129,5 +129,5 @@ def number(value: float) -> str:
     """Return a number with three significant digits, a whole one with all of them; a dash for nan."""
     if math.isnan(value):
         return "–"
-    is_whole = value.is_integer() or abs(value) >= 100
+    is_whole = float(value).is_integer() or abs(value) >= 100
     return f"{value:,.0f}" if is_whole and abs(value) < 1e6 else f"{value:#.3g}"

@@ -6,7 +6,7 @@ import gzip
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -51,6 +51,8 @@ def test_each_status_has_a_sentence_an_action_and_a_certainty(status):
 
 
 @given(arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 4)), elements=st.floats(width=32)))
+@example(np.array([[np.finfo(np.float32).max, -np.nan, np.nan]], dtype=np.float32))
+@example(np.array([[0x7FFFFFFF]], dtype=np.uint32).view(np.float32))
 def test_packed_numbers_keep_four_digits(values):
     packed = pack({"first": values, "second": values + 1})
     planes = np.frombuffer(gzip.decompress(base64.b64decode(packed.content)), dtype=np.uint8).reshape(4, -1)
@@ -106,9 +108,9 @@ def test_events_with_numbers_are_a_table_with_the_loss_on_both_sides():
     assert (table.kind, table.columns) == ("heads", ["heads", "criterion", "at most", "loss before", "loss after"])
     loss = record.history.loss
     before, after = loss[:4].mean(), loss[4:].mean()
-    assert table.rows[0] == (1, 40, "heads go", ["1.00", "gate", "–", f"{before:#.3g}", f"{after:#.3g}"])
-    before, after = loss[2:7].mean(), loss[7:].mean()
-    assert table.rows[1] == (2, 70, "cut, taken back", ["2.00", "–", "1.25", f"{before:#.3g}", f"{after:#.3g}"])
+    assert table.rows[0] == (1, 40, "heads go", ["1", "gate", "–", f"{before:#.3g}", f"{after:#.3g}"])
+    before = loss[2:7].mean()
+    assert table.rows[1] == (2, 70, "cut, taken back", ["2", "–", "1.25", f"{before:#.3g}", "1"])
 
 
 def _bent(history: AttentionHistory, name: str, site: int, begin: int) -> AttentionHistory:
@@ -130,6 +132,7 @@ def test_runs_that_differ_by_noise_alone_do_not_part():
     assert "do not part" in first_differences(records)[0]
 
 
+@pytest.mark.slow
 def test_ten_thousand_findings_make_no_endless_page():
     record = a_record()
     many = tuple(dataclasses.replace(record.checked[0], message=f"fault {index}") for index in range(10_000))

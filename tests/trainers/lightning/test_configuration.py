@@ -57,6 +57,7 @@ def settings(callback) -> dict:
     return kept | {"actions": getattr(getattr(part, "_actions", None), "_actions", None)}
 
 
+@pytest.mark.slow
 def test_yaml_and_keywords_make_the_same_callbacks(tmp_path):
     (tmp_path / "config.yaml").write_text(YAML)
     cli = LightningCLI(Llama, Data, args=["fit", "--config", str(tmp_path / "config.yaml")], save_config_callback=None)

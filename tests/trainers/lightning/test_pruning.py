@@ -133,6 +133,7 @@ def test_load_from_checkpoint_on_an_unpruned_module(tmp_path):
         Llama.load_from_checkpoint(tmp_path / "last.ckpt")
 
 
+@pytest.mark.slow
 def test_callback_of_a_resumed_run_serves_another_training(tmp_path):
     train(pruning(), ModelCheckpoint(tmp_path, every_n_train_steps=8, filename="{step}"), limit_train_batches=4)
     callback = pruning()

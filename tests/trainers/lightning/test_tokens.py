@@ -26,6 +26,7 @@ def dropping(keep_ratio=0.5, **options) -> TokenDropping:
     return TokenDropping(keep_ratio, **{"min_tokens": 2, **options})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("criterion", TokenCriterion.registry)
 @pytest.mark.parametrize("at", [4, pytest.param(12, marks=pytest.mark.slow)])
 def test_killed_and_resumed_equals_uninterrupted(tmp_path, criterion, at):
@@ -47,6 +48,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path, criterion, at):
     assert callback.dropper.layer_tokens == uninterrupted_callback.dropper.layer_tokens
 
 
+@pytest.mark.slow
 def test_callback_of_a_resumed_run_serves_another_training(tmp_path):
     train(dropping(), ModelCheckpoint(tmp_path, every_n_train_steps=8, filename="{step}"), module=Deep())
     callback = dropping()
@@ -125,6 +127,7 @@ def test_any_function_of_the_share_of_the_run_is_a_schedule():
     assert [(event.step, event.label) for event in callback.part.events] == [(8, "100% of the tokens")]
 
 
+@pytest.mark.slow
 def test_works_with_the_monitor_and_with_head_pruning():
     monitor, pruning = AttentionMonitor(every_n_steps=2, num_query_rows=None), HeadPruning(0.5, guard=None, num_cuts=2)
     module = train(monitor, pruning, dropping(criterion="attention"), module=Deep())
@@ -223,6 +226,7 @@ def of_both_stacks() -> list[TokenDropping]:
     return [dropping(stack="model.model.encoder.layers"), dropping(0.75, stack="model.model.decoder.layers")]
 
 
+@pytest.mark.slow
 def test_each_stack_has_a_callback_of_its_own(tmp_path):
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=8, save_top_k=-1, filename="{step}")
     whole, resumed = of_both_stacks(), of_both_stacks()

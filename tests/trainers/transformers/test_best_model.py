@@ -166,6 +166,7 @@ def test_adapters_onto_an_unpruned_base_are_refused_by_name(tmp_path):
     assert torch.equal(logits(again.model), logits(run.model))
 
 
+@pytest.mark.slow
 def test_second_training_of_one_model(tmp_path):
     """Another callback, on the model that the first one has pruned."""
     first = run_with_best_at(2, tmp_path / "first", ADAPTERS["attention"]())

@@ -160,6 +160,7 @@ def test_lora_is_pruned_and_merges_to_the_same_model(tmp_path):
         torch.testing.assert_close(attnwatch.load_pruned(tmp_path / "merged")(input_ids=ids).logits, after)
 
 
+@pytest.mark.slow
 def test_lora_with_token_dropping_resumes(tmp_path):
     options = {"directory": tmp_path, "save_strategy": "steps", "save_steps": 8}
     whole = train(AttentionMonitor(), dropping_tokens(), model=adapted(), **options)
@@ -186,6 +187,7 @@ def test_trainer_may_evaluate_before_it_trains(tmp_path):
     assert gone(run.model) == LAYERS * HEADS // 2
 
 
+@pytest.mark.slow
 def test_lora_resumes_once_its_base_has_the_checkpoints_heads(tmp_path):
     """A checkpoint of adapters has nothing of the base: the plan beside it says which heads are gone."""
     options = {"directory": tmp_path, "save_strategy": "steps", "save_steps": 8, "learning_rate": 1e-2}
@@ -224,6 +226,7 @@ def test_optimizer_that_exists_before_the_checkpoint_is_loaded_goes_on(is_given,
     assert all(torch.equal(value, expected[name]) for name, value in rest.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_training_goes_on_after_the_best_model_was_loaded(tmp_path):
     """Its heads are others than those at the end; the optimizer is that of the end."""
     options = {"save_strategy": "steps", "eval_strategy": "steps", "save_steps": 6, "eval_steps": 6}
