@@ -174,12 +174,17 @@ def signals_of(history: AttentionHistory) -> np.ndarray:
 
 
 def evidence_of(history: AttentionHistory) -> np.ndarray:
-    """Return the signals of `signals_of` that tell sound runs from failing ones, the others as nan.
+    """Return the signals of `signals_of` that tell sound runs from failing ones, the others as nan."""
+    return evidence_in(signals_of(history), history)
+
+
+def evidence_in(signals: np.ndarray, history: AttentionHistory) -> np.ndarray:
+    """Return the signals of a history without those that say nothing about it, which are nan.
 
     The noise of a loss that clearly falls depends on the size of the batches: there is none where they are all the
     same, as with tiny data sets.
     """
-    signals = signals_of(history)
+    signals = signals.copy()
     if len(history) >= MIN_OBSERVATIONS and _clearly_falls(_evenly_spaced(history)):
         signals[_NOISE_OF_LOSS] = np.nan
     return signals

@@ -112,7 +112,8 @@ def test_alarms_and_causes_are_counted():
     }
     healthy = [Diagnosis(RunStatus.HEALTHY, (), 1)] * len(LOOKS)
     alarm = [Diagnosis(RunStatus.UNSTABLE, (finding(),), 1)] * len(LOOKS)
-    told = {failing.name: alarm, missed.name: healthy, sound.name: healthy}
+    late = healthy[: LOOKS.index(0.5)] + alarm[LOOKS.index(0.5) :]
+    told = {failing.name: alarm, missed.name: healthy, sound.name: late}
     measured = measure_checkup([failing, missed, sound], checked, outcomes, dict.fromkeys(outcomes, healthy), told)
     assert measured["alone"] == {
         "0.25": {"recall": 0.5, "false_alarms": 0.0},
@@ -120,6 +121,8 @@ def test_alarms_and_causes_are_counted():
     }
     assert measured["alarms_of_the_others"] == {sound.name: ["rate_too_high"]}
     assert measured["kinds"] == {"rate_too_high": {"runs": 2, "failed": 0.5}}
+    assert measured["sound_recipes"] == 1
+    assert measured["flagged_sound_recipes"] == {"0.25": [], "0.5": [sound.name]}
     assert list(measured["not_flagged"]["0.25"]) == [missed.name]
     assert measured["first_cause_is_right"] == {"without": {"runs": 0, "right": 0}, "with": {"runs": 1, "right": 1}}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from attnwatch.diagnosis.risk import RiskModel, default_risk_model
-from attnwatch.diagnosis.signals import MIN_OBSERVATIONS, SIGNALS, evidence_of, signals_of
+from attnwatch.diagnosis.signals import MIN_OBSERVATIONS, SIGNALS, evidence_in, signals_of
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.report.run.charts import COLOURS, GOOD, Figure, new_figure
 from attnwatch.runs import RISK_CURVE, Curve, RunRecord
@@ -53,8 +53,8 @@ def risk_course(record: RunRecord) -> RiskCourse:
     steps = np.array([int(history.steps[number - 1]) for number in numbers], dtype=np.int64)
     thresholds = Thresholds().of_budget(history.total_steps)
     risks = [
-        _risk(evidence_of(part), _share(record, int(step))) if thresholds.is_enough(part.steps) else np.nan
-        for part, step in zip(parts, steps, strict=True)
+        _risk(evidence_in(each, part), _share(record, int(step))) if thresholds.is_enough(part.steps) else np.nan
+        for each, part, step in zip(signals, parts, steps, strict=True)
     ]
     return RiskCourse(steps, signals, record.curves.get(RISK_CURVE, Curve(steps, np.array(risks))))
 

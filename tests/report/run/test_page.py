@@ -10,13 +10,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from attnwatch import AttentionHistory, ConfigurationError, RunStatus
-from attnwatch.diagnosis import Diagnosis
+from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus
+from attnwatch.diagnosis import Cause, Diagnosis, Finding
+from attnwatch.diagnosis.kinds import remedy_of
 from attnwatch.report.run import run_page, write_run_page
 from attnwatch.report.run.comparison import first_differences
 from attnwatch.report.run.grids import NO_HEAD, OBSERVED, REMOVED, UNOBSERVED, grids_of, head_states
 from attnwatch.report.run.packing import pack
 from attnwatch.report.run.tables import event_tables, layer_table
+from attnwatch.report.run.timeline import marks_of
 from attnwatch.report.run.verdict import verdict_of
 from attnwatch.runs import RunEvent
 from tests.support.pages import visible_words
@@ -89,6 +91,34 @@ def test_page_of_a_large_model_holds_fewer_steps_of_its_heads():
     assert grids.shown[-1] == 127
     assert grids.layers["entropy"].shape == (128, 24)
     np.testing.assert_array_equal(grids.arrays["heads/entropy"][-1], history["entropy"][-1])
+
+
+def _verdict_with(cause: Cause):
+    unpromising = Finding(FindingKind.UNPROMISING, (), 60, 0.9, "9 in 10 runs like this one failed", causes=(cause,))
+    collapse = Finding(FindingKind.ENTROPY_COLLAPSE, ("layers.0.attn",), 70, 0.7, "attention has collapsed")
+    judged = Diagnosis(RunStatus.NOT_CONVERGING, (unpromising, collapse), step=70)
+    return verdict_of(dataclasses.replace(a_record(), judged=judged, checked=()))
+
+
+def test_causes_are_told_instead_of_the_general_advice():
+    clear = _verdict_with(Cause("rate_too_low", 0.7, title="the rate is too low", remedy="Raise the learning rate."))
+    assert clear.sentence == "This run is not converging, probably because the rate is too low."
+    assert clear.causes == (("The rate is too low", "70% of the evidence", "Raise the learning rate."),)
+    assert clear.actions == (remedy_of("entropy_collapse"),)
+    unclear = _verdict_with(Cause("rate_too_low", 0.2, title="the rate is too low", remedy="Raise the learning rate."))
+    assert unclear.sentence == "This run is not converging."
+
+
+def test_marks_are_findings_and_events_in_the_order_of_their_steps():
+    record = a_record()
+    later = dataclasses.replace(record.checked[0], kind=FindingKind.UNIFORM_ATTENTION, step=60)
+    judged = Diagnosis(RunStatus.NOT_CONVERGING, (later, *record.checked), step=70)
+    marks = marks_of(dataclasses.replace(record, judged=judged))
+    assert [(mark.step, mark.lane, mark.label, mark.anchor) for mark in marks] == [
+        (0, "checkup", "eval mode", "finding-1"),
+        (40, "heads", "heads go", "event-0"),
+        (60, "findings", "uniform attention", "finding-0"),
+    ]
 
 
 def test_odd_layers_come_first():
