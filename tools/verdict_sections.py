@@ -71,7 +71,9 @@ def with_checkup() -> str:
     text = (
         f"At a quarter of the budget, `diagnose` flags {with_it['recall']:.0%} of the {failing} failing runs with the "
         f"checkup and {without['recall']:.0%} without it; of the others, {with_it['false_alarms']:.0%} and "
-        f"{without['false_alarms']:.0%}. The checkup alone has an alarm in {alone['recall']:.0%} of the failing runs "
+        f"{without['false_alarms']:.0%}. Most of those have a fault that did no harm in the end: of the "
+        f"{of['sound_recipes']} sound recipes that did not fail, {len(of['flagged_sound_recipes']['0.25'])} are "
+        f"flagged with the checkup. The checkup alone has an alarm in {alone['recall']:.0%} of the failing runs "
         f"and in {alone['false_alarms']:.0%} of the others (by kind: {found}). In the flagged failing runs with a "
         f"fault, the first cause at half of the budget is right in {causes['with']['right']} of "
         f"{causes['with']['runs']} with the checkup, and in {causes['without']['right']} of "

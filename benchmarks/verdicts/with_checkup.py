@@ -69,6 +69,7 @@ def measure_checkup(
         for share in _SHARES
     }
     others = [run for run in runs if not outcomes[run.name]]
+    sound = [run for run in others if not run.recipe.fault]
     return {
         "runs": len(runs),
         "with_the_stored_losses": sum(checked[run.name].is_of(run) for run in runs),
@@ -76,6 +77,10 @@ def measure_checkup(
         "alone": {str(share): _alone(runs, checked, outcomes, share) for share in _SHARES},
         "kinds": _kinds(runs, checked, outcomes),
         "alarms_of_the_others": {run.name: kinds for run in others if (kinds := _alarms(checked[run.name]))},
+        "sound_recipes": len(sound),
+        "flagged_sound_recipes": {
+            str(share): [run.name for run in sound if _is_flagged(with_checkup, run, share)] for share in _SHARES
+        },
         "not_flagged": missed,
         "first_cause_is_right": {
             "without": _named(runs, outcomes, without),
@@ -166,6 +171,11 @@ def print_checkup(measured: Mapping[str, Any]) -> None:
     show("alarms of the checkup in the others:")
     for name, found in measured["alarms_of_the_others"].items():
         show(f"  {name}: {', '.join(found)}")
+    for share, flagged in measured["flagged_sound_recipes"].items():
+        show(
+            f"of the {measured['sound_recipes']} sound recipes that did not fail, flagged with the checkup at "
+            f"{float(share):.0%} of the budget: {', '.join(flagged) or 'none'}"
+        )
     for share, missed in measured["not_flagged"].items():
         show(f"failing runs that are not flagged at {float(share):.0%} of the budget, with the checkup: {len(missed)}")
         for name, reason in missed.items():
