@@ -1,4 +1,4 @@
-"""Run page: one HTML file about one or more training runs, that loads nothing from elsewhere."""
+"""Run page: one self-contained HTML file about one or more training runs."""
 
 from attnwatch.report.run.page import run_page, write_run_page
 

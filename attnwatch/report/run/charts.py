@@ -1,4 +1,4 @@
-"""Figures of the run page, which Bokeh draws in the browser."""
+"""Figures of the run page, drawn by Bokeh in the browser."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,16 +19,16 @@ COLOURS = ("#3b82f6", "#e0752d", "#2a9d6f", "#a855c7", "#d64550", "#8a7a3a")
 GOOD, WATCH, BAD = "#2a9d6f", "#d9a21b", "#d64550"
 
 Figure = figure
-"""A figure of Bokeh."""
+"""A Bokeh figure."""
 
 
 def new_figure(*, height: int, title: str = "", x_name: str = "", y_name: str = "", **options: Any) -> Figure:
-    """Return a figure that is as wide as the page, with transparent paper and quiet axes.
+    """Return a figure as wide as the page, with a transparent background and muted axes.
 
     Args:
-        height: in pixels.
-        title, x_name, y_name: texts; empty for none.
-        options: of `bokeh.plotting.figure`.
+        height: height in pixels.
+        title, x_name, y_name: title and axis labels; empty for none.
+        options: further arguments of `bokeh.plotting.figure`.
     """
     options = {"tools": "xbox_zoom,xpan,reset", "toolbar_location": None, "sizing_mode": "stretch_width"} | options
     made = figure(height=height, min_border_left=64, min_border_right=16, **options)
@@ -46,15 +46,15 @@ def new_figure(*, height: int, title: str = "", x_name: str = "", y_name: str = 
 
 
 def plain(text: str) -> str:
-    """Return a text that Bokeh shows as it is: it reads $$…$$ as a formula, for which it would load a script."""
+    """Return text that Bokeh shows verbatim: it would load a script to render $$…$$ as a formula."""
     return visible(text).replace("$$", "$\u200b$")
 
 
 def as_json(root: LayoutDOM | GridPlot, place: str) -> dict[str, Any]:
-    """Return what Bokeh's script needs to show a figure or a layout in the element with the id `place`."""
+    """Return the JSON with which Bokeh shows a figure or layout in the element with the id `place`."""
     return dict(json_item(root, ID(place)))
 
 
 def step_ticks(steps: Sequence[int], indices: Sequence[int]) -> tuple[list[int], Mapping[float | str, str]]:
-    """Return the ticks of an axis over observations, and their labels: the steps."""
+    """Return the ticks of an axis of observations, and the steps as their labels."""
     return list(indices), {index: f"{steps[index]:,}" for index in indices}

@@ -1,4 +1,4 @@
-"""First step at which a run differs from another by more than noise."""
+"""First step at which two runs differ by more than noise."""
 
 from collections.abc import Sequence
 
@@ -10,14 +10,14 @@ from attnwatch.runs import RunRecord
 from attnwatch.utils.labels import site_labels
 from attnwatch.utils.reductions import nan_mean
 
-# Two curves part where they differ by so many times their noise, in so many observations in a row.
+# Two curves count as different after _IN_A_ROW observations whose difference exceeds _FACTOR times their noise.
 _FACTOR, _IN_A_ROW = 6.0, 3
 _FEWEST = 6
 _WATCHED = ("normalized_entropy", "max_logit")
 
 
 def first_differences(records: Sequence[RunRecord]) -> list[str]:
-    """Return, for each run after the first, a sentence on where it parts from the first; empty for a single run."""
+    """Return a sentence on where each later run first differs from the first one; empty for a single run."""
     return [_difference(records[0], record) for record in records[1:]]
 
 
@@ -25,7 +25,7 @@ def _difference(first: RunRecord, other: RunRecord) -> str:
     names = f"{first.name} and {other.name}"
     common = np.intersect1d(first.history.steps, other.history.steps)
     if len(common) < _FEWEST:
-        return f"{names} have {len(common)} observed steps in common: too few to say where they part."
+        return f"{names} have {len(common)} observed steps in common: too few to say where they differ."
     one, two = (history.at(np.isin(history.steps, common)) for history in (first.history, other.history))
     parts = [found for name in _WATCHED if (found := _of_attention(name, one, two))]
     loss = _parting(one.loss[:, None], two.loss[:, None])
@@ -33,21 +33,21 @@ def _difference(first: RunRecord, other: RunRecord) -> str:
     if loss[0] >= 0:
         steps.append((int(common[loss[0]]), "the loss"))
     if not steps:
-        return f"{names} do not part by more than their noise in {len(common)} common observations."
+        return f"{names} do not differ by more than their noise in {len(common)} common observations."
     steps.sort(key=lambda part: part[0])
-    told = ", ".join(f"{text} at step {step:,}" for step, text in steps)
-    others = "" if one.sites == two.sites else " (they are different models, so that the mean over layers is compared)"
-    return f"{names} part first in {told}{others}."
+    listed = ", ".join(f"{text} at step {step:,}" for step, text in steps)
+    others = "" if one.sites == two.sites else " (the models are different, so the mean over layers is compared)"
+    return f"{names} first differ in {listed}{others}."
 
 
 def _of_attention(name: str, one: AttentionHistory, two: AttentionHistory) -> tuple[int, str] | None:
-    """Return the observation at which the first layers part, and these in words; the mean of different models."""
+    """Return the first observation at which layers differ, and which; different models are compared by the mean."""
     if name not in one.statistics or name not in two.statistics or not one.sites or not two.sites:
         return None
     curves = [over_heads(history, history.statistics[name]) for history in (one, two)]
     labels = [f"of {label.replace('_', ' ')}" for label in site_labels(one.sites)]
     if one.sites != two.sites:
-        curves, labels = [nan_mean(curve)[:, None] for curve in curves], ["on average"]
+        curves, labels = [nan_mean(curve)[:, None] for curve in curves], ["averaged over layers"]
     starts = _parting(*curves)
     if not (starts >= 0).any():
         return None
@@ -58,7 +58,7 @@ def _of_attention(name: str, one: AttentionHistory, two: AttentionHistory) -> tu
 
 
 def _parting(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """Return for each column of [observations, columns] where the two part for good; -1 where they do not."""
+    """Return where the columns of two arrays [observations, columns] begin to differ; -1 for columns that do not."""
     difference = np.abs(one - two)
     noise = np.sqrt((_noise(one) ** 2 + _noise(two) ** 2) / 2) + 1e-6 * (1 + np.nanmax(np.abs(one), initial=0.0))
     apart = difference > _FACTOR * noise
@@ -67,7 +67,7 @@ def _parting(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def _noise(curve: np.ndarray) -> np.ndarray:
-    """Return the noise of each column from second differences, which hardly see a trend."""
+    """Estimate the noise of each column from second differences, on which a trend has little effect."""
     second = curve[2:] - 2 * curve[1:-1] + curve[:-2]
     squares = np.where(np.isfinite(second), second**2, np.nan)
     with np.errstate(all="ignore"):

@@ -1,4 +1,4 @@
-"""Statistics of a run as grids: layers over time, and heads at one observation. The page draws what one picks."""
+"""Statistics of a run as grids: layers over time, and heads at one observation. The page draws the selected ones."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ with extra_needed("report", "the run page"):
     from bokeh.models.annotations import ColorBar, Span
     from bokeh.palettes import Viridis256
 
-# Numbers of heads that a page holds, in all statistics and steps together; more would make it larger than 6 MB.
+# Most values of heads in a page, over all statistics and steps; more would make it larger than 6 MB.
 _MOST_NUMBERS = 1_400_000
 _MOST_TICKS = 8
 _REMOVED, _NOT_OBSERVED, _NOTHING = "#b8623a", "#9aa4b155", "#00000000"
@@ -30,9 +30,9 @@ class Grids:
     """Arrays and descriptions with which the page shows the statistics of a run.
 
     Attributes:
-        arrays: for each statistic its `layers/NAME` [observations, sites], and `heads/NAME` [shown, sites, heads] where
-            it has heads; `states` [shown, sites, heads], one of the constants of this module.
-        statistics: what the page says of each statistic: name, title, range of colours, group.
+        arrays: `layers/NAME` [observations, sites] of each statistic, and `heads/NAME` [shown, sites, heads] of those
+            with heads; `states` [shown, sites, heads], whose values are constants of this module.
+        statistics: description of each statistic: its name, title, summary, colour range and group.
         shown: indices of the observations whose heads are shown.
     """
 
@@ -47,10 +47,10 @@ class Grids:
 
 
 def grids_of(history: AttentionHistory, *, share: float = 1.0) -> Grids:
-    """Return the statistics of a history, with the heads of as many observations as a page can hold.
+    """Return the statistics of a history, with the heads at as many observations as fit into the page.
 
     Args:
-        share: share of the page that is for this history.
+        share: share of the page that this history may fill.
     """
     attention = list(history.statistics.values())
     num_heads = max((history.values[each.name].shape[2] for each in attention[:1]), default=0)
@@ -78,9 +78,9 @@ def grids_of(history: AttentionHistory, *, share: float = 1.0) -> Grids:
 
 
 def head_states(history: AttentionHistory) -> np.ndarray:
-    """Return what is known of each head at each observation, uint8 [observations, sites, heads].
+    """Return the state of each head at each observation, uint8 [observations, sites, heads].
 
-    A head was removed where it was observed before, and other heads of its site are observed without it.
+    A head counts as removed if it was observed before and only other heads of its site are observed now.
     """
     seen = np.isfinite(history["nonfinite"]) | np.isfinite(history["normalized_entropy"])
     before = np.logical_or.accumulate(seen, axis=0)
@@ -93,7 +93,7 @@ def head_states(history: AttentionHistory) -> np.ndarray:
 
 
 def _limits(statistic: Statistic, values: np.ndarray) -> tuple[float, float]:
-    """Return the ends of the colours; those of the values where a scale for all runs would have to be logarithmic."""
+    """Return the limits of the colour scale; those of the values if a scale for all runs would be logarithmic."""
     known = values[np.isfinite(values)]
     if statistic.chart_is_logarithmic and known.size:
         return float(known.min()), float(known.max())
@@ -113,7 +113,7 @@ def _described(name: str, summary: str, unit: str, limits: tuple[float, float], 
 
 
 def grid_figures(history: AttentionHistory) -> tuple[Figure, Figure]:
-    """Return the two grids, empty: layers over time, and the heads of one observation."""
+    """Return two empty grids: layers over time, and heads at one observation."""
     num_sites, labels = len(history.sites), site_labels(history.sites)
     num_heads = max((values.shape[2] for values in history.values.values()), default=1)
     height = int(np.clip(90 + 18 * num_sites, 220, 640))

@@ -15,7 +15,7 @@ from attnwatch.utils.rounding import rounded
 with extra_needed("report", "the run page"):
     from bokeh.resources import Resources
 
-# 13 bits of mantissa are four significant digits.
+# 13 bits of mantissa keep four significant digits.
 _MANTISSA_BITS = 13
 _LEVEL = 6
 
@@ -26,8 +26,8 @@ class PackedArrays:
 
     Attributes:
         content: base64 of the gzipped bytes of all arrays.
-        places: for each array by name its `shape`, and the index of its first number among all of them as `start`.
-        size: number of the numbers.
+        places: `shape` of each array by name, and `start`, the index of its first number in the packed sequence.
+        size: total number of values.
     """
 
     content: str
@@ -38,7 +38,7 @@ class PackedArrays:
 def pack(arrays: Mapping[str, np.ndarray]) -> PackedArrays:
     """Pack arrays, rounded to four significant digits.
 
-    The first bytes of all numbers come first, then all second ones, and so on: they resemble each other.
+    The first bytes of all numbers come first, then all second bytes, and so on: similar bytes compress better.
     """
     places, start = {}, 0
     for name, array in arrays.items():
@@ -51,13 +51,13 @@ def pack(arrays: Mapping[str, np.ndarray]) -> PackedArrays:
 
 
 def pack_text(text: str) -> str:
-    """Return a text, gzipped, in base64."""
+    """Return a text as gzipped base64."""
     return _packed(text.encode())
 
 
 @cache
 def packed_bokeh() -> str:
-    """Return Bokeh's script, gzipped, in base64."""
+    """Return Bokeh's script as gzipped base64."""
     return _packed("\n".join(Resources(mode="inline", components=["bokeh"]).js_raw).encode())
 
 

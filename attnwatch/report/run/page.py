@@ -1,4 +1,4 @@
-"""Run page: everything that is known of a run, or of several beside each other, as one HTML file."""
+"""Run page: everything known about one run, or about several side by side, as one HTML file."""
 
 import datetime
 import json
@@ -25,14 +25,14 @@ from attnwatch.utils.files import replaced_file
 
 
 def write_run_page(records: Sequence[RunRecord], path: str | os.PathLike[str]) -> None:
-    """Write the page about one or more runs. An existing file is replaced when the new one is complete.
+    """Write a page about one or more runs. An existing file is replaced only once the new one is complete.
 
     Args:
-        records: runs, in the order in which they are shown.
-        path: of the page.
+        records: runs in display order.
+        path: path of the page.
 
     Raises:
-        ConfigurationError: there is no run, or the path is that of a folder or lies in one that does not exist.
+        ConfigurationError: there is no run, or the path is a folder or lies in one that does not exist.
         ImportError: bokeh or jinja2 is missing.
         OSError: the file can't be written.
     """
@@ -53,7 +53,7 @@ def run_page(records: Sequence[RunRecord]) -> str:
         ImportError: bokeh or jinja2 is missing.
     """
     if not records:
-        raise ConfigurationError("`records` must have at least one run.")
+        raise ConfigurationError("`records` must contain at least one run.")
     courses = [risk_course(record) for record in records]
     items = [as_json(timeline(records, courses), "timeline")]
     runs = []
@@ -129,7 +129,7 @@ def _summary(record: RunRecord) -> str:
 
 
 def _data(run: dict[str, Any], packed: PackedArrays) -> dict[str, Any]:
-    """Return what the script of the page needs of one run."""
+    """Return the data of one run for the page's script."""
     history, grids = run["record"].history, run["grids"]
     return {
         "places": packed.places,

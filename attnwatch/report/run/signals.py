@@ -1,4 +1,4 @@
-"""Signals of a run beside the range that they have in sound runs, and the risk that follows from them."""
+"""Signals of a run, compared with their range in sound runs, and the risk that follows from them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,8 +33,8 @@ class RiskCourse:
 
     Attributes:
         steps: int64 [points], steps of the signals.
-        signals: as the risk model reads them, float64 [points, signals].
-        risk: as it was logged while the run trained, or else as the model of this version gives it at `steps`.
+        signals: inputs of the risk model, float64 [points, signals].
+        risk: risk logged during training, or else computed at `steps` by the current risk model.
     """
 
     steps: np.ndarray
@@ -43,7 +43,7 @@ class RiskCourse:
 
 
 def risk_course(record: RunRecord) -> RiskCourse:
-    """Return the risk of a run, and its signals at up to 16 of its observations, the last one among them."""
+    """Return the risk of a run, and its signals at up to 16 observations, including the last."""
     history = record.history
     first = min(MIN_OBSERVATIONS, len(history))
     num_points = _MOST_POINTS if len(history) and history.sites else 0
@@ -60,7 +60,7 @@ def risk_course(record: RunRecord) -> RiskCourse:
 
 
 def _risk(signals: np.ndarray, share: float | None) -> float:
-    """Return the risk by these signals; nan where it is too early for the model."""
+    """Return the risk for these signals; nan if it is too early for the model."""
     model = default_risk_model()
     if np.isnan(signals).all() or (share is not None and share < model.shares[0]):
         return np.nan
@@ -73,7 +73,7 @@ def _share(record: RunRecord, step: int) -> float | None:
 
 
 def signal_grid(record: RunRecord, course: RiskCourse) -> GridPlot:
-    """Return one small chart for each signal; the range of sound runs lies behind it where it is known."""
+    """Return a small chart of each signal, in front of its range in sound runs where that is known."""
     return gridplot(
         [[_chart(index, record, course) for index in range(begin, min(begin + 3, len(SIGNALS)))] for begin in (0, 3)],
         toolbar_location=None,
@@ -100,7 +100,7 @@ def _chart(index: int, record: RunRecord, course: RiskCourse) -> Figure:
 
 
 def _band(index: int, model: RiskModel, record: RunRecord) -> Mapping[str, np.ndarray] | None:
-    """Return the range of sound runs over the steps of the run so far; None if its length is not known."""
+    """Return the range of sound runs over the steps so far; None if the length of the run is unknown."""
     total = record.history.total_steps
     if total is None or not len(record.history):
         return None

@@ -13,20 +13,20 @@ from attnwatch.runs import RunEvent, RunRecord
 from attnwatch.utils.labels import site_labels
 
 _MOST_ROWS = 128
-# Marks on the timeline, findings and events each.
+# Most findings, and most events, that are marked on the timeline.
 MOST_MARKS = 300
-# Observations whose mean is the loss before an event, and after it.
+# Number of observations over which the loss before and after an event is averaged.
 _LOSSES_AROUND = 5
 _SHOWN = ("normalized_entropy", "max_logit", "sink_mass", "gradient_norm", "weight_norm", "update_ratio")
 
 
 @dataclass(frozen=True)
 class LayerTable:
-    """Layers of a run, those with something odd first.
+    """Layers of a run, odd ones first.
 
     Attributes:
         columns: names of the columns.
-        rows: for each layer its label, module, cells as "first → latest", and what is odd about it.
+        rows: label, module, cells as "first → latest", and oddities of each layer.
         left_out: number of layers that are not shown.
     """
 
@@ -36,10 +36,10 @@ class LayerTable:
 
 
 def layer_table(record: RunRecord, layers: Mapping[str, np.ndarray]) -> LayerTable:
-    """Return the layers of a run, sorted by how odd they are, then by their place in the model.
+    """Return the layers of a run, the oddest first, then in model order.
 
     Args:
-        record: of the run.
+        record: record of the run.
         layers: statistics of the layers by name, [observations, sites].
     """
     curves = {name: layers[name] for name in _SHOWN if name in layers}
@@ -48,7 +48,7 @@ def layer_table(record: RunRecord, layers: Mapping[str, np.ndarray]) -> LayerTab
     for name, curve in curves.items():
         for site, value, median, distance in odd_layers(latest(curve), _chart_range(record, name)):
             words = (
-                f"{name.replace('_', ' ')} far {'above' if value > median else 'below'} the others' {number(median)}"
+                f"{name.replace('_', ' ')} far {'above' if value > median else 'below'} the median of {number(median)}"
             )
             odd[site] = max(odd[site][0], distance), [*odd[site][1], words]
     for finding in record.diagnosis.findings:
@@ -75,12 +75,12 @@ def _range(values: np.ndarray) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class EventTable:
-    """Events of one kind that have numbers, such as cuts.
+    """Events of one kind that carry numbers, such as cuts.
 
     Attributes:
         kind: kind of the events.
         columns: names of the columns after the step and the label.
-        rows: for each event its number among all events of the run, its step, its label and its cells.
+        rows: index among all events of the run, step, label and cells of each event.
     """
 
     kind: str
@@ -89,7 +89,7 @@ class EventTable:
 
 
 def event_tables(record: RunRecord) -> list[EventTable]:
-    """Return the events with numbers, a table for each kind, with the loss before and after each."""
+    """Return a table of events with numbers for each kind, with the loss before and after each event."""
     kinds: dict[str, list[int]] = {}
     for index, event in enumerate(record.events[:MOST_MARKS]):
         if event.details:
@@ -126,7 +126,7 @@ def _change(curve: np.ndarray) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with three significant digits, a whole one with all of them; a dash for nan."""
+    """Format a number with three significant digits, or with all of them if it is whole; nan becomes a dash."""
     if math.isnan(value):
         return "–"
     is_whole = float(value).is_integer() or abs(value) >= 100

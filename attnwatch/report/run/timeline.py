@@ -1,4 +1,4 @@
-"""Timeline of a run: loss, risk, learning rate, metrics, and what happened, on one axis."""
+"""Timeline of a run: loss, risk, learning rate, metrics and events on one axis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ with extra_needed("report", "the run page"):
     from bokeh.models.renderers import GlyphRenderer
 
 _MOST_METRICS = 4
-# Beginnings of the names of metrics on data that is not trained on, and ends of those that are about speed.
+# Name prefixes of metrics on held-out data, and name suffixes of speed metrics.
 _MEASURED = ("eval", "val", "test", "valid")
 _SPEEDS = ("_runtime", "_per_second")
 
@@ -38,11 +38,11 @@ class Mark:
     """Mark on the timeline.
 
     Attributes:
-        step: where it is.
+        step: step of the mark.
         lane: row of the mark, such as "findings" or "heads".
         label: a few words.
-        text: sentences, shown under the pointer.
-        anchor: id of the element of the page with the evidence.
+        text: sentences shown in the tooltip.
+        anchor: id of the page element with the evidence.
         tone: "bad", "watch", "good" or "plain".
     """
 
@@ -58,7 +58,7 @@ _TONES = {"bad": BAD, "watch": WATCH, "good": GOOD, "plain": INK}
 
 
 def marks_of(record: RunRecord) -> list[Mark]:
-    """Return the findings and the events of a run, in the order of their steps; at most `MOST_MARKS`."""
+    """Return the findings and events of a run in order of steps; at most `MOST_MARKS`."""
     marks = []
     for number, finding in enumerate(record.diagnosis.findings[:MOST_MARKS]):
         lane = "checkup" if finding in record.checked else "findings"
@@ -74,8 +74,8 @@ def timeline(records: Sequence[RunRecord], courses: Sequence[RiskCourse]) -> Col
     """Return the timeline of one run, or of several on the same axis.
 
     Args:
-        records: runs; of several only the loss, the risk and the learning rate are shown.
-        courses: risk of each.
+        records: runs; for several, only the loss, the risk and the learning rate are shown.
+        courses: risk of each run.
     """
     last = max([*(int(record.history.steps[-1]) for record in records if len(record.history)), 1])
     steps = Range1d(start=-0.015 * last, end=last * 1.02, bounds=(-0.1 * last, last * 1.1))
@@ -107,7 +107,7 @@ _NOTHING = Curve(np.empty(0, dtype=np.int64), np.empty(0))
 
 
 def _curves(title: str, curves: Sequence[Curve], names: Sequence[str], steps: Range1d, *, height: int) -> Figure:
-    """Draw one number of each run; a step at which it is not finite is a gap."""
+    """Draw one curve for each run, with gaps where values are not finite."""
     made = new_figure(height=height, y_name=title, x_range=steps)
     made.yaxis.ticker = BasicTicker(desired_num_ticks=max(height // 30, 2))
     for curve, name, colour in zip(curves, names, _colours(len(curves)), strict=True):
@@ -134,7 +134,7 @@ def _colours(number: int) -> list[str]:
 
 
 def _lanes(marks: Sequence[Mark], steps: Range1d) -> Figure:
-    """Draw the marks, each kind in a row of its own; a click leads to the evidence."""
+    """Draw the marks, one row for each kind; a click on a mark leads to its evidence."""
     lanes = list(dict.fromkeys(mark.lane for mark in marks))[::-1]
     made = new_figure(
         height=56 + 24 * len(lanes),
@@ -162,7 +162,7 @@ def _lanes(marks: Sequence[Mark], steps: Range1d) -> Figure:
 
 
 def _draw_changes(made: Figure, marks: Sequence[Mark]) -> None:
-    """Draw a line through a figure at each mark."""
+    """Draw a vertical line at each mark."""
     for step, tone in {mark.step: mark.tone for mark in marks}.items():
         made.add_layout(
             Span(location=step, dimension="height", line_color=_TONES[tone], line_dash="dotted", line_alpha=0.7)

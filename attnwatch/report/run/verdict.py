@@ -1,4 +1,4 @@
-"""Verdict on a run as the first screen of its page: a sentence, what to do, and how sure it is."""
+"""Verdict on a run, as the first screen of its page: a sentence, what to do, and how certain it is."""
 
 import math
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class Verdict:
         tone: "bad", "watch", "good" or "unknown", for the colour of the card.
         sentence: status of the run, and what is wrong in a few words.
         fault: what is wrong, with its numbers; empty if nothing was found.
-        where: names of the modules or parameters where it holds, if `fault` does not name them.
+        where: names of the affected modules or parameters, if `fault` does not name them.
         causes: possible causes, likeliest first, each with its share of the evidence and what to do about it.
-        actions: what to do where no cause is named, most important first.
+        actions: what to do if no cause is named, most important first.
         certainty: what the verdict rests on.
     """
 
@@ -68,7 +68,7 @@ def verdict_of(record: RunRecord) -> Verdict:
 
 
 def fault_of(finding: Finding) -> str:
-    """Return what was seen, without what to do about it."""
+    """Return what a finding says was observed, without the remedy."""
     what = finding.message.removesuffix(remedy_of(finding.kind.value)).rstrip(" .")
     return f"{what[:1].upper()}{what[1:]}."
 
@@ -96,30 +96,30 @@ def _without_fault(record: RunRecord) -> str:
     if status is RunStatus.HEALTHY:
         return "Nothing needs to be done."
     if not history.sites:
-        return "Train with an AttentionMonitor, so that there is more than the loss to judge by."
+        return "Train with an AttentionMonitor, so that the run can be judged by more than its loss."
     wanted = Thresholds().of_budget(history.total_steps)
     if history.total_steps is not None and history.total_steps < wanted.min_steps:
-        return f"Nothing: a run of {history.total_steps} steps is too short; a verdict needs {wanted.min_steps:.0f}."
+        return f"Nothing: {history.total_steps} steps are too few for a verdict, which needs {wanted.min_steps:.0f}."
     return (
-        f"Let it train on: a verdict needs {wanted.min_observations} observations (there are {len(history)}) over "
-        f"{wanted.min_steps:.0f} steps (there are {history.num_steps})."
+        f"Let it continue: a verdict needs {wanted.min_observations} observations ({len(history)} so far) over "
+        f"{wanted.min_steps:.0f} steps ({history.num_steps} so far)."
     )
 
 
 def _certainty(record: RunRecord, first: Finding | None) -> str:
     diagnosis = record.diagnosis
     if first is not None and first in record.checked:
-        return f"It is a fact: the checkup found it at step {first.step}, by looking at the training itself."
+        return f"This is a fact: the checkup found it at step {first.step} by inspecting the training itself."
     if record.source and not record.history.sites:
         return f"Only a loss could be read from this {record.source}, and a loss alone shows few faults."
     if math.isnan(diagnosis.risk):
-        return "The risk that it fails is not known yet."
+        return "The risk of failure is not known yet."
     model = default_risk_model()
     lowest = 1 / (1 + math.exp(-model.offset))
-    scale = f"{lowest:.2f} is the lowest that there is, and a run is reported from {model.flag_at:.2f} on"
+    scale = f"the lowest possible risk is {lowest:.2f}, and a run is reported from {model.flag_at:.2f} on"
     if first is None:
         return f"The risk is {diagnosis.risk:.2f}; {scale}."
     number = int((record.history.steps >= first.step).sum())
-    seen = f"It has held since step {first.step:,}, at {number} observations."
-    failed = f"Of the runs like this one, {share_in_words(diagnosis.risk)} failed"
+    seen = f"The finding has held since step {first.step:,}, over {number} observations."
+    failed = f"Of runs like this one, {share_in_words(diagnosis.risk)} failed"
     return f"{seen} {failed} (risk {diagnosis.risk:.2f}; {scale})."

@@ -30,7 +30,7 @@ def test_page_says_everything_in_words_too():
     for text in (
         "This run is not converging (eval_mode).",
         "The model was in eval mode.",
-        "It is a fact: the checkup found it at step 0",
+        "This is a fact: the checkup found it at step 0",
         "layers.1.attn",
         "1 of 6 heads was removed.",
         "1 check found nothing: batch_mixing",
@@ -154,12 +154,12 @@ def test_first_difference_is_named_with_its_layer_and_step(begin):
     history = a_history(40, 3)
     other = _bent(history, "max_logit", 1, begin)
     (said,) = first_differences([a_record("one", history), a_record("two", other)])
-    assert said == f"one and two part first in the max logit of layer 1 at step {10 * begin}."
+    assert said == f"one and two first differ in the max logit of layer 1 at step {10 * begin}."
 
 
 def test_runs_that_differ_by_noise_alone_do_not_part():
     records = [a_record(f"run {seed}", a_history(40, 3, seed=seed)) for seed in (0, 1)]
-    assert "do not part" in first_differences(records)[0]
+    assert "do not differ" in first_differences(records)[0]
 
 
 @pytest.mark.slow
@@ -183,7 +183,7 @@ def test_page_replaces_another_only_when_it_is_complete(tmp_path):
 
 
 def test_bad_arguments_are_refused_by_name(tmp_path):
-    with pytest.raises(ConfigurationError, match="`records` must have at least one run"):
+    with pytest.raises(ConfigurationError, match="`records` must contain at least one run"):
         run_page([])
     with pytest.raises(ConfigurationError, match=r"`path`.*is a folder"):
         write_run_page([a_record()], tmp_path)
