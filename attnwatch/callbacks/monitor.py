@@ -246,6 +246,10 @@ class AttentionMonitor(TrainingPart):
         if is_observing and self._verdicts.may_stop and run.is_true_anywhere(self._verdicts.want_to_stop):
             run.stop()
 
+    def note_metrics(self, run: TrainerRun) -> None:
+        with self._non_fatal("the monitor failed", key="monitor"):
+            self._report.note_metrics(run, run.global_step)
+
     def end(self, run: TrainerRun) -> None:
         self._recorder.flush(finish_step=True)
         with self._non_fatal("the monitor failed", key="monitor"):

@@ -107,6 +107,9 @@ class TrainingPart(ABC):
     def record_metric(self, value: Tensor | float) -> None:
         """Take a new value of `watched_metric`."""
 
+    def note_metrics(self, run: TrainerRun) -> None:
+        """Look at `run.metric_values`, which may have changed: the trainer has logged or evaluated."""
+
     @abstractmethod
     def end(self, run: TrainerRun) -> None:
         """End the training."""

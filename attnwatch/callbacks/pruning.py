@@ -122,17 +122,19 @@ class HeadPruning(TrainingPart):
         return [self._event(cut) for cut in self.cuts]
 
     def _event(self, cut: Cut) -> RunEvent:
-        label = "cut, taken back" if cut.taken_back else "heads go"
+        label = "cut taken back" if cut.taken_back else "heads removed"
         details: dict[str, float | str] = {
             "heads": cut.plan.num_removed,
             "criterion": find_criterion(self.criterion).name,
         }
         if cut.times is not None:
             before, after = cut.times
+            details["cut itself [s]"] = cut.seconds_lost
             details |= {"step before [s]": before, "step after [s]": after, "times as fast": before / after}
         if cut.speed_ceiling is not None:
             details["at most"] = cut.speed_ceiling
-        return RunEvent(cut.step, "heads", label, f"{cut}.", details)
+        text = f"{cut}." if cut.taken_back else ""
+        return RunEvent(cut.step, "heads", label, text, details)
 
     # What happens in a training.
 

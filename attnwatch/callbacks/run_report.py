@@ -87,17 +87,25 @@ class RunReport:
 
     def note(self, run: TrainerRun, diagnosis: Diagnosis) -> None:
         """Note the risk, the learning rate and the trainer's metrics at a verdict."""
-        metrics = {name: value for name, value in run.metric_values.items() if not name.startswith("attention/")}
-        numbers = {RISK_CURVE: diagnosis.risk, **metrics}
+        self._add(RISK_CURVE, diagnosis.step, diagnosis.risk)
         (_, optimizers), *_ = run.models_with_optimizers()
         if optimizers:
-            numbers[RATE_CURVE] = float(optimizers[0].param_groups[0]["lr"])
-        for name, number in numbers.items():
-            points = self._curves.setdefault(name, [])
-            if math.isfinite(number) and not (points and points[-1][0] >= diagnosis.step):
-                points.append((diagnosis.step, number))
-            if len(points) > _MOST_POINTS:
-                del points[1::2]
+            self._add(RATE_CURVE, diagnosis.step, float(optimizers[0].param_groups[0]["lr"]))
+        self.note_metrics(run, diagnosis.step)
+
+    def note_metrics(self, run: TrainerRun, step: int) -> None:
+        """Note the trainer's metrics that have changed since they were noted last."""
+        for name, value in run.metric_values.items():
+            known = self._curves.get(name)
+            if not name.startswith("attention/") and not (known and known[-1][1] == value):
+                self._add(name, step, value)
+
+    def _add(self, name: str, step: int, number: float) -> None:
+        points = self._curves.setdefault(name, [])
+        if math.isfinite(number) and not (points and points[-1][0] >= step):
+            points.append((step, number))
+        if len(points) > _MOST_POINTS:
+            del points[1::2]
 
     def record(
         self, run: TrainerRun, history: AttentionHistory, diagnosis: Diagnosis, checkup: RunCheckup
@@ -116,7 +124,8 @@ class RunReport:
             ruled_out=checkup.ruled_out,
             checkup={} if checked is None else checked.results,
             settings={**self._settings, **{name: str(value) for name, value in run.hyperparameters.items()}},
-            environment={**self._environment, **_outcomes(run), "time in the monitor's hooks": cost},
+            environment={**self._environment, "time in the monitor's hooks": cost},
+            outcomes=_outcomes(run),
             remarks=tuple(run.remarks),
             judged=diagnosis,
         )
@@ -170,12 +179,11 @@ class RunReport:
         self._events = [RunEvent(**event) for event in state["events"]]
 
 
-def _outcomes(run: TrainerRun) -> dict[str, str]:
-    """Return what the callbacks that have changed the model say of it, by their names."""
+def _outcomes(run: TrainerRun) -> tuple[str, ...]:
+    """Return what the callbacks that have changed the model say of it, each with its name."""
     changed = [part for part in run.parts if part.events]
-    return {
-        " ".join([type(part).__name__, *map(str, part.distinguished_by.values())]): part.description for part in changed
-    }
+    names = (" ".join([type(part).__name__, *map(str, part.distinguished_by.values())]) for part in changed)
+    return tuple(f"{name}: {part.description}." for name, part in zip(names, changed, strict=True))
 
 
 def _name_of(folder: Path) -> str:

@@ -139,7 +139,7 @@ class TokenDropping(TrainingPart):
                 "times as fast": speedup.ratio,
                 "at most": speedup.ceiling,
             }
-        return RunEvent(step, "tokens", f"{ratio:.0%} of the tokens", text, details)
+        return RunEvent(step, "tokens", f"{ratio:.0%} of the tokens", f"{text}.", details)
 
     @property
     def remarks(self) -> list[str]:

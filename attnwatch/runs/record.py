@@ -64,6 +64,7 @@ class RunRecord:
         settings: arguments of the callbacks and of the trainer by name, as text.
         environment: versions and hardware by name, as text.
         source: kind of log that the record was read from, in words; empty where attnwatch recorded the run itself.
+        outcomes: sentences on what callbacks have done to the training.
         remarks: sentences in markdown on how to read the record.
         judged: verdict while the run was trained; None if nobody judged it then.
     """
@@ -78,6 +79,7 @@ class RunRecord:
     settings: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    outcomes: tuple[str, ...] = ()
     remarks: tuple[str, ...] = ()
     judged: Diagnosis | None = None
 
@@ -126,6 +128,7 @@ class RunRecord:
             "checked": [finding.as_json() for finding in self.checked],
             "ruled_out": sorted(self.ruled_out),
             "source": self.source,
+            "outcomes": list(self.outcomes),
             "remarks": list(self.remarks),
             "judged": None if self.judged is None else self.judged.as_json(),
             **texts,
@@ -145,6 +148,7 @@ def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecor
         checked=tuple(Finding.from_json(each) for each in stored["checked"] if each["kind"] in FindingKind),
         ruled_out=frozenset(stored["ruled_out"]),
         source=str(stored["source"]),
+        outcomes=tuple(map(str, stored["outcomes"])),
         remarks=tuple(map(str, stored["remarks"])),
         judged=None if stored["judged"] is None else Diagnosis.from_json(stored["judged"]),
         **{each: _texts(stored[each]) for each in ("checkup", "settings", "environment")},

@@ -158,11 +158,11 @@ def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
     events = events_of(logger)
     (words,) = events.Tensors("attention/diagnosis/text_summary")[-1:]
     assert remark in words.tensor_proto.string_val[0].decode()
-    changes = "step 4: heads go; step 8: heads go; step 16: 100% of the tokens"
+    changes = "step 4: heads removed; step 8: heads removed; step 16: 100% of the tokens"
     assert f"**Changes of the model:** {changes}" in words.tensor_proto.string_val[0].decode()
     (change,) = events.Tensors("tokens/changes/text_summary")
-    assert change.tensor_proto.string_val[0].decode() == "100% of the tokens are computed from step 16 on"
-    assert [(event.step, event.label) for event in pruning.part.events] == [(4, "heads go"), (8, "heads go")]
+    assert change.tensor_proto.string_val[0].decode() == "100% of the tokens are computed from step 16 on."
+    assert [(event.step, event.label) for event in pruning.part.events] == [(4, "heads removed"), (8, "heads removed")]
     assert [(event.step, event.label) for event in dropping.part.events] == [(16, "100% of the tokens")]
     assert pruning.part.description.startswith("4 of 8 heads are gone")
     assert dropping.part.description == dropping.summary()

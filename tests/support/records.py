@@ -32,11 +32,12 @@ def a_record(name: str = "run", history: AttentionHistory | None = None) -> RunR
         name,
         a_history() if history is None else history,
         curves={RATE_CURVE: Curve(np.array([0, 50]), np.array([1e-3, 5e-4]))},
-        events=(RunEvent(40, "heads", "heads go", "1 of 6 heads was removed.", details),),
+        events=(RunEvent(40, "heads", "heads removed", "1 of 6 heads was removed.", details),),
         checked=(finding,),
         ruled_out=frozenset({"batch_mixing"}),
         checkup={"eval_mode": "FOUND: the model was in eval mode", "batch_mixing": "ok"},
         settings={"every_n_steps": "10"},
         environment={"torch": "2.13"},
+        outcomes=("HeadPruning: 1 of 6 heads is gone.",),
         remarks=("Read it so.",),
     )

@@ -28,7 +28,7 @@ def test_page_lies_beside_the_logs_and_says_what_the_monitor_says(training):
     words = _words(page)
     assert "attnwatch" in words
     assert "every_n_steps 1" in words
-    assert str(pruning.cuts[0]) in words
+    assert "4 of 8 heads are gone; the target was 50%" in words
     record = read_run(page.with_suffix(".npz"))
     assert record.diagnosis == monitor.diagnosis or str(record.diagnosis) == str(monitor.diagnosis)
     assert record.events[0].kind == "heads"
@@ -36,6 +36,17 @@ def test_page_lies_beside_the_logs_and_says_what_the_monitor_says(training):
     assert record.checkup == monitor.checkup.results
     assert record.environment["torch"]
     assert read_run(training.directory).name == record.name
+
+
+def test_metrics_are_at_the_steps_at_which_they_were_measured(training):
+    """Not at the flushes of the monitor, which come once in five observations."""
+    monitor = training.callbacks.AttentionMonitor(every_n_steps=2)
+    training.train(monitor, validate_every=3)
+    record = read_run(monitor.report_path.with_suffix(".npz"))
+    (name,) = [name for name in record.curves if name in ("validation_loss", "eval_loss")]
+    curve = record.curves[name]
+    assert curve.steps[:6].tolist() == [3, 6, 9, 12, 15, 18]  # transformers measures once more at the end
+    assert len(set(curve.values.tolist())) == len(curve.steps) <= 7
 
 
 @pytest.mark.slow

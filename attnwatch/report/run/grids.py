@@ -129,7 +129,7 @@ def grid_figures(history: AttentionHistory) -> tuple[Figure, Figure]:
     of_heads = LinearColorMapper(palette=Viridis256, low=0, high=1, nan_color=_NOTHING, name="head colours")
     heads = _grid(num_sites, num_heads, labels, of_heads, height, "heads")
     heads.xaxis.axis_label = "head"
-    heads.xaxis.ticker = FixedTicker(ticks=evenly_spaced(num_heads, _MOST_TICKS))
+    heads.xaxis.ticker = FixedTicker(ticks=_regular_ticks(num_heads, _MOST_TICKS))
     missing = LinearColorMapper(palette=[_NOTHING, _NOTHING, _NOT_OBSERVED, _REMOVED], low=NO_HEAD, high=REMOVED)
     _add_image(heads, np.zeros((num_sites, num_heads)), missing, "states")
     return layers, heads
@@ -146,11 +146,15 @@ def _grid(num_sites: int, width: int, labels: list[str], mapper: LinearColorMapp
         y_name="layer",
     )
     made.grid.visible = False
-    ticks = evenly_spaced(num_sites, max(height // 40, 2))
+    ticks = _regular_ticks(num_sites, max(height // 24, 2))
     made.yaxis.ticker = FixedTicker(ticks=ticks)
     made.yaxis.major_label_overrides = {index: plain(labels[index].removeprefix("layer_")[:24]) for index in ticks}
     _add_image(made, np.full((num_sites, width), np.nan), mapper, name)
     return made
+
+
+def _regular_ticks(number: int, most: int) -> list[int]:
+    return list(range(0, number, -(-number // most)))
 
 
 def _add_image(made: Figure, image: np.ndarray, mapper: LinearColorMapper, name: str) -> None:

@@ -17,7 +17,15 @@ from attnwatch.report.run.comparison import first_differences
 from attnwatch.report.run.grids import Grids, grid_figures, grids_of
 from attnwatch.report.run.packing import PackedArrays, pack, pack_text, packed_bokeh
 from attnwatch.report.run.signals import risk_course, signal_grid
-from attnwatch.report.run.tables import MOST_MARKS, coverage_rows, event_tables, layer_table, number
+from attnwatch.report.run.tables import (
+    LOSSES_AROUND,
+    MOST_MARKS,
+    coverage_rows,
+    event_tables,
+    layer_table,
+    number,
+    other_events,
+)
 from attnwatch.report.run.timeline import marks_of, timeline
 from attnwatch.report.run.verdict import fault_of, verdict_of
 from attnwatch.runs import RunRecord
@@ -88,7 +96,7 @@ def _run(record: RunRecord, grids: Grids) -> dict[str, Any]:
         "summary": _summary(record),
         "findings": [_finding(finding, record) for finding in diagnosis.findings[:MOST_MARKS]],
         "more_findings": max(len(diagnosis.findings) - MOST_MARKS, 0),
-        "events": list(record.events[:MOST_MARKS]),
+        "other_events": other_events(record),
         "event_tables": event_tables(record),
         "more_events": max(len(record.events) - MOST_MARKS, 0),
         "grids": grids,
@@ -121,7 +129,7 @@ def _summary(record: RunRecord) -> str:
         return "nothing was observed"
     total = f" of {history.total_steps:,}" if history.total_steps else ""
     loss = history.loss[~np.isnan(history.loss)]
-    of_loss = f"; loss {number(loss[0])} → {number(loss[-1])}" if len(loss) else ""
+    of_loss = f"; loss {number(loss[0])} → {number(loss[-LOSSES_AROUND:].mean())}" if len(loss) else ""
     return (
         f"{int(history.steps[-1]) + 1:,} steps{total}; {len(history)} observations of {len(history.sites)} attention "
         f"layers{of_loss}"

@@ -16,7 +16,7 @@ _MOST_ROWS = 128
 # Most findings, and most events, that are marked on the timeline.
 MOST_MARKS = 300
 # Number of observations over which the loss before and after an event is averaged.
-_LOSSES_AROUND = 5
+LOSSES_AROUND = 5
 _SHOWN = ("normalized_entropy", "max_logit", "sink_mass", "gradient_norm", "weight_norm", "update_ratio")
 
 
@@ -80,12 +80,12 @@ class EventTable:
     Attributes:
         kind: kind of the events.
         columns: names of the columns after the step and the label.
-        rows: index among all events of the run, step, label and cells of each event.
+        rows: index among all events of the run, event and cells of each row.
     """
 
     kind: str
     columns: list[str]
-    rows: list[tuple[int, int, str, list[str]]]
+    rows: list[tuple[int, RunEvent, list[str]]]
 
 
 def event_tables(record: RunRecord) -> list[EventTable]:
@@ -97,20 +97,22 @@ def event_tables(record: RunRecord) -> list[EventTable]:
     return [_event_table(record, kind, indices) for kind, indices in kinds.items()]
 
 
+def other_events(record: RunRecord) -> list[tuple[int, RunEvent]]:
+    """Return the events that are in no table, with their indices among all events."""
+    return [(index, event) for index, event in enumerate(record.events[:MOST_MARKS]) if not event.details]
+
+
 def _event_table(record: RunRecord, kind: str, indices: list[int]) -> EventTable:
     events = record.events
     names = list(dict.fromkeys(name for index in indices for name in events[index].details))
-    rows = [
-        (index, events[index].step, events[index].label, _event_cells(record, events[index], names))
-        for index in indices
-    ]
+    rows = [(index, events[index], _event_cells(record, events[index], names)) for index in indices]
     return EventTable(kind, [*names, "loss before", "loss after"], rows)
 
 
 def _event_cells(record: RunRecord, event: RunEvent, names: list[str]) -> list[str]:
     values = [event.details.get(name, math.nan) for name in names]
     is_after, loss = record.history.steps >= event.step, record.history.loss
-    around = loss[~is_after][-_LOSSES_AROUND:], loss[is_after][:_LOSSES_AROUND]
+    around = loss[~is_after][-LOSSES_AROUND:], loss[is_after][:LOSSES_AROUND]
     means = [float(each[np.isfinite(each)].mean()) if np.isfinite(each).any() else math.nan for each in around]
     return [each if isinstance(each, str) else number(each) for each in [*values, *means]]
 

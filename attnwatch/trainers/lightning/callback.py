@@ -100,6 +100,8 @@ class LightningCallback(PartCallback[PartT, LightningRun], pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking:
             self._record_metric("validation")
+            if self._run is not None:
+                self.part.note_metrics(self.run)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.part.skip_batch()  # still open if the module's on_train_batch_start has skipped the rest of the epoch

@@ -165,6 +165,8 @@ class TransformersCallback(PartCallback[PartT, TransformersRun], TrainerCallback
         name, numbers = self.part.watched_metric, numbers or {}
         if name is not None and name in numbers:
             self.part.record_metric(numbers[name])
+        if self._run is not None:
+            self.part.note_metrics(self.run)
 
     def _finish(self) -> None:
         if not self._has_ended:

@@ -23,6 +23,8 @@ from attnwatch.utils.messages import inform, warn
 
 _logger: Any = logging.get_logger("transformers.attnwatch")
 _INTEGRATIONS = "transformers.integrations"
+# Entries of the log history in which changed metrics are looked for: they are looked for at every log.
+_LATEST_LOGS = 16
 _SETTINGS = (
     "gradient_accumulation_steps",
     "label_smoothing_factor",
@@ -159,7 +161,8 @@ class TransformersRun(TrainerRun):
 
     @property
     def metric_values(self) -> Mapping[str, float]:
-        values = {name: value for entry in self.trainer.state.log_history for name, value in entry.items()}
+        latest = self.trainer.state.log_history[-_LATEST_LOGS:]
+        values = {name: value for entry in latest for name, value in entry.items()}
         return {name: value for name, value in values.items() if isinstance(value, float)}
 
     @property

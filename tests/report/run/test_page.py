@@ -10,17 +10,19 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus
+from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, diagnose
 from attnwatch.diagnosis import Cause, Diagnosis, Finding
 from attnwatch.diagnosis.kinds import remedy_of
 from attnwatch.report.run import run_page, write_run_page
 from attnwatch.report.run.comparison import first_differences
 from attnwatch.report.run.grids import NO_HEAD, OBSERVED, REMOVED, UNOBSERVED, grids_of, head_states
 from attnwatch.report.run.packing import pack
-from attnwatch.report.run.tables import event_tables, layer_table
+from attnwatch.report.run.signals import risk_course
+from attnwatch.report.run.tables import event_tables, layer_table, other_events
 from attnwatch.report.run.timeline import marks_of
 from attnwatch.report.run.verdict import verdict_of
-from attnwatch.runs import RunEvent
+from attnwatch.runs import RISK_CURVE, Curve, RunEvent, RunRecord
+from tests.support.histories import noisy
 from tests.support.pages import visible_words
 from tests.support.records import a_history, a_record
 
@@ -36,6 +38,7 @@ def test_page_says_everything_in_words_too():
         "1 check found nothing: batch_mixing",
         "every_n_steps 10",
         "torch 2.13",
+        "HeadPruning: 1 of 6 heads is gone.",
         "Read it so.",
     ):
         assert text in words, text
@@ -116,7 +119,7 @@ def test_marks_are_findings_and_events_in_the_order_of_their_steps():
     marks = marks_of(dataclasses.replace(record, judged=judged))
     assert [(mark.step, mark.lane, mark.label, mark.anchor) for mark in marks] == [
         (0, "checkup", "eval mode", "finding-1"),
-        (40, "heads", "heads go", "event-0"),
+        (40, "heads", "heads removed", "event-0"),
         (60, "findings", "uniform attention", "finding-0"),
     ]
 
@@ -138,9 +141,12 @@ def test_events_with_numbers_are_a_table_with_the_loss_on_both_sides():
     assert (table.kind, table.columns) == ("heads", ["heads", "criterion", "at most", "loss before", "loss after"])
     loss = record.history.loss
     before, after = loss[:4].mean(), loss[4:].mean()
-    assert table.rows[0] == (1, 40, "heads go", ["1", "gate", "–", f"{before:#.3g}", f"{after:#.3g}"])
+    assert table.rows[0] == (1, record.events[1], ["1", "gate", "–", f"{before:#.3g}", f"{after:#.3g}"])
     before = loss[2:7].mean()
-    assert table.rows[1] == (2, 70, "cut, taken back", ["2", "–", "1.25", f"{before:#.3g}", "1"])
+    assert table.rows[1] == (2, later, ["2", "–", "1.25", f"{before:#.3g}", "1"])
+    assert other_events(record) == [(0, words)]
+    page = run_page([record])
+    assert [page.count(f'id="event-{index}"') for index in range(4)] == [1, 1, 1, 0]
 
 
 def _bent(history: AttentionHistory, name: str, site: int, begin: int) -> AttentionHistory:
@@ -180,6 +186,33 @@ def test_page_replaces_another_only_when_it_is_complete(tmp_path):
         write_run_page([dataclasses.replace(a_record("new"), events=(None,))], path)
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
+
+
+def test_page_is_another_file_than_the_one_that_it_replaces(tmp_path):
+    """Whoever reads the old one, or has a link to it, goes on with the old one."""
+    path, link = tmp_path / "page.html", tmp_path / "link.html"
+    write_run_page([a_record("old")], path)
+    link.hardlink_to(path)
+    write_run_page([a_record("new")], path)
+    assert "new" in path.read_text()
+    assert "<title>old" in link.read_text()
+
+
+@pytest.mark.parametrize("total_steps", [1200, None])
+def test_risk_is_that_of_the_diagnosis_at_each_step(total_steps):
+    history = dataclasses.replace(noisy(observations=60, loss=(2, 2.1)), total_steps=total_steps)
+    course = risk_course(RunRecord("run", history))
+    parts = [history.first(int(np.searchsorted(history.steps, step)) + 1) for step in course.steps]
+    risks = [diagnose(part).risk if len(part) > 1 else np.nan for part in parts]
+    known = np.isfinite(course.risk.values)
+    assert known.sum() > 5
+    np.testing.assert_allclose(course.risk.values[known], np.array(risks)[known])
+
+
+def test_logged_risk_is_shown_as_it_was_logged():
+    logged = Curve(np.array([10, 20]), np.array([0.3, 0.4]))
+    course = risk_course(dataclasses.replace(a_record(), curves={RISK_CURVE: logged}))
+    assert course.risk == logged
 
 
 def test_bad_arguments_are_refused_by_name(tmp_path):
