@@ -151,18 +151,18 @@ def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         train(monitor, pruning, dropping, module=Llama(), logger=logger)
     remark = (
-        "Attention in layers 0 to 1 is that of sequences shortened to 50% of their tokens from step 0 to 15: their "
+        "Attention in layers 0 to 1 was observed on sequences shortened to 50% of their tokens from step 0 to 15: its "
         "statistics are not those of full length."
     )
     assert [each.getMessage() for each in caplog.records].count(f"attnwatch: {remark}") == 1
     events = events_of(logger)
     (words,) = events.Tensors("attention/diagnosis/text_summary")[-1:]
     assert remark in words.tensor_proto.string_val[0].decode()
-    changes = "step 4: heads go; step 8: heads go; step 16: 100% of the tokens"
+    changes = "step 4: heads removed; step 8: heads removed; step 16: 100% of the tokens"
     assert f"**Changes of the model:** {changes}" in words.tensor_proto.string_val[0].decode()
     (change,) = events.Tensors("tokens/changes/text_summary")
     assert change.tensor_proto.string_val[0].decode() == "100% of the tokens are computed from step 16 on"
-    assert [(event.step, event.label) for event in pruning.part.events] == [(4, "heads go"), (8, "heads go")]
+    assert [(event.step, event.label) for event in pruning.part.events] == [(4, "heads removed"), (8, "heads removed")]
     assert [(event.step, event.label) for event in dropping.part.events] == [(16, "100% of the tokens")]
     assert pruning.part.description.startswith("4 of 8 heads are gone")
     assert dropping.part.description == dropping.summary()
