@@ -1,12 +1,12 @@
-"""The command line: `attnwatch demo`, `report RUN`, `judge RUN` and `inspect MODEL_DIR`."""
+"""Command line: `attnwatch demo`, `report RUN`, `judge RUN` and `inspect MODEL_DIR`."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-_WRITTEN = "Written: {}. It opens in any browser, and loads nothing."
-_FEWEST_DEMO_STEPS = 120  # before that the diagnosis claims nothing
+_WRITTEN = "Written: {}. It opens in any browser and loads nothing."
+_FEWEST_DEMO_STEPS = 120  # the diagnosis claims nothing before that
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "demo",
         help="train a small Llama four times and compare the runs",
         description="Train a small Llama on the CPU four times: sound, with a fault, pruned, and with dropped tokens. "
-        "Print what the monitor says of each run. Exit code: 0 if it says what is true, else 1.",
+        "Print the monitor's verdict on each run. Exit code: 0 if all verdicts are right, else 1.",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("attnwatch-demo"), help="folder for TensorBoard files (default: %(default)s)"
@@ -44,37 +44,37 @@ def _add_run(parser: argparse.ArgumentParser, *, nargs: str | None = None) -> No
         nargs=nargs,
         metavar="RUN",
         help="saved history (.npz), log of TensorBoard, CSVLogger, W&B, MLflow or trackio, checkpoint of Lightning or "
-        "of the transformers Trainer, or a folder with one of these somewhere below",
+        "the transformers Trainer, or a folder that contains one of these",
     )
-    parser.add_argument("--loss-tag", help="tag of the training loss in the logs (default: the first usual one)")
+    parser.add_argument("--loss-tag", help="tag of the training loss in the logs (default: the first usual tag)")
 
 
 def _add_report(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "report",
         help="write a page about one or more training runs",
-        description="Write an HTML page about a run: the verdict, what to do, and all that was recorded. Several runs "
-        "are shown beside each other, with the first difference between them. The page loads nothing from elsewhere. "
-        "Exit code: 0, or 2 if it can't be written.",
+        description="Write an HTML page about a run: the verdict, what to do, and everything that was recorded. "
+        "Several runs are shown side by side, with the first difference between them. The page loads nothing from "
+        "elsewhere. Exit code: 0, or 2 if it can't be written.",
     )
     _add_run(parser, nargs="+")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file of the page (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="path of the page (default: %(default)s)")
     parser.set_defaults(command_function=_report)
 
 
 def _add_judge(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = commands.add_parser(
         "judge",
-        help="judge a training run, finished or not, by what was saved of it",
+        help="judge a saved training run, finished or not",
         description="Print the status of a run, what is wrong with it and in which layers, and how the attention of "
-        "each layer has changed. Exit code: 0 if the run is sound, also if it is at risk; 1 if it does not converge or "
-        "is unstable; 2 if nobody can say: too little was observed, or the run can't be read.",
+        "each layer has changed. Exit code: 0 if the run is sound or at risk; 1 if it does not converge or is "
+        "unstable; 2 if there is no verdict, because too little was observed or the run can't be read.",
     )
     _add_run(parser)
     parser.add_argument(
         "--total-steps",
         type=int,
-        help="steps that the run will have when it is complete, so that more can be foreseen (default: as recorded)",
+        help="number of steps that the complete run will have, for a better forecast (default: as recorded)",
     )
     parser.set_defaults(command_function=_judge)
 
@@ -87,14 +87,14 @@ def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "knows, and how sure it is. The page loads nothing from elsewhere. Exit code: 0, or 2 if it can't be written.",
     )
     parser.add_argument(
-        "directory", type=Path, metavar="MODEL_DIR", help="folder of save_pretrained, with the model and its tokenizer"
+        "directory", type=Path, metavar="MODEL_DIR", help="folder written by save_pretrained, with model and tokenizer"
     )
     parser.add_argument(
         "--text",
         type=Path,
         required=True,
-        help="UTF-8 file to try the model on: a text for a language model; lines of a sentence, and a tab and a label "
-        "if calibration is wanted, for a classifier",
+        help="UTF-8 file to try the model on: a text for a language model; for a classifier, one sentence a line, "
+        "followed by a tab and a label if calibration is wanted",
     )
     parser.add_argument(
         "--questions",
@@ -103,11 +103,11 @@ def _add_inspect(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         '"answer": …} (default: made from the text)',
     )
     parser.add_argument(
-        "--sequences", type=_positive, default=32, help="sequences of the text to look at (default: %(default)s)"
+        "--sequences", type=_positive, default=32, help="number of sequences of the text to use (default: %(default)s)"
     )
-    parser.add_argument("--tokens", type=_positive, default=96, help="tokens of each sequence (default: %(default)s)")
+    parser.add_argument("--tokens", type=_positive, default=96, help="tokens in each sequence (default: %(default)s)")
     parser.add_argument(
-        "--out", type=Path, default=Path("attnwatch-report.html"), help="file of the page (default: %(default)s)"
+        "--out", type=Path, default=Path("attnwatch-report.html"), help="path of the page (default: %(default)s)"
     )
     parser.set_defaults(command_function=_inspect)
 
@@ -187,7 +187,7 @@ def _positive(text: str) -> int:
 def _demo_steps(text: str) -> int:
     steps = int(text)
     if steps < _FEWEST_DEMO_STEPS:
-        raise argparse.ArgumentTypeError(f"at least {_FEWEST_DEMO_STEPS} steps: before, nothing can be judged")
+        raise argparse.ArgumentTypeError(f"at least {_FEWEST_DEMO_STEPS} steps: shorter runs can't be judged")
     return steps
 
 

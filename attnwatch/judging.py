@@ -1,4 +1,4 @@
-"""Judgement of a run, finished or not, by what was saved of it: `attnwatch judge`."""
+"""Judging of a saved run, finished or not: `attnwatch judge`."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ SOUND, FAILING, CANNOT_SAY = 0, 1, 2
 
 
 def exit_code(diagnosis: Diagnosis) -> int:
-    """Return the exit code of a verdict: 0 for a sound run or one at risk, 1 for a failing one, 2 if nobody can say.
+    """Return the exit code of a verdict: 0 for a sound run or one at risk, 1 for a failing one, 2 if undetermined.
 
     Example:
         >>> exit_code(Diagnosis(RunStatus.AT_RISK, (), step=390, risk=0.75))
@@ -30,16 +30,16 @@ def exit_code(diagnosis: Diagnosis) -> int:
 
 
 def judge(run: RunRecord, *, total_steps: int | None = None) -> tuple[str, Diagnosis]:
-    """Return a text with the verdict and the first and latest numbers of each layer, and the verdict.
+    """Return a text with the verdict and the first and latest values of each layer, and the verdict itself.
 
-    The verdict is that of the monitor in the run, if it left one, and else one of the history.
+    The verdict is the one that the monitor left in the run, or else a new one from the history.
 
     Args:
-        run: what was kept of the run.
+        run: record of the run.
         total_steps: see `diagnose`; with it, the history is judged anew.
 
     Raises:
-        ConfigurationError: the run has more steps already.
+        ConfigurationError: the run already has more steps than `total_steps`.
     """
     history = _with_printable_names(run.history)
     is_longer = len(history) and history.total_steps is not None and history.total_steps <= history.steps[-1]
@@ -50,10 +50,10 @@ def judge(run: RunRecord, *, total_steps: int | None = None) -> tuple[str, Diagn
         diagnosis = diagnose(history, total_steps=total_steps, checked=run.checked, ruled_out=run.ruled_out)
     if total_steps is not None and len(history) and total_steps <= history.steps[-1]:
         raise ConfigurationError(
-            f"`total_steps`: the run has {history.steps[-1] + 1} steps already, got {total_steps}; "
-            "give as many as it will have, or leave it out."
+            f"`total_steps`: the run already has {history.steps[-1] + 1} steps, got {total_steps}; "
+            "give the number of steps that it will have, or leave it out."
         )
-    length = "\nit has more steps than it was to have: judged as a run of unknown length" if is_longer else ""
+    length = "\nthe run has more steps than planned: judged as a run of unknown length" if is_longer else ""
     source = f" ({run.source})" if run.source else ""
     head = f"{printable(run.name, keep='')}{source}: {history!r}\n{_loss(history)}{length}"
     parts = [head, *_not_observed(history), *run.remarks, str(diagnosis), _table(history)]
@@ -66,10 +66,10 @@ def _with_printable_names(history: AttentionHistory) -> AttentionHistory:
 
 
 def _loss(history: AttentionHistory) -> str:
-    """Return how much of the loss is known: what is judged depends on it."""
+    """Describe how much of the loss is known, as the judgement depends on it."""
     known = np.isfinite(history.loss)
     if not known.any():
-        return "no loss is known at these steps: attention alone is judged (record_loss, or a logged loss, adds it)"
+        return "no loss is known at these steps: only attention is judged (call record_loss or log the loss to add it)"
     first, last = history.loss[known][[0, -1]]
     return f"loss at {known.sum()} of {len(history)} observations: {_number(first)} → {_number(last)}"
 
@@ -80,7 +80,7 @@ def _not_observed(history: AttentionHistory) -> list[str]:
 
 
 def _table(history: AttentionHistory) -> str:
-    """Return the first and latest number of the statistics that are shown per layer."""
+    """Return the first and latest values of the statistics that are shown per layer."""
     if not len(history) or not history.sites:
         return ""
     shown = [statistic for statistic in history.statistics.values() if statistic.per_layer]

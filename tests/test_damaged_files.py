@@ -185,7 +185,7 @@ def test_event_file_that_is_being_written_is_read(logs, tmp_path, capsys):
     assert 0 < len(read_run(tmp_path).history) < len(read_run(logs).history)
     (tmp_path / file.name).write_bytes(content[: len(content) // 2] + b"!" + content[len(content) // 2 + 1 :])
     assert main(["judge", str(tmp_path)]) == 2
-    assert "is damaged after its event" in capsys.readouterr().err
+    assert "is damaged after event" in capsys.readouterr().err
 
 
 TABLE = "step,attention/entropy\n0,1.5\n10,nan\n"
@@ -216,7 +216,7 @@ def test_tags_do_not_move_the_cursor(tmp_path, capsys):
     write_log(tmp_path, COURSE, loss_tag="mine\x1b[2J")
     assert main(["judge", str(tmp_path), "--loss-tag", "loss\x07"]) == 2
     printed = capsys.readouterr().err
-    assert r"there are: mine\x1b[2J" in printed
+    assert r"logged tags: mine\x1b[2J" in printed
     assert "\x1b" not in printed
 
 
@@ -273,7 +273,7 @@ def test_length_that_no_run_has_is_refused(kept_as, tmp_path, capsys):
 def test_length_that_the_run_has_passed_is_told_and_not_believed(tmp_path, capsys):
     dataclasses.replace(COURSE, total_steps=5).save(tmp_path / "run.npz")
     assert main(["judge", str(tmp_path / "run.npz")]) == 0
-    assert "it has more steps than it was to have" in capsys.readouterr().out
+    assert "the run has more steps than planned" in capsys.readouterr().out
 
 
 def test_huge_record_is_refused_without_being_read(logs, tmp_path, capsys):
@@ -284,7 +284,7 @@ def test_huge_record_is_refused_without_being_read(logs, tmp_path, capsys):
     (tmp_path / file.name).write_bytes(begin)
     os.truncate(tmp_path / file.name, len(begin) + size + 4)  # zeros, which take no room on the disk
     assert main(["judge", str(tmp_path)]) == 2
-    assert "is damaged after its event" in capsys.readouterr().err
+    assert "is damaged after event" in capsys.readouterr().err
 
 
 IMPOSSIBLE = {

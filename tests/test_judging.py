@@ -109,7 +109,7 @@ def test_command_foresees_more_where_the_budget_is_known(tmp_path, capsys):
     assert main(["judge", str(tmp_path / "run.npz"), "--total-steps", "0"]) == 2
     assert "`total_steps` must be an integer of at least 1" in capsys.readouterr().err
     assert main(["judge", str(tmp_path / "run.npz"), "--total-steps", "39"]) == 2
-    assert "`total_steps`: the run has 40 steps already, got 39; give as many" in capsys.readouterr().err
+    assert "`total_steps`: the run already has 40 steps, got 39; give the number" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kept_as", ["history", "logs"])
@@ -139,7 +139,7 @@ def test_statistics_that_were_not_recorded_are_not_known(tmp_path, capsys):
 def test_loss_tag_is_of_logs(tmp_path, capsys):
     course().save(tmp_path / "run.npz")
     assert main(["judge", str(tmp_path / "run.npz"), "--loss-tag", "loss"]) == 2
-    assert "`loss_tag` is of a log" in capsys.readouterr().err
+    assert "`loss_tag` applies to logs only" in capsys.readouterr().err
 
 
 def test_command_names_what_was_not_observed(tmp_path, capsys):
@@ -153,7 +153,7 @@ def test_loss_is_taken_from_the_tag_that_is_asked_for(tmp_path):
     write_log(tmp_path, course(loss=LOSS), loss_tag="objective")
     assert np.isnan(read_run(tmp_path).history.loss).all()
     assert np.isfinite(read_run(tmp_path, loss_tag="objective").history.loss).all()
-    with pytest.raises(ConfigurationError, match="`loss_tag` 'nll' was not logged; there are: objective"):
+    with pytest.raises(ConfigurationError, match="`loss_tag` 'nll' was not logged; logged tags: objective"):
         read_run(tmp_path, loss_tag="nll")
 
 
@@ -165,13 +165,13 @@ def test_what_can_not_be_read_is_an_error_with_a_remedy(tmp_path, capsys):
     np.savez(tmp_path / "empty.npz", header=np.array(json.dumps({"format": 1, "sites": [], "coverage": {}})))
     dataclasses.replace(course(), sites=("a",)).save(tmp_path / "shapes.npz")
     for path, message in (
-        ("nowhere", "there is no .*; give a saved history"),
+        ("nowhere", "does not exist; give a saved history"),
         ("text.npz", "is not a saved attention history"),
         ("x" * 300, "can't be read: .*name too long"),
         ("list.npz", "is not a saved attention history"),
         ("empty.npz", "is damaged"),
         ("shapes.npz", "is damaged: its statistics have the shape"),
-        ("logs", "no training loss under a usual name .*there are objective"),
+        ("logs", "no training loss under a usual name .*logged tags: objective"),
     ):
         assert main(["judge", str(tmp_path / path)]) == 2
         error = capsys.readouterr().err
@@ -182,4 +182,4 @@ def test_what_can_not_be_read_is_an_error_with_a_remedy(tmp_path, capsys):
 def test_folder_of_a_model_is_no_run(tmp_path, capsys):
     (tmp_path / "config.json").write_text("{}")
     assert main(["judge", str(tmp_path)]) == 2
-    assert "holds a model, not a run; to look into it: attnwatch inspect MODEL_DIR" in capsys.readouterr().err
+    assert "holds a model, not a run; to inspect it: attnwatch inspect MODEL_DIR" in capsys.readouterr().err

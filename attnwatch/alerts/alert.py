@@ -13,8 +13,8 @@ class Alert:
     """Message about a finding.
 
     Attributes:
-        title: kind of the finding and its step, fewer than 64 characters for kinds of attnwatch.
-        text: what was found, with its causes, and on which machine.
+        title: kind of the finding and its step, fewer than 64 characters for attnwatch's own kinds.
+        text: what was found, its causes, and the machine.
         level: "error" if the run is unstable, else "warning".
     """
 

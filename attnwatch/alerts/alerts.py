@@ -1,4 +1,4 @@
-"""Alerts of one training to the services that its user has named."""
+"""Alerts from one training to the services that its user named."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from attnwatch.alerts.service import Service, services
 from attnwatch.utils.messages import warn
 
 PATIENCE_SECONDS = 5.0
-"""Time that the end of a training waits for alerts that are still to go out."""
+"""Longest time that the end of a training waits for pending alerts."""
 
 
 class Alerts:
-    """Sends alerts without making the training wait. What fails is one warning.
+    """Sends alerts without making the training wait. Failures cause one warning.
 
     Args:
-        alert: URL of Apprise, or several, or "$NAME" for one in an environment variable; None means nobody is alerted.
+        alert: one or several Apprise URLs, or "$NAME" for a URL in an environment variable; None sends no alerts.
 
     Raises:
         ConfigurationError: a URL is wrong. The message does not show it, as it may hold a secret.
@@ -29,7 +29,7 @@ class Alerts:
         self._has_warned = False
 
     def send(self, alert: Alert) -> None:
-        """Send an alert to all services, some time soon."""
+        """Send an alert to all services in the background."""
         for service in self._services:
             try:
                 is_taken = self._background.put((service, alert))
@@ -40,9 +40,9 @@ class Alerts:
         self._warn_of_failures()
 
     def finish(self) -> None:
-        """Wait a few seconds for alerts that are still to go out."""
+        """Wait a few seconds for pending alerts."""
         if not self._background.finish(PATIENCE_SECONDS):
-            self._failed.setdefault("the last alert", f"it was still on its way after {PATIENCE_SECONDS:g} s")
+            self._failed.setdefault("the last alert", f"it was not sent within {PATIENCE_SECONDS:g} s")
         self._warn_of_failures()
 
     def restart(self) -> None:
@@ -53,7 +53,7 @@ class Alerts:
         service, alert = task
         try:
             if not service.send(alert):
-                self._failed[service.name] = "the service could not be reached, or has refused it"
+                self._failed[service.name] = "the service could not be reached, or refused it"
         except Exception as error:  # its text may hold the URL
             self._failed[service.name] = f"{type(error).__name__} in Apprise"
 
@@ -62,7 +62,7 @@ class Alerts:
             self._has_warned = True
             reasons = "; ".join(f"{name}: {reason}" for name, reason in self._failed.items())
             warn(
-                f"an alert was not delivered, training goes on ({reasons}). Check the URL that `alert` was given, and "
-                "whether this machine reaches the service; `apprise --body test URL` sends one by hand.",
+                f"an alert was not delivered; training continues ({reasons}). Check the URL given as `alert`, and "
+                "whether this machine can reach the service; `apprise --body test URL` sends a test message.",
                 once_for_all=True,
             )

@@ -1,4 +1,4 @@
-"""A thread that does one task after another, so that nobody waits for slow ones."""
+"""Thread that runs tasks one after another, so that a training does not wait for slow ones."""
 
 import queue
 import threading
@@ -11,10 +11,10 @@ _MOST_WAITING = 32
 
 
 class Background(Generic[TaskT]):
-    """Does tasks in a daemon thread, which begins with the first of them.
+    """Runs tasks in a daemon thread, which starts with the first task.
 
     Args:
-        work: does a task; it must not raise.
+        work: function that runs a task; it must not raise.
     """
 
     def __init__(self, work: Callable[[TaskT], None]):
@@ -23,7 +23,7 @@ class Background(Generic[TaskT]):
         self._tasks: queue.SimpleQueue[TaskT | None] | None = None
 
     def put(self, task: TaskT) -> bool:
-        """Do a task later. Return False, and forget it, if too many wait already."""
+        """Queue a task. If too many are waiting, drop it and return False."""
         if self._tasks is None:
             self._tasks = queue.SimpleQueue()
             self._thread = threading.Thread(target=self._run, args=(self._tasks,), name="attnwatch", daemon=True)
@@ -34,7 +34,7 @@ class Background(Generic[TaskT]):
         return True
 
     def finish(self, seconds: float) -> bool:
-        """Wait so long for all tasks, and return whether they are done. The rest is done later, if there is time."""
+        """Wait at most `seconds` for all tasks, and return whether they are done. The rest still run afterwards."""
         thread, tasks = self._thread, self._tasks
         self._thread = self._tasks = None
         if thread is None or tasks is None:

@@ -1,4 +1,4 @@
-"""Services that Apprise sends alerts to. Their URLs hold secrets, which nothing shows."""
+"""Services that Apprise sends alerts to. Their URLs hold secrets and are never shown."""
 
 import contextlib
 import logging
@@ -19,17 +19,17 @@ _TALKATIVE = {"apprise", "oauthlib", "requests", "requests_oauthlib", "urllib3"}
 
 
 class Service:
-    """Service that takes alerts, such as a channel of a chat.
+    """Service that receives alerts, such as a chat channel.
 
     Args:
         url: URL that Apprise knows, or "$NAME" for the one in an environment variable.
-        place: which of the URLs it is, for messages.
+        place: position among several URLs, for messages.
 
     Attributes:
         name: scheme of the URL, the only part of it that is ever shown.
 
     Raises:
-        ConfigurationError: Apprise knows no such URL, or the variable is not set.
+        ConfigurationError: Apprise does not know the URL, or the variable is not set.
         ImportError: Apprise is missing.
     """
 
@@ -38,24 +38,24 @@ class Service:
         found = _SCHEME.match(self._url)
         self.name = found[1] if found else ""
         if self._target() is None:
-            what = f"{self.name}:// in this form" if self.name else "it: a scheme such as slack:// is missing"
+            what = f"{self.name}:// is unknown or incomplete" if self.name else "it has no scheme such as slack://"
             raise ConfigurationError(
-                f"`alert`{place} must be a URL of Apprise, which does not know {what}. How the URL of each service is "
-                "made: https://appriseit.com/services. (The URL is not shown, as it may hold a secret.)"
+                f"`alert`{place} is not a URL that Apprise knows: {what}. See https://appriseit.com/services for the "
+                "URLs of all services. (The URL is not shown, as it may hold a secret.)"
             )
 
     def __repr__(self) -> str:
         return f"Service({self.name!r})"
 
     def send(self, alert: Alert) -> bool:
-        """Send an alert and return whether the service has taken it. Apprise waits for it for some seconds."""
+        """Send an alert and return whether the service accepted it. Apprise waits a few seconds for an answer."""
         with _unlogged():
             target = self._target()
             kind = _NOTIFY_TYPES[alert.level]
             return bool(target.notify(body=alert.text, title=alert.title, notify_type=kind, body_format="text"))
 
     def _target(self) -> Any:
-        """Return Apprise's object of the service; None if there is none for the URL."""
+        """Return Apprise's object for the service; None if Apprise does not know the URL."""
         with extra_needed("alerts", "AttentionMonitor(alert=…)"):
             from apprise import Apprise
         with _unlogged():
@@ -63,19 +63,19 @@ class Service:
 
 
 def services(alert: object) -> list[Service]:
-    """Return the services that a user has named.
+    """Return the services that the user named.
 
     Args:
         alert: a URL, a list of them, or None.
 
     Raises:
-        ConfigurationError: it is something else, or a URL is wrong. The message shows no URL.
+        ConfigurationError: `alert` is something else, or a URL is wrong. The message shows no URL.
         ImportError: Apprise is missing.
     """
     urls = [] if alert is None else [alert] if isinstance(alert, str) else alert
     if not isinstance(urls, Sequence) or isinstance(urls, bytes) or not all(isinstance(url, str) for url in urls):
         raise ConfigurationError(
-            "`alert` must be a URL of Apprise, such as 'slack://TokenA/TokenB/TokenC', or a list of them; got "
+            "`alert` must be an Apprise URL, such as 'slack://TokenA/TokenB/TokenC', or a list of them; got "
             f"{type(alert).__name__}."
         )
     many = len(urls) > 1
@@ -93,7 +93,7 @@ def _from_environment(url: str) -> str:
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Hide what this thread logs meanwhile: messages of Apprise, and of what it uses, have URLs in them."""
+    """Hide what this thread logs: messages of Apprise and of its dependencies contain URLs."""
     thread = threading.get_ident()
 
     def is_of_others(record: logging.LogRecord) -> bool:

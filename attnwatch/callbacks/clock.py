@@ -1,4 +1,4 @@
-"""Times of steps."""
+"""Step times."""
 
 import statistics
 import time
@@ -9,14 +9,14 @@ from attnwatch.utils.messages import duration
 
 
 class StepClock:
-    """Measures how long optimizer steps take, with all their micro-batches."""
+    """Measures how long optimizer steps take, including all micro-batches."""
 
     def __init__(self) -> None:
         self._step = 0
         self._began: float | None = None
 
     def start(self, step: int) -> None:
-        """Begin to measure after this step."""
+        """Start measuring after this step."""
         self._step = step
         self._began = None
 
@@ -34,11 +34,11 @@ class StepClock:
 
 @dataclass(frozen=True)
 class Speedup:
-    """Steps with some of the tokens, beside those with all and as much left by other callbacks.
+    """Step times with some and with all of the tokens, at the same share of work left by other callbacks.
 
     Attributes:
         seconds, seconds_with_all: median times of a step.
-        ceiling: how many times as fast it could get if cost were linear in tokens.
+        ceiling: how many times as fast a step could get if cost were linear in tokens.
         others: share of the work that other callbacks left.
     """
 
@@ -49,12 +49,12 @@ class Speedup:
 
     @property
     def ratio(self) -> float:
-        """Factor by which a step was faster."""
+        """Number of times as fast as with all tokens."""
         return self.seconds_with_all / self.seconds
 
 
 class StepTimes:
-    """Times of steps, by the share of tokens that they computed and by what other callbacks left."""
+    """Times of steps, by share of tokens computed and share of work left by other callbacks."""
 
     def __init__(self) -> None:
         self._seconds: dict[tuple[float, float], list[float]] = {}
@@ -65,28 +65,28 @@ class StepTimes:
 
         Args:
             seconds: time of the step.
-            keep_ratio: share of the tokens that was asked for; steps are compared with those of equal ones.
+            keep_ratio: requested share of the tokens, by which steps are grouped.
             others: share of the work that other callbacks left.
-            kept: share of the tokens that was really computed; None for `keep_ratio`.
+            kept: share of the tokens that was actually computed; None means `keep_ratio`.
         """
         self._seconds.setdefault((keep_ratio, others), []).append(seconds)
         self._kept.setdefault((keep_ratio, others), []).append(keep_ratio if kept is None else kept)
 
     def summary(self, ceiling: Callable[[float], float]) -> str:
-        """Return what dropping tokens saved, with as much left by other callbacks; empty without such steps.
+        """Describe the time that dropping tokens saved, all else equal; empty if no steps can be compared.
 
         Args:
-            ceiling: for a share of the tokens, how much faster a step can get.
+            ceiling: function of the share of tokens that returns how many times as fast a step can get.
         """
         ratios = sorted({ratio for ratio, _ in self._seconds} - {1.0})
         return "".join(self._summary_at(ratio, ceiling) for ratio in ratios)
 
     def speedup(self, ratio: float, ceiling: Callable[[float], float]) -> Speedup | None:
-        """Return what dropping tokens saved at this share of them; None where no steps can be compared.
+        """Return the speedup at a share of the tokens; None if no steps can be compared.
 
         Args:
-            ratio: share of the tokens that was asked for.
-            ceiling: for a share of the tokens, how much faster a step can get.
+            ratio: requested share of the tokens.
+            ceiling: function of the share of tokens that returns how many times as fast a step can get.
         """
         comparable = [others for of, others in self._seconds if of == ratio and (1.0, others) in self._seconds]
         if not comparable:

@@ -31,31 +31,31 @@ from attnwatch.utils.messages import WarnOnce, warn
 class HeadPruning(TrainingPart):
     """Remove the attention heads that matter least while a model trains, so that its steps get faster.
 
-    Weights, biases and optimizer state are cut. A guard takes a cut back that does lasting harm. Logged are
-    `pruning/heads` (share that is left) and `pruning/step_seconds`; `cuts` has the rest. A run is resumed from its
-    checkpoint with a freshly built, unpruned model; for Lightning's `load_from_checkpoint` see
+    Weights, biases and optimizer state are cut. A guard takes back a cut that does lasting harm. The callback logs
+    `pruning/heads` (share of heads left) and `pruning/step_seconds`; `cuts` has the rest. To resume a run from its
+    checkpoint, start with a freshly built, unpruned model; for Lightning's `load_from_checkpoint` see
     `attnwatch.accept_pruned_state`.
 
     Args:
-        target: fraction of the heads that goes in all, between 0 and 1.
-        criterion: importance of heads: the name of a `HeadCriterion`, one itself, or a function of the model; see
-            `attnwatch.HeadImportance`. Those that read statistics need an `AttentionMonitor` in the same trainer.
-        start, end: of the first and the last cut; optimizer steps where they are integers, else fractions of the run.
-        num_cuts: how many cuts, evenly spaced.
-        schedule: how many heads each cut takes: the name of a `Schedule`, or one itself; `"linear"` takes equally many.
+        target: fraction of the heads to remove in total, between 0 and 1.
+        criterion: importance of heads: the name of a `HeadCriterion`, an instance, or a function of the model; see
+            `attnwatch.HeadImportance`. Criteria that read statistics need an `AttentionMonitor` in the same trainer.
+        start, end: time of the first and last cut: optimizer steps if they are integers, else fractions of the run.
+        num_cuts: number of cuts, evenly spaced.
+        schedule: how many heads each cut removes: the name of a `Schedule`, or an instance; `"linear"`: equally many.
         ranking: `"global"`, `"layer"` or `"equal"`; see `attnwatch.choose_heads`.
         grouping: with grouped-query attention, whole groups or some heads of each; see `attnwatch.choose_heads`.
-        min_heads: that stay in every layer; 0 allows layers without attention.
-        guard: when a cut is taken back; None: never.
-        seed: of the random numbers that a criterion draws.
+        min_heads: number of heads that stay in every layer; 0 allows layers without attention.
+        guard: decides when a cut is taken back; None means never.
+        seed: seed of the random numbers that a criterion draws.
 
     Attributes:
-        cuts: those that were made, each with `step`, `plan`, `seconds_before`, `seconds_after`, `seconds_lost` and
-            `taken_back`; printed, it is a sentence.
+        cuts: cuts so far, each with `step`, `plan`, `seconds_before`, `seconds_after`, `seconds_lost` and
+            `taken_back`; each prints as a sentence.
 
     Raises:
-        ConfigurationError: an argument is wrong, or when training starts, if the model has no heads that can be
-            removed, or its parameters are sharded.
+        ConfigurationError: an argument is wrong, the model has no heads that can be removed, or its parameters are
+            sharded (the latter two when training starts).
     """
 
     example = "HeadPruning(target=0.5)"
@@ -104,12 +104,12 @@ class HeadPruning(TrainingPart):
 
     @property
     def cuts(self) -> list[Cut]:
-        """Cuts that were made, those that were taken back included."""
+        """Cuts so far, including those that were taken back."""
         return [] if self._known_pruner is None else self._known_pruner.cuts
 
     @property
     def workload(self) -> float:
-        """Share of the heads that is left."""
+        """Share of the heads that are left."""
         return 1.0 if self._known_pruner is None else self._known_pruner.heads_left
 
     @property
@@ -118,7 +118,7 @@ class HeadPruning(TrainingPart):
 
     @property
     def events(self) -> list[RunEvent]:
-        """Cuts that were made so far, those that were taken back included."""
+        """Cuts so far, including those that were taken back."""
         return [self._event(cut) for cut in self.cuts]
 
     def _event(self, cut: Cut) -> RunEvent:
@@ -136,13 +136,13 @@ class HeadPruning(TrainingPart):
         text = f"{cut}." if cut.taken_back else ""
         return RunEvent(cut.step, "heads", label, text, details)
 
-    # What happens in a training.
+    # Training hooks.
 
     def check(self, run: TrainerRun) -> None:
         if run.sharding is not None:
             raise ConfigurationError(
                 f"HeadPruning does not work under {run.sharding}, which shards parameters or keeps copies of them. "
-                "Prune a checkpoint with attnwatch.prune_heads, then train that."
+                "Prune a checkpoint with attnwatch.prune_heads, then train the result."
             )
 
     def start(self, run: TrainerRun) -> None:
@@ -212,7 +212,7 @@ class HeadPruning(TrainingPart):
         if self._importance is not None:
             self._importance.close()
 
-    # Shared by these.
+    # Helpers.
 
     @property
     def _pruner(self) -> HeadPruner:
@@ -228,8 +228,8 @@ class HeadPruning(TrainingPart):
             self._pruner.record(loss)
         else:
             self._warn_once(
-                "`guard`: training_step returns no loss, so that cuts are not judged; return it, or give a "
-                "Guard(metric=...) that is logged.",
+                "`guard`: training_step returns no loss, so cuts are not judged; return the loss, or give a "
+                "Guard(metric=...) whose metric is logged.",
                 once_for_all=True,
             )
 
@@ -252,12 +252,12 @@ class HeadPruning(TrainingPart):
     def _report(self, cut: Cut, run: TrainerRun) -> None:
         if self.watched_metric is not None and not self._has_seen_metric:
             self._warn_once(
-                f"`guard`: the metric {self.watched_metric!r} was not logged before the first cut, so that there is "
-                f"nothing to compare with; logged were: {', '.join(sorted(run.metrics)) or 'none'}.",
+                f"`guard`: the metric {self.watched_metric!r} was not logged before the first cut, so there is "
+                f"nothing to compare with; logged metrics: {', '.join(sorted(run.metrics)) or 'none'}.",
                 once_for_all=True,
             )
         if cut.taken_back:
-            warn(f"{cut}. No further cut is made.", always=True, once_for_all=True)
+            warn(f"{cut}. No further cuts are made.", always=True, once_for_all=True)
         else:
             run.inform(str(cut))
         text = f"{cut}\n\nRemoved so far:\n\n```\n{self._pruner.removed}\n```"

@@ -1,4 +1,4 @@
-"""Publication of what is known of a training: verdicts, what follows from them, curves, pictures, and the page."""
+"""Publication of the results of a training: verdicts and actions, curves, pictures, and the page."""
 
 import math
 from collections.abc import Mapping
@@ -20,17 +20,17 @@ from attnwatch.utils.messages import NonFatal
 
 
 class Publication:
-    """Judges a training and publishes what is known of it.
+    """Judges a training and publishes the results.
 
     Args:
-        verdicts: judge the run, and act.
+        verdicts: judges the run, and acts on findings.
         checkup: checkup of the first steps.
         report: page about the run.
         options: arguments of the recorder.
         max_layer_curves, figures_every_n_steps: see `AttentionMonitor`.
 
     Attributes:
-        num_observations: number of observations that have been published.
+        num_observations: number of published observations.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Publication:
         self._pictures = Pictures(self._figures_every_n_steps, self._publisher)
 
     def start(self, run: TrainerRun) -> None:
-        """Inform the user of what will not come as often as it is wanted, or not at all."""
+        """Tell the user which outputs will come less often than requested, or not at all."""
         self._pictures.check(run, self._options)
         self._report.start(run)
 
@@ -68,8 +68,8 @@ class Publication:
 
         Args:
             run: the training.
-            history: what has come to the host so far.
-            num_observations: number of observations of the run, also of those that the history does not keep.
+            history: observations that have reached the host so far.
+            num_observations: number of observations of the run, including those that the history does not keep.
         """
         diagnosis = self._judge(run, history, num_observations)
         numbers = dict.fromkeys(run_tags(), math.nan) | run_scalars(history, -1)
@@ -80,18 +80,18 @@ class Publication:
             run.inform(remark)
 
     def react_to_checkup(self, run: TrainerRun, history: AttentionHistory) -> None:
-        """Judge the run again, as the checkup has found something."""
+        """Judge the run again after the checkup found something."""
         self._verdicts.judge(history, self._checkup)
         self._react(run, history)
 
     def publish_rest(self, run: TrainerRun, history: AttentionHistory, num_observations: int) -> None:
-        """Publish what has not been published when a training ends; see `publish`."""
+        """Publish the remaining observations when a training ends; see `publish`."""
         if num_observations > self.num_observations:
             self._judge(run, history, num_observations)
         self._publish_card(run, history)
 
     def end(self, run: TrainerRun, history: AttentionHistory) -> None:
-        """Publish what is known of a training that is over."""
+        """Publish the results of a finished training."""
         if (last := self._verdicts.last) is not None:
             self._publisher.outcome(run.loggers, RunOutcome(last, self._options, run.hyperparameters))
         if len(history):
@@ -101,7 +101,7 @@ class Publication:
             self._publisher.page(run.loggers, self._report.path)
 
     def write_page(self, run: TrainerRun, history: AttentionHistory) -> None:
-        """Write the page about a training that is over, or broken off."""
+        """Write the page about a finished or interrupted training."""
         if run.is_main_process and (last := self._verdicts.last) is not None:
             self._report.write(run, history, last, self._checkup)
 
@@ -114,7 +114,7 @@ class Publication:
         """Continue from where `state_dict` was taken.
 
         Raises:
-            ConfigurationError: `state` is of another version.
+            ConfigurationError: `state` is from another version.
         """
         self._verdicts.load_state_dict(state["findings"])
         self._report.load_state_dict(state["report"])

@@ -1,4 +1,4 @@
-"""Record of a training while it goes on, and the page about it beside the logs."""
+"""Record of a training in progress, and the page about it beside the logs."""
 
 import contextlib
 import math
@@ -22,15 +22,15 @@ from attnwatch.utils.messages import NonFatal, duration
 
 PAGE_NAME = "attnwatch-run.html"
 _SHARE_OF_TIME = 0.003
-# Seconds before the first page, unless something is found: a page takes about one, with the import of Bokeh.
+# Seconds before the first page, unless something is found. A page takes about 1 s, including the import of Bokeh.
 _SECONDS_BEFORE_FIRST = 300.0
 _MOST_POINTS = 2048
 
 
 class RunReport:
-    """Page about a training, rewritten while it goes on, and a file with the same beside it. One for each run.
+    """Page about one training, rewritten while it runs, and a file with the same data beside it.
 
-    What can't be written is one warning.
+    Failures to write cause one warning.
 
     Args:
         report: True for a page in the trainer's folder, False for none, or the path of the page.
@@ -61,7 +61,7 @@ class RunReport:
         self._non_fatal = NonFatal()
 
     def start(self, run: TrainerRun) -> None:
-        """Find out where the page goes, and whether it can be drawn."""
+        """Determine the path of the page, and whether it can be drawn."""
         self._environment = environment(run.model)
         if self._report is False or run.is_dry_run or not run.is_main_process:
             return
@@ -75,18 +75,18 @@ class RunReport:
             self.path = folder / PAGE_NAME if self._report is True else Path(self._report)
 
     def resume(self, step: int) -> None:
-        """Note that the training goes on after an interruption."""
+        """Record that the training was resumed."""
         self._events.append(RunEvent(step, "resume", "resumed", f"The training was resumed after step {step}."))
 
     @contextlib.contextmanager
     def timing(self) -> Iterator[None]:
-        """Return a context whose time counts as the monitor's."""
+        """Return a context whose duration counts as the monitor's time."""
         begin = time.perf_counter()
         yield
         self._seconds_watching += time.perf_counter() - begin
 
     def note(self, run: TrainerRun, diagnosis: Diagnosis) -> None:
-        """Note the risk, the learning rate and the trainer's metrics at a verdict."""
+        """Record the risk, the learning rate and the trainer's metrics at a verdict."""
         self._add(RISK_CURVE, diagnosis.step, diagnosis.risk)
         (_, optimizers), *_ = run.models_with_optimizers()
         if optimizers:
@@ -94,7 +94,7 @@ class RunReport:
         self.note_metrics(run, diagnosis.step)
 
     def note_metrics(self, run: TrainerRun, step: int) -> None:
-        """Note the trainer's metrics that have changed since they were noted last."""
+        """Record the trainer's metrics that have changed since they were recorded last."""
         for name, value in run.metric_values.items():
             known = self._curves.get(name)
             if not name.startswith("attention/") and not (known and known[-1][1] == value):
@@ -110,7 +110,7 @@ class RunReport:
     def record(
         self, run: TrainerRun, history: AttentionHistory, diagnosis: Diagnosis, checkup: RunCheckup
     ) -> RunRecord:
-        """Return all that is known of the training."""
+        """Return everything known about the training."""
         events = [*self._events, *run.events]
         checked = checkup.checkup
         seconds = time.monotonic() - self._began
@@ -133,17 +133,17 @@ class RunReport:
     def write_if_due(
         self, run: TrainerRun, history: AttentionHistory, diagnosis: Diagnosis, checkup: RunCheckup, *, is_news: bool
     ) -> None:
-        """Write the page if it would take little enough of the training's time, or if there is something new.
+        """Write the page if that takes a small enough share of the training's time, or if there is news.
 
         Args:
             run, history, diagnosis, checkup: see `record`.
-            is_news: a finding came up, which is worth the time.
+            is_news: True if a new finding justifies the time.
         """
         if self.path is not None and (is_news or time.monotonic() >= self._next_time):
             self._write(self.record(run, history, diagnosis, checkup), with_file=False)
 
     def write(self, run: TrainerRun, history: AttentionHistory, diagnosis: Diagnosis, checkup: RunCheckup) -> None:
-        """Write the page, and the file of the record, at the end of a training."""
+        """Write the page and the record file at the end of a training."""
         if self.path is not None:
             self._write(self.record(run, history, diagnosis, checkup), with_file=True)
 
@@ -162,7 +162,7 @@ class RunReport:
         self._next_time = end + (end - begin) / _SHARE_OF_TIME
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was noted, as numbers and strings."""
+        """Return the recorded curves and events as numbers and strings."""
         events = [
             {"step": each.step, "kind": each.kind, "label": each.label, "text": each.text} for each in self._events
         ]
@@ -180,14 +180,14 @@ class RunReport:
 
 
 def _outcomes(run: TrainerRun) -> tuple[str, ...]:
-    """Return what the callbacks that have changed the model say of it, each with its name."""
+    """Return the descriptions of the callbacks that have changed the model, each after its name."""
     changed = [part for part in run.parts if part.events]
     names = (" ".join([type(part).__name__, *map(str, part.distinguished_by.values())]) for part in changed)
     return tuple(f"{name}: {part.description}." for name, part in zip(names, changed, strict=True))
 
 
 def _name_of(folder: Path) -> str:
-    """Return the name of a folder, after that of its parent if it is a number only, as in "demo/version_0"."""
+    """Return the name of a folder, preceded by its parent's if it is just a number, as in "demo/version_0"."""
     return "/".join(folder.parts[-2:] if re.fullmatch(r"[a-z]*[-_]?\d+", folder.name) else folder.parts[-1:])
 
 

@@ -21,25 +21,25 @@ from attnwatch.trainers.base import TrainerRun
 class TokenDropping(TrainingPart):
     """Compute only some of the tokens in the middle layers while a model trains, so that its steps get faster.
 
-    Logged are `tokens/keep_ratio`, `tokens/layer_tokens` (what the layers have computed so far, summed over layers, to
-    compare runs by), `tokens/step_seconds` and `tokens/speedup_ceiling`; as text `tokens/changes`, where their number
-    changes. With a `stack`, its name follows `tokens/`: a trainer takes one callback for each stack. A monitor in the
-    same trainer says which of its statistics are of shortened sequences.
+    The callback logs `tokens/keep_ratio`, `tokens/layer_tokens` (tokens computed so far, summed over layers, to compare
+    runs by), `tokens/step_seconds` and `tokens/speedup_ceiling`, and the text `tokens/changes` whenever the number of
+    tokens changes. With a `stack`, its name follows `tokens/`: a trainer takes one callback for each stack. A monitor
+    in the same trainer says which of its statistics come from shortened sequences.
 
     Args:
-        keep_ratio: share of the tokens that is kept; the last 20% of the run are at full length, so that the model that
-            is delivered is the one that was trained. Or a `KeepSchedule`, or the name of a schedule, or a function of
-            the share of the run that is over, of which 20 steps are made.
+        keep_ratio: share of the tokens to keep; the last 20% of the run are at full length, so that training
+            ends with the model as it will be used. Or a `KeepSchedule`, the name of a schedule, or a function of the
+            completed share of the run, which is approximated by 20 steps.
         first_layer, last_layer, criterion, stack, min_tokens, multiple_of: see `attnwatch.TokenDropper`.
         protect_first, protected_ids, seed: see `attnwatch.TokenDropper`.
-        drop_in_evaluation: see `attnwatch.TokenDropper`. Tokens are then dropped at all times: all of the run, and in
+        drop_in_evaluation: see `attnwatch.TokenDropper`. Tokens are then dropped throughout the run, and in
             evaluation while the callback is in the trainer.
 
     Attributes:
         dropper: the `TokenDropper` of the run; None before training starts.
 
     Raises:
-        ConfigurationError: an argument is wrong, or when training starts, if tokens can't be dropped in the model.
+        ConfigurationError: an argument is wrong, or tokens can't be dropped in the model (raised when training starts).
     """
 
     example = "TokenDropping(keep_ratio=0.5)"
@@ -95,7 +95,7 @@ class TokenDropping(TrainingPart):
 
     @property
     def _tag(self) -> str:
-        """Prefix of the names of its numbers."""
+        """Prefix of the callback's tags."""
         return "/".join(["tokens", *self.distinguished_by.values()])
 
     @property
@@ -104,9 +104,9 @@ class TokenDropping(TrainingPart):
         return self._criterion
 
     def summary(self) -> str:
-        """Return the share of the tokens that were computed, and the times of steps beside their ceiling.
+        """Return the share of the tokens that was computed, and the speedup of steps with its ceiling.
 
-        Steps are compared with those at full length where a model had as many heads; else nothing is said of them.
+        Steps are compared only with full-length steps of a model with as many heads.
         """
         dropper = self.dropper
         if dropper is None:
@@ -125,7 +125,7 @@ class TokenDropping(TrainingPart):
 
     @property
     def events(self) -> list[RunEvent]:
-        """Changes of the number of tokens so far."""
+        """Changes in the number of tokens so far."""
         return [self._event(step, ratio) for step, ratio in self._begins[1:] if step <= self._step]
 
     def _event(self, step: int, ratio: float) -> RunEvent:
@@ -143,16 +143,16 @@ class TokenDropping(TrainingPart):
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences on where attention was observed among some of the tokens only."""
+        """Sentences on where attention was observed with only some of the tokens."""
         if self.dropper is None:
             return []
         first, last = self.dropper.layer_range
         ends = [step for step, _ in self._begins[1:]] + [None]
         return [
-            f"Attention in layers {first} to {last} is that of sequences shortened "
+            f"Attention in layers {first} to {last} was observed on sequences shortened "
             f"to {ratio:.0%} of their tokens from step {begin} "
             + ("on" if end is None else f"to {end - 1}")
-            + ": their statistics are not those of full length."
+            + ": its statistics are not those of full length."
             for (begin, ratio), end in zip(self._begins, ends, strict=False)
             if ratio < 1 and begin <= self._step
         ]
@@ -162,14 +162,14 @@ class TokenDropping(TrainingPart):
             self.dropper = self._make_dropper(model, keep_ratio=self.schedule(1))
             self.dropper.attach()
 
-    # What happens in a training.
+    # Training hooks.
 
     def start(self, run: TrainerRun) -> None:
         self.detach()
         self._times, self._publisher = StepTimes(), Publisher()
         if run.total_steps is None and len(self.schedule.steps) > 1:
             raise ConfigurationError(
-                "the length of the run is not known, which `keep_ratio` needs: give the trainer max_steps, or "
+                "`keep_ratio` needs the length of the run, which is not known: give the trainer max_steps, or use "
                 "KeepSchedule.constant(keep_ratio, full_length_from=None)."
             )
         self.dropper = self._make_dropper(run.model, keep_ratio=self.schedule(0))
@@ -185,7 +185,7 @@ class TokenDropping(TrainingPart):
     def begin_batch(self, run: TrainerRun) -> None:
         self._step = run.global_step
         self._attached.keep_ratio = self.schedule(run.global_step / (run.total_steps or float("inf")))
-        self._others = others_workload(self, run)  # before the step, after which some may go
+        self._others = others_workload(self, run)  # read before the step, which may change it
         self._clock.batch_starts()
 
     def end_batch(self, run: TrainerRun, loss: Tensor | None, *, is_last: bool) -> None:
@@ -214,7 +214,7 @@ class TokenDropping(TrainingPart):
         return self.dropper
 
     def _kept_share(self, dropper: TokenDropper) -> float:
-        """Return the share of the tokens that the layers really computed since the last call."""
+        """Return the share of the tokens that the layers computed since the last call."""
         before, self._counted = self._counted, (dropper.layer_tokens, dropper.all_layer_tokens)
         return dropper.kept_share(self._counted[0] - before[0], self._counted[1] - before[1])
 

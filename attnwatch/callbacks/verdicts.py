@@ -1,4 +1,4 @@
-"""Verdicts on one training, and what the user wants done about what is new in them."""
+"""Verdicts on one training, and the user's actions for new findings."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -60,7 +60,7 @@ class Verdicts:
         self._alerts.restart()
 
     def of(self, history: AttentionHistory, checkup: RunCheckup) -> Diagnosis:
-        """Return the verdict on a history and on what a checkup has found."""
+        """Return the verdict on a history and the findings of a checkup."""
         return diagnose(
             history,
             thresholds=self._thresholds,
@@ -70,25 +70,25 @@ class Verdicts:
         )
 
     def judge(self, history: AttentionHistory, checkup: RunCheckup) -> Diagnosis:
-        """Make the verdict on these the last one."""
+        """Judge a history and a checkup, and keep the verdict as the last one."""
         self.last = self.of(history, checkup)
         return self.last
 
     def news(self) -> list[tuple[Finding, Action]]:
-        """Return what is new in the last verdict, once, each with what the user wants done about it."""
+        """Return the new findings of the last verdict, once, each with the action that the user chose."""
         return [] if self.last is None else self._actions.new_findings(self.last)
 
     def finish(self) -> None:
-        """Wait a few seconds for alerts that are still to go out."""
+        """Wait a few seconds for pending alerts."""
         self._alerts.finish()
 
     def act(self, action: Action, finding: Finding, run: TrainerRun, publisher: Publisher) -> None:
-        """Carry out the action that the user chose for a finding. People are alerted unless it is ignored, or a note.
+        """Carry out the action that the user chose for a finding. An alert is sent unless it is ignored or a note.
 
         Args:
             action, finding: one of `news`.
             run: the training.
-            publisher: tells its loggers.
+            publisher: sends the alert to loggers.
         """
         if action != "ignore" and not finding.is_note and run.is_main_process:
             alert = Alert.of(finding)
@@ -101,13 +101,13 @@ class Verdicts:
             warn(str(finding), always=True, once_for_all=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return which findings hold."""
+        """Return the findings that hold."""
         return self._actions.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from where `state_dict` was taken.
 
         Raises:
-            ConfigurationError: `state` is of another version.
+            ConfigurationError: `state` is from another version.
         """
         self._actions.load_state_dict(state)

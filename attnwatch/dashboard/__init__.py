@@ -1,4 +1,4 @@
-"""Views of a history for loggers: tags, scalars, pictures and text, whichever logger shows them."""
+"""Views of a history, independent of the logger that shows them: tags, scalars, pictures and text."""
 
 from attnwatch.dashboard.scalars import (
     RISK_TAG,

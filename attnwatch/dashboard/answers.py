@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 _MARKUP = re.compile(r"([\\`*_{}\[\]()#+\-.!|~])")
 _LINE_END = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
-_CLAIM = "What it claims as its reason (text that it finds likely, not an explanation)"
+_CLAIM = "Claimed reason (text that the model finds likely, not an explanation)"
 
 
 def answers_markdown(answers: "Answers", most: int = 20) -> str:
@@ -25,7 +25,7 @@ def answers_markdown(answers: "Answers", most: int = 20) -> str:
 
 
 def literal(text: str) -> str:
-    """Return a text as one line of markdown in which no character is markup, of markdown or of HTML."""
+    """Return a text as one line of markdown in which no character is markdown or HTML markup."""
     line = " ".join(_LINE_END.sub(" ↵ ", text).split())
     return _MARKUP.sub(r"\\\1", html.escape(line, quote=False))
 
@@ -41,7 +41,7 @@ def _answer_markdown(answers: "Answers", index: int) -> str:
     if answers.stated_confidence:
         stated = answers.stated_confidence[index]
         reply = f" (it wrote: {literal(answers.stated_replies[index])})" if answers.stated_replies else ""
-        lines.append(f"  - sure, as it says: {'no percentage' if math.isnan(stated) else f'{stated:.0%}'}{reply}")
+        lines.append(f"  - stated confidence: {'no percentage' if math.isnan(stated) else f'{stated:.0%}'}{reply}")
     if answers.claimed_reasons:
         lines.append(f"  - {_CLAIM}: {literal(answers.claimed_reasons[index])}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""First page about a run, as markdown: the verdict, what to do, and what it rests on."""
+"""Run card in markdown: the verdict, what to do, and what the verdict rests on."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +24,11 @@ class RunCard:
 
     Attributes:
         diagnosis: the verdict.
-        history: what was observed; None if it is not at hand.
+        history: observations; None if they are not available.
         checkup: result of each check by name, as `TrainingCheckup.results`; empty without a checkup.
         changes: (complete steps, short text) of each change of the model.
-        remarks: sentences in markdown on how to read what is logged.
-        report: file of the report about the run; None if there is none.
+        remarks: sentences in markdown that explain how to read the logs.
+        report: path of the report about the run; None if there is none.
     """
 
     diagnosis: Diagnosis
@@ -61,15 +61,15 @@ def _facts(card: RunCard) -> Iterator[str]:
 
 
 def _certainty(diagnosis: Diagnosis, history: AttentionHistory) -> str:
-    """Return what the risk means, and how much of the run it rests on."""
+    """Explain what the risk means, and how much of the run it rests on."""
     model = default_risk_model()
     if math.isnan(diagnosis.risk):
         return (
-            f"not known yet. It needs the run from its first steps on, and {model.shares[0]:.0%} of its length if that "
-            "is known."
+            f"not known yet. It needs the first steps of the run, and {model.shares[0]:.0%} of its length if that is "
+            "known."
         )
     if history.total_steps is None:
-        based = "The length of the run is not known, so that only what no sound run shows at any time counts"
+        based = "The length of the run is not known, so only what no sound run ever shows counts"
     else:
         share = min((diagnosis.step + history.gap) / history.total_steps, 1.0)
         based = f"It rests on {share:.0%} of the run"
@@ -80,7 +80,7 @@ def _certainty(diagnosis: Diagnosis, history: AttentionHistory) -> str:
 
 
 def _checkup(results: Mapping[str, str]) -> str:
-    """Return the number of checks by their result, and what was found or skipped, with reasons."""
+    """Return the number of checks by result, and the checks with a finding, a note or a reason to be skipped."""
     words = {"FOUND": "found a fault", "note": "gave a note", "ok": "ok", "not checked": "skipped"}
     by_result: dict[str, list[str]] = {name: [] for name in words}
     for check, result in results.items():
@@ -94,7 +94,7 @@ def _checkup(results: Mapping[str, str]) -> str:
 
 
 def _odd_layers(history: AttentionHistory) -> list[str]:
-    """Return the layers whose attention is unlike that of the others at the last observation, with their numbers."""
+    """Return the layers whose attention differs from the others' at the last observation, with their values."""
     labels, latest = site_labels(history.sites), history.at(slice(len(history) - 1, None))
     found = [
         f"{literal(labels[odd.site])} ({statistic.name.replace('_', ' ')} {odd.value:.2g}, median {odd.median:.2g})"

@@ -17,13 +17,13 @@ def figures(
     marks: Sequence[tuple[int, str]] = (),
     removed: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> dict[str, Figure]:
-    """Draw all pictures of a history, by tag, for the statistics that are shown per layer.
+    """Draw all pictures of a history by tag, for the statistics shown per layer.
 
-    `attention_heads/entropy` has layer × head at the latest observation, `attention_layers/entropy` layers over time.
+    `attention_heads/entropy` shows layer × head at the latest observation, `attention_layers/entropy` layers over time.
 
     Args:
-        history: with at least one observation.
-        marks: (step, label) of each change of the model: lines in the layers over time.
+        history: history with at least one observation.
+        marks: (step, label) of each change of the model, drawn as lines in the layers over time.
         removed: numbers of the heads that were removed, by site.
     """
     pictures = {}
@@ -63,7 +63,7 @@ def layers_figure(history: AttentionHistory, name: str) -> Figure:
 
 
 def _layers(history: AttentionHistory, statistic: Statistic, marks: Sequence[tuple[int, str]]) -> Figure:
-    """Draw the mean over heads (for maxima, the maximum) at every observed step."""
+    """Draw the mean over heads (the maximum, for maxima) at every observed step."""
     values, labels = over_heads(history, statistic), site_labels(history.sites)
     figure = layers_over_steps(
         values,
@@ -86,14 +86,14 @@ def _are_removed(history: AttentionHistory, removed: Mapping[str, Collection[int
 
 
 def _extend(statistic: Statistic) -> Extend:
-    """Return the ends of the colour scale of a statistic beyond which it may have values."""
+    """Return the ends of the colour scale beyond which a statistic may have values."""
     if statistic.chart_limits is None:
         return "neither"
     return "both" if statistic.low is None else "max"
 
 
 def _mark(axes: Axes, column: int, num_columns: int, label: str) -> None:
-    """Draw a line before a column that has one before it."""
+    """Draw a line before a column, unless it is the first."""
     if 0 < column < num_columns:
         axes.axvline(column - 0.5, color="white", linewidth=1.5, linestyle="--")
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5, "alpha": 0.8}

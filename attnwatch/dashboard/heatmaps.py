@@ -1,6 +1,6 @@
 """Heatmaps of layers. Needs matplotlib; draws without touching pyplot's global state.
 
-Dashboards show pictures small, so each holds one statistic in letters that stay readable.
+Dashboards show small pictures, so each has one statistic, in letters that stay readable.
 """
 
 import itertools
@@ -47,17 +47,17 @@ def heatmap(
     is_logarithmic: bool = False,
     removed: np.ndarray | None = None,
 ) -> tuple[Figure, Axes]:
-    """Draw a heatmap with the layers downwards.
+    """Draw a heatmap with one row for each layer.
 
     Args:
         values: [layers, columns]; nan is grey.
-        labels: of the layers.
+        labels: names of the layers.
         limits: smallest and largest number of the colour scale.
-        title: above the picture.
+        title: title above the picture.
         colours: matplotlib's name of the colour scale.
         extend: ends of the colour scale beyond which there may be values.
-        is_logarithmic: the colours grow with the logarithm from 1 on.
-        removed: bool [layers, columns], True for what is not there any more and is hatched; None if all is there.
+        is_logarithmic: True for colours that are logarithmic above 1.
+        removed: bool [layers, columns], True for removed cells, which are hatched; None if there are none.
     """
     removed = np.zeros(values.shape, dtype=bool) if removed is None else removed
     height = min(1.6 + 0.28 * len(labels), 6.5)
@@ -85,7 +85,7 @@ def heatmap(
 
 
 def regular_ticks(number: int, most: int) -> list[int]:
-    """Return at most `most` of the indices below `number`, equally far apart by a round number, from 0 on.
+    """Return at most `most` indices below `number`, from 0 on, spaced evenly by a round number.
 
     Example:
         >>> regular_ticks(128, 12)
@@ -97,13 +97,13 @@ def regular_ticks(number: int, most: int) -> list[int]:
 
 
 def _apart(low: float, high: float) -> tuple[float, float]:
-    """Return limits that are far enough apart for the numbers of a colour scale to differ."""
+    """Return limits far enough apart that the numbers on a colour scale differ."""
     least = _LEAST_SHARE * max(abs(low), abs(high), _LEAST_SHARE)
     return (low, high) if high - low >= least else (low, low + least)
 
 
 def _hatch(axes: Axes, where: np.ndarray) -> None:
-    """Hatch the cells of a heatmap where the array is True, each row in as few pieces as possible."""
+    """Hatch the cells of a heatmap where the array is True, with as few pieces per row as possible."""
     for row, cells in enumerate(where):
         ends = np.flatnonzero(np.diff(np.concatenate([[False], cells, [False]]).astype(int)))
         for begin, end in ends.reshape(-1, 2):
@@ -111,7 +111,7 @@ def _hatch(axes: Axes, where: np.ndarray) -> None:
 
 
 def _add_legend(figure: Figure, *, has_unobserved: bool, has_removed: bool) -> None:
-    """Explain, below the picture, the cells that have no number."""
+    """Add a legend below the picture for cells without a number."""
     handles = []
     if has_unobserved:
         handles.append(Patch(facecolor=NOT_OBSERVED, edgecolor="0.45", linewidth=0.5, label="not observed"))
@@ -132,14 +132,14 @@ def layers_over_steps(
     extend: Extend = "neither",
     is_logarithmic: bool = False,
 ) -> Figure:
-    """Draw a number of each layer over the steps.
+    """Draw one number per layer over the steps.
 
     Args:
         values: [steps, layers]; nan is grey.
-        steps: of the rows.
-        title: above the picture.
-        labels: of the layers; None means their numbers.
-        limits: of the colour scale; None means those of the values and 0, which stands for nothing.
+        steps: step of each row.
+        title: title above the picture.
+        labels: names of the layers; None means their numbers.
+        limits: ends of the colour scale; None means the range of the values and 0.
         colours, extend, is_logarithmic: see `heatmap`.
     """
     if limits is None:

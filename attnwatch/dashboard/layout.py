@@ -1,4 +1,4 @@
-"""Arrangement of curves in charts with several curves, for loggers that know such charts."""
+"""Arrangement of curves in charts, for loggers whose charts can hold several curves."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -14,9 +14,9 @@ class Chart:
     """Chart of several curves.
 
     Attributes:
-        tags: regular expressions of the tags of the curves; for a band the tags of a curve, its lower and its upper
-            end.
-        is_band: the second and the third curve are the ends of a band around the first.
+        tags: regular expressions of the tags of the curves; for a band, the tags of a curve, its lower end and its
+            upper end.
+        is_band: True if the second and third curve are the ends of a band around the first.
     """
 
     tags: Sequence[str]
@@ -24,11 +24,11 @@ class Chart:
 
 
 Layout = Mapping[str, Mapping[str, Chart]]
-"""Charts by title, in groups by title, in the order in which people read them."""
+"""Charts by title, in groups by title, in reading order."""
 
 
 def run_layout() -> Layout:
-    """Return the charts of a run: loss, risk and entropy, what changes in a training, then the layers."""
+    """Return the charts of a run: loss, risk and entropy, then what changes during training, then the layers."""
     overview = {
         "loss": Chart([_exactly(LOSS_TAG)]),
         "risk": Chart([_exactly(RISK_TAG)]),

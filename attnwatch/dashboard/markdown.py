@@ -7,28 +7,28 @@ from attnwatch.dashboard.answers import literal
 from attnwatch.diagnosis import Diagnosis, Finding, RunStatus
 
 _IN_A_SENTENCE = {
-    RunStatus.UNDETERMINED: "Too little was observed so far for a verdict. Let the run go on.",
+    RunStatus.UNDETERMINED: "Too little has been observed for a verdict. Let the run continue.",
     RunStatus.HEALTHY: "No fault was found, and the risk is low. Nothing needs to be done.",
-    RunStatus.AT_RISK: "No fault was found, but of runs like this one about seven in ten fail, or more: watch it, and "
+    RunStatus.AT_RISK: "No fault was found, but about seven in ten runs like this one fail, or more: watch it, and "
     "compare what the risk rests on with an earlier run.",
     RunStatus.NOT_CONVERGING: "The run will probably not reach its goal. Look at the causes below before you spend "
     "more time on it.",
-    RunStatus.UNSTABLE: "The run is breaking down. Stop it, remove the cause, and go on from an earlier checkpoint.",
+    RunStatus.UNSTABLE: "The run is breaking down. Stop it, remove the cause, and continue from an earlier checkpoint.",
 }
 
 _HALF = (
-    "No fault was found. Of runs with this risk as many fail as end well, or more: compare the curves with those of an "
+    "No fault was found, but at least half of the runs with this risk fail: compare the curves with those of an "
     "earlier run."
 )
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
-    """Return the verdict and what to do, a table of the findings, then each of them with its causes."""
+    """Return the verdict and what to do, a table of the findings, then each finding with its causes."""
     return "\n\n".join([*verdict_paragraphs(diagnosis), *finding_paragraphs(diagnosis)])
 
 
 def verdict_paragraphs(diagnosis: Diagnosis) -> list[str]:
-    """Return the verdict, what to do, and what the risk rests on if it is high."""
+    """Return the verdict, what to do, and, for a high risk, what it rests on."""
     risk = "not known yet" if math.isnan(diagnosis.risk) else f"{diagnosis.risk:.2f}"
     lines = [
         f"## {_readable(diagnosis.status)}: risk {risk}, step {diagnosis.step}",
@@ -46,7 +46,7 @@ def _advice(diagnosis: Diagnosis) -> str:
 
 
 def finding_paragraphs(diagnosis: Diagnosis) -> list[str]:
-    """Return a table of the findings, then each of them with its causes; nothing if nothing was found."""
+    """Return a table of the findings, then each finding with its causes; empty if there are none."""
     if not diagnosis.findings:
         return []
     findings = (_finding_markdown(finding, shows_causes=shown) for finding, shown in diagnosis.shown)
@@ -84,7 +84,7 @@ def _finding_markdown(finding: Finding, *, shows_causes: bool) -> str:
 
 
 def _causes_markdown(finding: Finding) -> list[str]:
-    """Return the causes as a list within the item of the finding."""
+    """Return the causes as a nested list below the finding."""
     lines = zip(finding.causes, finding.cause_lines, strict=True)
     items = [
         f"    {number}. **{cause.name.replace('_', ' ')}**{line.removeprefix(cause.name)}"

@@ -1,11 +1,11 @@
-"""Layers that are unlike the others."""
+"""Layers that differ from the others."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
-# A layer is odd if it is so many robust standard deviations, and such a share of the colour scale, off the median.
+# A layer is odd if it is more than _FAR robust standard deviations, and _SHARE_OF_SCALE of the scale, off the median.
 _FEWEST_LAYERS, _FAR, _SHARE_OF_SCALE = 4, 5.0, 0.1
 _STANDARD_DEVIATIONS_PER_MAD = 1.4826
 
@@ -17,7 +17,7 @@ class OddLayer(NamedTuple):
         site: index of the layer.
         value: number of the layer.
         median: median of all layers.
-        distance: distance between the two, as a multiple of the one from which on a layer is odd.
+        distance: distance of `value` from `median`, as a multiple of the distance at which a layer counts as odd.
     """
 
     site: int
@@ -30,8 +30,8 @@ def odd_layers(values: np.ndarray, chart_range: Callable[[np.ndarray], tuple[flo
     """Return the layers that are far from the median of all; none of fewer than four layers.
 
     Args:
-        values: of each layer, [sites]; nan where nothing was observed.
-        chart_range: function of the values that returns the ends of their colour scale.
+        values: one value per layer, [sites]; nan where nothing was observed.
+        chart_range: function that returns the ends of the colour scale for the values.
 
     Example:
         >>> odd_layers(np.array([0.5, 0.51, 0.49, 0.5, 0.9]), lambda values: (0.0, 1.0))[0].site

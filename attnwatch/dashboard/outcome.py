@@ -1,4 +1,4 @@
-"""Outcome of a finished run, by which it is compared with others."""
+"""Outcome of a finished run, for comparison with other runs."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,12 +13,12 @@ from attnwatch.statistics import OVERVIEW, Statistic
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """Verdict on a finished run, with what it was trained and recorded by.
+    """Verdict on a finished run, with the settings of its training and recording.
 
     Attributes:
         diagnosis: the verdict.
         options: arguments of the recorder.
-        hyperparameters: those that the trainer knows, by name.
+        hyperparameters: hyperparameters known to the trainer, by name.
     """
 
     diagnosis: Diagnosis
@@ -29,7 +29,7 @@ class RunOutcome:
     def settings(self) -> dict[str, Setting]:
         """Verdict, hyperparameters of the trainer, and arguments of the recorder, by name.
 
-        What is neither a number nor a text is given as its text; what is None is left out.
+        Values that are neither numbers nor strings are converted to strings; None is left out.
         """
         found = [finding.kind.value for finding in self.diagnosis.findings if not finding.is_note]
         status = self.diagnosis.status.value.replace("_", " ")

@@ -11,7 +11,7 @@ _RIGHT, _COUNT, _IDEAL = "tab:blue", "0.6", "0.4"
 
 
 def reliability_figure(calibration: "Calibration", title: str) -> Figure:
-    """Draw the accuracy of each bin over its confidence, above a histogram of the confidence."""
+    """Draw the accuracy of each bin against its confidence, above a histogram of the confidence."""
     figure = Figure(figsize=(5.6, 5.6), layout="constrained", dpi=120)
     above, below = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": [3, 1]})
     left, width = calibration.bin_lower.numpy(), (calibration.bin_upper - calibration.bin_lower).numpy()

@@ -1,4 +1,4 @@
-"""Scalars for dashboards, under tags that follow from the declarations of the statistics."""
+"""Scalars for dashboards, with tags derived from the declarations of the statistics."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from attnwatch.utils.reductions import nan_max, nan_mean
 
 LOSS_TAG, RISK_TAG = f"{OVERVIEW}/loss", f"{OVERVIEW}/risk"
 TOTAL_STEPS_TAG = f"{DETAILS}/total_steps"
-"""Tag of the number of steps that the run will have, a point wherever it changes; `attnwatch judge` reads it."""
+"""Tag of the number of steps that the run will have, logged when it changes; `attnwatch judge` reads it."""
 _ENTROPY, _ERROR = "normalized_entropy", "normalized_entropy_stderr"
 BAND_TAGS = (f"{OVERVIEW}/{_ENTROPY}", f"{DETAILS}/{_ENTROPY}_low", f"{DETAILS}/{_ENTROPY}_high")
 """Tags of the normalized entropy of the model, and of two standard errors below and above it."""
@@ -23,7 +23,7 @@ def run_tags() -> list[str]:
 def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
     """Return one number per statistic for the whole model at the observation `index`: `attention/normalized_entropy`, …
 
-    Maxima are maxima over all heads, everything else is the mean. What was not observed is left out.
+    Maxima are taken over all heads; all other statistics are means. Statistics that were not observed are left out.
     """
     seen = history.at(np.array([index]))
     numbers = {
@@ -35,8 +35,8 @@ def run_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
 def extra_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
     """Return the loss, and two standard errors below and above the normalized entropy, at the observation `index`.
 
-    The rows that are sampled are the same in all heads, so the error of their mean is taken as the mean of their
-    errors, which it does not exceed.
+    All heads sample the same rows, so the error of the mean over heads is taken to be the mean of their errors, which
+    it does not exceed.
     """
     numbers = {LOSS_TAG: np.asarray(history.loss[index])}
     if {_ENTROPY, _ERROR} <= set(history.values):
@@ -46,10 +46,10 @@ def extra_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
 
 
 def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> dict[str, float]:
-    """Return numbers per site, for the statistics that declare it: `layers_normalized_entropy/layer_0`, …
+    """Return one number per site, for the statistics that declare it: `layers_normalized_entropy/layer_0`, …
 
-    Of more than `max_sites` sites so many are shown, evenly spaced from the first to the last: a dashboard with
-    thousands of curves shows nothing. All others are in the pictures and in the history.
+    At most `max_sites` sites are shown, evenly spaced from the first to the last, as thousands of curves make a
+    dashboard unreadable. The pictures and the history have all sites.
     """
     labels, seen = site_labels(history.sites), history.at(np.array([index]))
     numbers: dict[str, np.ndarray] = {}
@@ -64,7 +64,7 @@ def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> di
 def layer_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> dict[str, float]:
     """Return the layer statistics per site: `layers_gradient_norm/layer_0`, …
 
-    Of more than `max_sites` sites so many are shown; see `site_scalars`.
+    At most `max_sites` sites are shown; see `site_scalars`.
     """
     labels, seen = site_labels(history.sites), history.at(np.array([index]))
     shown = evenly_spaced(len(labels), max_sites)
@@ -77,13 +77,13 @@ def layer_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> d
 
 
 def over_heads(history: AttentionHistory, statistic: Statistic) -> np.ndarray:
-    """Return the mean over heads, for maxima the maximum, as [steps, sites]; nan where nothing was observed."""
+    """Return the mean over heads (the maximum, for maxima), [steps, sites]; nan where nothing was observed."""
     key = ("largest" if statistic.reduction is Reduction.MAX else "mean", statistic.name)
     return history.of_each_observation(key, lambda values: _summary(values[statistic.name], statistic))
 
 
 def _summary(values: np.ndarray, statistic: Statistic) -> np.ndarray:
-    """Return the mean, for maxima the maximum, over the last axis."""
+    """Return the mean over the last axis (the maximum, for maxima)."""
     return (nan_max if statistic.reduction is Reduction.MAX else nan_mean)(values)
 
 

@@ -1,4 +1,4 @@
-"""A text whose tokens are coloured by their importance. Needs matplotlib."""
+"""Picture of a text with its tokens coloured by importance. Needs matplotlib."""
 
 from collections.abc import Sequence
 
@@ -11,12 +11,12 @@ _CHARACTERS_PER_LINE = 60
 
 
 def token_figure(tokens: Sequence[str], importance: np.ndarray, step: int) -> Figure:
-    """Draw a text, each token on the colour of its importance: red where hiding it hurts, blue where it helps.
+    """Draw a text with each token coloured by importance: red where hiding it hurts, blue where hiding it helps.
 
     Args:
-        tokens: tokens of one sequence; of a long one the first 160 are drawn.
+        tokens: tokens of one sequence; only the first 160 are drawn.
         importance: [tokens], nats; nan is grey.
-        step: of the training.
+        step: training step.
     """
     from matplotlib import colormaps
 
@@ -50,7 +50,7 @@ def token_figure(tokens: Sequence[str], importance: np.ndarray, step: int) -> Fi
 
 
 def _readable(token: str) -> str:
-    """Return the token without a tokenizer's signs for spaces, and without characters that fonts can't show."""
+    """Return the token without tokenizer-specific space markers and without characters that fonts can't show."""
     token = token.replace("Ġ", " ").replace("▁", " ").replace("Ċ", "⏎").replace("\n", "⏎")
     return "".join(each if ord(each) < 0x2500 else "?" for each in token) or " "
 

@@ -1,4 +1,4 @@
-"""Loggers, one file each: how a logger is recognised, and how numbers, images, text and alerts go there."""
+"""Loggers, one file each: how to recognise a logger, and how to send it numbers, images, text and alerts."""
 
 from attnwatch.loggers.base import AlertLevel, Draw, Logger, Setting, logger_for
 

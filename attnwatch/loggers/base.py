@@ -1,4 +1,4 @@
-"""Base class of loggers: what every logger can be given."""
+"""Base class of loggers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,22 +17,22 @@ Draw = Callable[[], Mapping[str, np.ndarray]]
 Setting = str | int | float | bool
 AlertLevel = Literal["warning", "error"]
 Write = Callable[[Mapping[str, float], int], None]
-"""Writes numbers by tag at a step, in the way that the trainer itself would."""
+"""Writes numbers by tag at a step, as the trainer itself would."""
 
 
 class Logger(Plugin):
-    """One kind of logger, under every trainer.
+    """One kind of logger, under any trainer.
 
-    A subclass names the classes that it recognises, and overrides what the logger can show beside numbers. It need
-    not import any library before it writes. An error in one of its methods is one warning; what has failed is not given
-    to the logger again, and the training goes on.
+    A subclass names the classes that it recognises, and overrides the methods for what the logger can show besides
+    numbers. It need not import a library before it writes. An error in a method causes one warning, the logger no
+    longer gets what failed, and training continues.
 
     Args:
         target: the trainer's own object, such as Lightning's `WandbLogger` or transformers' `WandbCallback`.
         write: writes numbers to `target`.
 
     Attributes:
-        class_names: names of the classes of `target`, without their modules; their subclasses are recognised too.
+        class_names: class names of `target`, without modules; subclasses are recognised too.
 
     Example:
         >>> class PrintLogger(Logger):
@@ -62,7 +62,7 @@ class Logger(Plugin):
             )
 
     def log_scalars(self, numbers: Mapping[str, float], step: int) -> None:
-        """Log scalars by tag at a step. The default is what the trainer itself would do."""
+        """Log scalars by tag at a step. The default writes them as the trainer itself would."""
         if self._write is None:
             raise NotImplementedError(
                 f"{type(self).__name__} must override `log_scalars` to write to a {type(self.target).__name__}."
@@ -70,30 +70,28 @@ class Logger(Plugin):
         self._write(numbers, step)
 
     def log_images(self, draw: Draw, step: int) -> None:
-        """Log the images that `draw` returns. The default is to show none, and not to draw any."""
+        """Log the images that `draw` returns. The default neither draws nor logs any."""
 
     def log_page(self, page: Path) -> None:
-        """Keep the HTML page about a finished run. The default is to keep none: it lies beside the logs."""
+        """Log the HTML page about a finished run. The default does nothing, as the page lies beside the logs."""
 
     def log_text(self, tag: str, markdown: str, step: int) -> None:
-        """Log a text. The default is to show none."""
+        """Log a text. The default does nothing."""
 
     def log_layout(self, layout: "Layout") -> None:
-        """Arrange curves that are logged later in charts of several. The default is to leave that to the logger."""
+        """Arrange curves that will be logged into charts. The default leaves this to the logger."""
 
     def log_alert(self, title: str, text: str, level: AlertLevel) -> None:
-        """Alert people in the way of the logger. The default is to alert nobody.
+        """Send an alert through the logger. The default does nothing.
 
         Args:
             title: fewer than 64 characters.
-            text: what has happened.
-            level: how bad it is.
+            text: what happened.
+            level: severity of the alert.
         """
 
     def log_outcome(self, settings: Mapping[str, Setting], metrics: Sequence[str]) -> None:
-        """Log, at the end of a run, what it is compared with others by.
-
-        The default is to log nothing.
+        """Log the outcome of a finished run, by which runs are compared. The default does nothing.
 
         Args:
             settings: hyperparameters by name, and the verdict.
@@ -104,7 +102,7 @@ class Logger(Plugin):
 def logger_for(target: Any, write: Write | None = None, *, otherwise: type[Logger] | None = None) -> Logger | None:
     """Return the logger that recognises `target`, or else one of the class `otherwise`.
 
-    The most derived class that some logger names decides; of several loggers the one that was registered last.
+    The most derived class that a logger names decides; among several such loggers, the one registered last.
     """
     by_class = {name: kind for kind in Logger.registry.values() for name in kind.class_names}
     kind = next((by_class[base.__name__] for base in type(target).__mro__ if base.__name__ in by_class), otherwise)

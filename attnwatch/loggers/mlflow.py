@@ -8,7 +8,7 @@ from attnwatch.plugins import register
 
 @register
 class MLflowLogger(Logger):
-    """MLflow: numbers, and images as artifacts `TAG/step_STEP.png`; the page about the run as an artifact."""
+    """MLflow: numbers, images as artifacts `TAG/step_STEP.png`, and the page about the run as an artifact."""
 
     name = "mlflow"
     class_names = ("MLFlowLogger", "MLflowCallback")
@@ -20,7 +20,7 @@ class MLflowLogger(Logger):
             file = f"{tag}/step_{step}.png"
             if hasattr(self.target, "run_id"):
                 self.target.experiment.log_image(self.target.run_id, image, file)
-            else:  # the callback of transformers writes to the current run
+            else:  # the transformers callback writes to the current run
                 mlflow.log_image(image, file)
 
     def log_page(self, page: Path) -> None:

@@ -6,6 +6,6 @@ from attnwatch.plugins import register
 
 @register
 class ScalarLogger(Logger):
-    """A logger of an unknown kind: it is given scalars, in the way that its trainer gives it some."""
+    """Logger of an unknown kind, which gets scalars through its trainer."""
 
     name = "scalar"

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @register
 class TensorBoardLogger(Logger):
-    """TensorBoard: numbers, images and text, under the tags that they are given, with Custom Scalars and HParams."""
+    """TensorBoard: numbers, images and text under their tags, with Custom Scalars and HParams."""
 
     name = "tensorboard"
     class_names = ("TensorBoardLogger", "TensorBoardCallback", "SummaryWriter")
@@ -23,12 +23,12 @@ class TensorBoardLogger(Logger):
         return getattr(self.target, "experiment", getattr(self.target, "tb_writer", self.target))
 
     def log_scalars(self, numbers: Mapping[str, float], step: int) -> None:
-        """Write the numbers in two events, as one event for each takes ten times as long."""
+        """Write the numbers in two events, as one event per number takes ten times as long."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
         together = list(numbers.items()) if isinstance(self._writer, SummaryWriter) else []
-        for tag, number in list(numbers.items())[: 1 if together else None]:  # opens the file again if it was closed
+        for tag, number in list(numbers.items())[: 1 if together else None]:  # reopens the file if it was closed
             self._writer.add_scalar(tag, number, step)
         if values := [Summary.Value(tag=tag, simple_value=number) for tag, number in together[1:]]:
             self._writer.file_writer.add_summary(Summary(value=values), step)
@@ -50,7 +50,7 @@ class TensorBoardLogger(Logger):
         self._writer.add_custom_scalars(groups)
 
     def log_outcome(self, settings: Mapping[str, Setting], metrics: Sequence[str]) -> None:
-        """Write them into the run itself; `SummaryWriter.add_hparams` would begin another run for them."""
+        """Write the outcome into the run itself; `SummaryWriter.add_hparams` would create another run for it."""
         from torch.utils.tensorboard.summary import hparams
 
         for summary in hparams(dict(settings), dict.fromkeys(metrics)):

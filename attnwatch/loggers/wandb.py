@@ -11,14 +11,14 @@ PAGE_TAG = "attention/report"
 
 @register
 class WandbLogger(Logger):
-    """Weights & Biases: numbers, images, the page about the run, and alerts by mail or Slack as your account has it."""
+    """Weights & Biases: numbers, images, the page about the run, and alerts by mail or Slack as set in your account."""
 
     name = "wandb"
     class_names = ("WandbLogger", "WandbCallback")
 
     @property
     def _run(self) -> Any:
-        """The run of Lightning's logger; the callback of transformers writes to the current one."""
+        """The run of Lightning's logger; the transformers callback writes to the current one."""
         import wandb
 
         return getattr(self.target, "experiment", wandb.run)

@@ -1,4 +1,4 @@
-"""Runs as they are kept and read back: what was observed of a training, and what happened in it."""
+"""Saving and reading of runs: what was observed during training, and what happened."""
 
 from attnwatch.runs.logged import Points, logged_run
 from attnwatch.runs.readers import RunReader

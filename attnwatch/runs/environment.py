@@ -1,4 +1,4 @@
-"""Versions and hardware that a training runs with."""
+"""Versions and hardware of a training run."""
 
 import platform
 from importlib import metadata
@@ -12,14 +12,14 @@ _LIBRARIES = ("attnwatch", "torch", "transformers", "lightning", "pytorch-lightn
 
 
 def environment(model: nn.Module) -> dict[str, str]:
-    """Return the model, versions and hardware of a training by name, as text."""
+    """Return the model, versions and hardware of a training run by name, as text."""
     parameters = list(model.parameters())
     trained = sum(each.numel() for each in parameters if each.requires_grad)
     number = sum(each.numel() for each in parameters)
     device = parameters[0].device if parameters else torch.device("cpu")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     found = {
-        "model": f"{type(model).__name__}, {number / 1e6:,.1f} million parameters ({trained / 1e6:,.1f} are trained)",
+        "model": f"{type(model).__name__}, {number / 1e6:,.1f} million parameters ({trained / 1e6:,.1f} trainable)",
         "device": f"{device.type} ({name})",
         "processes": str(num_processes()),
         "Python": platform.python_version(),

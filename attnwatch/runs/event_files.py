@@ -1,4 +1,4 @@
-"""Event files of TensorBoard, whole or refused."""
+"""Reading of TensorBoard event files, of which damaged ones are refused."""
 
 import itertools
 import os
@@ -13,17 +13,17 @@ from attnwatch.utils.extras import extra_needed
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
 
-# A record's length and the checksum of these eight bytes. Its content and a checksum follow.
+# Length of a record and the checksum of these eight bytes. The content and its checksum follow.
 _HEADER = struct.Struct("<QI")
 _CHECKSUM_BYTES = 4
-_MOST_BYTES = 2**24  # of a record; a picture has some 10**5, and checksums of more take seconds
+_MOST_BYTES = 2**24  # of a record; an image has about 10**5, and checksums of larger records take seconds
 
 
 def read_events(file: Path) -> Iterator["Event"]:
-    """Yield the events of a file; of one that is being written, or whose writer was killed, the complete ones.
+    """Yield the complete events of a file, which may still be growing or may have been cut off.
 
     Raises:
-        ConfigurationError: the file is damaged. TensorBoard would show what comes before the damage and say nothing.
+        ConfigurationError: the file is damaged. TensorBoard would silently show only what comes before.
         ImportError: tensorboard is missing.
     """
     with extra_needed("tensorboard", "reading a logged run"):
@@ -34,14 +34,14 @@ def read_events(file: Path) -> Iterator["Event"]:
         for event in itertools.islice(LegacyEventFileLoader(str(file)).Load(), num_whole):
             number += 1
             yield event
-    except Exception as error:  # of whatever kind, depending on which byte is wrong
+    except Exception as error:  # its type depends on which byte is wrong
         raise _damaged(file, number) from error
     if is_damaged or number < num_whole:
         raise _damaged(file, number)
 
 
 def _whole_records(file: Path) -> tuple[int, bool]:
-    """Return how many records of the file are whole, and whether the one behind them is damaged and not just cut."""
+    """Return the number of complete records, and whether the next one is damaged rather than just cut off."""
     from tensorboard.summary.writer.record_writer import masked_crc32c
 
     number, end = 0, os.path.getsize(file)
@@ -59,6 +59,6 @@ def _whole_records(file: Path) -> tuple[int, bool]:
 
 def _damaged(file: Path, number: int) -> ConfigurationError:
     return ConfigurationError(
-        f"`run`: {str(file)!r} is damaged after its event {number}: take a copy of it, or judge the run by the "
-        "other files of the run alone, with this one moved away."
+        f"`run`: {str(file)!r} is damaged after event {number}: use an intact copy, or move the file away to "
+        "judge the run by its other files."
     )

@@ -1,4 +1,4 @@
-"""Runs read back from what was logged of them: numbers by tag and step."""
+"""Runs read from logged numbers, by tag and step."""
 
 import json
 import re
@@ -17,12 +17,12 @@ from attnwatch.statistics import Statistic
 from attnwatch.utils.files import UnreadableFileError
 
 LOSS_ALONE = (
-    "No attention was recorded, so the run is judged by its loss alone. That shows a loss that has diverged or is no "
-    "longer finite, and nothing else: a loss that falls does not show that the run is sound. Train with an "
+    "No attention was recorded, so the run is judged by its loss alone. This shows only a loss that has diverged "
+    "or is no longer finite: a falling loss does not show that the run is sound. Train with an "
     "AttentionMonitor for a verdict."
 )
-"""Remark on a run of which only the loss is known."""
-LAYERS_ALONE = "Logs have no numbers of single heads: each layer that was logged counts as one head."
+"""Remark on a run without recorded attention."""
+LAYERS_ALONE = "Logs have no numbers for single heads: each logged layer counts as one head."
 """Remark on a run whose attention was read from a log."""
 
 _USUAL_LOSS_TAGS = (
@@ -38,13 +38,13 @@ _LOSS_TAGS = (LOSS_TAG, *_USUAL_LOSS_TAGS)
 _MOST_POINTS = 10**8
 _MOST_STEPS = 2**53
 _STEPS = ("trainer/global_step", "train/global_step")
-"""Step of the training in a row, as Lightning and transformers name it where a logger counts rows."""
+"""Names that Lightning and transformers give the training step in a row of a logger that counts rows."""
 _KEPT = {RISK_CURVE: RISK_TAG}
-_TRAINER_PREFIX = "train/"  # transformers puts it before what it reports to W&B and trackio
+_TRAINER_PREFIX = "train/"  # transformers prepends it to what it reports to W&B and trackio
 
 
 class Points:
-    """Numbers by tag and step, in the order in which they were logged. Of several at one step the last one counts."""
+    """Numbers by tag and step, in logging order. Of several at one step, the last one counts."""
 
     def __init__(self) -> None:
         self._steps: defaultdict[str, array[int]] = defaultdict(lambda: array("q"))
@@ -62,10 +62,10 @@ class Points:
         self._values[tag].append(value)
 
     def add_row(self, step: int, row: Mapping[str, object]) -> None:
-        """Add those entries of a row that are numbers, but not the step itself.
+        """Add the numeric entries of a row, except the step itself.
 
         Raises:
-            UnreadableFileError: no run has this many steps, or a number is too large to be one that was measured.
+            UnreadableFileError: no run has this many steps, or a number is too large for a float.
         """
         for tag, value in row.items():
             if isinstance(value, int | float) and not isinstance(value, bool) and tag not in _STEPS:
@@ -75,7 +75,7 @@ class Points:
                     raise UnreadableFileError(f"is damaged: a number at step {step} is too large") from error
 
     def curves(self) -> dict[str, Curve]:
-        """Return the numbers of each tag in the order of their steps."""
+        """Return the numbers of each tag in order of steps."""
         return {tag: _curve(np.array(self._steps[tag]), np.array(values)) for tag, values in self._values.items()}
 
 
@@ -88,22 +88,22 @@ def logged_run(
     total_steps: int | None = None,
     settings: Mapping[str, str] | None = None,
 ) -> RunRecord:
-    """Return what was logged as a run.
+    """Return a run made from logged numbers.
 
-    A layer counts as one head, and what is logged for the whole model only as the same in all of them. Where no
-    attention was logged, the history has no sites, and the loss at all of its steps.
+    Each layer counts as one head. A statistic logged only for the whole model gets the same values in all layers. If no
+    attention was logged, the history has no sites, and holds the loss at every step at which it was logged.
 
     Args:
         name: short name of the run.
         curves: numbers by tag.
         source: kind of log, in words.
-        loss_tag: tag of the training loss; None means the first of the usual names that is there.
-        total_steps: number of steps that the run will have, where the log does not say it itself.
+        loss_tag: tag of the training loss; None means the first usual name that is present.
+        total_steps: number of steps that the run will have, if the log does not hold it.
         settings: arguments of the trainer by name.
 
     Raises:
-        ConfigurationError: there is no such tag.
-        UnreadableFileError: there is neither attention nor a loss, or more of it than any run has.
+        ConfigurationError: `loss_tag` was not logged.
+        UnreadableFileError: there is neither attention nor a loss, or more than any run has.
     """
     curves = _without_prefix(curves)
     tag = _loss_tag(curves, loss_tag)
@@ -112,9 +112,9 @@ def logged_run(
     of_model = {each: curves[kind.tag] for each, kind in Statistic.registry.items() if kind.tag in curves}
     if not of_model and tag is None:
         raise UnreadableFileError(
-            f"has no curves of attention ({run_tags()[0]}, …), and no training loss under a usual name "
+            f"has no attention curves ({run_tags()[0]}, …) and no training loss under a usual name "
             f"({', '.join(_USUAL_LOSS_TAGS[:3])}, …); log with an AttentionMonitor, or name the tag of the loss "
-            f"(--loss-tag): there are {_listed(curves)}"
+            f"(--loss-tag); logged tags: {_listed(curves)}"
         )
     history = _history(curves, of_model, loss, total_steps) if of_model else _of_loss(loss, total_steps)
     return RunRecord(
@@ -134,12 +134,12 @@ def step_of(row: Mapping[str, object], *, otherwise: int) -> int:
 
 
 def as_text(value: object) -> str:
-    """Return an entry of a configuration as it is shown."""
+    """Return a configuration entry as text."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def others(curves: Mapping[str, Curve]) -> dict[str, Curve]:
-    """Return the curves that are not those of an AttentionMonitor."""
+    """Return the curves that an AttentionMonitor did not log."""
     return {tag: curve for tag, curve in curves.items() if not _is_ours(tag)}
 
 
@@ -151,7 +151,7 @@ def _curve(steps: np.ndarray, values: np.ndarray) -> Curve:
 
 
 def _without_prefix(curves: Mapping[str, Curve]) -> dict[str, Curve]:
-    """Return the curves with the tags of attnwatch as they are without the prefix of a trainer."""
+    """Return the curves, with the trainer's prefix removed from the tags of attnwatch."""
     bare = {tag: tag.removeprefix(_TRAINER_PREFIX) for tag in curves}
     return {bare[tag] if _is_ours(bare[tag]) else tag: curve for tag, curve in curves.items()}
 
@@ -161,7 +161,7 @@ def _is_ours(tag: str) -> bool:
 
 
 def _our_groups() -> set[str]:
-    """Return the parts before the first slash of the tags of an AttentionMonitor."""
+    """Return the part before the first slash of each tag that an AttentionMonitor logs."""
     of_run = [*run_tags(), TOTAL_STEPS_TAG, RISK_TAG, *BAND_TAGS]
     of_layers = [kind.layer_tag("layer") for kind in Statistic.registry.values()]
     of_layers += [kind.tag("layer") for kind in LayerStatistic.registry.values()]
@@ -177,7 +177,7 @@ def _history(
     layers = sorted({layer for _, layer in of_layers}, key=_natural) or ["model"]
     if len(steps) * len(layers) > _MOST_POINTS:
         raise UnreadableFileError(
-            f"has {len(steps):,} steps of {len(layers):,} layers, more than any run has; give the log of one run"
+            f"has {len(steps):,} steps of {len(layers):,} layers, more than any one run has; give the log of one run"
         )
     values = {name: np.full((len(steps), len(layers), 1), np.nan, dtype=np.float32) for name in Statistic.registry}
     for name, column in values.items():
@@ -219,7 +219,7 @@ def _column(curves: Mapping[str, Curve], statistic: LayerStatistic, steps: np.nd
 
 def _loss_tag(curves: Mapping[str, Curve], asked: str | None) -> str | None:
     if asked is not None and asked not in curves:
-        raise ConfigurationError(f"`loss_tag` {asked!r} was not logged; there are: {_listed(curves)}.")
+        raise ConfigurationError(f"`loss_tag` {asked!r} was not logged; logged tags: {_listed(curves)}.")
     return asked or next((tag for tag in _LOSS_TAGS if tag in curves), None)
 
 
@@ -229,7 +229,7 @@ def _listed(curves: Mapping[str, Curve]) -> str:
 
 
 def _total_steps(curve: Curve | None) -> int | None:
-    """Return the latest number of steps that was logged."""
+    """Return the total number of steps that was logged last."""
     latest = np.nan if curve is None else curve.values[-1]
     return int(latest) if np.isfinite(latest) and latest >= 1 else None
 
@@ -243,9 +243,9 @@ def _on(steps: np.ndarray, curve: Curve) -> np.ndarray:
 
 
 def _near(steps: np.ndarray, curve: Curve) -> np.ndarray:
-    """Return the curve at these steps; nan where it has no point nearer than half of the way to the next step.
+    """Return the curve at these steps; nan where its nearest point is more than half a step interval away.
 
-    Not interpolated: that would have less noise than any loss.
+    The curve is not interpolated, as that would reduce its noise.
     """
     known = curve.steps
     if not len(known) or len(steps) < 2:

@@ -1,4 +1,4 @@
-"""Runs read back from what an AttentionMonitor keeps in checkpoints."""
+"""Runs read from the AttentionMonitor state in checkpoints."""
 
 import pickle
 import zipfile
@@ -18,16 +18,16 @@ from attnwatch.statistics import Statistic
 from attnwatch.utils.files import UnreadableFileError
 
 _HARMLESS = (Namespace, PosixPath)
-"""Classes that hyperparameters hold, and whose construction runs no code of others."""
+"""Classes that occur in hyperparameters and whose construction runs no foreign code."""
 _MOST_CHECKED_BYTES = 2**24
 _OBSERVED = "observed"
 
 
 def load_checkpoint(file: Path) -> Any:
-    """Return the content of a file of `torch.save` without running code that is in it. Weights are not read.
+    """Return the content of a `torch.save` file without running code in it. Weights are not read.
 
     Raises:
-        UnreadableFileError: it is damaged, no such file, or holds objects of other classes than tensors and numbers.
+        UnreadableFileError: it is damaged, is not such a file, or holds objects other than tensors and numbers.
     """
     try:
         _check_sums(file)
@@ -37,27 +37,27 @@ def load_checkpoint(file: Path) -> Any:
         raise
     except pickle.UnpicklingError as error:
         raise UnreadableFileError(_why_not_loaded(file, error)) from error
-    except Exception as error:  # of whatever kind, depending on which byte is wrong
-        raise UnreadableFileError(f"is damaged, or no checkpoint ({_first_line(error)})") from error
+    except Exception as error:  # its type depends on which byte is wrong
+        raise UnreadableFileError(f"is damaged, or is not a checkpoint ({_first_line(error)})") from error
 
 
 def monitor_states(states: object) -> list[Mapping[str, Any]]:
-    """Return those of a checkpoint's states of callbacks that an AttentionMonitor has written."""
+    """Return the callback states of a checkpoint that an AttentionMonitor wrote."""
     found = states.values() if isinstance(states, Mapping) else ()
     return [each for each in found if isinstance(each, Mapping) and {"recorder", "findings"} <= each.keys()]
 
 
 def run_of_state(name: str, state: Mapping[str, Any], *, source: str, total_steps: int | None = None) -> RunRecord:
-    """Return the run that the state of an AttentionMonitor has recorded so far.
+    """Return the run recorded so far in an AttentionMonitor state.
 
     Args:
         name: short name of the run.
         state: one of `monitor_states`.
         source: kind of checkpoint, in words.
-        total_steps: number of steps that the run will have, where the state does not say it itself.
+        total_steps: number of steps that the run will have, if the state does not hold it.
 
     Raises:
-        UnreadableFileError: the state is damaged, or of another version of attnwatch.
+        UnreadableFileError: the state is damaged, or from another version of attnwatch.
     """
     try:
         history = _history(state["recorder"]["history"], state.get("total_steps") or total_steps)
@@ -65,7 +65,7 @@ def run_of_state(name: str, state: Mapping[str, Any], *, source: str, total_step
         return RunRecord(name, history, checked=tuple(map(Finding.from_json, known)), source=source)
     except (ArithmeticError, AttributeError, ConfigurationError, LookupError, TypeError, ValueError) as error:
         raise UnreadableFileError(
-            f"has a state of AttentionMonitor that can't be read ({_first_line(error)}): it is damaged, or of another "
+            f"has an AttentionMonitor state that can't be read ({_first_line(error)}): it is damaged, or from another "
             "version of attnwatch"
         ) from error
 
@@ -77,7 +77,7 @@ def _history(state: dict[str, Any], total_steps: int | None) -> AttentionHistory
 
 
 def _check_sums(file: Path) -> None:
-    """Check what PyTorch does not: the sums of the members that are small enough to be parts of a history."""
+    """Verify the checksums, which PyTorch does not, of members small enough to be parts of a history."""
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.file_size <= _MOST_CHECKED_BYTES:
@@ -87,9 +87,9 @@ def _check_sums(file: Path) -> None:
 def _why_not_loaded(file: Path, error: Exception) -> str:
     names = torch.serialization.get_unsafe_globals_in_checkpoint(file)
     if not names:
-        return f"is damaged, or no checkpoint ({_first_line(error)})"
+        return f"is damaged, or is not a checkpoint ({_first_line(error)})"
     return (
-        f"holds objects of {', '.join(sorted(names)[:5])}, and to read these would run code; judge the run by its log, "
+        f"holds objects of {', '.join(sorted(names)[:5])}, and reading them would run code; judge the run by its log, "
         "or keep such objects out of checkpoints (save_hyperparameters(ignore=[…]))"
     )
 

@@ -1,4 +1,4 @@
-"""Reading of a run from wherever it was kept."""
+"""Reading of a run in any supported format."""
 
 import os
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ Found = tuple[RunReader, Path]
 
 
 def read_run(run: str | os.PathLike[str], *, loss_tag: str | None = None) -> RunRecord:
-    """Read a run from a file or a folder of any format that `RunReader.registry` has.
+    """Read a run from a file or a folder, in any format of `RunReader.registry`.
 
     Args:
-        run: path of a saved history, a log or a checkpoint, or of a folder with one run somewhere below.
-        loss_tag: tag of the training loss in a log; None means the first of the usual names that is there.
+        run: path of a saved history, a log or a checkpoint, or of a folder that contains one run.
+        loss_tag: tag of the training loss in a log; None means the first usual name that is present.
 
     Raises:
         ConfigurationError: there is no run, there are several, or it can't be read. The message says which and why.
@@ -58,11 +58,11 @@ def _only_run(path: Path) -> Found:
         raise ConfigurationError(f"`run`: {_why_none(path)}")
     listed = ", ".join(f"{str(place)!r} ({reader.title})" for reader, place in found[:_MOST_LISTED])
     more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
-    raise ConfigurationError(f"`run`: {str(path)!r} has {len(found)} runs in it; give one of them: {listed}{more}.")
+    raise ConfigurationError(f"`run`: {str(path)!r} contains {len(found)} runs; give one of them: {listed}{more}.")
 
 
 def _at(path: Path) -> list[Found]:
-    """Return the runs that lie at a path, in the first of the formats that are there."""
+    """Return the runs at a path, in the first format that is found there."""
     for reader in sorted(RunReader.registry.values(), key=lambda each: each.precedence):
         places = reader.find(path)
         if places:
@@ -71,7 +71,7 @@ def _at(path: Path) -> list[Found]:
 
 
 def _below(path: Path) -> Iterator[Found]:
-    """Yield the runs below a folder, each once, whatever links lead to it. Hidden folders are left out."""
+    """Yield each run below a folder once, even if several links lead to it. Hidden folders are left out."""
     waiting, seen, num_entries = [path] if path.is_dir() else [], set(), 0
     while waiting:
         for each in waiting.pop().iterdir():
@@ -91,9 +91,9 @@ def _below(path: Path) -> Iterator[Found]:
 def _why_none(path: Path) -> str:
     formats = "; ".join(f"{reader.title} ({name})" for name, reader in RunReader.registry.items())
     if not path.exists():
-        return f"there is no {str(path)!r}; give a saved history (.npz), a log, a checkpoint, or a folder with one."
+        return f"{str(path)!r} does not exist; give a saved history (.npz), a log, a checkpoint, or a folder with one."
     if path.is_file():
-        return f"{str(path)!r} is not a saved attention history, and of no other format that can be read: {formats}."
+        return f"{str(path)!r} is neither a saved attention history nor in another readable format: {formats}."
     if (path / "config.json").is_file():
-        return f"{str(path)!r} holds a model, not a run; to look into it: attnwatch inspect MODEL_DIR --text FILE."
-    return f"{str(path)!r} has no run in it, nor in a folder below; what can be read: {formats}."
+        return f"{str(path)!r} holds a model, not a run; to inspect it: attnwatch inspect MODEL_DIR --text FILE."
+    return f"{str(path)!r} and the folders below it contain no run; readable formats: {formats}."

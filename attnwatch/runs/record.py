@@ -1,4 +1,4 @@
-"""Record of a training: its history, and what happened in it."""
+"""Record of a training run: its history and its events."""
 
 import os
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from attnwatch.recorder import AttentionHistory
 from attnwatch.recorder.history import read_history, write_history
 
 RISK_CURVE, RATE_CURVE = "risk", "learning_rate"
-"""Names of the curves of the risk and of the learning rate."""
+"""Names of the risk and learning-rate curves."""
 _HEADER_KEY = "run"
 
 
 class Curve(NamedTuple):
-    """Numbers of a run at some of its steps.
+    """Values of one quantity at some steps of a run.
 
     Attributes:
         steps: int64 [points], ascending.
@@ -32,12 +32,12 @@ class Curve(NamedTuple):
 
 @dataclass(frozen=True)
 class RunEvent:
-    """Change of a training, or of the model that it trains.
+    """Change to a training run or to its model.
 
     Attributes:
-        step: number of complete optimizer steps when it happened.
-        kind: "heads", "tokens", "resume", or the name that a callback has given it.
-        label: a few words, for a mark on a timeline.
+        step: number of complete optimizer steps at the change.
+        kind: "heads", "tokens", "resume", or a name given by a callback.
+        label: a few words for a mark on a timeline.
         text: what happened, in sentences.
         details: facts and numbers by name.
     """
@@ -51,22 +51,22 @@ class RunEvent:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """All that is known of a training, finished or not.
+    """Complete record of a training run, finished or not.
 
     Attributes:
-        name: short name of the run, such as that of its folder.
-        history: observations, with no sites where no attention was recorded.
-        curves: learning rate, metrics and other numbers of the trainer by name, at their own steps.
-        events: changes in the order of their steps.
+        name: short name of the run, such as the name of its folder.
+        history: observations; it has no sites if no attention was recorded.
+        curves: learning rate, metrics and other numbers from the trainer by name, each at its own steps.
+        events: changes in order of steps.
         checked: findings of the checkup.
-        ruled_out: names of faults that the checkup has excluded.
-        checkup: result of each check, in words, by its name; empty without a checkup.
+        ruled_out: names of faults that the checkup ruled out.
+        checkup: result of each check in words, by the check's name; empty without a checkup.
         settings: arguments of the callbacks and of the trainer by name, as text.
         environment: versions and hardware by name, as text.
-        source: kind of log that the record was read from, in words; empty where attnwatch recorded the run itself.
+        source: kind of log that the record was read from, in words; empty if attnwatch recorded the run itself.
         outcomes: sentences on what callbacks have done to the training.
-        remarks: sentences in markdown on how to read the record.
-        judged: verdict while the run was trained; None if nobody judged it then.
+        remarks: sentences in markdown that explain how to read the record.
+        judged: last verdict during training; None if there was none.
     """
 
     name: str
@@ -85,13 +85,13 @@ class RunRecord:
 
     @cached_property
     def diagnosis(self) -> Diagnosis:
-        """Verdict on the run at its last observation: the one that it was given then, or else a new one."""
+        """Verdict on the run at its last observation: the one given during training, or else a new one."""
         if self.judged is not None:
             return self.judged
         return diagnose(self.history, checked=self.checked, ruled_out=self.ruled_out)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a .npz file, which `AttentionHistory.load` reads too. An existing one is replaced when it is complete.
+        """Write a .npz file, which `AttentionHistory.load` reads too. It replaces an existing file once it is complete.
 
         Raises:
             OSError: the file can't be written.
@@ -100,10 +100,10 @@ class RunRecord:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "RunRecord":
-        """Read a file of `save`, or one of `AttentionHistory.save`, which has no events.
+        """Read a file written by `save`, or by `AttentionHistory.save`, which stores no events.
 
         Raises:
-            ConfigurationError: the file is neither, is damaged, or is of a newer version.
+            ConfigurationError: the file is neither, is damaged, or is from a newer version.
             FileNotFoundError: there is no such file.
         """
         history, header = read_history(path)
@@ -114,8 +114,8 @@ class RunRecord:
             return _from_json(header[_HEADER_KEY], history)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(
-                f"`path`: what {os.fspath(path)!r} says of its run is damaged ({type(error).__name__}: {error}); the "
-                "history alone can be read: AttentionHistory.load."
+                f"`path`: the record of the run in {os.fspath(path)!r} is damaged ({type(error).__name__}: {error}); "
+                "its history can still be read: AttentionHistory.load."
             ) from error
 
     def _as_json(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class RunRecord:
 
 
 def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecord:
-    """Return the record of `RunRecord._as_json`. Findings of kinds that are not registered are left out."""
+    """Rebuild a record from `RunRecord._as_json`. Findings of unregistered kinds are left out."""
     return RunRecord(
         name=str(stored["name"]),
         history=history,

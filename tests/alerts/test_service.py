@@ -33,11 +33,11 @@ def test_alert_arrives(server):
 
 
 WRONG = {
-    "tokens are missing": (f"slack://{SECRET}", "does not know slack:// in this form"),
-    "unknown service": (f"carrierpigeon://{SECRET}", "does not know carrierpigeon:// in this form"),
-    "no scheme": (SECRET, "does not know it: a scheme such as slack:// is missing"),
-    "empty": ("", "does not know it: a scheme such as slack:// is missing"),
-    "second of two": (["json://localhost", f"nosuch://{SECRET}"], r"`alert` 2 of 2 must be a URL of Apprise"),
+    "tokens are missing": (f"slack://{SECRET}", "slack:// is unknown or incomplete"),
+    "unknown service": (f"carrierpigeon://{SECRET}", "carrierpigeon:// is unknown or incomplete"),
+    "no scheme": (SECRET, "it has no scheme such as slack://"),
+    "empty": ("", "it has no scheme such as slack://"),
+    "second of two": (["json://localhost", f"nosuch://{SECRET}"], r"`alert` 2 of 2 is not a URL that Apprise knows"),
     "bytes": (SECRET.encode(), "or a list of them; got bytes"),
     "number": (3, "or a list of them; got int"),
     "list of numbers": ([3], "or a list of them; got list"),
@@ -104,7 +104,7 @@ def test_several_failures_are_one_warning_a_run(server):
     alerts = Alerts([server.url, server.url + "/second"])
     for _ in range(2):
         alerts.restart()
-        with pytest.warns(AttnwatchWarning, match="an alert was not delivered, training goes on") as caught:
+        with pytest.warns(AttnwatchWarning, match="an alert was not delivered; training continues") as caught:
             send_often(alerts)
         assert len(caught) == 1
     assert len(server.posts) == 12

@@ -113,7 +113,7 @@ def test_failure_is_one_warning_without_the_url(run, failure, server, tmp_path):
             url = f"json://user:{SECRET}@localhost:{free.getsockname()[1]}"
     monitor, messages = warned(run, tmp_path, alert=url)
     (message,) = messages
-    assert "an alert was not delivered, training goes on (json: the service could not be reached, or has re" in message
+    assert "an alert was not delivered; training continues (json: the service could not be reached, or re" in message
     assert SECRET not in message
     assert "localhost" not in message
     assert monitor.history.steps[-1] == 12
@@ -129,5 +129,5 @@ def test_training_does_not_wait_for_a_server_that_hangs(run, server, tmp_path, m
     server.may_answer.set()
     assert server.has_answered.wait(60)
     (message,) = messages
-    assert "the last alert: it was still on its way after 0.01 s" in message
+    assert "the last alert: it was not sent within 0.01 s" in message
     assert monitor.history.steps[-1] == 12

@@ -151,7 +151,7 @@ def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         train(monitor, pruning, dropping, module=Llama(), logger=logger)
     remark = (
-        "Attention in layers 0 to 1 is that of sequences shortened to 50% of their tokens from step 0 to 15: their "
+        "Attention in layers 0 to 1 was observed on sequences shortened to 50% of their tokens from step 0 to 15: its "
         "statistics are not those of full length."
     )
     assert [each.getMessage() for each in caplog.records].count(f"attnwatch: {remark}") == 1

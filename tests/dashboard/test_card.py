@@ -54,7 +54,7 @@ def test_unknown_length_and_unknown_risk_are_said():
     history = course()
     assert "The length of the run is not known" in card_markdown(RunCard(SOUND, history))
     unknown = Diagnosis(RunStatus.UNDETERMINED, (), 390)
-    assert "**Risk:** not known yet. It needs the run from its first steps on, and" in card_markdown(
+    assert "**Risk:** not known yet. It needs the first steps of the run, and" in card_markdown(
         RunCard(unknown, history)
     )
 

@@ -452,8 +452,8 @@ def test_markdown_has_it_all_and_nothing_of_it_is_markup(known):
     assert r"the &lt;b&gt;sky&lt;/b&gt; ↵ \# \*is\*" in text
     assert r"red\_\[1\]" in text
     assert "**0 of 1 questions right**" in text or "**1 of 1 questions right**" in text
-    assert "sure, as it says: 75%" in text
-    assert "What it claims as its reason (text that it finds likely, not an explanation): it reflects" in text
+    assert "stated confidence: 75%" in text
+    assert "Claimed reason (text that the model finds likely, not an explanation): it reflects" in text
     assert literal("a\r\nb\u2028  c") == "a ↵ b ↵ c"
 
 

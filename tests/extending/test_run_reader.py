@@ -17,7 +17,7 @@ HISTORY = course(normalized_entropy=falling(0.99, 0.4), loss=falling(5, 1))
 class JsonLines(RunReader):
     """A log of lines of JSON."""
 
-    name, title, gives = "json_lines", "log of JSON lines", "what was logged"
+    name, title, gives = "json_lines", "JSON lines log", "what was logged"
 
     def find(self, path):
         files = path.glob("*.jsonl") if path.is_dir() else [path]
@@ -39,22 +39,22 @@ def folder(tmp_path):
 
 
 def test_format_is_found_below_a_folder_and_read(folder, registered, capsys):
-    with pytest.raises(ConfigurationError, match="has no run in it"):
+    with pytest.raises(ConfigurationError, match="contain no run"):
         read_run(folder)
     registered(JsonLines)
     run = read_run(folder)
     assert_layers_are_those_of(run.history, HISTORY)
-    assert (run.name, run.source) == ("night", "log of JSON lines")
+    assert (run.name, run.source) == ("night", "JSON lines log")
     assert main(["judge", str(folder)]) == 0
-    assert "night (log of JSON lines): AttentionHistory(40 observations" in capsys.readouterr().out
+    assert "night (JSON lines log): AttentionHistory(40 observations" in capsys.readouterr().out
 
 
 def test_format_with_a_smaller_precedence_comes_first(folder, registered):
     (folder / "below/metrics.csv").write_text("step,loss\n0,3\n")
     registered(JsonLines)
-    assert read_run(folder).source == "table of Lightning's CSVLogger"
+    assert read_run(folder).source == "Lightning CSVLogger table"
     registered(type("First", (JsonLines,), {"precedence": -1, "name": "first"}))
-    assert read_run(folder).source == "log of JSON lines"
+    assert read_run(folder).source == "JSON lines log"
 
 
 @pytest.mark.parametrize(

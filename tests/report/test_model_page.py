@@ -226,7 +226,7 @@ def test_text_is_needed(language_model, capsys):
         main(["inspect", str(language_model)])
     assert "the following arguments are required: --text" in capsys.readouterr().err
     assert main(["judge", str(language_model)]) == 2
-    assert "holds a model, not a run; to look into it: attnwatch inspect MODEL_DIR --text" in capsys.readouterr().err
+    assert "holds a model, not a run; to inspect it: attnwatch inspect MODEL_DIR --text" in capsys.readouterr().err
 
 
 def test_tokens_that_the_text_does_not_need_may_be_unknown_to_the_model(tmp_path):

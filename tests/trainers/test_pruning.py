@@ -108,7 +108,7 @@ def test_importance_is_read_before_gradients_are_clipped(training):
 )
 def test_metric_of_the_guard_that_is_not_logged_is_named_at_the_first_cut(training, options, logged):
     callback = pruning(training, guard=Guard(metric="accuracy"))
-    message = f"the metric 'accuracy' was not logged before the first cut.*logged were: .*{logged}"
+    message = f"the metric 'accuracy' was not logged before the first cut.*logged metrics: .*{logged}"
     with pytest.warns(AttnwatchWarning, match=message) as warnings:
         run = training.train(callback, **options)
     assert len([warning for warning in warnings if warning.category is AttnwatchWarning]) == 1

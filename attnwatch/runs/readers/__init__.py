@@ -1,4 +1,4 @@
-"""Formats in which runs are kept, one file each: how a run is found, and what of it is read."""
+"""Run readers, one file for each format: how to find a run, and what to read from it."""
 
 from attnwatch.runs.readers.base import RunReader
 

@@ -1,4 +1,4 @@
-"""Base class of the formats in which runs are kept."""
+"""Base class of run readers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +10,18 @@ from attnwatch.runs.record import RunRecord
 
 
 class RunReader(Plugin):
-    """One format in which runs are kept, such as a log or a checkpoint.
+    """Reader of one run format, such as a log or a checkpoint.
 
     Attributes:
-        title: kind of file or log in words, such as "log of TensorBoard".
-        gives: what is read of it, in words, for the documentation.
-        precedence: of several formats at one place the one with the smallest number is read.
+        title: kind of file or log in words, such as "TensorBoard log".
+        gives: what can be read from it, in words, for the documentation.
+        precedence: if several formats are in one place, the one with the smallest number is read.
 
     Example:
         >>> import json
         >>> from attnwatch.runs import Points, logged_run
         >>> class JsonLines(RunReader):
-        ...     name, title, gives = "json_lines", "log of JSON lines", "the loss"
+        ...     name, title, gives = "json_lines", "JSON lines log", "the loss"
         ...
         ...     def find(self, path):
         ...         return [path] if path.suffix == ".jsonl" else []
@@ -41,19 +41,19 @@ class RunReader(Plugin):
 
     @classmethod
     def check(cls, plugin: Any) -> None:
-        """Raise a `ConfigurationError` that names what a declaration lacks."""
+        """Raise a `ConfigurationError` that names what the declaration lacks."""
         cls.registry.require_texts(plugin, "title", "gives")
         lacks = [name for name in ("find", "read") if getattr(type(plugin), name) is getattr(RunReader, name)]
         if lacks:
             raise ConfigurationError(f"{cls.registry.describe(plugin)} must have a method `{lacks[0]}`; see RunReader.")
 
     def find(self, path: Path) -> Sequence[Path]:
-        """Return the places of the runs of this format that lie at a path, and not further below.
+        """Return the places of runs in this format at a path, without searching folders further below.
 
-        It is called for every folder in which a run is looked for, so it should look at names and first bytes alone.
+        It is called for every folder that is searched, so it should look only at names and first bytes.
 
         Args:
-            path: of a file or a folder, which need not exist.
+            path: path of a file or a folder, which need not exist.
         """
         raise NotImplementedError
 
@@ -61,12 +61,12 @@ class RunReader(Plugin):
         """Read a run.
 
         Args:
-            place: one of those that `find` has returned.
-            loss_tag: name of the training loss in the log; None means the first of the usual names that is there.
+            place: a place that `find` returned.
+            loss_tag: name of the training loss in the log; None means the first usual name that is present.
 
         Raises:
             ConfigurationError: an argument does not fit the run.
-            UnreadableFileError: the run can't be read; the message continues a sentence about the place.
+            UnreadableFileError: the run can't be read; the message completes a sentence that begins with the place.
             OSError: a file can't be opened.
             ImportError: a package that reads the format is missing.
         """
@@ -74,6 +74,6 @@ class RunReader(Plugin):
 
 
 def refuse_loss_tag(place: Path, loss_tag: str | None) -> None:
-    """Raise a `ConfigurationError` where a tag of the loss is given for a run that has the loss which was recorded."""
+    """Raise a `ConfigurationError` if a loss tag is given for a run whose loss was recorded."""
     if loss_tag is not None:
-        raise ConfigurationError(f"`loss_tag` is of a log; {str(place)!r} has the loss that was recorded.")
+        raise ConfigurationError(f"`loss_tag` applies to logs only; leave it out: {str(place)!r} holds its own loss.")

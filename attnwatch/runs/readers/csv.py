@@ -17,11 +17,11 @@ _STEP = "step"
 
 @register
 class CSVReader(RunReader):
-    """A table `metrics.csv` of Lightning's CSVLogger, or its folder. Cells may be empty."""
+    """Reader of `metrics.csv` from Lightning's CSVLogger, or of its folder. Cells may be empty."""
 
     name = "csv"
-    title = "table of Lightning's CSVLogger"
-    gives = "the same as of TensorBoard"
+    title = "Lightning CSVLogger table"
+    gives = "the same as from TensorBoard"
     precedence = 3
 
     def find(self, path: Path) -> Sequence[Path]:
@@ -34,7 +34,7 @@ class CSVReader(RunReader):
             try:
                 _read(stream, points)
             except (csv.Error, UnicodeDecodeError) as error:
-                raise UnreadableFileError(f"is no table in UTF-8 ({error})") from error
+                raise UnreadableFileError(f"is not a table in UTF-8 ({error})") from error
         return logged_run(_name(place), points.curves(), source=self.title, loss_tag=loss_tag)
 
 
@@ -46,7 +46,7 @@ def _read(stream: TextIO, points: Points) -> None:
     rows = csv.reader(_whole_lines(stream), strict=True)
     names = next(rows, [])
     if _STEP not in names or len({*names}) < len(names):
-        raise UnreadableFileError(f"is no log: its first line must have distinct names of columns, one of them {_STEP}")
+        raise UnreadableFileError(f"is not a log: its first line must have distinct column names, one of them {_STEP}")
     step_column = names.index(_STEP)
     for row in rows:
         if len(row) != len(names):
@@ -58,12 +58,12 @@ def _read(stream: TextIO, points: Points) -> None:
                     points.add(name, step, float(cell))
         except ValueError as error:
             raise UnreadableFileError(
-                f"is damaged: line {rows.line_num} has a cell that is no number ({error})"
+                f"is damaged: line {rows.line_num} has a cell that is not a number ({error})"
             ) from error
 
 
 def _whole_lines(stream: TextIO) -> Iterator[str]:
-    """Yield the lines without the last one if it is still being written."""
+    """Yield the lines, except an incomplete last one that is still being written."""
     for line in stream:
         if line.endswith("\n"):
             yield line

@@ -1,4 +1,4 @@
-"""Checkpoints of Lightning."""
+"""Lightning checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ _SUFFIX = ".ckpt"
 
 @register
 class LightningCheckpointReader(RunReader):
-    """A checkpoint of Lightning's Trainer, or a folder of them, of which the newest is read."""
+    """Reader of Lightning checkpoints: of a file, or of the newest one in a folder."""
 
     name = "lightning"
-    title = "checkpoint of Lightning"
-    gives = "everything that an AttentionMonitor had recorded, of every head, and what the checkup had found"
+    title = "Lightning checkpoint"
+    gives = "everything that an AttentionMonitor recorded, for every head, and what the checkup found"
     precedence = 6
 
     def find(self, path: Path) -> Sequence[Path]:
@@ -33,6 +33,6 @@ class LightningCheckpointReader(RunReader):
         states = monitor_states(content.get("callbacks") if isinstance(content, Mapping) else None)
         if not states:
             raise UnreadableFileError(
-                "has no state of an AttentionMonitor: give the log of the run, or train with one among the callbacks"
+                "has no AttentionMonitor state: give the log of the run, or add a monitor to the callbacks"
             )
         return run_of_state(place.name, states[0], source=self.title)

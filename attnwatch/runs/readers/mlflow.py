@@ -1,4 +1,4 @@
-"""Runs in MLflow's store of files."""
+"""Runs in MLflow's file store."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ _DATABASES = ("mlflow.db", "mlruns.db")
 
 @register
 class MLflowReader(RunReader):
-    """The folder of a run in MLflow's store of files, `mlruns/EXPERIMENT/RUN`. Databases are refused."""
+    """Reader of a run folder in MLflow's file store, `mlruns/EXPERIMENT/RUN`. Databases are refused."""
 
     name = "mlflow"
-    title = "run of MLflow"
-    gives = "the same as of TensorBoard, and the parameters of the run"
+    title = "MLflow run"
+    gives = "the same as from TensorBoard, and the run's parameters"
     precedence = 4
 
     def find(self, path: Path) -> Sequence[Path]:
@@ -31,8 +31,8 @@ class MLflowReader(RunReader):
     def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
         if place.is_file():
             raise UnreadableFileError(
-                "is a database of MLflow, of which only the store of files (mlruns/EXPERIMENT/RUN) can be read; judge "
-                "the run by another log or by a checkpoint"
+                "is an MLflow database; only the file store of MLflow (mlruns/EXPERIMENT/RUN) can be read. Judge the "
+                "run by another log or by a checkpoint"
             )
         points = Points()
         for file in sorted(each for each in (place / _METRICS).rglob("*") if each.is_file()):
@@ -49,13 +49,13 @@ def _names(folder: Path) -> list[str]:
 
 
 def _numbers(file: Path) -> Iterator[tuple[int, float]]:
-    """Yield the step and the value of each whole line: time, value, and perhaps the step."""
+    """Yield the step and the value of each complete line, which holds time, value and sometimes the step."""
     with open(file, encoding="utf-8", errors="replace") as stream:
         for number, line in enumerate(stream, start=1):
-            if not line.endswith("\n"):  # is being written
+            if not line.endswith("\n"):  # still being written
                 return
             parts = line.split(" ")
             with contextlib.suppress(ValueError, IndexError):
                 yield int(parts[2]) if len(parts) > 2 else 0, float(parts[1])
                 continue
-            raise UnreadableFileError(f"is damaged: line {number} of {file.name!r} is no value and step: {line[:50]!r}")
+            raise UnreadableFileError(f"is damaged: line {number} of {file.name!r} has no value or step: {line[:50]!r}")

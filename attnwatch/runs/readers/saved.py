@@ -15,11 +15,11 @@ _MEMBERS = {"header.npy", "steps.npy", "loss.npy"}
 
 @register
 class SavedRunReader(RunReader):
-    """A file that `AttentionHistory.save` or `RunRecord.save` wrote."""
+    """Reader of files that `AttentionHistory.save` or `RunRecord.save` wrote."""
 
     name = "saved"
     title = "saved history"
-    gives = "everything that was recorded, of every head"
+    gives = "everything that was recorded, for every head"
     precedence = 0
 
     def find(self, path: Path) -> Sequence[Path]:

@@ -1,4 +1,4 @@
-"""Logs of TensorBoard."""
+"""TensorBoard logs."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ _FILES = "*tfevents*"
 
 @register
 class TensorBoardReader(RunReader):
-    """A folder with the event files of one run, or one of these files."""
+    """Reader of a folder with the event files of one run, or of one such file."""
 
     name = "tensorboard"
-    title = "log of TensorBoard"
+    title = "TensorBoard log"
     gives = "the curves of at most `max_layer_curves` layers, and those of the whole model; the loss; other scalars"
     precedence = 2
 

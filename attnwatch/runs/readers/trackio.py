@@ -1,4 +1,4 @@
-"""Runs of trackio in the database of their project."""
+"""Trackio runs in the database of their project."""
 
 import contextlib
 import sqlite3
@@ -19,11 +19,11 @@ _NONFINITE = {"NaN": float("nan"), "Infinity": float("inf"), "-Infinity": float(
 
 @register
 class TrackioReader(RunReader):
-    """A run in the database of a trackio project, `PROJECT.db`, or `PROJECT.db/RUN` where it has several."""
+    """Reader of a run in the database of a trackio project: `PROJECT.db`, or `PROJECT.db/RUN` if it has several."""
 
     name = "trackio"
-    title = "run of trackio"
-    gives = "the same as of TensorBoard, and the configuration of the run"
+    title = "trackio run"
+    gives = "the same as from TensorBoard, and the run's configuration"
     precedence = 4
 
     def find(self, path: Path) -> Sequence[Path]:
@@ -36,12 +36,12 @@ class TrackioReader(RunReader):
     def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
         database = _database_of(place)
         if database is None:
-            raise UnreadableFileError("is no run in a database of trackio")
+            raise UnreadableFileError("is not a run in a trackio database")
         run, points = place.relative_to(database).as_posix(), Points()
         with _opened(database) as connection:
             of_run = f"WHERE {_key(connection)} = ? OR run_name = ?"
             if connection.execute(f"SELECT 1 FROM metrics {of_run}", (run, run)).fetchone() is None:
-                raise UnreadableFileError(f"is no run: {str(database)!r} has {', '.join(_names(connection))}")
+                raise UnreadableFileError(f"is not a run: {str(database)!r} has {', '.join(_names(connection))}")
             rows = connection.execute(f"SELECT step, metrics FROM metrics {of_run} ORDER BY id", (run, run))
             for step, metrics in rows:
                 row = {
@@ -61,7 +61,7 @@ def _names(connection: sqlite3.Connection) -> list[str]:
 def _row(text: str) -> Sequence[tuple[str, Any]]:
     content = parse_json(text)
     if not isinstance(content, dict):
-        raise UnreadableFileError("is damaged: a row of its numbers is no object of JSON")
+        raise UnreadableFileError("is damaged: a row of numbers is not a JSON object")
     return list(content.items())
 
 
@@ -77,7 +77,7 @@ def _database_of(place: Path) -> Path | None:
 
 
 def _places(database: Path) -> list[Path]:
-    """Return a path for each run of a project; none if the database is not one of trackio."""
+    """Return a path for each run of a project; none if it is not a trackio database."""
     try:
         with _opened(database) as connection:
             rows = connection.execute(f"SELECT DISTINCT {_key(connection)}, run_name FROM metrics").fetchall()
@@ -92,7 +92,7 @@ def _is_simple(name: str) -> bool:
 
 
 def _key(connection: sqlite3.Connection) -> str:
-    """Return the column that tells runs apart; the names of runs did in older versions of trackio."""
+    """Return the column that identifies a run; in older versions of trackio it was the name."""
     columns = {row[1] for row in connection.execute("PRAGMA table_info(metrics)")}
     return "run_id" if "run_id" in columns else "run_name"
 
@@ -105,4 +105,4 @@ def _opened(database: Path) -> Iterator[sqlite3.Connection]:
         with contextlib.closing(connection):
             yield connection
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        raise UnreadableFileError(f"is no database of trackio, or damaged ({error})") from error
+        raise UnreadableFileError(f"is not a trackio database, or is damaged ({error})") from error

@@ -1,4 +1,4 @@
-"""Checkpoints of the transformers Trainer, and the log in them."""
+"""Checkpoints of the transformers Trainer, and their log."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,13 +21,13 @@ _MOST_BYTES = 2**30
 
 @register
 class TransformersCheckpointReader(RunReader):
-    """A checkpoint of the transformers Trainer, its `trainer_state.json`, or the output folder with checkpoints."""
+    """Reader of a transformers Trainer checkpoint, its `trainer_state.json`, or an output folder with checkpoints."""
 
     name = "transformers"
-    title = "checkpoint of the transformers Trainer"
+    title = "transformers Trainer checkpoint"
     gives = (
-        "everything that an AttentionMonitor had recorded, of every head, and what the checkup had found; the loss and "
-        "other numbers of the Trainer's log. Of `trainer_state.json` alone: the numbers of the whole model"
+        "everything that an AttentionMonitor recorded, for every head, and what the checkup found; the loss and other "
+        "numbers from the Trainer's log. From `trainer_state.json` alone: the numbers of the whole model"
     )
     precedence = 1
 
@@ -40,12 +40,12 @@ class TransformersCheckpointReader(RunReader):
     def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
         log = read_json(place, most_bytes=_MOST_BYTES)
         if not isinstance(log, Mapping) or not isinstance(log.get("log_history"), list):
-            raise UnreadableFileError("is no state of a Trainer: it has no log_history")
+            raise UnreadableFileError("is not a Trainer state: it has no log_history")
         name, total_steps = _name(place), _total_steps(log.get("max_steps"))
         curves = _curves(log["log_history"])
         state = _state_beside(place, log.get("global_step"))
         if state is None or loss_tag is not None:
-            title = "log of the transformers Trainer"
+            title = "transformers Trainer log"
             return logged_run(name, curves, source=title, loss_tag=loss_tag, total_steps=total_steps)
         record = run_of_state(name, state, source=self.title, total_steps=total_steps)
         return replace(record, curves=others(curves))
@@ -76,14 +76,14 @@ def _curves(entries: Sequence[Any]) -> dict[str, Curve]:
 
 
 def _state_beside(log: Path, step: object) -> Mapping[str, Any] | None:
-    """Return the state of an AttentionMonitor in a checkpoint; None if none took part."""
+    """Return the AttentionMonitor state in a checkpoint; None if the training had no monitor."""
     file = log.parent / STATE_FILE
     if not file.is_file():
         return None
     content = load_checkpoint(file)
     if not isinstance(content, Mapping) or content.get("step") != step:
         raise UnreadableFileError(
-            f"has a {STATE_FILE} of another step or run beside it: move that away to judge the log alone"
+            f"has a {STATE_FILE} from another step or run beside it: move that file away to judge the log alone"
         )
     states = monitor_states(content.get("states"))
     return states[0] if states else None

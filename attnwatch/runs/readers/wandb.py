@@ -1,4 +1,4 @@
-"""Runs of Weights & Biases on the disk."""
+"""Weights & Biases runs on disk."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,11 +17,11 @@ _TYPE = "/_type"
 
 @register
 class WandbReader(RunReader):
-    """The folder of a run of W&B, `wandb/offline-run-…` or `wandb/run-…`, or the file in it. Needs wandb."""
+    """Reader of a W&B run folder, `wandb/offline-run-…` or `wandb/run-…`, or of the file in it. Needs wandb."""
 
     name = "wandb"
-    title = "run of W&B"
-    gives = "the same as of TensorBoard, and the configuration of the run"
+    title = "W&B run"
+    gives = "the same as from TensorBoard, and the run's configuration"
     precedence = 4
 
     def find(self, path: Path) -> Sequence[Path]:
@@ -46,7 +46,7 @@ class WandbReader(RunReader):
 
 
 def _row(items: Iterable[Any]) -> dict[str, Any]:
-    """Return a row by tag, without pictures and other media, whose entries lie below a type."""
+    """Return a row by tag, without images and other media, which have an entry `_type`."""
     row = {item.key or "/".join(item.nested_key): parse_json(item.value_json) for item in items}
     media = {tag.removesuffix(_TYPE) for tag in row if tag.endswith(_TYPE)}
     return {tag: value for tag, value in row.items() if tag.rpartition("/")[0] not in media}

@@ -66,16 +66,16 @@ def test_cut_table_is_refused_or_read_up_to_its_end(lightning_run, tmp_path_fact
 
 
 WRONG = {
-    "empty": ("", "its first line must have distinct names of columns, one of them step"),
-    "no step": ("a,b\n1,2\n", "its first line must have distinct names of columns, one of them step"),
-    "a name twice": ("step,a,a\n1,2,3\n", "its first line must have distinct names"),
+    "empty": ("", "its first line must have distinct column names, one of them step"),
+    "no step": ("a,b\n1,2\n", "its first line must have distinct column names, one of them step"),
+    "a name twice": ("step,a,a\n1,2,3\n", "its first line must have distinct column names"),
     "too many cells": ("step,loss\n1,2,3\n", "line 2 has 3 cells, not 2"),
-    "text": ("step,loss\n1,2\n2,many\n", "line 3 has a cell that is no number"),
-    "step that is none": ("step,loss\n1.5,2\n", "line 2 has a cell that is no number"),
+    "text": ("step,loss\n1,2\n2,many\n", "line 3 has a cell that is not a number"),
+    "step that is none": ("step,loss\n1.5,2\n", "line 2 has a cell that is not a number"),
     "huge step": (f"step,loss\n{10**30},2\n", "it has a step of 31 digits"),
-    "open quote": ('step,loss\n1,"2\n', "is no table in UTF-8"),
-    "no loss": ("step,objective\n1,2\n", "no training loss under a usual name .*: there are objective"),
-    "other bytes": ("step,loss\n1,\udcff\n", "is no table in UTF-8"),
+    "open quote": ('step,loss\n1,"2\n', "is not a table in UTF-8"),
+    "no loss": ("step,objective\n1,2\n", "no training loss under a usual name .*; logged tags: objective"),
+    "other bytes": ("step,loss\n1,\udcff\n", "is not a table in UTF-8"),
 }
 
 

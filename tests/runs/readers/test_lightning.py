@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWar
 def test_checkpoint_has_every_head(lightning_run, place):
     run = read_run(lightning_run.folder / place)
     assert_heads_are_those_of(run.history, lightning_run.history)
-    assert run.source == "checkpoint of Lightning"
+    assert run.source == "Lightning checkpoint"
     assert run.history.total_steps == 12
     assert set(run.history.coverage.values()) == {"observed"}
 
@@ -54,14 +54,14 @@ def test_code_in_a_checkpoint_is_not_run(lightning_run, tmp_path):
     content = torch.load(lightning_run.folder / "checkpoints/last.ckpt", weights_only=True)
     content["hyper_parameters"] = {"harm": Marker(tmp_path / "harm")}
     torch.save(content, tmp_path / "last.ckpt")
-    with pytest.raises(ConfigurationError, match=r"holds objects of (io|_io)\.open, and to read these would run code"):
+    with pytest.raises(ConfigurationError, match=r"holds objects of (io|_io)\.open, and reading them would run code"):
         read_run(tmp_path)
     assert not (tmp_path / "harm").exists()
 
 
 def test_checkpoint_without_a_monitor_is_refused(tmp_path):
     train(ModelCheckpoint(tmp_path, every_n_train_steps=2), steps=2, module=Llama())
-    with pytest.raises(ConfigurationError, match=r"\.ckpt' has no state of an AttentionMonitor: give the log"):
+    with pytest.raises(ConfigurationError, match=r"\.ckpt' has no AttentionMonitor state: give the log"):
         read_run(tmp_path)
 
 
@@ -69,9 +69,7 @@ def test_state_of_another_version_is_refused(lightning_run, tmp_path):
     content = torch.load(lightning_run.folder / "checkpoints/last.ckpt", weights_only=True)
     del content["callbacks"]["AttentionMonitor"]["recorder"]["history"]["sites"]
     torch.save(content, tmp_path / "last.ckpt")
-    with pytest.raises(
-        ConfigurationError, match=r"has a state of AttentionMonitor that can't be read .*another version"
-    ):
+    with pytest.raises(ConfigurationError, match=r"has an AttentionMonitor state that can't be read .*another version"):
         read_run(tmp_path)
 
 
@@ -85,7 +83,7 @@ def test_damaged_checkpoint_is_refused_or_whole(lightning_run, tmp_path, share, 
     else:
         content[place] ^= 1
     (tmp_path / "last.ckpt").write_bytes(content)
-    run = read_or_refused(tmp_path, "is damaged, or no checkpoint")
+    run = read_or_refused(tmp_path, "is damaged, or is not a checkpoint")
     if run is not None:
         assert damage == "bit"
         assert_heads_are_those_of(run.history, lightning_run.history)

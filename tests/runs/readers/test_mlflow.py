@@ -56,12 +56,12 @@ def test_metric_that_is_being_written_is_read_up_to_its_end(run_id, tmp_path, sh
 def test_damaged_metric_is_refused_in_words(run_id, tmp_path, line):
     file = tmp_path / f"mlruns/0/{run_id}/metrics/train_loss"
     file.write_text(file.read_text() + line)
-    with pytest.raises(ConfigurationError, match="is damaged: line 7 of 'train_loss' is no value and step"):
+    with pytest.raises(ConfigurationError, match="is damaged: line 7 of 'train_loss' has no value or step"):
         read_run(tmp_path)
 
 
 def test_database_is_refused_with_a_remedy(tmp_path):
     sqlite3.connect(tmp_path / "mlflow.db").close()
     (tmp_path / "mlflow.db").touch()
-    with pytest.raises(ConfigurationError, match=r"is a database of MLflow, .* judge the run by another log"):
+    with pytest.raises(ConfigurationError, match=r"is an MLflow database; .* Judge the run by another log"):
         read_run(tmp_path / "mlflow.db")

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWar
 def test_log_has_what_the_monitor_recorded(lightning_run):
     run = read_run(lightning_run.folder / "tensorboard")
     assert_layers_are_those_of(run.history, lightning_run.history)
-    assert (run.name, run.source) == ("version_0", "log of TensorBoard")
+    assert (run.name, run.source) == ("version_0", "TensorBoard log")
     (file,) = (lightning_run.folder / "tensorboard").rglob("*tfevents*")
     np.testing.assert_array_equal(read_run(file).history["entropy"], run.history["entropy"])
 
@@ -32,5 +32,5 @@ def test_run_that_was_resumed_has_several_files(tmp_path):
 def test_log_without_a_loss_names_what_is_there(tmp_path):
     with SummaryWriter(tmp_path) as writer:
         writer.add_scalar("accuracy", 0.5, 0)
-    with pytest.raises(ConfigurationError, match=r"no training loss .*\(--loss-tag\): there are accuracy\."):
+    with pytest.raises(ConfigurationError, match=r"no training loss .*\(--loss-tag\); logged tags: accuracy\."):
         read_run(tmp_path)

@@ -61,11 +61,13 @@ def test_run_has_what_was_logged(project, place):
 
 def test_several_runs_are_listed_and_each_can_be_read(tmp_path):
     write(tmp_path, "first", "second/half")
-    with pytest.raises(ConfigurationError, match=r"has 2 runs in it; give one of them: .*night\.db/first' \(run of tr"):
+    with pytest.raises(
+        ConfigurationError, match=r"contains 2 runs; give one of them: .*night\.db/first' \(trackio run"
+    ):
         read_run(tmp_path)
     assert read_run(tmp_path / "night.db/first").name == "first"
     assert len(read_run(tmp_path / "night.db/second/half").history) == 6
-    with pytest.raises(ConfigurationError, match=r"third' is no run: '.*night\.db' has first, second/half"):
+    with pytest.raises(ConfigurationError, match=r"third' is not a run: '.*night\.db' has first, second/half"):
         read_run(tmp_path / "night.db/third")
 
 
@@ -77,7 +79,7 @@ def test_damaged_database_is_refused_or_whole(project, tmp_path):
         copy = tmp_path / f"cut{number}" / "night.db"
         copy.parent.mkdir()
         copy.write_bytes(content[:end])
-        run = read_or_refused(copy, "damaged|no database of trackio|of no other format")
+        run = read_or_refused(copy, "damaged|not a trackio database|nor in another readable format")
         if run is not None:
             assert_layers_are_those_of(run.history, HISTORY)  # what was cut off had nothing in it
 
@@ -85,5 +87,5 @@ def test_damaged_database_is_refused_or_whole(project, tmp_path):
 def test_other_databases_are_no_runs(tmp_path):
     with sqlite3.connect(tmp_path / "other.db") as connection:
         connection.execute("CREATE TABLE notes (text TEXT)")
-    with pytest.raises(ConfigurationError, match="is not a saved attention history, and of no other format"):
+    with pytest.raises(ConfigurationError, match="is neither a saved attention history nor in another readable format"):
         read_run(tmp_path / "other.db")

@@ -44,7 +44,7 @@ def test_logs_have_what_the_monitor_recorded(run, offline):
     mlflow.flush_async_logging()
     wandb.finish()
     wandb.teardown()  # only then its file is complete
-    for place, source in (("wandb", "run of W&B"), ("mlruns", "run of MLflow")):
+    for place, source in (("wandb", "W&B run"), ("mlruns", "MLflow run")):
         read = read_run(offline / place)
         assert_layers_are_those_of(read.history, recorded)
         assert (read.source, read.history.total_steps) == (source, 12)

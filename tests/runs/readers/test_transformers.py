@@ -44,7 +44,7 @@ def test_log_alone_has_the_numbers_of_the_whole_model(transformers_run, tmp_path
     expected = recorded["normalized_entropy"][at].mean((1, 2))
     np.testing.assert_allclose(run.history["normalized_entropy"][:, 0, 0], expected, rtol=1e-6)
     np.testing.assert_array_equal(run.history["max_logit"][:, 0, 0], recorded["max_logit"][at].max((1, 2)))
-    assert run.source == "log of the transformers Trainer"
+    assert run.source == "transformers Trainer log"
 
 
 def test_without_a_monitor_the_loss_is_read(tmp_path):
@@ -64,7 +64,7 @@ def test_without_a_monitor_the_loss_is_read(tmp_path):
 def test_loss_of_the_log_is_taken_if_its_tag_is_asked_for(transformers_run):
     run = read_run(transformers_run.folder, loss_tag="loss")
     assert run.history.sites == ("model",)
-    with pytest.raises(ConfigurationError, match=r"`loss_tag` 'nll' was not logged; there are: .*loss"):
+    with pytest.raises(ConfigurationError, match=r"`loss_tag` 'nll' was not logged; logged tags: .*loss"):
         read_run(transformers_run.folder, loss_tag="nll")
 
 
@@ -72,7 +72,7 @@ def test_state_of_another_step_is_refused(transformers_run, tmp_path):
     shutil.copytree(transformers_run.folder / "checkpoint-20", tmp_path / "checkpoint-20")
     shutil.copy(transformers_run.folder / "checkpoint-10/attnwatch.pt", tmp_path / "checkpoint-20")
     with pytest.raises(
-        ConfigurationError, match=r"has a attnwatch\.pt of another step or run beside it: move that away"
+        ConfigurationError, match=r"has a attnwatch\.pt from another step or run beside it: move that file away"
     ):
         read_run(tmp_path)
 
@@ -85,13 +85,13 @@ def test_cut_checkpoint_is_refused_in_words(transformers_run, tmp_path_factory, 
         shutil.copy(transformers_run.folder / "checkpoint-20" / each, folder)
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ConfigurationError, match=r"is not JSON|is damaged, or no checkpoint"):
+    with pytest.raises(ConfigurationError, match=r"is not JSON|is damaged, or is not a checkpoint"):
         read_run(folder)
 
 
 WRONG = {
-    "a list": ([], "is no state of a Trainer"),
-    "no log": ({}, "is no state of a Trainer"),
+    "a list": ([], "is not a Trainer state"),
+    "no log": ({}, "is not a Trainer state"),
     "no steps": ({"log_history": [{"loss": 1.0}]}, "entry 0 of its log_history has no step"),
     "step that is text": ({"log_history": [{"step": "1"}]}, "entry 0 of its log_history has no step"),
     "huge step": ({"log_history": [{"step": 10**30, "loss": 1}]}, "it has a step of 31 digits"),

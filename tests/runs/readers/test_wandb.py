@@ -48,7 +48,7 @@ def test_run_is_found_by_each_of_its_paths(folder):
 
 def test_without_wandb_the_package_is_named(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb.proto", None)
-    with pytest.raises(ImportError, match="reading a run of W&B needs wandb: pip install wandb"):
+    with pytest.raises(ImportError, match="reading a W&B run needs wandb: pip install wandb"):
         read_run(folder)
 
 

@@ -353,7 +353,7 @@ def test_gradients_count_once_where_several_optimizers_step():
 
 def test_loss_that_is_not_returned_is_named_and_cuts_are_made_without_guard():
     callback = pruning(guard=Guard())
-    with pytest.warns(AttnwatchWarning, match="training_step returns no loss, so that cuts are not judged") as warnings:
+    with pytest.warns(AttnwatchWarning, match="training_step returns no loss, so cuts are not judged") as warnings:
         train(callback, module=Adversarial())
     assert len([warning for warning in warnings if warning.category is AttnwatchWarning]) == 1
     assert [cut.step for cut in callback.cuts] == [4, 10]

@@ -207,7 +207,7 @@ def test_wrong_arguments_are_named_before_the_first_step(arguments, message):
 
 def test_run_of_unknown_length():
     endless = {"steps": -1, "max_epochs": -1, "max_time": {"seconds": 1}, "module": Deep()}
-    with pytest.raises(ConfigurationError, match="the length of the run is not known, which `keep_ratio` needs"):
+    with pytest.raises(ConfigurationError, match="`keep_ratio` needs the length of the run, which is not known"):
         train(dropping(), **endless)
     callback = dropping(KeepSchedule.constant(0.5, full_length_from=None))
     train(callback, **endless)
