@@ -250,7 +250,7 @@ def test_rule_that_returns_nonsense_is_named_and_left_out(registered, returned, 
 def test_rule_that_fails_is_not_asked_again(registered):
     registered(failing())
     rules = RuleSet()
-    with pytest.warns(AttnwatchWarning, match=r"the finding 'failing' \(.*Failing\) failed, .*: RuntimeError: no such"):
+    with pytest.warns(AttnwatchWarning, match=r"the finding 'failing' \(.*Failing\) failed; .*: RuntimeError: no such"):
         diagnose(course(), rules=rules)
     assert diagnose(course(normalized_entropy=0.999), rules=rules).status is RunStatus.NOT_CONVERGING
     rules.reset()
