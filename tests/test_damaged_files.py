@@ -197,7 +197,7 @@ TABLE = "step,attention/entropy\n0,1.5\n10,nan\n"
 def test_other_files_are_no_runs(content, tmp_path, capsys):
     (tmp_path / "table.txt").write_text(content)
     assert main(["judge", str(tmp_path / "table.txt")]) == 2
-    assert "is not a saved attention history" in capsys.readouterr().err
+    assert "is neither a saved attention history" in capsys.readouterr().err
 
 
 def test_names_do_not_move_the_cursor(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""The sites of one model that a capture watches: those that reading its code finds, and those that calls show later."""
+"""Sites of one model that a capture watches: those found in its code, and those that calls reveal later."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -24,16 +24,16 @@ class SiteTable:
     """Sites by name, in module order.
 
     Args:
-        model: model that has them.
-        patterns: globs of the names that are watched; None means all.
-        may_grow: what is called in a first step may turn out to be a site.
+        model: model with the sites.
+        patterns: globs of the names to watch; None means all.
+        may_grow: True if calls in a first step may reveal more sites.
 
     Attributes:
         expected: modules that are sites if they call an attention function.
-        from_calls: names of the sites that calls have shown.
+        from_calls: names of the sites that calls have revealed.
 
     Raises:
-        NoAttentionError: there are no sites that can be read, and there can't be any.
+        NoAttentionError: there are no readable sites, and calls can't reveal any.
         ConfigurationError: a pattern matches no name.
     """
 
@@ -55,22 +55,22 @@ class SiteTable:
 
     @property
     def watched(self) -> list[Site]:
-        """Sites whose calls are to be delivered, those among them that are only expected."""
+        """Sites whose calls are delivered, including those that are only expected."""
         return [*self.readable, *(site for site in self.expected if self.is_watched(site.name))]
 
     @property
     def others(self) -> list[Site]:
-        """Sites whose calls are not delivered, and must not be taken for those of a site around them."""
+        """Sites whose calls are not delivered and must not be attributed to an enclosing site."""
         return [site for site in self._found if not (site.is_readable and site.name in self._selected)]
 
     @property
     def names(self) -> list[str]:
-        """Names of the watched sites, the unreadable ones included."""
+        """Names of the watched sites, including unreadable ones."""
         return list(self._selected)
 
     @property
     def is_explained(self) -> bool:
-        """True if reading has found sites, and what looks like attention beside them computes it by hand."""
+        """True if readable sites were found, and all other attention-like modules compute attention by hand."""
         return bool(self.readable) and all(site.is_certain for site in self._found)
 
     def __contains__(self, name: str) -> bool:
@@ -80,7 +80,7 @@ class SiteTable:
         return self._selected[name]
 
     def reasons(self) -> dict[str, str]:
-        """Return why sites can't be read, by name."""
+        """Return the reasons why sites can't be read, by name."""
         return {name: site.reason for name, site in self._selected.items() if site.reason}
 
     def of(self, module: nn.Module) -> Site | None:
@@ -88,12 +88,12 @@ class SiteTable:
         return next((site for site in (*self._found, *self.expected) if site.module is module and site.calls), None)
 
     def new(self, module: nn.Module, calls: Sequence[FunctionCall], code: CodeNames) -> Site | None:
-        """Return the site that a module of the model has turned out to be; None if it can't be one."""
+        """Return the site for a module that turned out to be one; None if it can't be one."""
         name = self._names.get(module)
         return None if name is None or is_of_torch(module) else make_site(name, module, calls, code)
 
     def named(self, name: str) -> Site | None:
-        """Return the site that the module of this name has turned out to be elsewhere; None if it is known or none."""
+        """Return the site for the module of this name, found elsewhere; None if it is known already or not a site."""
         module = next((module for module, other in self._names.items() if other == name), None)
         if module is None or self.of(module) in self._found:
             return None
@@ -101,7 +101,7 @@ class SiteTable:
         return self.new(module, calls, CodeNames(held=tuple(call.function for call in calls)))
 
     def add(self, site: Site) -> None:
-        """Add a site that a call has shown, or more that a call has shown of a site."""
+        """Add a site that a call revealed, or update one about which a call revealed more."""
         if site.module not in {other.module for other in self._found if other.is_readable}:
             self.from_calls.add(site.name)
         self.expected = [other for other in self.expected if other.module is not site.module]
@@ -110,7 +110,7 @@ class SiteTable:
         self._select()
 
     def why_none(self) -> str:
-        """Return the message that the model has no attention, or none that can be read."""
+        """Return the message that says that the model has no attention, or none that can be read."""
         if not self._found:
             return f"`model` ({self._model_name}) has no attention: no module calls {known_calls()}."
         listed = "; ".join(f"{site.name}: {site.reason}" for site in list(self._selected.values())[:3])
@@ -124,7 +124,7 @@ class SiteTable:
         self._selected = {site.name: site for site in self._found if self.is_watched(site.name)}
 
     def _may_come(self) -> bool:
-        """Return whether calls may show sites where reading has found none."""
+        """Return whether calls may reveal sites although reading the code found none."""
         is_by_hand = bool(self._found) and all(site.is_certain for site in self._found)
         return bool(self.expected) or (not is_by_hand and not all(map(is_of_torch, self._names)))
 

@@ -1,7 +1,7 @@
-"""Evidence that the rules read: numbers of sites over time, and what a rule says about them.
+"""Evidence that the rules read: statistics of sites over time, and the symptoms that rules report.
 
-Heads are reduced to sites once for each observation (see `AttentionHistory.of_each_observation`), so that judging a
-run again costs what the observations since the last time cost.
+Heads are reduced to sites once for each observation (see `AttentionHistory.of_each_observation`), so judging a run
+again costs only the new observations.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -23,13 +23,13 @@ class Symptom:
     """Observation of a rule. `diagnose` decides whether it bears on the status of the run.
 
     Attributes:
-        sites: names of the sites where it holds; empty if it concerns the run as a whole.
+        sites: names of the affected sites; empty if the whole run is affected.
         step: global step since which it holds.
-        share: share of the observed sites, 0 to 1; 1 for the run as a whole.
-        severity: of the finding if it bears on the status, 0 to 1 (the run is lost).
+        share: share of the observed sites, 0 to 1; 1 for the whole run.
+        severity: severity of the finding if it bears on the status, from 0 to 1 (the run is lost).
         what: first half of the message: what was seen, with its numbers.
         numbers: evidence by name.
-        is_note: the rule itself says that it does not bear on the status.
+        is_note: True if the rule itself says that the symptom does not bear on the status.
     """
 
     sites: tuple[str, ...]
@@ -47,9 +47,9 @@ class Evidence:
     Attributes:
         history: history without the steps at which nothing was observed.
         sites: names of the sites that were observed, in module order.
-        thresholds: amount of evidence that is needed.
+        thresholds: amount of evidence that findings need.
         risk: estimate of the risk that the run fails.
-        has_loss_alone: the history has no sites, so that only its loss can be judged.
+        has_loss_alone: True if the history has no sites, so that only its loss can be judged.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Evidence:
 
     @cached_property
     def is_enough(self) -> bool:
-        """True if the run was watched for long enough to be judged."""
+        """True if the run was observed long enough to be judged."""
         return self.thresholds.is_enough(self.steps)
 
     def mean(self, statistic: str) -> np.ndarray:
@@ -88,27 +88,27 @@ class Evidence:
     def reduced(self, key: Hashable, function: Callable[[Values], np.ndarray]) -> np.ndarray:
         """Return a function of the heads' statistics, [observations, sites].
 
-        It is computed once for each observation, however often the run is judged. Rules that read arrays of `history`
-        instead make later rules compute everything anew.
+        It is computed once for each observation, however often the run is judged. A rule that reads arrays of `history`
+        instead makes later rules compute everything again.
 
         Args:
-            key: unique to the function and the numbers that it depends on.
-            function: from arrays [..., sites, heads] by statistic to [..., sites].
+            key: unique key of the function and of the numbers that it depends on.
+            function: maps arrays [..., sites, heads] by statistic to [..., sites].
         """
         return self.of_sites(self.history.of_each_observation(key, function))
 
     def of_sites(self, values: np.ndarray) -> np.ndarray:
-        """Return the columns of the observed sites, from an array [observations, all sites of the history]."""
+        """Return the columns of the observed sites of an array [observations, all sites of the history]."""
         return values[:, self._is_observed]
 
     def flags(self, enter: np.ndarray, leave: np.ndarray, *, patience: int | None = None) -> Flags:
         """Raise and lower a flag for each site; see `attnwatch.diagnosis.hysteresis.flags`.
 
-        Comparisons with nan are false, so that what was not observed changes no flag.
+        Comparisons with nan are false, so missing observations change no flag.
 
         Args:
-            enter, leave: bool [observations, sites].
-            patience: observations in a row that it takes; None means that of the thresholds.
+            enter, leave: conditions that raise and lower a flag, bool [observations, sites].
+            patience: number of observations in a row that a change takes; None means that of the thresholds.
         """
         return flags(enter, leave, patience=self.thresholds.patience if patience is None else patience)
 
@@ -126,14 +126,14 @@ class Evidence:
 
         Args:
             found: flags of the observed sites, from `flags`.
-            what: what was seen, without the places, which are added.
-            severity: 0 to 1.
+            what: what was seen, without the sites, which are added.
+            severity: severity, from 0 to 1.
             numbers: evidence by name.
-            where: sites at which it holds, bool [sites], if these are more than those whose flag is up.
+            where: affected sites, bool [sites], if there are more than those whose flag is up.
             is_note: see `Symptom`.
 
         Raises:
-            ValueError: `found` or `where` has not one flag for each observed site.
+            ValueError: `found` or `where` does not have one flag for each observed site.
         """
         where = found.now if where is None else where
         if where.shape != (len(self.sites),) or found.now.shape != where.shape:
@@ -148,7 +148,7 @@ class Evidence:
 
 
 def latest(values: np.ndarray) -> np.ndarray:
-    """Return the last value that was observed, along the first axis: not every site is called in every step.
+    """Return the last observed value along the first axis, as not every site is called in every step.
 
     Example:
         >>> latest(np.array([[1.0, 2.0], [3.0, np.nan]]))
@@ -159,7 +159,7 @@ def latest(values: np.ndarray) -> np.ndarray:
 
 
 def earliest(values: np.ndarray, number: int) -> np.ndarray:
-    """Return the values with nan in place of all but the first `number` that were observed, along the first axis."""
+    """Return the values along the first axis, with nan for all but the first `number` observed ones."""
     is_first = np.cumsum(~np.isnan(values), axis=0) <= number
     return np.where(is_first, values, np.nan)
 

@@ -11,17 +11,17 @@ from attnwatch.utils.messages import warn
 
 
 class RuleSet:
-    """Registered rules, some of them replaced. A rule that fails is named in one warning and not used again.
+    """Registered rules, some of which may be replaced. A failing rule is named in one warning and not used again.
 
     Args:
         rules: rules that replace the registered ones of the same name, such as `UniformAttention(enter=0.98)` or
-            `FrozenAttention(enabled=False)`. They are used as they are; the others follow the budget of the run.
+            `FrozenAttention(enabled=False)`. They are used unchanged; the other rules adapt to the budget of the run.
 
     Raises:
-        ConfigurationError: `rules` holds anything else than rules that are registered, each once.
+        ConfigurationError: `rules` holds anything but registered rules, or one of them twice.
 
     Attributes:
-        causes: registered causes of what the rules find.
+        causes: registered causes of findings.
     """
 
     def __init__(self, rules: Iterable[FindingRule] = ()):
@@ -36,20 +36,20 @@ class RuleSet:
                 described = FindingRule.registry.describe(rule)
                 raise ConfigurationError(f"`rules`: {described} is not registered; call attnwatch.register first.")
             if rule.name in self._given:
-                raise ConfigurationError(f"`rules` has two rules of the name {rule.name!r}; give one.")
+                raise ConfigurationError(f"`rules` has two rules named {rule.name!r}; give one.")
             self._given[rule.name] = rule
 
     def reset(self) -> None:
-        """Use the rules and causes that failed again, as in a new training."""
+        """Use failed rules and causes again, as in a new training."""
         self._failed.clear()
         self.causes.reset()
 
     def symptoms(self, evidence: Evidence, *, fallback: bool) -> Iterator[tuple[FindingRule, Symptom]]:
-        """Yield what the rules find, in the order of the registry.
+        """Yield the rules that find something, with their symptoms, in registry order.
 
         Args:
-            evidence: of the run so far.
-            fallback: use the rules that are fallbacks, else the others.
+            evidence: evidence from the run so far.
+            fallback: True for the fallback rules, False for the others.
         """
         for name, registered in list(FindingRule.registry.items()):
             rule = self._given.get(name, registered)
@@ -63,7 +63,7 @@ class RuleSet:
             except Exception as error:
                 self._failed.add(name)
                 warn(
-                    f"{FindingRule.registry.describe(rule)} failed, the run is judged without it from now on: "
+                    f"{FindingRule.registry.describe(rule)} failed; the run is judged without it from now on: "
                     f"{type(error).__name__}: {error}",
                     once_for_all=True,
                 )
@@ -73,7 +73,7 @@ class RuleSet:
 
 
 def _checked(symptom: object, evidence: Evidence) -> Symptom | None:
-    """Raise an error that says what is wrong with what a rule returned."""
+    """Return what a rule found, with plain numbers, or raise an error that says what is wrong with it."""
     if symptom is None:
         return None
     if not isinstance(symptom, Symptom):

@@ -1,6 +1,6 @@
-"""Signals of a history that predict how the run ends: a few numbers without unit, the same for all models.
+"""Signals of a history that predict the outcome of the run: a few dimensionless numbers, the same for all models.
 
-Each is declared once; the risk model and its tuning follow from the declaration.
+Each signal is declared once; the risk model and its tuning follow from the declaration.
 """
 
 from collections.abc import Callable
@@ -11,28 +11,27 @@ import numpy as np
 from attnwatch.recorder import AttentionHistory, Values
 from attnwatch.utils.reductions import nan_max, nan_mean, nan_min
 
-MIN_OBSERVATIONS = 6  # fewer show no change
+MIN_OBSERVATIONS = 6  # fewer can't show a change
 _MAX_OBSERVATIONS = 100
 _MAX_AVERAGED = 10
 _MAX_HEADS = 1024
 _MIN_SHARE_OF_LOSS = 0.75
-# A loss clearly falls if this share of it is left, or if it falls by so many standard errors.
+# A loss clearly falls if at most this share of it is left, or if it falls by at least this many standard errors.
 _MOST_OF_LOSS, _CLEAR_TREND = 0.5, 15.0
 
 
 @dataclass(frozen=True)
 class Signal:
-    """Number of a run so far.
+    """Declaration of a signal: one number for the run so far.
 
     Attributes:
         name: name of the signal.
-        number: function of a history of at least `MIN_OBSERVATIONS` observations, in a unit that people know; nan where
-            it is unknown.
-        scale: function from the number to what the risk model reads; odd or logarithmic, so that all ranges have one
-            width.
-        below, above: meaning of a value below, or above, the range of sound runs; "" if it has none.
-        shown: format of the number, in words.
-        of_loss: the signal is of the loss, not of attention.
+        number: function of a history with at least `MIN_OBSERVATIONS` observations, in a readable unit; nan if unknown.
+        scale: function from the number to the input of the risk model; odd or logarithmic, so that all ranges are
+            equally wide.
+        below, above: meaning of a value below, or above, the range of sound runs; "" for none.
+        shown: format string that puts the number into words.
+        of_loss: True if the signal comes from the loss, not from attention.
     """
 
     name: str
@@ -49,7 +48,7 @@ def movement(history: AttentionHistory) -> float:
     noise_variance = nan_mean(_noise_variance(_some_heads(history, "normalized_entropy")))
     number = _ends(len(history))
     start, now = _heads_at_ends(history, "normalized_entropy", number)
-    # Root mean square over heads, without what noise alone would show.
+    # Root mean square over heads, without the part that noise alone would cause.
     distance = np.sqrt(np.maximum(nan_mean((now - start) ** 2) - 2 * noise_variance / number, 0.0))
     return float((distance + 1e-5) / (np.sqrt(noise_variance) + 1e-5))
 
@@ -82,7 +81,7 @@ def loss_trend(history: AttentionHistory) -> float:
 
 
 def loss_noise(history: AttentionHistory) -> float:
-    """Return the noise of log loss from step to step, in the second half; nan for a loss that is not above 0."""
+    """Return the noise of log loss from step to step, in the second half; nan if the loss is not positive."""
     loss = _recent_loss(history)
     logs = np.log(loss) if nan_min(loss) > 0 else np.full_like(loss, np.nan)
     second = logs[2:] - 2 * logs[1:-1] + logs[:-2]
@@ -100,7 +99,7 @@ def _log_of_logit(logit: float) -> float:
 
 
 def _recent_loss(history: AttentionHistory) -> np.ndarray:
-    """Return the loss of the second half; nan if too little of it was recorded."""
+    """Return the loss in the second half; nan if too little of it was recorded."""
     loss = history.loss[len(history) // 2 :]
     return loss if np.isfinite(loss).mean() >= _MIN_SHARE_OF_LOSS else np.full_like(loss, np.nan)
 
@@ -152,7 +151,7 @@ _NOISE_OF_LOSS = [signal.name for signal in SIGNALS].index("loss_noise")
 
 
 def numbers_of(history: AttentionHistory) -> np.ndarray:
-    """Return the signals in units that people know, float64 [signals]; nan where they are unknown."""
+    """Return the signals in readable units, float64 [signals]; nan where unknown."""
     memo = history.memo(-1) if len(history) else {}
     if "signals" not in memo:
         memo["signals"] = _numbers(_evenly_spaced(history))
@@ -167,22 +166,22 @@ def _numbers(history: AttentionHistory) -> np.ndarray:
 
 
 def signals_of(history: AttentionHistory) -> np.ndarray:
-    """Return the signals as the risk model reads them, float64 [signals]; nan where they are unknown."""
+    """Return the signals as inputs of the risk model, float64 [signals]; nan where unknown."""
     numbers = numbers_of(history)
     with np.errstate(all="ignore"):
         return np.array([signal.scale(number) for signal, number in zip(SIGNALS, numbers, strict=True)])
 
 
 def evidence_of(history: AttentionHistory) -> np.ndarray:
-    """Return the signals of `signals_of` that tell sound runs from failing ones, the others as nan."""
+    """Return `signals_of`, with nan for signals that do not distinguish sound runs from failing ones."""
     return evidence_in(signals_of(history), history)
 
 
 def evidence_in(signals: np.ndarray, history: AttentionHistory) -> np.ndarray:
-    """Return the signals of a history without those that say nothing about it, which are nan.
+    """Return the signals of a history, with nan for those that say nothing about it.
 
-    The noise of a loss that clearly falls depends on the size of the batches: there is none where they are all the
-    same, as with tiny data sets.
+    The noise of a clearly falling loss depends on the size of the batches: there is none if all batches are the same,
+    as with tiny data sets.
     """
     signals = signals.copy()
     if len(history) >= MIN_OBSERVATIONS and _clearly_falls(_evenly_spaced(history)):
@@ -198,7 +197,7 @@ def _clearly_falls(history: AttentionHistory) -> bool:
 
 
 def _evenly_spaced(history: AttentionHistory) -> AttentionHistory:
-    """Return at most `_MAX_OBSERVATIONS`, evenly spread over the steps: long histories are thinner at the start."""
+    """Return at most `_MAX_OBSERVATIONS`, evenly spaced in steps, as long histories are thinned at the start."""
     steps = history.steps
     number = min(len(steps), _MAX_OBSERVATIONS)
     if number < MIN_OBSERVATIONS:
@@ -217,7 +216,7 @@ def _heads_at_ends(history: AttentionHistory, statistic: str, number: int) -> tu
 
 
 def _some_heads(history: AttentionHistory, statistic: str) -> np.ndarray:
-    """Return a statistic of at most `_MAX_HEADS` heads, evenly spread over the model, float64 [observations, heads]."""
+    """Return a statistic of at most `_MAX_HEADS` heads, evenly spaced over the model, float64 [observations, heads]."""
     heads = history.at(slice(None))[statistic].reshape(len(history), -1)
     return heads[:, :: -(-heads.shape[1] // _MAX_HEADS)].astype(np.float64)
 
@@ -231,12 +230,12 @@ def _total_logit_std(values: Values) -> np.ndarray:
 
 
 def _ends(number: int) -> int:
-    """Return how many observations are averaged at either end."""
+    """Return the number of observations that are averaged at each end."""
     return max(2, min(_MAX_AVERAGED, number // 4))
 
 
 def _noise_variance(entropy: np.ndarray) -> np.ndarray:
-    """Return the variance of a single observation of each head, from second differences, which hardly see a trend."""
+    """Return the noise variance of each head from second differences, on which a trend has little effect."""
     second = entropy[2:] - 2 * entropy[1:-1] + entropy[:-2]
     return nan_mean((second**2).T) / 6
 

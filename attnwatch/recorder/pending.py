@@ -1,4 +1,4 @@
-"""Observations on the device, before they come to the host."""
+"""Observations on the device that have not reached the host."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,12 +17,12 @@ from attnwatch.recorder.steps import LOSS, StepSums
 
 
 class PendingSteps:
-    """Sums per step and site on the device, which come to the host in one transfer.
+    """Sums per step and site on the device, which reach the host in one transfer.
 
     Args:
         sites: names of the sites.
         accumulator: computes the sums.
-        processes: processes whose sums are added up; None if there is only this one.
+        processes: processes whose sums are combined; None if there is only this one.
 
     Attributes:
         step: the open step; None if there is none.
@@ -45,24 +45,24 @@ class PendingSteps:
         return len(self._finished)
 
     def grow(self, sites: Sequence[str]) -> None:
-        """Take more sites, in this order."""
+        """Set the sites, which include the earlier ones, in this order."""
         self._sites = tuple(sites)
 
     def open(self, step: int) -> None:
-        """Open a step, to which sums are added from now on. An earlier step is finished."""
+        """Open a step, to which sums are then added. The open step, if any, is finished first."""
         if step != self.step:
             self.finish()
             self.step = step
 
     def finish(self) -> None:
         """Finish the open step."""
-        # Where there are other processes, they may have seen something in it.
+        # Other processes may have observed something in this step.
         if self.step is not None and (self._open or self._processes is not None):
             self._finished.append(StepSums(self.step, self._open, self.layers))
         self.step, self._open, self._passes, self.layers = None, {}, {}, LayerValues()
 
     def remember(self) -> Callable[[], None]:
-        """Return a function that undoes what is added to the open step from now on, until it is finished."""
+        """Return a function that undoes later additions to the open step, until that is finished."""
         step, sums, passes = self.step, dict(self._open), dict(self._passes)
         take_back_layers = self.layers.remember()
 
@@ -74,7 +74,7 @@ class PendingSteps:
         return take_back
 
     def expects(self, site: str, of: ForwardPass) -> bool:
-        """Return whether a call of this pass counts. If so, earlier calls of lesser passes in the open step do not."""
+        """Return whether a call of this pass counts. If so, discard earlier calls of lesser passes in the open step."""
         greatest = self._passes.get(site, of)
         if of > greatest:
             self._open.pop(site, None)
@@ -82,7 +82,7 @@ class PendingSteps:
         return of >= greatest
 
     def add(self, site: str, sums: Tensor, of: ForwardPass) -> None:
-        """Add the sums of one call [statistics, 2, heads], if it counts, to those of its site in the open step."""
+        """Add the sums of one call [statistics, 2, heads] to those of its site in the open step, if the call counts."""
         if not self.expects(site, of):
             return
         if site in self._open:
@@ -90,7 +90,7 @@ class PendingSteps:
         self._open[site] = sums
 
     def add_loss(self, loss: Tensor | float) -> None:
-        """Add a loss to the open step, which keeps the mean of all."""
+        """Add a loss to the open step, which keeps the mean of its losses."""
         loss = torch.as_tensor(loss).detach().float().mean()
         entry = torch.stack([loss, torch.ones_like(loss)])
         self._open[LOSS] = self._open[LOSS].to(entry.device) + entry if LOSS in self._open else entry
@@ -101,14 +101,14 @@ class PendingSteps:
         return bool(self._open.keys() - {LOSS})
 
     def take(self) -> list[Observation]:
-        """Return the finished steps, and forget them."""
+        """Return the finished steps and remove them."""
         finished, self._finished = self._finished, []
         if self._processes is not None and finished:
             finished = [step for step in self._processes.combine(finished) if step.sums]
         return self._to_host(finished)
 
     def peek(self) -> list[Observation]:
-        """Return the open step as it is now; empty if it has no sums, or if other processes have a part of them."""
+        """Return the open step so far; empty if it has no sums, or if other processes hold part of them."""
         if self.step is None or not self._open or self._processes is not None:
             return []
         return self._to_host([StepSums(self.step, self._open, self.layers)])
@@ -122,7 +122,7 @@ class PendingSteps:
         }
 
     def load_state_dict(self, state: dict[str, Any], statistics: Sequence[str]) -> None:
-        """Go on where `state_dict` was taken, by a recorder of these statistics."""
+        """Continue from where `state_dict` was taken, by a recorder of these statistics."""
         self._finished.clear()
         self.step = state["step"]
         self._open = {
@@ -130,11 +130,11 @@ class PendingSteps:
             for site, sums in state["sums"].items()
         }
         self._passes = {site: ForwardPass(*of) for site, of in state.get("passes", {}).items()}
-        layers = state.get("layers")  # which older versions did not have
+        layers = state.get("layers")  # older versions had none
         self.layers = LayerValues() if layers is None else LayerValues.of_state(layers, self._layer_statistics)
 
     def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:
-        steps = steps if self._sites else []  # where no attention is known, there is nothing to tell
+        steps = steps if self._sites else []  # without known attention, there is nothing to observe
         packed = [sums for step in steps for sums in (*step.sums.values(), step.layers.packed()) if sums is not None]
         if not packed:
             return []
@@ -144,7 +144,7 @@ class PendingSteps:
         return [self._observation(step, parts) for step in steps]
 
     def _observation(self, step: StepSums, parts: Iterator[Tensor]) -> Observation:
-        """Return the observation of a step, given what it has packed as it came to the host."""
+        """Return the observation of a step from its packed parts on the host."""
         sums = {name: next(parts).reshape(sums.shape) for name, sums in step.sums.items()}
         loss, keys = sums.pop(LOSS, None), step.layers.keys
         layers = columns(keys, next(parts) if keys else torch.empty(0), self._layer_statistics, self._sites)
@@ -152,7 +152,7 @@ class PendingSteps:
         return Observation(step.step, self._values(sums), mean_loss, layers)
 
     def _values(self, sums: dict[str, Tensor]) -> np.ndarray:
-        """Return values [statistics, sites, heads], nan where a site was not called or has fewer heads."""
+        """Return values [statistics, sites, heads]; nan where a site was not called or has fewer heads."""
         heads = max((site_sums.shape[-1] for site_sums in sums.values()), default=0)
         values = np.full((len(self._accumulator), len(self._sites), heads), np.nan, dtype=np.float32)
         for site, site_sums in sums.items():

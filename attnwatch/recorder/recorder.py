@@ -1,4 +1,4 @@
-"""Records attention statistics during training, without knowing any trainer."""
+"""Recorder of attention statistics during training, independent of any trainer."""
 
 import contextlib
 import os
@@ -43,34 +43,34 @@ class AttentionRecorder:
         history = recorder.history()
     ```
 
-    Outputs, gradients and random states are those of the run without it. Statistics stay on the device of the model and
-    come to the host in one transfer now and then.
+    The recorder does not change outputs, gradients or random states. Statistics stay on the model's device and reach
+    the host in occasional transfers.
 
     Args:
         model: any module; `coverage` says which of its attention layers are observed.
-        every_n_steps: observe the first step at or after each multiple of it.
-        num_query_rows: number of stratified random query rows that are looked at, drawn once for the run; None means
+        every_n_steps: observe the first step at or after each multiple of this number.
+        num_query_rows: number of stratified random query rows to look at, drawn once for the run; None means
             all. `max_logit` is the maximum over these rows.
         sites: glob patterns of the sites to watch (`["*.layers.0.*"]`); None means all.
         flush_every: observed steps per transfer; None means as many as cover 50 steps, at least 5.
-        max_history: number of observations that are kept, each of 4 bytes per statistic and head, and per layer
-            statistic and layer. The newest quarter is complete. Older ones are thinned to every second, fourth, … and
+        max_history: number of observations to keep, each of 4 bytes per statistic and head, and per layer statistic and
+            layer. The newest quarter is complete. Older ones are thinned to every second, fourth, … and
             stay evenly spread over the run.
-        seed: seed of the random query rows, which depend on it and the number of queries only. No other random state
+        seed: seed of the random query rows, which depend only on it and on the number of queries. No other random state
             is touched.
-        total_steps: number of steps that the run will have, with which the diagnosis foresees more. None if unknown.
-            The attribute of this name may be changed.
-        across_processes: make one history of all processes of `torch.distributed`, the same on each. All processes
-            must then make a recorder and call `step`, `flush` and `close` alike. A flush takes two collectives,
-            everything else takes none, so that `history` and `state_dict` have only what was flushed. Statistics within
+        total_steps: number of steps that the run will have, which improves the diagnosis; None if unknown. The
+            attribute of this name may be changed.
+        across_processes: record one history for all processes of `torch.distributed`, the same on each. All processes
+            must then create a recorder and call `step`, `flush` and `close` alike. A flush takes two collectives and
+            everything else takes none, so `history` and `state_dict` hold only what was flushed. Statistics within
             a batch (`content_sensitivity`) are means over the batches of the processes.
         under_trainer: a trainer's callback owns the recorder, warns of sites that are not observed, and calls
             `read_parameters` and `follow`.
-        optimizers: optimizer that trains the model, or several; without them `update_ratio` is nan.
+        optimizers: one or several optimizers that train the model; without them `update_ratio` is nan.
 
     Raises:
         NoAttentionError: the code of the model shows that it has no attention, or none that can be read. If only its
-            calls can tell, a warning comes after the first observed step.
+            calls can show this, a warning follows the first observed step.
         ConfigurationError: an argument is wrong, or another recorder watches this model.
     """
 
@@ -123,11 +123,11 @@ class AttentionRecorder:
     def step(self, global_step: int) -> Iterator[None]:
         """Observe forward and backward of one training step, or of one micro-batch of it.
 
-        If the block or a forward of the model raises, what was seen in it does not count.
+        If the block or a forward of the model raises, its observations do not count.
 
         Args:
-            global_step: number of the optimizer step, the same for all micro-batches that it accumulates. If it goes
-                back, as after restoring a checkpoint, the observations from there on are forgotten.
+            global_step: number of the optimizer step, the same for all accumulated micro-batches. If it goes back, as
+                after restoring a checkpoint, later observations are discarded.
 
         Raises:
             ConfigurationError: `global_step` is not an integer.
@@ -162,24 +162,24 @@ class AttentionRecorder:
             self._notices.of_no_attention(self._capture.why_none(), self.coverage(), global_step)
 
     def follow(self, optimizers: Sequence[Optimizer]) -> None:
-        """Look at the steps of these optimizers, for `update_ratio`. One that is known already changes nothing."""
+        """Watch the steps of these optimizers, for `update_ratio`. Optimizers already watched change nothing."""
         self._layers.follow(optimizers)
 
     def read_parameters(self, optimizer: Optimizer | None = None) -> None:
         """Read weights and gradients of an observed step now.
 
-        In a loop of your own the end of `step` does it, unless you have called this in it: with a gradient scaler after
-        `scaler.unscale_(optimizer)`, and before gradients are clipped.
+        In your own loop, the end of `step` does this, unless you called it within the step. Call it after
+        `scaler.unscale_(optimizer)` if you use a gradient scaler, and before gradients are clipped.
 
         Args:
-            optimizer: the one whose gradients are complete, if there are several.
+            optimizer: optimizer whose gradients are complete, if there are several.
         """
         self._layers.read_parameters(optimizer)
 
     def record_loss(self, loss: Tensor | float) -> None:
-        """Record the training loss of this step, if it is observed: the mean, if called several times.
+        """Record the training loss of this step if it is observed; several calls are averaged.
 
-        Call it inside `with recorder.step(…)`, or after it and before the next step.
+        Call this inside `with recorder.step(…)`, or after it and before the next step.
         """
         self._has_loss = True
         if self._steps.is_observing:
@@ -189,12 +189,12 @@ class AttentionRecorder:
 
     @property
     def is_observing(self) -> bool:
-        """True if the present step, or else the last one, is observed, which its number decides."""
+        """True if the current step, or else the last one, is observed, which depends on its number."""
         return self._steps.is_observing
 
     @property
     def has_seen_step(self) -> bool:
-        """True if attention was called in the present step, or else the last one."""
+        """True if attention was called in the current step, or else in the last one."""
         self._group.compute()
         return self._pending.has_seen_sites or self._capture.num_calls > self._calls_before_step
 
@@ -210,19 +210,19 @@ class AttentionRecorder:
 
     @property
     def num_tokens(self) -> int:
-        """Number of keys in the longest sequence that was observed; 0 before the first."""
+        """Number of keys in the longest observed sequence; 0 before the first."""
         return self._group.num_tokens
 
     @property
     def num_observations(self) -> int:
-        """Number of observed steps that have come to the host."""
+        """Number of observed steps that have reached the host."""
         return self._buffer.num_observations
 
     def flush(self, *, finish_step: bool = False) -> None:
-        """Bring finished observations to the host, in one transfer.
+        """Move finished observations to the host in one transfer.
 
         Args:
-            finish_step: finish the step that is observed now, too.
+            finish_step: also finish the step that is being observed.
         """
         self._group.compute()
         if finish_step:
@@ -231,7 +231,7 @@ class AttentionRecorder:
         try:
             observations = self._pending.take()
         except Exception as error:
-            warn(f"the observations since the last flush are lost, training goes on: {error!r}")
+            warn(f"the observations since the last flush are lost; training continues: {error!r}")
             return
         for observation in observations:
             self._buffer.append(observation)
@@ -242,7 +242,7 @@ class AttentionRecorder:
         """Return everything that was observed.
 
         Args:
-            flushed_only: return only what has come to the host, without a transfer.
+            flushed_only: return only what has reached the host, without a transfer.
         """
         if flushed_only or self._processes is not None:
             return self._buffer.history(self.coverage(), total_steps=self.total_steps)
@@ -250,13 +250,13 @@ class AttentionRecorder:
         return self._buffer.history(self.coverage(), self._pending.peek(), total_steps=self.total_steps)
 
     def report(self, path: str | os.PathLike[str]) -> None:
-        """Write a page about the run so far: the verdict, and all that was recorded. An existing file is replaced.
+        """Write a page about the run so far: the verdict, and everything recorded. An existing file is replaced.
 
         Args:
             path: path of the HTML file, which loads nothing from elsewhere.
 
         Raises:
-            ConfigurationError: the path is that of a folder, or lies in one that does not exist.
+            ConfigurationError: the path is a folder, or lies in one that does not exist.
             ImportError: the extra `report` of attnwatch is not installed.
             OSError: the file can't be written.
         """
@@ -266,11 +266,11 @@ class AttentionRecorder:
         write_run_page([RunRecord(Path(path).stem, self.history())], path)
 
     def coverage(self) -> dict[str, str]:
-        """Return `"observed"`, or the reason why it is not observed, for every attention site of the model."""
+        """Return, for every attention site of the model, `"observed"` or the reason why it is not."""
         return self._capture.coverage()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history and the state of recording, as tensors, numbers and strings."""
+        """Return the history and the recording state as tensors, numbers and strings."""
         if self._processes is None:
             self.flush()
         self._group.compute()
@@ -281,7 +281,7 @@ class AttentionRecorder:
         """Restore what `state_dict` returned.
 
         Raises:
-            ConfigurationError: the state is of another version, or of a model with other sites.
+            ConfigurationError: the state is from another version, or from a model with other sites.
         """
         check_format(state, _STATE_FORMAT, "AttentionRecorder")
         self._group.clear()
@@ -293,12 +293,12 @@ class AttentionRecorder:
         self._layers.begin()
 
     def attach(self) -> None:
-        """Observe the model again after `close`. A new recorder is attached already."""
+        """Observe the model again after `close`. A new recorder is already attached."""
         self._capture.attach()
         self._layers.attach()
 
     def close(self) -> None:
-        """Detach from the model, which is then as it was before. The history stays."""
+        """Detach from the model, leaving it as it was before. The history is kept."""
         self._capture.detach()
         self._layers.close()
 
@@ -312,7 +312,7 @@ class AttentionRecorder:
             self._group.add(site, of, inputs)
 
     def _remember(self) -> Callable[[], None]:
-        """Return a function that undoes what is seen in the open step from now on."""
+        """Return a function that undoes everything observed in the open step from now on."""
         self._group.compute()
         self._layers.compute()
         undo = contextlib.ExitStack()

@@ -1,6 +1,6 @@
-"""Statistics of attention, one file each: what is recorded, drawn and judged of every head.
+"""Attention statistics, one file each, that are recorded, drawn and judged for every head.
 
-The files are listed when a statistic is looked up; `attnwatch.register` adds one of yours.
+The files are listed when a statistic is looked up; `attnwatch.register` adds your own.
 """
 
 from attnwatch.statistics.base import DETAILS, OVERVIEW, Reduction, Statistic

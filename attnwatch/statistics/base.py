@@ -1,4 +1,4 @@
-"""Declaration of a statistic, from which its recording, curves, pictures and documentation follow."""
+"""Declaration of a statistic, which determines its recording, curves, pictures and documentation."""
 
 from abc import ABC, abstractmethod
 from enum import Enum
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 OVERVIEW, DETAILS = "attention", "attention_details"
-"""Groups of the curves of the whole model on dashboards: what people look at first, and the rest."""
+"""Groups of whole-model curves on dashboards: the overview, and the details."""
 
 
 class Reduction(Enum):
-    """Ways in which the values of single query rows become one number per head."""
+    """Ways to reduce the values of single query rows to one number per head."""
 
     MEAN = "mean over rows"
     MAX = "maximum over rows"
@@ -27,23 +27,23 @@ class Reduction(Enum):
 
 
 class Statistic(Plugin, ABC):
-    """Base class of the statistics: one number per head from the attention of its query rows.
+    """Base class of statistics: one number per head, computed from the attention of its query rows.
 
     A statistic is a column of a history, a curve and a pair of pictures on dashboards, and a row in the documentation.
     Give `name`, `summary` and `formula`, and write `values`; the other attributes have defaults.
 
     Attributes:
         name: key in histories and files.
-        summary: one line for people.
-        formula: for one query row with weights p over its n visible keys and logits z.
-        unit: unit of the values, such as "nats"; empty where they have none.
-        low, high: ends of the range; None where it is unbounded.
-        reduction: from rows to a head.
-        per_layer: shown per layer on dashboards, not only for the whole model.
-        is_detail: its curve of the whole model is behind those that people look at first.
-        chart_limits: ends of the colour scale of pictures, where `low` and `high` do not give them. They are the same
-            for all runs; what lies beyond has the colour of the end.
-        chart_is_logarithmic: the colours of pictures grow with the logarithm of the values from 1 on.
+        summary: description in one line.
+        formula: formula for one query row with weights p over its n visible keys and logits z.
+        unit: unit of the values, such as "nats"; empty if they have none.
+        low, high: ends of the range; None if unbounded.
+        reduction: reduction from rows to a head.
+        per_layer: True to show it per layer on dashboards, not only for the whole model.
+        is_detail: True to put its whole-model curve among the details.
+        chart_limits: ends of the colour scale of pictures, if `low` and `high` do not give them. They are the same for
+            all runs; values beyond an end get its colour.
+        chart_is_logarithmic: True for a colour scale that is logarithmic above 1.
 
     Example:
         >>> import attnwatch, torch
@@ -78,26 +78,26 @@ class Statistic(Plugin, ABC):
     def values(self, rows: "AttentionRows") -> Tensor:
         """Return the value of each query row, broadcastable to [batch, heads, rows].
 
-        Values of rows that do not count may be anything, nan included. See `AttentionRows` for what rows have.
+        Rows that do not count may have any value, including nan. `AttentionRows` documents the attributes of `rows`.
         """
 
     def counts(self, rows: "AttentionRows") -> Tensor:
-        """Return which rows count: bool, broadcastable to [batch, heads, rows]. By default those that are `valid`."""
+        """Return which rows count, bool, broadcastable to [batch, heads, rows]. The default is `rows.valid`."""
         return rows.valid
 
     @property
     def tag(self) -> str:
-        """Name of the curve of the whole model on dashboards."""
+        """Name of the whole-model curve on dashboards."""
         return f"{DETAILS if self.is_detail else OVERVIEW}/{self.name}"
 
     def layer_tag(self, label: str) -> str:
-        """Return the name of the curve of a layer on dashboards."""
+        """Return the name of a layer's curve on dashboards."""
         return f"layers_{self.name}/{label}"
 
     def chart_range(self, values: np.ndarray) -> tuple[float, float]:
         """Return the ends of the colour scale.
 
-        They depend on `values`, in which nan is what was not observed, only where the declaration does not give them.
+        They depend on `values` (nan where nothing was observed) only if the declaration does not give them.
         """
         if self.chart_limits is not None:
             return self.chart_limits
@@ -107,7 +107,7 @@ class Statistic(Plugin, ABC):
 
     @classmethod
     def check(cls, plugin: Any) -> None:
-        """Raise a `ConfigurationError` where a part of the declaration is missing or of the wrong type."""
+        """Raise a `ConfigurationError` if part of the declaration is missing or has the wrong type."""
         cls.registry.require_texts(plugin, "summary", "formula", "unit")
         if not isinstance(plugin.reduction, Reduction):
             raise ConfigurationError(

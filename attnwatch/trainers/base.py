@@ -1,7 +1,7 @@
 """Base classes for a trainer: its `TrainerRun`, and the declaration of its callbacks.
 
-A trainer is supported by one file, or package, in this folder: a `TrainerRun`, a `PartCallback` that calls a part from
-the trainer's hooks, and a registered `TrainerAdapter`. `tests/extending/test_trainer.py` has one in 25 lines.
+Each trainer has one file, or package, in this folder: a `TrainerRun`, a `PartCallback` that calls a part from the
+trainer's hooks, and a registered `TrainerAdapter`. `tests/extending/test_trainer.py` shows one in 25 lines.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class TrainerRun(ABC):
-    """One training as its trainer sees it now: all that callbacks need to know of it, and may ask of it.
+    """Current state of a training, and the requests that callbacks can make to its trainer.
 
-    An adapter implements this class and nothing else. What is not abstract has a default that is right for a trainer
-    without validation data, loggers or checkpoints of its own, in one process or several.
+    An adapter implements only this class. The defaults of methods that are not abstract suit a trainer without its own
+    validation data, loggers or checkpoints, in one or several processes.
 
     Args:
         trainer: the trainer.
@@ -51,12 +51,12 @@ class TrainerRun(ABC):
 
     @property
     def total_steps(self) -> int | None:
-        """Value of `global_step` when the training will be over; None if it is not known."""
+        """Value of `global_step` at the end of training; None if unknown."""
         return None
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Number of optimizer steps of an epoch; None if it is not known."""
+        """Number of optimizer steps in an epoch; None if unknown."""
         return None
 
     @property
@@ -70,25 +70,25 @@ class TrainerRun(ABC):
 
     @abstractmethod
     def models_with_optimizers(self) -> list[ModelWithOptimizers]:
-        """Return the model, then its copies (such as a moving average), each with the optimizers that train it."""
+        """Return the model and then its copies, such as a moving average, each with the optimizers that train it."""
 
     @property
     def sharding(self) -> str | None:
-        """Name of what shards parameters or keeps copies of them, so that heads can't be removed; None otherwise."""
+        """Name of the strategy that shards or copies parameters, so that heads can't be removed; None otherwise."""
         return None
 
     def before_parameters_change(self) -> None:
-        """Prepare for parameters being replaced by smaller or larger ones."""
+        """Prepare for the replacement of parameters by smaller or larger ones."""
 
     def after_parameters_changed(self) -> None:
-        """Tell whoever holds parameters of the model, such as DistributedDataParallel, that they were replaced."""
+        """Update whatever holds parameters of the model, such as DistributedDataParallel, after they were replaced."""
         if has_other_processes():
             raise NotImplementedError(
                 f"{type(self).__name__}.after_parameters_changed must rebuild what reduces gradients over processes."
             )
 
     def after_pruning(self, plan: PruningPlan) -> None:
-        """Inform the user, at the end of a training that has removed heads, how what was saved can be loaded."""
+        """Tell the user, after a training that has removed heads, how to load the saved model."""
 
     @property
     def has_validation_data(self) -> bool:
@@ -96,7 +96,7 @@ class TrainerRun(ABC):
         return False
 
     def validation_loader(self) -> Iterable[Any]:
-        """Return the validation batches of this process, of the first data set if there are several."""
+        """Return this process's validation batches, from the first data set if there are several."""
         raise NotImplementedError(f"{type(self).__name__} has no validation data.")
 
     def to_device(self, batch: Any) -> Any:
@@ -115,11 +115,11 @@ class TrainerRun(ABC):
         return is_first_process()
 
     def is_true_anywhere(self, decision: bool) -> bool:
-        """Return whether `decision` is true in some process. All processes must call it."""
+        """Return whether `decision` is true in any process. All processes must call this."""
         return any(gathered(decision))
 
     def broadcast(self, value: ValueT) -> ValueT:
-        """Return the main process's value. All processes must call it."""
+        """Return the main process's value. All processes must call this."""
         return broadcast(value)
 
     @property
@@ -129,14 +129,14 @@ class TrainerRun(ABC):
 
     @property
     def parts(self) -> list[TrainingPart]:
-        """The parts of attnwatch's callbacks in this training."""
+        """Parts of attnwatch's callbacks in this training."""
         from attnwatch.trainers.callback import parts_of
 
         return parts_of(self.callbacks)
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences in markdown of all parts on how to read what is logged."""
+        """Sentences in markdown from all parts that explain how to read the logs."""
         return [remark for part in self.parts for remark in part.remarks]
 
     @property
@@ -146,12 +146,12 @@ class TrainerRun(ABC):
 
     @property
     def events(self) -> list[RunEvent]:
-        """Changes that the parts have made to what the model computes, in order."""
+        """Changes that the parts made to what the model computes, in order."""
         return sorted((event for part in self.parts for event in part.events), key=lambda event: event.step)
 
     @property
     def hyperparameters(self) -> Mapping[str, Any]:
-        """Hyperparameters that the trainer knows, by name."""
+        """Hyperparameters known to the trainer, by name."""
         return {}
 
     @property
@@ -161,12 +161,12 @@ class TrainerRun(ABC):
 
     @property
     def metrics(self) -> Collection[str]:
-        """Names of the metrics that were logged so far."""
+        """Names of the metrics logged so far."""
         return ()
 
     @property
     def metric_values(self) -> Mapping[str, float]:
-        """Latest value of each metric that is known on the host, without waiting for the device."""
+        """Latest value of each metric that is already on the host, without waiting for the device."""
         return {}
 
     @property
@@ -176,20 +176,20 @@ class TrainerRun(ABC):
 
     @abstractmethod
     def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
-        """Give the trainer metrics that others can monitor.
+        """Pass metrics to the trainer, for other callbacks to monitor.
 
         Args:
-            numbers: by name; nan where a number is not known.
+            numbers: numbers by name; nan where unknown.
             step: `global_step` at which they were measured.
-            to_loggers: give them to the trainer's loggers too, with the trainer's next metrics.
+            to_loggers: also pass them to the trainer's loggers, with its next metrics.
         """
 
     def unknown_is_no_alarm(self, metric: str) -> AbstractContextManager[None]:
-        """Return a context in which callbacks that stop the training by `metric` overlook nan: it is not known yet."""
+        """Return a context in which callbacks that stop training by `metric` ignore nan, as it is not known yet."""
         return nullcontext()
 
     def inform(self, message: str) -> None:
-        """Show a message to the user once for all processes: see `attnwatch.utils.messages.inform`."""
+        """Show a message to the user once for all processes; see `attnwatch.utils.messages.inform`."""
         if self.is_main_process:
             inform(message)
 
@@ -200,11 +200,11 @@ class TrainerAdapter(Plugin):
     The module of a declaration must not import the trainer's library, so that all trainers can be listed.
 
     Attributes:
-        title: what its users call the trainer, with an article if it needs one, such as "the transformers Trainer".
-        callback_base: the subclass of `PartCallback` that calls a part from the trainer's hooks, or its "module:name".
-        module: the module that users import its callbacks from; by default the one of the declaration.
-        first_hooks: names of hooks of which the trainer calls one first. A callback of another trainer refuses there.
-        example: Python code that gives a trainer the callback `{call}`, whose class is `{name}` of `{module}`.
+        title: name of the trainer in a sentence, with an article if it needs one, such as "the transformers Trainer".
+        callback_base: subclass of `PartCallback` that calls a part from the trainer's hooks, or its "module:name".
+        module: module that users import its callbacks from; by default that of the declaration.
+        first_hooks: names of hooks, one of which the trainer calls first. Callbacks of other trainers raise there.
+        example: Python code that passes the callback `{call}`, of class `{name}` in `{module}`, to a trainer.
     """
 
     registry: ClassVar[Registry[type[TrainerAdapter]]] = Registry("trainer", "attnwatch.trainers")
@@ -219,8 +219,8 @@ class TrainerAdapter(Plugin):
 
     @classmethod
     def check(cls, plugin: Any) -> None:
-        """Raise a `ConfigurationError` that names what a declaration lacks."""
+        """Raise a `ConfigurationError` that names what the declaration lacks."""
         missing = [f"`{name}`" for name in ("title", "callback_base") if not hasattr(plugin, name)]
         if missing or not isinstance(plugin, type):
-            what = f"with {' and '.join(missing)}" if missing else "and no instance"
+            what = f"with {' and '.join(missing)}" if missing else "and not an instance"
             raise ConfigurationError(f"{cls.registry.describe(plugin)} must be a class {what}; see TrainerAdapter.")

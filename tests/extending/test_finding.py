@@ -240,7 +240,7 @@ NONSENSE = {
 @pytest.mark.parametrize(("returned", "reason"), NONSENSE.values(), ids=NONSENSE)
 def test_rule_that_returns_nonsense_is_named_and_left_out(registered, returned, reason):
     registered(type("Nonsense", (EntropyGap,), {"name": "nonsense", "look": lambda self, evidence: returned(evidence)}))
-    expected = rf"attnwatch: the finding 'nonsense' \({__name__}.Nonsense\) failed, .* judged without it from now on: "
+    expected = rf"attnwatch: the finding 'nonsense' \({__name__}.Nonsense\) failed; .* judged without it from now on: "
     with pytest.warns(AttnwatchWarning, match=expected + reason) as warned:
         diagnosis = diagnose(course(normalized_entropy=0.999))
     assert len(warned) == 1
@@ -250,7 +250,7 @@ def test_rule_that_returns_nonsense_is_named_and_left_out(registered, returned, 
 def test_rule_that_fails_is_not_asked_again(registered):
     registered(failing())
     rules = RuleSet()
-    with pytest.warns(AttnwatchWarning, match=r"the finding 'failing' \(.*Failing\) failed, .*: RuntimeError: no such"):
+    with pytest.warns(AttnwatchWarning, match=r"the finding 'failing' \(.*Failing\) failed; .*: RuntimeError: no such"):
         diagnose(course(), rules=rules)
     assert diagnose(course(normalized_entropy=0.999), rules=rules).status is RunStatus.NOT_CONVERGING
     rules.reset()
@@ -307,7 +307,7 @@ def test_what_a_rule_lacks_is_said_when_it_is_registered(changes, message):
         ({"uniform_attention": 0.98}, "`rules` must be a list of rules"),
         (3, "`rules` must be a list of rules, .* got 3"),
         ([EntropyGap()], r"`rules`: the finding 'entropy_gap' .* is not registered; call attnwatch.register first"),
-        ([UniformAttention(), UniformAttention()], "`rules` has two rules of the name 'uniform_attention'"),
+        ([UniformAttention(), UniformAttention()], "`rules` has two rules named 'uniform_attention'"),
     ],
     ids=["a class", "no list", "a name", "a mapping", "a number", "not registered", "twice"],
 )

@@ -276,7 +276,7 @@ def test_failing_transfer_loses_observations_but_no_training():
 
     with AttentionRecorder(model, every_n_steps=1, flush_every=1) as recorder:
         one_step(0, "meta")  # what has no values can't be transferred
-        with pytest.warns(AttnwatchWarning, match="observations since the last flush are lost, training goes on"):
+        with pytest.warns(AttnwatchWarning, match="observations since the last flush are lost; training continues"):
             one_step(1)
         one_step(2)
         assert recorder.history().steps.tolist() == [1, 2]

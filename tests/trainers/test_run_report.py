@@ -1,5 +1,6 @@
 """The page about a run, written by a monitor in real trainings by each trainer."""
 
+import numpy as np
 import pytest
 
 from attnwatch import AttnwatchWarning, ConfigurationError
@@ -56,15 +57,25 @@ def test_finding_is_on_the_page_before_the_training_ends(training):
     def look(finding, trainer, model):
         seen.append((finding.kind.value, _words(monitor.report_path)))
 
-    model = llama()
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_("q_proj" not in name)
     monitor = training.callbacks.AttentionMonitor(on_finding=look)
-    training.train(monitor, model=model)
+    training.train(monitor, model=_with_frozen_queries())
     kind, words = seen[0]
     assert kind == "frozen_parameters"
     assert "This run is not converging (frozen_parameters)." in words
     assert "frozen parameters" in words
+
+
+def test_page_is_written_anew_for_findings_only_while_little_time_has_gone_by(training):
+    path, written = training.directory / "page.html", set()
+
+    def look(model, step):
+        if path.exists():
+            written.add(path.stat().st_mtime_ns)
+
+    options = {"every_n_steps": 1, "flush_every": 1, "on_finding": lambda finding, trainer, model: None}
+    monitor = training.callbacks.AttentionMonitor(report=path, **options)
+    training.train(monitor, model=_with_frozen_queries(), before_batch=look)
+    assert len(written) == 1
 
 
 def test_page_goes_where_the_user_wants_it_or_nowhere(training):
@@ -86,6 +97,13 @@ def test_page_that_cannot_be_written_is_one_warning(training):
     assert len([each for each in warned if "`report`" in str(each.message)]) == 1
 
 
+def _with_frozen_queries():
+    model = llama()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("q_proj" not in name)
+    return model
+
+
 def _frozen():
     model = llama()
     model.requires_grad_(False)
@@ -103,6 +121,7 @@ def test_resumed_run_has_the_curves_and_the_interruption(training):
     training.train(resumed, steps=20, checkpoint=10)
     record = read_run(resumed.report_path.with_suffix(".npz"))
     assert record.curves[RATE_CURVE].steps[0] < 10
+    assert all((np.diff(curve.steps) > 0).all() for curve in record.curves.values())
     assert [(event.step, event.kind) for event in record.events] == [(10, "resume")]
 
 

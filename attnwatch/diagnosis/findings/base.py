@@ -1,4 +1,4 @@
-"""Base class of the rules that find faults, and what a rule needs."""
+"""Base class of the rules that find faults, and the names that a rule needs."""
 
 from dataclasses import dataclass, field, fields
 from numbers import Real
@@ -20,8 +20,8 @@ class FindingRule(Plugin):
     """Rule that finds one kind of fault. Its thresholds are the fields of a frozen dataclass.
 
     `FindingKind`, `on_finding`, dashboards and the tables of the documentation follow from the declaration. The first
-    line of the docstring says what the finding means. Thresholds are numbers of at least 0; those named `enter` and
-    `leave` are a hysteresis and keep the order of their defaults.
+    line of the docstring says what the finding means. Thresholds are non-negative numbers; `enter` and `leave` form a
+    hysteresis and keep the order of their defaults.
 
     Example:
         >>> import attnwatch
@@ -46,15 +46,15 @@ class FindingRule(Plugin):
 
     Attributes:
         name: name of the finding; its kind is `FindingKind(name)`.
-        status: status of a run in which the finding decides: `RunStatus.NOT_CONVERGING` or `RunStatus.UNSTABLE`; None
-            if it never decides: then it is always a note.
+        status: status of a run that the finding decides: `RunStatus.NOT_CONVERGING` or `RunStatus.UNSTABLE`; None if it
+            never decides and so is always a note.
         remedy: second half of the message: what the user can do.
         note: second half of the message if the finding is only a note.
-        counts_anywhere: the finding decides wherever it is, not only if it is widespread (see `Thresholds`).
-        known_at_once: the finding is reported however short the run was watched.
-        is_fallback: the rule is used only if nothing else that decides the status was found.
+        counts_anywhere: the finding decides at any site, even if it is not widespread (see `Thresholds`).
+        known_at_once: the finding is reported however short the run is.
+        is_fallback: the rule is used only if no other finding decides the status.
         notes_have_causes: causes are ranked for notes too, as these ask the user to check something.
-        of_loss_alone: the rule judges runs of which only the loss is known; other rules need attention.
+        of_loss_alone: the rule judges runs with a loss but no attention; other rules need attention.
         enabled: False switches the rule off.
 
     Raises:
@@ -74,11 +74,11 @@ class FindingRule(Plugin):
     enabled: bool = field(default=True, kw_only=True)
 
     def look(self, evidence: Evidence) -> Symptom | None:
-        """Return what holds at the last observation, usually by `evidence.symptom`; None if nothing was found."""
+        """Return the symptom at the last observation, usually from `evidence.symptom`; None if there is none."""
         raise NotImplementedError
 
     def of_budget(self: RuleT, total_steps: int | None) -> RuleT:
-        """Return the rule for a run of this many steps (None: unknown). Rules that a user gives stay as they are."""
+        """Return the rule for a run of this many steps (None: unknown). Rules passed by a user stay unchanged."""
         return self
 
     def __post_init__(self) -> None:
@@ -94,13 +94,13 @@ class FindingRule(Plugin):
         values = [getattr(self, name) for name in pair]
         if values != sorted(values):
             raise ConfigurationError(
-                f"`{pair[0]}` must not be above `{pair[1]}`, got {values[0]!r} and {values[1]!r}: a flag can not come "
-                "up and go down at once; give both."
+                f"`{pair[0]}` must not be above `{pair[1]}`, got {values[0]!r} and {values[1]!r}: a flag can't be "
+                "raised and lowered at once; give both."
             )
 
     @classmethod
     def check(cls, plugin: Any) -> None:
-        """Raise a `ConfigurationError` if a part of the declaration is missing or wrong."""
+        """Raise a `ConfigurationError` if part of the declaration is missing or wrong."""
         rule = cls.registry.describe(plugin)
         if plugin.status not in (None, RunStatus.NOT_CONVERGING, RunStatus.UNSTABLE):
             allowed = "RunStatus.NOT_CONVERGING, RunStatus.UNSTABLE or None"

@@ -113,6 +113,10 @@
     document.documentElement.dataset.firstScreen = "yes";
   }
 
+  addEventListener("beforeprint", () => {
+    for (const each of document.querySelectorAll("details")) each.open = true;
+  });
+
   const script = document.createElement("script");
   script.textContent = new TextDecoder().decode(await unpacked("packed-bokeh"));
   document.head.append(script);

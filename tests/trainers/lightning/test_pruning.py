@@ -431,7 +431,7 @@ def test_wrong_arguments_are_named_at_construction(arguments, message):
 def test_sharding_strategies_are_refused_with_the_way_that_works():
     trainer = pl.Trainer(strategy=ModelParallelStrategy(), logger=False, enable_checkpointing=False, accelerator="cpu")
     with pytest.raises(
-        ConfigurationError, match=r"under ModelParallelStrategy.*attnwatch.prune_heads, then train that"
+        ConfigurationError, match=r"under ModelParallelStrategy.*attnwatch.prune_heads, then train the result"
     ):
         pruning().setup(trainer, Llama(), "fit")
 
