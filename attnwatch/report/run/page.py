@@ -12,6 +12,7 @@ import numpy as np
 from attnwatch.diagnosis import Finding
 from attnwatch.errors import ConfigurationError
 from attnwatch.report.rendering import render, visible
+from attnwatch.report.replacing import require_no_other_file
 from attnwatch.report.run.charts import as_json
 from attnwatch.report.run.comparison import first_differences
 from attnwatch.report.run.grids import Grids, grid_figures, grids_of
@@ -25,14 +26,15 @@ from attnwatch.utils.files import replaced_file
 
 
 def write_run_page(records: Sequence[RunRecord], path: str | os.PathLike[str]) -> None:
-    """Write the page about one or more runs. An existing file is replaced when the new one is complete.
+    """Write the page about one or more runs. An existing page is replaced when the new one is complete.
 
     Args:
         records: runs, in the order in which they are shown.
         path: of the page.
 
     Raises:
-        ConfigurationError: there is no run, or the path is that of a folder or lies in one that does not exist.
+        ConfigurationError: there is no run, or the path is that of a folder, of a file that is no page, or in a folder that
+            does not exist.
         ImportError: bokeh or jinja2 is missing.
         OSError: the file can't be written.
     """
@@ -40,6 +42,7 @@ def write_run_page(records: Sequence[RunRecord], path: str | os.PathLike[str]) -
     if out.is_dir() or not out.absolute().parent.is_dir():
         what = "is a folder" if out.is_dir() else "lies in a folder that does not exist"
         raise ConfigurationError(f"`path`: {str(out)!r} {what}; give the path of a file to write.")
+    require_no_other_file(out, argument="path")
     content = run_page(records).encode()
     with replaced_file(out) as stream:
         stream.write(content)

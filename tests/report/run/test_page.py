@@ -152,6 +152,20 @@ def test_page_replaces_another_only_when_it_is_complete(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["page.html"]
 
 
+def test_only_pages_are_replaced(tmp_path):
+    """`attnwatch report --out a.npz b.npz` forgets the page, and must not destroy a run."""
+    runs = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for path in runs:
+        a_record().save(path)
+    before = [path.read_bytes() for path in runs]
+    for out in runs:
+        with pytest.raises(ConfigurationError, match=r"`path`: '.*\.npz' is a file that is no page"):
+            write_run_page([a_record()], out)
+    assert [path.read_bytes() for path in runs] == before
+    (tmp_path / "empty.html").touch()
+    write_run_page([a_record()], tmp_path / "empty.html")
+
+
 def test_bad_arguments_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigurationError, match="`records` must have at least one run"):
         run_page([])
