@@ -25,5 +25,6 @@ def require_no_other_file(out: Path, *, argument: str) -> None:
         begin = stream.read(_MOST_BYTES_BEFORE).lower()
     if begin and _BEGIN not in begin:
         raise ConfigurationError(
-            f"`{argument}`: {str(out)!r} is a file that is no page, and is not replaced; give another path, or remove it."
+            f"`{argument}`: {str(out)!r} is a file that is no page, and is not replaced; give another path, or remove "
+            "the file."
         )

@@ -33,8 +33,8 @@ def write_run_page(records: Sequence[RunRecord], path: str | os.PathLike[str]) -
         path: of the page.
 
     Raises:
-        ConfigurationError: there is no run, or the path is that of a folder, of a file that is no page, or in a folder that
-            does not exist.
+        ConfigurationError: there is no run, or the path is that of a folder or of a file that is no page, or lies in a
+            folder that does not exist.
         ImportError: bokeh or jinja2 is missing.
         OSError: the file can't be written.
     """
