@@ -129,10 +129,17 @@ def _report(options: argparse.Namespace) -> int:
         from attnwatch.report.run import write_run_page
 
         write_run_page([read_run(run, loss_tag=options.loss_tag) for run in options.runs], options.out)
-    except (AttnwatchError, ImportError, OSError) as error:
+    except (AttnwatchError, ImportError) as error:
         return _fail(options, error)
+    except OSError as error:
+        return _fail(options, _not_written(options.out, error))
     print(_WRITTEN.format(options.out))
     return 0
+
+
+def _not_written(out: Path, error: OSError) -> str:
+    why = error.strerror or error
+    return f"`--out`: {str(out)!r} can't be written ({why}); give the path of a file in a folder that you may write to."
 
 
 def _judge(options: argparse.Namespace) -> int:
@@ -164,13 +171,15 @@ def _inspect(options: argparse.Namespace) -> int:
             num_sequences=options.sequences,
             num_tokens=options.tokens,
         )
-    except (AttnwatchError, ImportError, OSError) as error:
+    except (AttnwatchError, ImportError) as error:
         return _fail(options, error)
+    except OSError as error:
+        return _fail(options, _not_written(options.out, error))
     print(_WRITTEN.format(options.out))
     return 0
 
 
-def _fail(options: argparse.Namespace, error: Exception) -> int:
+def _fail(options: argparse.Namespace, error: Exception | str) -> int:
     from attnwatch.utils.messages import printable
 
     print(f"attnwatch {options.command}: {printable(str(error))}", file=sys.stderr)

@@ -1,10 +1,12 @@
 """The command `attnwatch inspect`, as far as it needs no model; `report/test_model_page.py` has the rest."""
 
+import os
 import re
 
 import pytest
 
 from attnwatch.cli import main
+from tests.support.records import a_record
 
 
 @pytest.mark.parametrize("command", ["judge", "inspect", "demo"])
@@ -23,6 +25,25 @@ def test_model_is_inspected_with_a_text_only(tmp_path, capsys):
         main(["inspect", str(tmp_path)])
     assert ended.value.code == 2
     assert "the following arguments are required: --text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["pipe", "n" * 300])
+def test_page_that_the_system_refuses_is_an_error_with_a_remedy(tmp_path, capsys, name):
+    os.mkfifo(tmp_path / "pipe")
+    a_record().save(tmp_path / "run.npz")
+    assert main(["report", str(tmp_path / "run.npz"), "--out", str(tmp_path / name)]) == 2
+    assert re.fullmatch(
+        rf"attnwatch report: `--out`: '.*{name}' can't be written \(.*\); give the path of a file in a folder that you "
+        r"may write to\.\n",
+        capsys.readouterr().err,
+    )
+
+
+def test_model_page_does_not_replace_what_is_no_page(tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("The text.")
+    text = str(tmp_path / "text.txt")
+    assert main(["inspect", "model", "--text", text, "--out", text]) == 2
+    assert re.search(r"`--out`: '.*text\.txt' is a file that is no page", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("out", [".", "nowhere/page.html"])

@@ -17,10 +17,12 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
 from attnwatch.runs import RATE_CURVE, RISK_CURVE, Curve, RunEvent, RunRecord
 from attnwatch.runs.environment import environment
+from attnwatch.runs.record import is_saved_run
 from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.messages import NonFatal, duration
 
 PAGE_NAME = "attnwatch-run.html"
+_RECORD_SUFFIX = ".npz"
 _SHARE_OF_TIME = 0.003
 # Seconds before the first page, unless something is found. A page takes about 1 s, including the import of Bokeh.
 _SECONDS_BEFORE_FIRST = 300.0
@@ -40,13 +42,18 @@ class RunReport:
         path: path of the page; None if there is none.
 
     Raises:
-        ConfigurationError: `report` is neither a bool nor a path.
+        ConfigurationError: `report` is neither a bool nor a path, or the path of the record.
     """
 
     def __init__(self, report: bool | str | os.PathLike[str], settings: Mapping[str, str]):
         if not isinstance(report, bool | str | os.PathLike) or report == "":
             raise ConfigurationError(f"`report` must be True, False or the path of the page to write; got {report!r}.")
-        self._report, self._settings = report, dict(settings)
+        if not isinstance(report, bool) and Path(report).suffix == _RECORD_SUFFIX:
+            raise ConfigurationError(
+                f"`report` is the path of the page, beside which the record is written as {_RECORD_SUFFIX}; got "
+                f"{report!r}; give a path that ends in .html."
+            )
+        self._report, self._settings = report if isinstance(report, bool) else Path(report).absolute(), dict(settings)
         self.restart()
 
     def restart(self) -> None:
@@ -65,14 +72,14 @@ class RunReport:
         self._environment = environment(run.model)
         if self._report is False or run.is_dry_run or not run.is_main_process:
             return
-        folder = run.folder if self._report is True else Path(self._report).absolute().parent
+        folder = run.folder if isinstance(self._report, bool) else self._report.parent
         try:
             import attnwatch.report.run  # noqa: F401
         except ImportError as error:
             run.inform(f"no page is written about this run (`report`): {error}")
             return
         if folder is not None:
-            self.path = folder / PAGE_NAME if self._report is True else Path(self._report)
+            self.path = folder / PAGE_NAME if isinstance(self._report, bool) else self._report
 
     def resume(self, step: int) -> None:
         """Record that the training was resumed."""
@@ -157,7 +164,7 @@ class RunReport:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_run_page([record], self.path)
             if with_file:
-                record.save(self.path.with_suffix(".npz"))
+                _save(record, self.path.with_suffix(_RECORD_SUFFIX))
         end = time.monotonic()
         self._next_time = end + (end - begin) / _SHARE_OF_TIME
 
@@ -177,6 +184,14 @@ class RunReport:
             name: [(int(step), float(value)) for step, value in points] for name, points in state["curves"].items()
         }
         self._events = [RunEvent(**event) for event in state["events"]]
+
+
+def _save(record: RunRecord, path: Path) -> None:
+    if path.is_file() and not is_saved_run(path):
+        raise ConfigurationError(
+            f"{str(path)!r} is a file that is no record of a run, and is not replaced; give another path of the page"
+        )
+    record.save(path)
 
 
 def _outcomes(run: TrainerRun) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from attnwatch.heads.plan import PruningPlan
-from attnwatch.utils.messages import duration
+from attnwatch.utils.messages import counted, duration
 
 # Steps whose median time is compared.
 _TIMED_STEPS = 20
@@ -40,7 +40,7 @@ class Cut:
     speed_ceiling: float | None = None
 
     def __str__(self) -> str:
-        heads = "1 head" if self.plan.num_removed == 1 else f"{self.plan.num_removed} heads"
+        heads = counted(self.plan.num_removed, "head")
         if self.taken_back:
             return f"the cut after step {self.step} ({heads}) is taken back: {self.taken_back}"
         if self.times is None:

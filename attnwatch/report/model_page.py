@@ -7,6 +7,7 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.explain import load_questions
 from attnwatch.report.analysis import ModelAnalysis, load_analysis
 from attnwatch.report.rendering import render
+from attnwatch.report.replacing import require_no_other_file
 from attnwatch.report.sections import make_sections
 from attnwatch.utils.files import replaced_file
 
@@ -26,7 +27,7 @@ def write_model_page(
         directory: directory of the model and its tokenizer, written by `save_pretrained` or `attnwatch.save_pruned`.
         text: file in UTF-8 with a text for a language model, or with one sequence per line for other models. For the
             calibration of a classifier, each line must end in a tab and a label.
-        out: path of the page; an existing file is replaced.
+        out: path of the page; an existing page is replaced.
         questions: JSONL file for a language model, see `attnwatch.explain.load_questions`.
         num_sequences, num_tokens: number of sequences that are used, evenly spread over the text, and tokens of each.
 
@@ -36,6 +37,7 @@ def write_model_page(
     if out.is_dir() or not out.absolute().parent.is_dir():
         what = "is a folder" if out.is_dir() else "lies in a folder that is not there"
         raise ConfigurationError(f"`--out`: {str(out)!r} {what}; give the path of a file to write.")
+    require_no_other_file(out, argument="--out")
     given = None if questions is None else load_questions(questions)
     analysis = load_analysis(directory, text, num_sequences=num_sequences, num_tokens=num_tokens)
     name, summary = type(analysis.model).__name__, _summary(directory, text, analysis)

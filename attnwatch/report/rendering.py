@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 from attnwatch.utils.extras import extra_needed
+from attnwatch.utils.messages import counted
 
 with extra_needed("report", "the model page"):
     import jinja2
@@ -15,7 +16,7 @@ _INVISIBLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\
 
 def environment() -> jinja2.Environment:
     """Return the environment of the templates."""
-    return jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("attnwatch.report"),
         autoescape=True,
         finalize=lambda value: visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value,
@@ -23,6 +24,8 @@ def environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    made.filters["counted"] = counted
+    return made
 
 
 def render(template: str, **context: Any) -> str:

@@ -28,6 +28,7 @@ from attnwatch.report.analysis import ModelAnalysis
 from attnwatch.report.charts import heat_cells, highlight_styles, inline_svg, line_figure
 from attnwatch.statistics import Statistic
 from attnwatch.utils.labels import site_labels
+from attnwatch.utils.messages import counted
 
 # Each hidden token takes a row of a forward.
 _SHOWN_SEQUENCES = 4
@@ -215,7 +216,7 @@ def _confidence_content(analysis: ModelAnalysis, given: list[Question] | None) -
     if stated is not None:
         calibrations.append(_calibration("Asked in words whether it is sure", "stated confidence", stated))
     return {
-        "questions": f"{number} {'question' if number == 1 else 'questions'} {origin}.",
+        "questions": f"{counted(number, 'question')} {origin}.",
         "calibrations": calibrations,
         "examples": [_example(with_reasons, index) for index in range(len(with_reasons.labels))],
         "skipped": answers.skipped,

@@ -1,9 +1,12 @@
 """Record of a training run: its history and its events."""
 
+import contextlib
 import os
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +19,7 @@ from attnwatch.recorder.history import read_history, write_history
 RISK_CURVE, RATE_CURVE = "risk", "learning_rate"
 """Names of the risk and learning-rate curves."""
 _HEADER_KEY = "run"
+_MEMBERS = {"header.npy", "steps.npy", "loss.npy"}
 
 
 class Curve(NamedTuple):
@@ -133,6 +137,13 @@ class RunRecord:
             "judged": None if self.judged is None else self.judged.as_json(),
             **texts,
         }
+
+
+def is_saved_run(file: Path) -> bool:
+    """Return whether a file is one of `RunRecord.save` or `AttentionHistory.save`, by the names of its parts."""
+    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
+        return set(archive.namelist()) >= _MEMBERS
+    return False
 
 
 def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecord:

@@ -1,6 +1,7 @@
 """Atomic replacement of files and folders, and careful reading of files that may be damaged or huge."""
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -63,6 +64,9 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     If writing fails, also because the disk is full, the old file stays and nothing is left beside it. A process that is
     killed leaves the old file or the new one, and perhaps a hidden `.NAME.*.tmp` that nobody reads.
 
+    Raises:
+        OSError: the file can't be written, or `path` is a folder, a device or a pipe.
+
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     with replaced_file(Path(folder, "numbers.txt")) as stream:
@@ -73,6 +77,8 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     path = Path(path)
     if path.is_symlink():
         path = path.resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "is no regular file, and is not replaced", str(path))
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with open(descriptor, "wb") as stream:

@@ -139,6 +139,15 @@ def duration(seconds: float) -> str:
     return f"{digits} {unit}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, in the plural unless it is 1.
+
+    >>> counted(1, "head"), counted(1200, "step")
+    ('1 head', '1,200 steps')
+    """
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
 def share_in_words(share: float) -> str:
     """Return a share, 0 to 1, as people say it.
 

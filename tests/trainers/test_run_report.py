@@ -1,5 +1,7 @@
 """The page about a run, written by a monitor in real trainings by each trainer."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -102,6 +104,51 @@ def _with_frozen_queries():
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("q_proj" not in name)
     return model
+
+
+def test_page_stays_where_it_was_wanted_when_the_training_changes_its_folder(training, monkeypatch):
+    other = training.directory / "other"
+    other.mkdir()
+    monkeypatch.chdir(training.directory)
+    monitor = training.callbacks.AttentionMonitor(report="mine/page.html")
+    training.train(monitor, steps=3, before_batch=lambda model, step: os.chdir(other))
+    assert monitor.report_path == training.directory / "mine/page.html"
+    assert monitor.report_path.exists()
+    assert not [*other.iterdir()]
+
+
+@pytest.mark.parametrize("name", ["page.html", "page.npz"])
+def test_other_files_are_not_replaced(training, name):
+    """Neither by the page nor by the record beside it."""
+    mine = training.directory / name
+    mine.write_bytes(b"precious")
+    monitor = training.callbacks.AttentionMonitor(report=training.directory / "page.html")
+    with pytest.warns(
+        AttnwatchWarning, match=rf"`report`.*training goes on.*{name}' is a file that is no .* another path"
+    ):
+        training.train(monitor, steps=3)
+    assert mine.read_bytes() == b"precious"
+
+
+def test_own_files_of_an_earlier_run_are_replaced(training):
+    for steps in (2, 3):
+        monitor = training.callbacks.AttentionMonitor(every_n_steps=1)
+        training.train(monitor, steps=steps)
+        assert len(read_run(monitor.report_path.with_suffix(".npz")).history) == steps
+
+
+@pytest.mark.parametrize("training", ["transformers"], indirect=True)
+def test_training_of_no_steps_has_a_page_without_a_length(training):
+    """Its Trainer makes one step all the same."""
+    monitor = training.callbacks.AttentionMonitor(every_n_steps=1)
+    training.train(monitor, steps=0)
+    assert "1 step; 1 observation" in _words(monitor.report_path)
+    assert read_run(monitor.report_path.with_suffix(".npz")).history.total_steps is None
+
+
+def test_page_and_record_have_different_paths(training):
+    with pytest.raises(ConfigurationError, match=r"`report`.*'run\.npz'.*ends in \.html"):
+        training.callbacks.AttentionMonitor(report="run.npz")
 
 
 def _frozen():

@@ -62,6 +62,15 @@ def test_a_new_file_has_the_permissions_that_any_new_file_gets_and_an_old_one_ke
     assert (tmp_path / "new").read_bytes() == b"2"
 
 
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    """Nor a device: for root, the rename would take the place of /dev/null for the whole machine."""
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is no regular file"), replaced_file(tmp_path / "pipe") as stream:
+        stream.write(b"1")
+    assert (tmp_path / "pipe").is_fifo()
+    assert len([*tmp_path.iterdir()]) == 1
+
+
 def test_a_link_stays_a_link(tmp_path):
     (tmp_path / "target").write_bytes(b"1")
     (tmp_path / "link").symlink_to("target")

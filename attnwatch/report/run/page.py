@@ -12,6 +12,7 @@ import numpy as np
 from attnwatch.diagnosis import Finding
 from attnwatch.errors import ConfigurationError
 from attnwatch.report.rendering import render, visible
+from attnwatch.report.replacing import require_no_other_file
 from attnwatch.report.run.charts import as_json
 from attnwatch.report.run.comparison import first_differences
 from attnwatch.report.run.grids import Grids, grid_figures, grids_of
@@ -30,17 +31,19 @@ from attnwatch.report.run.timeline import marks_of, timeline
 from attnwatch.report.run.verdict import fault_of, verdict_of
 from attnwatch.runs import RunRecord
 from attnwatch.utils.files import replaced_file
+from attnwatch.utils.messages import counted
 
 
 def write_run_page(records: Sequence[RunRecord], path: str | os.PathLike[str]) -> None:
-    """Write a page about one or more runs. An existing file is replaced only once the new one is complete.
+    """Write a page about one or more runs. An existing page is replaced only once the new one is complete.
 
     Args:
         records: runs in display order.
         path: path of the page.
 
     Raises:
-        ConfigurationError: there is no run, or the path is a folder or lies in one that does not exist.
+        ConfigurationError: there is no run, or the path is a folder, is a file that is not a page, or lies in a folder
+            that does not exist.
         ImportError: bokeh or jinja2 is missing.
         OSError: the file can't be written.
     """
@@ -48,6 +51,7 @@ def write_run_page(records: Sequence[RunRecord], path: str | os.PathLike[str]) -
     if out.is_dir() or not out.absolute().parent.is_dir():
         what = "is a folder" if out.is_dir() else "lies in a folder that does not exist"
         raise ConfigurationError(f"`path`: {str(out)!r} {what}; give the path of a file to write.")
+    require_no_other_file(out, argument="path")
     content = run_page(records).encode()
     with replaced_file(out) as stream:
         stream.write(content)
@@ -127,13 +131,12 @@ def _summary(record: RunRecord) -> str:
     history = record.history
     if not len(history):
         return "nothing was observed"
+    steps = counted(int(history.steps[-1]) + 1, "step")
     total = f" of {history.total_steps:,}" if history.total_steps else ""
     loss = history.loss[~np.isnan(history.loss)]
     of_loss = f"; loss {number(loss[0])} → {number(loss[-LOSSES_AROUND:].mean())}" if len(loss) else ""
-    return (
-        f"{int(history.steps[-1]) + 1:,} steps{total}; {len(history)} observations of {len(history.sites)} attention "
-        f"layers{of_loss}"
-    )
+    of_what = f"{counted(len(history), 'observation')} of {counted(len(history.sites), 'attention layer')}"
+    return f"{steps}{total}; {of_what}{of_loss}"
 
 
 def _data(run: dict[str, Any], packed: PackedArrays) -> dict[str, Any]:

@@ -17,7 +17,10 @@ _STEP = "step"
 
 @register
 class CSVReader(RunReader):
-    """Reader of `metrics.csv` from Lightning's CSVLogger, or of its folder. Cells may be empty."""
+    """Reader of `metrics.csv` from Lightning's CSVLogger, or of its folder, also if another program saved it again.
+
+    Cells may be empty.
+    """
 
     name = "csv"
     title = "Lightning CSVLogger table"
@@ -30,7 +33,7 @@ class CSVReader(RunReader):
 
     def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
         points = Points()
-        with open(place, encoding="utf-8", newline="") as stream:
+        with open(place, encoding="utf-8-sig", newline="") as stream:
             try:
                 _read(stream, points)
             except (csv.Error, UnicodeDecodeError) as error:
@@ -44,15 +47,17 @@ def _name(file: Path) -> str:
 
 def _read(stream: TextIO, points: Points) -> None:
     rows = csv.reader(_whole_lines(stream), strict=True)
-    names = next(rows, [])
+    names = [name.strip() for name in next(rows, [])]
     if _STEP not in names or len({*names}) < len(names):
         raise UnreadableFileError(f"is not a log: its first line must have distinct column names, one of them {_STEP}")
     step_column = names.index(_STEP)
     for row in rows:
+        if not row or row[step_column : step_column + 1] == [_STEP]:  # an empty line, or another line of names
+            continue
         if len(row) != len(names):
             raise UnreadableFileError(f"is damaged: line {rows.line_num} has {len(row)} cells, not {len(names)}")
         try:
-            step = int(row[step_column])
+            step = _whole(row[step_column])
             for name, cell in zip(names, row, strict=True):
                 if cell and name != _STEP:
                     points.add(name, step, float(cell))
@@ -60,6 +65,16 @@ def _read(stream: TextIO, points: Points) -> None:
             raise UnreadableFileError(
                 f"is damaged: line {rows.line_num} has a cell that is not a number ({error})"
             ) from error
+
+
+def _whole(cell: str) -> int:
+    """Return the step in a cell; pandas saves 7 as 7.0 where another cell of the column was empty."""
+    try:
+        return int(cell)
+    except ValueError:
+        if not float(cell).is_integer():
+            raise
+        return int(float(cell))
 
 
 def _whole_lines(stream: TextIO) -> Iterator[str]:

@@ -1,16 +1,13 @@
 """Files of `AttentionHistory.save` and `RunRecord.save`."""
 
-import contextlib
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from attnwatch.plugins import register
 from attnwatch.runs.readers.base import RunReader, refuse_loss_tag
-from attnwatch.runs.record import RunRecord
+from attnwatch.runs.record import RunRecord, is_saved_run
 
 _SUFFIX = ".npz"
-_MEMBERS = {"header.npy", "steps.npy", "loss.npy"}
 
 
 @register
@@ -24,15 +21,9 @@ class SavedRunReader(RunReader):
 
     def find(self, path: Path) -> Sequence[Path]:
         if path.is_dir():
-            return [file for file in sorted(path.glob(f"*{_SUFFIX}")) if _is_history(file)]
-        return [path] if path.is_file() and (path.suffix == _SUFFIX or _is_history(path)) else []
+            return [file for file in sorted(path.glob(f"*{_SUFFIX}")) if is_saved_run(file)]
+        return [path] if path.is_file() and (path.suffix == _SUFFIX or is_saved_run(path)) else []
 
     def read(self, place: Path, *, loss_tag: str | None = None) -> RunRecord:
         refuse_loss_tag(place, loss_tag)
         return RunRecord.load(place)
-
-
-def _is_history(file: Path) -> bool:
-    with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
-        return set(archive.namelist()) >= _MEMBERS
-    return False

@@ -49,7 +49,9 @@ class TrackioReader(RunReader):
                     for tag, value in _row(metrics)
                 }
                 points.add_row(step_of(row, otherwise=step), row)
-            configs = connection.execute(f"SELECT config FROM configs {of_run}", (run, run)).fetchall()
+            has_configs = bool(connection.execute("PRAGMA table_info(configs)").fetchall())  # not in early versions
+            query = f"SELECT config FROM configs {of_run}"
+            configs = connection.execute(query, (run, run)).fetchall() if has_configs else []
         settings = {key: as_text(value) for config in configs for key, value in _row(*config) if key[:1] != "_"}
         return logged_run(run, points.curves(), source=self.title, loss_tag=loss_tag, settings=settings)
 
@@ -84,11 +86,12 @@ def _places(database: Path) -> list[Path]:
     except UnreadableFileError:
         return []
     names = [name for _, name in rows]
-    return sorted(database / (name if names.count(name) == 1 and _is_simple(name) else key) for key, name in rows)
+    chosen = (name if key is None or (names.count(name) == 1 and _is_simple(name)) else key for key, name in rows)
+    return sorted({database / each for each in chosen if each is not None})
 
 
-def _is_simple(name: str) -> bool:
-    return bool(name) and "/" not in name and name not in (".", "..")
+def _is_simple(name: str | None) -> bool:
+    return name is not None and name != "" and "/" not in name and name not in (".", "..")
 
 
 def _key(connection: sqlite3.Connection) -> str:

@@ -61,7 +61,7 @@ class TransformersRun(TrainerRun):
 
     @property
     def total_steps(self) -> int | None:
-        return self.trainer.state.max_steps
+        return self.trainer.state.max_steps or None  # with `max_steps=0` the Trainer makes a step all the same
 
     @property
     def steps_per_epoch(self) -> int | None:

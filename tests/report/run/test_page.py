@@ -215,6 +215,20 @@ def test_logged_risk_is_shown_as_it_was_logged():
     assert course.risk == logged
 
 
+def test_only_pages_are_replaced(tmp_path):
+    """`attnwatch report --out a.npz b.npz` forgets the page, and must not destroy a run."""
+    runs = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for path in runs:
+        a_record().save(path)
+    before = [path.read_bytes() for path in runs]
+    for out in runs:
+        with pytest.raises(ConfigurationError, match=r"`path`: '.*\.npz' is a file that is no page"):
+            write_run_page([a_record()], out)
+    assert [path.read_bytes() for path in runs] == before
+    (tmp_path / "empty.html").touch()
+    write_run_page([a_record()], tmp_path / "empty.html")
+
+
 def test_bad_arguments_are_refused_by_name(tmp_path):
     with pytest.raises(ConfigurationError, match="`records` must contain at least one run"):
         run_page([])

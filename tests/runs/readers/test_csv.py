@@ -72,6 +72,8 @@ WRONG = {
     "too many cells": ("step,loss\n1,2,3\n", "line 2 has 3 cells, not 2"),
     "text": ("step,loss\n1,2\n2,many\n", "line 3 has a cell that is not a number"),
     "step that is none": ("step,loss\n1.5,2\n", "line 2 has a cell that is not a number"),
+    "step that is nan": ("step,loss\nnan,2\n", "line 2 has a cell that is not a number"),
+    "no cell for the step": ("step,loss\n,2\n", "line 2 has a cell that is not a number"),
     "huge step": (f"step,loss\n{10**30},2\n", "it has a step of 31 digits"),
     "open quote": ('step,loss\n1,"2\n', "is not a table in UTF-8"),
     "no loss": ("step,objective\n1,2\n", "no training loss under a usual name .*; logged tags: objective"),
@@ -91,3 +93,19 @@ def test_later_number_of_a_step_counts(tmp_path):
     curve = read_run(tmp_path).curves["loss"]
     assert curve.steps.tolist() == [2, 3]
     assert curve.values.tolist() == [5, math.inf]
+
+
+SAVED_ANEW = {
+    "by Excel": "\ufeffstep,loss\r\n0,3\r\n1,2\r\n",
+    "by pandas": "step,loss\n0.0,3\n1.0,2\n",
+    "with spaces": "step, loss\n0, 3\n1, 2\n",
+    "with empty lines": "step,loss\n0,3\n\n1,2\n\n",
+    "by two programs": "step,loss\n0,3\nstep,loss\n1,2\n",
+}
+
+
+@pytest.mark.parametrize("content", SAVED_ANEW.values(), ids=SAVED_ANEW)
+def test_table_that_other_programs_have_saved_is_read(content, tmp_path):
+    (tmp_path / "metrics.csv").write_bytes(content.encode())
+    curve = read_run(tmp_path).curves["loss"]
+    assert (curve.steps.tolist(), curve.values.tolist()) == ([0, 1], [3, 2])

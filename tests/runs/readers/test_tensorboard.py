@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from torch.utils.tensorboard import SummaryWriter
 
 from attnwatch import ConfigurationError
@@ -34,3 +35,14 @@ def test_log_without_a_loss_names_what_is_there(tmp_path):
         writer.add_scalar("accuracy", 0.5, 0)
     with pytest.raises(ConfigurationError, match=r"no training loss .*\(--loss-tag\); logged tags: accuracy\."):
         read_run(tmp_path)
+
+
+def test_numbers_that_are_tensors_are_read(tmp_path):
+    with SummaryWriter(tmp_path) as writer:
+        writer.add_text("notes", "no number")
+        writer.add_tensor("weights", torch.ones(3))
+        for step in range(3):
+            writer.add_scalar("loss", 3.0 - step, step, new_style=True)
+    run = read_run(tmp_path)
+    assert run.history.loss.tolist() == [3, 2, 1]
+    assert [*run.curves] == ["loss"]

@@ -89,3 +89,16 @@ def test_other_databases_are_no_runs(tmp_path):
         connection.execute("CREATE TABLE notes (text TEXT)")
     with pytest.raises(ConfigurationError, match="is neither a saved attention history nor in another readable format"):
         read_run(tmp_path / "other.db")
+
+
+def test_rows_without_a_name_and_databases_without_configurations_are_no_obstacle(tmp_path):
+    with sqlite3.connect(tmp_path / "old.db") as connection:
+        connection.execute(
+            "CREATE TABLE metrics (id INTEGER PRIMARY KEY, run_id TEXT, run_name TEXT, step INT, metrics)"
+        )
+        rows = [(None, None, 0, "{}"), (None, "a", 0, '{"loss": 3}'), ("x", "a", 1, '{"loss": 2}')]
+        connection.executemany("INSERT INTO metrics (run_id, run_name, step, metrics) VALUES (?, ?, ?, ?)", rows)
+    with pytest.raises(ConfigurationError, match=r"has 2 runs in it; give one of them: '.*old\.db/a' .*old\.db/x'"):
+        read_run(tmp_path / "old.db")
+    assert read_run(tmp_path / "old.db/a").history.loss.tolist() == [3, 2]
+    assert read_run(tmp_path / "old.db/x").history.loss.tolist() == [2]
