@@ -67,6 +67,10 @@ WRONG = {
     "complex statistic": (put(ENTROPY, lambda array: array.astype(complex)), "or are not numbers"),
     "statistic of other heads": (put(ENTROPY, lambda array: array[..., :1]), "different shapes"),
     "statistic without heads": (put(ENTROPY, lambda array: array[..., 0]), "different shapes"),
+    "statistics without heads": (
+        lambda content: content.update({name: content[name][..., :0] for name in content if "/" in name}),
+        "its statistics have no heads",
+    ),
     "sites that are numbers": (head(sites=[1, 2, 3, 4]), "its sites are not a list of distinct names"),
     "sites that are text": (head(sites="abcd"), "its sites are not a list of distinct names"),
     "a site twice": (head(sites=["a", "a", "b", "c"]), "its sites are not a list of distinct names"),

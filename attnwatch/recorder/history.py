@@ -284,6 +284,8 @@ def _what_is_wrong(
     shape = shapes.pop()
     if len(shape) != 3 or shape[:2] != (len(steps), len(sites)):
         return f"its statistics have the shape {shape}, not [{len(steps)} steps, {len(sites)} sites, heads]"
+    if len(steps) and sites and not shape[2]:
+        return "its statistics have no heads"
     if any(array.dtype.kind != "f" or array.shape != shape[:2] for array in layers.values()):
         return f"its layer statistics do not have one number for each of {len(steps)} steps and {len(sites)} sites"
     return ""
