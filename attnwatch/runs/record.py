@@ -4,7 +4,7 @@ import contextlib
 import os
 import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from attnwatch.recorder.history import read_history, write_history
 
 RISK_CURVE, RATE_CURVE = "risk", "learning_rate"
 """Names of the curves of the risk and of the learning rate."""
+_PASSED = "The length of the run is not known: it has more steps than it was to have."
 _HEADER_KEY = "run"
 _MEMBERS = {"header.npy", "steps.npy", "loss.npy"}
 
@@ -141,6 +142,15 @@ def is_saved_run(file: Path) -> bool:
     with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
         return set(archive.namelist()) >= _MEMBERS
     return False
+
+
+def of_possible_length(record: RunRecord) -> RunRecord:
+    """Return a run that has more steps than it was to have as one of unknown length, which is judged anew."""
+    history = record.history
+    if not len(history) or history.total_steps is None or history.total_steps > history.steps[-1]:
+        return record
+    remarks = (*record.remarks, _PASSED)
+    return replace(record, history=replace(history, total_steps=None), judged=None, remarks=remarks)
 
 
 def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecord:

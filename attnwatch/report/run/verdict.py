@@ -3,7 +3,10 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from attnwatch.diagnosis import Cause, Diagnosis, Finding, FindingRule, RunStatus
+from attnwatch.diagnosis.evidence import is_observed
 from attnwatch.diagnosis.kinds import remedy_of
 from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.diagnosis.thresholds import Thresholds
@@ -100,9 +103,15 @@ def _without_fault(record: RunRecord) -> str:
     wanted = Thresholds().of_budget(history.total_steps)
     if history.total_steps is not None and history.total_steps < wanted.min_steps:
         return f"Nothing: a run of {history.total_steps} steps is too short; a verdict needs {wanted.min_steps:.0f}."
+    seen = history.at(np.any(is_observed(history.values), axis=-1))
+    if wanted.is_enough(history.steps) and not wanted.is_enough(seen.steps):
+        return (
+            f"Attention was observed at {len(seen)} of {len(history)} observations; find out why: the coverage of the "
+            "recorder or monitor has the reasons."
+        )
     return (
-        f"Let it train on: a verdict needs {wanted.min_observations} observations (there are {len(history)}) over "
-        f"{wanted.min_steps:.0f} steps (there are {history.num_steps})."
+        f"Let it train on: a verdict needs {wanted.min_observations} observations (there are {len(seen)}) over "
+        f"{wanted.min_steps:.0f} steps (there are {seen.num_steps})."
     )
 
 
