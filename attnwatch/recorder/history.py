@@ -223,8 +223,7 @@ def _read(stream: BinaryIO) -> tuple[AttentionHistory, dict[str, Any]]:
         {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         for prefix in (_PREFIX, _LAYER_PREFIX)
     )
-    nothing = np.array(None)
-    steps, loss = arrays.get("steps", nothing), arrays.get("loss", nothing)
+    steps, loss = (arrays.get(name, np.array(None)) for name in ("steps", "loss"))
     sites: Any = header.get("sites")
     coverage: Any = header.get("coverage")
     total_steps = header.get("total_steps")

@@ -162,7 +162,7 @@ def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecor
             name: Curve(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
             for name, (steps, values) in stored["curves"].items()
         },
-        events=tuple(RunEvent(**event) for event in stored["events"]),
+        events=tuple(map(_event, stored["events"])),
         checked=tuple(Finding.from_json(each) for each in stored["checked"] if each["kind"] in FindingKind),
         ruled_out=frozenset(stored["ruled_out"]),
         source=str(stored["source"]),
@@ -170,6 +170,12 @@ def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecor
         judged=None if stored["judged"] is None else Diagnosis.from_json(stored["judged"]),
         **{each: _texts(stored[each]) for each in ("checkup", "settings", "environment")},
     )
+
+
+def _event(stored: Mapping[str, Any]) -> RunEvent:
+    event = RunEvent(**stored)
+    details = {name: each if isinstance(each, str) else float(each) for name, each in event.details.items()}
+    return RunEvent(int(event.step), str(event.kind), str(event.label), str(event.text), details)
 
 
 def _texts(stored: Mapping[str, Any]) -> dict[str, str]:
