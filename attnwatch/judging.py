@@ -10,6 +10,7 @@ from attnwatch.diagnosis import Diagnosis, RunStatus, diagnose
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
 from attnwatch.runs import RunRecord
+from attnwatch.runs.record import of_possible_length
 from attnwatch.utils.labels import site_labels
 from attnwatch.utils.messages import printable
 
@@ -41,11 +42,9 @@ def judge(run: RunRecord, *, total_steps: int | None = None) -> tuple[str, Diagn
     Raises:
         ConfigurationError: the run already has more steps than `total_steps`.
     """
+    run = of_possible_length(run)
     history = _with_printable_names(run.history)
-    is_longer = len(history) and history.total_steps is not None and history.total_steps <= history.steps[-1]
-    if is_longer:
-        history = replace(history, total_steps=None)
-    diagnosis = run.judged if total_steps is None and not is_longer else None
+    diagnosis = run.judged if total_steps is None else None
     if diagnosis is None:
         diagnosis = diagnose(history, total_steps=total_steps, checked=run.checked, ruled_out=run.ruled_out)
     if total_steps is not None and len(history) and total_steps <= history.steps[-1]:
@@ -53,9 +52,8 @@ def judge(run: RunRecord, *, total_steps: int | None = None) -> tuple[str, Diagn
             f"`total_steps`: the run already has {history.steps[-1] + 1} steps, got {total_steps}; "
             "give the number of steps that it will have, or leave it out."
         )
-    length = "\nthe run has more steps than planned: judged as a run of unknown length" if is_longer else ""
     source = f" ({run.source})" if run.source else ""
-    head = f"{printable(run.name, keep='')}{source}: {history!r}\n{_loss(history)}{length}"
+    head = f"{printable(run.name, keep='')}{source}: {history!r}\n{_loss(history)}"
     parts = [head, *_not_observed(history), *run.remarks, str(diagnosis), _table(history)]
     return "\n\n".join(filter(None, parts)), diagnosis
 
@@ -68,6 +66,8 @@ def _with_printable_names(history: AttentionHistory) -> AttentionHistory:
 def _loss(history: AttentionHistory) -> str:
     """Describe how much of the loss is known, as the judgement depends on it."""
     known = np.isfinite(history.loss)
+    if not known.any() and not (history.sites and np.isnan(history.loss).all()):
+        return f"loss at {len(history)} of {len(history)} observations: none is finite"
     if not known.any():
         return "no loss is known at these steps: only attention is judged (call record_loss or log the loss to add it)"
     first, last = history.loss[known][[0, -1]]

@@ -67,6 +67,10 @@ WRONG = {
     "complex statistic": (put(ENTROPY, lambda array: array.astype(complex)), "or are not numbers"),
     "statistic of other heads": (put(ENTROPY, lambda array: array[..., :1]), "different shapes"),
     "statistic without heads": (put(ENTROPY, lambda array: array[..., 0]), "different shapes"),
+    "statistics without heads": (
+        lambda content: content.update({name: content[name][..., :0] for name in content if "/" in name}),
+        "its statistics have no heads",
+    ),
     "sites that are numbers": (head(sites=[1, 2, 3, 4]), "its sites are not a list of distinct names"),
     "sites that are text": (head(sites="abcd"), "its sites are not a list of distinct names"),
     "a site twice": (head(sites=["a", "a", "b", "c"]), "its sites are not a list of distinct names"),
@@ -273,7 +277,7 @@ def test_length_that_no_run_has_is_refused(kept_as, tmp_path, capsys):
 def test_length_that_the_run_has_passed_is_told_and_not_believed(tmp_path, capsys):
     dataclasses.replace(COURSE, total_steps=5).save(tmp_path / "run.npz")
     assert main(["judge", str(tmp_path / "run.npz")]) == 0
-    assert "the run has more steps than planned" in capsys.readouterr().out
+    assert "it has more steps than planned" in capsys.readouterr().out
 
 
 def test_huge_record_is_refused_without_being_read(logs, tmp_path, capsys):

@@ -12,7 +12,7 @@ from attnwatch.alerts.alert import Alert
 from attnwatch.errors import ConfigurationError
 from attnwatch.utils.extras import extra_needed
 
-_SCHEME = re.compile(r"([a-z][a-z0-9+.-]{0,19})://")
+_SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]{0,19})://", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$(\w+)")
 _NOTIFY_TYPES = {"warning": "warning", "error": "failure"}
 _TALKATIVE = {"apprise", "oauthlib", "requests", "requests_oauthlib", "urllib3"}
@@ -36,7 +36,7 @@ class Service:
     def __init__(self, url: str, place: str = ""):
         self._url = _from_environment(url)
         found = _SCHEME.match(self._url)
-        self.name = found[1] if found else ""
+        self.name = found[1].lower() if found else ""
         if self._target() is None:
             what = f"{self.name}:// is unknown or incomplete" if self.name else "it has no scheme such as slack://"
             raise ConfigurationError(

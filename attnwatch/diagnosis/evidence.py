@@ -56,7 +56,7 @@ class Evidence:
         self, history: AttentionHistory, thresholds: Thresholds, risk_model: RiskModel, total_steps: int | None
     ):
         self.has_loss_alone = not history.sites
-        observed = history.of_each_observation("is observed", _is_observed)
+        observed = history.of_each_observation("is observed", is_observed)
         steps = np.any(observed, axis=1) | self.has_loss_alone
         self.history = history if steps.all() else history.at(steps)
         self._is_observed = np.any(observed, axis=0)
@@ -164,5 +164,6 @@ def earliest(values: np.ndarray, number: int) -> np.ndarray:
     return np.where(is_first, values, np.nan)
 
 
-def _is_observed(values: Values) -> np.ndarray:
+def is_observed(values: Values) -> np.ndarray:
+    """Return which sites were observed, bool [..., sites]."""
     return np.any(np.isfinite(values["nonfinite"]) | np.isfinite(values["normalized_entropy"]), axis=-1)

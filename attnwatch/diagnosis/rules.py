@@ -54,7 +54,7 @@ class RuleSet:
         for name, registered in list(FindingRule.registry.items()):
             rule = self._given.get(name, registered)
             is_wanted = rule.enabled and rule.is_fallback == fallback and (evidence.is_enough or rule.known_at_once)
-            can_see = rule.of_loss_alone == evidence.has_loss_alone
+            can_see = rule.judges in ("both", "loss" if evidence.has_loss_alone else "attention")
             if not (is_wanted and can_see) or name in self._failed:
                 continue
             try:

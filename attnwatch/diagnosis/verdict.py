@@ -137,10 +137,18 @@ class Finding:
         """Return the finding that `as_json` stored.
 
         Raises:
-            ValueError: its kind is not registered.
+            ValueError: its kind is not registered, or a number is none.
         """
-        causes = tuple(map(Cause.from_json, stored.get("causes", ())))
-        return cls(**{**stored, "kind": FindingKind(stored["kind"]), "sites": tuple(stored["sites"]), "causes": causes})
+        parts = {
+            "kind": FindingKind(stored["kind"]),
+            "sites": tuple(map(str, stored["sites"])),
+            "step": int(stored["step"]),
+            "severity": float(stored["severity"]),
+            "message": str(stored["message"]),
+            "evidence": {name: float(value) for name, value in stored.get("evidence", {}).items()},
+            "causes": tuple(map(Cause.from_json, stored.get("causes", ()))),
+        }
+        return cls(**{**stored, **parts})
 
     def __str__(self) -> str:
         if self.is_note or not self.causes:

@@ -223,8 +223,7 @@ def _read(stream: BinaryIO) -> tuple[AttentionHistory, dict[str, Any]]:
         {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         for prefix in (_PREFIX, _LAYER_PREFIX)
     )
-    nothing = np.array(None)
-    steps, loss = arrays.get("steps", nothing), arrays.get("loss", nothing)
+    steps, loss = (arrays.get(name, np.array(None)) for name in ("steps", "loss"))
     sites: Any = header.get("sites")
     coverage: Any = header.get("coverage")
     total_steps = header.get("total_steps")
@@ -284,6 +283,8 @@ def _what_is_wrong(
     shape = shapes.pop()
     if len(shape) != 3 or shape[:2] != (len(steps), len(sites)):
         return f"its statistics have the shape {shape}, not [{len(steps)} steps, {len(sites)} sites, heads]"
+    if len(steps) and sites and not shape[2]:
+        return "its statistics have no heads"
     if any(array.dtype.kind != "f" or array.shape != shape[:2] for array in layers.values()):
         return f"its layer statistics do not have one number for each of {len(steps)} steps and {len(sites)} sites"
     return ""

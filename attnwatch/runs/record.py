@@ -3,8 +3,8 @@
 import contextlib
 import os
 import zipfile
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Hashable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from attnwatch.recorder.history import read_history, write_history
 
 RISK_CURVE, RATE_CURVE = "risk", "learning_rate"
 """Names of the risk and learning-rate curves."""
+_PASSED = "The length of the run is unknown: it has more steps than planned."
 _HEADER_KEY = "run"
 _MEMBERS = {"header.npy", "steps.npy", "loss.npy"}
 
@@ -94,6 +95,14 @@ class RunRecord:
             return self.judged
         return diagnose(self.history, checked=self.checked, ruled_out=self.ruled_out)
 
+    def is_from_checkup(self, finding: Finding) -> bool:
+        """Return whether the checkup has found this."""
+        return _key_of(finding) in self._keys_of_checked
+
+    @cached_property
+    def _keys_of_checked(self) -> frozenset[Hashable]:
+        return frozenset(map(_key_of, self.checked))
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a .npz file, which `AttentionHistory.load` reads too. It replaces an existing file once it is complete.
 
@@ -146,6 +155,19 @@ def is_saved_run(file: Path) -> bool:
     return False
 
 
+def of_possible_length(record: RunRecord) -> RunRecord:
+    """Return a run that has more steps than it was to have as one of unknown length, which is judged anew."""
+    history = record.history
+    if not len(history) or history.total_steps is None or history.total_steps > history.steps[-1]:
+        return record
+    remarks = (*record.remarks, _PASSED)
+    return replace(record, history=replace(history, total_steps=None), judged=None, remarks=remarks)
+
+
+def _key_of(finding: Finding) -> Hashable:
+    return finding.kind, finding.sites, finding.step, finding.message
+
+
 def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecord:
     """Rebuild a record from `RunRecord._as_json`. Findings of unregistered kinds are left out."""
     return RunRecord(
@@ -155,7 +177,7 @@ def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecor
             name: Curve(np.array(steps, dtype=np.int64), np.array(values, dtype=np.float64))
             for name, (steps, values) in stored["curves"].items()
         },
-        events=tuple(RunEvent(**event) for event in stored["events"]),
+        events=tuple(map(_event, stored["events"])),
         checked=tuple(Finding.from_json(each) for each in stored["checked"] if each["kind"] in FindingKind),
         ruled_out=frozenset(stored["ruled_out"]),
         source=str(stored["source"]),
@@ -164,6 +186,12 @@ def _from_json(stored: Mapping[str, Any], history: AttentionHistory) -> RunRecor
         judged=None if stored["judged"] is None else Diagnosis.from_json(stored["judged"]),
         **{each: _texts(stored[each]) for each in ("checkup", "settings", "environment")},
     )
+
+
+def _event(stored: Mapping[str, Any]) -> RunEvent:
+    event = RunEvent(**stored)
+    details = {name: each if isinstance(each, str) else float(each) for name, each in event.details.items()}
+    return RunEvent(int(event.step), str(event.kind), str(event.label), str(event.text), details)
 
 
 def _texts(stored: Mapping[str, Any]) -> dict[str, str]:

@@ -135,3 +135,8 @@ def test_tasks_are_done_in_their_order_and_too_many_are_refused():
     others = [task for task in done if task != 99]
     assert others == list(range(len(others)))
     assert background.finish(60)
+
+
+@pytest.mark.parametrize("url", [" json://localhost/x\n", "JSON://localhost/x"])
+def test_service_has_a_name_however_its_url_is_written(url):
+    assert Service(url).name == "json"

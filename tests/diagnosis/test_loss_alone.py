@@ -67,6 +67,15 @@ def test_single_loss_that_is_not_finite_says_nothing(loss):
     assert diagnose(of_loss(loss)).status is RunStatus.UNDETERMINED
 
 
+def test_infinite_losses_are_a_fault_with_attention_too():
+    loss = np.append(np.linspace(4, 3, 36), np.full(4, np.inf))
+    diagnosis = diagnose(course(normalized_entropy=falling(0.9, 0.5), loss=loss))
+    assert diagnosis.status is RunStatus.UNSTABLE
+    assert (diagnosis.findings[0].kind.value, diagnosis.findings[0].step) == ("loss_non_finite", 360)
+    once = np.append(np.linspace(4, 3, 39), np.inf)
+    assert not diagnose(course(normalized_entropy=falling(0.9, 0.5), loss=once)).findings
+
+
 @pytest.mark.parametrize("loss", [np.full(40, np.nan), np.linspace(1, 9, 40)], ids=["nan", "rises"])
 def test_with_attention_the_loss_alone_decides_nothing(loss):
     """A loss that is nan was perhaps not recorded, and the risk has its own signals of the loss."""

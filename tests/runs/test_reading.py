@@ -84,9 +84,10 @@ def test_folder_of_many_files_is_not_searched_for_ever(tmp_path, monkeypatch):
     [
         ([3.0 - 0.01 * step for step in range(120)], 2, "undetermined"),
         ([3.0 - 0.01 * step for step in range(118)] + ["nan"] * 2, 1, "loss_non_finite since step 118"),
+        (["inf"] * 120, 1, "loss at 120 of 120 observations: none is finite"),
         ([3.0 + 0.05 * step for step in range(120)], 1, "loss_diverged since step"),
     ],
-    ids=["falls", "nan", "rises"],
+    ids=["falls", "nan", "inf", "rises"],
 )
 def test_loss_alone_is_judged_as_far_as_it_can_be(tmp_path, capsys, loss, code, word):
     rows = "".join(f"{step},{value}\n" for step, value in enumerate(loss))
@@ -94,6 +95,7 @@ def test_loss_alone_is_judged_as_far_as_it_can_be(tmp_path, capsys, loss, code, 
     assert main(["judge", str(tmp_path)]) == code
     printed = capsys.readouterr().out
     assert word in printed
+    assert "attention alone" not in printed
     assert "No attention was recorded, so the run is judged by its loss alone" in printed
     assert "(Lightning CSVLogger table): AttentionHistory(120 observations, steps 0 to 119, 0 sites)" in printed
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from attnwatch.diagnosis.evidence import Evidence, Symptom, earliest, latest
 from attnwatch.diagnosis.status import RunStatus
@@ -54,7 +54,7 @@ class FindingRule(Plugin):
         known_at_once: the finding is reported however short the run is.
         is_fallback: the rule is used only if no other finding decides the status.
         notes_have_causes: causes are ranked for notes too, as these ask the user to check something.
-        of_loss_alone: the rule judges runs with a loss but no attention; other rules need attention.
+        judges: runs that the rule judges: those with "attention", those with a "loss" but no attention, or "both".
         enabled: False switches the rule off.
 
     Raises:
@@ -69,7 +69,7 @@ class FindingRule(Plugin):
     known_at_once: ClassVar[bool] = False
     is_fallback: ClassVar[bool] = False
     notes_have_causes: ClassVar[bool] = False
-    of_loss_alone: ClassVar[bool] = False
+    judges: ClassVar[Literal["attention", "loss", "both"]] = "attention"
 
     enabled: bool = field(default=True, kw_only=True)
 

@@ -19,7 +19,7 @@ class LossDiverged(FindingRule):
 
     name = "loss_diverged"
     status = RunStatus.UNSTABLE
-    of_loss_alone = True
+    judges = "loss"
     remedy = "Go back to a checkpoint before the rise, and lower the learning rate or warm it up for longer."
     enter: float = 0.1
     """Rise above the start from which on a loss counts as diverged, as a share of the start."""

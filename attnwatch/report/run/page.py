@@ -4,6 +4,7 @@ import datetime
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from attnwatch.report.run.tables import (
 from attnwatch.report.run.timeline import marks_of, timeline
 from attnwatch.report.run.verdict import fault_of, verdict_of
 from attnwatch.runs import RunRecord
+from attnwatch.runs.record import of_possible_length
 from attnwatch.utils.files import replaced_file
 from attnwatch.utils.messages import counted
 
@@ -66,6 +68,7 @@ def run_page(records: Sequence[RunRecord]) -> str:
     """
     if not records:
         raise ConfigurationError("`records` must contain at least one run.")
+    records = _told_apart([of_possible_length(record) for record in records])
     courses = [risk_course(record) for record in records]
     items = [as_json(timeline(records, courses), "timeline")]
     runs = []
@@ -89,6 +92,13 @@ def run_page(records: Sequence[RunRecord]) -> str:
         data=pack_text(json.dumps(data)),
         arrays=[each.content for each in packed],
     )
+
+
+def _told_apart(records: Sequence[RunRecord]) -> list[RunRecord]:
+    """Return the records with names that are distinct: those of Lightning's runs are often "version_0"."""
+    if len({record.name for record in records}) == len(records):
+        return list(records)
+    return [replace(record, name=f"{number}: {record.name}") for number, record in enumerate(records, start=1)]
 
 
 def _run(record: RunRecord, grids: Grids) -> dict[str, Any]:
@@ -116,7 +126,7 @@ def _finding(finding: Finding, record: RunRecord) -> dict[str, Any]:
     return {
         "kind": finding.kind.value.replace("_", " "),
         "is_note": finding.is_note,
-        "is_fact": finding in record.checked,
+        "is_fact": record.is_from_checkup(finding),
         "step": finding.step,
         "fault": fault_of(finding),
         "advice": finding.message[len(fault_of(finding)) :].strip(),

@@ -61,7 +61,7 @@ def marks_of(record: RunRecord) -> list[Mark]:
     """Return the findings and events of a run in order of steps; at most `MOST_MARKS`."""
     marks = []
     for number, finding in enumerate(record.diagnosis.findings[:MOST_MARKS]):
-        lane = "checkup" if finding in record.checked else "findings"
+        lane = "checkup" if record.is_from_checkup(finding) else "findings"
         tone = "watch" if finding.is_note else "bad"
         label = finding.kind.value.replace("_", " ")
         marks.append(Mark(finding.step, lane, label, finding.headline, f"finding-{number}", tone))

@@ -3,7 +3,10 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from attnwatch.diagnosis import Cause, Diagnosis, Finding, FindingRule, RunStatus
+from attnwatch.diagnosis.evidence import is_observed
 from attnwatch.diagnosis.kinds import remedy_of
 from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.diagnosis.thresholds import Thresholds
@@ -100,15 +103,21 @@ def _without_fault(record: RunRecord) -> str:
     wanted = Thresholds().of_budget(history.total_steps)
     if history.total_steps is not None and history.total_steps < wanted.min_steps:
         return f"Nothing: {history.total_steps} steps are too few for a verdict, which needs {wanted.min_steps:.0f}."
+    seen = history.at(np.any(is_observed(history.values), axis=-1))
+    if wanted.is_enough(history.steps) and not wanted.is_enough(seen.steps):
+        return (
+            f"Attention was observed at {len(seen)} of {len(history)} observations; find out why: the coverage of the "
+            "recorder or monitor has the reasons."
+        )
     return (
-        f"Let it continue: a verdict needs {wanted.min_observations} observations ({len(history)} so far) over "
-        f"{wanted.min_steps:.0f} steps ({history.num_steps} so far)."
+        f"Let it continue: a verdict needs {wanted.min_observations} observations ({len(seen)} so far) over "
+        f"{wanted.min_steps:.0f} steps ({seen.num_steps} so far)."
     )
 
 
 def _certainty(record: RunRecord, first: Finding | None) -> str:
     diagnosis = record.diagnosis
-    if first is not None and first in record.checked:
+    if first is not None and record.is_from_checkup(first):
         return f"This is a fact: the checkup found it at step {first.step} by inspecting the training itself."
     if record.source and not record.history.sites:
         return f"Only a loss could be read from this {record.source}, and a loss alone shows few faults."

@@ -149,6 +149,31 @@ def test_events_with_numbers_are_a_table_with_the_loss_on_both_sides():
     assert [page.count(f'id="event-{index}"') for index in range(4)] == [1, 1, 1, 0]
 
 
+def test_runs_of_the_same_name_are_told_apart():
+    """Those of Lightning are all called "version_0"."""
+    words = visible_words(run_page([a_record(name) for name in ("version_0", "other", "version_0")]))
+    assert words.startswith("1: version_0 / 2: other / 3: version_0: attnwatch")
+    assert "1: version_0 and 3: version_0 do not part" in words
+
+
+def test_length_that_the_run_has_passed_is_told_and_not_believed():
+    record = a_record(history=dataclasses.replace(a_history(), total_steps=5))
+    words = visible_words(run_page([dataclasses.replace(record, checked=())]))
+    assert "71 steps; 8 observations" in words
+    assert "a run of 5 steps" not in words
+    assert "The length of the run is unknown: it has more steps than planned." in words
+
+
+def test_attention_that_was_not_observed_is_not_counted():
+    history = a_history(40)
+    nothing = {name: np.full_like(array, np.nan) for name, array in history.values.items()}
+    record = dataclasses.replace(a_record(history=dataclasses.replace(history, values=nothing)), checked=())
+    words = visible_words(run_page([record]))
+    assert "can't be judged" in words
+    assert "Attention was observed at 0 of 40 observations; find out why" in words
+    assert "Let it train on" not in words
+
+
 def _bent(history: AttentionHistory, name: str, site: int, begin: int) -> AttentionHistory:
     values = {each: array.copy() for each, array in history.values.items()}
     values[name][begin:, site] += 5.0
