@@ -304,5 +304,5 @@ IMPOSSIBLE = {
 @pytest.mark.parametrize(("heads", "num_heads"), IMPOSSIBLE.values(), ids=IMPOSSIBLE)
 def test_impossible_plan_is_refused(heads, num_heads, tmp_path):
     (tmp_path / "plan.json").write_text(json.dumps({"format": 1, "heads": heads, "num_heads": num_heads}))
-    with pytest.raises(ConfigurationError, match=r"its heads of '[ab]' must be different numbers from 0 to"):
+    with pytest.raises(ConfigurationError, match=r"its heads of '[ab]' must be distinct numbers from 0 to"):
         PruningPlan.load(tmp_path / "plan.json")

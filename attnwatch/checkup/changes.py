@@ -1,4 +1,4 @@
-"""State that a forward changes in its model, so that it can't be repeated without a trace."""
+"""State of a model that a forward pass changes, so that repeating it would have side effects."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ _LARGEST_CONTAINER = 1000
 
 
 class ForwardState:
-    """State of a module before a forward: versions of its parameters and large buffers, and what its containers hold.
+    """State of a module before a forward pass: versions of parameters and large buffers, and contents of containers.
 
     Args:
         module: module that is about to be called.
@@ -24,7 +24,7 @@ class ForwardState:
         self._containers = dict(_containers(module))
 
     def changed(self) -> str:
-        """Return the name of something that has changed, or that gives other numbers each time; empty if nothing."""
+        """Return the name of something that changed or that yields new numbers each time; empty if nothing does."""
         for name, part in self._module.named_modules():
             for attribute, value in vars(part).items():
                 if isinstance(value, torch.Generator):
@@ -44,7 +44,7 @@ def _versions(module: nn.Module) -> Iterator[tuple[str, int]]:
 
 
 def _containers(module: nn.Module) -> Iterator[tuple[str, list[Any]]]:
-    """Yield what lists, dicts and sets of modules hold, by identity: plain numbers are compared by their values."""
+    """Yield the contents of lists, dicts and sets of modules, by identity; plain numbers are compared by value."""
     for name, part in module.named_modules():
         for attribute, value in vars(part).items():
             if attribute.startswith("_") or type(value) not in (list, dict, set) or len(value) > _LARGEST_CONTAINER:

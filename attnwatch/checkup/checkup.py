@@ -1,4 +1,4 @@
-"""Checkup of a training run: search its first steps for faults by facts and interventions."""
+"""Checkup of a training run, which searches its first steps for faults by facts and interventions."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -56,10 +56,10 @@ class TrainingCheckup:
 
     Attributes:
         findings: faults, most severe first, notes last.
-        skipped: reason why a check could not be done, by name of the check.
+        skipped: reason why a check could not be done, by check name.
 
     Raises:
-        ConfigurationError: an argument is wrong.
+        ConfigurationError: an argument is invalid.
 
     Example:
         >>> import torch
@@ -132,7 +132,7 @@ class TrainingCheckup:
         )
         self._recorder.open()
         try:
-            # Compiled code would be compiled again for each function in the place of cross_entropy.
+            # Compiled code would be recompiled for each replacement of cross_entropy.
             with contextlib.nullcontext() if compiles_anything() else scored_calls(evidence.scored.append, self._guard):
                 yield
         finally:
@@ -152,7 +152,7 @@ class TrainingCheckup:
             self.close()
 
     def _looks_at(self, step: int) -> bool:
-        """Return whether to look at a step: at all of the first ones, and then at a few."""
+        """Return whether to look at a step: at all of the first steps, then at a few."""
         if step in self._steps_seen or len(self._steps_seen) < _FIRST_STEPS:
             return True
         if not self._next_look:
@@ -177,13 +177,13 @@ class TrainingCheckup:
 
     @property
     def ruled_out(self) -> frozenset[str]:
-        """Names of the faults that facts rule out, for `attnwatch.diagnose`."""
+        """Names of the faults that the checkup rules out, for `attnwatch.diagnose`."""
         nothing_found = {name for name, finding in self._answers.items() if finding is None}
         return frozenset(name for name in nothing_found if self._checks[name].decides)
 
     @property
     def results(self) -> dict[str, str]:
-        """Result of each check by name: first faults and notes, then "ok", then checks that were skipped, with why."""
+        """Result of each check by name: faults and notes first, then "ok", then skipped checks with the reason."""
         rows = sorted(map(self._row, self._checks), key=lambda row: _ORDER.index(row[1].partition(":")[0]))
         return dict(rows)
 
@@ -205,7 +205,7 @@ class TrainingCheckup:
 
     @property
     def _open_checks(self) -> list[str]:
-        """Names of the checks that have no answer yet, and of those that watch and have found no fault."""
+        """Names of the checks that have no answer yet, and of watching checks that have found no fault."""
         are_first_steps = len(self._steps_seen) <= _FIRST_STEPS and not self._next_look
         return [
             name
@@ -226,7 +226,7 @@ class TrainingCheckup:
                     self._cannot_repeat = evidence.cannot_repeat = str(error)
                 if name not in self._answers:
                     self.skipped[name] = str(error)
-            except Exception as error:  # a check that fails must not end the training run
+            except Exception as error:  # a failing check must not end the training run
                 self._failed.add(name)
                 reason = f"failed with {type(error).__name__}: {error}"
                 self.skipped[name] = f"the check {reason}"

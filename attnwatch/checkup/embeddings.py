@@ -1,4 +1,4 @@
-"""Embeddings of some tokens replaced by those of others."""
+"""Replacement of the embeddings of some tokens by those of others."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ def changed_embeddings(module: nn.Module, ids: Tensor, where: Tensor) -> Iterato
     Args:
         module: model whose `torch.nn.Embedding` modules are changed when they are called with these ids.
         ids: int [batch, tokens].
-        where: tokens that are embedded as others, bool [batch, tokens].
+        where: tokens to embed as others, bool [batch, tokens].
 
     Yields:
         Names of the modules whose outputs have been changed so far.

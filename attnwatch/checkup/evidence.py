@@ -39,10 +39,10 @@ class StepEvidence:
         total_steps: number of optimizer steps in the run; None if unknown.
         updates: updates by each optimizer step so far, by name of the matrix.
         scored: calls of cross-entropy.
-        stale_gradients: norms of the old gradients that the last optimizer step used again, by name of the parameter;
-            0 if they were cleared.
-        recorded: first forward of the step that is trained on; None if there was none.
-        cannot_repeat: reason why an earlier repeat of the forward has failed; empty if none has.
+        stale_gradients: norms of the old gradients that the last optimizer step reused, by parameter name; 0 if they
+            were cleared.
+        recorded: first forward pass of the step that is trained on; None if there was none.
+        cannot_repeat: reason why an earlier repeat of the forward pass failed; empty if none failed.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class StepEvidence:
 
     @property
     def forward(self) -> RecordedForward:
-        """First forward of the step that is trained on.
+        """First forward pass of the step that is trained on.
 
         Raises:
             CannotCheck: there was none, or its inputs are empty or nested.
@@ -84,7 +84,7 @@ class StepEvidence:
 
     @property
     def repeats(self) -> Repeats:
-        """Repeats of the forward.
+        """Repeats of the forward pass.
 
         Raises:
             CannotCheck: the forward can't be repeated.
@@ -99,7 +99,7 @@ class StepEvidence:
 
     @property
     def flow(self) -> Flow:
-        """Answers about which outputs change with which tokens.
+        """Dependence of the outputs on the tokens.
 
         Raises:
             CannotCheck: the forward can't be repeated, or has no tokens.
@@ -129,7 +129,7 @@ class StepEvidence:
         """Tokens of the whole batch.
 
         Raises:
-            CannotCheck: the model was given no tokens.
+            CannotCheck: the model received no tokens.
         """
         return tokens_of(self.forward, self.forward.arguments)
 
@@ -154,15 +154,15 @@ class StepEvidence:
             return next((each.shape[1] for each in given if isinstance(each, Tensor) and each.ndim == 2), 1)
         try:
             return self.tokens.length
-        except CannotCheck:  # one target for each sequence
+        except CannotCheck:  # one target per sequence
             return 1
 
     @property
     def padded_targets(self) -> tuple[Tensor, Tensor]:
-        """Masks of the targets that are padding, and of those that are scored: bool [batch, tokens].
+        """Masks of the targets that are padding, and of the scored targets: bool [batch, tokens].
 
         Raises:
-            CannotCheck: there is not one target for each token, or the padding is unknown.
+            CannotCheck: there is no target for each token, or the padding is unknown.
         """
         targets = self.targets
         if targets.classes.ndim < 2:
@@ -180,7 +180,7 @@ class StepEvidence:
 
     @property
     def is_untrained(self) -> bool:
-        """True if this is the first step and its loss is close to that of a uniform guess, or above it."""
+        """True if this is the first step and its loss is close to or above that of a uniform guess."""
         try:
             targets = self.targets
         except CannotCheck:
@@ -219,15 +219,15 @@ class StepEvidence:
         }
 
     def require_updates(self, number: int = NUM_UPDATES) -> None:
-        """Raise `CannotCheck` if no optimizer was given, or fewer of its steps were seen."""
+        """Raise `CannotCheck` if no optimizer was given, or fewer optimizer steps were seen."""
         if not self.held or len(self.updates) < number:
             raise CannotCheck(f"{number} optimizer steps are needed, which only a training loop has")
 
     def updates_of_matrices(self, at_least: int = NUM_UPDATES) -> dict[str, list[Update]]:
-        """Return the updates of each matrix so far, without the steps whose learning rate is 0.
+        """Return the updates of each matrix so far, without steps with a learning rate of 0.
 
         Args:
-            at_least: number of steps that must have been seen.
+            at_least: minimum number of steps that must have been seen.
 
         Raises:
             CannotCheck: no optimizer was given, or too few of its steps were seen.
@@ -254,7 +254,7 @@ class StepEvidence:
         """Return the largest ratio of update to weights for each matrix, scaled to the full rate of the schedule.
 
         Raises:
-            CannotCheck: see `updates_of_matrices`; or all matrices begin at zero, or none is finite.
+            CannotCheck: see `updates_of_matrices`; all matrices start at zero, or none is finite.
         """
         return _finite(
             {
@@ -268,7 +268,7 @@ class StepEvidence:
         """Return the factor by which the norm of each matrix has grown since the first step.
 
         Raises:
-            CannotCheck: see `updates_of_matrices`; or all matrices begin at zero, or none is finite.
+            CannotCheck: see `updates_of_matrices`; all matrices start at zero, or none is finite.
         """
         return _finite(
             {
@@ -281,7 +281,7 @@ class StepEvidence:
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
     if not numbers:
-        raise CannotCheck("all matrices begin at zero")
+        raise CannotCheck("all matrices start at zero")
     finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
     if not finite:
         raise CannotCheck("no matrix that can be judged is finite")

@@ -1,4 +1,4 @@
-"""The first sequences of what a forward was given."""
+"""Selection of the first sequences in the arguments of a forward pass."""
 
 import copy
 import dataclasses
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from attnwatch.checkup.forward import CannotCheck, tensors_in
 
-_NOT_CUT = "the model was given a {}, of which no copy with fewer sequences can be made"
+_NOT_CUT = "the model received a {}, which can't be copied with fewer sequences"
 
 
 def first_sequences(value: Any, size: int, number: int) -> Any:
     """Return a copy of an argument with only the first sequences of each tensor in it.
 
     Args:
-        value: argument; what has no tensor in it is returned itself.
-        size: number of sequences in the batch. Tensors whose first dimension is another one are not cut.
-        number: number of sequences that are kept.
+        value: argument; values without tensors are returned unchanged.
+        size: number of sequences in the batch. Tensors with another first dimension are not cut.
+        number: number of sequences to keep.
 
     Raises:
-        CannotCheck: the argument is an iterator, or a container that can't be made anew with other tensors.
+        CannotCheck: the argument is an iterator, or a container that can't be rebuilt with other tensors.
 
     Example:
         >>> import torch
@@ -37,7 +37,7 @@ def first_sequences(value: Any, size: int, number: int) -> Any:
         tensor = value.detach()
         return (tensor[:number] if tensor.ndim and len(tensor) == size else tensor).clone()
     if isinstance(value, Iterator):
-        raise CannotCheck("the model was given an iterator, which can be read only once")
+        raise CannotCheck("the model received an iterator, which can be read only once")
     if type(value) in (list, tuple):
         return type(value)(map(cut, value))
     if not any(True for _ in tensors_in(value)):
@@ -46,7 +46,7 @@ def first_sequences(value: Any, size: int, number: int) -> Any:
 
 
 def _parts(value: Any) -> Mapping[Any, Any]:
-    """Return the entries of a mapping, the fields of a dataclass, or what is in a list or tuple."""
+    """Return the entries of a mapping, the fields of a dataclass, or the items of a list or tuple."""
     if isinstance(value, Mapping):
         return dict(value.items())
     if dataclasses.is_dataclass(value):
@@ -58,11 +58,11 @@ def _made_anew(value: Any, parts: Mapping[Any, Any]) -> Any:
     """Return a container of the same class with other parts.
 
     Raises:
-        CannotCheck: its class does not allow that.
+        CannotCheck: the class does not allow that.
     """
     try:
         container = _with_parts(value, parts)
-    except Exception as error:  # of classes of users
+    except Exception as error:  # from user classes
         raise CannotCheck(f"{_NOT_CUT.format(type(value).__name__)}: {type(error).__name__}: {error}") from error
     if {id(tensor) for _, tensor in tensors_in(container)} != {id(tensor) for _, tensor in tensors_in(parts)}:
         raise CannotCheck(_NOT_CUT.format(type(value).__name__))

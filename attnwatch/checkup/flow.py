@@ -1,4 +1,4 @@
-"""Interventions: which outputs of a model change when some of its tokens are replaced."""
+"""Interventions that show which outputs of a model change when some tokens are replaced."""
 
 from functools import cached_property
 
@@ -9,25 +9,25 @@ from attnwatch.checkup.forward import CannotCheck, RecordedForward
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.tokens import Tokens, tokens_of
 
-# An output has changed if it differs by more than these shares of its spread over tokens and sequences, and of the size
-# of the outputs. Rounding changes it by less.
+# An output counts as changed if it differs by more than these shares of its spread over tokens and sequences, and of
+# the size of the outputs. Rounding changes it by less.
 _MOVED, _ROUNDING = 1e-4, 3e-6
 _MOVED_IN_HALF_PRECISION = 2e-2
 
 
 class Flow:
-    """Answers about one forward, each computed from repeated forwards when it is first needed.
+    """Dependence of outputs on tokens in one forward pass, computed lazily from repeated forward passes.
 
     Args:
-        forward: recorded forward.
-        repeats: repeats of the forward.
+        forward: recorded forward pass.
+        repeats: repeats of the forward pass.
 
     Attributes:
         module: module that is called.
         tokens: tokens of the first sequences of the batch.
 
     Raises:
-        CannotCheck: the forward has no tokens.
+        CannotCheck: the forward pass has no tokens.
     """
 
     def __init__(self, forward: RecordedForward, repeats: Repeats):
@@ -40,12 +40,12 @@ class Flow:
 
     @property
     def num_sequences(self) -> int:
-        """Number of sequences in the repeated forwards."""
+        """Number of sequences in the repeated forward passes."""
         return self._repeats.num_sequences
 
     @property
     def has_outputs_of_tokens(self) -> bool:
-        """True if there is an output for each token, not one for each sequence."""
+        """True if there is one output per token, not one per sequence."""
         output = self._unchanged
         return output.ndim >= 3 and output.shape[1] == self.tokens.length
 
@@ -72,15 +72,15 @@ class Flow:
     def sees_others(self) -> bool:
         """True if an output changes with other tokens of its sequence.
 
-        Every second token is replaced, then the others. The two halves of a sequence would not do, as they may be two
-        documents. The output of a token that is kept must change; that of a whole sequence must change both times.
+        Every second token is replaced, then the others. Replacing halves of a sequence would not do, because these may
+        be two documents. The output of an unchanged token must change; that of a whole sequence must change both times.
         """
         odd = self._places % 2 == 1
         by_odd, by_even = self._moved_with(odd), self._moved_with(~odd)
         if not self.has_outputs_of_tokens:
             return bool(by_odd.any() and by_even.any())
         if not (by_odd & odd).any() and not (by_even & ~odd).any():
-            raise CannotCheck("no output changes with its own token: weights are zero")
+            raise CannotCheck("no output changes with its own token, because weights are zero")
         real = ~self.tokens.padding
         return bool((by_odd & ~odd & real).any() or (by_even & odd & real).any())
 
@@ -88,7 +88,7 @@ class Flow:
     def padded(self) -> Tensor:
         """Outputs that change with the content of the padding: bool [batch, tokens] or [batch].
 
-        Ids are kept, as the model may find the padding by them; the padding is embedded as other tokens.
+        Only the embeddings of the padding are replaced; ids stay, because the model may derive the padding from them.
         """
         values, padding = self.tokens.values, self.tokens.padding
         if self.tokens.are_ids:
@@ -97,7 +97,7 @@ class Flow:
 
     @cached_property
     def others(self) -> Tensor:
-        """Outputs of the last sequence that change with the tokens of the other sequences: bool [tokens], or a scalar.
+        """Outputs of the last sequence that change with the tokens of other sequences: bool [tokens], or a scalar.
 
         The first sequence would not change if a causal mask ran along the batch axis.
         """
@@ -135,7 +135,7 @@ class Flow:
 
     def _differs(self, output: Tensor, before: Tensor) -> Tensor:
         if output.shape != before.shape:
-            raise CannotCheck(f"a repeated forward returns {list(output.shape)} instead of {list(before.shape)}")
+            raise CannotCheck(f"a repeated forward pass returns {list(output.shape)} instead of {list(before.shape)}")
         if not before.isfinite().all():
             raise CannotCheck("the outputs are not finite")
         least = torch.maximum(self._least * self._spread, _ROUNDING * before.abs().max()).clamp(min=1e-30)
@@ -147,7 +147,7 @@ class Flow:
         return self._by_token(self._repeats.unchanged)
 
     def _by_token(self, output: Tensor) -> Tensor:
-        """Return one score for each token, [batch, tokens], with a dimension more, as other outputs of tokens have."""
+        """Return scores with one value per token, [batch, tokens], with a feature dimension like other outputs."""
         return output[..., None] if output.ndim == 2 and output.shape[1] == self.tokens.length else output
 
     @property

@@ -1,4 +1,4 @@
-"""Forward of a training step: what the model received and returned, by name."""
+"""Forward pass of a training step, with the tensors that the model received and returned."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -12,31 +12,31 @@ from attnwatch.checkup.changes import ForwardState
 from attnwatch.checkup.guard import Guard
 from attnwatch.utils.forwards import parameters_of
 
-# Parts of the names of adapters that are added to the weights of a model.
+# Parts of the names of adapter parameters.
 _ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
 POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope|alibi|relative", re.IGNORECASE)
 """Pattern for the names of modules, parameters and arguments that concern positions."""
 
 
 class CannotCheck(Exception):
-    """Exception of a check that can't be done. The message is the reason."""
+    """Exception raised if a check can't be done. The message is the reason."""
 
 
 @dataclass(frozen=True)
 class RecordedForward:
-    """First forward of a step that is trained on.
+    """First forward pass of a step that is trained on.
 
     Attributes:
-        module: outermost module that was called.
+        module: outermost called module.
         name: path of the module in the model; empty for the model itself.
         arguments: arguments of the call by name, positional ones first.
         num_positional: number of positional arguments.
         shapes: shapes of the tensors that the module returned, by name or index.
-        was_training: flag that the module was in train mode.
-        uses_float16: flag that the module computed in float16, through autocast or its weights.
-        called: names of the modules that were called during the forward, in the order of their first calls.
+        was_training: True if the module was in train mode.
+        uses_float16: True if the module computed in float16, through autocast or its weights.
+        called: names of the modules called during the forward pass, in the order of their first calls.
         positions: position ids by the argument or module that received them.
-        changes: name of something that the forward changed in the module; empty if there was nothing.
+        changes: name of something that the forward pass changed in the module; empty if it changed nothing.
     """
 
     module: nn.Module
@@ -51,7 +51,7 @@ class RecordedForward:
     changes: str
 
     def repeat(self, arguments: Mapping[str, Any]) -> Any:
-        """Call the module with these arguments in place of the recorded ones."""
+        """Call the module with these arguments instead of the recorded ones."""
         values, number = list(arguments.items()), self.num_positional
         return self.module(*(value for _, value in values[:number]), **dict(values[number:]))
 
@@ -64,18 +64,18 @@ class RecordedForward:
         """
         tensors = [tensor for _, tensor in tensors_in(self.arguments)]
         if not tensors:
-            raise CannotCheck("the model was given no tensor")
+            raise CannotCheck("the model received no tensor")
         return tensors
 
     @property
     def why_not(self) -> str:
-        """Reason why nothing can be learned from what the module received; empty if there is none."""
+        """Reason why the module's inputs can't be checked; empty if they can."""
         tensors = [tensor for _, tensor in tensors_in(self.arguments)]
         if any(tensor.is_nested for tensor in tensors):
-            return "the model was given a nested tensor, whose tokens can't be changed: check it with a padded batch"
+            return "the model received a nested tensor, whose tokens can't be changed: check it with a padded batch"
         first = next((tensor for tensor in tensors if tensor.ndim > 1), None)
         if first is not None and not first.numel():
-            return f"the batch is empty: the model was given a tensor of shape {list(first.shape)}"
+            return f"the batch is empty: the model received a tensor of shape {list(first.shape)}"
         return ""
 
     @property
@@ -83,7 +83,7 @@ class RecordedForward:
         """Size of the batch: the first dimension that most of the tensor arguments share."""
         sizes = [len(value) for value in self.arguments.values() if isinstance(value, Tensor) and value.ndim]
         if not sizes:
-            raise CannotCheck("the model was given no tensor by name or position")
+            raise CannotCheck("the model received no tensor by name or position")
         size = max(sizes, key=sizes.count)
         if not size:
             raise CannotCheck("the batch is empty")
@@ -91,7 +91,7 @@ class RecordedForward:
 
 
 def is_of_adapter(name: str) -> bool:
-    """Return whether a parameter of this name belongs to an adapter, such as LoRA."""
+    """Return whether a parameter with this name belongs to an adapter, such as LoRA."""
     return any(part in name.lower() for part in _ADAPTERS)
 
 
@@ -127,11 +127,11 @@ def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 class ForwardRecorder:
-    """Recorder of the first forward of a step that is trained on. The model has hooks while a step is open.
+    """Recorder of the first forward pass of a step that is trained on. The model has hooks while a step is open.
 
     Args:
         model: model being trained, or a module that wraps it.
-        on_backward: called when the backward of a forward begins.
+        on_backward: function called when the backward pass of a forward pass begins.
     """
 
     def __init__(self, model: nn.Module, on_backward: Callable[[], None], guard: Guard):
@@ -149,7 +149,7 @@ class ForwardRecorder:
         self.forward = None
         self._begin()
         for module in self._names:
-            if isinstance(module, torch.jit.ScriptModule):  # takes no hooks
+            if isinstance(module, torch.jit.ScriptModule):  # accepts no hooks
                 continue
             leave = self._guard(self._leave)
             self._handles.append(module.register_forward_pre_hook(self._guard(self._enter)))
@@ -206,7 +206,7 @@ class ForwardRecorder:
 
 
 def _embeds_what_it_is_given(module: nn.Module) -> bool:
-    """Return whether a module is an embedding with the forward of its class: those of OPT and BART count positions."""
+    """Return whether a module is a plain embedding; those of OPT and BART override forward to count positions."""
     return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
 
 

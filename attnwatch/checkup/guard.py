@@ -1,4 +1,4 @@
-"""Hooks whose errors do not reach the training."""
+"""Guard that keeps errors of hooks away from the training run."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -8,17 +8,17 @@ from attnwatch.utils.messages import warn
 
 
 class Guard:
-    """Keeps errors of functions away from the training: one is told, and nothing is called after it.
+    """Guard that keeps errors of functions away from the training run: it reports the first and calls none after it.
 
     Attributes:
-        failure: error that ended it; empty before.
+        failure: the error that occurred; empty if there was none.
     """
 
     def __init__(self) -> None:
         self.failure = ""
 
     def __call__(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Return the function, which returns None from its first error on."""
+        """Wrap a function so that it returns None from the first error on."""
 
         @wraps(function)
         def guarded(*args: Any, **kwargs: Any) -> Any:
@@ -26,9 +26,9 @@ class Guard:
                 return None
             try:
                 return function(*args, **kwargs)
-            except Exception as error:  # of whatever the hooks are given; the training is worth more
+            except Exception as error:  # from arbitrary inputs of the hooks; training must continue
                 self.failure = f"{type(error).__name__}: {error}"
-                warn(f"the checkup failed and ends, training goes on: {self.failure}")
+                warn(f"the checkup failed and stops, training goes on: {self.failure}")
                 return None
 
         return guarded

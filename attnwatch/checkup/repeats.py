@@ -1,4 +1,4 @@
-"""Forwards that repeat a recorded one with one thing changed."""
+"""Forward passes that repeat a recorded one with one thing changed."""
 
 import contextlib
 from collections.abc import Collection, Mapping
@@ -15,36 +15,36 @@ from attnwatch.checkup.scales import AttentionScale, attention_scales
 from attnwatch.utils.processes import has_other_processes
 
 MOST_SEQUENCES = 4
-"""Maximum number of sequences in a repeated forward."""
+"""Maximum number of sequences in a repeated forward pass."""
 # Names of outputs with one entry per token or sequence, in order of preference.
 _OUTPUTS = ("logits", "last_hidden_state", "prediction_logits", "start_logits")
-# Arguments that a forward changes in place, so that a second forward would see the changes of the first.
+# Arguments that a forward pass changes in place, so that a second pass would see the changes of the first.
 _CACHES = ("past_key_values", "past_key_value", "cache_params", "encoder_outputs")
 
 
 class CannotRepeat(CannotCheck):
-    """The forward can't be repeated, now or later."""
+    """Exception raised if the forward pass can't be repeated, now or later."""
 
 
 class Repeats:
-    """Forwards that repeat a recorded one with one thing changed, in eval mode and without gradients.
+    """Forward passes that repeat a recorded one with one thing changed, in eval mode and without gradients.
 
     Args:
-        forward: forward to repeat, with its first sequences only.
+        forward: forward pass to repeat, with only its first sequences.
 
     Raises:
-        CannotCheck: the forward can't be repeated.
+        CannotCheck: the forward pass can't be repeated.
     """
 
     def __init__(self, forward: RecordedForward):
-        if has_other_processes():  # a forward may wait for the other processes
+        if has_other_processes():  # a forward pass may wait for the other processes
             raise CannotCheck("several processes train: check the model once in a single process, with check_training")
         if forward.changes:
-            raise CannotCheck(f"the forward changes {forward.changes}, so that it can't be repeated without a trace")
+            raise CannotCheck(f"the forward pass changes {forward.changes}, so repeating it would have side effects")
         self._forward = forward
         held = [name for name in _CACHES if forward.arguments.get(name) is not None]
         if held:
-            raise CannotCheck(f"the model was given `{held[0]}`, which its forward changes")
+            raise CannotCheck(f"the model received `{held[0]}`, which its forward pass changes")
         size = forward.num_sequences
         self.num_sequences = min(size, MOST_SEQUENCES)
         self.arguments: dict[str, Any] = first_sequences(dict(forward.arguments), size, self.num_sequences)
@@ -55,16 +55,16 @@ class Repeats:
         """Return the output with these arguments changed, float32 [batch, …].
 
         Raises:
-            CannotCheck: the forward fails, or returns no tensor with one entry per sequence.
+            CannotCheck: the forward pass fails, or returns no tensor with one entry per sequence.
         """
         return self._output(changes, contextlib.nullcontext())
 
     def output_with_embeddings_changed(self, ids: Tensor, where: Tensor) -> Tensor:
-        """Return the output with some tokens embedded as others. Their ids are kept, as the model may read them.
+        """Return the output with some tokens embedded as others. Ids are kept, because the model may read them.
 
         Args:
             ids: token ids that the model receives, int [batch, tokens].
-            where: tokens that are embedded as others, bool [batch, tokens].
+            where: tokens to embed as others, bool [batch, tokens].
 
         Raises:
             CannotCheck: see `output`; or the ids are not embedded by a torch.nn.Embedding.
@@ -77,12 +77,12 @@ class Repeats:
 
     @property
     def unchanged(self) -> Tensor:
-        """Output of the forward without changes, computed once."""
+        """Output of the forward pass without changes, computed once."""
         return self._unchanged[0]
 
     @property
     def scales(self) -> Mapping[str, AttentionScale]:
-        """Scales of the attention calls of the unchanged forward, by name of the site in the model."""
+        """Scales of the attention calls in the unchanged forward pass, by site name in the model."""
         return self._unchanged[1]
 
     @cached_property
@@ -97,7 +97,7 @@ class Repeats:
             with undisturbed(self._forward.module, seed=0), watching:
                 output = self._forward.repeat({**self.arguments, **changes})
         except Exception as error:
-            raise CannotRepeat(f"the forward can't be repeated: {type(error).__name__}: {error}") from error
+            raise CannotRepeat(f"the forward pass can't be repeated: {type(error).__name__}: {error}") from error
         output = _main_output(output, self.num_sequences, _similarities(self._forward))
         if output.ndim == 3 and output.shape[1] not in self._lengths and not self._has_decoder:
             raise CannotCheck(f"the model returns {output.shape[1]} outputs for {sorted(self._lengths)} tokens")
@@ -105,7 +105,7 @@ class Repeats:
 
 
 def _similarities(forward: RecordedForward) -> frozenset[str]:
-    """Return the names of outputs [batch, batch] that compare each sequence with all others; none for small batches."""
+    """Return the names of outputs [batch, batch] that compare sequences with one another; none for small batches."""
     size = forward.num_sequences
     if size <= MOST_SEQUENCES:
         return frozenset()
@@ -113,7 +113,7 @@ def _similarities(forward: RecordedForward) -> frozenset[str]:
 
 
 def _main_output(output: Any, num_sequences: int, similarities: Collection[str]) -> Tensor:
-    """Return the output with one entry per sequence or token: by name, else the first with the most dimensions."""
+    """Return the output with one entry per sequence or token, by name or as the first with the most dimensions."""
     fitting = {
         name: tensor
         for name, tensor in tensors_in(output)

@@ -1,4 +1,4 @@
-"""Scales of the attention calls in a repeated forward."""
+"""Scales of the attention calls in a repeated forward pass."""
 
 import contextlib
 import math
@@ -14,7 +14,7 @@ from attnwatch.capture import Capture, ForwardPass
 from attnwatch.errors import NoAttentionError
 
 _NUM_ROWS = 16
-# Vectors count as normalised if the relative spread of their norms is smaller. Random ones of 64 features have 10%.
+# Vectors count as normalised if the relative spread of their norms is smaller. Random vectors of 64 features have 10%.
 _SAME_NORM = 1e-3
 # q_norm, query_layernorm, norm_k, qk_norm
 _NORM_OF_QUERIES = re.compile(r"\b(q|k|qk|query|key)_?(layer_?)?(norm|ln)|(norm|ln)_?(q|k|query|key)\b", re.IGNORECASE)
@@ -25,12 +25,12 @@ class AttentionScale:
     """Scale of the logits of one attention call.
 
     Attributes:
-        scale: factor that the dot products are multiplied by.
+        scale: factor applied to the dot products.
         head_dim: number of features of a query.
         logit_std: standard deviation of the logits of a query over the keys that it sees, averaged over queries.
-        is_normalised: flag that queries or keys are normalised, so that the scale may have any value.
+        is_normalised: True if queries or keys are normalised, so that the scale may have any value.
         largest_logit: upper bound of the logits if queries and keys are normalised; infinite if they are not.
-        seen: keys that the query of some other token sees: bool [batch, keys].
+        seen: keys that the query of another token sees: bool [batch, keys].
     """
 
     scale: float
@@ -43,7 +43,7 @@ class AttentionScale:
 
 @contextlib.contextmanager
 def attention_scales(module: nn.Module, scales: dict[str, AttentionScale]) -> Iterator[None]:
-    """Record the scale of each attention call in the context in `scales`, by name of the site."""
+    """Record the scale of each attention call in the context in `scales`, by site name."""
 
     def observe(site: str, inputs: AttentionInputs, of: ForwardPass) -> None:
         scales[site] = _scale_of(inputs, has_norm=_has_norm(capture.module(site)))

@@ -33,7 +33,7 @@ def check_training(
         The checkup, with its `findings` and `skipped`.
 
     Raises:
-        ConfigurationError: an argument is wrong.
+        ConfigurationError: an argument is invalid.
 
     Example:
         >>> import torch
@@ -66,7 +66,7 @@ def check_training(
 def _loss_of(model: nn.Module, batch: Any) -> Tensor:
     if type(model).forward is nn.Module.forward:
         raise ConfigurationError(
-            f"`model` ({type(model).__name__}) has no forward of its own: pass the model inside it, or `forward`, a "
+            f"`model` ({type(model).__name__}) has no own forward: pass the model inside it, or `forward`, a "
             "function of (model, batch) that returns the loss."
         )
     if isinstance(batch, Mapping):
@@ -78,7 +78,7 @@ def _loss_of(model: nn.Module, batch: Any) -> Tensor:
     loss = getattr(output, "loss", None)
     if not isinstance(loss, Tensor):
         raise ConfigurationError(
-            f"`batch`: {type(model).__name__} returns no `loss` for it. Put labels into the batch, or pass `forward`, "
+            f"`batch`: {type(model).__name__} returns no `loss` for it. Add labels to the batch, or pass `forward`, "
             "a function of (model, batch) that returns the loss."
         )
     return loss

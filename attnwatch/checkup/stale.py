@@ -1,4 +1,4 @@
-"""Old gradients that are still there when the first backward after an optimizer step begins, and are used again."""
+"""Old gradients that exist when the first backward after an optimizer step begins, and are reused."""
 
 import math
 from collections.abc import Sequence
@@ -11,14 +11,14 @@ from torch.optim import Optimizer
 
 from attnwatch.checkup.guard import Guard
 
-# Number of parameters sampled from each optimizer, from its first to its last.
+# Number of parameters sampled from each optimizer, evenly from first to last.
 _NUM_PARAMETERS = 8
 
 
 class StaleGradients:
-    """Norms of the gradients that exist when a backward begins, computed on the device.
+    """Norms of the gradients that exist when a backward pass begins, computed on the device.
 
-    Only the optimizers have hooks: parameters with hooks could not be replaced, which removing heads requires.
+    Only the optimizers get hooks: parameters with hooks could not be replaced, as removing heads requires.
 
     Args:
         model: model being trained.
@@ -65,7 +65,7 @@ class StaleGradients:
         self._handles.clear()
 
     def _begin(self, names: frozenset[str], *step: Any) -> None:
-        """Keep the norms of what the gradients of a step were added to, without anything cleared in between."""
+        """Keep the norms of the old gradients that a step's gradients were added to, unless cleared in between."""
         for name in names & self._old.keys():
             self._norms[name] = self._old.pop(name)
 

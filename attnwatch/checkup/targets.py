@@ -1,4 +1,4 @@
-"""Calls of `torch.nn.functional.cross_entropy` in a step: the targets that predictions were scored against."""
+"""Calls of `torch.nn.functional.cross_entropy` in a step, and the targets of the predictions."""
 
 import contextlib
 import inspect
@@ -24,8 +24,8 @@ class Targets:
     """Targets that the predictions of a forward were scored against by `torch.nn.functional.cross_entropy`.
 
     Attributes:
-        classes: int [batch, tokens], or [batch] with one for each sequence.
-        is_scored: True where there is a target, bool of the same shape.
+        classes: target classes, int [batch, tokens], or [batch] with one per sequence.
+        is_scored: mask of the positions with a target, bool of the same shape.
         num_classes: number of classes.
         loss: mean loss, 0-dimensional.
         places: positions of the kept logits in `classes`, as int64 indices.
@@ -40,9 +40,9 @@ class Targets:
     logits: Tensor
 
     def shift(self, ids: Tensor) -> int | None:
-        """Return how many positions the targets are ahead of the ids [batch, tokens]; None if they are not these ids.
+        """Return how many positions the targets are ahead of the ids [batch, tokens]; None if they do not match.
 
-        0: each token is scored against itself; 1: against the next one, as in a language model.
+        0 means that each token is scored against itself; 1 against the next one, as in a language model.
         """
         if self.classes.shape != ids.shape:
             return None
@@ -59,17 +59,17 @@ class Targets:
 class ScoredCall:
     """Call of `torch.nn.functional.cross_entropy` with classes as targets.
 
-    The logits may be the largest tensor of a training: only some of their rows are kept.
+    Only some rows of the logits are kept, because these may be the largest tensor of the training run.
 
     Attributes:
-        rows: int64 [rows], the rows of which logits are kept, evenly spread.
-        logits: [rows, classes], detached.
-        classes: int, one for each row of the call, or [batch, tokens].
+        rows: int64 [rows], the rows whose logits are kept, evenly spread.
+        logits: kept logits, [rows, classes], detached.
+        classes: target classes, int, one per row of the call, or [batch, tokens].
         ignored: class of rows without a target.
         loss: mean loss, 0-dimensional.
         label_smoothing: share of the target that is spread over all classes.
-        gradients: gradients at the kept rows, one tensor per backward; empty for losses that are not reduced, as their
-            rows may be weighted, and for logits with more than two dimensions.
+        gradients: gradients at the kept rows, one tensor per backward pass; empty for losses that are not reduced,
+            because their rows may be weighted, and for logits with more than two dimensions.
     """
 
     rows: Tensor
@@ -82,7 +82,7 @@ class ScoredCall:
 
     @property
     def alignments(self) -> list[Tensor]:
-        """Cosines between the gradients and the gradient of this loss: 1 if it is minimised, -1 if it is maximised."""
+        """Cosines between the gradients and the gradient of this loss: 1 if the loss is minimised, -1 if maximised."""
         classes, num_classes = self.classes.flatten()[self.rows], self.logits.shape[1]
         target = F.one_hot(classes.long().clamp(0, num_classes - 1), num_classes) * (1 - self.label_smoothing)
         slope = self.logits.float().softmax(-1) - target - self.label_smoothing / num_classes

@@ -1,4 +1,4 @@
-"""Tokens among the arguments of a forward, and which of them are padding."""
+"""Tokens among the arguments of a forward pass, and their padding."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from torch.nn import functional as F
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, tensors_in
 
 _IDS = ("input_ids", "decoder_input_ids", "tokens", "ids")
-# Masks that are 1 where there is a token, and those that are True where there is none.
+# Masks that are 1 at tokens, and masks that are True at padding.
 _MASKS_OF_TOKENS = ("attention_mask",)
 _MASKS_OF_PADDING = ("padding_mask", "key_padding_mask", "src_key_padding_mask", "pad_mask")
-# Fewer hidden tokens may be the same by chance.
+# Fewer hidden tokens may have the same id by chance.
 _LEAST_PADDING = 4
 _NO_TOKENS = ("label", "target", "mask", "position", "token_type", "segment", "cache", "num_items")
 
@@ -42,13 +42,13 @@ class PatchGrid:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Argument of a forward with one entry for each token.
+    """Argument of a forward pass with one entry per token.
 
     Attributes:
         name: name of the argument.
         values: ids [batch, tokens], or features [batch, tokens, features], which may be the patches of an image.
-        padding: True where there is padding, bool [batch, tokens].
-        mask_name: argument that says where there is padding; None if there is no such argument.
+        padding: mask of the padding, bool [batch, tokens].
+        mask_name: name of the argument that marks the padding; None if there is no such argument.
         grid: size of the image and of its patches; None if the values are not patches.
     """
 
@@ -70,7 +70,7 @@ class Tokens:
 
     @property
     def mask_fault(self) -> str:
-        """Return what the mask does instead of hiding the padding; empty if it hides what may be padding."""
+        """Description of what the mask does instead of hiding the padding; empty if the mask is plausible."""
         if not self.are_ids or not self.padding.any() or self.padding.all():
             return ""
         hidden = self.values[self.padding].unique()
@@ -83,11 +83,11 @@ class Tokens:
         return ""
 
     def as_argument(self, values: Tensor) -> Tensor:
-        """Return new values of the tokens in the form that the model takes."""
+        """Return new values of the tokens in the form that the model accepts."""
         return values if self.grid is None else self.grid.image(values)
 
     def replaced(self, where: Tensor) -> Tensor:
-        """Return the values, replaced by others from the batch where `where`, bool [batch, tokens], is True.
+        """Return the values, replaced by others from the batch at the positions in `where`, bool [batch, tokens].
 
         Raises:
             CannotCheck: all tokens are the same, so there is nothing to replace them with.
@@ -105,11 +105,11 @@ class Tokens:
 
 
 def tokens_of(forward: RecordedForward, arguments: Mapping[str, Any]) -> Tokens:
-    """Return the tokens that a forward received.
+    """Return the tokens that a forward pass received.
 
     Args:
-        forward: recorded forward, for its module.
-        arguments: arguments of the forward, possibly with fewer sequences.
+        forward: recorded forward pass, for its module.
+        arguments: arguments of the forward pass, possibly with fewer sequences.
 
     Raises:
         CannotCheck: no argument has a token axis.
@@ -142,11 +142,11 @@ def _is_cache(name: str, value: Any) -> bool:
 
 
 def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:
-    """Return the patches of images as tokens, as the first convolution takes them."""
+    """Return the patches of images as tokens, as read by the first convolution."""
     images = [(name, value) for name, value in arguments.items() if isinstance(value, Tensor) and value.ndim == 4]
     convolution = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
     if not images or convolution is None or convolution.stride != convolution.kernel_size:
-        raise CannotCheck("the model was given no tokens: ids [batch, tokens] or features [batch, tokens, features]")
+        raise CannotCheck("the model received no tokens: ids [batch, tokens] or features [batch, tokens, features]")
     (name, value), *_ = images
     height, width = convolution.kernel_size
     if not value.is_floating_point() or value.shape[2] % height or value.shape[3] % width:
@@ -157,7 +157,7 @@ def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:
 
 
 def _by_id(module: nn.Module, values: Tensor) -> Tensor:
-    """Return where either end of a sequence has the padding id; a token inside a text may have the same id."""
+    """Return a mask of the padding ids at either end of a sequence; a token inside a text may have the same id."""
     pad_id = padding_id(module)
     if values.ndim != 2 or pad_id is None:
         return torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
@@ -167,7 +167,7 @@ def _by_id(module: nn.Module, values: Tensor) -> Tensor:
 
 
 def at_end(where: Tensor) -> Tensor:
-    """Return the entries that are True from there to the end of their row, bool [batch, tokens]."""
+    """Return a mask of the entries that are True up to the end of their row, bool [batch, tokens]."""
     return where.flip(1).cumprod(1).flip(1).bool()
 
 
@@ -196,7 +196,7 @@ def _name_of_features(arguments: Mapping[str, Any]) -> str | None:
 
 
 def padding_id(module: nn.Module) -> int | None:
-    """Return the padding id from the configuration or the embeddings of a model; None if neither has one."""
+    """Return the padding id from the config or the embeddings of a model; None if neither has one."""
     configured = getattr(getattr(module, "config", None), "pad_token_id", None)
     if configured is not None:
         return int(configured)

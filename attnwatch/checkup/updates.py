@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from attnwatch.checkup.guard import Guard
 from attnwatch.utils.entries import as_real, spread_entries
 
-# Number of matrices sampled from each optimizer, evenly spread, and of entries sampled from each matrix.
+# Number of matrices sampled from each optimizer, evenly spread, and number of entries sampled from each matrix.
 _NUM_MATRICES, _NUM_ENTRIES = 32, 1024
-# Root mean square of the entries below which a matrix counts as zero.
+# Root mean square below which a matrix counts as zero.
 _LEAST_ENTRY = 2e-3
 
 
@@ -25,7 +25,7 @@ class Update:
 
     Attributes:
         change, before, after: norms of the change, and of the weights before and after it, 0-dimensional tensors.
-        along_gradient: cosine between the change and the gradient, 0-dimensional: negative where the loss falls.
+        along_gradient: cosine between the change and the gradient, 0-dimensional; negative if the loss falls.
         unchanged: share of the entries with a gradient that did not change, a 0-dimensional tensor.
         kept: share of the previous step's change that remains when this step begins, 0-dimensional; nan in the first
             step.
@@ -48,7 +48,7 @@ class Update:
 
     @property
     def begins_at_zero(self) -> bool:
-        """True if the matrix was almost zero before the step, so that its growth says nothing."""
+        """True if the matrix was almost zero before the step, so that its growth is meaningless."""
         return float(self.before) < _LEAST_ENTRY * self.entries**0.5
 
 
@@ -96,7 +96,7 @@ class Updates:
                 kept = _kept(before, self._last.get(matrix))
                 updates[self._names[matrix]] = _update(before, matrix, gradient, kept, group)
                 self._last[matrix] = before, _sample(matrix)
-        if matrices:  # else nothing is known: the optimizer has only norms and biases, or copies of the weights
+        if matrices:  # otherwise unknown: the optimizer has only norms and biases, or copies of the weights
             self.steps.append(updates)
 
 

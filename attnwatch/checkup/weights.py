@@ -1,4 +1,4 @@
-"""Scale of the weight matrices of a model: the factor by which they amplify states."""
+"""Gain of the weight matrices of a model, the factor by which they amplify states."""
 
 import re
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from attnwatch.checkup.forward import CannotCheck, is_of_adapter
 from attnwatch.utils.entries import as_real
 
 LEAST_GAIN = 1e-3
-"""Gain below which a matrix passes almost nothing on. GPT-2 initialises with gains of 0.5 to 0.8."""
+"""Gain below which a matrix passes on almost nothing. GPT-2 initialises with gains of 0.5 to 0.8."""
 # Initialisers have gains of 0.1 to 2; trained matrices of GPT-2 have 4.
 _MOST_GAIN = 8.0
 _NORM = re.compile(r"norm|(^|[._])ln", re.IGNORECASE)
@@ -19,7 +19,7 @@ _RANDN, _TOLERANCE, _LEAST_INPUTS = 1.0, 0.05, 16
 
 
 def linear_weights(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
-    """Yield the matrices of linear layers that are not zero, with their names and numbers of inputs."""
+    """Yield the nonzero matrices of linear layers, with their names and numbers of inputs."""
     for path, part in module.named_modules():
         if isinstance(part, nn.Embedding):
             continue
@@ -29,7 +29,7 @@ def linear_weights(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
 
 
 def hidden_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield the parameters in plain lists, tuples and dicts of modules, and those of modules inside them."""
+    """Yield the parameters in plain lists, tuples and dicts of modules, including those of modules inside them."""
     for path, module in model.named_modules():
         for name, value in vars(module).items():
             if name.startswith("_") or type(value) not in (list, tuple, dict):
@@ -71,7 +71,7 @@ def _is_large(gain: float, inputs: int) -> bool:
 def require_weights(module: nn.Module) -> None:
     """Raise `CannotCheck` if a parameter is zero, as gates may be at the start, or a matrix is almost zero.
 
-    Outputs then do not change with anything before it.
+    Then outputs do not change with anything before that parameter.
     """
     for name, parameter in module.named_parameters():
         is_norm = parameter.ndim == 1 and _NORM.search(name)  # some norms add 1 to their weights

@@ -1,4 +1,4 @@
-"""Removal of attention heads that do not matter, also in the middle of a training."""
+"""Removal of attention heads that do not matter, also during training."""
 
 from attnwatch.heads.checkpoints import load_pruned, save_pruned
 from attnwatch.heads.criteria import HeadCriterion, HeadData

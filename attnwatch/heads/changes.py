@@ -1,4 +1,4 @@
-"""Changes that can be taken back, and those of a module and its projections when it gets other heads."""
+"""Reversible changes, including those to a module and its projections when its heads change."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,17 +20,17 @@ _MISSING = object()
 
 
 class Change(Protocol):
-    """A change that can be made and taken back."""
+    """A change that can be made and reverted."""
 
     def apply(self) -> None:
         """Make the change."""
 
     def revert(self) -> None:
-        """Take it back, also where `apply` has failed on the way."""
+        """Revert the change, even if `apply` failed halfway."""
 
 
 def apply_all(changes: Iterable[Change]) -> None:
-    """Make all changes, or none where one raises."""
+    """Make all changes, or none if one raises."""
     done = []
     try:
         for change in changes:
@@ -55,11 +55,11 @@ class AttributeSwap:
         self.old = self.values.get(self.name, _MISSING)
 
     def apply(self) -> None:
-        """Put the new value."""
+        """Set the new value."""
         self._put(self.new)
 
     def revert(self) -> None:
-        """Put the old value back."""
+        """Restore the old value."""
         self._put(self.old)
 
     def _put(self, value: Any) -> None:
@@ -71,28 +71,28 @@ class AttributeSwap:
 
 @dataclass
 class FeatureUpdate:
-    """Change of the sizes that a projection, or an adapter around it, names: to those of its weight."""
+    """Update of the sizes that a projection, or an adapter around it, stores as attributes to those of its weight."""
 
     projection: nn.Module
     before: dict[str, Any] = field(default_factory=dict, init=False)
 
     def apply(self) -> None:
-        """Take the sizes of the weight that is there now."""
+        """Set the sizes to those of the current weight."""
         sizes, values = features_of(self.projection), vars(self.projection)
         self.before = {name: values[name] for name in sizes}
         values.update(sizes)
 
     def revert(self) -> None:
-        """Put the old sizes back."""
+        """Restore the old sizes."""
         vars(self.projection).update(self.before)
 
 
 def size_changes(site: HeadSite, kept: Sequence[int]) -> list[Change]:
-    """Return the changes of a module and its projections that has other heads once its parameters are replaced.
+    """Return the changes to the sizes that a module and its projections store, due once parameters are replaced.
 
     Args:
-        site: the module with the heads that it has now.
-        kept: heads that it has afterwards.
+        site: the module with its current heads.
+        kept: heads that remain afterwards.
     """
     module, values = site.module, vars(site.module)
     cuts, num_key_value_heads = site.keep_of_unpruned(kept)
@@ -121,7 +121,7 @@ def _per(num_heads: int, num_key_value_heads: int) -> int:
 
 
 def _forward_changes(site: HeadSite, kept: Sequence[int], is_whole: bool) -> list[Change]:
-    """Return the changes that the module's code needs to work with these heads, or no longer needs."""
+    """Return the changes to a module's config and forward that make it work with these heads."""
     module, values = site.module, vars(site.module)
     changes: list[Change] = []
     config = getattr(module, "config", None)
@@ -142,12 +142,12 @@ def _forward_changes(site: HeadSite, kept: Sequence[int], is_whole: bool) -> lis
 def _without_heads(
     module: nn.Module, layout: HeadLayout, names: tuple[str, ...], *args: Any, **kwargs: Any
 ) -> Tensor | tuple[Tensor, None]:
-    """Return what the module returns without heads, whatever else it is called with.
+    """Return the module's output when it has no heads, whatever its other arguments.
 
     Args:
-        module, layout: without heads.
-        names: of the arguments of its forward, in order.
-        args, kwargs: of the call.
+        module, layout: the module without heads, and its layout.
+        names: names of the arguments of its forward, in order.
+        args, kwargs: arguments of the call.
     """
     arguments = {**dict(zip(names, args, strict=False)), **kwargs}
     hidden_states = args[0] if args else kwargs.get(next(iter(names), ""), next(iter(kwargs.values())))
@@ -165,7 +165,7 @@ def _without_heads(
 
 
 class SiteConfig:
-    """A model's config as one of its modules sees it: with its own number of heads, otherwise the same object's."""
+    """A model's config as one of its modules sees it: same values, except for the module's own number of heads."""
 
     def __init__(self, config: Any, own: Mapping[str, Any]):
         self._config = config.whole if isinstance(config, SiteConfig) else config
@@ -173,11 +173,11 @@ class SiteConfig:
 
     @property
     def whole(self) -> Any:
-        """The model's config."""
+        """Config of the model."""
         return self._config
 
     def __getattr__(self, name: str) -> Any:
-        if name in ("_config", "_own"):  # not there yet while a copy is made
+        if name in ("_config", "_own"):  # not set yet while the object is copied
             raise AttributeError(name)
         return self._own[name] if name in self._own else getattr(self._config, name)
 

@@ -1,4 +1,4 @@
-"""Folders with pruned models of transformers."""
+"""Saving and loading of pruned transformers models."""
 
 import contextlib
 import fnmatch
@@ -22,29 +22,29 @@ from attnwatch.utils.files import beside, replaced_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Files that a saved model consists of; other files in a folder are somebody else's.
+# Files that make up a saved model; other files in a folder are left alone.
 _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", "pytorch_model*", PLAN_FILE)
 
-# Encoders are often saved without the layer above their first token, and nobody asks for it.
+# Encoders are often saved without the pooling layer above their first token, which is rarely needed.
 _MAY_BE_MISSING = re.compile(r"(^|\.)pooler\.")
 _SHOWN = 4
 
 
 def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
-    """Save a pruned transformers model, with its config; `load_pruned` loads it.
+    """Save a pruned transformers model and its config, for `load_pruned`.
 
-    Where every layer has equally many heads and the model takes the width of a head from its config (Llama, Qwen2,
-    Qwen3, Mistral, …), the folder is an ordinary one that `from_pretrained` loads without attnwatch; its heads are then
-    counted anew. Otherwise heads keep the numbers of the unpruned model. Files hold no pickled code. A model that the
-    folder has is replaced once the new one is complete; other files in it stay.
+    If all layers have the same number of heads and the model reads the width of a head from its config (Llama, Qwen2,
+    Qwen3, Mistral, …), `from_pretrained` loads the folder without attnwatch, and the heads are renumbered. Otherwise
+    heads keep the numbers of the unpruned model. The files contain no pickled code. An existing model in the folder is
+    replaced once the new one is complete; other files stay.
 
     Args:
-        model: of a class of transformers, or of a subclass of `PreTrainedModel`, which `load_pruned` then needs as
-            `model_class`.
-        directory: folder that is made where there is none.
+        model: a transformers model, or an instance of your own subclass of `PreTrainedModel`, which `load_pruned` then
+            needs as `model_class`.
+        directory: folder, created if it does not exist.
 
     Raises:
-        ConfigurationError: `model` is no transformers model, or has adapters; or `directory` is a file.
+        ConfigurationError: `model` is not a transformers model, or has adapters; or `directory` is a file.
 
     Example:
         >>> import attnwatch, tempfile
@@ -61,7 +61,7 @@ def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
     stock, directory = stock_config(model), Path(directory).resolve()
     with replaced_folder(directory, _ignore_model(directory)) as folder:
         if stock is None:
-            # Weights as they are called and shaped here: what transformers converts, it splits by the config.
+            # Keep the weights' names and shapes as in memory: transformers' conversion would split them by the config.
             model.save_pretrained(folder, save_original_format=False)
             PruningPlan.of(model).save(folder / PLAN_FILE)
         else:
@@ -75,35 +75,35 @@ def load_pruned(
 ) -> "PreTrainedModel":
     """Load a pruned model from a folder, in evaluation mode.
 
-    The folder may be one of `save_pruned`, of `save_pretrained` (also by `Trainer.save_model` and `push_to_hub`), a
-    checkpoint of the Trainer, or that of a SentenceTransformer, whose transformers model is loaded. A folder with
-    PEFT's adapters gives them on their base, if that lies in a folder too. No code of the folder is run.
+    The folder may be written by `save_pruned`, by `save_pretrained` (also through `Trainer.save_model` and
+    `push_to_hub`), as a checkpoint by the Trainer, or by a SentenceTransformer, whose transformers model is loaded.
+    Adapters of PEFT are loaded onto their base model, if that is in a local folder too. No code in the folder is run.
 
     Args:
-        directory: of the model.
-        model_class: of the model, where it is none of transformers' own; by default the one that its config names.
-        options: of transformers' `from_pretrained`, such as `attn_implementation` or `device_map`; its `dtype` is by
-            default that of the saved weights.
+        directory: folder of the model.
+        model_class: class of the model, if it is not part of transformers; by default the one that the config names.
+        options: options of transformers' `from_pretrained`, such as `attn_implementation` or `device_map`; `dtype`
+            defaults to that of the saved weights.
 
     Raises:
-        ConfigurationError: the folder holds no model that it could load, or `trust_remote_code` is asked for.
+        ConfigurationError: the folder holds no model that can be loaded, or `trust_remote_code` is set.
     """
     if options.pop("trust_remote_code", False):
         raise ConfigurationError(
-            "`trust_remote_code`: load_pruned runs no code of a folder. Import the class, or get it from transformers' "
-            "AutoModel, and give it as `model_class`."
+            "`trust_remote_code`: load_pruned never runs code from a folder. Import the class, or get it from "
+            "transformers' AutoModel, and pass it as `model_class`."
         )
     if model_class is not None and not folders.is_model_class(model_class):
         raise ConfigurationError(f"`model_class` must be a subclass of PreTrainedModel, got {model_class!r}.")
     directory = _existing(Path(directory).resolve())
     if "torch_dtype" not in options:
-        options = {"dtype": "auto", **options}  # before transformers 5 it was float32
+        options = {"dtype": "auto", **options}  # before transformers 5, the default was float32
     try:
-        with torch.random.fork_rng(devices=[]):  # some models draw weights before they are loaded
+        with torch.random.fork_rng(devices=[]):  # some models draw random weights before the saved ones are loaded
             if not (directory / folders.CONFIG_FILE).is_file():
                 return _load_adapters(directory, model_class, options)
             return _load(directory, model_class, options)
-    except Exception as error:  # of transformers, of safetensors, of the plan
+    except Exception as error:  # from transformers, safetensors or the plan
         raise ConfigurationError(f"`directory`: {str(directory)!r} can't be loaded: {_words(error)}") from error
 
 
@@ -112,24 +112,24 @@ def _refuse_unsavable(model: object) -> None:
     if not folders.is_model_class(kind):
         raise ConfigurationError(
             f"`model` must be a transformers model, got {kind.__name__}. Merge adapters into it and take it out of its "
-            "wrapper first; of other models keep the state_dict(), see attnwatch.accept_pruned_state."
+            "wrapper first; for other models, save the state_dict(), see attnwatch.accept_pruned_state."
         )
     namesake = folders.found_by_name(kind)
     if namesake not in (kind, None):
         raise ConfigurationError(
-            f"`model` is of a class {kind.__name__} in {kind.__module__} that has the name of another class, of "
-            f"{namesake.__module__}, which would be loaded in its place: give yours a name of its own."
+            f"the class of `model`, {kind.__name__} in {kind.__module__}, has the same name as a class in "
+            f"{namesake.__module__}, which would be loaded in its place: rename yours."
         )
     if getattr(model, "_hf_peft_config_loaded", False):
-        raise ConfigurationError("`model` has adapters, which would be all that is saved: merge them into it first.")
+        raise ConfigurationError("`model` has adapters, and only these would be saved: merge them into it first.")
 
 
 def _existing(directory: Path) -> Path:
-    """Return the folder of the model that `directory` has."""
+    """Return the folder of the model in `directory`."""
     if directory.is_file():
         raise ConfigurationError(
-            f"`directory`: {str(directory)!r} is a file; give the folder of a model. A state dict or a checkpoint of "
-            "Lightning is loaded by its own module, see attnwatch.accept_pruned_state."
+            f"`directory`: {str(directory)!r} is a file; pass the folder of a model. A state dict or a Lightning "
+            "checkpoint is loaded by its own module, see attnwatch.accept_pruned_state."
         )
     if not directory.exists() and beside(directory, "old").exists():  # save_pruned was killed between its renames
         directory = beside(directory, "old")
@@ -143,8 +143,8 @@ def _existing(directory: Path) -> Path:
 
 _WEIGHTS_ALONE = (
     " It has weights, as Accelerate's save_model and save_state write them: save the model's config beside them "
-    "(`model.config.save_pretrained(directory)`, with `architectures`), or build the unpruned model, remove "
-    "`PruningPlan.saved_in(directory, model)` from it, and load them into that."
+    "(`model.config.save_pretrained(directory)`, with `architectures`), or build the unpruned model, apply "
+    "`PruningPlan.saved_in(directory, model)` to it, and load the weights into it."
 )
 
 
@@ -165,28 +165,28 @@ def _load(directory: Path, model_class: "type[PreTrainedModel] | None", options:
         model, found = loaded
         lacking = sorted(name for name in found["missing_keys"] if not _MAY_BE_MISSING.search(name))
         if lacking:
-            raise ConfigurationError(f"the weights lack {_listed(lacking)}, which would be random numbers")
+            raise ConfigurationError(f"the weights lack {_listed(lacking)}, which would be initialized randomly")
         return model
     model, found = _pruned_class(model_class, plan, kept).from_pretrained(
         directory, ignore_mismatched_sizes=True, **options
     )
     wrong = {name: sorted(map(str, found[name])) for name in found if found[name]}
     if wrong:
-        more = f" Delete {PLAN_FILE} to go by the heads that the weights name." if plan and kept else ""
+        more = f" Delete {PLAN_FILE} to use the heads that the weights name." if plan and kept else ""
         raise ConfigurationError(f"the weights do not fit its plan: {wrong}.{more}")
     model.__class__ = model_class
     return model
 
 
 def _load_adapters(directory: Path, model_class: "type[PreTrainedModel] | None", options: dict[str, Any]) -> Any:
-    """Load adapters of PEFT onto their base, from which the heads go first that were removed in the training."""
+    """Load PEFT adapters onto their base model, after removing the heads that were removed during training."""
     import peft
 
     name = folders.base_of_adapters(directory)
     if not name or not Path(name).is_dir() or Path(name).resolve() == directory:
         raise ConfigurationError(
-            f"it holds adapters of PEFT on {name!r}, which is no folder here: load their base with load_pruned, or "
-            f"with from_pretrained and then PruningPlan.load(…).apply(base), and put them on it with "
+            f"it holds PEFT adapters of {name!r}, which is not a local folder: load the base with load_pruned, or "
+            f"with from_pretrained and then PruningPlan.load(…).apply(base), and add the adapters with "
             "peft.PeftModel.from_pretrained(base, directory)"
         )
     base = load_pruned(name, model_class=model_class, **options)
@@ -196,25 +196,25 @@ def _load_adapters(directory: Path, model_class: "type[PreTrainedModel] | None",
             plan.apply(base)
     try:
         return peft.PeftModel.from_pretrained(base, directory).eval()
-    except RuntimeError as error:  # of other sizes
+    except RuntimeError as error:  # sizes differ
         raise ConfigurationError(
-            f"its adapters do not fit the model in {name!r}: {error}. If heads were removed from it while they were "
-            f"trained, save what was removed as {PLAN_FILE} beside them: PruningPlan.of(model).save(…)"
+            f"its adapters do not fit the model in {name!r}: {error}. If heads were removed during training, save the "
+            f"plan as {PLAN_FILE} beside the adapters: PruningPlan.of(model).save(…)"
         ) from error
 
 
 def _pruned_class(model_class: Any, plan: PruningPlan | None, kept: dict[str, list[int]]) -> Any:
-    """Return a class of models that are pruned when they are made, before they get their weights."""
+    """Return a subclass whose models are pruned when they are built, before their weights are loaded."""
 
     def init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)
         (plan or _plan_of(kept, self)).apply(self)
         for module in self.modules():
             if isinstance(module, nn.MultiheadAttention):
-                # Its weights are all loaded, and transformers' initialization does not know it when it is pruned.
+                # All its weights are loaded, and transformers' initialization can't handle a pruned module.
                 vars(module)["_is_hf_initialized"] = True
 
-    # Transformers looks up by name and module how a class's weights are called in files.
+    # Transformers looks up the names of a class's weights in files by class name and module.
     return type(model_class.__name__, (model_class,), {"__init__": init, "__module__": model_class.__module__})
 
 

@@ -13,17 +13,17 @@ _TIMED_STEPS = 20
 
 @dataclass
 class Cut:
-    """One cut that was made. Printed, it is a sentence.
+    """One cut that was made. Prints as a sentence.
 
     Attributes:
         step: optimizer step after which it was made.
-        plan: heads that went.
-        seconds_before, seconds_after: median time of a step; None while it is not known at equal numbers of tokens.
-        seconds_lost: time of the cut, and of the first steps after it beyond that median (recompilation).
-        taken_back: why the guard took it back; empty where it did not.
-        keep_ratio: share of the tokens that were computed in the steps that were timed.
-        speed_ceiling: how much faster the cut can make a forward at most, by its FLOPs at the longest sequence that was
-            observed; None where none was.
+        plan: heads that were removed.
+        seconds_before, seconds_after: median time of a step; None until it is known at equal numbers of tokens.
+        seconds_lost: time of the cut, plus that of the first steps after it beyond that median (recompilation).
+        taken_back: reason why the guard took the cut back; empty if it did not.
+        keep_ratio: share of the tokens that the timed steps computed.
+        speed_ceiling: largest possible speedup of a forward pass by this cut, from its FLOPs at the longest observed
+            sequence; None if no sequence was observed.
 
     Example:
         >>> print(Cut(100, PruningPlan({"layers.0": (1, 3)}, {"layers.0": 4}), seconds_before=0.2, seconds_after=0.1))
@@ -42,7 +42,7 @@ class Cut:
     def __str__(self) -> str:
         heads = counted(self.plan.num_removed, "head")
         if self.taken_back:
-            return f"the cut after step {self.step} ({heads}) is taken back: {self.taken_back}"
+            return f"the cut after step {self.step} ({heads}) was taken back: {self.taken_back}"
         if self.times is None:
             return f"{heads} removed after step {self.step}"
         before, after = map(duration, self.times)
@@ -53,19 +53,19 @@ class Cut:
 
     @property
     def times(self) -> tuple[float, float] | None:
-        """Median times of a step before and after the cut; None while they can't be compared."""
+        """Median times of a step before and after the cut; None until they can be compared."""
         if self.seconds_before is None or self.seconds_after is None:
             return None
         return self.seconds_before, self.seconds_after
 
     @property
     def tokens(self) -> str:
-        """Words on the tokens that were computed in the steps that were timed; empty where these were all."""
+        """Phrase for the share of tokens that the timed steps computed; empty if they computed all."""
         return "" if self.keep_ratio == 1 else f", with {self.keep_ratio:.0%} of the tokens"
 
 
 def step_times(cuts: Sequence[Cut]) -> str:
-    """Return words on the steps before the first cut and after the last timed one; empty where they do not compare."""
+    """Return a phrase that compares steps before the first and after the last timed cut; empty if incomparable."""
     timed = [(cut, cut.times) for cut in cuts if cut.times is not None]
     if not timed or timed[0][0] is not cuts[0] or timed[0][0].keep_ratio != timed[-1][0].keep_ratio:
         return ""
@@ -75,10 +75,10 @@ def step_times(cuts: Sequence[Cut]) -> str:
 
 
 class CutTimes:
-    """Times of the latest steps, from which the times of the cuts follow.
+    """Times of the latest steps, used to time the cuts.
 
     Args:
-        gap: fewest steps between two cuts; None where there is only one.
+        gap: smallest number of steps between two cuts; None if there is only one cut.
     """
 
     def __init__(self, gap: int | None):
@@ -93,7 +93,7 @@ class CutTimes:
 
     @property
     def median(self) -> float | None:
-        """Median time of the latest steps, seconds; None where none was timed."""
+        """Median time of the latest steps in seconds; None if none was timed."""
         return statistics.median(self._seconds) if self._seconds else None
 
     def clear(self) -> None:
@@ -104,12 +104,12 @@ class CutTimes:
         """Add a step.
 
         Args:
-            seconds: that it took; None where that is not known.
-            keep_ratio: share of the tokens that it computed.
-            last: the last cut that was made; its times are filled in once they are known.
+            seconds: duration of the step; None if unknown.
+            keep_ratio: share of the tokens that the step computed.
+            last: the most recent cut; its times are filled in once they are known.
 
         Returns:
-            True if the time after the last cut is known now.
+            True if the time after the last cut became known.
         """
         if keep_ratio != self._keep_ratio:
             self._seconds.clear()
@@ -128,10 +128,10 @@ class CutTimes:
 
 
 def why_no_speedup(cuts: list[Cut], tolerance: float) -> str | None:
-    """Return why the last cut has not made steps faster than before the first one; None where it has, or is not timed.
+    """Return why the last cut has not made steps faster than before the first; None if it has, or is not timed.
 
     Args:
-        cuts: made so far.
+        cuts: cuts made so far.
         tolerance: share by which steps may be slower.
     """
     first, last = cuts[0], cuts[-1]

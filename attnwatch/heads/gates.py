@@ -1,4 +1,4 @@
-"""Gradients of gates on the heads of a model in training, without an extra pass."""
+"""Gradients of gates on the heads of a model during training, without an extra pass."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,16 +21,16 @@ from attnwatch.utils.processes import gathered, has_other_processes
 class GateGradients:
     """Sums of the gates' gradients over optimizer steps.
 
-    For a gate ξ_h = 1 on the output of head h, ∂L/∂ξ_h = ⟨W_O[:, h], ∂L/∂W_O[:, h]⟩: it is read off the gradient of
-    the output projection. Where that is frozen or has an adapter (LoRA), gates are put before it, which change no bit
-    of the output.
+    For a gate ξ_h = 1 on the output of head h, ∂L/∂ξ_h = ⟨W_O[:, h], ∂L/∂W_O[:, h]⟩, which follows from the gradient
+    of the output projection. If that is frozen or has an adapter (LoRA), gates are inserted before it; they leave the
+    output bitwise unchanged.
 
     Args:
         model: the model.
-        criterion: says what a step adds.
+        criterion: head criterion that determines what each step adds.
 
     Attributes:
-        sums: float32 [heads of the unpruned model] by site, 0 where a head is gone; of this process.
+        sums: float32 [heads of the unpruned model] by site, 0 for removed heads; of this process only.
     """
 
     def __init__(self, model: nn.Module, criterion: HeadCriterion):
@@ -40,7 +40,7 @@ class GateGradients:
         self._sites: Mapping[str, HeadSite] = {}
 
     def follow(self, model: nn.Module | HeadMap) -> None:
-        """Take up the heads that the model has now, with gates where they are needed."""
+        """Follow the model's current heads, with gates where needed."""
         self._sites = HeadMap.of(model).sites
         needed = {name: site for name, site in self._sites.items() if _needs_gate(site)}
         for name in self._gates.keys() - needed.keys():
@@ -50,10 +50,10 @@ class GateGradients:
                 self._gates[name] = _InputGate(site) if site.layout.calls_output else _WeightGate(site)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
-        """Add the gradients of one step. No synchronization with the device.
+        """Add the gradients of one step, without synchronizing with the device.
 
         Args:
-            optimizer: gradients of output projections that it does not hold do not count; None: all count.
+            optimizer: gradients of output projections that it does not hold are skipped; None: all count.
         """
         groups = [] if optimizer is None else optimizer.param_groups
         held = {parameter for group in groups for parameter in group["params"]}
@@ -69,10 +69,10 @@ class GateGradients:
             self.sums[name] += at_unpruned_heads(self._added(gradient), site.module)
 
     def of_all_processes(self) -> dict[str, Tensor]:
-        """Return the sums of all processes, which must all call it: float32 [heads of the unpruned model], on the CPU.
+        """Return the sums over all processes, as float32 [heads of the unpruned model] on the CPU; all must call it.
 
         Raises:
-            ConfigurationError: a process has seen no gradients, or other heads; on all processes alike.
+            ConfigurationError: a process has seen no gradients, or has different heads; raised on all processes.
         """
         heads = self._heads_with_gradients()
         device = next(iter(self.sums.values())).device
@@ -82,12 +82,12 @@ class GateGradients:
         return dict(zip(heads, packed.cpu().split(list(heads.values())), strict=True))
 
     def close(self) -> None:
-        """Take the gates out of the model."""
+        """Remove the gates from the model."""
         while self._gates:
             self._gates.popitem()[1].remove()
 
     def _added(self, gradient: Tensor) -> Tensor:
-        """Return what a step adds; nothing where gradients are not finite, as the step is skipped then."""
+        """Return what a step adds; zero if gradients are not finite, because the optimizer step is skipped then."""
         with named_errors(self._criterion):
             added = self._criterion.of_step(gradient)
         if not isinstance(added, Tensor) or added.shape != gradient.shape:
@@ -112,14 +112,14 @@ class GateGradients:
         return products.sum(0).unflatten(0, (site.num_heads, site.head_dim)).sum(1)
 
     def _heads_with_gradients(self) -> dict[str, int]:
-        """Return how many heads each site has that got gradients on some process. Raises alike on all processes."""
+        """Return the number of heads of each site that got gradients on some process. Raises on all processes alike."""
         of_all = gathered({name: len(self.sums[name]) for name in sorted(self.sums)})
         without = [rank for rank, heads in enumerate(of_all) if not heads]
         if without:
             where = f" on process {', '.join(map(str, without))} of {len(of_all)}" if len(of_all) > 1 else ""
             raise ConfigurationError(
-                f"`importance`: no gradients were seen yet{where}; call update() after backward. Where the output "
-                "projections are frozen, make the HeadImportance before the forward."
+                f"`importance`: no gradients were seen yet{where}; call update() after backward. If the output "
+                "projections are frozen, create the HeadImportance before the forward."
             )
         heads: dict[str, int] = {}
         for rank, of_rank in enumerate(of_all):
@@ -127,13 +127,13 @@ class GateGradients:
                 if heads.setdefault(name, number) != number:
                     raise ConfigurationError(
                         f"`importance`: {name!r} has {number} heads on process {rank} and {heads[name]} on another; "
-                        "make the same model on all."
+                        "build the same model on all processes."
                     )
         return dict(sorted(heads.items()))
 
 
 class _Gate:
-    """Gates on the heads of one site, put there when they are made."""
+    """Gates on the heads of one site, inserted on construction."""
 
     remove: Remove
 
@@ -142,20 +142,20 @@ class _Gate:
         self._gate = _ones(site.num_heads, site.output_parameter.device)
 
     def gated(self, features: Tensor) -> Tensor:
-        """Return features [..., heads · head_dim] times the gates. A head may have been removed since, or put back."""
+        """Return features [..., heads · head_dim] times the gates. Heads may have been removed or restored since."""
         num_heads = features.shape[-1] // self._head_dim
         if len(self._gate) != num_heads or self._gate.device != features.device:
             self._gate = _ones(num_heads, features.device)
         return features * self._gate.to(features.dtype).repeat_interleave(self._head_dim)
 
     def take_gradient(self) -> Tensor | None:
-        """Return the gradient since the last call, [heads]; None where there was no backward."""
+        """Return the gradient since the last call, [heads]; None if there was no backward."""
         gradient, self._gate.grad = self._gate.grad, None
         return gradient
 
 
 class _InputGate(_Gate):
-    """Gates on what the output projection takes."""
+    """Gates on the input of the output projection."""
 
     def __init__(self, site: HeadSite):
         super().__init__(site)
@@ -169,13 +169,13 @@ class _InputGate(_Gate):
 
 
 class _WeightGate(_Gate):
-    """Gates on the weight of the output projection, where the module's forward reads it instead of calling that."""
+    """Gates on the weight of the output projection, for modules that read the weight instead of calling it."""
 
     def __init__(self, site: HeadSite):
         super().__init__(site)
         self._parameters: dict[str, Any] = site.output._parameters
         self._weight: Any = None
-        # The last one of several gates is the first to put back what it has found.
+        # With several gates, the last one is the first to restore what it found.
         handles = [
             site.module.register_forward_pre_hook(self._multiply),
             site.module.register_forward_hook(self._put_back, prepend=True, always_call=True),
@@ -193,7 +193,7 @@ class _WeightGate(_Gate):
 
 
 def _needs_gate(site: HeadSite) -> bool:
-    """Return whether gates are needed, as the gradient of the output projection's weight does not tell."""
+    """Return whether gates are needed because the gradient of the output projection's weight is not enough."""
     return not site.output_parameter.requires_grad or site.projection is not site.output
 
 

@@ -1,4 +1,4 @@
-"""Guard that takes a cut back if it did lasting harm."""
+"""Guard that takes back a cut if it did lasting harm."""
 
 import math
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from attnwatch.utils.arguments import require_int
 
 @dataclass(frozen=True)
 class Guard:
-    """Condition under which a cut is taken back: heads, weights and optimizer state return to what they were before it.
+    """Condition for taking a cut back: heads, weights and optimizer state return to what they were before it.
 
-    Until a cut is judged, a copy of model and optimizer state is kept.
+    A copy of the model and optimizer state is kept until a cut is judged.
 
     Args:
         metric: name of a logged metric; None is the training loss.
-        mode: `"min"` where less is better, `"max"` where more is.
-        tolerance: harm is a metric worse than before the cut by more than this share of its absolute value, and by
-            more than twice the standard error of the difference.
+        mode: `"min"` if lower is better, `"max"` if higher is better.
+        tolerance: a cut did harm if the metric is worse than before by more than this share of its absolute value,
+            and by more than twice the standard error of the difference.
         recovery_steps: optimizer steps after a cut that do not count; None: two thirds of the steps to the next cut.
-        window: values of the metric before the cut, and after the recovery, that are compared. None: for the
-            training loss as many as there are steps after the recovery until the next cut, for a logged metric 1.
-        require_speedup: take a cut back also if steps are slower than before the first one by more than the
-            tolerance, and the last one if they are not faster.
+        window: number of values of the metric to compare before the cut and after the recovery. None: 1 for a logged
+            metric; for the training loss, the number of steps between the recovery and the next cut.
+        require_speedup: also take a cut back if steps are slower than before the first cut by more than the
+            tolerance, and the last cut if they are not faster.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -52,13 +52,13 @@ class Guard:
         require_int("window", self.window, minimum=1, optional=True)
 
     def steps(self, gap: int) -> tuple[int, int]:
-        """Return (steps that do not count, values that do) where the next cut comes after `gap` steps."""
+        """Return the number of (recovery steps, values to compare) if the next cut comes after `gap` steps."""
         recovery = 2 * gap // 3 if self.recovery_steps is None else self.recovery_steps
         default = max(gap - recovery, 1) if self.metric is None else 1
         return recovery, self.window or default
 
     def harm(self, before: Sequence[float], after: Sequence[float]) -> str | None:
-        """Return in words what is worse after a cut than before; None where nothing is."""
+        """Describe what is worse after a cut than before; None if nothing is."""
         name = self.metric or "training loss"
         if not all(map(math.isfinite, after)):
             return f"{name} is no longer finite"

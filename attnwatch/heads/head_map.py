@@ -1,4 +1,4 @@
-"""Map of a model's heads, made once for each cut and handed along."""
+"""Map of a model's heads, built once per cut and passed along."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -27,13 +27,13 @@ _SHOWN = 3
 
 @dataclass(frozen=True, eq=False)
 class HeadMap:
-    """The heads of a model, valid until some are removed or come back.
+    """Map of a model's heads, valid until heads are removed or restored.
 
     Attributes:
-        model: in which they were found.
+        model: model with these heads.
         sites: attention modules whose heads can be removed, by name, in module order.
-        refused: the other attention modules by name, and why their heads can't be removed.
-        names: of all attention modules, in module order.
+        refused: reasons why heads of the other attention modules can't be removed, by name.
+        names: names of all attention modules, in module order.
 
     Example:
         >>> HeadMap.of(nn.TransformerEncoderLayer(d_model=32, nhead=4)).kept
@@ -47,7 +47,7 @@ class HeadMap:
 
     @classmethod
     def of(cls, model: "nn.Module | HeadMap") -> "HeadMap":
-        """Find the heads of a model; a map is returned as it is."""
+        """Find the heads of a model; a map is returned unchanged."""
         if isinstance(model, HeadMap):
             return model
         sites: dict[str, HeadSite] = {}
@@ -71,7 +71,7 @@ class HeadMap:
         for found in find_sites(model):
             if found.name not in sites and found.name not in refused:
                 refused[found.name] = (
-                    f"the layout of {type(found.module).__name__} is not known; describe it in an "
+                    f"the layout of {type(found.module).__name__} is unknown; describe it in an "
                     f"attnwatch.ModelFamily (its modules and parameters are {named_parts(found.module)})"
                 )
         names = (site_name(path, module) for path, module in paths.items())
@@ -84,12 +84,12 @@ class HeadMap:
 
     @cached_property
     def kept(self) -> dict[str, tuple[int, ...]]:
-        """Numbers of the heads that the model has, by site."""
+        """Numbers of the heads that the model still has, by site."""
         return {name: site.kept for name, site in self.sites.items()}
 
     @cached_property
     def parameter_names(self) -> dict[int, str]:
-        """Names of the model's parameters by their identities."""
+        """Names of the model's parameters by identity."""
         return {id(parameter): name for name, parameter in self.model.named_parameters()}
 
     @cached_property
@@ -107,10 +107,10 @@ class HeadMap:
             )
 
     def find(self, key: str | int) -> HeadSite:
-        """Return the site of this name, or the layer of this number, counted over all attention modules.
+        """Return the site with this name, or the layer with this number, counted over all attention modules.
 
         Raises:
-            ConfigurationError: there is none, or its heads can't be removed.
+            ConfigurationError: there is no such site, or its heads can't be removed.
         """
         name = cast(str, key)
         if isinstance(key, int) and not isinstance(key, bool):
@@ -125,10 +125,10 @@ class HeadMap:
 
 
 def layout_of(module: nn.Module) -> HeadLayout | None:
-    """Return where the heads of a module lie; None if no family knows the module.
+    """Return the head layout of a module; None if no family knows the module.
 
     Raises:
-        Refused: the module is known, and its heads can't be removed.
+        Refused: the module is known, but its heads can't be removed.
         ConfigurationError: a family failed.
     """
     known = _first_known(module)
@@ -136,7 +136,7 @@ def layout_of(module: nn.Module) -> HeadLayout | None:
 
 
 def _first_known(module: nn.Module) -> tuple[ModelFamily, HeadLayout] | None:
-    """Return the first family that knows a module, and the layout."""
+    """Return the first family that knows a module, and its layout."""
 
     def ask(family: ModelFamily) -> tuple[ModelFamily, HeadLayout] | None:
         layout = family.head_layout(module)
@@ -156,7 +156,7 @@ def _site(
     site = HeadSite.resolve(name, module, layout, parent)
     refuse_unclaimed(site)
     refuse_other_forward(site)
-    if type(module) in family.heads:  # whose author may not know what surgery keeps up to date
+    if type(module) in family.heads:  # its author may not know what surgery keeps up to date
         refuse_unknown_sizes(site)
     refuse_shared(site, uses)
     return site

@@ -18,39 +18,39 @@ from attnwatch.statistics import Statistic
 from attnwatch.utils.states import check_format, with_format
 
 Importance = dict[str, Tensor]
-"""Per site float32 [heads of the unpruned model], on the CPU; nan where a head is gone."""
+"""float32 [heads of the unpruned model] by site, on the CPU; nan for removed heads."""
 ModelFunction = Callable[[nn.Module], Mapping[str, Any]]
-"""Function of the model that returns a number for each head, {site: [heads of the unpruned model]}."""
+"""Function from a model to a number for each head, {site: [heads of the unpruned model]}."""
 Criterion = str | HeadCriterion | type[HeadCriterion] | ModelFunction
-"""Name of a head criterion, the criterion itself, or a function of the model."""
+"""Name of a head criterion, an instance of one, or a function of the model."""
 
 _STATE_FORMAT = 1
-# Latest observations whose mean counts.
+# Number of latest observations to average.
 _OBSERVATIONS = 20
 
 
 class HeadImportance:
-    """Running importance of the heads of a model in training, without an extra pass.
+    """Running importance of the heads of a model during training, without an extra pass.
 
-    Gradients are read off those that are there. Where the output projections are frozen or have an adapter (LoRA),
-    gates are put before them: there, only what is computed after this object was made counts. Updates with gradients
-    that are not finite, which a gradient scaler skips, do not count; sites that never get gradients have no value.
+    The gradients of the training itself are used. If output projections are frozen or have an adapter (LoRA), gates
+    are inserted before them, and only forward passes after the creation of this object count. Updates with nonfinite
+    gradients, which a gradient scaler skips, do not count; sites that never get gradients have no value.
 
     Args:
-        model: any module with attention of a known layout.
+        model: any module that contains attention with a known layout.
         criterion: name of a file in `attnwatch/heads/criteria`, such as `"gate"`; a `HeadCriterion`; or a function of
             the model that returns a number for each head, {site: [heads of the unpruned model]}.
-        history: returns what a recorder has observed, `recorder.history`; for the criteria that read statistics.
-        seed: of the random numbers that a criterion draws.
+        history: method that returns a recorder's observations, `recorder.history`; for criteria that read statistics.
+        seed: seed of the random numbers that a criterion draws.
 
     Raises:
-        ConfigurationError: an unknown criterion, a missing history, or a model without heads to remove.
+        ConfigurationError: the criterion is unknown, the history is missing, or the model has no heads to remove.
 
     Example:
         >>> model = nn.TransformerEncoderLayer(d_model=32, nhead=4, dropout=0.0)
         >>> importance = HeadImportance(model)
         >>> model(torch.randn(10, 1, 32)).square().mean().backward()
-        >>> importance.update()  # before the gradients are clipped, and after they are unscaled
+        >>> importance.update()  # after gradients are unscaled, before they are clipped
         >>> importance.values()["self_attn"].shape
         torch.Size([4])
     """
@@ -69,33 +69,33 @@ class HeadImportance:
         heads = HeadMap.of(model)
         heads.require_sites("model")
         self._model, self._seed = model, seed
-        self._history = cast(Callable[[], AttentionHistory], history)  # which only criteria that need it read
+        self._history = cast(Callable[[], AttentionHistory], history)  # read only by criteria that need it
         self._gradients = GateGradients(model, self._criterion)
         if self._criterion.reads_gradients:
             self._gradients.follow(heads)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
-        """Take the gradients of one optimizer step into account. No synchronization with the device.
+        """Take the gradients of one optimizer step into account, without synchronizing with the device.
 
         Args:
-            optimizer: the one that is about to step, where several train the model in turn: gradients of output
-                projections that it does not hold are those of another step.
+            optimizer: the optimizer that is about to step, if several take turns: gradients of output projections that
+                it does not hold belong to another step.
 
         Raises:
-            ConfigurationError: the criterion makes something else of the gradients than one number for each head.
+            ConfigurationError: the criterion does not turn the gradients into one number for each head.
         """
         if self._criterion.reads_gradients:
             self._gradients.update(optimizer)
 
     def values(self, heads: HeadMap | None = None) -> Importance:
-        """Return the importance so far. All processes must call it if the criterion reads gradients, and get the same.
+        """Return the importance so far, the same on all processes; all must call it if the criterion reads gradients.
 
         Args:
-            heads: of the model, where they are known already.
+            heads: map of the model's heads, if it is already known.
 
         Raises:
-            ConfigurationError: a process has seen no gradients (raised on all processes alike), or the criterion
-                fails, or returns something else than one number for each head.
+            ConfigurationError: a process has seen no gradients (raised on all processes), or the criterion fails or
+                does not return one number for each head.
         """
         heads = HeadMap.of(self._model if heads is None else heads)
         if isinstance(self._criterion, FunctionOfModel):
@@ -105,11 +105,11 @@ class HeadImportance:
         return {name: _checked(described, heads.sites[name], of_site) for name, of_site in scores.items()}
 
     def reset(self) -> None:
-        """Forget the gradients so far."""
+        """Discard the gradients so far."""
         self._gradients.sums.clear()
 
     def close(self) -> None:
-        """Take the gates out of the model, where there are some."""
+        """Remove any gates from the model."""
         self._gradients.close()
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,10 +118,10 @@ class HeadImportance:
         return with_format(_STATE_FORMAT, {"criterion": self._criterion.described, "sums": sums})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken; the sums of another criterion are left out.
+        """Continue from the state that `state_dict` returned; sums of another criterion are ignored.
 
         Raises:
-            ConfigurationError: `state` is of another version.
+            ConfigurationError: `state` has another version.
         """
         check_format(state, _STATE_FORMAT, "HeadImportance")
         device = {name: site.output_parameter.device for name, site in HeadMap.of(self._model).sites.items()}
@@ -131,7 +131,7 @@ class HeadImportance:
         }
 
     def _scores(self, heads: HeadMap) -> dict[str, Any]:
-        """Return what the criterion says of each site, without the sites that never get gradients."""
+        """Return the criterion's scores for each site, except sites that never get gradients."""
         sums = self._gradients.of_all_processes() if self._criterion.reads_gradients else None
         generator = torch.Generator().manual_seed(self._seed)
         scores = {}
@@ -149,7 +149,7 @@ class HeadImportance:
         return scores
 
     def _observed(self, statistic: str, site: HeadSite) -> Tensor:
-        """Return the mean of the latest observations of a statistic: float32 [heads of the unpruned model]."""
+        """Return the mean over the latest observations of a statistic: float32 [heads of the unpruned model]."""
         history = self._history()
         if len(history) and site.name in history.sites:
             observed = history[statistic][-_OBSERVATIONS:, history.sites.index(site.name), : site.num_unpruned_heads]
@@ -166,13 +166,13 @@ def head_importance(
     history: Callable[[], AttentionHistory] | None = None,
     seed: int = 0,
 ) -> Importance:
-    """Return the importance of the heads as the model is now; gradients are those that its parameters have.
+    """Return the current importance of a model's heads, using the gradients stored in its parameters.
 
     Args:
         model, criterion, history, seed: see `HeadImportance`.
 
     Returns:
-        {site: float32 [heads of the unpruned model]}, the higher the more important; nan where a head is gone.
+        {site: float32 [heads of the unpruned model]}, higher is more important; nan for removed heads.
 
     Example:
         >>> model = nn.TransformerEncoderLayer(d_model=32, nhead=4)
@@ -188,7 +188,7 @@ def head_importance(
 
 
 class FunctionOfModel(HeadCriterion):
-    """A function of the model as a criterion. It reads what it likes, and is checked when it returns."""
+    """Criterion that wraps a function of the model. It may read anything; its return value is checked."""
 
     def __init__(self, function: ModelFunction):
         self.function = function
@@ -196,10 +196,10 @@ class FunctionOfModel(HeadCriterion):
 
 
 def find_criterion(criterion: Criterion) -> HeadCriterion:
-    """Return the criterion that a user asks for.
+    """Return the requested criterion.
 
     Raises:
-        ConfigurationError: there is none of this name, or it declares something wrong.
+        ConfigurationError: no criterion has this name, or its declaration is invalid.
     """
     if isinstance(criterion, type) and issubclass(criterion, HeadCriterion):
         criterion = criterion()
@@ -213,34 +213,34 @@ def find_criterion(criterion: Criterion) -> HeadCriterion:
     for name in criterion.statistics:
         if name not in Statistic.registry:
             raise ConfigurationError(
-                f"{criterion.described} reads {name!r}, which must be one of {GRADIENTS!r}, {WEIGHTS!r}, "
+                f"{criterion.described} reads {name!r}; it must be one of {GRADIENTS!r}, {WEIGHTS!r}, "
                 f"{', '.join(map(repr, Statistic.registry))}."
             )
     return criterion
 
 
 def _of_function(values: object, heads: HeadMap) -> Mapping[str, Any]:
-    """Return what a function of the model has returned, if it has the right sites."""
+    """Return the values that a function of the model returned, after checking their sites."""
     if not isinstance(values, Mapping):
         raise ConfigurationError(f"`criterion` must return numbers for the heads by site, got {type(values).__name__}.")
     if not values:
         raise ConfigurationError("`criterion` returned no numbers; the sites are: " + ", ".join(heads.sites) + ".")
     for name in values:
         if name not in heads.sites:
-            raise ConfigurationError(f"`criterion` returned {name!r}, which is no site whose heads can be removed.")
+            raise ConfigurationError(f"`criterion` returned {name!r}, which is not a site whose heads can be removed.")
     return values
 
 
 def _checked(described: str, site: HeadSite, scores: Any) -> Tensor:
-    """Return scores as float32 [heads of the unpruned model] on the CPU, nan where a head is gone."""
+    """Return scores as float32 [heads of the unpruned model] on the CPU, nan for removed heads."""
     try:
         numbers = torch.as_tensor(scores).detach().float().cpu()
     except Exception as error:
         raise ConfigurationError(f"{described} must return numbers for {site.name!r}, got {scores!r}.") from error
     if numbers.shape != (site.num_unpruned_heads,):
         raise ConfigurationError(
-            f"{described} must return one number for each of the {site.num_unpruned_heads} heads of {site.name!r} "
-            f"unpruned, got shape {list(numbers.shape)}."
+            f"{described} must return one number for each of the {site.num_unpruned_heads} heads of the unpruned "
+            f"{site.name!r}, got shape {list(numbers.shape)}."
         )
     kept = list(site.kept)
     return torch.full_like(numbers, torch.nan).index_copy(0, torch.tensor(kept, dtype=torch.long), numbers[kept])

@@ -1,4 +1,4 @@
-"""Declaration of where the heads of an attention module lie, from which surgery and importance follow."""
+"""Declaration of where the heads of an attention module are, for surgery and importance."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from attnwatch.errors import ConfigurationError
 Returned = Literal["output", "pair"]
 """Return value of an attention module's forward: the output, or the pair (output, None)."""
 
-# Attributes of modules that surgery keeps up to date, by what they say.
+# Attributes of modules that surgery keeps up to date, by meaning.
 SIZES = {
     "heads": ("num_heads", "num_attention_heads", "n_heads", "n_head"),
     "key-value heads": ("num_key_value_heads", "num_kv_heads"),
@@ -24,27 +24,28 @@ SIZES = {
 class HeadLayout:
     """Declaration of how to find, count and cut the heads of one kind of attention module.
 
-    The output features of an input projection are written as segments: `"q"` are the query heads, `"k|v"` the key heads
-    and then the value heads, `"qkv"` query, key and value of each head together. Keys and values count key-value heads.
+    Segments describe the output features of an input projection: `"q"` means the query heads, `"k|v"` the key heads
+    followed by the value heads, `"qkv"` query, key and value of each head together. Keys and values count key-value
+    heads.
 
-    The module's forward must take the number of heads from its weights, or from one of the attributes that surgery
-    keeps up to date (see `docs/explanation/pruning.md`); otherwise give a `forward` that does.
+    The module's forward must take the number of heads from its weights, or from an attribute that surgery keeps up to
+    date (see `docs/explanation/pruning.md`); otherwise pass a `forward` that does.
 
     Args:
         inputs: path of each input projection in the module, with the segments of its output features.
         output: path of the output projection in the module; a leading `../` starts at the module's parent.
-        head_dim: features per head, the name of the module's attribute that has them, or a function of the module.
+        head_dim: features per head, as a number, the name of the module's attribute, or a function of the module.
         per_head: parameters of the module with one entry per query head, and the dimension of these entries.
         whole: names of parameters and submodules of the module that do not depend on its heads.
         head_norms: names of norms over the features of one head, the same for all heads.
-        forward: called as forward(module, *args, **kwargs) in place of the module's own once heads are missing. It
-            takes what the module's own forward takes: the same names, positions and defaults, or `*args` and
-            `**kwargs`.
-        returns: `"output"` or `"pair"`, what the module's forward returns; None if `forward` also works without any
-            head.
-        when_pruned: attributes of the module by name, with their values while no head is missing, and once some are.
-        after_output: name of a module that the output goes through (a dropout), or None.
-        calls_output: the module's forward calls the output projection; False if it only reads its weight.
+        forward: function called as forward(module, *args, **kwargs) in place of the module's own once heads are
+            removed. It must accept the arguments of the module's own forward: the same names, positions and defaults,
+            or `*args` and `**kwargs`.
+        returns: return value of the module's forward, `"output"` or `"pair"`; None if `forward` also works without
+            any head.
+        when_pruned: attributes of the module by name, as pairs of their values without and with removed heads.
+        after_output: name of a module that is applied to the output (a dropout), or None.
+        calls_output: True if the module's forward calls the output projection; False if it only reads its weight.
 
     Raises:
         ConfigurationError: an argument is wrong.
@@ -70,7 +71,7 @@ class HeadLayout:
         for path, segments in self.inputs.items():
             if not segments or not all(segment and set(segment) <= set("qkv") for segment in segments.split("|")):
                 raise ConfigurationError(
-                    f"`inputs` for {path!r} must be segments of the letters q, k and v, separated by |, such as "
+                    f"`inputs` for {path!r} must be segments of the letters q, k and v separated by |, such as "
                     f"'q|k|v'; got {segments!r}."
                 )
         for name in ("whole", "head_norms"):

@@ -1,4 +1,4 @@
-"""Check that a layout describes its module."""
+"""Check that a layout matches its module."""
 
 import copy
 from collections.abc import Iterator
@@ -13,21 +13,21 @@ from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.plan import prune_heads
 from attnwatch.heads.site import HeadSite
 
-# Share of the largest output: a cut changes the order of sums, a wrong layout changes all.
+# Share of the largest output: a cut only changes the order of summation, a wrong layout changes everything.
 _ROUNDING = 1e-3
 
 
 @torch.no_grad()
 def check_layout(module: nn.Module, *inputs: Any, **options: Any) -> None:
-    """Check a layout of your own: cut heads from copies of a module, and compare with masking them.
+    """Check your own layout by cutting heads from copies of a module and comparing with masking them.
 
     Args:
-        module: an attention module with a layout, or a model with some. It is not changed.
+        module: an attention module with a layout, or a model that contains some. It is not changed.
         inputs, options: arguments of its forward.
 
     Raises:
         ConfigurationError: the module has no heads that can be removed, its forward fails without some of them, or its
-            output is not what it is with their columns of the output projection at zero.
+            output differs from the one with their columns of the output projection set to zero.
 
     Example:
         >>> check_layout(nn.TransformerEncoderLayer(d_model=32, nhead=4, dropout=0.0), torch.randn(10, 1, 32))
@@ -41,7 +41,7 @@ def check_layout(module: nn.Module, *inputs: Any, **options: Any) -> None:
 
 
 def _removals(site: HeadSite) -> Iterator[list[int]]:
-    """Iterate over heads to remove: the first and the last group, and all heads where the layout supports that."""
+    """Iterate over heads to remove: the first and the last group, and all heads if the layout supports that."""
     groups = site.groups()
     if len(groups) > 1:
         yield groups[0]
@@ -63,14 +63,14 @@ def _compare(module: nn.Module, path: str, heads: list[int], inputs: tuple[Any, 
         ) from error
     if not _is_close(expected, output):
         raise ConfigurationError(
-            f"{layout} does not fit: without the heads {heads} its output is not what it is with their "
-            "columns of the output projection at zero. Are the segments and `returns` right, and does forward take its "
-            "sizes from the weights?"
+            f"{layout} does not fit: without the heads {heads} its output differs from the one with their columns of "
+            "the output projection set to zero. Are the segments and `returns` right, and does forward take its sizes "
+            "from the weights?"
         )
 
 
 def _beside_another(module: nn.Module) -> nn.ModuleDict:
-    """Return a copy beside another attention module, as a model must keep a head."""
+    """Return a copy beside another attention module, because a model must keep at least one head."""
     return nn.ModuleDict({"checked": copy.deepcopy(module), "other": nn.MultiheadAttention(2, 2)})
 
 
@@ -80,7 +80,7 @@ def _mask(site: HeadSite, heads: list[int]) -> None:
 
 
 def _is_close(expected: Any, output: Any) -> bool:
-    """Return whether both are of one kind, and the first tensors in them equal up to rounding."""
+    """Return whether both have the same type, and their first tensors are equal up to rounding."""
     first, second = (
         next(leaf for leaf in tree_leaves(each) if isinstance(leaf, Tensor)) for each in (expected, output)
     )

@@ -14,13 +14,13 @@ _SHOWN = 3
 
 
 def name_other_heads(model: nn.Module) -> list[RemovableHandle]:
-    """Let `model.load_state_dict` name the remedy where a state has other heads than the model.
+    """Let `model.load_state_dict` name the remedy if a state dict has different heads than the model.
 
-    Without it, PyTorch lists the sizes that differ. A model that takes such states (`accept_pruned_state`) has their
-    heads by the time that this looks.
+    Without it, PyTorch only lists the sizes that differ. A model that accepts such states (`accept_pruned_state`)
+    already has their heads when this check runs.
 
     Returns:
-        Handles whose `remove()` ends it.
+        Handles whose `remove()` method undoes this.
     """
     seen: dict[str, int | None] = {}
     return [
@@ -30,7 +30,7 @@ def name_other_heads(model: nn.Module) -> list[RemovableHandle]:
 
 
 def _note(seen: dict[str, int | None], model: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
-    """Keep the names in a state, and the number of heads of its modules."""
+    """Note the names in a state dict, and the number of heads of its modules."""
     seen.clear()
     for name, value in state.items():
         is_of_heads = name.rpartition(".")[2] == KEPT_HEADS
@@ -38,23 +38,23 @@ def _note(seen: dict[str, int | None], model: nn.Module, state: Mapping[str, Any
 
 
 def _compare(seen: dict[str, int | None], model: nn.Module, _: object) -> None:
-    """Raise a `ConfigurationError` if the state had other heads than the model."""
+    """Raise a `ConfigurationError` if the state dict had different heads than the model."""
     modules = dict(model.named_modules())
     pruned = {path: len(module._buffers[KEPT_HEADS]) for path, module in modules.items() if _is_pruned(module)}
     in_state = {
         name.removesuffix(KEPT_HEADS).rstrip("."): number for name, number in seen.items() if number is not None
     }
-    # A state of adapters alone says nothing of heads, and need not.
+    # A state dict with adapters only does not name heads, and need not.
     whole = [path for path in pruned if path not in in_state and _has_all(seen, path, modules[path])]
     other = [*whole, *(path for path, number in in_state.items() if number != pruned.get(path))]
     seen.clear()
     if other:
         places = ", ".join(other[:_SHOWN]) + (", …" if len(other) > _SHOWN else "")
         raise ConfigurationError(
-            f"the checkpoint has other attention heads than the model, at {len(other)} modules ({places}): heads were "
-            "removed from one of them. Put HeadPruning among the callbacks, or call "
-            "attnwatch.accept_pruned_state(model) before optimizers are made (accept_pruned_state(self) in the "
-            "__init__ of a LightningModule); then the model gets the checkpoint's heads."
+            f"the checkpoint has other attention heads than the model in {len(other)} modules ({places}): heads were "
+            "removed from one of the two. Add HeadPruning to the callbacks, or call "
+            "attnwatch.accept_pruned_state(model) before optimizers are created (accept_pruned_state(self) in the "
+            "__init__ of a LightningModule); the model then gets the checkpoint's heads."
         )
 
 

@@ -1,4 +1,4 @@
-"""Probe of an unknown optimizer: steps of a toy parameter, cut and uncut."""
+"""Probe of an unknown optimizer, with steps of a toy parameter, cut and uncut."""
 
 import copy
 import inspect
@@ -15,23 +15,23 @@ from attnwatch.utils.random_states import random_states_kept
 
 State = dict[str, Any]
 Cut = Callable[[Tensor], Tensor]
-"""Takes the entries that stay from a tensor of the old parameter's shape."""
+"""Function that selects the remaining entries from a tensor with the old parameter's shape."""
 CutState = Callable[[State], State | None]
-"""Returns the state of the cut parameter; None where it starts anew."""
+"""Function that returns the state of the cut parameter; None if it is reset."""
 
 _WARM_UP, _COMPARED = 2, 10
-# Share of the largest change of an entry, in float64, in float32 and in coarser types.
+# Share of the largest change of an entry, for float64, float32 and coarser types.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-3}
 _COARSE = 3e-2
 
 
 @dataclass(frozen=True)
 class _Steps:
-    """Steps of a toy after the cut.
+    """Steps of a toy parameter after the cut.
 
     Attributes:
-        changes: of the parameter, step by step.
-        moved: names of the tensors in its state that are not what they were.
+        changes: changes of the parameter, step by step.
+        moved: names of the tensors in its state that changed.
     """
 
     changes: list[Tensor]
@@ -40,20 +40,20 @@ class _Steps:
 
 @dataclass(frozen=True)
 class _Way:
-    """A way to make a toy: with which function, and with numbers of which precision."""
+    """A way to build a toy optimizer: the function to use, and the precision of the numbers."""
 
     make: Callable[[Optimizer, nn.Parameter, dict[str, Any]], Optimizer]
     dtype: torch.dtype
 
 
 class OptimizerProbe:
-    """Toys of one optimizer: each holds one parameter, with the options and the state that the real one has of it.
+    """Toy copies of one optimizer, each holding one parameter with the options and state of the real one.
 
     Args:
-        optimizer: the real one; it is not changed.
-        group: the one of its `param_groups` that holds the parameter.
-        parameter: that is cut.
-        cut: returns what stays of it.
+        optimizer: the real optimizer; it is not changed.
+        group: entry of its `param_groups` that holds the parameter.
+        parameter: parameter to cut.
+        cut: function that returns the remaining entries of the parameter.
     """
 
     def __init__(self, optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter, cut: Cut):
@@ -65,11 +65,11 @@ class OptimizerProbe:
 
     @property
     def is_possible(self) -> bool:
-        """True if a toy could be made that steps."""
+        """True if a toy that can step could be built."""
         return self._uncut is not None
 
     def can_cut(self, cut_state: CutState) -> bool:
-        """Return whether steps of the cut parameter with the cut state are those of the whole one, entry by entry.
+        """Return whether steps of the cut parameter with the cut state equal those of the whole one, entry by entry.
 
         All entries of the state that the cut changes must have changed in these steps.
         """
@@ -86,24 +86,24 @@ class OptimizerProbe:
         return all(_is_close(self._cut(expected), got) for expected, got in pairs)
 
     def can_reset(self) -> bool:
-        """Return whether the optimizer makes new state of a parameter that it has none of."""
+        """Return whether the optimizer creates new state for a parameter without state."""
         return self.is_possible and any(self._run(way, lambda _: None) is not None for way in self._ways())
 
     def _ways(self) -> Iterator[_Way]:
-        """Iterate over the ways: exact numbers first, but some optimizers make state of single precision only."""
+        """Iterate over the ways, exact numbers first; some optimizers create state in single precision only."""
         for dtype in dict.fromkeys((torch.float64, self._parameter.dtype)):
             for make in (_by_attributes, _by_constructor):
                 yield _Way(make, dtype)
 
     def _run(self, way: _Way, cut_state: CutState | None) -> _Steps | None:
-        """Return what a toy does; None where a step fails. Without `cut_state` nothing is cut."""
+        """Return the steps of a toy; None if a step fails. Without `cut_state`, nothing is cut."""
         with random_states_kept([self._parameter.device], seed=0), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             try:
                 return self._steps(way, cut_state)
             except (torch.OutOfMemoryError, MemoryError):
                 raise
-            except Exception:  # of code that nothing is known of, called in a way that it may not be made for
+            except Exception:  # from unknown code, called in a way that it may not support
                 return None
 
     def _steps(self, way: _Way, cut_state: CutState | None) -> _Steps:
@@ -123,7 +123,7 @@ class OptimizerProbe:
         return _Steps(changes, _moved(before, optimizer.state.get(toy, {})))
 
     def _cut_toy(self, optimizer: Optimizer, whole: nn.Parameter, cut_state: CutState) -> nn.Parameter:
-        """Put a cut toy in the place of the whole one, as it is done to the real parameter."""
+        """Replace the whole toy parameter by a cut one, as is done with the real parameter."""
         toy = nn.Parameter(self._cut(whole.detach()))
         optimizer.param_groups[0]["params"][0] = toy
         state = cut_state(optimizer.state.pop(whole, {}))
@@ -157,7 +157,7 @@ def _moved(before: State, after: State) -> set[str]:
 
 
 def _in_precision(value: Any, dtype: torch.dtype) -> Any:
-    """Return a copy whose floating-point tensors, wherever they lie, have this precision."""
+    """Return a copy whose floating-point tensors, at any depth, have this precision."""
     if isinstance(value, Tensor):
         return value.detach().to(dtype if value.is_floating_point() else value.dtype, copy=True)
     if type(value) in (list, tuple):
@@ -168,7 +168,7 @@ def _in_precision(value: Any, dtype: torch.dtype) -> Any:
 
 
 def _by_constructor(optimizer: Optimizer, parameter: nn.Parameter, options: dict[str, Any]) -> Optimizer:
-    """Call its class with the options that its group, its defaults or its attributes have by the arguments' names."""
+    """Call the optimizer's class with options taken from its group, defaults or attributes by argument name."""
     known = {**vars(optimizer), **optimizer.defaults, **options}
     _, *arguments = list(inspect.signature(type(optimizer)).parameters.values())
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
@@ -177,7 +177,7 @@ def _by_constructor(optimizer: Optimizer, parameter: nn.Parameter, options: dict
 
 
 def _by_attributes(optimizer: Optimizer, parameter: nn.Parameter, options: dict[str, Any]) -> Optimizer:
-    """Make an optimizer without the constructor, with those attributes that are no more than values and functions."""
+    """Create an optimizer without its constructor, copying attributes that are plain values or functions."""
     toy = object.__new__(type(optimizer))
     ours = vars(Optimizer([nn.Parameter(torch.zeros(1))], {}))
     vars(toy).update({name: value for name, value in vars(optimizer).items() if name not in ours and _is_plain(value)})

@@ -1,4 +1,4 @@
-"""Optimizers whose parameters are cut: groups, options and state stay, entry by entry where they can."""
+"""Replacement of cut parameters in optimizers, keeping groups, options and, where possible, state."""
 
 import inspect
 from collections.abc import Iterable, Iterator
@@ -14,7 +14,7 @@ from attnwatch.utils.messages import warn
 
 Take = Cut
 
-# State with one value for each entry of the parameter, by the optimizer's class.
+# State with one value for each entry of the parameter, by optimizer class.
 ELEMENTWISE: dict[type[Optimizer], frozenset[str]] = {
     optim.SGD: frozenset({"momentum_buffer"}),
     optim.Adam: frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq"}),
@@ -29,15 +29,15 @@ ELEMENTWISE: dict[type[Optimizer], frozenset[str]] = {
     optim.ASGD: frozenset({"ax"}),
     optim.Adafactor: frozenset({"variance"}),
 }
-if hasattr(optim, "Muon"):  # from PyTorch 2.9 on
+if hasattr(optim, "Muon"):  # since PyTorch 2.9
     ELEMENTWISE[optim.Muon] = frozenset({"momentum_buffer"})
-# The same, of classes that are not imported here.
+# The same for classes that are not imported here.
 _ELEMENTWISE_BY_NAME = {"transformers.optimization.Adafactor": frozenset({"exp_avg", "exp_avg_sq"})}
 
 
 @dataclass
 class ParameterSwap:
-    """Change of one optimizer, which holds the new parameter in place of the old one."""
+    """Change of one optimizer, which replaces the old parameter with the new one."""
 
     optimizer: Optimizer
     group: int
@@ -48,11 +48,11 @@ class ParameterSwap:
     new_state: State | None
 
     def apply(self) -> None:
-        """Put the new parameter and its state."""
+        """Insert the new parameter and its state."""
         self._put(self.old, self.new, self.new_state)
 
     def revert(self) -> None:
-        """Put the old parameter and its state back."""
+        """Restore the old parameter and its state."""
         self._put(self.new, self.old, self.old_state)
 
     def _put(self, old: nn.Parameter, new: nn.Parameter, state: State | None) -> None:
@@ -65,13 +65,13 @@ class ParameterSwap:
 def plan_swaps(
     optimizers: Iterable[Optimizer], replaced: dict[nn.Parameter, tuple[nn.Parameter, Take]]
 ) -> list[ParameterSwap]:
-    """Return the changes of the optimizers; nothing is changed yet.
+    """Return the changes to the optimizers, without making them.
 
-    The state of known optimizers is cut by declaration (`ELEMENTWISE`). That of others is cut where steps of a toy
-    parameter, cut and uncut, agree; else it starts anew, with a warning.
+    The state of known optimizers is cut by declaration (`ELEMENTWISE`). The state of others is cut if steps of a toy
+    parameter, cut and uncut, agree; otherwise it is reset, with a warning.
 
     Raises:
-        ConfigurationError: an optimizer that can't go on.
+        ConfigurationError: an optimizer can't continue after the cut.
     """
     swaps: list[ParameterSwap] = []
     reset: dict[type[Optimizer], int] = {}
@@ -97,7 +97,7 @@ def plan_swaps(
 
 
 def forget_other_sizes(optimizer: Optimizer) -> None:
-    """Drop state that has other sizes than its parameter, which was resized by a state dict; it starts anew."""
+    """Reset state whose sizes differ from those of its parameter, which a state dict has resized."""
     declared = elementwise_state(optimizer)
     if declared is None:
         return
@@ -108,7 +108,7 @@ def forget_other_sizes(optimizer: Optimizer) -> None:
 
 
 class _States:
-    """State of one optimizer after a cut; parameters that are alike are probed once."""
+    """State of one optimizer after a cut; similar parameters are probed once."""
 
     def __init__(self, optimizer: Optimizer):
         self._optimizer = optimizer
@@ -117,11 +117,11 @@ class _States:
 
     @property
     def is_known(self) -> bool:
-        """True if it is declared which state has one value for each entry of a parameter."""
+        """True if the optimizer's elementwise state is declared."""
         return self._declared is not None
 
     def of_cut(self, index: int, old: nn.Parameter, new: nn.Parameter, take: Take) -> State | None:
-        """Return the state of the new parameter, or None where it starts anew."""
+        """Return the state of the new parameter, or None if it is reset."""
         state = self._optimizer.state.get(old)
         if self._declared is not None:
             return cut_declared(state, old, take, self._declared) if state else None
@@ -131,10 +131,10 @@ class _States:
         verdict = self._verdicts[kind]
         if verdict == "refuse":
             raise ConfigurationError(
-                f"`optimizers`: {type(self._optimizer).__name__} is not an optimizer that is known, and it could not "
-                f"be shown that it goes on when a parameter {list(old.shape)} becomes {list(new.shape)}: neither with "
-                f"its state {sorted(state or {})} cut nor with new state. Cut heads before the optimizer is made, or "
-                "train with one of torch.optim."
+                f"`optimizers`: {type(self._optimizer).__name__} is not a known optimizer, and a probe could not show "
+                f"that it continues when a parameter {list(old.shape)} becomes {list(new.shape)}: neither with its "
+                f"state {sorted(state or {})} cut nor with new state. Cut heads before creating the optimizer, or "
+                "train with an optimizer from torch.optim."
             )
         return cut_alike(state, old, take) if state and verdict == "cut" else None
 
@@ -148,9 +148,9 @@ class _States:
 
 
 def elementwise_state(optimizer: Optimizer) -> frozenset[str] | None:
-    """Return the names of the state that has one value for each entry of a parameter; None for unknown optimizers.
+    """Return the names of the optimizer's elementwise state; None for unknown optimizers.
 
-    A subclass is known as long as it changes nothing of how its base steps.
+    A subclass is known as long as it does not change the step of its base class.
     """
     kind = type(optimizer)
     for base in kind.__mro__:
@@ -165,7 +165,7 @@ def elementwise_state(optimizer: Optimizer) -> frozenset[str] | None:
 
 
 def cut_declared(state: State, parameter: nn.Parameter, take: Take, names: Iterable[str]) -> State | None:
-    """Return the state with these entries cut; None where another part of it is more than a number."""
+    """Return the state with these entries cut; None if another part of it is more than a number."""
     kept = {}
     for name, value in state.items():
         if isinstance(value, Tensor) and name in names and value.shape == parameter.shape:
@@ -182,7 +182,7 @@ def cut_declared(state: State, parameter: nn.Parameter, take: Take, names: Itera
 
 
 def cut_alike(state: State, parameter: nn.Parameter, take: Take) -> State | None:
-    """Return the state with all that has the parameter's shape cut; None where another part is more than a number."""
+    """Return the state with all tensors of the parameter's shape cut; None if another part is more than a number."""
     alike = {name for name, value in state.items() if isinstance(value, Tensor) and value.shape == parameter.shape}
     return cut_declared(state, parameter, take, alike)
 
@@ -194,7 +194,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _cut_dimensions(old: nn.Parameter, new: nn.Parameter) -> tuple[tuple[bool, bool], ...]:
-    """Return for each dimension whether it is cut, and whether nothing of it is left."""
+    """Return for each dimension whether it is cut, and whether nothing remains of it."""
     return tuple((before != after, after == 0) for before, after in zip(old.shape, new.shape, strict=True))
 
 
@@ -206,7 +206,7 @@ def _kind_of(state: State | None) -> tuple[Any, ...]:
 
 
 def _parts(optimizer: Optimizer) -> Iterator[Optimizer]:
-    """Iterate over the optimizer, if it has something of its own, and those that it wraps."""
+    """Iterate over the optimizer, if it holds anything of its own, and the optimizers that it wraps."""
     inner = [value for value in vars(optimizer).values() if isinstance(value, Optimizer)]
     if not inner or "param_groups" in vars(optimizer):
         yield optimizer
@@ -228,13 +228,13 @@ def _refuse_impossible(optimizer: Optimizer, new: nn.Parameter) -> None:
 
 
 def _refuse_held_elsewhere(optimizer: Optimizer, replaced: dict[nn.Parameter, Any]) -> None:
-    """Raise a `ConfigurationError` if an optimizer keeps parameters beside its groups and its state."""
+    """Raise a `ConfigurationError` if an optimizer keeps parameters outside its groups and its state."""
     ids = {id(parameter) for parameter in replaced}
     for name, value in vars(optimizer).items():
         if name not in ("param_groups", "state") and any(id(entry) in ids for entry in _leaves(value)):
             raise ConfigurationError(
-                f"`optimizers`: {type(optimizer).__name__} keeps parameters in its attribute {name!r} too, where a cut "
-                "can't replace them. Cut heads before the optimizer is made."
+                f"`optimizers`: {type(optimizer).__name__} also keeps parameters in its attribute {name!r}, where a "
+                "cut can't replace them. Cut heads before creating the optimizer."
             )
 
 
@@ -250,10 +250,10 @@ def _leaves(value: Any) -> Iterator[Any]:
 def _why_anew(kind: type[Optimizer], number: int) -> str:
     if kind.__name__ == "Adafactor":
         return (
-            "Adafactor keeps sums over whole rows or columns, which can't be cut; its state of the pruned "
-            "parameters starts anew."
+            "Adafactor keeps sums over whole rows or columns, which can't be cut; its state for the pruned "
+            "parameters is reset."
         )
     return (
-        f"the state that {kind.__name__} keeps of {number} pruned parameters can't be cut, as it is not shown to have "
-        "one value for each entry; it starts anew, as in the first step."
+        f"the state that {kind.__name__} keeps for {number} pruned parameters can't be cut, because it was not shown "
+        "to have one value for each entry; it is reset, as before the first step."
     )

@@ -1,4 +1,4 @@
-"""Options of a pruning, checked before anything runs."""
+"""Options of head pruning, checked before anything runs."""
 
 from dataclasses import KW_ONLY, dataclass
 
@@ -12,10 +12,10 @@ from attnwatch.utils.arguments import require_int
 
 @dataclass(frozen=True)
 class PruningOptions:
-    """Options of a pruning; see `attnwatch.lightning.HeadPruning`.
+    """Options of head pruning; see `attnwatch.lightning.HeadPruning`.
 
     Raises:
-        ConfigurationError: an argument is wrong; the message names it.
+        ConfigurationError: an argument is invalid; the message names it.
     """
 
     target: float = 0.5
@@ -34,7 +34,7 @@ class PruningOptions:
     def __post_init__(self) -> None:
         if not isinstance(self.target, float) or not 0 < self.target < 1:
             raise ConfigurationError(
-                f"`target` must be the fraction of the heads that goes, between 0 and 1; got {self.target!r}."
+                f"`target` must be the fraction of the heads to remove, between 0 and 1; got {self.target!r}."
             )
         check_choice(target=self.target, ranking=self.ranking, grouping=self.grouping, min_heads=self.min_heads)
         find_criterion(self.criterion)
@@ -44,7 +44,7 @@ class PruningOptions:
         for name, at in (("start", self.start), ("end", self.end)):
             if isinstance(at, bool) or not isinstance(at, int | float) or at < 0 or (isinstance(at, float) and at >= 1):
                 raise ConfigurationError(
-                    f"`{name}` must be a fraction of the run below 1 or a number of steps, got {at!r}."
+                    f"`{name}` must be a fraction of the run, below 1, or a number of steps, got {at!r}."
                 )
         if type(self.start) is type(self.end) and self.start > self.end:
             raise ConfigurationError(f"`start` must not be after `end`, got {self.start!r} and {self.end!r}.")

@@ -1,4 +1,4 @@
-"""The heads that go: a value that can be printed, stored, and applied."""
+"""Plan of the heads to remove: a value that can be printed, stored and applied."""
 
 import json
 import operator
@@ -26,11 +26,11 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class PruningPlan:
-    """Heads to remove, or that were removed. Printed, it is a table.
+    """Heads to remove, or removed heads. Prints as a table.
 
     Attributes:
-        heads: for each site the heads that go, numbered as in the unpruned model.
-        num_heads: for each site of the model how many heads it has unpruned.
+        heads: heads to remove by site, numbered as in the unpruned model.
+        num_heads: number of heads of the unpruned model, for each of its sites.
 
     Example:
         >>> print(PruningPlan({"layers.1": (0, 2, 3, 4)}, {"layers.0": 8, "layers.1": 8}))
@@ -45,7 +45,7 @@ class PruningPlan:
 
     @property
     def num_removed(self) -> int:
-        """Number of heads that go."""
+        """Number of heads to remove."""
         return sum(map(len, self.heads.values()))
 
     @property
@@ -55,26 +55,26 @@ class PruningPlan:
 
     @classmethod
     def of(cls, model: nn.Module | HeadMap) -> "PruningPlan":
-        """Return what has been removed from a model so far."""
+        """Return the heads removed from a model so far."""
         heads = HeadMap.of(model)
         return cls.leaving(heads.kept, heads.num_heads)
 
     @classmethod
     def saved_in(cls, path: str | Path, model: nn.Module) -> "PruningPlan":
-        """Return what has been removed from the model whose weights lie in a file or folder.
+        """Return the heads removed from the model whose weights are in a file or folder.
 
         ```python
-        PruningPlan.saved_in("state", model).apply(model)  # before optimizers are made
+        PruningPlan.saved_in("state", model).apply(model)  # before optimizers are created
         accelerator.load_state("state")
         ```
 
         Args:
             path: a folder (`save_pretrained`, `Trainer.save_model`, Accelerate's `save_state` and `save_model`), or a
                 file with a state dict (`.safetensors`, Lightning's `.ckpt`, `torch.save`).
-            model: like the saved one, as it was before heads were removed. It is not changed.
+            model: model like the saved one before heads were removed. It is not changed.
 
         Raises:
-            ConfigurationError: there are no weights, or they are those of another model.
+            ConfigurationError: there are no weights, or they belong to another model.
         """
         heads = HeadMap.of(model)
         try:
@@ -88,24 +88,24 @@ class PruningPlan:
 
     @classmethod
     def leaving(cls, kept: Mapping[str, Sequence[int]], num_heads: Mapping[str, int]) -> "PruningPlan":
-        """Return the plan that removes all heads but these; sites that are not named keep all of theirs."""
+        """Return the plan that removes all heads except these; sites that are not named keep all their heads."""
         gone = {name: tuple(head for head in range(num_heads[name]) if head not in kept[name]) for name in kept}
         return cls({name: heads for name, heads in gone.items() if heads}, dict(num_heads))
 
     def apply(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> None:
-        """Remove the heads from a model, and from the optimizers that hold its parameters; all of them or none.
+        """Remove the heads from a model and from the optimizers that hold its parameters, either all or none.
 
-        The model may lie in a wrapper (PEFT's, a LightningModule), or have lain in one when the plan was made.
+        The model may be in a wrapper (PEFT's, a LightningModule), or may have been in one when the plan was made.
 
         Raises:
-            ConfigurationError: it is a plan for another model, or a head of it is gone already.
+            ConfigurationError: the plan is for another model, or one of its heads was already removed.
         """
         heads = HeadMap.of(model)
         Surgery(heads, self.named_as_in(heads).heads, optimizers).apply()
         save_beside_adapters(model)
 
     def save(self, path: str | Path) -> None:
-        """Write it as JSON. A file that is already there is replaced only when the new one is complete."""
+        """Write the plan as JSON. An existing file is replaced only once the new one is complete."""
         content = {"format": _FORMAT, "num_heads": dict(self.num_heads)}
         content["heads"] = {site: list(heads) for site, heads in self.heads.items()}
         with replaced_file(path) as stream:
@@ -113,10 +113,10 @@ class PruningPlan:
 
     @classmethod
     def load(cls, path: str | Path) -> "PruningPlan":
-        """Read a file that `save` wrote.
+        """Read a file written by `save`.
 
         Raises:
-            ConfigurationError: the file is no plan, or is damaged.
+            ConfigurationError: the file is not a plan, or is damaged.
         """
         try:
             content = read_json(path)
@@ -125,14 +125,14 @@ class PruningPlan:
             heads = {site: tuple(map(operator.index, heads)) for site, heads in content["heads"].items()}
             num_heads = {site: operator.index(number) for site, number in content["num_heads"].items()}
         except UnreadableFileError as error:
-            raise ConfigurationError(f"`path`: {str(path)!r} {error}; give a file of `PruningPlan.save`.") from error
+            raise ConfigurationError(f"`path`: {str(path)!r} {error}; pass a file of `PruningPlan.save`.") from error
         except (KeyError, TypeError, AttributeError) as error:
             raise ConfigurationError(f"`path`: {str(path)!r} is not a saved pruning plan ({error!r}).") from None
         for site, gone in heads.items():
             number = num_heads.get(site, 0)
             if len({*gone}) < len(gone) or not all(0 <= head < number for head in gone):
                 raise ConfigurationError(
-                    f"`path`: {str(path)!r} is damaged: its heads of {site!r} must be different numbers from 0 to "
+                    f"`path`: {str(path)!r} is damaged: its heads of {site!r} must be distinct numbers from 0 to "
                     f"{number - 1}, got {list(gone)!s:.80}."
                 )
         return cls(heads, num_heads)
@@ -151,10 +151,10 @@ class PruningPlan:
         return "\n".join([f"{'site':<{width}}  heads  removed  which", *lines])
 
     def named_as_in(self, model: nn.Module | HeadMap) -> "PruningPlan":
-        """Return the plan with the names that the sites have in this model, which may lie in a wrapper or without one.
+        """Return the plan with the names of its sites in this model, which may be in a wrapper or not.
 
         Raises:
-            ConfigurationError: it is a plan for another model.
+            ConfigurationError: the plan is for another model.
         """
         has = HeadMap.of(model).num_heads
         names = aligned(self.num_heads, has) if self.heads.keys() <= self.num_heads.keys() else None
@@ -166,7 +166,7 @@ class PruningPlan:
         return PruningPlan({names[site]: heads for site, heads in self.heads.items()}, has)
 
     def __add__(self, later: "PruningPlan") -> "PruningPlan":
-        """Return the plan that removes the heads of both."""
+        """Return the plan that removes the heads of both plans."""
         both = {
             site: tuple(sorted({*self.heads.get(site, ()), *later.heads.get(site, ())})) for site in later.num_heads
         }
@@ -174,25 +174,25 @@ class PruningPlan:
 
 
 def prune_heads(model: nn.Module, heads: HeadsBySite, *, optimizers: Iterable[Optimizer] = ()) -> PruningPlan:
-    """Remove attention heads from a model, and from the optimizers that train it; all of them or none.
+    """Remove attention heads from a model and from the optimizers that train it, either all or none.
 
     Weights, biases, config and attributes are cut, so that the model is smaller and faster from the next step on.
-    Parameters are replaced by new, smaller ones; the optimizers hold these in the places of the old ones, with the
-    state that belongs to what is left. Outputs are those of the model with the heads' columns of the output
-    projection set to zero.
+    New, smaller parameters replace the old ones, also in the optimizers, which keep the state of the remaining
+    entries. Outputs equal those of the model with the heads' columns of the output projection set to zero.
 
     Args:
-        model: any module with attention of a known layout; other layouts are described by a `ModelFamily`.
+        model: any module that contains attention with a known layout; a `ModelFamily` describes other layouts.
         heads: query heads by site (as in a recorder's coverage) or by layer, counted over the model's sites; numbered
-            as in the unpruned model, also where some are gone already.
-        optimizers: all that hold parameters of the model. One that is forgotten trains what is no longer there.
+            as in the unpruned model, even if some are already removed.
+        optimizers: all optimizers that hold parameters of the model. An omitted one would train the old parameters.
 
     Returns:
-        The heads that this call has removed.
+        The heads that this call removed.
 
     Raises:
-        ConfigurationError: a site or head that does not exist, one that is gone, all heads of the model, groups of
-            different sizes in grouped-query attention, an optimizer of another model. Nothing was changed then.
+        ConfigurationError: a site or head does not exist, a head was already removed, all heads of the model would
+            go, groups in grouped-query attention would differ in size, or an optimizer belongs to another model.
+            Nothing was changed.
 
     Example:
         >>> from torch import nn
@@ -209,10 +209,10 @@ def prune_heads(model: nn.Module, heads: HeadsBySite, *, optimizers: Iterable[Op
 
 
 def save_beside_adapters(model: nn.Module) -> None:
-    """Let PEFT's `save_pretrained` of a pruned model write the plan beside the adapters, whose files say nothing of it.
+    """Let PEFT's `save_pretrained` of a pruned model write the plan beside the adapters, whose files do not hold it.
 
     Args:
-        model: with adapters, or a module with such models in it; others are left alone.
+        model: model with adapters, or a module that contains some; other models are left unchanged.
     """
     for module in model.modules():
         is_ours = isinstance(vars(module).get("save_pretrained"), _SavePretrained)
@@ -221,7 +221,7 @@ def save_beside_adapters(model: nn.Module) -> None:
 
 
 class _SavePretrained:
-    """A model's `save_pretrained` that also writes which heads are gone."""
+    """Replacement for a model's `save_pretrained` that also writes which heads were removed."""
 
     def __init__(self, module: nn.Module):
         self._module = weakref.ref(module)
@@ -230,7 +230,7 @@ class _SavePretrained:
         module: Any = self._module()
         result = type(module).save_pretrained(module, save_directory, *args, **kwargs)
         plan = PruningPlan.of(module)
-        adapters = getattr(module, "peft_config", ())  # none any more once they were merged
+        adapters = getattr(module, "peft_config", ())  # absent once the adapters are merged
         for folder in (Path(save_directory), *(Path(save_directory, name) for name in adapters)):
             if plan.heads and (folder / "adapter_config.json").is_file():
                 plan.save(folder / PLAN_FILE)
@@ -238,7 +238,7 @@ class _SavePretrained:
 
 
 def _ranges(heads: Sequence[int]) -> str:
-    """Return the numbers as text such as `0, 3-5, 7`."""
+    """Format the numbers as text such as `0, 3-5, 7`."""
     parts: list[list[int]] = []
     for head in sorted(heads):
         if parts and head == parts[-1][-1] + 1:

@@ -1,4 +1,4 @@
-"""Removal of heads while a model trains, on a schedule and under guard, for any trainer."""
+"""Removal of heads during training, on a schedule and with a guard, for any trainer."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,17 +27,17 @@ from attnwatch.utils.processes import together
 from attnwatch.utils.states import check_format, with_format
 
 _STATE_FORMAT = 1
-# The last cut, or the only one, is judged after so many steps.
+# Number of steps after which the last (or only) cut is judged.
 _STEPS_WITHOUT_A_NEXT_CUT = 60
 
 Value = Tensor | float
 ModelWithOptimizers = tuple[nn.Module, Sequence[Optimizer]]
-"""A model, and the optimizers that train it."""
+"""A model and the optimizers that train it."""
 
 
 @dataclass
 class _Unjudged:
-    """Cuts that the guard has not judged, from this one on."""
+    """Cuts that the guard has not judged yet, starting with this one."""
 
     first: int
     values_before: list[Value]
@@ -46,24 +46,24 @@ class _Unjudged:
 
 
 class HeadPruner:
-    """Pruning of one training run, called after every optimizer step.
+    """Head pruning during one training run, called after every optimizer step.
 
     Args:
-        models_with_optimizers: returns the models that are cut alike, each with the optimizers that train it; the
-            heads are those of the first one.
-        importance: of the first one's heads.
-        options, schedule: what goes when.
-        broadcast: returns the first process's value on all processes.
-        before_change, after_change: called when heads are about to go or to come back, and when they have.
-        num_tokens: returns the length of the longest sequence that is known; 0 for none.
+        models_with_optimizers: function that returns the models to cut alike, each with the optimizers that train
+            it; heads are chosen in the first one.
+        importance: importance of the first model's heads.
+        options, schedule: which heads to remove, and when.
+        broadcast: function that returns the first process's value on all processes.
+        before_change, after_change: called before and after heads are removed or restored.
+        num_tokens: function that returns the length of the longest known sequence; 0 if none is known.
 
     Attributes:
-        cuts: made so far, those that were taken back included.
-        removed: all heads that are gone from the first model.
-        schedule: as above.
+        cuts: cuts made so far, including those taken back.
+        removed: all heads removed from the first model.
+        schedule: steps and sizes of the cuts.
 
     Raises:
-        ConfigurationError: no head could go, whatever the importance.
+        ConfigurationError: no head could be removed, whatever the importance.
     """
 
     def __init__(
@@ -98,26 +98,26 @@ class HeadPruner:
 
     @property
     def heads_left(self) -> float:
-        """Share of the unpruned model's heads that is left."""
+        """Share of the unpruned model's heads that remain."""
         return 1 - self.removed.num_removed / self.removed.num_unpruned
 
     def record(self, value: Value) -> None:
-        """Take a new value of the guard's metric."""
+        """Record a new value of the guard's metric."""
         if self._unjudged is None:
             self._values = [*self._values, value][-max(self._window, 1) :]
         elif self._step - self.cuts[-1].step >= self._recovery:
             self._unjudged.values_after.append(value)
 
     def after_step(self, step: int, seconds: float | None = None, keep_ratio: float = 1.0) -> list[Cut]:
-        """Do what is due after an optimizer step.
+        """Make and judge the cuts that are due after an optimizer step.
 
         Args:
-            step: how many steps are complete.
-            seconds: that it took.
-            keep_ratio: share of the tokens that it computed. Times are compared at equal shares only.
+            step: number of completed steps.
+            seconds: duration of the step.
+            keep_ratio: share of the tokens that the step computed. Times are compared at equal shares only.
 
         Returns:
-            The cuts about which there is news: made, timed, or taken back.
+            The cuts with news: just made, timed, or taken back.
         """
         self._step = step
         last = self.cuts[-1] if self.cuts else None
@@ -133,7 +133,7 @@ class HeadPruner:
         return news
 
     def state_dict(self) -> dict[str, Any]:
-        """Return cuts, values of the metric, importance, and the snapshots of cuts that are not judged."""
+        """Return cuts, values of the metric, importance, and the snapshots of cuts that are not judged yet."""
         unjudged = self._unjudged
         state = {
             "step": self._step,
@@ -153,17 +153,17 @@ class HeadPruner:
         return with_format(_STATE_FORMAT, state)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state_dict` was taken, with a model that has the heads of then.
+        """Continue from the state that `state_dict` returned, with a model that has the same heads as then.
 
         Raises:
-            ConfigurationError: `state` is of another version.
+            ConfigurationError: `state` has another version.
         """
         check_format(state, _STATE_FORMAT, "HeadPruner")
         self._step = self._scheduled_until = state["step"]
         self._has_ended = state["has_ended"]
         changed = {name: now for name, now in self._settings.items() if state["settings"][name] != now}
         if changed:
-            text = f"the run goes on with other settings than it began with: {changed}, before {state['settings']}"
+            text = f"the run continues with other settings than it started with: {changed}, before {state['settings']}"
             warn(text, always=True, once_for_all=True)
         self._values = list(state["values"])
         self.cuts = [Cut(**{**cut, "plan": PruningPlan(**cut["plan"])}) for cut in state["cuts"]]
@@ -172,9 +172,9 @@ class HeadPruner:
         self.removed = PruningPlan.of(self._first_model)
 
     def summary(self) -> str:
-        """Return the outcome in a sentence."""
+        """Return the outcome as a sentence."""
         gone = self.removed
-        text = f"{gone.num_removed} of {gone.num_unpruned} heads are gone; the target was {self._options.target:.0%}"
+        text = f"{gone.num_removed} of {gone.num_unpruned} heads removed; the target was {self._options.target:.0%}"
         return text + step_times(self.cuts)
 
     @property
@@ -189,12 +189,12 @@ class HeadPruner:
         return {"target": self._options.target, "steps": list(self.schedule.steps)}
 
     def _check_target(self, heads: HeadMap) -> None:
-        """Raise a `ConfigurationError` where no head could go, whatever the importance."""
+        """Raise a `ConfigurationError` if no head could be removed, whatever the importance."""
         options = self._options
         alike = {site: torch.zeros(number) for site, number in heads.num_heads.items()}
         if not self.removed.heads and not self._choose_by(heads, alike, options.target).heads:
             raise ConfigurationError(
-                f"`target` {options.target}: no head of this model can go with min_heads={options.min_heads}, "
+                f"`target` {options.target}: no head of this model can be removed with min_heads={options.min_heads}, "
                 f"ranking={options.ranking!r} and grouping={options.grouping!r}; it has {heads.num_heads}."
             )
 
@@ -202,8 +202,8 @@ class HeadPruner:
         begin, unjudged = time.perf_counter(), self._unjudged
         try:
             cut = self._make_cut(target)
-        except Exception as error:  # of a criterion, of a model that has changed; the training is worth more
-            self._has_ended, self._unjudged = True, unjudged  # cuts before this one are still judged
+        except Exception as error:  # from a criterion or a changed model; training must continue
+            self._has_ended, self._unjudged = True, unjudged  # earlier cuts are still judged
             text = f"no heads were removed after step {self._step}, and none will be: {error}"
             warn(text, always=True, once_for_all=True)
             return []
@@ -215,7 +215,7 @@ class HeadPruner:
         return [cut]
 
     def _make_cut(self, target: float) -> Cut | None:
-        """Return the cut that was made; None if no head is to go."""
+        """Return the cut that was made; None if there is no head to remove."""
         models = together(self._maps_with_optimizers)
         plan = self._choose(models[0][0], target)
         if not plan.heads:
@@ -223,12 +223,12 @@ class HeadPruner:
         cut = Cut(self._step, plan, self._times.median, keep_ratio=self._times.keep_ratio)
         if num_tokens := self._num_tokens():
             cut.speed_ceiling = savings(models[0][0].model, plan, num_tokens=num_tokens).speed_ceiling
-        # What one process can't cut, none cuts.
+        # If one process can't make the cut, none makes it.
         surgeries = together(lambda: [Surgery(heads, plan.heads, optimizers) for heads, optimizers in models])
         guard = self._options.guard
         if self._unjudged is not None:  # judged together with this one
             self._unjudged.values_after.clear()
-        elif guard is not None and (self._values or guard.metric is not None):  # else there is nothing to judge by
+        elif guard is not None and (self._values or guard.metric is not None):  # otherwise there is nothing to judge by
             snapshots = together(lambda: [take_snapshot(heads, optimizers) for heads, optimizers in models])
             self._unjudged = _Unjudged(len(self.cuts), self._values, snapshots)
         self._before_change()
@@ -241,7 +241,7 @@ class HeadPruner:
         return cut
 
     def _choose(self, heads: HeadMap, target: float) -> PruningPlan:
-        """Return what the first process chooses; where it fails, all do."""
+        """Return the choice of the first process; if it fails, all processes fail."""
         plan = failure = None
         try:
             plan = self._choose_by(heads, self._importance.values(heads), target)
@@ -268,7 +268,7 @@ class HeadPruner:
         # Without a time before the cut, there is nothing to compare with.
         is_timed = last.seconds_after is not None or last.seconds_before is None or not guard.require_speedup
         can_judge = is_timed and len(unjudged.values_after) >= self._window
-        # A metric may be logged on the first process only.
+        # The metric may be logged on the first process only.
         return can_judge if guard.metric is None else self._broadcast(can_judge)
 
     def _judge(self, guard: Guard, unjudged: _Unjudged) -> list[Cut]:

@@ -1,4 +1,4 @@
-"""Weights that cuts have taken from a model and that no checkpoint has."""
+"""Weights that cuts removed from a model and that no checkpoint holds."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.projections import ParameterCut
 
 Heads = Mapping[str, tuple[int, ...]]
-"""Numbers of the heads that each site has, as in the unpruned model."""
+"""Heads of each site, numbered as in the unpruned model."""
 
 
 @dataclass(frozen=True)
@@ -20,13 +20,13 @@ class _Stored:
 
 
 class RemovedHeads:
-    """Frozen weights of heads that are gone, and which heads the model has had.
+    """Frozen weights of removed heads, and the heads that the model had over time.
 
-    A checkpoint of adapters has nothing of the weights that they are on. To go back to one from before a cut, these
-    must be kept, in the memory of the host: the frozen weights of each attention module that was cut, once.
+    A checkpoint of adapters does not hold the base weights. To return to a checkpoint from before a cut, the frozen
+    weights of each cut attention module are kept once, in host memory.
 
     Attributes:
-        stages: heads that the model had before each change, in the order of the changes.
+        stages: heads of the model before each change, in order.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class RemovedHeads:
         self._stored: dict[str, _Stored] = {}
 
     def note(self, model: nn.Module | HeadMap) -> None:
-        """Keep what there is before heads go or come back."""
+        """Store the frozen weights and heads before heads are removed or restored."""
         heads = HeadMap.of(model)
         if heads.kept not in self.stages:
             self.stages.append(heads.kept)
@@ -45,7 +45,7 @@ class RemovedHeads:
                     self._stored[name] = _Stored(cut.parameter.detach().to("cpu", copy=True), cut)
 
     def value(self, name: str, cut: ParameterCut) -> Tensor | None:
-        """Return the entries of a frozen parameter that `cut` leaves; None where not all of them are known."""
+        """Return the entries of a frozen parameter that `cut` keeps; None if not all of them are known."""
         stored = self._stored.get(name)
         if stored is None or not torch.isin(cut.kept, stored.cut.kept).all():
             return None

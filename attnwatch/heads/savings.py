@@ -1,4 +1,4 @@
-"""Savings of a pruning, computed from shapes."""
+"""Savings by head pruning, computed from shapes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ from attnwatch.utils.arguments import require_int
 
 @dataclass(frozen=True)
 class Savings:
-    """Savings of a plan at one sequence length. Printed, it is a sentence.
+    """Savings of a plan at one sequence length. Prints as a sentence.
 
     Attributes:
         num_tokens: length of the sequence.
-        parameters, parameters_after: of the whole model.
-        flops, flops_after: of one forward per token: 2 per weight of a matrix, and 4 · tokens · features of the heads
-            for attention itself (causal or not).
-        attention_share: share of `flops` in attention with its projections: the f in `speed_ceiling`.
-        speed_ceiling: no step can get faster than by 1 / (1 - s·f), with s the share of attention that goes.
+        parameters, parameters_after: number of parameters of the whole model.
+        flops, flops_after: FLOPs of one forward pass per token: 2 per weight of a matrix, and
+            4 · tokens · features of the heads for attention itself (causal or not).
+        attention_share: share of `flops` in attention including its projections: the f in `speed_ceiling`.
+        speed_ceiling: upper bound of the speedup of a step, 1 / (1 - s·f), where s is the share of attention removed.
     """
 
     num_tokens: int
@@ -42,15 +42,15 @@ class Savings:
 
 
 def savings(model: nn.Module, plan: PruningPlan, *, num_tokens: int) -> Savings:
-    """Compute what `plan.apply(model)` would save. The model is not changed.
+    """Compute the savings of `plan.apply(model)`. The model is not changed.
 
     Args:
-        model: as it is now; heads that are gone already do not count.
-        plan: heads that would go.
+        model: model in its current state; heads removed earlier do not count.
+        plan: heads to remove.
         num_tokens: sequence length.
 
     Raises:
-        ConfigurationError: it is a plan for another model.
+        ConfigurationError: the plan is for another model.
 
     Example:
         >>> from torch import nn
@@ -85,7 +85,7 @@ at most 1.60 times as fast
 
 
 def _cost(site: HeadSite, kept: Sequence[int], num_tokens: int) -> tuple[int, int]:
-    """Return the parameters of a site that belong to its heads, and FLOPs per token, if only these heads stay."""
+    """Return the number of a site's head parameters and its FLOPs per token, if only these heads stay."""
     cuts, _ = site.keep(kept)
     sizes = [(cut.parameter.numel() // max(cut.parameter.shape[cut.dim], 1) * len(cut.kept), cut) for cut in cuts]
     weights = sum(size for size, cut in sizes if cut.parameter.ndim == 2)
@@ -93,7 +93,7 @@ def _cost(site: HeadSite, kept: Sequence[int], num_tokens: int) -> tuple[int, in
 
 
 def _matrix_weights(model: nn.Module) -> int:
-    """Count the elements of all matrices that tokens are multiplied with; embeddings are looked up."""
+    """Count the elements of all matrices that tokens are multiplied with; embeddings are only looked up."""
     return sum(
         parameter.numel()
         for module in model.modules()

@@ -1,4 +1,4 @@
-"""Steps of the cuts, and how many heads go at each."""
+"""Steps of the cuts, and the number of heads that each removes."""
 
 import itertools
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ from attnwatch.schedules import Schedule, find_schedule
 
 @dataclass(frozen=True)
 class PruningSchedule:
-    """Steps of the cuts, and how many heads are gone after each. Printed, it is a sentence.
+    """Steps of the cuts, and the share of heads removed by then. Prints as a sentence.
 
     Attributes:
         steps: optimizer steps after which a cut is made, ascending.
-        targets: share of the unpruned model's heads that is gone after each.
+        targets: share of the unpruned model's heads removed after each cut.
     """
 
     steps: tuple[int, ...]
@@ -30,18 +30,18 @@ class PruningSchedule:
         total_steps: float,
         schedule: str | Schedule = "linear",
     ) -> "PruningSchedule":
-        """Spread cuts evenly from `start` to `end`, of which `schedule` says how many heads go.
+        """Spread cuts evenly from `start` to `end`, with sizes given by `schedule`.
 
         Args:
-            target: share of the heads that is gone after the last cut.
-            start: of the first cut: a step where it is an integer, else a fraction of the run.
-            end: of the last cut, likewise.
+            target: share of the heads removed after the last cut.
+            start: time of the first cut: a step if it is an integer, otherwise a fraction of the run.
+            end: time of the last cut, likewise.
             num_cuts: number of cuts.
             total_steps: length of the run.
-            schedule: from the share of the cuts that are made to the share of the target that is gone.
+            schedule: maps the share of the cuts made to the share of the target removed.
 
         Raises:
-            ConfigurationError: the run is too short for so many cuts, or the schedule falls, or does not end at 1.
+            ConfigurationError: the run is too short for so many cuts, or the schedule falls or does not end at 1.
         """
         first, last = (max(at if isinstance(at, int) else round(at * total_steps), 1) for at in (start, end))
         if last - first < num_cuts - 1 or last >= total_steps:
@@ -54,7 +54,7 @@ class PruningSchedule:
         shares = [chosen.value((index + 1) / num_cuts) for index in range(num_cuts)]
         if shares != sorted(shares) or shares[-1] != 1:
             raise ConfigurationError(
-                f"{chosen.registry.describe(chosen)} must rise to 1, as heads that are gone do not come back; got "
+                f"{chosen.registry.describe(chosen)} must rise to 1, because removed heads do not return; got "
                 f"{', '.join(f'{share:.3g}' for share in shares)}."
             )
         steps = [round(first + index * between) for index in range(num_cuts)]
@@ -63,7 +63,7 @@ class PruningSchedule:
 
     @property
     def gap(self) -> int | None:
-        """Fewest steps between two cuts; None where there is only one."""
+        """Smallest number of steps between two cuts; None if there is only one cut."""
         return min((later - step for step, later in itertools.pairwise(self.steps)), default=None)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Choice of the heads that go, from their importance and a target."""
+"""Choice of the heads to remove, from their importance and a target."""
 
 import itertools
 import math
@@ -27,24 +27,25 @@ def choose_heads(
     grouping: Grouping = "auto",
     min_heads: int = 1,
 ) -> PruningPlan:
-    """Choose the least important heads, so that `target` of the unpruned model's heads are gone.
+    """Choose the least important heads to remove, to reach `target` of the unpruned model's heads.
 
     Args:
-        model: may be pruned already; what is gone counts.
-        importance: per site [heads of the unpruned model]; what is gone is ignored. Sites that are not in it stay.
-        target: fraction of all heads (of these sites) that shall be gone, below 1; or their number, at least 2.
+        model: model, possibly already pruned; removed heads count towards the target.
+        importance: [heads of the unpruned model] by site; values of removed heads are ignored. Sites that are not in
+            it keep their heads.
+        target: fraction of all heads (of these sites) to remove in total, below 1; or their number, at least 2.
         ranking: `"global"`: the least important of all; `"layer"`: the same share of each layer; `"equal"`: every
-            layer is left with the same number of heads (one that has fewer keeps them).
+            layer keeps the same number of heads (a layer that has fewer keeps them all).
         grouping: with grouped-query attention, `"group"` removes whole key-value groups, `"within"` as many query
-            heads from every group; `"auto"` is "group", and "within" where all heads share one key-value head.
+            heads from every group; `"auto"` is "group", or "within" if all heads share one key-value head.
         min_heads: number of heads that stay in every layer; 0 allows layers without attention.
 
     Returns:
-        The heads that go in addition to those that are gone; never more than the target, fewer where it is no whole
-        number of heads of the model or layer, or where groups or the floor forbid.
+        The heads to remove in addition to those already removed; never more than the target, fewer if it is not a
+        whole number of heads of the model or layer, or if groups or `min_heads` prevent it.
 
     Raises:
-        ConfigurationError: an argument is wrong.
+        ConfigurationError: an argument is invalid.
 
     Example:
         >>> layer = nn.TransformerEncoderLayer(d_model=32, nhead=4)
@@ -57,7 +58,7 @@ def choose_heads(
         raise ConfigurationError(f"`importance` must have numbers for the heads of some sites, got {importance!r}.")
     unknown = [name for name in importance if name not in heads.sites]
     if unknown:
-        raise ConfigurationError(f"`importance`: {unknown[0]!r} is no site whose heads can be removed.")
+        raise ConfigurationError(f"`importance`: {unknown[0]!r} is not a site whose heads can be removed.")
     sites = [site for name, site in heads.sites.items() if name in importance]
     total = sum(site.num_unpruned_heads for site in sites)
     if isinstance(target, int) and target >= total:
@@ -79,11 +80,11 @@ def choose_heads(
 
 
 def check_choice(*, target: int | float, ranking: Ranking, grouping: Grouping, min_heads: int) -> None:
-    """Raise a `ConfigurationError` where an argument of `choose_heads` is wrong whatever the model."""
+    """Raise a `ConfigurationError` if an argument of `choose_heads` is invalid for any model."""
     is_share = isinstance(target, float) and 0 < target < 1
     if not is_share and not (isinstance(target, int) and target > 1):
         raise ConfigurationError(
-            f"`target` must be the fraction of heads that goes, between 0 and 1, or a number of heads of at least 2; "
+            f"`target` must be the fraction of heads to remove, between 0 and 1, or a number of heads, at least 2; "
             f"got {target!r}."
         )
     require_choice("ranking", ranking, get_args(Ranking))
@@ -92,7 +93,7 @@ def check_choice(*, target: int | float, ranking: Ranking, grouping: Grouping, m
 
 
 def _budgets(sites: list[HeadSite], share: float, ranking: Ranking) -> list[tuple[list[HeadSite], int]]:
-    """Return sites that are ranked together, and how many of their heads may go now."""
+    """Return sites that are ranked together, and the number of their heads to remove now."""
     if ranking == "global":
         return [(sites, _budget(sites, share))]
     if ranking == "layer":
@@ -103,9 +104,9 @@ def _budgets(sites: list[HeadSite], share: float, ranking: Ranking) -> list[tupl
 
 
 def _budget(sites: list[HeadSite], share: float) -> int:
-    """Return how many heads of these sites may go, so that no more than this share is gone."""
+    """Return how many heads of these sites may be removed without exceeding this share in total."""
     unpruned, left = sum(site.num_unpruned_heads for site in sites), sum(site.num_heads for site in sites)
-    return math.floor(share * unpruned + 1e-6) - (unpruned - left)  # 0.29 · 100 is a little less than 29
+    return math.floor(share * unpruned + 1e-6) - (unpruned - left)  # 0.29 · 100 is slightly less than 29
 
 
 def _above(site: HeadSite, kept: int) -> int:
@@ -113,7 +114,7 @@ def _above(site: HeadSite, kept: int) -> int:
 
 
 def _units(site: HeadSite, importance: Tensor, grouping: Grouping) -> list[tuple[float, HeadSite, list[int]]]:
-    """Return heads that can only go together, with the mean of their importance."""
+    """Return sets of heads that can only be removed together, with their mean importance."""
     importance = torch.as_tensor(importance).float().cpu()
     if importance.shape != (site.num_unpruned_heads,):
         raise ConfigurationError(
@@ -123,7 +124,7 @@ def _units(site: HeadSite, importance: Tensor, grouping: Grouping) -> list[tuple
     groups = site.groups()
     if not torch.isfinite(importance[list(site.kept)]).all():
         raise ConfigurationError(
-            f"`importance` at {site.name!r} is not finite for heads that it has: {importance.tolist()}."
+            f"`importance` at {site.name!r} is not finite for heads that the site has: {importance.tolist()}."
         )
     is_grouped = site.num_unpruned_heads > site.num_unpruned_key_value_heads
     if is_grouped and (grouping == "within" or (grouping == "auto" and site.num_unpruned_key_value_heads == 1)):

@@ -1,4 +1,4 @@
-"""Comparison of a forward that replaces a module's own with the arguments that the module's class takes."""
+"""Comparison of the arguments of a replacement forward with those of the module's own."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -9,10 +9,9 @@ from torch import nn
 
 
 def not_honoured(forward: Callable[..., Any], module: nn.Module) -> list[str]:
-    """Return the parameters of the class's own forward that `forward`, called as forward(module, ...), takes otherwise.
+    """Return the parameters of the class's own forward that `forward(module, ...)` does not accept in the same way.
 
-    It takes a parameter by the same name, at the same position and with the same default, or hands it on in `*args`
-    and `**kwargs`.
+    A parameter must be accepted with the same name, position and default, or passed on in `*args` and `**kwargs`.
     """
     own, ours = _parameters(type(module).forward), _parameters(forward)
     names = {parameter.name for parameter in own}
@@ -22,7 +21,7 @@ def not_honoured(forward: Callable[..., Any], module: nn.Module) -> list[str]:
 
 
 def names_of_arguments(module: nn.Module) -> tuple[str, ...]:
-    """Return the names of the arguments that the class's own forward takes by position, in order."""
+    """Return the names of the positional arguments of the class's own forward, in order."""
     return tuple(parameter.name for parameter in _parameters(type(module).forward) if _is_positional(parameter))
 
 
@@ -60,5 +59,5 @@ def _shown(parameter: Parameter) -> str:
 
 
 def _parameters(forward: Callable[..., Any]) -> list[Parameter]:
-    """Return those after the module itself."""
+    """Return the parameters after the module itself."""
     return list(inspect.signature(forward).parameters.values())[1:]

@@ -1,4 +1,4 @@
-"""One attention module whose heads can be removed, and what a cut of them means for each of its parameters."""
+"""Attention module whose heads can be removed, and the cut of each of its parameters."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -28,16 +28,16 @@ from attnwatch.models import Refused
 
 @dataclass(frozen=True, eq=False)
 class HeadSite:
-    """One attention module whose heads can be removed.
+    """Attention module whose heads can be removed.
 
     Attributes:
-        name: as in a recorder's coverage.
-        module, layout: the attention module, and where its heads lie.
-        parent: module that holds it.
+        name: name as in a recorder's coverage.
+        module, layout: the attention module and its head layout.
+        parent: module that contains it.
         head_dim: features per head.
-        kept: numbers of the heads that it has, as in the unpruned model; ascending.
-        num_unpruned_heads, num_unpruned_key_value_heads: of the unpruned model.
-        num_key_value_heads: that it has.
+        kept: current heads, numbered as in the unpruned model; ascending.
+        num_unpruned_heads, num_unpruned_key_value_heads: numbers of heads in the unpruned model.
+        num_key_value_heads: current number of key-value heads.
     """
 
     name: str
@@ -64,8 +64,8 @@ class HeadSite:
         has_groups = not num_heads or (num_key_values and not num_heads % num_key_values)
         if rest or num_key_values is None or not has_groups:
             raise Refused(
-                f"its projections do not have the features of whole heads: {num_features} features enter "
-                f"{layout.output!r}, and a head has {head_dim}; correct `head_dim`, or the segments of `inputs`"
+                f"the features of its projections are not a multiple of the head size: {num_features} features enter "
+                f"{layout.output!r}, and a head has {head_dim}; correct `head_dim` or the segments of `inputs`"
             )
         kept = kept_heads(module)
         numbers = tuple(range(num_heads)) if kept is None else tuple(kept.tolist())
@@ -74,48 +74,48 @@ class HeadSite:
 
     @property
     def num_heads(self) -> int:
-        """Number of query heads that the module has."""
+        """Current number of query heads."""
         return len(self.kept)
 
     @property
     def is_pruned(self) -> bool:
-        """True if heads are missing."""
+        """True if heads were removed."""
         return self.num_heads < self.num_unpruned_heads
 
     @cached_property
     def projection(self) -> nn.Module:
-        """The output projection, with an adapter around it where there is one."""
+        """Output projection, including any adapter around it."""
         return _submodule(self.module, self.parent, self.layout.output)
 
     @cached_property
     def output(self) -> nn.Module:
-        """The output projection, without an adapter."""
+        """Output projection without an adapter."""
         return base_layer(self.projection)
 
     @property
     def output_parameter(self) -> nn.Parameter:
-        """Weight of the output projection, as it is there."""
+        """Weight parameter of the output projection, in its stored layout."""
         return self.output.get_parameter("weight")
 
     @property
     def output_weight(self) -> Tensor:
-        """Weight of the output projection, [features, heads · head_dim] (a view of it, for a Conv1D)."""
+        """Weight of the output projection as [features, heads · head_dim] (a view for Conv1D)."""
         return by_output(self.output)
 
     @property
     def is_output_outside(self) -> bool:
-        """True if the output projection does not lie in the module."""
+        """True if the output projection is outside the module."""
         return self.layout.output.startswith("../")
 
     @property
     def projections(self) -> list[nn.Module]:
-        """The input projections that are modules, and the output projection."""
+        """Input projections that are modules, and the output projection."""
         paths = [path for path in self.layout.inputs if path not in self.module._parameters]
         return [*(_submodule(self.module, self.parent, path) for path in paths), self.projection]
 
     @property
     def adapters(self) -> list[nn.Module]:
-        """The adapters around its projections."""
+        """Adapters around the projections."""
         return [part for part in (*self.module.modules(), self.projection) if base_of(part) is not None]
 
     @property
@@ -125,22 +125,23 @@ class HeadSite:
         return is_adapted_conv1d or bool(adapters(self.projection, "lora_magnitude_vector"))
 
     def groups(self) -> list[list[int]]:
-        """Return its heads (numbers in the unpruned model) by the key-value head that they read."""
+        """Return the heads, numbered as in the unpruned model, grouped by the key-value head that they read."""
         if not self.num_key_value_heads:
             return []
         size = self.num_heads // self.num_key_value_heads
         return [list(self.kept[start : start + size]) for start in range(0, self.num_heads, size)]
 
     def keep(self, heads: Sequence[int]) -> tuple[list[ParameterCut], int]:
-        """Return what stays of each parameter if only `heads` stay, and how many key-value heads.
+        """Return the cut of each parameter, and the number of key-value heads, if only `heads` stay.
 
         Raises:
-            ConfigurationError: grouped-query attention would have groups of different sizes, or an adapter no head.
+            ConfigurationError: groups in grouped-query attention would differ in size, or an adapter would have no
+                heads.
         """
         if not heads and self.needs_a_head:
             raise ConfigurationError(
-                f"`heads` are all heads of {self.name!r}: at least one must stay, as the adapter of its output "
-                "projection does not work without."
+                f"`heads` are all heads of {self.name!r}: at least one must stay, because the adapter of its output "
+                "projection does not work without heads."
             )
         positions = [self.kept.index(head) for head in heads]
         size = self.num_heads // max(self.num_key_value_heads, 1)
@@ -149,19 +150,19 @@ class HeadSite:
         if len(set(counts.values())) > 1:
             raise ConfigurationError(
                 f"`heads` at {self.name!r}: the key-value heads would be read by {in_group} query heads; grouped-query "
-                "attention needs equally many for each that stays. Remove whole groups, or as many from every group: "
+                "attention needs groups of equal size. Remove whole groups, or equally many heads from every group: "
                 f"{self.groups()}."
             )
         key_values = [group for group, number in enumerate(in_group) if number]
         return list(self._cuts(positions, key_values)), len(key_values)
 
     def keep_of_unpruned(self, heads: Sequence[int]) -> tuple[list[ParameterCut], int]:
-        """Return what of each parameter of the unpruned module belongs to these heads, and of how many key-values."""
+        """Return the cuts of the unpruned module's parameters to these heads, and the number of key-value heads."""
         kept = tuple(range(self.num_unpruned_heads))
         return replace(self, kept=kept, num_key_value_heads=self.num_unpruned_key_value_heads).keep(heads)
 
     def cuts_of(self, heads: Sequence[int]) -> list[ParameterCut]:
-        """Return what of each parameter of the unpruned module belongs to these heads."""
+        """Return the cuts of the unpruned module's parameters to these heads."""
         return self.keep_of_unpruned(heads)[0]
 
     def _cuts(self, queries: list[int], key_values: list[int]) -> Iterable[ParameterCut]:
@@ -177,7 +178,7 @@ class HeadSite:
             yield ParameterCut(self.module, name, dim, torch.tensor(queries, dtype=torch.long))
 
     def _features(self, segments: str, queries: list[int], key_values: list[int]) -> Tensor:
-        """Return the positions of the features that stay, int64."""
+        """Return the positions of the features to keep, int64."""
         kept, start = [], 0
         for segment in segments.split("|"):
             has_queries = "q" in segment
@@ -195,13 +196,13 @@ def _head_dim(module: nn.Module, layout: HeadLayout) -> int:
         return layout.head_dim(module)
     if not hasattr(module, layout.head_dim):
         raise Refused(
-            f"it has no attribute {layout.head_dim!r}; give `head_dim` as a number, or as a function of the module"
+            f"it has no attribute {layout.head_dim!r}; pass `head_dim` as a number or as a function of the module"
         )
     return getattr(module, layout.head_dim)
 
 
 def _num_key_value_heads(module: nn.Module, layout: HeadLayout, num_heads: int, head_dim: int) -> int | None:
-    """Return the number that follows from the features that are not the queries'; None where these do not fit."""
+    """Return the number implied by the features other than the queries'; None if these do not fit."""
     numbers = set()
     for path, segments in layout.inputs.items():
         if path in module._parameters:
@@ -218,7 +219,7 @@ def _num_key_value_heads(module: nn.Module, layout: HeadLayout, num_heads: int, 
             numbers.add(divmod(features - of_queries, of_key_values))
         elif features != of_queries:
             return None
-    if not numbers:  # query, key and value of each head lie together
+    if not numbers:  # query, key and value of each head are interleaved
         return num_heads
     (number, rest), *others = numbers
     return None if others or rest or number < 0 else number
@@ -232,5 +233,5 @@ def _submodule(module: nn.Module, parent: nn.Module, path: str) -> nn.Module:
 
 
 def named_parts(module: nn.Module) -> str:
-    """Return the names of the submodules and parameters, of which a layout can be made."""
+    """Return the names of the submodules and parameters from which a layout can be built."""
     return ", ".join((*module._modules, *module._parameters)) or "none"

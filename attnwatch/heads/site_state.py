@@ -1,4 +1,4 @@
-"""Entries of a state dict that are about one attention module."""
+"""Entries of a state dict that belong to one attention module."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,17 +18,17 @@ _SHOWN = 3
 
 @dataclass
 class SiteState:
-    """Entries of a state dict that are about one site, and what it takes to load them.
+    """Entries of a state dict that belong to one site, and the changes needed to load them.
 
     Attributes:
-        site: in the model that loads the state.
+        site: site in the model that loads the state dict.
         state: the state dict.
-        path: of the module in the state dict.
-        named: numbers of the heads that the state names; None if it names none.
-        heads: that the site gets; empty, with something `missing`, where they are not known.
-        names: of the entries of the state that are about the site.
-        missing: names of entries that the heads need, and that neither the state nor the model has.
-        values: of parameters whose size changes, until the state is loaded.
+        path: path of the module in the state dict.
+        named: numbers of the heads that the state dict names; None if it names none.
+        heads: heads that the site gets; if they are unknown, empty and `missing` is not.
+        names: names of the entries of the state dict that belong to the site.
+        missing: names of entries that the heads need, and that neither the state dict nor the model has.
+        values: values of parameters whose size changes, until the state dict is loaded.
     """
 
     site: HeadSite
@@ -49,21 +49,21 @@ class SiteState:
 
     @property
     def changes_heads(self) -> bool:
-        """True if the site gets other heads than it has."""
+        """True if the heads of the site change."""
         return self.heads != self.site.kept
 
     @property
     def has_only_adapters(self) -> bool:
-        """True if the state has only adapters of the site; those of a checkpoint come all together."""
+        """True if the state dict has only adapters of the site; a checkpoint contains all of them together."""
         return bool(self._present) and all(".lora_" in name for name, _ in self._present.values())
 
     @property
     def is_cut(self) -> bool:
-        """True if all that the site gets is in the model."""
+        """True if the model already has all heads that the site gets."""
         return self._is_known and {*self.heads} <= {*self.site.kept}
 
     def fits(self, heads: Sequence[int]) -> bool:
-        """Return whether the state has the sizes of so many heads."""
+        """Return whether the sizes in the state dict match this many heads."""
         shapes = {}
         for cut in self.site.cuts_of(heads):
             shapes[cut.key] = list(cut.parameter.shape)
@@ -71,11 +71,11 @@ class SiteState:
         return all(shapes[key] == list(value.shape) for key, (_, value) in self._present.items())
 
     def fits_stage(self, stage: Heads) -> bool:
-        """Return whether the state may be of a time when the model had these heads."""
+        """Return whether the state dict may date from a stage when the model had these heads."""
         return self.site.name not in stage or self.fits(stage[self.site.name])
 
     def choose(self, stage: Heads | None) -> None:
-        """Choose the heads: the named ones, else the first that fit of a stage, of the model and of all heads."""
+        """Choose the heads: the named ones, or the first that fit among a stage's, the model's and all heads."""
         of_stage = [] if stage is None or self.site.name not in stage else [stage[self.site.name]]
         unpruned = tuple(range(self.site.num_unpruned_heads))
         known = [self.named] if self.named is not None else [*of_stage, self.site.kept, unpruned]
@@ -85,13 +85,13 @@ class SiteState:
     def plan(
         self, parameters: Mapping[int, str], prefix: str, removed: RemovedHeads | None, loaded: Collection[str]
     ) -> None:
-        """Find out what it takes to have the heads; nothing is changed.
+        """Determine the changes needed to get the heads, without making them.
 
         Args:
-            parameters: names of the model's parameters by their identities.
-            prefix: of the names in the state.
-            removed: what cuts have taken from the model.
-            loaded: names of what came with an earlier part of the state.
+            parameters: names of the model's parameters by identity.
+            prefix: prefix of the names in the state dict.
+            removed: weights that cuts removed from the model.
+            loaded: names of the entries of earlier parts of the state dict.
         """
         self.names = [name for name, _ in self._present.values()]
         self.names += [self._kept_name] if self.named is not None else []
@@ -115,27 +115,27 @@ class SiteState:
                     self.values.append((cut, value))
 
     def why_not(self) -> str:
-        """Return why the state can't be loaded, with the remedy."""
+        """Return why the state dict can't be loaded, with the remedy."""
         name, has = self.site.name, list(self.site.kept)
         if not self._is_known:
             shown = list(self._present.values())[:_SHOWN]
             sizes = ", ".join(f"{name} {list(value.shape)}" for name, value in shown)
             return (
                 f"the state dict does not say which heads of {name!r} it has: {self._kept_name!r} is missing, and its "
-                f"sizes ({sizes}) are not those of the model's heads {has}. Nothing was changed. Remove the heads that "
-                "the checkpoint's model did not have first, as with attnwatch.PruningPlan.load("
+                f"sizes ({sizes}) do not match the model's heads {has}. Nothing was changed. First remove the heads "
+                "that the checkpoint's model did not have, as with attnwatch.PruningPlan.load("
                 "'checkpoint/pruning_plan.json').apply(model), or load a state dict of the whole model."
             )
         back = sorted({*self.heads} - {*has})
         return (
             f"the state dict has the heads {list(self.heads)} of {name!r}, the model {has}, and the weights of "
             f"{back} are neither in the state dict nor in the model: missing are {shortened(self.missing)}. Nothing "
-            "was changed. Load a state dict of the whole model in one call; load adapters onto an unpruned base model, "
-            "after attnwatch.PruningPlan has removed the heads that the checkpoint's model did not have."
+            "was changed. Load a state dict of the whole model in one call; load adapters onto an unpruned base model "
+            "after removing the heads that the checkpoint's model did not have, with attnwatch.PruningPlan."
         )
 
     def _find_present(self) -> dict[tuple[int, str], tuple[str, Tensor]]:
-        """Return what of the parameters that depend on heads is in the state, with its name there."""
+        """Return the entries of the state dict for parameters that depend on heads, with their names there."""
         site = self.site
         roots = [(self.path, site.module)]
         if site.is_output_outside:
@@ -155,14 +155,14 @@ class SiteState:
         heads = tuple(kept.round().long().tolist())
         if list(heads) != sorted({*heads}) or not {*heads} <= {*range(self.site.num_unpruned_heads)}:
             raise ConfigurationError(
-                f"the state dict says that {self.site.name!r} has the heads {list(heads)}; the unpruned model has 0 to "
-                f"{self.site.num_unpruned_heads - 1} there. Is it of another model? Nothing was changed."
+                f"the state dict names the heads {list(heads)} at {self.site.name!r}; the unpruned model has 0 to "
+                f"{self.site.num_unpruned_heads - 1} there. Is it from another model? Nothing was changed."
             )
         return heads
 
 
 def shortened(names: Iterable[str]) -> str:
-    """Return the first names, and how many more there are."""
+    """Return the first names, and the number of the remaining ones."""
     first, rest = list(names)[:_SHOWN], list(names)[_SHOWN:]
     return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
 

@@ -1,4 +1,4 @@
-"""A model and its optimizers as they were before a cut, to put them back."""
+"""Snapshot of a model and its optimizers before a cut, for restoring them."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.surgery import replaced_parameter
 
 Snapshot = dict[str, Any]
-"""Tensors, numbers and strings only, so that it can lie in a checkpoint."""
+"""Tensors, numbers and strings only, so that a checkpoint can hold it."""
 
 
 @torch.no_grad()
 def take_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]) -> Snapshot:
-    """Copy everything that training changes, as large as the model with its optimizers' state."""
+    """Copy everything that training changes: model and optimizer state."""
     heads = HeadMap.of(model)
     return {
         "sites": {name: list(kept) for name, kept in heads.kept.items()},
@@ -33,14 +33,14 @@ def take_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]) -
 
 
 def check_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
-    """Check that `restore_snapshot` can put model and optimizers back.
+    """Check that `restore_snapshot` can restore model and optimizers.
 
     Raises:
-        ConfigurationError: the model or an optimizer has been changed otherwise than by a cut since then.
+        ConfigurationError: the model or an optimizer was changed since then by something other than a cut.
     """
     if len(optimizers) != len(snapshot["optimizers"]):
         raise ConfigurationError(
-            f"there are {len(optimizers)} optimizers, and there were {len(snapshot['optimizers'])} before the cut."
+            f"there are {len(optimizers)} optimizers, but there were {len(snapshot['optimizers'])} before the cut."
         )
     for optimizer, states in zip(optimizers, snapshot["optimizers"], strict=True):
         if len(_parameters(optimizer)) < len(states):
@@ -51,22 +51,22 @@ def check_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer], 
     for what, before in (("attention", snapshot["sites"]), ("parameter", snapshot["parameters"])):
         gone = [name for name in before if name not in named[what]]
         if gone:
-            raise ConfigurationError(f"the model has no {what} {gone[0]!r} any more, which it had before the cut.")
+            raise ConfigurationError(f"the model no longer has the {what} {gone[0]!r} that it had before the cut.")
     cut = {id(part.parameter) for site in heads.sites.values() for part in site.cuts_of(site.kept)}
     for name, value in snapshot["parameters"].items():
         parameter = parameters[name]
         if parameter.shape != value.shape and id(parameter) not in cut:
             raise ConfigurationError(
-                f"the parameter {name!r} was {list(value.shape)} before the cut and is {list(parameter.shape)}, which "
-                "no cut has made it."
+                f"the parameter {name!r} was {list(value.shape)} before the cut and is now {list(parameter.shape)}, "
+                "which is not the result of a cut."
             )
 
 
 @torch.no_grad()
 def restore_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer], snapshot: Snapshot) -> None:
-    """Put model and optimizers back, heads included. The snapshot is used up: its tensors become the model's.
+    """Restore model and optimizers, including heads. The snapshot is consumed: its tensors become the model's.
 
-    Parameters that an optimizer was given since then keep their state.
+    Parameters added to an optimizer since then keep their state.
 
     Raises:
         ConfigurationError: see `check_snapshot`; nothing was changed.
@@ -75,7 +75,7 @@ def restore_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]
     check_snapshot(heads, optimizers, snapshot)
     model = heads.model
     parameters = dict(model.named_parameters())
-    # Whatever needs memory is made before anything is touched.
+    # All memory is allocated before anything is changed.
     new = {
         path: replaced_parameter(parameters[path], value)
         for path, value in snapshot["parameters"].items()
@@ -110,7 +110,7 @@ def restore_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer]
 def _states_of(
     optimizer: Optimizer, states: list[dict[str, Any]], replaced: dict[nn.Parameter, nn.Parameter]
 ) -> list[tuple[nn.Parameter, dict[str, Any]]]:
-    """Return the parameters that there will be, each with its state."""
+    """Return the parameters after the restore, each with its state."""
     parameters = [replaced.get(parameter, parameter) for parameter in _parameters(optimizer)]
     return [
         (parameter, {name: _to(value, parameter) for name, value in state.items()})

@@ -16,9 +16,9 @@ from attnwatch.utils.hooks import put, take_off
 
 
 def accept_pruned_state(model: nn.Module) -> RemovableHandle:
-    """Let `model.load_state_dict` take the state of a pruned model: the model gets the heads that the state has.
+    """Let `model.load_state_dict` accept the state of a pruned model: the model gets the heads of the state dict.
 
-    In a LightningModule's `__init__` it makes `load_from_checkpoint` work:
+    Called in a LightningModule's `__init__`, it makes `load_from_checkpoint` work:
 
     ```python
     class Classifier(LightningModule):
@@ -28,20 +28,20 @@ def accept_pruned_state(model: nn.Module) -> RemovableHandle:
             attnwatch.accept_pruned_state(self)
     ```
 
-    Heads that the model does not have come back, as in `trainer.test(ckpt_path="best")` of a checkpoint from before a
-    cut. Parameters stay the objects that they are, so that optimizers go on with them once their own state, which has
-    other sizes now, is loaded too.
+    Heads that the model no longer has return, as in `trainer.test(ckpt_path="best")` with a checkpoint from before a
+    cut. Parameters stay the same objects, so that optimizers continue with them once their own state, whose sizes now
+    differ, is loaded too.
 
-    Deep copies of the model take such states too. A pickle of it does not, so that it loads without attnwatch.
+    Deep copies of the model accept such states too. Pickles do not, so that they load without attnwatch.
 
-    `load_state_dict` raises a `ConfigurationError`, and leaves the model as it was, where a state dict has other heads
-    than the model but not all that these need: one of adapters only, or a part of a sharded one.
+    If a state dict has other heads than the model but lacks some of their weights (adapters only, or part of a sharded
+    checkpoint), `load_state_dict` raises a `ConfigurationError` and leaves the model unchanged.
 
     Args:
-        model: with heads that can be removed, or a module with such models in it.
+        model: model with heads that can be removed, or a module that contains such models.
 
     Returns:
-        A handle whose `remove()` ends it.
+        A handle whose `remove()` method undoes this.
 
     Example:
         >>> from attnwatch import prune_heads
@@ -58,16 +58,16 @@ def accept_pruned_state(model: nn.Module) -> RemovableHandle:
 
 
 class StateLoader:
-    """Hook that resizes a model to the heads of a state dict before this is loaded, or raises and changes nothing.
+    """Hook that resizes a model to the heads of a state dict before it is loaded, or raises and changes nothing.
 
-    Its `prepare` is a hook for `register_load_state_dict_pre_hook`. Copies of the model accept states for
-    themselves, and know nothing of the run.
+    Its `prepare` is a hook for `register_load_state_dict_pre_hook`. Copies of the model get their own hook, which
+    does not know the run.
 
     Args:
-        removed: what cuts have taken from the model; None where nothing was kept.
-        expected: returns the heads of the checkpoint that is being loaded, or None where they are not known.
-        waits: for the rest of a module's state, which comes in a later call, as from a sharded checkpoint; `finish`
-            raises where it did not come.
+        removed: weights that cuts removed from the model; None if none were kept.
+        expected: function that returns the heads of the checkpoint being loaded, or None if they are unknown.
+        waits: wait for the rest of a module's state in later calls, as with a sharded checkpoint; `finish` raises
+            if it did not arrive.
     """
 
     def __init__(
@@ -82,29 +82,29 @@ class StateLoader:
         self._loaded: set[str] = set()
 
     def attach(self, model: nn.Module) -> None:
-        """Become the one that prepares this module for its states. An earlier one, of another run, is taken out."""
+        """Register this loader on the module, replacing an earlier one from another run."""
         take_off(model, accept_pruned_state)
         _register(self, model)
 
     def finish(self) -> None:
-        """Check that all of a state has come.
+        """Check that the state dict was complete.
 
         Raises:
-            ConfigurationError: some of a module's state did not come.
+            ConfigurationError: part of a module's state is missing.
         """
         waiting, self._waiting = self._waiting, {}
         self._loaded.clear()
         if waiting:
             raise ConfigurationError(
-                f"the state dict is not complete: of {shortened(waiting)} it has only a part, with other heads than "
-                "the model. These modules are left as they were. Load all parts of the checkpoint."
+                f"the state dict is not complete: it has only a part of {shortened(waiting)}, with other heads than "
+                "the model. These modules were left unchanged. Load all parts of the checkpoint."
             )
 
     def prepare(self, model: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-        """Give the model the heads that the state has.
+        """Give the model the heads of the state dict.
 
         Raises:
-            ConfigurationError: the state has not all that it takes; nothing was changed.
+            ConfigurationError: the state dict lacks some of the weights needed; nothing was changed.
         """
         for waiting in self._waiting.values():
             state.update(waiting)
@@ -133,7 +133,7 @@ class StateLoader:
             _apply(heads, ready)
 
     def _choose_heads(self, parts: Sequence[SiteState], heads: HeadMap) -> None:
-        """Choose each site's heads: named in the state, else of one time of the run, else by the sizes."""
+        """Choose each site's heads: as named in the state dict, or from one stage of the run, or by the sizes."""
         is_named = any(part.named is not None for part in parts)
         expected = None if is_named or self._expected is None else self._expected()
         history = [] if is_named or self._removed is None else self._removed.stages
@@ -151,13 +151,13 @@ def _register(loader: StateLoader, model: nn.Module) -> RemovableHandle:
 
 
 def _refuse_other_shapes(model: nn.Module, state: dict[str, Any], prefix: str, parts: Sequence[SiteState]) -> None:
-    """Raise a `ConfigurationError` if the state could not be loaded afterwards, for another reason than its heads."""
+    """Raise a `ConfigurationError` if loading the state dict would then fail for a reason other than its heads."""
     ours = {name for part in parts for name in part.names}
     for name, value in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
         other = state.get(f"{prefix}{name}")
         if f"{prefix}{name}" not in ours and isinstance(other, Tensor) and other.shape != value.shape:
             raise ConfigurationError(
-                f"the state dict has other heads than the model, and is not of the same model otherwise: {name} is "
+                f"the state dict has other heads than the model, and differs in other sizes too: {name} is "
                 f"{list(other.shape)} there, {list(value.shape)} here. Nothing was changed."
             )
 
@@ -179,7 +179,7 @@ def _apply(heads: HeadMap, parts: Sequence[SiteState]) -> None:
 
 
 def _become(parameter: nn.Parameter, module: nn.Module, name: str) -> None:
-    """Let a parameter take the values and the place of the one that has replaced it, as optimizers hold it."""
+    """Let a parameter, which optimizers hold, take the values and place of the one that replaced it."""
     new = module._parameters[name]
     if new is not None and new is not parameter:
         parameter.data, parameter.grad = new.data, None

@@ -1,4 +1,4 @@
-"""Configs that let transformers build a pruned model by itself."""
+"""Configs with which transformers builds a pruned model without attnwatch."""
 
 import copy
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def stock_config(model: "PreTrainedModel") -> "PretrainedConfig | None":
-    """Return a config that builds the pruned model as it is, without attnwatch; None where there is none.
+    """Return a config that builds the pruned model without attnwatch; None if there is none.
 
-    Layers must have equally many heads. Some families declare a `head_dim` (Llama, Qwen3), some read it from their
-    config although they do not declare it (Qwen2); of all others the width of a head follows from the number of heads.
+    Layers must have equal numbers of heads. Some families declare a `head_dim` (Llama, Qwen3), some read it from their
+    config without declaring it (Qwen2); all others derive the width of a head from the number of heads.
     """
     sites = list(HeadMap.of(model).sites.values())
     if not any(site.is_pruned for site in sites):
@@ -42,13 +42,13 @@ def _candidates(model: "PreTrainedModel", site: HeadSite) -> "Iterator[Pretraine
 
 
 def _builds(config: "PretrainedConfig", model: "PreTrainedModel") -> bool:
-    """Return whether a saved copy of the config builds this model, with the same tensors and numbers in its modules."""
+    """Return whether a saved copy of the config builds this model, with the same tensors and module sizes."""
     try:
         read = type(config).from_dict(config.to_dict())
         read._attn_implementation = model.config._attn_implementation
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
             built = type(model)(read)
-    except Exception:  # of the config's own checks: Llama's width must be a multiple of its number of heads
+    except Exception:  # from the config's own checks: Llama's width must be a multiple of its number of heads
         return False
     numbers, built_numbers = _numbers(model), _numbers(built)
     is_alike = all(built_numbers[name] == numbers[name] for name in numbers.keys() & built_numbers.keys())
@@ -61,7 +61,7 @@ def _tensors(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def _numbers(model: nn.Module) -> dict[str, Any]:
-    """Return the numbers that modules compute with: heads, widths, scales."""
+    """Return the numbers that modules compute with, such as heads, widths and scales."""
     return {
         f"{path}.{name}": value
         for path, module in model.named_modules()

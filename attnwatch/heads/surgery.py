@@ -1,4 +1,4 @@
-"""Removal of heads from a model and its optimizers, complete or not at all."""
+"""Atomic removal of heads from a model and its optimizers."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -16,19 +16,19 @@ from attnwatch.heads.projections import ParameterCut
 from attnwatch.heads.site import HeadSite
 
 HeadsBySite = Mapping[str, Sequence[int]] | Mapping[int, Sequence[int]] | Mapping[str | int, Sequence[int]]
-"""Numbers of heads, as in the unpruned model, by the names or the numbers of their sites."""
+"""Heads, numbered as in the unpruned model, by the names or numbers of their sites."""
 
 
 class Surgery:
-    """Planned cut: `apply` makes it, `revert` takes it back. Planning changes nothing.
+    """Planned cut: `apply` makes it, `revert` undoes it. Planning changes nothing.
 
     Args:
         model: the model, or its `HeadMap`.
-        removed: heads that go.
-        optimizers: that hold the model's parameters.
+        removed: heads to remove.
+        optimizers: optimizers that hold the model's parameters.
 
     Attributes:
-        removed: heads that go, by site in the order of the model.
+        removed: heads to remove, by site in the order of the model.
 
     Raises:
         ConfigurationError: a part of the cut is impossible.
@@ -62,7 +62,7 @@ class Surgery:
         apply_all(self._changes)
 
     def revert(self) -> None:
-        """Take the cut back."""
+        """Undo the cut."""
         for change in reversed(self._changes):
             change.revert()
 
@@ -78,7 +78,7 @@ class Surgery:
 
 
 def replaced_parameter(old: nn.Parameter, value: Tensor) -> nn.Parameter:
-    """Return a parameter with this value and the attributes of the old one."""
+    """Return a parameter with this value and the attributes of the old parameter."""
     new = nn.Parameter(value.to(old.device), requires_grad=old.requires_grad)
     vars(new).update(vars(old))
     return new
@@ -89,7 +89,7 @@ def _take(tensor: Tensor, dim: int, kept: Tensor) -> Tensor:
 
 
 def _checked(heads: HeadMap, removed: HeadsBySite) -> dict[str, list[int]]:
-    """Return the heads that stay of each site that loses some."""
+    """Return the heads to keep at each site that loses some."""
     if not isinstance(removed, Mapping):
         raise ConfigurationError(f"`heads` must map sites to lists of heads, got {type(removed).__name__}.")
     heads.require_sites("model")
@@ -108,8 +108,8 @@ def _checked(heads: HeadMap, removed: HeadsBySite) -> dict[str, list[int]]:
 def _refuse_data_parallel(model: nn.Module) -> None:
     if any(isinstance(module, DistributedDataParallel) for module in model.modules()):
         raise ConfigurationError(
-            "`model` is wrapped in DistributedDataParallel, which goes on with the parameters that it was made with: "
-            "cut the module in it on every process, and wrap it anew."
+            "`model` is wrapped in DistributedDataParallel, which keeps using the parameters it was created with: "
+            "cut the wrapped module on every process, and wrap it again."
         )
 
 
@@ -124,7 +124,7 @@ def _checked_heads(site: HeadSite, heads: Sequence[int]) -> set[int]:
                 f"`heads`: {site.name!r} has no head {head}; its heads are 0 to {site.num_unpruned_heads - 1}."
             )
         if head not in site.kept:
-            raise ConfigurationError(f"`heads`: head {head} of {site.name!r} was removed before; it has {site.kept}.")
+            raise ConfigurationError(f"`heads`: head {head} of {site.name!r} was already removed; it has {site.kept}.")
     if len(set(heads)) < len(heads):
         raise ConfigurationError(f"`heads` at {site.name!r} names a head twice: {list(heads)}.")
     return set(heads)

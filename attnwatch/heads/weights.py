@@ -1,4 +1,4 @@
-"""Heads of saved weights, read without building a model and without running pickled code."""
+"""Heads of saved weights, read without building a model or running pickled code."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -13,7 +13,7 @@ from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.names import named_alike
 from attnwatch.utils.files import UnreadableFileError, read_json
 
-# As transformers, Accelerate and the Trainer call them; the first that a folder has counts.
+# Names used by transformers, Accelerate and the Trainer; the first one found in a folder is used.
 _NAMES = (
     *("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"),
     "adapter_model.safetensors",
@@ -21,14 +21,14 @@ _NAMES = (
 
 
 def weight_files(path: Path, variant: str | None = None) -> list[Path]:
-    """Return the files that hold a model's weights: the file itself, or those that a folder has.
+    """Return the files that hold a model's weights: the file itself, or those in a folder.
 
     Args:
-        path: a `.safetensors` file, a file of `torch.save`, or a folder.
+        path: a `.safetensors` file, a file written by `torch.save`, or a folder.
         variant: part of the files' names, as in `model.fp16.safetensors`.
 
     Raises:
-        ConfigurationError: an index names no files of this folder.
+        ConfigurationError: an index is invalid, or names files that are not in this folder.
     """
     if path.is_file():
         return [path]
@@ -49,15 +49,15 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigurationError(f"{index.name} is not an index of weights ({error!r})") from None
     if any(Path(name).name != name or not file.is_file() for name, file in zip(names, files, strict=True)):
-        raise ConfigurationError(f"{index.name} names weights that do not lie beside it: {', '.join(names[:3])}")
+        raise ConfigurationError(f"{index.name} names weights that are not in the same folder: {', '.join(names[:3])}")
     return files
 
 
 def saved_heads(files: Iterable[Path]) -> dict[str, list[int]]:
-    """Return the numbers of the heads that each pruned attention module of a saved model still has, by its path.
+    """Return the numbers of the heads left in each pruned attention module of a saved model, by module path.
 
     Raises:
-        ConfigurationError: a file holds no weights, or numbers that can't be those of heads.
+        ConfigurationError: a file holds no weights, or invalid head numbers.
     """
     found: dict[str, list[int]] = {}
     for file in files:
@@ -65,19 +65,21 @@ def saved_heads(files: Iterable[Path]) -> dict[str, list[int]]:
             numbers = kept.double().flatten().tolist()
             heads = [round(number) if math.isfinite(number) else -1 for number in numbers]
             if kept.ndim != 1 or sorted(set(heads)) != heads or min(heads, default=0) < 0:
-                raise ConfigurationError(f"{file.name}: {path}.{KEPT_HEADS} is no ascending list of heads: {heads[:9]}")
+                raise ConfigurationError(
+                    f"{file.name}: {path}.{KEPT_HEADS} is not an ascending list of heads: {heads[:9]}"
+                )
             found[path] = heads
     return found
 
 
 def _kept_in(file: Path) -> dict[str, Tensor]:
-    """Return the heads of the pruned modules by path."""
+    """Return the heads of the pruned modules by module path."""
     try:
         if file.suffix == ".safetensors":
             return _kept_in_safetensors(file)
         content = torch.load(file, weights_only=True, map_location="cpu", mmap=True)
-    except Exception as error:  # of safetensors, of unpickling, of the disk
-        raise ConfigurationError(f"{file.name} holds no weights that could be read ({error})") from error
+    except Exception as error:  # from safetensors, unpickling or the disk
+        raise ConfigurationError(f"{file.name} holds no readable weights ({error})") from error
     state = content.get("state_dict", content) if isinstance(content, Mapping) else None
     if not isinstance(state, Mapping):
         raise ConfigurationError(f"{file.name} holds no state dict, but a {type(content).__name__}")
@@ -100,13 +102,12 @@ def _owner(name: str) -> str:
 
 
 def sites_of(kept: Mapping[str, list[int]], heads: HeadMap) -> dict[str, list[int]]:
-    """Return the saved heads by the sites of a model.
+    """Return the saved heads by site of a model.
 
-    Files may call modules otherwise: transformers writes the names of a family's first checkpoints, wrappers add a
-    prefix.
+    Names in files may differ: transformers writes the names of a family's first checkpoints, and wrappers add a prefix.
 
     Raises:
-        ConfigurationError: the model has no such module, several, or fewer heads there.
+        ConfigurationError: the model has no such module, several of them, or fewer heads there.
     """
     sites = heads.sites
     in_files = _names_in_files(heads.model, sites)
@@ -130,11 +131,11 @@ def sites_of(kept: Mapping[str, list[int]], heads: HeadMap) -> dict[str, list[in
 
 
 def _names_in_files(model: nn.Module, sites: Iterable[str]) -> dict[str, str]:
-    """Return the sites by the names that transformers gives them in files."""
+    """Return the sites by their names in transformers' files."""
     try:
         from transformers import PreTrainedModel
         from transformers.core_model_loading import revert_weight_conversion
-    except ImportError:  # before transformers 5 they are called the same
+    except ImportError:  # before transformers 5, the names are the same
         return {}
     if not isinstance(model, PreTrainedModel):
         return {}

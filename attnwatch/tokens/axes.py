@@ -1,4 +1,4 @@
-"""Kept tokens of tensors, whichever of their axes are tokens."""
+"""Selection of the kept tokens of tensors along any token axes."""
 
 import torch
 from torch import Tensor
@@ -8,15 +8,15 @@ def take(tensor: Tensor, axes: str, kept: Tensor) -> Tensor:
     """Return the kept tokens of a tensor.
 
     Args:
-        tensor: any.
-        axes: a word for each of its axes: `batch` (as long as the batch, or 1), `tokens` (may come twice; an axis of
-            length 1 is broadcast and stays) and any others. Without `batch` all sequences share it. `boundaries` alone
-            are cumulative lengths of documents: int [documents + 1], in a batch of one sequence.
+        tensor: any tensor.
+        axes: a word for each of its axes: `batch` (as long as the batch, or 1), `tokens` (may occur twice; an axis of
+            length 1 is broadcast and stays) and any others. Without `batch`, all sequences share the tensor.
+            `boundaries` alone denotes cumulative lengths of documents: int [documents + 1], in a batch of one sequence.
         kept: int64 [batch, kept], positions of the tokens in each sequence, ascending.
 
     Returns:
-        The tensor with the kept tokens on its token axes, and a batch axis as long as that of `kept`, in front where
-        there was none.
+        The tensor with only the kept tokens on its token axes, and with a batch axis as long as that of `kept`, added
+        in front if there was none.
 
     Example:
         >>> take(torch.tensor([[10, 11, 12], [20, 21, 22]]), "batch tokens", torch.tensor([[0, 2], [1, 2]]))
@@ -40,7 +40,7 @@ def take(tensor: Tensor, axes: str, kept: Tensor) -> Tensor:
 
 
 def take_states(states: Tensor, kept: Tensor) -> Tensor:
-    """Return [batch, kept, features] of [batch, tokens, features]; as `take` does, with a faster gradient."""
+    """Select [batch, kept, features] from [batch, tokens, features], like `take` but with a faster gradient."""
     return states.flatten(0, 1).index_select(0, _flat(kept, states.shape[1])).unflatten(0, kept.shape)
 
 

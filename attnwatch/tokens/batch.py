@@ -1,4 +1,4 @@
-"""Tokens of one forward, with what is known about them."""
+"""Tokens of one forward pass, and the information known about them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,20 +12,20 @@ from attnwatch.capture import sees_own_key
 from attnwatch.errors import ConfigurationError
 
 TokenSource = Literal["attention", "losses"]
-"""Attribute of a `TokenBatch` that costs something, so that it is there only if the criterion declares it."""
+"""Attribute of a `TokenBatch` that is costly, and therefore only available if the criterion declares it."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Tokens of one forward, as a criterion sees them.
+    """Tokens of one forward pass, as seen by a criterion.
 
     Attributes:
         states: hidden states [batch, tokens, features] that enter the first of the layers, without gradient.
-        input_ids: int [batch, tokens]; None where the model was given none of this shape.
-        padding: bool [batch or 1, tokens], True at padding; None where nothing says that there is some.
+        input_ids: int [batch, tokens]; None if the model received none of this shape.
+        padding: bool [batch or 1, tokens], True at padding; None if no padding is known.
         starts: bool [batch or 1, tokens], True at the first token of each sequence, and of each document in it.
-        generator: on the CPU, seeded for this forward; None for torch's own.
-        read: tensors [batch, tokens] that the criterion has declared in `reads`.
+        generator: random number generator on the CPU, seeded for this forward pass; None for torch's default.
+        read: tensors [batch, tokens] that the criterion declares in `reads`.
     """
 
     states: Tensor
@@ -37,7 +37,7 @@ class TokenBatch:
 
     @classmethod
     def of(cls, states: Tensor, known: Mapping[str, Tensor], generator: torch.Generator | None = None) -> "TokenBatch":
-        """Return the batch of hidden states [batch, tokens, features], with what `choice.KNOWN` lists."""
+        """Return the batch of hidden states [batch, tokens, features], with the values that `choice.KNOWN` lists."""
         tokens = states.shape[:2]
         ids = known.get("input_ids")
         padding = _padding(known, tokens)
@@ -54,7 +54,7 @@ class TokenBatch:
 
     @property
     def attention(self) -> Tensor:
-        """Attention [batch, tokens] that each token receives in the layer before, relative to uniform attention.
+        """Attention [batch, tokens] that each token receives in the preceding layer, relative to uniform attention.
 
         Raises:
             ConfigurationError: the criterion has not declared that it reads "attention".
@@ -63,7 +63,7 @@ class TokenBatch:
 
     @property
     def losses(self) -> Tensor:
-        """Running mean [batch, tokens] of the loss of each token's vocabulary id, nan where it was not seen yet.
+        """Running mean [batch, tokens] of the loss of each token's vocabulary id, nan for unseen ids.
 
         Raises:
             ConfigurationError: the criterion has not declared that it reads "losses".
@@ -76,11 +76,11 @@ class TokenBatch:
         return self.read[source]
 
     def noise(self) -> Tensor:
-        """Return uniform random numbers [batch, tokens]: the same on every device, others at each call."""
+        """Return uniform random numbers [batch, tokens], the same on every device, new at each call."""
         return torch.rand(self.states.shape[:2], generator=self.generator).to(self.states.device)
 
     def protected(self, number: int, ids: Sequence[int]) -> Tensor:
-        """Return a mask of the first `number` tokens of each document, and of the tokens of some vocabulary ids."""
+        """Return a mask of the first `number` tokens of each document, and of the tokens with these vocabulary ids."""
         protected = self.starts if number else torch.zeros_like(self.starts)
         for _ in range(1, number):
             protected = protected | torch.nn.functional.pad(protected, (1, -1))
@@ -112,7 +112,7 @@ def _first(padding: Tensor | None, states: Tensor) -> Tensor:
 
 
 def _restarts(known: Mapping[str, Tensor], tokens: torch.Size) -> Tensor | None:
-    """Return a mask of the tokens whose positions do not go on: the documents of a packed batch start there."""
+    """Return a mask of the tokens whose positions restart, where documents of a packed batch begin."""
     positions = known.get("position_ids", known.get("layer_positions"))
     if positions is None or positions.shape not in (tokens, (1, tokens[1])):
         return None
@@ -128,7 +128,7 @@ def _boundaries(known: Mapping[str, Tensor], tokens: torch.Size) -> Tensor | Non
 
 
 def _first_seen(known: Mapping[str, Tensor], tokens: torch.Size) -> Tensor | None:
-    """Return a mask of the tokens that see none before them: documents of a block-diagonal mask start there."""
+    """Return a mask of the tokens that see no earlier ones, where documents of a block-diagonal mask begin."""
     mask = known.get("layer_mask")
     if mask is None or mask.ndim != 4 or mask.shape[-2:] != (tokens[1], tokens[1]):
         return None

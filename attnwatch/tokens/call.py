@@ -1,4 +1,4 @@
-"""One forward of the model: what its arguments tell about the tokens, and why all of them are needed."""
+"""One forward pass of the model: information about its tokens, and reasons to compute all of them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +8,14 @@ from attnwatch.tokens.stacks import Stack
 
 
 class ModelCall:
-    """Call of the outermost of the models around a stack.
+    """Call of the outermost model around a stack.
 
     Args:
-        stack: whose layers it runs.
-        arguments: by name; None where the layers are called by something else, of which nothing is known.
+        stack: stack whose layers the model runs.
+        arguments: arguments by name; None if the layers are called by unknown code.
 
     Attributes:
-        reads_between: flag that a model further in returns the hidden states between the layers.
+        reads_between: True if an inner model returns the hidden states between the layers.
     """
 
     def __init__(self, stack: Stack, arguments: Mapping[str, Any] | None = None):
@@ -24,31 +24,31 @@ class ModelCall:
         self._stack = stack
 
     def known(self, to_layer: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the arguments of the model, and those of the layer, tell about the tokens: see `choice.KNOWN`."""
+        """Return the information about the tokens in the model's and the layer's arguments; see `choice.KNOWN`."""
         names = ("input_ids", "attention_mask", "position_ids")
         of_model = {name: self._given(f"{self._stack.argument_prefix}{name}") for name in names}
         return {**of_model, **self._stack.layout.known(to_layer)}
 
     def why_all(self, to_layer: Mapping[str, Any], num_tokens: int) -> str:
-        """Return why all tokens must be computed; empty where some may be dropped.
+        """Return why all tokens must be computed; empty if some may be dropped.
 
         Args:
             to_layer: arguments of the first layer in which tokens are dropped, by name.
-            num_tokens: of its hidden states.
+            num_tokens: number of tokens in its hidden states.
         """
         if self._uses_cache(to_layer):
-            return "a key-value cache is given or asked for (`use_cache`)"
+            return "a key-value cache is passed or requested (`use_cache`)"
         reason = self._stack.layout.why_not(to_layer, num_tokens, self._stack.ignores)
         if reason:
             return reason
         if self._given("output_router_logits"):
-            return "the router logits of all tokens are asked for (output_router_logits)"
+            return "the router logits of all tokens are requested (output_router_logits)"
         if self.reads_between:
             return "the model around the layers reads the hidden states between them"
         return ""
 
     def _uses_cache(self, to_layer: Mapping[str, Any]) -> bool:
-        """Return whether the user wants a cache. By default models make one in training too, which nobody reads."""
+        """Return whether the user wants a cache. Models also create one in training by default, which is never read."""
         if self.arguments is None:
             return any(to_layer.get(name) is not None for name in self._stack.layout.caches)
         return self._given("use_cache") is True or any(self._given(name) is not None for name in CACHES)

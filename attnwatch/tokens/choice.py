@@ -1,7 +1,7 @@
-"""Operator that chooses the tokens, also in code that `torch.compile` has compiled, without a graph break.
+"""Operator that chooses the tokens, also in code compiled by `torch.compile`, without a graph break.
 
-It claims to change the tensor that the capture's operators claim to change, so that no compiler runs it twice, leaves
-it out, or moves it before what it depends on.
+It declares a mutation of the same tensor as the capture's operators, so that no compiler runs it twice, omits it, or
+moves it before its dependencies.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,13 @@ class Chooser(Protocol):
     def choose(self, states: Tensor, number: int, known: Mapping[str, Tensor]) -> Tensor: ...
 
 
-# What is known of the tokens, in the order in which the operator takes it.
+# Information about the tokens, in the order of the operator's arguments.
 KNOWN = ("input_ids", "attention_mask", "position_ids", "layer_mask", "layer_positions", "hidden", "boundaries")
 CHOOSERS: ObjectTable[Chooser] = ObjectTable()
 
 
 def choose(chooser: int, states: Tensor, number: int, known: Mapping[str, Any]) -> Tensor:
-    """Return what the chooser of this number chooses: int64 [batch, number]."""
+    """Return the choice of the chooser with this number: int64 [batch, number]."""
     tensors = [value if isinstance(value := known.get(name), Tensor) else None for name in KNOWN]
     if not torch.compiler.is_compiling():
         return _run(chooser, states, number, tensors)

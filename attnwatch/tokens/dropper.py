@@ -1,4 +1,4 @@
-"""Token dropper: layers in the middle of a stack compute only some of the tokens while a model trains."""
+"""Token dropper: during training, layers in the middle of a stack compute only some of the tokens."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,35 +20,36 @@ _STATE_FORMAT = 2
 class TokenDropper:
     """Compute only some of the tokens between two layers while a model trains.
 
-    The kept tokens go through the layers `first_layer` to `last_layer` in their order, with their true positions and
-    with what of the mask belongs to them; behind these the others rejoin with the states that they had (random-LTD,
-    Yao et al. 2022, arXiv 2211.11586). Loss and labels see all tokens. Each sequence has its own choice. Nothing is
-    dropped in evaluation, without gradients (as in `generate`), or where a key-value cache is given.
+    The kept tokens go through the layers `first_layer` to `last_layer` in order, with their true positions and their
+    part of the mask; after these layers, the other tokens rejoin with their earlier states (random-LTD, Yao et al.
+    2022, arXiv 2211.11586). Loss and labels see all tokens. Tokens are chosen per sequence. Nothing is dropped in
+    evaluation, without gradients (as in `generate`), or with a key-value cache.
 
     Args:
-        model: with a stack of layers that a model family knows; describe others in an `attnwatch.ModelFamily`.
-        keep_ratio: share of the tokens that is kept, above 0 and up to 1. May be set at any time.
-        first_layer, last_layer: inclusive; negative ones count from the end. The last layer sees all tokens by default.
-        criterion: which tokens are kept: the name of a `TokenCriterion`, such a class or instance, or a function of a
-            `TokenBatch` that returns scores [batch, tokens], the higher the sooner kept.
-        stack: name of the container of the layers, where the model has several.
-        min_tokens: a sequence keeps at least so many.
-        multiple_of: the number of kept tokens is rounded up to a multiple.
-        protect_first: the first tokens of each sequence, and of each document in a packed one, always stay ([CLS], the
-            attention sink, an image's class token). A sequence keeps at least so many.
-        protected_ids: vocabulary ids of tokens that always stay. Of more tokens than are kept, only some stay; a
-            warning says so.
-        drop_in_evaluation: drop tokens in evaluation too, and let them not rejoin: everything behind sees the kept ones
-            only (PoWER-BERT, Goyal et al. 2020, arXiv 2001.08950). For models that read their result off the first
+        model: model with a stack of layers that a model family knows; describe others in an `attnwatch.ModelFamily`.
+        keep_ratio: share of the tokens to keep, above 0 and up to 1. May be set at any time.
+        first_layer, last_layer: range of layers that drop tokens, inclusive; negative numbers count from the end. By
+            default, the last layer of the stack sees all tokens.
+        criterion: criterion for the tokens to keep: the name of a `TokenCriterion`, such a class or instance, or a
+            function of a `TokenBatch` that returns scores [batch, tokens]; the highest are kept.
+        stack: name of the container of the layers, if the model has several.
+        min_tokens: minimum number of tokens that a sequence keeps.
+        multiple_of: the number of kept tokens is rounded up to a multiple of this.
+        protect_first: number of first tokens of each sequence, and of each document in a packed one, that always stay
+            ([CLS], the attention sink, an image's class token). A sequence keeps at least this many.
+        protected_ids: vocabulary ids of tokens that always stay. If there are more of them than can be kept, only
+            some stay, with a warning.
+        drop_in_evaluation: also drop tokens in evaluation, and never let them rejoin: later layers see only the kept
+            tokens (PoWER-BERT, Goyal et al. 2020, arXiv 2001.08950). For models that read their result from the first
             token.
-        seed: of the choice; each process of a group has one of its own.
+        seed: seed of the choice; each process of a group derives its own.
 
     Attributes:
         layer_range: the first and the last layer in which tokens are dropped, counted from 0.
-        chooser: says which tokens of a forward are kept.
+        chooser: chooses the tokens to keep in each forward pass.
 
     Raises:
-        ConfigurationError: an argument is wrong, or tokens can't be dropped in these layers; says why.
+        ConfigurationError: an argument is invalid, or tokens can't be dropped in these layers.
 
     Example:
         >>> import torch
@@ -58,7 +59,7 @@ class TokenDropper:
         >>> model = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
         >>> with TokenDropper(model, keep_ratio=0.5, min_tokens=1) as dropper:
         ...     loss = model(torch.randn(2, 10, 8)).square().mean()
-        >>> dropper.layer_tokens, dropper.all_layer_tokens  # of 2 · 10 tokens, two of four layers see half
+        >>> dropper.layer_tokens, dropper.all_layer_tokens  # two of four layers see half of the 2 · 10 tokens
         (60, 80)
     """
 
@@ -94,7 +95,7 @@ class TokenDropper:
 
     @property
     def keep_ratio(self) -> float:
-        """Requested share of the tokens; a sequence keeps more where the other options require it."""
+        """Requested share of tokens to keep; a sequence keeps more if other options require it."""
         return self.chooser.keep_ratio
 
     @keep_ratio.setter
@@ -104,12 +105,12 @@ class TokenDropper:
 
     @property
     def layer_tokens(self) -> int:
-        """Number of tokens that the layers of the stack have computed in training, summed over layers."""
+        """Number of tokens that the layers of the stack computed in training, summed over layers."""
         return self.chooser.layer_tokens
 
     @property
     def all_layer_tokens(self) -> int:
-        """Number of tokens that they would have computed without dropping."""
+        """Number of tokens that the layers would have computed without dropping."""
         return self.chooser.all_layer_tokens
 
     @property
@@ -119,28 +120,28 @@ class TokenDropper:
         return last - first + 1
 
     def kept_share(self, layer_tokens: float, all_layer_tokens: float) -> float:
-        """Return the share of the tokens that the layers in which tokens are dropped have computed.
+        """Return the share of tokens computed in the layers that drop tokens.
 
         Args:
-            layer_tokens, all_layer_tokens: the attributes of these names, or their increase in some steps.
+            layer_tokens, all_layer_tokens: the attributes with these names, or their increase over some steps.
         """
         if not all_layer_tokens:
             return 1.0
         return 1 - (1 - layer_tokens / all_layer_tokens) * len(self._stack.layers) / self.num_layers
 
     def speedup_ceiling(self, keep_ratio: float) -> float:
-        """Return how much faster a step can get where its cost is linear in tokens: 1 / (1 - g · (1 - keep_ratio)).
+        """Return the largest possible speedup of a step at cost linear in tokens: 1 / (1 - g · (1 - keep_ratio)).
 
-        g is the share of the layers. Attention's own cost is quadratic: of many tokens, more than this is saved.
+        g is the share of the layers that drop tokens. Attention itself has quadratic cost, so long sequences save more.
         """
         return 1 / (1 - self.num_layers / len(self._stack.layers) * (1 - keep_ratio))
 
     def attach(self) -> None:
-        """Start to drop tokens; `detach` puts everything back. `with dropper:` does both."""
+        """Start dropping tokens; `detach` stops it. `with dropper:` does both."""
         self._forwards.attach()
 
     def detach(self) -> None:
-        """Put everything back as it was. May be called twice."""
+        """Restore the original state. May be called twice."""
         self._forwards.detach()
 
     def __enter__(self) -> "TokenDropper":
@@ -151,18 +152,18 @@ class TokenDropper:
         self.detach()
 
     def synchronize(self) -> None:
-        """Share between processes what the criterion has learned of losses; all must call it."""
+        """Share the losses that the criterion learned between processes; all must call it."""
         self.chooser.synchronize()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state on which later choices depend; the same on all processes after `synchronize`."""
+        """Return the state that later choices depend on; the same on all processes after `synchronize`."""
         return with_format(_STATE_FORMAT, self.chooser.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned.
+        """Restore the state that `state_dict` returned.
 
         Raises:
-            ConfigurationError: it is no such state, or of another version.
+            ConfigurationError: `state` is not such a state, or has another version.
         """
         check_format(state, _STATE_FORMAT, "TokenDropper")
         self.chooser.load_state_dict(state)

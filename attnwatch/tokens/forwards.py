@@ -1,4 +1,4 @@
-"""Forwards of a model, in which the layers of one stack get the kept tokens only."""
+"""Forward passes of a model in which the layers of one stack get only the kept tokens."""
 
 import contextlib
 import inspect
@@ -22,7 +22,7 @@ from attnwatch.utils.messages import WarnOnce
 
 
 class _Forward(threading.local):
-    """The forward that a thread is in: another one may run the same model meanwhile."""
+    """Current forward pass of a thread; other threads may run the same model at the same time."""
 
     def __init__(self, stack: Stack):
         self.model_call = ModelCall(stack)
@@ -30,13 +30,13 @@ class _Forward(threading.local):
 
 
 class RoutedForwards:
-    """Forwards of a model in which some layers of a stack compute the kept tokens only.
+    """Forward passes of a model in which some layers of a stack compute only the kept tokens.
 
     Args:
-        stack: with the model around it.
-        layers: of the stack, in which tokens are dropped.
-        chooser: says which tokens are kept.
-        drop_in_evaluation: tokens are dropped at all times, and do not rejoin.
+        stack: stack of layers and the model around it.
+        layers: layers of the stack in which tokens are dropped.
+        chooser: chooses the tokens to keep.
+        drop_in_evaluation: always drop tokens, and never let them rejoin.
     """
 
     def __init__(self, stack: Stack, layers: tuple[nn.Module, ...], chooser: TokenChooser, *, drop_in_evaluation: bool):
@@ -49,10 +49,10 @@ class RoutedForwards:
         self._attached = contextlib.ExitStack()
 
     def attach(self) -> None:
-        """Intercept the calls of the layers, and of the models around them.
+        """Intercept the calls of the layers and of the models around them.
 
         Raises:
-            ConfigurationError: another dropper does so.
+            ConfigurationError: another dropper is attached.
         """
         if any(map(is_intercepted, self._stack.layers)):
             raise ConfigurationError(
@@ -67,11 +67,11 @@ class RoutedForwards:
             self._attached = attached.pop_all()
 
     def detach(self) -> None:
-        """Put everything back as it was. May be called twice."""
+        """Restore the original state. May be called twice."""
         self._attached.close()
 
     def _call_model(self, module: nn.Module, run: Run, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one of the models around the stack. The outermost one that is called tells about the tokens."""
+        """Run one of the models around the stack. The outermost call provides the information about the tokens."""
         is_outermost = self._now.model_call.arguments is None
         if not is_outermost and kwargs.get("output_hidden_states"):
             self._now.model_call.reads_between = True
@@ -91,18 +91,16 @@ class RoutedForwards:
     def _check_route_has_ended(self) -> None:
         if self._now.route is not None:
             raise ConfigurationError(
-                "`model`: a layer in which tokens are dropped was left out, so that the others never came back; switch "
-                "off what skips layers (layerdrop), or choose `first_layer` and `last_layer` beside it."
+                "`model`: a layer in which tokens are dropped was skipped, so that the dropped tokens never rejoined; "
+                "disable layer skipping (layerdrop), or choose `first_layer` and `last_layer` to exclude it."
             )
 
     def _learn(self, module: nn.Module, given: Mapping[str, Any], output: Any) -> None:
         try:
             self._chooser.scoring.learn(module, given, output, self._chooser.generator())
-        except Exception as error:  # the training is worth more
+        except Exception as error:  # training must continue
             criterion = self._chooser.scoring.name
-            self._warn_once(
-                f"the criterion {criterion!r} does not learn from this model: {type(error).__name__}: {error}"
-            )
+            self._warn_once(f"the criterion {criterion!r} can't learn from this model: {type(error).__name__}: {error}")
 
     def _is_on(self, module: nn.Module) -> bool:
         return self._drop_in_evaluation or (module.training and torch.is_grad_enabled())
@@ -115,8 +113,8 @@ class RoutedForwards:
         layer, names = self._layers[index], self._names[index]
         if not torch.compiler.is_compiling() and in_backward() and self._chooser.keep_ratio < 1 and self._is_on(layer):
             raise ConfigurationError(
-                "the layers are run again in the backward by a checkpoint around their calls, where the same tokens "
-                "can't be chosen; use the activation checkpointing of transformers, or torch's checkpoint_wrapper."
+                "activation checkpointing around the calls of the layers runs them again in the backward pass, where "
+                "the same tokens can't be chosen; use the checkpointing of transformers, or torch's checkpoint_wrapper."
             )
         if index == 0 and self._now.route is None:
             self._now.route = self._begin(layer, {**dict(zip(names, args, strict=False)), **kwargs})
@@ -126,12 +124,12 @@ class RoutedForwards:
         if route.num_layers != index:
             self._now.route = None
             raise ConfigurationError(
-                "`model`: one of the layers in which tokens are dropped was left out or runs twice; they must run one "
-                "after the other."
+                "`model`: one of the layers in which tokens are dropped was skipped or ran twice; each must run once, "
+                "in order."
             )
         try:
             output = route.through(layer, names, run, args, kwargs)
-        except Exception:  # the forward may be tried again
+        except Exception:  # the forward pass may be retried
             self._now.route = None
             raise
         if index < len(self._layers) - 1:
@@ -142,13 +140,15 @@ class RoutedForwards:
         return route.rejoin(output, batch_first=self._stack.layout.is_batch_first(layer))
 
     def _begin(self, layer: nn.Module, to_layer: Mapping[str, Any]) -> Route | None:
-        """Return the route of a forward; None where all tokens are computed."""
+        """Return the route of a forward pass; None if all tokens are computed."""
         if not self._is_on(layer):
             return None
         layout, call = self._stack.layout, self._now.model_call
         states = to_layer[layout.states]
         if states.is_nested or states.ndim != 3:
-            self._warn_once("all tokens are computed where the hidden states are no tensor [batch, tokens, features].")
+            self._warn_once(
+                "all tokens are computed when the hidden states are not a tensor [batch, tokens, features]."
+            )
             return None
         if not layout.is_batch_first(layer):
             states = states.transpose(0, 1)
@@ -160,5 +160,5 @@ class RoutedForwards:
 
 
 def _parameters(module: nn.Module) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a module's forward by name, in their order."""
+    """Return the parameters of a module's forward by name, in order."""
     return inspect.signature(without_wrappers(module).forward).parameters

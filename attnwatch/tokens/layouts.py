@@ -1,4 +1,4 @@
-"""Declaration of the arguments of a layer that have a token axis, from which the routing follows."""
+"""Declaration of the arguments of a layer that have a token axis, for routing."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -13,29 +13,28 @@ from attnwatch.tokens.axes import take
 from attnwatch.utils.interception import original_class
 
 Router = Callable[[Tensor, Tensor, nn.Module, Mapping[str, Any]], Tensor]
-"""Called with an argument, the kept tokens [batch, kept], the layer, and all its arguments by name."""
+"""Function called with an argument, the kept tokens [batch, kept], the layer, and all its arguments by name."""
 
 
 @dataclass(frozen=True)
 class TokenLayout:
     """Declaration of the arguments of a layer that have a token axis.
 
-    What happens inside the layer must not depend on the distance of two tokens in the tensor: positions have to come
-    as an argument, or be in the states already.
+    The computation in the layer must not depend on the distance of two tokens in the tensor: positions must be an
+    argument, or already be part of the states.
 
     Args:
         states: name of the argument with the hidden states; the layer returns the new ones, alone or first in a tuple.
-        routed: how to cut the arguments with a token axis to the kept tokens: a word for each of their axes, see below;
-            a tuple of such patterns where an argument comes with different numbers of axes; or a function, called with
-            the argument, the kept tokens [batch, kept], the layer, and all its arguments by name.
+        routed: how to cut each argument with a token axis to the kept tokens: a pattern with a word for each axis, see
+            below; a tuple of patterns if the number of axes varies; or a function called with the argument, the kept
+            tokens [batch, kept], the layer, and all its arguments by name.
         whole: names of the arguments without a token axis.
-        caches: names of key-value caches; where one is given, nothing is dropped.
-        batch_first: hidden states are [batch, tokens, features], not [tokens, batch, features]; or a function of the
-            layer that says so.
+        caches: names of key-value caches; if one is passed, nothing is dropped.
+        batch_first: True if hidden states are [batch, tokens, features], False if [tokens, batch, features]; or a
+            function of the layer that returns this.
 
-    Axes are `batch`, `tokens` and any other words. An argument that all sequences share has no batch axis, and after
-    the choice it needs one in the place where the layer's code expects it: give a function. Tuples of tensors are
-    routed one by one.
+    Axes are `batch`, `tokens` and any other words. An argument that all sequences share has no batch axis, but needs
+    one after the choice, where the layer's code expects it: pass a function. Tuples of tensors are routed one by one.
 
     Raises:
         ConfigurationError: a pattern lacks the axis `batch` or `tokens`.
@@ -62,12 +61,12 @@ class TokenLayout:
             words = [pattern.split() if isinstance(pattern, str) else [] for pattern in patterns]
             if not all("batch" in each for each in words) or not any("tokens" in each for each in words):
                 raise ConfigurationError(
-                    f"`routed`: the axes of {name!r} must be words with `batch` and `tokens` among them, got "
-                    f"{how!r}; what all sequences share needs a function (see docs/explanation/tokens.md)."
+                    f"`routed`: the axes of {name!r} must be words that include `batch` and `tokens`, got {how!r}; an "
+                    "argument that all sequences share needs a function (see docs/explanation/tokens.md)."
                 )
 
     def check_arguments(self, layer_class: type[nn.Module]) -> None:
-        """Raise a `ConfigurationError` if the forward of a class of layers lacks an argument with a token axis."""
+        """Raise a `ConfigurationError` if the forward of a layer class lacks a declared argument with a token axis."""
         names = inspect.signature(layer_class.forward).parameters
         for name in (self.states, *self.routed):
             if name not in names:
@@ -78,18 +77,19 @@ class TokenLayout:
         return self.batch_first(layer) if callable(self.batch_first) else self.batch_first
 
     def knows(self, name: str) -> bool:
-        """Return whether the layout declares an argument of this name."""
+        """Return whether the layout declares an argument with this name."""
         return name == self.states or name in self.routed or name in self.whole or name in self.caches
 
     def why_not(
         self, arguments: Mapping[str, Any], num_tokens: int, ignored: Callable[[str], bool] = lambda name: False
     ) -> str:
-        """Return why the arguments of a call can't be routed; empty where they can.
+        """Return why the arguments of a call can't be routed; empty if they can.
 
         Args:
-            arguments: by name.
-            num_tokens: of the hidden states.
-            ignored: returns whether the layers never look at an argument of this name, so that it need not be cut.
+            arguments: arguments by name.
+            num_tokens: number of tokens in the hidden states.
+            ignored: function that returns whether the layers never use an argument of this name, so that it need not
+                be cut.
         """
         for name, value in arguments.items():
             if value is None or name == self.states:
@@ -100,8 +100,8 @@ class TokenLayout:
                     return reason
             elif not self.knows(name) and _has_tensor(value) and not ignored(name):
                 return (
-                    f"the layers are given {name!r}, a tensor that the token layout does not know; leave it out of the "
-                    "batch, or name it in `routed` or `whole` of a TokenLayout (see attnwatch.ModelFamily)"
+                    f"the layers receive {name!r}, a tensor that is not in the token layout; remove it from the batch, "
+                    "or name it in `routed` or `whole` of a TokenLayout (see attnwatch.ModelFamily)"
                 )
         return ""
 
@@ -117,14 +117,14 @@ class TokenLayout:
             return ""
         axes = _axes(how, value.ndim)
         if axes is None:
-            return f"{name!r} has the shape {list(value.shape)}, which the token layout does not know"
+            return f"{name!r} has the shape {list(value.shape)}, which is not in the token layout"
         lengths = [length for axis, length in zip(axes.split(), value.shape, strict=True) if axis == "tokens"]
         if any(length not in (1, num_tokens) for length in lengths):
-            return f"{name!r} is for {max(lengths)} tokens, and the layers are given {num_tokens}"
+            return f"{name!r} is for {max(lengths)} tokens, but the layers receive {num_tokens}"
         return ""
 
     def known(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what the layer's arguments tell about its tokens, see `choice.KNOWN`."""
+        """Return the information about the tokens in the layer's arguments, see `choice.KNOWN`."""
         return {
             "layer_mask": arguments.get("attention_mask"),
             "layer_positions": arguments.get("position_ids"),
@@ -133,7 +133,7 @@ class TokenLayout:
         }
 
     def route(self, name: str, value: Any, kept: Tensor, layer: nn.Module, arguments: Mapping[str, Any]) -> Any:
-        """Return an argument as the layer gets it for the kept tokens [batch, kept]."""
+        """Return an argument cut to the kept tokens [batch, kept]."""
         if isinstance(value, tuple | list):
             return type(value)(self.route(name, part, kept, layer, arguments) for part in value)
         if value is None:
@@ -141,7 +141,7 @@ class TokenLayout:
         how = self.routed[name]
         if not callable(how):
             axes = _axes(how, value.ndim)
-            assert axes is not None, "`why_not` refuses all others"
+            assert axes is not None, "`why_not` rejects all others"
             return take(value, axes, kept)
         if torch.compiler.is_compiling():
             return how(value, kept, layer, arguments)
@@ -153,7 +153,7 @@ class TokenLayout:
         if not isinstance(routed, Tensor) or kept.shape[1] not in routed.shape:
             got = list(routed.shape) if isinstance(routed, Tensor) else type(routed).__name__
             raise ConfigurationError(
-                f"{described} must return a tensor with an axis of the {kept.shape[1]} kept tokens, got {got}."
+                f"{described} must return a tensor with an axis for the {kept.shape[1]} kept tokens, got {got}."
             )
         return routed
 

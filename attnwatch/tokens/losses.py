@@ -1,4 +1,4 @@
-"""Running mean of the loss of each vocabulary id, learned while a language model trains."""
+"""Running mean of the loss of each vocabulary id, learned while training a language model."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +13,11 @@ from attnwatch.tokens.batch import TokenBatch
 from attnwatch.utils.messages import warn
 from attnwatch.utils.processes import has_other_processes
 
-# Tokens of a batch whose loss is computed once more, to learn which vocabulary ids are hard.
+# Number of tokens of a batch whose loss is recomputed, to learn which vocabulary ids are hard.
 _SAMPLED_TOKENS = 1024
 # Share of the running mean that a new loss replaces, per token of the id that was seen.
 _MOMENTUM = 0.05
-# So many forwards without any loss are no start, but a mistake.
+# After this many forward passes without any loss, something is wrong.
 _BLIND_FORWARDS = 10
 
 
@@ -25,25 +25,25 @@ class TokenLosses:
     """Running mean of the loss of each vocabulary id.
 
     Args:
-        criterion: name of the criterion that reads it.
+        criterion: name of the criterion that reads the losses.
     """
 
     def __init__(self, criterion: str):
         self._criterion = criterion
         self._means: Tensor | None = None  # float [vocabulary], nan where an id was not seen
-        self._sums: Tensor | None = None  # float [2, vocabulary]: losses and how many, since the last synchronization
+        self._sums: Tensor | None = None  # float [2, vocabulary]: losses and counts since the last synchronization
         self._num_blind = 0
-        self._vocabulary: int | None = None  # that all processes know of
+        self._vocabulary: int | None = None  # size agreed on by all processes
 
     def of(self, batch: TokenBatch) -> Tensor:
-        """Return the mean loss of each token's id: float [batch, tokens], nan where the id was not seen yet.
+        """Return the mean loss of each token's id: float [batch, tokens], nan for unseen ids.
 
         Raises:
-            ConfigurationError: the ids of the tokens are not known.
+            ConfigurationError: the ids of the tokens are unknown.
         """
         if batch.input_ids is None:
             raise ConfigurationError(
-                f"`criterion` {self._criterion!r} needs `input_ids`, and the model was given none of that length."
+                f"`criterion` {self._criterion!r} needs `input_ids`, but the model received none of that length."
             )
         if self._means is None:
             self._warn_of_blindness()
@@ -53,13 +53,13 @@ class TokenLosses:
         return means[ids].masked_fill(ids != batch.input_ids, torch.nan)
 
     def learn(self, predictions: TokenPredictions, generator: torch.Generator) -> None:
-        """Take in the losses of some tokens of a forward in training."""
+        """Record the losses of some tokens of a training forward pass."""
         ids, losses = sampled_losses(predictions, generator)
         self.record(ids, losses, predictions.logits.shape[-1])
 
     @torch.no_grad()
     def record(self, ids: Tensor, losses: Tensor, vocabulary: int) -> None:
-        """Take in losses of tokens with these vocabulary ids, both of one shape."""
+        """Record losses of tokens with these vocabulary ids, both of the same shape."""
         if self._sums is None or self._sums.shape[1] != vocabulary or self._sums.device != losses.device:
             self._sums = torch.zeros(2, vocabulary, device=losses.device)
         losses = losses.float().flatten()
@@ -69,41 +69,41 @@ class TokenLosses:
             self._take_in(self._sums)
 
     def synchronize(self, num_peers: int, device: torch.device) -> None:
-        """Take in what all processes have seen, so that they score alike. All must call it.
+        """Merge the losses of all processes, so that they score alike. All must call it.
 
         Args:
-            num_peers: processes that have seen the same tokens.
-            device: of the model.
+            num_peers: number of processes that saw the same tokens.
+            device: device of the model.
         """
         if not has_other_processes():
             return
         vocabulary = self._shared_vocabulary(device)
         if vocabulary is None:
             return
-        self._sums = _of_length(self._sums, vocabulary, device)  # as large on all, whatever each has seen
+        self._sums = _of_length(self._sums, vocabulary, device)  # same size on all processes
         dist.all_reduce(self._sums)
         self._sums /= num_peers
         self._take_in(self._sums)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the means: float [vocabulary], nan where an id was not seen yet; None before the first loss."""
+        """Return the means: float [vocabulary], nan for unseen ids; None before the first loss."""
         return {"means": None if self._means is None else self._means.cpu().clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state that `state_dict` returned."""
         self._means, self._sums, self._vocabulary = state.get("means"), None, None
 
     def _warn_of_blindness(self) -> None:
         self._num_blind += 1
         if self._num_blind == _BLIND_FORWARDS:
             warn(
-                f"the criterion {self._criterion!r} has seen no loss in {_BLIND_FORWARDS} forwards, so that tokens "
-                "go by chance. It learns from a language model of transformers that is given its `labels` and returns "
-                "its logits, or whose ModelFamily has `token_predictions`; compile it by model.compile()."
+                f"the criterion {self._criterion!r} has seen no loss in {_BLIND_FORWARDS} forward passes, so tokens "
+                "are chosen at random. It learns from a transformers language model that receives `labels` and "
+                "returns logits, or whose ModelFamily has `token_predictions`; compile it with model.compile()."
             )
 
     def _shared_vocabulary(self, device: torch.device) -> int | None:
-        """Return the vocabulary's size once a process has seen a loss. Until then, each call asks all processes."""
+        """Return the vocabulary size once any process has seen a loss. Until then, each call asks all processes."""
         if self._vocabulary is None:
             largest = torch.tensor(0 if self._sums is None else self._sums.shape[1], device=device)
             dist.all_reduce(largest, dist.ReduceOp.MAX)
@@ -124,7 +124,7 @@ class TokenLosses:
 
 
 def _of_length(sums: Tensor | None, length: int, device: torch.device) -> Tensor:
-    """Return sums [2, length]: those that there are, and 0 for the rest."""
+    """Return sums [2, length], the existing ones padded with 0."""
     if sums is not None and sums.shape[1] == length:
         return sums
     resized = torch.zeros(2, length, device=device if sums is None else sums.device)
@@ -136,7 +136,7 @@ def _of_length(sums: Tensor | None, length: int, device: torch.device) -> Tensor
 
 @torch.no_grad()
 def sampled_losses(predictions: TokenPredictions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return (vocabulary ids, their losses) of some of the tokens that have a label."""
+    """Return (vocabulary ids, losses) of some of the tokens that have a label."""
     logits, labels, is_shifted = predictions
     if is_shifted:
         logits, labels = logits[:, :-1], labels[:, 1:]

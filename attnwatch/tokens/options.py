@@ -12,7 +12,7 @@ class ChoiceOptions:
     """Options of the choice of tokens; see `attnwatch.TokenDropper`.
 
     Raises:
-        ConfigurationError: an option is wrong; the message names it.
+        ConfigurationError: an option is invalid; the message names it.
     """
 
     min_tokens: int
@@ -37,10 +37,10 @@ class ChoiceOptions:
 
 
 def check_drop_in_evaluation(protect_first: int, last_layer: int | None) -> None:
-    """Raise a `ConfigurationError` if these options do not go with `drop_in_evaluation`."""
+    """Raise a `ConfigurationError` if these options are incompatible with `drop_in_evaluation`."""
     if last_layer is not None:
-        raise ConfigurationError("`last_layer` must be left out with `drop_in_evaluation`: the tokens never come back.")
+        raise ConfigurationError("`last_layer` can't be set with `drop_in_evaluation`: dropped tokens never rejoin.")
     if not protect_first:
         raise ConfigurationError(
-            "`protect_first` must be at least 1 with `drop_in_evaluation`: the result is read off that token."
+            "`protect_first` must be at least 1 with `drop_in_evaluation`: the result is read from that token."
         )

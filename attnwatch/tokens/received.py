@@ -1,4 +1,4 @@
-"""Attention that tokens receive in the layer before those in which some are dropped."""
+"""Attention that tokens receive in the layer before the first that drops some."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -16,11 +16,11 @@ _QUERY_ROWS = 16
 
 
 class ReceivedAttention:
-    """Attention that the tokens of the current forward received in one layer.
+    """Attention that the tokens of the current forward pass received in one layer.
 
     Args:
         criterion: name of the criterion that reads it.
-        layer: the layer before the first in which tokens are dropped; None where there is none.
+        layer: the layer before the first that drops tokens; None if there is none.
 
     Raises:
         ConfigurationError: no attention can be observed in the layer.
@@ -31,13 +31,13 @@ class ReceivedAttention:
         self._received: Tensor | None = None
         if layer is None:
             raise ConfigurationError(
-                f"`criterion` {criterion!r} looks at the layer before `first_layer`, which must be at least 1."
+                f"`criterion` {criterion!r} reads the layer before `first_layer`, so `first_layer` must be at least 1."
             )
         try:
             self._capture = Capture(layer, self._observe)
         except NoAttentionError as error:
             raise ConfigurationError(
-                f"`criterion` {criterion!r} can't see the layer before the first: {error}"
+                f"`criterion` {criterion!r} can't observe the layer before `first_layer`: {error}"
             ) from None
 
     @contextlib.contextmanager
@@ -45,19 +45,19 @@ class ReceivedAttention:
         """Observe the layer while the context is open.
 
         Args:
-            is_dropping: returns whether tokens are dropped in the current forward.
-            generator: returns the generator of the current forward, on the CPU.
+            is_dropping: function that returns whether tokens are dropped in the current forward pass.
+            generator: function that returns the generator of the current forward pass, on the CPU.
         """
         self._is_dropping, self._generator = is_dropping, generator
         self._capture.attach()
         try:
-            with self._capture.arm():  # all the time: what compiled code does, it does not do step by step
+            with self._capture.arm():  # always armed, because compiled code can't be switched step by step
                 yield
         finally:
             self._capture.detach()
 
     def of(self, batch: TokenBatch) -> Tensor:
-        """Return the attention that each token has received: [batch, tokens]. May be called once a forward.
+        """Return the attention that each token received: [batch, tokens]. May be called once per forward pass.
 
         Raises:
             ConfigurationError: no attention between these tokens was observed.
@@ -66,7 +66,7 @@ class ReceivedAttention:
         if received is None or received.shape != batch.states.shape[:2]:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in self._capture.coverage().items())
             raise ConfigurationError(
-                f"`criterion` {self._criterion!r} has seen no attention in the layer before ({reasons})."
+                f"`criterion` {self._criterion!r} observed no attention in the layer before `first_layer` ({reasons})."
             )
         return received
 

@@ -1,4 +1,4 @@
-"""Route of one batch through the layers that see the kept tokens only."""
+"""Route of one batch through the layers that see only the kept tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,15 +14,15 @@ from attnwatch.utils.interception import Run
 
 
 class Route:
-    """Route of the kept tokens in one forward.
+    """Route of the kept tokens in one forward pass.
 
     Args:
-        layout: of the layers.
-        kept: int64 [batch, kept].
-        states: [batch, tokens, features] that enter the first layer.
+        layout: token layout of the layers.
+        kept: int64 [batch, kept], the kept tokens.
+        states: hidden states [batch, tokens, features] that enter the first layer.
 
     Attributes:
-        num_layers: number of layers that were run.
+        num_layers: number of layers run so far.
     """
 
     def __init__(self, layout: TokenLayout, kept: Tensor, states: Tensor):
@@ -37,10 +37,10 @@ class Route:
         """Run a layer on the kept tokens and return its output.
 
         Args:
-            layer: the next one.
-            names: of the arguments of its forward, in their order.
-            run: calls it.
-            args, kwargs: that it was called with.
+            layer: the next layer.
+            names: names of the arguments of its forward, in order.
+            run: function that calls it.
+            args, kwargs: arguments of the call.
         """
         given = {**dict(zip(names, args, strict=False)), **kwargs}
         args = tuple(self._argument(name, value, layer, given) for name, value in zip(names, args, strict=False))
@@ -55,7 +55,7 @@ class Route:
         return output
 
     def rejoin(self, output: Any, *, batch_first: bool) -> Any:
-        """Return the last layer's output, with the states of the other tokens as they were before the first one."""
+        """Return the last layer's output, with the other tokens' states from before the first layer."""
         states = _first(output) if batch_first else _first(output).transpose(0, 1)
         whole = put_states(self._states, self._kept, states)
         whole = whole if batch_first else whole.transpose(0, 1)
@@ -69,7 +69,7 @@ class Route:
             return None
         if name not in layout.routed or value is None:
             return value
-        for known, of, routed in self._routed:  # most are the same objects for all layers
+        for known, of, routed in self._routed:  # most objects are shared by all layers
             if known == name and of is value:
                 return routed
         routed = layout.route(name, value, self._kept, layer, given)
@@ -82,8 +82,8 @@ class Route:
             return taken if self._layout.is_batch_first(layer) else taken.transpose(0, 1)
         if not torch.compiler.is_compiling() and states is not self._next:
             raise ConfigurationError(
-                "`model`: something changes the hidden states between the layers in which tokens are dropped; choose "
-                "`first_layer` and `last_layer` so that nothing does."
+                "`model`: the hidden states change between the layers in which tokens are dropped; choose "
+                "`first_layer` and `last_layer` so that they do not."
             )
         return states
 

@@ -1,4 +1,4 @@
-"""Scores of the tokens by a criterion, which is given the attention and the losses that it reads."""
+"""Scores of the tokens by a criterion, with the attention and losses that it reads."""
 
 import contextlib
 import copy
@@ -17,11 +17,11 @@ from attnwatch.tokens.losses import TokenLosses
 from attnwatch.tokens.received import ReceivedAttention
 
 Criterion = str | TokenCriterion | type[TokenCriterion] | Callable[[TokenBatch], Tensor]
-"""Name of a token criterion, the criterion itself, or a function that returns scores [batch, tokens]."""
+"""Name of a token criterion, a class or instance of one, or a function that returns scores [batch, tokens]."""
 
 
 class _Function(TokenCriterion):
-    """Criterion that is a function of the user."""
+    """Criterion that wraps a user's function."""
 
     def __init__(self, function: Callable[[TokenBatch], Tensor]):
         self.name = getattr(function, "__name__", type(function).__name__)
@@ -32,15 +32,15 @@ class _Function(TokenCriterion):
 
 
 class Scoring:
-    """Scores of the tokens by the criterion of one dropper, with the attention and the losses that it reads.
+    """Scores of the tokens by the criterion of one dropper, with the attention and losses that it reads.
 
     Args:
-        criterion: see `Criterion`.
-        layer_before: the layer before the first in which tokens are dropped; None where there is none.
+        criterion: token criterion, see `Criterion`.
+        layer_before: the layer before the first that drops tokens; None if there is none.
 
     Attributes:
         name: name of the criterion.
-        described: words for the criterion in messages.
+        described: description of the criterion, for messages.
 
     Raises:
         ConfigurationError: the criterion is unknown, or can't read what it needs.
@@ -60,10 +60,10 @@ class Scoring:
         self._states_of_others: dict[str, Any] = {}
 
     def scores(self, batch: TokenBatch) -> Tensor:
-        """Return float32 [batch, tokens], the higher the sooner kept.
+        """Return scores, float32 [batch, tokens]; the highest are kept.
 
         Raises:
-            ConfigurationError: the criterion can't read what it needs, or returns something else.
+            ConfigurationError: the criterion can't read what it needs, or does not return such scores.
         """
         read: dict[TokenSource, Tensor] = {}
         if self._attention is not None:
@@ -82,11 +82,11 @@ class Scoring:
     def observed(
         self, is_dropping: Callable[[], bool], generator: Callable[[], torch.Generator]
     ) -> contextlib.AbstractContextManager[None]:
-        """Observe the model while the context is open, as far as the criterion needs it."""
+        """Observe the model while the context is open, as needed by the criterion."""
         return contextlib.nullcontext() if self._attention is None else self._attention.observed(is_dropping, generator)
 
     def learn(self, model: nn.Module, given: Mapping[str, Any], output: Any, generator: torch.Generator) -> None:
-        """Learn from a forward in training: the arguments of the model by name, and what it returned."""
+        """Learn from a training forward pass, given the model's arguments by name and its output."""
         if self._losses is None:
             return
         predictions = first_answer(lambda family: family.token_predictions(model, given, output))
@@ -94,19 +94,19 @@ class Scoring:
             self._losses.learn(predictions, generator)
 
     def synchronize(self, num_peers: int, device: torch.device) -> None:
-        """Share between processes what was learned; each token was seen by `num_peers` of them."""
+        """Share what was learned between processes; each token was seen by `num_peers` of them."""
         if self._losses is not None:
             self._losses.synchronize(num_peers, device)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the criterion and of what it reads, by its name, beside the states of earlier ones."""
+        """Return the state of the criterion and its inputs, by its name, along with the states of earlier criteria."""
         own = {"criterion": self._criterion.state_dict()}
         if self._losses is not None:
             own["losses"] = self._losses.state_dict()
         return {**self._states_of_others, self.name: own}
 
     def load_state_dict(self, states: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned. States of other criteria are kept as they were."""
+        """Restore the state that `state_dict` returned. States of other criteria are kept unchanged."""
         self._states_of_others = {name: state for name, state in states.items() if name != self.name}
         own = states.get(self.name, {})
         self._criterion.load_state_dict(own.get("criterion", {}))
@@ -115,7 +115,7 @@ class Scoring:
 
 
 def make_criterion(criterion: Criterion) -> TokenCriterion:
-    """Return the criterion that a user asks for."""
+    """Return the requested criterion."""
     found: TokenCriterion | type[TokenCriterion]
     if isinstance(criterion, TokenCriterion) or (isinstance(criterion, type) and issubclass(criterion, TokenCriterion)):
         found = criterion
@@ -123,6 +123,6 @@ def make_criterion(criterion: Criterion) -> TokenCriterion:
         return _Function(criterion)
     else:
         registered = TokenCriterion.registry.choose("criterion", criterion, otherwise="a function of a TokenBatch")
-        found = copy.deepcopy(registered)  # an instance must not be shared by droppers
+        found = copy.deepcopy(registered)  # droppers must not share an instance
     found.check(found)
     return found() if isinstance(found, type) else found

@@ -1,4 +1,4 @@
-"""Number of the tokens that are kept, and their choice by scores."""
+"""Number of tokens to keep, and their choice by scores."""
 
 from fractions import Fraction
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def num_kept(num_tokens: int, keep_ratio: float, *, min_tokens: int, multiple_of: int) -> int:
-    """Return how many tokens a sequence keeps: its share, at least the minimum, rounded up to a multiple.
+    """Return the number of tokens that a sequence keeps: its share, at least the minimum, rounded up to a multiple.
 
-    Never more than there are. Computed in integers, so that it may be the symbolic length of a compiled model.
+    Never more than the sequence has. Computed in integers, so that it works with symbolic lengths in compiled models.
 
     Example:
         >>> num_kept(100, 0.5, min_tokens=16, multiple_of=8)
@@ -23,15 +23,15 @@ def num_kept(num_tokens: int, keep_ratio: float, *, min_tokens: int, multiple_of
 
 
 def choose_tokens(scores: Tensor, number: int, *, protected: Tensor | None, padding: Tensor | None) -> Tensor:
-    """Return the tokens with the highest scores; protected ones first, padding last.
+    """Return the tokens with the highest scores, protected tokens first, padding last.
 
     Args:
-        scores: [batch, tokens]; nan counts as lowest.
-        number: of tokens that are kept in each sequence.
-        protected, padding: bool, broadcastable to [batch, tokens].
+        scores: scores [batch, tokens]; nan counts as lowest.
+        number: number of tokens to keep in each sequence.
+        protected, padding: bool masks, broadcastable to [batch, tokens].
 
     Returns:
-        int64 [batch, number], positions, ascending.
+        Positions, int64 [batch, number], ascending.
 
     Example:
         >>> choose_tokens(torch.tensor([[0.1, 0.9, 0.5, 0.8]]), 2, protected=None, padding=None)

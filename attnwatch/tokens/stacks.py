@@ -1,4 +1,4 @@
-"""Stacks of layers that a model has, and those of them in which tokens can be dropped."""
+"""Stacks of layers in a model, and the layers in which tokens can be dropped."""
 
 from dataclasses import dataclass
 
@@ -21,15 +21,15 @@ from attnwatch.utils.interception import original_class, without_wrappers
 
 @dataclass(frozen=True, eq=False)
 class Stack:
-    """Layers that a model runs one after the other.
+    """Stack of layers that a model runs one after the other.
 
     Attributes:
-        name: path of their container in the model.
-        layers: in their order.
-        layout: which of their arguments have a token axis.
-        entries: the modules whose call may be one forward of the model, outermost first.
-        model: in which the stack was found.
-        argument_prefix: of the model's arguments about these tokens.
+        name: path of the layers' container in the model.
+        layers: layers in order.
+        layout: token layout of the layers.
+        entries: modules whose call may be one forward pass of the model, outermost first.
+        model: model that contains the stack.
+        argument_prefix: prefix of the model's arguments about these tokens.
     """
 
     name: str
@@ -41,14 +41,14 @@ class Stack:
 
     @asked_when_traced
     def ignores(self, name: str) -> bool:
-        """Return whether no layer looks at a keyword argument of this name, nor an attention function that it calls."""
+        """Return whether neither a layer nor an attention function that it calls uses a keyword of this name."""
         return all(module_ignores(without_wrappers(layer), name) for layer in self.layers) and all(
             ignores(function, name) for layer in self.layers for function in attention_functions(layer)
         )
 
 
 def find_stacks(model: nn.Module) -> tuple[dict[str, Stack], dict[str, str]]:
-    """Return the stacks in which tokens can be dropped, by name, and for the others the reason why not.
+    """Return the stacks in which tokens can be dropped, and the reasons against the others, by name.
 
     Raises:
         ConfigurationError: a model family failed; the message names it.
@@ -70,10 +70,10 @@ def find_stacks(model: nn.Module) -> tuple[dict[str, Stack], dict[str, str]]:
 
 
 def choose_stack(model: nn.Module, name: str | None) -> Stack:
-    """Return the model's stack of that name, or its only one.
+    """Return the model's stack with this name, or its only one.
 
     Raises:
-        ConfigurationError: there is none, or several; the message names them.
+        ConfigurationError: there is no such stack, or there are several; the message names them.
     """
     stacks, refused = find_stacks(model)
     if name in refused:
@@ -92,15 +92,15 @@ def choose_stack(model: nn.Module, name: str | None) -> Stack:
 
 
 def layer_range(stack: Stack, first_layer: int, last_layer: int | None) -> tuple[int, int]:
-    """Return the first and the last layer, inclusive, counted from 0. The last one is by default the last but one.
+    """Return the first and last layer, inclusive, counted from 0. By default, the last is the stack's last but one.
 
     Raises:
-        ConfigurationError: they are not in the stack, or in the wrong order.
+        ConfigurationError: the layers are not in the stack, or in the wrong order.
     """
     depth = len(stack.layers)
     if last_layer is None and depth < 3 and first_layer == 1:
         raise ConfigurationError(
-            f"`last_layer`: of {depth} layers none lies between the first and the last; give `first_layer` and "
+            f"`last_layer`: none of the {depth} layers is between the first and the last; pass `first_layer` and "
             "`last_layer`."
         )
     last_layer = max(depth - 2, 0) if last_layer is None else last_layer
@@ -112,7 +112,7 @@ def layer_range(stack: Stack, first_layer: int, last_layer: int | None) -> tuple
     first, last = places
     if first > last:
         raise ConfigurationError(
-            f"`first_layer` must not be behind `last_layer`, got {first} and {last} of the {depth} layers."
+            f"`first_layer` must not come after `last_layer`, got {first} and {last} of the {depth} layers."
         )
     return first, last
 
@@ -120,10 +120,10 @@ def layer_range(stack: Stack, first_layer: int, last_layer: int | None) -> tuple
 def check_layers(
     stack: Stack, layers: tuple[nn.Module, ...], *, protect_first: int, drop_in_evaluation: bool = False
 ) -> None:
-    """Ask all model families whether tokens can be dropped in these layers of a stack.
+    """Check with all model families that tokens can be dropped in these layers of a stack.
 
     Raises:
-        ConfigurationError: they can't, with the reason; or a family failed, which the message names.
+        ConfigurationError: tokens can't be dropped, or a family failed; the message says why.
     """
 
     def ask(family: ModelFamily) -> None:
@@ -136,7 +136,7 @@ def check_layers(
 
 
 def _layout_or_reason(layer: nn.Module) -> TokenLayout | str:
-    """Return the layout of a layer, or the reason why there is none: empty where no family knows it."""
+    """Return the layout of a layer, or the reason why there is none, empty if no family knows the layer."""
     layer = without_wrappers(layer)
 
     def ask(family: ModelFamily) -> TokenLayout | None:
@@ -158,13 +158,13 @@ def _why_unknown(layers: tuple[nn.Module, ...], reason: str) -> str:
     if reason:
         return f"its layers ({kinds[0]}) {reason}"
     return (
-        f"it is not known which arguments of its layers ({kinds[0]}) have a token axis; declare them in an "
+        f"the token axes of the arguments of its layers ({kinds[0]}) are unknown; declare them in an "
         "attnwatch.ModelFamily and register it"
     )
 
 
 def _entries(model: nn.Module, path: str) -> tuple[nn.Module, ...]:
-    """Return the models around a stack, outermost first; where there are none, the module that holds it."""
+    """Return the models around a stack, outermost first; if there are none, the module that holds the stack."""
     names = path.split(".")
     around = [model, *(model.get_submodule(".".join(names[:depth])) for depth in range(1, len(names)))]
     return tuple(filter(_is_model, around)) or (around[-1],)

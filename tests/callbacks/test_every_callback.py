@@ -173,7 +173,7 @@ def test_cuts_are_told_under_the_transformers_trainer(disable_tqdm, tmp_path, ca
     trainer(pruning(attnwatch.transformers), directory=tmp_path, disable_tqdm=disable_tqdm).train()
     told = news(capsys.readouterr().out)
     assert set(EXPECTED) <= set(told)
-    assert sum(line.startswith("attnwatch: 4 of 8 heads are gone; the target was 50%") for line in told) == 1
+    assert sum(line.startswith("attnwatch: 4 of 8 heads removed; the target was 50%") for line in told) == 1
     assert len(told) == len(set(told))
 
 

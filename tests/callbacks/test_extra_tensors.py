@@ -116,7 +116,7 @@ def test_what_a_part_of_a_layer_looks_at_keeps_all_tokens(registered, part, is_l
     model, x, factor = Layers(part), torch.randn(2, TOKENS, 8), torch.rand(2, TOKENS, 1)
     with TokenDropper(model, min_tokens=2) as dropper:
         if is_looked_at:
-            with pytest.warns(match="the layers are given 'factor', a tensor that the token layout does not know"):
+            with pytest.warns(match="the layers receive 'factor', a tensor that is not in the token layout"):
                 model(x, factor=factor)
         else:
             model(x, factor=factor)
@@ -155,7 +155,7 @@ def test_the_function_that_is_called_decides(function, is_ignored: bool, monkeyp
     if is_ignored:
         assert reasons == {"observed"}
     else:
-        assert all("a tensor whose effect is not known: example_id" in reason for reason in reasons)
+        assert all("a tensor whose effect is unknown: example_id" in reason for reason in reasons)
     with TokenDropper(model, min_tokens=2) as dropper:
         model(input_ids=IDS, example_id=torch.arange(3))
     assert (dropper.layer_tokens < dropper.all_layer_tokens) == is_ignored

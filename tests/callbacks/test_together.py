@@ -50,9 +50,9 @@ def test_cut_is_not_blamed_for_tokens_that_return():
     guard = Guard(require_speedup=True, recovery_steps=0, window=1)
     pruner, news = prune(lambda step: 0.1 if step <= 10 else 0.2, lambda step: 0.5 if step <= 10 else 1.0, guard=guard)
     assert news == ["4 heads removed after step 5"]
-    assert pruner.summary() == "4 of 8 heads are gone; the target was 50%"
+    assert pruner.summary() == "4 of 8 heads removed; the target was 50%"
     pruner, news = prune(lambda step: 0.1 if step <= 10 else 0.2, lambda step: 1.0, guard=guard)
-    assert news[-1].endswith("is taken back: a step takes 200 ms, before the first cut 100 ms")
+    assert news[-1].endswith("was taken back: a step takes 200 ms, before the first cut 100 ms")
 
 
 def test_steps_are_compared_at_equal_numbers_of_tokens():
@@ -67,7 +67,7 @@ def test_steps_are_compared_at_equal_numbers_of_tokens():
         guard=Guard(require_speedup=True, tolerance=0.05, recovery_steps=0, window=1),
     )
     assert not any("taken back" in line for line in news)
-    assert pruner.summary() == "4 of 8 heads are gone; the target was 50%"
+    assert pruner.summary() == "4 of 8 heads removed; the target was 50%"
 
 
 def test_state_says_at_how_many_tokens_a_cut_was_timed():
@@ -164,7 +164,7 @@ def test_changes_are_marked_and_shortened_sequences_are_named(tmp_path, caplog):
     assert change.tensor_proto.string_val[0].decode() == "100% of the tokens are computed from step 16 on."
     assert [(event.step, event.label) for event in pruning.part.events] == [(4, "heads removed"), (8, "heads removed")]
     assert [(event.step, event.label) for event in dropping.part.events] == [(16, "100% of the tokens")]
-    assert pruning.part.description.startswith("4 of 8 heads are gone")
+    assert pruning.part.description.startswith("4 of 8 heads removed")
     assert dropping.part.description == dropping.summary()
     at_half, whole = monitor.history["max_entropy"][:16], monitor.history["max_entropy"][16:]
     assert np.nanmax(at_half) < np.nanmin(whole)

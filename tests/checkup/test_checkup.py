@@ -246,9 +246,9 @@ WRONG = {
     ),
     "no loss": (
         lambda: check_training(gpt2(), torch.ones(2, 5, dtype=torch.long)),
-        "`batch`: GPT2LMHeadModel returns no `loss` for it. Put labels",
+        "`batch`: GPT2LMHeadModel returns no `loss` for it. Add labels",
     ),
-    "no forward": (lambda: check_training(nn.Module(), {}), r"`model` \(Module\) has no forward of its own: pass the"),
+    "no forward": (lambda: check_training(nn.Module(), {}), r"`model` \(Module\) has no own forward: pass the"),
     "forward": (lambda: check_training(gpt2(), {}, forward=3), r"`forward` must be a function of \(model, batch\)"),
 }
 
@@ -581,7 +581,7 @@ def test_forward_with_a_state_is_not_repeated(kind):
         results.append((losses, model.average))
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
-    assert "without a trace" in checkup.skipped["batch_mixing"]
+    assert "side effects" in checkup.skipped["batch_mixing"]
     assert not checkup.findings
 
 
@@ -605,7 +605,7 @@ def test_error_in_a_hook_ends_the_checkup_and_not_the_training():
     optimizer = torch.optim.AdamW(model.parameters())
     checkup = TrainingCheckup(model, optimizers=optimizer)
     checkup._updates._names = None  # whatever a hook may stumble over
-    with pytest.warns(AttnwatchWarning, match="the checkup failed and ends, training goes on: TypeError"):
+    with pytest.warns(AttnwatchWarning, match="the checkup failed and stops, training goes on: TypeError"):
         train(model, optimizer, checkup)
     assert "the checkup failed with TypeError" in checkup.skipped["rate_too_high"]
     assert not optimizer._optimizer_step_post_hooks

@@ -95,7 +95,7 @@ def test_containers_are_cut_and_stay_as_they_were(make):
 
 
 def test_what_can_not_be_made_anew_has_a_reason():
-    with pytest.raises(CannotCheck, match="was given a Drawn, of which no copy with fewer sequences can be made"):
+    with pytest.raises(CannotCheck, match="received a Drawn, which can't be copied with fewer sequences"):
         first_sequences(Drawn(torch.ones(SIZE, 2), "x"), SIZE, 4)
     with pytest.raises(CannotCheck, match="an iterator, which can be read only once"):
         first_sequences([iter([])], SIZE, 4)
@@ -150,7 +150,7 @@ def test_nested_tensors_are_skipped_with_a_reason(layout):
     rows = [[torch.randint(1, VOCABULARY, (length,)) for length in (5, 8, 3)] for _ in range(9)]
     checkup = checked([torch.nested.nested_tensor(each, layout=layout) for each in rows])
     for name in ("batch_mixing", "padding_leak", "repeated_batch"):
-        assert checkup.skipped[name].startswith("the model was given a nested tensor")
+        assert checkup.skipped[name].startswith("the model received a nested tensor")
     assert not [reason for reason in checkup.skipped.values() if "failed" in reason]
     assert {"not_in_optimizer", "no_gradient"} - checkup.answered <= {"no_gradient"}
 

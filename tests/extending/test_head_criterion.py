@@ -146,7 +146,7 @@ WRONG = {
     "undeclared": (Undeclared, "'undeclared' .* failed .*'gradients' is not in `reads`, which has: weights"),
     "statistic": (
         UnknownStatistic,
-        "'unknown_statistic' .* reads 'gini', which must be one of 'gradients', 'weights', 'content_sensitivity', ",
+        "'unknown_statistic' .* reads 'gini'; it must be one of 'gradients', 'weights', 'content_sensitivity', ",
     ),
     "steps": (WrongSteps, r"`of_step` of the head criterion 'wrong_steps' .* shape \[4\], got \[\]"),
 }

@@ -116,7 +116,7 @@ WRONG = {
     "failing": (Failing, r"the schedule 'failing' \(.*Failing\) failed with RuntimeError: no such time"),
     "falling": (
         Falling,
-        r"'falling' .* must rise to 1, as heads that are gone do not come back; got 0.75, 0.5, 0.25, 0",
+        r"'falling' .* must rise to 1, because removed heads do not return; got 0.75, 0.5, 0.25, 0",
     ),
     "short": (Short, r"'short' .* must rise to 1, .* got 0.125, 0.25, 0.375, 0.5"),
     "text": (Text, r"'text' .* must return a number from 0 to 1, got 'half' at 0.25"),

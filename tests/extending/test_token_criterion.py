@@ -152,7 +152,7 @@ def test_unknown_names_are_told_all_that_there_are(registered):
 
 def test_what_it_can_not_read_is_named(registered):
     registered(Surprise)
-    with pytest.raises(ConfigurationError, match="`criterion` 'surprise' looks at the layer before `first_layer`"):
+    with pytest.raises(ConfigurationError, match="`criterion` 'surprise' reads the layer before `first_layer`"):
         TokenDropper(deep_llama(), **SMALL, criterion="surprise", first_layer=0)
     model = deep_llama()
     with (
@@ -192,13 +192,13 @@ def test_failing_criterion_is_named_once_and_tokens_go_by_chance(registered, cri
     [
         ({"name": "loss"}, r"the token criterion 'loss' \(.*\) has the name of the token criterion 'loss' \(attnwatch"),
         ({"name": "Not a name"}, "must have a `name` of lower-case letters"),
-        ({"reads": ("logits",)}, r"'wrong' .* must have in `reads` a tuple with any of \('attention', 'losses'\), got"),
-        ({"reads": "losses"}, "'wrong' .* must have in `reads` a tuple"),
+        ({"reads": ("logits",)}, r"'wrong'.*: `reads` must be a tuple with any of \('attention', 'losses'\), got"),
+        ({"reads": "losses"}, "'wrong'.*: `reads` must be a tuple"),
         ({"scores": attnwatch.TokenCriterion.scores}, r"must have a method `scores\(self, batch\)`"),
         ({"__init__": lambda self, power: None}, r"can't be made without arguments \(TypeError: .*'power'\)"),
         (
             {"__init__": lambda self: 1 / 0},
-            r"can't be made without arguments \(ZeroDiv.*; give an instance",
+            r"can't be made without arguments \(ZeroDiv.*; pass an instance",
         ),
     ],
 )

@@ -136,7 +136,7 @@ def test_trained_logged_and_resumed(registered, tmp_path):
 def test_unknown_layers_are_named_with_the_remedy():
     with pytest.raises(
         ConfigurationError,
-        match=r"blocks: it is not known which arguments of its layers \(Block\) .* an attnwatch.ModelFamily and regis",
+        match=r"blocks: the token axes of the arguments of its layers \(Block\) .* an attnwatch.ModelFamily and regis",
     ):
         TokenDropper(Model())
 
@@ -185,7 +185,7 @@ def test_failing_family_is_named(registered, declared, message):
 def test_family_that_fails_to_find_losses_is_named_once(registered):
     registered(type("Wrong", (Blocks,), {"name": "wrong", "token_predictions": failing}))
     model = Model()
-    message = "'loss' does not learn .* model family 'wrong' .* no such layer"
+    message = "'loss' can't learn .* model family 'wrong' .* no such layer"
     with TokenDropper(model, **SMALL, criterion="loss"), pytest.warns(AttnwatchWarning, match=message) as warned:
         model(IDS, labels=IDS)[1] + model(IDS, labels=IDS)[1]
     assert len(warned) == 1
@@ -195,8 +195,8 @@ def test_family_that_fails_to_find_losses_is_named_once(registered):
     ("route", "message"),
     [
         (failing, "`routed`: the function for 'table' of Block failed with RuntimeError: no such layer"),
-        (lambda table, *_: table, r"must return a tensor with an axis of the 6 kept tokens, got \[12, 32\]"),
-        (lambda *_: None, "must return a tensor with an axis of the 6 kept tokens, got NoneType"),
+        (lambda table, *_: table, r"must return a tensor with an axis for the 6 kept tokens, got \[12, 32\]"),
+        (lambda *_: None, "must return a tensor with an axis for the 6 kept tokens, got NoneType"),
     ],
     ids=["raises", "whole", "nothing"],
 )

@@ -136,7 +136,7 @@ def test_all_work_in_it_to_the_end(tmp_path, capsys):
     assert "layers_max_logit/layer_1" in tags["scalars"]
     assert "attention_heads/max_logit" in tags["images"]
     assert {"attention/diagnosis/text_summary", "pruning/cuts/text_summary"} <= set(tags["tensors"])
-    assert "attnwatch: 4 of 8 heads are gone" in capsys.readouterr().out
+    assert "attnwatch: 4 of 8 heads removed" in capsys.readouterr().out
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in trainer.model.modules())
 
 

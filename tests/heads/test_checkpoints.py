@@ -135,7 +135,7 @@ def test_heads_keep_their_numbers(tmp_path):
     for each in (model, loaded):
         prune_heads(each, {0: [3], 1: [1]})
     assert torch.equal(result(loaded), result(model))
-    with pytest.raises(ConfigurationError, match=r"head 2 of .* was removed before"):
+    with pytest.raises(ConfigurationError, match=r"head 2 of .* was already removed"):
         prune_heads(loaded, {0: [2]})
     save_pruned(loaded, tmp_path)
     assert torch.equal(result(load_pruned(tmp_path)), result(model))
@@ -237,7 +237,7 @@ def test_what_can_not_be_saved_is_refused(tmp_path):
         with pytest.raises(ConfigurationError, match="`model` must be a transformers model, got "):
             save_pruned(model, tmp_path / "model")
     namesake = type("LlamaForCausalLM", (hf.LlamaForCausalLM,), {})(llama().config)
-    with pytest.raises(ConfigurationError, match=r"has the name of another class, of transformers.models.llama"):
+    with pytest.raises(ConfigurationError, match=r"has the same name as a class in transformers.models.llama"):
         save_pruned(namesake, tmp_path / "model")
     assert files(tmp_path) == {"file"}
 
@@ -275,11 +275,11 @@ BROKEN = {
     "config that is none": (write("config.json", "{"), "can't be loaded: its config.json is not JSON"),
     "impossible config": (
         write("config.json", '{"model_type": "llama", "hidden_size": 32, "num_attention_heads": 3}'),
-        "can't be loaded: (Class validation error|its config.json does not say)",  # transformers 4 validates nothing
+        "can't be loaded: (Class validation error|its config.json does not name)",  # transformers 4 validates nothing
     ),
     "unknown class": (
         write("config.json", '{"model_type": "llama", "architectures": ["My"]}'),
-        "can't be loaded: its config.json names the class 'My', which is not found in transformers.*`model_class`",
+        "can't be loaded: its config.json names the class 'My', which is not in transformers.*`model_class`",
     ),
     "no class": (write("config.json", '{"model_type": "llama"}'), "can't be loaded: "),
     "no weights": (without("model.safetensors"), "can't be loaded: .*no file named .*model.safetensors"),
@@ -343,7 +343,7 @@ def test_own_class_is_saved_and_loaded_by_name(tmp_path, heads):
     loaded = load_pruned(tmp_path, model_class=Reader)
     assert type(loaded) is Reader
     assert torch.equal(result(loaded), result(model))
-    with pytest.raises(ConfigurationError, match=r"class 'Reader', which is not found in transformers.*`model_class`"):
+    with pytest.raises(ConfigurationError, match=r"class 'Reader', which is not in transformers.*`model_class`"):
         load_pruned(tmp_path)
     for wrong in (nn.Linear, "Reader", hf.AutoModel, hf.PreTrainedModel, model):
         with pytest.raises(ConfigurationError, match="`model_class` must be a subclass of PreTrainedModel, got"):

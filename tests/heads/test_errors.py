@@ -28,7 +28,7 @@ def trained(build: Callable = llama, make: Callable = AdamW) -> tuple[nn.Module,
 WRONG_HEADS = {
     "no such head": ({0: [4]}, rf"'{ATTENTION}' has no head 4; its heads are 0 to 3"),
     "negative head": ({0: [-1]}, "has no head -1"),
-    "removed before": ({1: [2]}, r"head 2 of 'model.layers.1.self_attn' was removed before; it has \(0, 1\)"),
+    "removed before": ({1: [2]}, r"head 2 of 'model.layers.1.self_attn' was already removed; it has \(0, 1\)"),
     "named twice": ({0: [1, 2, 1]}, "names a head twice"),
     "bool": ({0: [True]}, r"must be a list of integers, got \[True\]"),
     "text": ({0: "01"}, "must be a list of integers, got '01'"),

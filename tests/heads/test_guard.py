@@ -65,7 +65,7 @@ def test_cut_that_does_not_make_steps_faster(after, require_speedup, is_taken_ba
     guard = Guard(mode="max", tolerance=99.0, recovery_steps=0, window=1, require_speedup=require_speedup)
     pruner, news = train(guard, lambda step: 0.2 if step <= 5 else after)
     assert bool(pruner.cuts[0].taken_back) == is_taken_back
-    told = "the cut after step 5 (4 heads) is taken back: a step takes"
+    told = "the cut after step 5 (4 heads) was taken back: a step takes"
     assert any(line.startswith(told) for line in news) == is_taken_back
 
 
@@ -98,7 +98,7 @@ def test_cuts_do_not_wait_for_a_metric_that_comes_rarely_and_are_judged_together
     pruner, news = train(guard, lambda step: 0.1, end=17, num_cuts=4, loss_at=values.get)
     assert [cut.step for cut in pruner.cuts] == [5, 9, 13, 17]
     assert {cut.taken_back for cut in pruner.cuts} == {"quality went from 1 to 1.5"}
-    assert sum("is taken back: quality went from 1 to 1.5" in line for line in news) == 4
+    assert sum("was taken back: quality went from 1 to 1.5" in line for line in news) == 4
 
 
 def test_value_between_two_cuts_judges_the_first():
@@ -116,7 +116,7 @@ def test_value_that_came_before_the_recovery_was_over_judges_nothing():
 def test_summary():
     pruner, _ = train(None, lambda step: 0.2 if step <= 5 else 0.1 if step < 9 else 0.05, end=9, num_cuts=2)
     assert pruner.summary() == (
-        "4 of 8 heads are gone; the target was 50%; a step took 200 ms before the first cut, 50 ms after the last"
+        "4 of 8 heads removed; the target was 50%; a step took 200 ms before the first cut, 50 ms after the last"
     )
 
 
@@ -132,7 +132,9 @@ def test_target_that_no_cut_can_come_near_is_an_error_at_once(min_heads):
     if min_heads == 1:
         make()
         return
-    with pytest.raises(ConfigurationError, match=r"`target` 0.5: no head of this model can go with min_heads=4"):
+    with pytest.raises(
+        ConfigurationError, match=r"`target` 0.5: no head of this model can be removed with min_heads=4"
+    ):
         make()
 
 
@@ -146,7 +148,7 @@ def test_cut_of_no_head_is_none():
     for step in range(1, 5):
         pruner.record(1.0)
         assert pruner.after_step(step) == []
-    assert pruner.summary() == "4 of 8 heads are gone; the target was 50%"
+    assert pruner.summary() == "4 of 8 heads removed; the target was 50%"
 
 
 def test_cut_that_fails_leaves_the_guard_of_the_ones_before(monkeypatch):

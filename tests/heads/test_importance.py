@@ -118,7 +118,7 @@ WRONG = {
         f"`history` has no observations of {LAYER % 1}; watch all sites",
     ),
     "site that is not called": (site_that_is_not_called(), "`history` has no observations of '1'; watch all sites"),
-    "no gradients": ({}, re.escape("no gradients were seen yet; call update() after backward. Where")),
+    "no gradients": ({}, re.escape("no gradients were seen yet; call update() after backward. If")),
     "no mapping": (
         {"criterion": lambda model: [1, 2]},
         "`criterion` must return numbers for the heads by site, got list",
@@ -126,11 +126,11 @@ WRONG = {
     "no numbers": ({"criterion": lambda model: {}}, "`criterion` returned no numbers; the sites are: model.layers.0"),
     "other site": (
         {"criterion": lambda model: {"self_attn": [1]}},
-        "`criterion` returned 'self_attn', which is no site",
+        "`criterion` returned 'self_attn', which is not a site",
     ),
     "other shape": (
         {"criterion": lambda model: {"model.layers.0.self_attn": [1, 2]}},
-        r"`criterion` must return one number for each of the 4 heads of .*layers.0.*unpruned, got shape \[2\]",
+        r"`criterion` must return one number for each of the 4 heads of the unpruned .*layers.0.*, got shape \[2\]",
     ),
     "no heads": ({"model": nn.Linear(4, 4)}, "`model` has no attention whose heads can be removed. It has none."),
     "unknown layout": (

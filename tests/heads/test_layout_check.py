@@ -76,9 +76,9 @@ def test_whole_model_passes():
 
 
 WRONG = {
-    "factor that depends on the heads": (Doubling, layout(), "its output is not what it is with their columns"),
+    "factor that depends on the heads": (Doubling, layout(), "its output differs from the one with their columns"),
     "sizes of the unpruned model": (Rigid, layout(), "without the heads .* its forward raises RuntimeError: "),
-    "return value of a layer without heads": (Bare, layout(returns="pair"), "forward raises|its output is not"),
+    "return value of a layer without heads": (Bare, layout(returns="pair"), "forward raises|its output differs"),
     "number of heads by another name": (Counting, layout(), "its forward uses 'heads', which is 4 like its number of"),
 }
 

@@ -284,7 +284,7 @@ RESET = {
 @pytest.mark.parametrize("make", RESET.values(), ids=RESET)
 def test_other_state_starts_anew(make):
     model, optimizer = trained(make)
-    with pytest.warns(AttnwatchWarning, match=rf"{type(optimizer).__name__} keeps of \d+ .* starts anew") as warned:
+    with pytest.warns(AttnwatchWarning, match=rf"{type(optimizer).__name__} keeps for \d+ .* is reset") as warned:
         prune_heads(model, LLAMA.heads, optimizers=[optimizer])
     assert len(warned) == 1
     anew = {name for name, parameter in model.named_parameters() if not optimizer.state.get(parameter)}
@@ -302,16 +302,16 @@ def test_state_that_is_always_made_in_single_precision_starts_anew():
     model = LLAMA.model().float()
     optimizer = ShampooOfSingles(model.parameters(), lr=1e-4)
     step(model, optimizer)
-    with pytest.warns(AttnwatchWarning, match=r"ShampooOfSingles keeps of \d+ .* starts anew"):
+    with pytest.warns(AttnwatchWarning, match=r"ShampooOfSingles keeps for \d+ .* is reset"):
         prune_heads(model, LLAMA.heads, optimizers=[optimizer])
     step(model, optimizer)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
 REFUSED = {
-    "made in the constructor": (EagerShampoo, r"EagerShampoo is not an optimizer that is known.*\['left', 'right'\]"),
-    "moments in a list": (Listed, "Listed is not an optimizer that is known"),
-    "parameters in a list": (Keeping, "Keeping keeps parameters in its attribute 'kept' too"),
+    "made in the constructor": (EagerShampoo, r"EagerShampoo is not a known optimizer.*\['left', 'right'\]"),
+    "moments in a list": (Listed, "Listed is not a known optimizer"),
+    "parameters in a list": (Keeping, "Keeping also keeps parameters in its attribute 'kept'"),
 }
 
 
@@ -332,7 +332,7 @@ def test_state_that_no_step_has_changed_is_not_cut():
     optimizer = Rare([weight])
     weight.grad = torch.ones_like(weight)
     optimizer.step()
-    with pytest.warns(AttnwatchWarning, match="Rare keeps of 1 pruned parameters can't be cut"):
+    with pytest.warns(AttnwatchWarning, match="Rare keeps for 1 pruned parameters can't be cut"):
         prune_heads(model, {0: [0]}, optimizers=[optimizer])
 
 

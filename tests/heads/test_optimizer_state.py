@@ -179,7 +179,7 @@ def test_state_of_lists_starts_anew():
     model, optimizer = trained(OPTIMIZERS["SGD, momentum"])
     for parameter in model.parameters():
         optimizer.state[parameter]["rotations"] = [torch.eye(len(parameter))]
-    with pytest.warns(AttnwatchWarning, match="starts anew"):
+    with pytest.warns(AttnwatchWarning, match="is reset"):
         prune_heads(model, MIXED, optimizers=[optimizer])
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert not any("self_attn" in names[parameter] for parameter in optimizer.state)

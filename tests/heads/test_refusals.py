@@ -157,15 +157,15 @@ def with_merged_dora() -> nn.Module:
 REFUSED = {
     "linear with a forward of its own": (
         with_projection(lambda linear: Scaled(WIDTH, linear.out_features)),
-        "its projection is a Scaled, a Linear with a forward of its own",
+        "its projection is a Scaled, a Linear with its own forward",
     ),
     "buffer of a projection": (
         with_projection(lambda linear: linear.register_buffer("scales", torch.ones(16))),
-        "its projection Linear has 'scales', whose meaning is not known",
+        "its projection Linear has an unknown attribute 'scales'",
     ),
     "adapter inside a projection": (
         with_projection(lambda linear: linear.register_parameter("lora_A", nn.Parameter(torch.ones(2, WIDTH)))),
-        "its projection Linear has 'lora_A', whose meaning is not known",
+        "its projection Linear has an unknown attribute 'lora_A'",
     ),
     "parameter of another class": (
         with_projection(lambda linear: setattr(linear, "weight", Quantized(linear.weight.data))),
@@ -179,45 +179,48 @@ REFUSED = {
         with_projection(lambda linear: linear.weight.register_post_accumulate_grad_hook(print) and None),
         "its parameter v_proj.weight has hooks, which a cut would lose",
     ),
-    "shared projection": (with_shared_output, "it shares a projection, or itself, with another place"),
-    "shared attention, output apart": (with_shared_attention, "it shares a projection, or itself, with another place"),
+    "shared projection": (with_shared_output, "the module or one of its projections is also used elsewhere"),
+    "shared attention, output apart": (
+        with_shared_attention,
+        "the module or one of its projections is also used elsewhere",
+    ),
     "prefix tuning": (with_prefix, "the adapter PREFIX_TUNING has keys and values for all heads"),
-    "merged dora": (with_merged_dora, "its adapter DoRA is merged"),
-    "bloom": (bloom, "the layout of BloomAttention is not known; describe it in an attnwatch.ModelFamily"),
-    "deberta": (deberta, "the layout of Disentangled.* is not known"),
+    "merged dora": (with_merged_dora, "its DoRA adapter is merged"),
+    "bloom": (bloom, "the layout of BloomAttention is unknown; describe it in an attnwatch.ModelFamily"),
+    "deberta": (deberta, "the layout of Disentangled.* is unknown"),
     "unknown module": (
         gpt,
-        r"the layout of FusedAttention is not known; describe it in an attnwatch.ModelFamily \(its modules and "
+        r"the layout of FusedAttention is unknown; describe it in an attnwatch.ModelFamily \(its modules and "
         r"parameters are projection, output\)",
     ),
-    "variant of nanogpt": (nanogpt_variant, "the layout of CausalSelfAttention is not known"),
-    "subclass of torch's": (lambda: Rotated(WIDTH, HEADS), "the layout of Rotated is not known"),
-    "umt5": (umt5, "the layout of UMT5Attention is not known"),
-    "biases from outside": (beit, "the layout of Beit(Sdpa)?(Self)?Attention is not known"),
-    "keys and values of other layers": (gemma3n, "the layout of Gemma3nTextAttention is not known"),
-    "heads of the config": (moonshine, "the layout of MoonshineAttention is not known"),
+    "variant of nanogpt": (nanogpt_variant, "the layout of CausalSelfAttention is unknown"),
+    "subclass of torch's": (lambda: Rotated(WIDTH, HEADS), "the layout of Rotated is unknown"),
+    "umt5": (umt5, "the layout of UMT5Attention is unknown"),
+    "biases from outside": (beit, "the layout of Beit(Sdpa)?(Self)?Attention is unknown"),
+    "keys and values of other layers": (gemma3n, "the layout of Gemma3nTextAttention is unknown"),
+    "heads of the config": (moonshine, "the layout of MoonshineAttention is unknown"),
     "olmo2": (lambda: small(hf.Olmo2ForCausalLM, hf.Olmo2Config), "its q_norm normalizes all heads together"),
     "cohere": (
         lambda: small(hf.CohereForCausalLM, hf.CohereConfig, use_qk_norm=True),
-        "its q_norm normalizes .* or each head with weights of its own",
+        "its q_norm normalizes .* or each head with its own weights",
     ),
     "stablelm": pytest.param(
         lambda: small(hf.StableLmForCausalLM, hf.StableLmConfig, num_key_value_heads=HEADS, qk_layernorm=True),
-        "its q_layernorm normalizes .* or each head with weights of its own",
+        "its q_layernorm normalizes .* or each head with its own weights",
         marks=lacks(BEFORE_5, "such a StableLM can't be built"),
     ),
     "bias_k": (
         lambda: nn.MultiheadAttention(WIDTH, HEADS, add_bias_kv=True),
         r"its parameter bias_k \[1, 1, 32\] is not in the layout",
     ),
-    "zero attention": (lambda: nn.MultiheadAttention(WIDTH, HEADS, add_zero_attn=True), "is not known"),
+    "zero attention": (lambda: nn.MultiheadAttention(WIDTH, HEADS, add_zero_attn=True), "is unknown"),
     "parametrized attention": (with_parametrized_attention, "its parameters are parametrized"),
     "parametrized projection": (
         with_weight_norm,
         "the weight of its projection .* is parametrized, quantized or sharded",
     ),
-    "tied projections": (with_tied_projections, r"its parameter q_proj.weight \[32, 32\] is used in another place too"),
-    "another adapter": (with_ia3, "its adapter Linear has a parameter ia3_l.default, which is none of LoRA's"),
+    "tied projections": (with_tied_projections, r"its parameter q_proj.weight \[32, 32\] is also used elsewhere"),
+    "another adapter": (with_ia3, "its adapter Linear has a parameter ia3_l.default, which LoRA does not have"),
 }
 
 
@@ -236,13 +239,13 @@ def test_refused_sites(build: Callable, message: str):
 def test_attention_by_hand_is_refused(name: str):
     family, _, implementation = name.rpartition(", ")
     model = KINDS[family].build(implementation)
-    with pytest.raises(ConfigurationError, match=r"the layout of \w+Attention is not known"):
+    with pytest.raises(ConfigurationError, match=r"the layout of \w+Attention is unknown"):
         prune_heads(model, {0: [0]})
 
 
 def test_torchs_attention_in_an_adapter():
     model = with_lora(lambda: nn.TransformerEncoderLayer(WIDTH, HEADS, 48), "self_attn")()
-    with pytest.raises(ConfigurationError, match="it lies in an adapter MultiheadAttention"):
+    with pytest.raises(ConfigurationError, match="it is inside an adapter MultiheadAttention"):
         prune_heads(model, {0: [0]})
 
 
@@ -313,7 +316,9 @@ ADAPTED = {
 def test_adapters_that_need_a_head(build: Callable):
     model = build()
     before = snapshot(model)
-    with pytest.raises(ConfigurationError, match="at least one must stay, as the adapter of its output projection"):
+    with pytest.raises(
+        ConfigurationError, match="at least one must stay, because the adapter of its output projection"
+    ):
         prune_heads(model, {0: range(HEADS)})
     assert_unchanged(before, model)
 
@@ -348,12 +353,12 @@ def test_wrong_layouts():
 MISFITS = {
     "head_dim": (
         HeadLayout({"projection": "q|k|v"}, "output", 7),
-        "features of whole heads: 32 features enter 'output', and a head has 7; correct",
+        "not a multiple of the head size: 32 features enter 'output', and a head has 7; correct",
     ),
-    "segments": (HeadLayout({"projection": "q|k"}, "output", 8), "do not have the features of whole heads"),
+    "segments": (HeadLayout({"projection": "q|k"}, "output", 8), "are not a multiple of the head size"),
     "attribute": (
         HeadLayout({"projection": "q|k|v"}, "output", "head_dim"),
-        "no attribute 'head_dim'; give `head_dim` as a number",
+        "no attribute 'head_dim'; pass `head_dim` as a number",
     ),
     "input": (HeadLayout({"qkv": "q|k|v"}, "output", 8), "it has no projection 'qkv'; it has projection, output"),
     "output": (HeadLayout({"projection": "q|k|v"}, "../out", 8), "it has no projection '../out'"),

@@ -152,7 +152,7 @@ def test_trainers_checkpoint_of_pruned_model_without_the_callback_names_the_reme
     train(pruning(), directory=tmp_path, save_strategy="steps", save_steps=12)
     dropping = TokenDropping(0.5, min_tokens=4, first_layer=0, last_layer=LAYERS - 1)
     for callback in (AttentionMonitor(), dropping):
-        with pytest.raises(ConfigurationError, match=r"at 2 modules \(model.layers.0.self_attn.*accept_pruned_state"):
+        with pytest.raises(ConfigurationError, match=r"in 2 modules \(model.layers.0.self_attn.*accept_pruned_state"):
             train(callback, directory=tmp_path, resume_from_checkpoint=str(tmp_path / "checkpoint-12"))
     model = llama()
     attnwatch.accept_pruned_state(model)
@@ -202,7 +202,7 @@ def test_adapters_whose_base_was_pruned_while_they_were_trained(tmp_path):
 
 def test_adapters_without_their_base_name_the_way(tmp_path):
     lora(pruned(llama, {0: [2, 3]})).save_pretrained(tmp_path)
-    with pytest.raises(ConfigurationError, match=r"holds adapters of PEFT on .*PeftModel.from_pretrained\(base, direc"):
+    with pytest.raises(ConfigurationError, match=r"holds PEFT adapters of .*PeftModel.from_pretrained\(base, direc"):
         load_pruned(tmp_path)
 
 
@@ -277,7 +277,7 @@ def test_lightning_checkpoint_without_the_callback_names_the_remedy(lightning_ch
     made = [ours.AttentionMonitor()] if callback != "TokenDropping" else []
     made += [ours.TokenDropping(0.5, **dropping)] if callback != "AttentionMonitor" else []
     module = Llama()
-    with pytest.raises(ConfigurationError, match=r"at 2 modules \(model.model.layers.*accept_pruned_state\(self\)"):
+    with pytest.raises(ConfigurationError, match=r"in 2 modules \(model.model.layers.*accept_pruned_state\(self\)"):
         fit(*made, module=module, ckpt_path=lightning_checkpoints / "whole.ckpt")
     assert not module._load_state_dict_pre_hooks
     assert not module._load_state_dict_post_hooks
@@ -316,7 +316,7 @@ def test_pruned_module_names_the_remedy_for_an_unpruned_lightning_checkpoint(lig
 
     module = Llama()
     prune_heads(module, {0: [0, 1]})
-    with pytest.raises(ConfigurationError, match=r"at 1 modules \(model.model.layers.0.*accept_pruned_state"):
+    with pytest.raises(ConfigurationError, match=r"in 1 modules \(model.model.layers.0.*accept_pruned_state"):
         fit(AttentionMonitor(), module=module, ckpt_path=lightning_checkpoints / "early-step=2.ckpt")
 
 
@@ -331,7 +331,7 @@ def test_plan_of_a_lightning_checkpoint(lightning_checkpoints, name: str):
     assert PruningPlan.saved_in(lightning_checkpoints / name, bare).heads == {
         site.removeprefix("model."): heads for site, heads in plan.heads.items()
     }
-    with pytest.raises(ConfigurationError, match=r"is a file; give the folder of a model.*accept_pruned_state"):
+    with pytest.raises(ConfigurationError, match=r"is a file; pass the folder of a model.*accept_pruned_state"):
         load_pruned(lightning_checkpoints / name)
 
 

@@ -217,7 +217,10 @@ WRONG_VALUES = {
     "nan": ({"transformer.h.0.attn": torch.tensor([1.0, torch.nan, 2.0, 3.0])}, "`importance` .*h.0.attn.* not finite"),
     "too few": ({"transformer.h.0.attn": torch.arange(3.0)}, r"one number for each of the 4 heads .* got shape \[3\]"),
     "wrong rank": ({"transformer.h.0.attn": torch.ones(4, 1)}, r"got shape \[4, 1\]"),
-    "unknown site": ({"h.0.attn": torch.arange(4.0)}, "`importance`: 'h.0.attn' is no site whose heads can be removed"),
+    "unknown site": (
+        {"h.0.attn": torch.arange(4.0)},
+        "`importance`: 'h.0.attn' is not a site whose heads can be removed",
+    ),
     "empty": ({}, "`importance` must have numbers for the heads of some sites, got {}"),
     "no mapping": ([1.0], r"`importance` must have numbers for the heads of some sites, got \[1.0\]"),
 }
@@ -233,7 +236,7 @@ def test_wrong_importance_is_named(importance, message: str, target):
 @pytest.mark.parametrize("target", [0, 1, 0.0, 1.0, 1.5, -0.5, -3, True, None, "0.5", math.nan, math.inf, np.int64(3)])
 def test_wrong_target_is_named(target):
     with pytest.raises(
-        ConfigurationError, match="`target` must be the fraction of heads that goes, between 0 and 1, or"
+        ConfigurationError, match="`target` must be the fraction of heads to remove, between 0 and 1, or"
     ):
         choose_heads(gpt2(), LAYERS_OF_GPT2, target=target)
 

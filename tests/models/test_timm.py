@@ -150,7 +150,7 @@ REASONS = {
 def test_other_attention_is_refused_by_name(name: str):
     model = nn.ModuleDict({"mine": REFUSED[name](), "other": nn.MultiheadAttention(WIDTH, HEADS)})
     before = snapshot(model)
-    with pytest.raises(ConfigurationError, match=REASONS.get(name, "the layout of .* is not known")):
+    with pytest.raises(ConfigurationError, match=REASONS.get(name, "the layout of .* is unknown")):
         prune_heads(model, {0: [1]})
     assert_unchanged(before, model)
 

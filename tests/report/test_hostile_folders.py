@@ -86,9 +86,17 @@ AUTO_MAP = {
 }
 CODE = {
     "of a known class": ({}, 0, ""),
-    "of an unknown class": ({"architectures": ["Own"]}, 2, r"its config.json names the class 'Own'.*runs no code of a"),
-    "of an unknown type": ({"architectures": ["Own"], "model_type": "own"}, 2, "runs no code of a folder"),
-    "elsewhere": ({"architectures": ["Own"], "auto_map": {"AutoModel": "a/b--harm.Model"}}, 2, "runs no code of a"),
+    "of an unknown class": (
+        {"architectures": ["Own"]},
+        2,
+        r"its config.json names the class 'Own'.*never runs code from a",
+    ),
+    "of an unknown type": ({"architectures": ["Own"], "model_type": "own"}, 2, "never runs code from a folder"),
+    "elsewhere": (
+        {"architectures": ["Own"], "auto_map": {"AutoModel": "a/b--harm.Model"}},
+        2,
+        "never runs code from a",
+    ),
 }
 
 
@@ -103,7 +111,7 @@ def test_code_of_a_folder_is_not_run(sound, at, tmp_path, capsys, entries: dict,
     assert found == code
     assert re.search(message, error)
     assert not mark.exists()
-    with pytest.raises(ConfigurationError, match=r"`trust_remote_code`: load_pruned runs no code of a folder"):
+    with pytest.raises(ConfigurationError, match=r"`trust_remote_code`: load_pruned never runs code from a folder"):
         load_pruned(folder, trust_remote_code=True)
     assert not mark.exists()
 
@@ -129,7 +137,7 @@ def test_attention_of_the_hub_is_not_downloaded(sound, at, tmp_path, capsys):
         change(folder, **entries)
         code, error = inspected(folder, sound / "text.txt", capsys, tmp_path)
         assert code == 2
-        assert "its config.json asks for code of the Hub" in error
+        assert "its config.json requests code from the Hub" in error
         shutil.rmtree(folder)
     folder = at()
     change(folder, attn_implementation="somebody/attention")
@@ -155,7 +163,7 @@ def test_pickles_of_a_folder_are_not_run(at, tmp_path, name: str):
     for write in (lambda file: pickle.dump(Harm(mark), file), lambda file: torch.save({"a": Harm(mark)}, file)):
         with open(folder / name, "wb") as file:
             write(file)
-        with pytest.raises(ConfigurationError, match=rf"{name} holds no weights that could be read"):
+        with pytest.raises(ConfigurationError, match=rf"{name} holds no readable weights"):
             load_pruned(folder)
         assert not mark.exists()
 
@@ -224,8 +232,8 @@ def test_odd_configs_are_loaded_or_refused_in_words(sound, tmp_path_factory, nam
 
 SIZES = {
     "layers": ({"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000, more than any model"),
-    "vocabulary": ({"vocab_size": 10**10}, "parameters and .* while the weights beside it have"),
-    "width": ({"hidden_size": 2**20}, "parameters and .* while the weights beside it have"),
+    "vocabulary": ({"vocab_size": 10**10}, "parameters and .* but the weights beside it have"),
+    "width": ({"hidden_size": 2**20}, "parameters and .* but the weights beside it have"),
 }
 
 
@@ -365,7 +373,7 @@ def test_heads_in_weights_that_can_not_be_are_named(at, heads: torch.Tensor | No
     state[name if heads is not None else "elsewhere.kept_heads"] = torch.zeros(1) if heads is None else heads
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        ConfigurationError, match=r"kept_heads is no ascending list|where the model has 4 heads|is none of"
+        ConfigurationError, match=r"kept_heads is not an ascending list|where the model has 4 heads|is none of"
     ):
         load_pruned(folder)
 

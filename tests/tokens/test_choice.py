@@ -242,7 +242,7 @@ def test_attention_criterion_beside_a_layer_without_attention_is_refused(registe
 
     registered(ModelFamily("mlp", tokens={Mlp: TokenLayout("input")}))
     model = nn.Sequential(*(Mlp(2, 2) for _ in range(4)))
-    with pytest.raises(ConfigurationError, match="`criterion` 'attention' can't see the layer before the first"):
+    with pytest.raises(ConfigurationError, match="`criterion` 'attention' can't observe the layer before"):
         TokenDropper(model, criterion="attention")
 
 
@@ -310,7 +310,7 @@ def test_loss_criterion_that_learns_nothing_says_so():
     with TokenDropper(model, keep_ratio=0.5, min_tokens=2, criterion="loss"):
         for _ in range(9):
             model(input_ids=IDS)
-        with pytest.warns(AttnwatchWarning, match="'loss' has seen no loss in 10 forwards"):
+        with pytest.warns(AttnwatchWarning, match="'loss' has seen no loss in 10 forward passes"):
             model(input_ids=IDS)
         model(input_ids=IDS)
 
@@ -371,7 +371,7 @@ def test_linear_schedule_has_few_ratios():
 
 
 def test_schedule_that_is_none():
-    with pytest.raises(ConfigurationError, match=r"`steps` must be pairs; make a schedule by KeepSchedule.constant"):
+    with pytest.raises(ConfigurationError, match=r"`steps` must be pairs; create a schedule with KeepSchedule"):
         KeepSchedule(0.5)
     with pytest.raises(ConfigurationError, match=r"Set dropper.keep_ratio = schedule\(progress\) in your loop"):
         require_keep_ratio("keep_ratio", KeepSchedule.constant(0.5))
@@ -422,9 +422,9 @@ def test_steps():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: KeepSchedule.stepwise({0.1: 0.5}), "`steps` must begin at 0 and ascend to below 1; got"),
-        (lambda: KeepSchedule.stepwise({0: 0.5, 0.9: 0.7}), r"`steps` must begin before `full_length_from` \(0.8\)"),
-        (lambda: KeepSchedule(()), "`steps` must begin at 0"),
+        (lambda: KeepSchedule.stepwise({0.1: 0.5}), "`steps` must start at 0 and ascend to below 1; got"),
+        (lambda: KeepSchedule.stepwise({0: 0.5, 0.9: 0.7}), r"`steps` must start before `full_length_from` \(0.8\)"),
+        (lambda: KeepSchedule(()), "`steps` must start at 0"),
         (lambda: KeepSchedule.constant(0), "`keep_ratio` must be the share of the tokens"),
         (lambda: KeepSchedule.constant(0.5, full_length_from=1.0), "`full_length_from` must be a share of the run"),
         (lambda: KeepSchedule.linear(0.5, num_steps=1), "`num_steps` must be an integer of at least 2, got 1"),

@@ -61,7 +61,7 @@ def by_scores(tokens) -> Tensor:
 # What is left alone.
 
 
-@pytest.mark.filterwarnings("ignore:attnwatch. all tokens are computed where a key-value cache")
+@pytest.mark.filterwarnings("ignore:attnwatch. all tokens are computed when a key-value cache")
 def test_evaluation_generation_and_caches_are_left_alone():
     model = deep_llama()
     cases = {
@@ -96,8 +96,8 @@ NOTHING = {"criterion": lambda tokens: torch.full(IDS.shape, torch.nan)}
 @pytest.mark.parametrize(
     ("options", "arguments", "message"),
     [
-        ({}, {"use_cache": True}, "all tokens are computed where a key-value cache is given or asked for"),
-        (NOTHING, {}, "the criterion says nan for all tokens"),
+        ({}, {"use_cache": True}, "all tokens are computed when a key-value cache is passed or requested"),
+        (NOTHING, {}, "the criterion scores all tokens nan"),
     ],
 )
 def test_warns_once_of_what_makes_the_dropping_useless(options, arguments, message):
@@ -236,7 +236,7 @@ def test_checkpoint_around_the_calls_is_an_error_in_the_first_step():
     model = Own(checkpointed=True)
     with TokenDropper(model, **SMALL):
         loss = model(IDS).sum()
-        with pytest.raises(ConfigurationError, match="run again in the backward by a checkpoint around their calls"):
+        with pytest.raises(ConfigurationError, match="activation checkpointing around the calls of the layers"):
             loss.backward()
 
 
@@ -418,7 +418,7 @@ def test_dropped_in_evaluation_too():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"last_layer": 2}, "`last_layer` must be left out with `drop_in_evaluation`"),
+        ({"last_layer": 2}, "`last_layer` can't be set with `drop_in_evaluation`"),
         ({"protect_first": 0}, "`protect_first` must be at least 1 with `drop_in_evaluation`"),
     ],
 )
@@ -513,7 +513,7 @@ REFUSED = {
         {"stack": "encoder.block"},
         r"`stack`: tokens can't .* in 'encoder.block': its layers \(T5Block\) take position_bias",
     ),
-    "unknown blocks": (gpt, {}, "it is not known which arguments of its layers .* have a token axis"),
+    "unknown blocks": (gpt, {}, "the token axes of the arguments of its layers .* are unknown"),
     "no layers": (lambda: nn.Linear(2, 2), {}, "no stack of layers in which tokens can be dropped. It has none"),
     "other stack": (llama, {"stack": "layers"}, "`stack` is 'layers'; it must be one of 'model.layers'"),
     "flash attention with a window": (
@@ -528,14 +528,14 @@ REFUSED = {
     "layer too far": (llama, {"first_layer": 2}, "`first_layer` must be one of the 2 layers 0 to 1, got 2"),
     "layer too far back": (llama, {"last_layer": -3}, "`last_layer` must be one of the 2 layers 0 to 1, got -3"),
     "layer that is none": (llama, {"first_layer": 1.5}, "`first_layer` must be one of the 2 layers"),
-    "wrong order": (llama, {"first_layer": 1, "last_layer": 0}, "`first_layer` must not be behind `last_layer`, got 1"),
+    "wrong order": (llama, {"first_layer": 1, "last_layer": 0}, "`first_layer` must not come after `last_layer`, got"),
     "keep nothing": (llama, {"keep_ratio": 0}, "`keep_ratio` must be the share .* above 0 and up to 1; got 0"),
     "keep more": (llama, {"keep_ratio": 1.5}, "`keep_ratio` must be the share .*; got 1.5"),
     "criterion": (llama, {"criterion": "entropy"}, "`criterion` must be one of 'attention', .*'random', or a"),
     "attention before the first": (
         llama,
         {"first_layer": 0, "criterion": "attention"},
-        "`criterion` 'attention' looks at the layer before `first_layer`, which must be at least 1",
+        "`criterion` 'attention' reads the layer before `first_layer`, so `first_layer` must be at least 1",
     ),
     "protected ids": (llama, {"protected_ids": ["a"]}, "`protected_ids` must be a list of vocabulary ids, integers"),
     "protected id": (llama, {"protected_ids": 5}, "`protected_ids` must be a list of vocabulary ids, .* got 5"),
@@ -637,16 +637,16 @@ def test_layers_that_do_not_run_one_after_the_other_are_an_error_in_the_first_st
         with dropper:
             assert torch.equal(model(IDS), model(IDS))
         return
-    with dropper, pytest.raises(ConfigurationError, match="was left out"):
+    with dropper, pytest.raises(ConfigurationError, match="was skipped"):
         model(IDS)
 
 
 @pytest.mark.parametrize(
     ("layout", "message"),
     [
-        (lambda: TokenLayout("x", routed={"mask": "tokens tokens"}), "`routed`: the axes of 'mask' must be words with"),
-        (lambda: TokenLayout("x", routed={"mask": "batch tokenz"}), "`routed`: the axes of 'mask' must be words with"),
-        (lambda: TokenLayout("x", routed={"mask": 3}), "`routed`: the axes of 'mask' must be words with"),
+        (lambda: TokenLayout("x", routed={"mask": "tokens tokens"}), "`routed`: the axes of 'mask' must be words that"),
+        (lambda: TokenLayout("x", routed={"mask": "batch tokenz"}), "`routed`: the axes of 'mask' must be words that"),
+        (lambda: TokenLayout("x", routed={"mask": 3}), "`routed`: the axes of 'mask' must be words that"),
         (lambda: TokenLayout("hidden"), "`tokens`: the forward of Block has no argument 'hidden'"),
         (lambda: TokenLayout("x", routed={"rope": "batch tokens"}), "the forward of Block has no argument 'rope'"),
         (lambda: "x", "the token layout of Block must be a TokenLayout, got 'x'"),
@@ -709,7 +709,7 @@ def test_decoder_goes_by_its_own_tokens():
 def test_router_logits_of_all_tokens_are_computed_where_they_are_asked_for():
     model = deep_llama()
     with TokenDropper(model, **SMALL) as dropper:
-        with pytest.warns(AttnwatchWarning, match="router logits of all tokens are asked for"):
+        with pytest.warns(AttnwatchWarning, match="router logits of all tokens are requested"):
             model(IDS, output_router_logits=True)
         assert dropper.layer_tokens == dropper.all_layer_tokens
 
@@ -750,7 +750,7 @@ def test_droppers_of_two_stacks_end_in_any_order(first_to_go):
 
 
 def test_two_layers_have_none_in_the_middle():
-    with pytest.raises(ConfigurationError, match="`last_layer`: of 2 layers none lies between the first and the last"):
+    with pytest.raises(ConfigurationError, match="`last_layer`: none of the 2 layers is between"):
         TokenDropper(llama(), **SMALL)
 
 
@@ -769,7 +769,7 @@ def test_model_with_layers_of_several_kinds_is_refused_by_name():
 @pytest.mark.parametrize(
     ("options", "given", "message"),
     [
-        ({"min_tokens": TOKENS}, {}, "a batch has no more than the 12 tokens a sequence of `min_tokens`"),
+        ({"min_tokens": TOKENS}, {}, r"the sequences of a batch have at most 12 tokens \(`min_tokens`\)"),
         ({"multiple_of": 64}, {}, "`min_tokens` .2., `multiple_of` .64. and `protect_first` .1. leave none to drop"),
     ],
     ids=["short", "long multiple"],
@@ -779,7 +779,7 @@ def test_batch_that_can_not_be_routed_is_computed_whole_with_one_warning(options
     given = {"input_ids": IDS} | given
     expected = model(**given).logits
     with TokenDropper(model, **{**SMALL, **options}) as dropper:
-        with pytest.warns(AttnwatchWarning, match=f"all tokens are computed where .*{message}") as seen:
+        with pytest.warns(AttnwatchWarning, match=f"all tokens are computed when .*{message}") as seen:
             outputs = [model(**given).logits for _ in range(3)]
         assert len(seen) == 1
         assert dropper.layer_tokens == dropper.all_layer_tokens
@@ -798,7 +798,7 @@ def test_batch_that_can_not_be_routed_is_computed_whole_with_one_warning(options
 def test_criterion_that_fails_leaves_the_choice_to_chance_with_one_warning(criterion, given, message):
     model = deep_llama()
     with TokenDropper(model, **SMALL, criterion=criterion) as dropper:
-        with pytest.warns(AttnwatchWarning, match=f"chosen at random where the criterion fails: .*{message}") as seen:
+        with pytest.warns(AttnwatchWarning, match=f"chosen at random when the criterion fails: .*{message}") as seen:
             outputs = [model(**(given or {"input_ids": IDS})).logits for _ in range(3)]
         assert len(seen) == 1
         assert dropper.layer_tokens == 3 * 36 * 3
@@ -814,7 +814,7 @@ def test_states_that_change_between_the_layers_are_an_error_in_the_first_step():
             return x
 
     model = Deepstack()
-    with TokenDropper(model, **SMALL), pytest.raises(ConfigurationError, match="something changes the hidden states"):
+    with TokenDropper(model, **SMALL), pytest.raises(ConfigurationError, match="the hidden states change between"):
         model(IDS)
     with TokenDropper(model, **SMALL, first_layer=2, last_layer=2):
         model(IDS)

@@ -31,7 +31,7 @@ def test_page_lies_beside_the_logs_and_says_what_the_monitor_says(training):
     words = _words(page)
     assert "attnwatch" in words
     assert "every_n_steps 1" in words
-    assert "4 of 8 heads are gone; the target was 50%" in words
+    assert "4 of 8 heads removed; the target was 50%" in words
     record = read_run(page.with_suffix(".npz"))
     assert record.diagnosis == monitor.diagnosis or str(record.diagnosis) == str(monitor.diagnosis)
     assert record.events[0].kind == "heads"

@@ -23,7 +23,7 @@ class Fault:
         what: first half of the message: what is wrong and where, with its numbers.
         sites: names of the modules or parameters that it concerns.
         numbers: evidence by name.
-        is_note: flag that sound runs look like this too, so that it does not affect the status of the run.
+        is_note: True if sound runs look like this too; the fault then does not affect the status of the run.
     """
 
     what: str
@@ -33,11 +33,11 @@ class Fault:
 
 
 class Check(Plugin):
-    """Check for one kind of fault in a training step, by a fact or by changing one thing in the step's batch.
+    """Check of a training step for one kind of fault, by a fact or by changing one thing in the step's batch.
 
     `FindingKind`, the table of a checkup and the lists in the documentation follow from the declaration. Set `name` and
-    `remedy`, implement `look`, and state in the first line of the docstring what the finding means. One instance is
-    made for each checkup, and may keep state. A check that has no answer raises `CannotCheck` with the reason.
+    `remedy`, implement `look`, and state the meaning of the finding in the first line of the docstring. Each checkup
+    creates its own instance, which may keep state. A check that has no answer raises `CannotCheck` with the reason.
 
     Example:
         >>> import attnwatch
@@ -60,8 +60,8 @@ class Check(Plugin):
         status: status of a run that has the fault; None if the finding is always a note.
         severity: 0 to 1 (the run is lost).
         remedy: second half of the message: what the user can do.
-        decides: flag that finding nothing rules the fault out for the run, and not only for the steps that were seen.
-        watches: flag that the check looks at all of the first steps and at some later ones, until it finds a fault.
+        decides: True if finding nothing rules out the fault for the whole run, not just for the steps seen.
+        watches: True if the check looks at all of the first steps and at some later ones, until it finds a fault.
     """
 
     registry: ClassVar[Registry[type["Check"]]] = Registry("check", "attnwatch.checkup.checks")
@@ -84,7 +84,7 @@ class Check(Plugin):
         """Raise a `ConfigurationError` if a part of the declaration is missing."""
         described = cls.registry.describe(plugin)
         if not (isinstance(plugin, type) and issubclass(plugin, Check)):
-            raise ConfigurationError(f"{described} must be a class: one instance is made for each checkup.")
+            raise ConfigurationError(f"{described} must be a class: each checkup creates its own instance.")
         if not plugin.remedy:
             raise ConfigurationError(f"{described} must have a `remedy`: what the user can do.")
         if plugin.look is Check.look:

@@ -11,7 +11,7 @@ from attnwatch.checkup.flow import Flow
 class BatchMixing(Check):
     """The output of a sequence depends on the other sequences in its batch.
 
-    The tokens of all sequences but the last are replaced. Outputs of the last one must not change.
+    The tokens of all sequences except the last are replaced. Outputs of the last one must not change.
     """
 
     name = "batch_mixing"
@@ -31,5 +31,5 @@ class BatchMixing(Check):
 
 
 def mixed_tokens(flow: Flow) -> Tensor:
-    """Return which outputs of the last sequence, without its padding, change with the other sequences: bool."""
+    """Return a bool mask of the outputs of the last sequence, without padding, that change with other sequences."""
     return flow.others if flow.others.ndim == 0 else flow.others[~flow.tokens.padding[-1]]

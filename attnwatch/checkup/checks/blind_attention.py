@@ -13,7 +13,7 @@ _MANY_SEQUENCES = 8
 class BlindAttention(Check):
     """No token depends on any other.
 
-    Every second token is replaced, then the others. Outputs of the tokens that stay must change. A model with
+    Every second token is replaced, then the others. Outputs of the unchanged tokens must change. A model with
     weights that are initially zero is checked again after the first steps.
     """
 
@@ -38,6 +38,6 @@ class BlindAttention(Check):
             raise CannotCheck("all outputs are zero")
         sees_padding = flow.tokens.padding.any() and flow.padded.any()
         sees_others = flow.num_sequences > 1 and flow.others.any()
-        if flow.sees_others or sees_padding or sees_others:  # the last two are an inverted mask and swapped axes
+        if flow.sees_others or sees_padding or sees_others:  # the last two mean an inverted mask and swapped axes
             return None
         return Fault("no token's output changes when the other tokens of its sequence do")

@@ -1,4 +1,4 @@
-"""Layers that get no gradient, or hardly any, although other layers do."""
+"""Layers that get little or no gradient although other layers do."""
 
 import itertools
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from attnwatch.utils.entries import as_real
 # Gradients of sound models differ by less than 30-fold over depth.
 _MOST_RATIO = 1000.0
 _LEAST_LAYERS = 4
-# Gates and output layers that begin at zero become nonzero in the first steps.
+# Gates and output layers that start at zero become nonzero in the first steps.
 _STEPS_OF_GATES = 3
 _FADED = 1e-20
 
@@ -24,8 +24,8 @@ _FADED = 1e-20
 class BrokenGradientPath(Check):
     """The gradient does not reach trainable layers that were part of the forward, or vanishes over depth.
 
-    Attention layers after the last one with a gradient do not count, as their outputs may be unused. Within a layer,
-    either all trainable weights must have a gradient or none. Modules that are called before the first attention layer,
+    Attention layers after the last one with a gradient do not count, because their outputs may be unused. Within a
+    layer, either all trainable weights must have a gradient or none. Modules called before the first attention layer,
     such as embeddings, must have a gradient if that layer does. The norms of the gradients must not rise or fall
     steadily from layer to layer by more than 1,000-fold in total.
     """
@@ -33,7 +33,7 @@ class BrokenGradientPath(Check):
     name = "broken_gradient_path"
     decides = True
     remedy = (
-        "Look for detach(), .data, torch.no_grad(), argmax or a conversion to numpy between these layers and the loss, "
+        "Look for detach(), .data, torch.no_grad(), argmax or a conversion to NumPy between these layers and the loss, "
         "for reentrant activation checkpointing with inputs that require no gradient, and for missing residual "
         "connections."
     )
@@ -59,7 +59,7 @@ class BrokenGradientPath(Check):
         norms = {name: _norm(weights[name]) for name in reached if not any(map(is_of_adapter, weights[name]))}
         dead = _without_slope(norms)
         if dead and step.num_steps < _STEPS_OF_GATES:
-            raise CannotCheck("the gradient of a layer is zero, as it may be at the start")
+            raise CannotCheck("the gradient of a layer is zero, which can be normal at the start")
         if dead:
             what = f"the gradient of {dead[0]} is zero in the first steps, although that of {reached[-1]} is not"
             return Fault(what, dead, {"layers_without_gradient": float(len(dead))})
@@ -67,8 +67,8 @@ class BrokenGradientPath(Check):
 
 
 def _without_any(step: StepEvidence, weights: Mapping[str, Mapping[str, nn.Parameter]]) -> Fault:
-    """Return the fault that no attention layer has a gradient although another part of the same network does."""
-    inside = set(step.forward.module.parameters())  # not those of another network, such as the critic of a GAN
+    """Return the fault for no attention layer having a gradient although another part of the same network does."""
+    inside = set(step.forward.module.parameters())  # excludes other networks, such as the critic of a GAN
     others = [name for name, each in step.trainable.items() if each.grad is not None and each in inside]
     if not others:
         raise CannotCheck("nothing has a gradient: call backward inside the step")
@@ -77,7 +77,7 @@ def _without_any(step: StepEvidence, weights: Mapping[str, Mapping[str, nn.Param
 
 
 def _missing_before(step: StepEvidence, site: str) -> tuple[str, ...]:
-    """Return the trainable matrices without a gradient in modules that were called before an attention layer."""
+    """Return the trainable matrices without a gradient in modules called before an attention layer."""
     called = itertools.takewhile(lambda name: name != site, step.forward.called)
     modules = dict(step.model.named_modules())
     return tuple(
@@ -98,7 +98,7 @@ def _without_slope(norms: Mapping[str, float]) -> tuple[str, ...]:
 
 
 def _vanishing(norms: Mapping[str, float]) -> Fault | None:
-    """Return the fault that gradient norms rise or fall steadily from layer to layer by a large factor."""
+    """Return the fault for gradient norms that rise or fall steadily from layer to layer by a large factor."""
     values = list(norms.values())
     positive = [each for each in values if 0 < each < float("inf")]
     is_steady = values in (sorted(values), sorted(values, reverse=True))

@@ -1,4 +1,4 @@
-"""Batches without anything to learn."""
+"""Batches with nothing to learn from."""
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
@@ -10,17 +10,17 @@ _LEAST_CLASSES = 3
 
 @register
 class EmptyBatch(Check):
-    """The batches have nothing to learn from: only padding, one token, no targets, or one class only.
+    """The batches contain nothing to learn from: only padding, one token, no targets, or only one class.
 
-    `torch.nn.functional.cross_entropy` returns nan for the mean over no targets. One class in all of the first steps
-    means that the data are sorted or that labels are lost; with two classes, one of which may be rare, it is a note.
+    `torch.nn.functional.cross_entropy` returns nan for the mean over no targets. A single class in all of the first
+    steps means that the data are sorted or labels are lost; with two classes, of which one may be rare, it is a note.
     """
 
     name = "empty_batch"
     watches = True
     severity = 0.6
     remedy = (
-        "Check what the dataset and the collator return: truncation may have removed everything that is to be learned. "
+        "Check what the dataset and the collator return: truncation may have removed everything to be learned. "
         "Shuffle sorted data."
     )
 

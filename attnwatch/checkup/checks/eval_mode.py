@@ -1,4 +1,4 @@
-"""Models that are trained in eval mode."""
+"""Models trained in eval mode."""
 
 from torch import nn
 
@@ -14,7 +14,7 @@ class EvalMode(Check):
     """The model is trained in eval mode, so its dropout has no effect.
 
     `from_pretrained` in transformers returns models in eval mode, and Lightning does not change that. A model is also
-    reported if more than half of its trained layers with dropout are in eval mode.
+    reported if more than half of its trained dropout layers are in eval mode.
     """
 
     name = "eval_mode"
@@ -41,7 +41,7 @@ class EvalMode(Check):
 
 
 def _drops(module: nn.Module) -> bool:
-    """Return whether a module applies dropout in training, itself or by passing a rate to a function."""
+    """Return whether a module applies dropout in training, either itself or by passing a rate to a function."""
     if isinstance(module, _DROPOUTS):
         return module.p > 0
     shares = (value for name, value in vars(module).items() if name.endswith("dropout") and isinstance(value, float))

@@ -1,4 +1,4 @@
-"""Weights that are frozen while the weights around them are trained."""
+"""Weights that are frozen while those around them are trained."""
 
 from collections.abc import Iterator, Mapping
 
@@ -14,10 +14,10 @@ from attnwatch.checkup.forward import is_of_adapter
 class FrozenParameters(Check):
     """Some weights are frozen while the weights around them are trained.
 
-    Attention whose query and key weights are frozen can't learn where to look. In a stack of layers, a frozen layer
-    above a trained one is reported, and so are frozen weights in a layer whose other weights are trained. The finding
-    is a note if the frozen layer has learned something: its norms and biases are not those of the initialisation.
-    Models with adapters are not checked, as their weights are frozen by design.
+    Attention with frozen query and key weights can't learn where to look. In a stack of layers, a frozen layer above a
+    trained one is reported, and so are frozen weights in a layer whose other weights are trained. The finding is a note
+    if the frozen layer was trained before: its norms and biases differ from their initial values. Models with adapters
+    are not checked, because their weights are frozen by design.
     """
 
     name = "frozen_parameters"
@@ -67,7 +67,7 @@ def _stacks(model: nn.Module) -> Iterator[Mapping[str, nn.Module]]:
 
 
 def _above_trained(stack: Mapping[str, nn.Module]) -> list[str]:
-    """Return the layers without a trainable matrix that lie above a layer whose matrices are all trainable."""
+    """Return the layers without a trainable matrix above a layer whose matrices are all trainable."""
     trains = {
         name: [each.requires_grad for each in layer.parameters() if each.ndim > 1] for name, layer in stack.items()
     }

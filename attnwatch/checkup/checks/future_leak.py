@@ -1,4 +1,4 @@
-"""Predictions that depend on the tokens they are scored against."""
+"""Predictions that depend on the tokens that they are scored against."""
 
 from torch import Tensor
 
@@ -9,10 +9,10 @@ from attnwatch.checkup.forward import is_encoder_decoder
 
 @register
 class FutureLeak(Check):
-    """A next-token model sees the tokens it should predict.
+    """A next-token model sees the tokens that it should predict.
 
-    Tokens of the batch are replaced from the middle on. Outputs before the middle that are scored against the next
-    token must not change. With a leak, the loss falls below what is possible, and the model is useless for generation.
+    Tokens from the middle of the batch's sequences on are replaced. Outputs before the middle that are scored against
+    the next token must not change. A leak makes the loss unrealistically low, and the model useless for generation.
     """
 
     name = "future_leak"
@@ -35,7 +35,7 @@ class FutureLeak(Check):
 
 
 def leaking_predictions(step: StepEvidence) -> Tensor:
-    """Return which of the scored predictions before the middle change with later tokens: bool [predictions].
+    """Return a mask of the scored predictions before the middle that change with later tokens: bool [predictions].
 
     Raises:
         CannotCheck: the model is not a next-token model.
@@ -43,7 +43,7 @@ def leaking_predictions(step: StepEvidence) -> Tensor:
     if is_encoder_decoder(step.forward.module):
         raise CannotCheck("the tokens belong to the encoder, which may see all of them")
     if step.targets.shift(step.tokens.values) != 1:
-        raise CannotCheck("the targets are not the next tokens, as they are in a language model")
+        raise CannotCheck("the targets are not the next tokens, as in a language model")
     flow = step.flow
     if not flow.has_outputs_of_tokens:
         raise CannotCheck("the model does not return one output per token")

@@ -1,4 +1,4 @@
-"""Gradients that are added to those of earlier steps."""
+"""Gradients that accumulate over optimizer steps."""
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
@@ -8,7 +8,7 @@ from attnwatch.checkup.evidence import StepEvidence
 class GradientsNotCleared(Check):
     """Gradients of the previous step are not cleared, so new ones are added to them.
 
-    When a parameter gets its first gradient after a step of its optimizer, its old one must be None or zero, or the sum
+    When a parameter gets its first gradient after an optimizer step, its old gradient must be None or zero, or the sum
     must be cleared before the next step. Accumulation over micro-batches happens between two steps and is not reported.
     """
 

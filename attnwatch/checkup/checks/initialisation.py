@@ -1,4 +1,4 @@
-"""Initial weights of the wrong scale, and first losses that reveal them."""
+"""Initial weights with the wrong scale, and first losses that reveal them."""
 
 import math
 
@@ -18,9 +18,9 @@ class Initialisation(Check):
     """The weights are far too large or too small at the start.
 
     The cross-entropy of a uniform guess is the log of the number of classes. A model whose first loss is three times as
-    high is confident in wrong answers, and its softmax lets hardly any gradient through. The weight matrices are
-    measured too: the root mean square times √inputs is 0.1 to 2 for the usual initialisers. Outputs that are the same
-    for all tokens, as in deep models without residual connections, are also reported.
+    high is confident in wrong answers, and its softmax passes hardly any gradient. The weight matrices are measured
+    too: their root mean square times √inputs is 0.1 to 2 with the usual initialisers. Outputs that are the same for all
+    tokens, as in deep models without residual connections, are also reported.
     """
 
     name = "initialisation"

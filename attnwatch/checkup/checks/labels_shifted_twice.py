@@ -1,4 +1,4 @@
-"""Labels that are shifted by both the script and the model."""
+"""Labels shifted by both the script and the model."""
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
@@ -8,7 +8,7 @@ from attnwatch.checkup.evidence import StepEvidence
 class LabelsShiftedTwice(Check):
     """Each token is scored against the token after the next.
 
-    The targets of the cross-entropy are compared with the ids that the model was given.
+    The targets of the cross-entropy are compared with the ids that the model received.
     """
 
     name = "labels_shifted_twice"

@@ -1,4 +1,4 @@
-"""Labels that are unrelated to the inputs, judging by what the model has learned."""
+"""Labels that appear unrelated to the inputs, judging by what the model has learned."""
 
 import torch
 from torch.nn import functional as F
@@ -13,11 +13,11 @@ _LEAST_RISE = 0.01
 
 @register
 class LabelsUnrelated(Check):
-    """The loss does not rise when sequences exchange their labels after a tenth of the run.
+    """The loss does not rise when sequences exchange their labels, a tenth of the run in.
 
     At least 50 steps must have passed. In five batches, each sequence receives the labels of its neighbour, and the
-    cross-entropy is computed again from the same predictions. Shuffled labels look like this, and so does a model that
-    has not begun to learn, so the finding is a note.
+    cross-entropy is recomputed from the same predictions. Shuffled labels look like this, but so does a model that has
+    not begun to learn, so the finding is a note.
     """
 
     name = "labels_unrelated"
@@ -42,12 +42,12 @@ class LabelsUnrelated(Check):
         loss, exchanged = (sum(each) / len(self._losses) for each in zip(*self._losses.values(), strict=True))
         if exchanged > (1 + _LEAST_RISE) * loss:
             return None
-        what = f"the loss is {loss:.4g}, and {exchanged:.4g} when each sequence has the labels of another"
+        what = f"the loss is {loss:.4g}, and {exchanged:.4g} when each sequence gets the labels of another"
         return Fault(what, numbers={"loss": loss, "loss_of_exchanged_labels": exchanged})
 
 
 def _losses(step: StepEvidence) -> tuple[float, float]:
-    """Return the cross-entropy with the targets, and with those of another sequence."""
+    """Return the cross-entropy with the targets, and with the targets of another sequence."""
     targets = step.targets
     if len(targets.classes) < 2:
         raise CannotCheck("the batch has one sequence")

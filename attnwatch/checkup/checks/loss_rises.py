@@ -1,4 +1,4 @@
-"""Training steps that go up the gradient of the loss."""
+"""Training steps that ascend the gradient of the loss."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, 
 from attnwatch.checkup.evidence import StepEvidence
 
 _NUM_STEPS = 2
-# Cosine between directions that are opposite apart from what regularisation adds.
+# Cosine between directions that are opposite except for regularisation.
 _OPPOSITE = -0.5
 # A step that descends has a negative cosine to the gradient. Weight decay can reverse it for some matrices.
 _UPWARDS, _SHARE = 0.05, 0.8
@@ -14,10 +14,10 @@ _UPWARDS, _SHARE = 0.05, 0.8
 
 @register
 class LossRises(Check):
-    """The training run maximises the loss: its steps go up the gradient.
+    """The training run maximises the loss: its steps ascend the gradient.
 
     The gradient that reaches the logits is compared with that of the cross-entropy, and the first update of the weights
-    with their gradient. Losses that are weighted by sample, as in policy gradients, are left out.
+    with their gradient. Losses weighted per sample, as in policy gradients, are not checked.
     """
 
     name = "loss_rises"
@@ -37,7 +37,7 @@ class LossRises(Check):
         )
         cosine = self._largest_cosine()
         if cosine < _OPPOSITE:
-            what = "the gradient at the logits points against the gradient of the cross-entropy"
+            what = "the gradient at the logits opposes the gradient of the cross-entropy"
             return Fault(f"{what} (cosine {cosine:.2f})", numbers={"cosine": cosine})
         first = step.first_updates()
         upwards = [name for name, each in first.items() if float(each.along_gradient) > _UPWARDS]

@@ -1,4 +1,4 @@
-"""Updates that are lost when the weights are rounded."""
+"""Updates that are lost when weights are rounded or changed back."""
 
 import math
 from collections.abc import Iterable
@@ -17,16 +17,16 @@ _LEAST_KEPT = 0.2
 class LostUpdates(Check):
     """Most updates are lost: they are too small for the precision of the weights, or are undone.
 
-    A weight in bfloat16 has 8 significant bits: a change below 1/512 of it is rounded away. Weights that are changed
-    back after the steps, by restoring a copy or rounding to a grid, are reported too.
+    A bfloat16 weight has 8 significant bits, so a change below 1/512 of its value is rounded away. Weights that are
+    changed back after the steps, by restoring a copy or rounding to a grid, are reported too.
     """
 
     name = "lost_updates"
     severity = 0.6
     remedy = (
         "Keep the weights in float32 and use autocast, or use an optimizer with float32 master weights, stochastic "
-        "rounding or Kahan summation; if something changes the weights back, look for a copy that is restored, a "
-        "projection or a moving average after optimizer.step()."
+        "rounding or Kahan summation. If something changes the weights back, look for a restored copy, a projection or "
+        "a moving average after optimizer.step()."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -34,7 +34,7 @@ class LostUpdates(Check):
         kept = {name: max(_known(float(each.kept) for each in of_steps)) for name, of_steps in updates.items()}
         middle = sorted(kept.values())[len(kept) // 2]
         if middle < _LEAST_KEPT:
-            what = f"in half of the matrices, {max(middle, 0):.0%} or less of an update is left when the next begins"
+            what = f"in half of the matrices, {max(middle, 0):.0%} or less of an update is left at the next update"
             return Fault(f"{what}: something changes the weights back", tuple(kept), {"share_kept": middle})
         coarse = {
             name: min(float(each.unchanged) for each in of_steps)

@@ -9,8 +9,8 @@ from attnwatch.checkup.evidence import StepEvidence
 class MaskInverted(Check):
     """Attention sees the padding instead of the tokens: the mask is inverted.
 
-    Either the mask that the model was given hides various ids and shows only one, everywhere or at one end of the
-    sequences, or outputs of real tokens change when the padding is replaced but not when other real tokens are.
+    Either the mask passed to the model hides various ids and shows only one, everywhere or at one end of the sequences,
+    or outputs of real tokens change when the padding is replaced but not when other real tokens are.
     """
 
     name = "mask_inverted"

@@ -9,10 +9,10 @@ from attnwatch.checkup.evidence import StepEvidence
 
 @register
 class NoGradient(Check):
-    """The optimizers find no gradients when they step, or those of all attention layers are zero.
+    """The optimizers find no gradients when they step, or the gradients of all attention layers are zero.
 
-    Weight matrices are checked in the first six steps. Single matrices without a gradient, such as those of unused
-    modules, are not reported.
+    Weight matrices are checked in the first six steps. Individual matrices without a gradient, as in unused modules,
+    are not reported.
     """
 
     name = "no_gradient"
@@ -37,7 +37,7 @@ class NoGradient(Check):
 
 
 def _attention_without_gradient(step: StepEvidence) -> tuple[str, ...]:
-    """Return the attention layers that have gradients if all of these are zero; otherwise nothing."""
+    """Return the attention layers with gradients if all these gradients are zero; otherwise nothing."""
     called = step.forward.called
     sites = {site.name: list(site.module.parameters()) for site in find_sites(step.model) if site.name in called}
     gradients = {

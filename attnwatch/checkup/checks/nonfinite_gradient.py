@@ -13,8 +13,8 @@ from attnwatch.checkup.evidence import StepEvidence
 class NonfiniteGradient(Check):
     """The gradients are not finite, or the loss itself is not.
 
-    A GradScaler starts with a scale at which float16 gradients overflow, and skips these steps. Gradients under float16
-    autocast are therefore not checked.
+    A GradScaler starts with a scale at which float16 gradients overflow, and skips these steps. Therefore, gradients
+    under float16 autocast are not checked.
     """
 
     name = "nonfinite_gradient"
@@ -22,7 +22,7 @@ class NonfiniteGradient(Check):
     status = RunStatus.UNSTABLE
     severity = 1.0
     remedy = (
-        "Look for a division by zero, a log or square root of zero, or a softmax over a fully masked row, and begin "
+        "Look for a division by zero, a log or square root of zero, or a softmax over a fully masked row, starting "
         "with the first name; use bfloat16 instead of float16."
     )
 
@@ -49,7 +49,7 @@ class NonfiniteGradient(Check):
 def _lost(step: StepEvidence) -> Fault:
     wrong = _nonfinite({name: each.detach() for name, each in step.trainable.items()})
     if not wrong:
-        return Fault("the loss is not finite, while all weights are")
+        return Fault("the loss is not finite, although all weights are")
     what = f"the loss is not finite, nor are {len(wrong)} of {len(step.trainable)} parameters, {wrong[0]} first"
     return Fault(what, wrong, {"parameters": float(len(wrong))})
 

@@ -10,9 +10,9 @@ from attnwatch.checkup.evidence import StepEvidence
 class NotInOptimizer(Check):
     """Trainable parameters are in no optimizer and are never updated.
 
-    This is a fault if the optimizer holds parameters that the model does not have, as after replacing a module, if it
-    holds most of the model, or if the parameters were frozen at first. The finding is a note if the optimizer holds the
-    smaller part of the model, as in a linear probe.
+    This is a fault if the optimizer holds parameters that the model does not have (as after replacing a module) or most
+    of the model, or if the parameters were frozen at first. The finding is a note if the optimizer holds the smaller
+    part of the model, as in a linear probe.
     """
 
     name = "not_in_optimizer"

@@ -11,9 +11,9 @@ from attnwatch.checkup.weights import require_weights
 class OrderIgnored(Check):
     """The order of the tokens makes no difference.
 
-    The tokens are reversed. The outputs must not be the original ones in reverse. Models without position modules may
-    be intended to ignore order: the finding is then a note. A causal mask alone makes outputs depend on the order, so
-    causal models without positions are not reported. Position ids that are the same for all tokens are reported.
+    The tokens are reversed; the outputs must not be the original ones in reverse. The finding is a note for models
+    without position modules, which may be meant to ignore order. A causal mask alone makes outputs depend on the order,
+    so causal models without positions are not reported. Position ids that are the same for all tokens are reported.
     """
 
     name = "order_ignored"
@@ -31,7 +31,7 @@ class OrderIgnored(Check):
                 return Fault(f"{name} is zero and frozen, so all positions are the same", (name,))
         flow = step.flow
         if not flow.tokens.are_ids and flow.tokens.grid is None:
-            raise CannotCheck("the model is given features, which may contain positions")
+            raise CannotCheck("the model receives features, which may contain positions")
         require_weights(step.forward.module)
         if step.sees_only_padding:
             raise CannotCheck("attention sees only the padding")
@@ -41,7 +41,7 @@ class OrderIgnored(Check):
         names += [name for name, _ in step.forward.module.named_parameters()]
         unused = next((name for name in names if POSITIONS.search(name)), None)
         where = "" if unused is None else f", although the model has {unused}"
-        what = f"reversing a sequence changes none of its outputs except for their order{where}"
+        what = f"reversing a sequence only reverses its outputs{where}"
         return Fault(what, sites=(unused,) if unused else (), is_note=unused is None)
 
 

@@ -1,4 +1,4 @@
-"""Padding that counts in the loss."""
+"""Padding that is counted in the loss."""
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
@@ -8,8 +8,8 @@ from attnwatch.checkup.evidence import StepEvidence
 class PaddingInLoss(Check):
     """Predictions are scored against the padding.
 
-    Cross-entropy targets are counted at padding with padding on both sides. The first token after a sequence does not
-    count: it may be an end-of-text token with the same id as the padding.
+    Cross-entropy targets count if they are at padding with padding on both sides. The first token after a sequence does
+    not count, because it may be an end-of-text token with the same id as the padding.
     """
 
     name = "padding_in_loss"

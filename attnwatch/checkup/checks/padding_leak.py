@@ -34,7 +34,7 @@ class PaddingLeak(Check):
 
 
 def _has_other_cause(step: StepEvidence) -> bool:
-    """Return whether the padding has an effect because sequences mix, or because later tokens are seen."""
+    """Return whether the padding has an effect because sequences mix or later tokens are seen."""
     if step.flow.num_sequences > 1 and mixed_tokens(step.flow).any():
         return True
     try:
@@ -57,5 +57,5 @@ def moved_by_padding(flow: Flow) -> float:
 
 
 def real_tokens_are_unseen(flow: Flow) -> bool:
-    """Return whether real tokens affect no output but their own."""
+    """Return whether real tokens affect only their own outputs."""
     return not flow.sees_others

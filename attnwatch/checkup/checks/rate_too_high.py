@@ -5,7 +5,7 @@ from attnwatch.checkup.evidence import StepEvidence
 
 # In sound runs the median matrix grows 1.2-fold in the first 40 steps; at a rate 100 times too high, 13-fold.
 _MOST_GROWTH = 4.0
-# Of a matrix in a parameter group with a rate that is much higher than those of most matrices.
+# For a matrix in a parameter group whose rate is much higher than that of most matrices.
 _MOST_IN_GROUP, _HIGHER_RATE = 10.0, 10.0
 
 
@@ -13,8 +13,8 @@ _MOST_IN_GROUP, _HIGHER_RATE = 10.0, 10.0
 class RateTooHigh(Check):
     """The first steps overwrite the weights.
 
-    The norms of half of the weight matrices have grown at least fourfold within six steps, or one of them tenfold whose
-    learning rate is ten times that of most others. Matrices that are initially almost zero do not count.
+    The norms of half of the weight matrices have grown at least fourfold within six steps, or that of one matrix
+    tenfold at ten times the learning rate of most others. Matrices that are initially almost zero do not count.
     """
 
     name = "rate_too_high"
@@ -34,7 +34,7 @@ class RateTooHigh(Check):
         for name, growth in growths.items():
             if growth >= _MOST_IN_GROUP and rates[name] >= _HIGHER_RATE * usual:
                 what = f"the norm of {name} has grown {growth:.0f}-fold in the first steps"
-                what += f", at a learning rate of {rates[name]:.3g}; most matrices have {usual:.3g}"
+                what += f" at a learning rate of {rates[name]:.3g}; most matrices have {usual:.3g}"
                 return Fault(what, (name,), {"growth": growth, "rate": rates[name]})
         step.require_updates()
         return None

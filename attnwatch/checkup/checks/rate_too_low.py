@@ -8,11 +8,11 @@ from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.updates import Update
 
-# Fine-tuning with Adam at a rate of 1e-6 has ratios of 1e-5 to 5e-5; SGD at a rate meant for Adam has less.
+# Fine-tuning with Adam at a rate of 1e-6 has ratios of 1e-5 to 5e-5; SGD at a rate meant for Adam has lower ones.
 _LEAST, _LEAST_OF_SGD = 2e-6, 1e-5
-# A warm-up begins at 0, and is above it from the second step.
+# A warm-up starts at 0 and is above 0 from the second step on.
 _STEPS_WITHOUT_RATE = 8
-# A schedule that is stepped too often: the rate is multiplied by the same factor in each step.
+# A scheduler that is stepped too often multiplies the rate by the same factor in each step.
 _FALLING_STEPS, _FALL, _SAME = 5, 0.97, 1e-3
 _SHORT_RUN = 50
 
@@ -21,17 +21,17 @@ _SHORT_RUN = 50
 class RateTooLow(Check):
     """The updates are a millionth of the weights, or the learning rate will soon be zero.
 
-    The norm of each matrix's update is compared with the norm of the matrix over the first steps, at the learning rate
-    that the schedule leads to. Half of the matrices must change by 2e-6 or more, with SGD by 1e-5. A rate that stays at
-    0 is reported too, and so is one that falls by the same factor, 3% or more, in each of five steps, unless the run
-    has 50 steps or fewer.
+    The norm of each matrix's update is compared with the norm of the matrix over the first steps, at the full learning
+    rate of the schedule. Half of the matrices must change by 2e-6 or more, or by 1e-5 with SGD. Also reported are a
+    rate that stays at 0, and one that falls by the same factor, 3% or more, in each of five steps, unless the run has
+    50 steps or fewer.
     """
 
     name = "rate_too_low"
     severity = 0.6
     remedy = (
         "Raise the learning rate (SGD needs 100 to 1000 times the rate of Adam). Check how schedulers and parameter "
-        "groups change it, and that the scheduler is stepped as intended, once per step or once per epoch."
+        "groups change it, and that the scheduler is stepped as intended: once per step or once per epoch."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:

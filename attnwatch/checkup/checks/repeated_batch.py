@@ -1,4 +1,4 @@
-"""Batches that are repeated."""
+"""Repeated batches."""
 
 import torch
 
@@ -11,16 +11,16 @@ _NUM_STEPS = 6
 
 @register
 class RepeatedBatch(Check):
-    """The first steps receive the same batch, or a few batches in turn, regardless of the order of their sequences.
+    """The first steps receive the same batch or a few alternating batches, in any order of their sequences.
 
-    The finding is a note if the length of an epoch is unknown or equally short: overfitting one batch is a common test.
+    The finding is a note if the epoch is equally short or its length unknown: overfitting one batch is a common test.
     """
 
     name = "repeated_batch"
     severity = 0.7
     remedy = (
         "Take the next batch in each step (next(iter(loader)) in a loop restarts each time), and check that the "
-        "dataset uses the index it is given."
+        "dataset uses the index that it receives."
     )
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class RepeatedBatch(Check):
             return None
         is_meant = step.steps_per_epoch is None or step.steps_per_epoch <= number
         batches = "the same batch" if number == 1 else f"{number} batches in turn"
-        what = f"the first {_NUM_STEPS} steps were given {batches}"
+        what = f"the first {_NUM_STEPS} steps received {batches}"
         return Fault(what, numbers={"different_batches": float(number)}, is_note=is_meant)
 
 

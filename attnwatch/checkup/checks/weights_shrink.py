@@ -3,7 +3,7 @@
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 
-# In sound runs the norms of matrices change by less than a percent in the first steps, or grow.
+# In sound runs, the norms of matrices change by less than a percent in the first steps, or grow.
 _MOST_LEFT = 0.9
 
 
@@ -12,7 +12,7 @@ class WeightsShrink(Check):
     """The weights decay faster than they learn.
 
     The norms of half of the weight matrices have fallen by a tenth within six steps. Only strong regularisation does
-    that: a weight decay of 0.1 at a learning rate of 1e-3 removes just a ten-thousandth of each weight per step.
+    that: a weight decay of 0.1 at a learning rate of 1e-3 removes only a ten-thousandth of each weight per step.
     """
 
     name = "weights_shrink"

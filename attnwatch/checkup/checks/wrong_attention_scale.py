@@ -8,9 +8,9 @@ from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.scales import AttentionScale
 from attnwatch.checkup.weights import large_weights
 
-# T5 and GPT-Neo have a scale of 1, and their projections account for it.
+# T5 and GPT-Neo use a scale of 1, which their projections account for.
 _MOST = 1.5
-# Maximal update parametrisation has 1/head_dim.
+# Maximal update parametrisation uses 1/head_dim.
 _LEAST_TIMES_WIDTH = 0.5
 # With logits between -1 and 1, a key gets at most 7 times the weight of another.
 _LEAST_LARGEST = 1.0
@@ -20,9 +20,9 @@ _SATURATED = 10.0
 
 @register
 class WrongAttentionScale(Check):
-    """Attention logits are scaled far from 1/√head_dim, or the softmax is saturated before anything is learned.
+    """The scale of attention logits is far from 1/√head_dim, or the softmax is saturated before anything is learned.
 
-    The scales of the attention calls are read in a repeated forward. A scale above 1.5 or below 0.5/head_dim is
+    The scales of the attention calls are read in a repeated forward pass. A scale above 1.5 or below 0.5/head_dim is
     reported, and so are logits with a standard deviation above 10 over the keys of a query while the loss is still that
     of a uniform guess. Layers that normalise queries or keys may have any scale that lets the logits reach 1.
     """
@@ -41,7 +41,7 @@ class WrongAttentionScale(Check):
             raise CannotCheck("no attention call was read")
         weak = {name: each for name, each in known.items() if each.largest_logit < _LEAST_LARGEST}
         if weak:
-            what = "attention stays uniform, as the logits of normalised queries and keys are scaled by {scale:.3g}"
+            what = "attention stays uniform because the logits of normalised queries and keys are scaled by {scale:.3g}"
             return _fault(weak, what)
         scales = {name: each for name, each in known.items() if not each.is_normalised}
         wrong = {name: each for name, each in scales.items() if _is_wrong(each)}

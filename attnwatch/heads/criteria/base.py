@@ -15,16 +15,16 @@ GRADIENTS, WEIGHTS = "gradients", "weights"
 
 @dataclass(frozen=True)
 class HeadData:
-    """Values that a criterion reads of one attention module: `data[name]` for each name in its `reads`.
+    """Values that a criterion reads from one attention module: `data[name]` for each name in its `reads`.
 
-    Values have an entry for each head of the unpruned model; entries of heads that are gone have no meaning.
+    Values have an entry for each head of the unpruned model; entries of removed heads have no meaning.
 
     Attributes:
         site: name of the attention module.
         num_heads: number of heads of the unpruned model.
         heads: numbers of the heads that the module still has, ascending.
-        values: by name.
-        generator: of random numbers, the same on all processes.
+        values: values by name.
+        generator: random number generator, the same on all processes.
     """
 
     site: str
@@ -40,18 +40,18 @@ class HeadData:
 
 
 class HeadCriterion(Plugin):
-    """Criterion by which heads are removed: those with the lowest scores go first.
+    """Criterion by which heads are removed, lowest scores first.
 
-    A criterion has no state of its own. What `reads` names is collected, saved, and shared between processes.
+    A criterion has no state of its own. The values named in `reads` are collected, saved and shared between processes.
 
     Attributes:
-        reads: names of what the scores are computed from:
+        reads: names of the values from which scores are computed:
 
             - `"gradients"`: float32 [heads], the sum of what `of_step` returns over the optimizer steps since the last
               cut;
             - `"weights"`: float32 [heads, features, head_dim], each head's part of the output projection;
             - the name of a recorded statistic: float32 [heads], its mean over the last 20 observations. The criterion
-              then needs a recorder's history, which in a trainer is that of its `AttentionMonitor`.
+              then needs a recorder's history; a trainer uses that of its `AttentionMonitor`.
 
     Example:
         >>> from torch import nn
@@ -72,7 +72,7 @@ class HeadCriterion(Plugin):
 
     @classmethod
     def check(cls, plugin: "HeadCriterion") -> None:
-        """Raise a `ConfigurationError` if the criterion has no name or no scores, or `reads` is no tuple of names."""
+        """Raise a `ConfigurationError` if the criterion lacks a name or scores, or `reads` is invalid."""
         if not isinstance(getattr(plugin, "name", None), str):
             raise ConfigurationError(f"{plugin.described} must have a `name`.")
         if cls.scores is HeadCriterion.scores:
@@ -87,23 +87,23 @@ class HeadCriterion(Plugin):
 
     @property
     def reads_gradients(self) -> bool:
-        """True if gradients are collected for it."""
+        """True if gradients are collected for this criterion."""
         return GRADIENTS in self.reads
 
     @property
     def statistics(self) -> tuple[str, ...]:
-        """Names of the recorded statistics that it reads; empty if it needs no history."""
+        """Names of the recorded statistics that this criterion reads; empty if it needs no history."""
         return tuple(name for name in self.reads if name not in (GRADIENTS, WEIGHTS))
 
     def scores(self, data: HeadData) -> Tensor:
-        """Return how much each head of one attention module matters: [heads of the unpruned model]."""
+        """Return the importance of each head of one attention module: [heads of the unpruned model]."""
         raise NotImplementedError
 
     def of_step(self, gradients: Tensor) -> Tensor:
-        """Return what one optimizer step adds to the gradients that the criterion reads.
+        """Return the contribution of one optimizer step to the gradients that the criterion reads.
 
         Args:
-            gradients: float [heads], ∂L/∂ξ of gates ξ = 1 on the output of each head, the sum over the batch.
+            gradients: float [heads], ∂L/∂ξ of a gate ξ = 1 on the output of each head, summed over the batch.
 
         Returns:
             [heads]; by default the absolute values.

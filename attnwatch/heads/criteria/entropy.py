@@ -8,7 +8,7 @@ from attnwatch.plugins import register
 
 @register
 class Entropy(HeadCriterion):
-    """1 - normalized entropy: heads that look anywhere go first."""
+    """1 - normalized entropy: heads with diffuse attention are removed first."""
 
     name = "entropy"
     reads = ("normalized_entropy",)

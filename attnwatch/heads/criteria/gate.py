@@ -11,7 +11,7 @@ class Gate(HeadCriterion):
     """Mean over steps of |∂L/∂ξ_h| for a gate ξ_h = 1 on the output of head h, relative to the layer's L2 norm.
 
     Source: Michel et al. 2019 (arXiv 1905.10650), eq. 2. They take the absolute value of each example's gradient;
-    here it is that of the sum over the batch.
+    here it is taken of the sum over the batch.
     """
 
     name = "gate"

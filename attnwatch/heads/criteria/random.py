@@ -9,7 +9,7 @@ from attnwatch.plugins import register
 
 @register
 class Random(HeadCriterion):
-    """Uniform random numbers. They depend on the seed only, so that later cuts keep the order."""
+    """Uniform random numbers that depend only on the seed, so that later cuts keep the order."""
 
     name = "random"
 

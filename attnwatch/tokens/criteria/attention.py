@@ -1,4 +1,4 @@
-"""Criterion "attention": tokens are kept that receive much attention in the layer before."""
+"""Criterion "attention": keeps tokens that receive much attention in the preceding layer."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from attnwatch.tokens.criteria.base import TokenCriterion
 
 @register
 class Attention(TokenCriterion):
-    """Attention that a token receives from the queries of the layer before, relative to uniform attention."""
+    """Attention that a token receives from the queries of the preceding layer, relative to uniform attention."""
 
     name = "attention"
     reads = ("attention",)

@@ -11,13 +11,13 @@ from attnwatch.tokens.batch import TokenBatch, TokenSource
 
 
 class TokenCriterion(Plugin):
-    """Criterion by which tokens are kept: those with the highest scores.
+    """Criterion by which tokens are kept, highest scores first.
 
-    Scores need not care for padding and protected tokens. A dropper makes an instance of its own, without arguments, of
-    a criterion that is given by name. What `reads` names is computed, saved and shared between processes.
+    Scores need not account for padding and protected tokens. If a criterion is passed by name, the dropper creates its
+    own instance, without arguments. The values named in `reads` are computed, saved and shared between processes.
 
     Attributes:
-        reads: which of the attributes `attention` and `losses` of a `TokenBatch` the criterion reads.
+        reads: attributes of a `TokenBatch` that the criterion reads, among `attention` and `losses`.
 
     Example:
         >>> import torch
@@ -42,24 +42,22 @@ class TokenCriterion(Plugin):
         if cls.scores is TokenCriterion.scores:
             raise ConfigurationError(f"{described} must have a method `scores(self, batch)`.")
         if not isinstance(cls.reads, tuple) or not set(cls.reads) <= set(sources):
-            raise ConfigurationError(
-                f"{described} must have in `reads` a tuple with any of {sources}, got {cls.reads!r}."
-            )
+            raise ConfigurationError(f"{described}: `reads` must be a tuple with any of {sources}, got {cls.reads!r}.")
         if isinstance(plugin, type):
             try:
                 plugin()
             except Exception as error:
                 raise ConfigurationError(
-                    f"{described} can't be made without arguments ({type(error).__name__}: {error}); give an instance."
+                    f"{described} can't be made without arguments ({type(error).__name__}: {error}); pass an instance."
                 ) from error
 
     def scores(self, batch: TokenBatch) -> Tensor:
-        """Return a score for each token of one forward: [batch, tokens], the higher the sooner kept."""
+        """Return a score for each token of one forward pass: [batch, tokens]; the highest are kept."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state on which later scores depend, beside what the criterion reads; the same on all processes."""
+        """Return the state that later scores depend on, besides the values in `reads`; the same on all processes."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; an empty dict means that there is no state of this criterion."""
+        """Restore the state that `state_dict` returned; an empty dict means that there is none."""

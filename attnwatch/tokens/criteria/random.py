@@ -1,4 +1,4 @@
-"""Criterion "random": tokens are kept by chance."""
+"""Criterion "random": keeps random tokens."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from attnwatch.tokens.criteria.base import TokenCriterion
 
 @register
 class Random(TokenCriterion):
-    """Uniform random numbers: the null hypothesis that every other criterion has to beat."""
+    """Uniform random numbers, the baseline that every other criterion has to beat."""
 
     name = "random"
 

@@ -99,9 +99,9 @@ class Rising(Llama):
 def test_cut_is_taken_back_also_by_a_run_that_was_resumed_in_between(tmp_path):
     options = {"num_cuts": 1, "start": 6, "end": 6, "guard": Guard(recovery_steps=3, window=2)}
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=4, save_top_k=-1, filename="{step}")
-    with pytest.warns(AttnwatchWarning, match="is taken back"):
+    with pytest.warns(AttnwatchWarning, match="was taken back"):
         uninterrupted = train(pruning(**options), checkpoint, module=Rising(), limit_train_batches=4)
-    with pytest.warns(AttnwatchWarning, match="is taken back"):
+    with pytest.warns(AttnwatchWarning, match="was taken back"):
         resumed = train(pruning(**options), module=Rising(), ckpt_path=tmp_path / "step=8.ckpt", limit_train_batches=4)
     assert not PruningPlan.of(resumed).heads
     assert_same_weights(resumed, uninterrupted)
@@ -196,7 +196,7 @@ def test_harmful_cut_is_taken_back_as_if_it_had_not_happened():
     guard = Guard(recovery_steps=2, window=2)
     callback = pruning(0.5, ranking="layer", num_cuts=1, start=6, end=6, guard=guard)
     with pytest.warns(
-        AttnwatchWarning, match=r"the cut after step 6 \(4 heads\) is taken back: training loss went from"
+        AttnwatchWarning, match=r"the cut after step 6 \(4 heads\) was taken back: training loss went from"
     ):
         module = train(callback, module=Harmed(record))
     taken_back = next(index for index in range(7, STEPS) if states[index].keys() == states[0].keys())
@@ -212,7 +212,7 @@ def test_harmful_cut_is_taken_back_as_if_it_had_not_happened():
 def test_training_after_a_cut_was_taken_back_equals_one_that_never_saw_those_batches():
     guard = Guard(tolerance=0.0, recovery_steps=0, window=1)
     callback = pruning(0.75, ranking="layer", grouping="within", num_cuts=1, start=6, end=6, guard=guard)
-    with pytest.warns(AttnwatchWarning, match="is taken back"):
+    with pytest.warns(AttnwatchWarning, match="was taken back"):
         pruned = train(callback)
     pl.seed_everything(0, verbose=False)
     model = llama()
@@ -410,10 +410,10 @@ def test_compiled_module():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"target": 1}, "`target` must be the fraction of the heads that goes, between 0 and 1; got 1"),
+        ({"target": 1}, "`target` must be the fraction of the heads to remove, between 0 and 1; got 1"),
         ({"target": 0.0}, "`target` must be"),
         ({"criterion": "gates"}, "`criterion` must be one of 'entropy', "),
-        ({"start": 1.5}, "`start` must be a fraction of the run below 1 or a number of steps, got 1.5"),
+        ({"start": 1.5}, "`start` must be a fraction of the run, below 1, or a number of steps, got 1.5"),
         ({"start": 0.5, "end": 0.4}, "`start` must not be after `end`"),
         ({"num_cuts": 0}, "`num_cuts` must be an integer of at least 1"),
         ({"ranking": "best"}, "`ranking` must be one of 'global', 'layer', 'equal'"),
@@ -547,7 +547,7 @@ def test_run_that_goes_on_with_another_target_is_told(tmp_path):
     train(pruning(), ModelCheckpoint(tmp_path, every_n_train_steps=8, filename="{step}"), limit_train_batches=4)
     callback = pruning(0.75, start=4, end=18, num_cuts=2, min_heads=0)
     with pytest.warns(
-        AttnwatchWarning, match="goes on with other settings than it began with: {'target': 0.75, 'steps"
+        AttnwatchWarning, match="continues with other settings than it started with: {'target': 0.75, 'steps"
     ):
         resumed = train(callback, ckpt_path=tmp_path / "step=16.ckpt", limit_train_batches=4)
     assert [cut.step for cut in callback.cuts] == [4, 10, 18]
@@ -559,6 +559,6 @@ def test_what_it_came_to_is_told_at_the_end(caplog):
         train(pruning())
     lines = [record.getMessage() for record in caplog.records if "attnwatch" in record.getMessage()]
     assert lines[0] == "attnwatch: 2 heads removed after step 4"
-    begins = "attnwatch: 4 of 8 heads are gone; the target was 50%; a step took "
+    begins = "attnwatch: 4 of 8 heads removed; the target was 50%; a step took "
     assert sum(line.startswith(begins) for line in lines) == 1
     assert "accept_pruned_state" in lines[-1]

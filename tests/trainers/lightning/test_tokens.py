@@ -192,7 +192,7 @@ def test_two_of_one_model_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"keep_ratio": 0.0}, "`keep_ratio` must be the share of the tokens that is kept"),
+        ({"keep_ratio": 0.0}, "`keep_ratio` must be the share of the tokens to keep"),
         ({"first_layer": 9}, "`first_layer` must be one of the 4 layers"),
         ({"criterion": "best"}, "`criterion` must be one of 'attention', "),
     ],

@@ -141,7 +141,7 @@ def test_a_cut_that_was_taken_back_is_not_made_again_in_silence(tmp_path):
     def guarded() -> HeadPruning:
         return HeadPruning(0.5, start=4, end=4, num_cuts=1, guard=Guard(recovery_steps=1, window=1))
 
-    with pytest.warns(AttnwatchWarning, match="is taken back"):
+    with pytest.warns(AttnwatchWarning, match="was taken back"):
         whole = train(guarded(), directory=tmp_path, trainer_class=Harmed, **SAVING)
     assert_same_training(resumed(guarded(), directory=tmp_path, trainer_class=Harmed), whole)
     (tmp_path / SAVED / "attnwatch.pt").unlink()

@@ -101,7 +101,7 @@ def test_guard_takes_a_harmful_cut_back(metric, tmp_path):
     callback = HeadPruning(
         0.5, start=8, end=8, num_cuts=1, guard=Guard(metric=metric, recovery_steps=1, window=2), seed=1
     )
-    with pytest.warns(AttnwatchWarning, match="is taken back"):
+    with pytest.warns(AttnwatchWarning, match="was taken back"):
         run = train(
             callback,
             directory=tmp_path,
