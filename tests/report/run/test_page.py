@@ -153,7 +153,7 @@ def test_runs_of_the_same_name_are_told_apart():
     """Those of Lightning are all called "version_0"."""
     words = visible_words(run_page([a_record(name) for name in ("version_0", "other", "version_0")]))
     assert words.startswith("1: version_0 / 2: other / 3: version_0: attnwatch")
-    assert "1: version_0 and 3: version_0 do not part" in words
+    assert "1: version_0 and 3: version_0 do not differ" in words
 
 
 def test_length_that_the_run_has_passed_is_told_and_not_believed():
