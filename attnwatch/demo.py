@@ -150,7 +150,7 @@ def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
     page = out / "report.html"
     write_run_page([read_run(runs[name].directory / _RUN_FILE) for name in (HEALTHY, FAULTY)], page)
     print(f"Look at it:\n\n    {_tensorboard()} --logdir {shlex.quote(str(out))}\n")
-    print(f"The page about the first two runs, beside each other: {page.absolute().as_uri()}")
+    print(f"The page about the first two runs, side by side: {page.absolute().as_uri()}")
     return told_apart and kept_up
 
 

@@ -14,4 +14,4 @@ class NoAttentionError(AttnwatchError, RuntimeError):
 
 
 class AttnwatchWarning(UserWarning):
-    """Something could not be observed or written; training goes on."""
+    """Something could not be observed or written; training continues."""

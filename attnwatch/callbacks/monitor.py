@@ -262,7 +262,7 @@ class AttentionMonitor(TrainingPart):
             return
         self._batch.close()
         with self._non_fatal("the monitor failed", key="monitor"), contextlib.suppress(KeyboardInterrupt):
-            # The one that ended the training goes on.
+            # The one that ended the training continues.
             if not has_other_processes():
                 self._recorder.flush(finish_step=True)
             history = self._flushed_history(run)

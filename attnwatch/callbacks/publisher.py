@@ -20,7 +20,7 @@ from attnwatch.utils.messages import NonFatal
 class Publisher:
     """Writes to every logger of a trainer what it can show.
 
-    What a logger fails to take it is not given again; one warning says so, and training goes on.
+    What a logger fails to take it is not given again; one warning says so, and training continues.
 
     Args:
         max_layer_curves: see `site_scalars`.

@@ -285,7 +285,7 @@ class Capture:
             return
         self._failed.add(site)
         self._reasons[site] = f"watching failed with {type(error).__name__}: {error}"
-        warn(f"{site!r} is no longer watched, training goes on: {type(error).__name__}: {error}")
+        warn(f"{site!r} is no longer watched, training continues: {type(error).__name__}: {error}")
 
 
 def _why_not(inputs: AttentionInputs) -> str:

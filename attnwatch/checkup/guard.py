@@ -28,7 +28,7 @@ class Guard:
                 return function(*args, **kwargs)
             except Exception as error:  # from arbitrary inputs of the hooks; training must continue
                 self.failure = f"{type(error).__name__}: {error}"
-                warn(f"the checkup failed and stops, training goes on: {self.failure}")
+                warn(f"the checkup failed and stops, training continues: {self.failure}")
                 return None
 
         return guarded

@@ -55,7 +55,7 @@ class NonFatal:
         ...         with non_fatal("the monitor failed", key="monitor"):
         ...             raise ValueError("no number")
         >>> [str(each.message) for each in caught]
-        ['attnwatch: the monitor failed, training goes on: ValueError: no number']
+        ['attnwatch: the monitor failed, training continues: ValueError: no number']
     """
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class NonFatal:
             key = reason if key is None else key
             if key not in self._failed:
                 self._failed.add(key)
-                warn(f"{message}, training goes on: {reason}")
+                warn(f"{message}, training continues: {reason}")
 
 
 class WarnOnce:

@@ -246,7 +246,7 @@ def test_classifier_that_a_function_calls():
 def test_failures_are_told_once_and_training_goes_on():
     """Batches of tensors have no names."""
     probe = attnwatch.lightning.ConfidenceProbe(every_n_steps=3, **OPTIONS)
-    with pytest.warns(AttnwatchWarning, match="ConfidenceProbe failed, training goes on: .*`batches`") as told:
+    with pytest.warns(AttnwatchWarning, match="ConfidenceProbe failed, training continues: .*`batches`") as told:
         _, module = train_epochs(probe)
     assert len([each for each in told if each.category is AttnwatchWarning]) == 1
     assert len(module.losses) == 12

@@ -340,7 +340,7 @@ def test_logger_that_fails_gives_one_warning_per_fit_and_training_goes_on(full, 
         with pytest.warns(AttnwatchWarning) as caught:
             trainer, _ = train_epochs(monitor, logger=[full, other], limit_val_batches=0)
         assert messages(caught) == [
-            f"attnwatch: {type(full).__name__} is given no more scalars, training goes on: {reason}"
+            f"attnwatch: {type(full).__name__} is given no more scalars, training continues: {reason}"
         ]
         assert trainer.global_step == 12
         assert other.steps("attention_details/entropy") == list(range(12))
@@ -370,7 +370,7 @@ def test_function_that_fails_stops_neither_training_nor_other_actions():
     )
     with pytest.warns(AttnwatchWarning) as caught:
         trainer, _ = train_epochs(monitor, Llama(poison), callbacks=[metrics])
-    assert messages(caught)[0] == "attnwatch: the monitor failed, training goes on: RuntimeError: in my function"
+    assert messages(caught)[0] == "attnwatch: the monitor failed, training continues: RuntimeError: in my function"
     assert messages(caught)[1].startswith("attnwatch: uniform_attention since step 0")
     assert trainer.global_step == 8
     assert metrics.batches[-1]["attention/risk"] == 1
@@ -384,7 +384,7 @@ def test_error_in_the_monitor_is_told_once_per_fit_and_stops_nothing(tmp_path, m
         with pytest.warns(AttnwatchWarning) as caught:
             trainer, _ = train_epochs(monitor, max_steps=max_steps, logger=TensorBoardLogger(tmp_path))
         assert messages(caught) == [
-            "attnwatch: the monitor failed, training goes on: ZeroDivisionError: division by zero"
+            "attnwatch: the monitor failed, training continues: ZeroDivisionError: division by zero"
         ]
         assert trainer.global_step == (12 if max_steps < 0 else 8)
 

@@ -199,7 +199,7 @@ def test_attention_that_is_not_seen_is_said_once(tmp_path):
 @pytest.mark.filterwarnings("always::attnwatch.AttnwatchWarning")
 def test_batches_that_cannot_be_asked_about_do_not_end_the_training(tmp_path):
     audit = attnwatch.transformers.OcclusionAudit(2, **options(batches=[{"input_ids": torch.zeros(3)}]))
-    with pytest.warns(AttnwatchWarning, match="OcclusionAudit failed, training goes on") as caught:
+    with pytest.warns(AttnwatchWarning, match="OcclusionAudit failed, training continues") as caught:
         run = train(audit, directory=tmp_path, max_steps=4)
     assert len(warnings_of(caught)) == 1
     assert run.state.global_step == 4

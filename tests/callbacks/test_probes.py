@@ -267,7 +267,7 @@ def test_works_with_the_monitor():
 def test_failing_probes_warn_once_and_training_goes_on():
     batches = [{"input_ids": token_ids(8) + 1000}]  # ids that the model does not have
     callback = lightning_probe(batches=batches)
-    with pytest.warns(AttnwatchWarning, match="LayerProbe failed, training goes on: IndexError") as warned:
+    with pytest.warns(AttnwatchWarning, match="LayerProbe failed, training continues: IndexError") as warned:
         module = train_lightning(callback)
     assert sum("LayerProbe failed" in str(each.message) for each in warned) == 1
     assert len(module.losses) == STEPS

@@ -605,7 +605,7 @@ def test_error_in_a_hook_ends_the_checkup_and_not_the_training():
     optimizer = torch.optim.AdamW(model.parameters())
     checkup = TrainingCheckup(model, optimizers=optimizer)
     checkup._updates._names = None  # whatever a hook may stumble over
-    with pytest.warns(AttnwatchWarning, match="the checkup failed and stops, training goes on: TypeError"):
+    with pytest.warns(AttnwatchWarning, match="the checkup failed and stops, training continues: TypeError"):
         train(model, optimizer, checkup)
     assert "the checkup failed with TypeError" in checkup.skipped["rate_too_high"]
     assert not optimizer._optimizer_step_post_hooks

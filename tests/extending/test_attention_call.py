@@ -264,7 +264,7 @@ def test_plugin_that_is_wrong_is_named_once_and_the_training_goes_on(registered,
             three_steps(recorder)
         coverage = recorder.coverage()
     (warning,) = (str(each.message) for each in warned)
-    assert warning.startswith(f"attnwatch: 'layers.0.attention' is no longer watched, training goes on: {message}")
+    assert warning.startswith(f"attnwatch: 'layers.0.attention' is no longer watched, training continues: {message}")
     assert coverage["layers.0.attention"].startswith(f"watching failed with {message}")
     assert coverage["layers.1.attention"] == "observed"
 

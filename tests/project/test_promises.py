@@ -232,7 +232,7 @@ def test_error_while_watching_gives_one_site_up(monkeypatch):
             three_steps(recorder)
         history = recorder.history()
     assert [str(warning.message) for warning in warned] == [
-        "attnwatch: '1' is no longer watched, training goes on: RuntimeError: no kernel for this"
+        "attnwatch: '1' is no longer watched, training continues: RuntimeError: no kernel for this"
     ]
     reason = "watching failed with RuntimeError: no kernel for this"
     assert history.coverage == {"0": "observed", "1": reason, "2": "observed"}
@@ -257,7 +257,7 @@ def test_real_error_gives_the_site_up():
     expected = model(x)
     with AttentionRecorder(model, every_n_steps=1) as recorder:
         with (
-            pytest.warns(AttnwatchWarning, match="'ChangingHeads' is no longer watched, training goes on"),
+            pytest.warns(AttnwatchWarning, match="'ChangingHeads' is no longer watched, training continues"),
             recorder.step(0),
         ):
             assert model(x).equal(expected)

@@ -260,4 +260,4 @@ def test_process_that_dies_leaves_the_others_what_they_had(tmp_path):
     assert dead == {"flushed": 2}
     assert survivor["flushed"] == 2
     assert len(survivor["told"]) == 1
-    assert "training goes on" in survivor["told"][0]
+    assert "training continues" in survivor["told"][0]

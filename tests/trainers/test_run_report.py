@@ -93,7 +93,7 @@ def test_page_that_cannot_be_written_is_one_warning(training):
     blocked = training.directory / "file"
     blocked.write_text("not a folder")
     monitor = training.callbacks.AttentionMonitor(every_n_steps=1, flush_every=2, report=blocked / "page.html")
-    with pytest.warns(AttnwatchWarning, match=r"`report`.*page\.html.*training goes on") as warned:
+    with pytest.warns(AttnwatchWarning, match=r"`report`.*page\.html.*training continues") as warned:
         run = training.train(monitor, model=_frozen())
     assert run.num_steps == 20
     assert len([each for each in warned if "`report`" in str(each.message)]) == 1
@@ -124,7 +124,7 @@ def test_other_files_are_not_replaced(training, name):
     mine.write_bytes(b"precious")
     monitor = training.callbacks.AttentionMonitor(report=training.directory / "page.html")
     with pytest.warns(
-        AttnwatchWarning, match=rf"`report`.*training goes on.*{name}' is a file that is no .* another path"
+        AttnwatchWarning, match=rf"`report`.*training continues.*{name}' is a file that is no .* another path"
     ):
         training.train(monitor, steps=3)
     assert mine.read_bytes() == b"precious"

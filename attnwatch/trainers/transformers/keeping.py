@@ -123,7 +123,7 @@ def restored_states(callbacks: Sequence[PartCallback[Any, Any]], checkpoint: Pat
         raise ConfigurationError(f"`resume_from_checkpoint`: {lost_states(checkpoint, step, names, reason)}")
     warn(
         f"{str(checkpoint / STATE_FILE)!r}, with the state of {', '.join(names)}, {reason}. What was watched before is "
-        "lost; the training goes on as it would have."
+        "lost; the training continues as it would have."
     )
     return {}
 
