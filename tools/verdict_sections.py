@@ -156,7 +156,7 @@ def foresight() -> str:
 def reliability() -> str:
     return table(
         {
-            "risk told (mean)": f"{each['told']:.2f}",
+            "mean risk": f"{each['told']:.2f}",
             "runs that failed": f"{each['happened']:.2f}",
             "looks": str(each["runs"]),
         }
