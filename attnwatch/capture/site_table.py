@@ -1,4 +1,4 @@
-"""The sites of one model that a capture watches: those that reading its code finds, and those that calls show later."""
+"""Sites of one model that a capture watches, found by reading its code or discovered later by their calls."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -24,16 +24,16 @@ class SiteTable:
     """Sites by name, in module order.
 
     Args:
-        model: model that has them.
-        patterns: globs of the names that are watched; None means all.
-        may_grow: what is called in a first step may turn out to be a site.
+        model: model with these sites.
+        patterns: globs of the names to watch; None means all.
+        may_grow: True if calls in the first step may reveal further sites.
 
     Attributes:
         expected: modules that are sites if they call an attention function.
-        from_calls: names of the sites that calls have shown.
+        from_calls: names of the sites discovered by their calls.
 
     Raises:
-        NoAttentionError: there are no sites that can be read, and there can't be any.
+        NoAttentionError: no site can be read, and none can be discovered.
         ConfigurationError: a pattern matches no name.
     """
 
@@ -55,22 +55,22 @@ class SiteTable:
 
     @property
     def watched(self) -> list[Site]:
-        """Sites whose calls are to be delivered, those among them that are only expected."""
+        """Sites whose calls are to be delivered, including those that are only expected."""
         return [*self.readable, *(site for site in self.expected if self.is_watched(site.name))]
 
     @property
     def others(self) -> list[Site]:
-        """Sites whose calls are not delivered, and must not be taken for those of a site around them."""
+        """Sites whose calls are not delivered, and must not be attributed to a site around them."""
         return [site for site in self._found if not (site.is_readable and site.name in self._selected)]
 
     @property
     def names(self) -> list[str]:
-        """Names of the watched sites, the unreadable ones included."""
+        """Names of the watched sites, including unreadable ones."""
         return list(self._selected)
 
     @property
     def is_explained(self) -> bool:
-        """True if reading has found sites, and what looks like attention beside them computes it by hand."""
+        """True if code reading found sites, and any other apparent attention computes it by hand."""
         return bool(self.readable) and all(site.is_certain for site in self._found)
 
     def __contains__(self, name: str) -> bool:
@@ -88,12 +88,12 @@ class SiteTable:
         return next((site for site in (*self._found, *self.expected) if site.module is module and site.calls), None)
 
     def new(self, module: nn.Module, calls: Sequence[FunctionCall], code: CodeNames) -> Site | None:
-        """Return the site that a module of the model has turned out to be; None if it can't be one."""
+        """Return a new site for a module of the model; None if it can't be one."""
         name = self._names.get(module)
         return None if name is None or is_of_torch(module) else make_site(name, module, calls, code)
 
     def named(self, name: str) -> Site | None:
-        """Return the site that the module of this name has turned out to be elsewhere; None if it is known or none."""
+        """Return a new site for the module with this name, discovered elsewhere; None if it is known or unsuitable."""
         module = next((module for module, other in self._names.items() if other == name), None)
         if module is None or self.of(module) in self._found:
             return None
@@ -101,7 +101,7 @@ class SiteTable:
         return self.new(module, calls, CodeNames(held=tuple(call.function for call in calls)))
 
     def add(self, site: Site) -> None:
-        """Add a site that a call has shown, or more that a call has shown of a site."""
+        """Add a site discovered by its call, or a newly discovered kind of call of a site."""
         if site.module not in {other.module for other in self._found if other.is_readable}:
             self.from_calls.add(site.name)
         self.expected = [other for other in self.expected if other.module is not site.module]
@@ -110,21 +110,21 @@ class SiteTable:
         self._select()
 
     def why_none(self) -> str:
-        """Return the message that the model has no attention, or none that can be read."""
+        """Return the message for a model without attention, or with none that can be read."""
         if not self._found:
             return f"`model` ({self._model_name}) has no attention: no module calls {known_calls()}."
         listed = "; ".join(f"{site.name}: {site.reason}" for site in list(self._selected.values())[:3])
         return f"`model` ({self._model_name}) has no attention that can be read. {listed}."
 
     def is_watched(self, name: str) -> bool:
-        """Return whether a site of this name is watched."""
+        """Return whether a site with this name is watched."""
         return self._patterns is None or any(fnmatch(name, pattern) for pattern in self._patterns)
 
     def _select(self) -> None:
         self._selected = {site.name: site for site in self._found if self.is_watched(site.name)}
 
     def _may_come(self) -> bool:
-        """Return whether calls may show sites where reading has found none."""
+        """Return whether calls may reveal sites although code reading found none."""
         is_by_hand = bool(self._found) and all(site.is_certain for site in self._found)
         return bool(self.expected) or (not is_by_hand and not all(map(is_of_torch, self._names)))
 
