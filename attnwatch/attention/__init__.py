@@ -1,4 +1,4 @@
-"""Pure maths on tensors: entropy and the other statistics of attention, from query and key alone."""
+"""Pure tensor maths: entropy and other attention statistics from query and key alone."""
 
 from attnwatch.attention.accumulate import Accumulator
 from attnwatch.attention.entropy import attention_entropy

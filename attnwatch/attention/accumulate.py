@@ -1,4 +1,4 @@
-"""Sums over query rows, which calls, steps and processes can add up, and the statistics that follow from them."""
+"""Sums over query rows that can be added over calls, steps and processes, and the statistics derived from them."""
 
 from collections.abc import Iterable, Sequence
 
@@ -14,19 +14,19 @@ from attnwatch.utils.messages import warn
 
 
 class Accumulator:
-    """Computes statistics as sums: [statistics, 2, heads], in the order of `names`.
+    """Accumulator that computes statistics as sums [statistics, 2, heads], in the order of `names`.
 
     The two entries are (sum of values, sum of weights) for means, (maximum, number of rows) for maxima and
     (variance of the sum, sum of weights) for standard errors. The sums of several calls or processes `merge`.
 
     Args:
-        statistics: what is computed; None means all that are registered.
-        drop_failing: a statistic that raises, or returns the wrong shape, is left out from then on with a warning, and
-            its values are nan. Otherwise its error is raised.
+        statistics: statistics to compute; None means all registered ones.
+        drop_failing: with a warning, stop computing a statistic that raises or returns the wrong shape; its values are
+            then nan. Otherwise, its error is raised.
 
     Attributes:
-        names: of the statistics.
-        maxima: indices of those that are maxima.
+        names: names of the statistics.
+        maxima: indices of the statistics that are maxima.
     """
 
     def __init__(self, statistics: Iterable[Statistic] | None = None, *, drop_failing: bool = False):
@@ -43,7 +43,7 @@ class Accumulator:
 
     @torch.no_grad()
     def sums(self, inputs: AttentionInputs, rows: Tensor) -> Tensor:
-        """Return the sums of one call over these of its query rows: [statistics, 2, heads].
+        """Return the sums of one call over these query rows: [statistics, 2, heads].
 
         Raises:
             ConfigurationError: a statistic raises or returns the wrong shape, unless `drop_failing`.
@@ -61,18 +61,18 @@ class Accumulator:
         return sums
 
     def merge(self, sums: Tensor, other: Tensor) -> Tensor:
-        """Return the sums of two calls together, as if their rows had been one call's."""
+        """Return the combined sums of two calls, as if their rows belonged to one call."""
         merged = sums + other
         for index in self.maxima:
             merged[index, 0] = torch.maximum(sums[index, 0], other[index, 0])
         return merged
 
     def reordered(self, sums: Tensor, names: Sequence[str]) -> Tensor:
-        """Return sums of other statistics as sums of these; statistics that are not among the others have none.
+        """Return sums of other statistics in the order of these; missing statistics get empty sums.
 
         Args:
-            sums: [other statistics, 2, heads].
-            names: of the other statistics; more names than sums are allowed.
+            sums: sums [other statistics, 2, heads].
+            names: names of the other statistics; more names than sums are allowed.
         """
         result = sums.new_zeros((len(self), *sums.shape[1:]))
         result[self.maxima, 0] = -torch.inf
@@ -82,7 +82,7 @@ class Accumulator:
         return result
 
     def values(self, sums: Tensor) -> Tensor:
-        """Return the statistics that follow from sums: [statistics, heads]; nan where no row counted."""
+        """Return the statistics computed from sums: [statistics, heads]; nan if no row counted."""
         values, weights = sums[:, 0].clone(), sums[:, 1]
         values[self._errors] = values[self._errors].clamp(min=0).sqrt()
         divisors = weights.clone()
@@ -98,9 +98,9 @@ class Accumulator:
         return sums
 
     def _sums_of_block(self, rows: AttentionRows) -> Tensor:
-        """Return (sum of the counting values over the batch, their number): [statistics, 2, heads, rows].
+        """Return (sum of the counted values over the batch, their number): [statistics, 2, heads, rows].
 
-        Of statistics that are maxima, the first is the maximum.
+        For maxima, the first entry is the maximum.
         """
         both = [self._evaluated(statistic, rows) for statistic in self._statistics]
         values, counts = torch.stack([each for each, _ in both]), torch.stack([each for _, each in both])
@@ -110,7 +110,7 @@ class Accumulator:
         return torch.stack([sums, counts.sum(1).to(sums.dtype)], dim=1)
 
     def _evaluated(self, statistic: Statistic, rows: AttentionRows) -> tuple[Tensor, Tensor]:
-        """Return the values of the rows, and which of them count: both [batch, heads, rows]."""
+        """Return the values of the rows, and a mask of the rows that count: both [batch, heads, rows]."""
         if statistic.name not in self._failed:
             try:
                 values = _expanded(statistic.values(rows), "values", rows.shape[:3])
@@ -128,7 +128,7 @@ class Accumulator:
         if not self._drop_failing:
             raise ConfigurationError(what) from error
         self._failed.add(statistic.name)
-        warn(f"{what}. It is left out from now on, and its values are nan.", always=True)
+        warn(f"{what}. It is no longer computed, and its values are nan.", always=True)
 
 
 def _expanded(values: object, method: str, shape: Sequence[int]) -> Tensor:
@@ -146,8 +146,8 @@ def _expanded(values: object, method: str, shape: Sequence[int]) -> Tensor:
 def _sampling_variance(values: Tensor, weights: Tensor, *, num_queries: int) -> Tensor:
     """Return the variance of the sum over sampled rows: [heads], from [heads, rows].
 
-    One row per stratum leaves no within-stratum variance, so successive differences of the residuals stand for it
-    (Wolter, Introduction to Variance Estimation, 2007, §8.2), with the finite-population correction.
+    With one row per stratum, there is no within-stratum variance, so it is estimated from successive differences of the
+    residuals (Wolter, Introduction to Variance Estimation, 2007, §8.2), with the finite-population correction.
     """
     num_rows = values.shape[-1]
     if num_rows >= num_queries:

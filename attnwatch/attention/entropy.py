@@ -1,4 +1,4 @@
-"""Exact attention entropy of every query, without the attention matrix."""
+"""Exact attention entropy of all queries without the attention matrix."""
 
 from collections.abc import Callable
 
@@ -23,31 +23,31 @@ def attention_entropy(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Compute the entropy of softmax(scale · query · keyᵀ + mask) for every query, in O(keys) memory.
+    """Compute the entropy of softmax(scale · query · keyᵀ + mask) for all queries in O(keys) memory.
 
     With logits z_ij = scale · q_i · k_j and weights p_ij,
 
         H_i = -Σ_j p_ij log p_ij = lse_i - Σ_j p_ij z_ij = lse_i - scale · q_i · SDPA(q, k, value=k)_i,
 
-    so one pass of a fused kernel that returns its log-sum-exp is enough. A finite float mask has a term that no
-    kernel returns: there, and on devices without such a kernel, blocks of query rows are computed instead.
-    Half-precision tensors are computed in float32. In float32 the error grows with the logits, about 1e-6 of the
-    largest one. Tensors may have any strides.
+    so one pass of a fused kernel that returns its log-sum-exp is enough. A finite float mask has a term that no kernel
+    returns. With such a mask, and on devices without such a kernel, blocks of query rows are computed instead.
+    Half-precision tensors are computed in float32, where the error grows with the logits, to about 1e-6 of the largest
+    one. Tensors may have any strides.
 
-    Arguments mean what they mean in `torch.nn.functional.scaled_dot_product_attention`.
+    Arguments have the same meaning as in `torch.nn.functional.scaled_dot_product_attention`.
 
     Args:
-        query: [batch, heads, queries, head_dim], floating point.
-        key: [batch, key heads, keys, head_dim].
-        attn_mask: broadcastable to [batch, heads, queries, keys]; bool (True: allowed) or float (added to the
+        query: queries [batch, heads, queries, head_dim], floating point.
+        key: keys [batch, key heads, keys, head_dim].
+        attn_mask: mask broadcastable to [batch, heads, queries, keys]; bool (True: allowed) or float (added to the
             logits; -1e4 or less hides a key).
-        is_causal: query i sees keys 0 to i; combined with `attn_mask` where both are given.
+        is_causal: True if query i sees only keys 0 to i; combined with `attn_mask` if both are given.
         scale: factor of the dot products; None means 1 / sqrt(head_dim).
         enable_gqa: allow fewer key heads than query heads.
 
     Returns:
-        Nats [batch, heads, queries], float32 (float64 for float64 inputs), without gradient; nan where a row sees
-        no key or has a logit of a visible key that is not finite (nan, infinite or, in float32, beyond 1e30).
+        Entropy in nats [batch, heads, queries], float32 (float64 for float64 inputs), without gradient; nan for rows
+        that see no key, or whose logit for a visible key is not finite (nan, infinite or, in float32, beyond 1e30).
 
     Raises:
         ConfigurationError: a shape, dtype, layout or device does not fit.
@@ -65,15 +65,15 @@ def attention_entropy(
 
 
 def _fits_kernel(inputs: AttentionInputs) -> bool:
-    """Return whether shapes, dtypes and options suit the fused kernels, which check nothing themselves."""
+    """Return whether shapes, dtypes and options suit the fused kernels, which do no checks themselves."""
     float_mask = inputs.attn_mask is not None and inputs.attn_mask.dtype != torch.bool
-    # The kernel of CUDA has no float64, reads 16 bytes at a time and launches a block per head and per sequence.
+    # The CUDA kernel does not support float64, reads 16 bytes at a time and launches a block per head and sequence.
     fits_cuda = (
         inputs.compute_dtype == torch.float32
         and inputs.query.shape[-1] % 4 == 0
         and max(inputs.query.shape[:2]) <= _MAX_CUDA_BLOCKS
     )
-    # Given a negative scale, or 0, a kernel hides keys wrongly.
+    # With a negative or zero scale, a kernel hides the wrong keys.
     return not float_mask and inputs.effective_scale > 0 and (fits_cuda or not inputs.query.is_cuda)
 
 
@@ -101,10 +101,10 @@ def _entropy_by_kernel(inputs: AttentionInputs, kernel: _Kernel) -> Tensor | Non
         bias = torch.zeros_like(visible, dtype=query.dtype).masked_fill_(~visible, -torch.inf)
         seen = visible.any(2).any(1)[:, None, :, None]
         key = key.masked_fill(~seen, 0)  # padding may hold anything
-    # A constant added to all logits of a row leaves its entropy as it is: without the keys' common part, which is
-    # often the larger one, the two terms that are subtracted below are small.
+    # A constant added to all logits of a row does not change its entropy. Without the keys' common part, which is
+    # often the larger part, the two terms subtracted below are small.
     key = key - key.mean(2, keepdim=True)
-    if not (_largest_product(query, key) * scale < _MAX_KERNEL_LOGIT):  # also where it is nan
+    if not (_largest_product(query, key) * scale < _MAX_KERNEL_LOGIT):  # also true for nan
         return None
     query = _packed(query)
     mean_key, lse = kernel(query, _packed(key), None if bias is None else _packed(bias), inputs.is_causal, scale)
@@ -118,22 +118,24 @@ def _entropy_by_kernel(inputs: AttentionInputs, kernel: _Kernel) -> Tensor | Non
 
 
 def _largest_product(query: Tensor, key: Tensor) -> Tensor:
-    """Upper bound of |query · key|, a scalar; nan or inf where an element is."""
+    """Upper bound of |query · key|, a scalar; nan or inf if any element is."""
     longest_query, longest_key = (torch.linalg.vector_norm(tensor, dim=-1).amax() for tensor in (query, key))
     return longest_query * longest_key
 
 
 def _packed(tensor: Tensor) -> Tensor:
-    """Return the same values, contiguous and aligned to 16 bytes, as the kernels read them.
+    """Return the same values, contiguous and aligned to 16 bytes, as required by the kernels.
 
-    `scaled_dot_product_attention` checks the strides before it calls them; they read on in any memory.
+    `scaled_dot_product_attention` checks the strides before calling them; the kernels would read arbitrary memory.
     """
     tensor = tensor.contiguous()
     return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def _cpu_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: bool, scale: float) -> _KernelResult:
-    key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)  # with fewer key heads, PyTorch 2.8 reads beyond
+    key = key.repeat_interleave(
+        query.shape[1] // key.shape[1], dim=1
+    )  # with fewer key heads, PyTorch 2.8 reads out of bounds
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         query, key, key, 0.0, is_causal, attn_mask=bias, scale=scale
     )
@@ -144,7 +146,7 @@ def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: boo
     if bias is not None:
         num_keys = key.shape[2]
         bias = bias.expand(*bias.shape[:3], num_keys).contiguous()
-        bias = torch.nn.functional.pad(bias, (0, -num_keys % 4))[..., :num_keys]  # rows begin at multiples of 16 bytes
+        bias = torch.nn.functional.pad(bias, (0, -num_keys % 4))[..., :num_keys]  # rows start at multiples of 16 bytes
         bias = bias.expand(*query.shape[:3], num_keys)
     mean_key, lse, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(
         query, key, key, bias, True, 0.0, is_causal, scale=scale
@@ -154,8 +156,8 @@ def _cuda_kernel(query: Tensor, key: Tensor, bias: Tensor | None, is_causal: boo
 
 # Fused kernels that return (attention over the keys themselves, log-sum-exp), by device type.
 _KERNELS = {"cpu": _cpu_kernel, "cuda": _cuda_kernel}
-# A CUDA grid's second and third dimension.
+# Maximum of a CUDA grid's second and third dimension.
 _MAX_CUDA_BLOCKS = 65535
-# The two terms that a kernel's result is subtracted from are as large as the logits: above this, little of the entropy
-# would be left. Blocks of rows have no such terms. Sharp attention has logits of some hundreds.
+# The two terms that the entropy is the difference of are as large as the logits: above this, little precision would be
+# left. Blocks of rows have no such terms. Sharp attention has logits of several hundred.
 _MAX_KERNEL_LOGIT = 1e4

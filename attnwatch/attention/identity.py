@@ -1,4 +1,4 @@
-"""Keys by which objects are compared by identity, and tensors by their version too."""
+"""Keys that compare objects by identity, and tensors also by version."""
 
 from typing import Any
 
@@ -6,9 +6,9 @@ from torch import Tensor
 
 
 class Identity:
-    """Key that is equal for the same object, and for a tensor only until somebody writes to it.
+    """Key that is equal for the same object, and for a tensor only until it is written to.
 
-    The key keeps the object alive. Otherwise another object could get its memory, and so its `id`.
+    The key keeps the object alive. Otherwise, another object could get its memory, and therefore its `id`.
     """
 
     def __init__(self, thing: Any):

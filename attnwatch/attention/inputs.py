@@ -1,7 +1,7 @@
 """Arguments of one attention call. Only this module knows masks, grouped heads and logits.
 
-Shapes are written with B = batch, H = query heads, K = key-value heads, Q = queries, N = keys, D = head dim,
-R = the query rows that are looked at.
+Shapes use B = batch, H = query heads, K = key-value heads, Q = queries, N = keys, D = head dim, R = observed query
+rows.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from attnwatch.errors import ConfigurationError
 
-# A float mask hides a key at this value or below. Implementations write "minus infinity" as -inf, as the dtype's
-# minimum, as -1e9 or as -1e4; true biases (ALiBi, T5) are far above.
+# A float mask hides a key at this value or below. Implementations write "minus infinity" as -inf, the dtype's minimum,
+# -1e9 or -1e4; true biases (ALiBi, T5) are far above.
 HIDDEN_AT = -1e4
 
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -21,27 +21,28 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """Query, key and everything that shapes the attention logits of one call.
+    """Query, key and everything else that affects the attention logits of one call.
 
     Attributes:
-        query: [B, H, Q, D], floating point.
-        key: [B, K, N, D]; K divides H, and query head h reads key head h // (H / K).
-        attn_mask: broadcastable to [B, H, Q, N]; bool (True: allowed) or float (added to the logits).
-        is_causal: query i sees keys 0 to i (aligned top-left, as in PyTorch).
+        query: queries [B, H, Q, D], floating point.
+        key: keys [B, K, N, D]; K divides H, and query head h reads key head h // (H / K).
+        attn_mask: mask broadcastable to [B, H, Q, N]; bool (True: allowed) or float (added to the logits).
+        is_causal: True if query i sees only keys 0 to i (aligned top-left, as in PyTorch).
         scale: factor of the dot products; None means 1 / sqrt(D).
-        softcap: logits become `softcap * tanh(logits / softcap)` before masks (Gemma 2); None or 0: they do not.
+        softcap: cap of the logits, which become `softcap * tanh(logits / softcap)` before masks (Gemma 2); None or 0
+            means no cap.
         position_bias: float, broadcastable to [B, H, Q, N], added to the logits (T5).
-        learned_sink: float [H], logit of one more key, which all queries see and whose value is zero (gpt-oss).
+        learned_sink: float [H], logit of an additional key that all queries see and whose value is zero (gpt-oss).
         sliding_window: a query sees keys less than this many positions before it (and, if not causal, after it).
-        key_padding: bool [B, N], True where the key is a real token.
+        key_padding: bool [B, N], True for real tokens.
         segments: int [B, N], document of each token in a packed batch; attention stays inside a document.
         mask_mod: function of (batch, head, query, key) indices as in `torch.nn.attention.flex_attention`.
-        query_mask: bool [B, Q], True where the query counts in statistics (False: padding).
-        has_positions: query i and key i are the same token, so that a distance between them has a meaning.
-        positions: int64 [B, N], where in their sequences these tokens lie; None: token i is at position i.
-        query_rows: int64 [R], ascending: `query`, `attn_mask` and `position_bias` hold only these rows of the call's
-            `num_all_queries`; None: all Q.
-        keeps_its_masks: what shapes the logits keeps its values after the call (not in compiled code).
+        query_mask: bool [B, Q], True for queries that count in statistics (False: padding).
+        has_positions: True if query i and key i are the same token, so that their distance is meaningful.
+        positions: int64 [B, N], positions of the tokens in their sequences; None means that token i is at position i.
+        query_rows: int64 [R], ascending: the rows of the call's `num_all_queries` that `query`, `attn_mask` and
+            `position_bias` hold; None means all Q.
+        keeps_its_masks: True if masks and biases keep their values after the call (not in compiled code).
     """
 
     query: Tensor
@@ -81,12 +82,12 @@ class AttentionInputs:
 
     @property
     def is_empty(self) -> bool:
-        """True if there is no query, no key, or no feature in them."""
+        """True if there are no queries, keys or features."""
         return self.query.numel() == 0 or self.key.numel() == 0
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """Type in which statistics are computed: float32 for half-precision tensors, as fused kernels do inside."""
+        """Dtype in which statistics are computed: float32 for half-precision tensors, as inside fused kernels."""
         return torch.float64 if torch.float64 in (self.query.dtype, self.key.dtype) else torch.float32
 
     @property
@@ -109,14 +110,14 @@ class AttentionInputs:
         return logits
 
     def with_sink(self, logits: Tensor) -> Tensor:
-        """Return logits [B, H, R, N] with that of the learned sink in front, if there is one: [B, H, R, N + 1]."""
+        """Return logits [B, H, R, N] preceded by that of the learned sink, if there is one: [B, H, R, N + 1]."""
         if self.learned_sink is None:
             return logits
         sink = self.learned_sink.to(logits.dtype)[:, None, None].expand(*logits.shape[:-1], 1)
         return torch.cat([sink, logits], -1)
 
     def visible(self, rows: Tensor) -> Tensor | None:
-        """Return which keys the query rows see: bool, broadcastable to [B, H, R, N]; None if all see all."""
+        """Return a mask of the keys that query rows see: bool, broadcastable to [B, H, R, N]; None if all see all."""
         parts = []
         if self.is_causal or self.sliding_window is not None:
             parts.append(self._visible_by_position(rows))
@@ -137,7 +138,7 @@ class AttentionInputs:
         return visible
 
     def _places(self, rows: Tensor) -> Tensor:
-        """Return the positions of these rows of the call among the rows that `query` holds."""
+        """Return the indices of these rows of the call among the rows that `query` holds."""
         return rows if self.query_rows is None else torch.searchsorted(self.query_rows, rows)
 
     def _visible_by_position(self, rows: Tensor) -> Tensor:
@@ -185,7 +186,7 @@ def checked_inputs(
     for name, given in (("key", key), ("attn_mask", attn_mask), ("query_mask", query_mask)):
         if given is not None and given.device != query.device:
             raise ConfigurationError(
-                f"`{name}` must be on the device of `query`, {query.device}; got {given.device}. Move one of them."
+                f"`{name}` must be on the same device as `query`, {query.device}; got {given.device}. Move one of them."
             )
     if query.shape[-1] != key.shape[-1] or query.shape[0] != key.shape[0]:
         raise ConfigurationError(
@@ -221,9 +222,11 @@ def _check_is_dense(name: str, tensor: Tensor) -> None:
     """Raise a `ConfigurationError` unless the tensor is dense and has values."""
     kind = "a nested tensor" if tensor.is_nested else f"one of layout {tensor.layout}"
     if tensor.is_nested or tensor.layout != torch.strided:
-        raise ConfigurationError(f"`{name}` must be a dense tensor, got {kind}; pad it, or call it by sequence.")
+        raise ConfigurationError(
+            f"`{name}` must be a dense tensor, got {kind}; pad it, or pass one sequence at a time."
+        )
     if tensor.is_meta:
-        raise ConfigurationError(f"`{name}` must hold values, and tensors on the meta device have none.")
+        raise ConfigurationError(f"`{name}` must hold values, but tensors on the meta device have none.")
 
 
 def _broadcasts(shape: torch.Size, full: tuple[int, ...]) -> bool:
@@ -233,6 +236,6 @@ def _broadcasts(shape: torch.Size, full: tuple[int, ...]) -> bool:
 
 
 def select_rows(mask: Tensor, rows: Tensor) -> Tensor:
-    """Return rows of a mask, which may be broadcast over its query dimension, with four dimensions."""
+    """Return rows of a mask, which may be broadcast over queries, as a 4-dimensional tensor."""
     mask = mask[(None,) * (4 - mask.ndim)]
     return mask if mask.shape[2] == 1 else mask.index_select(2, rows)

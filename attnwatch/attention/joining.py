@@ -1,4 +1,4 @@
-"""Joining of attention calls into one with the heads of all, so that a GPU runs few large kernels, not many small."""
+"""Joining of attention calls into one with all heads, so that a GPU runs a few large kernels instead of many."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import replace
@@ -9,9 +9,9 @@ from torch import Tensor
 from attnwatch.attention.identity import Identity
 from attnwatch.attention.inputs import AttentionInputs, select_rows
 
-# What shapes the logits and must be the same object in calls that are joined.
+# Inputs that affect the logits and must be the same object in joined calls.
 _SHARED = ("attn_mask", "position_bias", "key_padding", "segments", "mask_mod", "query_mask", "positions")
-# Of these, what has a row for each query.
+# Those of them with a row for each query.
 _OF_ROWS = ("attn_mask", "position_bias")
 
 
@@ -19,11 +19,11 @@ def kind_of_call(inputs: AttentionInputs, rows: Tensor) -> Hashable:
     """Return a key that is equal for calls that can be joined; None if this call can't be joined.
 
     Args:
-        rows: query rows to look at; the same object for calls that are joined.
+        rows: query rows to observe; the same object for joined calls.
     """
     masks = (inputs.attn_mask, inputs.position_bias)
     if any(mask is not None and mask.ndim > 2 and mask.shape[-3] != 1 for mask in masks):
-        return None  # it tells heads apart
+        return None  # it distinguishes heads
     query, key = inputs.query, inputs.key
     shapes = (key.device, query.dtype, key.dtype, key.shape[0], query.shape[1] // key.shape[1], *key.shape[2:])
     shaping = (inputs.num_queries, inputs.is_causal, inputs.scale, inputs.softcap, inputs.sliding_window)
@@ -35,7 +35,7 @@ def at_rows(inputs: AttentionInputs, rows: Tensor, alike: AttentionInputs | None
     """Return the call with copies of its keys, of these rows of its queries, and of its masks.
 
     Args:
-        rows: int64 [R], ascending.
+        rows: int64 [R], query rows, ascending.
         alike: result of this function for a call with the same `kind_of_call`, whose masks are shared.
     """
     return replace(
@@ -58,7 +58,7 @@ def _copies(inputs: AttentionInputs, rows: Tensor) -> dict[str, Tensor]:
 
 
 def joined(calls: Sequence[AttentionInputs]) -> AttentionInputs:
-    """Return one call with the heads of all calls, in their order. All have the same `kind_of_call`."""
+    """Return one call with the heads of all calls, in order. All must have the same `kind_of_call`."""
     if len(calls) == 1:
         return calls[0]
     sinks = [call.learned_sink for call in calls if call.learned_sink is not None]

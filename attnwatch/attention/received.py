@@ -1,4 +1,4 @@
-"""Attention weights of some query rows, and the attention that keys receive from them."""
+"""Attention weights of some query rows, and the attention that keys receive from these rows."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,13 @@ from attnwatch.attention.sampling import stratified_rows
 
 @torch.no_grad()
 def attention_weights(inputs: AttentionInputs, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return attention weights, and which keys the rows see: both [batch, heads, rows, keys].
+    """Return attention weights, and a mask of the keys that the rows see: both [batch, heads, rows, keys].
 
-    Rows that see no key, or are padding, are 0. A row is nan if the logit of a key that it sees is not finite. The
-    weight of a learned sink is missing in the sum of a row.
+    Rows that see no key, or are padding, are 0. A row is nan if the logit of a key that it sees is not finite. Rows do
+    not include the weight of a learned sink.
 
     Args:
-        inputs: of one attention call.
+        inputs: inputs of one attention call.
         rows: int64 [rows], query rows.
     """
     rows = rows.to(inputs.query.device)
@@ -34,16 +34,15 @@ def attention_weights(inputs: AttentionInputs, rows: Tensor) -> tuple[Tensor, Te
 def attention_received(inputs: AttentionInputs, num_rows: int | None, generator: torch.Generator | None) -> Tensor:
     """Return the attention that each key receives from the queries, relative to uniform attention: [batch, keys].
 
-    s_j = mean over heads and over the rows i that see key j of p_ij · n_i, with n_i the number of keys that row i sees.
-    Where heads have learned sinks, a row counts as much as it gives to tokens. Rows with a logit that is not finite are
-    left out.
-    It is 1 everywhere where attention is uniform, also behind a causal mask, under which early tokens are seen by more
-    queries; 1 where none of the rows sees the key; and nan where all that see it are left out.
+    s_j is the mean of p_ij · n_i over heads and over the rows i that see key j, where n_i is the number of keys that
+    row i sees. With learned sinks, a row is weighted by its attention to tokens. Rows with a nonfinite logit are
+    skipped. Uniform attention gives 1 for all keys, even with a causal mask, under which more queries see early tokens.
+    The value is 1 if none of the rows sees the key, and nan if all rows that see it are skipped.
 
     Args:
-        inputs: of one attention call.
-        num_rows: query rows that are looked at, one random row of each of as many strata; None: all.
-        generator: on the CPU.
+        inputs: inputs of one attention call.
+        num_rows: number of query rows to observe, one random row from each of as many strata; None means all.
+        generator: random number generator on the CPU.
     """
     weights, visible = attention_weights(inputs, stratified_rows(inputs.num_queries, num_rows, generator))
     counted = visible & ~weights.isnan()

@@ -1,11 +1,11 @@
-"""Quantities of a block of query rows, from which statistics are made. Each is computed once, when it is asked for.
+"""Quantities of a block of query rows, from which statistics are computed. Each is computed lazily and once.
 
-The first visible key (the usual attention sink) is kept apart from the rest. A softmax over the rest alone stays
-exact where the sink takes all but 1e-9 of the weight, and the full distribution follows from the two log-sum-exps.
-What a learned sink takes is left out of the distribution, which is that over tokens.
-Logits are taken relative to the largest of the rest, so that terms of very different size are never subtracted.
+The first visible key (the usual attention sink) is treated separately. A softmax over the rest alone stays exact even
+if the sink takes all but 1e-9 of the weight, and the full distribution follows from the two log-sum-exps. The
+distribution is over tokens and excludes the weight of a learned sink. Logits are relative to the largest of the rest,
+so that terms of very different size are never subtracted.
 
-Tensors [B, H, R, N] are read and written as rarely as possible: their traffic is what watching costs.
+Tensors [B, H, R, N] are read and written as rarely as possible, because their memory traffic dominates the cost.
 """
 
 from functools import cached_property
@@ -21,17 +21,17 @@ _LARGEST_SQUARED = 2.0**30
 
 
 class AttentionRows:
-    """Some query rows of one attention call, with all that a statistic may ask about them.
+    """Some query rows of one attention call, with all quantities that a statistic may need.
 
-    Shapes: B sequences, H heads, R rows, N keys. Properties are [B, H, R] unless they say otherwise. Where a row is not
-    `valid` their values are arbitrary. Each is computed once, when it is first asked for; [B, H, R, N] tensors are the
-    expensive ones. The layers of a model may be computed together, with the heads of all.
+    Shapes: B sequences, H heads, R rows, N keys. Properties are [B, H, R] unless stated otherwise. Their values are
+    arbitrary for rows that are not `valid`. Each is computed once, on first use; [B, H, R, N] tensors are expensive.
+    The layers of a model may be computed together, as one call with all heads.
 
     Attributes:
         inputs: `AttentionInputs` of the call: query, key, scale and masks.
-        rows: int64 [R], positions of the rows among the queries, ascending.
+        rows: int64 [R], indices of the rows among the queries, ascending.
         shape: (B, H, R, N).
-        visible: bool [B or 1, H or 1, R, N], True where the row sees the key.
+        visible: bool [B or 1, H or 1, R, N], True if the row sees the key.
     """
 
     def __init__(self, inputs: AttentionInputs, rows: Tensor):
@@ -49,13 +49,13 @@ class AttentionRows:
         self._sum_over_rest(logits, self.visible.scatter(-1, first_visible, False))
 
     def _sum_over_rest(self, logits: Tensor, rest: Tensor) -> None:
-        """Sum over all visible keys but the first, which `rest` marks. Overwrites `logits`."""
+        """Sum over all visible keys except the first, as marked by `rest`. Overwrites `logits`."""
         rest_logits = _hide_(logits, rest)
         self._rest_max = rest_logits.amax(-1)
         self._rest_weights = rest_logits.softmax(-1)  # [B, H, R, N]
         relative = rest_logits.sub_(self._rest_max.unsqueeze(-1)).mul_(rest.to(logits.dtype))
         self._rest_spread = -relative.amin(-1)
-        # Sums are in this unit, or the squares of large logits would not be finite.
+        # Sums use this unit, because the squares of large logits would not be finite.
         spread = torch.maximum(self._rest_spread, (self._first_logit - self._rest_max).abs())
         self._unit = (spread / _LARGEST_SQUARED).clamp(min=1).masked_fill(self.num_visible < 2, 1.0)
         self._rest_sum = relative.div_(self._unit.unsqueeze(-1)).sum(-1)
@@ -75,14 +75,14 @@ class AttentionRows:
 
     @property
     def logits(self) -> Tensor:
-        """Attention logits [B, H, R, N], -inf where a key is hidden. Computed anew each time."""
+        """Attention logits [B, H, R, N], -inf for hidden keys. Recomputed on each access."""
         return self.inputs.logits(self.rows).masked_fill_(~self.visible, -torch.inf)
 
     @property
     def weights(self) -> Tensor:
-        """Attention weights [B, H, R, N], which sum to one over the visible keys. Computed anew each time.
+        """Attention weights [B, H, R, N], which sum to one over the visible keys. Recomputed on each access.
 
-        What a learned sink takes is not among them.
+        They exclude the weight of a learned sink.
         """
         weights = self._rest_weights * self._rest_mass.unsqueeze(-1)
         return weights.scatter_(-1, self._first_visible, self._first_mass.unsqueeze(-1)).mul_(self.visible)
@@ -101,10 +101,10 @@ class AttentionRows:
 
     @cached_property
     def counts_as_finite(self) -> Tensor:
-        """Bool, True if the row counts. In sequences in which no row does, True for rows that see one key of several.
+        """Bool, True if the row counts; in sequences where none does, True for rows that see one of several keys.
 
-        Self-attention only. So `nonfinite` is known, and the other statistics are not, where a mask hides all keys but
-        one from every row; sequences of one token, and queries over the keys of something else, say nothing of a mask.
+        Self-attention only. Thus `nonfinite`, unlike other statistics, is known if a mask hides all but one key from
+        each row. Sequences of one token, and queries over keys of other tokens, reveal nothing about a mask.
         """
         if not self.inputs.has_positions or self.inputs.num_keys < 2:
             return self.counts
@@ -152,20 +152,20 @@ class AttentionRows:
 
     @cached_property
     def sink_mass(self) -> Tensor:
-        """Weight on the first visible key, and on a learned sink."""
+        """Weight on the first visible key and on a learned sink."""
         if self.inputs.learned_sink is None:
             return self._first_mass
         return 1 - self._token_mass + self._token_mass * self._first_mass
 
     @cached_property
     def max_weight(self) -> Tensor:
-        """Largest weight of the row on a token."""
+        """Largest weight on a token."""
         largest = torch.maximum(self._first_mass, self._rest_mass * self._largest_rest_weight)
         return largest if self.inputs.learned_sink is None else self._token_mass * largest
 
     @cached_property
     def entropy_without_sink(self) -> Tensor:
-        """Entropy of the weights on all visible keys but the first, renormalized, in nats."""
+        """Entropy of the renormalized weights on all visible keys except the first, in nats."""
         return (self._rest_relative_lse - self._rest_mean).clamp(min=0)
 
     @cached_property
@@ -192,7 +192,7 @@ class AttentionRows:
     def content_sensitivity(self) -> Tensor:
         """Jensen-Shannon divergence across the batch, in nats [H, R]: H(mean_b p) - mean_b H(p).
 
-        Only where `comparable`: there the first visible key is the same in all sequences.
+        Valid only if `comparable`, so that the first visible key is the same in all sequences.
         """
         if self.shape[0] == 1:
             return torch.zeros_like(self._first_logit[0])
@@ -231,12 +231,12 @@ class AttentionRows:
 
     @cached_property
     def _token_mass(self) -> Tensor:
-        """Weight on all tokens, where a head has learned a sink."""
+        """Weight on all tokens, for heads with a learned sink."""
         return (self._lse - self._learned_sink).sigmoid()
 
     @cached_property
     def _log_odds(self) -> Tensor:
-        """Log odds of the first key, from the difference of two logits, which is exact where these are large."""
+        """Log odds of the first key, from the difference of two logits, which is exact for large logits."""
         return (self._first_logit - self._rest_max) - self._rest_relative_lse
 
     @cached_property
@@ -257,14 +257,14 @@ class AttentionRows:
 
 
 def too_large(dtype: torch.dtype) -> float:
-    """Return the size from which logits count as infinite, so that sums stay finite: 1e30 in float32."""
+    """Return the size above which logits count as infinite, so that sums stay finite: 1e30 in float32."""
     return torch.finfo(dtype).max / 2**28
 
 
 def _hide_(logits: Tensor, visible: Tensor) -> Tensor:
-    """Overwrite the logits of hidden keys, also where they are nan, by a finite value that gives them no weight.
+    """Overwrite the logits of hidden keys, even nan, with a finite value that gives them no weight.
 
-    On a CPU a `masked_fill_` takes twice as long as what is done there. Visible logits that are not finite stay so.
+    On a CPU, `masked_fill_` would take twice as long. Visible logits that are not finite stay so.
     """
     lowest = torch.finfo(logits.dtype).min / 4
     if not logits.is_cpu:

@@ -1,4 +1,4 @@
-"""Choice of the query rows that are looked at."""
+"""Sampling of the observed query rows."""
 
 from collections.abc import Iterator
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from attnwatch.attention.inputs import AttentionInputs
 
-# How many logits are held at once. Larger blocks fall out of a CPU's cache; smaller ones are too many kernels to launch
-# on other devices.
+# Number of logits held at once. Larger blocks exceed a CPU's cache; smaller blocks need too many kernel launches on
+# other devices.
 _CPU_ELEMENTS, _DEVICE_ELEMENTS = 2**20, 2**24
 
 
@@ -16,8 +16,8 @@ def stratified_rows(num_queries: int, num_rows: int | None, generator: torch.Gen
     """Draw one random row from each of `num_rows` equal strata of the queries: int64 [rows] on the CPU, ascending.
 
     Stratified because entropy depends on the position: a causal row i sees i + 1 keys. Each row is expected
-    num_rows / num_queries times, so that means over the sample are unbiased. All rows where `num_rows` is None or
-    not less than `num_queries`.
+    num_rows / num_queries times, so that means over the sample are unbiased. Returns all rows if `num_rows` is None
+    or not less than `num_queries`.
     """
     if num_rows is None or num_rows >= num_queries:
         return torch.arange(num_queries, device="cpu")
@@ -27,7 +27,7 @@ def stratified_rows(num_queries: int, num_rows: int | None, generator: torch.Gen
 
 
 def block_elements(device: torch.device) -> int:
-    """Return how many logits are held at once in float32: 4 MiB on a CPU, 64 MiB elsewhere."""
+    """Return the number of logits held at once in float32: 4 MiB on a CPU, 64 MiB elsewhere."""
     return _CPU_ELEMENTS if device.type == "cpu" else _DEVICE_ELEMENTS
 
 

@@ -14,15 +14,15 @@ from attnwatch.errors import ConfigurationError
 class AttentionStatistics(Mapping[str, Tensor]):
     """Statistics of one attention call by name: float32 tensors [heads], as attributes and as items.
 
-    There is one for each registered `Statistic`; `attnwatch.Statistic.registry` says what each means. Means are over
-    rows of all sequences that see at least two keys and whose logits are finite. A statistic is nan where there is no
-    such row; `nonfinite` is also known where a mask hides all keys but one from every row. Logits beyond 1e30 count as
-    infinite in float32. The weight that goes to a sink which a head has learned (gpt-oss) is in `sink_mass` and missing
-    in `max_weight`. All other statistics are those of the weights on tokens, which sum to one without it.
+    There is one for each registered `Statistic`; `attnwatch.Statistic.registry` explains them. Means are over rows of
+    all sequences that see at least two keys and whose logits are finite. A statistic is nan if there is no such row;
+    `nonfinite` is also known if a mask hides all keys except one from each row. Logits beyond 1e30 count as infinite in
+    float32. The weight on a learned sink of a head (gpt-oss) is included in `sink_mass` but not in `max_weight`. All
+    other statistics use the weights on tokens, which sum to one without it.
 
     Args:
         values: tensors by name.
-        num_rows: number of query rows that were looked at.
+        num_rows: number of observed query rows.
     """
 
     def __init__(self, values: Mapping[str, Tensor], num_rows: int):
@@ -39,7 +39,7 @@ class AttentionStatistics(Mapping[str, Tensor]):
         return len(self._values)
 
     def __getattr__(self, name: str) -> Tensor:
-        values = vars(self).get("_values", {})  # there are none yet while a copy is made
+        values = vars(self).get("_values", {})  # not set yet while the object is copied
         if name not in values:
             raise AttributeError(f"there is no statistic {name!r}; there are: {', '.join(values)}")
         return values[name]
@@ -65,20 +65,20 @@ def attention_statistics(
 ) -> AttentionStatistics:
     """Compute statistics per head of softmax(scale · query · keyᵀ + mask), without holding the matrix.
 
-    Arguments mean what they mean in `torch.nn.functional.scaled_dot_product_attention`.
+    Arguments have the same meaning as in `torch.nn.functional.scaled_dot_product_attention`.
 
     Args:
-        query: [batch, heads, queries, head_dim], floating point.
-        key: [batch, key heads, keys, head_dim].
-        attn_mask: broadcastable to [batch, heads, queries, keys]; bool (True: allowed) or float (added to the
+        query: queries [batch, heads, queries, head_dim], floating point.
+        key: keys [batch, key heads, keys, head_dim].
+        attn_mask: mask broadcastable to [batch, heads, queries, keys]; bool (True: allowed) or float (added to the
             logits; -1e4 or less hides a key).
-        is_causal: query i sees keys 0 to i; combined with `attn_mask` where both are given.
+        is_causal: True if query i sees only keys 0 to i; combined with `attn_mask` if both are given.
         scale: factor of the dot products; None means 1 / sqrt(head_dim).
         enable_gqa: allow fewer key heads than query heads.
-        num_query_rows: look at so many stratified random query rows; None means all. Costs
+        num_query_rows: number of stratified random query rows to observe; None means all. Costs
             num_query_rows / queries of an attention forward. `max_logit` is then the maximum over these rows.
-        generator: CPU generator that draws the rows; None means PyTorch's default one.
-        query_mask: bool [batch, queries], False where a query is padding and must not count.
+        generator: CPU generator that draws the rows; None means PyTorch's default generator.
+        query_mask: bool [batch, queries], False for padding, which must not count.
 
     Returns:
         `AttentionStatistics`, float32 tensors [heads] on the device of `query`, without gradient.

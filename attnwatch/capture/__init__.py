@@ -1,4 +1,4 @@
-"""Attention calls of a model: found by reading its code, read without changing them, and handed to an observer."""
+"""Observation of a model's attention calls, found by reading its code and passed to an observer unchanged."""
 
 from attnwatch.capture.calls import AttentionCall, FunctionCall
 from attnwatch.capture.calls.transformers_interface import attention_functions

@@ -1,4 +1,4 @@
-"""The layer of a site: the block of the model that its attention belongs to."""
+"""Block of a site: the layer of the model that its attention belongs to."""
 
 import itertools
 from collections.abc import Mapping
@@ -7,15 +7,15 @@ from torch import nn
 
 
 def find_blocks(model: nn.Module, sites: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
-    """Return the block of each site by name: the entry of a list of layers that has the attention in it.
+    """Return the block of each site by name: the entry of a list of layers that contains the attention.
 
-    Of several lists around a site the innermost one counts whose entry has another one of its class beside it, as the
-    parts of one layer may be a list, too (T5); if there is none, the innermost. Where no `nn.ModuleList` or
-    `nn.Sequential` is around a site, its block is the attention module itself.
+    If several lists contain a site, the innermost one with several entries of the same class is used, because the parts
+    of one layer may also be a list (T5); if there is none, the innermost. If a site is not in any `nn.ModuleList` or
+    `nn.Sequential`, its block is the attention module itself.
 
     Args:
-        model: model that has the sites.
-        sites: attention modules by name; those that are no longer in the model are left out.
+        model: model with these sites.
+        sites: attention modules by name; modules that are no longer in the model are skipped.
     """
     paths = {module: path for path, module in model.named_modules()}
     present = {name: attention for name, attention in sites.items() if attention in paths}

@@ -1,4 +1,4 @@
-"""The forward that a call belongs to: that of the innermost attention module that a thread is in."""
+"""Owner of a call: the forward of the innermost attention module that is running in its thread."""
 
 import contextlib
 import re
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 Enter = Callable[[nn.Module, Args, Kwargs], None]
-"""Hook before a forward, as of `nn.Module.register_forward_pre_hook(…, with_kwargs=True)`."""
+"""Forward pre-hook, as for `nn.Module.register_forward_pre_hook(…, with_kwargs=True)`."""
 
 # Names of arguments that hold the tokens of another sequence.
 _CONTEXT = re.compile(r"context|encoder|cross|memory|cond|source|key_value|^kv")
 
 
 class Entry(NamedTuple):
-    """A forward that has begun and not ended.
+    """A forward that has begun but not ended.
 
     Attributes:
-        module: the module; None marks a call that was handled already.
-        number: number of the module, under which its calls are delivered; None where they are not.
-        same_tokens: queries and keys are the same tokens, as far as is known.
+        module: the module; None marks a call that was already handled.
+        number: number of the module under which its calls are delivered; None if they are not.
+        same_tokens: True if queries and keys are known to be the same tokens.
         given: arguments of the forward; None in compiled code.
     """
 
@@ -46,9 +46,9 @@ class Entry(NamedTuple):
     given: tuple[Args, Kwargs] | None = None
 
     def attends_to_context(self, num_keys: int) -> bool:
-        """Return whether there are as many keys as tokens of another sequence that the forward was given.
+        """Return whether the number of keys equals that of the tokens of another sequence among the arguments.
 
-        In joint attention, which is not meant, there are as many keys as tokens of both.
+        This excludes joint attention, whose keys are the tokens of both sequences.
         """
         if self.given is None or self.module is None:
             return False
@@ -63,11 +63,11 @@ class Entry(NamedTuple):
         )
 
 
-# File name of the code that torch.fx writes for graphs.
+# File name of the code that torch.fx generates for graphs.
 _CODE_OF_GRAPHS = "<eval_with_key>"
 
 HANDLED = Entry(None, None)
-"""Entry that hides calls: the patched function calls the original one, and maybe an earlier patch of it."""
+"""Entry that hides calls, because the patched function calls the original one, or an earlier patch of it."""
 
 
 class _Thread(threading.local):
@@ -75,7 +75,7 @@ class _Thread(threading.local):
 
     Attributes:
         entries: forwards of attention modules, innermost last.
-        finders: captures that look for sites.
+        finders: captures that are looking for sites.
     """
 
     def __init__(self) -> None:
@@ -87,13 +87,13 @@ _thread = _Thread()
 
 
 def enter(entry: Entry) -> None:
-    """Note that a forward has begun; in a backward pass, where nothing is delivered, do nothing."""
+    """Note that a forward has begun; do nothing in a backward pass, where nothing is delivered."""
     if torch.compiler.is_compiling() or not in_backward():
         _thread.entries.append(entry)
 
 
 def leave(module: nn.Module | None) -> None:
-    """Note that the forward of `module` has ended, and with it those inside that raised."""
+    """Note that the forward of `module` has ended, including any inner ones that raised."""
     entries = _thread.entries
     if torch.compiler.is_compiling():
         if entries and entries[-1].module is module:
@@ -108,37 +108,37 @@ def leave(module: nn.Module | None) -> None:
 
 
 def forget_interrupted() -> None:
-    """Note that all forwards have ended: those that were interrupted never do."""
+    """Note that all forwards have ended, because interrupted ones never do."""
     _thread.entries.clear()
     function_mode.forget()
 
 
 def enter_forward(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-    """Hook before the forward of a site whose function calls are delivered."""
+    """Forward pre-hook of a site whose function calls are delivered."""
     number = site_id(module)
     begin(number)
     enter(Entry(module, number, same_tokens=True, given=None if torch.compiler.is_compiling() else (args, kwargs)))
 
 
 def enter_unwatched(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-    """Hook before the forward of a module whose function calls are not delivered, nor taken for those of a parent."""
+    """Forward pre-hook of a module whose function calls are neither delivered nor attributed to a parent."""
     enter(Entry(module, None))
 
 
 def leave_forward(module: nn.Module, args: Args, output: object) -> None:
-    """Hook behind a forward that has an entry."""
+    """Forward hook of a module with an entry."""
     leave(module)
 
 
 def hooked(
     module: nn.Module, before: Enter, after: Callable[[nn.Module, Args, Any], None] = leave_forward
 ) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a module has these hooks, once, however many captures watch it."""
+    """Return a context in which a module has these hooks once, however many captures watch it."""
 
     def put_hooks() -> Remove:
         handles = [
             module.register_forward_pre_hook(before, with_kwargs=True),
-            module.register_forward_hook(after, always_call=True),  # also if the forward raises
+            module.register_forward_hook(after, always_call=True),  # even if the forward raises
         ]
         return put(module, handles=handles)
 
@@ -147,7 +147,7 @@ def hooked(
 
 @contextlib.contextmanager
 def shown_to(finder: "Capture") -> Iterator[None]:
-    """Show `finder` the modules that call an attention function in this thread, if reading the code missed them."""
+    """Report modules to `finder` that call an attention function in this thread, but that code reading missed."""
     _thread.finders.append(finder)
     try:
         yield
@@ -156,13 +156,13 @@ def shown_to(finder: "Capture") -> Iterator[None]:
 
 
 def owner_of(call: "FunctionCall", *, by_name: bool) -> Entry | None:
-    """Return the forward that the present call belongs to.
+    """Return the forward that the current call belongs to.
 
-    The frames of the running program tell a finder which forward is innermost, without a hook on any module.
+    A finder determines the innermost forward from the stack frames, without a hook on any module.
 
     Args:
         call: kind of the call.
-        by_name: the call came through a patched name, so that it will be seen in later steps too.
+        by_name: True if the call came through a patched name, and will therefore be seen in later steps too.
     """
     entry = _thread.entries[-1] if _thread.entries else None
     if torch.compiler.is_compiling() or not _thread.finders or entry is HANDLED or in_backward():
@@ -180,7 +180,7 @@ def owner_of(call: "FunctionCall", *, by_name: bool) -> Entry | None:
 def _innermost_call() -> dict[str, Any] | None:
     """Return the variables of the innermost call of a module in this thread.
 
-    None if the module is compiled: its graph calls functions on behalf of modules inside of it, which are not called.
+    None if the module is compiled: its graph calls functions on behalf of inner modules, which are not called.
     """
     graph = None
     for frame in calling_frames():

@@ -1,4 +1,4 @@
-"""The attention calls of one model, seen while it runs."""
+"""Attention calls of one model, observed while it runs."""
 
 import contextlib
 import dataclasses
@@ -28,36 +28,37 @@ OBSERVED = "observed"
 
 
 def is_observed(reason: str) -> bool:
-    """Return whether an entry of a coverage says "observed", perhaps with a remark."""
+    """Return whether a coverage entry says "observed", possibly with a remark."""
     return reason.startswith(OBSERVED)
 
 
 Observer = Callable[[str, AttentionInputs, ForwardPass], None]
-"""Called with the site's name, what its attention call was given, and the kind of forward it belongs to."""
+"""Function called with a site's name, the inputs of its attention call, and the kind of forward it belongs to."""
 
-# Number of masks whose padding is remembered: layers have those of sliding windows and the others' in turn.
+# Number of masks whose padding is cached: layers may alternate between sliding-window and full masks.
 _MOST_MASKS = 2
 
 
 class Capture:
-    """Attention calls of a model, handed to an observer whenever the capture is attached and armed.
+    """Attention calls of a model, passed to an observer while the capture is attached and armed.
 
-    The model computes what it would compute without: calls are read and passed on. An error in the observer, or in a
-    plugin that reads calls, marks the site and gives one warning; the model goes on.
+    The model's computation is unchanged: calls are read and passed on. An error in the observer, or in a plugin that
+    reads calls, marks the site and emits one warning; the model continues.
 
     Args:
         model: any module.
-        observer: see `Observer`.
+        observer: function that receives the calls, see `Observer`.
         sites: glob patterns of site names; None means all.
-        may_grow: modules that reading the code does not find become sites if they are seen to call an attention
-            function, until `stop_looking`.
+        may_grow: until `stop_looking`, also add modules as sites that code reading did not find but that call an
+            attention function.
 
     Attributes:
-        armed: whether calls of this thread reach the observer.
-        num_calls: number of calls that came while armed.
+        armed: True if calls of this thread reach the observer.
+        num_calls: number of calls received while armed.
 
     Raises:
-        NoAttentionError: the model has no attention, or none that can be read; with `may_grow` only if that is sure.
+        NoAttentionError: the model has no attention, or none that can be read; with `may_grow`, only if that is
+            certain.
         ConfigurationError: a pattern matches no site.
     """
 
@@ -91,17 +92,17 @@ class Capture:
 
     @property
     def sites(self) -> tuple[str, ...]:
-        """Names of the sites that can be read, in module order, those that calls have shown among them."""
+        """Names of the sites that can be read, in module order, including those discovered by their calls."""
         return tuple(site.name for site in self._sites.readable)
 
     @property
     def sites_from_calls(self) -> frozenset[str]:
-        """Names of the sites that calls have shown, not the code."""
+        """Names of the sites discovered by their calls instead of the code."""
         return frozenset(self._sites.from_calls)
 
     @property
     def has_seen_any(self) -> bool:
-        """True if a call of some site was read so far."""
+        """True if a call of any site was read so far."""
         return bool(self._seen)
 
     def module(self, site: str) -> nn.Module:
@@ -109,11 +110,11 @@ class Capture:
         return self._sites[site].module
 
     def coverage(self) -> dict[str, str]:
-        """Return for each site `"observed"`, with a remark if it is called several times, or why it is not observed."""
+        """Return for each site `"observed"`, with a remark if it runs several times, or why it is not observed."""
         return {name: self._reasons.get(name) or self._status_of(name) for name in self._sites.names}
 
     def silent(self) -> dict[str, str]:
-        """Return why no call came from sites in train mode whose forward ran while forwards were counted, by name."""
+        """Return the reasons for sites in train mode whose forward ran without a call while counted, by name."""
         ran = self._forwards.ran - self._seen - self._reasons.keys()
         return {name: self._status_of(name) for name in self._sites.names if name in ran and self.module(name).training}
 
@@ -123,10 +124,10 @@ class Capture:
         calls = self._forwards.calls_per_forward(name)
         if calls == 1:
             return OBSERVED
-        return f"{OBSERVED}; it runs {calls} times a forward with the same weights, and statistics are over all calls"
+        return f"{OBSERVED}; it runs {calls} times per forward with the same weights; statistics cover all calls"
 
     def attach(self) -> None:
-        """See calls from now on; `detach`, or the end of the capture's life, restores everything."""
+        """Start observing calls; `detach`, or the deletion of the capture, restores everything."""
         warn_if_untested("torch", self._model)
         watched = self._sites.watched
         has_owners = any(site.enter is not enter_unwatched for site in watched)
@@ -147,7 +148,7 @@ class Capture:
         patches.callback(unsubscribe, site.module, self._reference)
 
     def detach(self) -> None:
-        """Put everything back as it was. May be called twice."""
+        """Restore the original state. May be called twice."""
         self.armed = self._is_attached = False
         self._patches.close()
 
@@ -156,8 +157,9 @@ class Capture:
         """Let calls of this thread reach the observer while the context is open.
 
         Args:
-            counts_forwards: count which forwards run, once, so that the coverage can tell why no call came.
-            remember: called when a forward of the model begins; what it returns is called if that forward raises.
+            counts_forwards: count the forwards that run, once, so that the coverage can explain missing calls.
+            remember: function called when a forward of the model begins; the function that it returns is called if that
+                forward raises.
         """
         forget_interrupted()
         self.armed = True
@@ -183,7 +185,7 @@ class Capture:
                 watching.enter_context(call.discovering(self._model, self))
 
     def stop_looking(self) -> None:
-        """Look for no more sites than those that are known."""
+        """Stop looking for new sites."""
         self._looks = False
 
     def why_none(self) -> str:
@@ -191,7 +193,7 @@ class Capture:
         return self._sites.why_none()
 
     def find(self, module: nn.Module, call: FunctionCall, *, by_name: bool) -> bool:
-        """Learn of a module by its call. Return whether calls of functions in its forward are delivered."""
+        """Record a module discovered by its call. Return whether function calls in its forward are delivered."""
         if not self.armed:
             return False
         site = self._sites.of(module)
@@ -207,14 +209,14 @@ class Capture:
         return site.calls_functions and self._sites.is_watched(site.name)
 
     def adopt(self, names: Sequence[str]) -> None:
-        """Add sites of these names, as far as the model has such modules: calls have shown them elsewhere."""
+        """Add sites with these names, discovered elsewhere, if the model has such modules."""
         for name in names:
             site = None if name in self.sites else self._sites.named(name)
             if site is not None:
                 self._add(site)
 
     def _add(self, site: Site) -> None:
-        """Watch a site that a call has shown, or what a call has shown of a site."""
+        """Watch a site discovered by its call, or a newly discovered kind of call of a site."""
         known = self._sites.of(site.module)
         self._sites.add(site)
         self._forwards.add(site.name, site.module)
@@ -228,7 +230,7 @@ class Capture:
                 self._patches.enter_context(call.watched([site]))
 
     def receive(self, site: str, inputs: CallInputs, gradient: int) -> None:
-        """Take one call of a site, while armed."""
+        """Receive one call of a site, while armed."""
         self.num_calls += 1
         if site in self._failed:
             return
@@ -238,7 +240,7 @@ class Capture:
         with named_errors(family):
             reason = family.refuses_call(module) or (inputs if isinstance(inputs, str) else _why_not(inputs))
         if isinstance(inputs, str) or reason:
-            if gradient or site not in self._seen:  # else its training is observed, and only this call is not
+            if gradient or site not in self._seen:  # otherwise its training is observed, except for this call
                 self._reasons[site] = reason
             return
         with named_errors(family):
@@ -260,7 +262,7 @@ class Capture:
             self._forwards.note(site)
 
     def _family_of(self, site: str) -> ModelFamily:
-        """Return the model family that knows the calls of a site, or one that has nothing to say of them."""
+        """Return the model family that knows the calls of a site, or a neutral one."""
         if site not in self._families:
             module = self._sites[site].module
             known = (family for family in ModelFamily.registry.values() if family.has_own_calls(module))
@@ -268,13 +270,13 @@ class Capture:
         return self._families[site]
 
     def _query_mask(self, inputs: AttentionInputs) -> Tensor | None:
-        """Return which queries are no padding. Layers are given the same mask, which is evaluated once."""
+        """Return a mask of the queries that are not padding. A mask shared by layers is evaluated once."""
         mask = inputs.attn_mask
         if mask is None or inputs.key_padding is not None or not inputs.keeps_its_masks:
             return self_attention_query_mask(inputs)
         identity = Identity(mask)
         if identity not in self._query_masks:
-            if len(self._query_masks) == _MOST_MASKS:  # it keeps them alive, and may be armed for a whole training
+            if len(self._query_masks) == _MOST_MASKS:  # cached masks stay alive, possibly for a whole run
                 del self._query_masks[next(iter(self._query_masks))]
             self._query_masks[identity] = self_attention_query_mask(inputs)
         return self._query_masks[identity]

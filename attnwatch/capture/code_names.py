@@ -1,4 +1,4 @@
-"""Names that a module's forward, and the code that it reaches, uses. They are read without running the code."""
+"""Names used by a module's forward and the code that it reaches, read without running the code."""
 
 import functools
 import inspect
@@ -16,26 +16,26 @@ from torch import nn
 
 from attnwatch.utils.forwards import forward_function
 
-# Number of calls between a module's forward and the code that is still read.
+# Maximum number of calls between a module's forward and the code that is read.
 _CALL_DEPTH = 3
-# Number of entries of a container that are looked at: tables of attention functions are short.
+# Maximum number of entries read from a container: tables of attention functions are short.
 _MOST_ENTRIES = 200
-# Number of functions that are read for one module, nearest first.
+# Maximum number of functions read for one module, nearest first.
 _MOST_FUNCTIONS = 100
-# Packages that hold no attention function of a user.
+# Packages that contain no attention functions of users.
 _NOT_FOLLOWED = ("builtins", "torch", "numpy", "logging", "re", "types", "typing")
-# Kinds of values that hold no function that a forward calls.
+# Types of values that hold no functions called by a forward.
 _PLAIN = (str, bytes, int, float, complex, type(None), torch.Tensor, torch.dtype, torch.device, nn.Module)
 
 
 @dataclass(frozen=True, eq=False)
 class CodeNames:
-    """Names and functions that the code of a module's forward uses.
+    """Names and functions used by the code of a module's forward.
 
     Attributes:
-        functions: Python functions that were reached, with the forward among them.
-        texts: string constants in them, as in `getattr(F, "scaled_dot_product_attention")`.
-        held: attention functions that are held in attributes, closures, default arguments and tables of functions.
+        functions: Python functions that were reached, including the forward.
+        texts: string constants in these functions, as in `getattr(F, "scaled_dot_product_attention")`.
+        held: attention functions held in attributes, closures, default arguments and tables of functions.
     """
 
     functions: tuple[FunctionType, ...] = ()
@@ -49,7 +49,7 @@ class CodeNames:
 
     @functools.cached_property
     def _called(self) -> list[tuple[dict[str, Any], str, Any]]:
-        """Namespace, name and value of what the code may call by name: its globals, and what is in modules of them."""
+        """Namespace, name and value of all that the code may call by name: globals and attributes of global modules."""
         found = []
         for function in self.functions:
             names, own = set(names_in(function.__code__)), function.__globals__
@@ -63,11 +63,11 @@ class CodeNames:
         return [(namespace, name) for namespace, name, value in self._called if is_reference(value, function)]
 
     def holds(self, function: object) -> bool:
-        """Return whether a reference to `function` itself is held, which can't be patched."""
+        """Return whether the code holds a reference to `function` itself, which can't be patched."""
         return any(is_reference(value, function) for value in self.held)
 
     def refers_to(self, function: object) -> bool:
-        """Return whether the code calls `function` by a name of its own, or holds it."""
+        """Return whether the code calls `function` by its own name for it, or holds it."""
         return bool(self.bindings(function)) or self.holds(function)
 
     def __or__(self, other: "CodeNames") -> "CodeNames":
@@ -81,7 +81,7 @@ def is_reference(value: object, function: object) -> bool:
 
 
 def names_in(code: CodeType) -> Iterator[str]:
-    """Yield the names of attributes and globals in code, nested functions included."""
+    """Yield the names of attributes and globals in code, including nested functions."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -89,7 +89,7 @@ def names_in(code: CodeType) -> Iterator[str]:
 
 
 def texts_in(code: CodeType) -> Iterator[str]:
-    """Yield the string constants in code, those in tuples and nested functions included."""
+    """Yield the string constants in code, including those in tuples and nested functions."""
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield from texts_in(constant)
@@ -101,7 +101,7 @@ def texts_in(code: CodeType) -> Iterator[str]:
 def reachable(
     function: Callable[..., Any], owner: type | None, *, is_followed: Callable[[FunctionType], bool]
 ) -> Iterator[FunctionType]:
-    """Yield a function and those that it calls by name: globals and methods of `owner`. Nearest come first."""
+    """Yield a function and the functions that it calls by name (globals and methods of `owner`), nearest first."""
     pending, seen = deque([(inspect.unwrap(function), 0)]), set()
     while pending:
         function, depth = pending.popleft()
@@ -116,7 +116,7 @@ def reachable(
 
 def _called(function: FunctionType, owner: type | None) -> Iterator[Any]:
     names = dict.fromkeys(names_in(function.__code__))
-    # Only the running program knows which base class `super()` means.
+    # Only at run time is it known which base class `super()` means.
     classes = () if owner is None else owner.__mro__ if "super" in names else (owner,)
     for name in names:
         for value in (function.__globals__.get(name), *(inspect.getattr_static(each, name, None) for each in classes)):
@@ -126,7 +126,7 @@ def _called(function: FunctionType, owner: type | None) -> Iterator[Any]:
 
 
 def is_of_torch(module: nn.Module) -> bool:
-    """Return whether the class of a module is one of `torch.nn`, whose code is known."""
+    """Return whether the class of a module is from `torch.nn`, whose code is known."""
     return type(module).__module__.startswith("torch.nn.")
 
 
@@ -135,7 +135,7 @@ def _belongs_to_torch(function: FunctionType) -> bool:
 
 
 def read_class(module_class: type[nn.Module]) -> CodeNames:
-    """Return what the `forward` of a class, its methods and the helper functions that they call use."""
+    """Return the names used by the `forward` of a class, its methods and their helper functions."""
     forward = forward_function(module_class)
     if forward is None or _belongs_to_torch(forward):
         return CodeNames()
@@ -143,7 +143,7 @@ def read_class(module_class: type[nn.Module]) -> CodeNames:
 
 
 def read_values(module: nn.Module, attention_functions: Iterable[object]) -> CodeNames:
-    """Return what a forward reaches through attributes, closures, default arguments and tables of functions too.
+    """Return the names that a forward reaches, also through attributes, closures, defaults and tables of functions.
 
     Args:
         attention_functions: functions to look for.
@@ -152,7 +152,7 @@ def read_values(module: nn.Module, attention_functions: Iterable[object]) -> Cod
 
 
 class _Step(NamedTuple):
-    """A value that reached code may call, who has it besides the module, and how many calls lie before it."""
+    """A value that reached code may call, its owner other than the module, and the number of calls before it."""
 
     value: Any
     owner: Any
@@ -160,13 +160,13 @@ class _Step(NamedTuple):
 
 
 class _Values:
-    """Follows every value that reached code may call, nearest first. It reaches too much rather than too little."""
+    """Traversal of all values that reached code may call, nearest first. It errs on the side of reaching too much."""
 
     def __init__(self, module: nn.Module, attention_functions: tuple[object, ...]):
         self._module, self._attention_functions = module, attention_functions
         self._functions: list[FunctionType] = []
         self._held: list[Any] = []
-        self._seen: dict[int, Any] = {}  # kept alive, so that no id comes twice
+        self._seen: dict[int, Any] = {}  # kept alive, so that ids stay unique
         self._pending = deque([_Step(inspect.getattr_static(module, "forward", None), None, 0)])
 
     def read(self) -> CodeNames:
@@ -207,7 +207,7 @@ class _Values:
 
 
 def _parts(value: Any, owner: Any) -> list[tuple[Any, Any]]:
-    """Return what is called when a value is, each with its owner."""
+    """Return the functions that are called when a value is called, each with its owner."""
     if isinstance(value, staticmethod | classmethod):
         return [(value.__func__, owner)]
     if isinstance(value, property):
@@ -228,7 +228,7 @@ def _parts(value: Any, owner: Any) -> list[tuple[Any, Any]]:
 
 
 def _held(value: Any) -> list[tuple[Any, Any]]:
-    """Return functions and tables of functions that an object holds."""
+    """Return the functions and tables of functions that an object holds."""
     if isinstance(value, type | types.ModuleType | nn.Module):
         return []
     parts = itertools.islice(getattr(value, "__dict__", {}).values(), _MOST_ENTRIES)
@@ -236,7 +236,7 @@ def _held(value: Any) -> list[tuple[Any, Any]]:
 
 
 def _has_functions(value: Any) -> bool:
-    """Return whether a value is a module, a class or an object of somebody whose functions are called by name."""
+    """Return whether a value is a user's module, class or object whose functions are called by name."""
     if isinstance(value, types.ModuleType):
         return value.__name__.split(".")[0] not in (*_NOT_FOLLOWED, *sys.builtin_module_names)
     if isinstance(value, type):
@@ -245,7 +245,7 @@ def _has_functions(value: Any) -> bool:
 
 
 def _named_on(holder: Any, names: Iterable[str]) -> Iterator[Any]:
-    """Yield what these names mean on an object, a class or a module."""
+    """Yield the values of these names on an object, a class or a module."""
     for name in names if holder is not None else ():
         value = inspect.getattr_static(holder, name, None)
         if isinstance(value, types.MemberDescriptorType) and not isinstance(holder, type):  # of __slots__

@@ -1,4 +1,4 @@
-"""Helpers for code that `torch.compile` traces, and a test whether a process compiles at all."""
+"""Helpers for code traced by `torch.compile`, and a check whether a process compiles at all."""
 
 import sys
 from collections.abc import Callable
@@ -10,22 +10,22 @@ from torch import nn
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 ORDER = torch.zeros(())
-"""Tensor that custom operators claim to mutate, which keeps them in the graph and in their order."""
+"""Tensor that custom operators declare as mutated, which keeps them in the graph and in order."""
 NOT_IN_CUDA_GRAPHS = (torch.Tag.cudagraph_unsafe,)
-"""Tags of custom operators that read state when they run: compiled models are split around them."""
+"""Tags of custom operators that read state at run time: compiled models are split around them."""
 
 
 def asked_when_traced(function: FunctionT) -> FunctionT:
-    """Let `torch.compile` call a function while it traces and treat the result as a constant.
+    """Make `torch.compile` call a function while tracing and treat the result as a constant.
 
-    This is `torch.compiler.assume_constant_result`, which takes a second to import the compiler.
+    Same as `torch.compiler.assume_constant_result`, which takes a second to import the compiler.
     """
     vars(function)["_dynamo_marked_constant"] = True
     return function
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Return whether a module in `model` was compiled. A function mode for one step would compile it once more."""
+    """Return whether a module in `model` was compiled. A function mode for one step would recompile it."""
     return any(
         getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod")
         for module in model.modules()
@@ -33,7 +33,7 @@ def is_compiled(model: nn.Module) -> bool:
 
 
 def compiles_anything() -> bool:
-    """Return whether `torch.compile` was called in this process. There, hooks that come or go compile models again."""
+    """Return whether `torch.compile` was called in this process, where adding or removing hooks recompiles models."""
     compiler = sys.modules.get("torch._dynamo.eval_frame")
     backends = getattr(compiler, "cached_backends", {})
-    return any(backend is not None for backend in backends.values())  # None belongs to functions never compiled
+    return any(backend is not None for backend in backends.values())  # None marks functions that were never compiled

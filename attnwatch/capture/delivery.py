@@ -1,9 +1,9 @@
-"""The way from a patched attention call to the captures that watch its module, in eager and in compiled code.
+"""Delivery of patched attention calls to the captures that watch their modules, in eager and in compiled code.
 
-In eager code a call is read only if a capture is armed. In code that `torch.compile` traces the reading is part of the
-graph and ends in a custom operator. The operator asks when it runs whether a capture is armed, so that arming neither
-breaks the graph nor recompiles it. It claims to mutate a token, which keeps it in the graph, and to be unsafe in CUDA
-graphs, which would replay kernels without asking.
+In eager code, a call is read only if a capture is armed. In code traced by `torch.compile`, reading is part of the
+graph and ends in a custom operator. The operator checks at run time whether a capture is armed, so that arming neither
+breaks the graph nor recompiles it. It is declared to mutate a token, which keeps it in the graph, and to be unsafe in
+CUDA graphs, which would replay kernels without the check.
 """
 
 import contextlib
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from attnwatch.capture.capture import Capture
 
 CallInputs = AttentionInputs | str
-"""What an attention call was given, or the reason why it can't be read."""
+"""Inputs of an attention call, or the reason why they can't be read."""
 
 
 class _Mark:
-    """Number of a module, as compiled code sees it: modules that look alike share graphs, and this tells them apart.
+    """Number of a module in compiled code, which distinguishes similar modules that share graphs.
 
-    A copy of the module is another module and has no number.
+    A copy of the module is a different module and has no number.
     """
 
     def __init__(self, number: int):
@@ -41,18 +41,18 @@ class _Mark:
 
 
 _MARK = "_attnwatch_mark"
-# A compiled graph holds nothing of a module but its number, and outlives the capture that it was traced with. Numbers
-# therefore belong to the process: a module keeps its own for the next capture, and no other module ever gets it.
+# A compiled graph holds only the number of a module, and outlives the capture that it was traced with. Therefore,
+# numbers belong to the process: a module keeps its number for the next capture, and no other module ever gets it.
 _next_number = itertools.count()
 _numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-# Captures are kept by their owners only: one that was never closed ends with its owner.
+# Only their owners keep captures alive: a capture that was never closed ends with its owner.
 _captures: dict[int, tuple[tuple["weakref.ref[Capture]", str], ...]] = {}
 _marks: dict[int, Remove] = {}
 _lock = threading.RLock()
 
 
 def subscribe(module: nn.Module, capture: "weakref.ref[Capture]", site: str) -> None:
-    """Deliver the calls of `module` to `capture` too, under the name `site`, until `unsubscribe`."""
+    """Also deliver the calls of `module` to `capture`, under the name `site`, until `unsubscribe`."""
     with _lock:
         number = _numbers.get(module)
         if number is None:
@@ -63,7 +63,7 @@ def subscribe(module: nn.Module, capture: "weakref.ref[Capture]", site: str) -> 
 
 
 def unsubscribe(module: nn.Module, capture: "weakref.ref[Capture]") -> None:
-    """Deliver the calls of `module` to `capture` no longer."""
+    """Stop delivering the calls of `module` to `capture`."""
     with _lock:
         number = _numbers[module]
         left = tuple((other, site) for other, site in _captures[number] if other is not capture)
@@ -75,7 +75,7 @@ def unsubscribe(module: nn.Module, capture: "weakref.ref[Capture]") -> None:
 
 
 def site_id(module: nn.Module) -> int | None:
-    """Return the number under which calls of this module are delivered; None if nobody watches it."""
+    """Return the number under which calls of this module are delivered; None if no capture watches it."""
     if torch.compiler.is_compiling():
         mark = getattr(module, _MARK, None)
         return None if mark is None else int(mark.digits)
@@ -84,18 +84,18 @@ def site_id(module: nn.Module) -> int | None:
 
 
 def is_armed(number: int | None) -> bool:
-    """Return whether a capture takes calls that come now under this number."""
+    """Return whether a capture currently receives calls under this number."""
     return number is not None and bool(_armed(number))
 
 
 def _armed(number: int) -> list[tuple["Capture", str]]:
-    """Return the captures that take calls that come now under this number, with their names of the site."""
+    """Return the captures that currently receive calls under this number, with their names for the site."""
     found = [(reference(), site) for reference, site in _captures.get(number, ())]
     return [(capture, site) for capture, site in found if capture is not None and capture.armed]
 
 
 def begin(number: int | None) -> None:
-    """Tell armed captures that the forward of this module begins, whether or not a call will come from it."""
+    """Notify armed captures that the forward of this module begins, whether or not it makes a call."""
     if number is None or torch.compiler.is_compiling() or in_backward():
         return
     for capture, site in _armed(number):
@@ -104,7 +104,7 @@ def begin(number: int | None) -> None:
 
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
-    """Hide calls from the captures that are armed now, as extra forwards are not part of the training."""
+    """Hide calls from the currently armed captures, because extra forwards are not part of the training."""
     armed = {id(capture): capture for number in list(_captures) for capture, _ in _armed(number)}
     for capture in armed.values():
         capture.armed = False
@@ -116,16 +116,16 @@ def unwatched() -> Iterator[None]:
 
 
 def deliver(number: int, read: Callable[..., CallInputs], *args: Any, sources: Iterable[Tensor] = ()) -> None:
-    """Hand the call that `read(*args)` describes to the captures of a module. No `Exception` leaves it in eager code.
+    """Pass the call described by `read(*args)` to the captures of a module. Never raises `Exception` in eager code.
 
-    Nothing is delivered while PyTorch traces without Dynamo: it runs functions that Dynamo leaves opaque with tensors
-    that have no values, and exports models. Real tensors, which the operators are given, are an error there.
+    Nothing is delivered while PyTorch traces without Dynamo, as when it exports models or runs functions that Dynamo
+    leaves opaque: tensors have no values there, and passing real tensors to the operators is an error.
 
     Args:
         number: number of the module, see `site_id`.
-        read: called only if a capture is armed, or in traced code.
+        read: function that reads the call, called only if a capture is armed, or in traced code.
         args: arguments of `read`.
-        sources: tensors that query and key were computed from, if they do not tell whether they need a gradient.
+        sources: tensors that query and key were computed from, if these do not show whether they need a gradient.
     """
     if torch.compiler.is_compiling():
         if not torch.compiler.is_dynamo_compiling():
@@ -158,8 +158,8 @@ def _deliver_now(
 
 def _read_in_cuda_graph() -> CallInputs:
     return (
-        "it was called while a CUDA graph was captured, which replays kernels and no code; capture the graph without "
-        "attention, or use torch.compile(mode='reduce-overhead'), which is observed"
+        "it was called during the capture of a CUDA graph, which replays kernels but no code; capture the graph "
+        "without attention, or use torch.compile(mode='reduce-overhead'), which is observed"
     )
 
 
@@ -178,15 +178,15 @@ def _deliver_compiled(number: int, inputs: CallInputs, gradient: int) -> None:
 
 
 def _why_not_an_argument(inputs: AttentionInputs) -> str:
-    """Return which part of a call the operator does not take, as a scale that is a tensor; empty if it takes all."""
+    """Return why the operator can't take a part of a call, such as a tensor scale; empty if it takes all."""
     for name, kinds in _ARGUMENTS.items():
         if not isinstance(getattr(inputs, name), kinds):
-            return f"its {name} can't be read inside torch.compile, as it is no {kinds[0].__name__}"
+            return f"its {name} can't be read inside torch.compile, because it is not a {kinds[0].__name__}"
     return ""
 
 
 _CALL = "Tensor(a!) token, int number, int gradient"
-# The parts of `AttentionInputs` that an operator can be given.
+# The parts of `AttentionInputs` that can be passed to an operator.
 _INPUTS = (
     "Tensor query, Tensor key, Tensor? attn_mask, bool is_causal, float? scale, float? softcap, Tensor? position_bias, "
     "Tensor? learned_sink, int? sliding_window, Tensor? key_padding, Tensor? segments"
@@ -217,6 +217,6 @@ _not_observed.register_fake(lambda *_: None)
 
 
 def _run_compiled(number: int, gradient: int, inputs: CallInputs) -> None:
-    if number in _captures:  # a compiled graph outlives the capture it was traced with
-        # The gradient is known since the tracing; while the graph runs, neither the switch nor tensors tell it.
+    if number in _captures:  # a compiled graph outlives the capture that it was traced with
+        # The gradient is known from tracing; at run time, neither the grad mode nor the tensors show it.
         _deliver_now(number, lambda _: gradient, lambda: inputs)

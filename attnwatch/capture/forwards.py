@@ -1,4 +1,4 @@
-"""Hooks that tell which forwards ran, so that silent sites are explained, and which raised."""
+"""Hooks that record which forwards ran, to explain silent sites, and which raised."""
 
 import contextlib
 import re
@@ -18,33 +18,30 @@ from attnwatch.utils.hooks import Remove, put
 
 Undo = Callable[[], None]
 Remember = Callable[[], Undo]
-"""Returns a function that undoes everything that comes from now on."""
+"""Function that returns a function to undo everything from this point on."""
 
-# Names of the switch of fused attention in models.
+# Names of switches for fused attention in models.
 _SWITCH = re.compile(r"fused|flash|sdpa|fast|efficient", re.IGNORECASE)
 _BEFORE_ANY_STEP = (
-    "not called in a step that was observed: there was none yet; put forward and backward inside "
+    "not called in an observed step: there was none yet; put forward and backward inside "
     "`with recorder.step(global_step):`"
 )
 _NOT_RUN = (
-    "not called in a step that was observed; a compiled model is seen if it is watched from before the first "
-    "forward of any that looks like it (torch._dynamo.reset() forgets them), and calls count in the thread that has "
-    "entered the step"
+    "not called in an observed step; a compiled model must be watched before the first forward of any similar model "
+    "(or after torch._dynamo.reset()), and only calls in the thread that entered the step count"
 )
-_NOT_RUN_BESIDE_OTHERS = (
-    "not called in a step that was observed: its forward did not run, while those of other sites did"
-)
-_NO_HEADS = "all of its heads were removed, so that it has no attention"
+_NOT_RUN_BESIDE_OTHERS = "not called in an observed step: its forward did not run, although those of other sites did"
+_NO_HEADS = "all of its heads were removed, so it has no attention"
 
 
 class ForwardCounts:
-    """Counts which sites' forwards run, and how often each runs within the forward of a module around it.
+    """Counter of the forwards of sites, in total and within each forward of a module around the site.
 
-    The latter is counted in the first step, by hooks that are there as long. It is not counted in a process that
-    compiles, where hooks that come or go would compile models once more.
+    The latter are counted in the first step, by temporary hooks, except in a process that compiles, where adding and
+    removing hooks would recompile models.
 
     Args:
-        model: model that has the sites.
+        model: model with these sites.
         sites: modules of the sites by name.
     """
 
@@ -62,7 +59,7 @@ class ForwardCounts:
         return frozenset(name for name in self._ran if not _has_no_heads(self._sites[name]))
 
     def add(self, name: str, module: nn.Module) -> None:
-        """Count the forwards of a site that a call has shown."""
+        """Count the forwards of a site discovered by its call."""
         self._sites[name] = module
 
     def note(self, name: str) -> None:
@@ -70,7 +67,7 @@ class ForwardCounts:
         self._ran.add(name)
 
     def calls_per_forward(self, name: str) -> int:
-        """Return how often a site's forward ran within one of a module around it."""
+        """Return how often a site's forward ran within one forward of a module around it."""
         return max(self._most[name], 1)
 
     @contextlib.contextmanager
@@ -91,7 +88,7 @@ class ForwardCounts:
             yield
 
     def why_silent(self, site: Site) -> str:
-        """Return why no call came from this site."""
+        """Return why this site made no call."""
         if _has_no_heads(site.module):
             return _NO_HEADS
         if site.name in self._ran:
@@ -101,7 +98,7 @@ class ForwardCounts:
         return _NOT_RUN_BESIDE_OTHERS if self._ran else _NOT_RUN
 
     def _count(self, name: str, module: nn.Module) -> Remove:
-        """Count the forwards of a site, those that end apart: one that raises may be tried again."""
+        """Count the started and completed forwards of a site separately: one that raises may be retried."""
 
         def begin(module: nn.Module, args: object) -> None:
             if self._is_counted_now():
@@ -150,20 +147,20 @@ def _why_not_called(site: Site) -> str:
     how = " or ".join(f"{name}=True" for name in switches) or "a flag of the model, or its newer version"
     return (
         f"its forward ran without calling {' or '.join(call.title for call in site.calls)}: it computes attention "
-        f"otherwise now; switch its fused attention on ({how})"
+        f"in another way; enable its fused attention ({how})"
     )
 
 
 @contextlib.contextmanager
 def failed_forwards_undone(model: nn.Module, is_armed: Callable[[], bool], remember: Remember) -> Iterator[None]:
-    """Undo what came from a forward of `model` that raises, so that a batch that is tried again counts once.
+    """Undo the effects of a forward of `model` that raises, so that a retried batch counts once.
 
-    It does nothing in a process that compiles, where hooks that come or go would compile models once more.
+    Does nothing in a process that compiles, where adding and removing hooks would recompile models.
 
     Args:
-        model: model whose forwards are watched; those of its parts, called directly, are not.
-        is_armed: whether calls of this thread are taken now.
-        remember: called when a forward begins.
+        model: model whose forwards are watched, but not those of its parts when called directly.
+        is_armed: function that returns whether calls of this thread are currently received.
+        remember: function called when a forward begins.
     """
     if compiles_anything():
         yield
@@ -179,7 +176,7 @@ def failed_forwards_undone(model: nn.Module, is_armed: Callable[[], bool], remem
 
     def leave(module: nn.Module, args: object, output: object) -> None:
         if begun and is_seen():
-            undo, handled_before = begun.pop()  # a second try may run where the first one's error is handled
+            undo, handled_before = begun.pop()  # a retry may run inside the handler of the first error
             if sys.exc_info()[1] is not handled_before:
                 undo()
 

@@ -1,4 +1,4 @@
-"""Calls of a torch function through references that were taken before it was patched, seen by a `TorchFunctionMode`."""
+"""Observation of calls through references to a torch function from before its patch, with a `TorchFunctionMode`."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -49,14 +49,14 @@ def sees(function: Callable[..., Any]) -> bool:
 
 
 def end(owner: object) -> None:
-    """End `begin(owner)`, and what began after it and was interrupted."""
+    """End `begin(owner)`, and anything that began after it and was interrupted."""
     begun = [index for index, each in enumerate(_thread.owners) if each is owner]
     if begun:
         _end_from(begun[-1])
 
 
 def forget() -> None:
-    """End everything: forwards that were interrupted have never ended."""
+    """End everything, because interrupted forwards never end."""
     _end_from(0)
 
 
@@ -68,6 +68,6 @@ def _end_from(index: int) -> None:
 
 
 def changes_path(module: nn.Module) -> bool:
-    """Return whether modules in it take another path, with other roundings, while a function mode is on."""
+    """Return whether modules inside take another path, with different rounding, while a function mode is active."""
     fast = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder)
     return any(isinstance(part, fast) for part in module.modules())

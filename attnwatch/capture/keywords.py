@@ -1,4 +1,4 @@
-"""Keyword arguments that can have an effect in a function: those that it names."""
+"""Keyword arguments that can affect a function, judged by the names in its code."""
 
 import dis
 import inspect
@@ -15,10 +15,10 @@ from attnwatch.utils.forwards import forward_function, function_of
 
 @asked_when_traced
 def ignores(function: Callable[..., Any], name: str) -> bool:
-    """Return whether a function that is given a keyword argument `name` does not look at it.
+    """Return whether a function ignores a keyword argument `name`.
 
-    It ignores the argument if it falls to a `**kwargs` that the code never reads or, in functions of transformers,
-    reads for other names only. In other functions that read their `**kwargs` the effect is unknown.
+    It does if the argument falls into a `**kwargs` that the code never reads or, in functions of transformers, reads
+    only for other names. In other functions that read their `**kwargs`, the effect is unknown.
     """
     code = function_of(function)
     if code is None or name in _parameters(code):
@@ -27,12 +27,12 @@ def ignores(function: Callable[..., Any], name: str) -> bool:
 
 
 def module_ignores(module: nn.Module, name: str) -> bool:
-    """Return the same for a module's forward with all modules in it, attention functions that it looks up aside."""
+    """Return the same for a module's forward and all inner modules, except attention functions that it looks up."""
     return all(_forward_ignores(type(part), name) for part in module.modules())
 
 
 def is_of_transformers(thing: Any) -> bool:
-    """Return whether a function or class is from transformers, or from the code of a model on its hub."""
+    """Return whether a function or class is from transformers, or from a model's code on the Hub."""
     return (getattr(thing, "__module__", None) or "").split(".")[0] in ("transformers", "transformers_modules")
 
 
@@ -44,7 +44,7 @@ def _forward_ignores(kind: type[nn.Module], name: str) -> bool:
 
 
 def _is_named_in(function: FunctionType, owner: type | None, name: str) -> bool:
-    """Return whether the function, or one that it hands its keywords to, may look this name up."""
+    """Return whether the function, or one that it passes its keywords to, may look up this name."""
     functions = reachable(function, owner, is_followed=_takes_keywords)
     return any(name in (*_parameters(each), *texts_in(each.__code__)) for each in functions)
 

@@ -1,4 +1,4 @@
-"""Functions of other libraries that are replaced while at least one capture needs it."""
+"""Replacement of functions of other libraries while at least one capture needs it."""
 
 import contextlib
 import copy
@@ -7,20 +7,20 @@ import threading
 from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
-# What is replaced belongs to the process, and so does the number of its users.
+# Patches belong to the process, and so do the counts of their users.
 _lock = threading.RLock()
 _in_use: dict[Hashable, tuple[int, Callable[[], None]]] = {}
 
 
 @contextlib.contextmanager
 def shared_patch(owner: Hashable, apply: Callable[[], Callable[[], None]]) -> Iterator[None]:
-    """Have a patch in effect, once, while the context is open anywhere in the process for `owner`.
+    """Apply a patch once while the context is open for `owner` anywhere in the process.
 
-    Captures of several models can therefore be closed in any order.
+    Therefore, captures of several models can be closed in any order.
 
     Args:
         owner: key of the patch.
-        apply: applies the patch and returns a function that undoes it.
+        apply: function that applies the patch and returns a function to undo it.
     """
     with _lock:
         users, undo = _in_use.get(owner) or (0, apply())
@@ -37,10 +37,10 @@ def shared_patch(owner: Hashable, apply: Callable[[], Callable[[], None]]) -> It
 
 
 def replace(namespace: dict[str, Any], name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
-    """Put `wrap(original)` in the place of `namespace[name]`.
+    """Replace `namespace[name]` by `wrap(original)`.
 
     Returns:
-        Function that puts the original back, unless somebody else has replaced it since then.
+        Function that restores the original, unless other code has replaced it since.
     """
     original = namespace[name]
     replacement = namespace[name] = wrap(original)
@@ -53,11 +53,11 @@ def replace(namespace: dict[str, Any], name: str, wrap: Callable[[Any], Any]) ->
 
 
 class StandIn:
-    """Object in the place of a function. Its copies and pickles are the function itself.
+    """Stand-in for a function. Its copies and pickles are the function itself.
 
     Args:
-        function: function in whose place it stands.
-        call: called instead.
+        function: function that it replaces.
+        call: function that is called instead.
     """
 
     __wrapped__: Callable[..., Any]
@@ -70,7 +70,7 @@ class StandIn:
         return self._call(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return copy.copy, (self.__wrapped__,)  # which returns functions as they are
+        return copy.copy, (self.__wrapped__,)  # copying a function returns it unchanged
 
     def __repr__(self) -> str:
         return repr(self.__wrapped__)

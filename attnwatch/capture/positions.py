@@ -1,4 +1,4 @@
-"""Positions of the tokens that a layer computes, some perhaps left out, and the padding among them."""
+"""Positions of the tokens that a layer computes, some possibly dropped, and their padding."""
 
 import threading
 
@@ -9,7 +9,7 @@ from attnwatch.attention.inputs import HIDDEN_AT, AttentionInputs
 
 
 class _Thread(threading.local):
-    """State of one thread: another one may run other layers meanwhile."""
+    """State of one thread; other threads may run other layers at the same time."""
 
     def __init__(self) -> None:
         self.kept: Tensor | None = None
@@ -19,26 +19,26 @@ _thread = _Thread()
 
 
 def put_kept_positions(kept: Tensor | None) -> Tensor | None:
-    """Declare where the tokens lie that attention of this thread sees from now on, and return what was declared.
+    """Declare the positions of the tokens that attention in this thread sees, and return the previous declaration.
 
     Args:
-        kept: int64 [batch, tokens]; None: all tokens are there.
+        kept: positions, int64 [batch, tokens]; None if all tokens are present.
     """
     before, _thread.kept = _thread.kept, kept
     return before
 
 
 def kept_positions(num_tokens: int) -> Tensor | None:
-    """Return the positions of so many tokens; None if they are those of the whole sequence."""
+    """Return the positions of this many tokens; None if they are the whole sequence."""
     kept = _thread.kept
     return kept if kept is not None and kept.shape[1] == num_tokens else None
 
 
 def self_attention_query_mask(inputs: AttentionInputs) -> Tensor | None:
-    """Return bool [batch, queries], False at padding, which must not count in means; None if no mask tells.
+    """Return bool [batch, queries], False at padding, which must not count in means; None if no mask marks it.
 
-    In self-attention a token is padding if its own key is hidden from it. If no token of a sequence sees its own key,
-    the mask excludes the diagonal on purpose, and all tokens count.
+    In self-attention, a token is padding if its own key is hidden from it. If no token of a sequence sees its own
+    key, the mask excludes the diagonal on purpose, and all tokens count.
     """
     if inputs.num_queries != inputs.num_keys:
         return None

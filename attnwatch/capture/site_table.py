@@ -117,7 +117,7 @@ class SiteTable:
         return f"`model` ({self._model_name}) has no attention that can be read. {listed}."
 
     def is_watched(self, name: str) -> bool:
-        """Return whether a site of this name is watched."""
+        """Return whether a site with this name is watched."""
         return self._patterns is None or any(fnmatch(name, pattern) for pattern in self._patterns)
 
     def _select(self) -> None:

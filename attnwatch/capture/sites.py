@@ -1,4 +1,4 @@
-"""The modules of a model that compute attention, found by reading its classes before any forward."""
+"""Modules of a model that compute attention, found by reading its classes before any forward."""
 
 import functools
 import re
@@ -15,32 +15,32 @@ from attnwatch.capture.code_names import CodeNames, is_of_torch, names_in, read_
 from attnwatch.plugins import named_errors
 from attnwatch.utils.forwards import forward_function
 
-# Names that torch's and other wrappers put into module paths; a user does not write them.
+# Names that wrappers of torch and others add to module paths; users do not write them.
 _WRAPPER_NAMES = re.compile(r"(^|\.)(_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module)(?=\.|$)")
 _LOOKS_LIKE_ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 _CROSS = re.compile(r"cross|encoder_attn|encdec|multihead_attn", re.IGNORECASE)
-# Names of the key-value cache in transformers' models and layers, in one version or another.
+# Names of the key-value cache in transformers' models and layers, across versions.
 CACHES = ("past_key_values", "cache", "layer_past")
-# What every module has in its `__dict__`, its parts and its hooks among them.
+# Entries in the `__dict__` of every module, including its parts and hooks.
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
-# Code that names one of these computes the weights itself.
+# Code that uses one of these names computes the weights itself.
 _BY_HAND = ("softmax", "log_softmax", "softmax_", "_softmax")
-# Names in code that calls a package which no attention call reads.
+# Names in code that calls a package that no attention call reads.
 _OTHER_PACKAGES = {"flash_attn": "flash-attn", "memory_efficient_attention": "xformers"}
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """One module that computes attention.
+    """Module that computes attention.
 
     Attributes:
         name: module path in the model, without wrappers.
         module: the module itself.
-        calls: kinds of attention calls that its forward may make; none if it can't be read.
-        is_cross: queries and keys are different tokens (as far as names and attributes tell).
-        reason: why it can't be read; empty if it can.
-        is_certain: `reason` follows from the code; otherwise what is called tells more.
-        code: what its forward uses.
+        calls: kinds of attention calls that its forward may make; empty if it can't be read.
+        is_cross: True if queries and keys are different tokens, judging by names and attributes.
+        reason: reason why it can't be read; empty if it can.
+        is_certain: True if `reason` follows from the code; otherwise calls may reveal more.
+        code: names that its forward uses.
     """
 
     name: str
@@ -53,32 +53,32 @@ class Site:
 
     @property
     def is_readable(self) -> bool:
-        """True if its calls can be read, as far as the code tells."""
+        """True if its calls can be read, judging by the code."""
         return bool(self.calls)
 
     @property
     def calls_functions(self) -> bool:
-        """True if it calls patched functions, which its hooks tell apart from those of other modules."""
+        """True if it calls patched functions, whose calls its hooks attribute to it."""
         return any(isinstance(call, FunctionCall) for call in self.calls)
 
     @property
     def enter(self) -> Enter:
-        """Hook before its forward."""
+        """Forward pre-hook of the module."""
         return self.calls[0].enter if self.calls else enter_unwatched
 
 
 def function_calls() -> list[FunctionCall]:
-    """Return the registered calls of functions."""
+    """Return the registered function calls."""
     return [call for call in AttentionCall.registry.values() if isinstance(call, FunctionCall)]
 
 
 def find_sites(model: nn.Module) -> list[Site]:
-    """Return all attention sites of a model in module order, the unreadable ones included."""
+    """Return all attention sites of a model in module order, including unreadable ones."""
     return without_relatives(_found(model, _Reader()))
 
 
 def find_with_expected(model: nn.Module) -> tuple[list[Site], list[Site]]:
-    """Return the sites, and modules whose code may reach an attention function: sites only if they call it."""
+    """Return the sites, and modules whose code may reach an attention function, which become sites if they call it."""
     reader = _Reader()
     sites = _found(model, reader)
     known = {site.module for site in sites}
@@ -97,12 +97,12 @@ def make_site(name: str, module: nn.Module, calls: Iterable[AttentionCall], code
 
 
 def without_relatives(sites: list[Site]) -> list[Site]:
-    """Return the sites without unreadable modules that lie around a site, or inside of one."""
+    """Return the sites except unreadable modules that contain or are contained in another site."""
     return [site for site in sites if site.is_readable or not _has_relative(site, sites)]
 
 
 class _Reader:
-    """Reads code once for each class, or for modules that hold the same functions, and asks the attention calls."""
+    """Reader that reads code once per class, or per modules with the same functions, and asks the attention calls."""
 
     def __init__(self) -> None:
         self.known = tuple(AttentionCall.registry.values())
@@ -111,7 +111,7 @@ class _Reader:
         self._values: dict[tuple[object, ...], CodeNames] = {}
 
     def values(self, module: nn.Module) -> CodeNames:
-        """Return what a module reaches through values that it holds."""
+        """Return the names that a module reaches through its values."""
         if is_of_torch(module):
             return CodeNames()
         held = [value for name, value in vars(module).items() if name not in _OF_EVERY_MODULE]
@@ -121,7 +121,7 @@ class _Reader:
         return self._values[key]
 
     def calls(self, module: nn.Module, code: CodeNames, *, of_functions: bool) -> tuple[AttentionCall, ...]:
-        """Return the calls that a module is recognised by: those of functions, or the others."""
+        """Return the kinds of calls that recognise a module, either of functions or others."""
         asked = [call for call in self.known if isinstance(call, FunctionCall) == of_functions]
         return tuple(call for call in asked if _recognises(call, module, code))
 
@@ -132,7 +132,7 @@ def _recognises(call: AttentionCall, module: nn.Module, code: CodeNames) -> bool
 
 
 def _key_of(value: object) -> object:
-    """Return None for plain data, and the same key for objects of one class that hold no functions themselves."""
+    """Return None for plain data, and the same key for objects of one class that do not hold functions."""
     if isinstance(value, str | bytes | int | float | complex | None | Tensor):
         return None
     is_object = hasattr(value, "__dict__") and not isinstance(value, type | functools.partial | types.FunctionType)
@@ -142,13 +142,13 @@ def _key_of(value: object) -> object:
 
 
 def _is_leaf(module: nn.Module) -> bool:
-    """Return whether all modules inside of it are torch's."""
+    """Return whether all inner modules are torch's."""
     return not is_of_torch(module) and all(inner is module or is_of_torch(inner) for inner in module.modules())
 
 
 def _found(model: nn.Module, reader: _Reader) -> list[Site]:
     sites: list[Site] = []
-    around: list[tuple[str, nn.Module]] = []  # the modules with a config in which the module lies, innermost last
+    around: list[tuple[str, nn.Module]] = []  # the enclosing modules with a config, innermost last
     for path, module in model.named_modules():
         around = [(prefix, other) for prefix, other in around if path.startswith(prefix)]
         if hasattr(module, "config"):
@@ -160,7 +160,7 @@ def _found(model: nn.Module, reader: _Reader) -> list[Site]:
 
 
 def site_name(path: str, module: nn.Module) -> str:
-    """Return the path of a module in its model without wrappers; for the model itself, its class."""
+    """Return the path of a module in its model without wrappers; for the model itself, its class name."""
     return _WRAPPER_NAMES.sub("", path).lstrip(".") or type(module).__name__
 
 
@@ -185,19 +185,19 @@ def _site_of(name: str, module: nn.Module, models: list[nn.Module], reader: _Rea
 
 
 def _is_cross(name: str, module: nn.Module) -> bool:
-    # The part of BERT's attention that computes it is called "self" in cross-attention too.
+    # BERT's attention core is named "self" in cross-attention too.
     named = f"{name.removesuffix('.self').rpartition('.')[2]} {type(module).__name__}"
     return bool(getattr(module, "is_cross_attention", False) or _CROSS.search(named))
 
 
 def known_calls() -> str:
-    """Return the titles of all attention calls, as an enumeration in a sentence."""
+    """Return the titles of all attention calls, joined for a sentence."""
     *first, last = sorted(call.title for call in AttentionCall.registry.values())
     return f"{', '.join(first)} or {last}"
 
 
 def _why_unreadable(code: CodeNames, models: list[nn.Module], calls: Iterable[AttentionCall]) -> tuple[str, bool]:
-    """Return the reason, and whether it follows from the code."""
+    """Return the reason why a module is unreadable, and whether it follows from the code."""
     reason = next(filter(None, (call.why_unreadable(code) for call in calls)), "")
     if reason:
         return reason, True
@@ -211,12 +211,12 @@ def _why_unreadable(code: CodeNames, models: list[nn.Module], calls: Iterable[At
 
 
 def _is_eager_by_choice(model: nn.Module) -> bool:
-    """Return whether it is a transformers model whose attention could be sdpa."""
+    """Return whether this is a transformers model whose attention could be sdpa."""
     return getattr(model.config, "_attn_implementation", "") == "eager" and getattr(model, "_supports_sdpa", False)
 
 
 def _has_relative(site: Site, sites: list[Site]) -> bool:
-    """Return whether another site lies inside this module (it is a wrapper) or around it (it is a part)."""
+    """Return whether another site is inside this module (a wrapper) or around it (a part)."""
     return any(
         other is not site
         and (other.name.startswith(f"{site.name}.") or (other.is_readable and site.name.startswith(f"{other.name}.")))

@@ -1,4 +1,4 @@
-"""Models that are split over processes: the heads that this process computes, and who has the same tokens."""
+"""Tensor-parallel models: the heads of this process, and the processes with the same tokens."""
 
 import math
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 HeadShard = tuple[int, int]
-"""Index of the part of a site's heads that this process computes, and number of parts."""
+"""Index of the part of a site's heads that this process computes, and the number of parts."""
 
 
 def at_all_heads(values: Tensor, shard: HeadShard) -> Tensor:
@@ -29,13 +29,13 @@ def at_all_heads(values: Tensor, shard: HeadShard) -> Tensor:
 
 
 def head_shard(module: nn.Module, num_heads: int) -> HeadShard:
-    """Return the part of a module's heads that this process computes, as its first split projection tells.
+    """Return the part of a module's heads that this process computes, judging by its first split projection.
 
-    Call it in a forward, where parameters that are sharded for memory only (FSDP) are whole.
+    Call it in a forward, where parameters sharded only for memory (FSDP) are whole.
 
     Args:
         module: attention module.
-        num_heads: number of heads in the module's call: all of them if the projection's outputs are gathered.
+        num_heads: number of heads in the module's call; all heads if the projection's outputs are gathered.
     """
     if not has_other_processes() or num_heads == _num_all_heads(module):
         return 0, 1
@@ -56,7 +56,7 @@ def _num_all_heads(module: nn.Module) -> int | None:
 
 
 def is_split(module: nn.Module) -> bool:
-    """Return whether a process has only parts of a module's parameters."""
+    """Return whether a process holds only parts of a module's parameters."""
     if not dist.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -65,20 +65,20 @@ def is_split(module: nn.Module) -> bool:
 
 
 def whole(values: Tensor) -> Tensor:
-    """Return values that may be split over processes as a whole; all processes must call it."""
+    """Return values that may be split over processes as one tensor; all processes must call it."""
     return values.full_tensor() if hasattr(values, "full_tensor") else values
 
 
 class TensorParallelGroup:
-    """Processes that compute the same tokens, each a part of the features; without tensor parallelism this one alone.
+    """Processes that compute the same tokens, each a part of the features; only this one without tensor parallelism.
 
     Args:
-        model: model that is trained.
-        part: part of it whose parameters tell.
+        model: model being trained.
+        part: part of the model whose parameters determine the group.
 
     Attributes:
         leader: rank of the first process; 0 if there are no processes.
-        size: number of processes, this one included.
+        size: number of processes, including this one.
     """
 
     def __init__(self, model: nn.Module, part: nn.Module):
@@ -118,7 +118,7 @@ def _meshes(model: nn.Module, part: nn.Module) -> Iterator["DeviceMesh"]:
 
 
 def _shared_dimensions(mesh: "DeviceMesh", others: set[int]) -> list[int]:
-    """Return the dimensions of a mesh along which nobody has other tokens."""
+    """Return the dimensions of a mesh along which all processes have the same tokens."""
     own = mesh.get_coordinate()
     if own is None:  # this process is not one of them
         return []
@@ -130,9 +130,9 @@ def _shared_dimensions(mesh: "DeviceMesh", others: set[int]) -> list[int]:
 
 
 def _ranks_with_other_tokens(model: nn.Module) -> set[int]:
-    """Return the ranks over which FSDP shards or replicates the model, this process's own among them.
+    """Return the ranks over which FSDP shards or replicates the model, including this process's.
 
-    A parameter tells this only while it is sharded. In a forward it is whole, and so is its device mesh.
+    A parameter shows this only while it is sharded. In a forward, it is whole, and so is its device mesh.
     """
     from torch.distributed.fsdp import FSDPModule
 

@@ -1,4 +1,4 @@
-"""Tensor subclasses with an attention of their own, which recognise the function by comparing it with torch's."""
+"""Tensor subclasses with their own attention, which recognise the function by comparing it with torch's."""
 
 import sys
 from collections.abc import Callable
@@ -13,9 +13,9 @@ from attnwatch.capture.patching import replace, shared_patch
 SDPA = F.scaled_dot_product_attention
 """The function itself, never a patch."""
 
-# Importing it takes a second, and whoever uses it has done so.
+# Importing it takes a second, and its users have already imported it.
 _BIASES = "torch.nn.attention.bias"
-# Puts torch's own function in its place, for all threads.
+# Restores torch's own function, for all threads.
 _restore_torch = partial(replace, vars(F), "scaled_dot_product_attention", lambda patched: SDPA)
 
 
@@ -23,7 +23,7 @@ def call_of_subclasses(call: Callable[[], Any], args: tuple[Any, ...], kwargs: d
     """Return `call()`, which calls the function with these arguments, so that their classes recognise it."""
     tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
     biases = [type(each) for each in tensors if type(each).__module__ == _BIASES]
-    if biases:  # they compare with the function that stands in its place
+    if biases:  # they compare with the function currently in its place
         return biases[0].__torch_function__(F.scaled_dot_product_attention, tuple(biases), args, kwargs)
     if all(type(each) in (Tensor, nn.Parameter) for each in tensors):
         return call()
@@ -32,10 +32,10 @@ def call_of_subclasses(call: Callable[[], Any], args: tuple[Any, ...], kwargs: d
 
 
 def patch_biases() -> Callable[[], None]:
-    """Let torch's causal biases recognise the function also through a reference that is not patched.
+    """Make torch's causal biases recognise the function through unpatched references too.
 
     Returns:
-        Function that puts them back.
+        Function that restores them.
     """
     kind = getattr(sys.modules.get(_BIASES), "CausalBias", None)
     if kind is None:

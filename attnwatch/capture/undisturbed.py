@@ -1,4 +1,4 @@
-"""Forwards beside a training, which leave no trace in the model or in the random states."""
+"""Extra forwards during training that leave the model and the random states unchanged."""
 
 import contextlib
 import random
@@ -14,17 +14,17 @@ from attnwatch.capture.delivery import unwatched
 from attnwatch.utils.random_states import devices_of, random_states_kept
 
 LARGEST_COPY = 2**20
-"""Number of entries of a buffer up to which it is copied and restored. Most larger ones are masks and tables."""
+"""Largest number of entries of a buffer to copy and restore. Most larger buffers are masks and tables."""
 
 
 @contextlib.contextmanager
 def undisturbed(
     model: nn.Module, *, gradients: bool = False, as_in_training: bool = False, seed: int | None = None
 ) -> Iterator[None]:
-    """Call a model in eval mode, not compiled, unobserved and without autocast; restore everything afterwards.
+    """Run a model in eval mode, not compiled, unobserved and without autocast; restore everything afterwards.
 
     Args:
-        model: model that is called in the context.
+        model: model to call in the context.
         gradients: record the operations for a backward.
         as_in_training: leave the mode and autocast as they are.
         seed: seed of torch's random numbers in the context; None leaves their states as they are.
@@ -39,7 +39,7 @@ def undisturbed(
         stack.enter_context(unwatched())
         stack.enter_context(random_states_kept(devices, seed=seed))
         stack.enter_context(torch.set_grad_enabled(gradients))
-        if "torch._dynamo" in sys.modules:  # other shapes must not make a compiled training compile again
+        if "torch._dynamo" in sys.modules:  # other shapes must not recompile a compiled training
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if not as_in_training:
             for kind in {"cpu", *(device.type for device in devices)}:
@@ -62,7 +62,7 @@ class _State:
         ]
 
     def restore(self) -> None:
-        if isinstance(self._module, torch.jit.ScriptModule):  # its attributes and buffers are not in Python's dicts
+        if isinstance(self._module, torch.jit.ScriptModule):  # its attributes and buffers are not in Python dicts
             for name, value in self._attributes.items():
                 setattr(self._module, name, value)
         else:

@@ -1,4 +1,4 @@
-"""Declaration of a layer statistic, from which its recording, curves and documentation follow."""
+"""Declaration of a layer statistic, which determines its recording, curves and documentation."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from attnwatch.plugins import Plugin, Registry
 
 
 class LayerSource(Enum):
-    """Tensors of the blocks that a layer statistic is computed from."""
+    """Tensors of the blocks from which a layer statistic is computed."""
 
     WEIGHTS = "the parameters before the optimizer's step"
     GRADIENTS = "the gradients before the optimizer's step"
@@ -25,13 +25,13 @@ class LayerStatistic(Plugin, ABC):
     """Base class of the layer statistics: one number for each block that contains attention.
 
     A layer statistic is a column [steps, sites] of a history, a curve for each layer on dashboards, and a row in the
-    documentation. Set `name`, `summary`, `formula` and `source`, and implement `values`. Nothing is computed twice for
-    it: it reads what the training run already has in the observed steps.
+    documentation. Set `name`, `summary`, `formula` and `source`, and implement `values`. It reads tensors that the
+    training run already has in the observed steps, so nothing is recomputed for it.
 
     Attributes:
         name: key in `AttentionHistory.layers` and in files.
-        summary: one line for people.
-        formula: how the number follows from the tensors of the block.
+        summary: one-line description.
+        formula: formula of the number from the tensors of the block.
         unit: unit of the values; empty if they have none.
         source: tensors that `values` receives.
 
@@ -70,7 +70,7 @@ class LayerStatistic(Plugin, ABC):
         Args:
             blocks: for `LayerSource.WEIGHTS` and `LayerSource.GRADIENTS` a list of tensors for each block; for
                 `LayerSource.UPDATE` the pair (before, after), each float32 [blocks, entries], evenly spaced entries of
-                all parameters that are trained; for `LayerSource.OUTPUT` float32 [blocks, sequences, tokens, features],
+                all trained parameters; for `LayerSource.OUTPUT` float32 [blocks, sequences, tokens, features],
                 evenly spaced sequences and tokens of the batch. Padding is unknown, so it may be among the tokens.
         """
 
@@ -90,11 +90,11 @@ class LayerStatistic(Plugin, ABC):
 
 
 def norms(blocks: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Return the Euclidean norm of all tensors of each block together, float32 [blocks]."""
+    """Return the joint Euclidean norm of all tensors of each block, float32 [blocks]."""
     tensors = [tensor for block in blocks for tensor in block]
     if all(each.device.type == "cpu" and each.dtype == torch.float32 and each.is_contiguous() for each in tensors):
         flat = [each.view(-1) for each in tensors]
-        squares = torch.stack([torch.dot(each, each) for each in flat])  # in half of the time of a norm
+        squares = torch.stack([torch.dot(each, each) for each in flat])  # takes half the time of a norm
         return torch.stack([of_block.sum() for of_block in squares.split(list(map(len, blocks)))]).sqrt()
     each = torch.stack(torch._foreach_norm(tensors, 2, torch.float32))
     return torch.stack([of_block.norm() for of_block in each.split(list(map(len, blocks)))])

@@ -1,4 +1,4 @@
-"""Kurtosis of the features that a block returns: outlier features."""
+"""Kurtosis of the features that a block returns, a measure of outlier features."""
 
 from torch import Tensor
 
@@ -10,8 +10,8 @@ from attnwatch.plugins import register
 class OutputKurtosis(LayerStatistic):
     """Kurtosis of the root mean squares of the features.
 
-    It is 1 if all features are equally large, and the number of features if all but one are zero. The definition is
-    that of He et al., "Understanding and Minimising Outlier Features in Neural Network Training" (2024). With n sampled
+    It is 1 if all features are equally large, and the number of features if all except one are zero. The definition is
+    from He et al., "Understanding and Minimising Outlier Features in Neural Network Training" (2024). With n sampled
     tokens, independent Gaussian features have a kurtosis of 1 + 2 / n.
     """
 

@@ -1,4 +1,4 @@
-"""Families of models, one file each: where heads and tokens lie, and what is special about their calls."""
+"""Families of models, one file each, with their head and token layouts and the peculiarities of their calls."""
 
 from attnwatch.models.base import ModelFamily, Refused, TokenPredictions
 

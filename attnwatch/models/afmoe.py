@@ -1,4 +1,4 @@
-"""AFMoE, whose attention multiplies the output of its heads with a gate."""
+"""AFMoE, whose attention multiplies the output of its heads by a gate."""
 
 from torch import nn
 
@@ -11,7 +11,7 @@ from attnwatch.plugins import register
 
 @register
 class Afmoe(ModelFamily):
-    """Attention with a gate projection. EsmFold2 has one too, takes no cache, and is given biases of all heads."""
+    """Attention with a gate projection. EsmFold2 has one too, but takes no cache and receives biases for all heads."""
 
     name = "afmoe"
 

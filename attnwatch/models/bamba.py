@@ -1,4 +1,4 @@
-"""Bamba, and FalconH1 that has its masks."""
+"""Bamba, and FalconH1, which uses the same masks."""
 
 from torch import nn
 
@@ -9,7 +9,7 @@ from attnwatch.utils.versions import is_early_transformers
 
 @register
 class Bamba(ModelFamily):
-    """Attention layers between those of Mamba."""
+    """Attention layers interleaved with Mamba layers."""
 
     name = "bamba"
 

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 Answer = TypeVar("Answer")
 
 CHOOSES_KEYS = "which keys a token sees depends on their content, so that padding can't be told from what was left out"
-"""Reason why the calls of a family that chooses keys are refused: a token whose own key is hidden counts as padding."""
+"""Reason why calls of families that choose keys are refused: a token whose own key is hidden counts as padding."""
 
 
 class TokenPredictions(NamedTuple):
-    """Predictions of a language model for the tokens of one forward.
+    """Predictions of a language model for the tokens of one forward pass.
 
     Attributes:
-        logits: [batch, tokens, vocabulary].
-        labels: int [batch, tokens], negative where there is none.
-        is_shifted: flag that the logits at a token predict the label of the next one.
+        logits: logits [batch, tokens, vocabulary].
+        labels: int [batch, tokens], negative at tokens without a label.
+        is_shifted: True if the logits at a token predict the label of the next token.
     """
 
     logits: Tensor
@@ -37,27 +37,26 @@ class TokenPredictions(NamedTuple):
 
 
 class Refused(Exception):
-    """Heads or tokens of a module can't be removed. The message is the reason."""
+    """Exception raised if heads or tokens of a module can't be removed. The message is the reason."""
 
 
 class ModelFamily(Plugin):
-    """Family of models: where its heads and tokens lie, and what is special about its attention calls.
+    """Family of models, with its head and token layouts and the peculiarities of its attention calls.
 
-    An instance of this class declares the layouts of some classes. A subclass can override every method. The families
-    are asked in turn, those of users first, and the first answer counts.
+    An instance of this class declares the layouts of some module classes. A subclass can override all methods. Families
+    are asked in turn, user families first, and the first answer is used.
 
     Args:
         name: see `Plugin`.
-        heads: where the heads lie, by class of the attention module. `attnwatch.check_layout` tries whether a layout
-            fits.
-        tokens: which arguments of a layer have a token axis, by class of the layer.
+        heads: head layouts by class of the attention module. `attnwatch.check_layout` tests whether a layout fits.
+        tokens: token layouts, which name the arguments with a token axis, by class of the layer.
 
     Attributes:
         heads, tokens: see above; subclasses of the classes are not included. A subclass of `ModelFamily` may declare
             them in its body.
-        is_fallback: the family goes by names that many modules have, and is asked after the other built-in ones.
-        eager_attributes: attributes of a module that the eager function of the family reads, and for which
-            `adjust_call` accounts. Only transformers before version 5 has such functions.
+        is_fallback: True if the family recognises modules by common names, and is asked after other built-in families.
+        eager_attributes: attributes of a module that the family's eager function reads and that `adjust_call`
+            accounts for. Only transformers before version 5 has such functions.
 
     Example:
         >>> import attnwatch
@@ -90,7 +89,7 @@ class ModelFamily(Plugin):
             self.tokens = dict(tokens)
 
     def __eq__(self, other: object) -> bool:
-        """Return whether both declare the same classes under one name, as a notebook cell that runs again does."""
+        """Return whether both declare the same classes under the same name, as when a notebook cell is rerun."""
         return isinstance(other, ModelFamily) and self._declared == other._declared
 
     def __hash__(self) -> int:
@@ -119,17 +118,17 @@ class ModelFamily(Plugin):
     # Heads
 
     def head_layout(self, module: nn.Module) -> "HeadLayout | None":
-        """Return where the heads of an attention module lie; None if the module is not of this family.
+        """Return the head layout of an attention module; None if the module does not belong to this family.
 
         Raises:
-            Refused: heads can't be removed from the module, and why.
+            Refused: heads can't be removed from the module; the message is the reason.
         """
         return self.heads.get(type(module))
 
     # Tokens
 
     def token_layout(self, layer: nn.Module) -> "TokenLayout | None":
-        """Return which arguments of a layer have a token axis; None if the layer is not of this family.
+        """Return the token layout of a layer; None if the layer does not belong to this family.
 
         Raises:
             Refused: tokens can't be dropped in such layers; the message completes "its layers …".
@@ -139,7 +138,7 @@ class ModelFamily(Plugin):
     def check_tokens(
         self, stack: "Stack", layers: tuple[nn.Module, ...], *, protect_first: int, drop_in_evaluation: bool
     ) -> None:
-        """Check that tokens can be dropped in some layers of a stack. All families are asked, of every stack.
+        """Check that tokens can be dropped in some layers of a stack. All families are asked about every stack.
 
         Args:
             stack: stack of layers, with the model around it.
@@ -147,11 +146,11 @@ class ModelFamily(Plugin):
             protect_first, drop_in_evaluation: see `attnwatch.TokenDropper`.
 
         Raises:
-            Refused: they can't be dropped; the message completes "tokens can't be dropped: …".
+            Refused: tokens can't be dropped; the message completes "tokens can't be dropped: …".
         """
 
     def is_model(self, module: nn.Module) -> bool:
-        """Return whether a call of the module is one forward of a model, with arguments that tell about its tokens."""
+        """Return whether a call of the module is a model's forward pass, with arguments that describe its tokens."""
         return False
 
     def argument_prefix(self, model: nn.Module, stack: str) -> str:
@@ -159,7 +158,7 @@ class ModelFamily(Plugin):
         return ""
 
     def token_predictions(self, model: nn.Module, given: Mapping[str, Any], output: Any) -> TokenPredictions | None:
-        """Return a forward's predictions for its tokens; None if they are unknown, or if it makes none.
+        """Return a forward pass's predictions for its tokens; None if they are unknown or do not exist.
 
         Args:
             model: outermost model.
@@ -171,23 +170,23 @@ class ModelFamily(Plugin):
     # Attention calls
 
     def has_own_calls(self, module: nn.Module) -> bool:
-        """Return whether the attention calls of a module mean something else than their arguments tell."""
+        """Return whether the attention calls of a module differ from what their arguments say."""
         return False
 
     def refuses_call(self, module: nn.Module) -> str:
-        """Return why no call of a module with calls of its own can be read; empty if they can."""
+        """Return why calls of a module with its own calls can't be read; empty if they can."""
         return ""
 
     def adjust_call(self, module: nn.Module, inputs: "AttentionInputs") -> "AttentionInputs":
-        """Return what a module with calls of its own computes when it is given `inputs`."""
+        """Return the inputs that a module with its own calls effectively uses when it receives `inputs`."""
         return inputs
 
 
 def first_answer(ask: Callable[[ModelFamily], Answer | None]) -> Answer | None:
-    """Return the first answer of the families that is not empty, those of users asked first; None if there is none.
+    """Return the first nonempty answer of the families, asking user families first; None if there is none.
 
     Raises:
-        Refused: raised by the family that was asked.
+        Refused: a family raised it.
         ConfigurationError: a family failed; the message names it.
     """
     registry = ModelFamily.registry
@@ -205,14 +204,14 @@ def first_answer(ask: Callable[[ModelFamily], Answer | None]) -> Answer | None:
 
 
 def require_head_layout(family: ModelFamily, module_class: type, layout: object) -> None:
-    """Raise a `ConfigurationError` if a family declares something else than a `HeadLayout` for a class."""
+    """Raise a `ConfigurationError` unless a family declares a `HeadLayout` for a class."""
     from attnwatch.heads.layout import HeadLayout
 
     _require_layout(family, module_class, layout, HeadLayout, "head")
 
 
 def require_token_layout(family: ModelFamily, layer_class: type, layout: object) -> None:
-    """Raise a `ConfigurationError` if a family declares something else than a `TokenLayout` for a class."""
+    """Raise a `ConfigurationError` unless a family declares a `TokenLayout` for a class."""
     from attnwatch.tokens.layouts import TokenLayout
 
     _require_layout(family, layer_class, layout, TokenLayout, "token")

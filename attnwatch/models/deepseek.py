@@ -1,18 +1,18 @@
-"""DeepSeek's sparse attention, and models that have it from DeepSeek."""
+"""DeepSeek's sparse attention, and models that adopted it."""
 
 from torch import nn
 
 from attnwatch.models.base import CHOOSES_KEYS, ModelFamily
 from attnwatch.plugins import register
 
-# Attributes of a module that chooses its keys, takes those that an earlier layer chose, or makes one key of several.
-# Other layers of these models have none of them.
+# Attributes of modules that choose their keys, reuse those chosen by an earlier layer, or merge several keys into one.
+# Other layers of these models have none of these attributes.
 _CHOOSERS = ("indexer", "skip_topk", "compressor")
 
 
 @register
 class DeepSeek(ModelFamily):
-    """Layers that choose the keys of each token, from V3.2 on."""
+    """Layers that choose the keys of each token, since V3.2."""
 
     name = "deepseek"
 

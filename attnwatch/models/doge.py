@@ -8,7 +8,7 @@ from attnwatch.plugins import register
 
 @register
 class Doge(ModelFamily):
-    """Dynamic masks: each head chooses its keys."""
+    """Dynamic masks, with which each head chooses its keys."""
 
     name = "doge"
 

@@ -1,4 +1,4 @@
-"""GPT-2, its copy in the decision transformer among them."""
+"""GPT-2, including its copy in the decision transformer."""
 
 import dataclasses
 from typing import Any
@@ -14,7 +14,7 @@ from attnwatch.utils.versions import is_early_transformers
 
 @register
 class GPT2(ModelFamily):
-    """An eager function that, before transformers 5, scales logits and hides later keys itself."""
+    """Attention whose eager function, before transformers 5, scales logits and hides later keys itself."""
 
     name = "gpt2"
     eager_attributes = frozenset(
@@ -25,7 +25,7 @@ class GPT2(ModelFamily):
         return all(hasattr(module, name) for name in self.eager_attributes) and is_early_transformers()
 
     def adjust_call(self, module: nn.Module, inputs: AttentionInputs) -> AttentionInputs:
-        """Return the inputs with the module's scale and mask; other implementations look at neither."""
+        """Return the inputs with the module's scale and mask; other implementations use neither."""
         attention: Any = module
         if attention.config._attn_implementation != "eager":
             return inputs

@@ -11,7 +11,7 @@ from attnwatch.models.base import ModelFamily
 from attnwatch.plugins import register
 
 _ATTRIBUTES = ("c_attn", "c_proj", "n_head", "n_embd", "dropout", "resid_dropout")
-# Variants of the module (with rotary embeddings, say) have its name, and compute something else.
+# Variants of the module (such as with rotary embeddings) have the same name but compute something else.
 _NAMES = {
     *(*_ATTRIBUTES, "attn_dropout", "flash", "bias", "training"),
     *("torch", "nn", "F", "functional", "scaled_dot_product_attention", "softmax", "math", "sqrt", "masked_fill"),
@@ -21,7 +21,7 @@ _NAMES = {
 
 @register
 class NanoGPT(ModelFamily):
-    """Attention modules called `CausalSelfAttention` whose code uses no other names than nanoGPT's."""
+    """Attention modules called `CausalSelfAttention` whose code uses only names from nanoGPT's."""
 
     name = "nanogpt"
 
@@ -34,14 +34,14 @@ class NanoGPT(ModelFamily):
 
 
 def nanogpt_forward(module: Any, x: Tensor) -> Tensor:
-    """Compute nanoGPT's attention, whose own forward takes the width of its heads from that of the model."""
+    """Compute nanoGPT's attention, whose own forward derives the width of its heads from that of the model."""
     q, k, v = (split_heads(part, head_dim_of(module)) for part in module.c_attn(x).chunk(3, dim=-1))
     mixed = attend(q, k, v, None, module.dropout if module.training else 0.0, is_causal=True)
     return module.resid_dropout(module.c_proj(mixed.transpose(1, 2).flatten(2)))
 
 
 def head_dim_of(module: Any) -> int:
-    """Return the features of a head, which stay what they are when heads are removed."""
+    """Return the number of features of a head, which stays the same when heads are removed."""
     num_heads, *_ = getattr(module, UNPRUNED_HEADS, (module.n_head,))
     return module.n_embd // num_heads
 

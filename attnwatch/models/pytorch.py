@@ -1,4 +1,4 @@
-"""Modules of PyTorch itself: `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`."""
+"""Modules from PyTorch itself: `nn.MultiheadAttention` and `nn.TransformerEncoderLayer`."""
 
 from collections.abc import Mapping
 from typing import Any, cast
@@ -18,7 +18,7 @@ from attnwatch.tokens.layouts import TokenLayout
 
 @register
 class PyTorch(ModelFamily):
-    """Modules of `torch.nn`. A class that has a forward of its own is another module."""
+    """Modules of `torch.nn`. Subclasses with their own forward are not included."""
 
     name = "pytorch"
 
@@ -61,9 +61,9 @@ def multihead_forward(
     As there, masks are True (or -inf) where attention is not allowed, and `is_causal` is only a hint that `attn_mask`
     is causal.
     """
-    if is_causal and attn_mask is None:  # as torch does
+    if is_causal and attn_mask is None:  # same as torch
         raise RuntimeError("Need attn_mask if specifying the is_causal hint.")
-    if query.is_nested:  # nn.TransformerEncoder has taken out the padding
+    if query.is_nested:  # nn.TransformerEncoder has removed the padding
         return _forward_of_nested(module, query, need_weights, average_attn_weights)
     is_batched = query.ndim == 3
     if not is_batched:
@@ -117,7 +117,7 @@ def _joint_mask(
     """Return both masks as one float mask, broadcastable to [batch, heads, queries, keys]."""
     parts = []
     if attn_mask is not None:
-        if attn_mask.ndim == 3 and attn_mask.shape[0] != 1:  # one for each sequence and head of the unpruned module
+        if attn_mask.ndim == 3 and attn_mask.shape[0] != 1:  # one per sequence and head of the unpruned module
             attn_mask = attn_mask.unflatten(0, (query.shape[0], -1))
             if attn_mask.shape[1] != query.shape[1]:
                 attn_mask = attn_mask[:, kept_heads(module)]
@@ -138,7 +138,7 @@ def _attention_of(layer: nn.Module) -> nn.MultiheadAttention:
 def _route_mask(mask: Tensor, kept: Tensor, layer: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
     """Route `src_mask` [tokens, tokens] or [batch · heads, tokens, tokens]."""
     if mask.ndim == 2:
-        if arguments.get("is_causal"):  # kept in their order, earlier tokens are the same ones
+        if arguments.get("is_causal"):  # kept in order, so earlier tokens stay earlier
             return mask[: kept.shape[1], : kept.shape[1]]
         return take(mask, "tokens tokens", kept).repeat_interleave(_attention_of(layer).num_heads, 0)
     heads = mask.unflatten(0, (len(kept), -1))

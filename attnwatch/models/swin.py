@@ -1,4 +1,4 @@
-"""Swin, its copies in Donut and MaskFormer among them."""
+"""Swin, including its copies in Donut and MaskFormer."""
 
 import dataclasses
 
@@ -9,13 +9,13 @@ from attnwatch.attention import AttentionInputs
 from attnwatch.models.base import ModelFamily
 from attnwatch.plugins import register
 
-# Masks hide by -100, to which biases of positions are added. Elsewhere such a value is a bias as any other.
+# Masks hide keys with -100, to which position biases are added. Elsewhere, such a value is an ordinary bias.
 _HIDDEN_BELOW = -50.0
 
 
 @register
 class Swin(ModelFamily):
-    """Windows that are shifted over the image: masks hide what lies in another part of it."""
+    """Windows that are shifted over the image; masks hide other parts of it."""
 
     name = "swin"
 
@@ -23,7 +23,7 @@ class Swin(ModelFamily):
         return type(module).__name__.endswith(("SwinAttention", "SwinSelfAttention"))
 
     def adjust_call(self, module: nn.Module, inputs: AttentionInputs) -> AttentionInputs:
-        """Return the inputs with masks that hide."""
+        """Return the inputs with masks that hide keys completely."""
         mask = inputs.attn_mask
         if mask is None or not mask.is_floating_point():
             return inputs

@@ -1,4 +1,4 @@
-"""T5, whose layers share the relative position bias that the first one computes."""
+"""T5, whose layers share the relative position bias computed by the first layer."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from attnwatch.plugins import register
 
 @register
 class T5(ModelFamily):
-    """T5 and its kin. The table of positions stays whole, as layers may have lost other heads."""
+    """T5 and related models. The table of positions stays whole, because layers may have lost different heads."""
 
     name = "t5"
 
@@ -32,7 +32,7 @@ def t5_forward(
     *args: Any,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute T5's attention. The position bias that comes and goes is that of all heads of the unpruned module."""
+    """Compute T5's attention. Position biases, passed in and returned, cover all heads of the unpruned module."""
     cache = args[0] if args else cache_in(kwargs)
     if position_bias is None:
         position_bias = _position_bias(module, hidden_states, key_value_states, cache)

@@ -1,4 +1,4 @@
-"""timm's vision transformers."""
+"""Vision transformers from timm."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class Timm(ModelFamily):
         if any(getattr(module, name, None) is None for name in ("qkv", "proj", "head_dim")):
             return None
         if not isinstance(getattr(module, "norm", None), nn.Identity | None):
-            raise Refused("its norm runs over all heads together")
+            raise Refused("its norm covers all heads together")
         gate = {} if getattr(module, "gate", None) is None else {"gate": "q"}
         return HeadLayout(
             {"qkv": "q|k|v", **gate},
@@ -39,12 +39,12 @@ class Timm(ModelFamily):
 
 
 def timm_forward(module: nn.Module, x: Tensor, attn_mask: Tensor | None = None, *args: Any, **kwargs: Any) -> Tensor:
-    """Call the module's own forward, which takes a mask of its own heads only."""
+    """Call the module's own forward, which only accepts a mask of its own heads."""
     return type(module).forward(module, x, _of_kept_heads(module, attn_mask), *args, **kwargs)
 
 
 def early_timm_forward(module: Any, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-    """Compute timm's attention of versions whose own forward gives the mixed values the width of the model."""
+    """Compute the attention of timm versions whose own forward reshapes the mixed values to the model's width."""
     q, k, v = (split_heads(part, module.head_dim) for part in module.qkv(x).chunk(3, dim=-1))
     dropout = module.attn_drop.p if module.training else 0.0
     q, k = module.q_norm(q), module.k_norm(k)
@@ -53,7 +53,7 @@ def early_timm_forward(module: Any, x: Tensor, attn_mask: Tensor | None = None, 
 
 
 def _of_kept_heads(module: nn.Module, mask: Tensor | None) -> Tensor | None:
-    """Return a mask [..., heads, queries, keys] of all heads of the unpruned module without those that are gone."""
+    """Return a mask [..., heads, queries, keys] of all heads of the unpruned module, without the removed heads."""
     num_unpruned, *_ = getattr(module, UNPRUNED_HEADS, (None,))
     kept = kept_heads(module)
     if mask is None or kept is None or mask.ndim < 3 or mask.shape[-3] != num_unpruned or num_unpruned == 1:

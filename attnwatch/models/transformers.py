@@ -1,6 +1,6 @@
-"""Models of transformers, whose attention modules are told apart by the names of their projections.
+"""Models of transformers, whose attention modules are recognised by the names of their projections.
 
-Families with something special have files of their own and call `fitted_layout` too.
+Families with peculiarities have their own files and call `fitted_layout` too.
 """
 
 import inspect
@@ -15,17 +15,17 @@ from attnwatch.plugins import register
 
 HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_norm", "key_norm")
 
-# What attention modules call the number of features of a head.
+# Names of the number of features of a head in attention modules.
 _HEAD_DIM = ("head_dim", "attention_head_size", "key_value_proj_dim", "head_size")
-# Forwards that compute the weights by hand are of many kinds.
+# Forwards that compute the weights by hand vary widely.
 _KERNELS = {"ALL_ATTENTION_FUNCTIONS", "scaled_dot_product_attention"}
-# A forward that takes the width of its heads' output from one of these can't do with fewer heads.
+# A forward that takes the width of its heads' output from one of these can't work with fewer heads.
 _WIDTHS_OF_THE_MODEL = {"embed_dim", "hidden_size", "d_model", "n_embd", "dim"}
-# Widths of the module's own that are not kept up to date (EXAONE 4.5's vision).
+# Widths stored by the module that are not kept up to date (EXAONE 4.5's vision).
 _OTHER_WIDTHS = {"q_dim", "kv_dim", "q_size", "kv_size"}
-# Keys and values that another layer reads too (Gemma 3n) can't be cut for one of them.
+# Keys and values that another layer also reads (Gemma 3n) can't be cut for one of them.
 _SHARED = {"is_kv_shared_layer"}
-# A bias for each head comes from outside then, and is that of all heads (BEiT).
+# In this case, a bias for each head comes from outside and covers all heads (BEiT).
 _BIASES_OF_ALL_HEADS = ("use_relative_position_bias", "use_shared_relative_position_bias")
 
 _QUERY_KEY_VALUE = {"q_proj": "q", "k_proj": "k", "v_proj": "v"}
@@ -45,7 +45,7 @@ _LAYOUTS = (
 
 @register
 class Transformers(ModelFamily):
-    """Attention modules of transformers with projections of common names, such as Llama's, BERT's and GPT-NeoX's."""
+    """Attention modules of transformers with common projection names, such as those of Llama, BERT and GPT-NeoX."""
 
     name = "transformers"
     is_fallback = True
@@ -56,14 +56,14 @@ class Transformers(ModelFamily):
 
 
 def fitted_layout(module: nn.Module, layout: HeadLayout) -> HeadLayout | None:
-    """Return a layout as it is for one attention module of transformers; None if it is not the module's.
+    """Return a layout adapted to one attention module of transformers; None if it does not fit the module.
 
-    The module must have the projections. Its forward must leave the weights to a kernel, and depend on the heads only
-    by sizes that are kept up to date.
+    The module must have the projections. Its forward must leave the attention weights to a kernel, and depend on the
+    heads only through sizes that are kept up to date.
 
     Args:
         module: any module.
-        layout: with the projections; the features of a head and learned sinks are added from the module.
+        layout: layout with the projections; the features of a head and learned sinks are added from the module.
     """
     if type(module).__module__.split(".")[0] not in ("transformers", "transformers_modules"):
         return None
@@ -80,7 +80,7 @@ def has_parts(module: nn.Module, *names: str) -> bool:
 
 
 def takes(module: nn.Module, *names: str) -> bool:
-    """Return whether the forward of a module has an argument of one of these names."""
+    """Return whether the forward of a module has an argument with one of these names."""
     return any(name in inspect.signature(type(module).forward).parameters for name in names)
 
 

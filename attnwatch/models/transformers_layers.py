@@ -1,4 +1,4 @@
-"""Layers of transformers' models (Llama, BERT, ViT and those built alike), and why some need all tokens."""
+"""Layers of transformers models (Llama, BERT, ViT and similar), and reasons why some need all tokens."""
 
 import inspect
 import re
@@ -34,27 +34,27 @@ _LAYOUT = TokenLayout(
     },
     whole=(
         *("encoder_hidden_states", "use_cache", "max_length_q", "max_length_k", "num_items_in_batch"),
-        # Of transformers before 5: masks of heads, and the places in the cache, of which there is none.
+        # In transformers before 5: head masks, and positions in a cache, which is absent here.
         *("head_mask", "layer_head_mask", "cross_attn_layer_head_mask", "cache_position"),
     ),
     caches=CACHES,
 )
-# Parts of the names of models whose result is one for each token.
+# Parts of the names of models with one result per token.
 _TOKEN_MODELS = ("LMHead", "CausalLM", "MaskedLM", "TokenClass", "QuestionAnswering")
 _LANGUAGE_LOSSES = ("ForCausalLM", "ForMaskedLM")
 _LAYER_DROPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
-# Models whose rotary positions are one table [tokens, features] for all sequences.
+# Models whose rotary positions are a single table [tokens, features] for all sequences.
 _POSITIONS_WITHOUT_BATCH = ("dinov3_vit", "mlcd_vision_model", "sapiens2")
-# Modules and parameters that know how far apart two tokens lie in the tensor.
+# Modules and parameters that depend on the distance of two tokens in the tensor.
 _POSITIONS_INSIDE = re.compile(r"rotary|relative|rel_pos|alibi|distance|position", re.IGNORECASE)
-# Names in the code of attention that numbers the tokens of the tensor; the scales of Llama 4 depend on the numbers.
+# Names in attention code that numbers the tokens of the tensor; Llama 4's scales depend on these numbers.
 _NUMBERING = {"arange", "floor_scale"}
 _MIXING = (nn.modules.conv._ConvNd, nn.RNNBase)
 
 
 @register
 class TransformersLayers(ModelFamily):
-    """Decoder and encoder layers of transformers, and of code on its hub."""
+    """Decoder and encoder layers of transformers, and of model code on the Hub."""
 
     name = "transformers_layers"
 
@@ -74,8 +74,8 @@ class TransformersLayers(ModelFamily):
         model = stack.entries[0]
         if drop_in_evaluation and any(part in type(model).__name__ for part in _TOKEN_MODELS):
             raise Refused(
-                "`drop_in_evaluation` is for models that read their result off the first token, and "
-                f"{type(model).__name__} has a result for each token; leave it out"
+                "`drop_in_evaluation` is for models that read their result from the first token, but "
+                f"{type(model).__name__} has a result for each token; omit it"
             )
         config: Any = getattr(model, "config", None)
         implementation = str(getattr(config, "_attn_implementation", ""))
@@ -84,7 +84,7 @@ class TransformersLayers(ModelFamily):
             return
         if getattr(config, "model_type", "") in _POSITIONS_WITHOUT_BATCH:
             raise Refused(
-                f"{config.model_type} has one table of positions for all sequences, and each keeps other tokens"
+                f"{config.model_type} has one table of positions for all sequences, but each keeps different tokens"
             )
         depth = getattr(config, "num_hidden_layers", None)
         if isinstance(depth, int) and depth > len(stack.layers):
@@ -111,7 +111,7 @@ class TransformersLayers(ModelFamily):
 
 
 def _named_arguments(layer: nn.Module) -> list[str]:
-    """Return the arguments of a layer's forward, without flags that say what else to return."""
+    """Return the arguments of a layer's forward, without flags for additional return values."""
     parameters = inspect.signature(type(layer).forward).parameters.items()
     named = [name for name, parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD][1:]
     return [name for name in named if not name.startswith("output_")]
@@ -121,45 +121,45 @@ def _check_config(config: Any, implementation: str, *, has_starts: bool) -> None
     if implementation == "flex_attention":
         raise Refused("flex attention's block masks can't be cut; use attn_implementation='sdpa'")
     if getattr(config, "output_router_logits", False):
-        raise Refused("its loss wants the router logits of all tokens (output_router_logits)")
+        raise Refused("its loss needs the router logits of all tokens (output_router_logits)")
     if "flash" in implementation and not has_starts:
-        raise Refused("flash attention tells documents apart by their first tokens: `protect_first` must be at least 1")
+        raise Refused("flash attention finds documents by their first tokens: `protect_first` must be at least 1")
     skipping = next((name for name in _LAYER_DROPS if getattr(config, name, None)), None)
     if skipping is not None:
-        raise Refused(f"layers are left out at random ({skipping}={getattr(config, skipping)}); set it to 0")
+        raise Refused(f"layers are skipped at random ({skipping}={getattr(config, skipping)}); set it to 0")
     if getattr(config, "use_mid_position_embeddings", False):
         raise Refused("positions of all tokens are added between its layers (use_mid_position_embeddings)")
 
 
 def _why_not(layer: nn.Module, implementation: str) -> str:
-    """Return why tokens can't be dropped in a layer; empty where they can."""
+    """Return why tokens can't be dropped in a layer; empty if they can."""
     for site in find_sites(layer):
         if not site.is_readable:
             return f"{site.name} {site.reason}"
         numbering = sorted(_NUMBERING & names_in_forward(type(site.module)))
         if numbering:
-            return f"{site.name} counts the tokens in the tensor ({numbering[0]}), which it would take for positions"
+            return f"{site.name} uses indices in the tensor as positions ({numbering[0]})"
     for path, module in layer.named_modules():
         if isinstance(module, _MIXING):
-            return f"{path} ({type(module).__name__}) mixes tokens that are neighbours in the tensor"
+            return f"{path} ({type(module).__name__}) mixes neighbouring tokens in the tensor"
         tensors = [name for name, _ in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))]
         names = [type(module).__name__, path.rpartition(".")[2], *tensors]
         found = next((name for name in names if path and _POSITIONS_INSIDE.search(name)), None)
         if found is not None:
-            return f"{path} ({found}) knows positions itself, which it would take from the tensor"
+            return f"{path} ({found}) derives positions from the tensor"
         if any(map(_is_mask, module.buffers(recurse=False))):
-            return f"{path} has a mask of its own, which goes by the places of the tokens in the tensor"
+            return f"{path} has its own mask, which depends on the places of the tokens in the tensor"
     window = _window(layer)
     if "flash" in implementation and window is not None:
         return (
-            f"flash attention measures its window of {window} tokens in the tensor, where some are missing; "
+            f"flash attention measures its window of {window} tokens in the tensor, which lacks some; "
             "use attn_implementation='sdpa'"
         )
     return ""
 
 
 def _is_mask(buffer: Tensor) -> bool:
-    """Return whether a buffer is a mask that is not causal; a causal one is right for tokens in their order."""
+    """Return whether a buffer is a mask that is not causal; a causal mask stays valid for tokens in order."""
     is_matrix = buffer.dtype == torch.bool and buffer.ndim >= 2
     return is_matrix and not torch.equal(buffer, torch.ones_like(buffer).tril())
 

@@ -1,4 +1,4 @@
-"""Schedules, one file each: a value from 0 to 1 for each share of the time that is over."""
+"""Schedules, one file each, which map the elapsed share of the time to a value from 0 to 1."""
 
 from attnwatch.schedules.base import Schedule, find_schedule
 

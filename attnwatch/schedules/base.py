@@ -8,10 +8,10 @@ from attnwatch.plugins import Plugin, Registry, named_errors
 
 
 class Schedule(Plugin):
-    """Base class of schedules: a value from 0 to 1 for each share of the time that is over.
+    """Base class of schedules, which map the elapsed share of the time to a value from 0 to 1.
 
-    `HeadPruning` calls one with the share of its cuts that are made, and removes the share of its target that it
-    returns; so the values must rise to 1.
+    `HeadPruning` calls a schedule with the share of its cuts made so far, and removes the returned share of its target,
+    so the values must rise to 1.
 
     Example:
         >>> class Squared(Schedule):
@@ -31,14 +31,14 @@ class Schedule(Plugin):
             raise ConfigurationError(f"{cls.registry.describe(plugin)} must have a method `__call__(self, progress)`.")
 
     def __call__(self, progress: float) -> float:
-        """Return the value, 0 to 1, when a share of the time is over, 0 to 1."""
+        """Return the value, 0 to 1, after a share of the time, 0 to 1."""
         raise NotImplementedError
 
     def value(self, progress: float) -> float:
-        """Return what a call returns, as a float.
+        """Return the checked value of a call as a float.
 
         Raises:
-            ConfigurationError: the schedule fails, or returns no number from 0 to 1.
+            ConfigurationError: the schedule fails, or does not return a number from 0 to 1.
         """
         with named_errors(self):
             value = self(progress)
@@ -49,14 +49,14 @@ class Schedule(Plugin):
 
 
 def find_schedule(argument: str, schedule: "str | Schedule | type[Schedule]") -> Schedule:
-    """Return the schedule that a user asks for by name, or as it is.
+    """Return the requested schedule, given by name or as an instance.
 
     Args:
-        argument: of the function that the user called.
+        argument: name of the user's argument, for messages.
         schedule: name of a schedule, or a schedule.
 
     Raises:
-        ConfigurationError: there is none of this name, or it can't be called.
+        ConfigurationError: no schedule has this name, or it can't be called.
     """
     if isinstance(schedule, type) and issubclass(schedule, Schedule):
         schedule = schedule()

@@ -1,4 +1,4 @@
-"""Schedule that is fast at first and slow at the end."""
+"""Schedule that starts fast and ends slowly."""
 
 from attnwatch.plugins import register
 from attnwatch.schedules.base import Schedule
@@ -6,7 +6,7 @@ from attnwatch.schedules.base import Schedule
 
 @register
 class Cubic(Schedule):
-    """1 - (1 - p)³ at the share p of the time, as in Zhu & Gupta 2017 (arXiv 1710.01878): fast while much is left."""
+    """1 - (1 - p)³ at the share p of the time, as in Zhu & Gupta 2017 (arXiv 1710.01878): fast first, then slower."""
 
     name = "cubic"
 

@@ -6,7 +6,7 @@ from attnwatch.schedules.base import Schedule
 
 @register
 class Linear(Schedule):
-    """The same amount each time."""
+    """Equal steps, proportional to time."""
 
     name = "linear"
 

@@ -1,1 +1,1 @@
-"""Helpers that several packages share: messages, argument checks, files, states, processes."""
+"""Helpers shared by several packages: messages, argument checks, files, states, processes."""

@@ -1,4 +1,4 @@
-"""Checks of user arguments. Each raises a `ConfigurationError` that names the argument and what it was given."""
+"""Checks of user arguments. Each raises a `ConfigurationError` that names the argument and the value it got."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -34,8 +34,8 @@ def require_between(
     """Check that `value` is a real number between two limits.
 
     Args:
-        inclusive: the limits themselves are allowed.
-        kind: what the number is, for the message.
+        inclusive: True if the limits themselves are allowed.
+        kind: description of the number, for the message.
     """
     number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
     if not (minimum <= number <= maximum if inclusive else minimum < number < maximum):
@@ -46,7 +46,7 @@ def require_choice(name: str, value: object, choices: Any, *, optional: bool = F
     """Check that `value` is one of some words, or None if `optional`.
 
     Args:
-        choices: a `Literal[...]`, or a collection of the words.
+        choices: a `Literal[...]` or a collection of words.
 
     Example:
         >>> from typing import Literal
@@ -70,7 +70,7 @@ def require_module(name: str, value: object) -> None:
 
 
 def as_optimizers(name: str, value: object) -> tuple[Optimizer, ...]:
-    """Return an optimizer, or several, as a tuple, after checking that they are optimizers of torch."""
+    """Return one or several optimizers as a tuple, after checking that they are torch optimizers."""
     given = (value,) if isinstance(value, Optimizer) else value
     if not isinstance(given, Sequence) or not all(isinstance(each, Optimizer) for each in given):
         raise ConfigurationError(f"`{name}` must be a torch.optim.Optimizer or a list of them, got {value!r}.")
@@ -78,28 +78,28 @@ def as_optimizers(name: str, value: object) -> tuple[Optimizer, ...]:
 
 
 def require_function(name: str, value: object, arguments: str, *, optional: bool = False) -> None:
-    """Check that `value` can be called, or is None if `optional`.
+    """Check that `value` is callable, or None if `optional`.
 
     Args:
-        arguments: what it is called with, such as "(model, batch)".
+        arguments: arguments that it is called with, such as "(model, batch)".
     """
     if not callable(value) and not (optional and value is None):
         raise ConfigurationError(f"`{name}` must be a function of {arguments}, got {value!r}.")
 
 
 def require_text(name: str, value: object, *, expected: str = "a text") -> None:
-    """Check that `value` is a text that is not blank and that UTF-8 can encode."""
+    """Check that `value` is a nonblank text that UTF-8 can encode."""
     if not isinstance(value, str) or not value.strip():
         raise ConfigurationError(f"`{name}` must be {expected}, got {value!r}.")
     require_unicode(name, value)
 
 
 def require_unicode(name: str, text: str) -> None:
-    """Check that a text has no half of a surrogate pair: JSON may have it, no tokenizer takes it."""
+    """Check that a text has no lone surrogates, which JSON may contain but no tokenizer accepts."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ConfigurationError(
-            f"`{name}` must be text that UTF-8 can encode, and has the lone surrogate {text[error.start]!r} at "
-            f"{error.start}: {text[max(0, error.start - 20) : error.start + 20]!r}; take it out."
+            f"`{name}` must be text that UTF-8 can encode, but has the lone surrogate {text[error.start]!r} at "
+            f"{error.start}: {text[max(0, error.start - 20) : error.start + 20]!r}; remove it."
         ) from error

@@ -1,11 +1,11 @@
-"""Samples of the entries of tensors."""
+"""Sampling of tensor entries."""
 
 import torch
 from torch import Tensor
 
 
 def as_real(tensor: Tensor) -> Tensor:
-    """Return the real and imaginary parts of a complex tensor in a last dimension of 2, and other tensors unchanged.
+    """Return a complex tensor as real and imaginary parts in a last dimension of 2, and other tensors unchanged.
 
     Example:
         >>> import torch
@@ -16,9 +16,9 @@ def as_real(tensor: Tensor) -> Tensor:
 
 
 def spread_entries(tensor: Tensor, distance: int) -> Tensor:
-    """Return entries of a tensor at this distance, or at one more, as a view where the memory allows it.
+    """Return entries of a tensor at this distance, or one more, as a view if the memory layout allows it.
 
-    An odd distance is taken: an even one may stay in few columns of a matrix whose width is a power of two.
+    The distance is made odd: an even one would sample only a few columns of a matrix whose width is a power of two.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Packages that only a part of attnwatch needs."""
+"""Optional packages that only parts of attnwatch need."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def extra_needed(extra: str, purpose: str) -> Iterator[None]:
-    """Make an import that fails say which extra of attnwatch to install.
+    """Make a failing import name the extra of attnwatch to install.
 
     Args:
         extra: name under `project.optional-dependencies`.
-        purpose: what needs the package, the beginning of the message.
+        purpose: subject of the message, the part that needs the package.
 
     Example:
         >>> with extra_needed("report", "the model page"):

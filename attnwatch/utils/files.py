@@ -1,4 +1,4 @@
-"""Atomic replacement of files and folders, and careful reading of files that may be damaged or huge."""
+"""Atomic replacement of files and folders, and safe reading of files that may be damaged or huge."""
 
 import contextlib
 import errno
@@ -12,19 +12,19 @@ from typing import Any, BinaryIO
 
 from attnwatch.errors import ConfigurationError
 
-# The largest index of a model's weights has some 10 MB. Reading more would take long, and nobody means to.
+# The largest index of a model's weights has about 10 MB. Larger files are read only by mistake, and slowly.
 _MOST_BYTES = 2**26
 
 
 class UnreadableFileError(Exception):
-    """Error for a file that is not what it should be. The message completes the sentence "The file …"."""
+    """Error for a file with invalid content. The message completes the sentence "The file …"."""
 
 
 def read_text(path: str | os.PathLike[str], *, most_bytes: int = _MOST_BYTES) -> str:
-    """Return the text of a file in UTF-8.
+    """Return the text of a UTF-8 file.
 
     Raises:
-        UnreadableFileError: it can't be opened, has more than `most_bytes` (64 MiB), or is not UTF-8.
+        UnreadableFileError: the file can't be opened, has more than `most_bytes` (64 MiB), or is not UTF-8.
     """
     try:
         with open(path, "rb") as stream:
@@ -37,10 +37,10 @@ def read_text(path: str | os.PathLike[str], *, most_bytes: int = _MOST_BYTES) ->
 
 
 def read_json(path: str | os.PathLike[str], *, most_bytes: int = _MOST_BYTES) -> Any:
-    """Return what a JSON file of at most `most_bytes` holds.
+    """Return the content of a JSON file of at most `most_bytes`.
 
     Raises:
-        UnreadableFileError: it can't be opened, is too large, or is not JSON.
+        UnreadableFileError: the file can't be opened, is too large, or is not JSON.
     """
     return parse_json(read_text(path, most_bytes=most_bytes))
 
@@ -53,16 +53,16 @@ def parse_json(text: str) -> Any:
     """
     try:
         return json.loads(text)
-    except (ValueError, RecursionError) as error:  # the latter of brackets in brackets
+    except (ValueError, RecursionError) as error:  # the latter for deeply nested brackets
         raise UnreadableFileError(f"is not JSON ({error})") from error
 
 
 @contextlib.contextmanager
 def replaced_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """Write a file that takes the place of `path` once it is complete and on disk.
+    """Write a file that replaces `path` once it is complete and on disk.
 
-    If writing fails, also because the disk is full, the old file stays and nothing is left beside it. A process that is
-    killed leaves the old file or the new one, and perhaps a hidden `.NAME.*.tmp` that nobody reads.
+    If writing fails, even because the disk is full, the old file stays and no temporary file is left. A killed process
+    leaves either the old or the new file, and possibly a hidden `.NAME.*.tmp` that is never read.
 
     Raises:
         OSError: the file can't be written, or `path` is a folder, a device or a pipe.
@@ -96,20 +96,20 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def replaced_folder(directory: Path, keep: Callable[[str, list[str]], Iterable[str]]) -> Iterator[Path]:
-    """Write a folder that takes the place of `directory` once it is complete and on disk.
+    """Write a folder that replaces `directory` once it is complete and on disk.
 
     Args:
         directory: absolute path.
-        keep: names of what is left out when the old folder is copied to the new one, as `ignore` of
-            `shutil.copytree`.
+        keep: function that returns the names to leave out when the old folder is copied to the new one, like `ignore`
+            of `shutil.copytree`.
 
     Raises:
         ConfigurationError: `directory` is a file.
     """
     if directory.is_file():
-        raise ConfigurationError(f"`directory`: {str(directory)!r} is a file; give the path of a folder.")
+        raise ConfigurationError(f"`directory`: {str(directory)!r} is a file; pass the path of a folder.")
     new, old = beside(directory, "new"), beside(directory, "old")
-    if old.exists() and not directory.exists():  # killed between the two renames
+    if old.exists() and not directory.exists():  # a process was killed between the two renames
         old.rename(directory)
     for left_over in (new, old):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -140,7 +140,7 @@ def beside(directory: Path, suffix: str) -> Path:
 
 
 def _mode_of(path: Path) -> int:
-    """Return the permissions of an existing file, or those that a new file gets."""
+    """Return the permissions of an existing file, or the default for new files."""
     try:
         return path.stat().st_mode & 0o7777
     except OSError:
@@ -158,13 +158,13 @@ def _sync(file: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make renames in a folder last; some systems can't open folders."""
+    """Make renames in a folder durable, on systems that can open folders."""
     with contextlib.suppress(OSError):
         _sync(folder)
 
 
 def free_space(path: str | os.PathLike[str]) -> float:
-    """Return the free bytes on the disk of a path; infinite if they are unknown."""
+    """Return the number of free bytes on the disk of a path; infinite if unknown."""
     try:
         return shutil.disk_usage(path).free
     except OSError:

@@ -1,4 +1,4 @@
-"""Code and parameters of forwards, some of which are not written in Python."""
+"""Code and parameters of forwards, which may not be written in Python."""
 
 import functools
 import inspect
@@ -12,7 +12,7 @@ _MOST_WRAPPERS = 100
 
 
 def function_of(called: Any) -> FunctionType | None:
-    """Return the Python function under partial arguments, wrappers and methods; None if there is none.
+    """Return the Python function inside partials, wrappers and methods; None if there is none.
 
     Example:
         >>> import functools
@@ -23,20 +23,20 @@ def function_of(called: Any) -> FunctionType | None:
     """
     called = _innermost(called)
     if not isinstance(called, FunctionType):
-        called = _innermost(getattr(type(called), "__call__", None))  # noqa: B004, it is read and not only asked for
+        called = _innermost(getattr(type(called), "__call__", None))  # noqa: B004, the attribute itself is needed
     return called if isinstance(called, FunctionType) else None
 
 
 def forward_function(kind: type[nn.Module]) -> FunctionType | None:
-    """Return the function of a class's forward; None if it is not written in Python, as in a `torch.jit.ScriptModule`.
+    """Return the function of a class's forward; None if it is not in Python, as in a `torch.jit.ScriptModule`.
 
-    The forward is not looked up on the class: that of a ScriptModule raises an error.
+    The forward is not looked up on the class, because that raises an error for a ScriptModule.
     """
     return function_of(inspect.getattr_static(kind, "forward", None))
 
 
 def parameters_of(called: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a function or method by name; none if it does not declare them, as some in C.
+    """Return the parameters of a function or method by name; none if it does not declare them, as some C functions.
 
     Example:
         >>> list(parameters_of(lambda tokens, mask=None: tokens)), list(parameters_of(dict.update))
@@ -49,8 +49,8 @@ def parameters_of(called: Callable[..., Any]) -> Mapping[str, inspect.Parameter]
 
 
 def _innermost(called: Any) -> Any:
-    """Return what is called in the end by partials, methods and decorated functions."""
-    for _ in range(_MOST_WRAPPERS):  # wrappers may go around in a circle
+    """Return the innermost callable of partials, methods and decorated functions."""
+    for _ in range(_MOST_WRAPPERS):  # wrappers may form a cycle
         inner = _inner(called)
         if inner is None:
             break

@@ -1,4 +1,4 @@
-"""Hooks and attributes on modules of users, which copies and pickles of a module leave out."""
+"""Hooks and attributes on user modules that are excluded from copies and pickles."""
 
 import contextlib
 import copy
@@ -13,7 +13,7 @@ Remove = Callable[[], None]
 """Function that removes hooks and attributes from a module."""
 
 _REDUCE, _DEEPCOPY = "__reduce_ex__", "__deepcopy__"
-# Where torch keeps the hooks of a module, by the number of their handle.
+# Attributes in which torch keeps the hooks of a module, by handle number.
 _HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -31,19 +31,19 @@ def put(
     attributes: Mapping[str, Any] | None = None,
     again: Callable[[nn.Module], object] | None = None,
 ) -> Remove:
-    """Put hooks and attributes on a module, but keep them out of its copies and pickles.
+    """Add hooks and attributes to a module, but exclude them from its copies and pickles.
 
     `pickle` and `copy` look up `__reduce_ex__` on the instance before its class, so overriding it there affects only
-    this module, and its pickles load where attnwatch is not installed.
+    this module, and its pickles load without attnwatch.
 
     Args:
-        module: module that has the hooks.
-        handles: handles of hooks that are registered on the module.
+        module: module with the hooks.
+        handles: handles of hooks registered on the module.
         attributes: entries for the `__dict__` of the module.
-        again: called with each deep copy of the module, to put the same on it.
+        again: function called with each deep copy of the module, to add the same to it.
 
     Returns:
-        Function that removes hooks and attributes. It may be called twice and does not keep the module alive.
+        Function that removes the hooks and attributes. It may be called twice and does not keep the module alive.
     """
     attributes = dict(attributes or {})
     ours = vars(module).get(_REDUCE)
@@ -64,7 +64,7 @@ def put(
 
 
 def take_off(module: nn.Module, again: Callable[[nn.Module], object]) -> None:
-    """Remove all hooks and attributes that were put on a module with this `again`."""
+    """Remove all hooks and attributes that were added to a module with this `again`."""
     ours = vars(module).get(_REDUCE)
     if isinstance(ours, _Ours):
         for added in ours.added_with(again):
@@ -75,7 +75,7 @@ _Added = tuple[Sequence[RemovableHandle], Mapping[str, object], Callable[[nn.Mod
 
 
 class _Ours:
-    """Hooks and attributes of ours on one module, and its `__reduce_ex__` while there are any."""
+    """Our hooks and attributes on one module, and its `__reduce_ex__` while there are any."""
 
     def __init__(self, module: nn.Module):
         self._module = weakref.ref(module)
@@ -138,7 +138,7 @@ class _Ours:
 
     @contextlib.contextmanager
     def _taken_off(self, module: nn.Module) -> Iterator[None]:
-        """Take ours off the module for a while, as classes with their own `__deepcopy__` copy the whole `__dict__`."""
+        """Temporarily remove ours from the module, because a custom `__deepcopy__` copies the whole `__dict__`."""
         values, numbers = vars(module), self._numbers()
         ours = {name: values.pop(name) for name in self._names() if name in values}
         before = {name: dict(values[name]) for name in _HOOKS}

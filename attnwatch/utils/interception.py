@@ -1,4 +1,4 @@
-"""Calls of a module that go through a function first, outside of its hooks and of activation checkpointing."""
+"""Interception of a module's calls by a function, outside its hooks and activation checkpointing."""
 
 import copyreg
 from collections.abc import Callable
@@ -16,12 +16,12 @@ Call = Callable[[Run, tuple[Any, ...], dict[str, Any]], Any]
 def intercept(module: nn.Module, call: Call) -> Callable[[], None]:
     """Turn `module(*args, **kwargs)` into `call(run, args, kwargs)`, where `run` is the call that it replaces.
 
-    A hook, or another forward, would run inside `torch.utils.checkpoint` and once more in the backward. Python looks
-    `__call__` up in the class, so the module gets a subclass of its own for a while. Copies and pickles of the module
-    have its original class. Several functions may intercept a module, and end in any order.
+    A hook, or a replaced forward, would run inside `torch.utils.checkpoint` and again in the backward. Python looks up
+    `__call__` in the class, so the module temporarily gets its own subclass. Copies and pickles of the module have its
+    original class. Several functions may intercept a module, and end in any order.
 
     Returns:
-        A function that ends the interception. With the last one, the class is put back.
+        A function that ends the interception. Ending the last one restores the class.
     """
     if _CALLS not in vars(type(module)):
         module.__class__ = _intercepted(module)
@@ -32,14 +32,14 @@ def intercept(module: nn.Module, call: Call) -> Callable[[], None]:
     def end() -> None:
         if call in calls:
             calls.remove(call)
-        if not calls and type(module) is intercepted:  # somebody else may have given it another one since then
+        if not calls and type(module) is intercepted:  # other code may have changed it since
             module.__class__ = intercepted.__bases__[0]
 
     return end
 
 
 def _intercepted(module: nn.Module) -> type:
-    """Return a subclass of the module's class, for this module only."""
+    """Return a subclass of the module's class for this module only."""
     original: type[nn.Module] = type(module)
     calls: list[Call] = []
 
@@ -64,7 +64,7 @@ def _through(call: Call, run: Run, *args: Any, **kwargs: Any) -> Any:
 
 
 def original_class(module: nn.Module) -> type:
-    """Return the class that a module was built with, without those that interceptions and `fully_shard` give it."""
+    """Return the class that a module was built with, not a subclass from interceptions or `fully_shard`."""
     kind = type(module)
     while _CALLS in vars(kind) or _is_of_sharding(kind):
         kind = kind.__bases__[-1]
@@ -77,12 +77,12 @@ def is_intercepted(module: nn.Module) -> bool:
 
 
 def without_wrappers(module: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of `torch.compile` and of activation checkpointing."""
+    """Return the module inside the wrappers of `torch.compile` and activation checkpointing."""
     for name in ("_orig_mod", "_checkpoint_wrapped_module"):
         module = getattr(module, name, module)
     return module
 
 
 def _is_of_sharding(kind: type) -> bool:
-    """Return whether `fully_shard` or `replicate` made a class, out of one of their own and the module's."""
+    """Return whether `fully_shard` or `replicate` created a class from one of their own and the module's."""
     return len(kind.__bases__) == 2 and kind.__bases__[0].__module__.startswith("torch.distributed.")

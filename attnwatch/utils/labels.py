@@ -1,4 +1,4 @@
-"""Short labels of modules, and choices of a few that stand for many."""
+"""Short labels of modules, and choice of a few that represent many."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def evenly_spaced(number: int, most: int) -> list[int]:
-    """Return at most `most` of the indices below `number`, evenly spaced, the first and the last among them.
+    """Return at most `most` of the indices below `number`, evenly spaced, including the first and the last.
 
     Example:
         >>> evenly_spaced(10, 4)

@@ -1,4 +1,4 @@
-"""Messages to the user: warnings that never stop a training, and information."""
+"""Messages to the user: warnings that never stop a training run, and information."""
 
 import contextlib
 import logging
@@ -13,16 +13,17 @@ logger = logging.getLogger("attnwatch")
 
 
 def warn(message: str, *, stacklevel: int = 2, always: bool = False, once_for_all: bool = False) -> None:
-    """Show an `AttnwatchWarning`, as often as it is called.
+    """Show an `AttnwatchWarning` on every call.
 
-    Python shows a warning of one line once a process; a second run in the same process would stay silent. Filters that
-    turn warnings into errors must not stop a training: the message is then logged by the logger "attnwatch".
+    By default, Python shows a warning from one line once per process, so a second run in the same process would be
+    silent. Filters that turn warnings into errors must not stop a training run: the logger "attnwatch" then logs the
+    message.
 
     Args:
         message: one or more sentences, without the prefix "attnwatch: ".
         stacklevel: as in `warnings.warn`: 2 points to where the caller was called.
-        always: log the message too where a filter hides it.
-        once_for_all: all processes of `torch.distributed` have the same to say; only the first one says it.
+        always: log the message if a filter hides it.
+        once_for_all: show a message that is the same on all processes of `torch.distributed` only on the first.
     """
     if once_for_all and not is_first_process():
         return
@@ -43,9 +44,9 @@ def warn(message: str, *, stacklevel: int = 2, always: bool = False, once_for_al
 
 
 class NonFatal:
-    """Context in which an error is one warning instead of the end of the training. One for each run.
+    """Context that turns an error into one warning instead of ending the training run. Create one per run.
 
-    `KeyboardInterrupt` and other exceptions that are not an `Exception` pass.
+    `KeyboardInterrupt` and other exceptions that are not an `Exception` are not caught.
 
     Example:
         >>> non_fatal = NonFatal()
@@ -62,12 +63,12 @@ class NonFatal:
         self._failed: set[Hashable] = set()
 
     def has_failed(self, key: Hashable) -> bool:
-        """Return whether there was an error under this key."""
+        """Return whether an error occurred under this key."""
         return key in self._failed
 
     @contextlib.contextmanager
     def __call__(self, message: str, *, key: Hashable = None) -> Iterator[None]:
-        """Warn that `message` holds, and why; once for each key, or for each error if there is no key."""
+        """Warn with `message` and the error, once per key, or for each error if there is no key."""
         try:
             yield
         except Exception as error:
@@ -80,7 +81,7 @@ class NonFatal:
 
 
 class WarnOnce:
-    """Function that shows each message once, whatever details come with it. Make one for each run."""
+    """Function that shows each message once, whatever its details. Create one per run."""
 
     def __init__(self) -> None:
         self._given: set[str] = set()
@@ -93,10 +94,10 @@ class WarnOnce:
 
 
 def printable(text: str, *, keep: str = "\n") -> str:
-    r"""Return a text that comes from a file as it may be shown: what would move a terminal's cursor is escaped.
+    r"""Escape control characters, which could move a terminal's cursor, in a text from a file.
 
     Args:
-        keep: control characters that stay.
+        keep: control characters to keep.
 
     Example:
         >>> printable("layer\x1b[2J")
@@ -108,14 +109,14 @@ def printable(text: str, *, keep: str = "\n") -> str:
 
 
 def inform(message: str, *, by: logging.Logger = logger) -> None:
-    """Show a message that is no warning: by a logger if it shows the level INFO, else on the screen.
+    """Show a message that is not a warning, through a logger if it shows the level INFO, otherwise on the screen.
 
-    News are of the level INFO, which loggers hide unless somebody has configured them. On the screen, progress bars
-    stay whole. `logging.getLogger("attnwatch").setLevel(logging.WARNING)` silences the news.
+    Messages have the level INFO, which loggers hide unless configured. On the screen, progress bars stay intact.
+    `logging.getLogger("attnwatch").setLevel(logging.WARNING)` silences these messages.
 
     Args:
-        message: without the prefix "attnwatch: ".
-        by: the logger that users of the trainer have configured, or not.
+        message: message without the prefix "attnwatch: ".
+        by: logger that users of the trainer may have configured.
     """
     text = f"attnwatch: {message}"
     if logger.level > logging.INFO:
@@ -128,7 +129,7 @@ def inform(message: str, *, by: logging.Logger = logger) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Format a time in milliseconds, from 10 s on in seconds, with three digits and no exponent.
+    """Format a time in milliseconds, or in seconds from 10 s on, with three digits and no exponent.
 
     >>> duration(0.0123), duration(1.234), duration(83.2)
     ('12.3 ms', '1230 ms', '83.2 s')
@@ -149,7 +150,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def share_in_words(share: float) -> str:
-    """Return a share, 0 to 1, as people say it.
+    """Return a share, 0 to 1, in words.
 
     >>> share_in_words(0.73), share_in_words(0.99)
     ('about 7 in 10', 'nearly all')
@@ -174,7 +175,7 @@ def _is_hidden(text: str, module: str, line: int) -> bool:
 
 
 def _shows_news(each: logging.Logger) -> bool:
-    """Return whether a message of the level INFO reaches a handler."""
+    """Return whether a message with the level INFO reaches a handler."""
     if each.disabled or not each.isEnabledFor(logging.INFO):
         return False
     at: logging.Logger | None = each

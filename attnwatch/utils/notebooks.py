@@ -1,10 +1,10 @@
-"""Texts as notebooks show them."""
+"""Display of texts in notebooks."""
 
 import html
 
 
 def as_html(text: str) -> str:
-    """Return a text as HTML that keeps its lines, and in which nothing is markup.
+    """Return a text as escaped HTML that keeps its line breaks.
 
     Example:
         >>> as_html("a < b")

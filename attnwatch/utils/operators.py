@@ -1,7 +1,7 @@
-"""Objects that custom operators need when they run.
+"""Objects that custom operators need at run time.
 
-A custom operator takes tensors, numbers and strings only, and a compiled graph outlives the call that traced it. So the
-process knows such an object by a number, which is a constant of the graph and is never given to another object.
+A custom operator takes only tensors, numbers and strings, and a compiled graph outlives the call that traced it.
+Therefore, a number identifies such an object in the process. It is a constant of the graph and is never reused.
 """
 
 import itertools
@@ -12,14 +12,14 @@ ObjectT = TypeVar("ObjectT")
 
 
 class ObjectTable(Generic[ObjectT]):
-    """Objects by number. The table keeps none of them alive."""
+    """Table of objects by number. It does not keep them alive."""
 
     def __init__(self) -> None:
         self._objects: weakref.WeakValueDictionary[int, ObjectT] = weakref.WeakValueDictionary()
         self._numbers = itertools.count()
 
     def add(self, thing: ObjectT) -> int:
-        """Return the number by which operators find an object from now on."""
+        """Add an object and return the number by which operators find it."""
         number = next(self._numbers)
         self._objects[number] = thing
         return number

@@ -1,4 +1,4 @@
-"""Collective operations of the processes of a training. With one process they do nothing."""
+"""Collective operations between the processes of a training run; no-ops with one process."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -10,17 +10,17 @@ ValueT = TypeVar("ValueT")
 
 
 def is_first_process() -> bool:
-    """Return whether this process is the first of `torch.distributed`, which speaks for all, or the only one."""
+    """Return whether this is the first process of `torch.distributed`, which reports for all, or the only one."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
 def has_processes() -> bool:
-    """Return whether `torch.distributed` was started, perhaps with one process."""
+    """Return whether `torch.distributed` was initialized, possibly with one process."""
     return dist.is_available() and dist.is_initialized()
 
 
 def num_processes() -> int:
-    """Return the number of processes of `torch.distributed`; 1 if it was not started."""
+    """Return the number of processes of `torch.distributed`; 1 if it was not initialized."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -30,12 +30,12 @@ def has_other_processes() -> bool:
 
 
 def is_sharded(parameter: Tensor) -> bool:
-    """Return whether this process holds a part of a parameter only, as under FSDP, DeepSpeed or tensor parallelism."""
+    """Return whether this process holds only part of a parameter, as under FSDP, DeepSpeed or tensor parallelism."""
     return type(parameter).__name__ in ("DTensor", "FlatParameter") or hasattr(parameter, "ds_id")
 
 
 def gathered(value: ValueT) -> list[ValueT]:
-    """Return the values of all processes, by rank. All of them must call it."""
+    """Return the values of all processes, by rank. All processes must call it."""
     if not has_other_processes():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
@@ -52,19 +52,19 @@ def broadcast(value: ValueT) -> ValueT:
 
 
 def together(make: Callable[[], ValueT]) -> ValueT:
-    """Return what `make` returns on this process; if it raises on one process, all raise, and none waits for another.
+    """Return the result of `make` on this process; if it raises on one process, all raise, and none is left waiting.
 
     All processes must call it. `make` must not wait for other processes.
 
     Raises:
-        Exception: of `make`, on the processes where it was raised.
-        RuntimeError: on the others; names the process and its error.
+        Exception: the error of `make`, on the processes where it was raised.
+        RuntimeError: on the other processes; names the failed process and its error.
     """
     made: list[ValueT] = []
     failure: Exception | None = None
     try:
         made.append(make())
-    except Exception as error:  # to be raised when the others know
+    except Exception as error:  # raised once the other processes know
         failure = error
     messages = gathered(None if failure is None else f"{type(failure).__name__}: {failure}")
     if failure is not None:

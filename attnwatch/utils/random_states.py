@@ -1,4 +1,4 @@
-"""Random states of torch on the devices of a model."""
+"""Torch's random states on the devices of a model."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def devices_of(model: nn.Module) -> list[torch.device]:
-    """Return the devices that the parameters of a model lie on, without those that have no values (meta)."""
+    """Return the devices of a model's parameters, except for devices without values (meta)."""
     devices = dict.fromkeys(parameter.device for parameter in model.parameters())
     return [device for device in devices if device.type != "meta"]
 

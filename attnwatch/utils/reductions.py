@@ -1,11 +1,11 @@
-"""Reductions over the last axis that leave out nan, which stands for "not observed"; nan where nothing is left."""
+"""Reductions over the last axis that skip nan ("not observed"); nan if nothing is left."""
 
 import numpy as np
 
 
 def nan_mean(values: np.ndarray) -> np.ndarray:
     missing = np.isnan(values)
-    if values.size and not missing.any():  # nearly always, and ten times as fast
+    if values.size and not missing.any():  # the usual case, and ten times as fast
         return np.asarray(values.sum(-1), dtype=np.float64) / values.shape[-1]
     number = (~missing).sum(-1)
     return np.where(number > 0, np.where(missing, 0, values).sum(-1) / np.maximum(number, 1), np.nan)

@@ -1,4 +1,4 @@
-"""Rounding of arrays that are stored, so that they compress well."""
+"""Rounding of stored arrays, so that they compress well."""
 
 import numpy as np
 
@@ -6,9 +6,9 @@ _MANTISSA_BITS = 23
 
 
 def rounded(values: np.ndarray, bits: int) -> np.ndarray:
-    """Round to so many bits of mantissa, float32.
+    """Round to this many bits of mantissa, float32.
 
-    Values that are not finite, and the few that would become infinite, stay as they are.
+    Values that are not finite, or would become infinite, stay unchanged.
 
     Example:
         >>> rounded(np.array([1.23456789, np.nan]), 8)

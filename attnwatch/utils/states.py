@@ -1,4 +1,4 @@
-"""State dicts of attnwatch: the format number that each carries, and the file that they are kept in."""
+"""Format number of attnwatch's state dicts, and name of the file that holds them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,23 +21,23 @@ def with_format(number: int, state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_format(state: Any, number: int, owner: str) -> None:
-    """Check that a state dict has the format that is read here.
+    """Check that a state dict has the expected format.
 
     Args:
-        state: as `with_format` returns it.
-        number: the format that is read.
+        state: state dict as returned by `with_format`.
+        number: expected format number.
         owner: name of the class that wrote it.
 
     Raises:
-        ConfigurationError: `state` is no such dict, or of another format.
+        ConfigurationError: `state` is not such a dict, or has another format.
     """
     if not isinstance(state, Mapping) or _FORMAT not in state:
         raise ConfigurationError(
-            f"`state` must come from {owner}.state_dict(), whose format number it lacks; got "
+            f"`state` must come from {owner}.state_dict(), but has no format number; got "
             f"{sorted(map(str, state)) if isinstance(state, Mapping) else type(state).__name__}."
         )
     if state[_FORMAT] != number:
         raise ConfigurationError(
             f"`state` has format {state[_FORMAT]!r}, expected {number}: it was written by another version of "
-            f"attnwatch's {owner}. Resume with that version, or start anew."
+            f"attnwatch's {owner}. Resume with that version, or start a new run."
         )

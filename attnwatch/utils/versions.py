@@ -1,4 +1,4 @@
-"""Versions of other libraries that attnwatch was tested with."""
+"""Tested versions of other libraries."""
 
 import re
 import sys
@@ -15,11 +15,11 @@ TESTED = {
     "lightning": ("2.5.6", "2.6.6"),
     "pytorch-lightning": ("2.5.6", "2.6.6"),
 }
-"""Oldest and newest version of each library; `pyproject.toml` has no upper bounds, as new releases mostly work."""
+"""Oldest and newest tested version of each library. `pyproject.toml` sets no upper bounds: new ones mostly work."""
 
 
 class _Warned:
-    """Libraries of which a run was warned, known to the modules of its model."""
+    """Libraries that a run was warned about, recorded on the modules of its model."""
 
     def __init__(self, model: nn.Module):
         self.libraries: set[str] = set()
@@ -34,17 +34,17 @@ _WARNED = "_attnwatch_warned"
 
 
 def begin_run(model: nn.Module) -> None:
-    """Let a new run of the model warn of untested versions again."""
+    """Allow a new run of the model to warn about untested versions again."""
     while (warned := _warned_of(model)) is not None:
         warned.forget()
 
 
 def warn_if_untested(library: str, model: nn.Module) -> None:
-    """Warn once in a run if `library` is installed in a minor version outside of `TESTED`.
+    """Warn once per run if the installed minor version of `library` is outside `TESTED`.
 
     Args:
-        library: name of a distribution, a key of `TESTED`. Nothing is said if it is not installed.
-        model: that the run trains or looks at, or a part of it.
+        library: name of a distribution, a key of `TESTED`. There is no warning if it is not installed.
+        model: model, or part of a model, that the run trains or observes.
     """
     message = _why_untested(library)
     if message is None:
@@ -56,7 +56,7 @@ def warn_if_untested(library: str, model: nn.Module) -> None:
 
 
 def _warned_of(model: nn.Module) -> _Warned | None:
-    """Return what is known of a run of the model, of a part of it, or of what it is a part of."""
+    """Return the record of a run of the model, a part of it, or a model that contains it."""
     return next((vars(module)[_WARNED] for module in model.modules() if _WARNED in vars(module)), None)
 
 
@@ -70,17 +70,17 @@ def _why_untested(library: str) -> str | None:
         return None
     return (
         f"{library} {installed} is not among the versions that attnwatch was tested with ({oldest} to {newest}). "
-        "It may work; if it does not, layers are not observed, or heads and tokens are refused. Check what coverage() "
-        f"says of your model, or install a tested version: pip install '{library}=={newest}'."
+        "It may work; if not, layers are not observed, or the removal of heads and tokens is refused. Check coverage() "
+        f"for your model, or install a tested version: pip install '{library}=={newest}'."
     )
 
 
 def is_early_transformers() -> bool:
-    """Return whether a version of transformers is loaded, before 5.1, that looks attention functions up by index."""
+    """Return whether transformers before 5.1 is loaded, which looks up attention functions by index."""
     interface = getattr(sys.modules.get("transformers"), "AttentionInterface", None)
     return interface is not None and not hasattr(interface, "get_interface")
 
 
 def _release(version: str) -> tuple[int, ...]:
-    """The numbers of a version, without what marks pre-releases and builds."""
+    """Return the numbers of a version, without pre-release and build suffixes."""
     return tuple(map(int, re.findall(r"^[\d.]*\d", version)[0].split(".")))

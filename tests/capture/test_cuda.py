@@ -132,7 +132,7 @@ def test_captured_cuda_graph_is_not_observed_and_says_so():
             graph.replay()
         torch.testing.assert_close(loss, model(tokens))
         assert len(recorder.history()) == 0
-        assert all("while a CUDA graph was captured" in reason for reason in recorder.coverage().values())
+        assert all("during the capture of a CUDA graph" in reason for reason in recorder.coverage().values())
 
 
 @pytest.mark.parametrize("build", [wide_llama, gpt], ids=["llama", "gpt"])

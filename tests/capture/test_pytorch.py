@@ -276,7 +276,7 @@ def test_one_module_called_twice_is_one_site():
         "0",
         attention_statistics(query, key, is_causal=True),
         without=("content_sensitivity",),  # which compares within a call
-        coverage="observed; it runs 2 times a forward with the same weights, and statistics are over all calls",
+        coverage="observed; it runs 2 times per forward with the same weights; statistics cover all calls",
     )
 
 

@@ -35,7 +35,7 @@ def _nothing_is_compiled():
     torch._dynamo.reset()
 
 
-BY_HAND = "its forward ran without calling scaled_dot_product_attention: it computes attention otherwise now; switch"
+BY_HAND = "its forward ran without calling scaled_dot_product_attention: it computes attention in another way; enable"
 
 
 def by_hand(dropout: float = 0.0) -> nn.Module:
@@ -60,7 +60,7 @@ def test_untaken_fused_branch():
     coverage, given = said_in(gpt(by_hand))
     assert len(given) == 1
     for text in (given[0], *coverage.values()):
-        assert f"{BY_HAND} its fused attention on (flash=True)" in text
+        assert f"{BY_HAND} its fused attention (flash=True)" in text
     assert given[0].startswith(f"attnwatch: {LAYERS} attention sites are not observed.")
 
 
@@ -77,7 +77,7 @@ def test_untaken_fused_branch_of_timm():
         block.attn.fused_attn = False
     coverage, given = said_in(model, inputs=lambda step: torch.randn(2, 3, 32, 32))
     assert len(given) == 1
-    assert f"{BY_HAND} its fused attention on (fused_attn=True)" in given[0]
+    assert f"{BY_HAND} its fused attention (fused_attn=True)" in given[0]
     assert len(coverage) == 2
 
 
@@ -115,7 +115,7 @@ def test_operator_below_the_function():
     assert len(given) == 1
     for text in (given[0], *coverage.values()):
         assert f"its forward {ATEN}" in text
-        assert "otherwise now" not in text
+        assert "in another way" not in text
 
 
 @pytest.mark.parametrize("kind", [AtenAliasAttention, AtenHeldAttention])
@@ -207,7 +207,7 @@ def test_layer_without_heads():
             model(input_ids=token_ids(), labels=token_ids()).loss.backward()
         coverage = recorder.coverage()
     assert coverage["model.layers.0.self_attn"] == "observed"
-    assert coverage["model.layers.1.self_attn"] == "all of its heads were removed, so that it has no attention"
+    assert coverage["model.layers.1.self_attn"] == "all of its heads were removed, so it has no attention"
 
 
 def record(model: nn.Module, *, micro_batches: int = 1) -> AttentionHistory:
@@ -228,7 +228,7 @@ def test_shared_weights_are_the_mean_over_the_layers(micro_batches: int):
 
     history = record(build(), micro_batches=micro_batches)
     (said,) = history.coverage.values()
-    assert said == "observed; it runs 3 times a forward with the same weights, and statistics are over all calls"
+    assert said == "observed; it runs 3 times per forward with the same weights; statistics cover all calls"
     with torch.no_grad():
         weights = build().double().eval()(input_ids=token_ids(), output_attentions=True).attentions
     expected = torch.stack([torch.special.entr(each).sum(-1).mean((0, 2)) for each in weights]).mean(0)
@@ -248,11 +248,11 @@ def test_site_that_does_not_run_beside_others():
         assert all("there was none yet; put forward and backward inside" in why for why in recorder.coverage().values())
         with recorder.step(0):
             recorder._capture.module("used.layers.0.attention")  # a site of it
-        assert all("a compiled model is seen if" in why for why in recorder.coverage().values())
+        assert all("a compiled model must be watched" in why for why in recorder.coverage().values())
     coverage, given = said_in(Half())
     assert not given
     assert coverage["used.layers.0.attention"] == "observed"
-    assert coverage["unused.layers.0.attention"].endswith("while those of other sites did")
+    assert coverage["unused.layers.0.attention"].endswith("although those of other sites did")
 
 
 def test_hooks_that_count_are_there_for_one_step():

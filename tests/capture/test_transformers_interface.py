@@ -118,9 +118,9 @@ def test_masks_longer_than_the_keys_are_cut(module):
 
 
 REFUSED = {
-    "unknown implementation": ("paged|sdpa", {}, "implementation 'paged|sdpa' is not known; use sdpa, eager"),
-    "sink logits": ("eager", {"s_aux": torch.zeros(1)}, "its attention-sink logits (s_aux) are [1], not one for each"),
-    "unknown tensor": ("sdpa", {"indices": torch.zeros(1)}, "a tensor whose effect is not known: indices"),
+    "unknown implementation": ("paged|sdpa", {}, "implementation 'paged|sdpa' is unknown; use sdpa, eager"),
+    "sink logits": ("eager", {"s_aux": torch.zeros(1)}, "its attention-sink logits (s_aux) have shape [1]"),
+    "unknown tensor": ("sdpa", {"indices": torch.zeros(1)}, "a tensor whose effect is unknown: indices"),
     "paged cache": ("sdpa", {"cache": object()}, "a paged key-value cache is in use"),
     "flash, shorter queries": ("flash_attention_2", {"queries": 4}, "fewer queries than keys"),
     "flash, shorter queries, window": (
@@ -172,5 +172,5 @@ def test_own_attention_function_is_named_in_coverage(monkeypatch):
     model = llama("mine")
     with AttentionRecorder(model) as recorder, recorder.step(0):
         model(token_ids())
-    assert all("implementation 'mine' is not known" in reason for reason in recorder.coverage().values())
+    assert all("implementation 'mine' is unknown" in reason for reason in recorder.coverage().values())
     assert model.config._attn_implementation == "mine"

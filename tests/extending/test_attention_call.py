@@ -342,7 +342,7 @@ def test_package_that_can_not_be_imported_leaves_the_training_alone(registered, 
     model = gpt(EitherWay)
     for layer in model.layers:
         layer["attention"].uses_torch = True
-    with pytest.warns(AttnwatchWarning, match="calls of my_ops.my_attention are not observed, as its import failed"):
+    with pytest.warns(AttnwatchWarning, match="calls of my_ops.my_attention are not observed, its import failed"):
         recorder = AttentionRecorder(model)
     with recorder, recorder.step(0):
         model(token_ids())
@@ -414,7 +414,7 @@ def test_number_that_is_a_tensor_leaves_compiled_code_alone(registered, name, va
     compiled = torch.compile(model, backend="eager")
     with AttentionRecorder(compiled) as recorder, recorder.step(0):
         torch.testing.assert_close(compiled(token_ids()), expected)
-    reason = f"its {name} can't be read inside torch.compile, as it is no {kind}"
+    reason = f"its {name} can't be read inside torch.compile, because it is not a {kind}"
     assert set(recorder.coverage().values()) == {reason}
 
 

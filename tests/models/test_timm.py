@@ -141,8 +141,8 @@ REFUSED = {
     "windows": lambda: swin_transformer.WindowAttention(WIDTH, HEADS, window_size=4),
 }
 REASONS = {
-    "norm over all heads": "its norm runs over all heads together",
-    "norm without weights": "its norm runs over all heads together",
+    "norm over all heads": "its norm covers all heads together",
+    "norm without weights": "its norm covers all heads together",
 }
 
 

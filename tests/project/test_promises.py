@@ -302,7 +302,7 @@ def test_layer_that_is_not_called_is_nan_and_named():
             model[0](torch.randn(2, 5, WIDTH))
         history = recorder.history()
     assert all(np.isnan(history[name][0, 1]).all() for name in Statistic.registry)
-    assert history.coverage["1"].startswith("not called in a step that was observed")
+    assert history.coverage["1"].startswith("not called in an observed step")
 
 
 def test_layers_that_can_not_be_read_are_nan_and_named():

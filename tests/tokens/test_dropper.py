@@ -429,7 +429,7 @@ def test_dropping_in_evaluation_has_no_end_and_a_result(options, message):
 
 def test_dropping_in_evaluation_is_refused_where_each_token_has_a_result():
     with pytest.raises(
-        ConfigurationError, match="`drop_in_evaluation` is for models that read their result off the first token"
+        ConfigurationError, match="`drop_in_evaluation` is for models that read their result from the first token"
     ):
         TokenDropper(deep_llama(), **SMALL, drop_in_evaluation=True)
 
@@ -524,7 +524,7 @@ REFUSED = {
     "flex attention": (lambda: _with(llama, _attn_implementation="flex_attention"), {}, "flex attention's block masks"),
     "shared layers": (lambda: _with(llama, num_hidden_layers=12), {}, "its 12 layers share the weights of 2"),
     "positions without a batch axis": (lambda: dinov3(), {}, "dinov3_vit has one table of positions for all sequences"),
-    "router logits": (lambda: _with(llama, output_router_logits=True), {}, "its loss wants the router logits"),
+    "router logits": (lambda: _with(llama, output_router_logits=True), {}, "its loss needs the router logits"),
     "layer too far": (llama, {"first_layer": 2}, "`first_layer` must be one of the 2 layers 0 to 1, got 2"),
     "layer too far back": (llama, {"last_layer": -3}, "`last_layer` must be one of the 2 layers 0 to 1, got -3"),
     "layer that is none": (llama, {"first_layer": 1.5}, "`first_layer` must be one of the 2 layers"),
@@ -569,19 +569,22 @@ def test_refused_by_name_at_construction(build, options, message):
 
 
 INSIDE = {
-    "convolution": (lambda layer: setattr(layer, "conv", nn.Conv1d(2, 2, 3)), "conv (Conv1d) mixes tokens"),
-    "recurrence": (lambda layer: setattr(layer, "rnn", nn.GRU(2, 2)), "rnn (GRU) mixes tokens"),
+    "convolution": (
+        lambda layer: setattr(layer, "conv", nn.Conv1d(2, 2, 3)),
+        "conv (Conv1d) mixes neighbouring tokens",
+    ),
+    "recurrence": (lambda layer: setattr(layer, "rnn", nn.GRU(2, 2)), "rnn (GRU) mixes neighbouring tokens"),
     "rotary embedding": (
         lambda layer: setattr(layer, "rotary_emb", type("RotaryEmbedding", (nn.Module,), {})()),
-        "rotary_emb (RotaryEmbedding) knows positions itself",
+        "rotary_emb (RotaryEmbedding) derives positions",
     ),
     "table of distances": (
         lambda layer: layer.self_attn.register_parameter("relative_attention_bias", nn.Parameter(torch.ones(2))),
-        "self_attn (relative_attention_bias) knows positions itself",
+        "self_attn (relative_attention_bias) derives positions",
     ),
-    "mask of its own": (
+    "its own mask": (
         lambda layer: layer.self_attn.register_buffer("local", torch.ones(4, 4, dtype=torch.bool).triu()),
-        "self_attn has a mask of its own",
+        "self_attn has its own mask",
     ),
 }
 
@@ -597,7 +600,7 @@ def test_layers_that_go_by_places_in_the_tensor_are_refused(change, message):
 
 
 def test_layers_that_are_left_out_at_random_are_refused():
-    with pytest.raises(ConfigurationError, match=r"layers are left out at random \(layerdrop=0.1\); set it to 0"):
+    with pytest.raises(ConfigurationError, match=r"layers are skipped at random \(layerdrop=0.1\); set it to 0"):
         TokenDropper(deep(opt, layerdrop=0.1)(), **SMALL)
 
 
@@ -605,16 +608,14 @@ def test_attention_that_counts_tokens_in_the_tensor_is_refused():
     options = {"attn_temperature_tuning": True, "num_local_experts": 2, "intermediate_size_mlp": 48}
     sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": HEADS}
     model = seeded(lambda: hf.Llama4ForCausalLM(hf.Llama4TextConfig(vocab_size=VOCABULARY, **sizes, **options)))
-    with pytest.raises(ConfigurationError, match="layer 1: self_attn counts the tokens in the tensor"):
+    with pytest.raises(ConfigurationError, match="layer 1: self_attn uses indices in the tensor as positions"):
         TokenDropper(model, **SMALL)
 
 
 def test_flash_attention_needs_the_first_token_of_each_document():
     model = _with(llama, _attn_implementation="flash_attention_2")
     TokenDropper(model, **SMALL, first_layer=0)
-    with pytest.raises(
-        ConfigurationError, match="tells documents apart by their first tokens: `protect_first` must be"
-    ):
+    with pytest.raises(ConfigurationError, match="finds documents by their first tokens: `protect_first` must be"):
         TokenDropper(model, **SMALL, first_layer=0, protect_first=0)
 
 

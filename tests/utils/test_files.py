@@ -123,5 +123,5 @@ def test_files_that_are_not_left_out_stay_in_a_replaced_folder(tmp_path):
 
 def test_a_folder_at_the_place_of_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(ConfigurationError, match="is a file; give the path of a folder"):
+    with pytest.raises(ConfigurationError, match="is a file; pass the path of a folder"):
         replaced_folder(tmp_path / "file", _nothing).__enter__()

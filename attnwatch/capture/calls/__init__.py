@@ -1,4 +1,4 @@
-"""Kinds of attention calls, one file each: how they are recognised, patched and read."""
+"""Kinds of attention calls, one file each, with their recognition, patching and reading."""
 
 from attnwatch.capture.calls.base import AttentionCall, FunctionCall
 

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 
 class AttentionCall(Plugin):
-    """Base class of the ways in which modules compute attention. A function needs `FunctionCall` instead.
+    """Base class of the ways in which modules compute attention. For functions, use `FunctionCall` instead.
 
     Attributes:
         name: see `Plugin`.
-        title: what messages call the function or class, such as "torch.nn.MultiheadAttention".
-        enter: hook before the forward of a site. The default keeps functions that the site calls from being taken for
-            those of a module around it.
+        title: name of the function or class in messages, such as "torch.nn.MultiheadAttention".
+        enter: forward pre-hook of a site. The default keeps function calls of the site from being attributed to a
+            module around it.
     """
 
     registry: ClassVar[Registry["AttentionCall"]] = Registry(
@@ -51,15 +51,15 @@ class AttentionCall(Plugin):
 
         Args:
             module: any module of a model.
-            code: what its forward uses; empty for modules of `torch.nn`.
+            code: names that its forward uses; empty for modules of `torch.nn`.
         """
         raise NotImplementedError
 
     def watched(self, sites: "Sequence[Site]") -> contextlib.AbstractContextManager[None]:
         """Return a context in which calls of these sites are delivered (`attnwatch.capture.deliver`) and passed on.
 
-        It must leave everything as it was, also after an exception. Captures of several models may be open at once and
-        close in any order; `attnwatch.capture.shared_patch` takes care of that.
+        It must restore everything, even after an exception. Captures of several models may be open at once and close
+        in any order; `attnwatch.capture.shared_patch` takes care of that.
         """
         raise NotImplementedError
 
@@ -68,7 +68,7 @@ class AttentionCall(Plugin):
         return ""
 
     def why_silent(self, site: "Site") -> str:
-        """Return why no call came from a site although its forward ran; empty if nothing special is known."""
+        """Return why a site made no call although its forward ran; empty if no particular reason is known."""
         return ""
 
     @classmethod
@@ -79,12 +79,12 @@ class AttentionCall(Plugin):
 
 
 class FunctionCall(AttentionCall):
-    """Base class of attention functions that modules look up by name, in the function's package or in their own.
+    """Base class of attention functions that modules look up by name, in the function's package or their own.
 
     Attributes:
-        paths: dotted paths at which the function is found, as in `("flash_attn.flash_attn_func",)`. The first one
-            gives its name.
-        unobserved: functions that compute the same and can't be observed.
+        paths: dotted paths of the function, as in `("flash_attn.flash_attn_func",)`. The first path determines its
+            name.
+        unobserved: functions that compute the same but can't be observed.
 
     Example:
         >>> import attnwatch
@@ -108,12 +108,12 @@ class FunctionCall(AttentionCall):
     def read(self, *args: Any, **kwargs: Any) -> CallInputs:
         """Return the inputs of a call, or the reason why they can't be read.
 
-        Overrides declare the function's parameters and get its arguments unchanged. The call itself is not affected.
+        Overrides declare the function's parameters and receive its arguments unchanged. The call is not affected.
         """
         raise NotImplementedError
 
     def compute(self, original: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
-        """Return what the function returns."""
+        """Return the result of the function."""
         return original(*args, **kwargs)
 
     @property
@@ -131,7 +131,7 @@ class FunctionCall(AttentionCall):
     def recognises(self, module: nn.Module, code: CodeNames) -> bool:
         """Return whether the code names the function, or holds it under another name.
 
-        Names of packages that are not installed mean nothing, unless a user has registered the call.
+        Names of packages that are not installed are ignored, unless a user registered the call.
         """
         package = self.paths[0].partition(".")[0]
         if self.registry.is_built_in(self) and package not in sys.modules and find_spec(package) is None:
@@ -147,7 +147,7 @@ class FunctionCall(AttentionCall):
 
     @contextlib.contextmanager
     def watched(self, sites: "Sequence[Site]") -> Iterator[None]:
-        """See `AttentionCall.watched`. Without sites, patch the function where its package has it."""
+        """See `AttentionCall.watched`. Without sites, the function is patched in its own package."""
         function = self._imported() if sites else self.function
         with contextlib.ExitStack() as patches:
             if function is not None:
@@ -158,7 +158,7 @@ class FunctionCall(AttentionCall):
             yield
 
     def discovering(self, model: nn.Module, finder: "Capture") -> contextlib.AbstractContextManager[None]:
-        """Return a context in which calls of this thread that no patch shows are shown to `finder`."""
+        """Return a context in which calls of this thread that bypass all patches are reported to `finder`."""
         return contextlib.nullcontext()
 
     @classmethod
@@ -174,11 +174,11 @@ class FunctionCall(AttentionCall):
         super().check(plugin)
 
     def _imported(self) -> Callable[..., Any] | None:
-        """Return the function after its import, as a forward may import it later than it is patched."""
+        """Return the function after importing it, because a forward may import it later than it is patched."""
         try:
             importlib.import_module(self.paths[0].rpartition(".")[0])
         except Exception as error:
-            warn(f"calls of {self.paths[0]} are not observed, as its import failed: {type(error).__name__}: {error}")
+            warn(f"calls of {self.paths[0]} are not observed, its import failed: {type(error).__name__}: {error}")
         return self.function
 
     def _places(self, function: object, sites: "Sequence[Site]") -> Iterator[tuple[dict[str, Any], str]]:
@@ -207,10 +207,10 @@ class FunctionCall(AttentionCall):
         return StandIn(function, watched)
 
     def read_call(self, entry: Entry, args: Args, kwargs: Kwargs) -> CallInputs:
-        """Return what `read` says of a call in the forward of `entry`.
+        """Return the result of `read` for a call in the forward of `entry`.
 
         Raises:
-            ConfigurationError: `read` raises, or returns something else; in compiled code its own error.
+            ConfigurationError: `read` raises, or returns something invalid; in compiled code, its own error is raised.
         """
         read = self._read_traced if torch.compiler.is_compiling() else self._read_checked
         inputs = read(*args, **kwargs)
@@ -219,7 +219,7 @@ class FunctionCall(AttentionCall):
         return dataclasses.replace(inputs, has_positions=False)
 
     def _read_traced(self, *args: Any, **kwargs: Any) -> CallInputs:
-        """Return what `read` returns in code that is compiled, where an error would reach the model."""
+        """Return the result of `read` in compiled code, where an error would reach the model."""
         try:
             inputs = self.read(*args, **kwargs)
         except Exception:
@@ -238,7 +238,7 @@ class FunctionCall(AttentionCall):
 
 
 def _problem_of(inputs: object) -> str:
-    """Return why these are no inputs of a call nor a reason; empty if they are."""
+    """Return why these are neither inputs of a call nor a reason; empty if they are."""
     if not isinstance(inputs, AttentionInputs):
         is_reason = isinstance(inputs, str)
         return "" if is_reason else f"must read AttentionInputs or the reason why not; got {type(inputs).__name__}"

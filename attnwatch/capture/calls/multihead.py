@@ -22,7 +22,7 @@ _ARGUMENTS = ("query", "key", "value", "key_padding_mask", "need_weights", "attn
 
 
 def enter_multihead(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-    """Hook before the forward: deliver what it computes without any call, and own the calls that come next."""
+    """Forward pre-hook: deliver attention that is computed without a call, and own the calls that follow."""
     number = site_id(module)
     begin(number)
     if number is None or torch.compiler.is_compiling():
@@ -34,7 +34,7 @@ def enter_multihead(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
     same_tokens = given["query"] is given["key"]
     enter(Entry(module, number, same_tokens))
     if given.get("need_weights", True):
-        # PyTorch multiplies the matrices itself then, so there is no call to see: project once more.
+        # PyTorch then multiplies the matrices itself, without a call to observe: project once more.
         sources = (given["query"], given["key"], *module.parameters())
         deliver(number, _read, module, given, same_tokens, sources=sources)
 
@@ -86,7 +86,7 @@ def _read(module: nn.MultiheadAttention, given: dict[str, Any], same_tokens: boo
 
 
 def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Return [batch, heads, tokens, head_dim] of [tokens, batch, embed]."""
+    """Project [tokens, batch, embed] to [batch, heads, tokens, head_dim]."""
     if module.in_proj_weight is not None:
         weights = module.in_proj_weight.chunk(3)
     else:
@@ -100,12 +100,12 @@ def _project(module: nn.MultiheadAttention, query: Tensor, key: Tensor) -> tuple
 
 
 def _shown(padding: Tensor) -> Tensor:
-    """Return where keys are shown, bool [batch, keys], of a mask of what is hidden."""
+    """Return a mask of the visible keys, bool [batch, keys], from a mask of the hidden ones."""
     return ~padding if padding.dtype == torch.bool else padding == 0
 
 
 def _mask(module: nn.MultiheadAttention, mask: Tensor | None, batch_size: int) -> Tensor | None:
-    """Return `attn_mask` as scaled_dot_product_attention takes it, up to 4D; where bool, it marks what is hidden."""
+    """Return `attn_mask`, up to 4D, as for scaled_dot_product_attention; if bool, the input marks hidden keys."""
     if mask is None:
         return None
     if mask.ndim == 3 and mask.shape[0] != 1:

@@ -35,7 +35,7 @@ class ScaledDotProductAttention(FunctionCall):
 
     @property
     def function(self) -> Callable[..., Tensor]:
-        """The function itself, also while somebody else has patched it."""
+        """The function itself, even while other code has patched it."""
         return SDPA
 
     def read(
@@ -64,19 +64,19 @@ class ScaledDotProductAttention(FunctionCall):
         return original(*args, **kwargs)
 
     def why_unreadable(self, code: CodeNames) -> str:
-        """See `AttentionCall.why_unreadable`: it tells of the operator below the function."""
+        """See `AttentionCall.why_unreadable`; this covers the operator below the function."""
         if not {"aten", self.title} <= code.names and not any(map(code.refers_to, self.unobserved)):
             return ""
         return f"calls torch.ops.aten.{self.title} directly; use torch.nn.functional.{self.title} to have it observed"
 
     def why_silent(self, site: Site) -> str:
-        """See `AttentionCall.why_silent`. Held references are seen by a function mode."""
+        """See `AttentionCall.why_silent`. A function mode sees held references."""
         reason = self.why_unreadable(site.code)
         return reason and f"its forward {reason}"
 
     @contextlib.contextmanager
     def watched(self, sites: Sequence[Site]) -> Iterator[None]:
-        """See `AttentionCall.watched`. References that can't be patched are seen by a mode in the site's forward."""
+        """See `AttentionCall.watched`. A function mode in the site's forward sees references that can't be patched."""
         hidden = [site.module for site in sites if site.code.holds(SDPA)]
         with super().watched(sites), contextlib.ExitStack() as patches:
             for module in hidden:
@@ -98,7 +98,7 @@ class ScaledDotProductAttention(FunctionCall):
             function_mode.end(finder)
 
     def _call_by_reference(self, *args: Any, **kwargs: Any) -> Any:
-        """Handle a call that came through another reference than the patched names."""
+        """Handle a call that came through a reference other than the patched names."""
         entry = owner_of(self, by_name=False)
         if entry is not None and entry.number is not None:
             deliver(entry.number, self.read_call, entry, args, kwargs)
@@ -114,7 +114,7 @@ class ScaledDotProductAttention(FunctionCall):
 
 
 def _with_values(mask: Tensor, device: torch.device) -> Tensor:
-    """Return torch's own causal masks, tensors whose values mean nothing, as tensors with values."""
+    """Return torch's own causal masks, whose values are meaningless, as tensors with values."""
     from torch.nn.attention.bias import CausalBias, CausalVariant  # here, because it takes a second
 
     if not isinstance(mask, CausalBias):

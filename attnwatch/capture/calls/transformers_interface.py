@@ -1,4 +1,4 @@
-"""Calls of transformers models that go through the attention interface, whatever implementation is set."""
+"""Calls of transformers models through the attention interface, with any implementation."""
 
 import contextlib
 import functools
@@ -21,18 +21,18 @@ from attnwatch.plugins import register
 from attnwatch.utils.forwards import forward_function, function_of
 from attnwatch.utils.versions import is_early_transformers, warn_if_untested
 
-# Arguments that tell flash attention where the documents of a packed batch begin; it needs all of them.
+# Arguments with which flash attention finds the documents of a packed batch; it needs all of them.
 _DOCUMENT_BOUNDARIES = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-# Logits of a key that each head has learned to look at where there is nothing to see. Nine families pass them.
+# Logits of a learned sink key for each head. Nine families pass them.
 _LEARNED_SINK = "s_aux"
-# Tensors whose effect on the logits is known, in each of the attention functions that names them.
+# Tensors whose effect on the logits is known in all attention functions that name them.
 _UNDERSTOOD = {"position_ids", "cache_position", "position_bias", _LEARNED_SINK, *_DOCUMENT_BOUNDARIES}
 
 _INTERFACE = "ALL_ATTENTION_FUNCTIONS"
-# Global that early versions of transformers call if attention is eager; later ones look it up.
+# Global that early versions of transformers call for eager attention; later versions look it up.
 _EAGER = "eager_attention_forward"
-# Attributes of a module that eager functions of early versions read without an effect on the weights. A kind of
-# positions has none either, unless it comes with an embedding of distances. Sinks are given to the function too.
+# Attributes of a module that eager functions of early versions read without an effect on the weights. The type of
+# position embedding has none either, unless there is a distance embedding. Sinks are also passed to the function.
 _WITHOUT_EFFECT = {
     *("num_key_value_groups", "head_dim", "dropout", "attention_dropout", "attn_dropout", "training"),
     *("position_embedding_type", "max_position_embeddings", "sinks"),
@@ -41,7 +41,7 @@ _WITHOUT_EFFECT = {
 
 @register
 class TransformersInterface(AttentionCall):
-    """Modules of transformers that look their attention function up."""
+    """Modules of transformers that look up their attention function."""
 
     name = "transformers_interface"
     title = "transformers' attention interface"
@@ -51,7 +51,7 @@ class TransformersInterface(AttentionCall):
 
     @contextlib.contextmanager
     def watched(self, sites: Sequence[Site]) -> Iterator[None]:
-        """See `AttentionCall.watched`: functions that are looked up meanwhile deliver their calls first."""
+        """See `AttentionCall.watched`. Functions that are looked up in the context deliver their calls first."""
         warn_if_untested("transformers", sites[0].module)
         with contextlib.ExitStack() as patches:
             patches.enter_context(shared_patch("transformers", _replace_lookup))
@@ -65,7 +65,7 @@ class TransformersInterface(AttentionCall):
 
 
 def attention_functions(module: nn.Module) -> Iterator[Callable[..., Any]]:
-    """Yield the functions that the modules in a module of transformers look up, as their configs are now."""
+    """Yield the functions that the modules inside a transformers module look up with their current configs."""
     for part in module.modules():
         namespace = getattr(sys.modules.get(type(part).__module__), "__dict__", {})
         config = getattr(part, "config", None)
@@ -107,7 +107,7 @@ def _replace_eager(namespace: dict[str, Any]) -> Callable[[], None]:
 
 
 def _attributes_read_by(eager: Callable[..., Any]) -> tuple[str, ...]:
-    """Return names in the code of an eager function that may be attributes of a module with an unknown effect."""
+    """Return names in the code of an eager function that may be module attributes with an unknown effect."""
     function = function_of(eager)
     names = dict.fromkeys(() if function is None else function.__code__.co_names)
     known = [family.eager_attributes for family in ModelFamily.registry.values()]
@@ -137,11 +137,11 @@ def _read(attributes: tuple[str, ...], has_positional: bool, call: tuple[Any, ..
     unknown = [name for name in attributes if hasattr(module, name)]
     if unknown:
         return (
-            f"its eager attention reads {', '.join(unknown)} of the module, whose effect is not known; use "
+            f"its eager attention reads {', '.join(unknown)} of the module, whose effect is unknown; use "
             "attn_implementation='sdpa'"
         )
     if has_positional:
-        return "the attention function is called with positional arguments whose meaning is not known; use keywords"
+        return "the attention function is called with positional arguments whose meaning is unknown; use keywords"
     return read_call(*call)
 
 
@@ -154,16 +154,17 @@ def read_call(
     kwargs: dict[str, Any],
     function: Callable[..., Any] | None = None,
 ) -> CallInputs:
-    """Return what the attention function `implementation` computes from these arguments.
+    """Return the attention inputs that the function `implementation` computes from these arguments.
 
     Args:
-        implementation: as in a config's `_attn_implementation`.
+        implementation: name as in a config's `_attn_implementation`.
         module: module that calls the function.
-        query: [batch, heads, queries, head_dim].
-        key: [batch, key heads, keys, head_dim].
+        query: queries [batch, heads, queries, head_dim].
+        key: keys [batch, key heads, keys, head_dim].
         attention_mask: None, a 4D tensor, a 2D tensor [batch, keys] (flash), or a BlockMask (flex).
-        kwargs: what the model passed besides (scaling, dropout, softcap, …).
-        function: the attention function. What it does not look at has no effect; None: it looks at all of `kwargs`.
+        kwargs: further arguments from the model (scaling, dropout, softcap, …).
+        function: the attention function. Arguments that it ignores have no effect; None means that it uses all of
+            `kwargs`.
     """
     kwargs = _with_effect(kwargs, function)
     reason = _why_not(query, kwargs)
@@ -176,13 +177,13 @@ def read_call(
         "query": query,
         "key": key,
         "scale": kwargs.get("scaling"),
-        "softcap": None if implementation == "sdpa" else kwargs.get("softcap"),  # sdpa refuses it, or ignores it
+        "softcap": None if implementation == "sdpa" else kwargs.get("softcap"),  # sdpa rejects or ignores it
         "position_bias": kwargs.get("position_bias"),
         "learned_sink": None if implementation == "sdpa" else kwargs.get(_LEARNED_SINK),  # sdpa ignores it
     }
     if implementation == "eager":
         if attention_mask is not None and attention_mask.shape[-1] == 1 != key.shape[2]:
-            attention_mask = None  # it has no effect; before transformers 5 it is a head mask, factors of the weights
+            attention_mask = None  # no effect; before transformers 5, this is a head mask, a factor of the weights
         return AttentionInputs(**shared, attn_mask=_cropped(attention_mask, key))
     if implementation == "sdpa":
         is_causal = query.shape[2] > 1 and attention_mask is None and is_causal
@@ -204,23 +205,23 @@ def read_call(
             key_padding=None if attention_mask is None else attention_mask.bool(),
             segments=_segments(attention_mask, key, kwargs),
         )
-    return f"the attention implementation {implementation!r} is not known; use sdpa, eager, flex or flash attention"
+    return f"the attention implementation {implementation!r} is unknown; use sdpa, eager, flex or flash attention"
 
 
 def _why_not(query: Tensor, kwargs: dict[str, Any]) -> str:
     sink = kwargs.get(_LEARNED_SINK)
     if sink is not None and sink.shape != (query.shape[1],):
-        return f"its attention-sink logits ({_LEARNED_SINK}) are {list(sink.shape)}, not one for each head"
+        return f"its attention-sink logits ({_LEARNED_SINK}) have shape {list(sink.shape)}, not one value per head"
     if kwargs.get("cache") is not None:
-        return "a paged key-value cache is in use, so the keys are not those that were passed"
+        return "a paged key-value cache is in use, so the keys are not the ones passed to the function"
     unknown = sorted(name for name, value in kwargs.items() if isinstance(value, Tensor) and name not in _UNDERSTOOD)
     if unknown:
-        return f"the attention function is given a tensor whose effect is not known: {', '.join(unknown)}"
+        return f"the attention function receives a tensor whose effect is unknown: {', '.join(unknown)}"
     return ""
 
 
 def _with_effect(kwargs: dict[str, Any], function: Callable[..., Any] | None) -> dict[str, Any]:
-    """Return the arguments that the function looks at, and learned sinks, which some take from the module."""
+    """Return the arguments that the function uses, and learned sinks, which some functions take from the module."""
     if function is None:
         return kwargs
     asked = [name for name, value in kwargs.items() if isinstance(value, Tensor) or name == "softcap"]
@@ -229,12 +230,12 @@ def _with_effect(kwargs: dict[str, Any], function: Callable[..., Any] | None) ->
 
 
 def _cropped(mask: Tensor | None, key: Tensor) -> Tensor | None:
-    """Return a mask, which may be as long as a static cache, cut to the keys as attention functions do."""
+    """Return a mask, possibly as long as a static cache, cut to the keys as attention functions do."""
     return None if mask is None else mask[..., : key.shape[2]]
 
 
 def _segments(attention_mask: Tensor | None, key: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
-    """Return the documents of a packed batch, as flash attention finds them by boundaries or positions that restart."""
+    """Return the documents of a packed batch, which flash attention finds by boundaries or restarting positions."""
     if attention_mask is not None:
         return None
     batch_size, num_keys = key.shape[0], key.shape[2]
