@@ -12,7 +12,7 @@ from attnwatch.callbacks.verdicts import Verdicts
 from attnwatch.dashboard import TOTAL_STEPS_TAG, run_scalars, run_tags
 from attnwatch.dashboard.card import RunCard
 from attnwatch.dashboard.outcome import RunOutcome
-from attnwatch.dashboard.scalars import RISK_TAG
+from attnwatch.dashboard.scalars import RATE_TAG, RISK_TAG
 from attnwatch.diagnosis import Diagnosis
 from attnwatch.recorder import AttentionHistory, RecordingOptions
 from attnwatch.trainers.base import TrainerRun
@@ -124,7 +124,7 @@ class Publication:
         self._publisher.history(run.loggers, history, after_step=self._step)
         self._step, self.num_observations = int(history.steps[-1]), num_observations
         diagnosis = self._verdicts.judge(history, self._checkup)
-        numbers = {RISK_TAG: diagnosis.risk}
+        numbers = {RISK_TAG: diagnosis.risk, RATE_TAG: run.learning_rate}
         if history.total_steps != self._total_steps:
             self._total_steps = history.total_steps
             numbers |= {TOTAL_STEPS_TAG: history.total_steps or math.nan}

@@ -95,9 +95,7 @@ class RunReport:
     def note(self, run: TrainerRun, diagnosis: Diagnosis) -> None:
         """Record the risk, the learning rate and the trainer's metrics at a verdict."""
         self._add(RISK_CURVE, diagnosis.step, diagnosis.risk)
-        (_, optimizers), *_ = run.models_with_optimizers()
-        if optimizers:
-            self._add(RATE_CURVE, diagnosis.step, float(optimizers[0].param_groups[0]["lr"]))
+        self._add(RATE_CURVE, diagnosis.step, run.learning_rate)
         self.note_metrics(run, diagnosis.step)
 
     def note_metrics(self, run: TrainerRun, step: int) -> None:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from attnwatch.dashboard.scalars import BAND_TAGS, LOSS_TAG, RISK_TAG
+from attnwatch.dashboard.scalars import BAND_TAGS, LOSS_TAG, RATE_TAG, RISK_TAG
 from attnwatch.layers import LayerStatistic
 from attnwatch.statistics import Statistic
 
@@ -36,7 +36,7 @@ def run_layout() -> Layout:
     }
     changes = {
         "share of heads and tokens that is computed": Chart(["pruning/heads$", "tokens/(.*/)?keep_ratio$"]),
-        "learning rate": Chart(["lr-", "train/learning_rate$"]),
+        "learning rate": Chart([_exactly(RATE_TAG)]),
     }
     layers = [each for each in Statistic.registry.values() if each.per_layer]
     of_attention = {_title(each.name): _layer_chart(each.layer_tag("")) for each in layers}

@@ -8,6 +8,7 @@ from attnwatch.utils.labels import evenly_spaced, site_labels
 from attnwatch.utils.reductions import nan_max, nan_mean
 
 LOSS_TAG, RISK_TAG = f"{OVERVIEW}/loss", f"{OVERVIEW}/risk"
+RATE_TAG = f"{DETAILS}/learning_rate"
 TOTAL_STEPS_TAG = f"{DETAILS}/total_steps"
 """Tag of the number of steps that the run will have, logged when it changes; `attnwatch judge` reads it."""
 _ENTROPY, _ERROR = "normalized_entropy", "normalized_entropy_stderr"

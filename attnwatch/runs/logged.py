@@ -8,11 +8,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from attnwatch.dashboard.scalars import BAND_TAGS, LOSS_TAG, RISK_TAG, TOTAL_STEPS_TAG, run_tags
+from attnwatch.dashboard.scalars import BAND_TAGS, LOSS_TAG, RATE_TAG, RISK_TAG, TOTAL_STEPS_TAG, run_tags
 from attnwatch.errors import ConfigurationError
 from attnwatch.layers import LayerStatistic
 from attnwatch.recorder import AttentionHistory
-from attnwatch.runs.record import RISK_CURVE, Curve, RunRecord
+from attnwatch.runs.record import RATE_CURVE, RISK_CURVE, Curve, RunRecord
 from attnwatch.statistics import Statistic
 from attnwatch.utils.files import UnreadableFileError
 
@@ -39,7 +39,7 @@ _MOST_POINTS = 10**8
 _MOST_STEPS = 2**53
 _STEPS = ("trainer/global_step", "train/global_step")
 """Names that Lightning and transformers give the training step in a row of a logger that counts rows."""
-_KEPT = {RISK_CURVE: RISK_TAG}
+_KEPT = {RISK_CURVE: RISK_TAG, RATE_CURVE: RATE_TAG}
 _TRAINER_PREFIX = "train/"  # transformers prepends it to what it reports to W&B and trackio
 
 
@@ -162,7 +162,7 @@ def _is_ours(tag: str) -> bool:
 
 def _our_groups() -> set[str]:
     """Return the part before the first slash of each tag that an AttentionMonitor logs."""
-    of_run = [*run_tags(), TOTAL_STEPS_TAG, RISK_TAG, *BAND_TAGS]
+    of_run = [*run_tags(), TOTAL_STEPS_TAG, RATE_TAG, RISK_TAG, *BAND_TAGS]
     of_layers = [kind.layer_tag("layer") for kind in Statistic.registry.values()]
     of_layers += [kind.tag("layer") for kind in LayerStatistic.registry.values()]
     return {tag.partition("/")[0] for tag in (*of_run, *of_layers)}

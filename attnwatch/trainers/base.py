@@ -6,6 +6,7 @@ trainer's hooks, and a registered `TrainerAdapter`. `tests/extending/test_traine
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -148,6 +149,12 @@ class TrainerRun(ABC):
     def events(self) -> list[RunEvent]:
         """Changes that the parts made to what the model computes, in order."""
         return sorted((event for part in self.parts for event in part.events), key=lambda event: event.step)
+
+    @property
+    def learning_rate(self) -> float:
+        """Learning rate of the first parameter group of the first optimizer; nan without an optimizer."""
+        _, optimizers = self.models_with_optimizers()[0]
+        return float(optimizers[0].param_groups[0]["lr"]) if optimizers else math.nan
 
     @property
     def hyperparameters(self) -> Mapping[str, Any]:

@@ -211,6 +211,11 @@ def test_tensorboard_has_the_tags_of_lightning(tmp_path, monkeypatch):
         assert tags[0], kind
     steps = [event.step for event in ours.Scalars("attention_details/entropy")]
     assert steps == list(range(0, STEPS, 2))
+    falling, constant = (
+        np.array([event.value for event in each.Scalars("attention_details/learning_rate")]) for each in (ours, theirs)
+    )
+    np.testing.assert_allclose(constant, 1e-3, rtol=1e-6)
+    assert (np.diff(falling, prepend=1e-3 + 1e-9) < 0).all()
     assert len(list((tmp_path / "ours").iterdir())) == 1  # the Trainer's own event file
     rows = [each.SummaryMetadata(hparams.SESSION_START_INFO_TAG).plugin_data.content for each in (ours, theirs)]
     settings = [hparams.parse_session_start_info_plugin_data(row).hparams for row in rows]
