@@ -125,6 +125,7 @@ class Publication:
         self._step, self.num_observations = int(history.steps[-1]), num_observations
         diagnosis = self._verdicts.judge(history, self._checkup)
         numbers = {RISK_TAG: diagnosis.risk, RATE_TAG: run.learning_rate}
+        numbers = {tag: number for tag, number in numbers.items() if not math.isnan(number)}  # drawn as triangles
         if history.total_steps != self._total_steps:
             self._total_steps = history.total_steps
             numbers |= {TOTAL_STEPS_TAG: history.total_steps or math.nan}

@@ -82,9 +82,9 @@ class Updates:
         self._last.clear()
 
     def _begin(self, matrices: Sequence[nn.Parameter], *step: Any) -> None:
+        # Lightning's optimizers compute the gradients in the step, in a closure.
         for matrix in matrices:
-            if matrix.grad is not None:
-                self._before[matrix] = _sample(matrix)
+            self._before[matrix] = _sample(matrix)
 
     def _end(self, matrices: Sequence[nn.Parameter], optimizer: Optimizer, *step: Any) -> None:
         updates: dict[str, Update] = {}

@@ -52,6 +52,15 @@ def test_fault_is_told_before_the_first_step_and_decides_the_status(training):
     assert all("q_proj" in site for site in finding.sites)
 
 
+def test_rate_that_overwrites_the_weights_is_told_after_the_first_step(training):
+    """Lightning computes the first gradients in the optimizer's step, in a closure."""
+    monitor = training.callbacks.AttentionMonitor(on_finding=lambda finding, trainer, model: None)
+    training.train(monitor, learning_rate=3.0, steps=4)
+    (finding,) = [each for each in monitor.checkup.findings if each.kind.value == "rate_too_high"]
+    assert finding.step == 1
+    assert finding.evidence["median_growth"] > 4
+
+
 def test_fault_stops_the_training(training):
     monitor = training.callbacks.AttentionMonitor(on_finding="stop")
     with pytest.warns(AttnwatchWarning, match="frozen_parameters since step 0"):

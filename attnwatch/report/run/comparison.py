@@ -36,7 +36,7 @@ def _difference(first: RunRecord, other: RunRecord) -> str:
         return f"{names} do not differ by more than their noise in {len(common)} common observations."
     steps.sort(key=lambda part: part[0])
     listed = ", ".join(f"{text} at step {step:,}" for step, text in steps)
-    others = "" if one.sites == two.sites else " (the models are different, so the mean over layers is compared)"
+    others = "" if _have_same_layers(one, two) else " (the models are different, so the mean over layers is compared)"
     return f"{names} first differ in {listed}{others}."
 
 
@@ -46,7 +46,7 @@ def _of_attention(name: str, one: AttentionHistory, two: AttentionHistory) -> tu
         return None
     curves = [over_heads(history, history.statistics[name]) for history in (one, two)]
     labels = [f"of {label.replace('_', ' ')}" for label in site_labels(one.sites)]
-    if one.sites != two.sites:
+    if not _have_same_layers(one, two):
         curves, labels = [nan_mean(curve)[:, None] for curve in curves], ["averaged over layers"]
     starts = _parting(*curves)
     if not (starts >= 0).any():
@@ -55,6 +55,11 @@ def _of_attention(name: str, one: AttentionHistory, two: AttentionHistory) -> tu
     where = [labels[index] for index in np.flatnonzero((starts >= 0) & (starts <= begin + _IN_A_ROW))]
     shown = ", ".join(where[:4]) + (f" and {len(where) - 4} more" if len(where) > 4 else "")
     return begin, f"the {name.replace('_', ' ')} {shown}"
+
+
+def _have_same_layers(one: AttentionHistory, two: AttentionHistory) -> bool:
+    """Return whether the models have the same layers, perhaps in modules of other names: a trainer may wrap one."""
+    return site_labels(one.sites) == site_labels(two.sites)
 
 
 def _parting(one: np.ndarray, two: np.ndarray) -> np.ndarray:

@@ -70,7 +70,7 @@ def grids_of(history: AttentionHistory, *, share: float = 1.0) -> Grids:
         layers = history[of_layers.name]
         if np.isfinite(layers).any():
             arrays[f"layers/{of_layers.name}"] = layers
-            limits = (float(np.nanmin(layers)), float(np.nanmax(layers)))
+            limits = _ends(layers)
             described.append(_described(of_layers.name, of_layers.summary, of_layers.unit, limits, "layers"))
     if attention:
         arrays["states"] = head_states(history)[shown].astype(np.float32)
@@ -94,10 +94,15 @@ def head_states(history: AttentionHistory) -> np.ndarray:
 
 def _limits(statistic: Statistic, values: np.ndarray) -> tuple[float, float]:
     """Return the limits of the colour scale; those of the values if a scale for all runs would be logarithmic."""
-    known = values[np.isfinite(values)]
-    if statistic.chart_is_logarithmic and known.size:
-        return float(known.min()), float(known.max())
+    if statistic.chart_is_logarithmic and np.isfinite(values).any():
+        return _ends(values)
     return statistic.chart_range(values)
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """Return the smallest and the largest finite value."""
+    finite = values[np.isfinite(values)]
+    return float(finite.min()), float(finite.max())
 
 
 def _described(name: str, summary: str, unit: str, limits: tuple[float, float], group: str) -> dict[str, Any]:

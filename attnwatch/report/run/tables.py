@@ -70,7 +70,8 @@ def _chart_range(record: RunRecord, name: str) -> Callable[[np.ndarray], tuple[f
 
 
 def _range(values: np.ndarray) -> tuple[float, float]:
-    return float(np.nanmin(values)), float(np.nanmax(values))
+    finite = values[np.isfinite(values)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -85,12 +85,12 @@ def timeline(records: Sequence[RunRecord], courses: Sequence[RiskCourse]) -> Col
     figures.append(_risk(courses, names, steps))
     rates = [record.curves.get(RATE_CURVE) for record in records]
     if any(rate is not None for rate in rates):
-        figures.append(_curves("learning rate", [rate or _NOTHING for rate in rates], names, steps, height=100))
+        figures.append(_curves("learning rate", [rate or _NOTHING for rate in rates], names, steps, height=120))
         figures[-1].yaxis.formatter = PrintfTickFormatter(format="%.1e")
     if len(records) == 1:
         measured = [(name, curve) for name, curve in records[0].curves.items() if name.startswith(_MEASURED)]
         shown = [(name, curve) for name, curve in measured if not name.endswith(_SPEEDS)][:_MOST_METRICS]
-        figures += [_curves(name, [curve], names, steps, height=100) for name, curve in shown]
+        figures += [_curves(name, [curve], names, steps, height=120) for name, curve in shown]
         if marks := marks_of(records[0]):
             figures.append(_lanes(marks, steps))
             for each in figures[:-1]:
@@ -117,8 +117,20 @@ def _curves(title: str, curves: Sequence[Curve], names: Sequence[str], steps: Ra
         if len(curve.steps) < 3:
             made.scatter("step", "value", source=source, color=colour, size=6)
     which = [("run", "@run")] if len(names) > 1 else []
-    made.add_tools(HoverTool(tooltips=[*which, ("step", "@step{0,0}"), (title, "@value{0.[0000]}")], mode="vline"))
+    shown = [*which, ("step", "@step{0,0}"), (title, "@value{%.4g}")]
+    made.add_tools(HoverTool(tooltips=shown, formatters={"@value": "printf"}, mode="vline"))
+    level = _constant(curves)
+    if level is not None:  # Bokeh's own range would be from -1 to 1
+        made.y_range = Range1d(start=level - (abs(level) or 1.0), end=level + (abs(level) or 1.0))
     return made
+
+
+def _constant(curves: Sequence[Curve]) -> float | None:
+    """Return the value that all curves have everywhere; None if they have several."""
+    values = np.concatenate([curve.values for curve in curves])
+    values = values[np.isfinite(values)]
+    is_constant = len(values) > 0 and np.ptp(values) <= 1e-9 * np.abs(values).max()
+    return float(values[0]) if is_constant else None
 
 
 def _risk(courses: Sequence[RiskCourse], names: Sequence[str], steps: Range1d) -> Figure:

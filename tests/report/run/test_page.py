@@ -3,6 +3,8 @@
 import base64
 import dataclasses
 import gzip
+import json
+import re
 
 import numpy as np
 import pytest
@@ -19,9 +21,9 @@ from attnwatch.report.run.grids import NO_HEAD, OBSERVED, REMOVED, UNOBSERVED, g
 from attnwatch.report.run.packing import pack
 from attnwatch.report.run.signals import risk_course
 from attnwatch.report.run.tables import event_tables, layer_table, other_events
-from attnwatch.report.run.timeline import marks_of
+from attnwatch.report.run.timeline import marks_of, timeline
 from attnwatch.report.run.verdict import verdict_of
-from attnwatch.runs import RISK_CURVE, Curve, RunEvent, RunRecord
+from attnwatch.runs import RATE_CURVE, RISK_CURVE, Curve, RunEvent, RunRecord
 from tests.support.histories import noisy
 from tests.support.pages import visible_words
 from tests.support.records import a_history, a_record
@@ -122,6 +124,30 @@ def test_marks_are_findings_and_events_in_the_order_of_their_steps():
         (40, "heads", "heads removed", "event-0"),
         (60, "findings", "uniform attention", "finding-0"),
     ]
+
+
+def test_infinite_numbers_leave_no_gap_in_what_the_scripts_read():
+    """JSON has no infinity: the browser would draw nothing at all."""
+    history = a_history()
+    for values in (*history.values.values(), *history.layers.values()):
+        values[3, 1] = np.inf
+        values[4, 1] = -np.inf
+    history.loss[5] = np.inf
+    page = run_page(
+        [dataclasses.replace(a_record(history=history), curves={"eval_loss": Curve(np.arange(2), [1, np.inf])})]
+    )
+    packed = re.search('id="packed-data">([^<]*)<', page)[1]
+    data = json.loads(gzip.decompress(base64.b64decode(packed)), parse_constant=pytest.fail)
+    described = {each["name"]: (each["low"], each["high"]) for each in data["runs"][0]["statistics"]}
+    assert described["gradient_norm"][1] == np.max(history["gradient_norm"][np.isfinite(history["gradient_norm"])])
+
+
+@pytest.mark.parametrize(("values", "expected"), [([1e-3, 1e-3], (0.0, 2e-3)), ([0.0, 0.0], (-1.0, 1.0))])
+def test_constant_curve_is_in_the_middle_of_its_chart(values, expected):
+    record = dataclasses.replace(a_record(), curves={RATE_CURVE: Curve(np.arange(2), np.array(values))})
+    figures = timeline([record], [risk_course(record)]).children
+    (rate,) = [each for each in figures if each.yaxis.axis_label == "learning rate"]
+    assert (rate.y_range.start, rate.y_range.end) == expected
 
 
 def test_odd_layers_come_first():

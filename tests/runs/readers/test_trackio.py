@@ -98,7 +98,7 @@ def test_rows_without_a_name_and_databases_without_configurations_are_no_obstacl
         )
         rows = [(None, None, 0, "{}"), (None, "a", 0, '{"loss": 3}'), ("x", "a", 1, '{"loss": 2}')]
         connection.executemany("INSERT INTO metrics (run_id, run_name, step, metrics) VALUES (?, ?, ?, ?)", rows)
-    with pytest.raises(ConfigurationError, match=r"has 2 runs in it; give one of them: '.*old\.db/a' .*old\.db/x'"):
+    with pytest.raises(ConfigurationError, match=r"contains 2 runs; give one of them: '.*old\.db/a' .*old\.db/x'"):
         read_run(tmp_path / "old.db")
     assert read_run(tmp_path / "old.db/a").history.loss.tolist() == [3, 2]
     assert read_run(tmp_path / "old.db/x").history.loss.tolist() == [2]
