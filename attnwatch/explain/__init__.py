@@ -1,4 +1,4 @@
-"""Explanations of a model: hide its inputs, probe its layers, ask it questions. Functions without any trainer."""
+"""Explanations of a model, independent of trainers: hide its inputs, probe its layers, ask it questions."""
 
 from attnwatch.explain.agreement import MeanOverSequences, rank_correlation
 from attnwatch.explain.attributions import AttentionAttribution, attention_attribution, gradient_times_input

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from attnwatch.utils.extras import extra_needed
 
-# With two tokens a rank correlation is always 1 or -1.
+# With two tokens, a rank correlation is always 1 or -1.
 _FEWEST_TOKENS = 3
 
 
@@ -17,7 +17,7 @@ class MeanOverSequences:
     """Mean over sequences with its standard error.
 
     Attributes:
-        mean: nan without sequences.
+        mean: mean over sequences; nan without sequences.
         stderr: standard error of the mean; nan with fewer than two sequences.
         num_sequences: number of sequences.
 
@@ -49,10 +49,10 @@ def rank_correlation(first: Tensor, second: Tensor) -> Tensor:
     """Return Spearman's rank correlation of each row, float64 [rows] or [..., rows].
 
     Args:
-        first, second: [rows, values] or [..., rows, values]; values that are nan in either are left out.
+        first, second: values [rows, values] or [..., rows, values]; values that are nan in either are ignored.
 
     Returns:
-        Between -1 and 1; nan where fewer than three values remain, or where all of them are equal.
+        Correlations between -1 and 1; nan if fewer than three values remain, or all of them are equal.
 
     >>> rank_correlation(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[5.0, 4.0, 9.0]])).tolist()
     [0.5]

@@ -1,4 +1,4 @@
-"""Attributions of attention and of gradients to the tokens of a batch, for comparison with occlusion."""
+"""Attributions to tokens from attention and gradients, for comparison with occlusion."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,15 +22,15 @@ Reduction = Literal["sum", "l1"]
 
 @dataclass(frozen=True)
 class AttentionAttribution:
-    """Attribution of each attention layer to each token.
+    """Attribution of each token by each attention layer.
 
     Attributes:
-        sites: names of the attention layers that were observed, in the order of their calls.
+        sites: names of the observed attention layers, in the order of their calls.
         received: attention that each token receives, relative to uniform attention, float [layers, batch, tokens]; see
             `attnwatch.attention.attention_received`.
         rollout: attention rollout from each token to the readout through the layers up to this one, float [layers,
             batch, tokens].
-        readout: rows of the rollout that were taken.
+        readout: rows of the rollout that were read.
     """
 
     sites: tuple[str, ...]
@@ -53,7 +53,7 @@ def attention_attribution(
 
     Args:
         model, batch, forward: see `occlude`.
-        readout: row of R_l, that of the "first" or the "last" token, or the "mean" over all rows. None means "mean" for
+        readout: row of R_l: that of the "first" or "last" token, or the "mean" over all rows. None means "mean" for
             models with one output per token or with a custom `forward`; otherwise "last" for causal attention and
             "first" for bidirectional attention.
 
@@ -80,7 +80,7 @@ def attention_attribution(
         if not inputs.has_positions or (inputs.batch_size, inputs.num_keys) != real.shape:
             return
         weights, visible = attention_weights(inputs, torch.arange(inputs.num_queries))
-        of_keys = attention_received(inputs, None, None).float()  # may fail, so it comes before other processes wait
+        of_keys = attention_received(inputs, None, None).float()  # may fail, so it runs before other processes wait
         rolled = peers[site].mean(weights.float().mean(1)).matmul(rolled).add(rolled) / 2
         observed.append((site, peers[site].mean(of_keys), rolled, not bool(visible.triu(1).any())))
 
@@ -102,7 +102,7 @@ def attention_attribution(
 
 
 def _read_out(rolled: Tensor, real: Tensor, readout: Readout) -> Tensor:
-    """Return [layers, batch, tokens] of [layers, batch, rows, tokens]."""
+    """Reduce [layers, batch, rows, tokens] to [layers, batch, tokens]."""
     if readout == "mean":
         weights = real / real.sum(1, keepdim=True).clamp(min=1)
         return torch.einsum("lbrt,br->lbt", rolled, weights.to(rolled.dtype))
@@ -123,7 +123,7 @@ def gradient_times_input(
 
     The gradient is that of the label's log-probability ("label"), of the mean loss of the predictions ("loss"), or of
     the log-probability of the model's own prediction ("kl", whose gradient is zero with nothing hidden). The function
-    takes one forward and one backward, and leaves the gradients of the parameters unchanged.
+    runs one forward and one backward, and leaves the gradients of the parameters unchanged.
 
     Args:
         model, batch, effect, forward: see `occlude`.
@@ -133,7 +133,7 @@ def gradient_times_input(
         Scores, with nan at padding and in sequences without a label or a prediction.
 
     Raises:
-        ConfigurationError: an argument is wrong, or the model's embedding of `input_ids` is not known.
+        ConfigurationError: an argument is invalid, or the model's embedding of `input_ids` is unknown.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -174,7 +174,7 @@ def _objective(
     elif measured.name == "kl":
         values = -cross_entropies(logits, logits.detach().argmax(-1))
     else:
-        # With nothing hidden the effect is zero, but its gradient is that of the loss.
+        # With nothing hidden, the effect is zero, but its gradient is that of the loss.
         values = measured.measure(logits, torch.arange(len(logits), device=logits.device), 0)
     outputs = measured.outputs
     if outputs is not None:

@@ -19,24 +19,22 @@ def token_mask(batch: Batch) -> Tensor:
     """Return a mask of the tokens, bool [batch, tokens], False at padding.
 
     Raises:
-        ConfigurationError: the batch has no `input_ids`, or an `attention_mask` of another shape.
+        ConfigurationError: the batch has no `input_ids`, or an `attention_mask` with another shape.
     """
     ids = batch.get("input_ids")
     if not isinstance(ids, Tensor) or ids.ndim != 2:
-        raise ConfigurationError(
-            f"`batches`: `input_ids` [batch, tokens] expected in each batch, got {describe(batch)}."
-        )
+        raise ConfigurationError(f"`batches`: each batch must have `input_ids` [batch, tokens], got {describe(batch)}.")
     mask = batch.get("attention_mask")
     if mask is None:
         return torch.ones_like(ids, dtype=torch.bool)
     if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         got = list(mask.shape) if isinstance(mask, Tensor) else describe(mask)
-        raise ConfigurationError(f"`batches`: `attention_mask` must be {list(ids.shape)} as `input_ids`, got {got}.")
+        raise ConfigurationError(f"`batches`: `attention_mask` must be {list(ids.shape)} like `input_ids`, got {got}.")
     return mask.bool()
 
 
 def labels_of(batch: Batch) -> Any:
-    """Return the labels of a batch under either name; None if it has none."""
+    """Return the labels of a batch under either of their names; None if it has none."""
     return next((batch[name] for name in LABEL_NAMES if batch.get(name) is not None), None)
 
 
@@ -68,8 +66,8 @@ def as_batch(given: Any) -> Batch:
     if isinstance(given, Mapping):
         return dict(given)
     raise ConfigurationError(
-        f"`batches`: a mapping with `input_ids` expected, as transformers models take it by name; got "
-        f"{describe(given)}. Give `batches` of your own."
+        f"`batches`: each batch must be a mapping with `input_ids`, as for transformers models; got "
+        f"{describe(given)}. Pass your own `batches`."
     )
 
 
@@ -83,7 +81,7 @@ def as_batches(given: Iterable[Any]) -> list[Batch]:
         raise ConfigurationError(f"`batches` must be a list of batches, got a {type(given).__name__}.")
     batches = list(map(as_batch, given))
     if not batches:
-        raise ConfigurationError("`batches` is empty: give at least one.")
+        raise ConfigurationError("`batches` is empty: pass at least one.")
     return batches
 
 
@@ -91,18 +89,17 @@ def check_batch(batch: Batch) -> None:
     """Raise a `ConfigurationError` unless the batch has tokens and its labels, if any, are a tensor."""
     if not isinstance(batch, Mapping):
         raise ConfigurationError(
-            f"`batch` must be a mapping with `input_ids`, as the model takes them by name; got a "
-            f"{type(batch).__name__}."
+            f"`batch` must be a mapping with `input_ids`, which the model takes by name; got a {type(batch).__name__}."
         )
     mask = token_mask(batch)
     if mask.numel() == 0:
         raise ConfigurationError(
-            f"`batch` is empty, `input_ids` are of shape {list(mask.shape)}: give at least one sequence of one token."
+            f"`batch` is empty, `input_ids` has shape {list(mask.shape)}: pass at least one sequence with one token."
         )
     labels = labels_of(batch)
     if labels is not None and not isinstance(labels, Tensor):
         raise ConfigurationError(
-            f"`batch`: `labels` must be a tensor, got a {type(labels).__name__}: give torch.tensor(labels)."
+            f"`batch`: `labels` must be a tensor, got a {type(labels).__name__}: pass torch.tensor(labels)."
         )
 
 

@@ -34,11 +34,11 @@ class Calibration:
         expected_calibration_error: Σ_b n_b/n · |accuracy_b − confidence_b| over bins b of the confidence, 0 to 1
             (Guo et al. 2017, arXiv 1706.04599, equation 3).
         expected_calibration_error_stderr: standard error from a bootstrap over the examples.
-        expected_if_calibrated: the expected calibration error that a perfectly calibrated model would show with these
+        expected_if_calibrated: expected calibration error that a perfectly calibrated model would show with these
             confidences by chance alone: the mean over outcomes drawn from them (Bröcker and Smith 2007). An error that
-            is not above it is no evidence of miscalibration.
-        brier, brier_stderr: for class probabilities the mean of Σ_k (p_ik − [k is the label])², 0 to 2 (Brier 1950);
-            for confidences the mean of (c_i − r_i)², 0 to 1.
+            does not exceed it is no evidence of miscalibration.
+        brier, brier_stderr: for class probabilities, the mean of Σ_k (p_ik − [k is the label])², 0 to 2 (Brier 1950);
+            for confidences, the mean of (c_i − r_i)², 0 to 1.
         auroc, auroc_stderr: fraction of the pairs of a right and a wrong answer in which the right one has the higher
             confidence; ties count as half, and 0.5 is chance. The standard error (Hanley and McNeil 1982) is 0 if no
             pair is out of order, however few pairs there are. nan without such pairs.
@@ -86,10 +86,10 @@ def calibration(
 ) -> Calibration:
     """Return accuracy, expected calibration error, Brier score, reliability diagram, and AUROC of the confidence.
 
-    Among equal probabilities, the first class is the prediction. The result does not depend on the order of examples.
+    Among equal probabilities, the first class is the prediction. The order of examples does not matter.
 
     Args:
-        probabilities: [examples, classes], 0 to 1, rows sum to 1; or confidences [examples], 0 to 1.
+        probabilities: probabilities [examples, classes], 0 to 1, rows sum to 1; or confidences [examples], 0 to 1.
         outcomes: labels [examples], integers from 0 to classes − 1; for confidences, whether each prediction is right.
         num_bins: number of bins of the reliability diagram and the expected calibration error.
         bins: `"equal_width"` for bins ((b − 1)/num_bins, b/num_bins]; `"equal_mass"` for bins with about equally many
@@ -97,7 +97,7 @@ def calibration(
         seed: seed of the resampling.
 
     Raises:
-        ConfigurationError: an argument has a wrong shape or range, or is empty.
+        ConfigurationError: an argument has an invalid shape or range, or is empty.
 
     >>> found = calibration([0.9, 0.9, 0.6, 0.6], [True, True, True, False], num_bins=10)
     >>> round(found.expected_calibration_error, 3)  # (2·|1 − 0.9| + 2·|0.5 − 0.6|) / 4
@@ -149,7 +149,7 @@ def classifier_calibration(
     bins: Binning = "equal_width",
     forward: Forward | None = None,
 ) -> Calibration:
-    """Return the calibration of a classifier's probabilities, from one forward of each batch.
+    """Return the calibration of a classifier's probabilities, from one forward per batch.
 
     Args:
         model: classifier that returns logits [batch, classes].
@@ -159,7 +159,7 @@ def classifier_calibration(
         forward: see `EvaluatedModel`.
 
     Raises:
-        ConfigurationError: the model returns logits of another shape, or batches have no labels.
+        ConfigurationError: the model returns logits with another shape, or batches have no labels.
 
     Example:
         >>> batch = {"x": torch.randn(20, 4), "labels": torch.randint(3, (20,))}
@@ -174,7 +174,7 @@ def classifier_calibration(
             found = _judge(evaluated.logits(batch), labels_of(batch), evaluated.problem_type)
             judged.append([each.cpu() for each in found])
     if not judged:
-        raise ConfigurationError("`batches` is empty: give at least one.")
+        raise ConfigurationError("`batches` is empty: pass at least one.")
     return calibration(*map(torch.cat, zip(*judged, strict=True)), num_bins=num_bins, bins=bins)
 
 
@@ -186,12 +186,12 @@ def _judge(logits: Tensor, labels: Tensor | None, problem_type: str | None) -> t
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ConfigurationError(
             f"`model` must return logits [batch, classes] of at least two classes, got {list(logits.shape)}. "
-            "Give `questions` if it is a language model."
+            "Pass `questions` if it is a language model."
         )
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.shape != logits.shape[:1]:
         got = "none" if labels is None else describe(labels)
         raise ConfigurationError(
-            f"`batches` must have integer `labels` [batch], a tensor, or of a multi-label model 0.0 and 1.0 [batch, "
+            f"`batches` must have integer `labels` [batch] as a tensor, or for multi-label models 0.0 and 1.0 [batch, "
             f"classes]; got {got}."
         )
     known = labels != _NO_LABEL
@@ -212,7 +212,7 @@ def _scored(probabilities: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray
         )
     if not (probabilities >= 0).all() or not (probabilities <= 1 + 1e-6).all():
         raise ConfigurationError(
-            f"`probabilities` must lie between 0 and 1; they go from {probabilities.min():.4g} to "
+            f"`probabilities` must be between 0 and 1; they range from {probabilities.min():.4g} to "
             f"{probabilities.max():.4g}. Apply the softmax to logits first."
         )
     probabilities = np.minimum(probabilities, 1.0)
@@ -225,11 +225,11 @@ def _scored(probabilities: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray
     sums, num_classes = probabilities.sum(1), probabilities.shape[1]
     if (np.abs(sums - 1) > 1e-2).any():
         raise ConfigurationError(
-            f"`probabilities`: each row must sum to 1; they sum to {sums.min():.4g} up to {sums.max():.4g}."
+            f"`probabilities`: each row must sum to 1; the sums range from {sums.min():.4g} to {sums.max():.4g}."
         )
     if not np.isin(outcomes, np.arange(num_classes)).all():
         raise ConfigurationError(
-            f"`outcomes` must be labels, integers from 0 to {num_classes - 1} for {num_classes} classes; they go from "
+            f"`outcomes` must be labels, integers from 0 to {num_classes - 1} for {num_classes} classes; got "
             f"{outcomes.min():g} to {outcomes.max():g}."
         )
     labels = outcomes.astype(int)
@@ -239,14 +239,14 @@ def _scored(probabilities: np.ndarray, outcomes: np.ndarray) -> tuple[np.ndarray
 
 
 def _equal_mass_edges(confidence: np.ndarray, num_bins: int) -> np.ndarray:
-    """Return limits from 0 to 1 for sorted confidences, no two alike."""
+    """Return distinct limits from 0 to 1 for sorted confidences."""
     last_of_bin = np.ceil(len(confidence) * np.arange(1, num_bins) / num_bins).astype(int) - 1
     inner = np.unique(confidence[last_of_bin.clip(min=0)])
     return np.concatenate(([0.0], inner[(inner > 0) & (inner < 1)], [1.0]))
 
 
 def _error(excess: np.ndarray, index: np.ndarray) -> float:
-    """Return the expected calibration error, from r_i − c_i and the bin of each example."""
+    """Return the expected calibration error from r_i − c_i and the bin of each example."""
     return float(np.abs(np.bincount(index, excess)).sum() / len(excess))
 
 

@@ -7,7 +7,7 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.explain.effects import Effect
 from attnwatch.explain.masked_batch import MaskedBatch, PrefixCache
 
-# A sequence with fewer tokens that can be hidden is a weak test.
+# A sequence with fewer tokens to hide is a weak test.
 _FEWEST = 4
 
 
@@ -25,14 +25,14 @@ def check_causality(batch: MaskedBatch, effect: Effect, logits: Tensor, prefix: 
     """
     outputs = effect.outputs
     assert outputs is not None  # the effect "loss" has one output per token
-    # All logits before the hidden token are compared, also those without a label.
+    # All logits before the hidden token are compared, including those without a label.
     usable = batch.hideable & outputs.any(1, keepdim=True) & (batch.real.cumsum(1) > 1)
     is_nan = (logits.isnan().any(-1) & batch.real).any(1, keepdim=True)
     if usable.any() and not (usable & ~is_nan).any():
         raise _not_finite(batch)
     usable &= ~is_nan
     if not usable.any():
-        return "no token can be hidden to try whether keys and values can be kept"
+        return "no token can be hidden to test whether keys and values can be kept"
     has_output_behind = usable & (outputs.flip(1).cumsum(1).flip(1) - (outputs & batch.removes_outputs).long() > 0)
     sequence, place = _middle_of_one(has_output_behind if has_output_behind.any() else usable)
     rows = torch.tensor([sequence], device=batch.real.device)
@@ -48,12 +48,12 @@ def check_causality(batch: MaskedBatch, effect: Effect, logits: Tensor, prefix: 
     end = int(batch.ends(outputs)[sequence])
     try:
         again = batch.logits(rows, hidden, place, end, prefix)
-    except Exception as error:  # of any kind: models differ in what they do with a cache
+    except Exception as error:  # of any kind, because models handle caches differently
         return f"kept keys and values could not be used: {error}"
     change = effect.measure(again, rows, place) - effect.measure(found[:, place:end], rows, place)
     change = change.masked_fill(~outputs[rows, place:end], 0.0)[:, int(batch.removes_outputs) :]
     if _exceeds(batch, change, batch.rounding * (1 + effect.largest_loss)):
-        return "with kept keys and values the model's outputs are others"
+        return "the model's outputs differ with kept keys and values"
     return ""
 
 
@@ -62,17 +62,17 @@ def _check_unchanged(batch: MaskedBatch, base: Tensor, found: Tensor) -> None:
     if found.isnan().any():
         raise _not_finite(batch)
     spread = (base - base.mean(-1, keepdim=True)).abs().nan_to_num(posinf=0.0).max()
-    change = torch.where(base == found, 0.0, base - found)  # an infinity that stays is no change
+    change = torch.where(base == found, 0.0, base - found)  # an infinity that stays is not a change
     if _exceeds(batch, change, batch.rounding * float(spread)):
         raise ConfigurationError(
-            f"`effect` 'loss' needs a causal language model, and in {batch.model.name} hiding a token changes "
-            "predictions before it: give effect='kl'."
+            f"`effect` 'loss' needs a causal language model, but in {batch.model.name} hiding a token changes "
+            "predictions before it: pass effect='kl'."
         )
 
 
 def _not_finite(batch: MaskedBatch) -> ConfigurationError:
     return ConfigurationError(
-        f"`model`: the outputs of {batch.model.name} are not finite (nan), so that nothing can be measured: look for "
+        f"`model`: the outputs of {batch.model.name} are not finite (nan), so nothing can be measured: look for "
         "nan among its weights and in the batch."
     )
 

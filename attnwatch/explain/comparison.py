@@ -1,4 +1,4 @@
-"""Comparison of the attributions of attention and gradients with the importance of hidden tokens."""
+"""Comparison of attributions from attention and gradients with the importance of hidden tokens."""
 
 import math
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from attnwatch.explain.batches import Batch
 from attnwatch.explain.evaluated_model import EvaluatedModel, Forward
 from attnwatch.explain.occlusion import Occlusion
 
-# Below this mean rank correlation attention should not be taken for importance: 0.2 explains 4% of the variance of the
-# ranks. Published correlations with leave-one-out and gradients, where attention was called no explanation, are about
-# 0.2 to 0.5 (Kendall's tau; Jain and Wallace 2019, arXiv 1902.10186, table 2).
+# Below this mean rank correlation, attention should not be taken for importance: 0.2 explains 4% of the variance of
+# the ranks. In work that rejects attention as an explanation, its correlations with leave-one-out and gradients are
+# about 0.2 to 0.5 (Kendall's tau; Jain and Wallace 2019, arXiv 1902.10186, table 2).
 DISAGREEMENT = 0.2
 # Number of standard errors by which a mean must exceed zero (one-sided 97.5%).
 _STANDARD_ERRORS = 1.96
@@ -22,10 +22,10 @@ _STANDARD_ERRORS = 1.96
 
 @dataclass(frozen=True)
 class Comparison:
-    """Spearman's rank correlations with |importance|, for each sequence over the tokens that were hidden.
+    """Spearman's rank correlations with |importance|, for each sequence over the hidden tokens.
 
     Attributes:
-        sites: attention layers that were observed.
+        sites: observed attention layers.
         attention: correlation of the attention received, float64 [layers, batch].
         rollout: correlation of the attention rollout up to each layer, float64 [layers, batch].
         gradient: correlation of gradient × input, float64 [batch].
@@ -43,14 +43,14 @@ class Comparison:
     why_no_attention: str = ""
 
     def __str__(self) -> str:
-        """Return the means over sequences, those of attention over its layers as well."""
+        """Return the means over sequences, for attention also over its layers."""
         means = self.means()
         named = {"attention received": "attention", "rollout": "rollout", "gradient × input": "gradient"}
         parts = [f"{name} {means.get(key, 'not observed')}" for name, key in named.items()]
         return "rank correlation with |importance|: " + "; ".join(parts)
 
     def means(self) -> dict[str, MeanOverSequences]:
-        """Return the mean correlation of each score that was observed, by name as in `scores`."""
+        """Return the mean correlation of each observed score, by name as in `scores`."""
         values = {"attention": self.attention, "rollout": self.rollout, "gradient": self.gradient}
         return {name: MeanOverSequences.of(each) for name, each in values.items() if each.numel()}
 
@@ -70,18 +70,18 @@ def compare(
     readout: Readout | None = None,
     forward: Forward | None = None,
 ) -> Comparison:
-    """Compare the importance of hidden tokens with the scores of attention and of gradients.
+    """Compare the importance of hidden tokens with the scores from attention and gradients.
 
-    It takes one forward whose attention is observed, and one forward with a backward. Magnitudes are compared, because
+    This runs one forward with observed attention, and one forward with a backward. Magnitudes are compared, because
     attention has no sign.
 
     Args:
-        model, batch, forward: arguments that were given to `occlude`.
+        model, batch, forward: arguments passed to `occlude`.
         occlusion: result of `occlude`.
         readout: see `attention_attribution`.
 
     Raises:
-        ConfigurationError: `occlusion` belongs to a batch of another shape, or `readout` is unknown.
+        ConfigurationError: `occlusion` belongs to a batch with another shape, or `readout` is unknown.
 
     Example:
         >>> import torch
@@ -96,8 +96,8 @@ def compare(
     evaluated = EvaluatedModel.of(model, forward)
     if occlusion.importance.shape != batch["input_ids"].shape:
         raise ConfigurationError(
-            f"`occlusion` is of a batch of shape {list(occlusion.importance.shape)}, and `input_ids` have the shape "
-            f"{list(batch['input_ids'].shape)}: give the batch that was occluded."
+            f"`occlusion` is from a batch of shape {list(occlusion.importance.shape)}, but `input_ids` has shape "
+            f"{list(batch['input_ids'].shape)}: pass the batch that was occluded."
         )
     magnitude = occlusion.importance.abs()
     sites: tuple[str, ...] = ()

@@ -19,11 +19,11 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Effect:
-    """Rise of the loss of rows, against the same sequences with nothing hidden.
+    """Rise of the loss of rows compared with the same sequences with nothing hidden.
 
     Args:
         name: one of `EffectName`.
-        loss: a function of (logits, targets) that returns [rows], or [rows, tokens] for one output per token.
+        loss: function of (logits, targets) that returns [rows], or [rows, tokens] for one output per token.
         logits: logits of the batch with nothing hidden.
         targets: targets of the batch, [batch, ...] or [batch, tokens, ...].
         outputs: outputs that count, bool [batch, tokens]; None if the model has one output per sequence.
@@ -42,20 +42,20 @@ class Effect:
 
         Args:
             logits: logits of the rows, [rows, classes] or [rows, tokens, vocabulary].
-            sequences: number of the sequence of the batch that each row comes from, int64 [rows].
+            sequences: index of the batch's sequence that each row comes from, int64 [rows].
         """
         here = (sequences,) if self.outputs is None else (sequences, slice(start, start + logits.shape[1]))
         return self._loss(logits, self._targets[here]) - self._base[here]
 
     @property
     def largest_loss(self) -> float:
-        """Largest loss over all outputs, with nothing hidden."""
+        """Largest loss over all outputs with nothing hidden."""
         return float(self._base[self.outputs].max())
 
 
 def cross_entropies(logits: Tensor, ids: Tensor) -> Tensor:
-    """Return the negative log-probability of each id, in the shape of the ids."""
-    # Faster than a log-sum-exp and the logit of the target.
+    """Return the negative log-probability of each id, with the shape of the ids."""
+    # Faster than a log-sum-exp minus the logit of the target.
     return F.cross_entropy(logits.flatten(0, -2), ids.flatten(), reduction="none").view(ids.shape)
 
 
@@ -64,7 +64,7 @@ def _multi_label_losses(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _yes_and_no(logits: Tensor) -> Tensor:
-    """Return the log-probabilities of yes and of no for each class, [rows, 2 · classes]."""
+    """Return the log-probabilities of yes and no for each class, [rows, 2 · classes]."""
     return torch.cat([F.logsigmoid(logits), F.logsigmoid(-logits)], -1)
 
 
@@ -78,7 +78,7 @@ def is_multi_label(logits: Tensor, labels: Tensor, problem_type: str | None) -> 
 def make_effect(
     name: EffectName | None, logits: Tensor, batch: Batch, real: Tensor, problem_type: str | None
 ) -> Effect:
-    """Return the effect of this name, or for None the one that fits the outputs.
+    """Return the effect with this name, or for None the one that fits the outputs.
 
     Args:
         logits: logits of the batch with nothing hidden.
@@ -91,7 +91,7 @@ def make_effect(
     is_per_token = logits.ndim == 3
     if is_per_token and logits.shape[1] != real.shape[1]:
         raise ConfigurationError(
-            f"`batch`: {real.shape[1]} tokens give {logits.shape[1]} outputs, and it is not known which output "
+            f"`batch`: {real.shape[1]} tokens give {logits.shape[1]} outputs, and it is unknown which output "
             "belongs to which token; only models with one output per token or per sequence can be explained."
         )
     labels = labels_of(batch)
@@ -107,12 +107,12 @@ def make_effect(
 
 
 def _divergence(logits: Tensor, real: Tensor, problem_type: str | None) -> Effect:
-    """Return the effect Σ_y p(y | all) · (log p(y | all) - log p(y | hidden)), of multi-label models summed."""
+    """Return the effect Σ_y p(y | all) · (log p(y | all) - log p(y | hidden)), summed for multi-label models."""
     is_multi_label = problem_type == "multi_label_classification" and logits.ndim == 2
     if logits.shape[-1] < 2 and not is_multi_label:
         raise ConfigurationError(
-            f"`effect` 'kl' compares distributions over classes, and the model has {logits.shape[-1]} output: "
-            "give `forward`, a function of (model, batch) that returns class logits."
+            f"`effect` 'kl' compares distributions over classes, but the model has {logits.shape[-1]} output: "
+            "pass `forward`, a function of (model, batch) that returns class logits."
         )
     log_probabilities = _yes_and_no if is_multi_label else functools.partial(torch.log_softmax, dim=-1)
 
@@ -129,8 +129,8 @@ def _next_token_loss(logits: Tensor, batch: Batch, real: Tensor) -> Effect:
     next_ids = (ids if given is None or given.shape != ids.shape else given)[:, 1:]
     if next_ids.numel() and int(next_ids.max()) >= logits.shape[2]:
         raise ConfigurationError(
-            f"`effect` 'loss' needs next-token predictions, and `input_ids` are not among the {logits.shape[2]} "
-            "outputs: give effect='kl'."
+            f"`effect` 'loss' needs next-token predictions, but `input_ids` are not among the {logits.shape[2]} "
+            "outputs: pass effect='kl'."
         )
     next_ids = F.pad(next_ids, (0, 1), value=-1)
     outputs = (next_ids >= 0) & real & F.pad(real[:, 1:], (0, 1), value=False)
@@ -138,38 +138,38 @@ def _next_token_loss(logits: Tensor, batch: Batch, real: Tensor) -> Effect:
 
 
 def _label_loss(logits: Tensor, labels: Tensor | None, problem_type: str | None) -> Effect:
-    """Return the effect log p(y | all) - log p(y | hidden) for a label y, of multi-label models summed over classes."""
+    """Return the effect log p(y | all) - log p(y | hidden) for a label y, summed for multi-label models."""
     if labels is None:
-        raise ConfigurationError("`effect` 'label' needs `labels` in the batch: give them, or effect='kl'.")
+        raise ConfigurationError("`effect` 'label' needs `labels` in the batch: pass them, or effect='kl'.")
     if is_multi_label(logits, labels, problem_type):
         everything = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
         return Effect("label", _multi_label_losses, logits, labels.float(), None, everything)
     if logits.shape[1] < 2:
         raise ConfigurationError(
-            f"`effect` 'label' needs probabilities of classes, and the model has {logits.shape[1]} output: give "
+            f"`effect` 'label' needs probabilities of classes, but the model has {logits.shape[1]} output: pass "
             "`forward`, a function of (model, batch) that returns class logits [batch, classes]."
         )
     if labels.shape != logits.shape[:1] or labels.is_floating_point() or int(labels.max()) >= logits.shape[1]:
         raise ConfigurationError(
             f"`effect` 'label' needs one class of {logits.shape[1]} per sequence as `labels`, integers of shape "
-            f"{list(logits.shape[:1])}, or of a multi-label model 0.0 and 1.0 of shape {list(logits.shape)}; got "
+            f"{list(logits.shape[:1])}, or for multi-label models 0.0 and 1.0 of shape {list(logits.shape)}; got "
             f"{labels.dtype} of shape {list(labels.shape)}: effect='kl' needs none."
         )
     return Effect("label", cross_entropies, logits, labels.clamp(min=0).long(), None, labels >= 0)
 
 
 def check_outputs(model: EvaluatedModel, effect: EffectName | None, *, are_per_token: bool = False) -> None:
-    """Raise a `ConfigurationError` if the effect can't be measured by the outputs that the model is known to have.
+    """Raise a `ConfigurationError` if the effect can't be measured with the model's known outputs.
 
     Args:
-        are_per_token: True if the outputs are known to be per token, also those of a custom forward.
+        are_per_token: True if the outputs are known to be per token, even with a custom forward.
     """
     name = type(model.base).__name__
     is_encoder_decoder = getattr(model.config, "is_encoder_decoder", False) and "Classification" not in name
     if is_encoder_decoder and not model.has_custom_forward:
         raise ConfigurationError(
             f"`model`: {name} is an encoder-decoder, whose outputs belong to the decoder's tokens and not to "
-            "`input_ids`: give `forward`, a function of (model, batch) that returns logits [batch, classes], for "
+            "`input_ids`: pass `forward`, a function of (model, batch) that returns logits [batch, classes], for "
             "instance those of the decoder's last token."
         )
     if effect not in (None, "loss") or (model.has_custom_forward and not are_per_token):
@@ -177,6 +177,6 @@ def check_outputs(model: EvaluatedModel, effect: EffectName | None, *, are_per_t
     for kind, about in (("MaskedLM", "the hidden tokens"), ("TokenClassification", "the token itself")):
         if name.endswith(kind) or getattr(model.base, "loss_type", None) == f"For{kind}":
             raise ConfigurationError(
-                f"`effect` 'loss' needs next-token predictions, and the outputs of {name} are about {about}: give "
+                f"`effect` 'loss' needs next-token predictions, but the outputs of {name} are about {about}: pass "
                 "effect='kl'."
             )

@@ -1,4 +1,4 @@
-"""Evaluation of a model during its training, which changes neither the model nor any random state."""
+"""Evaluation of a model during training without changing the model or any random state."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -16,19 +16,19 @@ from attnwatch.utils.forwards import parameters_of
 from attnwatch.utils.processes import has_other_processes
 
 Forward = Callable[[nn.Module, Batch], Any]
-"""Calls a model with a batch; returns logits [batch, classes] or [batch, tokens, vocabulary], or an object with
-`.logits`."""
+"""Function that calls a model with a batch and returns logits [batch, classes] or [batch, tokens, vocabulary], or an
+object with `.logits`."""
 
 
 class EvaluatedModel:
-    """Model together with the function that calls it.
+    """Model and the function that calls it.
 
     Args:
-        model: a transformers model, or a module with one in it, such as a LightningModule; with `forward` any module.
+        model: a transformers model, or a module that contains one (a LightningModule); with `forward`, any module.
         forward: function that calls the model; None means a call with everything in the batch except labels.
 
     Attributes:
-        model: module that is called.
+        model: called module.
         num_forwards: number of calls so far.
 
     Raises:
@@ -52,7 +52,7 @@ class EvaluatedModel:
 
     @classmethod
     def of(cls, model: "nn.Module | EvaluatedModel", forward: Forward | None = None) -> "EvaluatedModel":
-        """Return `model` if it is an `EvaluatedModel` already, else a new one."""
+        """Return `model` if it is already an `EvaluatedModel`, otherwise a new one."""
         return model if isinstance(model, EvaluatedModel) else cls(model, forward)
 
     @contextlib.contextmanager
@@ -60,7 +60,7 @@ class EvaluatedModel:
         """Put the model in eval mode, without compilation, observation and autocast, and restore it afterwards.
 
         Args:
-            gradients: record operations for a backward.
+            gradients: True to record operations for a backward.
         """
         with undisturbed(self.model, gradients=gradients):
             yield
@@ -82,12 +82,12 @@ class EvaluatedModel:
         if not isinstance(logits, Tensor) or logits.ndim not in (2, 3) or not logits.is_floating_point():
             raise ConfigurationError(
                 f"`forward`: {self.name} must return logits [batch, classes] or [batch, tokens, vocabulary], got "
-                f"{describe(output)}; give a function of (model, batch) that does, or a model with a head."
+                f"{describe(output)}; pass a function of (model, batch) that does, or a model with a head."
             )
         return whole(logits).float()
 
     def broadcast(self, value: Any) -> Any:
-        """Return the first process's value if the model is sharded over processes, else `value`.
+        """Return the first process's value if the model is sharded over processes, otherwise `value`.
 
         All processes take part in every forward of a sharded model. Rounding may differ between processes, so a value
         that decides which forwards follow must be broadcast.
@@ -99,7 +99,7 @@ class EvaluatedModel:
         return values[0]
 
     def accepts(self, argument: str) -> bool:
-        """Return whether the model's forward has an argument of this name; a custom `forward` accepts all.
+        """Return whether the model's forward has an argument with this name; a custom `forward` accepts all.
 
         `**kwargs` do not count, because the model may ignore them.
         """
@@ -114,12 +114,12 @@ class EvaluatedModel:
 
     @property
     def has_custom_forward(self) -> bool:
-        """True if a function of the user calls the model."""
+        """True if a user function calls the model."""
         return self._forward is not None
 
     @property
     def base(self) -> nn.Module:
-        """The model without PEFT's adapters around it."""
+        """Model without PEFT's adapters around it."""
         find = getattr(self.model, "get_base_model", None)
         return find() if callable(find) else self.model
 
@@ -130,12 +130,12 @@ class EvaluatedModel:
 
     @property
     def config(self) -> Any:
-        """Configuration of a transformers model; None if there is none."""
+        """Config of a transformers model; None if there is none."""
         return getattr(self.model, "config", None)
 
     @property
     def problem_type(self) -> str | None:
-        """`problem_type` in a transformers classifier's configuration, such as "multi_label_classification"."""
+        """`problem_type` in a transformers classifier's config, such as "multi_label_classification"."""
         return None if self.has_custom_forward else getattr(getattr(self.base, "config", None), "problem_type", None)
 
     @property
@@ -163,7 +163,7 @@ class EvaluatedModel:
             needed_by: beginning of the error message.
 
         Raises:
-            ConfigurationError: the model has none.
+            ConfigurationError: the model has no such module.
         """
         embeddings = self.input_embeddings
         if embeddings is None:
@@ -185,6 +185,6 @@ def _transformers_model(model: nn.Module) -> nn.Module:
         return next(iter(found.values()))
     there_are = f"{len(found)} transformers models ({', '.join(found)})" if found else "no transformers model"
     raise ConfigurationError(
-        f"`model` ({type(model).__name__}) has {there_are} in it: give `forward`, a function of (model, batch) that "
+        f"`model` ({type(model).__name__}) contains {there_are}: pass `forward`, a function of (model, batch) that "
         "returns logits."
     )

@@ -1,4 +1,4 @@
-"""Faithfulness of a score: the effect of hiding the tokens with the highest scores first."""
+"""Faithfulness of a score, measured by hiding the tokens with the highest scores first."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,11 +25,11 @@ class FaithfulnessCurve:
 
     Attributes:
         fractions: fractions of the tokens that can be hidden, float [points].
-        effects: effects in nats, as in `Occlusion.importance`, float [batch, points]; nan where nothing could be
+        effects: effects in nats, as in `Occlusion.importance`, float [batch, points]; nan if nothing could be
             measured.
         random_effects: effects of the random orders, float [orders, batch, points].
         is_deletion: True if the fraction of tokens with the highest scores is hidden; False if all other tokens are.
-        num_forwards: number of forwards, including those of all curves that were computed together.
+        num_forwards: number of forwards, including those of all curves computed together.
     """
 
     fractions: Tensor
@@ -66,14 +66,14 @@ class FaithfulnessCurve:
     def more_than_random(self) -> MeanOverSequences:
         """Area minus the mean area of the random orders, paired by sequence.
 
-        It is above 0 in the deletion curve of a faithful score, where hiding hurts more, and below 0 in its insertion
+        For a faithful score, it is above 0 in the deletion curve, where hiding hurts more, and below 0 in the insertion
         curve, where the output recovers sooner.
         """
         return MeanOverSequences.of(self.areas - self.random_areas.mean(0))
 
 
 def area(fractions: Tensor, effects: Tensor) -> Tensor:
-    """Return the mean of effects [..., points] over the fractions where they are known; nan if none is known.
+    """Return the mean of effects [..., points] over the fractions with known effects; nan if none is known.
 
     >>> area(torch.tensor([0.0, 0.5, 1.0]), torch.tensor([0.0, 2.0, 2.0])).item()
     1.5
@@ -101,11 +101,11 @@ def deletion_curve(
     forward: Forward | None = None,
     insertion: bool = False,
 ) -> FaithfulnessCurve:
-    """Measure the effect of hiding more and more tokens, those with the highest scores first.
+    """Measure the effect of hiding more and more tokens, highest scores first.
 
     Args:
         model, batch: see `occlude`.
-        scores: [batch, tokens], higher for more important tokens; nan counts as the least important.
+        scores: scores [batch, tokens], higher for more important tokens; nan counts as the least important.
         fractions: ascending fractions between 0 and 1 of the tokens that can be hidden.
         num_random: number of random orders to compare with.
         seed: seed of the random orders.
@@ -118,7 +118,7 @@ def deletion_curve(
         with hide="remove", those at hidden tokens.
 
     Raises:
-        ConfigurationError: see `occlude`; or `scores`, `fractions` or `num_random` is wrong.
+        ConfigurationError: see `occlude`; or `scores`, `fractions` or `num_random` is invalid.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification
@@ -141,14 +141,14 @@ def deletion_curve(
 
 
 class FaithfulnessPlan:
-    """Curves of several scores over one batch, with the number of forwards known in advance.
+    """Curves of several scores for one batch, with the number of forwards known in advance.
 
     The model must be in `EvaluatedModel.evaluating`.
 
     Args:
         forwards: forwards of the batch with hidden tokens.
         scores: scores by name; all curves share the random orders.
-        is_deletion: compute deletion curves, not insertion curves.
+        is_deletion: True to compute deletion curves, False for insertion curves.
         fractions, num_random, seed: see `deletion_curve`.
 
     Attributes:
@@ -192,11 +192,11 @@ class FaithfulnessPlan:
 
 
 def hidden_by_orders(hideable: Tensor, orders: Tensor, fractions: Tensor, is_deletion: bool) -> Tensor:
-    """Return the tokens that are hidden at each fraction, bool [orders, batch, points, tokens].
+    """Return a mask of the tokens hidden at each fraction, bool [orders, batch, points, tokens].
 
     Args:
-        hideable: bool [batch, tokens].
-        orders: scores [orders, batch, tokens]; the highest come first, and equal ones in the order of the text.
+        hideable: mask of the tokens that can be hidden, bool [batch, tokens].
+        orders: scores [orders, batch, tokens]; the highest come first, equal scores in text order.
         fractions: fractions of the tokens that can be hidden, [points].
     """
     known = orders.masked_fill(~hideable, -torch.inf)
@@ -207,7 +207,7 @@ def hidden_by_orders(hideable: Tensor, orders: Tensor, fractions: Tensor, is_del
 
 
 def _mean_over_outputs(forwards: MaskedForwards, effects: Tensor, sequences: Tensor, hidden: Tensor) -> Tensor:
-    """Return the mean effect over the remaining outputs, [rows]; nan where none remains."""
+    """Return the mean effect over the remaining outputs, [rows]; nan if none remains."""
     if forwards.effect.outputs is None:
         return effects
     remain = (forwards.effect.outputs & forwards.batch.hideable)[sequences]
@@ -217,7 +217,7 @@ def _mean_over_outputs(forwards: MaskedForwards, effects: Tensor, sequences: Ten
 
 
 def _orders(real: Tensor, scores: Iterable[Tensor], num_random: int, seed: int) -> Tensor:
-    """Return the scores [orders, batch, tokens], the random ones last."""
+    """Return the scores [orders, batch, tokens], random ones last."""
     require_int("num_random", num_random, minimum=1)
     require_int("seed", seed, minimum=0)
     orders = []
@@ -225,7 +225,7 @@ def _orders(real: Tensor, scores: Iterable[Tensor], num_random: int, seed: int) 
         if not isinstance(each, Tensor) or each.shape != real.shape:
             got = list(each.shape) if isinstance(each, Tensor) else type(each).__name__
             raise ConfigurationError(
-                f"`scores` must be a tensor of shape {list(real.shape)} as `input_ids`, got {got}."
+                f"`scores` must be a tensor of shape {list(real.shape)} like `input_ids`, got {got}."
             )
         orders.append(each.to(real.device).double().nan_to_num(nan=torch.finfo(torch.float64).min))
     generator = torch.Generator().manual_seed(seed)
@@ -236,5 +236,7 @@ def _orders(real: Tensor, scores: Iterable[Tensor], num_random: int, seed: int) 
 def _checked_fractions(fractions: Sequence[float]) -> Tensor:
     points = torch.tensor(fractions, dtype=torch.float64)
     if len(points) < 2 or points[0] < 0 or points[-1] > 1 or bool((points.diff() <= 0).any()):
-        raise ConfigurationError(f"`fractions` must ascend between 0 and 1, at least two of them; got {fractions!r}.")
+        raise ConfigurationError(
+            f"`fractions` must be at least two ascending numbers between 0 and 1; got {fractions!r}."
+        )
     return points

@@ -19,10 +19,10 @@ from attnwatch.utils.arguments import require_choice, require_int
 HidingName = Literal["remove", "mask_token", "mean"]
 
 Hide = Callable[[dict[str, Any], Tensor, int], AbstractContextManager[dict[str, Any]]]
-"""Function of the rows, the hidden tokens (bool [rows, tokens]) and the first token that the model is given; returns a
-context that yields the rows to give to the model."""
+"""Function of the rows, the hidden tokens (bool [rows, tokens]) and the first token that the model receives, which
+returns a context that yields the rows to pass to the model."""
 
-# Special tokens in a model's configuration, used without a tokenizer.
+# Special tokens in a model's config, used without a tokenizer.
 _SPECIAL_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id", "mask_token_id")
 _EMBEDDINGS_AT_ONCE = 4096
 
@@ -35,7 +35,7 @@ class HidingOptions:
         hide, effect, tokenizer, mask_token_id, special_ids, tokens_per_forward: see `attnwatch.explain.occlude`.
 
     Raises:
-        ConfigurationError: one of them is wrong.
+        ConfigurationError: one of them is invalid.
     """
 
     hide: HidingName = "remove"
@@ -63,7 +63,7 @@ class HidingOptions:
 
 
 def make_hiding(options: HidingOptions, model: EvaluatedModel) -> Hide:
-    """Return the method that the options name.
+    """Return the hiding method named in the options.
 
     Raises:
         ConfigurationError: tokens of this model can't be hidden this way.
@@ -78,8 +78,8 @@ def make_hiding(options: HidingOptions, model: EvaluatedModel) -> Hide:
         token_id = getattr(options.tokenizer, "mask_token_id", None)
     if token_id is None:
         raise ConfigurationError(
-            f"`hide` 'mask_token' needs a mask token, and there is none for {model.name}: give `mask_token_id`, or a "
-            "`tokenizer` that has one; or hide by 'remove' or 'mean'."
+            f"`hide` 'mask_token' needs a mask token, but {model.name} has none: pass `mask_token_id`, or a "
+            "`tokenizer` that has one; or hide with 'remove' or 'mean'."
         )
     _check_embedded(int(token_id), model)
     return functools.partial(_replace, int(token_id))
@@ -91,12 +91,12 @@ def _remove(rows: dict[str, Any], hidden: Tensor, start: int) -> AbstractContext
 
 
 def _replace(token_id: int, rows: dict[str, Any], hidden: Tensor, start: int) -> AbstractContextManager[dict[str, Any]]:
-    """Put another token in its place."""
+    """Replace the hidden tokens by another token."""
     return nullcontext({**rows, "input_ids": rows["input_ids"].masked_fill(hidden, token_id)})
 
 
 def _mean_embedding(embeddings: nn.Module) -> Hide:
-    """Return a method that puts the mean of all embeddings in the place of the token's embedding."""
+    """Return a method that replaces the token's embedding by the mean of all embeddings."""
     weight = cast(Tensor, embeddings.weight)
     ids = torch.arange(weight.shape[0], device=weight.device)
     mean = torch.stack([embeddings(some).sum(0) for some in ids.split(_EMBEDDINGS_AT_ONCE)]).sum(0) / len(ids)
@@ -119,8 +119,7 @@ def _mean_embedding(embeddings: nn.Module) -> Hide:
 def special_token_ids(model: EvaluatedModel, options: HidingOptions) -> Tensor:
     """Return the ids of special tokens, which are never hidden, int64 [ids].
 
-    They are those that the user gave, else the tokenizer's without that of unknown words, else those in the model's
-    configuration.
+    They are the user's, or the tokenizer's except for unknown words, or those in the model's config.
     """
     if options.special_ids is not None:
         ids = set(options.special_ids)
@@ -136,22 +135,22 @@ def special_token_ids(model: EvaluatedModel, options: HidingOptions) -> Tensor:
 
 
 def _check_embedded(token_id: int, model: EvaluatedModel) -> None:
-    """Raise a `ConfigurationError` for an id without an embedding, from which an accelerator can't recover."""
+    """Raise a `ConfigurationError` for an id without an embedding, which would crash an accelerator."""
     weight = getattr(model.input_embeddings, "weight", None)
     if isinstance(weight, Tensor) and weight.ndim == 2 and not 0 <= token_id < len(weight):
         raise ConfigurationError(
             f"`mask_token_id` must be one of the {len(weight)} ids that {model.name} embeds, from 0 to "
-            f"{len(weight) - 1}; got {token_id}: give another, or the `tokenizer` of this model."
+            f"{len(weight) - 1}; got {token_id}: pass another id, or the `tokenizer` of this model."
         )
 
 
 def _refuse_removal(model: EvaluatedModel) -> None:
     if not model.accepts("attention_mask"):
         raise ConfigurationError(
-            f"`hide` 'remove' masks keys, and {model.name} takes no `attention_mask`: hide by 'mask_token' or 'mean'."
+            f"`hide` 'remove' masks keys, but {model.name} takes no `attention_mask`: hide with 'mask_token' or 'mean'."
         )
     if getattr(model.config, "model_type", None) == "bloom" or getattr(model.config, "alibi", False) is True:
         raise ConfigurationError(
             f"`hide` 'remove' would shift the other tokens of {model.name}, which counts distances in the attention "
-            "mask: hide by 'mean'."
+            "mask: hide with 'mean'."
         )

@@ -15,10 +15,10 @@ from attnwatch.utils.messages import logger
 
 @dataclass(frozen=True)
 class PrefixCache:
-    """Keys and values of whole sequences, so that only the tokens from the first hidden one on must be computed.
+    """Keys and values of whole sequences, so that only tokens from the first hidden one on must be computed.
 
-    A model's own cache drops the tokens before a sliding window. This one keeps all tokens in all layers, so that
-    positions in it are positions in the sequence; the model's masks hide the tokens outside the window.
+    A model's own cache drops the tokens before a sliding window. This cache keeps all tokens in all layers, so that its
+    positions are positions in the sequence; the model's masks hide the tokens outside the window.
 
     Attributes:
         argument: name of the model's argument for a cache.
@@ -42,8 +42,8 @@ class MaskedBatch:
     Attributes:
         real: bool [batch, tokens], False at padding.
         special: bool [batch, tokens], True at special tokens.
-        hideable: bool [batch, tokens], True where a token is neither.
-        removes_outputs: True if the model's outputs at hidden tokens have no meaning.
+        hideable: bool [batch, tokens], True at all other tokens.
+        removes_outputs: True if the model's outputs at hidden tokens are meaningless.
 
     Raises:
         ConfigurationError: tokens of this model can't be hidden this way.
@@ -62,18 +62,18 @@ class MaskedBatch:
         self._without_cache = {"use_cache": False} if self._accepts("use_cache") else {}
 
     def unmasked_logits(self, *, keep_prefix: bool) -> tuple[Tensor, PrefixCache | None, str]:
-        """Return the logits with nothing hidden, the keys and values that were kept, and why none were kept.
+        """Return the logits with nothing hidden, the kept keys and values, and the reason why none were kept.
 
         Args:
-            keep_prefix: keep keys and values, if the model can.
+            keep_prefix: True to keep keys and values if the model can.
         """
         if self.removes_outputs and self._accepts("position_ids") and "position_ids" not in self._batch:
             self._keep_positions()
-        why_not = "the model keeps no keys and values that are known"
+        why_not = "the model has no known cache of keys and values"
         if keep_prefix and (argument := self._cache_argument()):
             try:
                 logits, prefix = self._logits_and_prefix(argument)
-            except Exception as error:  # of any kind: models differ in what they do with a cache
+            except Exception as error:  # of any kind, because models handle caches differently
                 why_not = f"keys and values could not be kept: {error}"
             else:
                 return logits, prefix, "" if prefix else why_not
@@ -82,11 +82,11 @@ class MaskedBatch:
     def logits(
         self, sequences: Tensor, hidden: Tensor, start: int, end: int, prefix: PrefixCache | None = None
     ) -> Tensor:
-        """Return the logits of rows at the tokens from `start` to `end`.
+        """Return the logits of rows for the tokens from `start` to `end`.
 
         Args:
-            sequences: int64 [rows], of the batch.
-            hidden: bool [rows, tokens].
+            sequences: int64 [rows], indices of the batch's sequences.
+            hidden: bool [rows, tokens], tokens to hide.
             prefix: keys and values of the tokens before `start`.
         """
         kept = self._without_cache if prefix is None else prefix.arguments(sequences, start)
@@ -96,7 +96,7 @@ class MaskedBatch:
     def ends(self, mask: Tensor) -> Tensor:
         """Return the number of tokens that must be computed in each sequence, int64 [batch], at least 1.
 
-        They end with the last True of the mask, bool [batch, tokens]. A custom forward is always given all tokens.
+        They end with the last True of the mask, bool [batch, tokens]. A custom forward always receives all tokens.
         """
         tokens = mask.shape[1]
         if self.model.has_custom_forward:
@@ -105,12 +105,12 @@ class MaskedBatch:
 
     @property
     def rounding(self) -> float:
-        """Error of values that are computed in another order, relative to their spread."""
+        """Error of values computed in another order, relative to their spread."""
         parameter = next(self.model.model.parameters(), torch.zeros(()))
         return 1e-4 if parameter.element_size() >= 4 else 0.05
 
     def _keep_positions(self) -> None:
-        """Pass positions to a model that derives them from the mask, where hidden tokens would shift them.
+        """Pass positions to a model that derives them from the mask, because hidden tokens would shift them.
 
         Whether the model does so is tested on the sequence with the most padding, where other rules differ most.
         """
@@ -122,8 +122,8 @@ class MaskedBatch:
             own = self.model.logits(row, **self._without_cache)
             given = self.model.logits(row, position_ids=positions[sequence], **self._without_cache)
         except Exception as error:
-            # The model does not take these positions. An error with another cause is raised again by the forward of the
-            # whole batch, which is made without positions.
+            # The model does not accept these positions. An error with another cause is raised again by the forward of
+            # the whole batch, which runs without positions.
             logger.debug("attnwatch: %s is not given `position_ids`: %s", self.model.name, error)
             return
         if own.ndim == 3:
@@ -132,7 +132,7 @@ class MaskedBatch:
             self._batch["position_ids"] = positions
 
     def _cache_argument(self) -> str | None:
-        """Return the name of the model's argument for a cache; None if it has none that is known."""
+        """Return the name of the model's argument for a cache; None if it has no known one."""
         is_decoder = not getattr(self.model.config, "is_encoder_decoder", False)
         if is_decoder and self._accepts("use_cache") and self._accepts("attention_mask"):
             return next(filter(self._accepts, CACHES), None)
@@ -152,7 +152,7 @@ class MaskedBatch:
 
 
 def _empty_cache() -> Any:
-    from transformers.cache_utils import DynamicCache  # only called for models of transformers
+    from transformers.cache_utils import DynamicCache  # only called for transformers models
 
     return DynamicCache()
 
@@ -166,7 +166,7 @@ def positions_by_mask(mask: Tensor) -> Tensor:
 
 
 def _cut(rows: dict[str, Any], tokens: int, start: int, end: int) -> dict[str, Any]:
-    """Return the tokens from `start` to `end`; the mask of keys begins at the first token."""
+    """Return the tokens from `start` to `end`; the mask of keys starts at the first token."""
     cut = {}
     for name, each in rows.items():
         if isinstance(each, Tensor) and each.ndim >= 2 and each.shape[1] == tokens:

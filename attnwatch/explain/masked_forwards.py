@@ -15,8 +15,8 @@ from attnwatch.explain.masked_batch import MaskedBatch
 
 Route = Literal["cached_prefix", "full"]
 
-# Tokens and outputs of one forward by default. A CPU gains nothing from more tokens, and beyond 32 MiB of outputs the C
-# library asks the system for memory anew each time.
+# Default numbers of tokens and outputs of one forward. A CPU gains nothing from more tokens, and above 32 MiB of
+# outputs the C library requests new memory from the system each time.
 _ON_CPU = (512, 2**23)
 _ON_ACCELERATORS = (16384, 2**28)
 _SECONDS_WITHOUT_PROGRESS_BAR = 2.0
@@ -31,8 +31,8 @@ class MaskedForwards:
 
     Attributes:
         batch: batch with its masks.
-        effect: effect that is measured.
-        num_preparing: number of forwards of the preparation.
+        effect: measured effect.
+        num_preparing: number of forwards during preparation.
         why_full: reason why rows are computed in full; empty if they are not.
 
     Raises:
@@ -59,11 +59,11 @@ class MaskedForwards:
 
     @property
     def route(self) -> Route:
-        """Way in which rows are computed."""
+        """Route by which rows are computed."""
         return "full" if self._prefix is None else "cached_prefix"
 
     def chunks(self, sequences: Tensor, hidden: Tensor) -> list[Tensor]:
-        """Return the indices of the rows of each forward, int64 [rows]. For the arguments see `effects`."""
+        """Return the indices of the rows of each forward, int64 [rows]. For the arguments, see `effects`."""
         starts, ends = self._spans(sequences, hidden)
         order = torch.argsort(starts * hidden.shape[1] + ends, stable=True).tolist()
         start_of, end_of = starts.tolist(), ends.tolist()
@@ -80,10 +80,10 @@ class MaskedForwards:
         return [torch.tensor(chunk, device=hidden.device) for chunk in chunks]
 
     def effects(self, sequences: Tensor, hidden: Tensor, *, show_progress: bool = False) -> Tensor:
-        """Return the effects [rows], or [rows, tokens] for models with one output per token, 0 where not computed.
+        """Return the effects [rows], or [rows, tokens] for models with one output per token, 0 if not computed.
 
         Args:
-            sequences: number of the sequence of the batch that each row comes from, int64 [rows].
+            sequences: index of the batch's sequence that each row comes from, int64 [rows].
             hidden: tokens to hide, bool [rows, tokens].
             show_progress: see `occlude`.
         """
@@ -101,14 +101,14 @@ class MaskedForwards:
         return effects
 
     def _spans(self, sequences: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the first token of each row that must be computed, and the end, int64 [rows]."""
+        """Return the first and the end of the tokens to compute in each row, int64 [rows]."""
         if self._prefix is None or self.effect.outputs is None:
             return torch.zeros_like(sequences), self.batch.ends(self.batch.real)[sequences]
         return hidden.int().argmax(1), self.batch.ends(self.effect.outputs)[sequences]
 
 
 def _default_budget(logits: Tensor) -> int:
-    """Return the number of tokens of one forward."""
+    """Return the default number of tokens per forward."""
     tokens, outputs = _ON_CPU if logits.device.type == "cpu" else _ON_ACCELERATORS
     return tokens if logits.ndim == 2 else min(tokens, max(1, outputs // logits.shape[-1]))
 

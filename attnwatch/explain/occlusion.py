@@ -37,15 +37,15 @@ class Occlusion:
     """Changes of a model's output when each token is hidden, in nats.
 
     Attributes:
-        importance: importance of each token, float [batch, tokens]; nan where the token was not hidden. For models with
+        importance: importance of each token, float [batch, tokens]; nan if the token was not hidden. For models with
             one output per token, it is the mean over the sequence's outputs.
         matrix: effect on each output, float [batch, hidden token, output], for models with one output per token. A
-            prediction is at the token that makes it. In causal models it is 0 before the hidden token. nan where the
-            token was not hidden, where there is no output, and at removed tokens. None for models with one output per
+            prediction is at the token that makes it. In causal models, it is 0 before the hidden token. nan if the
+            token was not hidden, if there is no output, and at removed tokens. None for models with one output per
             sequence.
         reasons: index into `REASONS`, int [batch, tokens].
-        hide, effect: method of hiding, and effect that was measured.
-        route: "cached_prefix" if only the tokens from the hidden one on were computed, else "full".
+        hide, effect: method of hiding, and measured effect.
+        route: "cached_prefix" if only the tokens from the hidden one on were computed, otherwise "full".
         why_full: reason why the route is "full"; empty otherwise.
         num_forwards: number of forwards.
     """
@@ -73,7 +73,7 @@ class Occlusion:
 
 
 class OcclusionPlan:
-    """Occlusion of one batch, with the number of forwards known in advance. Preparing it takes up to five forwards.
+    """Occlusion of one batch, with the number of forwards known in advance. Preparation takes up to five forwards.
 
     Args:
         model, batch, units, max_units, seed: see `occlude`.
@@ -91,7 +91,7 @@ class OcclusionPlan:
         >>> call = lambda model, batch: model(batch["input_ids"], per_sample_weights=batch["attention_mask"].float())
         >>> batch = {"input_ids": torch.randint(10, (4, 100))}
         >>> plan = OcclusionPlan(EvaluatedModel(model, call), batch, HidingOptions(tokens_per_forward=1000))
-        >>> plan.num_forwards  # 1 with nothing hidden, and 400 rows of which 10 are in a forward
+        >>> plan.num_forwards  # 1 with nothing hidden, and 400 rows, 10 per forward
         41
         >>> plan.run().importance.shape
         torch.Size([4, 100])
@@ -116,7 +116,7 @@ class OcclusionPlan:
         self.num_forwards = self.forwards.num_preparing + len(self.forwards.chunks(self._sequences, self._hidden))
 
     def run(self, *, show_progress: bool = False) -> Occlusion:
-        """Hide the tokens."""
+        """Hide the tokens and return the effects."""
         forwards, real = self.forwards, self.forwards.batch.real
         importance = torch.full(real.shape, torch.nan, device=real.device)
         matrix = None if forwards.effect.outputs is None else importance[:, :, None].repeat(1, 1, real.shape[1])
@@ -141,7 +141,7 @@ class OcclusionPlan:
         units = torch.arange(batch.real.shape[1]).expand(batch.real.shape) if units is None else units
         if units.shape != batch.real.shape or units.is_floating_point() or units.dtype == torch.bool:
             raise ConfigurationError(
-                f"`units` must be integers of shape {list(batch.real.shape)} as `input_ids`, -1 where nothing is "
+                f"`units` must be integers of shape {list(batch.real.shape)} like `input_ids`, -1 where nothing is "
                 f"hidden; got {units.dtype} of shape {list(units.shape)}."
             )
         units = units.to(batch.real.device)
@@ -153,7 +153,7 @@ class OcclusionPlan:
         for sequence, numbers in enumerate(units):
             candidates = batch.hideable[sequence] & (reasons[sequence] == _HIDDEN)
             members = (numbers[candidates].unique()[:, None] == numbers) & candidates  # [units, tokens]
-            members = members[members.int().argmax(1).argsort(stable=True)]  # in the order of the text
+            members = members[members.int().argmax(1).argsort(stable=True)]  # in text order
             if effect.outputs is not None:
                 has_output = self._changeable(effect.outputs[sequence].expand_as(members), members).any(1)
                 reasons[sequence][members[~has_output].any(0)] = _NO_OUTPUT
@@ -168,13 +168,13 @@ class OcclusionPlan:
         self._reasons = reasons
 
     def _changeable(self, outputs: Tensor, members: Tensor) -> Tensor:
-        """Return the outputs that hiding these tokens can change, bool [rows, tokens]."""
+        """Return a mask of the outputs that hiding these tokens can change, bool [rows, tokens]."""
         if self.forwards.batch.removes_outputs:
             outputs = outputs & ~members
         return outputs & members.cummax(1).values if self.forwards.effect.name == "loss" else outputs
 
     def _fill(self, effects: Tensor, importance: Tensor, matrix: Tensor | None) -> None:
-        """Give every token of a unit the unit's effect."""
+        """Assign the effect of a unit to all its tokens."""
         outputs = self.forwards.effect.outputs
         if matrix is None or outputs is None:
             values = effects
@@ -211,13 +211,13 @@ def occlude(
 ) -> Occlusion:
     """Hide each token in turn, and measure how the output changes.
 
-    The importance of token j is log p(y | all) - log p(y | all but j) for a label y; for a language model the mean of
+    The importance of token j is log p(y | all) - log p(y | all but j) for a label y; for a language model, the mean of
     this difference over its predictions; or Σ_y p(y | all) · log(p(y | all) / p(y | all but j)).
 
-    Special tokens and padding are never hidden. The model is evaluated in eval mode and is left as it was.
+    Special tokens and padding are never hidden. The model runs in eval mode and is restored afterwards.
 
     Args:
-        model: a transformers model, or a module with one in it; any module with `forward`.
+        model: a transformers model, or a module that contains one; with `forward`, any module.
         batch: arguments of the model by name: `input_ids` [batch, tokens], `attention_mask`, and labels if there are
             any.
         hide: "remove" masks the token's key in every layer, while other tokens keep their positions; "mask_token"
@@ -227,18 +227,18 @@ def occlude(
             models, "label" for classifiers with labels and "kl" for classifiers without.
         units: number of the unit (word, span) of each token, int [batch, tokens]. Tokens of a unit are hidden together,
             and tokens with -1 are never hidden. None means that each token is a unit.
-        max_units: largest number of units of a sequence; one is drawn from each of as many equal strata. None means
+        max_units: maximum number of units per sequence; one is drawn from each of as many equal strata. None means
             all.
-        tokenizer: source of the special tokens and the mask token; None means the model's configuration.
-        mask_token_id, special_ids: ids that replace those of the tokenizer.
+        tokenizer: source of the special tokens and the mask token; None means the model's config.
+        mask_token_id, special_ids: ids that override those of the tokenizer.
         tokens_per_forward: approximate number of tokens per forward; None means 512 on a CPU and 16,384 elsewhere, or
             fewer for a large vocabulary.
         forward: see `EvaluatedModel`.
-        seed: seed of the draw of units.
+        seed: seed for drawing units.
         show_progress: show a progress bar if tqdm is installed and the forwards take more than two seconds.
 
     Raises:
-        ConfigurationError: an argument is wrong, or hiding tokens of this model or batch can't be measured this way.
+        ConfigurationError: an argument is invalid, or hiding tokens of this model or batch can't be measured this way.
 
     Example:
         >>> from transformers import BertConfig, BertForSequenceClassification

@@ -1,4 +1,4 @@
-"""Text of tokens, for any tokenizer of transformers."""
+"""Text of tokens, for any transformers tokenizer."""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -15,24 +15,24 @@ _MOST_BYTES = 4  # of a character in UTF-8
 
 
 def require_tokenizer(tokenizer: object, *, optional: bool = False) -> None:
-    """Raise a `ConfigurationError` unless `tokenizer` is one of transformers (or None, if `optional`)."""
+    """Raise a `ConfigurationError` unless `tokenizer` is a transformers tokenizer (or None, if `optional`)."""
     if (optional and tokenizer is None) or hasattr(tokenizer, "all_special_ids"):
         return
     got = f"the text {tokenizer!r}" if isinstance(tokenizer, str) else f"a {type(tokenizer).__name__}"
     name = repr(tokenizer) if isinstance(tokenizer, str) else "name"
     raise ConfigurationError(
-        f"`tokenizer` must be a tokenizer of transformers, got {got}: give a tokenizer object, "
+        f"`tokenizer` must be a tokenizer of transformers, got {got}: pass a tokenizer object, "
         f"AutoTokenizer.from_pretrained({name})."
     )
 
 
 @dataclass(frozen=True)
 class DecodedTokens:
-    """Text of consecutive tokens without a special token among them.
+    """Text of consecutive tokens that include no special token.
 
     Attributes:
         texts: part of the text that each token adds. A character whose bytes are in several tokens belongs to the last
-            of them; the others have "".
+            of them; the others add "".
     """
 
     texts: list[str]
@@ -44,7 +44,7 @@ class DecodedTokens:
 
     @cached_property
     def spans(self) -> list[tuple[int, int]]:
-        """Position in `text` of each token's begin and end."""
+        """Start and end position of each token in `text`."""
         ends = list(itertools.accumulate(map(len, self.texts), initial=0))
         return list(itertools.pairwise(ends))
 
@@ -68,10 +68,10 @@ def cached_decoder(tokenizer: Any) -> Decode:
 
 
 def decode_tokens(ids: Sequence[int], decode: Decode) -> DecodedTokens:
-    """Return the text that each token adds to the text of those before it.
+    """Return the text that each token adds to the text before it.
 
-    The text of a token depends on the token before it (a space or none), so both are decoded together. This works for
-    every tokenizer that decodes, and for ids that its own tokenization would not produce.
+    The text of a token depends on the preceding token (a space or none), so both are decoded together. This works for
+    every tokenizer that can decode, and for ids that its own tokenization would not produce.
 
     >>> vocabulary = {1: "play", 2: "##ing", 3: "now"}
     >>> decode = lambda ids: " ".join(vocabulary[each] for each in ids).replace(" ##", "")

@@ -36,8 +36,8 @@ class Savings:
         return (
             f"{self.parameters:,} to {self.parameters_after:,} parameters "
             f"({self.parameters_after / self.parameters - 1:+.1%}); at {self.num_tokens} tokens "
-            f"{self.flops_after / self.flops - 1:+.1%} FLOPs of a forward, {self.attention_share:.0%} of which are "
-            f"attention's: at most {self.speed_ceiling:.2f} times as fast"
+            f"{self.flops_after / self.flops - 1:+.1%} FLOPs per forward, {self.attention_share:.0%} of them in "
+            f"attention: at most {self.speed_ceiling:.2f} times as fast"
         )
 
 
@@ -57,7 +57,7 @@ def savings(model: nn.Module, plan: PruningPlan, *, num_tokens: int) -> Savings:
         >>> layer = nn.TransformerEncoderLayer(d_model=32, nhead=4, dim_feedforward=64)
         >>> plan = PruningPlan({"self_attn": (0, 1)}, {"self_attn": 4})
         >>> print(savings(layer, plan, num_tokens=128))
-        8,544 to 6,448 parameters (-24.5%); at 128 tokens -37.5% FLOPs of a forward, 75% of which are attention's: \
+        8,544 to 6,448 parameters (-24.5%); at 128 tokens -37.5% FLOPs per forward, 75% of them in attention: \
 at most 1.60 times as fast
     """
     require_int("num_tokens", num_tokens, minimum=1)

@@ -18,6 +18,6 @@ class Bamba(ModelFamily):
 
     def refuses_call(self, module: nn.Module) -> str:
         return (
-            "its masks show padding to itself before transformers 5, so that padding can't be told from a second "
-            "document; upgrade transformers"
+            "its masks show padding to itself before transformers 5, so padding can't be distinguished from a "
+            "second document; upgrade transformers"
         )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 
-CHOOSES_KEYS = "which keys a token sees depends on their content, so that padding can't be told from what was left out"
+CHOOSES_KEYS = "which keys a token sees depends on their content, so padding can't be distinguished from hidden keys"
 """Reason why calls of families that choose keys are refused: a token whose own key is hidden counts as padding."""
 
 

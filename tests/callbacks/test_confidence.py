@@ -259,13 +259,13 @@ def test_failures_are_told_once_and_training_goes_on():
         ({"tokenizer": None}, "`tokenizer` is needed to ask a language model"),
         ({"model": t5_for_generation}, "causal language model, got a T5ForConditionalGenera"),
         ({"model": bert}, "got a BertModel; for a classifier"),
-        ({"model": gpt}, "no transformers model in it: give `forward`"),
+        ({"model": gpt}, "contains no transformers model: pass `forward`"),
         ({"model": classifier}, "`questions` are for language models; a BertForSequenceClassification is a classifier"),
-        ({"max_length": 2}, "none of 2 can be asked; the first: it takes"),
+        ({"max_length": 2}, "none of 2 can be asked; the first one: it takes"),
         ({"questions": None, "evaluated": False}, "ConfidenceProbe needs batches to ask about"),
         (
             {"questions": None, "batches": [{"input_ids": token_ids(2, 4)}]},
-            "the text of the batches has no 4 places .* .8 tokens in 2",
+            "the text of the batches has fewer than 4 places .* .8 tokens in 2",
         ),
     ],
 )
@@ -292,7 +292,7 @@ def test_what_cannot_be_asked_stops_before_the_first_step(options, message, tmp_
         ({"seed": [1]}, "`seed` must be an integer"),
         ({"templates": "x"}, "`templates` must be `attnwatch.explain.Templates` or None, got a str"),
         ({"templates": {}}, "`templates` must be `attnwatch.explain.Templates` or None, got a dict"),
-        ({"tokenizer": "gpt2"}, "give a tokenizer object, AutoTokenizer.from_pretrained.'gpt2'"),
+        ({"tokenizer": "gpt2"}, "pass a tokenizer object, AutoTokenizer.from_pretrained.'gpt2'"),
         ({"batches": {"input_ids": 0}}, "`batches` must be a list of batches"),
     ],
 )

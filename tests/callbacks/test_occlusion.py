@@ -240,7 +240,7 @@ def test_tokenizer_of_the_trainer_is_used(tmp_path):
         ({"seed": "x"}, "`seed` must be an integer of at least 0, got 'x'"),
         ({"special_ids": 5}, "`special_ids` must be a list of token ids, .*; got 5"),
         ({"special_ids": ["a"]}, "`special_ids` must be a list of token ids"),
-        ({"tokenizer": "bert-base"}, "give a tokenizer object, AutoTokenizer.from_pretrained.'bert-base'"),
+        ({"tokenizer": "bert-base"}, "pass a tokenizer object, AutoTokenizer.from_pretrained.'bert-base'"),
     ],
 )
 def test_wrong_arguments_are_refused_at_once(wrong, message):
@@ -268,7 +268,7 @@ def test_wrong_ways_to_hide_are_refused_before_the_first_step(wrong, message):
 def test_model_that_says_something_else_is_refused_before_the_first_step(tmp_path):
     model = seeded(lambda: hf.BertForMaskedLM(bert().config))
     run = trainer(attnwatch.transformers.OcclusionAudit(), directory=tmp_path, model=model)
-    with pytest.raises(ConfigurationError, match="outputs of BertForMaskedLM are about the hidden tokens: give effect"):
+    with pytest.raises(ConfigurationError, match="outputs of BertForMaskedLM are about the hidden tokens: pass effect"):
         run.train()
     assert run.losses == []
 

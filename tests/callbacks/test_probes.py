@@ -276,10 +276,10 @@ def test_failing_probes_warn_once_and_training_goes_on():
 
 
 WRONG = {
-    "target": ({"targets": ["tokens"]}, "`targets`: 'tokens' is not known"),
-    "tokenizer": ({"targets": ["word_start"]}, "'word_start' is derived from the text: give `tokenizer`"),
+    "target": ({"targets": ["tokens"]}, "`targets`: 'tokens' is unknown"),
+    "tokenizer": ({"targets": ["word_start"]}, "'word_start' is derived from the text: pass `tokenizer`"),
     "no batches": ({"batches": []}, "`batches` is empty"),
-    "no ids": ({"batches": [{"tokens": token_ids(8)}]}, "`input_ids` .* expected"),
+    "no ids": ({"batches": [{"tokens": token_ids(8)}]}, "each batch must have `input_ids`"),
     "labels": (
         {"targets": None, "labels": {"own": [token_ids(8)]}},
         "`labels`: 'own' has 1 tensors for 2 batches",

@@ -137,7 +137,7 @@ def test_gradient_is_the_finite_difference():
 def test_gradient_has_its_errors():
     with pytest.raises(ConfigurationError, match="`reduce` must be one of 'sum', 'l1', got 'max'"):
         gradient_times_input(llama(), batch_of("right"), reduce="max")
-    with pytest.raises(ConfigurationError, match="outputs, and it is not known which"):
+    with pytest.raises(ConfigurationError, match="outputs, and it is unknown which"):
         gradient_times_input(t5_for_generation(), {**batch_of("right"), "decoder_input_ids": token_ids(tokens=4)})
 
 
@@ -213,5 +213,5 @@ def test_comparison_without_attention_has_its_reason():
 def test_comparison_with_another_batch_is_refused():
     batch = batch_of("right")
     occlusion = occlude(llama(), batch)
-    with pytest.raises(ConfigurationError, match="`occlusion` is of a batch of shape"):
+    with pytest.raises(ConfigurationError, match="`occlusion` is from a batch of shape"):
         compare(llama(), {"input_ids": token_ids(2)}, occlusion)

@@ -125,8 +125,12 @@ def test_random_orders_depend_on_the_seed():
 @pytest.mark.parametrize(
     ("scores", "options", "message"),
     [
-        (torch.zeros(2, 2), {}, r"`scores` must be a tensor of shape \[3, 12\] as `input_ids`, got \[2, 2\]"),
-        (torch.zeros(3, 12), {"fractions": [0.5, 0.2]}, "`fractions` must ascend between 0 and 1"),
+        (torch.zeros(2, 2), {}, r"`scores` must be a tensor of shape \[3, 12\] like `input_ids`, got \[2, 2\]"),
+        (
+            torch.zeros(3, 12),
+            {"fractions": [0.5, 0.2]},
+            "`fractions` must be at least two ascending numbers between 0 and 1",
+        ),
         (torch.zeros(3, 12), {"num_random": 0}, "`num_random` must be an integer of at least 1"),
     ],
 )

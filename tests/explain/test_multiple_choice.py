@@ -193,7 +193,9 @@ def test_too_long_for_the_context(length):
     (prompt, why) = answers.skipped[0]
     assert prompt == long.prompt
     assert why == f"it takes 11 tokens, more than the {length or 6} that can be read at once"
-    with pytest.raises(ConfigurationError, match="`questions`: none of 1 can be asked; the first: it takes 11 tokens"):
+    with pytest.raises(
+        ConfigurationError, match="`questions`: none of 1 can be asked; the first one: it takes 11 tokens"
+    ):
         ask(model, word_tokenizer(), [long], templates=TEMPLATES, max_length=length)
     # What is written counts too.
     with pytest.raises(ConfigurationError, match="it takes 70 tokens, more than the 64"):
@@ -387,8 +389,8 @@ def test_wrong_arguments_are_named(options, message):
         ),
         ({"yes_no": "{prompt} {answer} {what} {reply}"}, "`yes_no` must have"),
         ({"percentage": "{prompt"}, "`percentage` must be a text"),
-        ({"yes": ()}, "`yes` must be a tuple of words"),
-        ({"no": "no"}, "`no` must be a tuple of words"),
+        ({"yes": ()}, "`yes` must be a nonempty tuple of words"),
+        ({"no": "no"}, "`no` must be a nonempty tuple of words"),
         ({"no": ("no", "yes")}, "`yes` and `no` must be different words"),
     ],
 )
@@ -472,17 +474,17 @@ def test_classifier_calibration():
     expected = calibration(logits.double().softmax(-1), labels[labels >= 0].repeat(2), num_bins=5)
     assert str(found) == str(expected)
     assert found.num_examples == 6
-    with pytest.raises(ConfigurationError, match=r"`batches` must have integer `labels` .batch., .*; got none"):
+    with pytest.raises(ConfigurationError, match=r"`batches` must have integer `labels` .batch. .*; got none"):
         classifier_calibration(model, [{"input_ids": token_ids(4)}])
     with pytest.raises(ConfigurationError, match=r"`batches` must have integer `labels` .*; got a list"):
         classifier_calibration(model, [{"input_ids": token_ids(4), "labels": [0, 1, 0, 1]}])
-    with pytest.raises(ConfigurationError, match="`batches`: a mapping with `input_ids` expected"):
+    with pytest.raises(ConfigurationError, match="`batches`: each batch must be a mapping with `input_ids`"):
         classifier_calibration(model, [(token_ids(4), labels)])
     with pytest.raises(ConfigurationError, match="`batches` is empty"):
         classifier_calibration(model, [])
     with pytest.raises(ConfigurationError, match=r"of at least two classes, got .4, 1."):
         classifier_calibration(classifier(num_labels=1), batches)
-    with pytest.raises(ConfigurationError, match="Give `questions` if it is a language model"):
+    with pytest.raises(ConfigurationError, match="Pass `questions` if it is a language model"):
         classifier_calibration(llama(), batches)
 
 
@@ -499,7 +501,7 @@ def test_calibration_of_labels_that_are_each_yes_or_no():
     assert found.expected_calibration_error == pytest.approx(expected.expected_calibration_error)
     assert found.auroc == pytest.approx(expected.auroc)
     assert found.brier == pytest.approx(float(2 * (yes - labels).square().mean()))
-    with pytest.raises(ConfigurationError, match=r"or of a multi-label model 0.0 and 1.0 .batch, classes.; got"):
+    with pytest.raises(ConfigurationError, match=r"or for multi-label models 0.0 and 1.0 .batch, classes.; got"):
         classifier_calibration(classifier(num_labels=3, problem_type="regression"), [batch])
 
 

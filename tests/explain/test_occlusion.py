@@ -397,14 +397,14 @@ def of_tokens() -> nn.Module:
 ERRORS = {
     "hide": (lambda: llama(), {"hide": "blur"}, "`hide` must be one of 'remove', 'mask_token', 'mean', got 'blur'"),
     "effect": (lambda: llama(), {"effect": "logit"}, "`effect` must be one of 'label', 'loss', 'kl' or None"),
-    "mask token": (lambda: llama(), {"hide": "mask_token"}, "LlamaForCausalLM: give `mask_token_id`"),
+    "mask token": (lambda: llama(), {"hide": "mask_token"}, "LlamaForCausalLM has none: pass `mask_token_id`"),
     "label of tokens": (lambda: llama(), {"effect": "label"}, "give 'loss' or 'kl'"),
     "no labels": (lambda: classifier("bert"), {"effect": "label"}, "needs `labels` in the batch"),
     "loss of a class": (lambda: classifier("bert"), {"effect": "loss"}, "give 'label' or 'kl'"),
     "one output": (lambda: classifier("bert", num_labels=1), {"effect": "kl"}, "the model has 1 output"),
-    "masked": (lambda: seeded(lambda: hf.BertForMaskedLM(bert().config)), {}, "are about the hidden tokens: give effe"),
-    "classes of tokens": (lambda: of_tokens(), {}, "LlamaForTokenClassification are about the token itself: give effe"),
-    "not causal": (lambda: undirected(), {}, "hiding a token changes predictions before it: give effect='kl'"),
+    "masked": (lambda: seeded(lambda: hf.BertForMaskedLM(bert().config)), {}, "are about the hidden tokens: pass effe"),
+    "classes of tokens": (lambda: of_tokens(), {}, "LlamaForTokenClassification are about the token itself: pass effe"),
+    "not causal": (lambda: undirected(), {}, "hiding a token changes predictions before it: pass effect='kl'"),
     "encoder-decoder": (lambda: t5_for_generation(), {}, "`model`: T5ForConditionalGeneration is an encoder-decoder"),
     "mask token's id": (lambda: llama(), {"hide": "mask_token", "mask_token_id": 50}, "from 0 to 49; got 50"),
     "special_ids": (lambda: llama(), {"special_ids": ["a"]}, "`special_ids` must be a list of token ids"),
@@ -456,12 +456,12 @@ def test_classes_of_tokens_have_a_divergence():
 
 def test_numbers_to_be_hit_are_no_labels():
     batch = {**causal_batch("right"), "labels": torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 0.0]])}
-    with pytest.raises(ConfigurationError, match=r"or of a multi-label model 0.0 and 1.0 of shape .3, 2.; got"):
+    with pytest.raises(ConfigurationError, match=r"or for multi-label models 0.0 and 1.0 of shape .3, 2.; got"):
         occlude(classifier("bert", problem_type="regression"), batch)
 
 
 def test_regression_has_no_label_to_measure_by():
-    with pytest.raises(ConfigurationError, match=r"`effect` 'label' needs .* the model has 1 output: give `forward`"):
+    with pytest.raises(ConfigurationError, match=r"`effect` 'label' needs .* the model has 1 output: pass `forward`"):
         occlude(classifier("bert", num_labels=1), {**causal_batch("right"), "labels": torch.tensor([0, 0, 0])})
 
 
@@ -492,8 +492,8 @@ def test_nan_is_called_nan():
     ("batch", "message"),
     [
         ({"input_ids": token_ids(), "labels": [1, 0, 1]}, "`batch`: `labels` must be a tensor, got a list"),
-        ({"input_ids": token_ids(0)}, r"`batch` is empty, `input_ids` are of shape \[0, 12\]"),
-        ({"input_ids": token_ids(3, 0)}, r"`batch` is empty, `input_ids` are of shape \[3, 0\]"),
+        ({"input_ids": token_ids(0)}, r"`batch` is empty, `input_ids` has shape \[0, 12\]"),
+        ({"input_ids": token_ids(3, 0)}, r"`batch` is empty, `input_ids` has shape \[3, 0\]"),
         ({"input_ids": token_ids(), "attention_mask": [1]}, "`attention_mask` must be .3, 12. .* got a list"),
         ((token_ids(), LABELS), "`batch` must be a mapping with `input_ids`.* got a tuple"),
     ],

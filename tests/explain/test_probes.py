@@ -307,14 +307,14 @@ def test_labels_of_the_task():
     of_tokens = [{**batch, "labels": batch["input_ids"] % 2} for batch in plain]
     probes = probe_layers(bert(), of_tokens, targets=names)
     assert probes.targets == ["label"]
-    assert probes.skipped == {"label_at_first": "the labels are of tokens, not of sequences"}
+    assert probes.skipped == {"label_at_first": "the labels are per token, not per sequence"}
     of_numbers = [{**batch, "labels": torch.rand(16)} for batch in plain]
     assert probe_layers(bert(), of_numbers).skipped == {"label": "the labels are not integers"}
     causal = [{**batch, "labels": batch["input_ids"]} for batch in plain]
     assert "next_token" in probe_layers(llama(), causal).targets
     assert probe_layers(llama(), causal).skipped == {}
     assert probe_layers(llama(), causal, targets=["label"]).skipped == {
-        "label": "there are no labels but the tokens: the task is next_token"
+        "label": "there are no labels except the tokens: the task is next_token"
     }
     assert probe_layers(llama(), plain).skipped == {}
     assert probe_layers(llama(), plain, targets=["label"]).skipped == {"label": "there are no labels in the batches"}
@@ -510,7 +510,7 @@ def test_text_targets_of_a_model():
     batch = {"input_ids": ids, "attention_mask": encoded["attention_mask"]}
     probes = probe_layers(nn.Identity(), [batch], targets=names, tokenizer=BYTE_TOKENIZER, hidden_states=states)
     assert probes.targets == [name for name in names if name != "case"]
-    assert probes.skipped == {"case": "one class is in 8 sequences or more, and classes in fewer are left out"}
+    assert probes.skipped == {"case": "one class is in 8 sequences or more, and classes in fewer are ignored"}
     assert probes.accuracy[0].tolist() == [1, 1]
     assert probes.accuracy[1, 1] > probes.accuracy[1, 0]
 
@@ -518,23 +518,26 @@ def test_text_targets_of_a_model():
 # Configuration
 
 WRONG = {
-    "name": ({"targets": ["tokens"]}, "`targets`: 'tokens' is not known; it must be one of label, "),
+    "name": ({"targets": ["tokens"]}, "`targets`: 'tokens' is unknown; it must be one of label, "),
     "string": ({"targets": "token"}, "`targets` must be a list of names, got 'token'"),
-    "no tokenizer": ({"targets": ["case"]}, "`targets`: 'case' is derived from the text: give `tokenizer`"),
-    "not a tokenizer": ({"tokenizer": "bert"}, "give a tokenizer object, AutoTokenizer.from_pretrained.'bert'"),
+    "no tokenizer": ({"targets": ["case"]}, "`targets`: 'case' is derived from the text: pass `tokenizer`"),
+    "not a tokenizer": ({"tokenizer": "bert"}, "pass a tokenizer object, AutoTokenizer.from_pretrained.'bert'"),
     "not a list": ({"targets": 5}, "`targets` must be a list of names, got 5"),
     "share": ({"test_share": 1.0}, "`test_share` must be a number between 0 and 1, got 1.0"),
     "splits": ({"num_splits": 1}, "`num_splits` must be an integer of at least 2, got 1"),
     "tokens": ({"max_tokens": 0}, "`max_tokens` must be an integer of at least 1, got 0"),
-    "labels": ({"labels": [1]}, "`labels` must be a dict with, for each name"),
+    "labels": ({"labels": [1]}, "`labels` must map each name"),
     "built in": ({"labels": {"token": [1]}}, "`labels`: 'token' is a built-in target"),
-    "label's kind": ({"labels": {"own": 3}}, "`labels`: for 'own' a function of the batch or a list"),
+    "label's kind": ({"labels": {"own": 3}}, "`labels`: 'own' must be a function of the batch or a list"),
     "too few": ({"labels": {"own": [token_ids(16)]}}, "`labels`: 'own' has 1 tensors for 4 batches"),
-    "shape": ({"labels": {"own": lambda batch: token_ids(2)}}, r"`labels`: for 'own' integers \[16, 12\] or \[16\]"),
-    "two ways": ({"forward": states_of, "hidden_states": states_of}, "`forward` is not called where `hidden_states`"),
+    "shape": (
+        {"labels": {"own": lambda batch: token_ids(2)}},
+        r"`labels`: 'own' must be integers \[16, 12\] or \[16\]",
+    ),
+    "two ways": ({"forward": states_of, "hidden_states": states_of}, "`forward` is not called if `hidden_states`"),
     "not a function": ({"hidden_states": 3}, r"`hidden_states` must be a function of \(model, batch\), got 3"),
-    "no states": ({"hidden_states": lambda model, batch: [token_ids(16)]}, "`hidden_states`: a tensor"),
-    "no layers": ({"forward": lambda model, batch: None, "model": nn.Linear(2, 2)}, "has no stack of layers"),
+    "no states": ({"hidden_states": lambda model, batch: [token_ids(16)]}, "`hidden_states` must return a tensor"),
+    "no layers": ({"forward": lambda model, batch: None, "model": nn.Linear(2, 2)}, "contains no stack of layers"),
 }
 
 

@@ -43,8 +43,8 @@ def test_file(tmp_path):
         ('{"prompt": " ", "choices": ["b", "c"], "answer": 0}', "line 2: `prompt` must be a text"),
         ('{"prompt": "a", "choices": "bc", "answer": 0}', "line 2: `choices` must be a list of at least two texts"),
         ('{"prompt": "a", "choices": ["b"], "answer": 0}', "line 2: `choices` must be a list of at least two texts"),
-        ('{"prompt": "a", "choices": ["b", 3], "answer": 0}', "line 2: `choices` must be texts that are not empty"),
-        ('{"prompt": "a", "choices": ["b", " "], "answer": 0}', "line 2: `choices` must be texts that are not empty"),
+        ('{"prompt": "a", "choices": ["b", 3], "answer": 0}', "line 2: `choices` must be nonempty texts"),
+        ('{"prompt": "a", "choices": ["b", " "], "answer": 0}', "line 2: `choices` must be nonempty texts"),
         ('{"prompt": "a", "choices": ["b", "b "], "answer": 0}', "line 2: `choices` must differ from each other"),
         ('{"prompt": "a", "choices": ["b", "c"], "answer": 2}', "line 2: `answer` must be an index from 0 to 1"),
         ('{"prompt": "a", "choices": ["b", "c"], "answer": -1}', "line 2: `answer` must be an index"),
@@ -81,7 +81,7 @@ def test_files_that_have_none(tmp_path):
         (QUESTION, "`questions` must be the path of a JSONL file or a list"),
         ([QUESTION, {"prompt": "a"}], "`questions`: question 2 has no 'choices'"),
         ([QUESTION, "a"], "`questions`: question 2 is a str"),
-        ([], "`questions` is empty: give at least one"),
+        ([], "`questions` is empty: pass at least one"),
     ],
 )
 def test_lists_that_are_wrong(given, message):
@@ -150,13 +150,13 @@ def test_choices_are_as_long_as_they_are_when_asked():
 
 
 def test_text_with_too_little_in_it():
-    with pytest.raises(ConfigurationError, match=r"`text` has no 4 places with 32 . 3 tokens"):
+    with pytest.raises(ConfigurationError, match=r"`text` has fewer than 4 places with 32 . 3 tokens"):
         questions_from_text("the sky is blue", word_tokenizer())
-    with pytest.raises(ConfigurationError, match=r"\(400 tokens in 1 sequences\): give more of it"):
+    with pytest.raises(ConfigurationError, match=r"\(400 tokens in 1 sequences\): pass more text"):
         questions_from_text("sky " * 400, word_tokenizer())  # what follows is the same everywhere
     with pytest.raises(ConfigurationError, match="`text` must be text that UTF-8 can encode"):
         questions_from_text("\ud800 a", word_tokenizer())
-    with pytest.raises(ConfigurationError, match="`batches`: `input_ids`"):
+    with pytest.raises(ConfigurationError, match="`batches`: each batch must have `input_ids`"):
         questions_from_text([{"labels": torch.zeros(1)}], word_tokenizer())
     with pytest.raises(ConfigurationError, match="`num_choices` must be an integer of at least 2"):
         questions_from_text("sky", word_tokenizer(), num_choices=1)

@@ -207,7 +207,7 @@ def test_savings_of_a_llama_by_hand():
     s = (flops - flops_after) / (f * flops)
     assert got.speed_ceiling == pytest.approx(1 / (1 - s * f))
     assert str(got) == (
-        "18,720 to 16,160 parameters (-13.7%); at 12 tokens -18.0% FLOPs of a forward, 42% of which are attention's: "
+        "18,720 to 16,160 parameters (-13.7%); at 12 tokens -18.0% FLOPs per forward, 42% of them in attention: "
         "at most 1.22 times as fast"
     )
 

@@ -1,4 +1,4 @@
-"""Checks of a training step, one in each file; `base.py` has what a check declares."""
+"""Checks of a training step, one per file; `base.py` documents the declaration of a check."""
 
 from attnwatch.checkup.checks.base import Check, Fault
 

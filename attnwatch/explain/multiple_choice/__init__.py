@@ -1,1 +1,1 @@
-"""Multiple-choice questions to a language model: templates, tokens, probabilities and answers."""
+"""Multiple-choice questions for a language model: templates, tokens, probabilities and answers."""

@@ -12,19 +12,19 @@ from attnwatch.explain.multiple_choice.options import Score
 
 @dataclass
 class Answers:
-    """Answers of a language model, with one entry for each question that was asked.
+    """Answers of a language model, with one entry per question asked.
 
     Attributes:
-        prompts, choices, labels: questions; `labels` are the indices of the right choices.
+        prompts, choices, labels: the questions; `labels` are the indices of the right choices.
         log_likelihoods: sum of the log-likelihoods of each choice's tokens after the prompt, in nats.
         num_tokens: number of these tokens.
         score: score of a choice: `"sum"` is its log-likelihood, `"mean"` its log-likelihood per token.
-        stated_confidence: probability that its own answer is right, 0 to 1, which the model states when asked in words;
+        stated_confidence: probability, 0 to 1, that its answer is right, as stated by the model when asked in words;
             nan if its reply is not a percentage. Empty if it was not asked.
         stated_replies: replies of the model when asked for a percentage.
         claimed_reasons: replies of the model when asked for its reason. They are likely text, not an explanation of the
             answer.
-        skipped: (prompt, reason) of the questions that could not be asked.
+        skipped: (prompt, reason) of questions that could not be asked.
         num_forwards: number of forwards.
     """
 
@@ -58,12 +58,12 @@ class Answers:
 
     @property
     def predictions(self) -> list[int]:
-        """Index of the choice with the largest probability, the first among equal ones."""
+        """Index of the choice with the largest probability; the first if tied."""
         return self.probabilities.argmax(-1).tolist()
 
     @property
     def correct(self) -> list[bool]:
-        """True where the prediction is the right choice."""
+        """True for each question whose prediction is the right choice."""
         return [guess == label for guess, label in zip(self.predictions, self.labels, strict=True)]
 
     @property

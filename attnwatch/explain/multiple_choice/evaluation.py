@@ -39,28 +39,28 @@ def ask(
     max_length: int | None = None,
     forward: Forward | None = None,
 ) -> Answers:
-    """Ask a causal language model multiple-choice questions, without a change to the model or to any random state.
+    """Ask a causal language model multiple-choice questions without changing the model or any random state.
 
     The answer is the choice with the largest probability p(choice) ∝ exp(Σ_t log p(token t | prompt, tokens before t)).
-    The sum begins at the first token in which a choice differs from the tokens of the prompt alone.
+    The sum starts at the first token at which a choice differs from the tokens of the prompt alone.
 
     Args:
         model: causal language model.
-        tokenizer: tokenizer of transformers.
+        tokenizer: transformers tokenizer.
         questions: path of a JSONL file (see `load_questions`), or a list.
         templates: wording of the questions; None means the defaults of `Templates`.
-        stated: follow-up question about the confidence. `"yes_no"` takes the probability of "yes" relative to "yes" and
-            "no"; with `"percentage"` the model writes a number (see `parse_percentage`); None asks nothing.
-        reasons: also ask for a reason.
+        stated: follow-up question about the confidence. `"yes_no"` uses the probability of "yes" relative to "yes" and
+            "no"; with `"percentage"`, the model writes a number (see `parse_percentage`); None asks nothing.
+        reasons: True to ask for a reason too.
         score: `"sum"` as above, or `"mean"` to divide the sum by the choice's number of tokens, for choices that differ
             in length.
-        max_new_tokens: largest number of tokens of a reason.
+        max_new_tokens: maximum number of tokens of a reason.
         batch_size: number of rows per forward.
-        max_length: largest number of tokens of a row; the number of positions of the model is a limit in any case.
-        forward: see `EvaluatedModel`; not with reasons or percentages, which need transformers' `generate`.
+        max_length: maximum number of tokens of a row; never more than the model's number of positions.
+        forward: see `EvaluatedModel`; incompatible with reasons and percentages, which need transformers' `generate`.
 
     Raises:
-        ConfigurationError: an argument is wrong, `model` is no causal language model, or no question can be asked.
+        ConfigurationError: an argument is invalid, `model` is not a causal language model, or no question can be asked.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -82,18 +82,18 @@ def ask(
 
 
 class MultipleChoiceEvaluation:
-    """Tokenized questions to a language model, with the number of forwards known in advance.
+    """Tokenized questions for a language model, with the number of forwards known in advance.
 
     Args:
         model: causal language model.
         tokenizer, questions, options: see `ask`.
 
     Attributes:
-        skipped: (prompt, reason) of the questions that can't be asked.
-        most_forwards: number of forwards that `run` will take; fewer if generated texts end early.
+        skipped: (prompt, reason) of questions that can't be asked.
+        most_forwards: maximum number of forwards that `run` will take; fewer if generated texts end early.
 
     Raises:
-        ConfigurationError: no question can be asked, or the tokenizer is not the model's.
+        ConfigurationError: no question can be asked, or the tokenizer does not belong to the model.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class MultipleChoiceEvaluation:
                 self.skipped.append((question.prompt, str(reason)))
         if not self._questions:
             raise ConfigurationError(
-                f"`questions`: none of {len(questions)} can be asked; the first: {self.skipped[0][1]}."
+                f"`questions`: none of {len(questions)} can be asked; the first one: {self.skipped[0][1]}."
             )
 
     @property
@@ -153,7 +153,7 @@ class MultipleChoiceEvaluation:
     def _answers(self) -> Answers:
         sums = self._model.broadcast(self._log_likelihoods([each.choices for each in self._questions]))
         if not all(map(math.isfinite, (value for row in sums for value in row))):
-            raise ConfigurationError("`model`: its logits are nan or infinite, so that no question can be asked.")
+            raise ConfigurationError("`model`: its logits are nan or infinite, so no question can be asked.")
         questions = [each.question for each in self._questions]
         return Answers(
             prompts=[question.prompt for question in questions],
@@ -166,7 +166,7 @@ class MultipleChoiceEvaluation:
         )
 
     def _probabilities_of_yes(self, replies: list[Replies]) -> list[float]:
-        """Return the probability of the words for yes, relative to that of the words for yes and no."""
+        """Return the probability of the words for yes relative to that of the words for yes and no."""
         confidence = []
         for each, sums in zip(replies, self._log_likelihoods([each.all for each in replies]), strict=True):
             values = torch.tensor(sums, dtype=torch.float64)
@@ -183,12 +183,12 @@ def require_language_model(model: EvaluatedModel) -> None:
     if not callable(can_generate) or not can_generate() or getattr(model.config, "is_encoder_decoder", False):
         raise ConfigurationError(
             f"`model` must be a causal language model, got a {model.name}; for a classifier use "
-            "classifier_calibration. For a language model with another interface, give `forward`."
+            "classifier_calibration. For a language model with another interface, pass `forward`."
         )
 
 
 def _num_positions(model: EvaluatedModel) -> float:
-    """Return the number of positions of a model; infinite if its configuration has none."""
+    """Return the number of positions of a model; infinite if its config has none."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     length = getattr(config, "max_position_embeddings", None)
     return length if isinstance(length, int) and length > 0 else math.inf

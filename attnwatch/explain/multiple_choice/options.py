@@ -15,10 +15,10 @@ _PERCENTAGE_TOKENS = 8
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """Arguments of `ask` that define how a model is asked.
+    """Arguments of `ask` that define how the model is asked.
 
     Raises:
-        ConfigurationError: one of them is wrong.
+        ConfigurationError: one of them is invalid.
     """
 
     templates: Templates = field(default_factory=Templates)
@@ -38,12 +38,12 @@ class EvaluationOptions:
         if not isinstance(self.templates, Templates):
             raise ConfigurationError(
                 f"`templates` must be `attnwatch.explain.Templates` or None, got a {type(self.templates).__name__}: "
-                "give Templates(answer=…)."
+                "pass Templates(answer=…)."
             )
 
     @property
     def new_tokens(self) -> dict[str, int]:
-        """Largest number of tokens of each reply that is generated, by the name of its template."""
+        """Maximum number of tokens of each generated reply, by template name."""
         numbers = {"percentage": _PERCENTAGE_TOKENS, "reason": self.max_new_tokens}
         asked = (self.stated, "reason" if self.reasons else None)
         return {name: number for name, number in numbers.items() if name in asked}

@@ -1,4 +1,4 @@
-"""Multiple-choice questions made from a text."""
+"""Multiple-choice questions generated from a text."""
 
 import random
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from attnwatch.explain.multiple_choice.questions import Question
 from attnwatch.explain.multiple_choice.tokenization import QuestionTokenizer, SkippedQuestion
 from attnwatch.utils.arguments import require_int, require_unicode
 
-_TRIES = 60  # at places of a text, for a question and for the other choices of each of these
+_TRIES = 60  # per question, and per set of other choices, at places of the text
 
 
 def questions_from_text(
@@ -31,14 +31,14 @@ def questions_from_text(
 
     Args:
         text: text, or batches with `input_ids` [batch, tokens], and `attention_mask` if there is padding.
-        tokenizer: tokenizer of transformers, the one that made the batches.
-        number: number of questions; fewer are returned if the text has no more.
-        seed: seed of the places and of the order of the choices.
+        tokenizer: transformers tokenizer that made the batches.
+        number: number of questions; fewer are returned if the text does not yield as many.
+        seed: seed of the places and the order of the choices.
         prompt_tokens, choice_tokens: number of tokens of the prompt and of each choice.
-        num_choices: number of choices of each question.
+        num_choices: number of choices per question.
 
     Raises:
-        ConfigurationError: an argument is wrong, or the text is too short or too uniform for a single question.
+        ConfigurationError: an argument is invalid, or the text is too short or too uniform for a single question.
 
     Example:
         >>> from tokenizers import Tokenizer, models, pre_tokenizers
@@ -62,7 +62,7 @@ def questions_from_text(
     sequences = [encoder.plain_ids(text)] if isinstance(text, str) else _sequences(text)
     long = [ids for ids in sequences if len(ids) >= prompt_tokens + choice_tokens]
     generator = _Generator(encoder, long, prompt_tokens, choice_tokens, random.Random(seed))
-    found: dict[Question, None] = {}  # ordered, each once
+    found: dict[Question, None] = {}  # ordered, without duplicates
     for _ in range(number if long else 0):
         question = generator.question(num_choices)
         if question is None:
@@ -71,16 +71,16 @@ def questions_from_text(
     if not found:
         name = "`text`" if isinstance(text, str) else "the text of the batches"
         raise ConfigurationError(
-            f"{name} has no {num_choices} places with {prompt_tokens} + {choice_tokens} tokens of which the last begin "
-            f"with a word ({sum(map(len, sequences))} tokens in {len(sequences)} sequences): give more of it, or "
-            "`questions` of your own."
+            f"{name} has fewer than {num_choices} places with {prompt_tokens} + {choice_tokens} tokens whose last part "
+            f"starts with a word ({sum(map(len, sequences))} tokens in {len(sequences)} sequences): pass more text, "
+            "or your own `questions`."
         )
     return list(found)
 
 
 @dataclass
 class _Generator:
-    """Random choice of questions from sequences of token ids, each long enough for a prompt and a choice."""
+    """Generator of random questions from sequences of token ids, each long enough for a prompt and a choice."""
 
     tokenizer: QuestionTokenizer
     sequences: list[list[int]]
@@ -92,7 +92,7 @@ class _Generator:
         self.num_places = [len(ids) - self.prompt_tokens - self.choice_tokens + 1 for ids in self.sequences]
 
     def question(self, num_choices: int) -> Question | None:
-        """Return a question; None if no place for one was found."""
+        """Return a question; None if no suitable place was found."""
         for _ in range(_TRIES):
             prompt, right = self._place()
             if prompt.strip() and self._fits(prompt, right):
@@ -104,8 +104,8 @@ class _Generator:
         return None
 
     def _place(self) -> tuple[str, str]:
-        """Return a passage and its continuation, "" if that does not begin with a word."""
-        (ids,) = self.draw.choices(self.sequences, self.num_places)  # every place has the same probability
+        """Return a passage and its continuation, which is "" if it does not start with a word."""
+        (ids,) = self.draw.choices(self.sequences, self.num_places)  # all places have the same probability
         start = self.draw.randrange(len(ids) - self.prompt_tokens - self.choice_tokens + 1)
         stretch = ids[start : start + self.prompt_tokens + self.choice_tokens]
         if not self.tokenizer.special_ids.isdisjoint(stretch):  # a document ends, or a word is unknown

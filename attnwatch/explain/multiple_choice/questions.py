@@ -1,4 +1,4 @@
-"""Multiple-choice questions, from a list or a file."""
+"""Multiple-choice questions from a list or a file."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,7 +20,7 @@ class Question:
     Attributes:
         prompt: text before the answer.
         choices: two or more different texts.
-        answer: index of the right choice, or its text, which becomes the index.
+        answer: index of the right choice, or its text, which is converted to the index.
 
     Raises:
         ConfigurationError: a choice is empty or repeated, there are fewer than two, or `answer` is not one of them.
@@ -38,7 +38,7 @@ class Question:
         if isinstance(self.choices, str) or not isinstance(self.choices, Sequence) or len(self.choices) < 2:
             raise ConfigurationError(f"`choices` must be a list of at least two texts, got {self.choices!r}.")
         if not all(isinstance(choice, str) and choice.strip() for choice in self.choices):
-            raise ConfigurationError(f"`choices` must be texts that are not empty, got {list(self.choices)!r}.")
+            raise ConfigurationError(f"`choices` must be nonempty texts, got {list(self.choices)!r}.")
         if len({choice.strip() for choice in self.choices}) < len(self.choices):
             raise ConfigurationError(f"`choices` must differ from each other, got {list(self.choices)!r}.")
         for choice in self.choices:
@@ -60,11 +60,11 @@ def load_questions(path: str | os.PathLike[str]) -> list[Question]:
     """Return the questions of a JSONL file.
 
     Args:
-        path: path of a file in UTF-8. Each line is an object with "prompt", "choices" and "answer"; blank lines are
+        path: path of a UTF-8 file. Each line is an object with "prompt", "choices" and "answer"; blank lines are
             skipped.
 
     Raises:
-        ConfigurationError: the file can't be read, has no question, or has a wrong line, which the message names.
+        ConfigurationError: the file can't be read, has no question, or has an invalid line, which the message names.
 
     Example:
         >>> import tempfile
@@ -95,7 +95,7 @@ def as_questions(given: str | os.PathLike[str] | Iterable[Question | Mapping[str
         for number, each in enumerate(given, 1)
     ]
     if not found:
-        raise ConfigurationError("`questions` is empty: give at least one, or None to make some from a text.")
+        raise ConfigurationError("`questions` is empty: pass at least one, or None to generate some from a text.")
     return found
 
 

@@ -1,4 +1,4 @@
-"""Log-likelihoods of texts under a language model, and texts that it generates."""
+"""Log-likelihoods of texts under a language model, and text generation."""
 
 import contextlib
 import itertools
@@ -27,7 +27,7 @@ def log_likelihoods(
     by_context: dict[tuple[int, ...], list[Continuation]] = {}
     for each in itertools.chain.from_iterable(groups):
         by_context.setdefault(each.ids[:-1], []).append(each)
-    # The logits are most of what a small model computes.
+    # The logits dominate the computation of a small model.
     takes_logits_to_keep = not model.has_custom_forward and model.accepts("logits_to_keep")
     sums: dict[Continuation, Tensor] = {}
     for batch in _batched(sorted(by_context, key=lambda ids: (len(ids), ids)), batch_size):
@@ -35,7 +35,7 @@ def log_likelihoods(
         length = given["input_ids"].shape[1]
         first = min(each.start for context in batch for each in by_context[context])
         logits = model.logits(given, **({"logits_to_keep": length - first + 1} if takes_logits_to_keep else {}))
-        offset = logits.shape[1] - length  # below 0 if only the last were computed, above 0 with virtual tokens
+        offset = logits.shape[1] - length  # negative if only the last ones were computed, positive with virtual tokens
         for context, row in zip(batch, logits, strict=True):
             for each in by_context[context]:
                 tokens = torch.tensor(each.ids[each.start :], device=row.device)
@@ -64,7 +64,7 @@ def generate_greedily(
         given = padded_batch(batch, tokenizer.pad_id, device=model.device, side="left")
         length = given["input_ids"].shape[1]
         with _own_generation_config(model.model, tokenizer, max_new_tokens) as config, warnings.catch_warnings():
-            # PEFT's prompt tuning warns of arguments that `generate` itself hands over.
+            # PEFT's prompt tuning warns about arguments that `generate` itself passes.
             warnings.filterwarnings("ignore", message="Position ids are not supported")
             ids = cast(Any, model.model).generate(**given, generation_config=config, synced_gpus=model.is_sharded)
         model.num_forwards += ids.shape[1] - length
@@ -78,9 +78,9 @@ def _batched(rows: Sequence[tuple[int, ...]], size: int) -> Iterator[Sequence[tu
 
 @contextlib.contextmanager
 def _own_generation_config(model: nn.Module, tokenizer: QuestionTokenizer, max_new_tokens: int) -> Iterator[Any]:
-    """Yield a configuration for greedy decoding that replaces the model's own inside the context.
+    """Yield a config for greedy decoding that replaces the model's own inside the context.
 
-    transformers completes a given configuration from the model's own, and PEFT passes its own on.
+    transformers fills in a passed config from the model's own, and PEFT passes on its own.
     """
     config = type(cast(Any, model).generation_config)(
         do_sample=False,
@@ -105,7 +105,7 @@ def _own_generation_config(model: nn.Module, tokenizer: QuestionTokenizer, max_n
 
 
 def _with_adapted(model: nn.Module) -> list[nn.Module]:
-    """Return the model and the modules that PEFT's adapters around it adapt."""
+    """Return the model and the modules adapted by PEFT's adapters around it."""
     base = getattr(model, "base_model", None)
     modules = (model, base, getattr(base, "model", None))
     return list({id(module): module for module in modules if isinstance(module, nn.Module)}.values())

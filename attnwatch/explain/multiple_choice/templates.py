@@ -1,4 +1,4 @@
-"""Wording of the questions to a model, and parsing of a percentage in its reply."""
+"""Wording of the questions for a model, and parsing of a percentage in its reply."""
 
 import math
 import re
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from attnwatch.errors import ConfigurationError
 from attnwatch.utils.arguments import require_text
 
-# A number with everything attached to it: signs, digits, separators, letters. Not in a word: "GPT4 says 80%" is 80.
+# A number with everything attached to it: signs, digits, separators, letters; not inside a word: "GPT4 says 80%" is 80.
 _NUMBER = re.compile(r"(?<![\w.,])[-−+]?[0-9][0-9.,]*\w*")
 _PLAIN_NUMBER = re.compile(r"[0-9]{1,3}(\.[0-9]+)?")
 _FOLLOW_UP_FIELDS = ("prompt", "answer", "reply")
@@ -16,17 +16,17 @@ _FOLLOW_UP_FIELDS = ("prompt", "answer", "reply")
 
 @dataclass(frozen=True)
 class Templates:
-    """Templates that end with the part that the model adds, a choice or a reply. Spaces before it are a part of it.
+    """Templates that end with the part that the model adds, a choice or a reply. Spaces before it belong to it.
 
     Attributes:
         answer: question with `{prompt}` that ends with `{choice}`.
         yes_no: question whether `{answer}` is right, with `{prompt}` and `{answer}`, that ends with `{reply}`.
         percentage: question about the confidence in percent, with the fields of `yes_no`.
         reason: question about the reason, with the fields of `yes_no`.
-        yes, no: words for yes and for no, whose probabilities are summed.
+        yes, no: words for yes and no, whose probabilities are summed.
 
     Raises:
-        ConfigurationError: a template lacks a field, has another one, or does not end with its last.
+        ConfigurationError: a template lacks a field, has an unknown one, or does not end with its last field.
 
     Example:
         >>> Templates(answer="Question: {prompt}\\nAnswer: {choice}").question("Is the sky blue?")
@@ -46,7 +46,7 @@ class Templates:
         for name in ("yes", "no"):
             words = getattr(self, name)
             if isinstance(words, str) or not words:
-                raise ConfigurationError(f"`{name}` must be a tuple of words, at least one; got {words!r}.")
+                raise ConfigurationError(f"`{name}` must be a nonempty tuple of words; got {words!r}.")
             for word in words:
                 require_text(name, word, expected="a tuple of words")
             object.__setattr__(self, name, tuple(words))
@@ -58,7 +58,7 @@ class Templates:
         return _without_blanks(self.answer.removesuffix("{choice}").format(prompt=prompt))
 
     def follow_up(self, name: str, prompt: str, answer: str) -> tuple[str, str]:
-        """Return the text before the reply in the template of this name, and the space between the two."""
+        """Return the text before the reply in the template with this name, and the space between the two."""
         template = getattr(self, name).removesuffix("{reply}")
         return _without_blanks(template.format(prompt=prompt.rstrip(" "), answer=answer.strip(" ")))
 
@@ -70,8 +70,8 @@ def parse_percentage(text: str) -> float:
         text: reply of a model.
 
     Returns:
-        Value from 0 to 1; nan unless the number is plain and from 0 to 100, with or without %. A number with a sign,
-        a thousands separator, a decimal comma or letters is not plain.
+        Value from 0 to 1; nan unless the number is plain and between 0 and 100, with or without %. A number with a
+        sign, a thousands separator, a decimal comma or letters is not plain.
 
     >>> parse_percentage("About 85%, I think, or 90."), parse_percentage("150"), parse_percentage("very sure")
     (0.85, nan, nan)

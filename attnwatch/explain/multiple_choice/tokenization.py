@@ -1,4 +1,4 @@
-"""Tokens of a question with its choices, for any tokenizer of transformers."""
+"""Tokens of a question with its choices, for any transformers tokenizer."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,10 +23,10 @@ class Continuation(NamedTuple):
 
 
 class QuestionTokenizer:
-    """Tokenizer, with or without special tokens for padding and for the beginning and end of a text.
+    """Tokenizer with or without special tokens for padding and the start and end of a text.
 
     Args:
-        tokenizer: tokenizer of transformers.
+        tokenizer: transformers tokenizer.
         vocabulary_size: number of ids of the model; None if unknown.
 
     Attributes:
@@ -60,7 +60,7 @@ class QuestionTokenizer:
         ids = (*self._prefix, *self.plain_ids(text))
         if self._vocabulary_size is not None and max(ids, default=0) >= self._vocabulary_size:
             raise ConfigurationError(
-                f"`tokenizer` does not belong to the model: it produces the token id {max(ids)}, and the model has "
+                f"`tokenizer` does not belong to the model: it produces the token id {max(ids)}, but the model has "
                 f"{self._vocabulary_size} ids."
             )
         return ids
@@ -72,8 +72,8 @@ class QuestionTokenizer:
     def continuations(self, context: str, texts: Sequence[str]) -> list[Continuation]:
         """Return the context followed by each text.
 
-        A tokenizer may merge the beginning of a text with the end of the context. All texts therefore begin at the
-        first token in which one of them differs from the context alone.
+        A tokenizer may merge the start of a text with the end of the context. Therefore, all texts start at the first
+        token at which one of them differs from the context alone.
 
         Raises:
             SkippedQuestion: a text has no token of its own, or no token precedes the texts.
@@ -108,7 +108,7 @@ class Replies(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenizedQuestion:
-    """Question in tokens. The last three attributes have a follow-up question for each choice, if it is asked."""
+    """Tokenized question. The last three attributes hold a follow-up question for each choice, if asked."""
 
     question: Question
     choices: list[Continuation]
@@ -119,10 +119,10 @@ class TokenizedQuestion:
 def tokenize_question(
     question: Question, tokenizer: QuestionTokenizer, options: EvaluationOptions, max_length: float
 ) -> TokenizedQuestion:
-    """Return a question in tokens.
+    """Return a tokenized question.
 
     Raises:
-        SkippedQuestion: it can't be asked.
+        SkippedQuestion: the question can't be asked.
     """
     templates = options.templates
 
@@ -131,7 +131,7 @@ def tokenize_question(
         return tokenizer.continuations(context, [text if text[0].isspace() else blanks + text for text in texts])
 
     def replies(parts: tuple[str, str]) -> Replies:
-        found = behind(parts, (*templates.yes, *templates.no))  # the same if case is ignored, or words are unknown
+        found = behind(parts, (*templates.yes, *templates.no))  # the same if case is ignored or words are unknown
         yes, no = found[: len(templates.yes)], found[len(templates.yes) :]
         both = set(yes) & set(no)
         yes, no = ([each for each in dict.fromkeys(group) if each not in both] for group in (yes, no))

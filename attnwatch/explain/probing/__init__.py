@@ -1,1 +1,1 @@
-"""Linear probes on the hidden states of all layers, from one forward of each batch."""
+"""Linear probes on the hidden states of all layers, from one forward per batch."""

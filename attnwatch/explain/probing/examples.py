@@ -1,4 +1,4 @@
-"""Examples for the probes: states of tokens or of whole sequences, with the labels of each target."""
+"""Examples for the probes: states of tokens or whole sequences, with the labels of each target."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ from attnwatch.explain.probing.states import ReadStates
 from attnwatch.explain.probing.targets import IGNORED, LABEL, LABEL_AT_FIRST, OwnLabels, predicts_tokens, token_labels
 
 _NO_LABELS = "there are no labels in the batches"
-_LABELS_ARE_TOKENS = "there are no labels but the tokens: the task is next_token"
+_LABELS_ARE_TOKENS = "there are no labels except the tokens: the task is next_token"
 
 Labels = list[Tensor]
-"""Labels of each batch, int64 [batch, tokens] or [batch], IGNORED where there is none."""
+"""Labels of each batch, int64 [batch, tokens] or [batch], IGNORED if there is none."""
 
 
 @dataclass
 class Examples:
-    """Examples of the targets that are probed on the same states.
+    """Examples of the targets probed on the same states.
 
     Attributes:
-        states: float32 [examples, features] for the embeddings and for each layer.
+        states: float32 [examples, features] for the embeddings and each layer.
         sequences: number of the sequence that each example comes from, int64 [examples].
         types: id of the token of each example, or a unique number for whole sequences, int64 [examples].
-        labels: labels by target, int64 [examples], IGNORED where there is none.
+        labels: labels by target, int64 [examples], IGNORED if there is none.
         are_of_tokens: False for whole sequences.
     """
 
@@ -51,7 +51,7 @@ def label_batches(batches: Sequence[Batch], options: ProbeOptions) -> tuple[dict
     found |= {name: _task_labels(batches, name) for name in (LABEL, LABEL_AT_FIRST) if name in names}
     labels = {name: each for name in names if not isinstance(each := found[name], str)}
     reasons = {name: reason for name, reason in found.items() if isinstance(reason, str)}
-    if options.targets is None:  # the user did not ask for them
+    if options.targets is None:  # not requested by the user
         reasons = {name: why for name, why in reasons.items() if why not in (_NO_LABELS, _LABELS_ARE_TOKENS)}
     return labels, reasons
 
@@ -65,11 +65,11 @@ def _own_labels(batches: Sequence[Batch], name: str, own: OwnLabels) -> Labels:
         if not _are_integers(labels) or labels.shape not in (shape, shape[:1]):
             got = f"{labels.dtype} {list(labels.shape)}" if isinstance(labels, Tensor) else type(labels).__name__
             raise ConfigurationError(
-                f"`labels`: for {name!r} integers {list(shape)} or {list(shape[:1])} expected, as the batch has "
-                f"sequences and tokens; got {got}."
+                f"`labels`: {name!r} must be integers {list(shape)} or {list(shape[:1])}, like the batch's sequences "
+                f"and tokens; got {got}."
             )
     if len({labels.ndim for labels in found}) > 1:
-        raise ConfigurationError(f"`labels`: {name!r} is of tokens in some batches, of sequences in others.")
+        raise ConfigurationError(f"`labels`: {name!r} is per token in some batches and per sequence in others.")
     return list(map(_plain, found))
 
 
@@ -84,9 +84,9 @@ def _task_labels(batches: Sequence[Batch], name: str) -> Labels | str:
     if all(shape == ids[:1] for shape, ids in shapes):
         return list(map(_plain, given))
     if any(shape != ids for shape, ids in shapes):
-        return f"the labels are neither of sequences nor of tokens: {list(shapes[0][0])}"
+        return f"the labels are neither per sequence nor per token: {list(shapes[0][0])}"
     if name == LABEL_AT_FIRST:
-        return "the labels are of tokens, not of sequences"
+        return "the labels are per token, not per sequence"
     return _LABELS_ARE_TOKENS if all(map(predicts_tokens, batches)) else list(map(_plain, given))
 
 
@@ -101,7 +101,7 @@ def _plain(labels: Tensor) -> Tensor:
 def gather_examples(
     batches: Sequence[Batch], labels: dict[str, Labels], options: ProbeOptions, read: ReadStates, device: torch.device
 ) -> list[Examples]:
-    """Return the examples of all targets, from one forward of each batch."""
+    """Return the examples of all targets, from one forward per batch."""
     masks = [token_mask(batch).cpu() for batch in batches]
     of_tokens = {name: each for name, each in labels.items() if each[0].ndim == 2}
     of_sequences = {name: torch.cat(each) for name, each in labels.items() if name not in of_tokens}
@@ -131,7 +131,7 @@ def gather_examples(
 
 
 def _choose_tokens(masks: list[Tensor], labels: dict[str, Labels], options: ProbeOptions) -> list[Tensor]:
-    """Return a random choice of the tokens with a label, bool [batch, tokens] of each batch."""
+    """Return a mask of randomly chosen tokens with a label, bool [batch, tokens] for each batch."""
     by_batch = [torch.stack(each).ge(0).any(0) for each in zip(*labels.values(), strict=True)]
     has_label = torch.cat([(mask & each).flatten() for mask, each in zip(masks, by_batch, strict=True)])
     places = has_label.nonzero()[:, 0]

@@ -22,7 +22,7 @@ class ProbeOptions:
     """Arguments of `probe_layers`.
 
     Raises:
-        ConfigurationError: one of them is wrong.
+        ConfigurationError: one of them is invalid.
     """
 
     targets: Sequence[str] | None = None
@@ -45,16 +45,16 @@ class ProbeOptions:
     def _check_labels(self) -> None:
         if not isinstance(self.labels, Mapping | None):
             raise ConfigurationError(
-                "`labels` must be a dict with, for each name, a function of the batch or a list with a tensor for each "
-                f"batch; got a {type(self.labels).__name__}."
+                "`labels` must map each name to a function of the batch or a list with a tensor for each batch; got a "
+                f"{type(self.labels).__name__}."
             )
         for name, own in (self.labels or {}).items():
             if name in BUILT_IN:
                 raise ConfigurationError(f"`labels`: {name!r} is a built-in target; choose another name.")
             if not callable(own) and not isinstance(own, list | tuple):
                 raise ConfigurationError(
-                    f"`labels`: for {name!r} a function of the batch or a list with a tensor for each batch "
-                    f"expected; got a {type(own).__name__}."
+                    f"`labels`: {name!r} must be a function of the batch or a list with a tensor for each batch; "
+                    f"got a {type(own).__name__}."
                 )
 
     def _check_targets(self) -> None:
@@ -66,10 +66,10 @@ class ProbeOptions:
         for name in self.targets:
             if name not in known:
                 raise ConfigurationError(
-                    f"`targets`: {name!r} is not known; it must be one of {', '.join(known)}, or a name in `labels`."
+                    f"`targets`: {name!r} is unknown; it must be one of {', '.join(known)}, or a name in `labels`."
                 )
             if name in TEXT_TARGETS and self.tokenizer is None:
-                raise ConfigurationError(f"`targets`: {name!r} is derived from the text: give `tokenizer`.")
+                raise ConfigurationError(f"`targets`: {name!r} is derived from the text: pass `tokenizer`.")
 
     def chosen_targets(self) -> list[str]:
         """Return the names of the targets."""

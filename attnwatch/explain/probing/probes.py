@@ -29,13 +29,13 @@ class LayerProbes:
     Attributes:
         targets: names of the targets, the first axis of the tensors.
         layers: names of the layers, the second axis: `"embeddings"`, `"layer 1"`, …
-        accuracy: mean accuracy over the splits, 0 to 1, float64 [targets, layers]; nan where a layer was not probed.
+        accuracy: mean accuracy over the splits, 0 to 1, float64 [targets, layers]; nan if a layer was not probed.
         stderr: standard error of the accuracy, [targets, layers]: sqrt((1/J + test/train) s²) with the variance s² over
             J splits, because splits share examples (Nadeau and Bengio 2003).
         baseline: accuracy of always predicting the most frequent class of the test part, [targets].
         control: accuracy of the same probes for random labels, [targets, layers]; see `selectivity`.
         num_classes, num_examples: number of classes and of labelled examples of each target.
-        strength: median of the ridge strengths that were chosen, per example, [targets, layers].
+        strength: median of the chosen ridge strengths, per example, [targets, layers].
         num_forwards: number of forwards, one for each batch.
         skipped: reasons why targets or layers have no numbers, by name.
     """
@@ -59,7 +59,7 @@ class LayerProbes:
 
     @property
     def selectivity(self) -> Tensor:
-        """Accuracy minus control, [targets, layers]: the part that memorized words don't explain."""
+        """Accuracy minus control, [targets, layers]: the part that memorized words do not explain."""
         return self.accuracy - self.control
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ def corrected_stderr(accuracy: Tensor, test_per_train: Tensor) -> Tensor:
         accuracy: accuracy of each split, [targets, layers, splits].
         test_per_train: number of test examples per training example, [targets].
     """
-    if not len(accuracy):  # of nothing torch warns
+    if not len(accuracy):  # torch warns about empty tensors
         return accuracy.new_empty(accuracy.shape[:-1])
     return torch.sqrt((1 / accuracy.shape[-1] + test_per_train[:, None]) * accuracy.var(-1))
 
@@ -104,11 +104,11 @@ def probe_layers(
 ) -> LayerProbes:
     """Measure how well linear classifiers predict each target from the hidden states of each layer.
 
-    The classifiers are ridge regressions of one-hot labels on standardized states, with a strength that is chosen by
-    leave-one-out errors. All layers are probed from one forward of each batch. `docs/explanation/attributions.md`
+    The classifiers are ridge regressions of one-hot labels on standardized states, with a strength chosen by
+    leave-one-out errors. All layers are probed from one forward per batch. `docs/explanation/attributions.md`
     describes what the numbers mean, and when they mislead.
 
-    Targets, all but the first two for tokens:
+    Targets, all per token except the first two:
 
     - `label`, `label_at_first`: labels in the batches, predicted from the mean of a sequence's states and from the
       states of its first token. If the labels are per token, `label` is predicted from the token's states.
@@ -120,20 +120,20 @@ def probe_layers(
     - the names in `labels`.
 
     Args:
-        model: a transformers model, or a module with one in it; with `forward` or `hidden_states` any module.
+        model: a transformers model, or a module that contains one; with `forward` or `hidden_states`, any module.
         batches: arguments of the model by name, each with `input_ids` [batch, tokens], `attention_mask` if there is
             padding, and `labels` if the task has them.
         targets: names of targets; None means available labels, token ids and the position, and with a tokenizer also
             `character_class` and `word_start`.
-        labels: own labels by name, int [batch, tokens] or [batch]: a function of the batch, or a list with a tensor for
-            each batch. Negative labels are ignored.
-        tokenizer: tokenizer of transformers, for targets from the text. With it, special tokens are ignored.
+        labels: your own labels by name, int [batch, tokens] or [batch]: a function of the batch, or a list with a
+            tensor for each batch. Negative labels are ignored.
+        tokenizer: transformers tokenizer, for targets from the text. With it, special tokens are ignored.
         forward: see `EvaluatedModel`; the layers are then found in the model's stack.
-        hidden_states: function of (model, batch) that returns the states of the embeddings and of each layer, each
+        hidden_states: function of (model, batch) that returns the states of the embeddings and each layer, each
             [batch, tokens, features], for models whose layers are not found.
-        max_tokens: largest number of tokens that are probed; of more tokens, a random sample is taken.
-        test_share: fraction of the sequences, 0 to 1, that are held out for the test. Sequences are held out as a
-            whole, because their tokens are alike, and stratified by their labels if they have some.
+        max_tokens: maximum number of tokens to probe; if there are more, a random sample is drawn.
+        test_share: fraction of the sequences, 0 to 1, to hold out for the test. Whole sequences are held out, because
+            their tokens are similar, and stratified by their labels if they have any.
         num_splits: number of random splits for the standard error, at least 2.
         seed: seed of the splits, the sample of tokens and the control labels. No other random state is changed.
 
@@ -141,7 +141,7 @@ def probe_layers(
         Accuracy, baseline and control by target and layer; `print` shows a table.
 
     Raises:
-        ConfigurationError: an argument is wrong, or the model's layers are not found.
+        ConfigurationError: an argument is invalid, or the model's layers are not found.
 
     Example:
         >>> from transformers import BertConfig, BertModel
@@ -163,7 +163,7 @@ def single_function(forward: Forward | None, hidden_states: HiddenStates | None)
         ConfigurationError: both are given, or one is not a function.
     """
     if forward is not None and hidden_states is not None:
-        raise ConfigurationError("`forward` is not called where `hidden_states` is given: give one of them.")
+        raise ConfigurationError("`forward` is not called if `hidden_states` is given: pass only one of them.")
     require_function("hidden_states", hidden_states, "(model, batch)", optional=True)
     return forward if hidden_states is None else hidden_states
 
@@ -220,7 +220,7 @@ def _layer_names(groups: Sequence[Examples]) -> list[str]:
 
 
 def measure(states: Tensor, fit: Fit) -> list[tuple[float, float, float]]:
-    """Return the accuracy of each task's probe and of its control's, and the strength of its ridge."""
+    """Return the accuracy of each task's probe and of its control, and its ridge strength."""
     device, sizes = states.device, [task.num_classes for task in fit.tasks]
     labels = [*(task.labels for task in fit.tasks), *fit.controls]
     every = -(-len(fit.train) // LEAVE_ONE_OUT_EXAMPLES)

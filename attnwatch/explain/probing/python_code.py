@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from attnwatch.utils.extras import extra_needed
 
-# Prefixes of f-strings, in whose braces pygments would find code outside of a string.
+# Prefixes of f-strings, whose braces pygments would treat as code outside the string.
 _F_PREFIX = re.compile(r"(?<!\w)([rR]?)[fF]([rR]?)(?=[\"'])")
 
 
@@ -15,10 +15,10 @@ class CodeMarks:
     """Marks of each character of a text.
 
     Attributes:
-        in_string: True in a string literal, including quotes and prefix.
-        in_comment: True in a comment, including its #.
-        keyword: True in one of Python's reserved words.
-        depth: number of open brackets around the character; a bracket is outside of itself.
+        in_string: True inside a string literal, including quotes and prefix.
+        in_comment: True inside a comment, including its #.
+        keyword: True inside a reserved word of Python.
+        depth: number of open brackets around the character; a bracket is outside itself.
     """
 
     in_string: list[bool]
@@ -28,10 +28,10 @@ class CodeMarks:
 
 
 def mark_code(text: str) -> CodeMarks:
-    """Mark the characters of a fragment of Python code, in which brackets and quotes may be unbalanced.
+    """Mark the characters of a fragment of Python code, whose brackets and quotes may be unbalanced.
 
-    A string without triple quotes ends with its line, and a bracket that closes nothing has no effect. The fragment is
-    read as if it did not begin inside a string.
+    A string without triple quotes ends with its line, and an unmatched closing bracket has no effect. The fragment is
+    assumed not to begin inside a string.
 
     >>> marks = mark_code("f(x, 'a')  # b")
     >>> "".join("#" if mark else "." for mark in marks.in_string)

@@ -1,7 +1,7 @@
-"""Linear classifiers in closed form: ridge regressions of many sets of labels on the same states.
+"""Closed-form linear classifiers: ridge regressions of many sets of labels on the same states.
 
-They share one decomposition, on the states' device. On one CPU core, 8 label sets on 5,734 states of 768 features take
-3.6 s, and scikit-learn's RidgeCV, which decomposes in float64 on the CPU, 25 s.
+They share one decomposition on the states' device. On one CPU core, 8 label sets on 5,734 states of 768 features take
+3.6 s; scikit-learn's RidgeCV, which decomposes in float64 on the CPU, takes 25 s.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 error of float32."""
 
 LEAVE_ONE_OUT_EXAMPLES = 2048
-"""Number of examples that are left out, one at a time, to choose the strength. They are most of the cost."""
+"""Number of examples to leave out, one at a time, to choose the strength. They dominate the cost."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Probe:
     Attributes:
         weight: weights [features, classes].
         bias: biases [classes].
-        strength: ridge strength that was chosen, per example.
+        strength: chosen ridge strength, per example.
     """
 
     weight: Tensor
@@ -36,16 +36,16 @@ class Probe:
 
 
 class Ridge:
-    """Ridge regressions on examples that are standardized and decomposed once for all sets of labels.
+    """Ridge regressions on examples standardized and decomposed once for all sets of labels.
 
     With X the standardized states (n examples) and X'X = V diag(s) V', the weights for the centred one-hot labels Y are
-    W = (X'X + nλ)⁻¹ X'Y = V diag(1/(s + nλ)) V'X'Y. The error for an example that was left out is
+    W = (X'X + nλ)⁻¹ X'Y = V diag(1/(s + nλ)) V'X'Y. The error for a left-out example is
     e_i / (1 - h_i), h_i = 1/n + Σ_j (XV)²_ij / (s_j + nλ) (PRESS; Hoerl and Kennard 1970, Allen 1974); the λ with the
-    least sum of squares is taken. Products are in the states' dtype, the decomposition in float64.
+    smallest sum of squares is chosen. Products are in the states' dtype, the decomposition in float64.
 
     Args:
-        states: [examples, features], floating point.
-        left_out: indices of the examples to choose the strength by; None means all.
+        states: states [examples, features], floating point.
+        left_out: indices of the examples for choosing the strength; None means all.
     """
 
     def __init__(self, states: Tensor, left_out: Tensor | None = None):
@@ -57,7 +57,7 @@ class Ridge:
         self._rotated = self._states[self._left_out] @ self._vectors
 
     def standardize(self, states: Tensor) -> Tensor:
-        """Return states relative to the examples' mean and standard deviation; 0 for features that are constant."""
+        """Return states standardized by the examples' mean and standard deviation; 0 for constant features."""
         return (states - self.mean) / self.scale
 
     def fit(self, labels: Sequence[Tensor], num_classes: Sequence[int]) -> list[Probe]:
@@ -79,7 +79,7 @@ class Ridge:
         return [Probe(*each) for each in zip(weights, bias.split(sizes), chosen, strict=True)]
 
     def _squared_errors(self, products: Tensor, targets: Tensor, strength: float) -> Tensor:
-        """Return the sums of squared errors over the examples that are left out, [columns]."""
+        """Return the sums of squared errors over the left-out examples, [columns]."""
         inverse = (1 / (self._values + len(self._states) * strength)).to(products)
         leverage = 1 / len(self._states) + self._rotated.square() @ inverse
         residuals = targets[self._left_out] - self._rotated @ (inverse[:, None] * products)
@@ -94,14 +94,14 @@ def _decompose(states: Tensor) -> tuple[Tensor, Tensor]:
         return values.clamp_min(0), vectors.to(states)
     exact = states.double()
     values, vectors = torch.linalg.eigh(exact @ exact.T)
-    kept = values > 1e-12 * values[-1:]  # others are rounding errors; centred states have one
+    kept = values > 1e-12 * values[-1:]  # the others are rounding errors; centred states have one
     values = values[kept]
     return values, (exact.T @ (vectors[:, kept] / values.sqrt())).to(states)
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Compute float32 products in full precision, even if TF32 or bfloat16 is chosen for them."""
+    """Compute float32 products in full precision, even if TF32 or bfloat16 is enabled for them."""
     before = torch.get_float32_matmul_precision()
     if before == "highest":
         yield

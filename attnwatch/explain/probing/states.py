@@ -14,11 +14,11 @@ from attnwatch.tokens.stacks import find_stacks
 from attnwatch.utils.interception import without_wrappers
 
 HiddenStates = Callable[[nn.Module, Batch], Sequence[Tensor]]
-"""Function of a model and a batch that returns [batch, tokens, features] for the embeddings and for each layer."""
+"""Function of a model and a batch that returns [batch, tokens, features] for the embeddings and each layer."""
 
 ReadStates = Callable[[Batch], list[Tensor]]
 
-# Attributes that transformers leaves on modules beside hooks.
+# Attributes that transformers leaves on modules besides hooks.
 _LEFT_ATTRIBUTES = {"_output_capturing_hooks_installed", "forward"}
 
 
@@ -42,7 +42,7 @@ def states_reader(model: EvaluatedModel, *, returns_states: bool = False) -> Rea
 
 
 def _transformers_states(model: EvaluatedModel, batch: Batch) -> Any:
-    """Return the states, for an encoder-decoder those of the encoder, which takes `input_ids`."""
+    """Return the states; for an encoder-decoder, those of the encoder, which takes `input_ids`."""
     with _without_lasting_hooks(model.model):
         output = model.output(batch, output_hidden_states=True)
     return getattr(output, "hidden_states", None) or getattr(output, "encoder_hidden_states", None)
@@ -52,8 +52,8 @@ def _transformers_states(model: EvaluatedModel, batch: Batch) -> Any:
 def _without_lasting_hooks(model: nn.Module) -> Iterator[None]:
     """Remove what transformers leaves on modules after `output_hidden_states`.
 
-    transformers 5 leaves hooks, which can't be pickled and which compiled code runs. Earlier versions leave a `forward`
-    in the module's dictionary, which copies of the module share.
+    transformers 5 leaves hooks, which can't be pickled and run in compiled code. Earlier versions leave a `forward` in
+    the module's dictionary, which copies of the module share.
     """
     modules = list(model.modules())
     before = [(module, set(module._forward_hooks), _LEFT_ATTRIBUTES - vars(module).keys()) for module in modules]
@@ -78,8 +78,8 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], bool]:
     if len(names) != 1:
         found = f"{len(names)} stacks of layers ({', '.join(names)})" if names else "no stack of layers with attention"
         raise ConfigurationError(
-            f"`model` ({type(model).__name__}) has {found} in it: give `hidden_states`, a function of (model, batch) "
-            "that returns the states of the embeddings and of each layer, each [batch, tokens, features]."
+            f"`model` ({type(model).__name__}) contains {found}: pass `hidden_states`, a function of (model, batch) "
+            "that returns the states of the embeddings and each layer, each [batch, tokens, features]."
         )
     (name,) = names
     if name in refused:
@@ -104,7 +104,7 @@ def _stack_states(model: EvaluatedModel, layers: list[nn.Module], is_batch_first
         model.output(batch)
     if len(seen) != len(layers) + 1:
         raise ConfigurationError(
-            f"`model`: its {len(layers)} layers were called {max(len(seen) - 1, 0)} times in a forward; give "
+            f"`model`: its {len(layers)} layers were called {max(len(seen) - 1, 0)} times in a forward; pass "
             "`hidden_states`, a function of (model, batch)."
         )
     seen = [_dense(states, batch["input_ids"].shape[1]) for states in seen]
@@ -112,7 +112,7 @@ def _stack_states(model: EvaluatedModel, layers: list[nn.Module], is_batch_first
 
 
 def _dense(states: Tensor, tokens: int) -> Tensor:
-    """Return states with the padding that `nn.TransformerEncoder` leaves out in evaluation."""
+    """Return states with the padding that `nn.TransformerEncoder` omits in evaluation."""
     if not states.is_nested:
         return states
     padded = states.to_padded_tensor(0.0)
@@ -124,8 +124,8 @@ def _checked(states: Any, batch: Batch) -> list[Tensor]:
     if not isinstance(states, Sequence) or not states or not all(_is_of_shape(each, shape) for each in states):
         got = [list(each.shape) if isinstance(each, Tensor) else type(each).__name__ for each in states or ()]
         raise ConfigurationError(
-            f"`hidden_states`: a tensor [batch, tokens, features] with {list(shape)} as batch and tokens is needed for "
-            f"the embeddings and for each layer, got {got}; give a function of (model, batch) that returns them."
+            f"`hidden_states` must return a tensor [batch, tokens, features] with {list(shape)} as batch and tokens "
+            f"for the embeddings and each layer, got {got}."
         )
     return list(states)
 

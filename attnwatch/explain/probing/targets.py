@@ -1,4 +1,4 @@
-"""Targets of the probes: labels of tokens from their ids, positions and text."""
+"""Targets of the probes: labels of tokens derived from ids, positions and text."""
 
 import itertools
 import re
@@ -18,12 +18,12 @@ IGNORED = -1
 MOST_DEPTH = 3
 """Largest nesting depth; deeper brackets count as this one."""
 
-# Beginning of a token whose first letter, digit or underscore begins a word.
+# Start of a token whose first letter, digit or underscore starts a word.
 _WORD_START = re.compile(r"\W*\b\w")
 
 OwnLabels = Callable[[Batch], Tensor] | Sequence[Tensor]
-"""Labels of the user: a function of a batch, or a list with one tensor for each batch, int [batch, tokens] or [batch],
-negative where there is no label."""
+"""User labels: a function of a batch, or a list with one tensor per batch, int [batch, tokens] or [batch], negative if
+there is no label."""
 
 
 def _character_class(text: str) -> str:
@@ -54,7 +54,7 @@ def _by_text(classify: Callable[[str], str | None], classes: Sequence[str]) -> C
 
 
 def _word_starts(tokens: DecodedTokens) -> list[int]:
-    """Return 1 for tokens with the first letter, digit or underscore of a word, else 0."""
+    """Return 1 for tokens with the first letter, digit or underscore of a word, otherwise 0."""
     return [int(bool(_WORD_START.match(tokens.text, *span))) for span in tokens.spans]
 
 
@@ -125,7 +125,7 @@ def _text_labels(ids: Tensor, content: Tensor, targets: list[str], tokenizer: An
 
 
 def predicts_tokens(batch: Batch) -> bool:
-    """Return whether the labels of a batch are its own tokens, as for a language model."""
+    """Return whether the labels of a batch are its tokens, as for a language model."""
     labels, ids = labels_of(batch), batch["input_ids"]
     if not isinstance(labels, Tensor) or labels.shape != ids.shape or labels.is_floating_point():
         return False

@@ -12,11 +12,11 @@ from attnwatch.explain.probing.options import ProbeOptions
 from attnwatch.explain.probing.targets import IGNORED, POSITION, TOKEN_TARGETS
 
 MOST_CLASSES = 50
-"""Number of classes that are kept, the most frequent ones. The 50 most frequent tokens are about half of a text, and
-the cost of a probe grows with its number of classes."""
+"""Number of classes to keep, the most frequent ones. The 50 most frequent tokens are about half of a text, and the
+cost of a probe grows with its number of classes."""
 
 FEWEST_SEQUENCES = 8
-"""Number of sequences that must have a class of a built-in target, so that the training part has some of them. Rarer
+"""Number of sequences in which a class of a built-in target must occur, so that the training part has some. Rarer
 classes are ignored, and fewer sequences are not probed."""
 
 NUM_POSITION_BINS = 8
@@ -76,10 +76,10 @@ def prepare_fits(examples: Examples, options: ProbeOptions) -> tuple[list[Task],
 
 
 def control_labels(task: Task, examples: Examples, generator: torch.Generator) -> Tensor:
-    """Return random labels that depend on the word only and have the task's distribution, int64 [examples].
+    """Return random labels that depend only on the word and have the task's distribution, int64 [examples].
 
-    Each word type gets a random one of all labels of the task (Hewitt and Liang 2019, arXiv 1909.03368). Labels of
-    sequences are shuffled.
+    Each word type gets a label drawn at random from all labels of the task (Hewitt and Liang 2019, arXiv 1909.03368).
+    Labels of sequences are shuffled.
     """
     has_label = task.labels >= 0
     labels = task.labels[has_label]
@@ -118,12 +118,12 @@ def _task(name: str, labels: Tensor, examples: Examples) -> Task:
 def _too_few_classes(task: Task) -> str:
     number = "one class" if task.num_classes else "no class"
     if task.name in TOKEN_TARGETS:
-        return f"{number} is in {FEWEST_SEQUENCES} sequences or more, and classes in fewer are left out"
+        return f"{number} is in {FEWEST_SEQUENCES} sequences or more, and classes in fewer are ignored"
     return f"its examples are of {number}"
 
 
 def _test_examples(examples: Examples, tasks: list[Task], options: ProbeOptions, split: int) -> Tensor:
-    """Return a random choice of sequences for the test, bool [examples], stratified by labels of sequences."""
+    """Return a mask of randomly chosen test sequences, bool [examples], stratified by labels of sequences."""
     generator = _generator(options, split, "sequences")
     if not examples.are_of_tokens and tasks:
         (task,) = tasks
@@ -135,7 +135,7 @@ def _test_examples(examples: Examples, tasks: list[Task], options: ProbeOptions,
 
 
 def _draw(sequences: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Return a share of the sequences, at least one of several, and never all."""
+    """Return a share of the sequences, at least one if there are several, and never all."""
     number = min(max(round(share * len(sequences)), int(len(sequences) > 1)), max(len(sequences) - 1, 0))
     return sequences[torch.randperm(len(sequences), generator=generator)[:number]]
 
