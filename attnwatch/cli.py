@@ -1,11 +1,13 @@
 """Command line: `attnwatch demo`, `report RUN`, `judge RUN` and `inspect MODEL_DIR`."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 _WRITTEN = "Written: {}. It opens in any browser and loads nothing."
+_PIPE_CLOSED = 141  # as of a program that SIGPIPE has ended
 _FEWEST_DEMO_STEPS = 120  # the diagnosis claims nothing before that
 
 
@@ -16,7 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for add in (_add_demo, _add_report, _add_judge, _add_inspect):
         add(commands)
     options = parser.parse_args(arguments)
-    return options.command_function(options)
+    try:
+        code = options.command_function(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `attnwatch judge RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _PIPE_CLOSED
+    return code
 
 
 def _add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:

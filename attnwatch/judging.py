@@ -10,7 +10,7 @@ from attnwatch.diagnosis import Diagnosis, RunStatus, diagnose
 from attnwatch.errors import ConfigurationError
 from attnwatch.recorder import AttentionHistory
 from attnwatch.runs import RunRecord
-from attnwatch.runs.record import of_possible_length
+from attnwatch.runs.record import loss_at_ends, of_possible_length
 from attnwatch.utils.labels import site_labels
 from attnwatch.utils.messages import printable
 
@@ -65,13 +65,13 @@ def _with_printable_names(history: AttentionHistory) -> AttentionHistory:
 
 def _loss(history: AttentionHistory) -> str:
     """Describe how much of the loss is known, as the judgement depends on it."""
-    known = np.isfinite(history.loss)
-    if not known.any() and not (history.sites and np.isnan(history.loss).all()):
+    ends = loss_at_ends(history)
+    if ends is None and not (history.sites and np.isnan(history.loss).all()):
         return f"loss at {len(history)} of {len(history)} observations: none is finite"
-    if not known.any():
+    if ends is None:
         return "no loss is known at these steps: only attention is judged (call record_loss or log the loss to add it)"
-    first, last = history.loss[known][[0, -1]]
-    return f"loss at {known.sum()} of {len(history)} observations: {_number(first)} → {_number(last)}"
+    number = np.isfinite(history.loss).sum()
+    return f"loss at {number} of {len(history)} observations: {_number(ends[0])} → {_number(ends[1])}"
 
 
 def _not_observed(history: AttentionHistory) -> list[str]:

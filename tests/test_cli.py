@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -52,3 +54,15 @@ def test_page_that_can_not_be_written_is_refused_before_anything_is_loaded(tmp_p
     assert re.search(
         r"`--out`: .* (is a folder|lies in a folder that is not there); give the path", capsys.readouterr().err
     )
+
+
+@pytest.mark.slow
+def test_reader_that_goes_away_is_no_error(tmp_path):
+    """As in `attnwatch judge RUN | head -1`."""
+    a_record().save(tmp_path / "run.npz")
+    command = [sys.executable, "-c", "import sys; from attnwatch.cli import main; sys.exit(main(sys.argv[1:]))"]
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, "judge", str(tmp_path / "run.npz")], **options) as process:
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141

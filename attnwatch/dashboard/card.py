@@ -12,6 +12,7 @@ from attnwatch.dashboard.odd_layers import odd_layers
 from attnwatch.dashboard.scalars import over_heads
 from attnwatch.diagnosis import Diagnosis
 from attnwatch.diagnosis.risk import default_risk_model
+from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.recorder import AttentionHistory
 from attnwatch.utils.labels import site_labels
 
@@ -64,9 +65,10 @@ def _certainty(diagnosis: Diagnosis, history: AttentionHistory) -> str:
     """Explain what the risk means, and how much of the run it rests on."""
     model = default_risk_model()
     if math.isnan(diagnosis.risk):
+        wanted = Thresholds().of_budget(history.total_steps)
         return (
-            f"not known yet. It needs the first steps of the run, and {model.shares[0]:.0%} of its length if that is "
-            "known."
+            f"not known yet. It needs {wanted.min_observations} observations over {wanted.min_steps:.0f} steps, from "
+            f"the start of the run, and {model.shares[0]:.0%} of its length if that is known."
         )
     if history.total_steps is None:
         based = "The length of the run is not known, so only what no sound run ever shows counts"

@@ -54,8 +54,9 @@ def test_unknown_length_and_unknown_risk_are_said():
     history = course()
     assert "The length of the run is not known" in card_markdown(RunCard(SOUND, history))
     unknown = Diagnosis(RunStatus.UNDETERMINED, (), 390)
-    assert "**Risk:** not known yet. It needs the first steps of the run, and" in card_markdown(
-        RunCard(unknown, history)
+    assert (
+        "**Risk:** not known yet. It needs 10 observations over 100 steps, from the start of the run, and"
+        in card_markdown(RunCard(unknown, history))
     )
 
 

@@ -116,6 +116,11 @@ def test_sign_is_seen_with_its_numbers_and_not_in_the_nearest_run_without_it(nam
     assert name not in seen(without_it)
 
 
+def test_loss_that_has_jumped_at_once_is_not_flat():
+    """The first two losses differ by more than all others: their difference is no noise."""
+    assert "loss_flat" not in seen(run(loss=np.append(4.0, noisy(140.0)[1:])))
+
+
 def test_every_sign_is_tested():
     assert set(CASES) == set(SIGNS)
 

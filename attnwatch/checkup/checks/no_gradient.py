@@ -16,6 +16,7 @@ class NoGradient(Check):
     """
 
     name = "no_gradient"
+    decides = True
     severity = 1.0
     remedy = (
         "Call backward before optimizer.step() and zero_grad() after it, and check that the loss is computed from the "

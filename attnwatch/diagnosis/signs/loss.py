@@ -9,6 +9,7 @@ from attnwatch.diagnosis.signs.base import sign
 _MOST_UNIFORM = 14.0
 _CLEARLY = 4.0  # standard errors
 _NEXT_TO_NOTHING, _FLAT, _SLOW, _LITTLE_LEFT = 0.01, 0.03, 0.12, 0.1
+_JUMP = 3.0  # times the first loss
 
 
 @sign
@@ -18,7 +19,8 @@ def loss_flat(run: RunCourse) -> str | None:
     if loss is None:
         return None
     is_within_noise = abs(_errors(loss)) < _CLEARLY and abs(_fall(loss)) < max(_FLAT, 2 * _noise(loss))
-    if not (is_within_noise or abs(_fall(loss)) < _NEXT_TO_NOTHING):
+    has_jumped = loss.now[0] > _JUMP * abs(loss.values[0, 0])  # at once, so that the jump counts as noise
+    if has_jumped or not (is_within_noise or abs(_fall(loss)) < _NEXT_TO_NOTHING):
         return None
     return f"the loss is flat from the start ({_span(loss)})"
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from attnwatch.diagnosis import Finding
 from attnwatch.errors import ConfigurationError
 from attnwatch.report.rendering import render, visible
@@ -20,7 +18,6 @@ from attnwatch.report.run.grids import Grids, grid_figures, grids_of
 from attnwatch.report.run.packing import PackedArrays, pack, pack_text, packed_bokeh
 from attnwatch.report.run.signals import risk_course, signal_grid
 from attnwatch.report.run.tables import (
-    LOSSES_AROUND,
     MOST_MARKS,
     coverage_rows,
     event_tables,
@@ -31,7 +28,7 @@ from attnwatch.report.run.tables import (
 from attnwatch.report.run.timeline import marks_of, timeline
 from attnwatch.report.run.verdict import fault_of, verdict_of
 from attnwatch.runs import RunRecord
-from attnwatch.runs.record import of_possible_length
+from attnwatch.runs.record import loss_at_ends, of_possible_length
 from attnwatch.utils.files import replaced_file
 from attnwatch.utils.messages import counted
 
@@ -143,8 +140,8 @@ def _summary(record: RunRecord) -> str:
         return "nothing was observed"
     steps = counted(int(history.steps[-1]) + 1, "step")
     total = f" of {history.total_steps:,}" if history.total_steps else ""
-    loss = history.loss[~np.isnan(history.loss)]
-    of_loss = f"; loss {number(loss[0])} → {number(loss[-LOSSES_AROUND:].mean())}" if len(loss) else ""
+    ends = loss_at_ends(history)
+    of_loss = f"; loss {number(ends[0])} → {number(ends[1])}" if ends is not None else ""
     of_what = f"{counted(len(history), 'observation')} of {counted(len(history.sites), 'attention layer')}"
     return f"{steps}{total}; {of_what}{of_loss}"
 

@@ -16,7 +16,7 @@ _MOST_ROWS = 128
 # Most findings, and most events, that are marked on the timeline.
 MOST_MARKS = 300
 # Number of observations over which the loss before and after an event is averaged.
-LOSSES_AROUND = 5
+_LOSSES_AROUND = 5
 _SHOWN = ("normalized_entropy", "max_logit", "sink_mass", "gradient_norm", "weight_norm", "update_ratio")
 
 
@@ -113,7 +113,7 @@ def _event_table(record: RunRecord, kind: str, indices: list[int]) -> EventTable
 def _event_cells(record: RunRecord, event: RunEvent, names: list[str]) -> list[str]:
     values = [event.details.get(name, math.nan) for name in names]
     is_after, loss = record.history.steps >= event.step, record.history.loss
-    around = loss[~is_after][-LOSSES_AROUND:], loss[is_after][:LOSSES_AROUND]
+    around = loss[~is_after][-_LOSSES_AROUND:], loss[is_after][:_LOSSES_AROUND]
     means = [float(each[np.isfinite(each)].mean()) if np.isfinite(each).any() else math.nan for each in around]
     return [each if isinstance(each, str) else number(each) for each in [*values, *means]]
 
