@@ -2,13 +2,14 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from torch import nn
 from torch.optim import Optimizer
 
 from attnwatch.capture.compilation import compiles_anything, is_compiled
 from attnwatch.checkup.checks.base import Check, Fault
-from attnwatch.checkup.evidence import StepEvidence, later_point
+from attnwatch.checkup.evidence import StepEvidence, later_points
 from attnwatch.checkup.forward import CannotCheck, ForwardRecorder
 from attnwatch.checkup.guard import Guard
 from attnwatch.checkup.repeats import CannotRepeat
@@ -162,7 +163,8 @@ class TrainingCheckup:
         if step >= self._next_look:
             self._next_look = 2 * step
             return True
-        return self._total_steps is not None and 0 <= step - later_point(self._total_steps) < _LATER_STEPS
+        points = () if self._total_steps is None else later_points(self._total_steps)
+        return any(0 <= step - point < _LATER_STEPS for point in points)
 
     @property
     def findings(self) -> list[Finding]:
@@ -205,13 +207,13 @@ class TrainingCheckup:
 
     @property
     def _open_checks(self) -> list[str]:
-        """Names of the checks that have no answer yet, and of watching checks that have found no fault."""
+        """Names of the checks without an answer, of watching ones without a fault, and of those that look again."""
         are_first_steps = len(self._steps_seen) <= _FIRST_STEPS and not self._next_look
         return [
             name
             for name, check in self._checks.items()
             if name not in self._failed
-            and self._answers.get(name) is None
+            and (self._answers.get(name) is None or check.looks_again)
             and (check.watches or (are_first_steps and name not in self._answers))
         ]
 
@@ -232,6 +234,9 @@ class TrainingCheckup:
                 self.skipped[name] = f"the check {reason}"
                 warn(f"{Check.registry.describe(type(check))} {reason}. The training run is no longer checked for it.")
             else:
+                known = self._answers.get(name)
+                if finding is not None and known is not None:
+                    finding = replace(finding, step=known.step)
                 self._answers[name] = finding
                 self.skipped.pop(name, None)
 

@@ -27,6 +27,12 @@ def later_point(total_steps: int) -> float:
     return max(_SHARE_OF_RUN * total_steps, _LEAST_LATER_STEP)
 
 
+def later_points(total_steps: int) -> tuple[float, ...]:
+    """Return the steps from which on checks look again: `later_point`, and half of the run if that is later."""
+    first = later_point(total_steps)
+    return (first, total_steps / 2) if total_steps / 2 >= 2 * first else (first,)
+
+
 class StepEvidence:
     """Evidence from one training step so far.
 

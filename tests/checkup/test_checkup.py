@@ -465,6 +465,24 @@ def test_labels_of_other_samples_are_noted_after_a_tenth_of_the_run():
     assert not classify(lambda tokens: (tokens[:, -1] < 20).long(), steps=120, total_steps=1000)
 
 
+@pytest.mark.slow
+def test_note_on_the_labels_is_withdrawn_once_they_matter():
+    """The model begins to learn after a fifth of the run; until then its labels are of other samples."""
+
+    def labels_of(steps):
+        steps = iter(range(steps))
+
+        def labels(tokens):
+            right = (tokens[:, -1] < 20).long()
+            return right[torch.randperm(16)] if next(steps, None) is not None else right
+
+        return labels
+
+    assert not classify(labels_of(110), steps=306, total_steps=600)
+    found = classify(labels_of(600), steps=306, total_steps=600)
+    assert found["labels_unrelated"].step == 64
+
+
 def test_later_steps_are_looked_at_now_and_then():
     model = gpt2()
     optimizer = torch.optim.AdamW(model.parameters())

@@ -61,6 +61,7 @@ class Check(Plugin):
         severity: 0 to 1 (the run is lost).
         remedy: second half of the message: what the user can do.
         decides: True if finding nothing rules out the fault for the whole run, not just for the steps seen.
+        looks_again: True if a later answer of a watching check replaces its finding, which may be withdrawn.
         watches: True if the check looks at all of the first steps and at some later ones, until it finds a fault.
     """
 
@@ -69,6 +70,7 @@ class Check(Plugin):
     severity: ClassVar[float] = 0.9
     remedy: ClassVar[str] = ""
     decides: ClassVar[bool] = False
+    looks_again: ClassVar[bool] = False
     watches: ClassVar[bool] = False
 
     def look(self, step: "StepEvidence") -> Fault | None:

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
-from attnwatch.checkup.evidence import StepEvidence, later_point
+from attnwatch.checkup.evidence import StepEvidence, later_points
 
 _NUM_STEPS = 5
 # Share of the loss by which exchanged labels must raise it.
@@ -17,29 +17,31 @@ class LabelsUnrelated(Check):
 
     At least 50 steps must have passed. In five batches, each sequence receives the labels of its neighbour, and the
     cross-entropy is recomputed from the same predictions. Shuffled labels look like this, but so does a model that has
-    not begun to learn, so the finding is a note.
+    not begun to learn. The finding is therefore a note, and is withdrawn if labels matter at half of the run.
     """
 
     name = "labels_unrelated"
     status = None
-    watches = True
+    watches = looks_again = True
     remedy = (
         "Check that inputs and labels stay together when the data are shuffled, filtered or sorted; otherwise the "
         "model has not begun to learn from its inputs."
     )
 
     def __init__(self) -> None:
-        self._losses: dict[int, tuple[float, float]] = {}
+        self._losses: dict[float, dict[int, tuple[float, float]]] = {}
 
     def look(self, step: StepEvidence) -> Fault | None:
         if step.total_steps is None:
             raise CannotCheck("the number of steps in the run is unknown: pass `total_steps`")
-        if step.global_step < later_point(step.total_steps):
-            raise CannotCheck(f"step {later_point(step.total_steps):.0f} has not been reached")
-        self._losses[step.global_step] = _losses(step)
-        if len(self._losses) < _NUM_STEPS:
+        points = later_points(step.total_steps)
+        if step.global_step < points[0]:
+            raise CannotCheck(f"step {points[0]:.0f} has not been reached")
+        losses = self._losses.setdefault(max(point for point in points if point <= step.global_step), {})
+        losses[step.global_step] = _losses(step)
+        if len(losses) < _NUM_STEPS:
             raise CannotCheck(f"{_NUM_STEPS} steps after a tenth of the run are needed")
-        loss, exchanged = (sum(each) / len(self._losses) for each in zip(*self._losses.values(), strict=True))
+        loss, exchanged = (sum(each) / len(losses) for each in zip(*losses.values(), strict=True))
         if exchanged > (1 + _LEAST_RISE) * loss:
             return None
         what = f"the loss is {loss:.4g}, and {exchanged:.4g} when each sequence gets the labels of another"

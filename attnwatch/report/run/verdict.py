@@ -97,7 +97,8 @@ def _without_fault(record: RunRecord) -> str:
     if status is RunStatus.AT_RISK:
         return "Watch it, and look at what the risk rests on: " + "; ".join(record.diagnosis.reasons) + "."
     if status is RunStatus.HEALTHY:
-        return "Nothing needs to be done."
+        has_notes = bool(record.diagnosis.findings)
+        return "Nothing needs to be done, but read the notes below." if has_notes else "Nothing needs to be done."
     if not history.sites:
         return "Train with an AttentionMonitor, so that the run can be judged by more than its loss."
     wanted = Thresholds().of_budget(history.total_steps)
