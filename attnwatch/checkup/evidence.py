@@ -14,6 +14,7 @@ from attnwatch.checkup.targets import ScoredCall, Targets
 from attnwatch.checkup.tokens import Tokens, at_end, padding_id, tokens_of
 from attnwatch.checkup.updates import Update
 from attnwatch.checkup.weights import hidden_parameters
+from attnwatch.utils.messages import counted
 
 NUM_UPDATES = 6
 """Number of optimizer steps after which the updates are judged."""
@@ -227,7 +228,7 @@ class StepEvidence:
     def require_updates(self, number: int = NUM_UPDATES) -> None:
         """Raise `CannotCheck` if no optimizer was given, or fewer optimizer steps were seen."""
         if not self.held or len(self.updates) < number:
-            raise CannotCheck(f"{number} optimizer steps are needed, which only a training loop has")
+            raise CannotCheck(f"needs {counted(number, 'optimizer step')}, which only a training loop has")
 
     def updates_of_matrices(self, at_least: int = NUM_UPDATES) -> dict[str, list[Update]]:
         """Return the updates of each matrix so far, without steps with a learning rate of 0.

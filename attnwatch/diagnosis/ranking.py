@@ -86,7 +86,7 @@ def _cause(rule: CauseRule, clues: list[Clue], score: float) -> Cause:
 
 def _of_fact(finding: Finding) -> Cause:
     """Return the cause that a checkup has found."""
-    words = f"the checkup found it at step {finding.step}: {finding.message}"
+    words = f"the checkup found it at step {finding.step}, see its finding"
     return Cause(finding.kind.value, 1.0, (words,), is_fact=True)
 
 

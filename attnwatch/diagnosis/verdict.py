@@ -56,7 +56,9 @@ class Cause:
 
     @property
     def clues(self) -> str:
-        """Strongest clues for and against the cause, as sentences."""
+        """Strongest clues for and against the cause, as sentences; of a fact, where it was found."""
+        if self.is_fact:
+            return f"{'; '.join(self.speaks_for)}."
         seen = [("For", self.speaks_for[:_MOST_FOR]), ("Against", self.speaks_against[:_MOST_AGAINST])]
         return " ".join(f"{side}: {'; '.join(words).rstrip('.')}." for side, words in seen if words)
 

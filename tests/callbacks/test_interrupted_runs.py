@@ -142,7 +142,7 @@ def test_nothing_is_missing_after_a_lightning_training_that_is_broken_off(error,
     assert monitor.diagnosis.step == 8
     rows = rows_of(tmp_path / "lightning_logs/version_0/metrics.csv")
     assert [int(row["step"]) for row in rows if row["attention_details/entropy"]] == [0, 2, 4, 6, 8]
-    assert [int(row["step"]) for row in rows if row["attention/risk"]] == [0, 8]
+    assert [int(row["step"]) for row in rows if row["attention_details/learning_rate"]] == [0, 8]
 
 
 def test_finding_of_the_last_steps_is_told_when_training_is_broken_off():

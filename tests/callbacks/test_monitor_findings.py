@@ -43,7 +43,7 @@ def test_tensorboard_gets_scalars_pictures_and_words(tmp_path):
     events = events_of(logger)
     tags = events.Tags()
     layered = [name for name, statistic in Statistic.registry.items() if statistic.per_layer]
-    expected = {statistic.tag for statistic in Statistic.registry.values()} | {"attention/risk"}
+    expected = {statistic.tag for statistic in Statistic.registry.values()} | {"attention_details/learning_rate"}
     expected |= {f"layers_{name}/layer_{layer}" for name in layered for layer in range(2)}
     assert expected <= set(tags["scalars"])
     curve = events.Scalars("layers_normalized_entropy/layer_1")

@@ -88,7 +88,7 @@ def test_what_a_checkup_has_found_is_the_cause():
     assert (fact.kind.value, fact.causes) == ("frozen_parameters", ())
     (cause,) = finding.causes
     assert (cause.name, cause.score, cause.is_fact) == ("frozen_parameters", 1.0, True)
-    assert "  cause:\n  1. frozen_parameters: For: the checkup found it at step 3" in str(finding)
+    assert "  cause:\n  1. frozen_parameters: the checkup found it at step 3, see its finding." in str(finding)
 
 
 def test_note_of_a_checkup_speaks_for_a_cause():

@@ -44,7 +44,8 @@ class LabelsUnrelated(Check):
         loss, exchanged = (sum(each) / len(losses) for each in zip(*losses.values(), strict=True))
         if exchanged > (1 + _LEAST_RISE) * loss:
             return None
-        what = f"the loss is {loss:.4g}, and {exchanged:.4g} when each sequence gets the labels of another"
+        steps = f"in steps {min(losses)} to {max(losses)}"
+        what = f"{steps} the loss was {loss:.4g}, and {exchanged:.4g} when each sequence got the labels of another"
         return Fault(what, numbers={"loss": loss, "loss_of_exchanged_labels": exchanged})
 
 
