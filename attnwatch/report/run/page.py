@@ -105,7 +105,7 @@ def _run(record: RunRecord, grids: Grids) -> dict[str, Any]:
         "record": record,
         "verdict": verdict_of(record),
         "summary": _summary(record),
-        "findings": [_finding(finding, record) for finding in diagnosis.findings[:MOST_MARKS]],
+        "findings": _findings(record),
         "more_findings": max(len(diagnosis.findings) - MOST_MARKS, 0),
         "other_events": other_events(record),
         "event_tables": event_tables(record),
@@ -117,6 +117,17 @@ def _run(record: RunRecord, grids: Grids) -> dict[str, Any]:
         "sound_checks": [name for name, result in record.checkup.items() if result == "ok"],
         "other_checks": [(name, result) for name, result in record.checkup.items() if result != "ok"],
     }
+
+
+def _findings(record: RunRecord) -> list[dict[str, Any]]:
+    """Return the variables for each finding; causes that an earlier one has too are not repeated."""
+    findings = [_finding(finding, record) for finding in record.diagnosis.findings[:MOST_MARKS]]
+    shown: set[tuple[str, ...]] = set()
+    for each in findings:
+        causes = tuple(each["causes"])
+        each["has_causes_of_above"] = causes in shown
+        shown |= {causes} if causes else set()
+    return findings
 
 
 def _finding(finding: Finding, record: RunRecord) -> dict[str, Any]:

@@ -114,6 +114,18 @@ def test_causes_are_told_instead_of_the_general_advice():
     assert unclear.sentence == "This run is not converging."
 
 
+def test_causes_are_not_repeated():
+    cause = Cause("rate_too_low", 0.7, ("it falls slowly",), title="the rate is too low")
+    findings = [
+        Finding(kind, (), 60, 0.9, "it is so", causes=(cause,))
+        for kind in (FindingKind.UNPROMISING, FindingKind.UNIFORM_ATTENTION)
+    ]
+    judged = Diagnosis(RunStatus.NOT_CONVERGING, tuple(findings), step=70)
+    words = visible_words(run_page([dataclasses.replace(a_record(), judged=judged, checked=())]))
+    assert words.count("For: it falls slowly") == 1
+    assert words.count("likely causes (share of the evidence): as above") == 1
+
+
 def test_marks_are_findings_and_events_in_the_order_of_their_steps():
     record = a_record()
     later = dataclasses.replace(record.checked[0], kind=FindingKind.UNIFORM_ATTENTION, step=60)
