@@ -101,6 +101,7 @@ def test_what_dropping_tokens_saves_is_of_steps_with_equal_heads(steps):
             f"{taken[1.0, h] / taken[ratio, h]:.2f} times as fast" in part
         ]
         assert matching
+        assert "; 1.50 if cost were linear in tokens" in part
         assert any((f"with {h:.0%} left by other callbacks in both" in part) == (h < 1) for h in matching)
 
 
