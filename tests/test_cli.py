@@ -45,7 +45,7 @@ def test_model_page_does_not_replace_what_is_no_page(tmp_path, capsys):
     (tmp_path / "text.txt").write_text("The text.")
     text = str(tmp_path / "text.txt")
     assert main(["inspect", "model", "--text", text, "--out", text]) == 2
-    assert re.search(r"`--out`: '.*text\.txt' is a file that is no page", capsys.readouterr().err)
+    assert re.search(r"`--out`: '.*text\.txt' is not a page", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("out", [".", "nowhere/page.html"])

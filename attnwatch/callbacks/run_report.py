@@ -187,7 +187,7 @@ class RunReport:
 def _save(record: RunRecord, path: Path) -> None:
     if path.is_file() and not is_saved_run(path):
         raise ConfigurationError(
-            f"{str(path)!r} is a file that is no record of a run, and is not replaced; give another path of the page"
+            f"{str(path)!r} is not a record of a run, and is not replaced; give another path of the page"
         )
     record.save(path)
 

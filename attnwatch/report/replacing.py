@@ -1,4 +1,4 @@
-"""Protection of files that are no pages from pages that would take their place."""
+"""Check that a page replaces nothing but a page."""
 
 from pathlib import Path
 
@@ -9,14 +9,14 @@ _MOST_BYTES_BEFORE = 256
 
 
 def require_no_other_file(out: Path, *, argument: str) -> None:
-    """Raise a `ConfigurationError` if a page at this path would replace a file that is no page, such as a run.
+    """Raise a `ConfigurationError` if a page at this path would replace another kind of file, such as a run.
 
     Args:
-        out: path of a page that is to be written.
-        argument: name of the argument that the path comes from.
+        out: path of the page to write.
+        argument: name of the argument that holds the path.
 
     Raises:
-        ConfigurationError: see above. Empty files, such as temporary ones, may be replaced.
+        ConfigurationError: the file has content and is not a page.
         OSError: the file can't be read.
     """
     if not out.is_file():
@@ -25,6 +25,5 @@ def require_no_other_file(out: Path, *, argument: str) -> None:
         begin = stream.read(_MOST_BYTES_BEFORE).lower()
     if begin and _BEGIN not in begin:
         raise ConfigurationError(
-            f"`{argument}`: {str(out)!r} is a file that is no page, and is not replaced; give another path, or remove "
-            "the file."
+            f"`{argument}`: {str(out)!r} is not a page, and is not replaced; give another path, or remove the file."
         )

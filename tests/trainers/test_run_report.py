@@ -123,9 +123,7 @@ def test_other_files_are_not_replaced(training, name):
     mine = training.directory / name
     mine.write_bytes(b"precious")
     monitor = training.callbacks.AttentionMonitor(report=training.directory / "page.html")
-    with pytest.warns(
-        AttnwatchWarning, match=rf"`report`.*training continues.*{name}' is a file that is no .* another path"
-    ):
+    with pytest.warns(AttnwatchWarning, match=rf"`report`.*training continues.*{name}' is not a .* another path"):
         training.train(monitor, steps=3)
     assert mine.read_bytes() == b"precious"
 

@@ -285,7 +285,7 @@ def test_only_pages_are_replaced(tmp_path):
         a_record().save(path)
     before = [path.read_bytes() for path in runs]
     for out in runs:
-        with pytest.raises(ConfigurationError, match=r"`path`: '.*\.npz' is a file that is no page"):
+        with pytest.raises(ConfigurationError, match=r"`path`: '.*\.npz' is not a page"):
             write_run_page([a_record()], out)
     assert [path.read_bytes() for path in runs] == before
     (tmp_path / "empty.html").touch()
