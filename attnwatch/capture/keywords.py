@@ -1,9 +1,10 @@
 """Keyword arguments that can affect a function, judged by the names in its code."""
 
 import dis
+import functools
 import inspect
 from collections.abc import Callable
-from types import FunctionType
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
@@ -20,10 +21,10 @@ def ignores(function: Callable[..., Any], name: str) -> bool:
     It does if the argument falls into a `**kwargs` that the code never reads or, in functions of transformers, reads
     only for other names. In other functions that read their `**kwargs`, the effect is unknown.
     """
-    code = function_of(function)
-    if code is None or name in _parameters(code):
+    inner = function_of(function)
+    if inner is None or name in _parameters(inner):
         return False
-    return not _reads_keywords(code) or (is_of_transformers(code) and not _is_named_in(code, None, name))
+    return not _reads_keywords(inner.__code__) or (is_of_transformers(inner) and not _is_named_in(inner, None, name))
 
 
 def module_ignores(module: nn.Module, name: str) -> bool:
@@ -58,10 +59,10 @@ def _takes_keywords(function: FunctionType) -> bool:
     return bool(function.__code__.co_flags & inspect.CO_VARKEYWORDS)
 
 
-def _reads_keywords(function: FunctionType) -> bool:
-    if not _takes_keywords(function):
+@functools.lru_cache(maxsize=256)  # disassembling takes half a millisecond, in each call of an attention function
+def _reads_keywords(code: CodeType) -> bool:
+    if not code.co_flags & inspect.CO_VARKEYWORDS:
         return False
-    code = function.__code__
     has_varargs = bool(code.co_flags & inspect.CO_VARARGS)
     keywords = code.co_varnames[code.co_argcount + code.co_kwonlyargcount + has_varargs]
     return any(_mentions(instruction.argval, keywords) for instruction in dis.get_instructions(code))
