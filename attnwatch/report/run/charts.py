@@ -9,7 +9,7 @@ from attnwatch.utils.extras import extra_needed
 with extra_needed("report", "the run page"):
     from bokeh.core.types import ID
     from bokeh.embed import json_item
-    from bokeh.models import GridPlot, LayoutDOM
+    from bokeh.models import LayoutDOM
     from bokeh.models.annotations import Title
     from bokeh.plotting import figure
 
@@ -50,8 +50,8 @@ def plain(text: str) -> str:
     return visible(text).replace("$$", "$\u200b$")
 
 
-def as_json(root: LayoutDOM | GridPlot, place: str) -> dict[str, Any]:
-    """Return the JSON with which Bokeh shows a figure or layout in the element with the id `place`."""
+def as_json(root: LayoutDOM, place: str) -> dict[str, Any]:
+    """Return the JSON with which Bokeh shows a figure in the element with the id `place`."""
     return dict(json_item(root, ID(place)))
 
 

@@ -16,7 +16,7 @@ from attnwatch.report.run.charts import as_json
 from attnwatch.report.run.comparison import first_differences
 from attnwatch.report.run.grids import Grids, grid_figures, grids_of
 from attnwatch.report.run.packing import PackedArrays, pack, pack_text, packed_bokeh
-from attnwatch.report.run.signals import risk_course, signal_grid
+from attnwatch.report.run.signals import risk_course, signal_figures
 from attnwatch.report.run.tables import (
     MOST_MARKS,
     coverage_rows,
@@ -70,13 +70,14 @@ def run_page(records: Sequence[RunRecord]) -> str:
     items = [as_json(timeline(records, courses), "timeline")]
     runs = []
     for index, (record, course) in enumerate(zip(records, courses, strict=True)):
-        if len(record.history) and record.history.sites:
-            items.append(as_json(signal_grid(record, course), f"signals-{index}"))
+        has_signals = bool(len(record.history) and record.history.sites)
+        signals = signal_figures(record, course) if has_signals else []
+        items += [as_json(each, f"signal-{index}-{number}") for number, each in enumerate(signals)]
         grids = grids_of(record.history, share=1 / len(records))
         if grids.statistics:
             layers, heads = grid_figures(record.history)
             items += [as_json(layers, f"layers-{index}"), as_json(heads, f"heads-{index}")]
-        runs.append(_run(record, grids))
+        runs.append(_run(record, grids) | {"num_signals": len(signals)})
     packed = [pack(run["grids"].arrays) for run in runs]
     data = {"items": items, "runs": [_data(run, each) for run, each in zip(runs, packed, strict=True)]}
     return render(

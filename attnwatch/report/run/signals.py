@@ -14,8 +14,7 @@ from attnwatch.utils.extras import extra_needed
 from attnwatch.utils.labels import evenly_spaced
 
 with extra_needed("report", "the run page"):
-    from bokeh.layouts import gridplot
-    from bokeh.models import ColumnDataSource, GridPlot, HoverTool, Range1d
+    from bokeh.models import ColumnDataSource, HoverTool, Range1d
 
 _MOST_POINTS = 16
 _TITLES = {
@@ -72,14 +71,9 @@ def _share(record: RunRecord, step: int) -> float | None:
     return None if total is None else min((step + record.history.gap) / total, 1.0)
 
 
-def signal_grid(record: RunRecord, course: RiskCourse) -> GridPlot:
+def signal_figures(record: RunRecord, course: RiskCourse) -> list[Figure]:
     """Return a small chart of each signal, in front of its range in sound runs where that is known."""
-    return gridplot(
-        [[_chart(index, record, course) for index in range(begin, min(begin + 3, len(SIGNALS)))] for begin in (0, 3)],
-        toolbar_location=None,
-        sizing_mode="stretch_width",
-        merge_tools=False,
-    )
+    return [_chart(index, record, course) for index in range(len(SIGNALS))]
 
 
 def _chart(index: int, record: RunRecord, course: RiskCourse) -> Figure:
