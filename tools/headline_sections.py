@@ -24,12 +24,12 @@ def _watching() -> list[tuple[str, str, str]]:
     forwards = longest["sdpa_forwards"]
     return [
         (
-            "step time with `AttentionMonitor()`, before it had checkup and layer statistics",
+            "step time with `AttentionMonitor()`",
             f"{_ratio(cpu['ratio']['monitor_default'])} times that without, small Llama, CPU",
             "overhead",
         ),
         (
-            "the same on a GPU",
+            "the same on a GPU, before it had checkup and layer statistics",
             f"{_ratio(gpu['watching']['ratio']['monitor_default'])} times, Llama with {parameters}",
             "billion",
         ),
