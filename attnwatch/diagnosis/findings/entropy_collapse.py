@@ -24,7 +24,7 @@ class EntropyCollapse(FindingRule):
         "Gradients hardly reach queries and keys from there: lower the learning rate, lengthen the warm-up, or "
         "normalize queries and keys (QK-norm)."
     )
-    note = "Healthy runs have such layers too: nothing needs to be done."
+    note = "Healthy runs have such layers too; by themselves they are no fault."
 
     enter: float = 0.01
     """Normalized entropy below which a head has collapsed. Sharp but healthy heads (previous token, induction) measure

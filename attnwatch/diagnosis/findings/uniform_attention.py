@@ -27,7 +27,7 @@ class UniformAttention(FindingRule):
         "Queries and keys are not learning, whatever the loss does: check that their projections are in the optimizer "
         "and get gradients, then learning rate, weight decay, attention scale and mask."
     )
-    note = "Healthy runs have such layers too, especially early on: nothing needs to be done."
+    note = "Healthy runs have such layers too, especially early on; by themselves they are no fault."
 
     enter: float = 0.97
     """Normalized entropy, mean over the heads of a site, above which it is uniform. Causal attention with logits of
