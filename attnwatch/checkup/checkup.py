@@ -145,7 +145,7 @@ class TrainingCheckup:
             self.close()
             return
         evidence.cannot_repeat = self._cannot_repeat
-        evidence.recorded = self._recorder.forward
+        evidence.recorded, evidence.read = self._recorder.forward, self._recorder.read
         evidence.stale_gradients = self._stale.take()
         self._steps_seen.add(global_step)
         self._look(evidence)

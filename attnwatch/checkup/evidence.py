@@ -11,7 +11,7 @@ from attnwatch.checkup.flow import Flow
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.targets import ScoredCall, Targets
-from attnwatch.checkup.tokens import Tokens, at_end, padding_id, tokens_of
+from attnwatch.checkup.tokens import Tokens, tokens_of
 from attnwatch.checkup.updates import Update
 from attnwatch.checkup.weights import hidden_parameters
 from attnwatch.utils.messages import counted
@@ -49,6 +49,8 @@ class StepEvidence:
         stale_gradients: norms of the old gradients that the last optimizer step reused, by parameter name; 0 if they
             were cleared.
         recorded: first forward pass of the step that is trained on; None if there was none.
+        read: mask of the tokens whose outputs have a gradient, bool [sequences, tokens], by
+            the name of the output, for the first sequences.
         cannot_repeat: reason why an earlier repeat of the forward pass failed; empty if none failed.
     """
 
@@ -73,6 +75,7 @@ class StepEvidence:
         self.scored: list[ScoredCall] = []
         self.stale_gradients: dict[str, Tensor] = {}
         self.recorded: RecordedForward | None = None
+        self.read: Mapping[str, Tensor] = {}
         self.cannot_repeat = ""
         self._known_flow: Flow | None = None
 
@@ -165,27 +168,6 @@ class StepEvidence:
             return 1
 
     @property
-    def padded_targets(self) -> tuple[Tensor, Tensor]:
-        """Masks of the targets that are padding, and of the scored targets: bool [batch, tokens].
-
-        Raises:
-            CannotCheck: there is no target for each token, or the padding is unknown.
-        """
-        targets = self.targets
-        if targets.classes.ndim < 2:
-            raise CannotCheck("there is one target for each sequence")
-        if is_encoder_decoder(self.forward.module):
-            pad_id = padding_id(self.forward.module)
-            if pad_id is None:
-                raise CannotCheck("the model does not declare a padding id")
-            return at_end(targets.classes.eq(pad_id) | ~targets.is_scored), targets.is_scored
-        if targets.classes.shape != self.tokens.padding.shape:
-            raise CannotCheck("the targets do not correspond to the tokens")
-        if self.tokens.mask_fault:
-            raise CannotCheck(f"`{self.tokens.mask_name}` {self.tokens.mask_fault}")
-        return self.tokens.padding, targets.is_scored
-
-    @property
     def is_untrained(self) -> bool:
         """True if this is the first step and its loss is close to or above that of a uniform guess."""
         try:
@@ -208,6 +190,11 @@ class StepEvidence:
             for name, parameter in hidden_parameters(self.model)
             if parameter not in known and parameter.grad is not None
         }
+
+    @property
+    def foreign(self) -> Sequence[nn.Parameter]:
+        """Trainable parameters that the forward pass has used and that are in no module of the model."""
+        return () if self.recorded is None else self.recorded.foreign
 
     @property
     def held(self) -> Mapping[nn.Parameter, Optimizer]:

@@ -1,8 +1,9 @@
 """Forward pass of a training step, with the tensors that the model received and returned."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from attnwatch.checkup.changes import ForwardState
 from attnwatch.checkup.guard import Guard
 from attnwatch.utils.forwards import parameters_of
 
+# Number of sequences whose read tokens are known.
+_NUM_READ = 8
 # Parts of the names of adapter parameters.
 _ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
 POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope|alibi|relative", re.IGNORECASE)
@@ -37,6 +40,7 @@ class RecordedForward:
         called: names of the modules called during the forward pass, in the order of their first calls.
         positions: position ids by the argument or module that received them.
         changes: name of something that the forward pass changed in the module; empty if it changed nothing.
+        foreign: trainable parameters that the forward pass has used and that are in no module of the model.
     """
 
     module: nn.Module
@@ -49,6 +53,7 @@ class RecordedForward:
     called: tuple[str, ...]
     positions: Mapping[str, Tensor]
     changes: str
+    foreign: tuple[nn.Parameter, ...]
 
     def repeat(self, arguments: Mapping[str, Any]) -> Any:
         """Call the module with these arguments instead of the recorded ones."""
@@ -132,6 +137,11 @@ class ForwardRecorder:
     Args:
         model: model being trained, or a module that wraps it.
         on_backward: function called when the backward pass of a forward pass begins.
+
+    Attributes:
+        forward: the recorded forward pass; None if there was none.
+        read: mask of the tokens whose outputs have a gradient, bool [sequences, tokens], by the name of the output, for
+            the first 8 sequences.
     """
 
     def __init__(self, model: nn.Module, on_backward: Callable[[], None], guard: Guard):
@@ -143,10 +153,11 @@ class ForwardRecorder:
         self._called: dict[str, None] = {}
         self._positions: dict[str, Tensor] = {}
         self.forward: RecordedForward | None = None
+        self.read: dict[str, Tensor] = {}
 
     def open(self) -> None:
         """Register the hooks on the model."""
-        self.forward = None
+        self.forward, self.read = None, {}
         self._begin()
         for module in self._names:
             if isinstance(module, torch.jit.ScriptModule):  # accepts no hooks
@@ -164,6 +175,10 @@ class ForwardRecorder:
 
     def _begin_backward(self, gradient: Tensor) -> None:
         self._on_backward()
+
+    def _read(self, name: str, gradient: Tensor) -> None:
+        has_gradient = torch.linalg.vector_norm(gradient.detach()[:_NUM_READ], torch.inf, dim=-1) != 0
+        self.read[name] = self.read[name] | has_gradient if name in self.read else has_gradient
 
     def _begin(self) -> None:
         self._called, self._positions = {}, {}
@@ -184,11 +199,14 @@ class ForwardRecorder:
             return
         if self._depth or not torch.is_grad_enabled():
             return
-        computed = [tensor for _, tensor in tensors_in(output) if tensor.grad_fn is not None]
-        for tensor in computed:
+        computed = {name: tensor for name, tensor in tensors_in(output) if tensor.grad_fn is not None}
+        for tensor in computed.values():
             tensor.register_hook(self._guard(self._begin_backward))
         if not computed or self.forward is not None:
             return
+        for name, tensor in computed.items():
+            if type(tensor) is Tensor and not tensor.is_nested and tensor.ndim == 3 and tensor.is_floating_point():
+                tensor.register_hook(self._guard(partial(self._read, name)))
         arguments = argument_names(module, args, kwargs)
         given = {f"`{name}`": value for name, value in arguments.items() if _are_positions(name, value)}
         self.forward = RecordedForward(
@@ -202,7 +220,28 @@ class ForwardRecorder:
             tuple(self._called),
             given | self._positions,
             "" if self._state is None else self._state.changed(),
+            self._foreign(list(computed.values()), arguments),
         )
+
+    def _foreign(self, outputs: Sequence[Tensor], arguments: Mapping[str, Any]) -> tuple[nn.Parameter, ...]:
+        given = [tensor.grad_fn for _, tensor in tensors_in(arguments) if tensor.grad_fn is not None]
+        known = {parameter for module in self._names for parameter in module.parameters(recurse=False)}
+        leaves = _leaves([tensor.grad_fn for tensor in outputs], without=given)
+        return tuple(leaf for leaf in leaves if isinstance(leaf, nn.Parameter) and leaf not in known)
+
+
+def _leaves(nodes: Sequence[Any], *, without: Sequence[Any]) -> list[Tensor]:
+    """Return the tensors that a graph of autograd accumulates gradients into, except through the nodes `without`."""
+    seen, waiting, leaves = set(without), list(nodes), []
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable"):
+            leaves.append(node.variable)
+        waiting += [following for following, _ in node.next_functions]
+    return leaves
 
 
 def _embeds_what_it_is_given(module: nn.Module) -> bool:

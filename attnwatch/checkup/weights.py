@@ -68,11 +68,25 @@ def _is_large(gain: float, inputs: int) -> bool:
     return is_randn or gain > _MOST_GAIN
 
 
+def equal_weights(module: nn.Module) -> tuple[str, ...]:
+    """Return the names of the matrices with one nonzero number in all entries; empty unless most matrices have that."""
+    weights = {name: weight for name, weight, _ in linear_weights(module) if min(weight.shape) > 1}
+    if not weights:
+        return ()
+    # All first rows are compared before a whole matrix is, as each answer makes a GPU wait.
+    in_row = torch.stack([((row == row[0]) & (row != 0)).all().cpu() for row, *_ in weights.values()]).tolist()
+    likely = [name for name, is_equal in zip(weights, in_row, strict=True) if is_equal]
+    equal = tuple(name for name in likely if bool((weights[name] == weights[name][0, 0]).all()))
+    return equal if len(equal) > len(weights) / 2 else ()
+
+
 def require_weights(module: nn.Module) -> None:
-    """Raise `CannotCheck` if a parameter is zero, as gates may be at the start, or a matrix is almost zero.
+    """Raise `CannotCheck` if a parameter is zero, as gates may be at the start, or matrices are almost zero or equal.
 
     Then outputs do not change with anything before that parameter.
     """
+    if equal := equal_weights(module):
+        raise CannotCheck(f"{equal[0]} has the same number in all entries, so nothing after it changes")
     for name, parameter in module.named_parameters():
         is_norm = parameter.ndim == 1 and _NORM.search(name)  # some norms add 1 to their weights
         if is_norm or name.endswith("bias") or is_of_adapter(name) or not parameter.numel():

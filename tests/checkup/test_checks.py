@@ -79,6 +79,30 @@ def same_token(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
 
 
+def class_at_the_end(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch["tokens"], batch["attention_mask"])[:, -1], batch["labels"])
+
+
+def class_at_the_last_token(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    last = batch["attention_mask"].sum(1) - 1
+    logits = model(batch["tokens"], batch["attention_mask"])[torch.arange(len(last)), last]
+    return F.cross_entropy(logits, batch["labels"])
+
+
+def by_hand(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return _negative_log(model, batch).mean()
+
+
+def by_hand_without_padding(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    is_real = batch["attention_mask"][:, 1:]
+    return (_negative_log(model, batch) * is_real).sum() / is_real.sum()
+
+
+def _negative_log(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    logits = model(batch["tokens"], batch["attention_mask"])[:, :-1]
+    return -logits.log_softmax(-1).gather(-1, batch["labels"][:, 1:, None]).squeeze(-1)
+
+
 @dataclass
 class Script:
     """One step of a training script."""
@@ -278,6 +302,13 @@ def with_new_head(model: Net) -> Script:
     return Script(model, ids(), next_token, optimizer)
 
 
+def with_hidden_layer(*, held: bool = False) -> Script:
+    model, hidden = Net(), nn.Linear(WIDTH, WIDTH)
+    model.layers[1].register_forward_hook(lambda module, args, output: output + hidden(output))
+    parameters = [*model.parameters(), *(hidden.parameters() if held else ())]
+    return Script(model, ids(), next_token, torch.optim.AdamW(parameters))
+
+
 def frozen(*names: str, of: Callable[[], nn.Module] = Net) -> nn.Module:
     model = of()
     for name, parameter in model.named_parameters():
@@ -458,6 +489,26 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
         lambda: Script(WithAdapters(list), ids(), next_token),
         lambda: Script(WithAdapters(nn.ModuleList), ids(), next_token),
     ),
+    "layers that only a hook knows": (
+        "not_in_optimizer",
+        lambda: with_hidden_layer(),
+        lambda: with_hidden_layer(held=True),
+    ),
+    "class read at the last place": (
+        "padding_leak",
+        lambda: Script(Net(), classified(), class_at_the_end),
+        lambda: Script(Net(), classified(), class_at_the_last_token),
+    ),
+    "loss by hand that counts padding": (
+        "padding_in_loss",
+        lambda: Script(Net(), padded(ignored=0), by_hand),
+        lambda: Script(Net(), padded(ignored=0), by_hand_without_padding),
+    ),
+    "weights that are all the same": (
+        "initialisation",
+        lambda: Script(changed(llama(), _fill_with(0.05)), inputs()),
+        lambda: Script(changed(llama(), _fill_with(0.05, only="gate_proj")), inputs()),
+    ),
     "optimizer of frozen weights": (
         "not_in_optimizer",
         lambda: with_new_head(frozen("layers", "embedding", "positions", "head")),
@@ -517,6 +568,15 @@ def _fill(std: float) -> Callable[[nn.Module], None]:
     return fill
 
 
+def _fill_with(number: float, *, only: str = "") -> Callable[[nn.Module], None]:
+    def fill(model: nn.Module) -> None:
+        for name, module in model.named_modules():
+            if isinstance(module, nn.Linear) and only in name:
+                nn.init.constant_(module.weight, number)
+
+    return fill
+
+
 def _lose_attention(model: nn.Module) -> None:
     for layer in model.vit.layers if hasattr(model.vit, "layers") else model.vit.encoder.layer:
         layer.attention.register_forward_hook(_to_zero)
@@ -530,6 +590,10 @@ def translated(*, ignored: int = -100) -> dict[str, Tensor]:
     labels = torch.randint(1, VOCABULARY, (5, 12))
     labels[1, 7:], labels[3, 9:] = ignored, ignored
     return {"input_ids": torch.randint(1, VOCABULARY, (5, 16)), "labels": labels}
+
+
+def classified() -> dict[str, Tensor]:
+    return padded() | {"labels": torch.tensor([0, 1, 2, 0, 1])}
 
 
 def images() -> dict[str, Tensor]:

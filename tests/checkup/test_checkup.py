@@ -273,6 +273,8 @@ RATES = {
     "usual": ({"lr": 1e-3}, None, torch.float32, None),
     "falls in each step": ({"lr": 1e-3}, lambda step: 0.5**step, torch.float32, "rate_too_low"),
     "falls by a tenth in each step": ({"lr": 1e-3}, lambda step: 0.9**step, torch.float32, "rate_too_low"),
+    "is over after three steps": ({"lr": 1e-3}, lambda step: max(0, 1 - step / 3), torch.float32, "rate_too_low"),
+    "is zero at times": ({"lr": 1e-3}, lambda step: 1 - step % 3 / 2, torch.float32, None),
     "falls as a cosine": ({"lr": 1e-3}, lambda step: 0.5 + 0.5 * np.cos(np.pi * step / 10), torch.float32, None),
     "decays by a tenth": ({"lr": 1e-3, "weight_decay": 100.0}, None, torch.float32, "weights_shrink"),
     "decays as is usual": ({"lr": 1e-3, "weight_decay": 0.1}, None, torch.float32, None),
@@ -342,7 +344,21 @@ def average(weights, model):
             parameter.lerp_(weights[name], 0.5)
 
 
-@pytest.mark.parametrize(("change", "found"), [(restore, True), (average, False)])
+def to_coarse_grid(weights, model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter * 64).round() / 64)
+
+
+def to_fine_grid(weights, model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_((parameter * 2**14).round() / 2**14)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"), [(restore, True), (average, False), (to_coarse_grid, True), (to_fine_grid, False)]
+)
 def test_updates_that_are_taken_back_are_told(change, found):
     model = gpt2()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from statistics import median_high
 
 import torch
 
@@ -31,7 +32,7 @@ class LostUpdates(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         updates = step.updates_of_matrices()
-        kept = {name: max(_known(float(each.kept) for each in of_steps)) for name, of_steps in updates.items()}
+        kept = {name: median_high(_known(float(each.kept) for each in of_steps)) for name, of_steps in updates.items()}
         middle = sorted(kept.values())[len(kept) // 2]
         if middle < _LEAST_KEPT:
             what = f"in half of the matrices, {max(middle, 0):.0%} or less of an update is left at the next update"

@@ -4,6 +4,7 @@ import torch
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.utils.messages import counted
 
 
 @register
@@ -38,6 +39,13 @@ class NotInOptimizer(Check):
                 f"{len(hidden)} parameters with a gradient are in a plain list or dict ({first}), where the model and"
             )
             return Fault(f"{what} the optimizers do not find them", tuple(hidden), {"parameters": float(len(hidden))})
+        foreign = [each for each in step.foreign if each not in held]
+        if foreign:
+            what = (
+                f"the forward pass uses {counted(len(foreign), 'trainable parameter')} that neither the model nor the "
+                f"optimizers hold, such as one of shape {list(foreign[0].shape)}"
+            )
+            return Fault(what, numbers={"parameters": float(len(foreign))})
         missing = {name: each for name, each in step.trainable.items() if each not in held}
         if not missing:
             return None

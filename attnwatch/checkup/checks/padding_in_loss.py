@@ -2,25 +2,28 @@
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.padding import padding_and_read, padding_and_targets
 
 
 @register
 class PaddingInLoss(Check):
-    """Predictions are scored against the padding.
+    """Predictions at the padding are part of the loss.
 
-    Cross-entropy targets count if they are at padding with padding on both sides. The first token after a sequence does
-    not count, because it may be an end-of-text token with the same id as the padding.
+    The targets of the cross-entropy are read or, if the loss is computed in another way, the gradients at the outputs
+    of the model. Padding counts if it has padding on both sides. The first token after a sequence does not count,
+    because it may be an end-of-text token with the same id as the padding.
     """
 
     name = "padding_in_loss"
     decides = True
     severity = 0.6
     remedy = (
-        "Set the labels to -100 where the attention mask is 0, or pass the padding id to cross_entropy as ignore_index."
+        "Set the labels to -100 where the attention mask is 0, or pass the padding id to cross_entropy as "
+        "ignore_index; leave the padding out of sums and means over tokens."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        padding, scored = step.padded_targets
+        padding, scored = padding_and_targets(step) if _has_targets(step) else padding_and_read(step)
         if not padding.any():
             raise CannotCheck("the batch has no padding")
         # A token and both neighbours are padding, so the target is too, whether it is the token itself or the next one.
@@ -28,5 +31,12 @@ class PaddingInLoss(Check):
         if not inside.any():
             return None
         share = float(inside.sum() / scored.sum())
-        what = f"{share:.0%} of the targets of the loss are padding"
+        what = f"{share:.0%} of the tokens whose predictions are in the loss are padding"
         return Fault(what, numbers={"share_of_targets": share})
+
+
+def _has_targets(step: StepEvidence) -> bool:
+    try:
+        return bool(step.targets.classes.numel())
+    except CannotCheck:
+        return False

@@ -5,6 +5,7 @@ from attnwatch.checkup.checks.batch_mixing import mixed_tokens
 from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.flow import Flow
+from attnwatch.checkup.padding import padding_and_read
 
 
 @register
@@ -12,7 +13,8 @@ class PaddingLeak(Check):
     """Outputs of real tokens depend on the padding.
 
     The padding of the batch is embedded as other tokens. Outputs of real tokens must not change; if they do, results
-    depend on how sequences are batched.
+    depend on how sequences are batched. If there is one target for each sequence, the loss must not read the outputs at
+    padding, either.
     """
 
     name = "padding_leak"
@@ -24,6 +26,9 @@ class PaddingLeak(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
+        if num_read := _sequences_read_at_padding(step):
+            what = f"the loss reads outputs at padding in {num_read} of the first sequences"
+            return Fault(what, numbers={"sequences": float(num_read)})
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or real_tokens_are_unseen(flow) or step.sees_only_padding or _has_other_cause(step):
@@ -31,6 +36,16 @@ class PaddingLeak(Check):
         given = f"although `{flow.tokens.mask_name}` was given" if flow.tokens.mask_name else "and no mask was given"
         what = f"{share:.0%} of the outputs of real tokens change with the content of the padding, {given}"
         return Fault(what, numbers={"share_that_moves": share})
+
+
+def _sequences_read_at_padding(step: StepEvidence) -> int:
+    """Return the number of sequences whose one target is predicted from outputs at padding."""
+    try:
+        padding, read = padding_and_read(step)
+        is_of_sequences = step.targets.classes.ndim == 1
+    except CannotCheck:
+        return 0
+    return int((padding & read).any(1).sum()) if is_of_sequences else 0
 
 
 def _has_other_cause(step: StepEvidence) -> bool:

@@ -1,12 +1,14 @@
 """Learning rates that change nothing."""
 
 import itertools
+from collections.abc import Sequence
 
 from torch.optim import SGD
 
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.updates import Update
+from attnwatch.utils.messages import counted
 
 # Fine-tuning with Adam at a rate of 1e-6 has ratios of 1e-5 to 5e-5; SGD at a rate meant for Adam has lower ones.
 _LEAST, _LEAST_OF_SGD = 2e-6, 1e-5
@@ -14,6 +16,8 @@ _LEAST, _LEAST_OF_SGD = 2e-6, 1e-5
 _STEPS_WITHOUT_RATE = 8
 # A scheduler that is stepped too often multiplies the rate by the same factor in each step.
 _FALLING_STEPS, _FALL, _SAME = 5, 0.97, 1e-3
+# One that is stepped in each batch instead of each epoch is over after a few steps.
+_STEPS_AFTER_END, _SHARE_AFTER_END = 3, 1e-4
 _SHORT_RUN = 50
 
 
@@ -23,8 +27,8 @@ class RateTooLow(Check):
 
     The norm of each matrix's update is compared with the norm of the matrix over the first steps, at the full learning
     rate of the schedule. Half of the matrices must change by 2e-6 or more, or by 1e-5 with SGD. Also reported are a
-    rate that stays at 0, and one that falls by the same factor, 3% or more, in each of five steps, unless the run has
-    50 steps or fewer.
+    rate that stays at 0, and, in runs of more than 50 steps, one that falls by the same factor, 3% or more, in each of
+    five steps, or that is above 0 only in the first of the steps.
     """
 
     name = "rate_too_low"
@@ -43,14 +47,26 @@ class RateTooLow(Check):
         if middle < (_LEAST_OF_SGD if all(isinstance(each, SGD) for each in step.optimizers) else _LEAST):
             what = f"half of the weight matrices change by {middle:.1g} of their norm or less in each step"
             return Fault(what, numbers={"median_update_ratio": middle})
-        first, *others = step.updates_of_matrices().values()
         if step.total_steps is not None and step.total_steps <= _SHORT_RUN:
             return None
+        rates = [max(update.rate for update in updates.values()) for updates in step.updates if updates]
+        num_above = _steps_before_end(rates)
+        if num_above:
+            what = f"the learning rate fell from {max(rates):.3g} to {rates[-1]:.3g} after {counted(num_above, 'step')}"
+            return Fault(what, numbers={"first_rate": max(rates), "last_rate": rates[-1]})
+        first, *others = step.updates_of_matrices().values()
         if not all(map(_falls, [first, *others])):
             return None
-        rates = first[0].rate, first[-1].rate
-        what = f"the learning rate has fallen from {rates[0]:.3g} to {rates[1]:.3g} in the first {len(first)} steps"
-        return Fault(what, numbers={"first_rate": rates[0], "last_rate": rates[1]})
+        begin, end = first[0].rate, first[-1].rate
+        what = f"the learning rate has fallen from {begin:.3g} to {end:.3g} in the first {len(first)} steps"
+        return Fault(what, numbers={"first_rate": begin, "last_rate": end})
+
+
+def _steps_before_end(rates: Sequence[float]) -> int:
+    """Return the number of steps before the rate became 0 for good; 0 if it did not, as far as these steps show."""
+    above = [index for index, rate in enumerate(rates) if rate > _SHARE_AFTER_END * max(rates)]
+    num_after = len(rates) - 1 - above[-1] if above else 0
+    return above[-1] + 1 if num_after >= max(_STEPS_AFTER_END, len(above)) else 0
 
 
 def _falls(updates: list[Update]) -> bool:

@@ -1,0 +1,61 @@
+"""Padding among the targets of the loss, and among the outputs that it reads."""
+
+from torch import Tensor
+
+from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.forward import CannotCheck, is_encoder_decoder
+from attnwatch.checkup.tokens import at_end, padding_id
+
+# Names of outputs with an entry for each token, the most specific first.
+_OUTPUTS_OF_TOKENS = ("logits", "last_hidden_state", "", "0")
+_IGNORED = -100
+
+
+def padding_and_targets(step: StepEvidence) -> tuple[Tensor, Tensor]:
+    """Return masks of the targets that are padding, and of the scored targets: bool [batch, tokens].
+
+    Raises:
+        CannotCheck: no targets are known, there is none for each token, or the padding is unknown.
+    """
+    targets = step.targets
+    if targets.classes.ndim < 2:
+        raise CannotCheck("there is one target for each sequence")
+    if is_encoder_decoder(step.forward.module):
+        pad_id = padding_id(step.forward.module)
+        if pad_id is None:
+            raise CannotCheck("the model does not declare a padding id")
+        return at_end(targets.classes.eq(pad_id) | ~targets.is_scored), targets.is_scored
+    if targets.classes.shape != step.tokens.padding.shape:
+        raise CannotCheck("the targets do not correspond to the tokens")
+    return _padding_of_tokens(step), targets.is_scored
+
+
+def padding_and_read(step: StepEvidence) -> tuple[Tensor, Tensor]:
+    """Return masks of the padding, and of the tokens whose outputs the loss reads: bool [sequences, tokens].
+
+    The loss reads an output if it has a gradient. Only the first sequences of the batch are given.
+
+    Raises:
+        CannotCheck: there is no output for each token, none has a gradient, or the padding is unknown.
+    """
+    padding = _padding_of_outputs(step)
+    for name in _OUTPUTS_OF_TOKENS:
+        read = step.read.get(name)
+        if read is not None and read.shape[1] == padding.shape[1]:
+            return padding[: len(read)].to(read.device), read
+    raise CannotCheck("no gradient at an output for each token was seen")
+
+
+def _padding_of_outputs(step: StepEvidence) -> Tensor:
+    if not is_encoder_decoder(step.forward.module):
+        return _padding_of_tokens(step)
+    labels, pad_id = step.forward.arguments.get("labels"), padding_id(step.forward.module)
+    if not isinstance(labels, Tensor) or labels.ndim != 2:
+        raise CannotCheck("the decoder's padding is unknown")
+    return at_end(labels.eq(_IGNORED) if pad_id is None else labels.eq(_IGNORED) | labels.eq(pad_id))
+
+
+def _padding_of_tokens(step: StepEvidence) -> Tensor:
+    if step.tokens.mask_fault:
+        raise CannotCheck(f"`{step.tokens.mask_name}` {step.tokens.mask_fault}")
+    return step.tokens.padding
