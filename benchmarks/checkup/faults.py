@@ -11,7 +11,7 @@ from benchmarks.checkup.architectures import ARCHITECTURES, EVERY_ARCHITECTURE, 
 from benchmarks.checkup.data import Batch
 from benchmarks.checkup.edits import batchwise, chosen, half, loss_with, optimized, prepared, prepared_late, sgd
 from benchmarks.checkup.nets import CLASSES
-from benchmarks.checkup.scripts import Case, Change, Script, adamw, circle, each_batch
+from benchmarks.checkup.scripts import Case, Change, Part, Script, adamw, circle, each_batch
 
 OWN, HF = ("own causal", "own encoder"), ("llama", "gpt2", "bert", "t5", "vit")
 ALL = tuple(ARCHITECTURES)
@@ -36,10 +36,10 @@ class Fault:
     changes: Mapping[tuple[str, ...], Change]
 
 
-def cases_of(faults: Sequence[Fault], *, is_held_out: bool = False) -> list[Case]:
+def cases_of(faults: Sequence[Fault], part: Part = "tuned-on") -> list[Case]:
     """Return the scripts of each fault."""
     return [
-        Case(fault.name, architecture, change(EVERY_ARCHITECTURE[architecture]), fault.kinds, is_held_out)
+        Case(fault.name, architecture, change(EVERY_ARCHITECTURE[architecture]), fault.kinds, part)
         for fault in faults
         for names, change in fault.changes.items()
         for architecture in names

@@ -178,7 +178,7 @@ _DELIBERATE: tuple[tuple[str, Mapping[tuple[str, ...], Change]], ...] = (
 
 def _cases(oddities: tuple[tuple[str, Mapping[tuple[str, ...], Change]], ...], *, is_deliberate: bool) -> list[Case]:
     return [
-        Case(name, each, change(EVERY_ARCHITECTURE[each]), is_held_out=True, is_deliberate=is_deliberate)
+        Case(name, each, change(EVERY_ARCHITECTURE[each]), part="blind-1", is_deliberate=is_deliberate)
         for name, of in oddities
         for architectures_of, change in of.items()
         for each in architectures_of
@@ -187,6 +187,6 @@ def _cases(oddities: tuple[tuple[str, Mapping[tuple[str, ...], Change]], ...], *
 
 ODD_BLIND = [
     *_cases(ODDITIES, is_deliberate=False),
-    *(Case(name, kind, script, is_held_out=True) for name, kind, script in BLIND_MODELS),
+    *(Case(name, kind, script, part="blind-1") for name, kind, script in BLIND_MODELS),
     *_cases(_DELIBERATE, is_deliberate=True),
 ]

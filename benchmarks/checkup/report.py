@@ -55,7 +55,7 @@ def storable(judged: Judged) -> dict[str, Any]:
         "architecture": judged.case.architecture,
         "loop": judged.loop,
         "kinds": list(judged.case.kinds),
-        "held_out": judged.case.is_held_out,
+        "part": judged.case.part,
         "deliberate": judged.case.is_deliberate,
         "found": [each.kind.value for each in judged.alarms],
         "notes": judged.notes,
@@ -82,11 +82,11 @@ def _print_faults(judged: Sequence[Judged], loop: str) -> None:
         ]
         steps = [each.step_named for each in of_fault if each.step_named is not None]
         missed = "; ".join(_missed(each) for each in of_fault if not each.is_named_or_noted)
-        held_out = "*" if of_fault[0].case.is_held_out else ""
+        blind = "*" if of_fault[0].case.part != "tuned-on" else ""
         named, noted, first, noticed = counts
         step = str(max(steps)) if steps else "–"
-        show(f"{name + held_out:<56} {named:>6} {noted:>6} {first:>6} {noticed:>8}  {step:>4}  {missed}")
-    show("* held out; noted: named by an alarm or a note; step: the latest at which it was named")
+        show(f"{name + blind:<56} {named:>6} {noted:>6} {first:>6} {noticed:>8}  {step:>4}  {missed}")
+    show("* written blind; noted: named by an alarm or a note; step: the latest at which it was named")
 
 
 def _print_sound(judged: Sequence[Judged]) -> None:
@@ -100,7 +100,7 @@ def _print_sound(judged: Sequence[Judged]) -> None:
             )
             failed = f" (it failed with {error})" if error else ""
             what = "on purpose" if script.case.is_deliberate else "sound"
-            mark = "*" if script.case.is_held_out else ""
+            mark = "*" if script.case.part != "tuned-on" else ""
             show(f"{what}: {script.case.name}{mark}, {script.case.architecture}: {said}{failed}")
 
 

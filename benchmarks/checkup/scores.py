@@ -3,14 +3,16 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 from sklearn.metrics import roc_auc_score
 
 from attnwatch import Check, Finding
-from benchmarks.checkup.scripts import Case, Outcome
+from benchmarks.checkup.scripts import Case, Outcome, Part
 
 PLAIN = "plain"
+PARTS: tuple[Part, ...] = get_args(Part)
 # Kinds that are only ever notes.
 _NOTES = {"labels_unrelated"}
 
@@ -79,15 +81,18 @@ class Judged:
         return max((each.severity for each in self.alarms), default=0.0)
 
 
+def _is_of_part(name: str, judged: Judged) -> bool:
+    return judged.case.part == name
+
+
 def totals(judged: Sequence[Judged]) -> dict[str, Any]:
-    """Return the scores of all scripts in plain loops, and of each loop and each third."""
+    """Return the scores of all scripts in plain loops, and of each loop and each part."""
     usual = [each for each in judged if not each.case.is_deliberate]
     plain = [each for each in usual if each.loop == PLAIN]
     faults = [each for each in plain if each.case.kinds]
     parts: dict[str, Callable[[Judged], bool]] = {
         "all": lambda each: True,
-        "tuned on": lambda each: not each.case.is_held_out,
-        "held out": lambda each: each.case.is_held_out,
+        **{name: partial(_is_of_part, name) for name in PARTS},
     }
     loops = list(dict.fromkeys(each.loop for each in usual))
     f1 = f1_of_kinds(plain)

@@ -81,6 +81,7 @@ def is_whole(script: Script) -> bool:
 
 
 Change = Callable[[Script], Script]
+Part = Literal["tuned-on", "blind-1", "blind-2"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class Case:
         architecture: of the model.
         script: the training.
         kinds: findings that name the fault, its cause first; empty if the script is sound.
-        is_held_out: nothing was tuned on it.
+        part: when it was written; those who wrote the blind parts had not read the checks.
         is_deliberate: the script does on purpose what a finding would say, such as gradient ascent to unlearn.
     """
 
@@ -100,7 +101,7 @@ class Case:
     architecture: str
     script: Script
     kinds: tuple[str, ...] = ()
-    is_held_out: bool = False
+    part: Part = "tuned-on"
     is_deliberate: bool = False
 
 

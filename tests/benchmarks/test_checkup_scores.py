@@ -33,14 +33,14 @@ def test_note_that_names_a_fault_is_counted_apart():
 def test_parts_are_scored_by_themselves():
     scripts = [
         judged(finding("eval_mode"), kinds=("eval_mode",)),
-        judged(kinds=("eval_mode",), is_held_out=True),
-        judged(finding("eval_mode"), is_held_out=True),
+        judged(kinds=("eval_mode",), part="blind-1"),
+        judged(finding("eval_mode"), part="blind-1"),
         judged(kinds=("eval_mode",), loop="Lightning"),
     ]
     parts = totals(scripts)["parts"]
-    assert parts[PLAIN]["tuned on"]["of_faults"]["named"] == 1.0
-    assert parts[PLAIN]["held out"]["of_faults"]["named"] == 0.0
-    assert parts[PLAIN]["held out"]["sound_with_alarm"] == 1
+    assert parts[PLAIN]["tuned-on"]["of_faults"]["named"] == 1.0
+    assert parts[PLAIN]["blind-1"]["of_faults"]["named"] == 0.0
+    assert parts[PLAIN]["blind-1"]["sound_with_alarm"] == 1
     assert parts["Lightning"]["all"]["of_faults"] == {
         "scripts": 1,
         "kinds_of_faults": 1,
