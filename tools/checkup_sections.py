@@ -10,7 +10,7 @@ _PARTS = {
     "all": "all",
     "tuned-on": "seen from the start",
     "blind-1": "of the first blind set",
-    "blind-2": "of the second",
+    "blind-2": "of the second blind set",
 }
 _NEWEST_BLIND = "blind-2"
 _LOOPS = {"plain": "plain loop", "Lightning": "Lightning", "Trainer": "transformers Trainer"}

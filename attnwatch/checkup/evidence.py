@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.checkup.flow import Flow
-from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder
+from attnwatch.checkup.forward import CannotCheck, ReadTokens, RecordedForward, is_encoder_decoder
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.targets import ScoredCall, Targets
 from attnwatch.checkup.tokens import Tokens, tokens_of
@@ -49,8 +49,7 @@ class StepEvidence:
         stale_gradients: norms of the old gradients that the last optimizer step reused, by parameter name; 0 if they
             were cleared.
         recorded: first forward pass of the step that is trained on; None if there was none.
-        read: mask of the tokens whose outputs have a gradient, bool [sequences, tokens], by
-            the name of the output, for the first sequences.
+        read: tokens whose outputs the loss reads, by the name of the output.
         cannot_repeat: reason why an earlier repeat of the forward pass failed; empty if none failed.
     """
 
@@ -75,7 +74,7 @@ class StepEvidence:
         self.scored: list[ScoredCall] = []
         self.stale_gradients: dict[str, Tensor] = {}
         self.recorded: RecordedForward | None = None
-        self.read: Mapping[str, Tensor] = {}
+        self.read: Mapping[str, ReadTokens] = {}
         self.cannot_repeat = ""
         self._known_flow: Flow | None = None
 

@@ -13,8 +13,8 @@ from attnwatch.checkup.changes import ForwardState
 from attnwatch.checkup.guard import Guard
 from attnwatch.utils.forwards import parameters_of
 
-# Number of sequences whose read tokens are known.
-_NUM_READ = 8
+# Number of sequences whose read tokens are known, and relative error of their gradients in half precision.
+_NUM_READ, _ROUNDING = 8, 0.02
 # Parts of the names of adapter parameters.
 _ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
 POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope|alibi|relative", re.IGNORECASE)
@@ -131,6 +131,28 @@ def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
             yield from ((field.name, each) for _, each in tensors_in(getattr(output, field.name, None)))
 
 
+@dataclass(frozen=True)
+class ReadTokens:
+    """Tokens whose outputs the loss reads, in the first 8 sequences of a batch.
+
+    Attributes:
+        has_gradient: mask of the outputs with a gradient, bool [sequences, tokens].
+        has_class: mask of those whose gradient is that of a cross-entropy with one class, bool [sequences, tokens].
+    """
+
+    has_gradient: Tensor
+    has_class: Tensor
+
+
+def read_tokens(gradient: Tensor) -> ReadTokens:
+    """Return the tokens that have the gradient [batch, tokens, classes]."""
+    gradient = gradient[:_NUM_READ]
+    size, least = torch.linalg.vector_norm(gradient, 1, dim=-1), gradient.amin(-1)
+    # The gradient, softmax - one_hot, is negative at the class alone and adds up to 0.
+    has_class = (least < 0) & (size.add(2 * least).abs() <= _ROUNDING * size)
+    return ReadTokens(size != 0, has_class)
+
+
 class ForwardRecorder:
     """Recorder of the first forward pass of a step that is trained on. The model has hooks while a step is open.
 
@@ -140,8 +162,7 @@ class ForwardRecorder:
 
     Attributes:
         forward: the recorded forward pass; None if there was none.
-        read: mask of the tokens whose outputs have a gradient, bool [sequences, tokens], by the name of the output, for
-            the first 8 sequences.
+        read: tokens whose outputs the loss reads, by the name of the output.
     """
 
     def __init__(self, model: nn.Module, on_backward: Callable[[], None], guard: Guard):
@@ -153,7 +174,7 @@ class ForwardRecorder:
         self._called: dict[str, None] = {}
         self._positions: dict[str, Tensor] = {}
         self.forward: RecordedForward | None = None
-        self.read: dict[str, Tensor] = {}
+        self.read: dict[str, ReadTokens] = {}
 
     def open(self) -> None:
         """Register the hooks on the model."""
@@ -177,8 +198,7 @@ class ForwardRecorder:
         self._on_backward()
 
     def _read(self, name: str, gradient: Tensor) -> None:
-        has_gradient = torch.linalg.vector_norm(gradient.detach()[:_NUM_READ], torch.inf, dim=-1) != 0
-        self.read[name] = self.read[name] | has_gradient if name in self.read else has_gradient
+        self.read.setdefault(name, read_tokens(gradient.detach()))
 
     def _begin(self) -> None:
         self._called, self._positions = {}, {}

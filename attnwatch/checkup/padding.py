@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.forward import CannotCheck, is_encoder_decoder
+from attnwatch.checkup.forward import CannotCheck, ReadTokens, is_encoder_decoder
 from attnwatch.checkup.tokens import at_end, padding_id
 
 # Names of outputs with an entry for each token, the most specific first.
@@ -30,10 +30,10 @@ def padding_and_targets(step: StepEvidence) -> tuple[Tensor, Tensor]:
     return _padding_of_tokens(step), targets.is_scored
 
 
-def padding_and_read(step: StepEvidence) -> tuple[Tensor, Tensor]:
-    """Return masks of the padding, and of the tokens whose outputs the loss reads: bool [sequences, tokens].
+def padding_and_read(step: StepEvidence) -> tuple[Tensor, ReadTokens]:
+    """Return a mask of the padding, bool [sequences, tokens], and the tokens whose outputs the loss reads.
 
-    The loss reads an output if it has a gradient. Only the first sequences of the batch are given.
+    Only the first sequences of the batch are given.
 
     Raises:
         CannotCheck: there is no output for each token, none has a gradient, or the padding is unknown.
@@ -41,8 +41,8 @@ def padding_and_read(step: StepEvidence) -> tuple[Tensor, Tensor]:
     padding = _padding_of_outputs(step)
     for name in _OUTPUTS_OF_TOKENS:
         read = step.read.get(name)
-        if read is not None and read.shape[1] == padding.shape[1]:
-            return padding[: len(read)].to(read.device), read
+        if read is not None and read.has_gradient.shape[1] == padding.shape[1]:
+            return padding[: len(read.has_gradient)].to(read.has_gradient.device), read
     raise CannotCheck("no gradient at an output for each token was seen")
 
 

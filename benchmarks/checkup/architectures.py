@@ -176,7 +176,8 @@ def _pretrained(architecture: str) -> nn.Module:
         trained.append(model)
 
     script = replace(EVERY_ARCHITECTURE[architecture], prepare=(keep,), steps=_PRETRAINING_STEPS)
-    with torch.random.fork_rng():  # a run that finds the model trained already draws the same numbers
+    # A run that finds the model trained already draws the same numbers. Teachers are made without gradients.
+    with torch.random.fork_rng(), torch.enable_grad():
         error = train(script, seed=1).error
     if error:
         raise RuntimeError(f"the short training of {architecture!r} failed: {error}")

@@ -48,7 +48,8 @@ def _unlisted_adapters(model: nn.Module) -> None:
         layer.register_forward_hook(adapted)
 
 
-def _resized(model: nn.Module) -> None:
+def resized(model: nn.Module) -> None:
+    """Resize the embeddings; transformers changes those that are tied to the head in place."""
     model.resize_token_embeddings(VOCABULARY + 1, mean_resizing=False)
 
 
@@ -60,8 +61,11 @@ def _rounded(states: Tensor) -> Tensor:
     return (states * 16).round() / 16
 
 
-def _checkpointed(model: nn.Module) -> None:
-    """Freeze the embeddings, and checkpoint the layers in the way that needs inputs with gradients."""
+def checkpointed(model: nn.Module) -> None:
+    """Freeze the embeddings, and checkpoint the layers in the way that needs inputs with gradients.
+
+    Models of transformers give their embeddings' outputs gradients for that.
+    """
     changes.freeze(changes.EMBEDDINGS)(model)
     if not isinstance(model, Net):
         model.gradient_checkpointing_enable({"use_reentrant": True})
@@ -151,7 +155,7 @@ BLIND = (
     Fault(
         "embeddings resized after the optimizer was made",
         ("not_in_optimizer",),
-        {("llama", "gpt2", "bert", "bart", "t5", "opt", "qwen2"): prepared_late(_resized)},
+        {("llama", "qwen2"): prepared_late(resized)},
     ),
     Fault(
         "attention of the first layer frozen",
@@ -180,7 +184,7 @@ BLIND = (
     Fault(
         "reentrant checkpointing behind frozen embeddings",
         ("no_gradient", "broken_gradient_path"),
-        {("own causal", "own encoder", "llama", "gpt2", "bert", "bert classifier"): prepared(_checkpointed)},
+        {("own causal", "own encoder"): prepared(checkpointed)},
     ),
     Fault(
         "metric within the loss leaves eval mode",

@@ -11,7 +11,8 @@ from benchmarks.checkup import attentions, changes
 from benchmarks.checkup import odd_blind_losses as losses
 from benchmarks.checkup import odd_blind_trainings as odd
 from benchmarks.checkup.architectures import ADDED_ARCHITECTURES, EVERY_ARCHITECTURE, pretrained
-from benchmarks.checkup.edits import batchwise, optimized, prepared, replace_batches, sgd
+from benchmarks.checkup.blind import checkpointed, resized
+from benchmarks.checkup.edits import batchwise, optimized, prepared, prepared_late, replace_batches, sgd
 from benchmarks.checkup.faults import CAUSAL
 from benchmarks.checkup.odd_blind_models import BLIND_MODELS
 from benchmarks.checkup.odd_models import causal
@@ -111,6 +112,14 @@ ODDITIES: tuple[tuple[str, Mapping[tuple[str, ...], Change]], ...] = (
     # Precision, dropout, modes
     ("dropout of a half", {("own causal", "own encoder"): odd.own(dropout=0.5), ("bert",): odd.bert_with_dropout}),
     ("reentrant checkpointing", {("llama", "gpt2", "bert"): prepared(odd.reentrant)}),
+    (
+        "reentrant checkpointing, embeddings frozen",
+        {("llama", "gpt2", "bert", "bert classifier"): prepared(checkpointed)},
+    ),
+    (
+        "tied embeddings resized after the optimizer was made",
+        {("gpt2", "bert", "bart", "t5", "opt"): prepared_late(resized)},
+    ),
     ("blocks checkpointed by hand", {("own causal", "own encoder"): prepared(odd.checkpointed_blocks)}),
     (
         "lower layer in eval mode, frozen",

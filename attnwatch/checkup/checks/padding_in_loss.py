@@ -9,8 +9,8 @@ from attnwatch.checkup.padding import padding_and_read, padding_and_targets
 class PaddingInLoss(Check):
     """Predictions at the padding are part of the loss.
 
-    The targets of the cross-entropy are read or, if the loss is computed in another way, the gradients at the outputs
-    of the model. Padding counts if it has padding on both sides. The first token after a sequence does not count,
+    The targets of the cross-entropy are read or, if it is computed by hand, the gradients at the outputs of the model.
+    Padding counts if it has padding on both sides. The first token after a sequence does not count,
     because it may be an end-of-text token with the same id as the padding.
     """
 
@@ -23,7 +23,11 @@ class PaddingInLoss(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        padding, scored = padding_and_targets(step) if _has_targets(step) else padding_and_read(step)
+        if _has_targets(step):
+            padding, scored = padding_and_targets(step)
+        else:
+            padding, read = padding_and_read(step)
+            scored = read.has_class
         if not padding.any():
             raise CannotCheck("the batch has no padding")
         # A token and both neighbours are padding, so the target is too, whether it is the token itself or the next one.

@@ -45,7 +45,7 @@ def _sequences_read_at_padding(step: StepEvidence) -> int:
         is_of_sequences = step.targets.classes.ndim == 1
     except CannotCheck:
         return 0
-    return int((padding & read).any(1).sum()) if is_of_sequences else 0
+    return int((padding & read.has_gradient).any(1).sum()) if is_of_sequences else 0
 
 
 def _has_other_cause(step: StepEvidence) -> bool:
