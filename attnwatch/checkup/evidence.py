@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from attnwatch.checkup.flow import Flow
 from attnwatch.checkup.forward import CannotCheck, ReadTokens, RecordedForward, is_encoder_decoder
+from attnwatch.checkup.graph import Graph
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.targets import ScoredCall, Targets
 from attnwatch.checkup.tokens import Tokens, tokens_of
@@ -191,9 +192,9 @@ class StepEvidence:
         }
 
     @property
-    def foreign(self) -> Sequence[nn.Parameter]:
-        """Trainable parameters that the forward pass has used and that are in no module of the model."""
-        return () if self.recorded is None else self.recorded.foreign
+    def graph(self) -> Graph:
+        """What the outputs of the forward pass were computed from; nothing is known if there was none."""
+        return Graph() if self.recorded is None else self.recorded.graph
 
     @property
     def held(self) -> Mapping[nn.Parameter, Optimizer]:

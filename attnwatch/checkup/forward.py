@@ -1,7 +1,7 @@
 """Forward pass of a training step, with the tensors that the model received and returned."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from typing import Any
@@ -10,11 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from attnwatch.checkup.changes import ForwardState
+from attnwatch.checkup.graph import Graph, GraphRecorder
 from attnwatch.checkup.guard import Guard
 from attnwatch.utils.forwards import parameters_of
 
-# Number of sequences whose read tokens are known, and relative error of their gradients in half precision.
-_NUM_READ, _ROUNDING = 8, 0.02
+# Number of sequences whose read tokens are known, number of tokens of each whose kind of loss is, and relative error of
+# their gradients by dtype.
+_NUM_READ, _NUM_CLASSIFIED = 8, 16
+_ROUNDING = {torch.float16: 0.01, torch.bfloat16: 0.02}
 # Parts of the names of adapter parameters.
 _ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
 POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope|alibi|relative", re.IGNORECASE)
@@ -40,7 +43,7 @@ class RecordedForward:
         called: names of the modules called during the forward pass, in the order of their first calls.
         positions: position ids by the argument or module that received them.
         changes: name of something that the forward pass changed in the module; empty if it changed nothing.
-        foreign: trainable parameters that the forward pass has used and that are in no module of the model.
+        graph: what the outputs were computed from.
     """
 
     module: nn.Module
@@ -53,7 +56,7 @@ class RecordedForward:
     called: tuple[str, ...]
     positions: Mapping[str, Tensor]
     changes: str
-    foreign: tuple[nn.Parameter, ...]
+    graph: Graph
 
     def repeat(self, arguments: Mapping[str, Any]) -> Any:
         """Call the module with these arguments instead of the recorded ones."""
@@ -137,20 +140,27 @@ class ReadTokens:
 
     Attributes:
         has_gradient: mask of the outputs with a gradient, bool [sequences, tokens].
-        has_class: mask of those whose gradient is that of a cross-entropy with one class, bool [sequences, tokens].
+        has_class: mask of tokens whose gradient is that of a cross-entropy with one class, bool [sequences, tokens]; up
+            to 31 evenly spaced tokens of each sequence are looked at.
     """
 
     has_gradient: Tensor
     has_class: Tensor
 
 
-def read_tokens(gradient: Tensor) -> ReadTokens:
-    """Return the tokens that have the gradient [batch, tokens, classes]."""
-    gradient = gradient[:_NUM_READ]
-    size, least = torch.linalg.vector_norm(gradient, 1, dim=-1), gradient.amin(-1)
-    # The gradient, softmax - one_hot, is negative at the class alone and adds up to 0.
-    has_class = (least < 0) & (size.add(2 * least).abs() <= _ROUNDING * size)
-    return ReadTokens(size != 0, has_class)
+def read_tokens(outputs: Tensor, gradient: Tensor) -> ReadTokens:
+    """Return the tokens whose outputs, [batch, tokens, classes], have this gradient."""
+    outputs, gradient = outputs[:_NUM_READ], gradient[:_NUM_READ]
+    has_gradient = torch.linalg.vector_norm(gradient, torch.inf, dim=-1) != 0
+    # The gradient of a cross-entropy is softmax - one_hot, times a weight. A few tokens are enough to see padding.
+    some = slice(None, None, max(outputs.shape[1] // _NUM_CLASSIFIED, 1))
+    slope, guess = gradient[:, some].float(), outputs[:, some].float().softmax(-1)
+    lowest = slope.argmin(-1, keepdim=True)
+    weight = -slope.gather(-1, lowest) / (1 - guess.gather(-1, lowest))
+    error = (slope - weight * guess.scatter_add(-1, lowest, -torch.ones_like(weight))).abs().sum(-1)
+    has_class = torch.zeros_like(has_gradient)
+    has_class[:, some] = has_gradient[:, some] & (error <= _ROUNDING.get(gradient.dtype, 1e-3) * slope.abs().sum(-1))
+    return ReadTokens(has_gradient, has_class)
 
 
 class ForwardRecorder:
@@ -173,6 +183,7 @@ class ForwardRecorder:
         self._depth: list[nn.Module] = []
         self._called: dict[str, None] = {}
         self._positions: dict[str, Tensor] = {}
+        self._graph = GraphRecorder(self._names)
         self.forward: RecordedForward | None = None
         self.read: dict[str, ReadTokens] = {}
 
@@ -197,11 +208,11 @@ class ForwardRecorder:
     def _begin_backward(self, gradient: Tensor) -> None:
         self._on_backward()
 
-    def _read(self, name: str, gradient: Tensor) -> None:
-        self.read.setdefault(name, read_tokens(gradient.detach()))
+    def _read(self, name: str, outputs: Tensor, gradient: Tensor) -> None:
+        self.read.setdefault(name, read_tokens(outputs, gradient.detach()))
 
     def _begin(self) -> None:
-        self._called, self._positions = {}, {}
+        self._called, self._positions, self._graph = {}, {}, GraphRecorder(self._names)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self._depth and torch.is_grad_enabled() and self.forward is None:
@@ -217,7 +228,11 @@ class ForwardRecorder:
         if not self._depth or self._depth.pop() is not module:  # interrupted by an error
             self._depth.clear()
             return
-        if self._depth or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
+            return
+        if self._depth:
+            if self.forward is None:
+                self._graph.add(module, args, [tensor for _, tensor in tensors_in(output)])
             return
         computed = {name: tensor for name, tensor in tensors_in(output) if tensor.grad_fn is not None}
         for tensor in computed.values():
@@ -226,7 +241,7 @@ class ForwardRecorder:
             return
         for name, tensor in computed.items():
             if type(tensor) is Tensor and not tensor.is_nested and tensor.ndim == 3 and tensor.is_floating_point():
-                tensor.register_hook(self._guard(partial(self._read, name)))
+                tensor.register_hook(self._guard(partial(self._read, name, tensor.detach())))
         arguments = argument_names(module, args, kwargs)
         given = {f"`{name}`": value for name, value in arguments.items() if _are_positions(name, value)}
         self.forward = RecordedForward(
@@ -240,28 +255,8 @@ class ForwardRecorder:
             tuple(self._called),
             given | self._positions,
             "" if self._state is None else self._state.changed(),
-            self._foreign(list(computed.values()), arguments),
+            self._graph.take(list(computed.values()), [tensor for _, tensor in tensors_in(arguments)]),
         )
-
-    def _foreign(self, outputs: Sequence[Tensor], arguments: Mapping[str, Any]) -> tuple[nn.Parameter, ...]:
-        given = [tensor.grad_fn for _, tensor in tensors_in(arguments) if tensor.grad_fn is not None]
-        known = {parameter for module in self._names for parameter in module.parameters(recurse=False)}
-        leaves = _leaves([tensor.grad_fn for tensor in outputs], without=given)
-        return tuple(leaf for leaf in leaves if isinstance(leaf, nn.Parameter) and leaf not in known)
-
-
-def _leaves(nodes: Sequence[Any], *, without: Sequence[Any]) -> list[Tensor]:
-    """Return the tensors that a graph of autograd accumulates gradients into, except through the nodes `without`."""
-    seen, waiting, leaves = set(without), list(nodes), []
-    while waiting:
-        node = waiting.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable"):
-            leaves.append(node.variable)
-        waiting += [following for following, _ in node.next_functions]
-    return leaves
 
 
 def _embeds_what_it_is_given(module: nn.Module) -> bool:

@@ -42,11 +42,11 @@ class Targets:
     def shift(self, ids: Tensor) -> int | None:
         """Return how many positions the targets are ahead of the ids [batch, tokens]; None if they do not match.
 
-        0 means that each token is scored against itself; 1 against the next one, as in a language model.
+        0 means that each token is scored against itself; 1 against the next one, as in a language model. At most 3.
         """
         if self.classes.shape != ids.shape:
             return None
-        for shift in (1, 2, 0):
+        for shift in (1, 2, 3, 0):
             scored = self.is_scored[:, : ids.shape[1] - shift]
             is_same = self.classes[:, : ids.shape[1] - shift] == ids[:, shift:]
             number = int(scored.sum())

@@ -16,6 +16,8 @@ _MASKS_OF_TOKENS = ("attention_mask",)
 _MASKS_OF_PADDING = ("padding_mask", "key_padding_mask", "src_key_padding_mask", "pad_mask")
 # Fewer hidden tokens may have the same id by chance.
 _LEAST_PADDING = 4
+# Special tokens, which a mask of special tokens shows: those at the beginning and the end, and the padding.
+_FEW_KINDS = 3
 _NO_TOKENS = ("label", "target", "mask", "position", "token_type", "segment", "cache", "num_items")
 
 
@@ -78,6 +80,8 @@ class Tokens:
             return ""
         if len(self.values[~self.padding].unique()) == 1:
             return "hides all tokens except those with one id, which looks like padding"
+        if _FEW_KINDS >= len(self.values[~self.padding].unique()) < len(hidden) / _FEW_KINDS:
+            return f"hides tokens of {len(hidden)} ids and shows {len(self.values[~self.padding].unique())} ids only"
         if len(self.values[self.padding.flip(1)].unique()) == 1 and int(self.padding.sum()) >= _LEAST_PADDING:
             return "hides tokens at one end of the sequences, but the other end has one id, which looks like padding"
         return ""

@@ -13,6 +13,8 @@ LEAST_GAIN = 1e-3
 """Gain below which a matrix passes on almost nothing. GPT-2 initialises with gains of 0.5 to 0.8."""
 # Initialisers have gains of 0.1 to 2; trained matrices of GPT-2 have 4.
 _MOST_GAIN = 8.0
+# The mean of random entries is near 0; uniform numbers from 0 to 1 have a mean of 0.87 times their root mean square.
+_ONE_SIDED = 0.5
 _NORM = re.compile(r"norm|(^|[._])ln", re.IGNORECASE)
 # Standard deviation of torch.randn.
 _RANDN, _TOLERANCE, _LEAST_INPUTS = 1.0, 0.05, 16
@@ -63,9 +65,26 @@ def large_weights(module: nn.Module) -> dict[str, float]:
     return {name: gain for name, gain in gains(module).items() if _is_large(gain, inputs[name])}
 
 
+def has_large_weights(module: nn.Module) -> bool:
+    """Return whether most matrices are too large for an initialiser, or have the scale of torch.randn."""
+    return len(large_weights(module)) > len(gains(module)) / 2
+
+
 def _is_large(gain: float, inputs: int) -> bool:
     is_randn = inputs >= _LEAST_INPUTS and abs(gain / inputs**0.5 - _RANDN) < _TOLERANCE
     return is_randn or gain > _MOST_GAIN
+
+
+def one_sided_weights(module: nn.Module) -> dict[str, float]:
+    """Return the share of the mean in the root mean square of matrices far from 0 on average; empty unless most are."""
+    weights = [(name, as_real(weight).float()) for name, weight, _ in linear_weights(module) if min(weight.shape) > 1]
+    if not weights:
+        return {}
+    means = torch.stack([weight.mean().abs().cpu() for _, weight in weights])
+    sizes = torch.stack([weight.square().mean().sqrt().cpu() for _, weight in weights])
+    shares = (means / sizes).nan_to_num().tolist()
+    found = {name: share for (name, _), share in zip(weights, shares, strict=True) if share > _ONE_SIDED}
+    return found if len(found) > len(weights) / 2 else {}
 
 
 def equal_weights(module: nn.Module) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from benchmarks.checkup import changes
 from benchmarks.checkup.architectures import EVERY_ARCHITECTURE, pretrained
 from benchmarks.checkup.data import Batch, Batches
 from benchmarks.checkup.edits import optimized, prepared
-from benchmarks.checkup.scripts import Change, Prepare, Script
+from benchmarks.checkup.scripts import Change, Prepare, Script, changed
 
 _LATE = 6
 
@@ -217,7 +217,16 @@ def distilled(script: Script) -> Script:
             target = _logits(pretrained_model(name), inputs)
         return F.kl_div(_logits(model, inputs).log_softmax(-1), target.softmax(-1), reduction="batchmean")
 
-    return replace(script, loss=loss)
+    return replace(with_teacher(script), loss=loss)
+
+
+def with_teacher(script: Script) -> Script:
+    """Train the teacher before the first step, whose losses would be taken for the student's."""
+
+    def train_teacher(model: nn.Module) -> None:
+        pretrained_model(name_of(script))
+
+    return changed(script, prepare=train_teacher)
 
 
 @cache

@@ -8,6 +8,7 @@ from torch import nn
 
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.no_gradient import bypassed_layers
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_of_adapter
 from attnwatch.utils.entries import as_real
@@ -27,7 +28,7 @@ class BrokenGradientPath(Check):
     Attention layers after the last one with a gradient do not count, because their outputs may be unused. Within a
     layer, either all trainable weights must have a gradient or none. Modules called before the first attention layer,
     such as embeddings, must have a gradient if that layer does. The norms of the gradients must not rise or fall
-    steadily from layer to layer by more than 1,000-fold in total.
+    steadily from layer to layer by more than 1,000-fold in total, nor at once from one layer to the one before it.
     """
 
     name = "broken_gradient_path"
@@ -49,6 +50,8 @@ class BrokenGradientPath(Check):
         if not reached:
             return _without_any(step, weights)
         up_to = list(weights)[: list(weights).index(reached[-1]) + 1]
+        bypassed = bypassed_layers(step)
+        up_to = [name for name in up_to if name not in bypassed]
         missing = tuple(f"{name}.{weight}" for name in up_to for weight, w in weights[name].items() if w.grad is None)
         missing = _missing_before(step, sites[0][0]) + missing
         if missing:
@@ -63,7 +66,7 @@ class BrokenGradientPath(Check):
         if dead:
             what = f"the gradient of {dead[0]} is zero in the first steps, although that of {reached[-1]} is not"
             return Fault(what, dead, {"layers_without_gradient": float(len(dead))})
-        return _vanishing(norms)
+        return _vanishing(norms) or _dropping(norms, step)
 
 
 def _without_any(step: StepEvidence, weights: Mapping[str, Mapping[str, nn.Parameter]]) -> Fault:
@@ -108,6 +111,21 @@ def _vanishing(norms: Mapping[str, float]) -> Fault | None:
     (first, *_), (*_, last) = norms, norms
     what = f"the norm of the gradient differs {ratio:,.0f}-fold between {first} ({values[0]:.2g}) and {last}"
     return Fault(f"{what} ({values[-1]:.2g})", (first, last), {"ratio": ratio, "first": values[0], "last": values[-1]})
+
+
+def _dropping(norms: Mapping[str, float], step: StepEvidence) -> Fault | None:
+    """Return the fault for a gradient that is much smaller in all layers before a certain one."""
+    names, values = list(norms), list(norms.values())
+    for index in range(1, len(values)):
+        before, after = max(values[:index]), min(values[index:])
+        if not 0 < _MOST_RATIO * before < after:
+            continue
+        if step.num_steps < _STEPS_OF_GATES:
+            raise CannotCheck("the gradient of a layer is small, which can be normal at the start")
+        what = f"the norm of the gradient falls {after / before:,.0f}-fold from {names[index]} ({values[index]:.2g})"
+        what += f" to {names[index - 1]} ({values[index - 1]:.2g})"
+        return Fault(what, tuple(names[:index]), {"ratio": after / before})
+    return None
 
 
 def _norm(weights: Mapping[str, nn.Parameter]) -> float:

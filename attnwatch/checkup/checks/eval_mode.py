@@ -14,13 +14,16 @@ class EvalMode(Check):
     """The model is trained in eval mode, so its dropout has no effect.
 
     `from_pretrained` in transformers returns models in eval mode, and Lightning does not change that. A model is also
-    reported if more than half of its trained dropout layers are in eval mode.
+    reported if more than half of its trained dropout layers are in eval mode, or if the outputs of all dropout layers
+    are thrown away.
     """
 
     name = "eval_mode"
     watches = True
     severity = 0.5
-    remedy = "Call model.train() before the training loop, and again after each evaluation."
+    remedy = (
+        "Call model.train() before the training loop, and again after each evaluation, and use what dropout returns."
+    )
 
     def look(self, step: StepEvidence) -> Fault | None:
         module = step.forward.module
@@ -31,6 +34,10 @@ class EvalMode(Check):
         if not step.forward.was_training and not any(part.training for part in acting.values()):
             what = f"the model was in eval mode, so dropout and batch norm act as in evaluation ({len(acting)} modules)"
             return Fault(what, tuple(f"{prefix}{name}" for name in acting), {"modules": float(len(acting))})
+        lost = _thrown_away(step, prefix)
+        if lost:
+            what = f"the outputs of all dropout layers are thrown away, such as {lost[0]}"
+            return Fault(what, lost, {"modules": float(len(lost))})
         trained = {name: part for name, part in acting.items() if _drops(part) and _trains(module, name)}
         still = [f"{prefix}{name}" for name, part in trained.items() if not part.training]
         if len(still) <= len(trained) / 2:
@@ -38,6 +45,18 @@ class EvalMode(Check):
         what = f"{still[0]} and {len(still) - 1} more were in eval mode while their layers train" if still[1:] else ""
         what = what or f"{still[0]} was in eval mode while its layer trains"
         return Fault(f"{what}, so their dropout has no effect", tuple(still), {"modules": float(len(still))})
+
+
+def _thrown_away(step: StepEvidence, prefix: str) -> tuple[str, ...]:
+    """Return the dropout layers that were called in training mode; nothing if the output of one of them is used."""
+    called = set(step.forward.called)
+    modules = ((f"{prefix}{name}", module) for name, module in step.forward.module.named_modules())
+    acting = [name for name, module in modules if _is_active(module) and name in called]
+    return tuple(acting) if set(acting) <= step.graph.unused else ()
+
+
+def _is_active(module: nn.Module) -> bool:
+    return isinstance(module, _DROPOUTS) and module.p > 0 and module.training
 
 
 def _drops(module: nn.Module) -> bool:

@@ -6,7 +6,14 @@ from torch import nn
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.weights import LEAST_GAIN, equal_weights, gains, large_weights, require_weights
+from attnwatch.checkup.weights import (
+    LEAST_GAIN,
+    equal_weights,
+    gains,
+    large_weights,
+    one_sided_weights,
+    require_weights,
+)
 
 # The loss of a uniform guess is log(classes). Pretrained models on unfamiliar data stay below twice that.
 _MOST_LOSS = 3.0
@@ -20,7 +27,8 @@ class Initialisation(Check):
     The cross-entropy of a uniform guess is the log of the number of classes. A model whose first loss is three times as
     high is confident in wrong answers, and its softmax passes hardly any gradient. The weight matrices are measured
     too: their root mean square times √inputs is 0.1 to 2 with the usual initialisers. Outputs that are the same for all
-    tokens, as in deep models without residual connections, are also reported, and matrices filled with one number.
+    tokens, as in deep models without residual connections, are also reported, and matrices that are
+    filled with one number or with numbers of one sign.
     """
 
     name = "initialisation"
@@ -34,7 +42,7 @@ class Initialisation(Check):
         if step.num_steps:
             raise CannotCheck("the first step was not seen")
         found = _of_equal_weights(step) or _of_small_weights(step) or _of_vanishing_states(step) or _of_loss(step)
-        return found or (_of_large_weights(step) if step.is_untrained else None)
+        return found or ((_of_large_weights(step) or _of_one_sided_weights(step)) if step.is_untrained else None)
 
 
 def _of_loss(step: StepEvidence) -> Fault | None:
@@ -54,6 +62,15 @@ def _of_equal_weights(step: StepEvidence) -> Fault | None:
         return None
     what = f"{len(equal)} weight matrices have the same number in all entries, such as {equal[0]}"
     return Fault(f"{what}: their outputs stay the same, as they get the same gradients", equal)
+
+
+def _of_one_sided_weights(step: StepEvidence) -> Fault | None:
+    shares = one_sided_weights(step.forward.module)
+    if not shares:
+        return None
+    name, share = next(iter(shares.items()))
+    what = f"{len(shares)} weight matrices are far from zero on average, such as {name}"
+    return Fault(f"{what} (mean / root mean square {share:.2f})", tuple(shares), {"share_of_mean": share})
 
 
 def _of_small_weights(step: StepEvidence) -> Fault | None:

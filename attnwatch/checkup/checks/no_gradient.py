@@ -1,18 +1,21 @@
-"""Optimizers that step without gradients, and attention whose gradients are zero."""
+"""Optimizers that step without gradients, weights that are left out of the loss, and zero gradients of attention."""
 
 import torch
+from torch import nn
 
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.graph import listed
 
 
 @register
 class NoGradient(Check):
-    """The optimizers find no gradients when they step, or the gradients of all attention layers are zero.
+    """The optimizers find no gradients when they step, or parts of the model get none because of how it computes.
 
-    Weight matrices are checked in the first six steps. Individual matrices without a gradient, as in unused modules,
-    are not reported.
+    These parts are weights that a module uses as plain numbers, attention layers whose outputs are not used, though
+    modules before and after them have gradients, and attention layers with gradients of zero. Modules that are not
+    called, or are unused after the last attention layer, as the pooler of BERT often is, are not reported.
     """
 
     name = "no_gradient"
@@ -27,6 +30,8 @@ class NoGradient(Check):
         self._zero: dict[int, tuple[str, ...]] = {}
 
     def look(self, step: StepEvidence) -> Fault | None:
+        if fault := _of_graph(step):
+            return fault
         self._zero[step.global_step] = _attention_without_gradient(step)
         step.require_updates()
         if not any(step.updates):
@@ -35,6 +40,31 @@ class NoGradient(Check):
             return None
         sites = self._zero[step.global_step]
         return Fault(f"the gradients of all {len(sites)} attention layers are zero in each step", sites)
+
+
+def _of_graph(step: StepEvidence) -> Fault | None:
+    """Return the fault for weights that are not part of the graph of autograd."""
+    if cut := step.graph.cut:
+        return Fault(f"the outputs of the model do not depend on {listed(cut)}, although their modules are used", cut)
+    if layers := bypassed_layers(step):
+        return Fault(f"{listed(layers)} got no gradient, although modules before and after did", layers)
+    return None
+
+
+def bypassed_layers(step: StepEvidence) -> tuple[str, ...]:
+    """Return the attention layers without any gradient between modules that have one: their outputs are not used."""
+    modules, called = dict(step.model.named_modules()), step.forward.called
+    trained = {name: _matrices(modules[name]) for name in called}
+    sites = [site.name for site in find_sites(step.model) if trained.get(site.name)]
+    reached = {name for name in called if any(each.grad is not None for each in trained[name])}
+    last = max((called.index(name) for name in sites if name in reached), default=0)
+    own = [name for name in called if any(each.grad is not None for each in _matrices(modules[name], recurse=False))]
+    first = called.index(own[0]) if own else len(called)
+    return tuple(name for name in sites if name not in reached and first < called.index(name) < last)
+
+
+def _matrices(module: nn.Module, *, recurse: bool = True) -> list[nn.Parameter]:
+    return [each for each in module.parameters(recurse) if each.requires_grad and each.ndim > 1]
 
 
 def _attention_without_gradient(step: StepEvidence) -> tuple[str, ...]:

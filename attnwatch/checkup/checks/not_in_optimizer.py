@@ -12,8 +12,8 @@ class NotInOptimizer(Check):
     """Trainable parameters are in no optimizer and are never updated.
 
     This is a fault if the optimizer holds parameters that the model does not have (as after replacing a module) or most
-    of the model, or if the parameters were frozen at first. The finding is a note if the optimizer holds the smaller
-    part of the model, as in a linear probe.
+    of the model, if the parameters were frozen at first, or if a parameter group is empty, as after using a generator
+    twice. The finding is a note if the optimizer holds the smaller part of the model, as in a linear probe.
     """
 
     name = "not_in_optimizer"
@@ -39,7 +39,7 @@ class NotInOptimizer(Check):
                 f"{len(hidden)} parameters with a gradient are in a plain list or dict ({first}), where the model and"
             )
             return Fault(f"{what} the optimizers do not find them", tuple(hidden), {"parameters": float(len(hidden))})
-        foreign = [each for each in step.foreign if each not in held]
+        foreign = [each for each in step.graph.foreign if each not in held]
         if foreign:
             what = (
                 f"the forward pass uses {counted(len(foreign), 'trainable parameter')} that neither the model nor the "
@@ -67,5 +67,9 @@ class NotInOptimizer(Check):
             what += "; the optimizers hold only frozen parameters"
         if woken_up:
             what += f"; {len(woken_up)} of these parameters were frozen at first"
+        num_empty = sum(not group["params"] for optimizer in step.optimizers for group in optimizer.param_groups)
+        if num_empty:
+            what += f"; {counted(num_empty, 'parameter group')} of the optimizers is empty"
         numbers = {"parameters": float(len(names)), "share": share, "strange_parameters": float(num_strange)}
-        return Fault(what, names, numbers, is_note=not num_strange and not woken_up and 0.5 < share < 1)
+        is_probe = not num_strange and not woken_up and not num_empty and 0.5 < share < 1
+        return Fault(what, names, numbers, is_note=is_probe)

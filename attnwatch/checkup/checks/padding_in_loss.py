@@ -1,5 +1,7 @@
 """Padding that is counted in the loss."""
 
+from torch import Tensor
+
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.padding import padding_and_read, padding_and_targets
@@ -23,11 +25,7 @@ class PaddingInLoss(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        if _has_targets(step):
-            padding, scored = padding_and_targets(step)
-        else:
-            padding, read = padding_and_read(step)
-            scored = read.has_class
+        padding, scored = _scored_by_calls(step) if _has_targets(step) else _scored_by_hand(step)
         if not padding.any():
             raise CannotCheck("the batch has no padding")
         # A token and both neighbours are padding, so the target is too, whether it is the token itself or the next one.
@@ -37,6 +35,22 @@ class PaddingInLoss(Check):
         share = float(inside.sum() / scored.sum())
         what = f"{share:.0%} of the tokens whose predictions are in the loss are padding"
         return Fault(what, numbers={"share_of_targets": share})
+
+
+def _scored_by_calls(step: StepEvidence) -> tuple[Tensor, Tensor]:
+    """Return masks of the padding and of the targets, without those whose losses are left out afterwards."""
+    padding, scored = padding_and_targets(step)
+    try:
+        _, read = padding_and_read(step)
+    except CannotCheck:
+        return padding, scored
+    number = len(read.has_gradient)
+    return padding[:number], scored[:number] & read.has_gradient.to(scored.device)
+
+
+def _scored_by_hand(step: StepEvidence) -> tuple[Tensor, Tensor]:
+    padding, read = padding_and_read(step)
+    return padding, read.has_class
 
 
 def _has_targets(step: StepEvidence) -> bool:

@@ -1,19 +1,25 @@
 """Repeated batches."""
 
+from collections import Counter
+
 import torch
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.utils.entries import as_real
 
-_NUM_STEPS = 6
+_NUM_STEPS, _LEAST_SEQUENCES = 6, 4
+# Decimal digits of fingerprints that do not depend on the order of summation.
+_DIGITS = 6
 
 
 @register
 class RepeatedBatch(Check):
-    """The first steps receive the same batch or a few alternating batches, in any order of their sequences.
+    """The first steps receive the same batch, a few alternating batches, or batches of a few sequences.
 
-    The finding is a note if the epoch is equally short or its length unknown: overfitting one batch is a common test.
+    The order of the sequences does not matter. One batch that comes three times in six steps is reported too, and so
+    are batches of one sequence, repeated. The finding is a note if the epoch is equally short or its length unknown:
+    overfitting one batch is a common test.
     """
 
     name = "repeated_batch"
@@ -27,28 +33,40 @@ class RepeatedBatch(Check):
         self._fingerprints: dict[int, torch.Tensor] = {}
 
     def look(self, step: StepEvidence) -> Fault | None:
-        self._fingerprints.setdefault(step.global_step, _fingerprint(step.forward.tensors))
+        self._fingerprints.setdefault(step.global_step, _fingerprints(step.forward.tensors))
         if len(self._fingerprints) < _NUM_STEPS:
             raise CannotCheck(f"{_NUM_STEPS} steps are needed")
-        number = len({float(each) for each in self._fingerprints.values()})
-        if number > _NUM_STEPS // 2:
+        batches = [tuple(round(each, _DIGITS) for each in of_step.tolist()) for of_step in self._fingerprints.values()]
+        size = max(map(len, batches))
+        if size >= _LEAST_SEQUENCES and all(len(set(batch)) == 1 for batch in batches):
+            return Fault(f"all {size} sequences of a batch are the same, in each of the first {_NUM_STEPS} steps")
+        counts = Counter(batches)
+        number, most = len(counts), max(counts.values())
+        num_sequences = len(set().union(*batches))
+        what = f"the first {_NUM_STEPS} steps received "
+        if number == 1:
+            what += "the same batch"
+        elif number <= _NUM_STEPS // 2:
+            what += f"{number} batches in turn"
+        elif most >= _NUM_STEPS // 2:
+            what += f"one batch {most} times"
+        elif _LEAST_SEQUENCES <= num_sequences <= size:
+            what += f"only {num_sequences} different sequences"
+        else:
             return None
         is_meant = step.steps_per_epoch is None or step.steps_per_epoch <= number
-        batches = "the same batch" if number == 1 else f"{number} batches in turn"
-        what = f"the first {_NUM_STEPS} steps received {batches}"
         return Fault(what, numbers={"different_batches": float(number)}, is_note=is_meant)
 
 
-def _fingerprint(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return a number that depends on the sequences, but not on their order."""
+def _fingerprints(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return a number for each sequence, in ascending order."""
     size = max((len(tensor) for tensor in tensors if tensor.ndim), default=1)
     fitting = (as_real(tensor.detach()) for tensor in tensors if tensor.ndim and len(tensor) == size)
     rows = [tensor.double().reshape(size, -1) for tensor in fitting]
     if not rows:
         raise CannotCheck("the model was given no tensor with sequences")
     values = torch.cat(rows, 1)
-    of_sequences = values @ _weights(values.shape[1], values)
-    return of_sequences.sort().values @ _weights(size, values)
+    return (values @ _weights(values.shape[1], values)).sort().values
 
 
 def _weights(number: int, like: torch.Tensor) -> torch.Tensor:

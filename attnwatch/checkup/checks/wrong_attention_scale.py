@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.scales import AttentionScale
-from attnwatch.checkup.weights import large_weights
+from attnwatch.checkup.weights import has_large_weights
 
 # T5 and GPT-Neo use a scale of 1, which their projections account for.
 _MOST = 1.5
@@ -22,7 +22,8 @@ _SATURATED = 10.0
 class WrongAttentionScale(Check):
     """The scale of attention logits is far from 1/√head_dim, or the softmax is saturated before anything is learned.
 
-    The scales of the attention calls are read in a repeated forward pass. A scale above 1.5 or below 0.5/head_dim is
+    The scales of the attention calls are read in a repeated forward pass; if attention is computed by hand, only the
+    logits that its softmax receives. A scale above 1.5 or below 0.5/head_dim is
     reported, and so are logits with a standard deviation above 10 over the keys of a query while the loss is still that
     of a uniform guess. Layers that normalise queries or keys may have any scale that lets the logits reach 1.
     """
@@ -48,8 +49,7 @@ class WrongAttentionScale(Check):
         if wrong:
             return _fault(wrong, "the attention logits are scaled by {scale:.3g}; 1/√head_dim is {usual:.3g}")
         saturated = {name: each for name, each in scales.items() if each.logit_std > _SATURATED}
-        is_scale = len(saturated) > len(known) / 2 and step.is_untrained and not large_weights(step.forward.module)
-        if not is_scale:
+        if len(saturated) <= len(known) / 2 or not step.is_untrained or has_large_weights(step.forward.module):
             return None
         return _fault(saturated, "the softmax is saturated at the start: attention logits vary by {std:.3g} over keys")
 
@@ -61,8 +61,10 @@ def _is_wrong(of: AttentionScale) -> bool:
 def _fault(wrong: Mapping[str, AttentionScale], what: str) -> Fault:
     (first, of), *others = wrong.items()
     more = f" and {len(others)} more" if others else ""
-    usual = 1 / math.sqrt(of.head_dim)
-    numbers = {"scale": of.scale, "usual_scale": usual, "logit_std": of.logit_std}
+    numbers = {"logit_std": of.logit_std}
+    usual = 1 / math.sqrt(max(of.head_dim, 1))
+    if of.head_dim:
+        numbers |= {"scale": of.scale, "usual_scale": usual}
     return Fault(
         what.format(scale=of.scale, usual=usual, std=of.logit_std) + f" ({first}{more})", tuple(wrong), numbers
     )
