@@ -332,6 +332,53 @@ def test_batches_that_come_again_are_told(batches, epoch, expected):
     assert found == ({} if expected is None else {"repeated_batch": expected})
 
 
+def sequences(draw):
+    """Train for nine steps with batches of sequences 0 to 19 that `draw` returns."""
+    model, data = gpt2(), torch.randint(1, 40, (20, 12))
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer, steps_per_epoch=100) as checkup:
+        for step in range(9):
+            tokens = data[torch.tensor(draw(step))]
+            with checkup.step(step):
+                model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    return {finding.kind.value for finding in checkup.findings}
+
+
+@pytest.mark.parametrize(
+    ("draw", "found"),
+    [
+        (lambda step: [(step + index) % 6 for index in range(6)][::-1], True),
+        (lambda step: [(3 * step + 5 * index**2) % 8 for index in range(8)], True),
+        (lambda step: [step] * 6, True),
+        (lambda step: range(6) if step % 2 else range(step, step + 6), True),
+        (lambda step: [(3 * step + 5 * index**2) % 16 for index in range(8)], False),
+        (lambda step: [step, step, step + 1, step + 1], False),
+        (lambda step: range(2 * step, 2 * step + 4), False),
+    ],
+    ids=["reordered", "of eight", "one for all", "every second", "of sixteen", "pairs", "overlapping"],
+)
+def test_sequences_that_come_again_are_told(draw, found):
+    assert sequences(draw) == ({"repeated_batch"} if found else set())
+
+
+@pytest.mark.parametrize(("share", "found"), [(1e-5, True), (0.1, False)])
+def test_states_that_are_almost_detached_are_told(share, found):
+    model = gpt2()
+
+    def almost_detached(module, args, output):
+        states = output[0] if isinstance(output, tuple) else output
+        states = share * states + (1 - share) * states.detach()
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    model.transformer.h[0].register_forward_hook(almost_detached)
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        train(model, optimizer, checkup, steps=9)
+    assert [finding.kind.value for finding in checkup.findings] == ["broken_gradient_path"] * found, checkup
+
+
 def restore(weights, model):
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -54,6 +54,7 @@ class BrokenGradientPath(Check):
         up_to = [name for name in up_to if name not in bypassed]
         missing = tuple(f"{name}.{weight}" for name in up_to for weight, w in weights[name].items() if w.grad is None)
         missing = _missing_before(step, sites[0][0]) + missing
+        missing = tuple(name for name in missing if name not in step.graph.cut)
         if missing:
             layers = sum(name not in reached for name in up_to)
             what = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
