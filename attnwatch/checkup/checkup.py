@@ -146,6 +146,7 @@ class TrainingCheckup:
             return
         evidence.cannot_repeat = self._cannot_repeat
         evidence.recorded, evidence.read = self._recorder.forward, self._recorder.read
+        evidence.received = self._recorder.received
         evidence.stale_gradients = self._stale.take()
         self._steps_seen.add(global_step)
         self._look(evidence)

@@ -1,7 +1,7 @@
 """Evidence from one training step, which the checks read."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ NUM_UPDATES = 6
 _SHARE_OF_RUN, _LEAST_LATER_STEP = 0.1, 50
 # A model whose loss is above this share of the loss of a uniform guess has learned nothing.
 _LOSS_OF_A_GUESS = 0.9
+_LOGITS = "logits"
 
 
 def later_point(total_steps: int) -> float:
@@ -50,6 +51,7 @@ class StepEvidence:
         stale_gradients: norms of the old gradients that the last optimizer step reused, by parameter name; 0 if they
             were cleared.
         recorded: first forward pass of the step that is trained on; None if there was none.
+        received: names of the outputs of that forward pass that have received a gradient.
         read: tokens whose outputs the loss reads, by the name of the output.
         cannot_repeat: reason why an earlier repeat of the forward pass failed; empty if none failed.
     """
@@ -75,6 +77,7 @@ class StepEvidence:
         self.scored: list[ScoredCall] = []
         self.stale_gradients: dict[str, Tensor] = {}
         self.recorded: RecordedForward | None = None
+        self.received: Set[str] = set()
         self.read: Mapping[str, ReadTokens] = {}
         self.cannot_repeat = ""
         self._known_flow: Flow | None = None
@@ -151,6 +154,8 @@ class StepEvidence:
             CannotCheck: the loss is not a cross-entropy of the tokens or sequences.
         """
         found = (call.targets(self.forward.num_sequences, self._num_outputs) for call in self.scored)
+        if self.received and _LOGITS in self.forward.shapes and _LOGITS not in self.received:
+            raise CannotCheck("the loss is computed from another forward pass")
         targets = next((each for each in found if each is not None), None)
         if targets is None:
             raise CannotCheck("no call of `torch.nn.functional.cross_entropy` on the tokens or sequences was seen")

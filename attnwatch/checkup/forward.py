@@ -14,6 +14,8 @@ from attnwatch.checkup.graph import Graph, GraphRecorder
 from attnwatch.checkup.guard import Guard
 from attnwatch.utils.forwards import parameters_of
 
+# Name of all outputs of later forward passes.
+_OTHER = "of another forward"
 # Number of sequences whose read tokens are known, number of tokens of each whose kind of loss is, and relative error of
 # their gradients by dtype.
 _NUM_READ, _NUM_CLASSIFIED = 8, 16
@@ -172,6 +174,7 @@ class ForwardRecorder:
 
     Attributes:
         forward: the recorded forward pass; None if there was none.
+        received: names of its outputs that have received a gradient.
         read: tokens whose outputs the loss reads, by the name of the output.
     """
 
@@ -185,11 +188,12 @@ class ForwardRecorder:
         self._positions: dict[str, Tensor] = {}
         self._graph = GraphRecorder(self._names)
         self.forward: RecordedForward | None = None
+        self.received: set[str] = set()
         self.read: dict[str, ReadTokens] = {}
 
     def open(self) -> None:
         """Register the hooks on the model."""
-        self.forward, self.read = None, {}
+        self.forward, self.received, self.read = None, set(), {}
         self._begin()
         for module in self._names:
             if isinstance(module, torch.jit.ScriptModule):  # accepts no hooks
@@ -205,7 +209,8 @@ class ForwardRecorder:
         self._handles.clear()
         self._depth.clear()
 
-    def _begin_backward(self, gradient: Tensor) -> None:
+    def _receive(self, name: str, gradient: Tensor) -> None:
+        self.received.add(name)
         self._on_backward()
 
     def _read(self, name: str, outputs: Tensor, gradient: Tensor) -> None:
@@ -235,9 +240,10 @@ class ForwardRecorder:
                 self._graph.add(module, args, [tensor for _, tensor in tensors_in(output)])
             return
         computed = {name: tensor for name, tensor in tensors_in(output) if tensor.grad_fn is not None}
-        for tensor in computed.values():
-            tensor.register_hook(self._guard(self._begin_backward))
-        if not computed or self.forward is not None:
+        is_other = not computed or self.forward is not None
+        for name, tensor in computed.items():
+            tensor.register_hook(self._guard(partial(self._receive, _OTHER if is_other else name)))
+        if is_other:
             return
         for name, tensor in computed.items():
             if type(tensor) is Tensor and not tensor.is_nested and tensor.ndim == 3 and tensor.is_floating_point():

@@ -104,6 +104,14 @@ def weighed(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return (losses * mask.flatten()).sum() / mask.sum()
 
 
+def second_half(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    """Return the loss of the second half of the tokens, given the cache of the first."""
+    first, second = batch["input_ids"].chunk(2, dim=1)
+    cache = model(input_ids=first, use_cache=True).past_key_values
+    logits = model(input_ids=second, past_key_values=cache).logits
+    return F.cross_entropy(logits[:, :-1].flatten(0, 1), second[:, 1:].flatten())
+
+
 def distilled(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     logits = model(batch["tokens"], batch["attention_mask"])
     return F.kl_div(logits.log_softmax(-1), torch.randn_like(logits).softmax(-1), reduction="batchmean")
@@ -753,6 +761,12 @@ def with_special_tokens(*, only: bool) -> dict[str, Tensor]:
     return batch | {"attention_mask": (batch["input_ids"] < 3).long() if only else is_real.long()}
 
 
+def periodic() -> dict[str, Tensor]:
+    """Return texts with a period of 5, in whose second half each token is that of the first half one place later."""
+    tokens = torch.arange(32) + torch.arange(5)[:, None]
+    return {"input_ids": 1 + tokens % 5}
+
+
 def padded_alike() -> dict[str, Tensor]:
     batch = padded()
     batch["attention_mask"] = (torch.arange(16) < 12).long().expand(5, 16).contiguous()
@@ -811,6 +825,7 @@ ODD = {
     "two documents in a sequence": lambda: Script(with_layers(Packed), ids(), next_token),
     "float32 copies of bfloat16 weights": masters,
     "encoder and decoder, one sequence": one_sequence,
+    "scores with the cache of another forward": lambda: Script(gpt2(), periodic(), second_half),
     "padding weighed by zero": lambda: Script(Net(), padded(ignored=0), weighed),
     "distillation of all places": lambda: Script(Net(), padded(ignored=0), distilled),
     "normalised queries with a large scale": lambda: Script(with_layers(Normalised), ids(), next_token),
