@@ -4,8 +4,10 @@ from dataclasses import KW_ONLY, dataclass
 
 from attnwatch.errors import ConfigurationError
 from attnwatch.heads.guard import Guard
-from attnwatch.heads.importance import Criterion, find_criterion
-from attnwatch.heads.selection import Grouping, Ranking, check_choice
+from attnwatch.heads.head_map import HeadMap
+from attnwatch.heads.importance import Criterion, Importance, find_criterion
+from attnwatch.heads.plan import PruningPlan
+from attnwatch.heads.selection import Grouping, Ranking, check_choice, choose_heads
 from attnwatch.schedules import Schedule, find_schedule
 from attnwatch.utils.arguments import require_int
 
@@ -50,3 +52,14 @@ class PruningOptions:
             raise ConfigurationError(f"`start` must not be after `end`, got {self.start!r} and {self.end!r}.")
         if self.guard is not None and not isinstance(self.guard, Guard):
             raise ConfigurationError(f"`guard` must be an attnwatch.Guard or None, got {self.guard!r}.")
+
+    def choose(self, heads: HeadMap, importance: Importance, target: float) -> PruningPlan:
+        """Choose heads so that the fraction `target` of all heads is removed; see `attnwatch.choose_heads`."""
+        return choose_heads(
+            heads,
+            importance,
+            target=target,
+            ranking=self.ranking,
+            grouping=self.grouping,
+            min_heads=self.min_heads,
+        )

@@ -14,12 +14,11 @@ from attnwatch.heads.changes import apply_all
 from attnwatch.heads.cut import Cut, CutTimes, step_times, why_no_speedup
 from attnwatch.heads.guard import Guard
 from attnwatch.heads.head_map import HeadMap
-from attnwatch.heads.importance import HeadImportance, Importance
+from attnwatch.heads.importance import HeadImportance
 from attnwatch.heads.options import PruningOptions
 from attnwatch.heads.plan import PruningPlan, save_beside_adapters
 from attnwatch.heads.savings import savings
 from attnwatch.heads.schedule import PruningSchedule
-from attnwatch.heads.selection import choose_heads
 from attnwatch.heads.snapshot import Snapshot, check_snapshot, restore_snapshot, take_snapshot
 from attnwatch.heads.surgery import Surgery
 from attnwatch.utils.messages import warn
@@ -192,7 +191,7 @@ class HeadPruner:
         """Raise a `ConfigurationError` if no head could be removed, whatever the importance."""
         options = self._options
         alike = {site: torch.zeros(number) for site, number in heads.num_heads.items()}
-        if not self.removed.heads and not self._choose_by(heads, alike, options.target).heads:
+        if not self.removed.heads and not self._options.choose(heads, alike, options.target).heads:
             raise ConfigurationError(
                 f"`target` {options.target}: no head of this model can be removed with min_heads={options.min_heads}, "
                 f"ranking={options.ranking!r} and grouping={options.grouping!r}; it has {heads.num_heads}."
@@ -244,24 +243,13 @@ class HeadPruner:
         """Return the choice of the first process; if it fails, all processes fail."""
         plan = failure = None
         try:
-            plan = self._choose_by(heads, self._importance.values(heads), target)
+            plan = self._options.choose(heads, self._importance.values(heads), target)
         except Exception as error:
             failure = f"{type(error).__name__}: {error}"
         chosen, failure = self._broadcast((plan and dict(plan.heads), failure))
         if failure is not None:
             raise RuntimeError(failure)
         return PruningPlan(chosen, heads.num_heads)
-
-    def _choose_by(self, heads: HeadMap, importance: Importance, target: float) -> PruningPlan:
-        options = self._options
-        return choose_heads(
-            heads,
-            importance,
-            target=target,
-            ranking=options.ranking,
-            grouping=options.grouping,
-            min_heads=options.min_heads,
-        )
 
     def _can_judge(self, guard: Guard, unjudged: _Unjudged) -> bool:
         last = self.cuts[-1]
