@@ -271,6 +271,21 @@ class EmbeddingsOnly(Net):
         return self.head(x)
 
 
+class Penultimate(Net):
+    """Net in front of which two more layers stand, of which the last is called, but its output is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.ModuleList(Layer(True) for _ in range(2))
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.encoder[0](self.embedding(tokens) + self.positions(torch.arange(tokens.shape[1])))
+        self.encoder[1](x)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
 class Gated(Layer):
     """Layer whose gate begins at zero."""
 
@@ -826,6 +841,7 @@ ODD = {
     "float32 copies of bfloat16 weights": masters,
     "encoder and decoder, one sequence": one_sequence,
     "scores with the cache of another forward": lambda: Script(gpt2(), periodic(), second_half),
+    "last layer of an encoder unused": lambda: Script(Penultimate(), ids(), next_token),
     "padding weighed by zero": lambda: Script(Net(), padded(ignored=0), weighed),
     "distillation of all places": lambda: Script(Net(), padded(ignored=0), distilled),
     "normalised queries with a large scale": lambda: Script(with_layers(Normalised), ids(), next_token),

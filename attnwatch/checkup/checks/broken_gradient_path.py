@@ -11,6 +11,7 @@ from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.checks.no_gradient import bypassed_layers
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_of_adapter
+from attnwatch.checkup.stacks import after_last
 from attnwatch.utils.entries import as_real
 
 # Gradients of sound models differ by less than 30-fold over depth.
@@ -25,8 +26,8 @@ _FADED = 1e-20
 class BrokenGradientPath(Check):
     """The gradient does not reach trainable layers that were part of the forward, or vanishes over depth.
 
-    Attention layers after the last one with a gradient do not count, because their outputs may be unused. Within a
-    layer, either all trainable weights must have a gradient or none. Modules called before the first attention layer,
+    Attention layers after the last one of their stack with a gradient do not count, because they may be unused. Within
+    a layer, either all trainable weights must have a gradient or none. Modules called before the first attention layer,
     such as embeddings, must have a gradient if that layer does. The norms of the gradients must not rise or fall
     steadily from layer to layer by more than 1,000-fold in total, nor at once from one layer to the one before it.
     """
@@ -50,8 +51,8 @@ class BrokenGradientPath(Check):
         if not reached:
             return _without_any(step, weights)
         up_to = list(weights)[: list(weights).index(reached[-1]) + 1]
-        bypassed = bypassed_layers(step)
-        up_to = [name for name in up_to if name not in bypassed]
+        left_out = {*bypassed_layers(step), *after_last(up_to, reached)}
+        up_to = [name for name in up_to if name not in left_out]
         missing = tuple(f"{name}.{weight}" for name in up_to for weight, w in weights[name].items() if w.grad is None)
         missing = _missing_before(step, sites[0][0]) + missing
         missing = tuple(name for name in missing if name not in step.graph.cut)

@@ -7,6 +7,7 @@ from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.graph import listed
+from attnwatch.checkup.stacks import after_last
 
 
 @register
@@ -60,7 +61,8 @@ def bypassed_layers(step: StepEvidence) -> tuple[str, ...]:
     last = max((called.index(name) for name in sites if name in reached), default=0)
     own = [name for name in called if any(each.grad is not None for each in _matrices(modules[name], recurse=False))]
     first = called.index(own[0]) if own else len(called)
-    return tuple(name for name in sites if name not in reached and first < called.index(name) < last)
+    left_out = reached | after_last(sites, reached)
+    return tuple(name for name in sites if name not in left_out and first < called.index(name) < last)
 
 
 def _matrices(module: nn.Module, *, recurse: bool = True) -> list[nn.Parameter]:

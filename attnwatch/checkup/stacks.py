@@ -1,0 +1,29 @@
+"""Stacks of layers, whose names differ in their numbers only."""
+
+import re
+from collections.abc import Collection, Sequence
+
+
+def after_last(layers: Sequence[str], reached: Collection[str]) -> set[str]:
+    """Return the layers after the last one of their stack that is in `reached`.
+
+    Their outputs may be unused on purpose, as those of the last layer of LLaVA's image encoder are. All layers of a
+    stack are left out if none of them is in `reached`.
+
+    Args:
+        layers: names of layers in the order of their calls.
+        reached: names of layers with a gradient.
+
+    Example:
+        >>> sorted(after_last(["a.0", "a.1", "b.0", "a.2", "b.1"], {"a.0", "b.1"}))
+        ['a.1', 'a.2']
+    """
+    last: dict[str, int] = {}
+    for index, layer in enumerate(layers):
+        if layer in reached:
+            last[_stack(layer)] = index
+    return {layer for index, layer in enumerate(layers) if index > last.get(_stack(layer), len(layers))}
+
+
+def _stack(layer: str) -> str:
+    return re.sub(r"\d+", "#", layer)
