@@ -14,7 +14,8 @@ LEAST_GAIN = 1e-3
 # Initialisers have gains of 0.1 to 2; trained matrices of GPT-2 have 4.
 _MOST_GAIN = 8.0
 # The mean of random entries is near 0; uniform numbers from 0 to 1 have a mean of 0.87 times their root mean square.
-_ONE_SIDED = 0.5
+# That of 100 random entries is above half of it once in a million times.
+_ONE_SIDED, _LEAST_ENTRIES = 0.5, 100
 _NORM = re.compile(r"norm|(^|[._])ln", re.IGNORECASE)
 # Standard deviation of torch.randn.
 _RANDN, _TOLERANCE, _LEAST_INPUTS = 1.0, 0.05, 16
@@ -77,7 +78,9 @@ def _is_large(gain: float, inputs: int) -> bool:
 
 def one_sided_weights(module: nn.Module) -> dict[str, float]:
     """Return the share of the mean in the root mean square of matrices far from 0 on average; empty unless most are."""
-    weights = [(name, as_real(weight).float()) for name, weight, _ in linear_weights(module) if min(weight.shape) > 1]
+    weights = [
+        (name, as_real(each).float()) for name, each, _ in linear_weights(module) if each.numel() >= _LEAST_ENTRIES
+    ]
     if not weights:
         return {}
     means = torch.stack([weight.mean().abs().cpu() for _, weight in weights])
