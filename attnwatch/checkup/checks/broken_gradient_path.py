@@ -43,6 +43,7 @@ class BrokenGradientPath(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         called = step.forward.called
         sites = [(site.name, site.module) for site in find_sites(step.model) if site.name in called]
+        sites.sort(key=lambda site: called.index(site[0]))
         weights = {name: _trainable(module) for name, module in sites}
         weights = {name: each for name, each in weights.items() if each}
         if not weights:

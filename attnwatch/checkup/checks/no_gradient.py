@@ -56,7 +56,7 @@ def bypassed_layers(step: StepEvidence) -> tuple[str, ...]:
     """Return the attention layers without any gradient between modules that have one: their outputs are not used."""
     modules, called = dict(step.model.named_modules()), step.forward.called
     trained = {name: _matrices(modules[name]) for name in called}
-    sites = [site.name for site in find_sites(step.model) if trained.get(site.name)]
+    sites = sorted((site.name for site in find_sites(step.model) if trained.get(site.name)), key=called.index)
     reached = {name for name in called if any(each.grad is not None for each in trained[name])}
     last = max((called.index(name) for name in sites if name in reached), default=0)
     own = [name for name in called if any(each.grad is not None for each in _matrices(modules[name], recurse=False))]
