@@ -176,10 +176,10 @@ OTHER_FAULTS = (
 def other_cases() -> list[Case]:
     """Return the other faults on other tasks and architectures."""
     return [
-        Case(fault.name, name, fault.change(SCRIPTS[name]), fault.causes, is_held_out=True)
+        Case(fault.name, name, fault.change(SCRIPTS[name]), fault.causes)
         for fault in OTHER_FAULTS
         for name in fault.scripts
     ]
 
 
-checkup_cases = partial(cases_of, held_out.HELD_OUT, is_held_out=True)
+checkup_cases = partial(cases_of, held_out.HELD_OUT)

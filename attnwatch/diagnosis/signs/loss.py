@@ -145,7 +145,8 @@ def loss_comes_again(run: RunCourse) -> str | None:
         return None
     beside_trend = loss.values[4:-4, 0] - np.lib.stride_tricks.sliding_window_view(loss.values[:, 0], 9).mean(-1)
     likeness = {lag: _correlation(beside_trend[lag:], beside_trend[:-lag]) for lag in range(1, 9)}
-    lag = max(likeness, key=likeness.__getitem__)
+    most = max(likeness.values())
+    lag = next(lag for lag, value in likeness.items() if value > most - 0.02)  # multiples of a period are as alike
     if lag == 1 or likeness[lag] < 0.7 or likeness[1] > 0.5:
         return None
     return f"the noise of the loss repeats every {lag * int(loss.steps[1] - loss.steps[0])} steps"
