@@ -198,7 +198,7 @@ class StepEvidence:
 
     @property
     def graph(self) -> Graph:
-        """What the outputs of the forward pass were computed from; nothing is known if there was none."""
+        """Provenance of the outputs of the forward pass; empty if there was none."""
         return Graph() if self.recorded is None else self.recorded.graph
 
     @property

@@ -11,7 +11,7 @@ from attnwatch.utils.messages import counted
 
 @dataclass(frozen=True)
 class Graph:
-    """What the outputs of a forward pass were computed from.
+    """Provenance of the outputs of a forward pass in the graph of autograd.
 
     Attributes:
         foreign: trainable parameters that were used and are in no module of the model.
