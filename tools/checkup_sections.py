@@ -11,8 +11,9 @@ _PARTS = {
     "tuned-on": "seen from the start",
     "blind-1": "of the first blind set",
     "blind-2": "of the second blind set",
+    "blind-3": "of the third blind set",
 }
-_NEWEST_BLIND = "blind-2"
+_NEWEST_BLIND = "blind-3"
 _LOOPS = {"plain": "plain loop", "Lightning": "Lightning", "Trainer": "transformers Trainer"}
 
 

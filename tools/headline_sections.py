@@ -43,14 +43,14 @@ def _watching() -> list[tuple[str, str, str]]:
 
 
 def _checking() -> list[tuple[str, str, str]]:
-    unseen = newest("checkup_blind")["totals"]["parts"]["plain"]["blind-2"]
+    unseen = newest("checkup_blind")["totals"]["parts"]["plain"]["blind-3"]
     of = unseen["of_faults"]
     return [
         (
             f"faults named in the first 12 steps ({of['kinds_of_faults']} faults that the checks were not made for)",
             f"{of['named']:.0%} of {of['scripts']} scripts; alarms in {unseen['sound_with_alarm']} of "
             f"{unseen['sound']} sound scripts that look odd",
-            "checkup --part blind-2",
+            "checkup --part blind-3",
         )
     ]
 
