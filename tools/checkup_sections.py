@@ -13,7 +13,8 @@ _PARTS = {
     "blind-2": "of the second blind set",
     "blind-3": "of the third blind set",
 }
-_NEWEST_BLIND = "blind-3"
+# Result of the first run on each blind set, and the name of the set in it.
+_BLIND = {"checkup_blind_1": "held out", "checkup_blind_2": "blind-2", "checkup_blind_3": "blind-3"}
 _LOOPS = {"plain": "plain loop", "Lightning": "Lightning", "Trainer": "transformers Trainer"}
 
 
@@ -35,14 +36,14 @@ def checkup() -> str:
 
 
 def checkup_blind() -> str:
-    """Return the table of the first run on faults that nobody had seen who wrote the checks."""
-    result = newest("checkup_blind")
-    rows = [_row(loop, "unseen", parts[_NEWEST_BLIND]) for loop, parts in _parts(result["totals"]).items()]
-    return table(
-        rows,
-        f"Macro-F1 {result['totals']['macro_f1']:.2f}, AUROC of having a finding {result['totals']['auroc']:.2f} in "
-        f"plain loops, on {machine(result)}: `python -m benchmarks.checkup --part {_NEWEST_BLIND}`.",
-    )
+    """Return the table of the first runs on faults that nobody had seen who wrote the checks."""
+    results = {set_number: newest(name) for set_number, name in enumerate(_BLIND, 1)}
+    rows = [
+        {"set": str(number)} | _row(loop, "", parts[part]) | {"macro-F1": f"{parts[part]['macro_f1']:.2f}"}
+        for (number, result), part in zip(results.items(), _BLIND.values(), strict=True)
+        for loop, parts in _parts(result["totals"]).items()
+    ]
+    return table(rows, f"The last on {machine(results[len(results)])}: `python -m benchmarks.checkup --part blind-3`.")
 
 
 def checkup_beside() -> str:
@@ -67,7 +68,7 @@ def _row(loop: str, part: str, scores: Mapping[str, Any]) -> dict[str, str]:
     of = scores["of_faults"]
     return {
         "trained by": _LOOPS[loop],
-        "faults": f"{of['kinds_of_faults']} {part}",
+        "faults": f"{of['kinds_of_faults']} {part}".strip(),
         "scripts": str(of["scripts"]),
         "named by the cause": f"{of['named']:.0%}",
         "or by a note": f"{of['named_or_noted']:.0%}" if "named_or_noted" in of else "–",

@@ -43,7 +43,7 @@ def _watching() -> list[tuple[str, str, str]]:
 
 
 def _checking() -> list[tuple[str, str, str]]:
-    unseen = newest("checkup_blind")["totals"]["parts"]["plain"]["blind-3"]
+    unseen = newest("checkup_blind_3")["totals"]["parts"]["plain"]["blind-3"]
     of = unseen["of_faults"]
     return [
         (

@@ -150,18 +150,27 @@ class ReadTokens:
     has_class: Tensor
 
 
-def read_tokens(outputs: Tensor, gradient: Tensor) -> ReadTokens:
-    """Return the tokens whose outputs, [batch, tokens, classes], have this gradient."""
-    outputs, gradient = outputs[:_NUM_READ], gradient[:_NUM_READ]
-    has_gradient = torch.linalg.vector_norm(gradient, torch.inf, dim=-1) != 0
-    # The gradient of a cross-entropy is softmax - one_hot, times a weight. A few tokens are enough to see padding.
-    some = slice(None, None, max(outputs.shape[1] // _NUM_CLASSIFIED, 1))
-    slope, guess = gradient[:, some].float(), outputs[:, some].float().softmax(-1)
+def _some(outputs: Tensor) -> tuple[slice, slice]:
+    """Return the first sequences and some tokens of outputs [batch, tokens, …]: enough to see padding."""
+    return slice(_NUM_READ), slice(None, None, max(outputs.shape[1] // _NUM_CLASSIFIED, 1))
+
+
+def read_tokens(some_outputs: Tensor, gradient: Tensor) -> ReadTokens:
+    """Return the tokens that the loss reads.
+
+    Args:
+        some_outputs: outputs [sequences, tokens, classes] at `_some` of the tokens.
+        gradient: gradient of all outputs, [batch, tokens, classes].
+    """
+    has_gradient = torch.linalg.vector_norm(gradient[:_NUM_READ], torch.inf, dim=-1) != 0
+    # The gradient of a cross-entropy is softmax - one_hot, times a weight.
+    some = _some(gradient)
+    slope, guess = gradient[some].float(), some_outputs.float().softmax(-1)
     lowest = slope.argmin(-1, keepdim=True)
     weight = -slope.gather(-1, lowest) / (1 - guess.gather(-1, lowest))
     error = (slope - weight * guess.scatter_add(-1, lowest, -torch.ones_like(weight))).abs().sum(-1)
     has_class = torch.zeros_like(has_gradient)
-    has_class[:, some] = has_gradient[:, some] & (error <= _ROUNDING.get(gradient.dtype, 1e-3) * slope.abs().sum(-1))
+    has_class[some] = has_gradient[some] & (error <= _ROUNDING.get(gradient.dtype, 1e-3) * slope.abs().sum(-1))
     return ReadTokens(has_gradient, has_class)
 
 
@@ -213,8 +222,8 @@ class ForwardRecorder:
         self.received.add(name)
         self._on_backward()
 
-    def _read(self, name: str, outputs: Tensor, gradient: Tensor) -> None:
-        self.read.setdefault(name, read_tokens(outputs, gradient.detach()))
+    def _read(self, name: str, some_outputs: Tensor, gradient: Tensor) -> None:
+        self.read.setdefault(name, read_tokens(some_outputs, gradient.detach()))
 
     def _begin(self) -> None:
         self._called, self._positions, self._graph = {}, {}, GraphRecorder(self._names)
@@ -239,15 +248,16 @@ class ForwardRecorder:
             if self.forward is None:
                 self._graph.add(module, args, [tensor for _, tensor in tensors_in(output)])
             return
-        computed = {name: tensor for name, tensor in tensors_in(output) if tensor.grad_fn is not None}
+        computed = [(name, tensor) for name, tensor in tensors_in(output) if tensor.grad_fn is not None]
         is_other = not computed or self.forward is not None
-        for name, tensor in computed.items():
+        for name, tensor in computed:
             tensor.register_hook(self._guard(partial(self._receive, _OTHER if is_other else name)))
         if is_other:
             return
-        for name, tensor in computed.items():
+        for name, tensor in computed:
             if type(tensor) is Tensor and not tensor.is_nested and tensor.ndim == 3 and tensor.is_floating_point():
-                tensor.register_hook(self._guard(partial(self._read, name, tensor.detach())))
+                some = tensor.detach()[_some(tensor)].clone()
+                tensor.register_hook(self._guard(partial(self._read, name, some)))
         arguments = argument_names(module, args, kwargs)
         given = {f"`{name}`": value for name, value in arguments.items() if _are_positions(name, value)}
         self.forward = RecordedForward(
@@ -261,7 +271,7 @@ class ForwardRecorder:
             tuple(self._called),
             given | self._positions,
             "" if self._state is None else self._state.changed(),
-            self._graph.take(list(computed.values()), [tensor for _, tensor in tensors_in(arguments)]),
+            self._graph.take([tensor for _, tensor in computed], [tensor for _, tensor in tensors_in(arguments)]),
         )
 
 

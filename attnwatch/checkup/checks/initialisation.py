@@ -27,8 +27,8 @@ class Initialisation(Check):
     The cross-entropy of a uniform guess is the log of the number of classes. A model whose first loss is three times as
     high is confident in wrong answers, and its softmax passes hardly any gradient. The weight matrices are measured
     too: their root mean square times √inputs is 0.1 to 2 with the usual initialisers. Outputs that are the same for all
-    tokens, as in deep models without residual connections, are also reported, and matrices that are
-    filled with one number or with numbers of one sign.
+    tokens, as in deep models without residual connections, are also reported, and so are matrices that are filled with
+    one number or with numbers of one sign.
     """
 
     name = "initialisation"

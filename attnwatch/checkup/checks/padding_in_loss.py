@@ -12,8 +12,8 @@ class PaddingInLoss(Check):
     """Predictions at the padding are part of the loss.
 
     The targets of the cross-entropy are read or, if it is computed by hand, the gradients at the outputs of the model.
-    Padding counts if it has padding on both sides. The first token after a sequence does not count,
-    because it may be an end-of-text token with the same id as the padding.
+    Padding counts if it has padding on both sides. The first token after a sequence does not count, because it may be
+    an end-of-text token with the same id as the padding.
     """
 
     name = "padding_in_loss"
