@@ -26,5 +26,5 @@ class LabelsShiftedTwice(Check):
             raise CannotCheck("the targets are not the tokens")
         if shift < 2:
             return None
-        what = f"each prediction is scored against a token {shift} places further on"
-        return Fault(what, numbers={"shift": float(shift)})
+        what = "the token after the next" if shift == 2 else f"the token {shift} places further on"
+        return Fault(f"each prediction is scored against {what}", numbers={"shift": float(shift)})
