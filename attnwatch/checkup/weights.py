@@ -1,7 +1,7 @@
 """Gain of the weight matrices of a model, the factor by which they amplify states."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +52,7 @@ def gains(module: nn.Module) -> dict[str, float]:
     PyTorch's default 0.6.
     """
     weights = list(linear_weights(module))
-    if not weights:
-        return {}
-    norms = torch._foreach_norm([as_real(weight).float() for _, weight, _ in weights])
-    values = torch.stack([norm.to(norms[0].device) for norm in norms]).tolist()
-    known = zip(weights, values, strict=True)
+    known = zip(weights, _numbers(map(_norm, (weight for _, weight, _ in weights))), strict=True)
     return {name: norm * (inputs / weight.numel()) ** 0.5 for (name, weight, inputs), norm in known if norm}
 
 
@@ -78,28 +74,36 @@ def _is_large(gain: float, inputs: int) -> bool:
 
 def one_sided_weights(module: nn.Module) -> dict[str, float]:
     """Return the share of the mean in the root mean square of matrices far from 0 on average; empty unless most are."""
-    weights = [
-        (name, as_real(each).float()) for name, each, _ in linear_weights(module) if each.numel() >= _LEAST_ENTRIES
-    ]
-    if not weights:
-        return {}
-    means = torch.stack([weight.mean().abs().cpu() for _, weight in weights])
-    sizes = torch.stack([weight.square().mean().sqrt().cpu() for _, weight in weights])
-    shares = (means / sizes).nan_to_num().tolist()
-    found = {name: share for (name, _), share in zip(weights, shares, strict=True) if share > _ONE_SIDED}
+    weights = {name: weight for name, weight, _ in linear_weights(module) if weight.numel() >= _LEAST_ENTRIES}
+    shares = zip(weights, _numbers(map(_share_of_mean, weights.values())), strict=True)
+    found = {name: share for name, share in shares if share > _ONE_SIDED}
     return found if len(found) > len(weights) / 2 else {}
 
 
 def equal_weights(module: nn.Module) -> tuple[str, ...]:
     """Return the names of the matrices with one nonzero number in all entries; empty unless most matrices have that."""
     weights = {name: weight for name, weight, _ in linear_weights(module) if min(weight.shape) > 1}
-    if not weights:
-        return ()
-    # All first rows are compared before a whole matrix is, as each answer makes a GPU wait.
-    in_row = torch.stack([((row == row[0]) & (row != 0)).all().cpu() for row, *_ in weights.values()]).tolist()
+    # All first rows are compared before a whole matrix is.
+    in_row = _numbers(((row == row[0]) & (row != 0)).all() for row, *_ in weights.values())
     likely = [name for name, is_equal in zip(weights, in_row, strict=True) if is_equal]
     equal = tuple(name for name in likely if bool((weights[name] == weights[name][0, 0]).all()))
     return equal if len(equal) > len(weights) / 2 else ()
+
+
+def _norm(weight: Tensor) -> Tensor:
+    numbers = as_real(weight)  # not copied to another dtype, because a model may be large
+    return torch.linalg.vector_norm(numbers, dtype=torch.promote_types(numbers.dtype, torch.float32))
+
+
+def _share_of_mean(weight: Tensor) -> Tensor:
+    numbers, norm = as_real(weight), _norm(weight)
+    return numbers.mean(dtype=norm.dtype).abs() * numbers.numel() ** 0.5 / norm
+
+
+def _numbers(values: Iterable[Tensor]) -> list[float]:
+    """Return scalars of any devices as numbers, for which each device is waited for once."""
+    tensors = list(values)
+    return torch.stack([each.to(tensors[0].device) for each in tensors]).tolist() if tensors else []
 
 
 def require_weights(module: nn.Module) -> None:
