@@ -242,11 +242,13 @@ class ForwardRecorder:
         if not self._depth or self._depth.pop() is not module:  # interrupted by an error
             self._depth.clear()
             return
-        if not torch.is_grad_enabled():
-            return
         if self._depth:
-            if self.forward is None:
+            if self.forward is None and torch.is_grad_enabled():
                 self._graph.add(module, args, [tensor for _, tensor in tensors_in(output)])
+            elif self.forward is None:
+                self._graph.add_without_grad(module)
+            return
+        if not torch.is_grad_enabled():
             return
         computed = [(name, tensor) for name, tensor in tensors_in(output) if tensor.grad_fn is not None]
         is_other = not computed or self.forward is not None

@@ -18,11 +18,13 @@ class Graph:
         unused: names of the called modules that return their inputs, or whose outputs had gradients but are not part
             the outputs of the model.
         cut: names of the trainable matrices of modules whose outputs are used, but do not depend on these matrices.
+        without_grad: names of the modules that were called while gradients were disabled.
     """
 
     foreign: tuple[nn.Parameter, ...] = ()
     unused: frozenset[str] = frozenset()
     cut: tuple[str, ...] = ()
+    without_grad: tuple[str, ...] = ()
 
 
 @dataclass
@@ -35,6 +37,7 @@ class GraphRecorder:
 
     names: Mapping[nn.Module, str]
     _nodes: dict[nn.Module, list[Any]] = field(default_factory=dict)
+    _without_grad: dict[nn.Module, None] = field(default_factory=dict)
 
     def add(self, module: nn.Module, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         """Add the outputs of a call of a module; only those of the first call count."""
@@ -42,6 +45,10 @@ class GraphRecorder:
         if nodes:
             is_passed_on = any(outputs[0] is each for each in args)
             self._nodes.setdefault(module, [] if is_passed_on else nodes)
+
+    def add_without_grad(self, module: nn.Module) -> None:
+        """Add a module that was called while gradients were disabled."""
+        self._without_grad[module] = None
 
     def take(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Graph:
         """Return what the outputs of the model were computed from, other than its inputs, and forget the nodes.
@@ -57,7 +64,7 @@ class GraphRecorder:
         unused = frozenset(self.names[module] for module, used in is_used.items() if not used)
         found = set(leaves)
         cut = [name for module, used in is_used.items() if used for name in self._cut_off(module, found)]
-        return Graph(foreign, unused, tuple(cut))
+        return Graph(foreign, unused, tuple(cut), tuple(self.names[module] for module in self._without_grad))
 
     def _cut_off(self, module: nn.Module, leaves: set[Tensor]) -> list[str]:
         """Return the trainable matrices of a module without children if none of them is a leaf of the graph."""

@@ -241,6 +241,19 @@ class Cosines(Normalised):
     scale = 8**-0.5
 
 
+class LowRank(nn.Module):
+    """Frozen linear layer with a trained addition of low rank."""
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down, self.up = nn.Linear(WIDTH, 4, bias=False), nn.Linear(4, WIDTH, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.up(self.down(x))
+
+
 class ByHand(Layer):
     """Layer that computes attention by hand, with a mask of large negative numbers."""
 
@@ -348,6 +361,12 @@ def replaced_head() -> Script:
     optimizer = torch.optim.AdamW(model.parameters())
     model.head = nn.Linear(WIDTH, VOCABULARY)
     return Script(model, ids(), next_token, optimizer)
+
+
+def adapted(model: Net) -> Net:
+    for layer in model.layers:
+        layer.query, layer.value = LowRank(layer.query), LowRank(layer.value)
+    return model
 
 
 def linear_probe() -> Script:
@@ -590,6 +609,11 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
         lambda: Script(EmbeddingsOnly(layers=3), ids(), next_token),
         lambda: Script(Net(layers=3), ids(), next_token),
     ),
+    "feed-forward without gradients": (
+        "no_gradient",
+        lambda: Script(changed(Net(), _disable_gradients), ids(), next_token),
+        lambda: Script(Net(), ids(), next_token),
+    ),
     "weights used as numbers": (
         "no_gradient",
         lambda: Script(changed(Net(), _use_data), ids(), next_token),
@@ -696,6 +720,11 @@ def _fill_uniformly(low: float, high: float) -> Callable[[nn.Module], None]:
 def _use_data(model: Net) -> None:
     linear = model.layers[1].mlp[1]
     linear.forward = lambda states: F.linear(states, linear.weight.data, linear.bias)
+
+
+def _disable_gradients(model: Net) -> None:
+    for layer in model.layers:
+        layer.mlp.forward = torch.no_grad()(layer.mlp.forward)
 
 
 def _add_pooler(model: Net) -> None:
@@ -841,6 +870,7 @@ ODD = {
     "float32 copies of bfloat16 weights": masters,
     "encoder and decoder, one sequence": one_sequence,
     "scores with the cache of another forward": lambda: Script(gpt2(), periodic(), second_half),
+    "own adapters": lambda: Script(adapted(frozen("")), ids(), next_token),
     "last layer of an encoder unused": lambda: Script(Penultimate(), ids(), next_token),
     "padding weighed by zero": lambda: Script(Net(), padded(ignored=0), weighed),
     "distillation of all places": lambda: Script(Net(), padded(ignored=0), distilled),

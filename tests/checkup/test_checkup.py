@@ -274,6 +274,7 @@ RATES = {
     "falls in each step": ({"lr": 1e-3}, lambda step: 0.5**step, torch.float32, "rate_too_low"),
     "falls by a tenth in each step": ({"lr": 1e-3}, lambda step: 0.9**step, torch.float32, "rate_too_low"),
     "is over after three steps": ({"lr": 1e-3}, lambda step: max(0, 1 - step / 3), torch.float32, "rate_too_low"),
+    "falls below zero": ({"lr": 1e-3}, lambda step: 1 - step / 3, torch.float32, "loss_rises"),
     "is zero at times": ({"lr": 1e-3}, lambda step: 1 - step % 3 / 2, torch.float32, None),
     "falls as a cosine": ({"lr": 1e-3}, lambda step: 0.5 + 0.5 * np.cos(np.pi * step / 10), torch.float32, None),
     "decays by a tenth": ({"lr": 1e-3, "weight_decay": 100.0}, None, torch.float32, "weights_shrink"),
@@ -361,6 +362,22 @@ def sequences(draw):
 )
 def test_sequences_that_come_again_are_told(draw, found):
     assert sequences(draw) == ({"repeated_batch"} if found else set())
+
+
+@pytest.mark.parametrize(
+    ("classes", "found"), [(lambda step: [step % 3] * 8, True), (lambda step: [step % 3] * 7 + [(step + 1) % 3], False)]
+)
+def test_batches_of_one_class_are_told(classes, found):
+    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=40, num_labels=3, pad_token_id=0, **SIZES)).train()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(9):
+            with checkup.step(step):
+                labels = torch.tensor(classes(step))
+                model(input_ids=torch.randint(1, 40, (8, 12)), labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [finding.kind.value for finding in checkup.findings] == ["empty_batch"] * found
 
 
 @pytest.mark.parametrize(("share", "found"), [(1e-5, True), (0.1, False)])

@@ -8,7 +8,7 @@ from torch import nn
 
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
-from attnwatch.checkup.checks.no_gradient import bypassed_layers
+from attnwatch.checkup.checks.no_gradient import bypassed_layers, without_grad
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_of_adapter
 from attnwatch.checkup.stacks import after_last
@@ -56,7 +56,8 @@ class BrokenGradientPath(Check):
         up_to = [name for name in up_to if name not in left_out]
         missing = tuple(f"{name}.{weight}" for name in up_to for weight, w in weights[name].items() if w.grad is None)
         missing = _missing_before(step, sites[0][0]) + missing
-        missing = tuple(name for name in missing if name not in step.graph.cut)
+        told_by_others = {*step.graph.cut, *without_grad(step)}
+        missing = tuple(name for name in missing if name not in told_by_others)
         if missing:
             layers = sum(name not in reached for name in up_to)
             what = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]

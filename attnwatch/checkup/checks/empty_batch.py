@@ -14,6 +14,7 @@ class EmptyBatch(Check):
 
     `torch.nn.functional.cross_entropy` returns nan for the mean over no targets. A single class in all of the first
     steps means that the data are sorted or labels are lost; with two classes, of which one may be rare, it is a note.
+    So does one class in each batch, though not the same in all.
     """
 
     name = "empty_batch"
@@ -27,6 +28,7 @@ class EmptyBatch(Check):
     def __init__(self) -> None:
         self._classes: set[int] = set()
         self._num_targets = 0
+        self._has_one_class = True
         self._steps: set[int] = set()
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -42,8 +44,12 @@ class EmptyBatch(Check):
         self._steps.add(step.global_step)
         self._classes |= set(targets.classes[targets.is_scored].tolist())
         self._num_targets += int(targets.is_scored.sum())
-        if len(self._classes) > 1 or len(self._steps) < _NUM_STEPS or self._num_targets < _LEAST_TARGETS:
+        self._has_one_class &= len(targets.classes[targets.is_scored].unique()) == 1
+        if not self._has_one_class or len(self._steps) < _NUM_STEPS or self._num_targets < _LEAST_TARGETS:
             return None
+        if len(self._classes) > 1:
+            what = f"the targets of each batch are of one class, in each of the first {len(self._steps)} steps"
+            return Fault(what, numbers={"classes": float(len(self._classes))})
         what = f"all {self._num_targets} targets of the first {len(self._steps)} steps are class {min(self._classes)}"
         is_note = targets.num_classes < _LEAST_CLASSES
         return Fault(what, numbers={"targets": float(self._num_targets)}, is_note=is_note)

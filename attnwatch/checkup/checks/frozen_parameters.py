@@ -1,6 +1,7 @@
 """Weights that are frozen while those around them are trained."""
 
 from collections.abc import Iterator, Mapping
+from statistics import median
 
 from torch import nn
 
@@ -8,6 +9,9 @@ from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_of_adapter
+
+# Share of the rank of frozen matrices that matrices of adapters have at most.
+_LOW_RANK = 0.5
 
 
 @register
@@ -17,7 +21,8 @@ class FrozenParameters(Check):
     Attention with frozen query and key weights can't learn where to look. In a stack of layers, a frozen layer above a
     trained one is reported, and so are frozen weights in a layer whose other weights are trained. The finding is a note
     if the frozen layer was trained before: its norms and biases differ from their initial values. Models with adapters
-    are not checked, because their weights are frozen by design.
+    are not checked, because their weights are frozen by design: adapters are known by their names, or by their low rank
+    beside the frozen matrices.
     """
 
     name = "frozen_parameters"
@@ -52,10 +57,13 @@ def _fault(what: str, names: list[str], *, is_note: bool = False) -> Fault:
 
 
 def _partly_frozen(path: str, module: nn.Module) -> list[str]:
-    """Return the frozen matrices of a module whose other matrices are trained; none if all are frozen."""
+    """Return the frozen matrices of a module whose other matrices are trained; none if only adapters are trained."""
     matrices = {name: each for name, each in module.named_parameters() if each.ndim > 1}
     still = [name for name, each in matrices.items() if not each.requires_grad]
-    return [f"{path}.{name}" for name in still] if len(still) < len(matrices) else []
+    trained = [min(each.shape) for each in matrices.values() if each.requires_grad]
+    if not still or not trained or max(trained) <= _LOW_RANK * median(min(matrices[name].shape) for name in still):
+        return []
+    return [f"{path}.{name}" for name in still]
 
 
 def _stacks(model: nn.Module) -> Iterator[Mapping[str, nn.Module]]:

@@ -17,15 +17,17 @@ class LossRises(Check):
     """The training run maximises the loss: its steps ascend the gradient.
 
     The gradient that reaches the logits is compared with that of the cross-entropy, and the first update of the weights
-    with their gradient. Losses weighted per sample, as in policy gradients, are not checked.
+    with their gradient. No learning rate may be negative. Losses weighted per sample, as in policy gradients, are not
+    checked.
     """
 
     name = "loss_rises"
+    watches = True
     status = RunStatus.UNSTABLE
     severity = 1.0
     remedy = (
-        "Check the sign of the loss, and that the optimizer was not created with maximize=True. Unlearning by gradient "
-        "ascent looks like this too."
+        "Check the sign of the loss, and that the optimizer was not created with maximize=True, and that no schedule "
+        "goes below zero. Unlearning by gradient ascent looks like this too."
     )
 
     def __init__(self) -> None:
@@ -39,6 +41,9 @@ class LossRises(Check):
         if cosine < _OPPOSITE:
             what = "the gradient at the logits opposes the gradient of the cross-entropy"
             return Fault(f"{what} (cosine {cosine:.2f})", numbers={"cosine": cosine})
+        rates = [update.rate for updates in step.updates[-1:] for update in updates.values()]
+        if min(rates, default=0.0) < 0:
+            return Fault(f"the learning rate is negative: {min(rates):.3g}", numbers={"rate": min(rates)})
         first = step.first_updates()
         upwards = [name for name, each in first.items() if float(each.along_gradient) > _UPWARDS]
         if len(upwards) < _SHARE * len(first):

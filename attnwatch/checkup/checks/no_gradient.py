@@ -14,7 +14,8 @@ from attnwatch.checkup.stacks import after_last
 class NoGradient(Check):
     """The optimizers find no gradients when they step, or parts of the model get none because of how it computes.
 
-    These parts are weights that a module uses as plain numbers, attention layers whose outputs are not used, though
+    These parts are weights that a module uses as plain numbers, weights of modules that are called under
+    `torch.no_grad()` behind modules with gradients, attention layers whose outputs are not used, though
     modules before and after them have gradients, and attention layers with gradients of zero. Modules that are not
     called, or are unused after the last attention layer, as the pooler of BERT often is, are not reported.
     """
@@ -47,9 +48,30 @@ def _of_graph(step: StepEvidence) -> Fault | None:
     """Return the fault for weights that are not part of the graph of autograd."""
     if cut := step.graph.cut:
         return Fault(f"the outputs of the model do not depend on {listed(cut)}, although their modules are used", cut)
+    if disabled := without_grad(step):
+        return Fault(f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()", disabled)
     if layers := bypassed_layers(step):
         return Fault(f"{listed(layers)} got no gradient, although modules before and after did", layers)
     return None
+
+
+def without_grad(step: StepEvidence) -> tuple[str, ...]:
+    """Return the matrices of modules that were called without gradients after a module that has some.
+
+    Before any other module, gradients are often disabled on purpose, for a backbone that is not trained.
+    """
+    modules, called = dict(step.model.named_modules()), step.forward.called
+    has_gradient = (any(each.grad is not None for each in _matrices(modules[name], recurse=False)) for name in called)
+    first = next((index for index, each in enumerate(has_gradient) if each), len(called))
+    names = [name for name in step.graph.without_grad if called.index(name) > first]
+    matrices = {
+        f"{name}.{weight}": each
+        for name in names
+        for weight, each in modules[name].named_parameters(recurse=False)
+        if each.ndim > 1 and each.requires_grad and each.grad is None
+    }
+    held = step.held if step.optimizers else {}
+    return tuple(name for name, each in matrices.items() if each in held)
 
 
 def bypassed_layers(step: StepEvidence) -> tuple[str, ...]:

@@ -63,7 +63,9 @@ class RateTooLow(Check):
 
 
 def _steps_before_end(rates: Sequence[float]) -> int:
-    """Return the number of steps before the rate became 0 for good; 0 if it did not, as far as these steps show."""
+    """Return the number of steps before the rate became 0 for good; 0 if it did not, or became negative."""
+    if rates[-1] < 0:
+        return 0
     above = [index for index, rate in enumerate(rates) if rate > _SHARE_AFTER_END * max(rates)]
     num_after = len(rates) - 1 - above[-1] if above else 0
     return above[-1] + 1 if num_after >= max(_STEPS_AFTER_END, len(above)) else 0
