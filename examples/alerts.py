@@ -15,7 +15,7 @@ from attnwatch import AttentionRecorder, diagnose
 from attnwatch.alerts import Alert, Alerts
 
 STEPS = 60
-RATE = 30.0  # far too high
+RATE = 10.0  # far too high
 
 
 class Printing(BaseHTTPRequestHandler):

@@ -23,6 +23,8 @@ _SHARE_OF_RUN, _LEAST_LATER_STEP = 0.1, 50
 # A model whose loss is above this share of the loss of a uniform guess has learned nothing.
 _LOSS_OF_A_GUESS = 0.9
 _LOGITS = "logits"
+# Some loops count from 1. A training that is resumed begins later.
+_LAST_FIRST_STEP = 1
 
 
 def later_point(total_steps: int) -> float:
@@ -179,7 +181,8 @@ class StepEvidence:
             targets = self.targets
         except CannotCheck:
             return False
-        return not self.num_steps and float(targets.loss) > _LOSS_OF_A_GUESS * math.log(targets.num_classes)
+        is_first = not self.num_steps and self.global_step <= _LAST_FIRST_STEP
+        return is_first and float(targets.loss) > _LOSS_OF_A_GUESS * math.log(targets.num_classes)
 
     @cached_property
     def trainable(self) -> Mapping[str, nn.Parameter]:

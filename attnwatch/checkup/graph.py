@@ -56,8 +56,10 @@ class GraphRecorder:
         The nodes must not be kept, because they hold the activations.
         """
         called, self._nodes = self._nodes, {}
-        before = [tensor.grad_fn for tensor in inputs if tensor.grad_fn is not None]
-        seen, leaves = _walk([tensor.grad_fn for tensor in outputs], without=before)
+        nodes = [tensor.grad_fn for tensor in outputs]
+        # Some models add their outputs to the mapping that they received.
+        before = [tensor.grad_fn for tensor in inputs if tensor.grad_fn is not None and tensor.grad_fn not in nodes]
+        seen, leaves = _walk(nodes, without=before)
         known = {parameter for module in self.names for parameter in module.parameters(recurse=False)}
         foreign = tuple(each for each in leaves if isinstance(each, nn.Parameter) and each not in known)
         is_used = {module: not seen.isdisjoint(nodes) for module, nodes in called.items()}

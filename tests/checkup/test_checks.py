@@ -241,6 +241,22 @@ class Cosines(Normalised):
     scale = 8**-0.5
 
 
+class AddsOutputs(nn.Module):
+    """Model that adds its outputs to the mapping that it receives, as models of sentence-transformers do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = bert()
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        features["loss"] = self.inner(**features).loss
+        return features
+
+
+def of_features(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return model(dict(batch))["loss"]
+
+
 class LowRank(nn.Module):
     """Frozen linear layer with a trained addition of low rank."""
 
@@ -870,6 +886,7 @@ ODD = {
     "float32 copies of bfloat16 weights": masters,
     "encoder and decoder, one sequence": one_sequence,
     "scores with the cache of another forward": lambda: Script(gpt2(), periodic(), second_half),
+    "outputs added to the inputs": lambda: Script(AddsOutputs(), padded("input_ids"), of_features),
     "own adapters": lambda: Script(adapted(frozen("")), ids(), next_token),
     "last layer of an encoder unused": lambda: Script(Penultimate(), ids(), next_token),
     "padding weighed by zero": lambda: Script(Net(), padded(ignored=0), weighed),
