@@ -1,6 +1,6 @@
 """Oddities of sound losses and optimizers of a third blind set, for `odd_third`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -12,61 +12,22 @@ from benchmarks.checkup import changes
 from benchmarks.checkup.blind_data import logits_of
 from benchmarks.checkup.data import IGNORED, Batch
 from benchmarks.checkup.edits import half
+from benchmarks.checkup.optimizers import compensate, moved_by, trust
 from benchmarks.checkup.scripts import Script
 from benchmarks.checkup.unseen_data import next_tokens
 
 _PROMPT, _LARGEST = 5, 0.01
 
 
-class _Compensated(Optimizer):
-    """Signs of a mean of gradients, which keep what rounding of the weights has left out for the next step."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group["lr"])
-        return None
-
-    def _move(self, parameter: nn.Parameter, rate: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["mean"], state["left"] = (torch.zeros_like(parameter, dtype=torch.float32) for _ in range(2))
-        state["mean"].lerp_(parameter.grad.float(), 0.1)
-        wanted = parameter.float() + state["left"] - rate * state["mean"].sign()
-        parameter.copy_(wanted)
-        state["left"] = wanted - parameter.float()
-
-
-class _Trusted(Optimizer):
-    """Steps of each parameter by a share of its own norm, as LARS makes them."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None and parameter.grad.norm() > 0:
-                    size = parameter.norm().clamp(min=0.1) / parameter.grad.norm()
-                    parameter.sub_(group["lr"] * size * parameter.grad)
-        return None
-
-
 def compensated(script: Script) -> Script:
     """Train bfloat16 weights, with what rounding leaves out kept aside."""
     script = half(torch.bfloat16, 1e-3)(script)
-    return replace(script, optimizers=lambda model: [_Compensated(model.parameters(), 1e-3)])
+    return replace(script, optimizers=moved_by(1e-3, compensate))
 
 
 def trusted(model: nn.Module) -> list[Optimizer]:
     """Return steps by shares of norms."""
-    return [_Trusted(model.parameters(), 0.02)]
+    return moved_by(0.02, trust)(model)
 
 
 def cleared_by_hand(script: Script) -> Script:

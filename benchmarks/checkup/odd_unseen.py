@@ -18,6 +18,7 @@ from benchmarks.checkup.attentions import by_hand
 from benchmarks.checkup.data import Batch
 from benchmarks.checkup.edits import batchwise, optimized, prepared, prepared_late, replace_batches
 from benchmarks.checkup.faults import CAUSAL
+from benchmarks.checkup.optimizers import descend, moved_by
 from benchmarks.checkup.scripts import Case, Change, adamw
 
 _MOST = ("own causal", "llama", "bert classifier", "vit")
@@ -145,7 +146,10 @@ ODDITIES: tuple[tuple[str, Mapping[tuple[str, ...], Change]], ...] = (
     ("one output with a sigmoid", {_OF_CLASSES: _with_loss(odd.of_sigmoid)}),
     ("squares of weights penalised by 1e-4", {("own causal", "llama", "vit"): odd.lightly_penalised}),
     # Optimization
-    ("descent by hand", {("own encoder", "gpt2", "t5"): optimized(lambda model: [odd.Plain(model.parameters(), 0.3)])}),
+    (
+        "descent by hand",
+        {("own encoder", "gpt2", "t5"): optimized(moved_by(0.3, descend))},
+    ),
     ("momentum by hand in the gradients", {("own causal", "gpt2"): optimized(odd.momentum_by_hand)}),
     ("loss summed, rate of SGD to match", {("own causal", "llama", "bert"): odd.summed}),
     ("cosine with restarts", {("own causal", "llama", "vit"): lambda script: replace(script, schedule=odd.restarts)}),

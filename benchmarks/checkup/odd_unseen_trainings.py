@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -17,21 +17,6 @@ from benchmarks.checkup.edits import loss_with, prepared
 from benchmarks.checkup.nets import PAD, Net
 from benchmarks.checkup.scripts import Script
 from benchmarks.checkup.unseen_data import next_tokens
-
-
-class Plain(Optimizer):
-    """Gradient descent by hand."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.sub_(parameter.grad, alpha=group["lr"])
-        return None
 
 
 def momentum_by_hand(model: nn.Module) -> list[Optimizer]:

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -14,6 +14,7 @@ from benchmarks.checkup.edits import half, loss_with, optimized, prepared, prepa
 from benchmarks.checkup.faults import MIXED, Fault
 from benchmarks.checkup.nets import WIDTH
 from benchmarks.checkup.odd_trainings import fine_tuned
+from benchmarks.checkup.optimizers import descend_in_float32, moved_by
 from benchmarks.checkup.scripts import Script
 from benchmarks.checkup.third_data import DATA
 from benchmarks.checkup.third_flow import FLOW
@@ -56,21 +57,6 @@ def with_adapters(*, starts_at_zero: bool) -> changes.Prepare:
             setattr(model.get_submodule(parent), attribute, Adapter(module, starts_at_zero=starts_at_zero))
 
     return prepare
-
-
-class _Copying(Optimizer):
-    """Gradient descent by hand in float32, which for other dtypes is a copy."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.float().add_(parameter.grad.float(), alpha=-group["lr"])
-        return None
 
 
 def assign_weights(model: nn.Module) -> None:
@@ -228,7 +214,8 @@ THIRD = (
         ("lost_updates",),
         {
             MIXED: lambda script: replace(
-                half(torch.bfloat16, 1e-3)(script), optimizers=lambda model: [_Copying(model.parameters(), 0.1)]
+                half(torch.bfloat16, 1e-3)(script),
+                optimizers=moved_by(0.1, descend_in_float32),
             )
         },
     ),

@@ -1,6 +1,6 @@
 """Faults of optimizers, schedules and precision that came after all checks, for those of `unseen`."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,24 +11,10 @@ from benchmarks.checkup import changes
 from benchmarks.checkup.data import IGNORED, Batch
 from benchmarks.checkup.edits import loss_with, optimized, prepared, sgd
 from benchmarks.checkup.faults import MIXED, Fault
+from benchmarks.checkup.optimizers import ascend, moved_by
 from benchmarks.checkup.scripts import MakeOptimizers, Script, adamw
 
 _SCALE = 65536.0
-
-
-class _Adding(Optimizer):
-    """Gradient descent by hand, with the wrong sign."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float):
-        super().__init__(parameters, {"lr": lr})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.add_(parameter.grad, alpha=group["lr"])
-        return None
 
 
 class _Reversal(torch.autograd.Function):
@@ -126,7 +112,7 @@ STEPS = (
     Fault(
         "descent by hand with the wrong sign",
         ("loss_rises",),
-        {(*MIXED, "gpt2"): optimized(lambda model: [_Adding(model.parameters(), 0.1)])},
+        {(*MIXED, "gpt2"): optimized(moved_by(0.1, ascend))},
     ),
     Fault(
         "reversal of gradients left in below the head",
