@@ -47,7 +47,7 @@ def _checking() -> list[tuple[str, str, str]]:
     of = unseen["of_faults"]
     return [
         (
-            f"faults named in the first 12 steps ({of['kinds_of_faults']} faults that the checks were not made for)",
+            f"faults named in the first 12 steps (first run on {of['kinds_of_faults']} faults that nobody had seen)",
             f"{of['named']:.0%} of {of['scripts']} scripts; alarms in {unseen['sound_with_alarm']} of "
             f"{unseen['sound']} sound scripts that look odd",
             "checkup --part blind-3",
