@@ -42,7 +42,8 @@ class TrainingCheckup:
     print(checkup)
     ```
 
-    The checkup reads the inputs of the model and the targets of its loss as they pass. Some checks repeat the forward
+    The checkup reads the inputs of the model, the targets of its loss, the gradients at its outputs and the graph of
+    autograd behind them as they pass. Some checks repeat the forward
     with up to 4 sequences of the batch, in eval mode and without gradients, after changing one thing in them. Random
     states, buffers, modes and gradients are restored, so the training run is not affected.
 

@@ -16,7 +16,7 @@ class Graph:
     Attributes:
         foreign: trainable parameters that were used and are in no module of the model.
         unused: names of the called modules that return their inputs, or whose outputs had gradients but are not part
-            the outputs of the model.
+            of the outputs of the model.
         cut: names of the trainable matrices of modules whose outputs are used, but do not depend on these matrices.
         without_grad: names of the modules that were called while gradients were disabled.
     """

@@ -1,4 +1,4 @@
-"""Faults of wiring and optimization that no check was tuned on; with those of `blind_flow` and `blind_data`.
+"""Faults of wiring and optimization of the first blind set; with those of `blind_flow` and `blind_data`.
 
 Each has another mechanism than the faults of the same kind in `faults` and `held_out`, and was written without having
 read the checks.

@@ -18,9 +18,9 @@ from benchmarks.checkup.edits import batchwise, optimized, prepared, replace_bat
 from benchmarks.checkup.faults import CAUSAL, CLASSIFIERS
 from benchmarks.checkup.odd_trainings import fine_tuned
 from benchmarks.checkup.scripts import Case, Change
+from benchmarks.checkup.second_flow import ATTENDED, deep
 from benchmarks.checkup.third import absolute_penalised, assign_weights, grouped, with_adapters
 from benchmarks.checkup.third_flow import OF_BERT
-from benchmarks.checkup.unseen_flow import ATTENDED, deep
 
 _DECODERS = (*CAUSAL, "qwen2")
 _MOST = ("own causal", "llama", "bert classifier", "vit")

@@ -14,7 +14,7 @@ from benchmarks.checkup.data import IGNORED, Batch
 from benchmarks.checkup.edits import half
 from benchmarks.checkup.optimizers import compensate, moved_by, trust
 from benchmarks.checkup.scripts import Script
-from benchmarks.checkup.unseen_data import next_tokens
+from benchmarks.checkup.second_data import next_tokens
 
 _PROMPT, _LARGEST = 5, 0.01
 

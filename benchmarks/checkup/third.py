@@ -16,9 +16,9 @@ from benchmarks.checkup.nets import WIDTH
 from benchmarks.checkup.odd_trainings import fine_tuned
 from benchmarks.checkup.optimizers import descend_in_float32, moved_by
 from benchmarks.checkup.scripts import Script
+from benchmarks.checkup.second_flow import ATTENDED
 from benchmarks.checkup.third_data import DATA
 from benchmarks.checkup.third_flow import FLOW
-from benchmarks.checkup.unseen_flow import ATTENDED
 
 QUERIES_AND_VALUES = r".*\.(q|v|q_proj|v_proj|query|value)"
 _WITH_DROPOUT = ("own causal", "own encoder", "torch encoder", "gpt2", "bert", "t5")

@@ -14,7 +14,7 @@ from benchmarks.checkup.data import IGNORED, Batch, Batches
 from benchmarks.checkup.edits import batchwise, replace_batches
 from benchmarks.checkup.faults import CLASSIFIERS, Fault
 from benchmarks.checkup.nets import FIRST_WORD, MASK
-from benchmarks.checkup.unseen_flow import DECODERS
+from benchmarks.checkup.second_flow import DECODERS
 
 _PROMPT = 5
 _SHARE = 0.15

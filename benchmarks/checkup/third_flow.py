@@ -15,7 +15,7 @@ from benchmarks.checkup.faults import Fault
 from benchmarks.checkup.nets import BEGIN, CLASSES, VOCABULARY, WIDTH, Net, TorchEncoder
 from benchmarks.checkup.odd_trainings import fine_tuned
 from benchmarks.checkup.scripts import Script
-from benchmarks.checkup.unseen_flow import ATTENDED, DECODERS, deep
+from benchmarks.checkup.second_flow import ATTENDED, DECODERS, deep
 
 OF_BERT = ("bert", "bert classifier", "roberta classifier")
 _ENCODERS = ("own encoder", *OF_BERT, "sentence encoder")

@@ -14,14 +14,14 @@ from benchmarks.checkup.blind import BLIND
 from benchmarks.checkup.faults import FAULTS, cases_of
 from benchmarks.checkup.held_out import HELD_OUT
 from benchmarks.checkup.odd_blind import ODD_BLIND
+from benchmarks.checkup.odd_second import ODD_SECOND
 from benchmarks.checkup.odd_third import ODD_THIRD
-from benchmarks.checkup.odd_unseen import ODD_UNSEEN
 from benchmarks.checkup.scores import PLAIN
 from benchmarks.checkup.scripts import Case, Outcome, Trained, run
+from benchmarks.checkup.second import SECOND
 from benchmarks.checkup.sound import SOUND
 from benchmarks.checkup.third import THIRD
 from benchmarks.checkup.trainers import TRAINERS, NotExpressible
-from benchmarks.checkup.unseen import UNSEEN
 from benchmarks.common import quiet_libraries
 
 DIAGNOSED = "diagnosed"
@@ -46,7 +46,7 @@ class Task:
 def all_cases() -> Sequence[Case]:
     """Return all scripts: what checks were tuned on, then what they were not."""
     known = [*cases_of(FAULTS), *cases_of(HELD_OUT), *SOUND]
-    blind = [*cases_of(BLIND, "blind-1"), *ODD_BLIND, *cases_of(UNSEEN, "blind-2"), *ODD_UNSEEN]
+    blind = [*cases_of(BLIND, "blind-1"), *ODD_BLIND, *cases_of(SECOND, "blind-2"), *ODD_SECOND]
     return [*known, *blind, *cases_of(THIRD, "blind-3"), *ODD_THIRD]
 
 

@@ -655,9 +655,9 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
         lambda: Script(with_layers(Steep), ids(), next_token),
         lambda: Script(with_layers(ByHand), ids(), next_token),
     ),
-    "weights from 0 to 1": (
+    "weights of one sign": (
         "initialisation",
-        lambda: Script(changed(Net(), _fill_uniformly(0, 1)), ids(), next_token),
+        lambda: Script(changed(Net(), _fill_uniformly(0, 0.1)), ids(), next_token),
         lambda: Script(changed(Net(), _fill_uniformly(-0.2, 0.2)), ids(), next_token),
     ),
     "mask of special tokens": (

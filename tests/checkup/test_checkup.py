@@ -353,7 +353,7 @@ def sequences(draw):
         (lambda step: [(step + index) % 6 for index in range(6)][::-1], True),
         (lambda step: [(3 * step + 5 * index**2) % 8 for index in range(8)], True),
         (lambda step: [step] * 6, True),
-        (lambda step: range(6) if step % 2 else range(step, step + 6), True),
+        (lambda step: range(6) if step % 2 else range(step + 1, step + 7), True),
         (lambda step: [(3 * step + 5 * index**2) % 16 for index in range(8)], False),
         (lambda step: [step, step, step + 1, step + 1], False),
         (lambda step: range(2 * step, 2 * step + 4), False),

@@ -17,9 +17,9 @@ _DIGITS = 6
 class RepeatedBatch(Check):
     """The first steps receive the same batch, a few alternating batches, or batches of a few sequences.
 
-    The order of the sequences does not matter. One batch that comes three times in six steps is reported too, and so
-    are batches of one sequence, repeated. The finding is a note if the epoch is equally short or its length unknown:
-    overfitting one batch is a common test.
+    The order of the sequences does not matter. One batch that comes three times in six steps is reported too. The
+    finding is a note if the epoch is equally short or its length unknown: overfitting one batch is a common test.
+    Batches that hold one sequence several times and nothing else are always reported.
     """
 
     name = "repeated_batch"

@@ -1,4 +1,4 @@
-"""Attention with faults that came after all checks, for `unseen_flow`."""
+"""Attention with faults of the second blind set, for `second_flow`."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Oddities of sound trainings that came after all checks: losses, batches and optimizers, for `odd_unseen`."""
+"""Oddities of sound trainings of the second blind set: losses, batches and optimizers, for `odd_second`."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from benchmarks.checkup.data import IGNORED, Batch
 from benchmarks.checkup.edits import loss_with, prepared
 from benchmarks.checkup.nets import PAD, Net
 from benchmarks.checkup.scripts import Script
-from benchmarks.checkup.unseen_data import next_tokens
+from benchmarks.checkup.second_data import next_tokens
 
 
 def momentum_by_hand(model: nn.Module) -> list[Optimizer]:

@@ -1,4 +1,4 @@
-"""Faults of losses, labels and batches that came after all checks, for those of `unseen`."""
+"""Faults of losses, labels and batches of the second blind set, for those of `second`."""
 
 import itertools
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from benchmarks.checkup.edits import batchwise, replace_batches
 from benchmarks.checkup.faults import CLASSIFIERS, Fault
 from benchmarks.checkup.nets import BEGIN, FIRST_WORD, MASK, PAD, TOKENS, Net
 from benchmarks.checkup.scripts import Script, each_batch
-from benchmarks.checkup.unseen_flow import DECODERS
+from benchmarks.checkup.second_flow import DECODERS
 
 _OF_TEXTS = ("own encoder", "torch encoder", "bert classifier", "roberta classifier")
 _TOKEN_LABELS = ("own causal", "llama", "gpt2", "bert", "t5", "bart")

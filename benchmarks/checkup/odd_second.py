@@ -1,4 +1,4 @@
-"""Sound scripts that look odd and came after all checks: the nearest neighbours of the faults in `unseen`, and others.
+"""Sound scripts that look odd, of the second blind set: the nearest neighbours of the faults in `second`, and others.
 
 They were written without having read the checks.
 """
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import ASGD, AdamW, RAdam
 
 from benchmarks.checkup import changes
-from benchmarks.checkup import odd_unseen_data as odd_data
-from benchmarks.checkup import odd_unseen_models as models
-from benchmarks.checkup import odd_unseen_trainings as odd
+from benchmarks.checkup import odd_second_data as odd_data
+from benchmarks.checkup import odd_second_models as models
+from benchmarks.checkup import odd_second_trainings as odd
 from benchmarks.checkup.architectures import EVERY_ARCHITECTURE
 from benchmarks.checkup.attentions import by_hand
 from benchmarks.checkup.data import Batch
@@ -188,7 +188,7 @@ ODDITIES: tuple[tuple[str, Mapping[tuple[str, ...], Change]], ...] = (
     ),
 )
 
-ODD_UNSEEN = [
+ODD_SECOND = [
     Case(name, architecture, change(EVERY_ARCHITECTURE[architecture]), part="blind-2")
     for name, of in ODDITIES
     for architectures_of, change in of.items()

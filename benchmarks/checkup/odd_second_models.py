@@ -1,4 +1,4 @@
-"""Oddities of sound models that came after all checks: attention, positions, weights, for `odd_unseen`."""
+"""Oddities of sound models of the second blind set: attention, positions, weights, for `odd_second`."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Faults of optimizers, schedules and precision that came after all checks, for those of `unseen`."""
+"""Faults of optimizers, schedules and precision of the second blind set, for those of `second`."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace

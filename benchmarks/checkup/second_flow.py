@@ -1,4 +1,4 @@
-"""Faults of masks, positions, scales and depth that came after all checks, for those of `unseen`."""
+"""Faults of masks, positions, scales and depth of the second blind set, for those of `second`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.checkup import architectures, changes, nets
-from benchmarks.checkup import unseen_attentions as attend
+from benchmarks.checkup import second_attentions as attend
 from benchmarks.checkup.attentions import by_hand
 from benchmarks.checkup.data import Batch
 from benchmarks.checkup.edits import batchwise, prepared

@@ -1,4 +1,4 @@
-"""Faults that came after all checks, which were not read for them: those of wiring, and all others."""
+"""Faults of the second blind set: those of wiring, and all others."""
 
 import copy
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from benchmarks.checkup.data import Batch
 from benchmarks.checkup.edits import optimized, prepared, prepared_late
 from benchmarks.checkup.faults import CLASSIFIERS, MIXED, Fault
 from benchmarks.checkup.odd_trainings import fine_tuned
-from benchmarks.checkup.unseen_data import DATA
-from benchmarks.checkup.unseen_flow import ATTENDED, FLOW, deep
-from benchmarks.checkup.unseen_steps import STEPS
+from benchmarks.checkup.second_data import DATA
+from benchmarks.checkup.second_flow import ATTENDED, FLOW, deep
+from benchmarks.checkup.second_steps import STEPS
 
 _INNER = r".*(mlp\.[02]|up_proj|down_proj|linear[12]|intermediate\.dense|DenseReluDense\.w[io]|fc[12])"
 _FIRST_INNER = r".*(mlp\.0|up_proj|linear1|intermediate\.dense|DenseReluDense\.wi|fc1)"
@@ -77,7 +77,7 @@ def _dropout_thrown_away(model: nn.Module) -> None:
             module.register_forward_hook(lambda each, inputs, output: inputs[0])
 
 
-UNSEEN = (
+SECOND = (
     # Wiring
     Fault(
         "groups of a generator that the first one used up", ("not_in_optimizer",), {(*MIXED, "gpt2"): optimized(_spent)}

@@ -1,4 +1,4 @@
-"""Oddities of sound batches that came after all checks, for `odd_unseen`."""
+"""Oddities of sound batches of the second blind set, for `odd_second`."""
 
 import itertools
 from collections.abc import Iterator
