@@ -18,7 +18,6 @@ class UnobservedAttention:
             warn(
                 f"nothing was observed in step {step}: the model that trains is not the one that was there when "
                 "training began, or it has not called its attention; put a new model into a new fit",
-                stacklevel=3,
                 once_for_all=True,
             )
 
@@ -29,4 +28,4 @@ class UnobservedAttention:
         self._has_told_of_sites = True
         message = unobserved(recorder.coverage(), is_complete=True)
         if message:
-            warn(message, stacklevel=3)
+            warn(message)

@@ -92,7 +92,7 @@ def plan_swaps(
                     reset[type(optimizer)] = reset.get(type(optimizer), 0) + 1
                 swaps.append(ParameterSwap(optimizer, index, position, old, new, state, kept))
     for kind, number in reset.items():
-        warn(_why_anew(kind, number), stacklevel=3)
+        warn(_why_anew(kind, number))
     return swaps
 
 

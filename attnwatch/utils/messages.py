@@ -5,6 +5,7 @@ import logging
 import sys
 import warnings
 from collections.abc import Hashable, Iterator
+from types import FrameType
 
 from attnwatch.errors import AttnwatchWarning
 from attnwatch.utils.processes import is_first_process
@@ -12,8 +13,12 @@ from attnwatch.utils.processes import is_first_process
 logger = logging.getLogger("attnwatch")
 
 
-def warn(message: str, *, stacklevel: int = 2, always: bool = False, once_for_all: bool = False) -> None:
-    """Show an `AttnwatchWarning` on every call.
+# Packages whose lines tell users nothing of their own script.
+_NOT_OF_THE_USER = {"attnwatch", "contextlib", "torch"}
+
+
+def warn(message: str, *, always: bool = False, once_for_all: bool = False) -> None:
+    """Show an `AttnwatchWarning` on every call, at the line of the user's script that led to it.
 
     By default, Python shows a warning from one line once per process, so a second run in the same process would be
     silent. Filters that turn warnings into errors must not stop a training run: the logger "attnwatch" then logs the
@@ -21,15 +26,12 @@ def warn(message: str, *, stacklevel: int = 2, always: bool = False, once_for_al
 
     Args:
         message: one or more sentences, without the prefix "attnwatch: ".
-        stacklevel: as in `warnings.warn`: 2 points to where the caller was called.
         always: log the message if a filter hides it.
         once_for_all: show a message that is the same on all processes of `torch.distributed` only on the first.
     """
     if once_for_all and not is_first_process():
         return
-    frame = sys._getframe(1)
-    for _ in range(stacklevel - 1):
-        frame = frame.f_back or frame
+    frame = _frame_of_user()
     module, line = frame.f_globals.get("__name__", "<unknown>"), frame.f_lineno
     text = f"attnwatch: {message}"
     is_hidden = _is_hidden(text, module, line)
@@ -90,7 +92,7 @@ class WarnOnce:
         """See `warn`."""
         if message not in self._given:
             self._given.add(message)
-            warn(message + details, stacklevel=3, once_for_all=once_for_all)
+            warn(message + details, once_for_all=once_for_all)
 
 
 def printable(text: str, *, keep: str = "\n") -> str:
@@ -158,6 +160,16 @@ def share_in_words(share: float) -> str:
     if share >= 0.95:
         return "nearly all"
     return "hardly any" if share < 0.05 else f"about {10 * share:.0f} in 10"
+
+
+def _frame_of_user() -> FrameType:
+    """Return the innermost frame outside of attnwatch and what it runs in; that of the warning if there is none."""
+    innermost = frame = sys._getframe(1)
+    while frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_OF_THE_USER:
+        if frame.f_back is None:
+            return innermost
+        frame = frame.f_back
+    return frame
 
 
 def _is_hidden(text: str, module: str, line: int) -> bool:
