@@ -1,4 +1,4 @@
-"""Trainings of one small Llama: healthy, with a fault that the loss does not show, with heads removed, tokens dropped.
+"""Training runs of a small Llama: healthy, with a fault that the loss hides, with heads removed, with tokens dropped.
 
 Run by `attnwatch demo`.
 """
@@ -40,7 +40,7 @@ HEALTHY, FAULTY, PRUNED, DROPPED = "healthy", "faulty", "pruned", "dropped"
 _PRUNED_SHARE = 0.5
 _KEPT_TOKENS = 0.5
 _RUN_FILE = Path(PAGE_NAME).with_suffix(".npz")
-_MOST_LOSS = 1.05  # of a run that does with less, of the healthy run's
+_MOST_LOSS = 1.05  # final loss of a faster run, relative to that of the healthy run
 
 
 class SourceBytes(Dataset[Tensor]):
@@ -64,9 +64,9 @@ class ByteLlama(pl.LightningModule):
     """A small byte-level Llama.
 
     Args:
-        forget_queries_and_keys: plant the fault. Parameters are selected by name, as for weight decay or layer-wise
-            learning rates, and a pattern that is too narrow leaves `q_proj` and `k_proj` out of the optimizer.
-            Values and MLPs still learn, so the loss falls.
+        forget_queries_and_keys: True to inject the fault. Parameters are selected by name, as for weight decay or
+            layer-wise learning rates, and a pattern that is too narrow leaves `q_proj` and `k_proj` out of the
+            optimizer. Values and MLPs still learn, so the loss falls.
     """
 
     def __init__(self, *, forget_queries_and_keys: bool):
@@ -102,7 +102,7 @@ class ByteLlama(pl.LightningModule):
 
 
 class Progress(pl.Callback):
-    """A progress bar that shows the loss and the normalized entropy of each layer as they go."""
+    """Progress bar with the current loss and normalized entropy of each layer."""
 
     def __init__(self, name: str, monitor: AttentionMonitor, steps: int):
         self._monitor = monitor
@@ -122,7 +122,7 @@ class Progress(pl.Callback):
 
 @dataclass
 class Run:
-    """One finished training."""
+    """Finished training run."""
 
     history: AttentionHistory
     diagnosis: Diagnosis
@@ -132,30 +132,30 @@ class Run:
 
 
 def run_demo(out: Path, *, steps: int = 240, seed: int = 0) -> bool:
-    """Train and print. True if the faulty run, and only that one, was flagged, and the faster ones kept up."""
-    print("Two trainings of one small Llama on the source text of Python's standard library.")
-    print("The faulty one has its query and key projections left out of the optimizer.\n")
+    """Train and print; return True if only the faulty run was flagged and the faster runs reached a similar loss."""
+    print("Two training runs of a small Llama on the source code of Python's standard library.")
+    print("In the faulty run, the query and key projections are missing from the optimizer.\n")
     runs = {name: _train(name, out, steps, seed) for name in (HEALTHY, FAULTY)}
     _print_side_by_side(runs)
     told_apart = saw_what_it_should(runs)
     print("\nBoth losses fall; attention tells the two apart." if told_apart else f"\n{_NOT_AS_IT_SHOULD_BE}")
-    print(f"\nThe healthy training once more, with {_PRUNED_SHARE:.0%} of its attention heads removed on the way.\n")
+    print(f"\nThe healthy run again, with {_PRUNED_SHARE:.0%} of its attention heads removed during training.\n")
     pruned = _train(PRUNED, out, steps, seed)
     _print_losses(pruned, runs[HEALTHY])
-    print(f"\nAnd once more, with {_KEPT_TOKENS:.0%} of the tokens in the layers between the first and the last.\n")
+    print(f"\nThe healthy run again, with {_KEPT_TOKENS:.0%} of the tokens in all layers but the first and the last.\n")
     dropped = _train(DROPPED, out, steps, seed)
     _print_losses(dropped, runs[HEALTHY])
     kept_up = pruning_kept_up(pruned, runs[HEALTHY]) and loss_kept_up(dropped, runs[HEALTHY])
     print("" if kept_up else f"\n{_NOT_AS_IT_SHOULD_BE}")
     page = out / "report.html"
     write_run_page([read_run(runs[name].directory / _RUN_FILE) for name in (HEALTHY, FAULTY)], page)
-    print(f"Look at it:\n\n    {_tensorboard()} --logdir {shlex.quote(str(out))}\n")
-    print(f"The page about the first two runs, side by side: {page.absolute().as_uri()}")
+    print(f"View the runs in TensorBoard:\n\n    {_tensorboard()} --logdir {shlex.quote(str(out))}\n")
+    print(f"A page that compares the first two runs: {page.absolute().as_uri()}")
     return told_apart and kept_up
 
 
 def _tensorboard() -> str:
-    """Return the command that starts TensorBoard, also where its environment is not active."""
+    """Return the command that starts TensorBoard, even if its environment is not active."""
     if shutil.which("tensorboard"):
         return "tensorboard"
     script = Path(sys.executable).with_name("tensorboard")
@@ -165,7 +165,7 @@ def _tensorboard() -> str:
     return shlex.quote(str(script.relative_to(here) if script.is_relative_to(here) else script))
 
 
-_NOT_AS_IT_SHOULD_BE = "This is NOT what the demo should show."
+_NOT_AS_IT_SHOULD_BE = "This is NOT the expected outcome of the demo."
 
 
 def _train(name: str, out: Path, steps: int, seed: int) -> Run:
@@ -196,7 +196,7 @@ def _train(name: str, out: Path, steps: int, seed: int) -> Run:
 
 
 def saw_what_it_should(runs: dict[str, Run]) -> bool:
-    """Both losses fell, checkup and curves named the fault, and nothing was found in the healthy run."""
+    """Return whether both losses fell, checkup and curves named the fault, and the healthy run has no finding."""
     healthy, faulty = runs[HEALTHY], runs[FAULTY]
     losses_fell = all(run.history.loss[-1] < 0.8 * run.history.loss[0] for run in runs.values())
     kinds = {finding.kind for finding in faulty.diagnosis.findings}
@@ -210,7 +210,7 @@ def saw_what_it_should(runs: dict[str, Run]) -> bool:
 
 
 def pruning_kept_up(pruned: Run, healthy: Run) -> bool:
-    """The heads went and stayed away, and the loss at the end is nearly the healthy run's."""
+    """Return whether the heads were removed for good and the final loss is close to that of the healthy run."""
     total = pruned.cuts[0].plan.num_unpruned if pruned.cuts else 0
     gone = sum(cut.plan.num_removed for cut in pruned.cuts if not cut.taken_back)
     is_gone = total > 0 and gone >= round(_PRUNED_SHARE * total)
@@ -218,7 +218,7 @@ def pruning_kept_up(pruned: Run, healthy: Run) -> bool:
 
 
 def loss_kept_up(run: Run, healthy: Run) -> bool:
-    """The loss at the end is nearly the healthy run's."""
+    """Return whether the final loss is close to that of the healthy run."""
     return _last_loss(run) < _MOST_LOSS * _last_loss(healthy)
 
 
@@ -227,7 +227,7 @@ def _last_loss(run: Run) -> float:
 
 
 def _print_losses(run: Run, healthy: Run) -> None:
-    print(f"\nloss at the end: {_last_loss(run):.3f}, of the healthy run {_last_loss(healthy):.3f}")
+    print(f"\nfinal loss: {_last_loss(run):.3f}; of the healthy run: {_last_loss(healthy):.3f}")
 
 
 def _print_side_by_side(runs: dict[str, Run]) -> None:
@@ -256,7 +256,7 @@ def _entropy_by_layer(history: AttentionHistory, index: int) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's hints on hardware and data workers are not what the demo is about."""
+    """Hide Lightning's hints on hardware and data workers."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -1,7 +1,7 @@
 """Registration of plugins: statistics, findings, criteria and everything else that users add.
 
-A kind of plugin is a base class with a `Registry`. The plugins of attnwatch lie in one folder for each kind, one file
-each. Users call `attnwatch.register`, and packages name their plugins in the entry-point group `attnwatch.plugins`.
+Each kind of plugin is a base class with a `Registry`. Built-in plugins are in one folder per kind, one file each. Users
+call `attnwatch.register`; packages declare their plugins in the entry-point group `attnwatch.plugins`.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ class Plugin:
 
     Attributes:
         name: identifier in lower case, unique among the plugins of its kind.
-        registry: of its kind.
+        registry: plugins of the same kind.
     """
 
     name: str
@@ -40,12 +40,12 @@ class Plugin:
 
 
 class Registry(Mapping[str, PluginT], Generic[PluginT]):
-    """Plugins of one kind by name, those of attnwatch first.
+    """Plugins of one kind by name, built-in ones first.
 
     Args:
-        kind: what a user calls it, such as "statistic".
-        folder: package with the plugins that attnwatch brings, imported when one is looked up for the first time.
-        as_instances: a registered class is instantiated once, without arguments.
+        kind: name of the kind in messages, such as "statistic".
+        folder: package of the built-in plugins, imported when a plugin is looked up for the first time.
+        as_instances: True to instantiate each registered class once, without arguments.
     """
 
     def __init__(self, kind: str, folder: str, *, as_instances: bool = False):
@@ -58,19 +58,19 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         return self._loaded()[name]
 
     def __iter__(self) -> Iterator[str]:
-        """Iterate over the names: first of attnwatch's plugins by file, then of others in order of registration."""
+        """Iterate over the names: built-in plugins by file, then the others in order of registration."""
         return iter(sorted(self._loaded(), key=self._place))
 
     def __len__(self) -> int:
         return len(self._loaded())
 
     def choose(self, argument: str, name: object, *, otherwise: str = "") -> PluginT:
-        """Return the plugin that a user asks for by name.
+        """Return the plugin with this name.
 
         Args:
-            argument: of the function that the user called.
-            name: what the user gave.
-            otherwise: what else the argument may be, such as "a function of the model".
+            argument: name of the user's argument, for the message.
+            name: value of that argument.
+            otherwise: description of other valid values, such as "a function of the model".
 
         Raises:
             ConfigurationError: no plugin has this name; the message lists the names.
@@ -82,20 +82,20 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         return plugins[name]
 
     def add(self, plugin: Any) -> None:
-        """Register a class or an instance. One that was defined again, as in a notebook, replaces its predecessor.
+        """Register a class or an instance. A plugin that is defined again, as in a notebook, replaces its predecessor.
 
         Raises:
             ConfigurationError: the plugin lacks a part of its declaration, or its name is taken.
         """
         kind = _class_of(plugin)
         if not self.is_built_in(plugin):
-            _load_folder(self._folder)  # so that the names of attnwatch's own plugins are taken
+            _load_folder(self._folder)  # so that the names of built-in plugins are taken
         if self._as_instances and isinstance(plugin, type):
             try:
                 plugin = plugin()
             except Exception as error:
                 raise ConfigurationError(
-                    f"{self.describe(kind)} could not be made without arguments: {type(error).__name__}: {error}"
+                    f"{self.describe(kind)} can't be instantiated without arguments: {type(error).__name__}: {error}"
                 ) from error
         name = getattr(plugin, "name", None)
         if not isinstance(name, str) or not _NAME.fullmatch(name):
@@ -108,7 +108,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         if known is not None and not _is_same(known, plugin):
             raise ConfigurationError(
                 f"{self.describe(plugin)} has the name of {self.describe(known)}: give it another `name`, or call "
-                "attnwatch.unregister for the other one first."
+                "attnwatch.unregister on the other one first."
             )
         self._plugins[name] = plugin
 
@@ -116,7 +116,7 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
         """Remove a plugin.
 
         Raises:
-            ConfigurationError: it is not registered.
+            ConfigurationError: the plugin is not registered.
         """
         name = getattr(plugin, "name", None)
         if name not in self._plugins or not _is_same(self._plugins[name], plugin):
@@ -155,17 +155,17 @@ class Registry(Mapping[str, PluginT], Generic[PluginT]):
 def register(plugin: PluginT) -> PluginT:
     """Register a plugin: a statistic, a finding, a criterion, a schedule, a model family, a logger, and so on.
 
-    From then on it is used like those of attnwatch. Each kind has a base class, which says what a plugin declares.
-    Packages that are installed register theirs by the entry-point group `attnwatch.plugins` instead.
+    From then on it works like a built-in one. The base class of each kind documents what a plugin has to declare.
+    Installed packages register their plugins through the entry-point group `attnwatch.plugins` instead.
 
     Args:
         plugin: a subclass of one of the base classes, or an instance of one.
 
     Returns:
-        `plugin`, so that `register` is also a decorator of classes.
+        `plugin`, so that `register` can be used as a class decorator.
 
     Raises:
-        ConfigurationError: it is no plugin, lacks a part of its declaration, or its name is taken.
+        ConfigurationError: `plugin` is not a plugin, lacks a part of its declaration, or its name is taken.
     """
     _registry_of(plugin).add(plugin)
     return plugin
@@ -175,17 +175,17 @@ def unregister(plugin: Plugin | type[Plugin]) -> None:
     """Remove a plugin that was registered.
 
     Args:
-        plugin: a class or an instance that was registered.
+        plugin: a registered class or instance.
 
     Raises:
-        ConfigurationError: it is not registered.
+        ConfigurationError: the plugin is not registered.
     """
     _registry_of(plugin).remove(plugin)
 
 
 @contextlib.contextmanager
 def named_errors(plugin: Plugin) -> Iterator[None]:
-    """Raise a `ConfigurationError` that names the plugin in the place of an error of its code."""
+    """Turn an error in the code of a plugin into a `ConfigurationError` that names the plugin."""
     try:
         yield
     except Exception as error:
@@ -211,7 +211,7 @@ def _origin(plugin: Any) -> tuple[str, str]:
 
 
 def _is_same(known: Any, plugin: Any) -> bool:
-    """Tell whether two plugins are one and the same, perhaps defined again; instances of a base class must be equal."""
+    """Return whether two plugins are the same, perhaps defined again; instances of a base class must be equal."""
     if type(plugin) in Plugin.__subclasses__():
         return known == plugin
     return _origin(known) == _origin(plugin)
@@ -226,11 +226,11 @@ def _load_folder(package: str) -> None:
 
 @functools.cache
 def _load_entry_points() -> None:
-    """Register what installed packages name; one that can't be loaded is left out with a warning."""
+    """Register the plugins of installed packages; those that can't be loaded are left out with a warning."""
     for entry in metadata.entry_points(group=ENTRY_POINT_GROUP):
         try:
             loaded = entry.load()
-            if not isinstance(loaded, ModuleType):  # importing a module has registered what is in it
+            if not isinstance(loaded, ModuleType):  # a module has registered its plugins when it was imported
                 register(loaded)
         except Exception as error:
             package = entry.dist.name if entry.dist else "an installed package"

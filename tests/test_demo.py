@@ -39,7 +39,7 @@ def test_demo_tells_the_faulty_run_from_the_healthy_one(tmp_path, capsys, monkey
     assert not seen({"healthy": healthy, "faulty": healthy})
     assert printed.count("heads): a step took") == 4
     assert "with 50% of them" in printed
-    assert printed.count("loss at the end: ") == 2
+    assert printed.count("final loss: ") == 2
     assert not demo.pruning_kept_up(healthy, healthy)  # it has lost no head
     assert demo.loss_kept_up(healthy, healthy)
     assert not demo.loss_kept_up(dataclasses.replace(healthy, history=_with_loss(healthy.history, 1.06)), healthy)
