@@ -20,7 +20,8 @@ RISK_CURVE, RATE_CURVE = "risk", "learning_rate"
 """Names of the risk and learning-rate curves."""
 _PASSED = "The length of the run is unknown: it has more steps than planned."
 _HEADER_KEY = "run"
-_LAST_LOSSES = 5
+# Observations of which the loss is averaged, as single losses are noisy.
+NUM_AVERAGED_LOSSES = 5
 _MEMBERS = {"header.npy", "steps.npy", "loss.npy"}
 
 
@@ -168,7 +169,7 @@ def of_possible_length(record: RunRecord) -> RunRecord:
 def loss_at_ends(history: AttentionHistory) -> tuple[float, float] | None:
     """Return the first finite loss, and the mean of the last five, as single losses are noisy; None without any."""
     loss = history.loss[np.isfinite(history.loss)]
-    return (float(loss[0]), float(loss[-_LAST_LOSSES:].mean())) if len(loss) else None
+    return (float(loss[0]), float(loss[-NUM_AVERAGED_LOSSES:].mean())) if len(loss) else None
 
 
 def _key_of(finding: Finding) -> Hashable:

@@ -10,13 +10,12 @@ from attnwatch.capture import is_observed
 from attnwatch.dashboard.odd_layers import odd_layers
 from attnwatch.diagnosis import latest
 from attnwatch.runs import RunEvent, RunRecord
+from attnwatch.runs.record import NUM_AVERAGED_LOSSES
 from attnwatch.utils.labels import site_labels
 
 _MOST_ROWS = 128
 # Most findings, and most events, that are marked on the timeline.
 MOST_MARKS = 300
-# Number of observations over which the loss before and after an event is averaged.
-_LOSSES_AROUND = 5
 _SHOWN = ("normalized_entropy", "max_logit", "sink_mass", "gradient_norm", "weight_norm", "update_ratio")
 
 
@@ -113,7 +112,7 @@ def _event_table(record: RunRecord, kind: str, indices: list[int]) -> EventTable
 def _event_cells(record: RunRecord, event: RunEvent, names: list[str]) -> list[str]:
     values = [event.details.get(name, math.nan) for name in names]
     is_after, loss = record.history.steps >= event.step, record.history.loss
-    around = loss[~is_after][-_LOSSES_AROUND:], loss[is_after][:_LOSSES_AROUND]
+    around = loss[~is_after][-NUM_AVERAGED_LOSSES:], loss[is_after][:NUM_AVERAGED_LOSSES]
     means = [float(each[np.isfinite(each)].mean()) if np.isfinite(each).any() else math.nan for each in around]
     return [each if isinstance(each, str) else number(each) for each in [*values, *means]]
 
