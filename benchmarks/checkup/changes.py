@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -232,3 +233,19 @@ def heads_over_batch(states: Tensor) -> Tensor:
     """Split states into heads with the axes of batch and tokens swapped."""
     batch, tokens, width = states.shape
     return states.transpose(0, 1).reshape(tokens, batch, HEADS, width // HEADS).transpose(1, 2)
+
+
+class _ScaledGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, states: Tensor, factor: float) -> Tensor:
+        context.factor = factor
+        return states.view_as(states)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return context.factor * gradient, None
+
+
+def with_gradient_times(factor: float) -> Callable[[Tensor], Tensor]:
+    """Return the function that returns a tensor, and multiplies its gradient by a factor."""
+    return lambda states: _ScaledGradient.apply(states, factor)

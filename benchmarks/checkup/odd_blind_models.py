@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import AdamW
 
-from benchmarks.checkup import data, nets
+from benchmarks.checkup import changes, data, nets
 from benchmarks.checkup.architectures import SentenceEncoder, bert, class_loss, contrast, image_loss, pair_loss
 from benchmarks.checkup.data import Batch
 from benchmarks.checkup.nets import CLASSES, FEATURES, WIDTH, Attention, Net, mean_of_real
@@ -78,16 +78,6 @@ class AttentionPooled(nn.Module):
         return self.head(read[:, 0])
 
 
-class _Reversal(torch.autograd.Function):
-    @staticmethod
-    def forward(context: object, states: Tensor) -> Tensor:
-        return states.view_as(states)
-
-    @staticmethod
-    def backward(context: object, gradient: Tensor) -> Tensor:
-        return -0.1 * gradient
-
-
 class Adversarial(nn.Module):
     """Classifier whose states are to hide the length of the text, from a head behind a gradient reversal."""
 
@@ -99,7 +89,7 @@ class Adversarial(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         states = mean_of_real(self.encoder(input_ids, attention_mask), attention_mask)
-        return self.head(states), self.critic(_Reversal.apply(states))
+        return self.head(states), self.critic(changes.with_gradient_times(-0.1)(states))
 
 
 def _adversarial_loss(model: nn.Module, batch: Batch) -> Tensor:
