@@ -74,9 +74,13 @@ WAYS = {way.name: way for way in _WAYS}
 
 
 class Classifier(pl.LightningModule):
+    """Encoder with a classifier, without dropout, so that all ways see the same features."""
+
     def __init__(self, encoder: Path, steps: int):
         super().__init__()
-        self.model = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2, trust_remote_code=False)
+        options = {"num_labels": 2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        model = AutoModelForSequenceClassification.from_pretrained(encoder, trust_remote_code=False, **options)
+        self.model = model.train()
         self._steps = steps
 
     def training_step(self, batch: dict[str, Tensor]) -> Tensor:
