@@ -142,7 +142,7 @@ class StepTimer(pl.Callback):
         self._steps = [True, False, False, True] * (steps_per_cycle * num_cycles // 2)
         self._shape = num_cycles, steps_per_cycle
         self._switch = switch
-        self._begins = Moments()
+        self._moments = Moments()
         self.num_steps = _WARM_UP_STEPS + len(self._steps) + 1
         self._progress = iter(progress(range(self.num_steps), label))
 
@@ -151,10 +151,10 @@ class StepTimer(pl.Callback):
     ) -> None:
         next(self._progress)
         step = batch_idx - _WARM_UP_STEPS
-        if step >= 0:
-            self._begins.mark()
+        self._moments.mark()
         if step < len(self._steps):
             self._switch(self._steps[step] if step >= 0 else bool(step % 2))
+        self._moments.mark()  # after the switch, which no training has
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         next(self._progress, None)  # closes the bar
@@ -182,7 +182,7 @@ class StepTimer(pl.Callback):
 
     def _seconds(self, with_it: bool) -> np.ndarray:
         """Return the seconds [cycles, steps] of one sort of steps; entries of both sorts are neighbours in time."""
-        taken = self._begins.seconds_between()
+        taken = self._moments.seconds_between()[2 * _WARM_UP_STEPS + 1 :: 2]
         sort = [seconds for seconds, kind in zip(taken, self._steps, strict=True) if kind is with_it]
         return np.array(sort).reshape(self._shape)
 
