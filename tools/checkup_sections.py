@@ -12,6 +12,7 @@ _PARTS = {
     "blind-1": "of the first blind set",
     "blind-2": "of the second blind set",
     "blind-3": "of the third blind set",
+    "blind-4": "of the fourth blind set",
 }
 # Result of the first run on each blind set, and the name of the set in it.
 _BLIND = {"checkup_blind_1": "held out", "checkup_blind_2": "blind-2", "checkup_blind_3": "blind-3"}
