@@ -1,10 +1,11 @@
-"""Correctness of verdicts: stored trainings with known outcomes, judged by what was learned from the other tasks.
+"""Correctness of verdicts: stored trainings with known outcomes, judged by what others taught.
 
     python -m benchmarks.verdicts [--quick] [--runs DIRECTORY] [--out PATH]
 
-The stored runs are judged anew, also with what a checkup has found in their first steps, which `python -m
-tools.check_runs` trains again. --quick trains six new ones and judges them at half of their budget instead. The runs
-are trained by `python -m tools.train_runs`, and `python -m tools.tune_risk_model` writes the risk model of the package.
+The stored runs are judged anew, each by thresholds from other tasks and architectures, also with what a checkup has
+found in their first steps, which `python -m tools.check_runs` trains again. --quick trains six new ones and judges them
+at half of their budget instead. The runs are trained by `python -m tools.train_runs`, and `python -m
+tools.tune_risk_model` writes the risk model of the package.
 """
 
 import tempfile

@@ -15,7 +15,7 @@ from benchmarks.verdicts.runs import Run
 from benchmarks.verdicts.scores import LOOKS, Judge, Numbers
 from benchmarks.verdicts.tune import SHARES, tune
 
-OF_LOSS = np.array([signal.of_loss for signal in SIGNALS])
+_SOURCES = np.array([signal.source for signal in SIGNALS])
 
 
 class Signals:
@@ -34,9 +34,9 @@ class Signals:
             self._of[name] = np.array([signals_of(part.history) for part in seen])
             self._evidence[name] = np.array([evidence_of(part.history) for part in seen])
 
-    def without(self, left_out: np.ndarray) -> "Signals":
-        """Return the same signals without those in `left_out`, bool [signals]."""
-        others = copy.copy(self)
+    def of(self, source: str) -> "Signals":
+        """Return those of the signals that come from one source."""
+        others, left_out = copy.copy(self), source != _SOURCES
         others._of, others._evidence = (
             {name: np.where(left_out, np.nan, signals) for name, signals in known.items()}
             for known in (self._of, self._evidence)

@@ -1,6 +1,6 @@
 """Rules on the loss and the gradient norm that people use today. Each gives a number, the higher the worse.
 
-Every threshold is tuned on other tasks than the one that is judged, as attention's is.
+Every threshold is tuned on other tasks and architectures than those that are judged, as attention's is.
 """
 
 from collections.abc import Callable, Mapping, Sequence

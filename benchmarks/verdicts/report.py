@@ -8,7 +8,7 @@ import numpy as np
 
 from attnwatch.diagnosis import Diagnosis
 from benchmarks.common import progress
-from benchmarks.verdicts.attention import OF_LOSS, Rules, Signals, diagnoses
+from benchmarks.verdicts.attention import Rules, Signals, diagnoses
 from benchmarks.verdicts.baselines import BASELINES, combined
 from benchmarks.verdicts.checked import CheckedRun
 from benchmarks.verdicts.outcomes import failed, relative_quality
@@ -20,7 +20,7 @@ from benchmarks.verdicts.scores import (
     detection,
     first_look,
     leads,
-    leave_one_task_out,
+    leave_one_out,
     on_plateau_auroc,
     on_the_plateau,
     predict_held_out,
@@ -29,7 +29,8 @@ from benchmarks.verdicts.with_checkup import measure_checkup, print_checkup
 
 _SHARES = (0.1, 0.25, 0.5)
 DIAGNOSE, RISK, WITH_CHECKUP = "diagnose", "its risk", "diagnose with the checkup"
-ATTENTION, LOSS, COMBINED = "attention's signals alone", "loss's signals alone", "rules on the loss, together"
+ATTENTION, LOSS, LAYERS = "attention's signals alone", "loss's signals alone", "layers' signals alone"
+COMBINED = "rules on the loss, together"
 
 
 def measure(runs: Sequence[Run], checked: Mapping[str, CheckedRun]) -> dict[str, Any]:
@@ -78,13 +79,14 @@ def predictions_of_all(
     outcomes: Mapping[str, bool],
     signals: Signals,
 ) -> dict[str, Predictions]:
-    """Return the predictions of all ways of judging, each tuned on the other tasks."""
+    """Return the predictions of all ways of judging, each tuned on other tasks and architectures."""
     rules = Rules(parts)
     ways = {
         DIAGNOSE: as_diagnosed(diagnosed),
         RISK: predict_held_out(signals.judge(outcomes, rules), outcomes),
-        ATTENTION: predict_held_out(signals.without(OF_LOSS).judge(outcomes), outcomes),
-        LOSS: predict_held_out(signals.without(~OF_LOSS).judge(outcomes), outcomes),
+        ATTENTION: predict_held_out(signals.of("attention").judge(outcomes), outcomes),
+        LAYERS: predict_held_out(signals.of("layers").judge(outcomes), outcomes),
+        LOSS: predict_held_out(signals.of("loss").judge(outcomes), outcomes),
     }
     scores = {
         name: {run: np.array([score(part) for part in seen]) for run, seen in parts.items()}
@@ -102,7 +104,7 @@ def held_out_diagnoses(
     signals: Signals,
     checked: Mapping[str, CheckedRun] | None = None,
 ) -> dict[str, Sequence[Diagnosis]]:
-    """Return the diagnoses of each run, by name, at each look, with a risk model of the other tasks.
+    """Return the diagnoses of each run, by name, at each look, with a risk model of other tasks and architectures.
 
     Args:
         parts: parts of each run at each look, by name.
@@ -111,7 +113,7 @@ def held_out_diagnoses(
         checked: results of the checkup by name of the run; None leaves them out.
     """
     checked, diagnosed = checked or {}, {}
-    for others, held_out in leave_one_task_out(outcomes):
+    for others, held_out in leave_one_out(outcomes):
         model = signals.tune(others, outcomes)
         shown = progress(held_out, "diagnoses", keep=False)
         diagnosed |= {name: diagnoses(parts[name], model, checked.get(name)) for name in shown}
@@ -197,7 +199,9 @@ def _kinds(
 
 
 def _print(measured: dict[str, Any]) -> None:
-    print(f"{measured['runs']} runs, {measured['failed']} failed; each task judged by what the others taught\n")
+    print(
+        f"{measured['runs']} runs, {measured['failed']} failed; each judged by thresholds from other tasks and models\n"
+    )
     print(f"{'at the share of the budget':<28}" + "".join(f"{share:^32.0%}" for share in _SHARES))
     print(f"{'':<28}" + f"{'recall  precis.  false   AUROC':<32}" * 3)
     for name, of_shares in measured["detection"].items():

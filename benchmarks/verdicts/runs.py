@@ -1,7 +1,7 @@
 """Finished runs, and the files that keep them: one for each task."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from attnwatch import AttentionHistory
+from attnwatch.layers import LayerStatistic
 from attnwatch.statistics import Statistic
 from attnwatch.utils.files import replaced_file
 from attnwatch.utils.rounding import rounded
 
-FORMAT = 1
+FORMAT = 2
 # Fewer than this are below the noise of anything that is measured, and files get smaller.
 _MANTISSA_BITS = 16
 
@@ -74,6 +75,7 @@ class RunStore(Mapping[str, Run]):
     The array `runs` of a file is JSON: its format, and of each run everything but its arrays. These are
 
     - `RUN/statistics`: float32 [statistics, observations, sites, heads];
+    - `RUN/layers`: float32 [layer statistics, observations, sites];
     - `RUN/steps` and `RUN/loss`: int64 and float64 [observations];
     - `RUN/series`: float32 [2, steps], losses and gradient norms.
     """
@@ -87,13 +89,10 @@ class RunStore(Mapping[str, Run]):
             raise KeyError(name)
         with np.load(path, allow_pickle=False) as file:
             about = _about_runs(file)[name]
-            statistics = file[f"{name}/statistics"]
-            unknown = np.full_like(statistics[0], np.nan)  # statistics that were not recorded then
-            values = dict.fromkeys(Statistic.registry, unknown) | dict(
-                zip(about["statistics"], statistics, strict=True)
-            )
+            values = _columns(Statistic.registry, about["statistics"], file[f"{name}/statistics"])
+            layers = _columns(LayerStatistic.registry, about["layers"], file[f"{name}/layers"])
             steps, loss = file[f"{name}/steps"], file[f"{name}/loss"]
-            history = AttentionHistory(steps, tuple(about["sites"]), values, loss, about["coverage"])
+            history = AttentionHistory(steps, tuple(about["sites"]), values, loss, about["coverage"], layers=layers)
             losses, norms = file[f"{name}/series"].astype(np.float64)
         return Run(Recipe(**about["recipe"]), history, losses, norms, **about["outcome"])
 
@@ -114,15 +113,20 @@ class RunStore(Mapping[str, Run]):
             with np.load(path, allow_pickle=False) as file:
                 runs, arrays = _about_runs(file), {name: file[name] for name in file.files if name != "runs"}
         history = run.history
+        layers = np.empty((len(history.layers), len(history), len(history.sites)), np.float32)
+        for row, column in zip(layers, history.layers.values(), strict=True):
+            row[:] = column
         runs[run.name] = {
             "recipe": asdict(run.recipe),
             "outcome": {"budget": run.budget, "quality": run.quality, "chance": run.chance},
             "statistics": list(history.values),
+            "layers": list(history.layers),
             "sites": history.sites,
             "coverage": dict(history.coverage),
         }
         arrays |= {
             f"{run.name}/statistics": rounded(np.stack(list(history.values.values())), _MANTISSA_BITS),
+            f"{run.name}/layers": rounded(layers, _MANTISSA_BITS),
             f"{run.name}/steps": history.steps,
             f"{run.name}/loss": history.loss,
             f"{run.name}/series": rounded(np.array([run.losses, run.gradient_norms]), _MANTISSA_BITS),
@@ -136,6 +140,12 @@ class RunStore(Mapping[str, Run]):
 
 
 STORED = RunStore(Path(__file__).parent / "runs")
+
+
+def _columns(registry: Iterable[str], names: Sequence[str], arrays: np.ndarray) -> dict[str, np.ndarray]:
+    """Return arrays by name; those of a registry that were not recorded then are nan."""
+    unknown = np.full(arrays.shape[1:], np.nan, np.float32)
+    return dict.fromkeys(registry, unknown) | dict(zip(names, arrays, strict=True))
 
 
 def _about_runs(file: np.lib.npyio.NpzFile) -> dict[str, dict[str, Any]]:

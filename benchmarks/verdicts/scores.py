@@ -1,4 +1,4 @@
-"""Scores of predicted outcomes, on tasks that nothing was tuned on."""
+"""Scores of predicted outcomes, on tasks and architectures that nothing was tuned on."""
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +23,7 @@ Judge = Callable[[Sequence[str]], Numbers]
 
 @dataclass
 class Predictions:
-    """Predictions of one way of judging, about runs of tasks that it was not tuned on.
+    """Predictions of one way of judging, about runs of tasks and architectures that it was not tuned on.
 
     Attributes:
         numbers: of each run, by name: at each of `LOOKS`.
@@ -37,9 +37,9 @@ class Predictions:
 
 
 def predict_held_out(judge: Judge, failed: Mapping[str, bool]) -> Predictions:
-    """Predict the outcomes in every task with numbers and thresholds that come from the other tasks."""
+    """Predict every outcome with numbers and thresholds that come from other tasks and architectures."""
     predictions = Predictions()
-    for others, held_out in leave_one_task_out(failed):
+    for others, held_out in leave_one_out(failed):
         numbers = judge(others)
         sound = np.array([numbers(name) for name in others if not failed[name]])
         at_each, at_any = _threshold(sound), _threshold(sound.max(1, keepdims=True))[0]
@@ -59,14 +59,19 @@ def first_look(flags: np.ndarray) -> float:
     return LOOKS[int(flags.argmax())] if flags.any() else 1.0
 
 
-def leave_one_task_out(names: Mapping[str, object]) -> Iterator[tuple[list[str], list[str]]]:
-    """Yield the names of the other tasks' runs and those of the task's own, for each task."""
-    for task in sorted({task_of(name) for name in names}):
-        yield [name for name in names if task_of(name) != task], [name for name in names if task_of(name) == task]
+def leave_one_out(names: Mapping[str, object]) -> Iterator[tuple[list[str], list[str]]]:
+    """Yield, for each task and architecture, the names of the runs that share neither, and of those that have both."""
+    for task, architecture in sorted({(task_of(name), architecture_of(name)) for name in names}):
+        others = [name for name in names if task_of(name) != task and architecture_of(name) != architecture]
+        yield others, [name for name in names if (task_of(name), architecture_of(name)) == (task, architecture)]
 
 
 def task_of(name: str) -> str:
     return name.split("/")[0]
+
+
+def architecture_of(name: str) -> str:
+    return name.split("/")[1].split("-")[0]
 
 
 def detection(predictions: Predictions, failed: Mapping[str, bool], share: float) -> dict[str, float]:

@@ -87,7 +87,8 @@ class Training:
 def train(recipe: Recipe, task: Task) -> Run:
     """Train a model to the end of its budget."""
     training = Training(recipe, task)
-    with AttentionRecorder(training.model, every_n_steps=max(1, task.steps // OBSERVATIONS)) as recorder:
+    gap = max(1, task.steps // OBSERVATIONS)
+    with AttentionRecorder(training.model, every_n_steps=gap, optimizers=training.optimizer) as recorder:
         for step in range(task.steps):
             training.step(recorder.step(step), recorder.record_loss)
             if training.is_lost:

@@ -1,11 +1,11 @@
-"""How the benchmark of the verdicts scores: nothing of a task that is judged may be known."""
+"""How the benchmark of the verdicts scores: nothing of a task or architecture that is judged may be known."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 
-from attnwatch.diagnosis.signals import SIGNALS
 from benchmarks.verdicts.attention import Signals
 from benchmarks.verdicts.baselines import BASELINES, WORST
 from benchmarks.verdicts.outcomes import failed, relative_quality
@@ -22,18 +22,29 @@ from benchmarks.verdicts.scores import (
 from tests.support.histories import noisy
 
 
-def run(task="a", number=0, *, quality=0.9, fault="", losses=(2.0, 1.0), end=0.5, observations=100) -> Run:
+def run(
+    task="a",
+    number=0,
+    *,
+    architecture="llama",
+    quality=0.9,
+    fault="",
+    losses=(2.0, 1.0),
+    end=0.5,
+    observations=100,
+) -> Run:
     history = noisy(observations=observations, every=1, seed=number, end=end)
     rng = np.random.default_rng(number)
     series = np.geomspace(*losses, 100) * np.exp(0.02 * rng.normal(size=100))
-    return Run(Recipe(task, "llama", fault=fault, seed=number), history, series, series, 100, quality, 0.1)
+    return Run(Recipe(task, architecture, fault=fault, seed=number), history, series, series, 100, quality, 0.1)
 
 
 def runs_of_three_tasks() -> list[Run]:
     runs = []
-    for task in "abc":
-        runs += [run(task, number) for number in range(6)]
-        runs += [run(task, 10 + number, quality=0.2, fault="x", end=0.985) for number in range(6)]
+    for task, architecture in itertools.product("abc", ("llama", "gpt2")):
+        of = {"task": task, "architecture": architecture}
+        runs += [run(number=number, **of) for number in range(6)]
+        runs += [run(number=10 + number, quality=0.2, fault="x", end=0.985, **of) for number in range(6)]
     return runs
 
 
@@ -60,19 +71,21 @@ def test_part_of_a_run_knows_nothing_of_the_rest():
     assert part.budget == 100
 
 
-@pytest.mark.parametrize("task", ["a", "b", "c"])
-def test_outcomes_of_the_task_that_is_judged_are_not_used(task):
+@pytest.mark.parametrize(("task", "architecture"), [("a", "llama"), ("b", "gpt2"), ("c", "llama")])
+def test_outcomes_of_the_task_and_of_the_architecture_that_are_judged_are_not_used(task, architecture):
     runs = runs_of_three_tasks()
     parts = {each.name: [each.until(share) for share in LOOKS] for each in runs}
     signals = Signals(parts, LOOKS)
     truth = failed(runs)
-    turned = {name: (not is_failed if name.startswith(f"{task}/") else is_failed) for name, is_failed in truth.items()}
+    is_close = {each.name: task == each.recipe.task or architecture == each.recipe.architecture for each in runs}
+    turned = {name: is_failed != is_close[name] for name, is_failed in truth.items()}
     one, other = (predict_held_out(signals.judge(outcomes), outcomes) for outcomes in (truth, turned))
-    for name in truth:
-        if name.startswith(f"{task}/"):
-            np.testing.assert_array_equal(one.numbers[name], other.numbers[name])
-            np.testing.assert_array_equal(one.flags[name], other.flags[name])
-            assert one.alarms[name] == other.alarms[name]
+    judged = [name for name in truth if name.startswith(f"{task}/{architecture}-")]
+    assert len(judged) == 12
+    for name in judged:
+        np.testing.assert_array_equal(one.numbers[name], other.numbers[name])
+        np.testing.assert_array_equal(one.flags[name], other.flags[name])
+        assert one.alarms[name] == other.alarms[name]
 
 
 def test_what_tells_them_apart_is_found():
@@ -82,7 +95,7 @@ def test_what_tells_them_apart_is_found():
     scores = detection(predict_held_out(Signals(parts, LOOKS).judge(outcomes), outcomes), outcomes, 0.5)
     assert scores["recall"] == scores["precision"] == scores["auroc"] == scores["auroc_within_tasks"] == 1
     assert scores["false_alarms"] == 0
-    nothing = Signals(parts, LOOKS).without(np.ones(len(SIGNALS), dtype=bool))
+    nothing = Signals(parts, LOOKS).of("nothing")
     assert detection(predict_held_out(nothing.judge(outcomes), outcomes), outcomes, 0.5)["auroc"] == 0.5
 
 
@@ -173,8 +186,8 @@ def test_stored_runs_keep_their_file_when_writing_fails(tmp_path, monkeypatch):
 
 
 def test_file_of_another_format_is_refused(tmp_path):
-    np.savez(tmp_path / "a.npz", runs=np.array('{"format": 2, "runs": {}}'))
-    with pytest.raises(ValueError, match="format 2; this version reads format 1"):
+    np.savez(tmp_path / "a.npz", runs=np.array('{"format": 1, "runs": {}}'))
+    with pytest.raises(ValueError, match="format 1; this version reads format 2"):
         RunStore(tmp_path)["a/llama-plain-sound-0"]
 
 
@@ -185,3 +198,12 @@ def test_statistics_that_were_not_recorded_are_nan(tmp_path):
     history = store[kept.name].history
     assert np.isnan(history["distance"]).all()
     np.testing.assert_array_equal(np.isnan(history["entropy"]), np.isnan(kept.history["entropy"]))
+
+
+def test_layer_statistics_come_back(tmp_path):
+    kept, store = run(), RunStore(tmp_path)
+    norms = np.arange(400, dtype=np.float32).reshape(100, 4)
+    store.add(dataclasses.replace(kept, history=dataclasses.replace(kept.history, layers={"weight_norm": norms})))
+    history = store[kept.name].history
+    np.testing.assert_array_equal(history["weight_norm"], norms)
+    assert np.isnan(history["gradient_norm"]).all()
