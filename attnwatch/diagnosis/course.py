@@ -124,6 +124,13 @@ class RunCourse:
         """Largest share of query rows whose logits are not finite, [observations]."""
         return nan_max(self.evidence.largest("nonfinite"))
 
+    def layers(self, statistic: str) -> np.ndarray:
+        """Return a layer statistic of the observed sites, [observations, sites]; nan if it is missing."""
+        columns = self.evidence.history.layers
+        if statistic not in columns:
+            return np.full((len(self.evidence), len(self.evidence.sites)), np.nan)
+        return self.evidence.of_sites(columns[statistic]).astype(np.float64)
+
     def _curve(self, statistic: str, *, is_log: bool = False) -> Curve | None:
         values = self.evidence.mean(statistic)
         known = np.isfinite(values)

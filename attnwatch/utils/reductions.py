@@ -21,3 +21,14 @@ def nan_max(values: np.ndarray) -> np.ndarray:
 
 def nan_min(values: np.ndarray) -> np.ndarray:
     return -nan_max(-values)
+
+
+def nan_median(values: np.ndarray) -> np.ndarray:
+    if not values.shape[-1]:
+        return np.full(values.shape[:-1], np.nan)
+    number, ordered = (~np.isnan(values)).sum(-1, keepdims=True), np.sort(values, axis=-1)  # nan comes last
+    middle = [
+        np.take_along_axis(ordered, place.clip(0, values.shape[-1] - 1), -1)
+        for place in ((number - 1) // 2, number // 2)
+    ]
+    return np.where(number > 0, (middle[0] + middle[1]) / 2, np.nan)[..., 0]

@@ -2,21 +2,23 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import cache
 
 import torch
 import transformers as hf
 from sklearn.datasets import load_digits
 from torch import Generator, Tensor, nn
 
-from benchmarks.checkup import changes, held_out
+from benchmarks.causes.scores import names_of
+from benchmarks.checkup import changes
 from benchmarks.checkup.architectures import hf_loss
 from benchmarks.checkup.data import Batch
 from benchmarks.checkup.edits import batchwise, chosen, half, loss_with, optimized, prepared, sgd
-from benchmarks.checkup.faults import cases_of
 from benchmarks.checkup.scripts import Case, Change, Script, adamw, circle
+from benchmarks.checkup.work import all_cases
 
 _RATE = 1e-3
+_BLIND_STRIDE = 6
 _ATTENTION = r".*(attention|attn)\..*"
 _SYMBOLS, _REVERSED, _WORDS, _LONGEST, _MARKERS = 24, 10, 30, 24, 3
 _SIZES = {"num_hidden_layers": 3, "num_attention_heads": 4, "hidden_size": 48, "intermediate_size": 96}
@@ -182,4 +184,6 @@ def other_cases() -> list[Case]:
     ]
 
 
-checkup_cases = partial(cases_of, held_out.HELD_OUT)
+def blind_cases() -> list[Case]:
+    """Return some of the faults of the blind sets of `benchmarks.checkup`, those that are the name of a cause."""
+    return [case for case in all_cases() if case.part != "tuned-on" and names_of(case)][::_BLIND_STRIDE]

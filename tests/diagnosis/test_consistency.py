@@ -263,7 +263,8 @@ def buffered(history: AttentionHistory, most: int = 512):
     buffer = HistoryBuffer(history.sites, tuple(Statistic.registry), most)
     for index, step in enumerate(history.steps):
         values = np.stack([history.values[name][index] for name in Statistic.registry])
-        buffer.append(Observation(int(step), values, float(history.loss[index])))
+        layers = {name: column[index] for name, column in history.layers.items()}
+        buffer.append(Observation(int(step), values, float(history.loss[index]), layers=layers))
         if index % 5 == 4:
             yield buffer, history.first(index + 1)
 

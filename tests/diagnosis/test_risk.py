@@ -84,6 +84,15 @@ def test_evidence_is_all_signals_otherwise():
     assert np.isnan(evidence_of(noisy(observations=5))).all()
 
 
+def test_layers_count_by_their_largest_update_and_by_the_tokens_that_are_alike_now():
+    updates, cosines = np.geomspace(0.1, 1e-4, 100), np.linspace(0.1, 0.9, 100)
+    found = signals(noisy(update_ratio=updates, token_cosine=cosines))
+    assert found["largest_update"] == pytest.approx(-1)
+    assert found["token_similarity"] == pytest.approx(cosines[-10:].mean())
+    without = signals(dataclasses.replace(noisy(), layers={}))
+    assert np.isnan([without["largest_update"], without["token_similarity"]]).all()
+
+
 def test_what_was_not_observed_is_not_known():
     history = noisy()
     loss = np.full(100, np.nan)
@@ -98,7 +107,9 @@ def test_history_that_is_thinner_at_its_beginning_says_the_same():
     whole = noisy(observations=400, every=1)
     kept = np.r_[0:200:4, 200:300:2, 300:400]
     values = {name: array[kept] for name, array in whole.values.items()}
-    thinned = dataclasses.replace(whole, steps=whole.steps[kept], values=values, loss=whole.loss[kept])
+    layers = {name: array[kept] for name, array in whole.layers.items()}
+    parts = {"steps": whole.steps[kept], "values": values, "loss": whole.loss[kept], "layers": layers}
+    thinned = dataclasses.replace(whole, **parts)
     np.testing.assert_allclose(signals_of(thinned), signals_of(whole), atol=0.15)
 
 
@@ -167,7 +178,8 @@ def test_model_is_kept_as_numbers():
 
 
 def test_run_that_learns_is_promising_and_one_that_stands_still_is_not():
-    learning, still = noisy(max_logit=10.0), noisy(start=0.6, end=0.6, loss=(2, 2), max_logit=10.0)
+    still = noisy(start=0.6, end=0.6, loss=(2, 2), max_logit=10.0, update_ratio=1e-4, token_cosine=0.9)
+    learning = noisy(max_logit=10.0)
     good, bad = (diagnose(history, total_steps=2000) for history in (learning, still))
     assert good.status is RunStatus.HEALTHY
     assert bad.status is RunStatus.NOT_CONVERGING
@@ -175,7 +187,9 @@ def test_run_that_learns_is_promising_and_one_that_stands_still_is_not():
     assert finding.kind is FindingKind.UNPROMISING
     assert finding.sites == ()
     assert finding.severity == bad.risk > 0.5 > good.risk
-    assert "hardly moves" in finding.message
+    assert (
+        "the optimizer hardly changes the weights (the largest update is 0.0001 times the weights)" in finding.message
+    )
     assert "learning rate" in finding.message
     assert finding.evidence.keys() == set(NAMES)
 

@@ -41,6 +41,18 @@ def blind() -> AttentionHistory:
     return run(sites=[0], normalized_entropy=np.nan)
 
 
+def trained(*, sites=slice(None), **columns) -> AttentionHistory:
+    """The ordinary run with layer statistics as a training has them."""
+    return run(sites=sites, **{"update_ratio": 0.01, "gradient_norm": 1.0, "weight_norm": 8.0} | columns)
+
+
+def of_layers(*norms: float) -> AttentionHistory:
+    """The ordinary run, in which the layers' outputs have these norms."""
+    history = run(output_norm=1.0)
+    history.layers["output_norm"][:] = norms
+    return history
+
+
 PLAIN = run()
 FLAT = noisy(4.0, noise=0.005)
 LEARNING = noisy(np.geomspace(0.1, 1.0, NUMBER))
@@ -103,6 +115,43 @@ CASES = {
     "one_key": (blind(), PLAIN, "in 1 of 4 layers"),
     "nan_from_start": (run(nonfinite=pieces((0, 1), (1, 59))), PLAIN, "not finite as early as step 10"),
     "nan_later": (run(nonfinite=pieces((0, 30), (1, 30))), PLAIN, "since step 300"),
+    "updates_large": (trained(update_ratio=pieces((0.4, 1), (0.01, 59))), trained(update_ratio=0.05), "0.4 times"),
+    "updates_overwrite": (trained(update_ratio=pieces((9, 15), (0.1, 45))), trained(update_ratio=1.0), "25% of the"),
+    "updates_usual": (trained(update_ratio=pieces((0.03, 1), (0.01, 59))), trained(update_ratio=0.1), "than 3.00%"),
+    "updates_small": (trained(update_ratio=3e-4), trained(update_ratio=3e-3), "than 0.0003 of their norm"),
+    "updates_tiny": (trained(update_ratio=1e-8), trained(update_ratio=2e-5), "by 1e-08 of their norm"),
+    "updates_zero": (trained(update_ratio=0.0), trained(update_ratio=1e-8), "change no weight"),
+    "updates_end": (
+        trained(update_ratio=pieces((0.01, 20), (0, 40))),
+        trained(update_ratio=np.linspace(0.01, 0, NUMBER)),
+        "from 0.01 to 0 of the weights",
+    ),
+    "weights_stand_still": (
+        trained(update_ratio=np.nan),
+        trained(update_ratio=np.nan, weight_norm=np.linspace(8, 8.01, NUMBER)),
+        "though they have gradients",
+    ),
+    "weights_fall": (trained(weight_norm=np.geomspace(8, 4, NUMBER)), trained(weight_norm=7.9), "fallen to 51%"),
+    "weights_grow": (trained(weight_norm=np.geomspace(8, 80, NUMBER)), trained(weight_norm=8.5), "-fold"),
+    "weights_keep_norm": (
+        trained(weight_norm=np.linspace(8, 8.4, NUMBER)),
+        trained(weight_norm=np.linspace(8, 9, NUMBER)),
+        "now 1.05 times",
+    ),
+    "gradients_zero": (trained(gradient_norm=0.0), trained(gradient_norm=pieces((0, 59), (1, 1))), "are zero"),
+    "gradients_zero_in_some": (trained(sites=[1, 2]), trained(), "layer_0, layer_3 never had a gradient, but"),
+    "gradients_grow": (
+        trained(gradient_norm=np.geomspace(1, 30, NUMBER)),
+        trained(gradient_norm=np.geomspace(1, 5, NUMBER)),
+        "-fold",
+    ),
+    "lost_after_usual_updates": (
+        trained(weight_norm=pieces((8, 30), (np.nan, 30))),
+        trained(weight_norm=pieces((8, 30), (np.nan, 30)), update_ratio=9.0),
+        "no update before changed the weights by more than 1.00%",
+    ),
+    "states_grow_over_depth": (of_layers(0.1, 0.4, 2, 9), of_layers(0.1, 0.2, 0.4, 0.8), "from 0.1 to 9 at the start"),
+    "states_tiny_at_start": (of_layers(1e-5, 1e-5, 2e-5, 2e-5), of_layers(0.1, 0.1, 0.2, 0.2), "(norm 2e-05)"),
     "nothing_moves": (run(loss=FLAT), PLAIN, "neither the loss nor attention"),
     "learns_without_attention": (PLAIN, run(loss=FLAT), "queries and keys stay as they were"),
     "attention_moves_for_nothing": (run(loss=FLAT, logit_std=LEARNING), run(logit_std=LEARNING), "does not improve"),
@@ -119,6 +168,27 @@ def test_sign_is_seen_with_its_numbers_and_not_in_the_nearest_run_without_it(nam
 def test_loss_that_has_jumped_at_once_is_not_flat():
     """The first two losses differ by more than all others: their difference is no noise."""
     assert "loss_flat" not in seen(run(loss=np.append(4.0, noisy(140.0)[1:])))
+
+
+def test_layers_whose_gradients_were_never_finite_are_lost_from_the_start():
+    lost = pieces((8, 1), (np.nan, 59))
+    words = seen(trained(weight_norm=lost, gradient_norm=np.nan, update_ratio=np.nan))["lost_after_usual_updates"]
+    assert "from the start" in words
+
+
+def test_layers_of_a_recorder_that_saw_forwards_only_have_no_signs_of_missing_gradients():
+    """Outside of a step, neither gradients nor updates are seen."""
+    forwards = seen(trained(gradient_norm=np.nan, update_ratio=np.nan))
+    assert not {"gradients_zero", "gradients_zero_in_some", "weights_stand_still", "updates_zero"} & set(forwards)
+
+
+def test_attention_that_has_jumped_at_once_is_not_frozen():
+    """A jump at the second observation looks like noise."""
+    assert "attention_frozen" not in seen(run(logit_std=pieces((0.05, 1), (500, 59))))
+
+
+def test_logits_that_fall_back_to_a_multiple_of_the_start_have_not_vanished():
+    assert "logits_vanish" not in seen(run(logit_std=pieces((0.05, 1), (5e5, 9), (500, 50))))
 
 
 def test_every_sign_is_tested():

@@ -9,12 +9,12 @@ from benchmarks.verdicts.runs import STORED
 FOUND = {
     "bytes/gpt2-plain-labels_shuffled-110": "unpromising",
     "text/minilm-plain-labels_shuffled-112": None,
-    "recall/gpt2-plain-no_warm-up-109": "exploding_logits",
+    "recall/gpt2-plain-no_warm-up-109": "entropy_collapse",
     "images/vit-plain-no_warm-up-108": None,
     "bytes/gpt2-plain-rate_far_too_high-101": "exploding_logits",
     "recall/qwen3-plain-rate_far_too_high-102": "unpromising",
     "copy/opt-plain-scale_too_small-114": "unpromising",
-    "text/short_minilm-plain-weights_too_small-115": None,  # as sound runs that start slowly
+    "text/short_minilm-plain-weights_too_small-115": "unpromising",
     "bytes/gpt2-plain-weights_too_small-113": None,
     "copy/llama-plain-one_batch-130": None,  # as training on one batch that is all data; the checkup knows the epoch
     "bytes/llama-plain-one_batch-115": None,

@@ -10,6 +10,7 @@ import attnwatch
 from attnwatch import AttentionHistory
 from attnwatch.dashboard import run_scalars, site_scalars
 from attnwatch.diagnosis import RiskModel
+from attnwatch.layers import LayerStatistic
 from attnwatch.statistics import Statistic
 
 SITES, HEADS, OBSERVATIONS = 4, 3, 40
@@ -36,17 +37,28 @@ ORDINARY = {
 
 
 def course(*, sites=slice(None), observations=OBSERVATIONS, every=10, loss=None, **statistics) -> AttentionHistory:
-    """An ordinary run in which these statistics take this course (a number, or one per observation) at `sites`."""
+    """An ordinary run in which these statistics take this course (a number, or one per observation) at `sites`.
+
+    It has those layer statistics that are given; they are nan at the other sites.
+    """
     values = {
         name: np.full((observations, SITES, HEADS), ORDINARY.get(name, np.nan), np.float32)
         for name in Statistic.registry
     }
+    layers = {
+        name: np.full((observations, SITES), np.nan, np.float32)
+        for name in statistics
+        if name in LayerStatistic.registry
+    }
     for name, taken in statistics.items():
         taken = np.broadcast_to(np.asarray(taken, dtype=np.float32), observations)
-        values[name][:, sites] = taken[:, None, None]
+        if name in layers:
+            layers[name][:, sites] = taken[:, None]
+        else:
+            values[name][:, sites] = taken[:, None, None]
     steps = np.arange(observations) * every
     loss = np.full(observations, np.nan) if loss is None else np.asarray(loss, dtype=np.float64)
-    return AttentionHistory(steps, tuple(f"layers.{i}.attn" for i in range(SITES)), values, loss)
+    return AttentionHistory(steps, tuple(f"layers.{i}.attn" for i in range(SITES)), values, loss, layers=layers)
 
 
 def falling(first: float, last: float, observations: int = OBSERVATIONS) -> np.ndarray:
@@ -71,9 +83,9 @@ def random_history(*, sites=3, heads=4, observations=2) -> AttentionHistory:
 
 
 def noisy(observations=100, *, start=0.99, end=0.5, noise=0.01, seed=0, loss=(4.0, 2.0), every=10, **statistics):
-    """Heads whose normalized entropy goes from start to end; logits and loss with it."""
+    """Heads whose normalized entropy goes from start to end; logits and loss with it, in layers that learn."""
     rng = np.random.default_rng(seed)
-    history = course(observations=observations, every=every, **statistics)
+    history = course(observations=observations, every=every, **{"update_ratio": 0.01, "token_cosine": 0.5} | statistics)
     path = np.linspace(start, end, observations)[:, None, None]
     history.values["normalized_entropy"][:] = path + noise * rng.normal(size=(observations, SITES, HEADS))
     losses = np.geomspace(*loss, observations) * np.exp(0.05 * rng.normal(size=observations))

@@ -14,5 +14,10 @@ class BlindAttention(CauseRule):
     weights = signs(
         one_key=3.0,
         few_keys=0.5,
+        updates_large=-1.0,
+        updates_tiny=-1.5,
+        weights_stand_still=-1.5,
+        gradients_zero=-1.5,
         logits_explode=-2.0,
+        updates_zero=-2.0,
     )

@@ -14,9 +14,13 @@ class EmptyBatch(CauseRule):
     weights = signs(
         loss_gone_at_once=3.1,
         loss_never_finite=2.9,
+        gradients_zero=2.2,
         nan_from_start=2.0,
         attention_frozen=1.8,
         loss_flat=-0.6,
         logits_explode=-1.0,
         loss_stuck=-1.0,
+        loss_lost=-2.0,
+        loss_explodes=-2.0,
+        updates_large=-2.0,
     )

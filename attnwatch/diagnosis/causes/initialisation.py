@@ -17,6 +17,8 @@ class Initialisation(CauseRule):
         loss_above_any_guess=3.0,
         logits_tiny_at_start=2.7,
         logits_large_at_start=2.4,
+        states_grow_over_depth=2.0,
+        states_tiny_at_start=2.0,
         sharp_from_start=1.6,
         loss_drops_at_once=1.2,
         logits_jump_at_once=1.0,
@@ -24,4 +26,6 @@ class Initialisation(CauseRule):
         logits_steady=-0.2,
         logits_explode=-0.5,
         attention_frozen=-0.8,
+        updates_tiny=-1.0,
+        updates_zero=-1.0,
     )

@@ -18,7 +18,12 @@ class MaskInverted(CauseRule):
         uniform_everywhere=0.6,
         loss_stuck=0.5,
         attention_frozen=-1.0,
+        updates_large=-1.0,
         logits_explode=-1.5,
+        updates_tiny=-1.5,
+        weights_stand_still=-1.5,
+        gradients_zero=-1.5,
         loss_nearly_gone=-2.0,
+        updates_zero=-2.0,
         same_keys_each_time=-4.0,
     )

@@ -15,5 +15,8 @@ class NonfiniteGradient(CauseRule):
         nan_from_start=4.2,
         nan_later=2.5,
         loss_lost=2.2,
+        lost_after_usual_updates=2.0,
         logits_explode=-1.0,
+        updates_overwrite=-1.0,
+        updates_large=-2.0,
     )

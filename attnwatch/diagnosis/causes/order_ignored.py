@@ -18,6 +18,11 @@ class OrderIgnored(CauseRule):
         loss_falls=0.3,
         loss_flat=-0.4,
         loss_nearly_gone=-0.9,
+        updates_large=-1.0,
+        updates_tiny=-1.5,
+        weights_stand_still=-1.5,
+        gradients_zero=-1.5,
         logits_explode=-2.0,
+        updates_zero=-2.0,
         attention_frozen=-3.0,
     )

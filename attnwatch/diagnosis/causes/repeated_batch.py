@@ -19,8 +19,13 @@ class RepeatedBatch(CauseRule):
         loss_smooth=0.6,
         loss_noisy=-0.9,
         loss_creeps=-1.0,
+        updates_large=-1.0,
         logits_explode=-1.5,
+        updates_tiny=-1.5,
+        weights_stand_still=-1.5,
+        gradients_zero=-1.5,
         attention_frozen=-2.0,
         loss_stuck=-2.0,
         loss_flat=-2.0,
+        updates_zero=-2.0,
     )

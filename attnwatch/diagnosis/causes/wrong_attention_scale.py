@@ -20,6 +20,11 @@ class WrongAttentionScale(CauseRule):
         uniform_everywhere=0.3,
         attention_frozen=-0.4,
         logits_jump_at_once=-0.9,
+        updates_large=-1.0,
         loss_drops_at_once=-1.1,
+        updates_tiny=-1.5,
+        weights_stand_still=-1.5,
+        gradients_zero=-1.5,
+        updates_zero=-2.0,
         loss_above_any_guess=-3.0,
     )

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 
 from attnwatch.diagnosis.course import RunCourse
-from attnwatch.diagnosis.signs import attention, both, keys, logits, loss  # noqa: F401  (these register their signs)
+from attnwatch.diagnosis.signs import (  # noqa: F401  (these register their signs)
+    attention,
+    both,
+    keys,
+    layers,
+    logits,
+    loss,
+)
 from attnwatch.diagnosis.signs.base import SIGNS
 
 __all__ = ["SIGNS", "signs_of"]

@@ -6,6 +6,7 @@ from attnwatch.diagnosis.course import RunCourse
 from attnwatch.diagnosis.signs.base import layers_of, sign
 
 _CLEARLY = 4.0  # standard errors
+_JUMP = np.log(3.0)
 _UNIFORM, _CLEARLY_NOT_UNIFORM, _SHARP = 0.97, 0.93, 0.05
 
 
@@ -63,7 +64,7 @@ def uniform_in_some(run: RunCourse) -> str | None:
     uniform = entropy.now > _UNIFORM
     if uniform.all() or not uniform.any():
         return None
-    return f"attention is uniform in {layers_of(entropy, uniform)}, but not in others"
+    return f"attention is uniform in {layers_of(entropy.names, uniform)}, but not in others"
 
 
 @sign
@@ -118,4 +119,5 @@ def _moved(run: RunCourse) -> np.ndarray | None:
 def _moved_layers(run: RunCourse) -> np.ndarray | None:
     if run.spread is None or run.entropy is None or run.spread.values.shape != run.entropy.values.shape:
         return None
-    return (np.abs(run.spread.change) > _CLEARLY) | (np.abs(run.entropy.change) > _CLEARLY)
+    has_jumped = np.abs(run.spread.now - run.spread.start) > _JUMP  # so that the jump counts as noise
+    return has_jumped | (np.abs(run.spread.change) > _CLEARLY) | (np.abs(run.entropy.change) > _CLEARLY)

@@ -1,11 +1,11 @@
 """Registry of signs, and functions that they share."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from attnwatch.diagnosis.course import Curve, RunCourse
+from attnwatch.diagnosis.course import RunCourse
 from attnwatch.utils.labels import site_labels
 
 Sign = Callable[[RunCourse], str | None]
@@ -25,8 +25,8 @@ def sign(function: Sign) -> Sign:
     return look
 
 
-def layers_of(curve: Curve, which: np.ndarray) -> str:
-    """Return the labels of some series of a curve, at most three, and how many more there are."""
-    labels = site_labels(curve.names)
+def layers_of(sites: Sequence[str], which: np.ndarray) -> str:
+    """Return the labels of some of the sites, at most three, and how many more there are."""
+    labels = site_labels(sites)
     chosen = [labels[index] for index in np.flatnonzero(which)]
     return ", ".join(chosen[:3]) + (f" and {len(chosen) - 3} more" if len(chosen) > 3 else "")

@@ -20,7 +20,7 @@ def layers_frozen(run: RunCourse) -> str | None:
     steady, grown = change < _STEADY, spread.now - spread.start > np.log(3.0)
     if not (steady.any() and grown.any()):
         return None
-    return f"logits of {layers_of(spread, steady)} keep their spread while those of others grow"
+    return f"logits of {layers_of(spread.names, steady)} keep their spread while those of others grow"
 
 
 @sign
@@ -74,6 +74,8 @@ def logits_vanish(run: RunCourse) -> str | None:
     """The spread of the logits shrinks to nothing."""
     spread = run.spread
     if spread is None or float(np.median(spread.smooth.max(0) - spread.now)) < np.log(50.0):
+        return None
+    if np.median(spread.now - spread.start) > 0:  # they grew far beyond the start, and fell back
         return None
     return f"logits have shrunk to nothing (spread {np.exp(np.median(spread.now)):.2g})"
 

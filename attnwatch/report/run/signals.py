@@ -17,13 +17,6 @@ with extra_needed("report", "the run page"):
     from bokeh.models import ColumnDataSource, HoverTool, Range1d
 
 _MOST_POINTS = 16
-_TITLES = {
-    "movement": "movement of attention (log10)",
-    "largest_logit": "largest logit (log10)",
-    "logit_growth": "growth of the logits (log10)",
-    "loss_trend": "fall of the loss (log of standard errors)",
-    "loss_noise": "noise of the loss (log10)",
-}
 
 
 @dataclass(frozen=True)
@@ -72,13 +65,14 @@ def _share(record: RunRecord, step: int) -> float | None:
 
 
 def signal_figures(record: RunRecord, course: RiskCourse) -> list[Figure]:
-    """Return a small chart of each signal, in front of its range in sound runs where that is known."""
-    return [_chart(index, record, course) for index in range(len(SIGNALS))]
+    """Return a small chart of each signal that is known, in front of its range in sound runs where that is known."""
+    is_known = np.isfinite(course.signals).any(0)
+    return [_chart(index, record, course) for index in np.flatnonzero(is_known)]
 
 
 def _chart(index: int, record: RunRecord, course: RiskCourse) -> Figure:
     signal, model = SIGNALS[index], default_risk_model()
-    made = new_figure(height=170, title=_TITLES.get(signal.name, signal.name), tools="")
+    made = new_figure(height=170, title=signal.title, tools="")
     made.min_border_left = 40
     band = _band(index, model, record)
     if band is not None:
