@@ -65,7 +65,8 @@ class HistoryBuffer:
         end = latest[0].step if latest else math.inf
         observations = [observation for _, observation in self._numbered if observation.step < end]
         observations += map(self._with_all_statistics, latest)
-        heads = max((observation.values.shape[2] for observation in observations), default=0)
+        # Sites of which no call was seen count as one head with nan.
+        heads = max((max(observation.values.shape[2], 1) for observation in observations), default=0)
         return AttentionHistory(
             steps=np.array([observation.step for observation in observations], dtype=np.int64),
             sites=self.sites,

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from attnwatch import ConfigurationError
 from attnwatch.recorder import AttentionHistory, AttentionRecorder
@@ -124,6 +125,19 @@ def test_empty_history_is_saved_too(tmp_path: Path):
     with AttentionRecorder(gpt()) as recorder:
         recorder.history().save(tmp_path / "empty.npz")
     assert len(AttentionHistory.load(tmp_path / "empty.npz")) == 0
+
+
+def test_history_of_sites_that_were_never_called_is_saved_too(tmp_path: Path):
+    model = nn.MultiheadAttention(8, 2, batch_first=True)
+    with AttentionRecorder(model, every_n_steps=1) as recorder:
+        for step in range(3):
+            with recorder.step(step):  # without a call of the model
+                recorder.record_loss(1.0)
+    recorder.history().save(tmp_path / "run.npz")
+    loaded = AttentionHistory.load(tmp_path / "run.npz")
+    assert loaded.loss.tolist() == [1, 1, 1]
+    assert loaded["entropy"].shape == (3, 1, 1)
+    assert np.isnan(loaded["entropy"]).all()
 
 
 def test_failed_save_leaves_the_old_file(history: AttentionHistory, tmp_path: Path, monkeypatch):
