@@ -100,7 +100,7 @@ class TrainingCheckup:
         watched = () if reason else self._optimizers
         self._guard, self._cannot_repeat = Guard(), ""
         self._stale = StaleGradients(model, watched, self._guard)
-        self._recorder = ForwardRecorder(model, self._stale.begin_backward, self._guard)
+        self._recorder = ForwardRecorder(model, self._stale.begin_forward, self._stale.begin_backward, self._guard)
         self._updates = Updates(model, watched, self._guard)
 
     def __enter__(self) -> "TrainingCheckup":

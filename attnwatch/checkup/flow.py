@@ -9,6 +9,8 @@ from attnwatch.checkup.forward import CannotCheck, RecordedForward
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.tokens import Tokens, tokens_of
 
+# Sequences with fewer tokens don't show which of them are seen.
+_LEAST_TOKENS = 4
 # An output counts as changed if it differs by more than these shares of its spread over tokens and sequences, and of
 # the size of the outputs. Rounding changes it by less.
 _MOVED, _ROUNDING = 1e-4, 3e-6
@@ -50,12 +52,18 @@ class Flow:
         return output.ndim >= 3 and output.shape[1] == self.tokens.length
 
     @property
+    def before_later(self) -> Tensor:
+        """Positions before those that `later` replaces: bool [batch, tokens]."""
+        cuts = (self.middle - torch.arange(self.num_sequences, device=self.tokens.values.device)).clamp(min=1)
+        return self._places < cuts[:, None]
+
+    @property
     def middle(self) -> int:
-        """First position that `later` replaces: the middle of the shortest sequence, not counting its padding."""
+        """Middle of the shortest sequence, not counting its padding."""
         shortest = int((~self.tokens.padding).sum(1).min())
         first = int((~self.tokens.padding).int().argmax(1).max())
-        if shortest < 4:
-            raise CannotCheck(f"a sequence has {shortest} tokens, and 4 are needed")
+        if shortest < _LEAST_TOKENS:
+            raise CannotCheck(f"a sequence has {shortest} tokens, and {_LEAST_TOKENS} are needed")
         return min(first + shortest // 2, self.tokens.length - 1)
 
     @property
@@ -63,10 +71,19 @@ class Flow:
         """True if the outputs are the same for all tokens and sequences, apart from rounding."""
         return bool(self._spread <= self._least * self._unchanged.abs().max())
 
+    def require_repeatable(self) -> None:
+        """Raise `CannotCheck` if outputs change although nothing was replaced, as with dropout in evaluations."""
+        if self._moved(self._by_token(self._repeats.output())).any():
+            raise CannotCheck("the outputs change when the forward pass is repeated with the same inputs in eval mode")
+
     @cached_property
     def later(self) -> Tensor:
-        """Outputs that change with the tokens from the middle on: bool [batch, tokens] or [batch]."""
-        return self._moved_with(self._places >= self.middle)
+        """Outputs that change with later tokens: bool [batch, tokens] or [batch].
+
+        They are replaced from the middle on, and one token earlier in each further sequence, as a mask may be causal by
+        blocks only.
+        """
+        return self._moved_with(~self.before_later)
 
     @cached_property
     def sees_others(self) -> bool:
@@ -76,13 +93,38 @@ class Flow:
         be two documents. The output of an unchanged token must change; that of a whole sequence must change both times.
         """
         odd = self._places % 2 == 1
-        by_odd, by_even = self._moved_with(odd), self._moved_with(~odd)
+        by_odd, by_even = self._by_halves
         if not self.has_outputs_of_tokens:
             return bool(by_odd.any() and by_even.any())
         if not (by_odd & odd).any() and not (by_even & ~odd).any():
             raise CannotCheck("no output changes with its own token, because weights are zero")
         real = ~self.tokens.padding
         return bool((by_odd & ~odd & real).any() or (by_even & odd & real).any())
+
+    @property
+    def sees_first_only(self) -> bool:
+        """True if outputs change with the first token of their sequence, but with none of the others."""
+        if not self.has_outputs_of_tokens or not self.sees_others or self.tokens.length < _LEAST_TOKENS:
+            return False
+        odd, real = self._places % 2 == 1, ~self.tokens.padding
+        by_odd, by_even = self._by_halves
+        whole = real[:, :_LEAST_TOKENS].all(1, keepdim=True)  # sequences that begin at an even place, the first
+        return bool((by_even & odd & real & whole).any() and not (by_odd & ~odd & real & whole).any())
+
+    @property
+    def is_causal(self) -> bool:
+        """True if there are outputs of tokens that see others, but the first of each sequence sees no later token."""
+        if not self.has_outputs_of_tokens or not self.sees_others:
+            return False
+        by_odd, _ = self._by_halves
+        begins = ~self.tokens.padding[:, 0]
+        return bool(begins.any() and not by_odd[begins, 0].any())
+
+    @cached_property
+    def _by_halves(self) -> tuple[Tensor, Tensor]:
+        """Outputs that change with the tokens at odd places, and with those at even places."""
+        odd = self._places % 2 == 1
+        return self._moved_with(odd), self._moved_with(~odd)
 
     @cached_property
     def padded(self) -> Tensor:

@@ -179,7 +179,7 @@ class ForwardRecorder:
 
     Args:
         model: model being trained, or a module that wraps it.
-        on_backward: function called when the backward pass of a forward pass begins.
+        on_forward, on_backward: functions called when a forward pass begins, and when its backward pass does.
 
     Attributes:
         forward: the recorded forward pass; None if there was none.
@@ -187,8 +187,8 @@ class ForwardRecorder:
         read: tokens whose outputs the loss reads, by the name of the output.
     """
 
-    def __init__(self, model: nn.Module, on_backward: Callable[[], None], guard: Guard):
-        self._on_backward, self._guard = on_backward, guard
+    def __init__(self, model: nn.Module, on_forward: Callable[[], None], on_backward: Callable[[], None], guard: Guard):
+        self._on_forward, self._on_backward, self._guard = on_forward, on_backward, guard
         self._state: ForwardState | None = None
         self._names = {module: name for name, module in model.named_modules()}
         self._handles: list[Any] = []
@@ -218,6 +218,10 @@ class ForwardRecorder:
         self._handles.clear()
         self._depth.clear()
 
+    def _name(self, module: nn.Module) -> str:
+        """Return the name of a module; that of the model for a shallow copy of it, which has the same hooks."""
+        return self._names.get(module, "")
+
     def _receive(self, name: str, gradient: Tensor) -> None:
         self.received.add(name)
         self._on_backward()
@@ -229,11 +233,13 @@ class ForwardRecorder:
         self._called, self._positions, self._graph = {}, {}, GraphRecorder(self._names)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not self._depth and torch.is_grad_enabled() and self.forward is None:
-            self._begin()
-            self._state = ForwardState(module)
+        if not self._depth and torch.is_grad_enabled():
+            self._on_forward()
+            if self.forward is None:
+                self._begin()
+                self._state = ForwardState(module)
         self._depth.append(module)
-        name = self._names[module]
+        name = self._name(module)
         self._called[name] = None
         if _embeds_what_it_is_given(module) and POSITIONS.search(name) and args and isinstance(args[0], Tensor):
             self._positions[name] = args[0]
@@ -264,7 +270,7 @@ class ForwardRecorder:
         given = {f"`{name}`": value for name, value in arguments.items() if _are_positions(name, value)}
         self.forward = RecordedForward(
             module,
-            self._names[module],
+            self._name(module),
             arguments,
             len(args),
             {name: tensor.shape for name, tensor in tensors_in(output) if not tensor.is_nested},

@@ -63,10 +63,14 @@ class GraphRecorder:
         known = {parameter for module in self.names for parameter in module.parameters(recurse=False)}
         foreign = tuple(each for each in leaves if isinstance(each, nn.Parameter) and each not in known)
         is_used = {module: not seen.isdisjoint(nodes) for module, nodes in called.items()}
-        unused = frozenset(self.names[module] for module, used in is_used.items() if not used)
+        unused = frozenset(self._name(module) for module, used in is_used.items() if not used)
         found = set(leaves)
         cut = [name for module, used in is_used.items() if used for name in self._cut_off(module, found)]
-        return Graph(foreign, unused, tuple(cut), tuple(self.names[module] for module in self._without_grad))
+        return Graph(foreign, unused, tuple(cut), tuple(map(self._name, self._without_grad)))
+
+    def _name(self, module: nn.Module) -> str:
+        """Return the name of a module; "" for a shallow copy of a module, which has the same hooks."""
+        return self.names.get(module, "")
 
     def _cut_off(self, module: nn.Module, leaves: set[Tensor]) -> list[str]:
         """Return the trainable matrices of a module without children if none of them is a leaf of the graph."""
@@ -74,7 +78,7 @@ class GraphRecorder:
             return []
         own = {
             name: each
-            for name, each in module.named_parameters(self.names[module], recurse=False)
+            for name, each in module.named_parameters(self._name(module), recurse=False)
             if each.requires_grad and each.ndim > 1 and each.is_leaf
         }
         return [] if any(each in leaves for each in own.values()) else list(own)

@@ -1,4 +1,4 @@
-"""Old gradients that exist when the first backward after an optimizer step begins, and are reused."""
+"""Old gradients that exist before the first backward after an optimizer step, and are reused."""
 
 import math
 from collections.abc import Sequence
@@ -16,9 +16,11 @@ _NUM_PARAMETERS = 8
 
 
 class StaleGradients:
-    """Norms of the gradients that exist when a backward pass begins, computed on the device.
+    """Norms of the gradients that exist before a forward pass and when its backward pass begins, on the device.
 
-    Only the optimizers get hooks: parameters with hooks could not be replaced, as removing heads requires.
+    Both must be old: gradients are often cleared between the two, and parameters that the loss uses itself get their
+    new gradients before the outputs of the model do. Only the optimizers get hooks: parameters with hooks could not be
+    replaced, as removing heads requires.
 
     Args:
         model: model being trained.
@@ -29,6 +31,7 @@ class StaleGradients:
         self._handles: list[Any] = []
         self._parameters: dict[str, nn.Parameter] = {}
         self._expects: set[str] = set()
+        self._before: dict[str, Tensor] = {}
         self._old: dict[str, Tensor] = {}
         self._norms: dict[str, Tensor] = {}
         names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -41,13 +44,16 @@ class StaleGradients:
             self._handles.append(inner.register_step_pre_hook(guard(partial(self._begin, of_optimizer))))
             self._handles.append(inner.register_step_post_hook(guard(partial(self._end, of_optimizer))))
 
+    def begin_forward(self) -> None:
+        """Compute the norms of the gradients before a forward pass, if an optimizer has stepped since the last one."""
+        self._before |= {name: _norm(self._parameters[name]) for name in self._expects & self._parameters.keys()}
+
     def begin_backward(self) -> None:
         """Compute the norms of the gradients that new ones may be added to."""
         for name, parameter in self._parameters.items():
-            gradient = parameter.grad
-            old = torch.zeros((), device=parameter.device) if gradient is None else gradient.detach().norm()
+            old = _norm(parameter)
             if name in self._expects:
-                self._old[name] = old
+                self._old[name] = torch.minimum(old, self._before.pop(name, old))
             elif name in self._old:
                 self._old[name] = torch.minimum(self._old[name], old)
         self._expects.clear()
@@ -71,3 +77,9 @@ class StaleGradients:
 
     def _end(self, names: frozenset[str], *step: Any) -> None:
         self._expects |= names
+
+
+def _norm(parameter: nn.Parameter) -> Tensor:
+    """Return the norm of a gradient; 0 if there is none."""
+    gradient = parameter.grad
+    return torch.zeros((), device=parameter.device) if gradient is None else gradient.detach().norm()

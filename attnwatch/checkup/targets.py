@@ -42,13 +42,16 @@ class Targets:
     def shift(self, ids: Tensor) -> int | None:
         """Return how many positions the targets are ahead of the ids [batch, tokens]; None if they do not match.
 
-        0 means that each token is scored against itself; 1 against the next one, as in a language model. At most 3.
+        0 means that each token is scored against itself; 1 against the next one, as in a language model; -1 against the
+        one before. At most 3.
         """
         if self.classes.shape != ids.shape:
             return None
-        for shift in (1, 2, 3, 0):
-            scored = self.is_scored[:, : ids.shape[1] - shift]
-            is_same = self.classes[:, : ids.shape[1] - shift] == ids[:, shift:]
+        length = ids.shape[1]
+        for shift in (1, 2, 3, 0, -1):
+            predicted = slice(max(-shift, 0), length - max(shift, 0))
+            scored = self.is_scored[:, predicted]
+            is_same = self.classes[:, predicted] == ids[:, max(shift, 0) : length + min(shift, 0)]
             number = int(scored.sum())
             if number >= 8 and int((is_same & scored).sum()) >= 0.95 * number:
                 return shift

@@ -51,6 +51,7 @@ class Tokens:
         values: ids [batch, tokens], or features [batch, tokens, features], which may be the patches of an image.
         padding: mask of the padding, bool [batch, tokens].
         mask_name: name of the argument that marks the padding; None if there is no such argument.
+        pad_id: id of the padding; None if it is unknown, or marks the end of a text too.
         grid: size of the image and of its patches; None if the values are not patches.
     """
 
@@ -59,6 +60,7 @@ class Tokens:
     padding: Tensor
     mask_name: str | None
     grid: "PatchGrid | None" = None
+    pad_id: int | None = None
 
     @property
     def are_ids(self) -> bool:
@@ -85,6 +87,23 @@ class Tokens:
         if len(self.values[self.padding.flip(1)].unique()) == 1 and int(self.padding.sum()) >= _LEAST_PADDING:
             return "hides tokens at one end of the sequences, but the other end has one id, which looks like padding"
         return ""
+
+    @property
+    def num_shown_padding(self) -> int:
+        """Number of sequences whose padding the mask shows: to all of them, or while it hides text of others."""
+        if not self.are_ids or self.mask_name is None or not self.padding.any() or self.mask_fault:
+            return 0
+        if self.pad_id is not None:
+            is_pad, is_padded = self.values == self.pad_id, self.padding.any(1)
+            shown = ((at_end(is_pad) | at_end(is_pad.flip(1)).flip(1)) & ~self.padding)[is_padded].any(1)
+            if shown.all() and len(shown) > 1:
+                return len(shown)
+        for values, hidden in ((self.values, self.padding), (self.values.flip(1), self.padding.flip(1))):
+            is_last = values == values[:, -1].mode().values
+            num_shown = (at_end(is_last) & ~hidden).sum(1)
+            if int((num_shown >= _FEW_KINDS).sum()) and len(values[hidden & ~is_last].unique()) >= _FEW_KINDS:
+                return int((num_shown >= _FEW_KINDS).sum())
+        return 0
 
     def as_argument(self, values: Tensor) -> Tensor:
         """Return new values of the tokens in the form that the model accepts."""
@@ -128,7 +147,8 @@ def tokens_of(forward: RecordedForward, arguments: Mapping[str, Any]) -> Tokens:
         if isinstance(mask, Tensor) and mask.shape == shape:
             padding = mask == 0 if mask_name in _MASKS_OF_TOKENS else mask.bool()
             hides_nothing = not padding.any()
-            return Tokens(name, values, _by_id(forward.module, values) if hides_nothing else padding, mask_name)
+            padding = _by_id(forward.module, values) if hides_nothing else padding
+            return Tokens(name, values, padding, mask_name, pad_id=_id_of_padding_alone(forward.module))
     return Tokens(name, values, _by_id(forward.module, values), None)
 
 
@@ -168,6 +188,13 @@ def _by_id(module: nn.Module, values: Tensor) -> Tensor:
     is_pad = values == pad_id
     padding = at_end(is_pad) | is_pad.cumprod(1).bool()
     return padding & (padding.sum(1, keepdim=True) > 1)  # a single one may be an end-of-text token
+
+
+def _id_of_padding_alone(module: nn.Module) -> int | None:
+    """Return the padding id; None if it is unknown, or is the id of the end of a text too."""
+    pad_id = padding_id(module)
+    ends = getattr(getattr(module, "config", None), "eos_token_id", None)
+    return None if pad_id in (ends if isinstance(ends, list) else [ends]) else pad_id
 
 
 def at_end(where: Tensor) -> Tensor:

@@ -79,6 +79,11 @@ def same_token(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
 
 
+def token_before(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    logits = model(**{name: value for name, value in batch.items() if name != "labels"})
+    return F.cross_entropy(logits[:, 1:].flatten(0, 1), batch["labels"][:, :-1].flatten())
+
+
 def class_at_the_end(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     return F.cross_entropy(model(batch["tokens"], batch["attention_mask"])[:, -1], batch["labels"])
 
@@ -201,6 +206,60 @@ class Inverted(Layer):
 class OwnKeyOnly(Layer):
     def visible(self, attention_mask: Tensor | None, length: int) -> Tensor:
         return torch.eye(length, dtype=torch.bool)
+
+
+class Backward(Layer):
+    """Layer whose tokens see later ones."""
+
+    def visible(self, attention_mask: Tensor | None, length: int) -> Tensor:
+        return torch.ones(length, length, dtype=torch.bool).triu()
+
+
+class ByBlocks(Layer):
+    """Layer whose tokens see blocks of four as a whole."""
+
+    def visible(self, attention_mask: Tensor | None, length: int) -> Tensor:
+        block = torch.arange(length) // 4
+        return block[:, None] >= block
+
+
+class FirstKeyOnly(Layer):
+    def visible(self, attention_mask: Tensor | None, length: int) -> Tensor:
+        return (torch.arange(length) == 0).expand(length, length)
+
+
+class Experts(nn.Module):
+    """Two experts, of which each token takes the better one, multiplied by its share."""
+
+    shares_count = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router, self.first, self.second = nn.Linear(WIDTH, 2), nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shares = self.router(x).softmax(-1)
+        chosen = shares.argmax(-1, keepdim=True)
+        result = torch.where(chosen == 0, self.first(x), self.second(x))
+        return x + (result * shares.gather(-1, chosen) if self.shares_count else result)
+
+
+class HardExperts(Experts):
+    shares_count = False
+
+
+class NetOfExperts(Net):
+    """Net with experts behind each layer."""
+
+    def __init__(self, kind: type[Experts]):
+        super().__init__()
+        self.experts = nn.ModuleList(kind() for _ in self.layers)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        x = self.embedding(tokens) + self.positions(torch.arange(tokens.shape[1]))
+        for layer, experts in zip(self.layers, self.experts, strict=True):
+            x = experts(layer(x, attention_mask))
+        return self.head(x)
 
 
 class Detached(Layer):
@@ -683,7 +742,47 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
     "sequences of one token": (
         "blind_attention",
         lambda: Script(Net(), {name: value.reshape(-1, 1) for name, value in ids().items()}, same_token),
-        lambda: Script(Net(), {name: value[:, :2] for name, value in ids().items()}, same_token),
+        lambda: Script(Net(), {name: value[:, :2] for name, value in ids().items()}, next_token),
+    ),
+    "labels that are not shifted": (
+        "labels_shifted_twice",
+        lambda: Script(Net(), ids(), same_token),
+        lambda: Script(Net(causal=False), ids(), same_token),
+    ),
+    "outputs shifted instead of labels": (
+        "labels_shifted_twice",
+        lambda: Script(Net(), ids(), token_before),
+        lambda: Script(with_layers(Backward), ids(), token_before),
+    ),
+    "labels of a decoder that are not shifted": (
+        "labels_shifted_twice",
+        lambda: Script(t5(), with_decoder_ids(shift=0)),
+        lambda: Script(t5(), with_decoder_ids(shift=1)),
+    ),
+    "mask that is causal by blocks": (
+        "future_leak",
+        lambda: Script(with_layers(ByBlocks), ids(), next_token),
+        lambda: Script(Net(), ids(), next_token),
+    ),
+    "masks in another order than the texts": (
+        "padding_leak",
+        lambda: Script(bert(), masked(lambda mask: mask.flip(0))),
+        lambda: Script(bert(), masked(lambda mask: mask)),
+    ),
+    "masks that are one token too long": (
+        "padding_leak",
+        lambda: Script(bert(), masked(lambda mask: mask.roll(1, 1))),
+        lambda: Script(gpt2(), masked(lambda mask: mask.roll(1, 1))),  # its config has no padding id
+    ),
+    "keys of the first token only": (
+        "blind_attention",
+        lambda: Script(with_layers(FirstKeyOnly), ids(), next_token),
+        lambda: Script(with_layers(FirstKeyOnly, only=0), ids(), next_token),
+    ),
+    "router whose shares do not count": (
+        "no_gradient",
+        lambda: Script(NetOfExperts(HardExperts), ids(), next_token),
+        lambda: Script(NetOfExperts(Experts), ids(), next_token),
     ),
     "padding is learned by a decoder": (
         "padding_in_loss",
@@ -783,6 +882,18 @@ def translated(*, ignored: int = -100) -> dict[str, Tensor]:
     return {"input_ids": torch.randint(1, VOCABULARY, (5, 16)), "labels": labels}
 
 
+def with_decoder_ids(*, shift: int) -> dict[str, Tensor]:
+    batch = translated()
+    return batch | {"decoder_input_ids": F.pad(batch["labels"].clamp(min=0), (shift, 0))[:, :12]}
+
+
+def masked(change: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """Return a padded batch with a mask that was changed."""
+    batch = padded("input_ids")
+    mask = change(batch["attention_mask"])
+    return batch | {"attention_mask": mask, "labels": batch["labels"].masked_fill(mask == 0, -100)}
+
+
 def classified() -> dict[str, Tensor]:
     return padded() | {"labels": torch.tensor([0, 1, 2, 0, 1])}
 
@@ -878,6 +989,21 @@ def one_sequence() -> Script:
     return Script(t5(), {"input_ids": tokens, "labels": tokens.roll(-1, 1)})
 
 
+class Random(nn.Module):
+    """Encoder of torch with dropout in evaluations, where it takes another path, with other random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.positions = nn.Embedding(VOCABULARY, WIDTH, padding_idx=0), nn.Embedding(64, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 48, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 2), nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, tokens: Tensor, attention_mask: Tensor) -> Tensor:
+        x = F.dropout(self.embedding(tokens) + self.positions(torch.arange(tokens.shape[1])), 0.1, training=True)
+        x = self.encoder(x, src_key_padding_mask=attention_mask == 0)
+        return self.head(F.dropout(x, 0.1, training=True))
+
+
 ODD = {
     "gates begin at zero": lambda: Script(with_layers(Gated), ids(), next_token),
     "output layers begin at zero": lambda: Script(zeros("out.", "mlp.3"), ids(), next_token),
@@ -892,6 +1018,8 @@ ODD = {
     "padding weighed by zero": lambda: Script(Net(), padded(ignored=0), weighed),
     "distillation of all places": lambda: Script(Net(), padded(ignored=0), distilled),
     "normalised queries with a large scale": lambda: Script(with_layers(Normalised), ids(), next_token),
+    "blocks that predict the next block": lambda: Script(with_layers(ByBlocks), shifted("tokens", by=4), same_token),
+    "dropout in evaluations": lambda: Script(Random(), padded(), same_token),
 }
 
 

@@ -1,5 +1,6 @@
 """A checkup beside a training: it changes nothing, answers once, and leaves nothing behind."""
 
+import copy
 import gc
 import random
 import re
@@ -122,6 +123,45 @@ def test_gradients_that_were_not_cleared_are_told_from_accumulation(clear, accum
     if found:
         assert checkup.findings[0].step == 2
     assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("clears", ["before the forward", "after the step"])
+def test_gradients_of_weights_that_only_the_loss_uses_are_no_old_ones(clears):
+    """They are there before the outputs of the model have gradients."""
+    model = gpt2()
+    model.scale = nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.AdamW([model.scale, *model.transformer.parameters()], lr=1e-3)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(4):
+            tokens = torch.randint(1, 40, (4, 10))
+            with checkup.step(step):
+                if clears == "before the forward":
+                    optimizer.zero_grad()
+                loss = model(input_ids=tokens, labels=tokens).loss
+                (loss * (-model.scale).exp() + model.scale).backward()
+            optimizer.step()
+            if clears == "after the step":
+                optimizer.zero_grad()
+    assert not checkup.findings, checkup
+    assert "gradients_not_cleared" not in checkup.skipped
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_shallow_copy_of_a_model_has_its_layers(duplicate):
+    """A copy in eval mode takes the layers of the model with it."""
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(2):
+            tokens = torch.randint(1, 40, (4, 10))
+            with checkup.step(step):
+                teacher = duplicate(model).eval()
+                with torch.no_grad():
+                    teacher(input_ids=tokens)
+                model(input_ids=tokens, labels=tokens).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [finding.kind.value for finding in checkup.findings] == ["eval_mode"] * (duplicate is copy.copy)
 
 
 class CountedNet(nn.Module):
@@ -535,6 +575,38 @@ def test_one_class_only_is_told(classes, is_note):
     found = classify(lambda tokens: torch.zeros(16, dtype=torch.long), classes=classes)
     assert {kind: finding.is_note for kind, finding in found.items()} == {"empty_batch": is_note}
     assert not classify(lambda tokens: torch.arange(16) % classes, classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_found"),
+    [
+        (torch.tensor([2, 0, 1, 1, 2, 0, 0, 3, 0, 2, 2, 1, 3, 0, 1, 3]), True),
+        (torch.arange(16) // 4, False),  # as by a sampler of classes
+        (torch.arange(16) % 4, False),
+    ],
+    ids=["in any order", "sorted", "periodic"],
+)
+def test_labels_that_are_the_same_for_all_texts_are_unrelated(labels, is_found):
+    found = classify(lambda tokens: labels)
+    assert {kind: finding.is_note for kind, finding in found.items()} == (
+        {"labels_unrelated": False} if is_found else {}
+    )
+    assert not is_found or "5 batches of different tokens had the same labels" in found["labels_unrelated"].message
+
+
+def test_labels_of_the_same_texts_are_the_same():
+    """Training on one batch is a note of its own."""
+    torch.manual_seed(0)
+    texts, labels = torch.randint(1, 40, (8, 10)), torch.tensor([2, 0, 1, 1, 2, 0, 0, 2])
+    model = GPT2ForSequenceClassification(GPT2Config(vocab_size=40, num_labels=3, pad_token_id=0, **SIZES)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(6):
+            with checkup.step(step):
+                model(texts, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [finding.kind.value for finding in checkup.findings] == ["repeated_batch"]
 
 
 @pytest.mark.slow

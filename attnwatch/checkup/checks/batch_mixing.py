@@ -25,6 +25,7 @@ class BatchMixing(Check):
         moved = mixed_tokens(step.flow)
         if not moved.any():
             return None
+        step.flow.require_repeatable()
         share = float(moved.float().mean())
         what = f"{share:.0%} of the outputs of a sequence change when the other sequences in the batch are replaced"
         return Fault(what, numbers={"share_that_moves": share})

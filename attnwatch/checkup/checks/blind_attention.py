@@ -11,7 +11,7 @@ _MANY_SEQUENCES = 8
 
 @register
 class BlindAttention(Check):
-    """No token depends on any other.
+    """No token depends on any other, or all depend on the first one only.
 
     Every second token is replaced, then the others. Outputs of the unchanged tokens must change. A model with
     weights that are initially zero is checked again after the first steps.
@@ -36,6 +36,10 @@ class BlindAttention(Check):
             raise CannotCheck("attention sees only the padding")
         if not step.repeats.unchanged.any():
             raise CannotCheck("all outputs are zero")
+        if flow.sees_first_only:
+            return Fault(
+                "the outputs of tokens change with the first token of their sequence, but with none of the others"
+            )
         sees_padding = flow.tokens.padding.any() and flow.padded.any()
         sees_others = flow.num_sequences > 1 and flow.others.any()
         if flow.sees_others or sees_padding or sees_others:  # the last two mean an inverted mask and swapped axes

@@ -11,8 +11,8 @@ from attnwatch.checkup.forward import is_encoder_decoder
 class FutureLeak(Check):
     """A next-token model sees the tokens that it should predict.
 
-    Tokens from the middle of the batch's sequences on are replaced. Outputs before the middle that are scored against
-    the next token must not change. A leak makes the loss unrealistically low, and the model useless for generation.
+    Tokens from about the middle of the sequences on are replaced. Outputs before them that are scored against the next
+    token must not change. A leak makes the loss unrealistically low, and the model useless for generation.
     """
 
     name = "future_leak"
@@ -26,16 +26,17 @@ class FutureLeak(Check):
         flow, leaks = step.flow, leaking_predictions(step)
         if not leaks.any():
             return None
+        flow.require_repeatable()
         share = float(leaks.float().mean())
         what = (
-            f"{share:.0%} of the predictions before token {flow.middle} change when `{flow.tokens.name}` changes from "
-            "there on: they depend on tokens that they must not see"
+            f"{share:.0%} of the predictions up to about token {flow.middle} change when later tokens of "
+            f"`{flow.tokens.name}` do: they depend on tokens that they must not see"
         )
         return Fault(what, numbers={"share_that_moves": share, "first_changed_token": float(flow.middle)})
 
 
 def leaking_predictions(step: StepEvidence) -> Tensor:
-    """Return a mask of the scored predictions before the middle that change with later tokens: bool [predictions].
+    """Return a mask of the scored predictions that change with later tokens: bool [predictions].
 
     Raises:
         CannotCheck: the model is not a next-token model.
@@ -47,6 +48,5 @@ def leaking_predictions(step: StepEvidence) -> Tensor:
     flow = step.flow
     if not flow.has_outputs_of_tokens:
         raise CannotCheck("the model does not return one output per token")
-    before = slice(0, flow.middle)
-    is_scored = step.targets.is_scored[: flow.num_sequences, before] & ~flow.tokens.padding[:, before]
-    return flow.later[:, before][is_scored]
+    is_scored = step.targets.is_scored[: flow.num_sequences] & ~flow.tokens.padding
+    return flow.later[is_scored & flow.before_later]

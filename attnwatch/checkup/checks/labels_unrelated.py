@@ -1,12 +1,18 @@
-"""Labels that appear unrelated to the inputs, judging by what the model has learned."""
+"""Labels that are the same for all inputs, or appear unrelated to them, judging by what the model has learned."""
+
+import contextlib
+import itertools
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence, later_points
 
 _NUM_STEPS = 5
+_LEAST_LABELS = 8
 # Share of the loss by which exchanged labels must raise it.
 _LEAST_RISE = 0.01
 
@@ -18,10 +24,13 @@ class LabelsUnrelated(Check):
     At least 50 steps must have passed. In five batches, each sequence receives the labels of its neighbour, and the
     cross-entropy is recomputed from the same predictions. Shuffled labels look like this, but so does a model that has
     not begun to learn. The finding is therefore a note, and is withdrawn if labels matter at half of the run.
+
+    If five batches of different tokens have the same labels in the same order, that is reported at once. Labels that
+    are sorted or periodic, as those of samplers and of contrastive losses, do not count.
     """
 
     name = "labels_unrelated"
-    status = None
+    severity = 0.7
     watches = looks_again = True
     remedy = (
         "Check that inputs and labels stay together when the data are shuffled, filtered or sorted; otherwise the "
@@ -30,8 +39,16 @@ class LabelsUnrelated(Check):
 
     def __init__(self) -> None:
         self._losses: dict[float, dict[int, tuple[float, float]]] = {}
+        self._batches: dict[int, tuple[Tensor, Tensor]] = {}
 
     def look(self, step: StepEvidence) -> Fault | None:
+        if len(self._batches) < _NUM_STEPS:
+            with contextlib.suppress(CannotCheck):
+                if step.tokens.are_ids:
+                    batch = step.tokens.values.clone(), step.targets.classes.clone()
+                    self._batches.setdefault(step.global_step, batch)
+        if _have_the_same_labels([*self._batches.values()]):
+            return Fault(f"{_NUM_STEPS} batches of different tokens had the same labels in the same order")
         if step.total_steps is None:
             raise CannotCheck("the number of steps in the run is unknown: pass `total_steps`")
         points = later_points(step.total_steps)
@@ -46,7 +63,22 @@ class LabelsUnrelated(Check):
             return None
         steps = f"in steps {min(losses)} to {max(losses)}"
         what = f"{steps} the loss was {loss:.4g}, and {exchanged:.4g} when each sequence got the labels of another"
-        return Fault(what, numbers={"loss": loss, "loss_of_exchanged_labels": exchanged})
+        return Fault(what, numbers={"loss": loss, "loss_of_exchanged_labels": exchanged}, is_note=True)
+
+
+def _have_the_same_labels(batches: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Return whether enough batches (ids, labels), none of which has the same ids, have labels in one random order."""
+    if len(batches) < _NUM_STEPS:
+        return False
+    ids, labels = zip(*batches, strict=True)
+    first = labels[0].flatten()
+    if not all(torch.equal(each, labels[0]) for each in labels) or len(first) < _LEAST_LABELS:
+        return False
+    if any(torch.equal(one, other) for one, other in itertools.combinations(ids, 2)):
+        return False
+    steps = first.diff()
+    is_periodic = any(torch.equal(first[period:], first[:-period]) for period in range(1, len(first) // 2 + 1))
+    return not (is_periodic or bool((steps >= 0).all()) or bool((steps <= 0).all()))
 
 
 def _losses(step: StepEvidence) -> tuple[float, float]:

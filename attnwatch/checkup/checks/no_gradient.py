@@ -15,9 +15,9 @@ class NoGradient(Check):
     """The optimizers find no gradients when they step, or parts of the model get none because of how it computes.
 
     These parts are weights that a module uses as plain numbers, weights of modules that are called under
-    `torch.no_grad()` behind modules with gradients, attention layers whose outputs are not used, though
-    modules before and after them have gradients, and attention layers with gradients of zero. Modules that are not
-    called, or are unused after the last attention layer, as the pooler of BERT often is, are not reported.
+    `torch.no_grad()` behind modules with gradients, attention layers and matrices between them whose outputs are not
+    used, though modules before and after them have gradients, and attention layers with gradients of zero. Modules that
+    are not called, or are unused after the last attention layer, as the pooler of BERT often is, are not reported.
     """
 
     name = "no_gradient"
@@ -52,6 +52,8 @@ def _of_graph(step: StepEvidence) -> Fault | None:
         return Fault(f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()", disabled)
     if layers := bypassed_layers(step):
         return Fault(f"{listed(layers)} got no gradient, although modules before and after did", layers)
+    if unused := unused_matrices(step):
+        return Fault(f"{listed(unused)} got no gradient: what their modules return has no part in the output", unused)
     return None
 
 
@@ -85,6 +87,32 @@ def bypassed_layers(step: StepEvidence) -> tuple[str, ...]:
     first = called.index(own[0]) if own else len(called)
     left_out = reached | after_last(sites, reached)
     return tuple(name for name in sites if name not in left_out and first < called.index(name) < last)
+
+
+def unused_matrices(step: StepEvidence) -> tuple[str, ...]:
+    """Return the matrices that are trained in vain between the attention layers: nothing depends on their outputs.
+
+    A router of experts is one if only its choice counts, but not its shares.
+    """
+    called = step.forward.called
+    sites = [called.index(site.name) for site in find_sites(step.model) if site.name in called]
+    if not sites or not step.optimizers or not step.received:
+        return ()
+    unused = [
+        name for name in called[min(sites) : max(sites)] if name in step.graph.unused and _has_trained(step, name)
+    ]
+    return tuple(
+        f"{name}.{weight}"
+        for name in unused
+        for weight, each in step.model.get_submodule(name).named_parameters(recurse=False)
+        if each.ndim > 1 and each.requires_grad and each.grad is None and each in step.held
+    )
+
+
+def _has_trained(step: StepEvidence, name: str) -> bool:
+    """Return whether other matrices of the module that a module belongs to have a gradient."""
+    parent = step.model.get_submodule(name.rpartition(".")[0])
+    return any(each.grad is not None for each in _matrices(parent))
 
 
 def _matrices(module: nn.Module, *, recurse: bool = True) -> list[nn.Parameter]:

@@ -6,6 +6,7 @@ from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.flow import Flow
 from attnwatch.checkup.padding import padding_and_read
+from attnwatch.utils.messages import counted
 
 
 @register
@@ -13,8 +14,8 @@ class PaddingLeak(Check):
     """Outputs of real tokens depend on the padding.
 
     The padding of the batch is embedded as other tokens. Outputs of real tokens must not change; if they do, results
-    depend on how sequences are batched. If there is one target for each sequence, the loss must not read the outputs at
-    padding, either.
+    depend on how sequences are batched. The mask must not show padding. If there is one target for each sequence, the
+    loss must not read the outputs at padding, either.
     """
 
     name = "padding_leak"
@@ -29,10 +30,14 @@ class PaddingLeak(Check):
         if num_read := _sequences_read_at_padding(step):
             what = f"the loss reads outputs at padding in {num_read} of the first sequences"
             return Fault(what, numbers={"sequences": float(num_read)})
+        if num_shown := step.tokens.num_shown_padding:
+            what = f"`{step.tokens.mask_name}` shows the padding of {counted(num_shown, 'sequence')}"
+            return Fault(f"{what}: it is too long, or in another order", numbers={"sequences": float(num_shown)})
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or real_tokens_are_unseen(flow) or step.sees_only_padding or _has_other_cause(step):
             return None
+        flow.require_repeatable()
         given = f"although `{flow.tokens.mask_name}` was given" if flow.tokens.mask_name else "and no mask was given"
         what = f"{share:.0%} of the outputs of real tokens change with the content of the padding, {given}"
         return Fault(what, numbers={"share_that_moves": share})

@@ -67,7 +67,7 @@ def _share(record: RunRecord, step: int) -> float | None:
 def signal_figures(record: RunRecord, course: RiskCourse) -> list[Figure]:
     """Return a small chart of each signal that is known, in front of its range in sound runs where that is known."""
     is_known = np.isfinite(course.signals).any(0)
-    return [_chart(index, record, course) for index in np.flatnonzero(is_known)]
+    return [_chart(index, record, course) for index in range(len(SIGNALS)) if is_known[index]]
 
 
 def _chart(index: int, record: RunRecord, course: RiskCourse) -> Figure:
