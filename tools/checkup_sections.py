@@ -15,7 +15,7 @@ _PARTS = {
     "blind-4": "of the fourth blind set",
 }
 # Result of the first run on each blind set, and the name of the set in it.
-_BLIND = {"checkup_blind_1": "held out", "checkup_blind_2": "blind-2", "checkup_blind_3": "blind-3"}
+_BLIND = {f"checkup_blind_{number}": f"blind-{number}" for number in range(1, 5)} | {"checkup_blind_1": "held out"}
 _LOOPS = {"plain": "plain loop", "Lightning": "Lightning", "Trainer": "transformers Trainer"}
 
 
@@ -44,7 +44,13 @@ def checkup_blind() -> str:
         for (number, result), part in zip(results.items(), _BLIND.values(), strict=True)
         for loop, parts in _parts(result["totals"]).items()
     ]
-    return table(rows, f"The last on {machine(results[len(results)])}: `python -m benchmarks.checkup --part blind-3`.")
+    last = len(results)
+    return table(rows, f"The last on {machine(results[last])}: `python -m benchmarks.checkup --part blind-{last}`.")
+
+
+def first_runs() -> list[dict[str, Any]]:
+    """Return the scores of the first run on each blind set, in plain loops."""
+    return [newest(name)["totals"]["parts"]["plain"][part] for name, part in _BLIND.items()]
 
 
 def checkup_beside() -> str:

@@ -3,6 +3,7 @@
 from statistics import fmean
 from typing import Any
 
+from tools.checkup_sections import first_runs
 from tools.results import newest
 
 
@@ -43,14 +44,16 @@ def _watching() -> list[tuple[str, str, str]]:
 
 
 def _checking() -> list[tuple[str, str, str]]:
-    unseen = newest("checkup_blind_3")["totals"]["parts"]["plain"]["blind-3"]
-    of = unseen["of_faults"]
+    runs = first_runs()
+    shares = sorted(run["of_faults"]["named"] for run in runs)
+    scripts, kinds = (sum(run["of_faults"][key] for run in runs) for key in ("scripts", "kinds_of_faults"))
+    alarms, sound = (sum(run[key] for run in runs) for key in ("sound_with_alarm", "sound"))
     return [
         (
-            f"faults named in the first 12 steps (first run on {of['kinds_of_faults']} faults that nobody had seen)",
-            f"{of['named']:.0%} of {of['scripts']} scripts; alarms in {unseen['sound_with_alarm']} of "
-            f"{unseen['sound']} sound scripts that look odd",
-            "checkup --part blind-3",
+            f"faults named in the first 12 steps (first runs on {len(runs)} sets, {kinds} faults that nobody had seen)",
+            f"{shares[0]:.0%} to {shares[-1]:.0%} of a set's scripts ({scripts} in all), the last set "
+            f"{runs[-1]['of_faults']['named']:.0%}; alarms in {alarms} of {sound} sound scripts that look odd",
+            f"checkup --part blind-{len(runs)}",
         )
     ]
 

@@ -37,6 +37,7 @@ def verdicts() -> str:
             _WITH_CHECKUP,
             "its risk",
             "attention's signals alone",
+            "layers' signals alone",
             "loss's signals alone",
             *_BASELINES,
         )
@@ -47,8 +48,8 @@ def verdicts() -> str:
     return table(
         rows,
         f"{result['runs']} small trainings of {len(result['tasks'])} tasks, {result['failed']} of which failed; "
-        "every task was judged with thresholds of the other ones. AUROC is the share of pairs of a failing and "
-        'another run in which the failing one is called worse; "on the plateau" takes pairs whose losses cannot be '
+        "each was judged with thresholds from other tasks and architectures. AUROC is the share of pairs of a failing "
+        'and another run in which the failing one is called worse; "on the plateau" takes pairs whose losses cannot be '
         f"told apart. The quickest rule on the loss is {best}: the risk, with a threshold found alike, flags "
         f"the median failing run {lead['median']:.0%} of the budget earlier (quartiles {lead['low']:.0%} and "
         f"{lead['high']:.0%}), and of the others {ever['its risk']:.0%} at some time (that rule: {ever[best]:.0%}; "
@@ -189,18 +190,3 @@ def kinds() -> str:
 
 def _row(of_shares: dict[str, dict[str, Any]], name: str, style: str) -> str:
     return " / ".join(f"{of_shares[share][name]:{style}}" for share in _SHARES)
-
-
-def again() -> str:
-    result = newest("verdicts_again")
-    of, ever = result["detection"]["diagnose"], result["ever_flagged_of_the_others"]["diagnose"]
-    lead = result["lead"]["early stopping"]
-    return (
-        f"All {result['runs']} were trained again on another processor ({machine(result)}; "
-        f"`python -m tools.train_runs`, the same seeds): {result['failed']} failed. There `diagnose` flags "
-        f"{_row(of, 'recall', '.0%')} of the failing runs "
-        f"and {_row(of, 'false_alarms', '.0%')} of the others at 10 / 25 / 50% of the budget, with an AUROC of "
-        f"{_row(of, 'auroc', '.2f')}, {result['plateau']['auroc']['diagnose']:.2f} on the plateau, and flags "
-        f"{ever:.0%} of the others at some time; the risk leads early stopping by {lead['median']:.0%} of the budget "
-        "(median)."
-    )
