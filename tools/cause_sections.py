@@ -4,7 +4,7 @@ from tools.markdown import table
 from tools.results import machine, newest
 
 _SETS = {
-    "faults held out": "faults that were not tuned on, of `benchmarks.checkup`",
+    "faults held out": "blind faults of `benchmarks.checkup`",
     "others": "faults on tasks and architectures of their own",
     "all": "both",
 }

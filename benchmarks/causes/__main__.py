@@ -22,9 +22,7 @@ from benchmarks.causes.scores import Ranked, reliability, summary
 from benchmarks.checkup.scripts import Case
 from benchmarks.common import Benchmark, progress, quiet_libraries, show
 
-BENCHMARK = Benchmark(
-    "causes", __doc__, duration="44 minutes on 2 CPU cores beside other work", quick="every twelfth script"
-)
+BENCHMARK = Benchmark("causes", __doc__, duration="about 5 minutes on 2 CPU cores", quick="every twelfth script")
 _QUICK_STRIDE = 12
 _SEED = 7
 
