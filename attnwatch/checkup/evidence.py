@@ -155,13 +155,23 @@ class StepEvidence:
         Raises:
             CannotCheck: the loss is not a cross-entropy of the tokens or sequences.
         """
-        found = (call.targets(self.forward.num_sequences, self._num_outputs) for call in self.scored)
         if self.received and _LOGITS in self.forward.shapes and _LOGITS not in self.received:
             raise CannotCheck("the loss is computed from another forward pass")
-        targets = next((each for each in found if each is not None), None)
+        targets = next(iter(self._all_targets), None)
         if targets is None:
             raise CannotCheck("no call of `torch.nn.functional.cross_entropy` on the tokens or sequences was seen")
         return targets
+
+    @property
+    def predicts_several_tokens(self) -> bool:
+        """True if each token is scored against several of those behind it, by several calls of cross-entropy."""
+        shifts = {targets.shift(self.tokens.values) for targets in self._all_targets}
+        return len(shifts - {None}) > 1
+
+    @property
+    def _all_targets(self) -> list[Targets]:
+        found = (call.targets(self.forward.num_sequences, self._num_outputs) for call in self.scored)
+        return [each for each in found if each is not None]
 
     @property
     def _num_outputs(self) -> int:

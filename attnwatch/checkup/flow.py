@@ -109,16 +109,22 @@ class Flow:
         odd, real = self._places % 2 == 1, ~self.tokens.padding
         by_odd, by_even = self._by_halves
         whole = real[:, :_LEAST_TOKENS].all(1, keepdim=True)  # sequences that begin at an even place, the first
-        return bool((by_even & odd & real & whole).any() and not (by_odd & ~odd & real & whole).any())
+        if not (by_even & odd & real & whole).any() or (by_odd & ~odd & real & whole).any():
+            return False
+        by_later = self._moved_with(~odd & (self._places > 0))
+        return not (by_later & odd & real & whole).any()
 
     @property
     def is_causal(self) -> bool:
-        """True if there are outputs of tokens that see others, but the first of each sequence sees no later token."""
+        """True if outputs of tokens see their own token and others, but the first of each sequence sees no later one.
+
+        A model that shifts its inputs itself does not see its own tokens.
+        """
         if not self.has_outputs_of_tokens or not self.sees_others:
             return False
         by_odd, _ = self._by_halves
-        begins = ~self.tokens.padding[:, 0]
-        return bool(begins.any() and not by_odd[begins, 0].any())
+        begins = ~self.tokens.padding[:, :2].any(1)
+        return bool(begins.any() and not by_odd[begins, 0].any() and by_odd[begins, 1].all())
 
     @cached_property
     def _by_halves(self) -> tuple[Tensor, Tensor]:

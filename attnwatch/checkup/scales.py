@@ -20,8 +20,8 @@ _NUM_ROWS = 16
 _SOFTMAX = frozenset({torch.softmax, torch.nn.functional.softmax, Tensor.softmax})
 # Fewer tokens than these are more often groups or classes.
 _LEAST_TOKENS = 4
-# Masks add -10,000 or less.
-_LEAST_LOGIT = -5000.0
+# Masks add -10,000 or less; those that add the smallest float leave nothing of the logits.
+_LEAST_LOGIT, _NO_LOGIT = -5000.0, -1e30
 # Vectors count as normalised if the relative spread of their norms is smaller. Random vectors of 64 features have 10%.
 _SAME_NORM = 1e-3
 # q_norm, query_layernorm, norm_k, qk_norm
@@ -99,7 +99,7 @@ def _is_square(logits: Tensor) -> bool:
 
 
 def _scale_by_hand(logits: Tensor, weights: Tensor) -> AttentionScale:
-    visible = (weights > 0) | (logits > _LEAST_LOGIT)
+    visible = ((weights > 0) & (logits > _NO_LOGIT)) | (logits > _LEAST_LOGIT)
     std = _spread(logits.masked_fill(~visible, torch.nan))
     others = visible & ~torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
     seen = others.flatten(1, -2).any(1) if logits.ndim > 3 else others.any(1)

@@ -32,6 +32,7 @@ class StaleGradients:
         self._parameters: dict[str, nn.Parameter] = {}
         self._expects: set[str] = set()
         self._before: dict[str, Tensor] = {}
+        self._added_to: dict[str, Tensor | None] = {}
         self._old: dict[str, Tensor] = {}
         self._norms: dict[str, Tensor] = {}
         names = {parameter: name for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -46,7 +47,9 @@ class StaleGradients:
 
     def begin_forward(self) -> None:
         """Compute the norms of the gradients before a forward pass, if an optimizer has stepped since the last one."""
-        self._before |= {name: _norm(self._parameters[name]) for name in self._expects & self._parameters.keys()}
+        for name in self._expects & self._parameters.keys():
+            self._before[name] = _norm(self._parameters[name])
+            self._added_to[name] = self._parameters[name].grad
 
     def begin_backward(self) -> None:
         """Compute the norms of the gradients that new ones may be added to."""
@@ -66,6 +69,7 @@ class StaleGradients:
     def close(self) -> None:
         """Remove the hooks."""
         self._parameters.clear()
+        self._added_to.clear()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -73,7 +77,10 @@ class StaleGradients:
     def _begin(self, names: frozenset[str], *step: Any) -> None:
         """Keep the norms of the old gradients that a step's gradients were added to, unless cleared in between."""
         for name in names & self._old.keys():
-            self._norms[name] = self._old.pop(name)
+            old, gradient = self._old.pop(name), self._parameters[name].grad
+            # Gradients of torch.autograd.grad take the place of the old ones.
+            is_replaced = name in self._added_to and self._added_to.pop(name) is not gradient
+            self._norms[name] = torch.zeros_like(old) if is_replaced else old
 
     def _end(self, names: frozenset[str], *step: Any) -> None:
         self._expects |= names

@@ -89,21 +89,28 @@ class Tokens:
         return ""
 
     @property
-    def num_shown_padding(self) -> int:
-        """Number of sequences whose padding the mask shows: to all of them, or while it hides text of others."""
+    def num_of_others(self) -> int:
+        """Number of sequences with a mask of another length, if all masks together fit the texts in another order."""
         if not self.are_ids or self.mask_name is None or not self.padding.any() or self.mask_fault:
             return 0
-        if self.pad_id is not None:
-            is_pad, is_padded = self.values == self.pad_id, self.padding.any(1)
-            shown = ((at_end(is_pad) | at_end(is_pad.flip(1)).flip(1)) & ~self.padding)[is_padded].any(1)
-            if shown.all() and len(shown) > 1:
-                return len(shown)
         for values, hidden in ((self.values, self.padding), (self.values.flip(1), self.padding.flip(1))):
-            is_last = values == values[:, -1].mode().values
-            num_shown = (at_end(is_last) & ~hidden).sum(1)
-            if int((num_shown >= _FEW_KINDS).sum()) and len(values[hidden & ~is_last].unique()) >= _FEW_KINDS:
-                return int((num_shown >= _FEW_KINDS).sum())
+            is_pad = at_end(values == values[:, -1].mode().values)
+            shown, texts = (~hidden).sum(1), (~is_pad).sum(1)
+            if bool((hidden == at_end(hidden)).all()) and torch.equal(shown.sort().values, texts.sort().values):
+                return int((shown != texts).sum())
         return 0
+
+    @property
+    def num_too_long(self) -> int:
+        """Number of sequences whose mask shows padding before what it hides, if it does so for all of them.
+
+        The token may also end the text, as an end-of-text token of which the config does not know.
+        """
+        if not self.are_ids or self.mask_name is None or self.pad_id is None or self.mask_fault:
+            return 0
+        is_padded = self.padding[:, -1]
+        shown = (at_end(self.values == self.pad_id) & ~self.padding)[is_padded].any(1)
+        return len(shown) if len(shown) > 1 and shown.all() else 0
 
     def as_argument(self, values: Tensor) -> Tensor:
         """Return new values of the tokens in the form that the model accepts."""

@@ -38,7 +38,7 @@ class RiskModel:
 
     Example:
         >>> default_risk_model().flag_at
-        0.7898
+        0.7651
     """
 
     shares: np.ndarray

@@ -54,7 +54,12 @@ class BrokenGradientPath(Check):
         up_to = list(weights)[: list(weights).index(reached[-1]) + 1]
         left_out = {*bypassed_layers(step), *after_last(up_to, reached)}
         up_to = [name for name in up_to if name not in left_out]
-        missing = tuple(f"{name}.{weight}" for name in up_to for weight, w in weights[name].items() if w.grad is None)
+        missing = tuple(
+            f"{name}.{weight}"
+            for name in up_to
+            for weight, w in weights[name].items()
+            if w.grad is None and not _is_idle(step, name, weight)
+        )
         missing = _missing_before(step, sites[0][0]) + missing
         told_by_others = {*step.graph.cut, *without_grad(step)}
         missing = tuple(name for name in missing if name not in told_by_others)
@@ -92,7 +97,15 @@ def _missing_before(step: StepEvidence, site: str) -> tuple[str, ...]:
         for name in called
         for weight, each in modules[name].named_parameters(recurse=False)
         if each.requires_grad and each.ndim > 1 and each.grad is None and not is_of_adapter(name)
+        if next(modules[name].children(), None) is None  # a container may hold what another call needs
     )
+
+
+def _is_idle(step: StepEvidence, site: str, weight: str) -> bool:
+    """Return whether a weight of an attention layer is in a linear layer that was not called, though others were."""
+    module = weight.rpartition(".")[0]
+    called = [name for name in step.forward.called if name.startswith(f"{site}.")]
+    return bool(module and called) and f"{site}.{module}" not in called
 
 
 def _without_slope(norms: Mapping[str, float]) -> tuple[str, ...]:

@@ -13,7 +13,8 @@ class EmptyBatch(Check):
     """The batches contain nothing to learn from: only padding, one token, no targets, or only one class.
 
     `torch.nn.functional.cross_entropy` returns nan for the mean over no targets. A single class in all of the first
-    steps means that the data are sorted or labels are lost; with two classes, of which one may be rare, it is a note.
+    steps means that the data are sorted or labels are lost; with two classes, of which one may be rare, it is a note,
+    as it is where the script ranks candidates of which the first is right.
     So does one class in each batch, though not the same in all.
     """
 
@@ -51,8 +52,13 @@ class EmptyBatch(Check):
             what = f"the targets of each batch are of one class, in each of the first {len(self._steps)} steps"
             return Fault(what, numbers={"classes": float(len(self._classes))})
         what = f"all {self._num_targets} targets of the first {len(self._steps)} steps are class {min(self._classes)}"
-        is_note = targets.num_classes < _LEAST_CLASSES
+        is_note = targets.num_classes < _LEAST_CLASSES or not _are_outputs(step, targets.num_classes)
         return Fault(what, numbers={"targets": float(self._num_targets)}, is_note=is_note)
+
+
+def _are_outputs(step: StepEvidence, num_classes: int) -> bool:
+    """Return whether the model returns scores of the classes; otherwise candidates are ranked, the right one first."""
+    return any(shape and shape[-1] == num_classes for shape in step.forward.shapes.values())
 
 
 def _are_alike(step: StepEvidence) -> bool:

@@ -32,10 +32,11 @@ class LabelsShiftedTwice(Check):
         shift = step.targets.shift(_predicted_ids(step))
         if shift is None:
             raise CannotCheck("the targets are not the tokens")
-        if shift == 1 or (shift < 1 and not _is_causal(step)):
+        if shift == 1 or step.predicts_several_tokens or (shift < 1 and not _is_given(step, shift)):
             return None
         what = _SCORED_AGAINST.get(shift, f"the token {shift} places further on")
-        return Fault(f"each prediction is scored against {what}", numbers={"shift": float(shift)})
+        # To repeat the token before is a task by which memory is tested.
+        return Fault(f"each prediction is scored against {what}", numbers={"shift": float(shift)}, is_note=shift < 0)
 
 
 def _predicted_ids(step: StepEvidence) -> Tensor:
@@ -48,8 +49,18 @@ def _predicted_ids(step: StepEvidence) -> Tensor:
     return step.tokens.values
 
 
-def _is_causal(step: StepEvidence) -> bool:
-    """Return whether the outputs depend on earlier tokens and on no later ones."""
-    if is_encoder_decoder(step.forward.module):
-        return isinstance(step.forward.arguments.get("decoder_input_ids"), Tensor)  # decoders are causal
-    return step.flow.is_causal
+def _is_given(step: StepEvidence, shift: int) -> bool:
+    """Return whether a causal model is given the tokens that it is scored against."""
+    if not is_encoder_decoder(step.forward.module):
+        return step.flow.is_causal
+    return shift == 0 and "decoder_input_ids" in step.forward.arguments and _decoder_sees_its_tokens(step)
+
+
+def _decoder_sees_its_tokens(step: StepEvidence) -> bool:
+    """Return whether the outputs of a decoder change with its own token, which it may shift itself."""
+    repeats = step.repeats
+    ids = repeats.arguments["decoder_input_ids"]
+    changed = ids.clone()
+    changed[:, 1] = ids[:, 1:].flip(1)[:, 0]
+    moved = (repeats.output(decoder_input_ids=changed) - repeats.unchanged).abs().flatten(2).amax(-1)
+    return moved.shape == ids.shape and bool(moved[:, 1].any())

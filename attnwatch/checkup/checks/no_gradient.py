@@ -1,5 +1,7 @@
 """Optimizers that step without gradients, weights that are left out of the loss, and zero gradients of attention."""
 
+import re
+
 import torch
 from torch import nn
 
@@ -9,13 +11,15 @@ from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.graph import listed
 from attnwatch.checkup.stacks import after_last
 
+_ROUTER = re.compile(r"(^|[._])(router|gate|gating)\w*$", re.IGNORECASE)
+
 
 @register
 class NoGradient(Check):
     """The optimizers find no gradients when they step, or parts of the model get none because of how it computes.
 
     These parts are weights that a module uses as plain numbers, weights of modules that are called under
-    `torch.no_grad()` behind modules with gradients, attention layers and matrices between them whose outputs are not
+    `torch.no_grad()` behind modules with gradients, attention layers and routers between them whose outputs are not
     used, though modules before and after them have gradients, and attention layers with gradients of zero. Modules that
     are not called, or are unused after the last attention layer, as the pooler of BERT often is, are not reported.
     """
@@ -52,7 +56,7 @@ def _of_graph(step: StepEvidence) -> Fault | None:
         return Fault(f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()", disabled)
     if layers := bypassed_layers(step):
         return Fault(f"{listed(layers)} got no gradient, although modules before and after did", layers)
-    if unused := unused_matrices(step):
+    if unused := unused_routers(step):
         return Fault(f"{listed(unused)} got no gradient: what their modules return has no part in the output", unused)
     return None
 
@@ -89,18 +93,18 @@ def bypassed_layers(step: StepEvidence) -> tuple[str, ...]:
     return tuple(name for name in sites if name not in left_out and first < called.index(name) < last)
 
 
-def unused_matrices(step: StepEvidence) -> tuple[str, ...]:
-    """Return the matrices that are trained in vain between the attention layers: nothing depends on their outputs.
+def unused_routers(step: StepEvidence) -> tuple[str, ...]:
+    """Return the matrices of routers and gates between the attention layers on whose outputs nothing depends.
 
-    A router of experts is one if only its choice counts, but not its shares.
+    That is so if only the choice of a router counts, but not its shares. Other modules may be used in another step, or
+    in a later one.
     """
     called = step.forward.called
     sites = [called.index(site.name) for site in find_sites(step.model) if site.name in called]
     if not sites or not step.optimizers or not step.received:
         return ()
-    unused = [
-        name for name in called[min(sites) : max(sites)] if name in step.graph.unused and _has_trained(step, name)
-    ]
+    between = [name for name in called[min(sites) : max(sites)] if _ROUTER.search(name)]
+    unused = [name for name in between if name in step.graph.unused and _has_trained(step, name)]
     return tuple(
         f"{name}.{weight}"
         for name in unused

@@ -14,7 +14,8 @@ class PaddingLeak(Check):
     """Outputs of real tokens depend on the padding.
 
     The padding of the batch is embedded as other tokens. Outputs of real tokens must not change; if they do, results
-    depend on how sequences are batched. The mask must not show padding. If there is one target for each sequence, the
+    depend on how sequences are batched. A mask that would fit if the sequences were in another order is
+    reported, and one that shows some padding in each sequence is noted. If there is one target for each sequence, the
     loss must not read the outputs at padding, either.
     """
 
@@ -30,9 +31,15 @@ class PaddingLeak(Check):
         if num_read := _sequences_read_at_padding(step):
             what = f"the loss reads outputs at padding in {num_read} of the first sequences"
             return Fault(what, numbers={"sequences": float(num_read)})
-        if num_shown := step.tokens.num_shown_padding:
-            what = f"`{step.tokens.mask_name}` shows the padding of {counted(num_shown, 'sequence')}"
-            return Fault(f"{what}: it is too long, or in another order", numbers={"sequences": float(num_shown)})
+        tokens = step.tokens
+        if number := tokens.num_of_others:
+            what = (
+                f"`{tokens.mask_name}` fits the texts in another order: that of {counted(number, 'sequence')} is wrong"
+            )
+            return Fault(what, numbers={"sequences": float(number)})
+        if number := tokens.num_too_long:
+            what = f"`{tokens.mask_name}` shows one token of the padding or more in each of {number} padded sequences"
+            return Fault(what, numbers={"sequences": float(number)}, is_note=True)
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or real_tokens_are_unseen(flow) or step.sees_only_padding or _has_other_cause(step):
