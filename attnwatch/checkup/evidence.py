@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.checkup.flow import Flow
-from attnwatch.checkup.forward import CannotCheck, ReadTokens, RecordedForward, is_encoder_decoder
+from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder
 from attnwatch.checkup.graph import Graph
+from attnwatch.checkup.read_tokens import ReadTokens
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.targets import ScoredCall, Targets
 from attnwatch.checkup.tokens import Tokens, tokens_of
@@ -157,10 +158,9 @@ class StepEvidence:
         """
         if self.received and _LOGITS in self.forward.shapes and _LOGITS not in self.received:
             raise CannotCheck("the loss is computed from another forward pass")
-        targets = next(iter(self._all_targets), None)
-        if targets is None:
+        if not self._all_targets:
             raise CannotCheck("no call of `torch.nn.functional.cross_entropy` on the tokens or sequences was seen")
-        return targets
+        return self._all_targets[0]
 
     @property
     def predicts_several_tokens(self) -> bool:
@@ -168,7 +168,7 @@ class StepEvidence:
         shifts = {targets.shift(self.tokens.values) for targets in self._all_targets}
         return len(shifts - {None}) > 1
 
-    @property
+    @cached_property
     def _all_targets(self) -> list[Targets]:
         found = (call.targets(self.forward.num_sequences, self._num_outputs) for call in self.scored)
         return [each for each in found if each is not None]

@@ -12,14 +12,11 @@ from torch import Tensor, nn
 from attnwatch.checkup.changes import ForwardState
 from attnwatch.checkup.graph import Graph, GraphRecorder
 from attnwatch.checkup.guard import Guard
+from attnwatch.checkup.read_tokens import ReadTokens, read_tokens, some_of
 from attnwatch.utils.forwards import parameters_of
 
 # Name of all outputs of later forward passes.
 _OTHER = "of another forward"
-# Number of sequences whose read tokens are known, number of tokens of each whose kind of loss is, and relative error of
-# their gradients by dtype.
-_NUM_READ, _NUM_CLASSIFIED = 8, 16
-_ROUNDING = {torch.float16: 0.01, torch.bfloat16: 0.02}
 # Parts of the names of adapter parameters.
 _ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
 POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope|alibi|relative", re.IGNORECASE)
@@ -136,44 +133,6 @@ def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
             yield from ((field.name, each) for _, each in tensors_in(getattr(output, field.name, None)))
 
 
-@dataclass(frozen=True)
-class ReadTokens:
-    """Tokens whose outputs the loss reads, in the first 8 sequences of a batch.
-
-    Attributes:
-        has_gradient: mask of the outputs with a gradient, bool [sequences, tokens].
-        has_class: mask of tokens whose gradient is that of a cross-entropy with one class, bool [sequences, tokens]; up
-            to 31 evenly spaced tokens of each sequence are looked at.
-    """
-
-    has_gradient: Tensor
-    has_class: Tensor
-
-
-def _some(outputs: Tensor) -> tuple[slice, slice]:
-    """Return the first sequences and some tokens of outputs [batch, tokens, …]: enough to see padding."""
-    return slice(_NUM_READ), slice(None, None, max(outputs.shape[1] // _NUM_CLASSIFIED, 1))
-
-
-def read_tokens(some_outputs: Tensor, gradient: Tensor) -> ReadTokens:
-    """Return the tokens that the loss reads.
-
-    Args:
-        some_outputs: outputs [sequences, tokens, classes] at `_some` of the tokens.
-        gradient: gradient of all outputs, [batch, tokens, classes].
-    """
-    has_gradient = torch.linalg.vector_norm(gradient[:_NUM_READ], torch.inf, dim=-1) != 0
-    # The gradient of a cross-entropy is softmax - one_hot, times a weight.
-    some = _some(gradient)
-    slope, guess = gradient[some].float(), some_outputs.float().softmax(-1)
-    lowest = slope.argmin(-1, keepdim=True)
-    weight = -slope.gather(-1, lowest) / (1 - guess.gather(-1, lowest))
-    error = (slope - weight * guess.scatter_add(-1, lowest, -torch.ones_like(weight))).abs().sum(-1)
-    has_class = torch.zeros_like(has_gradient)
-    has_class[some] = has_gradient[some] & (error <= _ROUNDING.get(gradient.dtype, 1e-3) * slope.abs().sum(-1))
-    return ReadTokens(has_gradient, has_class)
-
-
 class ForwardRecorder:
     """Recorder of the first forward pass of a step that is trained on. The model has hooks while a step is open.
 
@@ -264,7 +223,7 @@ class ForwardRecorder:
             return
         for name, tensor in computed:
             if type(tensor) is Tensor and not tensor.is_nested and tensor.ndim == 3 and tensor.is_floating_point():
-                some = tensor.detach()[_some(tensor)].clone()
+                some = tensor.detach()[some_of(tensor)].clone()
                 tensor.register_hook(self._guard(partial(self._read, name, some)))
         arguments = argument_names(module, args, kwargs)
         given = {f"`{name}`": value for name, value in arguments.items() if _are_positions(name, value)}

@@ -3,7 +3,8 @@
 from torch import Tensor
 
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.forward import CannotCheck, ReadTokens, is_encoder_decoder
+from attnwatch.checkup.forward import CannotCheck, is_encoder_decoder
+from attnwatch.checkup.read_tokens import ReadTokens
 from attnwatch.checkup.tokens import at_end, padding_id
 
 # Names of outputs with an entry for each token, the most specific first.
