@@ -378,7 +378,7 @@ def test_function_that_fails_stops_neither_training_nor_other_actions():
         trainer, _ = train_epochs(monitor, Llama(poison), callbacks=[metrics])
     assert messages(caught)[0] == "attnwatch: the monitor failed, training continues: RuntimeError: in my function"
     assert messages(caught)[1].startswith("attnwatch: uniform_attention since step 0")
-    assert trainer.global_step == 8
+    assert 8 <= trainer.global_step < 12
     assert metrics.batches[-1]["attention/risk"] == 1
 
 
