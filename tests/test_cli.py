@@ -22,6 +22,12 @@ def test_help_says_what_a_command_does_and_what_its_exit_code_means(command, cap
         assert re.search(rf"{option}( [A-Z_]+)? [A-Za-z]", shown), f"{option} is not explained"
 
 
+def test_package_is_run_as_a_module():
+    command = [sys.executable, "-m", "attnwatch", "judge", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("usage: attnwatch judge")
+
+
 def test_model_is_inspected_with_a_text_only(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main(["inspect", str(tmp_path)])
