@@ -38,7 +38,7 @@ class RiskModel:
 
     Example:
         >>> default_risk_model().flag_at
-        0.7651
+        0.8203
     """
 
     shares: np.ndarray

@@ -17,7 +17,7 @@ _LEAST_WIDTH = 1e-3
 # Strength of the penalty on the sum of the weights.
 _PENALTY = 1.0
 # So many of the sound runs may reach the risk at which a run is flagged, at some share.
-_FALSE_ALARMS = 0.05
+_FALSE_ALARMS = 0.03
 
 _BELOW = np.array([bool(signal.below) for signal in SIGNALS])
 _ABOVE = np.array([bool(signal.above) for signal in SIGNALS])

@@ -1,5 +1,8 @@
 """What the benchmark of the verdicts makes of runs, diagnoses and outcomes."""
 
+import itertools
+import re
+
 import numpy as np
 import pytest
 
@@ -11,7 +14,7 @@ from benchmarks.verdicts.runs import Recipe, Run
 from benchmarks.verdicts.scores import LOOKS, Predictions, capability
 from tests.support.histories import noisy
 
-TASKS = ("copy", "recall", "text")
+TASKS, ARCHITECTURES = ("copy", "recall", "text"), ("gpt2", "llama")
 HEALTHY = Diagnosis(RunStatus.HEALTHY, (), 10, 0.2)
 
 
@@ -23,31 +26,36 @@ def alarm(kind: FindingKind = FindingKind.UNPROMISING, risk: float = 0.9) -> Dia
     return Diagnosis(RunStatus.NOT_CONVERGING, (finding(kind),), 10, risk)
 
 
-def run(task: str, seed: int, fault: str = "") -> Run:
+def run(task: str, seed: int, fault: str = "", architecture: str = "llama") -> Run:
     """A failing one stands still."""
     entropy = {"start": 0.999, "end": 0.999, "noise": 1e-5} if fault else {"start": 0.95, "end": 0.4}
     history = noisy(**entropy, seed=seed, loss=(3, 3) if fault else (4, 1), max_logit=0.1 if fault else 10.0 + seed)
-    recipe = Recipe(task, "llama", fault=fault, seed=seed)
+    recipe = Recipe(task, architecture, fault=fault, seed=seed)
     return Run(recipe, history, history.loss, history.loss, 1000, 0.1 if fault else 1.0, 0.1)
 
 
 FAULTS = ("", "", "", "", "rate too low", "no warm-up")
-RUNS = [run(task, seed, fault) for task in TASKS for seed, fault in enumerate(FAULTS)]
+RUNS = [
+    run(task, seed, fault, architecture)
+    for task, architecture in itertools.product(TASKS, ARCHITECTURES)
+    for seed, fault in enumerate(FAULTS)
+]
 OUTCOMES = {each.name: bool(each.recipe.fault) for each in RUNS}
 PARTS = {each.name: [each.until(share) for share in LOOKS] for each in RUNS}
 
 
 @pytest.mark.slow
-def test_diagnose_is_asked_with_a_model_of_the_other_tasks(monkeypatch):
+def test_diagnose_is_asked_with_a_model_of_other_tasks_and_architectures(monkeypatch):
     seen, tune = [], Signals.tune
 
     def noted(self, names, failed):
-        seen.append({name.split("/")[0] for name in names})
+        seen.append({tuple(re.split("[/-]", name)[:2]) for name in names})
         return tune(self, names, failed)
 
     monkeypatch.setattr(Signals, "tune", noted)
     diagnosed = report.held_out_diagnoses(PARTS, OUTCOMES, Signals(PARTS, LOOKS))
-    assert seen == [set(TASKS) - {task} for task in sorted(TASKS)]
+    pairs = list(itertools.product(TASKS, ARCHITECTURES))
+    assert seen == [{(one, other) for one, other in pairs if one != task and other != kind} for task, kind in pairs]
     assert diagnosed.keys() == OUTCOMES.keys()
     risks = {name: each[LOOKS.index(0.5)].risk for name, each in diagnosed.items()}
     worst, best = (

@@ -33,7 +33,7 @@ def test_sound_run_has_a_verdict_a_risk_and_what_it_rests_on():
         "## healthy: risk 0.20, step 390",
         "No fault was found, and the risk is low. Nothing needs to be done.",
         "**Risk:** 0.20 is the estimated share of runs like this one that fail. It rests on 50% of the run. A run that "
-        "stays above 0.77 is reported.",
+        "stays above 0.82 is reported.",
         "**Checkup of the first steps:** 1 found a fault: eval_mode, 2 ok, 1 skipped: stale (no step)",
         "**Layers that differ from the others:** none",
         "**Observed:** 4 of 5 attention layers; 40 observations, steps 0 to 390. Not observed: layers\\.9\\.attn "
