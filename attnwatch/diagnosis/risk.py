@@ -118,7 +118,7 @@ class RiskModel:
 
 # A risk is high from `flag_at` on, and low again below this share of it.
 _LOW = 0.9
-_ELEVATED = 0.7  # 3 of 40 sound stored runs reach it at some look; 9 of 40 reach 0.5
+_ELEVATED = 0.7  # 5 of 98 sound stored runs reach it at some look; 18 of 98 reach 0.5
 _LATE_START = 0.05  # share of the budget
 # A run starts to learn if the spread of its logits grows (those that grow more than tenfold began near zero, or
 # diverge), and its loss falls by so many standard errors, or its entropy moves by so many units of its noise.
