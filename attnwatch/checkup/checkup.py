@@ -43,9 +43,9 @@ class TrainingCheckup:
     ```
 
     The checkup reads the inputs of the model, the targets of its loss, the gradients at its outputs and the graph of
-    autograd behind them as they pass. Some checks repeat the forward
-    with up to 4 sequences of the batch, in eval mode and without gradients, after changing one thing in them. Random
-    states, buffers, modes and gradients are restored, so the training run is not affected.
+    autograd behind them as they pass. Some checks repeat the forward with up to 4 sequences of the batch, in eval mode
+    and without gradients, after changing one thing in them. Random states, buffers, modes and gradients are restored,
+    so the training run is not affected.
 
     Each check looks for an answer in up to 10 steps. Some checks continue: they look again whenever the number of steps
     has doubled, and in five steps after a tenth of the run (and at least 50 steps). All other steps cost nothing.

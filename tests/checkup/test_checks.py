@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    DebertaV2Config,
+    DebertaV2ForMaskedLM,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
@@ -1013,6 +1015,27 @@ class Random(nn.Module):
         return self.head(F.dropout(x, 0.1, training=True))
 
 
+class Spare(Layer):
+    """Layer with a linear layer that this forward does not need."""
+
+    def __init__(self, causal: bool):
+        super().__init__(causal)
+        self.spare = nn.Linear(WIDTH, WIDTH)
+
+
+class WithMaskEmbedding(Net):
+    """Net with the embedding of a mask, which a forward without masked tokens does not need."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mask = nn.Parameter(torch.randn(1, WIDTH))
+
+
+def deberta() -> DebertaV2ForMaskedLM:
+    """Model that fills masked logits with the smallest float, also in whole rows."""
+    return DebertaV2ForMaskedLM(DebertaV2Config(vocab_size=VOCABULARY, **SIZES)).train()
+
+
 ODD = {
     "gates begin at zero": lambda: Script(with_layers(Gated), ids(), next_token),
     "output layers begin at zero": lambda: Script(zeros("out.", "mlp.3"), ids(), next_token),
@@ -1032,6 +1055,9 @@ ODD = {
     "items and actions in turn": lambda: Script(with_layers(Items), ids(), next_token),
     "encoder and decoder that repeat a text": lambda: Script(t5(), inputs()),
     "mask that hides a part of the texts": lambda: Script(gpt2(), with_hidden_prompt()),
+    "linear layer that is not called": lambda: Script(with_layers(Spare), ids(), next_token),
+    "mask embedding that is not used": lambda: Script(WithMaskEmbedding(), ids(), next_token),
+    "rows of attention that are masked as a whole": lambda: Script(deberta(), padded("input_ids")),
     "dropout in evaluations": lambda: Script(Random(), padded(), same_token),
 }
 

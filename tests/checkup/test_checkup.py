@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 
 import attnwatch
 from attnwatch import AttnwatchWarning, ConfigurationError, TrainingCheckup, check_training
@@ -603,6 +603,23 @@ def test_one_class_only_is_told(classes, is_note):
     found = classify(lambda tokens: torch.zeros(16, dtype=torch.long), classes=classes)
     assert {kind: finding.is_note for kind, finding in found.items()} == {"empty_batch": is_note}
     assert not classify(lambda tokens: torch.arange(16) % classes, classes=classes)
+
+
+def test_ranking_with_the_right_candidate_first_is_a_note():
+    """As in contrastive losses with a queue: the scores are no outputs of the model."""
+    torch.manual_seed(0)
+    model = GPT2Model(GPT2Config(vocab_size=40, **SIZES)).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(6):
+            with checkup.step(step):
+                queries = model(torch.randint(1, 40, (8, 10))).last_hidden_state[:, -1]
+                candidates = 0.1 * torch.randn(8, 5, 32)
+                scores = (candidates @ queries[:, :, None]).squeeze(-1)
+                F.cross_entropy(scores, torch.zeros(8, dtype=torch.long)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [(finding.kind.value, finding.is_note) for finding in checkup.findings] == [("empty_batch", True)]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ class EmptyBatch(Check):
     """The batches contain nothing to learn from: only padding, one token, no targets, or only one class.
 
     `torch.nn.functional.cross_entropy` returns nan for the mean over no targets. A single class in all of the first
-    steps means that the data are sorted or labels are lost; with two classes, of which one may be rare, it is a note,
-    as it is where the script ranks candidates of which the first is right.
-    So does one class in each batch, though not the same in all.
+    steps means that the data are sorted or labels are lost, and so does one class in each batch, though not the same in
+    all. A single class is a note if there are only two, of which one may be rare, or if the script ranks candidates, of
+    which the first may always be the right one.
     """
 
     name = "empty_batch"

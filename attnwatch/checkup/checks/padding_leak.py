@@ -14,9 +14,9 @@ class PaddingLeak(Check):
     """Outputs of real tokens depend on the padding.
 
     The padding of the batch is embedded as other tokens. Outputs of real tokens must not change; if they do, results
-    depend on how sequences are batched. A mask that would fit if the sequences were in another order is
-    reported, and one that shows some padding in each sequence is noted. If there is one target for each sequence, the
-    loss must not read the outputs at padding, either.
+    depend on how sequences are batched. A mask that would fit if the sequences were in another order is reported, and
+    one that shows some padding in each sequence is noted. If there is one target for each sequence, the loss must not
+    read the outputs at padding, either.
     """
 
     name = "padding_leak"
