@@ -53,6 +53,11 @@ def first_runs() -> list[dict[str, Any]]:
     return [newest(name)["totals"]["parts"]["plain"][part] for name, part in _BLIND.items()]
 
 
+def scripts_of_first_runs() -> list[dict[str, Any]]:
+    """Return the scripts of the first run on each blind set; the oldest result has all scripts and marks those."""
+    return [script for name in _BLIND for script in newest(name)["scripts"] if script.get("held_out", True)]
+
+
 def checkup_beside() -> str:
     """Return the table of other ways to find the same faults."""
     result = newest("checkup")

@@ -7,6 +7,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from tools.kind_pages import kind_pages
 from tools.plugin_tables import with_lists
 
 ROOT = Path(__file__).parent.parent
@@ -17,8 +18,25 @@ SINGLE_PAGES = (*PAGES.values(), "tutorial.md", "coverage.md")
 WIDE_PAGES = ("coverage.md",)
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put the pages about kinds of findings below the index of their folder."""
+    _list_kinds(config.nav or [], sorted(kind_pages()))
+    return config
+
+
+def _list_kinds(entries: list[Any], pages: list[str]) -> None:
+    for entry in list(entries):
+        if isinstance(entry, dict):
+            for below in entry.values():
+                _list_kinds(below if isinstance(below, list) else [], pages)
+        elif entry.endswith("/index.md"):
+            entries += [page for page in pages if page.rpartition("/")[0] == entry.rpartition("/")[0]]
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages, with links that begin at the folder of the documentation."""
+    """Add the pages about kinds, and those of the root with links that begin at the folder of the documentation."""
+    for page, text in kind_pages().items():
+        files.append(File.generated(config, page, content=text))
     for source, page in PAGES.items():
         files.append(File.generated(config, page, content=as_page((ROOT / source).read_text(encoding="utf-8"))))
     return files

@@ -8,9 +8,7 @@ import inspect
 import io
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 from unittest import mock
 
@@ -33,16 +31,9 @@ from attnwatch.cli import main
 from attnwatch.diagnosis.signs import SIGNS
 from attnwatch.plugins import Registry
 from tools.markdown import table
-from tools.results import newest
 
-_IMAGES = Path(__file__).parent.parent / "docs" / "images" / "verdicts"
 _LIST = re.compile(r"^<!-- list (\w+) -->$", re.MULTILINE)
 _WIDTH = "100"
-_THRESHOLD = """\
-    options:
-      heading_level: 3
-      show_labels: false
-"""
 Cell = Callable[[Any], str]
 
 
@@ -80,12 +71,7 @@ def layer_statistics() -> str:
 
 
 def findings() -> str:
-    return _table(FindingRule.registry, "finding", {"what it means": _summary, "status of the run": _status})
-
-
-def finding_sections() -> str:
-    """Return a section for each finding: its picture if there is one, its documentation, and what to do."""
-    return "\n\n".join(map(_finding_section, FindingRule.registry.values()))
+    return _table_of_pages(FindingRule.registry, "finding")
 
 
 def causes() -> str:
@@ -95,7 +81,10 @@ def causes() -> str:
 
 def cause_sections() -> str:
     """Return a section for each cause: its documentation, and what to do."""
-    return "\n\n".join(_section(cause, {"What to do": cause.remedy}) for cause in CauseRule.registry.values())
+    return "\n\n".join(
+        f"## {cause.name}\n\n{inspect.getdoc(type(cause))}\n\n**What to do:** {cause.remedy}"
+        for cause in CauseRule.registry.values()
+    )
 
 
 def signs() -> str:
@@ -104,31 +93,7 @@ def signs() -> str:
 
 
 def checks() -> str:
-    return _table(Check.registry, "check", {"what it means": _summary, "status of the run": _status})
-
-
-def check_sections() -> str:
-    """Return a section for each check: its documentation, what to do, and how often it was right."""
-    scripts = newest("checkup")["scripts"]
-    return "\n\n".join(
-        _section(check, {"What to do": check.remedy, "How often right": _how_often_right(check.name, scripts)})
-        for check in Check.registry.values()
-    )
-
-
-def _how_often_right(kind: str, scripts: Sequence[Mapping[str, Any]]) -> str:
-    """Say in how many scripts of the benchmark a check has found its fault, and in how many others."""
-    said = {id(script): kind in script["found"] + script["notes"] * (kind in script["kinds"]) for script in scripts}
-    with_fault = [script for script in scripts if script["kinds"][:1] == [kind]]
-    other = [script for script in scripts if script["kinds"] and kind not in script["kinds"]]
-    sound = [script for script in scripts if not script["kinds"]]
-    if not with_fault:
-        return ""
-    named, wrong, alarms = (sum(said[id(script)] for script in part) for part in (with_fault, other, sound))
-    return (
-        f"found in {named} of {len(with_fault)} scripts of which it is the cause, in {wrong} of {len(other)} scripts "
-        f"with other faults, and in {alarms} of {len(sound)} sound ones ([benchmark](../benchmarks/checkup.md))."
-    )
+    return _table_of_pages(Check.registry, "check")
 
 
 def head_criteria() -> str:
@@ -188,6 +153,18 @@ def _table(registry: Registry[Any], kind: str, columns: Mapping[str, Cell]) -> s
     return table({column: cell.replace("|", "\\|") for column, cell in row.items()} for row in rows)
 
 
+def _table_of_pages(registry: Registry[Any], kind: str) -> str:
+    """Return a table of the kinds of findings, each with a link to its page (`tools/kind_pages.py`)."""
+    return table(
+        {
+            kind: f"[`{name}`]({name}.md)",
+            "what it means": _summary(plugin),
+            "status of the run": "(a note)" if plugin.status is None else f"`{plugin.status.value}`",
+        }
+        for name, plugin in registry.items()
+    )
+
+
 def _summary(plugin: Any) -> str:
     """Return the first line of the plugin's documentation, as part of a table."""
     return _summary_of(plugin if isinstance(plugin, type) else type(plugin))
@@ -207,27 +184,6 @@ def _signs_against(cause: CauseRule) -> str:
 
 def _weighed(weights: Mapping[str, float]) -> str:
     return ", ".join(f"`{name}` {abs(weight):.1f}" for name, weight in weights.items()) or "–"
-
-
-def _finding_section(rule: FindingRule) -> str:
-    kind = type(rule)
-    path = f"{kind.__module__}.{kind.__qualname__}"
-    thresholds = [f"::: {path}.{each.name}\n{_THRESHOLD}" for each in fields(rule) if each.name != "enabled"]
-    return "\n\n".join([_section(rule, {"What to do": rule.remedy, "As a note": rule.note}), *thresholds])
-
-
-def _section(plugin: Any, advice: Mapping[str, str]) -> str:
-    """Return a section about a fault: its picture if there is one, its documentation, and advice."""
-    kind = plugin if isinstance(plugin, type) else type(plugin)
-    parts = [f"## {plugin.name}"]
-    if (_IMAGES / f"{plugin.name}.png").exists():
-        parts.append(f"![A run with {plugin.name} beside a sound one](../images/verdicts/{plugin.name}.png)")
-    parts.append(inspect.getdoc(kind) or "")
-    return "\n\n".join([*parts, *(f"**{title}:** {text}" for title, text in advice.items() if text)])
-
-
-def _status(plugin: FindingRule | type[Check]) -> str:
-    return "(a note)" if plugin.status is None else f"`{plugin.status.value}`"
 
 
 def _reads(criterion: HeadCriterion) -> str:

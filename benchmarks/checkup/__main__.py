@@ -54,7 +54,7 @@ def main() -> None:
     report.print_cost(cost)
     about = {"quick": options.quick, "transformers": hf.__version__, "totals": scores, "cost": cost}
     about |= {"seconds": time.perf_counter() - begin, "workers": options.workers}
-    about |= {"not_expressible": report.left_out(ended)}
+    about |= {"not_expressible": report.left_out(ended), "messages": report.messages(judged)}
     scripts = [report.storable(each) for each in judged]
     BENCHMARK.publish(about | {"scripts": scripts}, options, is_full=not (options.only or options.part))
 

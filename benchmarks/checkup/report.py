@@ -48,6 +48,16 @@ def left_out(ended: Mapping["Task", Outcome | str]) -> dict[str, dict[str, int]]
     return {way: dict(counts) for way, counts in reasons.items()}
 
 
+def messages(judged: Sequence[Judged]) -> dict[str, str]:
+    """Return a message of each kind, from the first script whose fault it names."""
+    said = {}
+    for each in judged:
+        for finding in each.alarms:
+            if each.case.kinds[:1] == (finding.kind.value,):
+                said.setdefault(finding.kind.value, finding.message)
+    return said
+
+
 def storable(judged: Judged) -> dict[str, Any]:
     """Return a script and what was found in it as JSON."""
     return {
