@@ -40,7 +40,8 @@ class AttentionMonitor(TrainingPart):
     Lightning's `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, nan where nothing was observed
     and before the risk is known; in the `trainer.state.log_history` of transformers, where they are left out instead.
     An `EarlyStopping("attention/risk")` lets nan pass while this monitor is attached. The history travels in the
-    checkpoint.
+    checkpoint. If the model has no attention that can be read, a warning says so after the first observed step, and
+    training goes on with the checkup.
 
     Args:
         every_n_steps: observe the first step at or after each multiple of it.
@@ -76,8 +77,6 @@ class AttentionMonitor(TrainingPart):
 
     Raises:
         ConfigurationError: an argument is wrong.
-        NoAttentionError: when training starts, if the code of the model shows that it has no attention, or none that
-            can be read. Where only its calls can tell, a warning comes after the first observed step.
     """
 
     example = "AttentionMonitor()"

@@ -63,14 +63,20 @@ class Capture:
     """
 
     def __init__(
-        self, model: nn.Module, observer: Observer, *, sites: Sequence[str] | None = None, may_grow: bool = False
+        self,
+        model: nn.Module,
+        observer: Observer,
+        *,
+        sites: Sequence[str] | None = None,
+        may_grow: bool = False,
+        may_be_empty: bool = False,
     ):
         self._armed_thread: int | None = None
         self._is_attached = False
         self._observer = observer
         self._model = model
         self._looks = may_grow
-        self._sites = SiteTable(model, sites, may_grow=may_grow)
+        self._sites = SiteTable(model, sites, may_grow=may_grow, may_be_empty=may_be_empty)
         self._reasons = self._sites.reasons()
         self._seen: set[str] = set()
         self.num_calls = 0

@@ -27,6 +27,7 @@ class SiteTable:
         model: model with the sites.
         patterns: globs of the names to watch; None means all.
         may_grow: True if calls in a first step may reveal more sites.
+        may_be_empty: True if it is no error that there are no sites, and that calls can't reveal any.
 
     Attributes:
         expected: modules that are sites if they call an attention function.
@@ -37,7 +38,7 @@ class SiteTable:
         ConfigurationError: a pattern matches no name.
     """
 
-    def __init__(self, model: nn.Module, patterns: Sequence[str] | None, *, may_grow: bool):
+    def __init__(self, model: nn.Module, patterns: Sequence[str] | None, *, may_grow: bool, may_be_empty: bool = False):
         self._model_name = type(model).__name__
         self._patterns = patterns
         self._names = {module: site_name(path, module) for path, module in model.named_modules()} if may_grow else {}
@@ -45,7 +46,7 @@ class SiteTable:
         self._found, self.expected = find_with_expected(model) if may_grow else (find_sites(model), [])
         self._check_patterns()
         self._select()
-        if not self.readable and not self._may_come():
+        if not self.readable and not may_be_empty and not self._may_come():
             raise NoAttentionError(self.why_none())
 
     @property

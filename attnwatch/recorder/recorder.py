@@ -70,7 +70,7 @@ class AttentionRecorder:
 
     Raises:
         NoAttentionError: the code of the model shows that it has no attention, or none that can be read. If only its
-            calls can show this, a warning follows the first observed step.
+            calls can show this, or under a trainer, a warning follows the first observed step.
         ConfigurationError: an argument is wrong, or another recorder watches this model.
     """
 
@@ -97,7 +97,7 @@ class AttentionRecorder:
         self._has_loss = False
         self._notices = Notices(under_trainer=under_trainer)
         self._rows = QueryRows(seed, num_query_rows)
-        self._capture = Capture(model, self._observe, sites=sites, may_grow=True)
+        self._capture = Capture(model, self._observe, sites=sites, may_grow=True, may_be_empty=under_trainer)
         accumulator = Accumulator(drop_failing=True)
         self._processes = None
         if across_processes and has_other_processes():

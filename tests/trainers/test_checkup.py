@@ -4,13 +4,14 @@ import math
 
 import pytest
 import torch
+import transformers as hf
 
 import attnwatch
 from attnwatch import AttnwatchWarning, RunStatus
 from attnwatch.trainers.lightning.run import LightningRun
 from attnwatch.trainers.transformers.run import TransformersRun
 from tests.support.equality import assert_same_weights
-from tests.support.models import llama
+from tests.support.models import VOCABULARY, WIDTH, llama
 
 pytestmark = pytest.mark.filterwarnings("ignore", "error::attnwatch.AttnwatchWarning")
 
@@ -50,6 +51,27 @@ def test_fault_is_told_before_the_first_step_and_decides_the_status(training):
     finding = next(each for each in diagnosis.findings if each.kind is attnwatch.FindingKind.FROZEN_PARAMETERS)
     assert diagnosis.risk >= finding.severity
     assert all("q_proj" in site for site in finding.sites)
+
+
+def bloom():
+    """Model that writes its attention by hand."""
+    return hf.BloomForCausalLM(hf.BloomConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, n_layer=2, n_head=4)).train()
+
+
+@pytest.mark.filterwarnings("default::attnwatch.AttnwatchWarning")
+def test_model_whose_attention_is_not_read_trains_with_a_checkup(training):
+    with pytest.raises(attnwatch.NoAttentionError):
+        attnwatch.AttentionRecorder(bloom())
+    model, monitor = bloom(), training.callbacks.AttentionMonitor()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("h.1." not in name)
+    with pytest.warns(AttnwatchWarning) as warned:
+        run = training.train(monitor, model=model)
+    assert any("attention sites are not observed" in str(each.message) for each in warned)
+    assert len(run.losses) > 0
+    assert set(monitor.coverage().values()) != {"observed"}
+    assert "frozen_parameters" in {each.kind.value for each in monitor.checkup.findings}
+    assert len(monitor.checkup.answered) > 12
 
 
 def test_rate_that_overwrites_the_weights_is_told_after_the_first_step(training):
