@@ -18,7 +18,6 @@ from benchmarks.checkup.scripts import Script, each_batch
 
 _DECODERS = (*CAUSAL, "qwen2", "opt")
 _OF_TEXTS = ("own encoder", "torch encoder", "bert classifier", "roberta classifier")
-_STEPS_OF_UNRELATED_LABELS = 40
 
 
 def logits_of(model: nn.Module, batch: Batch) -> Tensor:
@@ -118,11 +117,11 @@ def _shuffled_once(script: Script) -> Script:
 
 
 def _sorted_by_length(script: Script) -> Script:
-    return replace(each_batch(script, _sorted_texts), steps=_STEPS_OF_UNRELATED_LABELS)
+    return each_batch(script, _sorted_texts)
 
 
 def _of_other_loader(script: Script) -> Script:
-    return replace(replace_batches(script, _labels_of_other_loader), steps=_STEPS_OF_UNRELATED_LABELS)
+    return replace_batches(script, _labels_of_other_loader)
 
 
 DATA_FAULTS = (

@@ -11,7 +11,7 @@ from benchmarks.checkup.architectures import ARCHITECTURES, EVERY_ARCHITECTURE, 
 from benchmarks.checkup.data import Batch
 from benchmarks.checkup.edits import batchwise, chosen, half, loss_with, optimized, prepared, prepared_late, sgd
 from benchmarks.checkup.nets import CLASSES
-from benchmarks.checkup.scripts import Case, Change, Part, Script, adamw, circle, each_batch
+from benchmarks.checkup.scripts import Case, Change, Part, Script, adamw, circle, each_batch, first_tenth
 
 OWN, HF = ("own causal", "own encoder"), ("llama", "gpt2", "bert", "t5", "vit")
 ALL = tuple(ARCHITECTURES)
@@ -37,13 +37,17 @@ class Fault:
 
 
 def cases_of(faults: Sequence[Fault], part: Part = "tuned-on") -> list[Case]:
-    """Return the scripts of each fault."""
+    """Return the scripts of each fault; those that only learning can show are trained for longer."""
     return [
-        Case(fault.name, architecture, change(EVERY_ARCHITECTURE[architecture]), fault.kinds, part)
+        Case(fault.name, architecture, _long_enough(fault, change(EVERY_ARCHITECTURE[architecture])), fault.kinds, part)
         for fault in faults
         for names, change in fault.changes.items()
         for architecture in names
     ]
+
+
+def _long_enough(fault: Fault, script: Script) -> Script:
+    return first_tenth(script) if fault.kinds[0] == "labels_unrelated" else script
 
 
 def _of_older_model(script: Script) -> Script:

@@ -19,7 +19,6 @@ from benchmarks.checkup.second_data import next_tokens
 from benchmarks.checkup.second_flow import DECODERS
 
 OF_TEXTS = ("own encoder", "torch encoder", "bert classifier", "roberta classifier")
-_STEPS_OF_UNRELATED_LABELS = 40
 _SMOOTHING, _WORKERS, _HIDDEN = 0.1, 4, 0.0015
 
 
@@ -58,7 +57,7 @@ def in_order_of_length(script: Script, *, inverse: bool) -> Script:
 
 
 def _out_of_order(script: Script) -> Script:
-    return replace(in_order_of_length(script, inverse=False), steps=_STEPS_OF_UNRELATED_LABELS)
+    return in_order_of_length(script, inverse=False)
 
 
 def _labels_of_first(batches: Batches) -> Batches:
@@ -72,7 +71,7 @@ def _labels_of_first(batches: Batches) -> Batches:
 
 
 def _with_labels_of_first(script: Script) -> Script:
-    return replace(replace_batches(script, _labels_of_first), steps=_STEPS_OF_UNRELATED_LABELS)
+    return replace_batches(script, _labels_of_first)
 
 
 def rewarded(model: nn.Module, batch: Batch, smallest: float = 0.0) -> Tensor:

@@ -15,6 +15,7 @@ from attnwatch import Finding, TrainingCheckup
 from benchmarks.checkup.data import Batch, Batches
 
 STEPS, RATE = 12, 1e-3
+_FIRST_TENTH, _RUN = 56, 500
 Prepare = Callable[[nn.Module], nn.Module | None]
 MakeOptimizers = Callable[[nn.Module], Sequence[Optimizer]]
 Hook = Callable[[nn.Module, Sequence[Optimizer], int], None]
@@ -53,6 +54,8 @@ class Script:
         steps_per_epoch: told to the checkup.
         before_step, after_step: called around an optimizer step.
         watched: what of the model and the optimizers is given to the checkup.
+        steps: optimizer steps that are made.
+        total_steps: optimizer steps of the run, told to the checkup.
     """
 
     build: Callable[[], nn.Module]
@@ -73,6 +76,7 @@ class Script:
     after_step: Hook = lambda model, optimizers, step: None
     watched: Callable[..., tuple[nn.Module, Sequence[Optimizer]]] = _whole
     steps: int = STEPS
+    total_steps: int | None = None
 
 
 def is_whole(script: Script) -> bool:
@@ -137,6 +141,11 @@ def changed(script: Script, **functions: object) -> Script:
     return replace(script, **functions)
 
 
+def first_tenth(script: Script) -> Script:
+    """Return the script with the first tenth of a run, after which a model should have begun to learn."""
+    return replace(script, steps=_FIRST_TENTH, total_steps=_RUN)
+
+
 def each_batch(script: Script, change: Callable[[Batch], Batch]) -> Script:
     """Return the script with all batches changed."""
     return replace(script, batches=lambda seed: map(change, script.batches(seed)))
@@ -148,7 +157,8 @@ def run(script: Script, *, seed: int = 0) -> Outcome:
 
     @contextlib.contextmanager
     def observe(model: nn.Module, optimizers: Sequence[Optimizer]) -> Iterator[InStep]:
-        with TrainingCheckup(model, optimizers=optimizers, steps_per_epoch=script.steps_per_epoch) as checkup:
+        told = {"steps_per_epoch": script.steps_per_epoch, "total_steps": script.total_steps}
+        with TrainingCheckup(model, optimizers=optimizers, **told) as checkup:
             checkups.append(checkup)
             yield checkup.step
 

@@ -20,7 +20,6 @@ from benchmarks.checkup.second_flow import DECODERS
 
 _OF_TEXTS = ("own encoder", "torch encoder", "bert classifier", "roberta classifier")
 _TOKEN_LABELS = ("own causal", "llama", "gpt2", "bert", "t5", "bart")
-_STEPS_OF_UNRELATED_LABELS = 40
 _FEW = 8
 
 
@@ -91,10 +90,6 @@ def _prompt_only(batch: Batch) -> Batch:
     prompt = torch.cat([torch.tensor([BEGIN]), torch.arange(FIRST_WORD, FIRST_WORD + TOKENS - 1)])
     ids = prompt.expand_as(batch["input_ids"]).clone()
     return batch | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-
-
-def _unrelated(script: Script) -> Script:
-    return replace(script, steps=_STEPS_OF_UNRELATED_LABELS)
 
 
 def _masked_cosines(script: Script) -> Script:
@@ -191,12 +186,12 @@ DATA = (
     Fault(
         "classes numbered as they come in each batch",
         ("labels_unrelated",),
-        {(*CLASSIFIERS, "roberta classifier"): lambda script: _unrelated(each_batch(script, _by_appearance))},
+        {(*CLASSIFIERS, "roberta classifier"): lambda script: each_batch(script, _by_appearance)},
     ),
     Fault(
         "texts cut away behind a prompt, images to their border",
         ("labels_unrelated",),
-        {(*CLASSIFIERS, "roberta classifier"): lambda script: _unrelated(each_batch(script, _prompt_only))},
+        {(*CLASSIFIERS, "roberta classifier"): lambda script: each_batch(script, _prompt_only)},
     ),
     Fault("masked states divided by their norms", ("nonfinite_gradient",), {DECODERS: _masked_cosines}),
     Fault("perplexity of a summed loss", ("nonfinite_gradient",), {_TOKEN_LABELS: _perplexity_of_sum}),

@@ -13,9 +13,9 @@ from benchmarks.checkup import architectures, changes, data, nets, odd_data
 from benchmarks.checkup import odd_trainings as odd
 from benchmarks.checkup.architectures import ARCHITECTURES, class_loss, llama, next_token_loss, pretrained
 from benchmarks.checkup.edits import batchwise, optimized, prepared, sgd
-from benchmarks.checkup.faults import ALL, CAUSAL
+from benchmarks.checkup.faults import ALL, CAUSAL, CLASSIFIERS
 from benchmarks.checkup.odd_models import MODELS
-from benchmarks.checkup.scripts import Case, Change, adamw
+from benchmarks.checkup.scripts import Case, Change, adamw, first_tenth
 
 _MOST = ("own causal", "llama", "bert classifier", "vit")
 _TUNED = ("own causal", "gpt2", "bert classifier", "vit")
@@ -39,6 +39,7 @@ _MUCH_PADDING = odd.with_batches(llama=data.language(shortest=2), bert_classifie
 
 ODDITIES: tuple[tuple[str, Mapping[tuple[str, ...], Change]], ...] = (
     ("plain", {ALL: lambda script: script}),
+    ("plain, a tenth of a run", {CLASSIFIERS: first_tenth}),
     # What trains
     ("LoRA", _LORA),
     ("IA3", {("bert classifier",): odd.fine_tuned(prepared(_IA3))}),
