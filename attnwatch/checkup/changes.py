@@ -1,10 +1,11 @@
 """State of a model that a forward pass changes, so that repeating it would have side effects."""
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from attnwatch.capture import LARGEST_COPY
 
@@ -35,12 +36,12 @@ class ForwardState:
         return changed[0] if changed else ""
 
 
-def _versions(module: nn.Module) -> Iterator[tuple[str, int]]:
-    for name, parameter in module.named_parameters():
-        yield name, parameter._version
-    for name, buffer in module.named_buffers():
-        if buffer.numel() > LARGEST_COPY:
-            yield name, buffer._version
+def _versions(module: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Yield the version of each tensor, and where its numbers are: `tensor.data = …` changes that only."""
+    buffers = ((name, buffer) for name, buffer in module.named_buffers() if buffer.numel() > LARGEST_COPY)
+    for name, tensor in itertools.chain(module.named_parameters(), buffers):
+        is_plain = type(tensor) in (Tensor, nn.Parameter)  # others may have no storage of their own
+        yield name, (tensor._version, tensor.untyped_storage().data_ptr() if is_plain else 0)
 
 
 def _containers(module: nn.Module) -> Iterator[tuple[str, list[Any]]]:

@@ -12,6 +12,7 @@ from attnwatch.checkup.checks.base import Check, Fault
 from attnwatch.checkup.evidence import StepEvidence, later_points
 from attnwatch.checkup.forward import CannotCheck, ForwardRecorder
 from attnwatch.checkup.guard import Guard
+from attnwatch.checkup.losses import loss_calls
 from attnwatch.checkup.repeats import CannotRepeat
 from attnwatch.checkup.stale import StaleGradients
 from attnwatch.checkup.targets import scored_calls
@@ -134,8 +135,10 @@ class TrainingCheckup:
         )
         self._recorder.open()
         try:
-            # Compiled code would be recompiled for each replacement of cross_entropy.
-            with contextlib.nullcontext() if compiles_anything() else scored_calls(evidence.scored.append, self._guard):
+            with contextlib.ExitStack() as stack:
+                if not compiles_anything():  # compiled code would be recompiled for each replacement of a loss
+                    stack.enter_context(scored_calls(evidence.scored.append, self._guard))
+                    stack.enter_context(loss_calls(evidence.losses.append, self._guard))
                 yield
         finally:
             self._recorder.close()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence, Set
+from dataclasses import replace
 from functools import cached_property
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch.optim import Optimizer
 from attnwatch.checkup.flow import Flow
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder
 from attnwatch.checkup.graph import Graph
+from attnwatch.checkup.losses import LossCall
 from attnwatch.checkup.read_tokens import ReadTokens
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.targets import ScoredCall, Targets
@@ -39,6 +41,10 @@ def later_points(total_steps: int) -> tuple[float, ...]:
     return (first, total_steps / 2) if total_steps / 2 >= 2 * first else (first,)
 
 
+# Layers of a network, of which an embedding has at most one.
+_LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
+
+
 class StepEvidence:
     """Evidence from one training step so far.
 
@@ -51,6 +57,7 @@ class StepEvidence:
         total_steps: number of optimizer steps in the run; None if unknown.
         updates: updates by each optimizer step so far, by name of the matrix.
         scored: calls of cross-entropy.
+        losses: calls of all loss functions.
         stale_gradients: norms of the old gradients that the last optimizer step reused, by parameter name; 0 if they
             were cleared.
         recorded: first forward pass of the step that is trained on; None if there was none.
@@ -78,11 +85,13 @@ class StepEvidence:
         self.total_steps = total_steps
         self.updates = updates
         self.scored: list[ScoredCall] = []
+        self.losses: list[LossCall] = []
         self.stale_gradients: dict[str, Tensor] = {}
         self.recorded: RecordedForward | None = None
         self.received: Set[str] = set()
         self.read: Mapping[str, ReadTokens] = {}
         self.cannot_repeat = ""
+        self._known_forward: RecordedForward | None = None
         self._known_flow: Flow | None = None
 
     @property
@@ -96,7 +105,15 @@ class StepEvidence:
             raise CannotCheck("no forward with gradients was seen")
         if self.recorded.why_not:
             raise CannotCheck(self.recorded.why_not)
-        return self.recorded
+        if self._known_forward is None:
+            self._known_forward = self._arranged(self.recorded)
+        return self._known_forward
+
+    def _arranged(self, recorded: RecordedForward) -> RecordedForward:
+        """Return the forward pass with the tokens along the first axis if the targets show that."""
+        ids = [value for value in recorded.arguments.values() if isinstance(value, Tensor) and value.ndim == 2]
+        is_shown = bool(ids) and any(call.is_next_along_first_axis(ids[0]) for call in self.scored)
+        return replace(recorded, has_tokens_first=recorded.has_tokens_first or is_shown)
 
     @property
     def repeats(self) -> Repeats:
@@ -122,7 +139,7 @@ class StepEvidence:
         """
         repeats = self.repeats
         if self._known_flow is None:
-            self._known_flow = Flow(self.forward, repeats)
+            self._known_flow = Flow(self.forward, repeats, self.tokens)
         return self._known_flow
 
     @cached_property
@@ -147,7 +164,7 @@ class StepEvidence:
         Raises:
             CannotCheck: the model received no tokens.
         """
-        return tokens_of(self.forward, self.forward.arguments)
+        return tokens_of(self.forward)
 
     @cached_property
     def targets(self) -> Targets:
@@ -170,7 +187,8 @@ class StepEvidence:
 
     @cached_property
     def _all_targets(self) -> list[Targets]:
-        found = (call.targets(self.forward.num_sequences, self._num_outputs) for call in self.scored)
+        size, first = (self.forward.num_sequences, self._num_outputs), self.forward.has_tokens_first
+        found = (call.targets(*size, has_tokens_first=first) for call in self.scored)
         return [each for each in found if each is not None]
 
     @property
@@ -213,6 +231,19 @@ class StepEvidence:
     def graph(self) -> Graph:
         """Provenance of the outputs of the forward pass; empty if there was none."""
         return Graph() if self.recorded is None else self.recorded.graph
+
+    @cached_property
+    def teachers(self) -> tuple[str, ...]:
+        """Names of networks that read the model's inputs without gradients, as teachers do; embeddings are none."""
+        modules = dict(self.model.named_modules())
+        parts = {
+            name: [each for each in modules[name].modules() if isinstance(each, _LAYERS)] for name in self.graph.apart
+        }
+        return tuple(name for name, layers in parts.items() if name and len(layers) > 1)
+
+    def is_of_teacher(self, name: str) -> bool:
+        """Return whether a module or parameter belongs to one of the `teachers`."""
+        return any(f"{name}.".startswith(f"{teacher}.") for teacher in self.teachers)
 
     @property
     def held(self) -> Mapping[nn.Parameter, Optimizer]:

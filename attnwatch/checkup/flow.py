@@ -5,14 +5,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attnwatch.checkup.first_sequences import first_sequences
 from attnwatch.checkup.forward import CannotCheck, RecordedForward
 from attnwatch.checkup.repeats import Repeats
-from attnwatch.checkup.tokens import Tokens, tokens_of
+from attnwatch.checkup.tokens import Tokens
 
 # Sequences with fewer tokens don't show which of them are seen.
 _LEAST_TOKENS = 4
 # An output counts as changed if it differs by more than these shares of its spread over tokens and sequences, and of
-# the size of the outputs. Rounding changes it by less.
+# the size of the outputs. Rounding changes it by less. Where a finding says that nothing changes, only rounding counts.
 _MOVED, _ROUNDING = 1e-4, 3e-6
 _MOVED_IN_HALF_PRECISION = 2e-2
 
@@ -23,22 +24,20 @@ class Flow:
     Args:
         forward: recorded forward pass.
         repeats: repeats of the forward pass.
+        tokens: tokens of the whole batch.
 
     Attributes:
         module: module that is called.
         tokens: tokens of the first sequences of the batch.
-
-    Raises:
-        CannotCheck: the forward pass has no tokens.
     """
 
-    def __init__(self, forward: RecordedForward, repeats: Repeats):
+    def __init__(self, forward: RecordedForward, repeats: Repeats, tokens: Tokens):
         self.module = forward.module
         self._repeats = repeats
-        self.tokens: Tokens = tokens_of(forward, self._repeats.arguments)
+        self.tokens: Tokens = first_sequences(tokens, forward.num_sequences, repeats.num_sequences)
         parameter = next(forward.module.parameters(), None)
-        is_half = parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16)
-        self._least = _MOVED_IN_HALF_PRECISION if is_half else _MOVED
+        self._is_half = parameter is not None and parameter.dtype in (torch.float16, torch.bfloat16)
+        self._least = _MOVED_IN_HALF_PRECISION if self._is_half else _MOVED
 
     @property
     def num_sequences(self) -> int:
@@ -87,7 +86,7 @@ class Flow:
 
     @cached_property
     def sees_others(self) -> bool:
-        """True if an output changes with other tokens of its sequence.
+        """True if an output changes with other tokens of its sequence, even by a little.
 
         Every second token is replaced, then the others. Replacing halves of a sequence would not do, because these may
         be two documents. The output of an unchanged token must change; that of a whole sequence must change both times.
@@ -130,7 +129,7 @@ class Flow:
     def _by_halves(self) -> tuple[Tensor, Tensor]:
         """Outputs that change with the tokens at odd places, and with those at even places."""
         odd = self._places % 2 == 1
-        return self._moved_with(odd), self._moved_with(~odd)
+        return self._moved_with(odd, by_little=True), self._moved_with(~odd, by_little=True)
 
     @cached_property
     def padded(self) -> Tensor:
@@ -140,7 +139,11 @@ class Flow:
         """
         values, padding = self.tokens.values, self.tokens.padding
         if self.tokens.are_ids:
-            return self._moved(self._by_token(self._repeats.output_with_embeddings_changed(values, padding)))
+            return self._moved(
+                self._by_token(
+                    self._repeats.output_with_embeddings_changed(*map(self.tokens.as_argument, (values, padding)))
+                )
+            )
         return self._moved(self._with(self.tokens.replaced(padding)))
 
     @cached_property
@@ -156,7 +159,11 @@ class Flow:
 
     @cached_property
     def reordered(self) -> Tensor:
-        """Outputs of sequences without padding that change, apart from their order, when the tokens are reversed."""
+        """Outputs of sequences without padding that change, apart from their order, when the tokens are reversed.
+
+        The first and the last token stay where they are if there is one output for each sequence, because it may be
+        that of the first token.
+        """
         real = self.tokens.values[~self.tokens.padding]
         if self.tokens.are_ids and bool((real == real[0]).all()):
             raise CannotCheck("all tokens in the batch are the same")
@@ -165,15 +172,19 @@ class Flow:
             raise CannotCheck("all sequences in the batch have padding")
         if self.is_constant:
             raise CannotCheck("the outputs are the same for all tokens and sequences")
-        output, before = self._with(self.tokens.values.flip(1)), self._unchanged
-        return self._differs(output.flip(1) if self.has_outputs_of_tokens else output, before)[whole]
+        values, before = self.tokens.values, self._unchanged
+        if self.has_outputs_of_tokens:
+            return self._differs(self._with(values.flip(1)).flip(1), before, by_little=True)[whole]
+        between = torch.cat([values[:, :1], values[:, 1:-1].flip(1), values[:, -1:]], 1)
+        return self._differs(self._with(between), before, by_little=True)[whole]
 
     @property
     def _places(self) -> Tensor:
         return torch.arange(self.tokens.length, device=self.tokens.values.device).expand(self.tokens.padding.shape)
 
-    def _moved_with(self, where: Tensor) -> Tensor:
-        return self._moved(self._with(self.tokens.replaced(where & ~self.tokens.padding)))
+    def _moved_with(self, where: Tensor, *, by_little: bool = False) -> Tensor:
+        output = self._with(self.tokens.replaced(where & ~self.tokens.padding))
+        return self._differs(output, self._unchanged, by_little=by_little)
 
     def _with(self, values: Tensor) -> Tensor:
         return self._by_token(self._repeats.output(**{self.tokens.name: self.tokens.as_argument(values)}))
@@ -181,12 +192,21 @@ class Flow:
     def _moved(self, output: Tensor) -> Tensor:
         return self._differs(output, self._unchanged)
 
-    def _differs(self, output: Tensor, before: Tensor) -> Tensor:
+    def _differs(self, output: Tensor, before: Tensor, *, by_little: bool = False) -> Tensor:
+        """Return which outputs differ, bool [batch, tokens] or [batch].
+
+        Args:
+            output, before: outputs to compare, float [batch, …].
+            by_little: all differences above rounding count.
+        """
         if output.shape != before.shape:
             raise CannotCheck(f"a repeated forward pass returns {list(output.shape)} instead of {list(before.shape)}")
         if not before.isfinite().all():
             raise CannotCheck("the outputs are not finite")
-        least = torch.maximum(self._least * self._spread, _ROUNDING * before.abs().max()).clamp(min=1e-30)
+        least = _ROUNDING * before.abs().max()
+        if not by_little or self._is_half:
+            least = torch.maximum(self._least * self._spread, least)
+        least = least.clamp(min=1e-30)
         differs = (output - before).abs() > least
         return differs.flatten(self._num_places).any(-1)
 

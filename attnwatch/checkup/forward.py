@@ -43,6 +43,9 @@ class RecordedForward:
         positions: position ids by the argument or module that received them.
         changes: name of something that the forward pass changed in the module; empty if it changed nothing.
         graph: what the outputs were computed from.
+        with_gradient: names of the tensors that the module returned with a gradient.
+        has_tokens_first: True if attention has batches [tokens, batch, features], as PyTorch's does by default, and a
+            mask shows that this is meant.
     """
 
     module: nn.Module
@@ -56,6 +59,8 @@ class RecordedForward:
     positions: Mapping[str, Tensor]
     changes: str
     graph: Graph
+    with_gradient: frozenset[str]
+    has_tokens_first: bool
 
     def repeat(self, arguments: Mapping[str, Any]) -> Any:
         """Call the module with these arguments instead of the recorded ones."""
@@ -87,8 +92,12 @@ class RecordedForward:
 
     @property
     def num_sequences(self) -> int:
-        """Size of the batch: the first dimension that most of the tensor arguments share."""
-        sizes = [len(value) for value in self.arguments.values() if isinstance(value, Tensor) and value.ndim]
+        """Size of the batch: the first dimension that most of the tensor arguments share, or else the second."""
+        tensors = [(name, value) for name, value in self.arguments.items() if isinstance(value, Tensor)]
+        if self.has_tokens_first:  # but masks are [tokens, tokens] or [batch, tokens]
+            sizes = [value.shape[1] for name, value in tensors if value.ndim > 1 and "mask" not in name]
+        else:
+            sizes = [len(value) for _, value in tensors if value.ndim]
         if not sizes:
             raise CannotCheck("the model received no tensor by name or position")
         size = max(sizes, key=sizes.count)
@@ -155,6 +164,7 @@ class ForwardRecorder:
         self._called: dict[str, None] = {}
         self._positions: dict[str, Tensor] = {}
         self._graph = GraphRecorder(self._names)
+        self._size: torch.Size | None = None  # of the first call of attention with tokens first
         self.forward: RecordedForward | None = None
         self.received: set[str] = set()
         self.read: dict[str, ReadTokens] = {}
@@ -190,6 +200,7 @@ class ForwardRecorder:
 
     def _begin(self) -> None:
         self._called, self._positions, self._graph = {}, {}, GraphRecorder(self._names)
+        self._size = None
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if not self._depth and torch.is_grad_enabled():
@@ -208,10 +219,12 @@ class ForwardRecorder:
             self._depth.clear()
             return
         if self._depth:
+            if self._size is None and isinstance(module, nn.MultiheadAttention):
+                self._size = _size_of_tokens_first(module, argument_names(module, args, kwargs))
             if self.forward is None and torch.is_grad_enabled():
                 self._graph.add(module, args, [tensor for _, tensor in tensors_in(output)])
             elif self.forward is None:
-                self._graph.add_without_grad(module)
+                self._graph.add_without_grad(module, [tensor for _, tensor in tensors_in([args, kwargs])])
             return
         if not torch.is_grad_enabled():
             return
@@ -239,12 +252,30 @@ class ForwardRecorder:
             given | self._positions,
             "" if self._state is None else self._state.changed(),
             self._graph.take([tensor for _, tensor in computed], [tensor for _, tensor in tensors_in(arguments)]),
+            frozenset(name for name, _ in computed),
+            _has_tokens_first(self._size, arguments),
         )
 
 
 def _embeds_what_it_is_given(module: nn.Module) -> bool:
     """Return whether a module is a plain embedding; those of OPT and BART override forward to count positions."""
     return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
+
+
+def _size_of_tokens_first(attention: nn.MultiheadAttention, arguments: Mapping[str, Any]) -> torch.Size | None:
+    """Return the size [tokens, batch] of a call whose masks show that its tokens come first; None if they do not."""
+    query, padding, mask = (arguments.get(name) for name in ("query", "key_padding_mask", "attn_mask"))
+    if attention.batch_first or not isinstance(query, Tensor) or query.ndim != 3 or query.is_nested:
+        return None
+    is_shown = padding is not None or (isinstance(mask, Tensor) and mask.shape[-2] == len(query))
+    return query.shape[:2] if is_shown else None
+
+
+def _has_tokens_first(size: torch.Size | None, arguments: Mapping[str, Any]) -> bool:
+    """Return whether a model receives tensors [tokens, batch, …], and does not exchange the axes itself."""
+    given = [tensor for name, tensor in tensors_in(arguments) if tensor.ndim > 1 and "mask" not in name]
+    sizes = {tensor.shape[:2] for tensor in given if tensor.dtype is not torch.bool and not tensor.is_nested}
+    return size is not None and size in sizes and size[::-1] not in sizes
 
 
 def _are_positions(name: str, value: Any) -> bool:

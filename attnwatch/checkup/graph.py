@@ -1,6 +1,6 @@
 """Graph of autograd behind the outputs of a forward pass: what they were computed from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,12 +19,14 @@ class Graph:
             of the outputs of the model.
         cut: names of the trainable matrices of modules whose outputs are used, but do not depend on these matrices.
         without_grad: names of the modules that were called while gradients were disabled.
+        apart: those of them that received an input of the model itself, not something computed from it.
     """
 
     foreign: tuple[nn.Parameter, ...] = ()
     unused: frozenset[str] = frozenset()
     cut: tuple[str, ...] = ()
     without_grad: tuple[str, ...] = ()
+    apart: tuple[str, ...] = ()
 
 
 @dataclass
@@ -37,7 +39,7 @@ class GraphRecorder:
 
     names: Mapping[nn.Module, str]
     _nodes: dict[nn.Module, list[Any]] = field(default_factory=dict)
-    _without_grad: dict[nn.Module, None] = field(default_factory=dict)
+    _without_grad: dict[nn.Module, set[int]] = field(default_factory=dict)
 
     def add(self, module: nn.Module, args: Sequence[Any], outputs: Sequence[Tensor]) -> None:
         """Add the outputs of a call of a module; only those of the first call count."""
@@ -46,9 +48,9 @@ class GraphRecorder:
             is_passed_on = any(outputs[0] is each for each in args)
             self._nodes.setdefault(module, [] if is_passed_on else nodes)
 
-    def add_without_grad(self, module: nn.Module) -> None:
+    def add_without_grad(self, module: nn.Module, inputs: Iterable[Tensor]) -> None:
         """Add a module that was called while gradients were disabled."""
-        self._without_grad[module] = None
+        self._without_grad.setdefault(module, set(map(id, inputs)))
 
     def take(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> Graph:
         """Return what the outputs of the model were computed from, other than its inputs, and forget the nodes.
@@ -66,7 +68,10 @@ class GraphRecorder:
         unused = frozenset(self._name(module) for module, used in is_used.items() if not used)
         found = set(leaves)
         cut = [name for module, used in is_used.items() if used for name in self._cut_off(module, found)]
-        return Graph(foreign, unused, tuple(cut), tuple(map(self._name, self._without_grad)))
+        given = set(map(id, inputs))
+        apart = [module for module, received in self._without_grad.items() if received & given]
+        names = [tuple(map(self._name, modules)) for modules in (self._without_grad, apart)]
+        return Graph(foreign, unused, tuple(cut), *names)
 
     def _name(self, module: nn.Module) -> str:
         """Return the name of a module; "" for a shallow copy of a module, which has the same hooks."""

@@ -39,6 +39,8 @@ def padding_and_read(step: StepEvidence) -> tuple[Tensor, ReadTokens]:
     Raises:
         CannotCheck: there is no output for each token, none has a gradient, or the padding is unknown.
     """
+    if step.forward.has_tokens_first:
+        raise CannotCheck("the outputs are [tokens, batch, …]")
     padding = _padding_of_outputs(step)
     for name in _OUTPUTS_OF_TOKENS:
         read = step.read.get(name)

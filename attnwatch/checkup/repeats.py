@@ -1,17 +1,21 @@
 """Forward passes that repeat a recorded one with one thing changed."""
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnwatch.capture import undisturbed
+from attnwatch.checkup.attention_scale import AttentionScale
 from attnwatch.checkup.embeddings import changed_embeddings
 from attnwatch.checkup.first_sequences import first_sequences
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, tensors_in
-from attnwatch.checkup.scales import AttentionScale, attention_scales
+from attnwatch.checkup.loss_inputs import LossInputs
+from attnwatch.checkup.scales import attention_scales
+from attnwatch.checkup.tokens import tokens_of
 from attnwatch.utils.processes import has_other_processes
 
 MOST_SEQUENCES = 4
@@ -46,10 +50,13 @@ class Repeats:
         if held:
             raise CannotCheck(f"the model received `{held[0]}`, which its forward pass changes")
         size = forward.num_sequences
-        self.num_sequences = min(size, MOST_SEQUENCES)
+        # Tensors [tokens, batch], [tokens, tokens] and [batch, tokens] would have to be cut along different axes.
+        self.num_sequences = size if forward.has_tokens_first else min(size, MOST_SEQUENCES)
         self.arguments: dict[str, Any] = first_sequences(dict(forward.arguments), size, self.num_sequences)
         self._has_decoder = is_encoder_decoder(forward.module)
-        self._lengths = {value.shape[1] for _, value in tensors_in(self.arguments) if value.ndim >= 2}
+        self._length = _num_tokens(forward)
+        axis = int(not forward.has_tokens_first)
+        self._lengths = {value.shape[axis] for _, value in tensors_in(self.arguments) if value.ndim >= 2}
 
     def output(self, **changes: Any) -> Tensor:
         """Return the output with these arguments changed, float32 [batch, …].
@@ -94,14 +101,40 @@ class Repeats:
 
     def _output(self, changes: Mapping[str, Any], watching: contextlib.AbstractContextManager[None]) -> Tensor:
         try:
-            with undisturbed(self._forward.module, seed=0), watching:
+            with undisturbed(self._forward.module, seed=0), watching, LossInputs() as given:
                 output = self._forward.repeat({**self.arguments, **changes})
         except Exception as error:
             raise CannotRepeat(f"the forward pass can't be repeated: {type(error).__name__}: {error}") from error
-        output = _main_output(output, self.num_sequences, _similarities(self._forward))
+        output = _main_output(self._arranged(output, given.logits), self.num_sequences, _similarities(self._forward))
         if output.ndim == 3 and output.shape[1] not in self._lengths and not self._has_decoder:
             raise CannotCheck(f"the model returns {output.shape[1]} outputs for {sorted(self._lengths)} tokens")
         return output.float()
+
+    def _arranged(self, output: Any, logits: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the tensors with a gradient as [batch, …] or [batch, tokens, …]; the logits of a loss if none is left.
+
+        Args:
+            output: output of the model.
+            logits: logits that the model gave to cross-entropy.
+        """
+        named = dict(tensors_in(output))
+        if self._forward.with_gradient & named.keys():
+            named = {name: each for name, each in named.items() if name in self._forward.with_gradient}
+        arranged = {name: self._by_sequence(each) for name, each in named.items()}
+        if any(each.ndim > 1 and len(each) == self.num_sequences for each in arranged.values()):
+            return arranged
+        return {str(number): self._by_sequence(each) for number, each in enumerate(logits)}
+
+    def _by_sequence(self, tensor: Tensor) -> Tensor:
+        """Return a tensor [tokens, batch, …], [batch · tokens, …] or without the last token as [batch, tokens, …]."""
+        length, number = self._length, self.num_sequences
+        axes = (-1, number) if self._forward.has_tokens_first else (number, -1)
+        is_flat = tensor.ndim == 2 and length > 1 and len(tensor) in (number * length, number * (length - 1))
+        tensor = tensor.unflatten(0, axes) if is_flat else tensor
+        if self._forward.has_tokens_first and tensor.ndim > 1 and tensor.shape[1] == number:
+            tensor = tensor.transpose(0, 1)
+        is_short = tensor.ndim == 3 and tensor.shape[:2] == (number, length - 1)
+        return torch.nn.functional.pad(tensor, (0, 0, 0, 1)) if is_short else tensor
 
 
 def _similarities(forward: RecordedForward) -> frozenset[str]:
@@ -112,11 +145,19 @@ def _similarities(forward: RecordedForward) -> frozenset[str]:
     return frozenset(name for name, shape in forward.shapes.items() if shape == (size, size))
 
 
-def _main_output(output: Any, num_sequences: int, similarities: Collection[str]) -> Tensor:
+def _num_tokens(forward: RecordedForward) -> int:
+    """Return the number of tokens per sequence; 0 if there are none."""
+    try:
+        return tokens_of(forward).length
+    except CannotCheck:
+        return 0
+
+
+def _main_output(outputs: Mapping[str, Tensor], num_sequences: int, similarities: Collection[str]) -> Tensor:
     """Return the output with one entry per sequence or token, by name or as the first with the most dimensions."""
     fitting = {
         name: tensor
-        for name, tensor in tensors_in(output)
+        for name, tensor in outputs.items()
         if tensor.ndim >= 2 and len(tensor) == num_sequences and tensor.is_floating_point() and name not in similarities
     }
     if not fitting:

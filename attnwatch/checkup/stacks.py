@@ -25,5 +25,15 @@ def after_last(layers: Sequence[str], reached: Collection[str]) -> set[str]:
     return {layer for index, layer in enumerate(layers) if index > last.get(_stack(layer), len(layers))}
 
 
+def are_of_one_stack(layers: Collection[str]) -> bool:
+    """Return whether layers belong to one stack.
+
+    Example:
+        >>> are_of_one_stack(["encoder.0", "encoder.1"]), are_of_one_stack(["encoder.1", "decoder.0"])
+        (True, False)
+    """
+    return len(set(map(_stack, layers))) == 1
+
+
 def _stack(layer: str) -> str:
     return re.sub(r"\d+", "#", layer)

@@ -4,7 +4,7 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 from attnwatch.capture import replace, shared_patch
 from attnwatch.checkup.guard import Guard
 
-_SIGNATURE = inspect.signature(F.cross_entropy)
+# `nll_loss` receives log-probabilities, which are logits too.
+_FUNCTIONS = ("cross_entropy", "nll_loss")
 # Number of rows of the logits whose gradients are read.
 _NUM_ROWS = 64
+_GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class ScoredCall:
     Only some rows of the logits are kept, because these may be the largest tensor of the training run.
 
     Attributes:
-        rows: int64 [rows], the rows whose logits are kept, evenly spread.
+        rows: int64 [rows], the rows whose logits are kept, in ascending order.
         logits: kept logits, [rows, classes], detached.
         classes: target classes, int, one per row of the call, or [batch, tokens].
         ignored: class of rows without a target.
@@ -93,54 +95,84 @@ class ScoredCall:
         slope = slope * (classes != self.ignored)[:, None]
         return [F.cosine_similarity(each.float().flatten(), slope.flatten(), dim=0) for each in self.gradients]
 
-    def targets(self, num_sequences: int, num_tokens: int) -> Targets | None:
+    def is_next_along_first_axis(self, ids: Tensor) -> bool:
+        """Return whether the targets are the next tokens if ids are [tokens, batch], and are not if [batch, tokens]."""
+        if self.classes.numel() != ids.numel() or min(ids.shape) < 2 or self.classes.device != ids.device:
+            return False
+        classes = self.classes.reshape(ids.shape)
+        along_first, along_second = classes[:-1] == ids[1:], classes[:, :-1] == ids[:, 1:]
+        return bool(along_first.all()) and not bool(along_second.all())
+
+    def targets(self, num_sequences: int, num_tokens: int, *, has_tokens_first: bool = False) -> Targets | None:
         """Return the targets by sequence and token, [batch] or [batch, tokens]; None if they do not fit the batch.
 
         The last token of each sequence may be missing.
+
+        Args:
+            num_sequences, num_tokens: size of the batch.
+            has_tokens_first: the rows of the call go through the batch before they go to the next token.
         """
-        classes = self.classes
-        if classes.numel() == num_sequences:
-            classes = classes.flatten()
-        elif classes.numel() in (num_sequences * num_tokens, num_sequences * (num_tokens - 1)):
-            classes = classes.reshape(num_sequences, -1)
-            classes = F.pad(classes, (0, num_tokens - classes.shape[1]), value=self.ignored)
+        classes, number = self.classes, self.classes.numel() // num_sequences
+        sizes = (number, num_sequences) if has_tokens_first else (num_sequences, number)
+        if not number or number * num_sequences != classes.numel():
+            return None
+        places = torch.unravel_index(self.rows, sizes)
+        if number == 1:
+            classes, places = classes.flatten(), places[int(has_tokens_first) :][:1]
+        elif number in (num_tokens, num_tokens - 1):
+            classes = classes.reshape(sizes)
+            classes, places = (classes.T, (places[1], places[0])) if has_tokens_first else (classes, places)
+            classes = F.pad(classes, (0, num_tokens - number), value=self.ignored)
         else:
             return None
-        places = torch.unravel_index(self.rows, (num_sequences, self.classes.numel() // num_sequences))
-        places = places[: classes.ndim]
         return Targets(classes, classes != self.ignored, self.logits.shape[1], self.loss, places, self.logits)
 
 
 @contextlib.contextmanager
 def scored_calls(receive: Callable[[ScoredCall], None], guard: Guard) -> Iterator[None]:
-    """Pass each call of cross-entropy that has classes as targets to `receive`."""
+    """Pass each call of cross-entropy, or of `nll_loss`, that has classes as targets to `receive`."""
 
     def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
         @wraps(original)
-        def cross_entropy(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
+        def scored(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
             loss = original(input, target, *args, **kwargs)
             if isinstance(target, Tensor) and not target.is_floating_point() and isinstance(loss, Tensor):
-                given = _SIGNATURE.bind(input, target, *args, **kwargs)
+                given = signature.bind(input, target, *args, **kwargs)
                 given.apply_defaults()
                 call = guard(_scored_call)(input, target, loss, given.arguments)
                 if call is not None:
                     receive(call)
             return loss
 
-        return cross_entropy
+        return scored
 
-    with shared_patch((F, receive), lambda: replace(vars(F), "cross_entropy", wrap)):
+    with contextlib.ExitStack() as stack:
+        for name in _FUNCTIONS:
+            stack.enter_context(shared_patch((F, name, receive), partial(replace, vars(F), name, wrap)))
         yield
+
+
+def _spread_rows(number: int) -> Tensor:
+    """Return some rows of a call, one at another place in each of as many parts, as int64.
+
+    Evenly spaced rows could be the same place in all sequences, which may have no target.
+    """
+    if number <= _NUM_ROWS:
+        return torch.arange(number)
+    part = torch.arange(_NUM_ROWS, dtype=torch.float64)
+    return ((part + (part * _GOLDEN_RATIO) % 1) * (number / _NUM_ROWS)).long()
 
 
 def _scored_call(logits: Tensor, classes: Tensor, loss: Tensor, options: Mapping[str, Any]) -> ScoredCall:
     ignored, reduction = options["ignore_index"], options["reduction"]
     number = (classes != ignored).sum() if reduction != "mean" else 1
-    rows = torch.arange(0, classes.numel(), max(classes.numel() // _NUM_ROWS, 1), device=classes.device)
+    rows = _spread_rows(classes.numel()).to(classes.device)
     by_class = logits.detach().reshape(1, -1) if logits.ndim == 1 else logits.detach().movedim(1, -1)
     kept = by_class[torch.unravel_index(rows, by_class.shape[:-1])]
     gradients: list[Tensor] = []
     if logits.requires_grad and logits.ndim == 2 and reduction != "none":
         logits.register_hook(lambda gradient: gradients.append(gradient.detach()[rows]))
-    mean, smoothing = loss.detach().sum() / number, options["label_smoothing"]
+    mean, smoothing = loss.detach().sum() / number, options.get("label_smoothing", 0.0)
     return ScoredCall(rows, kept, classes.detach(), ignored, mean, smoothing, gradients)

@@ -1,7 +1,7 @@
 """Tokens among the arguments of a forward pass, and their padding."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ _IDS = ("input_ids", "decoder_input_ids", "tokens", "ids")
 # Masks that are 1 at tokens, and masks that are True at padding.
 _MASKS_OF_TOKENS = ("attention_mask",)
 _MASKS_OF_PADDING = ("padding_mask", "key_padding_mask", "src_key_padding_mask", "pad_mask")
+# Beginnings of the names of masks that do not hide padding.
+_OTHER_MASKS = ("loss", "label", "target", "causal", "prefix", "special")
 # Fewer hidden tokens may have the same id by chance.
 _LEAST_PADDING = 4
 # Special tokens, which a mask of special tokens shows: those at the beginning and the end, and the padding.
@@ -52,6 +54,8 @@ class Tokens:
         padding: mask of the padding, bool [batch, tokens].
         mask_name: name of the argument that marks the padding; None if there is no such argument.
         pad_id: id of the padding; None if it is unknown, or marks the end of a text too.
+        is_hidden: True if the mask hides the padding; False if only its id is known.
+        has_tokens_first: True if the model takes them as [tokens, batch, …].
         grid: size of the image and of its patches; None if the values are not patches.
     """
 
@@ -61,6 +65,8 @@ class Tokens:
     mask_name: str | None
     grid: "PatchGrid | None" = None
     pad_id: int | None = None
+    is_hidden: bool = False
+    has_tokens_first: bool = False
 
     @property
     def are_ids(self) -> bool:
@@ -84,9 +90,19 @@ class Tokens:
             return "hides all tokens except those with one id, which looks like padding"
         if _FEW_KINDS >= len(self.values[~self.padding].unique()) < len(hidden) / _FEW_KINDS:
             return f"hides tokens of {len(hidden)} ids and shows {len(self.values[~self.padding].unique())} ids only"
-        if len(self.values[self.padding.flip(1)].unique()) == 1 and int(self.padding.sum()) >= _LEAST_PADDING:
+        is_long = int(self.padding.sum()) >= _LEAST_PADDING and int(self.padding.sum(1).max()) > 1
+        if is_long and len(self.values[self.padding.flip(1)].unique()) == 1:
             return "hides tokens at one end of the sequences, but the other end has one id, which looks like padding"
         return ""
+
+    @property
+    def hides_text(self) -> bool:
+        """True if the mask hides various ids between tokens that it shows, as one that drops tokens at random does."""
+        if not self.are_ids or self.mask_fault:
+            return False
+        shown = ~self.padding
+        is_between = self.padding & (shown.cumsum(1) > 0) & (shown.flip(1).cumsum(1).flip(1) > 0)
+        return int(is_between.sum()) >= _LEAST_PADDING and len(self.values[is_between].unique()) > 1
 
     @property
     def num_of_others(self) -> int:
@@ -114,6 +130,8 @@ class Tokens:
 
     def as_argument(self, values: Tensor) -> Tensor:
         """Return new values of the tokens in the form that the model accepts."""
+        if self.has_tokens_first:
+            return values.transpose(0, 1)
         return values if self.grid is None else self.grid.image(values)
 
     def replaced(self, where: Tensor) -> Tensor:
@@ -134,29 +152,43 @@ class Tokens:
         return torch.where(where, kinds[(place + shift) % len(kinds)], self.values)
 
 
-def tokens_of(forward: RecordedForward, arguments: Mapping[str, Any]) -> Tokens:
+def tokens_of(forward: RecordedForward) -> Tokens:
     """Return the tokens that a forward pass received.
-
-    Args:
-        forward: recorded forward pass, for its module.
-        arguments: arguments of the forward pass, possibly with fewer sequences.
 
     Raises:
         CannotCheck: no argument has a token axis.
     """
+    arguments = forward.arguments
     name = _name_of_ids(arguments) or _name_of_features(arguments)
     if name is None:
         return _patches_of(forward.module, arguments)
-    values = arguments[name]
+    first = forward.has_tokens_first
+    values = arguments[name].transpose(0, 1) if first else arguments[name]
     shape = values.shape[:2]
-    for mask_name in (*_MASKS_OF_TOKENS, *_MASKS_OF_PADDING):
+    for mask_name in (*_MASKS_OF_TOKENS, *_MASKS_OF_PADDING, *_other_masks(arguments, shape)):
         mask = arguments.get(mask_name)
         if isinstance(mask, Tensor) and mask.shape == shape:
-            padding = mask == 0 if mask_name in _MASKS_OF_TOKENS else mask.bool()
-            hides_nothing = not padding.any()
-            padding = _by_id(forward.module, values) if hides_nothing else padding
-            return Tokens(name, values, padding, mask_name, pad_id=_id_of_padding_alone(forward.module))
-    return Tokens(name, values, _by_id(forward.module, values), None)
+            padding = mask.bool() if mask_name in _MASKS_OF_PADDING else mask == 0
+            pad_id = _id_of_padding_alone(forward.module)
+            tokens = Tokens(name, values, padding, mask_name, pad_id=pad_id, is_hidden=True, has_tokens_first=first)
+            if padding.any() and not tokens.hides_text:
+                return tokens
+            return replace(tokens, padding=_by_id(forward.module, values), is_hidden=False)
+    return Tokens(name, values, _by_id(forward.module, values), None, has_tokens_first=first)
+
+
+def _other_masks(arguments: Mapping[str, Any], shape: torch.Size) -> list[str]:
+    """Return the names of masks that are True up to some token of each sequence, as those of tokens are."""
+    masks = {
+        name: value
+        for name, value in arguments.items()
+        if "mask" in name and isinstance(value, Tensor) and value.dtype is torch.bool and value.shape == shape
+    }
+    return [
+        name
+        for name, mask in masks.items()
+        if not name.startswith(_OTHER_MASKS) and mask[:, 0].all() and bool((mask.int().diff() <= 0).all())
+    ]
 
 
 def sequences_of_one_token(arguments: Mapping[str, Any]) -> int:
@@ -188,12 +220,17 @@ def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:
 
 
 def _by_id(module: nn.Module, values: Tensor) -> Tensor:
-    """Return a mask of the padding ids at either end of a sequence; a token inside a text may have the same id."""
+    """Return a mask of the padding ids at either end of a sequence.
+
+    It is empty if the padding id does not mark the end of a text and is found inside one, as a real token is.
+    """
     pad_id = padding_id(module)
     if values.ndim != 2 or pad_id is None:
         return torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
     is_pad = values == pad_id
     padding = at_end(is_pad) | is_pad.cumprod(1).bool()
+    if _id_of_padding_alone(module) is not None and bool((is_pad & ~padding).any()):
+        return torch.zeros_like(padding)
     return padding & (padding.sum(1, keepdim=True) > 1)  # a single one may be an end-of-text token
 
 

@@ -16,6 +16,10 @@ _MOST_GAIN = 8.0
 # The mean of random entries is near 0; uniform numbers from 0 to 1 have a mean of 0.87 times their root mean square.
 # That of 100 random entries is above half of it once in a million times.
 _ONE_SIDED, _LEAST_ENTRIES = 0.5, 100
+# LayerScale begins at 0.1 to 1e-6.
+_SMALL_SCALE = 0.02
+# Vectors that are added to states, not multiplied by them.
+_ADDED = re.compile(r"token|emb|pos|query", re.IGNORECASE)
 _NORM = re.compile(r"norm|(^|[._])ln", re.IGNORECASE)
 # Standard deviation of torch.randn.
 _RANDN, _TOLERANCE, _LEAST_INPUTS = 1.0, 0.05, 16
@@ -106,6 +110,15 @@ def _numbers(values: Iterable[Tensor]) -> list[float]:
     return torch.stack([each.to(tensors[0].device) for each in tensors]).tolist() if tensors else []
 
 
+def small_scales(module: nn.Module) -> Iterator[str]:
+    """Yield the names of vectors that scale states by little, as those of LayerScale do at the start."""
+    for name, parameter in module.named_parameters():
+        is_added = name.endswith("bias") or _ADDED.search(name) or is_of_adapter(name)
+        is_scale = not is_added and parameter.numel() > 1 and parameter.squeeze().ndim == 1
+        if is_scale and 0 < float(parameter.detach().abs().max()) < _SMALL_SCALE:
+            yield name
+
+
 def require_weights(module: nn.Module) -> None:
     """Raise `CannotCheck` if a parameter is zero, as gates may be at the start, or matrices are almost zero or equal.
 
@@ -119,6 +132,8 @@ def require_weights(module: nn.Module) -> None:
             continue
         if not parameter.any():
             raise CannotCheck(f"{name} is zero, so nothing after it changes")
+    for name in small_scales(module):
+        raise CannotCheck(f"{name} is almost zero, so what it scales changes by little")
     for name, gain in gains(module).items():
         if gain < LEAST_GAIN:
             raise CannotCheck(f"{name} is almost zero, so nothing after it changes")

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -79,6 +80,20 @@ def next_token(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
 def same_token(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
     logits = model(**{name: value for name, value in batch.items() if name != "labels"})
     return F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+
+
+def of_probabilities(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    shares = model(batch["tokens"]).softmax(-1)
+    return F.cross_entropy(shares[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+
+def of_logarithms(model: nn.Module, batch: dict[str, Tensor], log: Callable[[Tensor], Tensor] = torch.log) -> Tensor:
+    shares = model(batch["tokens"]).softmax(-1)
+    return F.nll_loss(log(shares)[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten())
+
+
+def class_of_first(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    return F.cross_entropy(model(batch["tokens"])[:, 0], batch["labels"])
 
 
 def two_and_three_ahead(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
@@ -198,6 +213,24 @@ def t5() -> T5ForConditionalGeneration:
 def changed(model: nn.Module, change: Callable[[nn.Module], object]) -> nn.Module:
     change(model)
     return model
+
+
+def with_epsilon(epsilon: float) -> Callable[[nn.Module], None]:
+    def change(model: nn.Module) -> None:
+        for part in model.modules():
+            if isinstance(part, nn.LayerNorm):
+                part.eps = epsilon
+
+    return change
+
+
+class WithoutNorms(Layer):
+    """Layer that calls its norms and uses what they were given."""
+
+    def __init__(self, causal: bool):
+        super().__init__(causal)
+        for part in (self.norm, self.mlp[0]):
+            part.register_forward_hook(lambda module, args, output: args[0])
 
 
 class MixedBatch(Layer):
@@ -550,6 +583,41 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
         "labels_shifted_twice",
         lambda: Script(gpt2(), shifted("input_ids")),
         lambda: Script(gpt2(), inputs()),
+    ),
+    "softmax before cross-entropy": (
+        "double_softmax",
+        lambda: Script(Net(), ids(), of_probabilities),
+        lambda: Script(Net(), ids(), next_token),
+    ),
+    "probabilities given as logarithms": (
+        "double_softmax",
+        lambda: Script(Net(), ids(), partial(of_logarithms, log=lambda shares: shares)),
+        lambda: Script(Net(), ids(), of_logarithms),
+    ),
+    "norms with a large epsilon": (
+        "initialisation",
+        lambda: Script(changed(Net(), with_epsilon(1.0)), ids(), next_token),
+        lambda: Script(changed(Net(), with_epsilon(1e-3)), ids(), next_token),
+    ),
+    "what norms return thrown away": (
+        "initialisation",
+        lambda: Script(with_layers(WithoutNorms), ids(), next_token),
+        lambda: Script(Net(), ids(), next_token),
+    ),
+    "mask given as positions": (
+        "order_ignored",
+        lambda: Script(bert(), (batch := padded("input_ids")) | {"position_ids": batch["attention_mask"]}),
+        lambda: Script(bert(), padded("input_ids") | {"position_ids": torch.arange(16).expand(5, 16)}),
+    ),
+    "ids given as positions": (
+        "order_ignored",
+        lambda: Script(bert(), (batch := padded("input_ids")) | {"position_ids": batch["input_ids"]}),
+        lambda: Script(bert(), padded("input_ids")),
+    ),
+    "positions thrown away before one class is read": (
+        "order_ignored",
+        lambda: Script(UnusedPositions(causal=False), ids(labels=torch.arange(5)), class_of_first),
+        lambda: Script(Net(causal=False), ids(labels=torch.arange(5)), class_of_first),
     ),
     "padding is learned": (
         "padding_in_loss",

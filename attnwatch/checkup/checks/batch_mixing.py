@@ -5,13 +5,15 @@ from torch import Tensor
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.flow import Flow
+from attnwatch.checkup.library import is_as_it_comes
 
 
 @register
 class BatchMixing(Check):
     """The output of a sequence depends on the other sequences in its batch.
 
-    The tokens of all sequences except the last are replaced. Outputs of the last one must not change.
+    The tokens of all sequences except the last are replaced. Outputs of the last one must not change. The finding is a
+    note for models of transformers that nobody has changed, such as CLIP, which compares sequences with one another.
     """
 
     name = "batch_mixing"
@@ -28,7 +30,7 @@ class BatchMixing(Check):
         step.flow.require_repeatable()
         share = float(moved.float().mean())
         what = f"{share:.0%} of the outputs of a sequence change when the other sequences in the batch are replaced"
-        return Fault(what, numbers={"share_that_moves": share})
+        return Fault(what, numbers={"share_that_moves": share}, is_note=is_as_it_comes(step.forward.module))
 
 
 def mixed_tokens(flow: Flow) -> Tensor:

@@ -10,12 +10,14 @@ from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.checks.no_gradient import bypassed_layers, without_grad
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.forward import is_of_adapter
-from attnwatch.checkup.stacks import after_last
+from attnwatch.checkup.forward import POSITIONS, is_of_adapter
+from attnwatch.checkup.library import is_as_it_comes
+from attnwatch.checkup.stacks import after_last, are_of_one_stack
+from attnwatch.checkup.weights import small_scales
 from attnwatch.utils.entries import as_real
 
-# Gradients of sound models differ by less than 30-fold over depth.
-_MOST_RATIO = 1000.0
+# Gradients of sound models differ by less than 30-fold over depth, and by more between an encoder and what reads it.
+_MOST_RATIO, _MOST_BETWEEN_STACKS = 1000.0, 1e5
 _LEAST_LAYERS = 4
 # Gates and output layers that start at zero become nonzero in the first steps.
 _STEPS_OF_GATES = 3
@@ -27,9 +29,11 @@ class BrokenGradientPath(Check):
     """The gradient does not reach trainable layers that were part of the forward, or vanishes over depth.
 
     Attention layers after the last one of their stack with a gradient do not count, because they may be unused. Within
-    a layer, either all trainable weights must have a gradient or none. Modules called before the first attention layer,
+    a layer, either all trainable weights must have a gradient or none, except in models of transformers that nobody
+    has changed. Modules called before the first attention layer,
     such as embeddings, must have a gradient if that layer does. The norms of the gradients must not rise or fall
-    steadily from layer to layer by more than 1,000-fold in total, nor at once from one layer to the one before it.
+    steadily from layer to layer by more than 1,000-fold in total, nor at once from one layer to the one before it in
+    the same stack.
     """
 
     name = "broken_gradient_path"
@@ -42,7 +46,8 @@ class BrokenGradientPath(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         called = step.forward.called
-        sites = [(site.name, site.module) for site in find_sites(step.model) if site.name in called]
+        found = [site for site in find_sites(step.model) if not step.is_of_teacher(site.name)]
+        sites = [(site.name, site.module) for site in found if site.name in called]
         sites.sort(key=lambda site: called.index(site[0]))
         weights = {name: _trainable(module) for name, module in sites}
         weights = {name: each for name, each in weights.items() if each}
@@ -54,11 +59,13 @@ class BrokenGradientPath(Check):
         up_to = list(weights)[: list(weights).index(reached[-1]) + 1]
         left_out = {*bypassed_layers(step), *after_last(up_to, reached)}
         up_to = [name for name in up_to if name not in left_out]
+        is_known = is_as_it_comes(step.forward.module)
         missing = tuple(
             f"{name}.{weight}"
             for name in up_to
             for weight, w in weights[name].items()
             if w.grad is None and not _is_idle(step, name, weight)
+            if name not in reached or not is_known
         )
         missing = _missing_before(step, sites[0][0]) + missing
         told_by_others = {*step.graph.cut, *without_grad(step)}
@@ -75,6 +82,8 @@ class BrokenGradientPath(Check):
         if dead:
             what = f"the gradient of {dead[0]} is zero in the first steps, although that of {reached[-1]} is not"
             return Fault(what, dead, {"layers_without_gradient": float(len(dead))})
+        for name in small_scales(step.forward.module):
+            raise CannotCheck(f"{name} is almost zero, so what it scales gets a small gradient")
         return _vanishing(norms) or _dropping(norms, step)
 
 
@@ -95,6 +104,7 @@ def _missing_before(step: StepEvidence, site: str) -> tuple[str, ...]:
     return tuple(
         f"{name}.{weight}" if name else weight
         for name in called
+        if not (step.is_of_teacher(name) or (name in step.graph.without_grad and POSITIONS.search(name)))
         for weight, each in modules[name].named_parameters(recurse=False)
         if each.requires_grad and each.ndim > 1 and each.grad is None and not is_of_adapter(name)
         if next(modules[name].children(), None) is None  # a container may hold what another call needs
@@ -135,7 +145,8 @@ def _dropping(norms: Mapping[str, float], step: StepEvidence) -> Fault | None:
     names, values = list(norms), list(norms.values())
     for index in range(1, len(values)):
         before, after = max(values[:index]), min(values[index:])
-        if not 0 < _MOST_RATIO * before < after:
+        ratio = _MOST_RATIO if are_of_one_stack(names[index - 1 : index + 1]) else _MOST_BETWEEN_STACKS
+        if not 0 < ratio * before < after:
             continue
         if step.num_steps < _STEPS_OF_GATES:
             raise CannotCheck("the gradient of a layer is small, which can be normal at the start")

@@ -2,6 +2,7 @@
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.forward import tensors_in
 
 _NUM_STEPS, _LEAST_TARGETS = 6, 32
 # With two classes, one may be rare: a hundred samples lack a class with a share of 1% in every third run.
@@ -58,6 +59,9 @@ class EmptyBatch(Check):
 
 def _are_outputs(step: StepEvidence, num_classes: int) -> bool:
     """Return whether the model returns scores of the classes; otherwise candidates are ranked, the right one first."""
+    given = [value for _, value in tensors_in(step.forward.arguments) if not value.is_floating_point()]
+    if any(value.ndim > 2 and value.shape[1] == num_classes for value in given):  # ids [batch, candidates, tokens]
+        return False
     return any(shape and shape[-1] == num_classes for shape in step.forward.shapes.values())
 
 

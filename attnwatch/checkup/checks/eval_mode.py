@@ -7,6 +7,8 @@ from attnwatch.checkup.evidence import StepEvidence
 
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _NORMS = (nn.modules.batchnorm._NormBase,)
+# Names of attributes that hold the rate of dropout or of stochastic depth.
+_RATES = ("dropout", "drop_prob")
 
 
 @register
@@ -63,7 +65,7 @@ def _drops(module: nn.Module) -> bool:
     """Return whether a module applies dropout in training, either itself or by passing a rate to a function."""
     if isinstance(module, _DROPOUTS):
         return module.p > 0
-    shares = (value for name, value in vars(module).items() if name.endswith("dropout") and isinstance(value, float))
+    shares = (value for name, value in vars(module).items() if name.endswith(_RATES) and isinstance(value, float))
     return any(share > 0 for share in shares)
 
 

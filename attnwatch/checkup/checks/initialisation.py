@@ -1,5 +1,6 @@
 """Initial weights with the wrong scale, and first losses that reveal them."""
 
+import itertools
 import math
 
 from torch import nn
@@ -18,6 +19,8 @@ from attnwatch.checkup.weights import (
 # The loss of a uniform guess is log(classes). Pretrained models on unfamiliar data stay below twice that.
 _MOST_LOSS = 3.0
 _MOST_OF_EMBEDDING = 10.0
+# The variance of states is seldom below 1e-3, and epsilons are not above it.
+_MOST_EPSILON = 0.1
 
 
 @register
@@ -28,7 +31,7 @@ class Initialisation(Check):
     high is confident in wrong answers, and its softmax passes hardly any gradient. The weight matrices are measured
     too: their root mean square times √inputs is 0.1 to 2 with the usual initialisers. Outputs that are the same for all
     tokens, as in deep models without residual connections, are also reported, and so are matrices that are filled with
-    one number or with numbers of one sign.
+    one number or with numbers of one sign, and norms that normalise nothing.
     """
 
     name = "initialisation"
@@ -38,11 +41,49 @@ class Initialisation(Check):
         "the norm before the last layer; for a pretrained model, that its weights were loaded and match the tokenizer."
     )
 
+    def __init__(self) -> None:
+        self._reason = "the first step was not seen"
+
     def look(self, step: StepEvidence) -> Fault | None:
+        if fault := _of_norms(step):
+            return fault
         if step.num_steps:
-            raise CannotCheck("the first step was not seen")
-        found = _of_equal_weights(step) or _of_small_weights(step) or _of_vanishing_states(step) or _of_loss(step)
-        return found or ((_of_large_weights(step) or _of_one_sided_weights(step)) if step.is_untrained else None)
+            raise CannotCheck(self._reason)
+        try:
+            return _of_first_step(step)
+        except CannotCheck as error:
+            self._reason = str(error)
+            raise
+
+
+def _of_first_step(step: StepEvidence) -> Fault | None:
+    found = _of_equal_weights(step) or _of_small_weights(step) or _of_vanishing_states(step) or _of_loss(step)
+    return found or ((_of_large_weights(step) or _of_one_sided_weights(step)) if step.is_untrained else None)
+
+
+def _of_norms(step: StepEvidence) -> Fault | None:
+    """Return the fault for norms that do not normalise the states."""
+    prefix = f"{step.forward.name}." if step.forward.name else ""
+    norms = {f"{prefix}{name}": part for name, part in step.forward.module.named_modules() if _is_norm(part)}
+    for name, part in norms.items():
+        epsilon = getattr(part, "eps", None) or getattr(part, "variance_epsilon", None) or 0.0
+        if isinstance(epsilon, float) and epsilon >= _MOST_EPSILON:
+            return Fault(f"{name} has an epsilon of {epsilon:g}; 1e-5 is usual", (name,), {"epsilon": epsilon})
+    called = [name for name in norms if name in step.forward.called and not _is_in_unused(name, step)]
+    unused = tuple(name for name in called if name in step.graph.unused)
+    if len(unused) <= len(called) / 2:
+        return None
+    return Fault(f"what {len(unused)} of {len(called)} norms return is not used, such as that of {unused[0]}", unused)
+
+
+def _is_in_unused(name: str, step: StepEvidence) -> bool:
+    """Return whether what the modules around a module return is not used either."""
+    around = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
+    return any(path in step.graph.unused for path in around)
+
+
+def _is_norm(part: nn.Module) -> bool:
+    return type(part).__name__.endswith("Norm") and next(part.children(), None) is None
 
 
 def _of_loss(step: StepEvidence) -> Fault | None:

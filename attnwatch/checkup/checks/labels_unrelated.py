@@ -13,6 +13,8 @@ from attnwatch.checkup.evidence import StepEvidence, later_points
 
 _NUM_STEPS = 5
 _LEAST_SEQUENCES = 8
+# Until then, language models learn how frequent the tokens are.
+_LEAST_STEP_OF_TOKENS = 200
 # Texts that are noised anew share more of their tokens than this.
 _ALIKE = 0.3
 # Share of the loss by which exchanged labels must raise it.
@@ -23,12 +25,15 @@ _LEAST_RISE = 0.01
 class LabelsUnrelated(Check):
     """The loss does not rise when sequences exchange their labels, a tenth of the run in.
 
-    At least 50 steps must have passed. In five batches, each sequence receives the labels of its neighbour, and the
-    cross-entropy is recomputed from the same predictions. Shuffled labels look like this, but so does a model that has
-    not begun to learn. The finding is therefore a note, and is withdrawn if labels matter at half of the run.
+    At least 50 steps must have passed, and 200 if there is a label for each token. In five batches, each sequence
+    receives the labels of its neighbour, and the loss is computed again from the same predictions. Shuffled labels
+    look like this, but so does a model that has not begun to learn. The finding is therefore a note, and is withdrawn
+    if labels matter at half of the run.
 
     If five batches of different tokens have the same labels in the same order, that is reported at once. Labels that
     are sorted, periodic, or different for all sequences, as those of samplers and of contrastive losses, do not count.
+    Classes that are numbered anew in each of five batches, in the order in which they appear, are reported too. So are
+    predictions [8, 1] that a loss such as `mse_loss` compares with targets [8], because they are broadcast to [8, 8].
     """
 
     name = "labels_unrelated"
@@ -41,21 +46,28 @@ class LabelsUnrelated(Check):
 
     def __init__(self) -> None:
         self._losses: dict[float, dict[int, tuple[float, float]]] = {}
-        self._batches: dict[int, tuple[Tensor, Tensor]] = {}
+        self._ids: dict[int, Tensor] = {}
+        self._labels: dict[int, Tensor] = {}
 
     def look(self, step: StepEvidence) -> Fault | None:
-        if len(self._batches) < _NUM_STEPS:
+        if len(self._labels) < _NUM_STEPS:
             with contextlib.suppress(CannotCheck):
-                if step.tokens.are_ids:
-                    batch = step.tokens.values.clone(), step.targets.classes.clone()
-                    self._batches.setdefault(step.global_step, batch)
-        if _have_the_same_labels([*self._batches.values()]):
+                self._labels[step.global_step] = step.targets.classes.clone()
+                self._ids[step.global_step] = _ids_of(step)
+        if _have_the_same_labels([(ids, self._labels[number]) for number, ids in self._ids.items()]):
             return Fault(f"{_NUM_STEPS} batches of different tokens had the same labels in the same order")
+        if _are_numbered_anew([*self._labels.values()]):
+            return Fault(f"in each of {_NUM_STEPS} batches, the classes are numbered in the order in which they appear")
+        if crossed := [call for call in step.losses if call.is_crossed]:
+            sizes = [list(size) for size in (crossed[0].size, crossed[0].size_of_targets)]
+            what = f"{crossed[0].name} compares predictions {sizes[0]} with targets {sizes[1]}"
+            return Fault(f"{what}, so that each prediction meets the targets of all others")
         if step.total_steps is None:
             raise CannotCheck("the number of steps in the run is unknown: pass `total_steps`")
         points = later_points(step.total_steps)
-        if step.global_step < points[0]:
-            raise CannotCheck(f"step {points[0]:.0f} has not been reached")
+        begin = max(points[0], _LEAST_STEP_OF_TOKENS if _are_of_tokens(step) else 0)
+        if step.global_step < begin:
+            raise CannotCheck(f"step {begin:.0f} has not been reached")
         losses = self._losses.setdefault(max(point for point in points if point <= step.global_step), {})
         losses[step.global_step] = _losses(step)
         if len(losses) < _NUM_STEPS:
@@ -66,6 +78,30 @@ class LabelsUnrelated(Check):
         steps = f"in steps {min(losses)} to {max(losses)}"
         what = f"{steps} the loss was {loss:.4g}, and {exchanged:.4g} when each sequence got the labels of another"
         return Fault(what, numbers={"loss": loss, "loss_of_exchanged_labels": exchanged}, is_note=True)
+
+
+def _ids_of(step: StepEvidence) -> Tensor:
+    """Return the ids of the tokens, with other ids for padding in each step."""
+    tokens = step.tokens
+    if not tokens.are_ids:
+        raise CannotCheck("the model receives features")
+    return tokens.values.masked_fill(tokens.padding, -1 - step.global_step)
+
+
+def _are_numbered_anew(labels: Sequence[Tensor]) -> bool:
+    """Return whether class 0 comes first in each batch, and the others appear in their order.
+
+    At least three batches must not be sorted, and have three classes or more, but fewer than half of their sequences.
+    """
+    if len(labels) < _NUM_STEPS or any(each.ndim > 1 or len(each) < _LEAST_SEQUENCES for each in labels):
+        return False
+    rows = [each.tolist() for each in labels]
+    kinds = [list(dict.fromkeys(row)) for row in rows]
+    mixed = [
+        row != sorted(row) and not _are_periodic(each) and 3 <= len(kind) <= len(row) / 2
+        for each, row, kind in zip(labels, rows, kinds, strict=True)
+    ]
+    return sum(mixed) > _NUM_STEPS / 2 and all(kind == list(range(len(kind))) for kind in kinds)
 
 
 def _have_the_same_labels(batches: Sequence[tuple[Tensor, Tensor]]) -> bool:
@@ -80,17 +116,30 @@ def _have_the_same_labels(batches: Sequence[tuple[Tensor, Tensor]]) -> bool:
         one.shape == other.shape and _likeness(one, other) > _ALIKE for one, other in itertools.combinations(ids, 2)
     ):
         return False
-    is_periodic = any(torch.equal(first[period:], first[:-period]) for period in range(1, len(first) // 2 + 1))
     is_any_order = int((first.diff() != 0).sum()) >= len(first) / 2 and len(first.unique()) <= len(first) / 2
-    return is_any_order and not is_periodic
+    return is_any_order and not _are_periodic(first)
+
+
+def _are_periodic(labels: Tensor) -> bool:
+    return any(torch.equal(labels[period:], labels[:-period]) for period in range(1, len(labels) // 2 + 1))
 
 
 def _likeness(one: Tensor, other: Tensor) -> float:
     return float((one == other).float().mean())
 
 
+def _are_of_tokens(step: StepEvidence) -> bool:
+    try:
+        return step.targets.classes.ndim > 1
+    except CannotCheck:  # another loss
+        return False
+
+
 def _losses(step: StepEvidence) -> tuple[float, float]:
-    """Return the cross-entropy with the targets, and with the targets of another sequence."""
+    """Return the loss with the targets, and with the targets of another sequence."""
+    for call in step.losses:
+        if found := call.exchanged(step.forward.num_sequences):
+            return found
     targets = step.targets
     if len(targets.classes) < 2:
         raise CannotCheck("the batch has one sequence")
@@ -98,6 +147,8 @@ def _losses(step: StepEvidence) -> tuple[float, float]:
     if bool((others == targets.classes)[is_scored].all()):
         raise CannotCheck("all sequences in the batch have the same labels")
     scored = is_scored[targets.places]
+    if not bool(scored.any()):
+        raise CannotCheck("no token has a target in its own sequence and in the next one")
     logits = targets.logits[scored].float()
     own, exchanged = (each[targets.places][scored].to(torch.int64) for each in (targets.classes, others))
     return float(F.cross_entropy(logits, own)), float(F.cross_entropy(logits, exchanged))

@@ -17,7 +17,8 @@ class LossRises(Check):
     """The training run maximises the loss: its steps ascend the gradient.
 
     The gradient that reaches the logits is compared with that of the cross-entropy, and the first update of the weights
-    with their gradient. No learning rate may be negative. Losses weighted per sample, as in policy gradients, are not
+    with their gradient. Not all losses may be multiplied by a negative number, and no learning rate may be negative.
+    Losses weighted per sample, as in policy gradients, are not
     checked.
     """
 
@@ -32,6 +33,7 @@ class LossRises(Check):
 
     def __init__(self) -> None:
         self._alignments: dict[int, list[Tensor]] = {}
+        self._slopes: dict[int, list[Tensor]] = {}
 
     def look(self, step: StepEvidence) -> Fault | None:
         self._alignments.setdefault(step.global_step, []).extend(
@@ -41,6 +43,8 @@ class LossRises(Check):
         if cosine < _OPPOSITE:
             what = "the gradient at the logits opposes the gradient of the cross-entropy"
             return Fault(f"{what} (cosine {cosine:.2f})", numbers={"cosine": cosine})
+        if self._is_negated(step):
+            return Fault("the gradient of each loss is negative when it reaches the loss function")
         rates = [update.rate for updates in step.updates[-1:] for update in updates.values()]
         if min(rates, default=0.0) < 0:
             return Fault(f"the learning rate is negative: {min(rates):.3g}", numbers={"rate": min(rates)})
@@ -50,6 +54,13 @@ class LossRises(Check):
             return None
         what = f"the first step moved {len(upwards)} of {len(first)} weight matrices up their gradient"
         return Fault(what, tuple(upwards), {"share": len(upwards) / len(first)})
+
+    def _is_negated(self, step: StepEvidence) -> bool:
+        """Return whether all losses in the first steps are multiplied by a negative number."""
+        self._slopes.setdefault(step.global_step, []).extend(slope for call in step.losses for slope in call.slopes)
+        if len(self._slopes) < _NUM_STEPS or not all(self._slopes.values()):
+            return False
+        return all(float(slope) < 0 for slopes in self._slopes.values() for slope in slopes)
 
     def _largest_cosine(self) -> float:
         """Return the largest cosine over the first steps and all calls of cross-entropy; 1 without such calls."""

@@ -9,6 +9,7 @@ from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.graph import listed
+from attnwatch.checkup.library import is_as_it_comes
 from attnwatch.checkup.stacks import after_last
 
 _ROUTER = re.compile(r"(^|[._])(router|gate|gating)\w*$", re.IGNORECASE)
@@ -52,7 +53,7 @@ def _of_graph(step: StepEvidence) -> Fault | None:
     """Return the fault for weights that are not part of the graph of autograd."""
     if cut := step.graph.cut:
         return Fault(f"the outputs of the model do not depend on {listed(cut)}, although their modules are used", cut)
-    if disabled := without_grad(step):
+    if (disabled := without_grad(step)) and not is_as_it_comes(step.forward.module):
         return Fault(f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()", disabled)
     if layers := bypassed_layers(step):
         return Fault(f"{listed(layers)} got no gradient, although modules before and after did", layers)
@@ -64,12 +65,13 @@ def _of_graph(step: StepEvidence) -> Fault | None:
 def without_grad(step: StepEvidence) -> tuple[str, ...]:
     """Return the matrices of modules that were called without gradients after a module that has some.
 
-    Before any other module, gradients are often disabled on purpose, for a backbone that is not trained.
+    Before any other module, gradients are often disabled on purpose, for a backbone that is not trained, and so are
+    those of a teacher.
     """
     modules, called = dict(step.model.named_modules()), step.forward.called
     has_gradient = (any(each.grad is not None for each in _matrices(modules[name], recurse=False)) for name in called)
     first = next((index for index, each in enumerate(has_gradient) if each), len(called))
-    names = [name for name in step.graph.without_grad if called.index(name) > first]
+    names = [name for name in step.graph.without_grad if called.index(name) > first and not step.is_of_teacher(name)]
     matrices = {
         f"{name}.{weight}": each
         for name in names

@@ -13,7 +13,8 @@ class NotInOptimizer(Check):
 
     This is a fault if the optimizer holds parameters that the model does not have (as after replacing a module) or most
     of the model, if the parameters were frozen at first, or if a parameter group is empty, as after using a generator
-    twice. The finding is a note if the optimizer holds the smaller part of the model, as in a linear probe.
+    twice. The finding is a note if the optimizer holds the smaller part of the model, as in a linear probe. Networks
+    inside the model that read its inputs under `torch.no_grad()` are left out, because they are teachers.
     """
 
     name = "not_in_optimizer"
@@ -46,7 +47,8 @@ class NotInOptimizer(Check):
                 f"optimizers hold, such as one of shape {list(foreign[0].shape)}"
             )
             return Fault(what, numbers={"parameters": float(len(foreign))})
-        missing = {name: each for name, each in step.trainable.items() if each not in held}
+        trainable = {name: each for name, each in step.trainable.items() if not step.is_of_teacher(name)}
+        missing = {name: each for name, each in trainable.items() if each not in held}
         if not missing:
             return None
         of_model = set(step.model.parameters())
@@ -56,7 +58,7 @@ class NotInOptimizer(Check):
         copies = {each.shape for each in strange if each.dtype is torch.float32}
         if is_half and {each.shape for each in missing.values()} <= copies:
             raise CannotCheck("the optimizers hold float32 copies of the weights")
-        share = sum(each.numel() for each in missing.values()) / sum(each.numel() for each in step.trainable.values())
+        share = sum(each.numel() for each in missing.values()) / sum(each.numel() for each in trainable.values())
         names = tuple(missing)
         listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         what = f"no optimizer holds {listed} ({share:.0%} of the trainable weights)"

@@ -1,10 +1,17 @@
 """Models that ignore the order of the tokens."""
 
+import torch
+from torch import Tensor, nn
+
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import POSITIONS
 from attnwatch.checkup.weights import require_weights
+
+# Tables of positions with smaller entries hardly show, as relative biases that begin at zero in the first steps.
+_LEAST_POSITION = 0.02
+_INTEGERS = (torch.int32, torch.int64)
 
 
 @register
@@ -13,7 +20,8 @@ class OrderIgnored(Check):
 
     The tokens are reversed; the outputs must not be the original ones in reverse. The finding is a note for models
     without position modules, which may be meant to ignore order. A causal mask alone makes outputs depend on the order,
-    so causal models without positions are not reported. Position ids that are the same for all tokens are reported.
+    so causal models without positions are not reported. Position ids that are the same for all tokens, or are the ids
+    of the tokens or their mask, are reported, and so are embeddings of positions that have no part in the output.
     """
 
     name = "order_ignored"
@@ -23,12 +31,17 @@ class OrderIgnored(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         for name, ids in step.forward.positions.items():
-            if ids.ndim and ids.shape[-1] > 1 and bool((ids == ids[..., :1]).all()):
-                return Fault(f"{name} was given position {int(ids.flatten()[0])} for all tokens", (name.strip("`"),))
+            if fault := _fault_of(ids, step):
+                return Fault(f"{name} was given {fault}", (name.strip("`"),))
         for name, table in step.forward.module.named_parameters():
             is_empty = table.ndim > 1 and not table.requires_grad and not table.any()
             if is_empty and POSITIONS.search(name) and "relative" not in name:
                 return Fault(f"{name} is zero and frozen, so all positions are the same", (name,))
+        if name := _unused_positions(step):
+            return Fault(f"what {name} returns has no part in the output", (name,))
+        for name, table in step.forward.module.named_parameters():
+            if POSITIONS.search(name) and table.ndim > 1 and float(table.detach().abs().max()) < _LEAST_POSITION:
+                raise CannotCheck(f"{name} is almost zero, so positions make little difference")
         flow = step.flow
         if not flow.tokens.are_ids and flow.tokens.grid is None:
             raise CannotCheck("the model receives features, which may contain positions")
@@ -37,12 +50,46 @@ class OrderIgnored(Check):
             raise CannotCheck("attention sees only the padding")
         if _is_causal(step) or flow.reordered.any():
             return None
-        names = [name for name, _ in step.forward.module.named_modules()]
+        modules = step.forward.module.named_modules()
+        names = [name for name, part in modules if not isinstance(part, nn.Dropout | nn.Identity)]
         names += [name for name, _ in step.forward.module.named_parameters()]
         unused = next((name for name in names if POSITIONS.search(name)), None)
         where = "" if unused is None else f", although the model has {unused}"
         what = f"reversing a sequence only reverses its outputs{where}"
         return Fault(what, sites=(unused,) if unused else (), is_note=unused is None)
+
+
+def _fault_of(ids: Tensor, step: StepEvidence) -> str:
+    """Describe position ids that tell no tokens apart, or are something else; empty if they are plausible."""
+    if not ids.ndim or ids.shape[-1] < 2 or _are_given_times(step):
+        return ""
+    if bool((ids == ids[..., :1]).all()):
+        return f"position {int(ids.flatten()[0])} for all tokens"
+    others = {name: value for name, value in step.forward.arguments.items() if not POSITIONS.search(name)}
+    same = [name for name, value in others.items() if isinstance(value, Tensor) and _are_equal(value, ids)]
+    return f"the values of `{same[0]}`" if same else ""
+
+
+def _are_equal(value: Tensor, ids: Tensor) -> bool:
+    return value.shape == ids.shape and value.device == ids.device and bool((value == ids).all())
+
+
+def _unused_positions(step: StepEvidence) -> str:
+    """Return the name of an embedding of positions that has no part in the output, though that of tokens has."""
+    called = {name: step.model.get_submodule(name) for name in step.forward.called}
+    tables = [name for name, part in called.items() if isinstance(part, nn.Embedding | nn.Conv2d)]
+    unused = [name for name in tables if name in step.graph.unused]
+    are_others_used = any(not POSITIONS.search(name) for name in set(tables) - set(unused))
+    return next((name for name in unused if POSITIONS.search(name)), "") if are_others_used else ""
+
+
+def _are_given_times(step: StepEvidence) -> bool:
+    """Return whether an argument numbers the tokens in another way, as the time steps of Decision Transformers do."""
+    return any(
+        value.ndim > 1 and value.dtype in _INTEGERS and value.shape[-1] > 1 and bool((value.diff() > 0).all())
+        for name, value in step.forward.arguments.items()
+        if isinstance(value, Tensor) and not POSITIONS.search(name)
+    )
 
 
 def _is_causal(step: StepEvidence) -> bool:

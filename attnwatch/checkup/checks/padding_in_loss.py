@@ -4,6 +4,7 @@ from torch import Tensor
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.forward import is_encoder_decoder
 from attnwatch.checkup.padding import padding_and_read, padding_and_targets
 
 
@@ -12,8 +13,8 @@ class PaddingInLoss(Check):
     """Predictions at the padding are part of the loss.
 
     The targets of the cross-entropy are read or, if it is computed by hand, the gradients at the outputs of the model.
-    Padding counts if it has padding on both sides. The first token after a sequence does not count, because it may be
-    an end-of-text token with the same id as the padding.
+    Padding counts if it has padding on both sides. The first token after a sequence may be an end-of-text token with
+    the same id as the padding, so that it is a note if only that one is scored in each sequence.
     """
 
     name = "padding_in_loss"
@@ -31,10 +32,28 @@ class PaddingInLoss(Check):
         # A token and both neighbours are padding, so the target is too, whether it is the token itself or the next one.
         inside = padding[:, 2:] & padding[:, 1:-1] & padding[:, :-2] & scored[:, 1:-1]
         if not inside.any():
-            return None
+            return _of_first_padding(step)
         share = float(inside.sum() / scored.sum())
         what = f"{share:.0%} of the tokens whose predictions are in the loss are padding"
         return Fault(what, numbers={"share_of_targets": share})
+
+
+def _of_first_padding(step: StepEvidence) -> Fault | None:
+    """Return a note if the last token of each padded sequence is scored against the padding behind it.
+
+    The padding may be the end of the text, where the id of the padding is all that is known.
+    """
+    if is_encoder_decoder(step.forward.module) or not _has_targets(step):
+        return None
+    padding, scored = _scored_by_calls(step)
+    pad_id, classes = step.tokens.pad_id, step.targets.classes[: len(padding)]
+    ends = padding[:, 1:] & ~padding[:, :-1]
+    if pad_id is None or step.targets.shift(step.tokens.values) != 1 or int(ends.sum()) < 2:
+        return None
+    if not bool((scored & (classes == pad_id))[:, :-1][ends].all()):
+        return None
+    what = f"the last token of each of {int(ends.sum())} padded sequences is scored against the padding behind it"
+    return Fault(what, numbers={"sequences": float(ends.sum())}, is_note=True)
 
 
 def _scored_by_calls(step: StepEvidence) -> tuple[Tensor, Tensor]:

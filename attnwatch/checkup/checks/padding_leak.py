@@ -5,6 +5,7 @@ from attnwatch.checkup.checks.batch_mixing import mixed_tokens
 from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.flow import Flow
+from attnwatch.checkup.library import is_as_it_comes
 from attnwatch.checkup.padding import padding_and_read
 from attnwatch.utils.messages import counted
 
@@ -15,8 +16,9 @@ class PaddingLeak(Check):
 
     The padding of the batch is embedded as other tokens. Outputs of real tokens must not change; if they do, results
     depend on how sequences are batched. A mask that would fit if the sequences were in another order is reported, and
-    one that shows some padding in each sequence is noted. If there is one target for each sequence, the loss must not
-    read the outputs at padding, either.
+    one that shows some padding in each sequence is noted. So is a leak in a model of transformers that nobody has
+    changed and whose mask hides the padding, such as ConvBERT, whose convolutions read it. If there is one target for
+    each sequence, the loss must not read the outputs at padding, either.
     """
 
     name = "padding_leak"
@@ -47,7 +49,11 @@ class PaddingLeak(Check):
         flow.require_repeatable()
         given = f"although `{flow.tokens.mask_name}` was given" if flow.tokens.mask_name else "and no mask was given"
         what = f"{share:.0%} of the outputs of real tokens change with the content of the padding, {given}"
-        return Fault(what, numbers={"share_that_moves": share})
+        return Fault(
+            what,
+            numbers={"share_that_moves": share},
+            is_note=tokens.is_hidden and is_as_it_comes(step.forward.module),
+        )
 
 
 def _sequences_read_at_padding(step: StepEvidence) -> int:

@@ -9,6 +9,8 @@ from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.utils.entries import as_real
 
 _NUM_STEPS, _LEAST_SEQUENCES = 6, 4
+# Rows of fewer numbers, such as those of a table, are the same by chance.
+_LEAST_LENGTH = 8
 # Decimal digits of fingerprints that do not depend on the order of summation.
 _DIGITS = 6
 
@@ -31,9 +33,12 @@ class RepeatedBatch(Check):
 
     def __init__(self) -> None:
         self._fingerprints: dict[int, torch.Tensor] = {}
+        self._length = 0
 
     def look(self, step: StepEvidence) -> Fault | None:
-        self._fingerprints.setdefault(step.global_step, _fingerprints(step.forward.tensors))
+        sequences = _sequences(step.forward.tensors)
+        self._length = sequences.shape[1]
+        self._fingerprints.setdefault(step.global_step, _fingerprints(sequences))
         if len(self._fingerprints) < _NUM_STEPS:
             raise CannotCheck(f"{_NUM_STEPS} steps are needed")
         batches = [tuple(round(each, _DIGITS) for each in of_step.tolist()) for of_step in self._fingerprints.values()]
@@ -50,7 +55,7 @@ class RepeatedBatch(Check):
             what += f"{number} batches in turn"
         elif most >= _NUM_STEPS // 2:
             what += f"one batch {most} times"
-        elif _LEAST_SEQUENCES <= num_sequences <= size:
+        elif _LEAST_SEQUENCES <= num_sequences <= size and self._length >= _LEAST_LENGTH:
             what += f"only {num_sequences} different sequences"
         else:
             return None
@@ -58,14 +63,18 @@ class RepeatedBatch(Check):
         return Fault(what, numbers={"different_batches": float(number)}, is_note=is_meant)
 
 
-def _fingerprints(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return a number for each sequence, in ascending order."""
+def _sequences(tensors: list[torch.Tensor]) -> torch.Tensor:
+    """Return what the model was given as numbers, [sequences, numbers]."""
     size = max((len(tensor) for tensor in tensors if tensor.ndim), default=1)
     fitting = (as_real(tensor.detach()) for tensor in tensors if tensor.ndim and len(tensor) == size)
     rows = [tensor.double().reshape(size, -1) for tensor in fitting]
     if not rows:
         raise CannotCheck("the model was given no tensor with sequences")
-    values = torch.cat(rows, 1)
+    return torch.cat(rows, 1)
+
+
+def _fingerprints(values: torch.Tensor) -> torch.Tensor:
+    """Return a number for each sequence, in ascending order."""
     return (values @ _weights(values.shape[1], values)).sort().values
 
 

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Mapping
 
+from attnwatch.checkup.attention_scale import AttentionScale
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.scales import AttentionScale
 from attnwatch.checkup.weights import has_large_weights
 
 # T5 and GPT-Neo use a scale of 1, which their projections account for.
@@ -14,18 +14,19 @@ _MOST = 1.5
 _LEAST_TIMES_WIDTH = 0.5
 # With logits between -1 and 1, a key gets at most 7 times the weight of another.
 _LEAST_LARGEST = 1.0
-# Logits with a standard deviation of 10 leave nearly all weight on one key.
-_SATURATED = 10.0
+# Logits with a standard deviation of 10 leave nearly all weight on one key. Cosines may be multiplied by 100.
+_SATURATED, _SATURATED_IF_NORMALISED = 10.0, 100.0
 
 
 @register
 class WrongAttentionScale(Check):
     """The scale of attention logits is far from 1/√head_dim, or the softmax is saturated before anything is learned.
 
-    The scales of the attention calls are read in a repeated forward pass; if attention is computed by hand, only the
-    logits that its softmax receives. A scale above 1.5 or below 0.5/head_dim is
+    The scales of the attention calls are read in a repeated forward pass. If attention is computed by hand, the logits
+    at its softmax are compared with the products of queries and keys. A scale above 1.5 or below 0.5/head_dim is
     reported, and so are logits with a standard deviation above 10 over the keys of a query while the loss is still that
-    of a uniform guess. Layers that normalise queries or keys may have any scale that lets the logits reach 1.
+    of a uniform guess. Layers that normalise queries or keys, or cap their products, may have any scale that lets the
+    logits reach 1.
     """
 
     name = "wrong_attention_scale"
@@ -42,13 +43,13 @@ class WrongAttentionScale(Check):
             raise CannotCheck("no attention call was read")
         weak = {name: each for name, each in known.items() if each.largest_logit < _LEAST_LARGEST}
         if weak:
-            what = "attention stays uniform because the logits of normalised queries and keys are scaled by {scale:.3g}"
+            what = "attention stays uniform, because logits of normalised or capped products are at most {largest:.3g}"
             return _fault(weak, what)
         scales = {name: each for name, each in known.items() if not each.is_normalised}
         wrong = {name: each for name, each in scales.items() if _is_wrong(each)}
         if wrong:
             return _fault(wrong, "the attention logits are scaled by {scale:.3g}; 1/√head_dim is {usual:.3g}")
-        saturated = {name: each for name, each in scales.items() if each.logit_std > _SATURATED}
+        saturated = {name: each for name, each in known.items() if _is_saturated(each)}
         if len(saturated) <= len(known) / 2 or not step.is_untrained or has_large_weights(step.forward.module):
             return None
         return _fault(saturated, "the softmax is saturated at the start: attention logits vary by {std:.3g} over keys")
@@ -58,6 +59,10 @@ def _is_wrong(of: AttentionScale) -> bool:
     return of.head_dim > 1 and (abs(of.scale) > _MOST or abs(of.scale) * of.head_dim < _LEAST_TIMES_WIDTH)
 
 
+def _is_saturated(of: AttentionScale) -> bool:
+    return of.logit_std > (_SATURATED_IF_NORMALISED if of.is_normalised else _SATURATED)
+
+
 def _fault(wrong: Mapping[str, AttentionScale], what: str) -> Fault:
     (first, of), *others = wrong.items()
     more = f" and {len(others)} more" if others else ""
@@ -65,6 +70,5 @@ def _fault(wrong: Mapping[str, AttentionScale], what: str) -> Fault:
     usual = 1 / math.sqrt(max(of.head_dim, 1))
     if of.head_dim:
         numbers |= {"scale": of.scale, "usual_scale": usual}
-    return Fault(
-        what.format(scale=of.scale, usual=usual, std=of.logit_std) + f" ({first}{more})", tuple(wrong), numbers
-    )
+    said = what.format(scale=of.scale, usual=usual, std=of.logit_std, largest=of.largest_logit)
+    return Fault(f"{said} ({first}{more})", tuple(wrong), numbers)

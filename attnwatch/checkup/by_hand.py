@@ -1,0 +1,130 @@
+"""Scales of attention that a model computes by hand, from its products of queries and keys and its calls of softmax."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from attnwatch.checkup.attention_scale import NUM_ROWS, AttentionScale, norm_of_all, spread
+
+_SOFTMAX = frozenset({torch.softmax, torch.nn.functional.softmax, Tensor.softmax})
+_MATMUL = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
+_TANH = frozenset({torch.tanh, Tensor.tanh})
+# Fewer tokens than these are more often groups or classes.
+_LEAST_TOKENS = 4
+# Masks add -10,000 or less; those that add the smallest float leave nothing of the logits.
+_LEAST_LOGIT, _NO_LOGIT = -5000.0, -1e30
+# Relative error of logits that are a multiple of a product, and number of those that must be compared.
+_ROUNDING, _LEAST_COMPARED = 1e-2, 16
+
+
+@dataclass(frozen=True)
+class _Product:
+    """Numbers that logits may be a multiple of: products of queries and keys, or their hyperbolic tangents.
+
+    Attributes:
+        rows: some rows, [..., rows, keys].
+        head_dim: number of features of a query; 0 if unknown.
+        bound: upper bound of the entries; infinite if there is none.
+    """
+
+    rows: Tensor
+    head_dim: int
+    bound: float
+
+
+class AttentionByHand(TorchFunctionMode):
+    """Mode that reads the scales of softmax calls with a square of queries and keys, [batch, …, tokens, tokens].
+
+    Attributes:
+        scales: scales of the calls, in their order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scales: dict[str, AttentionScale] = {}
+        self._products: list[_Product] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func in _SOFTMAX and args and isinstance(args[0], Tensor) and _is_square(args[0]):
+            self.scales[f"softmax {len(self.scales) + 1}"] = _scale_of(args[0].float(), result, self._products)
+            self._products = []
+        elif isinstance(result, Tensor) and _is_square(result):
+            self._products += _product_of(func, args, result)
+        return result
+
+
+def _is_square(logits: Tensor) -> bool:
+    return logits.ndim > 2 and logits.shape[-1] == logits.shape[-2] >= _LEAST_TOKENS and logits.is_floating_point()
+
+
+def _product_of(func: Callable[..., Any], args: Sequence[Any], result: Tensor) -> list[_Product]:
+    """Return the product of queries and keys that a call computes, or the tangent of one; nothing if it does neither.
+
+    Queries and keys lie along one axis each, and their products are summed over a third.
+    """
+    if func in _TANH:
+        return [_Product(_some_rows(result), 0, 1.0)]
+    operands: Sequence[Any] = args[:2]
+    axes: tuple[int, ...] = (-1, -2)
+    if func is torch.einsum and isinstance(args[0], str):
+        operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
+        axes = _summed_axes(args[0])
+    elif func not in _MATMUL:
+        return []
+    if len(operands) != 2 or len(axes) != 2 or not all(isinstance(each, Tensor) for each in operands):
+        return []
+    vectors = [each.movedim(axis, -1) for each, axis in zip(operands, axes, strict=True)]
+    return [_Product(_some_rows(result), vectors[0].shape[-1], math.prod(map(norm_of_all, vectors)))]
+
+
+def _summed_axes(equation: str) -> tuple[int, ...]:
+    """Return the axis of each operand of `torch.einsum` that is summed over, if there is one; counted from the end."""
+    inputs, _, output = equation.replace(" ", "").replace("...", "").partition("->")
+    names = inputs.split(",")
+    summed = set.intersection(*map(set, names)) - set(output) if output else set()
+    if len(summed) != 1:
+        return ()
+    (letter,) = summed
+    return tuple(each.index(letter) - len(each) for each in names)
+
+
+def _scale_of(logits: Tensor, weights: Tensor, products: Sequence[_Product]) -> AttentionScale:
+    visible = ((weights > 0) & (logits > _NO_LOGIT)) | (logits > _LEAST_LOGIT)
+    std = spread(logits.masked_fill(~visible, torch.nan))
+    others = visible & ~torch.eye(logits.shape[-1], dtype=torch.bool, device=logits.device)
+    seen = others.flatten(1, -2).any(1) if logits.ndim > 3 else others.any(1)
+    some, shown = _some_rows(logits), _some_rows(visible)
+    factors = [(each, _factor(some[shown], each.rows, shown)) for each in products]
+    known = [(each, factor) for each, factor in factors if math.isfinite(factor)]
+    scale, head_dim = next(((factor, each.head_dim) for each, factor in known if each.head_dim), (math.nan, 0))
+    is_normalised = any(each.head_dim and math.isfinite(each.bound) for each, _ in known)
+    largest = min((abs(factor) * each.bound for each, factor in known), default=math.inf)
+    return AttentionScale(scale, head_dim, std, is_normalised, largest, seen)
+
+
+def _factor(logits: Tensor, product: Tensor, visible: Tensor) -> float:
+    """Return the factor between visible logits and a product of queries and keys; nan if it is not the same for all."""
+    if product.numel() != visible.numel():
+        return math.nan
+    products = product.float().reshape(visible.shape)[visible]
+    if len(products) < _LEAST_COMPARED:
+        return math.nan
+    factor = (logits @ products) / (products @ products)
+    error = (logits - factor * products).norm() / logits.norm()
+    return float(factor) if error < _ROUNDING else math.nan
+
+
+def _some_rows(square: Tensor) -> Tensor:
+    return square.detach()[..., :: max(square.shape[-2] // NUM_ROWS, 1), :]

@@ -1,0 +1,144 @@
+"""Calls of the loss functions of torch in a step, of any kind."""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from attnwatch.capture import replace, shared_patch
+from attnwatch.checkup.guard import Guard
+
+# Losses that compare each prediction with its own target.
+_ELEMENTWISE = (
+    "mse_loss",
+    "l1_loss",
+    "smooth_l1_loss",
+    "huber_loss",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+)
+_FUNCTIONS = (*_ELEMENTWISE, "cross_entropy", "nll_loss", "kl_div")
+# Nodes that change no more than the shape of what was computed before.
+_VIEWS = ("View", "Reshape", "Unsafe", "Clone", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Slice", "Select", "TB")
+_MOST_VIEWS = 6
+_NUM_SEQUENCES = 8
+SOFTMAX, SIGMOID = "SoftmaxBackward", "SigmoidBackward"
+"""Beginnings of the names of the nodes of softmax and sigmoid."""
+# Sums of probabilities in half precision differ from 1 by less.
+_ROUNDING = 1e-2
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """Call of a loss function with predictions and targets.
+
+    Attributes:
+        name: name of the function in `torch.nn.functional`.
+        size, size_of_targets: shapes of the predictions and of the targets.
+        predictions, targets: those of the first sequences if each prediction has its own target; otherwise empty.
+        computed_by: name of the node of autograd that computed the predictions, such as "SoftmaxBackward0", not
+            counting changes of their shape; empty if there is none.
+        are_distributions: True if the predictions are the output of a softmax over the classes.
+        slopes: gradients that reached the loss, one tensor per backward pass; empty for losses that are not reduced.
+    """
+
+    name: str
+    size: torch.Size
+    size_of_targets: torch.Size
+    predictions: Tensor
+    targets: Tensor
+    computed_by: str
+    are_distributions: bool
+    slopes: list[Tensor]
+
+    @property
+    def is_crossed(self) -> bool:
+        """True if each prediction is compared with several targets, because shapes such as [8, 1] and [8] differ."""
+        if self.name not in _ELEMENTWISE or self.size == self.size_of_targets:
+            return False
+        number = torch.broadcast_shapes(self.size, self.size_of_targets).numel()
+        return number > max(self.size.numel(), self.size_of_targets.numel())
+
+    def exchanged(self, num_sequences: int) -> tuple[float, float] | None:
+        """Return the mean loss of the first sequences, and if each has the target of the next one.
+
+        None if there are no targets [batch, …] of their own for the sequences.
+        """
+        if self.size[:1] != (num_sequences,) or len(self.targets) < 2:
+            return None
+        others = self.targets.roll(1, 0)
+        if bool((self.targets == others).all()):
+            return None
+        loss: Callable[..., Tensor] = inspect.unwrap(getattr(F, self.name))
+        return float(loss(self.predictions, self.targets)), float(loss(self.predictions, others))
+
+
+@contextlib.contextmanager
+def loss_calls(receive: Callable[[LossCall], None], guard: Guard) -> Iterator[None]:
+    """Pass each call of a loss function of `torch.nn.functional` to `receive`."""
+
+    def wrap(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(original)
+
+        @wraps(original)
+        def computed(*args: Any, **kwargs: Any) -> Any:
+            loss = original(*args, **kwargs)
+            call = guard(_loss_call)(name, loss, signature.bind(*args, **kwargs).arguments)
+            if call is not None:
+                receive(call)
+            return loss
+
+        return computed
+
+    with contextlib.ExitStack() as stack:
+        for name in _FUNCTIONS:
+            apply = partial(replace, vars(F), name, partial(wrap, name))
+            stack.enter_context(shared_patch((F, name, receive), apply))
+        yield
+
+
+def _loss_call(name: str, loss: Any, given: Mapping[str, Any]) -> LossCall | None:
+    predictions, targets = given["input"], given["target"]
+    if not all(type(each) in (Tensor, torch.nn.Parameter) for each in (loss, predictions, targets)):
+        return None
+    slopes: list[Tensor] = []
+    if loss.requires_grad and not loss.ndim:
+        loss.register_hook(lambda slope: slopes.append(slope.detach()))
+    number = _NUM_SEQUENCES if name in _ELEMENTWISE and predictions.shape == targets.shape and targets.ndim else 0
+    computed_by = _computed_by(predictions)
+    are_distributions = computed_by.startswith(SOFTMAX) and predictions.ndim > 1 and _are_distributions(predictions)
+    return LossCall(
+        name,
+        predictions.shape,
+        targets.shape,
+        _first(predictions, number),
+        _first(targets, number),
+        computed_by,
+        are_distributions,
+        slopes,
+    )
+
+
+def _first(tensor: Tensor, number: int) -> Tensor:
+    """Return a copy of the first entries, float32."""
+    return tensor.detach()[:number].float().clone() if tensor.ndim else tensor.new_empty(0)
+
+
+def _are_distributions(predictions: Tensor) -> bool:
+    sums = predictions.detach().sum(1, dtype=torch.float32)
+    return bool((predictions >= 0).all() and ((sums - 1).abs() < _ROUNDING).all())
+
+
+def _computed_by(tensor: Tensor) -> str:
+    node = tensor.grad_fn
+    for _ in range(_MOST_VIEWS):
+        if node is None or not node.name().startswith(_VIEWS) or not node.next_functions:
+            break
+        node = node.next_functions[0][0]
+    return "" if node is None else node.name()

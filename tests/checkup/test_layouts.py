@@ -1,0 +1,238 @@
+"""Checks of models whose inputs and outputs are arranged in other ways."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, DecisionTransformerConfig, DecisionTransformerModel
+
+import attnwatch
+
+VOCABULARY, WIDTH, TOKENS, BATCH = 40, 32, 12, 7
+
+
+def found_in(model, batch, forward=None):
+    """Return the kinds of alarms that a checkup of one step finds, and the checks that it could not do."""
+    optimizer = torch.optim.AdamW(model.parameters())
+    checkup = attnwatch.check_training(model, batch, optimizers=optimizer, forward=forward)
+    return {each.kind.value for each in checkup.findings if not each.is_note}, checkup.skipped.keys()
+
+
+def positions(length):
+    """Return sinusoidal positions [tokens, width]."""
+    angles = torch.arange(length)[:, None] / 100 ** (torch.arange(0, WIDTH, 2) / WIDTH)
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
+class TokensFirst(nn.Module):
+    """Language model of ids [tokens, batch], with the layers of torch in their default layout."""
+
+    def __init__(self, *, diagonal=1, transposes=False):
+        super().__init__()
+        self.diagonal, self.transposes = diagonal, transposes
+        self.embedding = nn.Embedding(VOCABULARY, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 48, dropout=0.0)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, ids):
+        ids = ids.T if self.transposes else ids
+        x = self.embedding(ids) * WIDTH**0.5 + positions(len(ids))[:, None]
+        mask = torch.full((len(ids), len(ids)), -torch.inf).triu(self.diagonal)
+        logits = self.head(self.encoder(x, mask=mask))
+        return logits.transpose(0, 1) if self.transposes else logits
+
+
+def next_of_first_axis(model, ids):
+    return F.cross_entropy(model(ids[:-1]).flatten(0, 1), ids[1:].flatten())
+
+
+def next_of_first_axis_by_hand(model, ids):
+    return F.nll_loss(model(ids[:-1]).log_softmax(-1).flatten(0, 1), ids[1:].flatten())
+
+
+@pytest.mark.parametrize("loss", [next_of_first_axis, next_of_first_axis_by_hand])
+@pytest.mark.parametrize("diagonal", [1, 2])
+def test_tokens_along_the_first_axis(diagonal, loss):
+    torch.manual_seed(0)
+    found, skipped = found_in(TokensFirst(diagonal=diagonal), torch.randint(0, VOCABULARY, (TOKENS, BATCH)), loss)
+    assert found == ({"future_leak"} if diagonal == 2 else set())
+    assert not {"future_leak", "batch_mixing", "blind_attention"} & skipped
+
+
+def test_tokens_along_the_first_axis_without_any_mask():
+    torch.manual_seed(0)
+    found, _ = found_in(TokensFirst(diagonal=TOKENS), torch.randint(0, VOCABULARY, (TOKENS, BATCH)), next_of_first_axis)
+    assert found == {"future_leak"}
+
+
+def test_model_that_exchanges_the_axes_itself():
+    torch.manual_seed(0)
+
+    def loss(model, ids):
+        return F.cross_entropy(model(ids)[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+    found, skipped = found_in(TokensFirst(transposes=True), torch.randint(0, VOCABULARY, (BATCH, TOKENS)), loss)
+    assert not found
+    assert not {"future_leak", "batch_mixing"} & skipped
+
+
+class Core(nn.Module):
+    """Language model of ids [batch, tokens]."""
+
+    def __init__(self, *, causal):
+        super().__init__()
+        self.causal, self.embedding = causal, nn.Embedding(VOCABULARY, WIDTH)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 48, dropout=0.0, batch_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, ids, padding=None):
+        x = self.embedding(ids) + positions(ids.shape[1])
+        mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool).triu(1) if self.causal else None
+        return self.head(self.encoder(x, mask=mask, src_key_padding_mask=padding))
+
+
+class LossOnly(nn.Module):
+    """Model that shifts its labels itself and returns nothing but the loss."""
+
+    def __init__(self, core):
+        super().__init__()
+        self.core = core
+
+    def forward(self, ids):
+        return F.cross_entropy(self.core(ids[:, :-1]).transpose(1, 2), ids[:, 1:])
+
+
+class Flat(nn.Module):
+    """Model that returns the logits of all tokens in rows."""
+
+    def __init__(self, core):
+        super().__init__()
+        self.core = core
+
+    def forward(self, ids):
+        return self.core(ids).flatten(0, 1)
+
+
+def loss_of_rows(model, ids):
+    targets = F.pad(ids[:, 1:], (0, 1), value=-100)
+    return F.cross_entropy(model(ids), targets.flatten())
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize(
+    ("wrap", "loss"), [(LossOnly, lambda model, ids: model(ids)), (Flat, loss_of_rows)], ids=["loss only", "rows"]
+)
+def test_outputs_in_rows_or_in_the_loss_only(wrap, loss, causal):
+    torch.manual_seed(0)
+    found, skipped = found_in(wrap(Core(causal=causal)), torch.randint(0, VOCABULARY, (BATCH, TOKENS)), loss)
+    assert "batch_mixing" not in skipped
+    assert "blind_attention" not in skipped
+    assert found == (set() if causal else {"future_leak"})
+
+
+class WithLabels(nn.Module):
+    """Discriminator that returns what it should find before what it found."""
+
+    def __init__(self):
+        super().__init__()
+        self.core = Core(causal=False)
+
+    def forward(self, ids):
+        scores = self.core(ids)[..., 0]
+        return (ids > VOCABULARY // 2).float(), scores
+
+
+def test_outputs_without_a_gradient_are_no_outputs():
+    torch.manual_seed(0)
+
+    def loss(model, ids):
+        labels, scores = model(ids)
+        return F.binary_cross_entropy_with_logits(scores, labels)
+
+    found, skipped = found_in(WithLabels(), torch.randint(0, VOCABULARY, (BATCH, TOKENS)), loss)
+    assert not found
+    assert "blind_attention" not in skipped
+
+
+class Masked(nn.Module):
+    """Classifier with a mask that is True at tokens, which it may forget."""
+
+    def __init__(self, *, forgets):
+        super().__init__()
+        self.core, self.forgets = Core(causal=False), forgets
+
+    def forward(self, x, mask):
+        logits = self.core(x, None if self.forgets else ~mask)
+        return (logits * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_masks_by_other_names(forgets):
+    torch.manual_seed(0)
+    lengths = torch.randint(4, TOKENS, (BATCH,))
+    mask = torch.arange(TOKENS) < lengths[:, None]
+    batch = {"x": torch.randint(1, VOCABULARY, (BATCH, TOKENS)) * mask, "mask": mask}
+    found, skipped = found_in(
+        Masked(forgets=forgets), batch, lambda model, batch: F.cross_entropy(model(**batch), batch["x"][:, 0])
+    )
+    assert found == ({"padding_leak"} if forgets else set())
+    assert "padding_leak" not in skipped
+
+
+def classifier():
+    sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, num_labels=3, **sizes)).train()
+
+
+def test_padding_id_inside_of_texts_is_a_token():
+    """As in images whose pixels are tokens: borders are 0, and so are pixels between others."""
+    torch.manual_seed(0)
+    ids = torch.randint(1, VOCABULARY, (BATCH, TOKENS))
+    ids[:, :2], ids[:, 9:] = 0, 0
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.arange(BATCH) % 3}
+    assert found_in(classifier(), batch)[0] == {"padding_leak"}
+    ids[3, 5] = 0
+    assert not found_in(classifier(), batch)[0]
+
+
+def test_mask_that_drops_tokens_is_no_mask_of_padding():
+    torch.manual_seed(0)
+    ids = torch.randint(1, VOCABULARY, (BATCH, TOKENS))
+    mask = torch.randint(0, 2, ids.shape)
+    mask[:, 0] = mask[:, -1] = 1
+    found, skipped = found_in(
+        classifier(), {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(BATCH) % 3}
+    )
+    assert not found
+    assert "padding_leak" in skipped
+
+
+def test_mask_that_hides_the_last_token_is_not_inverted():
+    """As in recommenders, where it is the target; all texts begin with the same token."""
+    torch.manual_seed(0)
+    ids = torch.randint(2, VOCABULARY, (BATCH, TOKENS))
+    ids[:, 0] = 1
+    mask = torch.ones_like(ids)
+    mask[:, -1] = 0
+    batch = {"input_ids": ids, "attention_mask": mask, "labels": torch.arange(BATCH) % 3}
+    assert not found_in(classifier(), batch)[0]
+    mask[:, -3:] = 0
+    ids[:, :3] = 1
+    assert found_in(classifier(), batch)[0] == {"mask_inverted"}
+
+
+def test_time_steps_are_positions():
+    torch.manual_seed(0)
+    config = DecisionTransformerConfig(state_dim=5, act_dim=3, hidden_size=WIDTH, n_layer=2, n_head=4, max_ep_len=40)
+    batch = {name: torch.randn(BATCH, 10, size) for name, size in (("states", 5), ("actions", 3), ("rewards", 1))}
+    batch |= {"returns_to_go": torch.randn(BATCH, 10, 1), "timesteps": torch.arange(10).expand(BATCH, 10)}
+    batch |= {"attention_mask": torch.ones(BATCH, 10)}
+
+    def loss(model, batch):
+        return F.mse_loss(model(**batch).action_preds, batch["actions"])
+
+    assert not found_in(DecisionTransformerModel(config).train(), batch, loss)[0]
+    batch["timesteps"] = torch.randint(0, 40, (BATCH, 10))
+    assert found_in(DecisionTransformerModel(config).train(), batch, loss)[0] == {"order_ignored"}
