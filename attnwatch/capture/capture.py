@@ -6,9 +6,9 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 
-from torch import Tensor, nn
+from torch import nn
 
-from attnwatch.attention import AttentionInputs, Identity
+from attnwatch.attention import AttentionInputs
 from attnwatch.capture.call_owners import enter_unwatched, forget_interrupted, hooked, shown_to
 from attnwatch.capture.calls.base import FunctionCall
 from attnwatch.capture.code_names import CodeNames
@@ -16,7 +16,7 @@ from attnwatch.capture.compilation import compiles_anything, is_compiled
 from attnwatch.capture.delivery import CallInputs, subscribe, unsubscribe
 from attnwatch.capture.forward_pass import ForwardPass
 from attnwatch.capture.forwards import ForwardCounts, Remember, failed_forwards_undone
-from attnwatch.capture.positions import kept_positions, self_attention_query_mask
+from attnwatch.capture.positions import QueryMasks, kept_positions
 from attnwatch.capture.site_table import SiteTable
 from attnwatch.capture.sites import Site, function_calls
 from attnwatch.models import ModelFamily
@@ -34,9 +34,6 @@ def is_observed(reason: str) -> bool:
 
 Observer = Callable[[str, AttentionInputs, ForwardPass], None]
 """Function called with a site's name, the inputs of its attention call, and the kind of forward it belongs to."""
-
-# Number of masks whose padding is cached: layers may alternate between sliding-window and full masks.
-_MOST_MASKS = 2
 
 
 class Capture:
@@ -84,7 +81,7 @@ class Capture:
         self._forwards = ForwardCounts(model, {site.name: site.module for site in self._sites.readable})
         self._patches = contextlib.ExitStack()
         self._reference = weakref.ref(self)
-        self._query_masks: dict[Identity, Tensor | None] = {}
+        self._query_masks = QueryMasks()
         self._families: dict[str, ModelFamily] = {}
 
     @property
@@ -255,7 +252,7 @@ class Capture:
         if is_cross or not inputs.has_positions or inputs.num_queries != inputs.num_keys:
             inputs = dataclasses.replace(inputs, has_positions=False)
         else:
-            mask, positions = self._query_mask(inputs), kept_positions(inputs.num_queries)
+            mask, positions = self._query_masks.of(inputs), kept_positions(inputs.num_queries)
             inputs = dataclasses.replace(inputs, query_mask=mask, positions=positions)
         is_whole = bool(gradient) or is_cross or inputs.num_queries >= inputs.num_keys
         self._observer(site, inputs, ForwardPass(gradient, is_whole, module.training))
@@ -274,18 +271,6 @@ class Capture:
             known = (family for family in ModelFamily.registry.values() if family.has_own_calls(module))
             self._families[site] = next(known, ModelFamily())
         return self._families[site]
-
-    def _query_mask(self, inputs: AttentionInputs) -> Tensor | None:
-        """Return a mask of the queries that are not padding. A mask shared by layers is evaluated once."""
-        mask = inputs.attn_mask
-        if mask is None or inputs.key_padding is not None or not inputs.keeps_its_masks:
-            return self_attention_query_mask(inputs)
-        identity = Identity(mask)
-        if identity not in self._query_masks:
-            if len(self._query_masks) == _MOST_MASKS:  # cached masks stay alive, possibly for a whole run
-                del self._query_masks[next(iter(self._query_masks))]
-            self._query_masks[identity] = self_attention_query_mask(inputs)
-        return self._query_masks[identity]
 
     def fail(self, site: str, error: Exception) -> None:
         """Stop watching a site after an error, and warn once."""

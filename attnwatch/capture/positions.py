@@ -5,7 +5,11 @@ import threading
 import torch
 from torch import Tensor
 
+from attnwatch.attention import Identity
 from attnwatch.attention.inputs import HIDDEN_AT, AttentionInputs
+
+# Number of masks whose padding is kept: layers may alternate between sliding-window and full masks.
+_MOST_MASKS = 2
 
 
 class _Thread(threading.local):
@@ -34,7 +38,30 @@ def kept_positions(num_tokens: int) -> Tensor | None:
     return kept if kept is not None and kept.shape[1] == num_tokens else None
 
 
-def self_attention_query_mask(inputs: AttentionInputs) -> Tensor | None:
+class QueryMasks:
+    """Masks of the queries that are not padding. A mask that layers share is evaluated once."""
+
+    def __init__(self) -> None:
+        self._known: dict[Identity, Tensor | None] = {}
+
+    def of(self, inputs: AttentionInputs) -> Tensor | None:
+        """Return bool [batch, queries], False at padding; None if no mask marks it."""
+        mask = inputs.attn_mask
+        if mask is None or inputs.key_padding is not None or not inputs.keeps_its_masks:
+            return _self_attention_query_mask(inputs)
+        identity = Identity(mask)
+        if identity not in self._known:
+            if len(self._known) == _MOST_MASKS:  # they stay alive, possibly for a whole run
+                del self._known[next(iter(self._known))]
+            self._known[identity] = _self_attention_query_mask(inputs)
+        return self._known[identity]
+
+    def clear(self) -> None:
+        """Forget the masks."""
+        self._known.clear()
+
+
+def _self_attention_query_mask(inputs: AttentionInputs) -> Tensor | None:
     """Return bool [batch, queries], False at padding, which must not count in means; None if no mask marks it.
 
     In self-attention, a token is padding if its own key is hidden from it. If no token of a sequence sees its own

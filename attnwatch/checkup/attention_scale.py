@@ -18,7 +18,8 @@ class AttentionScale:
     Attributes:
         scale: factor applied to the dot products; nan if unknown.
         head_dim: number of features of a query; 0 if unknown.
-        logit_std: standard deviation of the logits of a query over the keys that it sees, averaged over queries.
+        logit_std: standard deviation of the logits of a query over the keys that it sees, averaged over queries; nan if
+            unknown.
         is_normalised: True if queries or keys are normalised, so that the scale may have any value.
         largest_logit: upper bound of the logits if queries and keys are normalised; infinite if they are not.
         seen: keys that the query of another token sees: bool [batch, keys].

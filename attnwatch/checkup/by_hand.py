@@ -111,6 +111,7 @@ def _scale_of(logits: Tensor, weights: Tensor, products: Sequence[_Product]) -> 
     scale, head_dim = next(((factor, each.head_dim) for each, factor in known if each.head_dim), (math.nan, 0))
     is_normalised = any(each.head_dim and math.isfinite(each.bound) for each, _ in known)
     largest = min((abs(factor) * each.bound for each, factor in known), default=math.inf)
+    std = std if known else math.nan  # a bias, such as slopes over distances, may be part of the logits
     return AttentionScale(scale, head_dim, std, is_normalised, largest, seen)
 
 

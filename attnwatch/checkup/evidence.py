@@ -16,12 +16,10 @@ from attnwatch.checkup.read_tokens import ReadTokens
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.targets import ScoredCall, Targets
 from attnwatch.checkup.tokens import Tokens, tokens_of
+from attnwatch.checkup.update_history import UpdateHistory
 from attnwatch.checkup.updates import Update
 from attnwatch.checkup.weights import hidden_parameters
-from attnwatch.utils.messages import counted
 
-NUM_UPDATES = 6
-"""Number of optimizer steps after which the updates are judged."""
 _SHARE_OF_RUN, _LEAST_LATER_STEP = 0.1, 50
 # A model whose loss is above this share of the loss of a uniform guess has learned nothing.
 _LOSS_OF_A_GUESS = 0.9
@@ -55,7 +53,6 @@ class StepEvidence:
         num_steps: number of earlier steps that the checkup has seen.
         steps_per_epoch: number of optimizer steps per epoch; None if unknown.
         total_steps: number of optimizer steps in the run; None if unknown.
-        updates: updates by each optimizer step so far, by name of the matrix.
         scored: calls of cross-entropy.
         losses: calls of all loss functions.
         stale_gradients: norms of the old gradients that the last optimizer step reused, by parameter name; 0 if they
@@ -83,7 +80,7 @@ class StepEvidence:
         self.num_steps = num_steps
         self.steps_per_epoch = steps_per_epoch
         self.total_steps = total_steps
-        self.updates = updates
+        self._steps = updates
         self.scored: list[ScoredCall] = []
         self.losses: list[LossCall] = []
         self.stale_gradients: dict[str, Tensor] = {}
@@ -232,6 +229,15 @@ class StepEvidence:
         """Provenance of the outputs of the forward pass; empty if there was none."""
         return Graph() if self.recorded is None else self.recorded.graph
 
+    @property
+    def updates(self) -> UpdateHistory:
+        """Updates by the optimizer steps so far.
+
+        Raises:
+            CannotCheck: no optimizer was given.
+        """
+        return UpdateHistory(self._steps, has_parameters=bool(self.held))
+
     @cached_property
     def teachers(self) -> tuple[str, ...]:
         """Names of networks that read the model's inputs without gradients, as teachers do; embeddings are none."""
@@ -260,72 +266,3 @@ class StepEvidence:
             for group in optimizer.param_groups
             for parameter in group["params"]
         }
-
-    def require_updates(self, number: int = NUM_UPDATES) -> None:
-        """Raise `CannotCheck` if no optimizer was given, or fewer optimizer steps were seen."""
-        if not self.held or len(self.updates) < number:
-            raise CannotCheck(f"needs {counted(number, 'optimizer step')}, which only a training loop has")
-
-    def updates_of_matrices(self, at_least: int = NUM_UPDATES) -> dict[str, list[Update]]:
-        """Return the updates of each matrix so far, without steps with a learning rate of 0.
-
-        Args:
-            at_least: minimum number of steps that must have been seen.
-
-        Raises:
-            CannotCheck: no optimizer was given, or too few of its steps were seen.
-        """
-        self.require_updates(at_least)
-        updates: dict[str, list[Update]] = {}
-        for step in self.updates:
-            for name, update in step.items():
-                if update.schedule > 0:
-                    updates.setdefault(name, []).append(update)
-        if not updates:
-            raise CannotCheck("no matrix has had a gradient and a learning rate above 0 so far")
-        return updates
-
-    def first_updates(self) -> dict[str, Update]:
-        """Return the first update of each matrix.
-
-        Raises:
-            CannotCheck: see `updates_of_matrices`.
-        """
-        return {name: updates[0] for name, updates in self.updates_of_matrices(at_least=1).items()}
-
-    def update_ratios(self) -> dict[str, float]:
-        """Return the largest ratio of update to weights for each matrix, scaled to the full rate of the schedule.
-
-        Raises:
-            CannotCheck: see `updates_of_matrices`; all matrices start at zero, or none is finite.
-        """
-        return _finite(
-            {
-                name: max(float(each.change / each.before) / each.schedule for each in updates)
-                for name, updates in self.updates_of_matrices().items()
-                if not updates[0].begins_at_zero
-            }
-        )
-
-    def growths(self, at_least: int = NUM_UPDATES) -> dict[str, float]:
-        """Return the factor by which the norm of each matrix has grown since the first step.
-
-        Raises:
-            CannotCheck: see `updates_of_matrices`; all matrices start at zero, or none is finite.
-        """
-        return _finite(
-            {
-                name: float(each[-1].after / each[0].before)
-                for name, each in self.updates_of_matrices(at_least).items()
-                if not each[0].begins_at_zero
-            }
-        )
-
-
-def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
-    if not numbers:
-        raise CannotCheck("all matrices start at zero")
-    finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
-    if not finite:
-        raise CannotCheck("no matrix that can be judged is finite")
-    return finite

@@ -68,6 +68,9 @@ SOUND = {
     "queries divided before": lambda product: lambda q, k: product(q / HEAD_DIM**0.5, k),
     "cosines times 10": lambda product: cosines(product, 10.0),
     "cap": lambda product: lambda q, k: (product(q, k) * HEAD_DIM**-0.5 / 50).tanh() * 50,
+    "only distances count": lambda product: (
+        lambda q, k: product(q, k) / 4 - 9 * (torch.arange(q.shape[2])[:, None] - torch.arange(k.shape[2])).abs()
+    ),
     "distances subtracted": lambda product: (
         lambda q, k: (
             product(q, k) / HEAD_DIM**0.5 - (torch.arange(q.shape[2])[:, None] - torch.arange(k.shape[2])).abs()

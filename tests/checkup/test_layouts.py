@@ -66,6 +66,31 @@ def test_tokens_along_the_first_axis_without_any_mask():
     assert found == {"future_leak"}
 
 
+class EncoderTokensFirst(TokensFirst):
+    """Encoder of ids [tokens, batch] with a mask of the padding, [batch, tokens]."""
+
+    def forward(self, ids, padding):
+        x = self.embedding(ids) * WIDTH**0.5 + positions(len(ids))[:, None]
+        return self.head(self.encoder(x, src_key_padding_mask=padding))
+
+
+@pytest.mark.parametrize("knows_padding", [True, False])
+def test_tokens_along_the_first_axis_with_padding(knows_padding):
+    torch.manual_seed(0)
+    ids = torch.randint(1, VOCABULARY, (TOKENS, BATCH))
+    padding = torch.arange(TOKENS) >= torch.randint(4, TOKENS, (BATCH, 1))
+
+    def loss(model, ids):
+        logits = model(ids, padding if knows_padding else torch.zeros_like(padding))
+        return F.cross_entropy(logits[0], ids[1])
+
+    model = EncoderTokensFirst()
+    model.embedding.padding_idx = 0
+    found, skipped = found_in(model, ids.masked_fill(padding.T, 0), loss)
+    assert found == (set() if knows_padding else {"padding_leak"})
+    assert not {"padding_leak", "batch_mixing", "order_ignored"} & skipped
+
+
 def test_model_that_exchanges_the_axes_itself():
     torch.manual_seed(0)
 
@@ -184,6 +209,16 @@ def test_masks_by_other_names(forgets):
 def classifier():
     sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, num_labels=3, **sizes)).train()
+
+
+@pytest.mark.parametrize("has_positions", [True, False])
+def test_order_of_the_tokens_behind_the_one_that_is_read(has_positions):
+    torch.manual_seed(0)
+    model = classifier()
+    if not has_positions:
+        model.bert.embeddings.position_embeddings.register_forward_hook(lambda module, args, output: 0 * output)
+    batch = {"input_ids": torch.randint(1, VOCABULARY, (BATCH, TOKENS)), "labels": torch.arange(BATCH) % 3}
+    assert found_in(model, batch)[0] == (set() if has_positions else {"order_ignored"})
 
 
 def test_padding_id_inside_of_texts_is_a_token():

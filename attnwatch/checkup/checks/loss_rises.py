@@ -45,10 +45,10 @@ class LossRises(Check):
             return Fault(f"{what} (cosine {cosine:.2f})", numbers={"cosine": cosine})
         if self._is_negated(step):
             return Fault("the gradient of each loss is negative when it reaches the loss function")
-        rates = [update.rate for updates in step.updates[-1:] for update in updates.values()]
+        rates = [update.rate for updates in step.updates.steps[-1:] for update in updates.values()]
         if min(rates, default=0.0) < 0:
             return Fault(f"the learning rate is negative: {min(rates):.3g}", numbers={"rate": min(rates)})
-        first = step.first_updates()
+        first = step.updates.first()
         upwards = [name for name, each in first.items() if float(each.along_gradient) > _UPWARDS]
         if len(upwards) < _SHARE * len(first):
             return None

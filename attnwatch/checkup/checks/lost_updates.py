@@ -31,7 +31,7 @@ class LostUpdates(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        updates = step.updates_of_matrices()
+        updates = step.updates.of_matrices()
         kept = {name: median_high(_known(float(each.kept) for each in of_steps)) for name, of_steps in updates.items()}
         middle = sorted(kept.values())[len(kept) // 2]
         if middle < _LEAST_KEPT:

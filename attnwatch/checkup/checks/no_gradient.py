@@ -40,9 +40,9 @@ class NoGradient(Check):
         if fault := _of_graph(step):
             return fault
         self._zero[step.global_step] = _attention_without_gradient(step)
-        step.require_updates()
-        if not any(step.updates):
-            return Fault(f"no weight matrix had a gradient in the first {len(step.updates)} optimizer steps")
+        step.updates.require()
+        if not any(step.updates.steps):
+            return Fault(f"no weight matrix had a gradient in the first {len(step.updates.steps)} optimizer steps")
         if not all(self._zero.values()):
             return None
         sites = self._zero[step.global_step]

@@ -23,18 +23,18 @@ class RateTooHigh(Check):
     remedy = "Lower the learning rate by a factor of 10 or more, or warm it up over a few hundred steps."
 
     def look(self, step: StepEvidence) -> Fault | None:
-        growths = step.growths(at_least=1)
+        growths = step.updates.growths(at_least=1)
         middle = sorted(growths.values())[len(growths) // 2]
         if middle >= _MOST_GROWTH:
             sites = tuple(name for name, growth in growths.items() if growth >= _MOST_GROWTH)
             what = f"the norms of half of the weight matrices have grown at least {middle:.1f}-fold in the first steps"
             return Fault(what, sites, {"median_growth": middle})
-        rates = {name: updates[0].rate for name, updates in step.updates_of_matrices(at_least=1).items()}
+        rates = {name: updates[0].rate for name, updates in step.updates.of_matrices(at_least=1).items()}
         usual = sorted(rates.values())[len(rates) // 2]
         for name, growth in growths.items():
             if growth >= _MOST_IN_GROUP and rates[name] >= _HIGHER_RATE * usual:
                 what = f"the norm of {name} has grown {growth:.0f}-fold in the first steps"
                 what += f" at a learning rate of {rates[name]:.3g}; most matrices have {usual:.3g}"
                 return Fault(what, (name,), {"growth": growth, "rate": rates[name]})
-        step.require_updates()
+        step.updates.require()
         return None

@@ -39,22 +39,22 @@ class RateTooLow(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        schedules = [update.schedule for updates in step.updates for update in updates.values()]
-        if len(step.updates) >= _STEPS_WITHOUT_RATE and schedules and not any(schedules):
-            return Fault(f"the learning rate was 0 in the first {len(step.updates)} steps")
-        ratios = step.update_ratios()
+        schedules = [update.schedule for updates in step.updates.steps for update in updates.values()]
+        if len(step.updates.steps) >= _STEPS_WITHOUT_RATE and schedules and not any(schedules):
+            return Fault(f"the learning rate was 0 in the first {len(step.updates.steps)} steps")
+        ratios = step.updates.ratios()
         middle = sorted(ratios.values())[len(ratios) // 2]
         if middle < (_LEAST_OF_SGD if all(isinstance(each, SGD) for each in step.optimizers) else _LEAST):
             what = f"half of the weight matrices change by {middle:.1g} of their norm or less in each step"
             return Fault(what, numbers={"median_update_ratio": middle})
         if step.total_steps is not None and step.total_steps <= _SHORT_RUN:
             return None
-        rates = [max(update.rate for update in updates.values()) for updates in step.updates if updates]
+        rates = [max(update.rate for update in updates.values()) for updates in step.updates.steps if updates]
         num_above = _steps_before_end(rates)
         if num_above:
             what = f"the learning rate fell from {max(rates):.3g} to {rates[-1]:.3g} after {counted(num_above, 'step')}"
             return Fault(what, numbers={"first_rate": max(rates), "last_rate": rates[-1]})
-        first, *others = step.updates_of_matrices().values()
+        first, *others = step.updates.of_matrices().values()
         if not all(map(_falls, [first, *others])):
             return None
         begin, end = first[0].rate, first[-1].rate

@@ -23,7 +23,7 @@ class WeightsShrink(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        growths = step.growths()
+        growths = step.updates.growths()
         middle = sorted(growths.values())[len(growths) // 2]
         if middle > _MOST_LEFT:
             return None

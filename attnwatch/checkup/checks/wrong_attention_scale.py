@@ -66,7 +66,7 @@ def _is_saturated(of: AttentionScale) -> bool:
 def _fault(wrong: Mapping[str, AttentionScale], what: str) -> Fault:
     (first, of), *others = wrong.items()
     more = f" and {len(others)} more" if others else ""
-    numbers = {"logit_std": of.logit_std}
+    numbers = {} if math.isnan(of.logit_std) else {"logit_std": of.logit_std}
     usual = 1 / math.sqrt(max(of.head_dim, 1))
     if of.head_dim:
         numbers |= {"scale": of.scale, "usual_scale": usual}
