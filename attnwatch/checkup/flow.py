@@ -215,8 +215,11 @@ class Flow:
         return self._by_token(self._repeats.unchanged)
 
     def _by_token(self, output: Tensor) -> Tensor:
-        """Return scores with one value per token, [batch, tokens], with a feature dimension like other outputs."""
-        return output[..., None] if output.ndim == 2 and output.shape[1] == self.tokens.length else output
+        """Return scores [batch, tokens] with a feature dimension, and outputs of pairs of tokens without the padding."""
+        length, padding = self.tokens.length, self.tokens.padding
+        if output.ndim == 4 and output.shape[1:3] == (length, length):
+            return output.masked_fill(padding[:, None, :, None].to(output.device), 0.0)
+        return output[..., None] if output.ndim == 2 and output.shape[1] == length else output
 
     @property
     def _num_places(self) -> int:

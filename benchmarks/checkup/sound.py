@@ -14,6 +14,7 @@ from benchmarks.checkup import odd_trainings as odd
 from benchmarks.checkup.architectures import ARCHITECTURES, class_loss, llama, next_token_loss, pretrained
 from benchmarks.checkup.edits import batchwise, optimized, prepared, sgd
 from benchmarks.checkup.faults import ALL, CAUSAL, CLASSIFIERS
+from benchmarks.checkup.losses import ODD_LOSSES
 from benchmarks.checkup.odd_models import MODELS
 from benchmarks.checkup.scripts import Case, Change, adamw, first_tenth
 
@@ -108,6 +109,7 @@ ODDITIES: tuple[tuple[str, Mapping[tuple[str, ...], Change]], ...] = (
     ),
     ("gradients cleared to zero", {("own encoder", "gpt2"): lambda script: replace(script, clear="after_to_zero")}),
     ("label smoothing", _SMOOTH),
+    *ODD_LOSSES,
     ("loss summed", {("own causal",): lambda script: replace(script, loss=partial(next_token_loss, reduction="sum"))}),
     ("policy gradient", {("own causal",): lambda script: replace(script, loss=odd.policy_gradient)}),
     ("distillation", {("own causal", "own encoder", "llama", "vit"): odd.distilled}),

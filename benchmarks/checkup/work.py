@@ -14,6 +14,7 @@ from benchmarks.checkup.blind import BLIND
 from benchmarks.checkup.faults import FAULTS, cases_of
 from benchmarks.checkup.fourth import FOURTH
 from benchmarks.checkup.held_out import HELD_OUT
+from benchmarks.checkup.losses import FAULTS_OF_LOSSES
 from benchmarks.checkup.odd_blind import ODD_BLIND
 from benchmarks.checkup.odd_fourth import ODD_FOURTH
 from benchmarks.checkup.odd_second import ODD_SECOND
@@ -47,7 +48,7 @@ class Task:
 @cache
 def all_cases() -> Sequence[Case]:
     """Return all scripts: what checks were tuned on, then what they were not."""
-    known = [*cases_of(FAULTS), *cases_of(HELD_OUT), *SOUND]
+    known = [*cases_of(FAULTS), *cases_of(HELD_OUT), *cases_of(FAULTS_OF_LOSSES), *SOUND]
     blind = [*cases_of(BLIND, "blind-1"), *ODD_BLIND, *cases_of(SECOND, "blind-2"), *ODD_SECOND]
     blind += [*cases_of(THIRD, "blind-3"), *ODD_THIRD, *cases_of(FOURTH, "blind-4"), *ODD_FOURTH]
     return [*known, *blind]

@@ -206,6 +206,28 @@ def test_masks_by_other_names(forgets):
     assert "padding_leak" not in skipped
 
 
+class Pairs(Masked):
+    """Model with an output for each pair of tokens."""
+
+    def forward(self, x, mask):
+        logits = self.core(x, None if self.forgets else ~mask)
+        return logits[:, :, None] + logits[:, None]
+
+
+@pytest.mark.parametrize("forgets", [False, True])
+def test_outputs_of_pairs_with_padding_do_not_count(forgets):
+    torch.manual_seed(0)
+    mask = torch.arange(TOKENS) < torch.randint(4, TOKENS, (BATCH, 1))
+    batch = {"x": torch.randint(1, VOCABULARY, (BATCH, TOKENS)) * mask, "mask": mask}
+
+    def loss(model, batch):
+        return (model(**batch).square().mean(-1) * mask[:, None] * mask[..., None]).mean()
+
+    found, skipped = found_in(Pairs(forgets=forgets), batch, loss)
+    assert found == ({"padding_leak"} if forgets else set())
+    assert "padding_leak" not in skipped
+
+
 def classifier():
     sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     return BertForSequenceClassification(BertConfig(vocab_size=VOCABULARY, num_labels=3, **sizes)).train()
@@ -268,6 +290,8 @@ def test_time_steps_are_positions():
     def loss(model, batch):
         return F.mse_loss(model(**batch).action_preds, batch["actions"])
 
+    assert not found_in(DecisionTransformerModel(config).train(), batch, loss)[0]
+    batch["timesteps"] = (torch.arange(10) - 4).clamp(min=0).expand(BATCH, 10)  # padded on the left
     assert not found_in(DecisionTransformerModel(config).train(), batch, loss)[0]
     batch["timesteps"] = torch.randint(0, 40, (BATCH, 10))
     assert found_in(DecisionTransformerModel(config).train(), batch, loss)[0] == {"order_ignored"}

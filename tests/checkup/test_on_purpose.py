@@ -16,6 +16,8 @@ from transformers import (
     ConvBertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    MarianConfig,
+    MarianMTModel,
     XLNetConfig,
     XLNetForSequenceClassification,
 )
@@ -76,6 +78,22 @@ def test_weights_that_token_types_would_need():
     model = XLNetForSequenceClassification(XLNetConfig(vocab_size=VOCABULARY, num_labels=3, **sizes)).train()
     ids = torch.randint(1, VOCABULARY, (BATCH, TOKENS))
     assert "broken_gradient_path" not in check(model, {"input_ids": ids, "labels": torch.arange(BATCH) % 3})
+
+
+@pytest.mark.parametrize("is_changed", [False, True])
+def test_table_of_positions_without_a_gradient(is_changed):
+    """That of Marian requires one after loading, although it is read under `no_grad`."""
+    sizes = {"d_model": WIDTH, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}
+    sizes |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "pad_token_id": 0}
+    config = MarianConfig(vocab_size=VOCABULARY, decoder_start_token_id=0, max_position_embeddings=TOKENS, **sizes)
+    model = MarianMTModel(config).train()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("final_logits_bias" not in name)
+    if is_changed:
+        model.model.encoder.layers[0].register_forward_hook(lambda module, args, output: None)
+    ids = torch.randint(1, VOCABULARY, (BATCH, TOKENS))
+    found = check(model, {"input_ids": ids, "labels": ids.roll(1, 1)})
+    assert found == ({"broken_gradient_path": False} if is_changed else {})
 
 
 def test_clip_compares_the_sequences_of_a_small_batch():

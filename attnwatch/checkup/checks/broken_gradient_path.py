@@ -100,11 +100,11 @@ def _without_any(step: StepEvidence, weights: Mapping[str, Mapping[str, nn.Param
 def _missing_before(step: StepEvidence, site: str) -> tuple[str, ...]:
     """Return the trainable matrices without a gradient in modules called before an attention layer."""
     called = itertools.takewhile(lambda name: name != site, step.forward.called)
-    modules = dict(step.model.named_modules())
+    modules, is_known = dict(step.model.named_modules()), is_as_it_comes(step.forward.module)
     return tuple(
         f"{name}.{weight}" if name else weight
         for name in called
-        if not (step.is_of_teacher(name) or (name in step.graph.without_grad and POSITIONS.search(name)))
+        if not (step.is_of_teacher(name) or (is_known and POSITIONS.search(name)))
         for weight, each in modules[name].named_parameters(recurse=False)
         if each.requires_grad and each.ndim > 1 and each.grad is None and not is_of_adapter(name)
         if next(modules[name].children(), None) is None  # a container may hold what another call needs

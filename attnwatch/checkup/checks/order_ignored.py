@@ -85,11 +85,13 @@ def _unused_positions(step: StepEvidence) -> str:
 
 def _are_given_times(step: StepEvidence) -> bool:
     """Return whether an argument numbers the tokens in another way, as the time steps of Decision Transformers do."""
-    return any(
-        value.ndim > 1 and value.dtype in _INTEGERS and value.shape[-1] > 1 and bool((value.diff() > 0).all())
+    given = [
+        value
         for name, value in step.forward.arguments.items()
-        if isinstance(value, Tensor) and not POSITIONS.search(name)
-    )
+        if isinstance(value, Tensor) and value.dtype in _INTEGERS and not (POSITIONS.search(name) or "mask" in name)
+    ]
+    steps = [value.diff() for value in given if value.ndim > 1 and value.shape[-1] > 1]
+    return any(bool((each >= 0).all() and (each > 0).any()) for each in steps)  # padding may have the first number
 
 
 def _is_causal(step: StepEvidence) -> bool:
