@@ -9,6 +9,8 @@ NUM_ROWS = 16
 """Number of queries whose logits are looked at, evenly spread."""
 # Vectors count as normalised if the relative spread of their norms is smaller. Random vectors of 64 features have 10%.
 _SAME_NORM = 1e-3
+# Vectors have one direction if their mean is longer than this share of them; their norms then say nothing.
+_SAME_DIRECTION = 0.99
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ def norm_of_all(vectors: Tensor) -> float:
 
 
 def have_same_norm(vectors: Tensor) -> bool:
-    """Return whether vectors [..., features] share one norm, apart from rounding."""
+    """Return whether vectors [..., features] of different directions share one norm, apart from rounding."""
     norms = vectors.float().norm(dim=-1)
-    return bool(norms.std() < _SAME_NORM * norms.mean()) if norms.numel() > 1 else False
+    if norms.numel() < 2 or not bool(norms.std() < _SAME_NORM * norms.mean()):
+        return False
+    mean = vectors.float().flatten(0, -2).mean(0)
+    return bool(mean.norm() < _SAME_DIRECTION * norms.mean())

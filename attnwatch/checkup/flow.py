@@ -215,7 +215,7 @@ class Flow:
         return self._by_token(self._repeats.unchanged)
 
     def _by_token(self, output: Tensor) -> Tensor:
-        """Return scores [batch, tokens] with a feature dimension, and outputs of pairs of tokens without the padding."""
+        """Return scores [batch, tokens] with a feature dimension, and outputs of pairs of tokens without padding."""
         length, padding = self.tokens.length, self.tokens.padding
         if output.ndim == 4 and output.shape[1:3] == (length, length):
             return output.masked_fill(padding[:, None, :, None].to(output.device), 0.0)

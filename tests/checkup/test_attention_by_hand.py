@@ -68,6 +68,7 @@ SOUND = {
     "queries divided before": lambda product: lambda q, k: product(q / HEAD_DIM**0.5, k),
     "cosines times 10": lambda product: cosines(product, 10.0),
     "cap": lambda product: lambda q, k: (product(q, k) * HEAD_DIM**-0.5 / 50).tanh() * 50,
+    "vectors of one direction": lambda product: lambda q, k: product(1e-4 * q + 0.1, 1e-4 * k + 0.1) / HEAD_DIM**0.5,
     "only distances count": lambda product: (
         lambda q, k: product(q, k) / 4 - 9 * (torch.arange(q.shape[2])[:, None] - torch.arange(k.shape[2])).abs()
     ),

@@ -15,6 +15,7 @@ _NUM_STEPS = 5
 _LEAST_SEQUENCES = 8
 # Until then, language models learn how frequent the tokens are.
 _LEAST_STEP_OF_TOKENS = 200
+_SHORTEST_RUN = 200
 # Texts that are noised anew share more of their tokens than this.
 _ALIKE = 0.3
 # Share of the loss by which exchanged labels must raise it.
@@ -25,10 +26,10 @@ _LEAST_RISE = 0.01
 class LabelsUnrelated(Check):
     """The loss does not rise when sequences exchange their labels, a tenth of the run in.
 
-    At least 50 steps must have passed, and 200 if there is a label for each token. In five batches, each sequence
-    receives the labels of its neighbour, and the loss is computed again from the same predictions. Shuffled labels
-    look like this, but so does a model that has not begun to learn. The finding is therefore a note, and is withdrawn
-    if labels matter at half of the run.
+    At least 50 steps must have passed, and 200 if there is a label for each token, in a run of 200 or more. In five
+    batches, each sequence receives the labels of its neighbour, and the loss is computed again from the same
+    predictions. Shuffled labels look like this, but so does a model that has not begun to learn. The finding is
+    therefore a note, and is withdrawn if labels matter at half of the run.
 
     If five batches of different tokens have the same labels in the same order, that is reported at once. Labels that
     are sorted, periodic, or different for all sequences, as those of samplers and of contrastive losses, do not count.
@@ -64,6 +65,8 @@ class LabelsUnrelated(Check):
             return Fault(f"{what}, so that each prediction meets the targets of all others")
         if step.total_steps is None:
             raise CannotCheck("the number of steps in the run is unknown: pass `total_steps`")
+        if step.total_steps < _SHORTEST_RUN:
+            raise CannotCheck(f"the run has fewer than {_SHORTEST_RUN} steps, in which a model learns little")
         points = later_points(step.total_steps)
         begin = max(points[0], _LEAST_STEP_OF_TOKENS if _are_of_tokens(step) else 0)
         if step.global_step < begin:
