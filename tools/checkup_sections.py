@@ -54,7 +54,7 @@ def first_runs() -> list[dict[str, Any]]:
 
 
 def scripts_of_first_runs() -> list[dict[str, Any]]:
-    """Return the scripts of the first run on each blind set; the oldest result has all scripts and marks those."""
+    """Return the scripts of the first run on each blind set. The oldest result has all scripts and marks these."""
     return [script for name in _BLIND for script in newest(name)["scripts"] if script.get("held_out", True)]
 
 

@@ -37,7 +37,7 @@ def _check_page(check: type[Check]) -> str:
 
 
 def _how_often_right(kind: str, scripts: Sequence[Script]) -> list[str]:
-    """Say in how many scripts of the benchmark a check has found its fault, and in how many others; list the faults."""
+    """Return a section on how often a check found its fault, how often it reported it wrongly, and a table by fault."""
     faults = [script for script in scripts if script["kinds"][:1] == [kind]]
     if not faults:
         return []
@@ -45,25 +45,26 @@ def _how_often_right(kind: str, scripts: Sequence[Script]) -> list[str]:
     others = [script for script in scripts if script["kinds"] and kind not in script["kinds"]]
     sound = [script for script in scripts if not script["kinds"]]
     parts = {
-        "its faults, when the checks had not been tried on them": unseen,
-        "its faults today, those included": faults,
+        "faults of this kind, first run on unseen scripts": unseen,
+        "faults of this kind, all scripts today": faults,
         "other faults": others,
-        "sound": sound,
+        "no fault": sound,
     }
     by_name: dict[str, list[Script]] = {}
     for script in faults:
         by_name.setdefault(script["name"], []).append(script)
     return [
         "## How often it is right",
-        "A script of [the benchmark](../../benchmarks/checkup.md) has one fault, one architecture, and one loop.",
+        "Each script of [the benchmark](../../benchmarks/checkup.md) combines one fault, or none, with an architecture "
+        "and a training loop.",
         table({"scripts with": name, "found in": _found_in(kind, part)} for name, part in parts.items() if part),
-        "Its faults:",
+        "Faults of this kind:",
         table({"fault": name, "found in": _found_in(kind, part)} for name, part in by_name.items()),
     ]
 
 
 def _found_in(kind: str, scripts: Sequence[Script]) -> str:
-    """Say in how many scripts a check has found something; notes count in scripts whose fault it is."""
+    """Return the number of scripts in which a check reported a fault. Notes count only in scripts with that fault."""
     found = sum(kind in script["found"] + script["notes"] * (kind in script["kinds"]) for script in scripts)
     return f"{found} of {len(scripts)}"
 
@@ -80,8 +81,8 @@ def _rule_page(rule: FindingRule) -> str:
     if counts:
         parts += [
             "## How often it is right",
-            f"{counts['runs']} runs of [the benchmark](../../benchmarks/diagnosis.md#findings) had it at half of the "
-            f"budget, and {counts['failed']:.0%} of these failed.",
+            f"{counts['runs']} runs of [the benchmark](../../benchmarks/diagnosis.md#findings) had this finding "
+            f"halfway through their budget, and {counts['failed']:.0%} of them failed.",
         ]
     path = f"{kind.__module__}.{kind.__qualname__}"
     thresholds = [f"::: {path}.{each.name}\n{_THRESHOLD}" for each in fields(rule) if each.name != "enabled"]

@@ -19,7 +19,7 @@ WIDE_PAGES = ("coverage.md",)
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put the pages about kinds of findings below the index of their folder."""
+    """Add the pages about kinds of findings to the navigation, after the index of their folder."""
     _list_kinds(config.nav or [], sorted(kind_pages()))
     return config
 
@@ -34,7 +34,7 @@ def _list_kinds(entries: list[Any], pages: list[str]) -> None:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages about kinds, and those of the root with links that begin at the folder of the documentation."""
+    """Add the pages about kinds of findings, and the root pages with links relative to the documentation folder."""
     for page, text in kind_pages().items():
         files.append(File.generated(config, page, content=text))
     for source, page in PAGES.items():

@@ -40,8 +40,8 @@ class AttentionMonitor(TrainingPart):
     Lightning's `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, nan where nothing was observed
     and before the risk is known; in the `trainer.state.log_history` of transformers, where they are left out instead.
     An `EarlyStopping("attention/risk")` lets nan pass while this monitor is attached. The history travels in the
-    checkpoint. If the model has no attention that can be read, a warning says so after the first observed step, and
-    training goes on with the checkup.
+    checkpoint. If no attention of the model can be read, a warning says so after the first observed step; training and
+    the checkup continue.
 
     Args:
         every_n_steps: observe the first step at or after each multiple of it.

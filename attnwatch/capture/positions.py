@@ -8,7 +8,7 @@ from torch import Tensor
 from attnwatch.attention import Identity
 from attnwatch.attention.inputs import HIDDEN_AT, AttentionInputs
 
-# Number of masks whose padding is kept: layers may alternate between sliding-window and full masks.
+# Number of masks whose padding is cached: layers may alternate between sliding-window and full masks.
 _MOST_MASKS = 2
 
 
@@ -39,19 +39,19 @@ def kept_positions(num_tokens: int) -> Tensor | None:
 
 
 class QueryMasks:
-    """Masks of the queries that are not padding. A mask that layers share is evaluated once."""
+    """Cache of the masks of queries that are not padding. A mask shared by several layers is evaluated once."""
 
     def __init__(self) -> None:
         self._known: dict[Identity, Tensor | None] = {}
 
     def of(self, inputs: AttentionInputs) -> Tensor | None:
-        """Return bool [batch, queries], False at padding; None if no mask marks it."""
+        """Return a mask of the queries, bool [batch, queries], False at padding; None if no mask marks padding."""
         mask = inputs.attn_mask
         if mask is None or inputs.key_padding is not None or not inputs.keeps_its_masks:
             return _self_attention_query_mask(inputs)
         identity = Identity(mask)
         if identity not in self._known:
-            if len(self._known) == _MOST_MASKS:  # they stay alive, possibly for a whole run
+            if len(self._known) == _MOST_MASKS:  # cached masks stay alive, possibly for a whole run
                 del self._known[next(iter(self._known))]
             self._known[identity] = _self_attention_query_mask(inputs)
         return self._known[identity]

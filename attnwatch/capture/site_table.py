@@ -27,7 +27,7 @@ class SiteTable:
         model: model with the sites.
         patterns: globs of the names to watch; None means all.
         may_grow: True if calls in a first step may reveal more sites.
-        may_be_empty: True if it is no error that there are no sites, and that calls can't reveal any.
+        may_be_empty: True to raise no error if there are no sites and calls can't reveal any.
 
     Attributes:
         expected: modules that are sites if they call an attention function.

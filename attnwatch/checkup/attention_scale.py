@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 NUM_ROWS = 16
-"""Number of queries whose logits are looked at, evenly spread."""
+"""Number of evenly spaced queries whose logits are read."""
 # Vectors count as normalised if the relative spread of their norms is smaller. Random vectors of 64 features have 10%.
 _SAME_NORM = 1e-3
-# Vectors have one direction if their mean is longer than this share of them; their norms then say nothing.
+# Vectors share one direction if the norm of their mean exceeds this share of their norm. Equal norms then say nothing.
 _SAME_DIRECTION = 0.99
 
 
@@ -23,7 +23,8 @@ class AttentionScale:
         logit_std: standard deviation of the logits of a query over the keys that it sees, averaged over queries; nan if
             unknown.
         is_normalised: True if queries or keys are normalised, so that the scale may have any value.
-        largest_logit: upper bound of the logits if queries and keys are normalised; infinite if they are not.
+        largest_logit: upper bound of the logits if queries and keys are normalised, or if their products are capped;
+            infinite otherwise.
         seen: keys that the query of another token sees: bool [batch, keys].
     """
 
@@ -36,7 +37,7 @@ class AttentionScale:
 
 
 def spread(logits: Tensor) -> float:
-    """Return the standard deviation of the logits of a query, without those that are nan, averaged over queries."""
+    """Return the standard deviation of the logits of a query, ignoring nan, averaged over queries."""
     centred = logits - logits.nanmean(-1, keepdim=True)
     return float(centred.square().nanmean(-1).sqrt().nanmean())
 

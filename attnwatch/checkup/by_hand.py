@@ -1,4 +1,4 @@
-"""Scales of attention that a model computes by hand, from its products of queries and keys and its calls of softmax."""
+"""Scales of hand-written attention, read from its products of queries and keys and its softmax calls."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -14,17 +14,17 @@ from attnwatch.checkup.attention_scale import NUM_ROWS, AttentionScale, norm_of_
 _SOFTMAX = frozenset({torch.softmax, torch.nn.functional.softmax, Tensor.softmax})
 _MATMUL = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
 _TANH = frozenset({torch.tanh, Tensor.tanh})
-# Fewer tokens than these are more often groups or classes.
+# Shorter axes are more often groups or classes than tokens.
 _LEAST_TOKENS = 4
-# Masks add -10,000 or less; those that add the smallest float leave nothing of the logits.
+# Masks add -10,000 or less. Nothing is left of a logit to which the lowest float was added.
 _LEAST_LOGIT, _NO_LOGIT = -5000.0, -1e30
-# Relative error of logits that are a multiple of a product, and number of those that must be compared.
+# Largest relative error of logits that count as a multiple of a product, and minimum number of logits to compare.
 _ROUNDING, _LEAST_COMPARED = 1e-2, 16
 
 
 @dataclass(frozen=True)
 class _Product:
-    """Numbers that logits may be a multiple of: products of queries and keys, or their hyperbolic tangents.
+    """Values of which the logits may be a multiple: products of queries and keys, or their hyperbolic tangents.
 
     Attributes:
         rows: some rows, [..., rows, keys].
@@ -38,10 +38,10 @@ class _Product:
 
 
 class AttentionByHand(TorchFunctionMode):
-    """Mode that reads the scales of softmax calls with a square of queries and keys, [batch, …, tokens, tokens].
+    """Mode that reads the scale of each softmax over square logits [batch, …, tokens, tokens].
 
     Attributes:
-        scales: scales of the calls, in their order.
+        scales: scales of the softmax calls, in the order of the calls.
     """
 
     def __init__(self) -> None:
@@ -70,7 +70,7 @@ def _is_square(logits: Tensor) -> bool:
 
 
 def _product_of(func: Callable[..., Any], args: Sequence[Any], result: Tensor) -> list[_Product]:
-    """Return the product of queries and keys that a call computes, or the tangent of one; nothing if it does neither.
+    """Return the product of queries and keys that a call computes, or its hyperbolic tangent; nothing for other calls.
 
     Queries and keys lie along one axis each, and their products are summed over a third.
     """
@@ -90,7 +90,7 @@ def _product_of(func: Callable[..., Any], args: Sequence[Any], result: Tensor) -
 
 
 def _summed_axes(equation: str) -> tuple[int, ...]:
-    """Return the axis of each operand of `torch.einsum` that is summed over, if there is one; counted from the end."""
+    """Return the axis of each `torch.einsum` operand that is summed over, from the end; empty unless it is one."""
     inputs, _, output = equation.replace(" ", "").replace("...", "").partition("->")
     names = inputs.split(",")
     summed = set.intersection(*map(set, names)) - set(output) if output else set()
@@ -111,7 +111,7 @@ def _scale_of(logits: Tensor, weights: Tensor, products: Sequence[_Product]) -> 
     scale, head_dim = next(((factor, each.head_dim) for each, factor in known if each.head_dim), (math.nan, 0))
     is_normalised = any(each.head_dim and math.isfinite(each.bound) for each, _ in known)
     largest = min((abs(factor) * each.bound for each, factor in known), default=math.inf)
-    std = std if known else math.nan  # a bias, such as slopes over distances, may be part of the logits
+    std = std if known else math.nan  # the logits may contain a bias, such as that of ALiBi
     return AttentionScale(scale, head_dim, std, is_normalised, largest, seen)
 
 

@@ -37,7 +37,7 @@ class ForwardState:
 
 
 def _versions(module: nn.Module) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield the version of each tensor, and where its numbers are: `tensor.data = …` changes that only."""
+    """Yield the version of each tensor and the address of its storage: `tensor.data = …` changes only the address."""
     buffers = ((name, buffer) for name, buffer in module.named_buffers() if buffer.numel() > LARGEST_COPY)
     for name, tensor in itertools.chain(module.named_parameters(), buffers):
         is_plain = type(tensor) in (Tensor, nn.Parameter)  # others may have no storage of their own

@@ -112,7 +112,7 @@ class TrainingCheckup:
 
     @contextlib.contextmanager
     def step(self, global_step: int) -> Iterator[None]:
-        """Observe the forward and backward of one training step. Step the optimizer after the context.
+        """Observe the forward and backward of one training step. Call the optimizer and zero_grad() after the context.
 
         Args:
             global_step: number of the optimizer step.

@@ -39,7 +39,12 @@ def later_points(total_steps: int) -> tuple[float, ...]:
     return (first, total_steps / 2) if total_steps / 2 >= 2 * first else (first,)
 
 
-# Layers of a network, of which an embedding has at most one.
+NO_GRADIENTS = (
+    "no parameter of the model has a gradient when the step ends: backward was not called inside the step, or the "
+    "gradients were already cleared. Call backward inside the step and zero_grad() after it"
+)
+"""Reason why gradients can't be checked."""
+# Layers that tell a network from an embedding, which has at most one of them.
 _LAYERS = (nn.Linear, nn.modules.conv._ConvNd, nn.MultiheadAttention)
 
 
@@ -54,7 +59,7 @@ class StepEvidence:
         steps_per_epoch: number of optimizer steps per epoch; None if unknown.
         total_steps: number of optimizer steps in the run; None if unknown.
         scored: calls of cross-entropy.
-        losses: calls of all loss functions.
+        losses: calls of loss functions of any kind.
         stale_gradients: norms of the old gradients that the last optimizer step reused, by parameter name; 0 if they
             were cleared.
         recorded: first forward pass of the step that is trained on; None if there was none.
@@ -107,7 +112,7 @@ class StepEvidence:
         return self._known_forward
 
     def _arranged(self, recorded: RecordedForward) -> RecordedForward:
-        """Return the forward pass with the tokens along the first axis if the targets show that."""
+        """Return the forward pass, marked as sequence-first if the targets show that it is."""
         ids = [value for value in recorded.arguments.values() if isinstance(value, Tensor) and value.ndim == 2]
         is_shown = bool(ids) and any(call.is_next_along_first_axis(ids[0]) for call in self.scored)
         return replace(recorded, has_tokens_first=recorded.has_tokens_first or is_shown)
@@ -173,12 +178,15 @@ class StepEvidence:
         if self.received and _LOGITS in self.forward.shapes and _LOGITS not in self.received:
             raise CannotCheck("the loss is computed from another forward pass")
         if not self._all_targets:
-            raise CannotCheck("no call of `torch.nn.functional.cross_entropy` on the tokens or sequences was seen")
+            raise CannotCheck(
+                "no loss over the model's tokens or sequences was recognised: only `cross_entropy` and `nll_loss` of "
+                "torch.nn.functional, with class indices as targets, can be read"
+            )
         return self._all_targets[0]
 
     @property
     def predicts_several_tokens(self) -> bool:
-        """True if each token is scored against several of those behind it, by several calls of cross-entropy."""
+        """True if each token is scored against several later tokens, by several calls of cross-entropy."""
         shifts = {targets.shift(self.tokens.values) for targets in self._all_targets}
         return len(shifts - {None}) > 1
 
@@ -240,7 +248,7 @@ class StepEvidence:
 
     @cached_property
     def teachers(self) -> tuple[str, ...]:
-        """Names of networks that read the model's inputs without gradients, as teachers do; embeddings are none."""
+        """Names of submodules, not embeddings, that process the model's inputs without gradients, as teachers do."""
         modules = dict(self.model.named_modules())
         parts = {
             name: [each for each in modules[name].modules() if isinstance(each, _LAYERS)] for name in self.graph.apart

@@ -13,7 +13,8 @@ from attnwatch.checkup.tokens import Tokens
 # Sequences with fewer tokens don't show which of them are seen.
 _LEAST_TOKENS = 4
 # An output counts as changed if it differs by more than these shares of its spread over tokens and sequences, and of
-# the size of the outputs. Rounding changes it by less. Where a finding says that nothing changes, only rounding counts.
+# the size of the outputs. Rounding changes it by less. For a finding that nothing changes, no output may differ by more
+# than rounding.
 _MOVED, _ROUNDING = 1e-4, 3e-6
 _MOVED_IN_HALF_PRECISION = 2e-2
 
@@ -86,7 +87,7 @@ class Flow:
 
     @cached_property
     def sees_others(self) -> bool:
-        """True if an output changes with other tokens of its sequence, even by a little.
+        """True if an output changes with other tokens of its sequence, however little.
 
         Every second token is replaced, then the others. Replacing halves of a sequence would not do, because these may
         be two documents. The output of an unchanged token must change; that of a whole sequence must change both times.
@@ -161,8 +162,8 @@ class Flow:
     def reordered(self) -> Tensor:
         """Outputs of sequences without padding that change, apart from their order, when the tokens are reversed.
 
-        The first and the last token stay where they are if there is one output for each sequence, because it may be
-        that of the first token.
+        If there is one output per sequence, the first and the last token stay in place, because the output may be read
+        from one of them.
         """
         real = self.tokens.values[~self.tokens.padding]
         if self.tokens.are_ids and bool((real == real[0]).all()):
@@ -197,7 +198,7 @@ class Flow:
 
         Args:
             output, before: outputs to compare, float [batch, …].
-            by_little: all differences above rounding count.
+            by_little: True to count all differences above rounding.
         """
         if output.shape != before.shape:
             raise CannotCheck(f"a repeated forward pass returns {list(output.shape)} instead of {list(before.shape)}")
@@ -215,7 +216,7 @@ class Flow:
         return self._by_token(self._repeats.unchanged)
 
     def _by_token(self, output: Tensor) -> Tensor:
-        """Return scores [batch, tokens] with a feature dimension, and outputs of pairs of tokens without padding."""
+        """Return scores [batch, tokens] with a feature dimension, and outputs of pairs of tokens with 0 at padding."""
         length, padding = self.tokens.length, self.tokens.padding
         if output.ndim == 4 and output.shape[1:3] == (length, length):
             return output.masked_fill(padding[:, None, :, None].to(output.device), 0.0)

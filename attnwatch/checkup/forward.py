@@ -44,8 +44,8 @@ class RecordedForward:
         changes: name of something that the forward pass changed in the module; empty if it changed nothing.
         graph: what the outputs were computed from.
         with_gradient: names of the tensors that the module returned with a gradient.
-        has_tokens_first: True if attention has batches [tokens, batch, features], as PyTorch's does by default, and a
-            mask shows that this is meant.
+        has_tokens_first: True if the batch is sequence-first, [tokens, batch, features], as `nn.MultiheadAttention`
+            expects by default, and a mask confirms it.
     """
 
     module: nn.Module
@@ -92,9 +92,9 @@ class RecordedForward:
 
     @property
     def num_sequences(self) -> int:
-        """Size of the batch: the first dimension that most of the tensor arguments share, or else the second."""
+        """Size of the batch: the first dimension of most tensor arguments, or the second if tokens come first."""
         tensors = [(name, value) for name, value in self.arguments.items() if isinstance(value, Tensor)]
-        if self.has_tokens_first:  # but masks are [tokens, tokens] or [batch, tokens]
+        if self.has_tokens_first:  # masks are [tokens, tokens] or [batch, tokens]
             sizes = [value.shape[1] for name, value in tensors if value.ndim > 1 and "mask" not in name]
         else:
             sizes = [len(value) for _, value in tensors if value.ndim]
@@ -164,7 +164,7 @@ class ForwardRecorder:
         self._called: dict[str, None] = {}
         self._positions: dict[str, Tensor] = {}
         self._graph = GraphRecorder(self._names)
-        self._size: torch.Size | None = None  # of the first call of attention with tokens first
+        self._size: torch.Size | None = None  # of the first sequence-first attention call
         self.forward: RecordedForward | None = None
         self.received: set[str] = set()
         self.read: dict[str, ReadTokens] = {}
@@ -272,7 +272,7 @@ def _size_of_tokens_first(attention: nn.MultiheadAttention, arguments: Mapping[s
 
 
 def _has_tokens_first(size: torch.Size | None, arguments: Mapping[str, Any]) -> bool:
-    """Return whether a model receives tensors [tokens, batch, …], and does not exchange the axes itself."""
+    """Return whether a model receives tensors [tokens, batch, …], and does not transpose them itself."""
     given = [tensor for name, tensor in tensors_in(arguments) if tensor.ndim > 1 and "mask" not in name]
     sizes = {tensor.shape[:2] for tensor in given if tensor.dtype is not torch.bool and not tensor.is_nested}
     return size is not None and size in sizes and size[::-1] not in sizes

@@ -19,7 +19,7 @@ class Graph:
             of the outputs of the model.
         cut: names of the trainable matrices of modules whose outputs are used, but do not depend on these matrices.
         without_grad: names of the modules that were called while gradients were disabled.
-        apart: those of them that received an input of the model itself, not something computed from it.
+        apart: names of those `without_grad` that received an input of the model itself, not a tensor computed from it.
     """
 
     foreign: tuple[nn.Parameter, ...] = ()

@@ -1,4 +1,4 @@
-"""Models of transformers as they come: what they compute is meant to be so."""
+"""Detection of unmodified models of the transformers library, which compute what their authors intended."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ _ATTENTION = ("eager", "sdpa", "flash", "flex")
 
 
 def is_as_it_comes(module: nn.Module) -> bool:
-    """Return whether a model is one of transformers, without modules, hooks or attention functions of other origin.
+    """Return whether a transformers model is unmodified, with no modules, hooks or attention functions from elsewhere.
 
     Args:
-        module: model; adapters of PEFT may have been added to it.
+        module: model; PEFT adapters may have been added to it.
     """
     attention = str(getattr(getattr(module, "config", None), "_attn_implementation", None) or "eager")
     is_of_transformers = type(module).__module__.startswith("transformers.models.")

@@ -1,4 +1,4 @@
-"""Logits that a forward pass gives to its loss."""
+"""Logits that a forward pass passes to its loss function."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -11,10 +11,10 @@ _LOSSES = frozenset({F.cross_entropy, F.nll_loss})
 
 
 class LossInputs(TorchFunctionMode):
-    """Mode that keeps the logits of calls of cross-entropy, for models that return only their loss.
+    """Mode that keeps the logits passed to `cross_entropy` or `nll_loss`, for models that return only their loss.
 
     Attributes:
-        logits: logits of each call, [rows, classes], or [batch, tokens, classes].
+        logits: logits of each call, [rows, classes] or [batch, tokens, classes].
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Calls of the loss functions of torch in a step, of any kind."""
+"""Calls of loss functions of `torch.nn.functional` in a step."""
 
 import contextlib
 import inspect
@@ -24,7 +24,7 @@ _ELEMENTWISE = (
     "binary_cross_entropy_with_logits",
 )
 _FUNCTIONS = (*_ELEMENTWISE, "cross_entropy", "nll_loss", "kl_div")
-# Nodes that change no more than the shape of what was computed before.
+# Beginnings of the names of autograd nodes that only copy a tensor or change its shape.
 _VIEWS = ("View", "Reshape", "Unsafe", "Clone", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Slice", "Select", "TB")
 _MOST_VIEWS = 6
 _NUM_SEQUENCES = 8
@@ -42,8 +42,8 @@ class LossCall:
         name: name of the function in `torch.nn.functional`.
         size, size_of_targets: shapes of the predictions and of the targets.
         predictions, targets: those of the first sequences if each prediction has its own target; otherwise empty.
-        computed_by: name of the node of autograd that computed the predictions, such as "SoftmaxBackward0", not
-            counting changes of their shape; empty if there is none.
+        computed_by: name of the autograd node that computed the predictions, such as "SoftmaxBackward0", ignoring
+            changes of their shape; empty if there is none.
         are_distributions: True if the predictions are the output of a softmax over the classes.
         slopes: gradients that reached the loss, one tensor per backward pass; empty for losses that are not reduced.
     """
@@ -59,16 +59,16 @@ class LossCall:
 
     @property
     def is_crossed(self) -> bool:
-        """True if each prediction is compared with several targets, because shapes such as [8, 1] and [8] differ."""
+        """True if each prediction is compared with several targets, as shapes such as [8, 1] and [8] are broadcast."""
         if self.name not in _ELEMENTWISE or self.size == self.size_of_targets:
             return False
         number = torch.broadcast_shapes(self.size, self.size_of_targets).numel()
         return number > max(self.size.numel(), self.size_of_targets.numel())
 
     def exchanged(self, num_sequences: int) -> tuple[float, float] | None:
-        """Return the mean loss of the first sequences, and if each has the target of the next one.
+        """Return the mean loss of the first sequences with their own targets, and with those of the next sequence.
 
-        None if there are no targets [batch, …] of their own for the sequences.
+        None if the sequences have no targets [batch, …] of their own, or all have the same.
         """
         if self.size[:1] != (num_sequences,) or len(self.targets) < 2:
             return None
@@ -126,7 +126,7 @@ def _loss_call(name: str, loss: Any, given: Mapping[str, Any]) -> LossCall | Non
 
 
 def _first(tensor: Tensor, number: int) -> Tensor:
-    """Return a copy of the first entries, float32."""
+    """Return a copy of the first entries as float32."""
     return tensor.detach()[:number].float().clone() if tensor.ndim else tensor.new_empty(0)
 
 

@@ -10,6 +10,11 @@ from attnwatch.checkup.tokens import at_end, padding_id
 # Names of outputs with an entry for each token, the most specific first.
 _OUTPUTS_OF_TOKENS = ("logits", "last_hidden_state", "", "0")
 _IGNORED = -100
+NO_PADDING = (
+    "no padding was recognised: padding is known from a mask argument such as `attention_mask`, or from the padding id "
+    "in the model's config or in the `padding_idx` of an embedding"
+)
+"""Reason why a check of the padding can't be done."""
 
 
 def padding_and_targets(step: StepEvidence) -> tuple[Tensor, Tensor]:
@@ -20,7 +25,7 @@ def padding_and_targets(step: StepEvidence) -> tuple[Tensor, Tensor]:
     """
     targets = step.targets
     if targets.classes.ndim < 2:
-        raise CannotCheck("there is one target for each sequence")
+        raise CannotCheck("there is one target per sequence, not per token")
     if is_encoder_decoder(step.forward.module):
         pad_id = padding_id(step.forward.module)
         if pad_id is None:
@@ -40,13 +45,13 @@ def padding_and_read(step: StepEvidence) -> tuple[Tensor, ReadTokens]:
         CannotCheck: there is no output for each token, none has a gradient, or the padding is unknown.
     """
     if step.forward.has_tokens_first:
-        raise CannotCheck("the outputs are [tokens, batch, …]")
+        raise CannotCheck("the outputs are sequence-first, [tokens, batch, …], which this check does not support")
     padding = _padding_of_outputs(step)
     for name in _OUTPUTS_OF_TOKENS:
         read = step.read.get(name)
         if read is not None and read.has_gradient.shape[1] == padding.shape[1]:
             return padding[: len(read.has_gradient)].to(read.has_gradient.device), read
-    raise CannotCheck("no gradient at an output for each token was seen")
+    raise CannotCheck("no output with one entry per token received a gradient")
 
 
 def _padding_of_outputs(step: StepEvidence) -> Tensor:

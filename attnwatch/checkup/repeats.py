@@ -111,11 +111,11 @@ class Repeats:
         return output.float()
 
     def _arranged(self, output: Any, logits: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Return the tensors with a gradient as [batch, …] or [batch, tokens, …]; the logits of a loss if none is left.
+        """Return the outputs with a gradient as [batch, …] or [batch, tokens, …]; if none fits, the logits of the loss.
 
         Args:
             output: output of the model.
-            logits: logits that the model gave to cross-entropy.
+            logits: logits that the model passed to cross-entropy.
         """
         named = dict(tensors_in(output))
         if self._forward.with_gradient & named.keys():
@@ -126,7 +126,7 @@ class Repeats:
         return {str(number): self._by_sequence(each) for number, each in enumerate(logits)}
 
     def _by_sequence(self, tensor: Tensor) -> Tensor:
-        """Return a tensor [tokens, batch, …], [batch · tokens, …] or without the last token as [batch, tokens, …]."""
+        """Return a tensor that is sequence-first, flattened, or lacks the last token as [batch, tokens, …]."""
         length, number = self._length, self.num_sequences
         axes = (-1, number) if self._forward.has_tokens_first else (number, -1)
         is_flat = tensor.ndim == 2 and length > 1 and len(tensor) in (number * length, number * (length - 1))

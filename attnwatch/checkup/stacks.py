@@ -1,4 +1,4 @@
-"""Stacks of layers, whose names differ in their numbers only."""
+"""Stacks of layers: layers whose names differ only in their numbers."""
 
 import re
 from collections.abc import Collection, Sequence
@@ -26,7 +26,7 @@ def after_last(layers: Sequence[str], reached: Collection[str]) -> set[str]:
 
 
 def are_of_one_stack(layers: Collection[str]) -> bool:
-    """Return whether layers belong to one stack.
+    """Return whether all layers belong to one stack.
 
     Example:
         >>> are_of_one_stack(["encoder.0", "encoder.1"]), are_of_one_stack(["encoder.1", "decoder.0"])

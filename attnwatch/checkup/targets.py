@@ -1,4 +1,4 @@
-"""Calls of `torch.nn.functional.cross_entropy` in a step, and the targets of the predictions."""
+"""Calls of `cross_entropy` and `nll_loss` of `torch.nn.functional` in a step, and the targets of the predictions."""
 
 import contextlib
 import inspect
@@ -23,7 +23,7 @@ _GOLDEN_RATIO = (1 + 5**0.5) / 2
 
 @dataclass(frozen=True)
 class Targets:
-    """Targets that the predictions of a forward were scored against by `torch.nn.functional.cross_entropy`.
+    """Targets that the predictions of a forward were scored against by `cross_entropy` or `nll_loss`.
 
     Attributes:
         classes: target classes, int [batch, tokens], or [batch] with one per sequence.
@@ -63,7 +63,7 @@ class Targets:
 
 @dataclass(frozen=True)
 class ScoredCall:
-    """Call of `torch.nn.functional.cross_entropy` with classes as targets.
+    """Call of `cross_entropy` or `nll_loss` of `torch.nn.functional` with classes as targets.
 
     Only some rows of the logits are kept, because these may be the largest tensor of the training run.
 
@@ -96,7 +96,7 @@ class ScoredCall:
         return [F.cosine_similarity(each.float().flatten(), slope.flatten(), dim=0) for each in self.gradients]
 
     def is_next_along_first_axis(self, ids: Tensor) -> bool:
-        """Return whether the targets are the next tokens if ids are [tokens, batch], and are not if [batch, tokens]."""
+        """Return whether the targets are the next tokens along the first axis of the ids, and not along the second."""
         if self.classes.numel() != ids.numel() or min(ids.shape) < 2 or self.classes.device != ids.device:
             return False
         classes = self.classes.reshape(ids.shape)
@@ -110,7 +110,7 @@ class ScoredCall:
 
         Args:
             num_sequences, num_tokens: size of the batch.
-            has_tokens_first: the rows of the call go through the batch before they go to the next token.
+            has_tokens_first: True if the rows of the call are a flattened [tokens, batch], not [batch, tokens].
         """
         classes, number = self.classes, self.classes.numel() // num_sequences
         sizes = (number, num_sequences) if has_tokens_first else (num_sequences, number)
@@ -155,9 +155,9 @@ def scored_calls(receive: Callable[[ScoredCall], None], guard: Guard) -> Iterato
 
 
 def _spread_rows(number: int) -> Tensor:
-    """Return some rows of a call, one at another place in each of as many parts, as int64.
+    """Return the indices of some rows of a call, int64: one row of each of 64 equal parts, at a varying offset.
 
-    Evenly spaced rows could be the same place in all sequences, which may have no target.
+    Evenly spaced rows could fall on the same position in all sequences, which may have no target.
     """
     if number <= _NUM_ROWS:
         return torch.arange(number)

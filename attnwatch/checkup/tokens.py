@@ -18,7 +18,7 @@ _MASKS_OF_PADDING = ("padding_mask", "key_padding_mask", "src_key_padding_mask",
 _OTHER_MASKS = ("loss", "label", "target", "causal", "prefix", "special")
 # Fewer hidden tokens may have the same id by chance.
 _LEAST_PADDING = 4
-# Special tokens, which a mask of special tokens shows: those at the beginning and the end, and the padding.
+# Kinds of tokens that a mask of special tokens shows: the first, the last, and padding.
 _FEW_KINDS = 3
 _NO_TOKENS = ("label", "target", "mask", "position", "token_type", "segment", "cache", "num_items")
 
@@ -53,9 +53,9 @@ class Tokens:
         values: ids [batch, tokens], or features [batch, tokens, features], which may be the patches of an image.
         padding: mask of the padding, bool [batch, tokens].
         mask_name: name of the argument that marks the padding; None if there is no such argument.
-        pad_id: id of the padding; None if it is unknown, or marks the end of a text too.
+        pad_id: id of the padding; None if it is unknown or also marks the end of a text.
         is_hidden: True if the mask hides the padding; False if only its id is known.
-        has_tokens_first: True if the model takes them as [tokens, batch, …].
+        has_tokens_first: True if the model expects them as [tokens, batch, …].
         grid: size of the image and of its patches; None if the values are not patches.
     """
 
@@ -89,15 +89,15 @@ class Tokens:
         if len(self.values[~self.padding].unique()) == 1:
             return "hides all tokens except those with one id, which looks like padding"
         if _FEW_KINDS >= len(self.values[~self.padding].unique()) < len(hidden) / _FEW_KINDS:
-            return f"hides tokens of {len(hidden)} ids and shows {len(self.values[~self.padding].unique())} ids only"
+            return f"hides tokens with {len(hidden)} ids and shows only {len(self.values[~self.padding].unique())} ids"
         is_long = int(self.padding.sum()) >= _LEAST_PADDING and int(self.padding.sum(1).max()) > 1
         if is_long and len(self.values[self.padding.flip(1)].unique()) == 1:
-            return "hides tokens at one end of the sequences, but the other end has one id, which looks like padding"
+            return "hides one end of the sequences, although the other end has a single id, which looks like padding"
         return ""
 
     @property
     def hides_text(self) -> bool:
-        """True if the mask hides various ids between tokens that it shows, as one that drops tokens at random does."""
+        """True if the mask hides various ids between visible tokens, as a mask that drops random tokens does."""
         if not self.are_ids or self.mask_fault:
             return False
         shown = ~self.padding
@@ -106,7 +106,7 @@ class Tokens:
 
     @property
     def num_of_others(self) -> int:
-        """Number of sequences with a mask of another length, if all masks together fit the texts in another order."""
+        """Number of sequences whose mask has the wrong length, if the masks fit the texts in another order; else 0."""
         if not self.are_ids or self.mask_name is None or not self.padding.any() or self.mask_fault:
             return 0
         for values, hidden in ((self.values, self.padding), (self.values.flip(1), self.padding.flip(1))):
@@ -118,9 +118,9 @@ class Tokens:
 
     @property
     def num_too_long(self) -> int:
-        """Number of sequences whose mask shows padding before what it hides, if it does so for all of them.
+        """Number of padded sequences, if the mask of each leaves a padding token visible; else 0.
 
-        The token may also end the text, as an end-of-text token of which the config does not know.
+        That token may be an end-of-text token that the config does not declare.
         """
         if not self.are_ids or self.mask_name is None or self.pad_id is None or self.mask_fault:
             return 0
@@ -178,7 +178,7 @@ def tokens_of(forward: RecordedForward) -> Tokens:
 
 
 def _other_masks(arguments: Mapping[str, Any], shape: torch.Size) -> list[str]:
-    """Return the names of masks that are True up to some token of each sequence, as those of tokens are."""
+    """Return the names of bool masks that are True up to some token of each sequence and False from there on."""
     masks = {
         name: value
         for name, value in arguments.items()
@@ -222,7 +222,7 @@ def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:
 def _by_id(module: nn.Module, values: Tensor) -> Tensor:
     """Return a mask of the padding ids at either end of a sequence.
 
-    It is empty if the padding id does not mark the end of a text and is found inside one, as a real token is.
+    It is empty if the padding id is not an end-of-text id and occurs inside a text, like a real token.
     """
     pad_id = padding_id(module)
     if values.ndim != 2 or pad_id is None:
@@ -235,7 +235,7 @@ def _by_id(module: nn.Module, values: Tensor) -> Tensor:
 
 
 def _id_of_padding_alone(module: nn.Module) -> int | None:
-    """Return the padding id; None if it is unknown, or is the id of the end of a text too."""
+    """Return the padding id; None if it is unknown or is also an end-of-text id."""
     pad_id = padding_id(module)
     ends = getattr(getattr(module, "config", None), "eos_token_id", None)
     return None if pad_id in (ends if isinstance(ends, list) else [ends]) else pad_id

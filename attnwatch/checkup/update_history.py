@@ -1,4 +1,4 @@
-"""Updates of the weights by the first optimizer steps, by matrix."""
+"""Updates of the weight matrices by the first optimizer steps."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class UpdateHistory:
     def require(self, number: int = _NUM_UPDATES) -> None:
         """Raise `CannotCheck` if fewer optimizer steps were seen."""
         if not self.has_parameters or len(self.steps) < number:
-            raise CannotCheck(f"needs {counted(number, 'optimizer step')}, which only a training loop has")
+            raise CannotCheck(f"needs {counted(number, 'optimizer step')} of a training loop")
 
     def of_matrices(self, at_least: int = _NUM_UPDATES) -> dict[str, list[Update]]:
         """Return the updates of each matrix so far, without steps with a learning rate of 0.
@@ -45,7 +45,7 @@ class UpdateHistory:
                 if update.schedule > 0:
                     updates.setdefault(name, []).append(update)
         if not updates:
-            raise CannotCheck("no matrix has had a gradient and a learning rate above 0 so far")
+            raise CannotCheck("no weight matrix has had a gradient and a learning rate above 0 so far")
         return updates
 
     def first(self) -> dict[str, Update]:
@@ -87,8 +87,8 @@ class UpdateHistory:
 
 def _finite(numbers: Mapping[str, float]) -> dict[str, float]:
     if not numbers:
-        raise CannotCheck("all matrices start at zero")
+        raise CannotCheck("all weight matrices start at zero")
     finite = {name: number for name, number in numbers.items() if math.isfinite(number)}
     if not finite:
-        raise CannotCheck("no matrix that can be judged is finite")
+        raise CannotCheck("no weight matrix has both a norm and updates that are finite")
     return finite

@@ -1,7 +1,7 @@
 """Gain of the weight matrices of a model, the factor by which they amplify states."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,9 @@ _MOST_GAIN = 8.0
 # The mean of random entries is near 0; uniform numbers from 0 to 1 have a mean of 0.87 times their root mean square.
 # That of 100 random entries is above half of it once in a million times.
 _ONE_SIDED, _LEAST_ENTRIES = 0.5, 100
-# LayerScale begins at 0.1 to 1e-6.
+# LayerScale starts at 1e-6 to 0.1.
 _SMALL_SCALE = 0.02
-# Vectors that are added to states, not multiplied by them.
+# Names of vectors that are added to states rather than multiplied with them.
 _ADDED = re.compile(r"token|emb|pos|query", re.IGNORECASE)
 _NORM = re.compile(r"norm|(^|[._])ln", re.IGNORECASE)
 # Standard deviation of torch.randn.
@@ -111,7 +111,7 @@ def _numbers(values: Iterable[Tensor]) -> list[float]:
 
 
 def small_scales(module: nn.Module) -> Iterator[str]:
-    """Yield the names of vectors that scale states by little, as those of LayerScale do at the start."""
+    """Yield the names of vectors that scale states by small factors, as LayerScale does at the start."""
     for name, parameter in module.named_parameters():
         is_added = name.endswith("bias") or _ADDED.search(name) or is_of_adapter(name)
         is_scale = not is_added and parameter.numel() > 1 and parameter.squeeze().ndim == 1
@@ -119,10 +119,17 @@ def small_scales(module: nn.Module) -> Iterator[str]:
             yield name
 
 
-def require_weights(module: nn.Module) -> None:
-    """Raise `CannotCheck` if a parameter is zero, as gates may be at the start, or matrices are almost zero or equal.
+def have_learned(parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Return whether vectors of norms among the parameters differ from their initial values; True if there are none."""
+    vectors = [each for name, each in parameters.items() if each.ndim == 1 and _NORM.search(name)]
+    return not vectors or any(bool(((each != 0) & (each != 1)).any()) for each in vectors)
 
-    Then outputs do not change with anything before that parameter.
+
+def require_weights(module: nn.Module) -> None:
+    """Raise `CannotCheck` if weights hide how the outputs depend on the inputs.
+
+    A parameter may be zero, as gates may be at the start, matrices or scales almost zero, or most matrices constant.
+    Then outputs hardly change with anything before that parameter.
     """
     if equal := equal_weights(module):
         raise CannotCheck(f"{equal[0]} has the same number in all entries, so nothing after it changes")
@@ -133,7 +140,7 @@ def require_weights(module: nn.Module) -> None:
         if not parameter.any():
             raise CannotCheck(f"{name} is zero, so nothing after it changes")
     for name in small_scales(module):
-        raise CannotCheck(f"{name} is almost zero, so what it scales changes by little")
+        raise CannotCheck(f"{name} is almost zero, so the states that it scales hardly change")
     for name, gain in gains(module).items():
         if gain < LEAST_GAIN:
             raise CannotCheck(f"{name} is almost zero, so nothing after it changes")

@@ -70,7 +70,8 @@ class AttentionRecorder:
 
     Raises:
         NoAttentionError: the code of the model shows that it has no attention, or none that can be read. If only its
-            calls can show this, or under a trainer, a warning follows the first observed step.
+            calls can show this, or under a trainer, a warning after the first observed step takes the place of the
+            error.
         ConfigurationError: an argument is wrong, or another recorder watches this model.
     """
 

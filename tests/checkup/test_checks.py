@@ -490,8 +490,11 @@ def adapted(model: Net) -> Net:
     return model
 
 
-def linear_probe() -> Script:
+def linear_probe(*, is_pretrained: bool = True) -> Script:
     model = Net()
+    for name, parameter in model.named_parameters() if is_pretrained else ():
+        if "norm" in name:
+            nn.init.normal_(parameter, 1.0, 0.1)
     return Script(model, ids(), next_token, torch.optim.AdamW(model.head.parameters()), notes={"not_in_optimizer"})
 
 
@@ -635,6 +638,11 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
         lambda: Script(changed(bert(), lambda m: m.bert.embeddings.eval()), padded("input_ids")),
     ),
     "head replaced after the optimizer was made": ("not_in_optimizer", replaced_head, linear_probe),
+    "all but the head left out from the start": (
+        "not_in_optimizer",
+        lambda: linear_probe(is_pretrained=False),
+        linear_probe,
+    ),
     "detached between layers": (
         "broken_gradient_path",
         lambda: Script(with_layers(Detached, only=1), ids(), next_token),

@@ -240,7 +240,7 @@ def test_steps_after_the_last_answer_are_not_touched(monkeypatch):
         with checkup.step(12):
             assert not model._forward_hooks
     assert "padding_leak" in checkup.skipped
-    assert "not checked: the batch has no padding" in str(checkup)
+    assert "not checked: no padding was recognised" in str(checkup)
 
 
 def test_errors_of_the_training_pass_and_leave_nothing_behind():

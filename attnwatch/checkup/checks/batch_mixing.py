@@ -13,7 +13,7 @@ class BatchMixing(Check):
     """The output of a sequence depends on the other sequences in its batch.
 
     The tokens of all sequences except the last are replaced. Outputs of the last one must not change. The finding is a
-    note for models of transformers that nobody has changed, such as CLIP, which compares sequences with one another.
+    note for unmodified transformers models, such as CLIP, which compares sequences with one another.
     """
 
     name = "batch_mixing"

@@ -9,14 +9,14 @@ from torch import nn
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.checks.no_gradient import bypassed_layers, without_grad
-from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.evidence import NO_GRADIENTS, StepEvidence
 from attnwatch.checkup.forward import POSITIONS, is_of_adapter
 from attnwatch.checkup.library import is_as_it_comes
 from attnwatch.checkup.stacks import after_last, are_of_one_stack
 from attnwatch.checkup.weights import small_scales
 from attnwatch.utils.entries import as_real
 
-# Gradients of sound models differ by less than 30-fold over depth, and by more between an encoder and what reads it.
+# Gradients of sound models differ by less than 30-fold over depth, and by more between an encoder and its reader.
 _MOST_RATIO, _MOST_BETWEEN_STACKS = 1000.0, 1e5
 _LEAST_LAYERS = 4
 # Gates and output layers that start at zero become nonzero in the first steps.
@@ -29,19 +29,19 @@ class BrokenGradientPath(Check):
     """The gradient does not reach trainable layers that were part of the forward, or vanishes over depth.
 
     Attention layers after the last one of their stack with a gradient do not count, because they may be unused. Within
-    a layer, either all trainable weights must have a gradient or none, except in models of transformers that nobody
-    has changed. Modules called before the first attention layer,
-    such as embeddings, must have a gradient if that layer does. The norms of the gradients must not rise or fall
-    steadily from layer to layer by more than 1,000-fold in total, nor at once from one layer to the one before it in
-    the same stack.
+    a layer, either all trainable weights must have a gradient or none, except in unmodified transformers models.
+    Modules called before the first attention layer, such as embeddings, must have a gradient if that layer does. The
+    norms of the gradients must not rise or fall steadily from layer to layer by more than 1,000-fold in total, nor drop
+    by as much from one layer to the one before it in the same stack.
     """
 
     name = "broken_gradient_path"
     decides = True
     remedy = (
-        "Look for detach(), .data, torch.no_grad(), argmax or a conversion to NumPy between these layers and the loss, "
-        "for reentrant activation checkpointing with inputs that require no gradient, and for missing residual "
-        "connections."
+        "Check first that forward uses these weights and the output of their module: an embedding may be computed but "
+        "never added. Then look for detach(), .data, torch.no_grad(), argmax or a conversion to NumPy between these "
+        "layers and the loss, for reentrant activation checkpointing with inputs that require no gradient, and for "
+        "missing residual connections."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -83,7 +83,7 @@ class BrokenGradientPath(Check):
             what = f"the gradient of {dead[0]} is zero in the first steps, although that of {reached[-1]} is not"
             return Fault(what, dead, {"layers_without_gradient": float(len(dead))})
         for name in small_scales(step.forward.module):
-            raise CannotCheck(f"{name} is almost zero, so what it scales gets a small gradient")
+            raise CannotCheck(f"{name} is almost zero, so the layer that it scales gets a small gradient")
         return _vanishing(norms) or _dropping(norms, step)
 
 
@@ -92,7 +92,7 @@ def _without_any(step: StepEvidence, weights: Mapping[str, Mapping[str, nn.Param
     inside = set(step.forward.module.parameters())  # excludes other networks, such as the critic of a GAN
     others = [name for name, each in step.trainable.items() if each.grad is not None and each in inside]
     if not others:
-        raise CannotCheck("nothing has a gradient: call backward inside the step")
+        raise CannotCheck(NO_GRADIENTS)
     what = f"no attention layer got a gradient, although {others[-1]} did"
     return Fault(what, tuple(weights), {"layers_without_gradient": float(len(weights))})
 

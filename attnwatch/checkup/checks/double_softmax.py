@@ -1,4 +1,4 @@
-"""Losses that apply softmax or sigmoid to what has been through it already."""
+"""Losses that receive the output of a softmax or sigmoid instead of logits."""
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
@@ -7,10 +7,10 @@ from attnwatch.checkup.losses import SIGMOID, SOFTMAX, LossCall
 
 @register
 class DoubleSoftmax(Check):
-    """The loss applies softmax or sigmoid to probabilities, which are a softmax or sigmoid already.
+    """The loss receives probabilities instead of logits or log-probabilities.
 
-    `torch.nn.functional.cross_entropy` and `binary_cross_entropy_with_logits` take logits. With probabilities, which
-    lie between 0 and 1, the loss can't get small, and its gradients are small from the start. `nll_loss` takes
+    `torch.nn.functional.cross_entropy` and `binary_cross_entropy_with_logits` expect logits. Probabilities lie between
+    0 and 1, so the loss can't become small, and its gradients are small from the start. `nll_loss` expects
     log-probabilities; probabilities make it negative.
     """
 
@@ -18,19 +18,20 @@ class DoubleSoftmax(Check):
     decides = True
     severity = 0.8
     remedy = (
-        "Pass the logits to the loss, without softmax or sigmoid in the model; nll_loss takes the output of "
+        "Remove the softmax or sigmoid before the loss, and pass it the logits. nll_loss expects the output of "
         "log_softmax, and binary_cross_entropy that of sigmoid."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
         if not step.losses:
-            raise CannotCheck("no call of a loss function of torch.nn.functional was seen")
+            raise CannotCheck("no call of a supported loss function of torch.nn.functional was seen")
         found = [call for call in step.losses if _is_double(call)]
         if not found:
             return None
         (call, *_) = found
         activation = "sigmoid" if call.computed_by.startswith(SIGMOID) else "softmax"
-        return Fault(f"{call.name} was given probabilities, which are the output of {activation}, not logits")
+        expected = "log-probabilities" if call.name == "nll_loss" else "logits"
+        return Fault(f"{call.name} received probabilities, the output of {activation}, but expects {expected}")
 
 
 def _is_double(call: LossCall) -> bool:

@@ -14,9 +14,9 @@ class EmptyBatch(Check):
     """The batches contain nothing to learn from: only padding, one token, no targets, or only one class.
 
     `torch.nn.functional.cross_entropy` returns nan for the mean over no targets. A single class in all of the first
-    steps means that the data are sorted or labels are lost, and so does one class in each batch, though not the same in
-    all. A single class is a note if there are only two, of which one may be rare, or if the script ranks candidates, of
-    which the first may always be the right one.
+    steps means that the data are sorted or labels are lost. So does a single class per batch that differs between
+    batches. The same class in all steps is a note if there are only two, of which one may be rare, or if the script
+    ranks candidates, of which the first may always be the right one.
     """
 
     name = "empty_batch"
@@ -37,10 +37,10 @@ class EmptyBatch(Check):
         if _has_only_padding(step):
             return Fault("all tokens in the batch are padding")
         if _are_alike(step):
-            return Fault("all tokens in the batch have the same id, as unknown words do")
+            return Fault("all tokens in the batch have the same id, as if all words were unknown")
         targets = step.targets
         if not targets.is_scored.any():
-            return Fault("no token in the batch has a target: all labels are ignored")
+            return Fault("no prediction in the batch has a target: all labels are ignored")
         if targets.classes.ndim > 1:
             return None
         self._steps.add(step.global_step)
@@ -50,7 +50,7 @@ class EmptyBatch(Check):
         if not self._has_one_class or len(self._steps) < _NUM_STEPS or self._num_targets < _LEAST_TARGETS:
             return None
         if len(self._classes) > 1:
-            what = f"the targets of each batch are of one class, in each of the first {len(self._steps)} steps"
+            what = f"in the first {len(self._steps)} steps, each batch has a single class, not always the same"
             return Fault(what, numbers={"classes": float(len(self._classes))})
         what = f"all {self._num_targets} targets of the first {len(self._steps)} steps are class {min(self._classes)}"
         is_note = targets.num_classes < _LEAST_CLASSES or not _are_outputs(step, targets.num_classes)
@@ -58,7 +58,7 @@ class EmptyBatch(Check):
 
 
 def _are_outputs(step: StepEvidence, num_classes: int) -> bool:
-    """Return whether the model returns scores of the classes; otherwise candidates are ranked, the right one first."""
+    """Return whether the model returns class scores. If it ranks candidates, the first may always be the right one."""
     given = [value for _, value in tensors_in(step.forward.arguments) if not value.is_floating_point()]
     if any(value.ndim > 2 and value.shape[1] == num_classes for value in given):  # ids [batch, candidates, tokens]
         return False

@@ -17,15 +17,13 @@ class EvalMode(Check):
 
     `from_pretrained` in transformers returns models in eval mode, and Lightning does not change that. A model is also
     reported if more than half of its trained dropout layers are in eval mode, or if the outputs of all dropout layers
-    are thrown away.
+    are unused.
     """
 
     name = "eval_mode"
     watches = True
     severity = 0.5
-    remedy = (
-        "Call model.train() before the training loop, and again after each evaluation, and use what dropout returns."
-    )
+    remedy = "Call model.train() before the training loop, and again after each evaluation; use the outputs of dropout."
 
     def look(self, step: StepEvidence) -> Fault | None:
         module = step.forward.module
@@ -38,7 +36,7 @@ class EvalMode(Check):
             return Fault(what, tuple(f"{prefix}{name}" for name in acting), {"modules": float(len(acting))})
         lost = _thrown_away(step, prefix)
         if lost:
-            what = f"the outputs of all dropout layers are thrown away, such as {lost[0]}"
+            what = f"the outputs of all dropout layers are unused, such as that of {lost[0]}"
             return Fault(what, lost, {"modules": float(len(lost))})
         trained = {name: part for name, part in acting.items() if _drops(part) and _trains(module, name)}
         still = [f"{prefix}{name}" for name, part in trained.items() if not part.training]

@@ -9,6 +9,7 @@ from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_of_adapter
+from attnwatch.checkup.weights import have_learned
 
 # Share of the rank of frozen matrices that matrices of adapters have at most.
 _LOW_RANK = 0.5
@@ -85,9 +86,8 @@ def _above_trained(stack: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _has_learned(stack: Mapping[str, nn.Module], frozen: list[str]) -> bool:
-    """Return whether norms or biases in the layers with these weights differ from their usual initial values."""
+    """Return whether norms in the layers with these weights differ from their usual initial values."""
     layers = [layer for path, layer in stack.items() if any(f"{name}.".startswith(f"{path}.") for name in frozen)]
-    vectors = [
-        each for layer in layers for name, each in layer.named_parameters() if each.ndim == 1 and "norm" in name.lower()
-    ]
-    return not vectors or any(bool(((each != 0) & (each != 1)).any()) for each in vectors)
+    return have_learned(
+        {f"{index}.{name}": each for index, layer in enumerate(layers) for name, each in layer.named_parameters()}
+    )

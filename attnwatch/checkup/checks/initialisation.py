@@ -30,15 +30,16 @@ class Initialisation(Check):
     The cross-entropy of a uniform guess is the log of the number of classes. A model whose first loss is three times as
     high is confident in wrong answers, and its softmax passes hardly any gradient. The weight matrices are measured
     too: their root mean square times √inputs is 0.1 to 2 with the usual initialisers. Outputs that are the same for all
-    tokens, as in deep models without residual connections, are also reported, and so are matrices that are filled with
-    one number or with numbers of one sign, and norms that normalise nothing.
+    tokens, as in deep models without residual connections, are also reported. So are matrices whose entries are all
+    equal or of one sign, and norms that do not normalise, because their epsilon is large or their outputs are unused.
     """
 
     name = "initialisation"
     severity = 0.6
     remedy = (
         "Check the initialisation (a standard deviation near 0.02, or 1/sqrt(width)), the scale of tied embeddings and "
-        "the norm before the last layer; for a pretrained model, that its weights were loaded and match the tokenizer."
+        "the norms (a small epsilon, outputs that are used, and a norm before the last layer); for a pretrained model, "
+        "that its weights were loaded and match the tokenizer."
     )
 
     def __init__(self) -> None:
@@ -73,11 +74,11 @@ def _of_norms(step: StepEvidence) -> Fault | None:
     unused = tuple(name for name in called if name in step.graph.unused)
     if len(unused) <= len(called) / 2:
         return None
-    return Fault(f"what {len(unused)} of {len(called)} norms return is not used, such as that of {unused[0]}", unused)
+    return Fault(f"the outputs of {len(unused)} of {len(called)} norms are unused, such as that of {unused[0]}", unused)
 
 
 def _is_in_unused(name: str, step: StepEvidence) -> bool:
-    """Return whether what the modules around a module return is not used either."""
+    """Return whether the output of a module that contains this one is unused too."""
     around = itertools.accumulate(name.split(".")[:-1], "{}.{}".format)
     return any(path in step.graph.unused for path in around)
 
@@ -102,7 +103,7 @@ def _of_equal_weights(step: StepEvidence) -> Fault | None:
     if not equal:
         return None
     what = f"{len(equal)} weight matrices have the same number in all entries, such as {equal[0]}"
-    return Fault(f"{what}: their outputs stay the same, as they get the same gradients", equal)
+    return Fault(f"{what}: their output features stay equal, because their gradients are equal", equal)
 
 
 def _of_one_sided_weights(step: StepEvidence) -> Fault | None:

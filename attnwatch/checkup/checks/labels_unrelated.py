@@ -13,10 +13,10 @@ from attnwatch.checkup.evidence import StepEvidence, later_points
 
 _NUM_STEPS = 5
 _LEAST_SEQUENCES = 8
-# Until then, language models learn how frequent the tokens are.
+# Before this step, language models mainly learn token frequencies.
 _LEAST_STEP_OF_TOKENS = 200
 _SHORTEST_RUN = 200
-# Texts that are noised anew share more of their tokens than this.
+# Copies of a text with fresh noise share more of their tokens than this.
 _ALIKE = 0.3
 # Share of the loss by which exchanged labels must raise it.
 _LEAST_RISE = 0.01
@@ -24,7 +24,7 @@ _LEAST_RISE = 0.01
 
 @register
 class LabelsUnrelated(Check):
-    """The loss does not rise when sequences exchange their labels, a tenth of the run in.
+    """The loss does not rise when sequences exchange their labels, after a tenth of the run.
 
     At least 50 steps must have passed, and 200 if there is a label for each token, in a run of 200 or more. In five
     batches, each sequence receives the labels of its neighbour, and the loss is computed again from the same
@@ -33,16 +33,17 @@ class LabelsUnrelated(Check):
 
     If five batches of different tokens have the same labels in the same order, that is reported at once. Labels that
     are sorted, periodic, or different for all sequences, as those of samplers and of contrastive losses, do not count.
-    Classes that are numbered anew in each of five batches, in the order in which they appear, are reported too. So are
-    predictions [8, 1] that a loss such as `mse_loss` compares with targets [8], because they are broadcast to [8, 8].
+    Classes that are renumbered in each of five batches, in order of appearance, are also reported. So are predictions
+    [8, 1] that a loss such as `mse_loss` compares with targets [8], because both are broadcast to [8, 8].
     """
 
     name = "labels_unrelated"
     severity = 0.7
     watches = looks_again = True
     remedy = (
-        "Check that inputs and labels stay together when the data are shuffled, filtered or sorted; otherwise the "
-        "model has not begun to learn from its inputs."
+        "Check that inputs and labels stay together when the data are shuffled, filtered or sorted, that classes have "
+        "the same numbers in all batches, and that predictions and targets have the same shape; otherwise the model "
+        "has not begun to learn from its inputs."
     )
 
     def __init__(self) -> None:
@@ -58,11 +59,12 @@ class LabelsUnrelated(Check):
         if _have_the_same_labels([(ids, self._labels[number]) for number, ids in self._ids.items()]):
             return Fault(f"{_NUM_STEPS} batches of different tokens had the same labels in the same order")
         if _are_numbered_anew([*self._labels.values()]):
-            return Fault(f"in each of {_NUM_STEPS} batches, the classes are numbered in the order in which they appear")
+            what = f"in each of {_NUM_STEPS} batches, the classes are numbered in order of appearance"
+            return Fault(f"{what}, so one label may mean different classes")
         if crossed := [call for call in step.losses if call.is_crossed]:
             sizes = [list(size) for size in (crossed[0].size, crossed[0].size_of_targets)]
             what = f"{crossed[0].name} compares predictions {sizes[0]} with targets {sizes[1]}"
-            return Fault(f"{what}, so that each prediction meets the targets of all others")
+            return Fault(f"{what}: broadcasting compares each prediction with the targets of all others")
         if step.total_steps is None:
             raise CannotCheck("the number of steps in the run is unknown: pass `total_steps`")
         if step.total_steps < _SHORTEST_RUN:
@@ -74,7 +76,7 @@ class LabelsUnrelated(Check):
         losses = self._losses.setdefault(max(point for point in points if point <= step.global_step), {})
         losses[step.global_step] = _losses(step)
         if len(losses) < _NUM_STEPS:
-            raise CannotCheck(f"{_NUM_STEPS} steps after a tenth of the run are needed")
+            raise CannotCheck(f"needs {_NUM_STEPS} steps after a tenth of the run")
         loss, exchanged = (sum(each) / len(losses) for each in zip(*losses.values(), strict=True))
         if exchanged > (1 + _LEAST_RISE) * loss:
             return None
@@ -84,7 +86,7 @@ class LabelsUnrelated(Check):
 
 
 def _ids_of(step: StepEvidence) -> Tensor:
-    """Return the ids of the tokens, with other ids for padding in each step."""
+    """Return the ids of the tokens, with an id for padding that differs in each step."""
     tokens = step.tokens
     if not tokens.are_ids:
         raise CannotCheck("the model receives features")
@@ -92,9 +94,9 @@ def _ids_of(step: StepEvidence) -> Tensor:
 
 
 def _are_numbered_anew(labels: Sequence[Tensor]) -> bool:
-    """Return whether class 0 comes first in each batch, and the others appear in their order.
+    """Return whether the classes of each batch are numbered in order of appearance, beginning with 0.
 
-    At least three batches must not be sorted, and have three classes or more, but fewer than half of their sequences.
+    At least three batches must be unsorted, with three classes or more and at least twice as many sequences.
     """
     if len(labels) < _NUM_STEPS or any(each.ndim > 1 or len(each) < _LEAST_SEQUENCES for each in labels):
         return False
@@ -108,7 +110,7 @@ def _are_numbered_anew(labels: Sequence[Tensor]) -> bool:
 
 
 def _have_the_same_labels(batches: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Return whether enough batches (ids, labels), none of which has the same ids, have labels in one random order."""
+    """Return whether enough batches (ids, labels) with different ids have the same labels in the same random order."""
     if len(batches) < _NUM_STEPS:
         return False
     ids, labels = zip(*batches, strict=True)
@@ -151,7 +153,7 @@ def _losses(step: StepEvidence) -> tuple[float, float]:
         raise CannotCheck("all sequences in the batch have the same labels")
     scored = is_scored[targets.places]
     if not bool(scored.any()):
-        raise CannotCheck("no token has a target in its own sequence and in the next one")
+        raise CannotCheck("no token has a target both in its own sequence and in the next one")
     logits = targets.logits[scored].float()
     own, exchanged = (each[targets.places][scored].to(torch.int64) for each in (targets.classes, others))
     return float(F.cross_entropy(logits, own)), float(F.cross_entropy(logits, exchanged))

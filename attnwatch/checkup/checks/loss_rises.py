@@ -17,9 +17,8 @@ class LossRises(Check):
     """The training run maximises the loss: its steps ascend the gradient.
 
     The gradient that reaches the logits is compared with that of the cross-entropy, and the first update of the weights
-    with their gradient. Not all losses may be multiplied by a negative number, and no learning rate may be negative.
-    Losses weighted per sample, as in policy gradients, are not
-    checked.
+    with their gradient. A negative learning rate is also reported, and so are losses that are all multiplied by a
+    negative number. Losses weighted per sample, as in policy gradients, are not checked.
     """
 
     name = "loss_rises"
@@ -27,8 +26,8 @@ class LossRises(Check):
     status = RunStatus.UNSTABLE
     severity = 1.0
     remedy = (
-        "Check the sign of the loss, and that the optimizer was not created with maximize=True, and that no schedule "
-        "goes below zero. Unlearning by gradient ascent looks like this too."
+        "Check the sign of the loss, that the optimizer was not created with maximize=True, and that no learning rate "
+        "schedule goes below zero. Unlearning by gradient ascent looks like this too."
     )
 
     def __init__(self) -> None:
@@ -44,7 +43,7 @@ class LossRises(Check):
             what = "the gradient at the logits opposes the gradient of the cross-entropy"
             return Fault(f"{what} (cosine {cosine:.2f})", numbers={"cosine": cosine})
         if self._is_negated(step):
-            return Fault("the gradient of each loss is negative when it reaches the loss function")
+            return Fault("the losses are maximised: the gradient that reaches each loss function is negative")
         rates = [update.rate for updates in step.updates.steps[-1:] for update in updates.values()]
         if min(rates, default=0.0) < 0:
             return Fault(f"the learning rate is negative: {min(rates):.3g}", numbers={"rate": min(rates)})
@@ -65,7 +64,7 @@ class LossRises(Check):
     def _largest_cosine(self) -> float:
         """Return the largest cosine over the first steps and all calls of cross-entropy; 1 without such calls."""
         if len(self._alignments) < _NUM_STEPS:
-            raise CannotCheck(f"{_NUM_STEPS} steps are needed, which only a training loop has")
+            raise CannotCheck(f"needs {_NUM_STEPS} steps of a training loop")
         if not all(self._alignments.values()):
             return 1.0
         return max(float(each) for alignments in self._alignments.values() for each in alignments)

@@ -17,20 +17,22 @@ _ROUTER = re.compile(r"(^|[._])(router|gate|gating)\w*$", re.IGNORECASE)
 
 @register
 class NoGradient(Check):
-    """The optimizers find no gradients when they step, or parts of the model get none because of how it computes.
+    """The optimizers step without gradients, or parts of the model get none because of how it computes.
 
-    These parts are weights that a module uses as plain numbers, weights of modules that are called under
-    `torch.no_grad()` behind modules with gradients, attention layers and routers between them whose outputs are not
-    used, though modules before and after them have gradients, and attention layers with gradients of zero. Modules that
-    are not called, or are unused after the last attention layer, as the pooler of BERT often is, are not reported.
+    The check reports weights that a module uses as plain numbers, weights of modules that are called under
+    `torch.no_grad()` after modules with gradients, and attention layers with gradients of zero. It also reports
+    attention layers, and routers between them, whose outputs are unused although modules before and after them have
+    gradients. It does not report modules that are not called, or that are unused after the last attention layer, as
+    the pooler of BERT often is.
     """
 
     name = "no_gradient"
     decides = True
     severity = 1.0
     remedy = (
-        "Call backward before optimizer.step() and zero_grad() after it, and check that the loss is computed from the "
-        "model's output with gradients: no detach(), .item(), argmax or torch.no_grad() in between, and no factor of 0."
+        "Call backward before optimizer.step() and zero_grad() after it. Check that forward uses each module and its "
+        "output, and that the loss is computed from the model's output with gradients: no detach(), .item(), argmax or "
+        "torch.no_grad() in between, and no factor of 0."
     )
 
     def __init__(self) -> None:
@@ -56,17 +58,16 @@ def _of_graph(step: StepEvidence) -> Fault | None:
     if (disabled := without_grad(step)) and not is_as_it_comes(step.forward.module):
         return Fault(f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()", disabled)
     if layers := bypassed_layers(step):
-        return Fault(f"{listed(layers)} got no gradient, although modules before and after did", layers)
+        return Fault(f"{listed(layers)} got no gradient, although modules before and after them did", layers)
     if unused := unused_routers(step):
-        return Fault(f"{listed(unused)} got no gradient: what their modules return has no part in the output", unused)
+        return Fault(f"{listed(unused)} got no gradient: the outputs of their modules are unused", unused)
     return None
 
 
 def without_grad(step: StepEvidence) -> tuple[str, ...]:
     """Return the matrices of modules that were called without gradients after a module that has some.
 
-    Before any other module, gradients are often disabled on purpose, for a backbone that is not trained, and so are
-    those of a teacher.
+    Gradients are often disabled on purpose for a backbone that is called before any trained module, and for a teacher.
     """
     modules, called = dict(step.model.named_modules()), step.forward.called
     has_gradient = (any(each.grad is not None for each in _matrices(modules[name], recurse=False)) for name in called)

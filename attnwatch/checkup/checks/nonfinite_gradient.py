@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, register
-from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.evidence import NO_GRADIENTS, StepEvidence
 
 
 @register
@@ -36,7 +36,7 @@ class NonfiniteGradient(Check):
             if each.grad is not None and each.grad.layout is torch.strided
         }
         if not gradients:
-            raise CannotCheck("there are no gradients: call backward inside the step")
+            raise CannotCheck(NO_GRADIENTS)
         if step.forward.uses_float16:
             raise CannotCheck("float16 gradients overflow while a GradScaler looks for its scale")
         wrong = _nonfinite(gradients)

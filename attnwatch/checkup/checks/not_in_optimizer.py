@@ -4,6 +4,7 @@ import torch
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.weights import have_learned
 from attnwatch.utils.messages import counted
 
 
@@ -13,8 +14,9 @@ class NotInOptimizer(Check):
 
     This is a fault if the optimizer holds parameters that the model does not have (as after replacing a module) or most
     of the model, if the parameters were frozen at first, or if a parameter group is empty, as after using a generator
-    twice. The finding is a note if the optimizer holds the smaller part of the model, as in a linear probe. Networks
-    inside the model that read its inputs under `torch.no_grad()` are left out, because they are teachers.
+    twice. The finding is a note if the optimizer holds the smaller part of a pretrained model, as in a linear probe; a
+    model whose norms have their initial values is not pretrained. Networks inside the model that read its inputs under
+    `torch.no_grad()` do not count, because they are teachers.
     """
 
     name = "not_in_optimizer"
@@ -73,5 +75,5 @@ class NotInOptimizer(Check):
         if num_empty:
             what += f"; {counted(num_empty, 'parameter group')} of the optimizers is empty"
         numbers = {"parameters": float(len(names)), "share": share, "strange_parameters": float(num_strange)}
-        is_probe = not num_strange and not woken_up and not num_empty and 0.5 < share < 1
+        is_probe = not num_strange and not woken_up and not num_empty and 0.5 < share < 1 and have_learned(missing)
         return Fault(what, names, numbers, is_note=is_probe)

@@ -9,7 +9,7 @@ from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import POSITIONS
 from attnwatch.checkup.weights import require_weights
 
-# Tables of positions with smaller entries hardly show, as relative biases that begin at zero in the first steps.
+# Position tables with smaller entries have little effect, such as relative biases that start at zero.
 _LEAST_POSITION = 0.02
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -20,8 +20,8 @@ class OrderIgnored(Check):
 
     The tokens are reversed; the outputs must not be the original ones in reverse. The finding is a note for models
     without position modules, which may be meant to ignore order. A causal mask alone makes outputs depend on the order,
-    so causal models without positions are not reported. Position ids that are the same for all tokens, or are the ids
-    of the tokens or their mask, are reported, and so are embeddings of positions that have no part in the output.
+    so causal models without positions are not reported. Position ids that are the same for all tokens, or equal the
+    token ids or the mask, are reported. So are position embeddings whose outputs are unused.
     """
 
     name = "order_ignored"
@@ -32,13 +32,13 @@ class OrderIgnored(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         for name, ids in step.forward.positions.items():
             if fault := _fault_of(ids, step):
-                return Fault(f"{name} was given {fault}", (name.strip("`"),))
+                return Fault(f"{name} received {fault}", (name.strip("`"),))
         for name, table in step.forward.module.named_parameters():
             is_empty = table.ndim > 1 and not table.requires_grad and not table.any()
             if is_empty and POSITIONS.search(name) and "relative" not in name:
                 return Fault(f"{name} is zero and frozen, so all positions are the same", (name,))
         if name := _unused_positions(step):
-            return Fault(f"what {name} returns has no part in the output", (name,))
+            return Fault(f"the output of the position embedding {name} is unused", (name,))
         for name, table in step.forward.module.named_parameters():
             if POSITIONS.search(name) and table.ndim > 1 and float(table.detach().abs().max()) < _LEAST_POSITION:
                 raise CannotCheck(f"{name} is almost zero, so positions make little difference")
@@ -55,19 +55,19 @@ class OrderIgnored(Check):
         names += [name for name, _ in step.forward.module.named_parameters()]
         unused = next((name for name in names if POSITIONS.search(name)), None)
         where = "" if unused is None else f", although the model has {unused}"
-        what = f"reversing a sequence only reverses its outputs{where}"
+        what = f"reversing the tokens changes nothing but the order of the outputs{where}"
         return Fault(what, sites=(unused,) if unused else (), is_note=unused is None)
 
 
 def _fault_of(ids: Tensor, step: StepEvidence) -> str:
-    """Describe position ids that tell no tokens apart, or are something else; empty if they are plausible."""
+    """Return what is wrong with position ids that are all equal or copy another argument; else an empty string."""
     if not ids.ndim or ids.shape[-1] < 2 or _are_given_times(step):
         return ""
     if bool((ids == ids[..., :1]).all()):
         return f"position {int(ids.flatten()[0])} for all tokens"
     others = {name: value for name, value in step.forward.arguments.items() if not POSITIONS.search(name)}
     same = [name for name, value in others.items() if isinstance(value, Tensor) and _are_equal(value, ids)]
-    return f"the values of `{same[0]}`" if same else ""
+    return f"the values of `{same[0]}` instead of positions" if same else ""
 
 
 def _are_equal(value: Tensor, ids: Tensor) -> bool:
@@ -75,7 +75,7 @@ def _are_equal(value: Tensor, ids: Tensor) -> bool:
 
 
 def _unused_positions(step: StepEvidence) -> str:
-    """Return the name of an embedding of positions that has no part in the output, though that of tokens has."""
+    """Return the name of a position embedding whose output is unused, although that of another embedding is used."""
     called = {name: step.model.get_submodule(name) for name in step.forward.called}
     tables = [name for name, part in called.items() if isinstance(part, nn.Embedding | nn.Conv2d)]
     unused = [name for name in tables if name in step.graph.unused]
@@ -84,14 +84,14 @@ def _unused_positions(step: StepEvidence) -> str:
 
 
 def _are_given_times(step: StepEvidence) -> bool:
-    """Return whether an argument numbers the tokens in another way, as the time steps of Decision Transformers do."""
+    """Return whether another argument numbers the tokens, as the time steps of Decision Transformers do."""
     given = [
         value
         for name, value in step.forward.arguments.items()
         if isinstance(value, Tensor) and value.dtype in _INTEGERS and not (POSITIONS.search(name) or "mask" in name)
     ]
     steps = [value.diff() for value in given if value.ndim > 1 and value.shape[-1] > 1]
-    return any(bool((each >= 0).all() and (each > 0).any()) for each in steps)  # padding may have the first number
+    return any(bool((each >= 0).all() and (each > 0).any()) for each in steps)  # padding may repeat a number
 
 
 def _is_causal(step: StepEvidence) -> bool:

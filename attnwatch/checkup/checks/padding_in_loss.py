@@ -5,16 +5,16 @@ from torch import Tensor
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_encoder_decoder
-from attnwatch.checkup.padding import padding_and_read, padding_and_targets
+from attnwatch.checkup.padding import NO_PADDING, padding_and_read, padding_and_targets
 
 
 @register
 class PaddingInLoss(Check):
     """Predictions at the padding are part of the loss.
 
-    The targets of the cross-entropy are read or, if it is computed by hand, the gradients at the outputs of the model.
-    Padding counts if it has padding on both sides. The first token after a sequence may be an end-of-text token with
-    the same id as the padding, so that it is a note if only that one is scored in each sequence.
+    The check reads the targets of the cross-entropy or, if the loss is computed by hand, the gradients at the outputs
+    of the model. A padding token counts if both of its neighbours are padding. The first padding token after a sequence
+    may be an end-of-text token with the same id, so the finding is a note if only that token is scored.
     """
 
     name = "padding_in_loss"
@@ -28,20 +28,20 @@ class PaddingInLoss(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         padding, scored = _scored_by_calls(step) if _has_targets(step) else _scored_by_hand(step)
         if not padding.any():
-            raise CannotCheck("the batch has no padding")
+            raise CannotCheck(NO_PADDING)
         # A token and both neighbours are padding, so the target is too, whether it is the token itself or the next one.
         inside = padding[:, 2:] & padding[:, 1:-1] & padding[:, :-2] & scored[:, 1:-1]
         if not inside.any():
             return _of_first_padding(step)
         share = float(inside.sum() / scored.sum())
-        what = f"{share:.0%} of the tokens whose predictions are in the loss are padding"
+        what = f"{share:.0%} of the predictions that the loss reads are at padding tokens"
         return Fault(what, numbers={"share_of_targets": share})
 
 
 def _of_first_padding(step: StepEvidence) -> Fault | None:
-    """Return a note if the last token of each padded sequence is scored against the padding behind it.
+    """Return a note if the last token of each padded sequence is scored against the padding after it.
 
-    The padding may be the end of the text, where the id of the padding is all that is known.
+    That padding token may be an end-of-text token with the same id.
     """
     if is_encoder_decoder(step.forward.module) or not _has_targets(step):
         return None
@@ -52,12 +52,13 @@ def _of_first_padding(step: StepEvidence) -> Fault | None:
         return None
     if not bool((scored & (classes == pad_id))[:, :-1][ends].all()):
         return None
-    what = f"the last token of each of {int(ends.sum())} padded sequences is scored against the padding behind it"
+    what = f"in each of {int(ends.sum())} padded sequences, the last token is scored against the padding token after it"
+    what += ", which may also be an end-of-text token"
     return Fault(what, numbers={"sequences": float(ends.sum())}, is_note=True)
 
 
 def _scored_by_calls(step: StepEvidence) -> tuple[Tensor, Tensor]:
-    """Return masks of the padding and of the targets, without those whose losses are left out afterwards."""
+    """Return masks of the padding and of the targets, without the targets whose losses are dropped afterwards."""
     padding, scored = padding_and_targets(step)
     try:
         _, read = padding_and_read(step)

@@ -6,7 +6,7 @@ from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.flow import Flow
 from attnwatch.checkup.library import is_as_it_comes
-from attnwatch.checkup.padding import padding_and_read
+from attnwatch.checkup.padding import NO_PADDING, padding_and_read
 from attnwatch.utils.messages import counted
 
 
@@ -15,39 +15,42 @@ class PaddingLeak(Check):
     """Outputs of real tokens depend on the padding.
 
     The padding of the batch is embedded as other tokens. Outputs of real tokens must not change; if they do, results
-    depend on how sequences are batched. A mask that would fit if the sequences were in another order is reported, and
-    one that shows some padding in each sequence is noted. So is a leak in a model of transformers that nobody has
-    changed and whose mask hides the padding, such as ConvBERT, whose convolutions read it. If there is one target for
-    each sequence, the loss must not read the outputs at padding, either.
+    depend on how sequences are batched. A mask that would fit if the sequences were in another order is also reported.
+    The finding is a note if the mask leaves some padding visible in each sequence, or if an unmodified transformers
+    model leaks although its mask hides the padding, such as ConvBERT, whose convolutions read it. If there is one
+    target per sequence, the loss must not read the outputs at padding either.
     """
 
     name = "padding_leak"
     decides = True
     severity = 0.7
     remedy = (
-        "Give the model its padding mask (attention_mask, src_key_padding_mask), and check that it reaches the "
-        "attention call of each layer and any pooling over tokens."
+        "Check that the padding mask (attention_mask, src_key_padding_mask) fits the batch, is passed to the model, "
+        "and reaches the attention call of each layer and any pooling over tokens."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
         if num_read := _sequences_read_at_padding(step):
-            what = f"the loss reads outputs at padding in {num_read} of the first sequences"
+            what = f"the loss reads outputs at padding tokens in {num_read} of the first sequences"
             return Fault(what, numbers={"sequences": float(num_read)})
         tokens = step.tokens
         if number := tokens.num_of_others:
             what = (
-                f"`{tokens.mask_name}` fits the texts in another order: that of {counted(number, 'sequence')} is wrong"
+                f"`{tokens.mask_name}` fits the texts in another order: it is wrong for {counted(number, 'sequence')}"
             )
             return Fault(what, numbers={"sequences": float(number)})
         if number := tokens.num_too_long:
-            what = f"`{tokens.mask_name}` shows one token of the padding or more in each of {number} padded sequences"
+            what = f"in each of {number} padded sequences, `{tokens.mask_name}` leaves padding visible"
+            what += "; it may also be an end-of-text token"
             return Fault(what, numbers={"sequences": float(number)}, is_note=True)
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or real_tokens_are_unseen(flow) or step.sees_only_padding or _has_other_cause(step):
             return None
         flow.require_repeatable()
-        given = f"although `{flow.tokens.mask_name}` was given" if flow.tokens.mask_name else "and no mask was given"
+        given = (
+            f"although `{flow.tokens.mask_name}` was given" if flow.tokens.mask_name else "and no mask was recognised"
+        )
         what = f"{share:.0%} of the outputs of real tokens change with the content of the padding, {given}"
         return Fault(
             what,
@@ -80,9 +83,9 @@ def moved_by_padding(flow: Flow) -> float:
     """Return the share of the outputs of real tokens, or of sequences with padding, that change with the padding."""
     padding = flow.tokens.padding
     if not padding.any():
-        raise CannotCheck("the batch has no padding")
+        raise CannotCheck(NO_PADDING)
     if padding.all():
-        raise CannotCheck("the batch is all padding")
+        raise CannotCheck("all tokens in the batch are padding")
     if flow.has_outputs_of_tokens:
         has_padding = padding.any(1, keepdim=True) & ~padding
         return float((flow.padded & ~padding).sum() / has_padding.sum().clamp(min=1))

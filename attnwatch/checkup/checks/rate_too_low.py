@@ -26,9 +26,9 @@ class RateTooLow(Check):
     """The updates are a millionth of the weights, or the learning rate will soon be zero.
 
     The norm of each matrix's update is compared with the norm of the matrix over the first steps, at the full learning
-    rate of the schedule. Half of the matrices must change by 2e-6 or more, or by 1e-5 with SGD. Also reported are a
-    rate that stays at 0, and, in runs of more than 50 steps, one that falls by the same factor, 3% or more, in each of
-    five steps, or that is above 0 only in the first of the steps.
+    rate of the schedule. Half of the matrices must change by 2e-6 or more, or by 1e-5 with SGD. A rate that stays at 0
+    is also reported. In runs of more than 50 steps, so is a rate that falls by the same factor (3% or more) in each of
+    five steps, or that drops to 0 after the first few steps.
     """
 
     name = "rate_too_low"

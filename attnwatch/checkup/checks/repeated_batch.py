@@ -9,7 +9,7 @@ from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.utils.entries import as_real
 
 _NUM_STEPS, _LEAST_SEQUENCES = 6, 4
-# Rows of fewer numbers, such as those of a table, are the same by chance.
+# Shorter rows, such as those of a table, may be equal by chance.
 _LEAST_LENGTH = 8
 # Decimal digits of fingerprints that do not depend on the order of summation.
 _DIGITS = 6
@@ -21,7 +21,7 @@ class RepeatedBatch(Check):
 
     The order of the sequences does not matter. One batch that comes three times in six steps is reported too. The
     finding is a note if the epoch is equally short or its length unknown: overfitting one batch is a common test.
-    Batches that hold one sequence several times and nothing else are always reported.
+    Batches that consist of copies of one sequence are always reported.
     """
 
     name = "repeated_batch"
@@ -40,11 +40,11 @@ class RepeatedBatch(Check):
         self._length = sequences.shape[1]
         self._fingerprints.setdefault(step.global_step, _fingerprints(sequences))
         if len(self._fingerprints) < _NUM_STEPS:
-            raise CannotCheck(f"{_NUM_STEPS} steps are needed")
+            raise CannotCheck(f"needs {_NUM_STEPS} steps")
         batches = [tuple(round(each, _DIGITS) for each in of_step.tolist()) for of_step in self._fingerprints.values()]
         size = max(map(len, batches))
         if size >= _LEAST_SEQUENCES and all(len(set(batch)) == 1 for batch in batches):
-            return Fault(f"all {size} sequences of a batch are the same, in each of the first {_NUM_STEPS} steps")
+            return Fault(f"in each of the first {_NUM_STEPS} steps, all {size} sequences of the batch are the same")
         counts = Counter(batches)
         number, most = len(counts), max(counts.values())
         num_sequences = len(set().union(*batches))
@@ -64,12 +64,12 @@ class RepeatedBatch(Check):
 
 
 def _sequences(tensors: list[torch.Tensor]) -> torch.Tensor:
-    """Return what the model was given as numbers, [sequences, numbers]."""
+    """Return the tensors that the model received as one matrix [sequences, numbers]."""
     size = max((len(tensor) for tensor in tensors if tensor.ndim), default=1)
     fitting = (as_real(tensor.detach()) for tensor in tensors if tensor.ndim and len(tensor) == size)
     rows = [tensor.double().reshape(size, -1) for tensor in fitting]
     if not rows:
-        raise CannotCheck("the model was given no tensor with sequences")
+        raise CannotCheck("the model received no tensor with an entry for each sequence")
     return torch.cat(rows, 1)
 
 

@@ -14,7 +14,7 @@ _MOST = 1.5
 _LEAST_TIMES_WIDTH = 0.5
 # With logits between -1 and 1, a key gets at most 7 times the weight of another.
 _LEAST_LARGEST = 1.0
-# Logits with a standard deviation of 10 leave nearly all weight on one key. Cosines may be multiplied by 100.
+# Logits with a standard deviation of 10 leave nearly all weight on one key. Cosines are multiplied by up to 100.
 _SATURATED, _SATURATED_IF_NORMALISED = 10.0, 100.0
 
 
@@ -40,10 +40,10 @@ class WrongAttentionScale(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         known = step.repeats.scales
         if not known:
-            raise CannotCheck("no attention call was read")
+            raise CannotCheck("no attention call could be read")
         weak = {name: each for name, each in known.items() if each.largest_logit < _LEAST_LARGEST}
         if weak:
-            what = "attention stays uniform, because logits of normalised or capped products are at most {largest:.3g}"
+            what = "attention stays nearly uniform: logits of normalised or capped products cannot exceed {largest:.3g}"
             return _fault(weak, what)
         scales = {name: each for name, each in known.items() if not each.is_normalised}
         wrong = {name: each for name, each in scales.items() if _is_wrong(each)}
@@ -52,7 +52,8 @@ class WrongAttentionScale(Check):
         saturated = {name: each for name, each in known.items() if _is_saturated(each)}
         if len(saturated) <= len(known) / 2 or not step.is_untrained or has_large_weights(step.forward.module):
             return None
-        return _fault(saturated, "the softmax is saturated at the start: attention logits vary by {std:.3g} over keys")
+        what = "the softmax is saturated at the start: logits have a standard deviation of {std:.3g} over the keys"
+        return _fault(saturated, what)
 
 
 def _is_wrong(of: AttentionScale) -> bool:
