@@ -16,7 +16,7 @@ _MOST_GAIN = 8.0
 # The mean of random entries is near 0; uniform numbers from 0 to 1 have a mean of 0.87 times their root mean square.
 # That of 100 random entries is above half of it once in a million times.
 _ONE_SIDED, _LEAST_ENTRIES = 0.5, 100
-# LayerScale starts at 1e-6 to 0.1.
+# LayerScale starts at 1e-6 to 0.1. What is scaled by more than this still shows.
 _SMALL_SCALE = 0.02
 # Names of vectors that are added to states rather than multiplied with them.
 _ADDED = re.compile(r"token|emb|pos|query", re.IGNORECASE)

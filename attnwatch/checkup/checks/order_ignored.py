@@ -18,9 +18,10 @@ _INTEGERS = (torch.int32, torch.int64)
 class OrderIgnored(Check):
     """The order of the tokens makes no difference.
 
-    The tokens are reversed; the outputs must not be the original ones in reverse. The finding is a note for models
-    without position modules, which may be meant to ignore order. A causal mask alone makes outputs depend on the order,
-    so causal models without positions are not reported. Position ids that are the same for all tokens, or equal the
+    The tokens are reversed; the outputs must not be the original ones in reverse. If there is one output per sequence,
+    only the tokens between the first and the last are reversed. The finding is a note for models without position
+    modules, which may be meant to ignore order. A causal mask alone makes outputs depend on the order, so causal models
+    without positions are not reported. Position ids that are the same for all tokens, or equal the
     token ids or the mask, are reported. So are position embeddings whose outputs are unused.
     """
 
