@@ -31,7 +31,7 @@ def kind_pages() -> dict[str, str]:
 def _check_page(check: type[Check]) -> str:
     result = newest("checkup")
     parts = [f"# {check.name}", inspect.getdoc(check) or "", "## What to do", check.remedy]
-    if message := result.get("messages", {}).get(check.name):
+    if message := result["messages"].get(check.name):
         parts += ["## What it says", f"```text\n{message}\n```"]
     return "\n\n".join([*parts, *_how_often_right(check.name, result["scripts"])])
 
@@ -43,7 +43,7 @@ def _how_often_right(kind: str, scripts: Sequence[Script]) -> list[str]:
         return []
     unseen = [script for script in scripts_of_first_runs() if script["kinds"][:1] == [kind]]
     others = [script for script in scripts if script["kinds"] and kind not in script["kinds"]]
-    sound = [script for script in scripts if not script["kinds"]]
+    sound = [script for script in scripts if not script["kinds"] and not script["deliberate"]]
     parts = {
         "faults of this kind, first run on unseen scripts": unseen,
         "faults of this kind, all scripts today": faults,

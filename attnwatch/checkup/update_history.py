@@ -8,8 +8,8 @@ from attnwatch.checkup.forward import CannotCheck
 from attnwatch.checkup.updates import Update
 from attnwatch.utils.messages import counted
 
-# Number of optimizer steps after which the updates are judged.
-_NUM_UPDATES = 6
+NUM_UPDATES = 6
+"""Number of optimizer steps after which the updates are judged."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ class UpdateHistory:
     steps: Sequence[Mapping[str, Update]]
     has_parameters: bool
 
-    def require(self, number: int = _NUM_UPDATES) -> None:
+    def require(self, number: int = NUM_UPDATES) -> None:
         """Raise `CannotCheck` if fewer optimizer steps were seen."""
         if not self.has_parameters or len(self.steps) < number:
             raise CannotCheck(f"needs {counted(number, 'optimizer step')} of a training loop")
 
-    def of_matrices(self, at_least: int = _NUM_UPDATES) -> dict[str, list[Update]]:
+    def of_matrices(self, at_least: int = NUM_UPDATES) -> dict[str, list[Update]]:
         """Return the updates of each matrix so far, without steps with a learning rate of 0.
 
         Args:
@@ -70,7 +70,7 @@ class UpdateHistory:
             }
         )
 
-    def growths(self, at_least: int = _NUM_UPDATES) -> dict[str, float]:
+    def growths(self, at_least: int = NUM_UPDATES) -> dict[str, float]:
         """Return the factor by which the norm of each matrix has grown since the first step.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from attnwatch.checkup.evidence import NUM_UPDATES
+from attnwatch.checkup.update_history import NUM_UPDATES
 from attnwatch.diagnosis import Diagnosis
 from benchmarks.common import show
 from benchmarks.verdicts.checked import CheckedRun
