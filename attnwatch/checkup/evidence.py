@@ -58,6 +58,7 @@ class StepEvidence:
         num_steps: number of earlier steps that the checkup has seen.
         steps_per_epoch: number of optimizer steps per epoch; None if unknown.
         total_steps: number of optimizer steps in the run; None if unknown.
+        updates: updates by the optimizer steps so far, an `UpdateHistory`.
         scored: calls of cross-entropy.
         losses: calls of loss functions of any kind.
         stale_gradients: norms of the old gradients that the last optimizer step reused, by parameter name; 0 if they
