@@ -32,7 +32,7 @@ def _check_page(check: type[Check]) -> str:
     result = newest("checkup")
     parts = [f"# {check.name}", inspect.getdoc(check) or "", "## What to do", check.remedy]
     if message := result["messages"].get(check.name):
-        parts += ["## What it says", f"```text\n{message}\n```"]
+        parts += ["## What it says", f"> {message.removesuffix(check.remedy).strip()}", "Then it says what to do."]
     return "\n\n".join([*parts, *_how_often_right(check.name, result["scripts"])])
 
 

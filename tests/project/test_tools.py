@@ -72,11 +72,12 @@ def test_pages_count_scripts_with_the_fault_and_without(monkeypatch):
         {"name": "sound", "kinds": [], "found": [], "notes": ["eval_mode"], "deliberate": False},
         {"name": "on purpose", "kinds": [], "found": ["eval_mode"], "notes": [], "deliberate": True},
     ]
-    result = {"scripts": scripts, "messages": {"eval_mode": "the model was in eval mode"}}
+    message = f"the model was in eval mode. {attnwatch.Check.registry['eval_mode'].remedy}"
+    result = {"scripts": scripts, "messages": {"eval_mode": message}}
     monkeypatch.setattr(pages_of_kinds, "newest", lambda name: {"checkup": result, "verdicts": {"kinds": {}}}[name])
     monkeypatch.setattr(pages_of_kinds, "scripts_of_first_runs", lambda: scripts[2:3])
     page = kind_pages()["reference/checks/eval_mode.md"]
-    assert "```text\nthe model was in eval mode\n```" in page
+    assert "\n> the model was in eval mode.\n" in page
     rows = [line for line in page.splitlines() if line.startswith("|") and " of " in line]
     assert [row.rpartition("| ")[2].removesuffix(" |") for row in rows] == [
         "0 of 1",
