@@ -2,17 +2,16 @@
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial, wraps
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnwatch.capture import replace, shared_patch
 from attnwatch.checkup.guard import Guard
+from attnwatch.checkup.loss_functions import observed_losses
 
 # Losses that compare each prediction with its own target.
 _ELEMENTWISE = (
@@ -79,28 +78,9 @@ class LossCall:
         return float(loss(self.predictions, self.targets)), float(loss(self.predictions, others))
 
 
-@contextlib.contextmanager
-def loss_calls(receive: Callable[[LossCall], None], guard: Guard) -> Iterator[None]:
-    """Pass each call of a loss function of `torch.nn.functional` to `receive`."""
-
-    def wrap(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
-
-        @wraps(original)
-        def computed(*args: Any, **kwargs: Any) -> Any:
-            loss = original(*args, **kwargs)
-            call = guard(_loss_call)(name, loss, signature.bind(*args, **kwargs).arguments)
-            if call is not None:
-                receive(call)
-            return loss
-
-        return computed
-
-    with contextlib.ExitStack() as stack:
-        for name in _FUNCTIONS:
-            apply = partial(replace, vars(F), name, partial(wrap, name))
-            stack.enter_context(shared_patch((F, name, receive), apply))
-        yield
+def loss_calls(receive: Callable[[LossCall], None], guard: Guard) -> contextlib.AbstractContextManager[None]:
+    """Pass each call of a loss function of `torch.nn.functional` to `receive` while the context is open."""
+    return observed_losses(_FUNCTIONS, _loss_call, receive, guard)
 
 
 def _loss_call(name: str, loss: Any, given: Mapping[str, Any]) -> LossCall | None:

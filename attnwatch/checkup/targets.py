@@ -1,18 +1,16 @@
 """Calls of `cross_entropy` and `nll_loss` of `torch.nn.functional` in a step, and the targets of the predictions."""
 
 import contextlib
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial, wraps
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnwatch.capture import replace, shared_patch
 from attnwatch.checkup.guard import Guard
+from attnwatch.checkup.loss_functions import observed_losses
 
 # `nll_loss` receives log-probabilities, which are logits too.
 _FUNCTIONS = ("cross_entropy", "nll_loss")
@@ -128,30 +126,9 @@ class ScoredCall:
         return Targets(classes, classes != self.ignored, self.logits.shape[1], self.loss, places, self.logits)
 
 
-@contextlib.contextmanager
-def scored_calls(receive: Callable[[ScoredCall], None], guard: Guard) -> Iterator[None]:
+def scored_calls(receive: Callable[[ScoredCall], None], guard: Guard) -> contextlib.AbstractContextManager[None]:
     """Pass each call of cross-entropy, or of `nll_loss`, that has classes as targets to `receive`."""
-
-    def wrap(original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
-
-        @wraps(original)
-        def scored(input: Tensor, target: Tensor, *args: Any, **kwargs: Any) -> Any:
-            loss = original(input, target, *args, **kwargs)
-            if isinstance(target, Tensor) and not target.is_floating_point() and isinstance(loss, Tensor):
-                given = signature.bind(input, target, *args, **kwargs)
-                given.apply_defaults()
-                call = guard(_scored_call)(input, target, loss, given.arguments)
-                if call is not None:
-                    receive(call)
-            return loss
-
-        return scored
-
-    with contextlib.ExitStack() as stack:
-        for name in _FUNCTIONS:
-            stack.enter_context(shared_patch((F, name, receive), partial(replace, vars(F), name, wrap)))
-        yield
+    return observed_losses(_FUNCTIONS, _scored_call, receive, guard)
 
 
 def _spread_rows(number: int) -> Tensor:
@@ -165,7 +142,10 @@ def _spread_rows(number: int) -> Tensor:
     return ((part + (part * _GOLDEN_RATIO) % 1) * (number / _NUM_ROWS)).long()
 
 
-def _scored_call(logits: Tensor, classes: Tensor, loss: Tensor, options: Mapping[str, Any]) -> ScoredCall:
+def _scored_call(name: str, loss: Any, options: Mapping[str, Any]) -> ScoredCall | None:
+    logits, classes = options["input"], options["target"]
+    if not isinstance(classes, Tensor) or classes.is_floating_point() or not isinstance(loss, Tensor):
+        return None
     ignored, reduction = options["ignore_index"], options["reduction"]
     number = (classes != ignored).sum() if reduction != "mean" else 1
     rows = _spread_rows(classes.numel()).to(classes.device)
