@@ -28,20 +28,24 @@ def observed_losses(
         describe: function of (name, loss, arguments by name, with defaults); calls for which it returns None are not
             passed on.
         receive: function called with each description.
-        guard: keeps errors of `describe` away from the training run.
+        guard: keeps errors away from the training run.
     """
 
     def wrap(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(original)
+        @guard
+        def pass_on(loss: Any, *args: Any, **kwargs: Any) -> None:
+            given = inspect.signature(original).bind(*args, **kwargs)
+            given.apply_defaults()
+            if not given.arguments.keys() >= {"input", "target"}:  # the function of another library
+                return
+            call = describe(name, loss, given.arguments)
+            if call is not None:
+                receive(call)
 
         @wraps(original)
         def computed(*args: Any, **kwargs: Any) -> Any:
             loss = original(*args, **kwargs)
-            given = signature.bind(*args, **kwargs)
-            given.apply_defaults()
-            call = guard(describe)(name, loss, given.arguments)
-            if call is not None:
-                receive(call)
+            pass_on(loss, *args, **kwargs)
             return loss
 
         return computed

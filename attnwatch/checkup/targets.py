@@ -146,7 +146,7 @@ def _scored_call(name: str, loss: Any, options: Mapping[str, Any]) -> ScoredCall
     logits, classes = options["input"], options["target"]
     if not isinstance(classes, Tensor) or classes.is_floating_point() or not isinstance(loss, Tensor):
         return None
-    ignored, reduction = options["ignore_index"], options["reduction"]
+    ignored, reduction = options.get("ignore_index", -100), options.get("reduction", "mean")
     number = (classes != ignored).sum() if reduction != "mean" else 1
     rows = _spread_rows(classes.numel()).to(classes.device)
     by_class = logits.detach().reshape(1, -1) if logits.ndim == 1 else logits.detach().movedim(1, -1)

@@ -84,6 +84,18 @@ def test_probabilities_that_no_softmax_made():
     assert "double_softmax" not in train(loss, outputs=3)
 
 
+def test_loss_function_whose_arguments_have_other_names(monkeypatch):
+    """Another library may have replaced it; its calls are not seen."""
+    mse_loss = F.mse_loss
+
+    def replaced(*predictions_and_targets):
+        return mse_loss(*predictions_and_targets)
+
+    monkeypatch.setattr(F, "mse_loss", replaced)
+    assert not train(lambda output, target: -F.mse_loss(output[:, 0], target))
+    assert F.mse_loss is replaced
+
+
 def test_rows_at_the_same_place_of_all_sequences_are_not_all_that_is_seen():
     """The number of tokens divides the distance of evenly spaced rows, at which nothing has a target."""
 

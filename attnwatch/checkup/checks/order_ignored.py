@@ -21,8 +21,8 @@ class OrderIgnored(Check):
     The tokens are reversed; the outputs must not be the original ones in reverse. If there is one output per sequence,
     only the tokens between the first and the last are reversed. The finding is a note for models without position
     modules, which may be meant to ignore order. A causal mask alone makes outputs depend on the order, so causal models
-    without positions are not reported. Position ids that are the same for all tokens, or equal the
-    token ids or the mask, are reported. So are position embeddings whose outputs are unused.
+    without positions are not reported. Position ids that are the same for all tokens, or equal the token ids or the
+    mask, are reported. So are position embeddings whose outputs are unused.
     """
 
     name = "order_ignored"
