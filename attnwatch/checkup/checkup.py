@@ -12,6 +12,7 @@ from attnwatch.checkup.checks.base import Check, Fault
 from attnwatch.checkup.evidence import StepEvidence, later_points
 from attnwatch.checkup.forward import CannotCheck, ForwardRecorder
 from attnwatch.checkup.guard import Guard
+from attnwatch.checkup.loss_functions import LossFunctions
 from attnwatch.checkup.losses import loss_calls
 from attnwatch.checkup.repeats import CannotRepeat
 from attnwatch.checkup.stale import StaleGradients
@@ -100,6 +101,7 @@ class TrainingCheckup:
             self.skipped = dict.fromkeys(self._checks, reason)
         watched = () if reason else self._optimizers
         self._guard, self._cannot_repeat = Guard(), ""
+        self._losses = LossFunctions(model, self._guard)
         self._stale = StaleGradients(model, watched, self._guard)
         self._recorder = ForwardRecorder(model, self._stale.begin_forward, self._stale.begin_backward, self._guard)
         self._updates = Updates(model, watched, self._guard)
@@ -137,8 +139,8 @@ class TrainingCheckup:
         try:
             with contextlib.ExitStack() as stack:
                 if not compiles_anything():  # compiled code would be recompiled for each replacement of a loss
-                    stack.enter_context(scored_calls(evidence.scored.append, self._guard))
-                    stack.enter_context(loss_calls(evidence.losses.append, self._guard))
+                    stack.enter_context(scored_calls(self._losses, evidence.scored.append))
+                    stack.enter_context(loss_calls(self._losses, evidence.losses.append))
                 yield
         finally:
             self._recorder.close()

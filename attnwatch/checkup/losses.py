@@ -10,19 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnwatch.checkup.guard import Guard
-from attnwatch.checkup.loss_functions import observed_losses
+from attnwatch.checkup.loss_functions import ELEMENTWISE, LOSSES, LossFunctions
 
-# Losses that compare each prediction with its own target.
-_ELEMENTWISE = (
-    "mse_loss",
-    "l1_loss",
-    "smooth_l1_loss",
-    "huber_loss",
-    "binary_cross_entropy",
-    "binary_cross_entropy_with_logits",
-)
-_FUNCTIONS = (*_ELEMENTWISE, "cross_entropy", "nll_loss", "kl_div")
 # Beginnings of the names of autograd nodes that only copy a tensor or change its shape.
 _VIEWS = ("View", "Reshape", "Unsafe", "Clone", "Squeeze", "Unsqueeze", "Transpose", "Permute", "Slice", "Select", "TB")
 _MOST_VIEWS = 6
@@ -59,7 +48,7 @@ class LossCall:
     @property
     def is_crossed(self) -> bool:
         """True if each prediction is compared with several targets, as shapes such as [8, 1] and [8] are broadcast."""
-        if self.name not in _ELEMENTWISE or self.size == self.size_of_targets:
+        if self.name not in ELEMENTWISE or self.size == self.size_of_targets:
             return False
         number = torch.broadcast_shapes(self.size, self.size_of_targets).numel()
         return number > max(self.size.numel(), self.size_of_targets.numel())
@@ -78,9 +67,11 @@ class LossCall:
         return float(loss(self.predictions, self.targets)), float(loss(self.predictions, others))
 
 
-def loss_calls(receive: Callable[[LossCall], None], guard: Guard) -> contextlib.AbstractContextManager[None]:
+def loss_calls(
+    functions: LossFunctions, receive: Callable[[LossCall], None]
+) -> contextlib.AbstractContextManager[None]:
     """Pass each call of a loss function of `torch.nn.functional` to `receive` while the context is open."""
-    return observed_losses(_FUNCTIONS, _loss_call, receive, guard)
+    return functions.observed(LOSSES, _loss_call, receive)
 
 
 def _loss_call(name: str, loss: Any, given: Mapping[str, Any]) -> LossCall | None:
@@ -90,7 +81,7 @@ def _loss_call(name: str, loss: Any, given: Mapping[str, Any]) -> LossCall | Non
     slopes: list[Tensor] = []
     if loss.requires_grad and not loss.ndim:
         loss.register_hook(lambda slope: slopes.append(slope.detach()))
-    number = _NUM_SEQUENCES if name in _ELEMENTWISE and predictions.shape == targets.shape and targets.ndim else 0
+    number = _NUM_SEQUENCES if name in ELEMENTWISE and predictions.shape == targets.shape and targets.ndim else 0
     computed_by = _computed_by(predictions)
     are_distributions = computed_by.startswith(SOFTMAX) and predictions.ndim > 1 and _are_distributions(predictions)
     return LossCall(

@@ -9,11 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attnwatch.checkup.guard import Guard
-from attnwatch.checkup.loss_functions import observed_losses
+from attnwatch.checkup.loss_functions import OF_CLASSES, LossFunctions
 
-# `nll_loss` receives log-probabilities, which are logits too.
-_FUNCTIONS = ("cross_entropy", "nll_loss")
 # Number of rows of the logits whose gradients are read.
 _NUM_ROWS = 64
 _GOLDEN_RATIO = (1 + 5**0.5) / 2
@@ -126,9 +123,11 @@ class ScoredCall:
         return Targets(classes, classes != self.ignored, self.logits.shape[1], self.loss, places, self.logits)
 
 
-def scored_calls(receive: Callable[[ScoredCall], None], guard: Guard) -> contextlib.AbstractContextManager[None]:
+def scored_calls(
+    functions: LossFunctions, receive: Callable[[ScoredCall], None]
+) -> contextlib.AbstractContextManager[None]:
     """Pass each call of cross-entropy, or of `nll_loss`, that has classes as targets to `receive`."""
-    return observed_losses(_FUNCTIONS, _scored_call, receive, guard)
+    return functions.observed(OF_CLASSES, _scored_call, receive)
 
 
 def _spread_rows(number: int) -> Tensor:

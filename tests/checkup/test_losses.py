@@ -1,9 +1,12 @@
 """Checks of losses of any kind, by their calls."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.functional import l1_loss as imported_loss
 
 import attnwatch
 
@@ -41,6 +44,31 @@ def train(loss, *, steps=6, total_steps=None, outputs=1, rate=1e-3):
 def test_losses_that_are_maximised(function):
     assert train(lambda output, target: -function(output[:, 0], target)).keys() == {"loss_rises"}
     assert not train(lambda output, target: function(output[:, 0], target))
+
+
+def test_losses_by_names_of_other_modules():
+    original = imported_loss
+    assert train(lambda output, target: -imported_loss(output[:, 0], target)).keys() == {"loss_rises"}
+    assert not train(lambda output, target: imported_loss(output[:, 0], target))
+    assert imported_loss is original is F.l1_loss
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_losses_that_are_attributes_of_the_model(sign):
+    torch.manual_seed(0)
+    model = Regressor()
+    model.criterion = F.mse_loss
+    optimizer = torch.optim.AdamW(model.parameters())
+    with attnwatch.TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(6):
+            x = torch.randn(BATCH, TOKENS, WIDTH)
+            with checkup.step(step):
+                (sign * model.criterion(model(x)[:, 0], x[:, 0, 0])).backward()
+                kept = copy.deepcopy(model).criterion
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [finding.kind.value for finding in checkup.findings] == ["loss_rises"] * (sign < 0)
+    assert model.criterion is kept is F.mse_loss
 
 
 def test_one_loss_of_two_may_be_maximised():
