@@ -142,7 +142,14 @@ class StepEvidence:
         """
         repeats = self.repeats
         if self._known_flow is None:
-            self._known_flow = Flow(self.forward, repeats, self.tokens)
+            flow = Flow(self.forward, repeats, self.tokens)
+            if self.forward.is_followed and not flow.sees_others:
+                part = self.forward.name or type(self.forward.module).__name__
+                raise CannotCheck(
+                    f"the step calls parts of the model in turn, and no token sees another in the first ({part}): "
+                    "call the parts in the forward of one module"
+                )
+            self._known_flow = flow
         return self._known_flow
 
     @cached_property

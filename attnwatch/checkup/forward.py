@@ -1,22 +1,16 @@
 """Forward pass of a training step, with the tensors that the model received and returned."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from attnwatch.checkup.changes import ForwardState
-from attnwatch.checkup.graph import Graph, GraphRecorder
-from attnwatch.checkup.guard import Guard
-from attnwatch.checkup.read_tokens import ReadTokens, read_tokens, some_of
+from attnwatch.checkup.graph import Graph
 from attnwatch.utils.forwards import parameters_of
 
-# Name of all outputs of later forward passes.
-_OTHER = "of another forward"
 # Parts of the names of adapter parameters.
 _ADAPTERS = ("lora", "adapter", "ia3", "vera", "oft", "prompt_encoder")
 POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope|alibi|relative", re.IGNORECASE)
@@ -46,6 +40,7 @@ class RecordedForward:
         with_gradient: names of the tensors that the module returned with a gradient.
         has_tokens_first: True if the batch is sequence-first, [tokens, batch, features], as `nn.MultiheadAttention`
             expects by default, and a mask confirms it.
+        is_followed: True if the step passes its outputs to another part of the model.
     """
 
     module: nn.Module
@@ -61,6 +56,7 @@ class RecordedForward:
     graph: Graph
     with_gradient: frozenset[str]
     has_tokens_first: bool
+    is_followed: bool
 
     def repeat(self, arguments: Mapping[str, Any]) -> Any:
         """Call the module with these arguments instead of the recorded ones."""
@@ -140,152 +136,3 @@ def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
     elif is_dataclass(output) and not isinstance(output, type):
         for field in fields(output):
             yield from ((field.name, each) for _, each in tensors_in(getattr(output, field.name, None)))
-
-
-class ForwardRecorder:
-    """Recorder of the first forward pass of a step that is trained on. The model has hooks while a step is open.
-
-    Args:
-        model: model being trained, or a module that wraps it.
-        on_forward, on_backward: functions called when a forward pass begins, and when its backward pass does.
-
-    Attributes:
-        forward: the recorded forward pass; None if there was none.
-        received: names of its outputs that have received a gradient.
-        read: tokens whose outputs the loss reads, by the name of the output.
-    """
-
-    def __init__(self, model: nn.Module, on_forward: Callable[[], None], on_backward: Callable[[], None], guard: Guard):
-        self._on_forward, self._on_backward, self._guard = on_forward, on_backward, guard
-        self._state: ForwardState | None = None
-        self._names = {module: name for name, module in model.named_modules()}
-        self._handles: list[Any] = []
-        self._depth: list[nn.Module] = []
-        self._called: dict[str, None] = {}
-        self._positions: dict[str, Tensor] = {}
-        self._graph = GraphRecorder(self._names)
-        self._size: torch.Size | None = None  # of the first sequence-first attention call
-        self.forward: RecordedForward | None = None
-        self.received: set[str] = set()
-        self.read: dict[str, ReadTokens] = {}
-
-    def open(self) -> None:
-        """Register the hooks on the model."""
-        self.forward, self.received, self.read = None, set(), {}
-        self._begin()
-        for module in self._names:
-            if isinstance(module, torch.jit.ScriptModule):  # accepts no hooks
-                continue
-            leave = self._guard(self._leave)
-            self._handles.append(module.register_forward_pre_hook(self._guard(self._enter)))
-            self._handles.append(module.register_forward_hook(leave, with_kwargs=True, always_call=True))
-
-    def close(self) -> None:
-        """Remove the hooks from the model."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
-        self._depth.clear()
-
-    def _name(self, module: nn.Module) -> str:
-        """Return the name of a module; that of the model for a shallow copy of it, which has the same hooks."""
-        return self._names.get(module, "")
-
-    def _receive(self, name: str, gradient: Tensor) -> None:
-        self.received.add(name)
-        self._on_backward()
-
-    def _read(self, name: str, some_outputs: Tensor, gradient: Tensor) -> None:
-        self.read.setdefault(name, read_tokens(some_outputs, gradient.detach()))
-
-    def _begin(self) -> None:
-        self._called, self._positions, self._graph = {}, {}, GraphRecorder(self._names)
-        self._size = None
-
-    def _enter(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if not self._depth and torch.is_grad_enabled():
-            self._on_forward()
-            if self.forward is None:
-                self._begin()
-                self._state = ForwardState(module)
-        self._depth.append(module)
-        name = self._name(module)
-        self._called[name] = None
-        if _embeds_what_it_is_given(module) and POSITIONS.search(name) and args and isinstance(args[0], Tensor):
-            self._positions[name] = args[0]
-
-    def _leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if not self._depth or self._depth.pop() is not module:  # interrupted by an error
-            self._depth.clear()
-            return
-        if self._depth:
-            if self._size is None and isinstance(module, nn.MultiheadAttention):
-                self._size = _size_of_tokens_first(module, argument_names(module, args, kwargs))
-            if self.forward is None and torch.is_grad_enabled():
-                self._graph.add(module, args, [tensor for _, tensor in tensors_in(output)])
-            elif self.forward is None:
-                self._graph.add_without_grad(module, [tensor for _, tensor in tensors_in([args, kwargs])])
-            return
-        if not torch.is_grad_enabled():
-            return
-        computed = [(name, tensor) for name, tensor in tensors_in(output) if tensor.grad_fn is not None]
-        is_other = not computed or self.forward is not None
-        for name, tensor in computed:
-            tensor.register_hook(self._guard(partial(self._receive, _OTHER if is_other else name)))
-        if is_other:
-            return
-        for name, tensor in computed:
-            if type(tensor) is Tensor and not tensor.is_nested and tensor.ndim == 3 and tensor.is_floating_point():
-                some = tensor.detach()[some_of(tensor)].clone()
-                tensor.register_hook(self._guard(partial(self._read, name, some)))
-        arguments = argument_names(module, args, kwargs)
-        given = {f"`{name}`": value for name, value in arguments.items() if _are_positions(name, value)}
-        self.forward = RecordedForward(
-            module,
-            self._name(module),
-            arguments,
-            len(args),
-            {name: tensor.shape for name, tensor in tensors_in(output) if not tensor.is_nested},
-            module.training,
-            _uses_float16(module),
-            tuple(self._called),
-            given | self._positions,
-            "" if self._state is None else self._state.changed(),
-            self._graph.take([tensor for _, tensor in computed], [tensor for _, tensor in tensors_in(arguments)]),
-            frozenset(name for name, _ in computed),
-            _has_tokens_first(self._size, arguments),
-        )
-
-
-def _embeds_what_it_is_given(module: nn.Module) -> bool:
-    """Return whether a module is a plain embedding; those of OPT and BART override forward to count positions."""
-    return isinstance(module, nn.Embedding) and type(module).forward is nn.Embedding.forward
-
-
-def _size_of_tokens_first(attention: nn.MultiheadAttention, arguments: Mapping[str, Any]) -> torch.Size | None:
-    """Return the size [tokens, batch] of a call whose masks show that its tokens come first; None if they do not."""
-    query, padding, mask = (arguments.get(name) for name in ("query", "key_padding_mask", "attn_mask"))
-    if attention.batch_first or not isinstance(query, Tensor) or query.ndim != 3 or query.is_nested:
-        return None
-    is_shown = padding is not None or (isinstance(mask, Tensor) and mask.shape[-2] == len(query))
-    return query.shape[:2] if is_shown else None
-
-
-def _has_tokens_first(size: torch.Size | None, arguments: Mapping[str, Any]) -> bool:
-    """Return whether a model receives tensors [tokens, batch, …], and does not transpose them itself."""
-    given = [tensor for name, tensor in tensors_in(arguments) if tensor.ndim > 1 and "mask" not in name]
-    sizes = {tensor.shape[:2] for tensor in given if tensor.dtype is not torch.bool and not tensor.is_nested}
-    return size is not None and size in sizes and size[::-1] not in sizes
-
-
-def _are_positions(name: str, value: Any) -> bool:
-    return name == "position_ids" and isinstance(value, Tensor) and not value.is_floating_point()
-
-
-def _uses_float16(module: nn.Module) -> bool:
-    parameter = next(module.parameters(), None)
-    if parameter is None:
-        return False
-    kind = parameter.device.type
-    by_autocast = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) is torch.float16
-    return by_autocast or parameter.dtype is torch.float16
