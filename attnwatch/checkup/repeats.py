@@ -1,12 +1,12 @@
 """Forward passes that repeat a recorded one with one thing changed."""
 
 import contextlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from attnwatch.capture import undisturbed
 from attnwatch.checkup.attention_scale import AttentionScale
@@ -82,6 +82,18 @@ class Repeats:
             raise CannotCheck("the tokens are not embedded by a torch.nn.Embedding")
         return output
 
+    def depends_on(self, modules: Iterable[nn.Module]) -> bool:
+        """Return whether the output changes if each of these modules returns its features in reverse order.
+
+        Raises:
+            CannotCheck: see `output`.
+        """
+        with contextlib.ExitStack() as stack:
+            for module in modules:
+                stack.callback(module.register_forward_hook(_reversed_features).remove)
+            output = self.output()
+        return not torch.equal(output, self.unchanged)
+
     @property
     def unchanged(self) -> Tensor:
         """Output of the forward pass without changes, computed once."""
@@ -135,6 +147,13 @@ class Repeats:
             tensor = tensor.transpose(0, 1)
         is_short = tensor.ndim == 3 and tensor.shape[:2] == (number, length - 1)
         return torch.nn.functional.pad(tensor, (0, 0, 0, 1)) if is_short else tensor
+
+
+def _reversed_features(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    """Return the first tensor of a module's output with its features in reverse order, and the rest as it is."""
+    if type(output) is tuple and output:
+        return _reversed_features(module, args, output[0]), *output[1:]
+    return output.flip(-1) if isinstance(output, Tensor) and output.ndim else output
 
 
 def _similarities(forward: RecordedForward) -> frozenset[str]:

@@ -139,3 +139,31 @@ def test_errors_in_direct_calls_are_those_of_the_model():
         model.forward(torch.full((2, 4), NUM_IDS))
     assert "forward" in vars(Network)
     assert not hasattr(Network.forward, "__wrapped__")
+
+
+class SkipsLayers(Network):
+    """Model that computes some layers in vain."""
+
+    def __init__(self, blocks, skips):
+        super().__init__(blocks)
+        self.skips = skips
+
+    def forward(self, ids):
+        x = self.tokens(ids) + self.positions(torch.arange(ids.shape[1]))
+        for number, block in enumerate(self.blocks):
+            after = block(x)
+            x = x if self.skips(self, number) else after
+        return self.head(x)
+
+
+@pytest.mark.parametrize(
+    ("skips", "found"),
+    [
+        (lambda model, number: number == 1, ["no_gradient"]),
+        (lambda model, number: number == 1 and model.training, []),  # stochastic depth
+    ],
+)
+def test_layers_that_are_skipped_in_training_only(skips, found):
+    torch.manual_seed(0)
+    checkup = train(SkipsLayers([Block(), Block(), Block()], skips), called)
+    assert [finding.kind.value for finding in checkup.findings] == found

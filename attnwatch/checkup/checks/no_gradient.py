@@ -1,12 +1,13 @@
 """Optimizers that step without gradients, weights that are left out of the loss, and zero gradients of attention."""
 
 import re
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from attnwatch.capture import find_sites
-from attnwatch.checkup.checks.base import Check, Fault, register
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.graph import listed
 from attnwatch.checkup.library import is_as_it_comes
@@ -22,7 +23,7 @@ class NoGradient(Check):
     The check reports weights that a module uses as plain numbers, weights of modules that are called under
     `torch.no_grad()` after modules with gradients, and attention layers with gradients of zero. It also reports
     attention layers, and routers between them, whose outputs are unused although modules before and after them have
-    gradients. It does not report modules that are not called, or that are unused after the last attention layer, as
+    gradients, and in eval mode too. It does not report modules that are not called, or that are unused after the last attention layer, as
     the pooler of BERT often is.
     """
 
@@ -57,7 +58,7 @@ def _of_graph(step: StepEvidence) -> Fault | None:
         return Fault(f"the outputs of the model do not depend on {listed(cut)}, although their modules are used", cut)
     if (disabled := without_grad(step)) and not is_as_it_comes(step.forward.module):
         return Fault(f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()", disabled)
-    if layers := bypassed_layers(step):
+    if (layers := bypassed_layers(step)) and not _are_used_in_evaluation(step, layers):
         return Fault(f"{listed(layers)} got no gradient, although modules before and after them did", layers)
     if unused := unused_routers(step):
         return Fault(f"{listed(unused)} got no gradient: the outputs of their modules are unused", unused)
@@ -94,6 +95,14 @@ def bypassed_layers(step: StepEvidence) -> tuple[str, ...]:
     first = called.index(own[0]) if own else len(called)
     left_out = reached | after_last(sites, reached)
     return tuple(name for name in sites if name not in left_out and first < called.index(name) < last)
+
+
+def _are_used_in_evaluation(step: StepEvidence, layers: Sequence[str]) -> bool:
+    """Return whether the output depends on some of these layers in eval mode: training then skips layers at random."""
+    try:
+        return step.repeats.depends_on(map(step.model.get_submodule, layers))
+    except CannotCheck:
+        return False
 
 
 def unused_routers(step: StepEvidence) -> tuple[str, ...]:
