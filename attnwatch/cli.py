@@ -195,17 +195,18 @@ def _fail(options: argparse.Namespace, error: Exception | str) -> int:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return number
+    return _at_least(1, text)
 
 
 def _demo_steps(text: str) -> int:
-    steps = int(text)
-    if steps < _FEWEST_DEMO_STEPS:
-        raise argparse.ArgumentTypeError(f"at least {_FEWEST_DEMO_STEPS} steps: shorter runs can't be judged")
-    return steps
+    return _at_least(_FEWEST_DEMO_STEPS, text, because=": shorter runs can't be judged")
+
+
+def _at_least(least: int, text: str, *, because: str = "") -> int:
+    number = int(text) if text.strip().lstrip("+-").isdecimal() else -1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}{because}, got {text!r}")
+    return number
 
 
 if __name__ == "__main__":

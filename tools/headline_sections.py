@@ -48,13 +48,15 @@ def _checking() -> list[tuple[str, str, str]]:
     shares = sorted(run["of_faults"]["named"] for run in runs)
     scripts, kinds = (sum(run["of_faults"][key] for run in runs) for key in ("scripts", "kinds_of_faults"))
     alarms, sound = (sum(run[key] for run in runs) for key in ("sound_with_alarm", "sound"))
+    command = f"checkup --part blind-{len(runs)}"
     return [
         (
-            f"faults named in the first 12 steps (first runs on {len(runs)} sets, {kinds} faults that nobody had seen)",
-            f"{shares[0]:.0%} to {shares[-1]:.0%} of a set's scripts ({scripts} in all), the last set "
-            f"{runs[-1]['of_faults']['named']:.0%}; alarms in {alarms} of {sound} sound scripts that look odd",
-            f"checkup --part blind-{len(runs)}",
-        )
+            "faults that nobody had seen, named in the first 12 steps",
+            f"{shares[0]:.0%} to {shares[-1]:.0%} by set, {runs[-1]['of_faults']['named']:.0%} in the last ({kinds} "
+            f"faults in {scripts:,} scripts, {len(runs)} sets)",
+            command,
+        ),
+        ("alarms in the same runs", f"in {alarms} of {sound} sound scripts that look odd", command),
     ]
 
 
@@ -67,12 +69,20 @@ def _verdicts() -> list[tuple[str, str, str]]:
     return [
         (
             f"failing runs that are reported ({result['failed']} of {result['runs']} small trainings failed)",
-            f"{quarter['recall']:.0%} after a quarter of the run, {half['recall']:.0%} after half; of "
-            f"{checkup['sound_recipes']} sound recipes {flagged[0]} and {flagged[1]}. Of all runs that did not fail, "
-            f"some with a fault that did no harm, {quarter['false_alarms']:.0%}. Without the checkup "
-            f"{alone['recall']:.0%} and {alone['false_alarms']:.0%} after a quarter",
+            f"{quarter['recall']:.0%} after a quarter of the run ({alone['recall']:.0%} without the checkup), "
+            f"{half['recall']:.0%} after half",
             "verdicts",
-        )
+        ),
+        (
+            "sound recipes that are reported",
+            f"{flagged[0]} of {checkup['sound_recipes']} after a quarter, {flagged[1]} after half",
+            "verdicts",
+        ),
+        (
+            "runs reported although they did not fail, most with a fault that did no harm",
+            f"{quarter['false_alarms']:.0%} after a quarter ({alone['false_alarms']:.0%} without the checkup)",
+            "verdicts",
+        ),
     ]
 
 

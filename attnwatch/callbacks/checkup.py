@@ -70,11 +70,11 @@ class RunCheckup:
         """Check what was seen since the batch began, once. Return whether something new was found."""
         with self._non_fatal("the checkup failed", key="checkup"):
             self._step.close()
-        known = {finding.kind for finding in self.findings}
+        known = {(finding.kind, finding.is_note) for finding in self.findings}
         if self.checkup is not None:
             earlier = [each for each in self._earlier if each.kind.value not in self.checkup.answered]
             self.findings = self.checkup.findings + earlier
-        return any(finding.kind not in known for finding in self.findings)
+        return any((finding.kind, finding.is_note) not in known for finding in self.findings)
 
     def state_dict(self) -> list[dict[str, Any]]:
         """Return what was found, as numbers and strings."""

@@ -59,7 +59,7 @@ class Pictures:
 
     def draw(self, run: TrainerRun, history: AttentionHistory) -> None:
         """Draw now, however long it takes, unless the last pictures show all but the same."""
-        if self._is_shown(int(history.steps[-1])):
+        if not history.sites or self._is_shown(int(history.steps[-1])):
             return
         self._shown_step = int(history.steps[-1])
         self._publisher.figures(run.loggers, history, run.changes, _removed_heads(run.model))

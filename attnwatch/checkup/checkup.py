@@ -262,7 +262,8 @@ def _finding(check: Check, fault: Fault, step: int) -> Finding:
     message = f"{fault.what}. {check.remedy}"
     numbers = {name: float(number) for name, number in fault.numbers.items()}
     severity = 0.0 if is_note else check.severity
-    return Finding(FindingKind(check.name), tuple(fault.sites), step, severity, message, numbers, is_note)
+    kind = FindingKind(check.name)
+    return Finding(kind, tuple(fault.sites), step, severity, message, numbers, is_note, advice=check.remedy)
 
 
 def _why_not(model: nn.Module) -> str:

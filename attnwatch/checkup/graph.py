@@ -6,8 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from attnwatch.utils.messages import counted
-
 
 @dataclass(frozen=True)
 class Graph:
@@ -87,11 +85,6 @@ class GraphRecorder:
             if each.requires_grad and each.ndim > 1 and each.is_leaf
         }
         return [] if any(each in leaves for each in own.values()) else list(own)
-
-
-def listed(names: Sequence[str]) -> str:
-    """Return the first of some names and the number of the others."""
-    return names[0] + (f" and {counted(len(names) - 1, 'other')}" if len(names) > 1 else "")
 
 
 def _walk(nodes: Sequence[Any], *, without: Sequence[Any]) -> tuple[set[Any], list[Tensor]]:

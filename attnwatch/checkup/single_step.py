@@ -55,7 +55,9 @@ def check_training(
         try:
             with checkup.step(0):
                 loss = _loss_of(model, batch) if forward is None else forward(model, batch)
-                if isinstance(loss, Tensor) and loss.requires_grad:
+                if not isinstance(loss, Tensor):
+                    raise ConfigurationError(f"`forward` must return the loss as a tensor, got {type(loss).__name__}.")
+                if loss.requires_grad:
                     loss.sum().backward()
         finally:
             for parameter, gradient in gradients.items():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, tensors_in
+from attnwatch.utils.messages import counted
 
 _IDS = ("input_ids", "decoder_input_ids", "tokens", "ids")
 # Masks that are 1 at tokens, and masks that are True at padding.
@@ -89,7 +90,8 @@ class Tokens:
         if len(self.values[~self.padding].unique()) == 1:
             return "hides all tokens except those with one id, which looks like padding"
         if _FEW_KINDS >= len(self.values[~self.padding].unique()) < len(hidden) / _FEW_KINDS:
-            return f"hides tokens with {len(hidden)} ids and shows only {len(self.values[~self.padding].unique())} ids"
+            shown = counted(len(self.values[~self.padding].unique()), "id")
+            return f"hides tokens with {len(hidden)} ids and shows only {shown}"
         is_long = int(self.padding.sum()) >= _LEAST_PADDING and int(self.padding.sum(1).max()) > 1
         if is_long and len(self.values[self.padding.flip(1)].unique()) == 1:
             return "hides one end of the sequences, although the other end has a single id, which looks like padding"

@@ -15,6 +15,7 @@ from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.recorder import AttentionHistory
 from attnwatch.utils.labels import site_labels
+from attnwatch.utils.messages import counted
 
 _MOST_LINES = 5
 
@@ -110,7 +111,7 @@ def _odd_layers(history: AttentionHistory) -> list[str]:
 def _coverage(history: AttentionHistory) -> str:
     missing = [f"{literal(site)} ({literal(why)})" for site, why in history.coverage.items() if not is_observed(why)]
     number, total = len(history.sites), len(history.sites) + len(missing)
-    steps = f"{len(history)} observations, steps {history.steps[0]} to {history.steps[-1]}"
+    steps = f"{counted(len(history), 'observation')}, steps {history.steps[0]} to {history.steps[-1]}"
     seen = f"{number} of {total} attention layers; {steps}"
     return f"{seen}. Not observed: {_some(missing)}" if missing else seen
 

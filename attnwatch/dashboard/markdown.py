@@ -5,6 +5,7 @@ from enum import Enum
 
 from attnwatch.dashboard.answers import literal
 from attnwatch.diagnosis import Diagnosis, Finding, RunStatus
+from attnwatch.utils.messages import listed
 
 _IN_A_SENTENCE = {
     RunStatus.UNDETERMINED: "Too little has been observed for a verdict. Let the run continue.",
@@ -68,7 +69,7 @@ def _weight(finding: Finding) -> str:
 def _places(finding: Finding) -> str:
     if not finding.sites:
         return "whole run"
-    return literal(finding.sites[0]) + (f" and {len(finding.sites) - 1} more" if len(finding.sites) > 1 else "")
+    return listed(list(map(literal, finding.sites)), most=1)
 
 
 def _finding_markdown(finding: Finding, *, shows_causes: bool) -> str:

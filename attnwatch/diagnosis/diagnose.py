@@ -106,10 +106,12 @@ def _found(evidence: Evidence, rules: RuleSet, checked: Sequence[Finding]) -> tu
 def _finding(rule: FindingRule, symptom: Symptom, evidence: Evidence) -> Finding:
     is_local = symptom.share < evidence.thresholds.widespread and not rule.counts_anywhere
     is_note = rule.status is None or symptom.is_note or is_local
-    severity, words = (0.0, rule.note) if is_note else (symptom.severity, rule.remedy)
-    message = f"{symptom.what}. {words}"
+    severity, advice = (0.0, rule.note) if is_note else (symptom.severity, rule.remedy)
+    message = f"{symptom.what}. {advice}"
     kind = FindingKind(rule.name)
-    return Finding(kind, symptom.sites, symptom.step, severity, message, symptom.numbers, is_note)
+    return Finding(
+        kind, symptom.sites, symptom.step, severity, message, symptom.numbers, is_note=is_note, advice=advice
+    )
 
 
 def _with_causes(

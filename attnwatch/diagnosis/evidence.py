@@ -15,6 +15,7 @@ from attnwatch.diagnosis.hysteresis import Flags, flags
 from attnwatch.diagnosis.risk import RiskEstimate, RiskModel
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.recorder import AttentionHistory, Values
+from attnwatch.utils.messages import listed
 from attnwatch.utils.reductions import nan_max, nan_mean
 
 
@@ -141,8 +142,7 @@ class Evidence:
         if not found.now.any():
             return None
         sites = tuple(self.sites[index] for index in np.flatnonzero(where))
-        shown = ", ".join(sites[:3]) + (", …" if len(sites) > 3 else "")
-        what = f"{what} at {len(sites)} of {len(where)} sites ({shown})"
+        what = f"{what} at {len(sites)} of {len(where)} sites ({listed(sites)})"
         step = int(self.steps[found.since])
         return Symptom(sites, step, len(sites) / len(where), float(severity), what, numbers or {}, is_note)
 

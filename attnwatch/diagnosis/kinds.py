@@ -33,12 +33,6 @@ def status_of(kind: str) -> RunStatus | None:
     return status
 
 
-def remedy_of(kind: str) -> str:
-    """Return what the user can do about findings of this kind, in sentences."""
-    remedy: str = _declared()[kind].remedy
-    return remedy
-
-
 class _RegisteredKinds(EnumMeta):
     """Metaclass that takes the members of an enum from the registered rules and checks, in their order."""
 

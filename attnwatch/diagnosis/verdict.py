@@ -87,6 +87,7 @@ class Finding:
             note raises no risk, causes no warning and stops nothing.
         causes: up to three possible causes, most likely first; empty for faults that a checkup has found, which are
             facts.
+        advice: what to do about it: the last sentences of `message`.
 
     Example:
         >>> print(Finding(FindingKind.NON_FINITE, ("layers.3.attn",), 120, 1.0, "logits are nan"))
@@ -101,6 +102,13 @@ class Finding:
     evidence: Mapping[str, float] = field(default_factory=dict)
     is_note: bool = False
     causes: tuple[Cause, ...] = ()
+    advice: str = ""
+
+    @property
+    def what(self) -> str:
+        """Sentence on what was seen: `message` without `advice`."""
+        seen = self.message.removesuffix(self.advice).rstrip(" .")
+        return f"{seen[:1].upper()}{seen[1:]}."
 
     @property
     def headline(self) -> str:
@@ -124,7 +132,7 @@ class Finding:
         for number, cause in enumerate(self.causes, start=1):
             shown = frozenset((*cause.speaks_for[:_MOST_FOR], *cause.speaks_against[:_MOST_AGAINST]))
             earlier = numbers.setdefault(shown, number)
-            clues = cause.clues if earlier == number else f"The history does not distinguish it from {earlier}."
+            clues = cause.clues if earlier == number else f"Same evidence as cause {earlier}."
             lines.append(cause.described(clues))
         return lines
 

@@ -18,6 +18,7 @@ from attnwatch.heads.plan import PLAN_FILE, PruningPlan
 from attnwatch.heads.stock import stock_config
 from attnwatch.heads.weights import saved_heads, sites_of, weight_files
 from attnwatch.utils.files import beside, replaced_folder
+from attnwatch.utils.messages import listed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,7 +28,6 @@ _MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors*", 
 
 # Encoders are often saved without the pooling layer above their first token, which is rarely needed.
 _MAY_BE_MISSING = re.compile(r"(^|\.)pooler\.")
-_SHOWN = 4
 
 
 def save_pruned(model: "PreTrainedModel", directory: str | Path) -> None:
@@ -165,7 +165,7 @@ def _load(directory: Path, model_class: "type[PreTrainedModel] | None", options:
         model, found = loaded
         lacking = sorted(name for name in found["missing_keys"] if not _MAY_BE_MISSING.search(name))
         if lacking:
-            raise ConfigurationError(f"the weights lack {_listed(lacking)}, which would be initialized randomly")
+            raise ConfigurationError(f"the weights lack {listed(lacking)}, which would be initialized randomly")
         return model
     model, found = _pruned_class(model_class, plan, kept).from_pretrained(
         directory, ignore_mismatched_sizes=True, **options
@@ -221,10 +221,6 @@ def _pruned_class(model_class: Any, plan: PruningPlan | None, kept: dict[str, li
 def _plan_of(kept: dict[str, list[int]], model: nn.Module) -> PruningPlan:
     heads = HeadMap.of(model)
     return PruningPlan.leaving(sites_of(kept, heads), heads.num_heads)
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def _words(error: Exception) -> str:

@@ -9,8 +9,7 @@ from torch.utils.hooks import RemovableHandle
 
 from attnwatch.capture import KEPT_HEADS
 from attnwatch.errors import ConfigurationError
-
-_SHOWN = 3
+from attnwatch.utils.messages import listed
 
 
 def name_other_heads(model: nn.Module) -> list[RemovableHandle]:
@@ -49,7 +48,7 @@ def _compare(seen: dict[str, int | None], model: nn.Module, _: object) -> None:
     other = [*whole, *(path for path, number in in_state.items() if number != pruned.get(path))]
     seen.clear()
     if other:
-        places = ", ".join(other[:_SHOWN]) + (", …" if len(other) > _SHOWN else "")
+        places = listed(other)
         raise ConfigurationError(
             f"the checkpoint has other attention heads than the model in {len(other)} modules ({places}): heads were "
             "removed from one of the two. Add HeadPruning to the callbacks, or call "

@@ -1,6 +1,6 @@
 """Entries of a state dict that belong to one attention module."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.heads.projections import ParameterCut
 from attnwatch.heads.removed import Heads, RemovedHeads
 from attnwatch.heads.site import HeadSite
+from attnwatch.utils.messages import listed
 
 _SHOWN = 3
 
@@ -129,7 +130,7 @@ class SiteState:
         back = sorted({*self.heads} - {*has})
         return (
             f"the state dict has the heads {list(self.heads)} of {name!r}, the model {has}, and the weights of "
-            f"{back} are neither in the state dict nor in the model: missing are {shortened(self.missing)}. Nothing "
+            f"{back} are neither in the state dict nor in the model: missing are {listed(self.missing)}. Nothing "
             "was changed. Load a state dict of the whole model in one call; load adapters onto an unpruned base model "
             "after removing the heads that the checkpoint's model did not have, with attnwatch.PruningPlan."
         )
@@ -159,12 +160,6 @@ class SiteState:
                 f"{self.site.num_unpruned_heads - 1} there. Is it from another model? Nothing was changed."
             )
         return heads
-
-
-def shortened(names: Iterable[str]) -> str:
-    """Return the first names, and the number of the remaining ones."""
-    first, rest = list(names)[:_SHOWN], list(names)[_SHOWN:]
-    return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
 
 
 def _joined(*parts: str) -> str:

@@ -10,9 +10,10 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.heads.changes import AttributeSwap, Change, apply_all, size_changes
 from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.removed import Heads, RemovedHeads
-from attnwatch.heads.site_state import SiteState, shortened
+from attnwatch.heads.site_state import SiteState
 from attnwatch.heads.surgery import Surgery, replaced_parameter
 from attnwatch.utils.hooks import put, take_off
+from attnwatch.utils.messages import listed
 
 
 def accept_pruned_state(model: nn.Module) -> RemovableHandle:
@@ -96,7 +97,7 @@ class StateLoader:
         self._loaded.clear()
         if waiting:
             raise ConfigurationError(
-                f"the state dict is not complete: it has only a part of {shortened(waiting)}, with other heads than "
+                f"the state dict is not complete: it has only a part of {listed(list(waiting))}, with other heads than "
                 "the model. These modules were left unchanged. Load all parts of the checkpoint."
             )
 

@@ -14,6 +14,7 @@ from attnwatch.layers import LayerStatistic
 from attnwatch.recorder.lazy import ObservedLayers, ObservedValues, SelectedValues, Values
 from attnwatch.statistics import Statistic
 from attnwatch.utils.files import UnreadableFileError, parse_json, replaced_file
+from attnwatch.utils.messages import counted
 from attnwatch.utils.notebooks import as_html
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class AttentionHistory:
 
     def __repr__(self) -> str:
         span = f", steps {self.steps[0]} to {self.steps[-1]}" if len(self) else ""
-        return f"AttentionHistory({len(self)} observations{span}, {len(self.sites)} sites)"
+        return f"AttentionHistory({counted(len(self), 'observation')}{span}, {counted(len(self.sites), 'site')})"
 
     def __len__(self) -> int:
         return len(self.steps)

@@ -40,8 +40,8 @@ class Notices:
             return
         self._has_told_of_nothing = True
         self._warn(
-            f"nothing is observed: {why} None was called in step {step} either, the first that was looked at; training "
-            "goes on. Call one of them in the model's modules to have it observed"
+            f"attention is not observed: {why} None of them was called in step {step} either. The run is judged by its "
+            "loss alone. Call one of these functions in the model's modules to have attention observed"
         )
 
     def of_loss_outside_of_step(self) -> None:
@@ -59,8 +59,8 @@ class Notices:
         if self._under_trainer:
             remedy = "return it from training_step"
         self._warn(
-            f"no loss was recorded in {most} observed steps, so that the run is judged by attention alone; attention "
-            f"that is frozen while the loss falls can't be found. {remedy[0].upper()}{remedy[1:]}"
+            f"no loss was recorded in {most} observed steps, so the run is judged by attention alone, and attention "
+            f"that is frozen while the loss falls can't be found: {remedy}"
         )
 
 
@@ -74,7 +74,8 @@ def unobserved(coverage: Mapping[str, str], *, is_complete: bool = False) -> str
     reasons = {site: reason for site, reason in coverage.items() if not is_observed(reason)}
     if not reasons:
         return ""
-    number = f"{len(reasons)} of {len(coverage)}" if is_complete else str(len(reasons))
+    total = f" of {len(coverage)}" if is_complete else ""
+    is_one = not is_complete and len(reasons) == 1
     listed = "; ".join(f"{site}: {reason}" for site, reason in list(reasons.items())[:3])
     more = f"; and {len(reasons) - 3} more, see coverage()" if len(reasons) > 3 else ""
-    return f"{number} attention sites are not observed. {listed}{more}"
+    return f"{len(reasons)}{total} attention {'site is' if is_one else 'sites are'} not observed. {listed}{more}"

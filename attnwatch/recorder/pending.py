@@ -134,7 +134,6 @@ class PendingSteps:
         self.layers = LayerValues() if layers is None else LayerValues.of_state(layers, self._layer_statistics)
 
     def _to_host(self, steps: Sequence[StepSums]) -> list[Observation]:
-        steps = steps if self._sites else []  # without known attention, there is nothing to observe
         packed = [sums for step in steps for sums in (*step.sums.values(), step.layers.packed()) if sums is not None]
         if not packed:
             return []

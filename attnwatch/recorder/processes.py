@@ -12,6 +12,7 @@ from attnwatch.errors import ConfigurationError
 from attnwatch.layers import LayerStatistic
 from attnwatch.recorder.layer_values import LayerValues
 from attnwatch.recorder.steps import LOSS, StepSums
+from attnwatch.utils.messages import listed
 
 _FLOAT_BYTES = 4
 # Integers below it are exact as float32.
@@ -82,7 +83,7 @@ class Processes:
             raise ConfigurationError(
                 f"`model`: the processes differ in their sites of attention or settings; make the same model and "
                 f"recorder on all. This one has {self._settings}, {len(self._sites)} sites: "
-                f"{', '.join(self._sites[:3])}, …"
+                f"{listed(self._sites)}"
             )
 
     def combine(self, steps: Sequence[StepSums]) -> list[StepSums]:

@@ -110,12 +110,13 @@ def _refuse_other_inputs(model: nn.Module) -> None:
     name = type(model).__name__
     if getattr(model.config, "is_encoder_decoder", False):
         raise ConfigurationError(
-            f"`run`: {name} has an encoder and a decoder; the model page is for models with one stack."
+            f"`MODEL_DIR`: {name} is an encoder-decoder model; the model page supports decoder-only and encoder-only "
+            "models of text."
         )
     takes_ids = "input_ids" in parameters_of(model.forward)
     if not takes_ids or name.endswith("ForMultipleChoice"):  # whose input_ids are [batch, choices, tokens]
         raise ConfigurationError(
-            f"`run`: the model must take `input_ids` [batch, tokens], got {name}; give a language model, a "
+            f"`MODEL_DIR`: the model must take `input_ids` [batch, tokens], got {name}; give a language model, a "
             "sequence classifier or an encoder of text."
         )
 
@@ -124,7 +125,7 @@ def _load_tokenizer(directory: Path) -> Any:
     import transformers
 
     def lacking(what: str) -> ConfigurationError:
-        return ConfigurationError(f"`run`: {str(directory)!r} has no tokenizer {what}; save the model's there.")
+        return ConfigurationError(f"`MODEL_DIR`: {str(directory)!r} has no tokenizer {what}; save the model's there.")
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(model_folder(directory), trust_remote_code=False)
@@ -173,6 +174,6 @@ def _refuse_unknown_ids(batches: list[Batch], tokenizer: Any, model: "PreTrained
     largest = max(int(batch["input_ids"].max()) for batch in batches)
     if size is not None and largest >= size:
         raise ConfigurationError(
-            f"`run`: the tokenizer ({len(tokenizer)} tokens) must be the model's, with ids below its vocabulary of "
-            f"{size}, got id {largest} in the text; save the right one there, or resize the model's embeddings."
+            f"`MODEL_DIR`: the tokenizer ({len(tokenizer)} tokens) must be the model's, with ids below its vocabulary "
+            f"of {size}, got id {largest} in the text; save the right one there, or resize the model's embeddings."
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from attnwatch.errors import ConfigurationError
+from attnwatch.utils.messages import listed
 
 # Some classifiers have thousands.
 _SHOWN_LABELS = 20
@@ -44,7 +45,7 @@ def _label_numbers(config: Any) -> dict[str, int]:
     )
     if not is_map:
         raise ConfigurationError(
-            f"`run`: `label2id` in the model's config.json must map names to numbers of its {config.num_labels} "
+            f"`MODEL_DIR`: `label2id` in the model's config.json must map names to numbers of its {config.num_labels} "
             f"classes, got {names!r:.80}."
         )
     return {str(name): index for name, index in names.items()}
@@ -68,7 +69,7 @@ def _bad_label(number: int, text: str, label: str, config: Any) -> Configuration
     got = "no label" if not label else f"the label {label!r}"
     got = got if text else f"nothing before {got}"
     names = list(config.label2id or {})
-    shown = ", ".join(map(repr, names[:_SHOWN_LABELS])) + (", …" if len(names) > _SHOWN_LABELS else "")
+    shown = listed(list(map(repr, names)), most=_SHOWN_LABELS)
     return ConfigurationError(
         f"`--text`: line {number} must be a sentence, a tab and a label, since the text has labels; got {got}. Known "
         f"are {shown}{', and ' if shown else ''}0 to {config.num_labels - 1}; label all lines, or none, without tabs."

@@ -6,7 +6,7 @@ from typing import Any
 from attnwatch.utils.extras import extra_needed
 from attnwatch.utils.messages import counted
 
-with extra_needed("report", "the model page"):
+with extra_needed("report", "a page"):
     import jinja2
     from markupsafe import Markup
 

@@ -15,6 +15,7 @@ from attnwatch.recorder import AttentionHistory
 from attnwatch.runs.record import RATE_CURVE, RISK_CURVE, Curve, RunRecord
 from attnwatch.statistics import Statistic
 from attnwatch.utils.files import UnreadableFileError
+from attnwatch.utils.messages import listed
 
 LOSS_ALONE = (
     "No attention was recorded, so the run is judged by its loss alone. This shows only a loss that has diverged "
@@ -224,8 +225,7 @@ def _loss_tag(curves: Mapping[str, Curve], asked: str | None) -> str | None:
 
 
 def _listed(curves: Mapping[str, Curve]) -> str:
-    tags = sorted(others(curves))
-    return ", ".join(tags[:20]) + (f" and {len(tags) - 20} more" if len(tags) > 20 else "") or "none"
+    return listed(sorted(others(curves)), most=20) or "none"
 
 
 def _total_steps(curve: Curve | None) -> int | None:

@@ -8,6 +8,7 @@ from attnwatch.errors import AttnwatchError, ConfigurationError
 from attnwatch.runs.readers.base import RunReader
 from attnwatch.runs.record import RunRecord
 from attnwatch.utils.files import UnreadableFileError
+from attnwatch.utils.messages import listed
 
 _MOST_ENTRIES = 20_000
 _MOST_LISTED = 10
@@ -56,9 +57,8 @@ def _only_run(path: Path) -> Found:
         return found[0]
     if not found:
         raise ConfigurationError(f"`run`: {_why_none(path)}")
-    listed = ", ".join(f"{str(place)!r} ({reader.title})" for reader, place in found[:_MOST_LISTED])
-    more = f" and {len(found) - _MOST_LISTED} more" if len(found) > _MOST_LISTED else ""
-    raise ConfigurationError(f"`run`: {str(path)!r} contains {len(found)} runs; give one of them: {listed}{more}.")
+    runs = listed([f"{str(place)!r} ({reader.title})" for reader, place in found], most=_MOST_LISTED)
+    raise ConfigurationError(f"`run`: {str(path)!r} contains {len(found)} runs; give one of them: {runs}.")
 
 
 def _at(path: Path) -> list[Found]:

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import sys
 import warnings
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from types import FrameType
 
 from attnwatch.errors import AttnwatchWarning
@@ -131,35 +131,44 @@ def inform(message: str, *, by: logging.Logger = logger) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Format a time in milliseconds, or in seconds from 10 s on, with three digits and no exponent.
+    """Format a time in milliseconds, or in seconds from 1 s on, with three digits and no exponent.
 
     >>> duration(0.0123), duration(1.234), duration(83.2)
-    ('12.3 ms', '1230 ms', '83.2 s')
+    ('12.3 ms', '1.23 s', '83.2 s')
     """
-    value, unit = (seconds, "s") if abs(seconds) >= 10 else (1e3 * seconds, "ms")
+    value, unit = (seconds, "s") if abs(seconds) >= 0.9995 else (1e3 * seconds, "ms")
     rounded = float(f"{value:.3g}")
     digits = f"{rounded:.4f}".rstrip("0").rstrip(".")
     return f"{digits} {unit}"
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str = "") -> str:
     """Return a number with its noun, in the plural unless it is 1.
 
-    >>> counted(1, "head"), counted(1200, "step")
-    ('1 head', '1,200 steps')
+    >>> counted(1, "head"), counted(1200, "step"), counted(2, "batch", "batches")
+    ('1 head', '1,200 steps', '2 batches')
     """
-    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of some names, and the number of the others.
+
+    >>> listed(["a", "b"]), listed(["a", "b", "c"], most=1)
+    ('a, b', 'a and 2 more')
+    """
+    return ", ".join(names[:most]) + (f" and {len(names) - most:,} more" if len(names) > most else "")
 
 
 def share_in_words(share: float) -> str:
     """Return a share, 0 to 1, in words.
 
-    >>> share_in_words(0.73), share_in_words(0.99)
-    ('about 7 in 10', 'nearly all')
+    >>> share_in_words(0.73), share_in_words(0.05), share_in_words(0.99)
+    ('about 7 in 10', 'about 1 in 10', 'nearly all')
     """
     if share >= 0.95:
         return "nearly all"
-    return "hardly any" if share < 0.05 else f"about {10 * share:.0f} in 10"
+    return "hardly any" if share < 0.05 else f"about {max(round(10 * share), 1)} in 10"
 
 
 def _frame_of_user() -> FrameType:

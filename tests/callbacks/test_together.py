@@ -185,6 +185,6 @@ def test_marks_are_lines_before_the_first_observation_of_what_has_changed():
 def test_durations_have_three_digits_and_no_exponent(seconds):
     number, unit = duration(seconds).split()
     assert "e" not in number
-    assert unit == ("ms" if seconds < 10 else "s")
+    assert unit == ("ms" if seconds < 0.9995 else "s")
     value = float(number) / (1e3 if unit == "ms" else 1)
     assert value == pytest.approx(seconds, rel=5.1e-3, abs=1e-7)

@@ -182,7 +182,7 @@ def test_trainer_without_any_loss_is_told_once():
     messages = train(Manual(gpt()), steps=25)
     assert len(messages) == 1
     assert "no loss was recorded in 10 observed steps" in messages[0]
-    assert "Return it from training_step" in messages[0]
+    assert ": return it from training_step" in messages[0]
 
 
 @pytest.mark.parametrize("need_weights", [True, False])
@@ -281,8 +281,8 @@ def test_hooks_that_count_are_there_for_one_step():
 def test_loop_without_any_loss_is_told_once():
     _, given = said_in(gpt(), steps=60)
     assert len(given) == 1
-    assert "no loss was recorded in 50 observed steps, so that the run is judged by attention alone" in given[0]
-    assert "Call recorder.record_loss(loss)" in given[0]
+    assert "no loss was recorded in 50 observed steps, so the run is judged by attention alone" in given[0]
+    assert ": call recorder.record_loss(loss)" in given[0]
 
 
 def test_loss_outside_of_a_step_is_told_once():

@@ -318,6 +318,10 @@ WRONG = {
     ),
     "no forward": (lambda: check_training(nn.Module(), {}), r"`model` \(Module\) has no own forward: pass the"),
     "forward": (lambda: check_training(gpt2(), {}, forward=3), r"`forward` must be a function of \(model, batch\)"),
+    "forward without a loss": (
+        lambda: check_training(gpt2(), {}, forward=lambda model, batch: (torch.ones(1), None)),
+        "`forward` must return the loss as a tensor, got tuple",
+    ),
 }
 
 
@@ -364,6 +368,32 @@ def test_updates_tell_wrong_rates(options, factor, dtype, expected):
         train(model, optimizer, checkup, steps=9, scheduler=scheduler)
     assert [finding.kind.value for finding in checkup.findings] == [expected] * bool(expected), checkup
     assert not {"rate_too_high", "rate_too_low"} & checkup.skipped.keys()
+
+
+class HalfPrecision(nn.Module):
+    """Model with layers in bfloat16 behind embeddings in float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(40, 8)
+        self.layers = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))).bfloat16()
+
+    def forward(self, tokens):
+        return self.layers(self.embedding(tokens).bfloat16())
+
+
+def test_precision_of_lost_updates_is_that_of_the_weights_that_lose_them():
+    model = HalfPrecision()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6)
+    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(9):
+            with checkup.step(step):
+                model(torch.randint(0, 40, (4, 10))).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    (finding,) = (each for each in checkup.findings if each.kind.value == "lost_updates")
+    assert finding.message.startswith("in half of the bfloat16 matrices, all weights")
+    assert {name.partition(".")[0] for name in finding.sites} == {"layers"}
 
 
 @pytest.mark.parametrize("share", [0.6, 1.0])

@@ -123,7 +123,7 @@ def test_causes_are_a_list_after_the_message():
 
 def test_causes_with_the_same_traces_say_so():
     finding = uniform().findings[0]
-    assert "The history does not distinguish it from 1." in str(finding)
+    assert "Same evidence as cause 1." in str(finding)
     assert str(finding).count("stays within") == 1
 
 

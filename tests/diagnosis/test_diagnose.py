@@ -505,7 +505,7 @@ def test_message_names_three_sites_and_says_what_to_do():
         message = diagnose(course(sites=sites, normalized_entropy=0.999)).findings[0].message
         return message.removeprefix("attention stays uniform (normalized entropy 0.999) ").split(" Queries")[0]
 
-    assert where([0, 1, 2, 3]) == "at 4 of 4 sites (layers.0.attn, layers.1.attn, layers.2.attn, …)."
+    assert where([0, 1, 2, 3]) == "at 4 of 4 sites (layers.0.attn, layers.1.attn, layers.2.attn and 1 more)."
     assert where([0, 1, 3]) == "at 3 of 4 sites (layers.0.attn, layers.1.attn, layers.3.attn)."
 
 

@@ -60,7 +60,7 @@ def test_missing_package_of_the_model_page_is_named(monkeypatch, package, module
     importlib.import_module(f"attnwatch.report.{module}")
     monkeypatch.delitem(sys.modules, f"attnwatch.report.{module}")
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(ImportError, match=rf"the model page needs {package}: pip install 'attnwatch\[report\]'"):
+    with pytest.raises(ImportError, match=rf"page needs {package}: pip install 'attnwatch\[report\]'"):
         importlib.import_module(f"attnwatch.report.{module}")
 
 

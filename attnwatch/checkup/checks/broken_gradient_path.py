@@ -15,6 +15,7 @@ from attnwatch.checkup.library import is_as_it_comes
 from attnwatch.checkup.stacks import after_last, are_of_one_stack
 from attnwatch.checkup.weights import small_scales
 from attnwatch.utils.entries import as_real
+from attnwatch.utils.messages import listed
 
 # Gradients of sound models differ by less than 30-fold over depth, and by more between an encoder and its reader.
 _MOST_RATIO, _MOST_BETWEEN_STACKS = 1000.0, 1e5
@@ -72,8 +73,7 @@ class BrokenGradientPath(Check):
         missing = tuple(name for name in missing if name not in told_by_others)
         if missing:
             layers = sum(name not in reached for name in up_to)
-            what = f"{missing[0]} and {len(missing) - 1} more" if len(missing) > 1 else missing[0]
-            what += f" got no gradient, although {reached[-1]} did"
+            what = f"{listed(missing, most=1)} got no gradient, although {reached[-1]} did"
             return Fault(what, missing, {"weights": float(len(missing)), "layers_without_gradient": float(layers)})
         norms = {name: _norm(weights[name]) for name in reached if not any(map(is_of_adapter, weights[name]))}
         dead = _without_slope(norms)

@@ -4,6 +4,7 @@ from torch import nn
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.utils.messages import counted, listed
 
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _NORMS = (nn.modules.batchnorm._NormBase,)
@@ -32,7 +33,8 @@ class EvalMode(Check):
             raise CannotCheck("the model has no dropout and no batch norm, so its mode makes no difference")
         prefix = f"{step.forward.name}." if step.forward.name else ""
         if not step.forward.was_training and not any(part.training for part in acting.values()):
-            what = f"the model was in eval mode, so dropout and batch norm act as in evaluation ({len(acting)} modules)"
+            modules = counted(len(acting), "module")
+            what = f"the model was in eval mode, so dropout and batch norm act as in evaluation ({modules})"
             return Fault(what, tuple(f"{prefix}{name}" for name in acting), {"modules": float(len(acting))})
         lost = _thrown_away(step, prefix)
         if lost:
@@ -42,8 +44,7 @@ class EvalMode(Check):
         still = [f"{prefix}{name}" for name, part in trained.items() if not part.training]
         if len(still) <= len(trained) / 2:
             return None
-        what = f"{still[0]} and {len(still) - 1} more were in eval mode while their layers train" if still[1:] else ""
-        what = what or f"{still[0]} was in eval mode while its layer trains"
+        what = f"{listed(still, most=1)} stayed in eval mode while the layers around are trained"
         return Fault(f"{what}, so their dropout has no effect", tuple(still), {"modules": float(len(still))})
 
 

@@ -10,6 +10,7 @@ from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_of_adapter
 from attnwatch.checkup.weights import have_learned
+from attnwatch.utils.messages import listed
 
 # Share of the rank of frozen matrices that matrices of adapters have at most.
 _LOW_RANK = 0.5
@@ -53,8 +54,7 @@ class FrozenParameters(Check):
 
 
 def _fault(what: str, names: list[str], *, is_note: bool = False) -> Fault:
-    more = f" and {len(names) - 2} more" if len(names) > 2 else ""
-    return Fault(f"{what}: {', '.join(names[:2])}{more}", tuple(names), {"weights": float(len(names))}, is_note=is_note)
+    return Fault(f"{what}: {listed(names, most=2)}", tuple(names), {"weights": float(len(names))}, is_note=is_note)
 
 
 def _partly_frozen(path: str, module: nn.Module) -> list[str]:

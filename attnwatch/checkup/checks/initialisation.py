@@ -15,6 +15,7 @@ from attnwatch.checkup.weights import (
     one_sided_weights,
     require_weights,
 )
+from attnwatch.utils.messages import listed
 
 # The loss of a uniform guess is log(classes). Pretrained models on unfamiliar data stay below twice that.
 _MOST_LOSS = 3.0
@@ -102,7 +103,7 @@ def _of_equal_weights(step: StepEvidence) -> Fault | None:
     equal = equal_weights(step.forward.module)
     if not equal:
         return None
-    what = f"{len(equal)} weight matrices have the same number in all entries, such as {equal[0]}"
+    what = f"all entries of the weights {listed(equal, most=1)} are the same number"
     return Fault(f"{what}: their output features stay equal, because their gradients are equal", equal)
 
 
@@ -110,8 +111,8 @@ def _of_one_sided_weights(step: StepEvidence) -> Fault | None:
     shares = one_sided_weights(step.forward.module)
     if not shares:
         return None
-    name, share = next(iter(shares.items()))
-    what = f"{len(shares)} weight matrices are far from zero on average, such as {name}"
+    share = next(iter(shares.values()))
+    what = f"the entries of {listed(list(shares), most=1)} are far from zero on average"
     return Fault(f"{what} (mean / root mean square {share:.2f})", tuple(shares), {"share_of_mean": share})
 
 

@@ -45,11 +45,9 @@ class LostUpdates(Check):
         middle = sorted(coarse.values())[len(coarse) // 2] if coarse else 0.0
         if middle < _MOST_UNCHANGED:
             return None
-        dtype = str(next(iter(updates.values()))[0].dtype).removeprefix("torch.")
-        what = (
-            f"in half of the {dtype} matrices, {middle:.0%} or more of the weights with a gradient stay the same in "
-            "each step"
-        )
+        dtype = str(updates[next(iter(coarse))][0].dtype).removeprefix("torch.")
+        share = "all" if middle == 1 else f"at least {math.floor(100 * middle)}% of the"
+        what = f"in half of the {dtype} matrices, {share} weights with a gradient stay the same in each step"
         return Fault(what, tuple(coarse), {"share_unchanged": middle})
 
 

@@ -9,9 +9,9 @@ from torch import nn
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.graph import listed
 from attnwatch.checkup.library import is_as_it_comes
 from attnwatch.checkup.stacks import after_last
+from attnwatch.utils.messages import listed
 
 _ROUTER = re.compile(r"(^|[._])(router|gate|gating)\w*$", re.IGNORECASE)
 
@@ -23,8 +23,8 @@ class NoGradient(Check):
     The check reports weights that a module uses as plain numbers, weights of modules that are called under
     `torch.no_grad()` after modules with gradients, and attention layers with gradients of zero. It also reports
     attention layers, and routers between them, whose outputs are unused although modules before and after them have
-    gradients, and in eval mode too. It does not report modules that are not called, or that are unused after the last attention layer, as
-    the pooler of BERT often is.
+    gradients; layers that are used in eval mode do not count. It does not report modules that are not called, or that
+    are unused after the last attention layer, as the pooler of BERT often is.
     """
 
     name = "no_gradient"
@@ -49,7 +49,7 @@ class NoGradient(Check):
         if not all(self._zero.values()):
             return None
         sites = self._zero[step.global_step]
-        return Fault(f"the gradients of all {len(sites)} attention layers are zero in each step", sites)
+        return Fault(f"the gradients of all attention layers ({len(sites)}) are zero in each step", sites)
 
 
 def _of_graph(step: StepEvidence) -> Fault | None:

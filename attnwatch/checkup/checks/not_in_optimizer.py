@@ -5,7 +5,7 @@ import torch
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.weights import have_learned
-from attnwatch.utils.messages import counted
+from attnwatch.utils.messages import counted, listed
 
 
 @register
@@ -38,10 +38,10 @@ class NotInOptimizer(Check):
         hidden = {name: each for name, each in step.hidden.items() if each not in held}
         if hidden:
             first = next(iter(hidden))
-            what = (
-                f"{len(hidden)} parameters with a gradient are in a plain list or dict ({first}), where the model and"
-            )
-            return Fault(f"{what} the optimizers do not find them", tuple(hidden), {"parameters": float(len(hidden))})
+            verb = "is" if len(hidden) == 1 else "are"
+            what = f"{counted(len(hidden), 'parameter')} with a gradient {verb} in a plain list or dict ({first})"
+            what += ", where neither the model nor the optimizers find parameters"
+            return Fault(what, tuple(hidden), {"parameters": float(len(hidden))})
         foreign = [each for each in step.graph.foreign if each not in held]
         if foreign:
             what = (
@@ -62,18 +62,17 @@ class NotInOptimizer(Check):
             raise CannotCheck("the optimizers hold float32 copies of the weights")
         share = sum(each.numel() for each in missing.values()) / sum(each.numel() for each in trainable.values())
         names = tuple(missing)
-        listed = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        what = f"no optimizer holds {listed} ({share:.0%} of the trainable weights)"
+        what = f"no optimizer holds {listed(names)} ({share:.0%} of the trainable weights)"
         if num_strange:
-            what += f", and the optimizers hold {num_strange} parameters that do not belong to the model"
+            what += f", and the optimizers hold {counted(num_strange, 'parameter')} of other models"
         woken_up = self._frozen & missing.keys()
         if share == 1 and not num_strange:
             what += "; the optimizers hold only frozen parameters"
         if woken_up:
-            what += f"; {len(woken_up)} of these parameters were frozen at first"
+            what += f"; {len(woken_up)} of these {len(names)} were frozen at first"
         num_empty = sum(not group["params"] for optimizer in step.optimizers for group in optimizer.param_groups)
         if num_empty:
-            what += f"; {counted(num_empty, 'parameter group')} of the optimizers is empty"
+            what += f"; the optimizers have {counted(num_empty, 'empty parameter group')}"
         numbers = {"parameters": float(len(names)), "share": share, "strange_parameters": float(num_strange)}
         is_probe = not num_strange and not woken_up and not num_empty and 0.5 < share < 1 and have_learned(missing)
         return Fault(what, names, numbers, is_note=is_probe)

@@ -40,7 +40,7 @@ class PaddingLeak(Check):
             )
             return Fault(what, numbers={"sequences": float(number)})
         if number := tokens.num_too_long:
-            what = f"in each of {number} padded sequences, `{tokens.mask_name}` leaves padding visible"
+            what = f"in each padded sequence ({number}), `{tokens.mask_name}` leaves padding visible"
             what += "; it may also be an end-of-text token"
             return Fault(what, numbers={"sequences": float(number)}, is_note=True)
         flow = step.flow

@@ -18,8 +18,8 @@ class WeightsShrink(Check):
     name = "weights_shrink"
     severity = 0.7
     remedy = (
-        "Lower the weight decay: 0.01 to 0.1 is usual with AdamW, which multiplies it by the learning rate; SGD and "
-        "Adam add it to the gradient, where 1e-4 is usual."
+        "Lower the weight decay: 0.01 to 0.1 is usual with AdamW; 1e-4 with SGD and with Adam, which add the decay to "
+        "the gradient."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:

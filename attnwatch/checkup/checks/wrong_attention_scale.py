@@ -7,6 +7,7 @@ from attnwatch.checkup.attention_scale import AttentionScale
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.weights import has_large_weights
+from attnwatch.utils.messages import listed
 
 # T5 and GPT-Neo use a scale of 1, which their projections account for.
 _MOST = 1.5
@@ -65,11 +66,10 @@ def _is_saturated(of: AttentionScale) -> bool:
 
 
 def _fault(wrong: Mapping[str, AttentionScale], what: str) -> Fault:
-    (first, of), *others = wrong.items()
-    more = f" and {len(others)} more" if others else ""
+    of = next(iter(wrong.values()))
     numbers = {} if math.isnan(of.logit_std) else {"logit_std": of.logit_std}
     usual = 1 / math.sqrt(max(of.head_dim, 1))
     if of.head_dim:
         numbers |= {"scale": of.scale, "usual_scale": usual}
     said = what.format(scale=of.scale, usual=usual, std=of.logit_std, largest=of.largest_logit)
-    return Fault(f"{said} ({first}{more})", tuple(wrong), numbers)
+    return Fault(f"{said} ({listed(list(wrong), most=1)})", tuple(wrong), numbers)

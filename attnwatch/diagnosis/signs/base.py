@@ -7,6 +7,7 @@ import numpy as np
 
 from attnwatch.diagnosis.course import RunCourse
 from attnwatch.utils.labels import site_labels
+from attnwatch.utils.messages import listed
 
 Sign = Callable[[RunCourse], str | None]
 """Function that returns what was seen, in words with numbers; None if it was not."""
@@ -28,5 +29,4 @@ def sign(function: Sign) -> Sign:
 def layers_of(sites: Sequence[str], which: np.ndarray) -> str:
     """Return the labels of some of the sites, at most three, and how many more there are."""
     labels = site_labels(sites)
-    chosen = [labels[index] for index in np.flatnonzero(which)]
-    return ", ".join(chosen[:3]) + (f" and {len(chosen) - 3} more" if len(chosen) > 3 else "")
+    return listed([labels[index] for index in np.flatnonzero(which)])

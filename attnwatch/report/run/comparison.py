@@ -8,6 +8,7 @@ from attnwatch.dashboard.scalars import over_heads
 from attnwatch.recorder import AttentionHistory
 from attnwatch.runs import RunRecord
 from attnwatch.utils.labels import site_labels
+from attnwatch.utils.messages import listed
 from attnwatch.utils.reductions import nan_mean
 
 # Two curves count as different after _IN_A_ROW observations whose difference exceeds _FACTOR times their noise.
@@ -53,8 +54,7 @@ def _of_attention(name: str, one: AttentionHistory, two: AttentionHistory) -> tu
         return None
     begin = int(starts[starts >= 0].min())
     where = [labels[index] for index in np.flatnonzero((starts >= 0) & (starts <= begin + _IN_A_ROW))]
-    shown = ", ".join(where[:4]) + (f" and {len(where) - 4} more" if len(where) > 4 else "")
-    return begin, f"the {name.replace('_', ' ')} {shown}"
+    return begin, f"the {name.replace('_', ' ')} {listed(where, most=4)}"
 
 
 def _have_same_layers(one: AttentionHistory, two: AttentionHistory) -> bool:

@@ -26,7 +26,7 @@ from attnwatch.report.run.tables import (
     other_events,
 )
 from attnwatch.report.run.timeline import marks_of, timeline
-from attnwatch.report.run.verdict import fault_of, verdict_of
+from attnwatch.report.run.verdict import verdict_of
 from attnwatch.runs import RunRecord
 from attnwatch.runs.record import loss_at_ends, of_possible_length
 from attnwatch.utils.files import replaced_file
@@ -137,8 +137,8 @@ def _finding(finding: Finding, record: RunRecord) -> dict[str, Any]:
         "is_note": finding.is_note,
         "is_fact": record.is_from_checkup(finding),
         "step": finding.step,
-        "fault": fault_of(finding),
-        "advice": finding.message[len(fault_of(finding)) :].strip(),
+        "fault": finding.what,
+        "advice": finding.advice,
         "sites": finding.sites,
         "evidence": {name.replace("_", " "): number(value) for name, value in finding.evidence.items()},
         "causes": finding.cause_lines,

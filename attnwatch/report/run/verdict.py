@@ -7,11 +7,10 @@ import numpy as np
 
 from attnwatch.diagnosis import Cause, Diagnosis, Finding, FindingRule, RunStatus
 from attnwatch.diagnosis.evidence import is_observed
-from attnwatch.diagnosis.kinds import remedy_of
 from attnwatch.diagnosis.risk import default_risk_model
 from attnwatch.diagnosis.thresholds import Thresholds
 from attnwatch.runs import RunRecord
-from attnwatch.utils.messages import share_in_words
+from attnwatch.utils.messages import counted, share_in_words
 
 _SENTENCES = {
     RunStatus.UNSTABLE: "This run is unstable",
@@ -57,8 +56,8 @@ def verdict_of(record: RunRecord) -> Verdict:
     diagnosis = record.diagnosis
     faults = [finding for finding in diagnosis.findings if not finding.is_note]
     first = faults[0] if faults else None
-    fault = "" if first is None else fault_of(first)
-    unexplained = [remedy_of(finding.kind.value) for finding in faults if not finding.causes]
+    fault = "" if first is None else first.what
+    unexplained = [finding.advice for finding in faults if finding.advice and not finding.causes]
     return Verdict(
         tone=_TONES[diagnosis.status],
         sentence=_sentence(diagnosis, first),
@@ -68,12 +67,6 @@ def verdict_of(record: RunRecord) -> Verdict:
         actions=tuple(dict.fromkeys(unexplained)) if faults else (_without_fault(record),),
         certainty=_certainty(record, first),
     )
-
-
-def fault_of(finding: Finding) -> str:
-    """Return what a finding says was observed, without the remedy."""
-    what = finding.message.removesuffix(remedy_of(finding.kind.value)).rstrip(" .")
-    return f"{what[:1].upper()}{what[1:]}."
 
 
 def _sentence(diagnosis: Diagnosis, first: Finding | None) -> str:
@@ -107,8 +100,8 @@ def _without_fault(record: RunRecord) -> str:
     seen = history.at(np.any(is_observed(history.values), axis=-1))
     if wanted.is_enough(history.steps) and not wanted.is_enough(seen.steps):
         return (
-            f"Attention was observed at {len(seen)} of {len(history)} observations; find out why: the coverage of the "
-            "recorder or monitor has the reasons."
+            f"Attention was observed at {len(seen)} of {counted(len(history), 'observation')}; find out why: the "
+            "coverage of the recorder or monitor has the reasons."
         )
     return (
         f"Let it continue: a verdict needs {wanted.min_observations} observations ({len(seen)} so far) over "
@@ -119,7 +112,7 @@ def _without_fault(record: RunRecord) -> str:
 def _certainty(record: RunRecord, first: Finding | None) -> str:
     diagnosis = record.diagnosis
     if first is not None and record.is_from_checkup(first):
-        return f"This is a fact: the checkup found it at step {first.step} by inspecting the training itself."
+        return f"The checkup observed this at step {first.step}; it does not rest on the estimated risk."
     if record.source and not record.history.sites:
         return f"Only a loss could be read from this {record.source}, and a loss alone shows few faults."
     if math.isnan(diagnosis.risk):
@@ -130,6 +123,6 @@ def _certainty(record: RunRecord, first: Finding | None) -> str:
     if first is None:
         return f"The risk is {diagnosis.risk:.2f}; {scale}."
     number = int((record.history.steps >= first.step).sum())
-    seen = f"The finding has held since step {first.step:,}, over {number} observations."
+    seen = f"The finding has held since step {first.step:,}, over {counted(number, 'observation')}."
     failed = f"Of runs like this one, {share_in_words(diagnosis.risk)} failed"
     return f"{seen} {failed} (risk {diagnosis.risk:.2f}; {scale})."

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from attnwatch import AttentionHistory, ConfigurationError, FindingKind, RunStatus, diagnose
-from attnwatch.diagnosis import Cause, Diagnosis, Finding
-from attnwatch.diagnosis.kinds import remedy_of
+from attnwatch.checkup import Check
+from attnwatch.diagnosis import Cause, Diagnosis, Finding, FindingRule
 from attnwatch.report.run import run_page, write_run_page
 from attnwatch.report.run.comparison import first_differences
 from attnwatch.report.run.grids import NO_HEAD, OBSERVED, REMOVED, UNOBSERVED, grids_of, head_states
@@ -34,7 +34,7 @@ def test_page_says_everything_in_words_too():
     for text in (
         "This run is not converging (eval_mode).",
         "The model was in eval mode.",
-        "This is a fact: the checkup found it at step 0",
+        "The checkup observed this at step 0",
         "layers.1.attn",
         "1 of 6 heads was removed.",
         "1 check found nothing: batch_mixing",
@@ -100,7 +100,14 @@ def test_page_of_a_large_model_holds_fewer_steps_of_its_heads():
 
 def _verdict_with(cause: Cause):
     unpromising = Finding(FindingKind.UNPROMISING, (), 60, 0.9, "9 in 10 runs like this one failed", causes=(cause,))
-    collapse = Finding(FindingKind.ENTROPY_COLLAPSE, ("layers.0.attn",), 70, 0.7, "attention has collapsed")
+    collapse = Finding(
+        FindingKind.ENTROPY_COLLAPSE,
+        ("layers.0.attn",),
+        70,
+        0.7,
+        "it collapsed. Lower the rate.",
+        advice="Lower the rate.",
+    )
     judged = Diagnosis(RunStatus.NOT_CONVERGING, (unpromising, collapse), step=70)
     return verdict_of(dataclasses.replace(a_record(), judged=judged, checked=()))
 
@@ -109,7 +116,7 @@ def test_causes_are_told_instead_of_the_general_advice():
     clear = _verdict_with(Cause("rate_too_low", 0.7, title="the rate is too low", remedy="Raise the learning rate."))
     assert clear.sentence == "This run is not converging, probably because the rate is too low."
     assert clear.causes == (("The rate is too low", "70% of the evidence", "Raise the learning rate."),)
-    assert clear.actions == (remedy_of("entropy_collapse"),)
+    assert clear.actions == ("Lower the rate.",)
     unclear = _verdict_with(Cause("rate_too_low", 0.2, title="the rate is too low", remedy="Raise the learning rate."))
     assert unclear.sentence == "This run is not converging."
 
@@ -299,3 +306,15 @@ def test_bad_arguments_are_refused_by_name(tmp_path):
         write_run_page([a_record()], tmp_path)
     with pytest.raises(ConfigurationError, match=r"`path`.*does not exist"):
         write_run_page([a_record()], tmp_path / "missing" / "page.html")
+
+
+def test_advice_is_that_of_the_check_where_a_rule_has_the_same_name():
+    check, rule = Check.registry["blind_attention"], FindingRule.registry["blind_attention"]
+    message = f"no token sees another. {check.remedy}"
+    found = Finding(FindingKind.BLIND_ATTENTION, ("layers.0",), 0, 0.8, message, advice=check.remedy)
+    record = dataclasses.replace(a_record(), checked=(found,))
+    assert verdict_of(record).fault == "No token sees another."
+    assert verdict_of(record).actions == (check.remedy,)
+    words = visible_words(run_page([record]))
+    assert " ".join(check.remedy.split()) in words
+    assert rule.remedy not in words

@@ -311,15 +311,29 @@ class Bigram(Llama):
 
 
 @pytest.mark.logs_warnings
-def test_model_without_attention_trains_and_is_named_after_the_first_step():
-    module, monitor = Bigram(), AttentionMonitor(every_n_steps=1)
+def test_model_without_attention_is_named_after_the_first_step_and_judged_by_its_loss(tmp_path):
+    module, monitor = Bigram(), AttentionMonitor(every_n_steps=1, figures_every_n_steps=4)
     with pytest.warns(AttnwatchWarning) as warned:
-        train_epochs(monitor, module, steps=12)
+        train_epochs(monitor, module, steps=12, tmp_path=tmp_path, logger=True)
     (message,) = [str(each.message) for each in warned if each.category is AttnwatchWarning]
     assert "`model` (Bigram) has no attention: no module calls" in message
     assert len(module.losses) == 12
     assert monitor.coverage() == {}
-    assert len(monitor.history) == 0
+    assert monitor.history.sites == ()
+    np.testing.assert_allclose(monitor.history.loss, module.losses, rtol=1e-6)
+
+
+class Diverging(Bigram):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (1 if self.global_step < 6 else math.nan)
+
+
+def test_loss_of_a_model_without_attention_is_judged():
+    monitor = AttentionMonitor(every_n_steps=1, checkup=False, on_finding="ignore")
+    with pytest.warns(AttnwatchWarning, match="The run is judged by its loss alone"):
+        train_epochs(monitor, Diverging(), steps=12)
+    assert monitor.diagnosis.status is RunStatus.UNSTABLE
+    assert [finding.kind.value for finding in monitor.diagnosis.findings] == ["loss_non_finite"]
 
 
 def test_model_of_torchs_own_modules_without_attention_is_an_error_before_the_first_step():
