@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from attnwatch.checkup.flow import Flow
-from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder
+from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known
 from attnwatch.checkup.graph import Graph
 from attnwatch.checkup.losses import LossCall
 from attnwatch.checkup.read_tokens import ReadTokens
@@ -210,20 +210,15 @@ class StepEvidence:
         if is_encoder_decoder(self.forward.module):
             given = (self.forward.arguments.get(name) for name in ("decoder_input_ids", "labels"))
             return next((each.shape[1] for each in given if isinstance(each, Tensor) and each.ndim == 2), 1)
-        try:
-            return self.tokens.length
-        except CannotCheck:  # one target per sequence
-            return 1
+        return known(lambda: self.tokens.length, 1)  # otherwise one target per sequence
 
     @property
     def is_untrained(self) -> bool:
         """True if this is the first step and its loss is close to or above that of a uniform guess."""
-        try:
-            targets = self.targets
-        except CannotCheck:
-            return False
         is_first = not self.num_steps and self.global_step <= _LAST_FIRST_STEP
-        return is_first and float(targets.loss) > _LOSS_OF_A_GUESS * math.log(targets.num_classes)
+        return is_first and known(
+            lambda: float(self.targets.loss) > _LOSS_OF_A_GUESS * math.log(self.targets.num_classes), False
+        )
 
     @cached_property
     def trainable(self) -> Mapping[str, nn.Parameter]:

@@ -1,9 +1,9 @@
 """Forward pass of a training step, with the tensors that the model received and returned."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,19 @@ POSITIONS = re.compile(r"(^|[._])(pos|wpe)([._]|$)|pos_?emb|position|rotary|rope
 """Pattern for the names of modules, parameters and arguments that concern positions."""
 
 
+_Value = TypeVar("_Value")
+
+
 class CannotCheck(Exception):
     """Exception raised if a check can't be done. The message is the reason."""
+
+
+def known(value: Callable[[], _Value], otherwise: _Value) -> _Value:
+    """Return what a function computes, or `otherwise` if it raises `CannotCheck`."""
+    try:
+        return value()
+    except CannotCheck:
+        return otherwise
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from attnwatch.capture import undisturbed
 from attnwatch.checkup.attention_scale import AttentionScale
 from attnwatch.checkup.embeddings import changed_embeddings
 from attnwatch.checkup.first_sequences import first_sequences
-from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, tensors_in
+from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known, tensors_in
 from attnwatch.checkup.loss_inputs import LossInputs
 from attnwatch.checkup.scales import attention_scales
 from attnwatch.checkup.tokens import tokens_of
@@ -54,7 +54,7 @@ class Repeats:
         self.num_sequences = size if forward.has_tokens_first else min(size, MOST_SEQUENCES)
         self.arguments: dict[str, Any] = first_sequences(dict(forward.arguments), size, self.num_sequences)
         self._has_decoder = is_encoder_decoder(forward.module)
-        self._length = _num_tokens(forward)
+        self._length = known(lambda: tokens_of(forward).length, 0)
         axis = int(not forward.has_tokens_first)
         self._lengths = {value.shape[axis] for _, value in tensors_in(self.arguments) if value.ndim >= 2}
 
@@ -162,14 +162,6 @@ def _similarities(forward: RecordedForward) -> frozenset[str]:
     if size <= MOST_SEQUENCES:
         return frozenset()
     return frozenset(name for name, shape in forward.shapes.items() if shape == (size, size))
-
-
-def _num_tokens(forward: RecordedForward) -> int:
-    """Return the number of tokens per sequence; 0 if there are none."""
-    try:
-        return tokens_of(forward).length
-    except CannotCheck:
-        return 0
 
 
 def _main_output(outputs: Mapping[str, Tensor], num_sequences: int, similarities: Collection[str]) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from attnwatch.checkup.forward import CannotCheck
+from attnwatch.checkup.forward import CannotCheck, known
 from attnwatch.diagnosis.status import RunStatus
 from attnwatch.errors import ConfigurationError
 from attnwatch.plugins import Plugin, Registry, register
@@ -12,7 +12,7 @@ from attnwatch.plugins import Plugin, Registry, register
 if TYPE_CHECKING:
     from attnwatch.checkup.evidence import StepEvidence
 
-__all__ = ["CannotCheck", "Check", "Fault", "RunStatus", "register"]
+__all__ = ["CannotCheck", "Check", "Fault", "RunStatus", "known", "register"]
 
 
 @dataclass(frozen=True)

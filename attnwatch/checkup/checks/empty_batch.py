@@ -1,6 +1,6 @@
 """Batches with nothing to learn from."""
 
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.base import Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import tensors_in
 
@@ -34,7 +34,7 @@ class EmptyBatch(Check):
         self._steps: set[int] = set()
 
     def look(self, step: StepEvidence) -> Fault | None:
-        if _has_only_padding(step):
+        if known(lambda: bool(step.tokens.padding.all()), False):
             return Fault("all tokens in the batch are padding")
         if _are_alike(step):
             return Fault("all tokens in the batch have the same id, as if all words were unknown")
@@ -66,16 +66,8 @@ def _are_outputs(step: StepEvidence, num_classes: int) -> bool:
 
 
 def _are_alike(step: StepEvidence) -> bool:
-    try:
-        tokens = step.tokens
-    except CannotCheck:
+    tokens = known(lambda: step.tokens, None)
+    if tokens is None:
         return False
     real = tokens.values[~tokens.padding]
     return tokens.are_ids and len(real) >= _LEAST_TARGETS and bool((real == real[0]).all())
-
-
-def _has_only_padding(step: StepEvidence) -> bool:
-    try:
-        return bool(step.tokens.padding.all())
-    except CannotCheck:
-        return False

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence, later_points
 
 _NUM_STEPS = 5
@@ -70,7 +70,8 @@ class LabelsUnrelated(Check):
         if step.total_steps < _SHORTEST_RUN:
             raise CannotCheck(f"the run has fewer than {_SHORTEST_RUN} steps, in which a model learns little")
         points = later_points(step.total_steps)
-        begin = max(points[0], _LEAST_STEP_OF_TOKENS if _are_of_tokens(step) else 0)
+        are_of_tokens = known(lambda: step.targets.classes.ndim > 1, False)
+        begin = max(points[0], _LEAST_STEP_OF_TOKENS if are_of_tokens else 0)
         if step.global_step < begin:
             raise CannotCheck(f"step {begin:.0f} has not been reached")
         losses = self._losses.setdefault(max(point for point in points if point <= step.global_step), {})
@@ -131,13 +132,6 @@ def _are_periodic(labels: Tensor) -> bool:
 
 def _likeness(one: Tensor, other: Tensor) -> float:
     return float((one == other).float().mean())
-
-
-def _are_of_tokens(step: StepEvidence) -> bool:
-    try:
-        return step.targets.classes.ndim > 1
-    except CannotCheck:  # another loss
-        return False
 
 
 def _losses(step: StepEvidence) -> tuple[float, float]:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from attnwatch.capture import find_sites
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.base import Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.library import is_as_it_comes
 from attnwatch.checkup.stacks import after_last
@@ -99,10 +99,7 @@ def bypassed_layers(step: StepEvidence) -> tuple[str, ...]:
 
 def _are_used_in_evaluation(step: StepEvidence, layers: Sequence[str]) -> bool:
     """Return whether the output depends on some of these layers in eval mode: training then skips layers at random."""
-    try:
-        return step.repeats.depends_on(map(step.model.get_submodule, layers))
-    except CannotCheck:
-        return False
+    return known(lambda: step.repeats.depends_on(map(step.model.get_submodule, layers)), False)
 
 
 def unused_routers(step: StepEvidence) -> tuple[str, ...]:

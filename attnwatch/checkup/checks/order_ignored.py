@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, register
 from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import POSITIONS
@@ -97,7 +97,4 @@ def _are_given_times(step: StepEvidence) -> bool:
 
 def _is_causal(step: StepEvidence) -> bool:
     """Return whether predictions do not change with later tokens, so that the order of the tokens matters."""
-    try:
-        return not bool(leaking_predictions(step).any())
-    except CannotCheck:
-        return False
+    return known(lambda: not bool(leaking_predictions(step).any()), False)

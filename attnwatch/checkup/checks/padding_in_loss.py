@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_encoder_decoder
 from attnwatch.checkup.padding import NO_PADDING, padding_and_read, padding_and_targets
@@ -74,7 +74,4 @@ def _scored_by_hand(step: StepEvidence) -> tuple[Tensor, Tensor]:
 
 
 def _has_targets(step: StepEvidence) -> bool:
-    try:
-        return bool(step.targets.classes.numel())
-    except CannotCheck:
-        return False
+    return known(lambda: bool(step.targets.classes.numel()), False)

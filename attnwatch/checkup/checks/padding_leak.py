@@ -1,6 +1,6 @@
 """Outputs of real tokens that depend on the content of the padding."""
 
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, register
 from attnwatch.checkup.checks.batch_mixing import mixed_tokens
 from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
@@ -73,10 +73,7 @@ def _has_other_cause(step: StepEvidence) -> bool:
     """Return whether the padding has an effect because sequences mix or later tokens are seen."""
     if step.flow.num_sequences > 1 and mixed_tokens(step.flow).any():
         return True
-    try:
-        return bool(leaking_predictions(step).any())
-    except CannotCheck:
-        return False
+    return known(lambda: bool(leaking_predictions(step).any()), False)
 
 
 def moved_by_padding(flow: Flow) -> float:
