@@ -259,11 +259,12 @@ class TrainingCheckup:
 
 def _finding(check: Check, fault: Fault, step: int) -> Finding:
     is_note = fault.is_note or check.status is None
-    message = f"{fault.what}. {check.remedy}"
+    remedy = fault.remedy or check.remedy
+    message = f"{fault.what}. {remedy}"
     numbers = {name: float(number) for name, number in fault.numbers.items()}
     severity = 0.0 if is_note else check.severity
     kind = FindingKind(check.name)
-    return Finding(kind, tuple(fault.sites), step, severity, message, numbers, is_note, advice=check.remedy)
+    return Finding(kind, tuple(fault.sites), step, severity, message, numbers, is_note, advice=remedy)
 
 
 def _why_not(model: nn.Module) -> str:

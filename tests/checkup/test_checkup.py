@@ -276,6 +276,30 @@ def test_check_that_fails_is_named_and_the_others_go_on(registered):
     assert "future_leak" not in checkup.skipped
 
 
+@pytest.mark.parametrize(
+    ("own", "advice"), [("", "Look at it."), ("Look at the second half.", "Look at the second half.")]
+)
+def test_advice_is_that_of_the_fault_or_of_the_check(registered, own, advice):
+    @registered
+    class Finding(attnwatch.Check):
+        """A check that finds something."""
+
+        name = "finding_something"
+        remedy = "Look at it."
+
+        def look(self, step):
+            return attnwatch.Fault("half of it is missing", remedy=own)
+
+    checkup = check_training(gpt2(), {"input_ids": torch.ones(2, 5, dtype=torch.long)}, forward=_logits)
+    finding = next(each for each in checkup.findings if each.kind.value == "finding_something")
+    assert finding.message == f"half of it is missing. {advice}"
+    assert (finding.what, finding.advice) == ("Half of it is missing.", advice)
+
+
+def _logits(model, batch):
+    return model(**batch).logits.sum()
+
+
 class _ReadsIterator(nn.Module):
     def __init__(self):
         super().__init__()

@@ -24,12 +24,14 @@ class Fault:
         sites: names of the modules or parameters that it concerns.
         numbers: evidence by name.
         is_note: True if sound runs look like this too; the fault then does not affect the status of the run.
+        remedy: usual repair, in sentences; empty for that of the check.
     """
 
     what: str
     sites: tuple[str, ...] = ()
     numbers: Mapping[str, float] = field(default_factory=dict)
     is_note: bool = False
+    remedy: str = ""
 
 
 class Check(Plugin):

@@ -21,7 +21,7 @@ class BlindAttention(Check):
     decides = True
     remedy = (
         "Check the attention mask (its shape, and whether True means visible), the sliding window, and the document "
-        "ids of packed sequences. A batch of one-token sequences looks like this too."
+        "ids of packed sequences."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -29,7 +29,8 @@ class BlindAttention(Check):
             raise CannotCheck("no known attention was found in the model")
         number = sequences_of_one_token(step.forward.arguments)
         if number >= _MANY_SEQUENCES:
-            return Fault(f"the batch has {number} sequences of one token each, which can't attend to anything else")
+            what = f"the batch has {number} sequences of one token each, which can't attend to anything else"
+            return Fault(what, remedy="Check the shape of the batch: the model may expect [batch, tokens].")
         flow = step.flow
         require_weights(step.forward.module)
         if step.sees_only_padding:

@@ -24,6 +24,11 @@ _LEAST_LAYERS = 4
 _STEPS_OF_GATES = 3
 _FADED = 1e-20
 
+_FADES = (
+    "Check that each layer has its residual connection and its norm, that nothing between these layers rescales or "
+    "saturates, and the initialisation of their weights."
+)
+
 
 @register
 class BrokenGradientPath(Check):
@@ -41,8 +46,7 @@ class BrokenGradientPath(Check):
     remedy = (
         "Check first that forward uses these weights and the output of their module: an embedding may be computed but "
         "never added. Then look for detach(), .data, torch.no_grad(), argmax or a conversion to NumPy between these "
-        "layers and the loss, for reentrant activation checkpointing with inputs that require no gradient, and for "
-        "missing residual connections."
+        "layers and the loss, and for reentrant activation checkpointing with inputs that require no gradient."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -137,7 +141,8 @@ def _vanishing(norms: Mapping[str, float]) -> Fault | None:
     ratio = max(positive) / min(positive)
     (first, *_), (*_, last) = norms, norms
     what = f"the norm of the gradient differs {ratio:,.0f}-fold between {first} ({values[0]:.2g}) and {last}"
-    return Fault(f"{what} ({values[-1]:.2g})", (first, last), {"ratio": ratio, "first": values[0], "last": values[-1]})
+    numbers = {"ratio": ratio, "first": values[0], "last": values[-1]}
+    return Fault(f"{what} ({values[-1]:.2g})", (first, last), numbers, remedy=_FADES)
 
 
 def _dropping(norms: Mapping[str, float], step: StepEvidence) -> Fault | None:
@@ -152,7 +157,7 @@ def _dropping(norms: Mapping[str, float], step: StepEvidence) -> Fault | None:
             raise CannotCheck("the gradient of a layer is small, which can be normal at the start")
         what = f"the norm of the gradient falls {after / before:,.0f}-fold from {names[index]} ({values[index]:.2g})"
         what += f" to {names[index - 1]} ({values[index - 1]:.2g})"
-        return Fault(what, tuple(names[:index]), {"ratio": after / before})
+        return Fault(what, tuple(names[:index]), {"ratio": after / before}, remedy=_FADES)
     return None
 
 

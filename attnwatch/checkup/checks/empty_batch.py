@@ -23,8 +23,8 @@ class EmptyBatch(Check):
     watches = True
     severity = 0.6
     remedy = (
-        "Check what the dataset and the collator return: truncation may have removed everything to be learned. "
-        "Shuffle sorted data."
+        "Check what the dataset and the collator return: truncation may have removed everything to be learned, and a "
+        "mask of the prompt may cover the answer."
     )
 
     def __init__(self) -> None:
@@ -37,7 +37,8 @@ class EmptyBatch(Check):
         if known(lambda: bool(step.tokens.padding.all()), False):
             return Fault("all tokens in the batch are padding")
         if _are_alike(step):
-            return Fault("all tokens in the batch have the same id, as if all words were unknown")
+            what = "all tokens in the batch have the same id, as if all words were unknown"
+            return Fault(what, remedy="Check that the tokenizer is that of the model and of the language of the data.")
         targets = step.targets
         if not targets.is_scored.any():
             return Fault("no prediction in the batch has a target: all labels are ignored")
@@ -51,10 +52,11 @@ class EmptyBatch(Check):
             return None
         if len(self._classes) > 1:
             what = f"in the first {len(self._steps)} steps, each batch has a single class, not always the same"
-            return Fault(what, numbers={"classes": float(len(self._classes))})
+            return Fault(what, numbers={"classes": float(len(self._classes))}, remedy="Shuffle the data.")
         what = f"all {self._num_targets} targets of the first {len(self._steps)} steps are class {min(self._classes)}"
         is_note = targets.num_classes < _LEAST_CLASSES or not _are_outputs(step, targets.num_classes)
-        return Fault(what, numbers={"targets": float(self._num_targets)}, is_note=is_note)
+        remedy = "Shuffle the data, and check how the labels are read."
+        return Fault(what, numbers={"targets": float(self._num_targets)}, is_note=is_note, remedy=remedy)
 
 
 def _are_outputs(step: StepEvidence, num_classes: int) -> bool:

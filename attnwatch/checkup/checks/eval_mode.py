@@ -24,7 +24,7 @@ class EvalMode(Check):
     name = "eval_mode"
     watches = True
     severity = 0.5
-    remedy = "Call model.train() before the training loop, and again after each evaluation; use the outputs of dropout."
+    remedy = "Call model.train() before the training loop, and again after each evaluation."
 
     def look(self, step: StepEvidence) -> Fault | None:
         module = step.forward.module
@@ -39,7 +39,7 @@ class EvalMode(Check):
         lost = _thrown_away(step, prefix)
         if lost:
             what = f"the outputs of all dropout layers are unused, such as that of {lost[0]}"
-            return Fault(what, lost, {"modules": float(len(lost))})
+            return Fault(what, lost, {"modules": float(len(lost))}, remedy="Use what dropout returns: x = dropout(x).")
         trained = {name: part for name, part in acting.items() if _drops(part) and _trains(module, name)}
         still = [f"{prefix}{name}" for name, part in trained.items() if not part.training]
         if len(still) <= len(trained) / 2:

@@ -38,9 +38,9 @@ class Initialisation(Check):
     name = "initialisation"
     severity = 0.6
     remedy = (
-        "Check the initialisation (a standard deviation near 0.02, or 1/sqrt(width)), the scale of tied embeddings and "
-        "the norms (a small epsilon, outputs that are used, and a norm before the last layer); for a pretrained model, "
-        "that its weights were loaded and match the tokenizer."
+        "Check the initialisation (a standard deviation near 0.02, or 1/sqrt(width)), the scale of tied embeddings, "
+        "and that there is a norm before the last layer; for a pretrained model, that its weights were loaded and "
+        "match the tokenizer."
     )
 
     def __init__(self) -> None:
@@ -70,12 +70,14 @@ def _of_norms(step: StepEvidence) -> Fault | None:
     for name, part in norms.items():
         epsilon = getattr(part, "eps", None) or getattr(part, "variance_epsilon", None) or 0.0
         if isinstance(epsilon, float) and epsilon >= _MOST_EPSILON:
-            return Fault(f"{name} has an epsilon of {epsilon:g}; 1e-5 is usual", (name,), {"epsilon": epsilon})
+            what, remedy = f"{name} has an epsilon of {epsilon:g}; 1e-5 is usual", "Lower the epsilon of the norms."
+            return Fault(what, (name,), {"epsilon": epsilon}, remedy=remedy)
     called = [name for name in norms if name in step.forward.called and not _is_in_unused(name, step)]
     unused = tuple(name for name in called if name in step.graph.unused)
     if len(unused) <= len(called) / 2:
         return None
-    return Fault(f"the outputs of {len(unused)} of {len(called)} norms are unused, such as that of {unused[0]}", unused)
+    what = f"the outputs of {len(unused)} of {len(called)} norms are unused, such as that of {unused[0]}"
+    return Fault(what, unused, remedy="Use what the norms return: x = norm(x).")
 
 
 def _is_in_unused(name: str, step: StepEvidence) -> bool:
@@ -104,7 +106,8 @@ def _of_equal_weights(step: StepEvidence) -> Fault | None:
     if not equal:
         return None
     what = f"all entries of the weights {listed(equal, most=1)} are the same number"
-    return Fault(f"{what}: their output features stay equal, because their gradients are equal", equal)
+    what += ": their output features stay equal, because their gradients are equal"
+    return Fault(what, equal, remedy="Draw the weights at random, as nn.init.normal_(weight, std=0.02) does.")
 
 
 def _of_one_sided_weights(step: StepEvidence) -> Fault | None:
@@ -113,7 +116,9 @@ def _of_one_sided_weights(step: StepEvidence) -> Fault | None:
         return None
     share = next(iter(shares.values()))
     what = f"the entries of {listed(list(shares), most=1)} are far from zero on average"
-    return Fault(f"{what} (mean / root mean square {share:.2f})", tuple(shares), {"share_of_mean": share})
+    what += f" (mean / root mean square {share:.2f})"
+    remedy = "Draw the weights with a mean of zero, as torch.randn does; torch.rand draws from 0 to 1."
+    return Fault(what, tuple(shares), {"share_of_mean": share}, remedy=remedy)
 
 
 def _of_small_weights(step: StepEvidence) -> Fault | None:

@@ -41,9 +41,8 @@ class LabelsUnrelated(Check):
     severity = 0.7
     watches = looks_again = True
     remedy = (
-        "Check that inputs and labels stay together when the data are shuffled, filtered or sorted, that classes have "
-        "the same numbers in all batches, and that predictions and targets have the same shape; otherwise the model "
-        "has not begun to learn from its inputs."
+        "Check that inputs and labels stay together when the data are shuffled, filtered or sorted; otherwise the "
+        "model has not begun to learn from its inputs."
     )
 
     def __init__(self) -> None:
@@ -57,14 +56,17 @@ class LabelsUnrelated(Check):
                 self._labels[step.global_step] = step.targets.classes.clone()
                 self._ids[step.global_step] = _ids_of(step)
         if _have_the_same_labels([(ids, self._labels[number]) for number, ids in self._ids.items()]):
-            return Fault(f"{_NUM_STEPS} batches of different tokens had the same labels in the same order")
+            what = f"{_NUM_STEPS} batches of different tokens had the same labels in the same order"
+            return Fault(what, remedy="Read the labels of each batch from the batch itself.")
         if _are_numbered_anew([*self._labels.values()]):
             what = f"in each of {_NUM_STEPS} batches, the classes are numbered in order of appearance"
-            return Fault(f"{what}, so one label may mean different classes")
+            what += ", so one label may mean different classes"
+            return Fault(what, remedy="Number the classes once, for the whole dataset.")
         if crossed := [call for call in step.losses if call.is_crossed]:
             sizes = [list(size) for size in (crossed[0].size, crossed[0].size_of_targets)]
             what = f"{crossed[0].name} compares predictions {sizes[0]} with targets {sizes[1]}"
-            return Fault(f"{what}: broadcasting compares each prediction with the targets of all others")
+            what += ": broadcasting compares each prediction with the targets of all others"
+            return Fault(what, remedy="Give both the same shape, with squeeze(-1) or unsqueeze(-1).")
         if step.total_steps is None:
             raise CannotCheck("the number of steps in the run is unknown: pass `total_steps`")
         if step.total_steps < _SHORTEST_RUN:

@@ -26,8 +26,8 @@ class LossRises(Check):
     status = RunStatus.UNSTABLE
     severity = 1.0
     remedy = (
-        "Check the sign of the loss, that the optimizer was not created with maximize=True, and that no learning rate "
-        "schedule goes below zero. Unlearning by gradient ascent looks like this too."
+        "Check the sign of the loss, and that the optimizer was not created with maximize=True. Unlearning by gradient "
+        "ascent looks like this too."
     )
 
     def __init__(self) -> None:
@@ -46,7 +46,11 @@ class LossRises(Check):
             return Fault("the losses are maximised: the gradient that reaches each loss function is negative")
         rates = [update.rate for updates in step.updates.steps[-1:] for update in updates.values()]
         if min(rates, default=0.0) < 0:
-            return Fault(f"the learning rate is negative: {min(rates):.3g}", numbers={"rate": min(rates)})
+            what, remedy = (
+                f"the learning rate is negative: {min(rates):.3g}",
+                "Check the schedule of the learning rate.",
+            )
+            return Fault(what, numbers={"rate": min(rates)}, remedy=remedy)
         first = step.updates.first()
         upwards = [name for name, each in first.items() if float(each.along_gradient) > _UPWARDS]
         if len(upwards) < _SHARE * len(first):

@@ -13,6 +13,8 @@ _MOST_UNCHANGED = 0.8
 # Averaging of weights, as in Lookahead, keeps half of an update.
 _LEAST_KEPT = 0.2
 
+_CHANGED_BACK = "Look for a restored copy, a projection or a moving average of the weights after optimizer.step()."
+
 
 @register
 class LostUpdates(Check):
@@ -26,8 +28,7 @@ class LostUpdates(Check):
     severity = 0.6
     remedy = (
         "Keep the weights in float32 and use autocast, or use an optimizer with float32 master weights, stochastic "
-        "rounding or Kahan summation. If something changes the weights back, look for a restored copy, a projection or "
-        "a moving average after optimizer.step()."
+        "rounding or Kahan summation."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -36,7 +37,8 @@ class LostUpdates(Check):
         middle = sorted(kept.values())[len(kept) // 2]
         if middle < _LEAST_KEPT:
             what = f"in half of the matrices, {max(middle, 0):.0%} or less of an update is left at the next update"
-            return Fault(f"{what}: something changes the weights back", tuple(kept), {"share_kept": middle})
+            what += ": something changes the weights back"
+            return Fault(what, tuple(kept), {"share_kept": middle}, remedy=_CHANGED_BACK)
         coarse = {
             name: min(float(each.unchanged) for each in of_steps)
             for name, of_steps in updates.items()

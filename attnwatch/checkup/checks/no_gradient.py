@@ -31,9 +31,8 @@ class NoGradient(Check):
     decides = True
     severity = 1.0
     remedy = (
-        "Call backward before optimizer.step() and zero_grad() after it. Check that forward uses each module and its "
-        "output, and that the loss is computed from the model's output with gradients: no detach(), .item(), argmax or "
-        "torch.no_grad() in between, and no factor of 0."
+        "Call backward before optimizer.step() and zero_grad() after it, and compute the loss from the model's output "
+        "with gradients: no detach(), .item(), argmax or torch.no_grad() in between."
     )
 
     def __init__(self) -> None:
@@ -49,19 +48,25 @@ class NoGradient(Check):
         if not all(self._zero.values()):
             return None
         sites = self._zero[step.global_step]
-        return Fault(f"the gradients of all attention layers ({len(sites)}) are zero in each step", sites)
+        what = f"the gradients of all attention layers ({len(sites)}) are zero in each step"
+        return Fault(what, sites, remedy="Check that nothing multiplies their outputs, or the loss, by 0.")
 
 
 def _of_graph(step: StepEvidence) -> Fault | None:
     """Return the fault for weights that are not part of the graph of autograd."""
     if cut := step.graph.cut:
-        return Fault(f"the outputs of the model do not depend on {listed(cut)}, although their modules are used", cut)
+        what = f"the outputs of the model do not depend on {listed(cut)}, although their modules are used"
+        return Fault(what, cut, remedy="Compute with the parameters themselves, not with .data, detach() or .item().")
     if (disabled := without_grad(step)) and not is_as_it_comes(step.forward.module):
-        return Fault(f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()", disabled)
+        what = f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()"
+        remedy = "Remove torch.no_grad() there. If the modules should not be trained, set requires_grad=False."
+        return Fault(what, disabled, remedy=remedy)
     if (layers := bypassed_layers(step)) and not _are_used_in_evaluation(step, layers):
-        return Fault(f"{listed(layers)} got no gradient, although modules before and after them did", layers)
+        what = f"{listed(layers)} got no gradient, although modules before and after them did"
+        return Fault(what, layers, remedy="Use what each layer returns: x = layer(x).")
     if unused := unused_routers(step):
-        return Fault(f"{listed(unused)} got no gradient: the outputs of their modules are unused", unused)
+        what = f"{listed(unused)} got no gradient: the outputs of their modules are unused"
+        return Fault(what, unused, remedy="Multiply the outputs of the experts by the router's probabilities.")
     return None
 
 

@@ -24,8 +24,7 @@ class NotInOptimizer(Check):
     watches = True
     remedy = (
         "Create the optimizer after the last change to the model, from model.parameters() or from groups that cover "
-        "every trainable parameter; keep modules in nn.ModuleList or nn.ModuleDict; set requires_grad=False on "
-        "parameters that should not change."
+        "every trainable parameter, and set requires_grad=False on parameters that should not change."
     )
 
     def __init__(self) -> None:
@@ -41,14 +40,16 @@ class NotInOptimizer(Check):
             verb = "is" if len(hidden) == 1 else "are"
             what = f"{counted(len(hidden), 'parameter')} with a gradient {verb} in a plain list or dict ({first})"
             what += ", where neither the model nor the optimizers find parameters"
-            return Fault(what, tuple(hidden), {"parameters": float(len(hidden))})
+            remedy = "Keep modules in nn.ModuleList or nn.ModuleDict, and parameters in nn.ParameterList."
+            return Fault(what, tuple(hidden), {"parameters": float(len(hidden))}, remedy=remedy)
         foreign = [each for each in step.graph.foreign if each not in held]
         if foreign:
             what = (
                 f"the forward pass uses {counted(len(foreign), 'trainable parameter')} that neither the model nor the "
                 f"optimizers hold, such as one of shape {list(foreign[0].shape)}"
             )
-            return Fault(what, numbers={"parameters": float(len(foreign))})
+            remedy = "Create modules and parameters in __init__, as attributes of the model, not in forward."
+            return Fault(what, numbers={"parameters": float(len(foreign))}, remedy=remedy)
         trainable = {name: each for name, each in step.trainable.items() if not step.is_of_teacher(name)}
         missing = {name: each for name, each in trainable.items() if each not in held}
         if not missing:

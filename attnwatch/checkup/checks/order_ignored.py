@@ -11,6 +11,7 @@ from attnwatch.checkup.weights import require_weights
 
 # Position tables with smaller entries have little effect, such as relative biases that start at zero.
 _LEAST_POSITION = 0.02
+_NUMBERED = "Pass positions that number the tokens of each sequence from 0, or leave `position_ids` out."
 _INTEGERS = (torch.int32, torch.int64)
 
 
@@ -33,13 +34,17 @@ class OrderIgnored(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         for name, ids in step.forward.positions.items():
             if fault := _fault_of(ids, step):
-                return Fault(f"{name} received {fault}", (name.strip("`"),))
+                return Fault(f"{name} received {fault}", (name.strip("`"),), remedy=_NUMBERED)
         for name, table in step.forward.module.named_parameters():
             is_empty = table.ndim > 1 and not table.requires_grad and not table.any()
             if is_empty and POSITIONS.search(name) and "relative" not in name:
-                return Fault(f"{name} is zero and frozen, so all positions are the same", (name,))
+                what = f"{name} is zero and frozen, so all positions are the same"
+                return Fault(
+                    what, (name,), remedy="Initialise the positions, and train them unless they are sinusoids."
+                )
         if name := _unused_positions(step):
-            return Fault(f"the output of the position embedding {name} is unused", (name,))
+            what = f"the output of the position embedding {name} is unused"
+            return Fault(what, (name,), remedy="Add it to the token embeddings.")
         for name, table in step.forward.module.named_parameters():
             if POSITIONS.search(name) and table.ndim > 1 and float(table.detach().abs().max()) < _LEAST_POSITION:
                 raise CannotCheck(f"{name} is almost zero, so positions make little difference")

@@ -54,7 +54,8 @@ def _of_first_padding(step: StepEvidence) -> Fault | None:
         return None
     what = f"in each of {int(ends.sum())} padded sequences, the last token is scored against the padding token after it"
     what += ", which may also be an end-of-text token"
-    return Fault(what, numbers={"sequences": float(ends.sum())}, is_note=True)
+    remedy = "If it is padding, set its label to -100; a model that ends its texts must learn the end-of-text token."
+    return Fault(what, numbers={"sequences": float(ends.sum())}, is_note=True, remedy=remedy)
 
 
 def _scored_by_calls(step: StepEvidence) -> tuple[Tensor, Tensor]:

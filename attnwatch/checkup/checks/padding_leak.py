@@ -32,17 +32,20 @@ class PaddingLeak(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         if num_read := _sequences_read_at_padding(step):
             what = f"the loss reads outputs at padding tokens in {num_read} of the first sequences"
-            return Fault(what, numbers={"sequences": float(num_read)})
+            remedy = "Read the last real token of each sequence (with padding on the right, index -1 is padding)."
+            return Fault(what, numbers={"sequences": float(num_read)}, remedy=remedy)
         tokens = step.tokens
         if number := tokens.num_of_others:
             what = (
                 f"`{tokens.mask_name}` fits the texts in another order: it is wrong for {counted(number, 'sequence')}"
             )
-            return Fault(what, numbers={"sequences": float(number)})
+            remedy = "Shuffle and sort texts and masks together."
+            return Fault(what, numbers={"sequences": float(number)}, remedy=remedy)
         if number := tokens.num_too_long:
             what = f"in each padded sequence ({number}), `{tokens.mask_name}` leaves padding visible"
             what += "; it may also be an end-of-text token"
-            return Fault(what, numbers={"sequences": float(number)}, is_note=True)
+            remedy = "If it is padding, hide it in the mask."
+            return Fault(what, numbers={"sequences": float(number)}, is_note=True, remedy=remedy)
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or real_tokens_are_unseen(flow) or step.sees_only_padding or _has_other_cause(step):

@@ -20,6 +20,11 @@ _FALLING_STEPS, _FALL, _SAME = 5, 0.97, 1e-3
 _STEPS_AFTER_END, _SHARE_AFTER_END = 3, 1e-4
 _SHORT_RUN = 50
 
+_SCHEDULE = (
+    "Check the schedule: the number of steps that it was made for, and how often scheduler.step() is called, once per "
+    "step or once per epoch."
+)
+
 
 @register
 class RateTooLow(Check):
@@ -34,14 +39,14 @@ class RateTooLow(Check):
     name = "rate_too_low"
     severity = 0.6
     remedy = (
-        "Raise the learning rate (SGD needs 100 to 1000 times the rate of Adam). Check how schedulers and parameter "
-        "groups change it, and that the scheduler is stepped as intended: once per step or once per epoch."
+        "Raise the learning rate (SGD needs 100 to 1000 times the rate of Adam), and check how schedulers and "
+        "parameter groups change it."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
         schedules = [update.schedule for updates in step.updates.steps for update in updates.values()]
         if len(step.updates.steps) >= _STEPS_WITHOUT_RATE and schedules and not any(schedules):
-            return Fault(f"the learning rate was 0 in the first {len(step.updates.steps)} steps")
+            return Fault(f"the learning rate was 0 in the first {len(step.updates.steps)} steps", remedy=_SCHEDULE)
         ratios = step.updates.ratios()
         middle = sorted(ratios.values())[len(ratios) // 2]
         if middle < (_LEAST_OF_SGD if all(isinstance(each, SGD) for each in step.optimizers) else _LEAST):
@@ -53,13 +58,13 @@ class RateTooLow(Check):
         num_above = _steps_before_end(rates)
         if num_above:
             what = f"the learning rate fell from {max(rates):.3g} to {rates[-1]:.3g} after {counted(num_above, 'step')}"
-            return Fault(what, numbers={"first_rate": max(rates), "last_rate": rates[-1]})
+            return Fault(what, numbers={"first_rate": max(rates), "last_rate": rates[-1]}, remedy=_SCHEDULE)
         first, *others = step.updates.of_matrices().values()
         if not all(map(_falls, [first, *others])):
             return None
         begin, end = first[0].rate, first[-1].rate
         what = f"the learning rate has fallen from {begin:.3g} to {end:.3g} in the first {len(first)} steps"
-        return Fault(what, numbers={"first_rate": begin, "last_rate": end})
+        return Fault(what, numbers={"first_rate": begin, "last_rate": end}, remedy=_SCHEDULE)
 
 
 def _steps_before_end(rates: Sequence[float]) -> int:

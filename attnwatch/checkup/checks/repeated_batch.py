@@ -27,8 +27,8 @@ class RepeatedBatch(Check):
     name = "repeated_batch"
     severity = 0.7
     remedy = (
-        "Take the next batch in each step (next(iter(loader)) in a loop restarts each time), and check that the "
-        "dataset uses the index that it receives."
+        "Take the next batch in each step: next(iter(loader)) in a loop begins anew each time. Check that the dataset "
+        "uses the index that it receives, and that an iterable dataset is shuffled."
     )
 
     def __init__(self) -> None:
@@ -44,7 +44,8 @@ class RepeatedBatch(Check):
         batches = [tuple(round(each, _DIGITS) for each in of_step.tolist()) for of_step in self._fingerprints.values()]
         size = max(map(len, batches))
         if size >= _LEAST_SEQUENCES and all(len(set(batch)) == 1 for batch in batches):
-            return Fault(f"in each of the first {_NUM_STEPS} steps, all {size} sequences of the batch are the same")
+            what = f"in each of the first {_NUM_STEPS} steps, all {size} sequences of the batch are the same"
+            return Fault(what, remedy="Check that the dataset uses the index that it receives.")
         counts = Counter(batches)
         number, most = len(counts), max(counts.values())
         num_sequences = len(set().union(*batches))

@@ -18,6 +18,10 @@ _LEAST_LARGEST = 1.0
 # Logits with a standard deviation of 10 leave nearly all weight on one key. Cosines are multiplied by up to 100.
 _SATURATED, _SATURATED_IF_NORMALISED = 10.0, 100.0
 
+_SATURATES = (
+    "Check the scale of the logits, and the initialisation of the query and key projections and of their inputs."
+)
+
 
 @register
 class WrongAttentionScale(Check):
@@ -35,7 +39,7 @@ class WrongAttentionScale(Check):
     severity = 0.6
     remedy = (
         "Divide the dot products by √head_dim exactly once, with the width of a head, not of the model; "
-        "scaled_dot_product_attention does so by default. Multiply logits of normalised queries and keys by about 10."
+        "scaled_dot_product_attention does so by default."
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
@@ -45,7 +49,9 @@ class WrongAttentionScale(Check):
         weak = {name: each for name, each in known.items() if each.largest_logit < _LEAST_LARGEST}
         if weak:
             what = "attention stays nearly uniform: logits of normalised or capped products cannot exceed {largest:.3g}"
-            return _fault(weak, what)
+            return _fault(
+                weak, what, remedy="Multiply logits of normalised queries and keys by about 10, or by a gain."
+            )
         scales = {name: each for name, each in known.items() if not each.is_normalised}
         wrong = {name: each for name, each in scales.items() if _is_wrong(each)}
         if wrong:
@@ -54,7 +60,7 @@ class WrongAttentionScale(Check):
         if len(saturated) <= len(known) / 2 or not step.is_untrained or has_large_weights(step.forward.module):
             return None
         what = "the softmax is saturated at the start: logits have a standard deviation of {std:.3g} over the keys"
-        return _fault(saturated, what)
+        return _fault(saturated, what, remedy=_SATURATES)
 
 
 def _is_wrong(of: AttentionScale) -> bool:
@@ -65,11 +71,11 @@ def _is_saturated(of: AttentionScale) -> bool:
     return of.logit_std > (_SATURATED_IF_NORMALISED if of.is_normalised else _SATURATED)
 
 
-def _fault(wrong: Mapping[str, AttentionScale], what: str) -> Fault:
+def _fault(wrong: Mapping[str, AttentionScale], what: str, *, remedy: str = "") -> Fault:
     of = next(iter(wrong.values()))
     numbers = {} if math.isnan(of.logit_std) else {"logit_std": of.logit_std}
     usual = 1 / math.sqrt(max(of.head_dim, 1))
     if of.head_dim:
         numbers |= {"scale": of.scale, "usual_scale": usual}
     said = what.format(scale=of.scale, usual=usual, std=of.logit_std, largest=of.largest_logit)
-    return Fault(f"{said} ({listed(list(wrong), most=1)})", tuple(wrong), numbers)
+    return Fault(f"{said} ({listed(list(wrong), most=1)})", tuple(wrong), numbers, remedy=remedy)
