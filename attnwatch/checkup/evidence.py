@@ -262,7 +262,7 @@ class StepEvidence:
         """Return whether a module or parameter belongs to one of the `teachers`."""
         return any(f"{name}.".startswith(f"{teacher}.") for teacher in self.teachers)
 
-    @property
+    @cached_property
     def held(self) -> Mapping[nn.Parameter, Optimizer]:
         """Parameters that an optimizer holds.
 

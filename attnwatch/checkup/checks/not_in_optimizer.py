@@ -1,6 +1,9 @@
 """Parameters that no optimizer holds."""
 
+from collections.abc import Collection, Container, Set
+
 import torch
+from torch import nn
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
@@ -31,49 +34,60 @@ class NotInOptimizer(Check):
         self._frozen: frozenset[str] | None = None
 
     def look(self, step: StepEvidence) -> Fault | None:
-        held = step.held
         if self._frozen is None:
             self._frozen = frozenset(name for name, _ in step.model.named_parameters()) - step.trainable.keys()
-        hidden = {name: each for name, each in step.hidden.items() if each not in held}
-        if hidden:
-            first = next(iter(hidden))
-            verb = "is" if len(hidden) == 1 else "are"
-            what = f"{counted(len(hidden), 'parameter')} with a gradient {verb} in a plain list or dict ({first})"
-            what += ", where neither the model nor the optimizers find parameters"
-            remedy = "Keep modules in nn.ModuleList or nn.ModuleDict, and parameters in nn.ParameterList."
-            return Fault(what, tuple(hidden), {"parameters": float(len(hidden))}, remedy=remedy)
-        foreign = [each for each in step.graph.foreign if each not in held]
-        if foreign:
-            what = (
-                f"the forward pass uses {counted(len(foreign), 'trainable parameter')} that neither the model nor the "
-                f"optimizers hold, such as one of shape {list(foreign[0].shape)}"
-            )
-            remedy = "Create modules and parameters in __init__, as attributes of the model, not in forward."
-            return Fault(what, numbers={"parameters": float(len(foreign))}, remedy=remedy)
-        trainable = {name: each for name, each in step.trainable.items() if not step.is_of_teacher(name)}
-        missing = {name: each for name, each in trainable.items() if each not in held}
-        if not missing:
-            return None
-        of_model = set(step.model.parameters())
-        strange = [parameter for parameter in held if parameter not in of_model]
-        num_strange = len(strange)
-        is_half = all(each.dtype in (torch.bfloat16, torch.float16) for each in missing.values())
-        copies = {each.shape for each in strange if each.dtype is torch.float32}
-        if is_half and {each.shape for each in missing.values()} <= copies:
-            raise CannotCheck("the optimizers hold float32 copies of the weights")
-        share = sum(each.numel() for each in missing.values()) / sum(each.numel() for each in trainable.values())
-        names = tuple(missing)
-        what = f"no optimizer holds {listed(names)} ({share:.0%} of the trainable weights)"
-        if num_strange:
-            what += f", and the optimizers hold {counted(num_strange, 'parameter')} of other models"
-        woken_up = self._frozen & missing.keys()
-        if share == 1 and not num_strange:
-            what += "; the optimizers hold only frozen parameters"
-        if woken_up:
-            what += f"; {len(woken_up)} of these {len(names)} were frozen at first"
-        num_empty = sum(not group["params"] for optimizer in step.optimizers for group in optimizer.param_groups)
-        if num_empty:
-            what += f"; the optimizers have {counted(num_empty, 'empty parameter group')}"
-        numbers = {"parameters": float(len(names)), "share": share, "strange_parameters": float(num_strange)}
-        is_probe = not num_strange and not woken_up and not num_empty and 0.5 < share < 1 and have_learned(missing)
-        return Fault(what, names, numbers, is_note=is_probe)
+        held = step.held
+        return _of_hidden(step, held) or _of_foreign(step, held) or _of_missing(step, held, self._frozen)
+
+
+def _of_hidden(step: StepEvidence, held: Container[nn.Parameter]) -> Fault | None:
+    """Return the fault for parameters in plain containers."""
+    hidden = tuple(name for name, each in step.hidden.items() if each not in held)
+    if not hidden:
+        return None
+    what = (
+        f"{counted(len(hidden), 'parameter')} with a gradient {'is' if len(hidden) == 1 else 'are'} in a plain list or"
+    )
+    what += f" dict ({hidden[0]}), where neither the model nor the optimizers find parameters"
+    remedy = "Keep modules in nn.ModuleList or nn.ModuleDict, and parameters in nn.ParameterList."
+    return Fault(what, hidden, {"parameters": float(len(hidden))}, remedy=remedy)
+
+
+def _of_foreign(step: StepEvidence, held: Container[nn.Parameter]) -> Fault | None:
+    """Return the fault for parameters that the forward uses and no module has."""
+    foreign = [each for each in step.graph.foreign if each not in held]
+    if not foreign:
+        return None
+    number = counted(len(foreign), "trainable parameter")
+    what = f"the forward pass uses {number} that neither the model nor the optimizers hold, such as one of shape "
+    what += str(list(foreign[0].shape))
+    remedy = "Create modules and parameters in __init__, as attributes of the model, not in forward."
+    return Fault(what, numbers={"parameters": float(len(foreign))}, remedy=remedy)
+
+
+def _of_missing(step: StepEvidence, held: Collection[nn.Parameter], frozen_at_first: Set[str]) -> Fault | None:
+    """Return the fault for parameters of the model that no optimizer holds."""
+    trainable = {name: each for name, each in step.trainable.items() if not step.is_of_teacher(name)}
+    missing = {name: each for name, each in trainable.items() if each not in held}
+    if not missing:
+        return None
+    of_model = set(step.model.parameters())
+    strange = [parameter for parameter in held if parameter not in of_model]
+    is_half = all(each.dtype in (torch.bfloat16, torch.float16) for each in missing.values())
+    copies = {each.shape for each in strange if each.dtype is torch.float32}
+    if is_half and {each.shape for each in missing.values()} <= copies:
+        raise CannotCheck("the optimizers hold float32 copies of the weights")
+    share = sum(each.numel() for each in missing.values()) / sum(each.numel() for each in trainable.values())
+    woken_up = frozen_at_first & missing.keys()
+    num_empty = sum(not group["params"] for optimizer in step.optimizers for group in optimizer.param_groups)
+    details = {
+        f", and the optimizers hold {counted(len(strange), 'parameter')} of other models": bool(strange),
+        "; the optimizers hold only frozen parameters": share == 1 and not strange,
+        f"; {len(woken_up)} of these {len(missing)} were frozen at first": bool(woken_up),
+        f"; the optimizers have {counted(num_empty, 'empty parameter group')}": bool(num_empty),
+    }
+    what = f"no optimizer holds {listed(list(missing))} ({share:.0%} of the trainable weights)"
+    what += "".join(detail for detail, is_so in details.items() if is_so)
+    numbers = {"parameters": float(len(missing)), "share": share, "strange_parameters": float(len(strange))}
+    is_probe = not (strange or woken_up or num_empty) and 0.5 < share < 1 and have_learned(missing)
+    return Fault(what, tuple(missing), numbers, is_note=is_probe)
