@@ -26,6 +26,8 @@ class AttentionScale:
         largest_logit: upper bound of the logits if queries and keys are normalised, or if their products are capped;
             infinite otherwise.
         seen: keys that the query of another token sees: bool [batch, keys].
+        axis: axis of the softmax, if it is not that of the keys although the weights are used as if it were; otherwise
+            -1.
     """
 
     scale: float
@@ -34,6 +36,7 @@ class AttentionScale:
     is_normalised: bool
     largest_logit: float
     seen: Tensor
+    axis: int = -1
 
 
 def spread(logits: Tensor) -> float:

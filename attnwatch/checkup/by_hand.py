@@ -1,7 +1,8 @@
 """Scales of hand-written attention, read from its products of queries and keys and its softmax calls."""
 
+import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ _LEAST_TOKENS = 4
 _LEAST_LOGIT, _NO_LOGIT = -5000.0, -1e30
 # Largest relative error of logits that count as a multiple of a product, and minimum number of logits to compare.
 _ROUNDING, _LEAST_COMPARED = 1e-2, 16
+# Weights that are normalised over both axes in turn have row sums between this and its inverse.
+_LEAST_SUM = 0.8
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,28 @@ class _Product:
     bound: float
 
 
+@dataclass(frozen=True)
+class _Weights:
+    """Attention weights of a softmax over another axis than the last.
+
+    Attributes:
+        name: name of the softmax call.
+        axis: axis of the softmax, counted from the end.
+        values: attention weights.
+    """
+
+    name: str
+    axis: int
+    values: Tensor
+
+    def are_summed_over_keys(self, operand: Tensor) -> bool:
+        """Return whether the first operand of a matrix product is these weights, which do not sum to 1."""
+        if operand.shape != self.values.shape or not torch.equal(operand, self.values):
+            return False
+        sums = self.values.float().sum(-1)
+        return float(sums.min()) < _LEAST_SUM or float(sums.max()) > 1 / _LEAST_SUM
+
+
 class AttentionByHand(TorchFunctionMode):
     """Mode that reads the scale of each softmax over square logits [batch, …, tokens, tokens].
 
@@ -48,6 +73,7 @@ class AttentionByHand(TorchFunctionMode):
         super().__init__()
         self.scales: dict[str, AttentionScale] = {}
         self._products: list[_Product] = []
+        self._weights: _Weights | None = None
 
     def __torch_function__(
         self,
@@ -58,11 +84,25 @@ class AttentionByHand(TorchFunctionMode):
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         if func in _SOFTMAX and args and isinstance(args[0], Tensor) and _is_square(args[0]):
-            self.scales[f"softmax {len(self.scales) + 1}"] = _scale_of(args[0].float(), result, self._products)
+            name = f"softmax {len(self.scales) + 1}"
+            self.scales[name] = scale = _scale_of(args[0].float(), result, self._products)
+            axis = _axis_of_softmax(args, kwargs or {}, result.ndim)
+            self._weights = _Weights(name, axis, result) if axis != -1 and scale.head_dim else None
             self._products = []
+        elif self._weights is not None and func in _MATMUL and isinstance(args[0], Tensor):
+            if self._weights.are_summed_over_keys(args[0]):
+                changed = dataclasses.replace(self.scales[self._weights.name], axis=self._weights.axis)
+                self.scales[self._weights.name] = changed
+            self._weights = None
         elif isinstance(result, Tensor) and _is_square(result):
             self._products += _product_of(func, args, result)
         return result
+
+
+def _axis_of_softmax(args: Sequence[Any], kwargs: Mapping[str, Any], num_axes: int) -> int:
+    """Return the axis of a call of softmax, counted from the end."""
+    axis = kwargs["dim"] if "dim" in kwargs else next(iter(args[1:]), -1)
+    return axis % num_axes - num_axes if isinstance(axis, int) else -1
 
 
 def _is_square(logits: Tensor) -> bool:

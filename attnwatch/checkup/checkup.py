@@ -9,10 +9,11 @@ from torch.optim import Optimizer
 
 from attnwatch.capture.compilation import compiles_anything, is_compiled
 from attnwatch.checkup.checks.base import Check, Fault
-from attnwatch.checkup.evidence import StepEvidence, later_points
+from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import CannotCheck
 from attnwatch.checkup.forward_recorder import ForwardRecorder
 from attnwatch.checkup.guard import Guard
+from attnwatch.checkup.later_points import later_points
 from attnwatch.checkup.loss_functions import LossFunctions
 from attnwatch.checkup.losses import loss_calls
 from attnwatch.checkup.repeats import CannotRepeat

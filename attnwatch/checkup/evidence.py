@@ -8,6 +8,7 @@ from functools import cached_property
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from attnwatch.checkup.decoder import decoder_tokens, shifts
 from attnwatch.checkup.flow import Flow
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known
 from attnwatch.checkup.graph import Graph
@@ -20,23 +21,11 @@ from attnwatch.checkup.update_history import UpdateHistory
 from attnwatch.checkup.updates import Update
 from attnwatch.checkup.weights import hidden_parameters
 
-_SHARE_OF_RUN, _LEAST_LATER_STEP = 0.1, 50
 # A model whose loss is above this share of the loss of a uniform guess has learned nothing.
 _LOSS_OF_A_GUESS = 0.9
 _LOGITS = "logits"
 # Some loops count from 1. A training that is resumed begins later.
 _LAST_FIRST_STEP = 1
-
-
-def later_point(total_steps: int) -> float:
-    """Return the step by which a model should have begun to learn: a tenth of the run, but at least 50."""
-    return max(_SHARE_OF_RUN * total_steps, _LEAST_LATER_STEP)
-
-
-def later_points(total_steps: int) -> tuple[float, ...]:
-    """Return the steps from which on checks look again: `later_point`, and half of the run if that is later."""
-    first = later_point(total_steps)
-    return (first, total_steps / 2) if total_steps / 2 >= 2 * first else (first,)
 
 
 NO_GRADIENTS = (
@@ -142,7 +131,7 @@ class StepEvidence:
         """
         repeats = self.repeats
         if self._known_flow is None:
-            flow = Flow(self.forward, repeats, self.tokens)
+            flow = Flow(self.forward, repeats, self.tokens, is_of_outputs=self._decoder_tokens is None)
             if self.forward.is_followed and not flow.sees_others:
                 part = self.forward.name or type(self.forward.module).__name__
                 raise CannotCheck(
@@ -151,6 +140,17 @@ class StepEvidence:
                 )
             self._known_flow = flow
         return self._known_flow
+
+    @cached_property
+    def flow_of_predictions(self) -> Flow:
+        """Dependence of the outputs on the `predicted_tokens`.
+
+        Raises:
+            CannotCheck: the forward can't be repeated, or has no tokens.
+        """
+        if self._decoder_tokens is None:
+            return self.flow
+        return Flow(self.forward, self.repeats, self._decoder_tokens)
 
     @cached_property
     def sees_only_padding(self) -> bool:
@@ -176,6 +176,20 @@ class StepEvidence:
         """
         return tokens_of(self.forward)
 
+    @property
+    def predicted_tokens(self) -> Tokens:
+        """Tokens whose next ones the model predicts: those of its decoder, if it receives ids for an encoder too.
+
+        Raises:
+            CannotCheck: the model received no tokens.
+        """
+        return self._decoder_tokens or self.tokens
+
+    @cached_property
+    def _decoder_tokens(self) -> Tokens | None:
+        encoder = known(lambda: self.tokens, None)
+        return None if encoder is None else decoder_tokens(self.forward, encoder, self.scored)
+
     @cached_property
     def targets(self) -> Targets:
         """Targets that the predictions of the step were scored against.
@@ -195,8 +209,7 @@ class StepEvidence:
     @property
     def predicts_several_tokens(self) -> bool:
         """True if each token is scored against several later tokens, by several calls of cross-entropy."""
-        shifts = {targets.shift(self.tokens.values) for targets in self._all_targets}
-        return len(shifts - {None}) > 1
+        return len(shifts(self.forward, self.predicted_tokens.values, self.scored)) > 1
 
     @cached_property
     def _all_targets(self) -> list[Targets]:
@@ -210,7 +223,7 @@ class StepEvidence:
         if is_encoder_decoder(self.forward.module):
             given = (self.forward.arguments.get(name) for name in ("decoder_input_ids", "labels"))
             return next((each.shape[1] for each in given if isinstance(each, Tensor) and each.ndim == 2), 1)
-        return known(lambda: self.tokens.length, 1)  # otherwise one target per sequence
+        return known(lambda: self.predicted_tokens.length, 1)  # otherwise one target per sequence
 
     @property
     def is_untrained(self) -> bool:

@@ -1,4 +1,4 @@
-"""Selection of the first sequences in the arguments of a forward pass."""
+"""Selection and reversal of the sequences in the arguments of a forward pass."""
 
 import copy
 import dataclasses
@@ -30,19 +30,37 @@ def first_sequences(value: Any, size: int, number: int) -> Any:
         {'ids': tensor([0, 1]), 'mask': [tensor([1., 1.])]}
     """
 
-    def cut(part: Any) -> Any:
-        return first_sequences(part, size, number)
+    return _with_tensors(value, lambda tensor: tensor[:number] if tensor.ndim and len(tensor) == size else tensor)
 
+
+def reversed_sequences(value: Any, size: int) -> Any:
+    """Return a copy of an argument with the sequences of each tensor in it in reverse order.
+
+    Args:
+        value, size: see `first_sequences`.
+
+    Raises:
+        CannotCheck: see `first_sequences`.
+
+    Example:
+        >>> import torch
+        >>> reversed_sequences([torch.arange(3), torch.arange(2)], size=3)
+        [tensor([2, 1, 0]), tensor([0, 1])]
+    """
+    return _with_tensors(value, lambda tensor: tensor.flip(0) if tensor.ndim and len(tensor) == size else tensor)
+
+
+def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of an argument with other tensors in it."""
     if isinstance(value, Tensor):
-        tensor = value.detach()
-        return (tensor[:number] if tensor.ndim and len(tensor) == size else tensor).clone()
+        return change(value.detach()).clone()
     if isinstance(value, Iterator):
         raise CannotCheck("the model received an iterator, which can be read only once")
     if type(value) in (list, tuple):
-        return type(value)(map(cut, value))
+        return type(value)(_with_tensors(part, change) for part in value)
     if not any(True for _ in tensors_in(value)):
         return value
-    return _made_anew(value, {name: cut(part) for name, part in _parts(value).items()})
+    return _made_anew(value, {name: _with_tensors(part, change) for name, part in _parts(value).items()})
 
 
 def _parts(value: Any) -> Mapping[Any, Any]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from attnwatch.checkup.first_sequences import first_sequences
-from attnwatch.checkup.forward import CannotCheck, RecordedForward
+from attnwatch.checkup.forward import CannotCheck, RecordedForward, known
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.tokens import Tokens
 
@@ -26,14 +26,17 @@ class Flow:
         forward: recorded forward pass.
         repeats: repeats of the forward pass.
         tokens: tokens of the whole batch.
+        is_of_outputs: False if the outputs are those of other tokens, as the outputs of a decoder for the tokens of its
+            encoder.
 
     Attributes:
         module: module that is called.
         tokens: tokens of the first sequences of the batch.
     """
 
-    def __init__(self, forward: RecordedForward, repeats: Repeats, tokens: Tokens):
+    def __init__(self, forward: RecordedForward, repeats: Repeats, tokens: Tokens, *, is_of_outputs: bool = True):
         self.module = forward.module
+        self._is_of_outputs = is_of_outputs
         self._repeats = repeats
         self.tokens: Tokens = first_sequences(tokens, forward.num_sequences, repeats.num_sequences)
         parameter = next(forward.module.parameters(), None)
@@ -49,7 +52,7 @@ class Flow:
     def has_outputs_of_tokens(self) -> bool:
         """True if there is one output per token, not one per sequence."""
         output = self._unchanged
-        return output.ndim >= 3 and output.shape[1] == self.tokens.length
+        return self._is_of_outputs and output.ndim >= 3 and output.shape[1] == self.tokens.length
 
     @property
     def before_later(self) -> Tensor:
@@ -153,10 +156,38 @@ class Flow:
 
         The first sequence would not change if a causal mask ran along the batch axis.
         """
+        if not known(lambda: bool(self._moved_in_reverse.any()), True):
+            return self._moved_in_reverse
+        return self._moved_with(self._of_other_sequences)[-1]
+
+    @cached_property
+    def depends_on_place(self) -> bool:
+        """True if outputs change when the sequences of the batch are reversed, and with no other sequence.
+
+        The cause is not that the model draws random numbers for each place in the batch.
+        """
+        if not self._moved_in_reverse.any() or self.others.any():
+            return False
+        moved = self._moved(self._by_token(self._repeats.output_of_reversed_batch()))
+        return bool(moved.any()) and not self._repeats.is_random
+
+    @cached_property
+    def _moved_in_reverse(self) -> Tensor:
+        """Outputs of the last sequence that change when the others are replaced and the batch is reversed, as `others`.
+
+        One forward pass shows that neither has an effect.
+        """
+        values = self.tokens.replaced(self._of_other_sequences & ~self.tokens.padding)
+        output = self._repeats.output_of_reversed_batch(**{self.tokens.name: self.tokens.as_argument(values)})
+        return self._moved(self._by_token(output))[-1]
+
+    @property
+    def _of_other_sequences(self) -> Tensor:
+        """Mask of the tokens of all sequences except the last, bool [batch, tokens]."""
         if self.num_sequences < 2:
             raise CannotCheck("the batch has one sequence")
         rows = torch.arange(self.num_sequences, device=self.tokens.values.device)[:, None]
-        return self._moved_with(rows.expand(self.tokens.padding.shape) < self.num_sequences - 1)[-1]
+        return rows.expand(self.tokens.padding.shape) < self.num_sequences - 1
 
     @cached_property
     def reordered(self) -> Tensor:

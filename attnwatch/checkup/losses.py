@@ -32,7 +32,8 @@ class LossCall:
         predictions, targets: those of the first sequences if each prediction has its own target; otherwise empty.
         computed_by: name of the autograd node that computed the predictions, such as "SoftmaxBackward0", ignoring
             changes of their shape; empty if there is none.
-        are_distributions: True if the predictions are the output of a softmax over the classes.
+        are_distributions: True if the predictions are the output of a softmax over the classes: the last axis in
+            `kl_div`, and the second one in other losses.
         slopes: gradients that reached the loss, one tensor per backward pass; empty for losses that are not reduced.
     """
 
@@ -83,7 +84,8 @@ def _loss_call(name: str, loss: Any, given: Mapping[str, Any]) -> LossCall | Non
         loss.register_hook(lambda slope: slopes.append(slope.detach()))
     number = _NUM_SEQUENCES if name in ELEMENTWISE and predictions.shape == targets.shape and targets.ndim else 0
     computed_by = _computed_by(predictions)
-    are_distributions = computed_by.startswith(SOFTMAX) and predictions.ndim > 1 and _are_distributions(predictions)
+    axis = -1 if name == "kl_div" else 1
+    are_distributions = computed_by.startswith(SOFTMAX) and predictions.ndim > 1 and _sum_to_one(predictions, axis)
     return LossCall(
         name,
         predictions.shape,
@@ -101,8 +103,8 @@ def _first(tensor: Tensor, number: int) -> Tensor:
     return tensor.detach()[:number].float().clone() if tensor.ndim else tensor.new_empty(0)
 
 
-def _are_distributions(predictions: Tensor) -> bool:
-    sums = predictions.detach().sum(1, dtype=torch.float32)
+def _sum_to_one(predictions: Tensor, axis: int) -> bool:
+    sums = predictions.detach().sum(axis, dtype=torch.float32)
     return bool((predictions >= 0).all() and ((sums - 1).abs() < _ROUNDING).all())
 
 

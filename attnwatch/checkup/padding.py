@@ -31,7 +31,7 @@ def padding_and_targets(step: StepEvidence) -> tuple[Tensor, Tensor]:
         if pad_id is None:
             raise CannotCheck("the model does not declare a padding id")
         return at_end(targets.classes.eq(pad_id) | ~targets.is_scored), targets.is_scored
-    if targets.classes.shape != step.tokens.padding.shape:
+    if targets.classes.shape != step.predicted_tokens.padding.shape:
         raise CannotCheck("the targets do not correspond to the tokens")
     return _padding_of_tokens(step), targets.is_scored
 
@@ -64,6 +64,7 @@ def _padding_of_outputs(step: StepEvidence) -> Tensor:
 
 
 def _padding_of_tokens(step: StepEvidence) -> Tensor:
-    if step.tokens.mask_fault:
-        raise CannotCheck(f"`{step.tokens.mask_name}` {step.tokens.mask_fault}")
-    return step.tokens.padding
+    tokens = step.predicted_tokens
+    if tokens.mask_fault:
+        raise CannotCheck(f"`{tokens.mask_name}` {tokens.mask_fault}")
+    return tokens.padding

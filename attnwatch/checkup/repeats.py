@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attnwatch.capture import undisturbed
 from attnwatch.checkup.attention_scale import AttentionScale
 from attnwatch.checkup.embeddings import changed_embeddings
-from attnwatch.checkup.first_sequences import first_sequences
+from attnwatch.checkup.first_sequences import first_sequences, reversed_sequences
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known, tensors_in
 from attnwatch.checkup.loss_inputs import LossInputs
 from attnwatch.checkup.scales import attention_scales
@@ -82,6 +82,25 @@ class Repeats:
             raise CannotCheck("the tokens are not embedded by a torch.nn.Embedding")
         return output
 
+    def output_of_reversed_batch(self, **changes: Any) -> Tensor:
+        """Return the output with these arguments changed and the sequences in reverse order, put back in their order.
+
+        Raises:
+            CannotCheck: see `output`; or the batch can't be reversed, because the size of another axis is the same.
+        """
+        if self._forward.has_tokens_first or self.num_sequences in (1, self._length):
+            raise CannotCheck("the sequences of the batch can't be reversed")
+        return self.output(**reversed_sequences({**self.arguments, **changes}, self.num_sequences)).flip(0)
+
+    @property
+    def is_random(self) -> bool:
+        """True if the output changes with the state of the random numbers.
+
+        Raises:
+            CannotCheck: see `output`.
+        """
+        return not torch.equal(self._output({}, contextlib.nullcontext(), seed=1), self.unchanged)
+
     def depends_on(self, modules: Iterable[nn.Module]) -> bool:
         """Return whether the output changes if each of these modules returns its features in reverse order.
 
@@ -111,9 +130,11 @@ class Repeats:
         prefix = f"{self._forward.name}." if self._forward.name else ""
         return output, {f"{prefix}{site}": scale for site, scale in scales.items()}
 
-    def _output(self, changes: Mapping[str, Any], watching: contextlib.AbstractContextManager[None]) -> Tensor:
+    def _output(
+        self, changes: Mapping[str, Any], watching: contextlib.AbstractContextManager[None], *, seed: int = 0
+    ) -> Tensor:
         try:
-            with undisturbed(self._forward.module, seed=0), watching, LossInputs() as given:
+            with undisturbed(self._forward.module, seed=seed), watching, LossInputs() as given:
                 output = self._forward.repeat({**self.arguments, **changes})
         except Exception as error:
             raise CannotRepeat(f"the forward pass can't be repeated: {type(error).__name__}: {error}") from error
@@ -145,7 +166,7 @@ class Repeats:
         tensor = tensor.unflatten(0, axes) if is_flat else tensor
         if self._forward.has_tokens_first and tensor.ndim > 1 and tensor.shape[1] == number:
             tensor = tensor.transpose(0, 1)
-        is_short = tensor.ndim == 3 and tensor.shape[:2] == (number, length - 1)
+        is_short = tensor.ndim == 3 and tensor.shape[:2] == (number, length - 1) and length - 1 not in self._lengths
         return torch.nn.functional.pad(tensor, (0, 0, 0, 1)) if is_short else tensor
 
 

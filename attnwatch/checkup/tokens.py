@@ -21,7 +21,9 @@ _OTHER_MASKS = ("loss", "label", "target", "causal", "prefix", "special")
 _LEAST_PADDING = 4
 # Kinds of tokens that a mask of special tokens shows: the first, the last, and padding.
 _FEW_KINDS = 3
-_NO_TOKENS = ("label", "target", "mask", "position", "token_type", "segment", "cache", "num_items")
+_NO_TOKENS = ("mask", "position", "token_type", "segment", "cache", "num_items")
+LABELS = ("label", "target")
+"""Parts of the names of arguments that hold labels."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def tokens_of(forward: RecordedForward) -> Tokens:
         CannotCheck: no argument has a token axis.
     """
     arguments = forward.arguments
-    name = _name_of_ids(arguments) or _name_of_features(arguments)
+    name = name_of_ids(arguments) or _name_of_features(arguments)
     if name is None:
         return _patches_of(forward.module, arguments)
     first = forward.has_tokens_first
@@ -175,8 +177,8 @@ def tokens_of(forward: RecordedForward) -> Tokens:
             tokens = Tokens(name, values, padding, mask_name, pad_id=pad_id, is_hidden=True, has_tokens_first=first)
             if padding.any() and not tokens.hides_text:
                 return tokens
-            return replace(tokens, padding=_by_id(forward.module, values), is_hidden=False)
-    return Tokens(name, values, _by_id(forward.module, values), None, has_tokens_first=first)
+            return replace(tokens, padding=padding_by_id(forward.module, values), is_hidden=False)
+    return Tokens(name, values, padding_by_id(forward.module, values), None, has_tokens_first=first)
 
 
 def _other_masks(arguments: Mapping[str, Any], shape: torch.Size) -> list[str]:
@@ -221,8 +223,8 @@ def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:
     return Tokens(name, values, torch.zeros(values.shape[:2], dtype=torch.bool, device=value.device), None, grid)
 
 
-def _by_id(module: nn.Module, values: Tensor) -> Tensor:
-    """Return a mask of the padding ids at either end of a sequence.
+def padding_by_id(module: nn.Module, values: Tensor) -> Tensor:
+    """Return a mask of the padding ids at either end of a sequence, bool [batch, tokens].
 
     It is empty if the padding id is not an end-of-text id and occurs inside a text, like a real token.
     """
@@ -248,8 +250,15 @@ def at_end(where: Tensor) -> Tensor:
     return where.flip(1).cumprod(1).flip(1).bool()
 
 
-def _name_of_ids(arguments: Mapping[str, Any]) -> str | None:
-    ids = [
+def name_of_ids(arguments: Mapping[str, Any]) -> str | None:
+    """Return the name of the first token ids; None if there are none."""
+    ids = [name for name in names_of_ids(arguments) if not any(part in name for part in LABELS)]
+    return next((name for name in _IDS if name in ids), ids[0] if ids else None)
+
+
+def names_of_ids(arguments: Mapping[str, Any]) -> list[str]:
+    """Return the names of all arguments that may hold token ids [batch, tokens], labels included."""
+    return [
         name
         for name, value in arguments.items()
         if isinstance(value, Tensor)
@@ -258,7 +267,6 @@ def _name_of_ids(arguments: Mapping[str, Any]) -> str | None:
         and value.shape[1] > 1
         and not any(part in name for part in _NO_TOKENS)
     ]
-    return next((name for name in _IDS if name in ids), ids[0] if ids else None)
 
 
 def _name_of_features(arguments: Mapping[str, Any]) -> str | None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from attnwatch import Finding, TrainingCheckup
-from attnwatch.checkup.evidence import later_point
+from attnwatch.checkup.later_points import later_point
 from attnwatch.utils.files import replaced_file
 from benchmarks.verdicts.runs import Recipe, Run
 from benchmarks.verdicts.tasks import Task

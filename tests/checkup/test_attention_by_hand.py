@@ -99,3 +99,32 @@ def test_wrong_scales_are_named(fault, product):
 @pytest.mark.parametrize("name", SOUND)
 def test_sound_scales_are_not(name, product):
     assert not kinds_found(SOUND[name](product))
+
+
+class OverAxis(ByHand):
+    """Bidirectional attention with a softmax over any axis, and dropout that does nothing."""
+
+    def __init__(self, axis, *, is_transposed=False):
+        super().__init__(None)
+        self.axis, self.is_transposed, self.dropout = axis, is_transposed, nn.Dropout(0.0)
+
+    def forward(self, x):
+        q, k, v = (part(x).unflatten(-1, (HEADS, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        logits = k @ q.mT if self.is_transposed else q @ k.mT
+        weights = self.dropout((logits / HEAD_DIM**0.5).softmax(self.axis))
+        values = weights.mT @ v if self.is_transposed else weights @ v
+        return x + self.out(values.transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize(
+    ("axis", "is_transposed", "wrong"),
+    [(-1, False, None), (3, False, None), (-2, True, None), (-2, False, -2), (2, False, -2), (1, False, -3)],
+)
+def test_softmax_over_another_axis_than_the_keys(axis, is_transposed, wrong):
+    torch.manual_seed(0)
+    model = Net(None)
+    model.layers = nn.Sequential(*(OverAxis(axis, is_transposed=is_transposed) for _ in range(2)))
+    checkup = attnwatch.check_training(model, torch.randint(0, VOCABULARY, (6, 12)), forward=next_token)
+    found = [each.message for each in checkup.findings if each.kind.value == "wrong_attention_scale"]
+    assert len(found) == (wrong is not None)
+    assert all(f"the softmax runs over axis {wrong} of the logits" in message for message in found)

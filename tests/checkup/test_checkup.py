@@ -377,7 +377,9 @@ RATES = {
     "decays as is usual": ({"lr": 1e-3, "weight_decay": 0.1}, None, torch.float32, None),
     "of fine-tuning": ({"lr": 1e-6}, None, torch.float32, None),
     "changes nothing": ({"lr": 1e-10}, None, torch.float32, "rate_too_low"),
-    "warmed up from zero": ({"lr": 1e-3}, lambda step: step / 2000, torch.float32, None),
+    "warmed up from zero": ({"lr": 1e-3}, lambda step: step / 500, torch.float32, None),
+    "warmed up for longer than the run": ({"lr": 1e-3}, lambda step: step / 5000, torch.float32, "rate_too_low"),
+    "rises over the whole run": ({"lr": 1e-3}, lambda step: step / 1000, torch.float32, None),
     "lost in bfloat16": ({"lr": 1e-6}, None, torch.bfloat16, "lost_updates"),
     "seen in bfloat16": ({"lr": 2e-3}, None, torch.bfloat16, None),
 }
@@ -388,7 +390,7 @@ def test_updates_tell_wrong_rates(options, factor, dtype, expected):
     model = gpt2().to(dtype)
     optimizer = torch.optim.AdamW(model.parameters(), **options)
     scheduler = factor and torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    with TrainingCheckup(model, optimizers=optimizer) as checkup:
+    with TrainingCheckup(model, optimizers=optimizer, total_steps=1000) as checkup:
         train(model, optimizer, checkup, steps=9, scheduler=scheduler)
     assert [finding.kind.value for finding in checkup.findings] == [expected] * bool(expected), checkup
     assert not {"rate_too_high", "rate_too_low"} & checkup.skipped.keys()

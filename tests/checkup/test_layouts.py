@@ -295,3 +295,73 @@ def test_time_steps_are_positions():
     assert not found_in(DecisionTransformerModel(config).train(), batch, loss)[0]
     batch["timesteps"] = torch.randint(0, 40, (BATCH, 10))
     assert found_in(DecisionTransformerModel(config).train(), batch, loss)[0] == {"order_ignored"}
+
+
+class Translator(nn.Module):
+    """Encoder and decoder, whose ids are arguments with names of one's own."""
+
+    def __init__(self, *, hides_later=True, hides_padding=True, along_tokens=True):
+        super().__init__()
+        self.embedding, self.head = nn.Embedding(VOCABULARY, WIDTH, padding_idx=0), nn.Linear(WIDTH, VOCABULARY)
+        self.stacks = nn.Transformer(WIDTH, 4, 1, 1, 48, dropout=0.0, batch_first=True)
+        self.register_buffer("table", positions(64)[:, None])
+        self.hides_later, self.hides_padding, self.along_tokens = hides_later, hides_padding, along_tokens
+
+    def embed(self, ids):
+        table = self.table[: ids.shape[1]].transpose(0, 1) if self.along_tokens else self.table[: ids.shape[0]]
+        return self.embedding(ids) + table
+
+    def forward(self, source, written):
+        later = torch.ones(written.shape[1], written.shape[1], dtype=torch.bool).triu(1)
+        hidden = source == 0
+        states = self.stacks(
+            self.embed(source),
+            self.embed(written),
+            tgt_mask=later if self.hides_later else None,
+            src_key_padding_mask=hidden,
+            tgt_key_padding_mask=written == 0,
+            memory_key_padding_mask=hidden if self.hides_padding else None,
+        )
+        return self.head(states)
+
+
+def padded(number, length):
+    ids = torch.randint(1, VOCABULARY, (number, length))
+    return ids.masked_fill(torch.arange(length) >= torch.randint(length // 2, length + 1, (number, 1)), 0)
+
+
+TRANSLATORS = {
+    "sound": ({}, {}, 1, None),
+    "decoder without its mask": ({"hides_later": False}, {}, 1, "future_leak"),
+    "decoder that sees the padding of the texts": ({"hides_padding": False}, {}, 1, "padding_leak"),
+    "positions along the batch": ({"along_tokens": False}, {}, 1, "order_ignored"),
+    "padding in the loss": ({}, {"ignore_index": -100}, 1, "padding_in_loss"),
+    "labels that are not shifted": ({}, {}, 0, "labels_shifted_twice"),
+    "labels that are shifted twice": ({}, {}, 2, "labels_shifted_twice"),
+}
+
+
+@pytest.mark.parametrize("lengths", [(12, 12), (12, 13), (9, 14)])
+@pytest.mark.parametrize(("options", "of_loss", "shift", "expected"), TRANSLATORS.values(), ids=TRANSLATORS)
+def test_encoder_and_decoder_of_ones_own(options, of_loss, shift, expected, lengths):
+    torch.manual_seed(0)
+    source, target = padded(6, lengths[0]), padded(6, lengths[1])
+
+    def loss(model, batch):
+        logits = model(source, target[:, : -max(shift, 1)])
+        scored = target[:, shift : shift + logits.shape[1]]
+        return F.cross_entropy(logits.flatten(0, 1), scored.flatten(), **{"ignore_index": 0} | of_loss)
+
+    found, _ = found_in(Translator(**options), None, loss)
+    assert found == ({expected} if expected else set())
+
+
+def test_noise_of_each_place_in_the_batch_is_no_position():
+    class Noisy(Translator):
+        def embed(self, ids):
+            return super().embed(ids) + torch.randn(*ids.shape, WIDTH)
+
+    torch.manual_seed(0)
+    batch = padded(6, 12)
+    loss = lambda model, batch: F.cross_entropy(model(batch, batch[:, :-1]).mT, batch[:, 1:], ignore_index=0)  # noqa: E731
+    assert "order_ignored" not in found_in(Noisy(), batch, loss)[0]

@@ -102,6 +102,15 @@ def test_sigmoid_before_a_loss_that_applies_it(activation):
     assert found.keys() == ({"double_softmax"} if activation is torch.sigmoid else set())
 
 
+@pytest.mark.parametrize("activation", [torch.softmax, torch.log_softmax])
+def test_divergence_of_probabilities_instead_of_their_logarithms(activation):
+    def loss(output, target):
+        return F.kl_div(activation(output, -1), F.one_hot((target > 0).long(), 3) * 0.7 + 0.1, reduction="batchmean")
+
+    found = train(loss, outputs=3)
+    assert found.keys() == ({"double_softmax"} if activation is torch.softmax else set())
+
+
 def test_probabilities_that_no_softmax_made():
     """Mixtures sum to 1 too, but nobody knows whether they are meant as logits."""
 

@@ -23,7 +23,7 @@ class FutureLeak(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        flow, leaks = step.flow, leaking_predictions(step)
+        leaks, flow = leaking_predictions(step), step.flow_of_predictions
         if not leaks.any():
             return None
         flow.require_repeatable()
@@ -43,9 +43,9 @@ def leaking_predictions(step: StepEvidence) -> Tensor:
     """
     if is_encoder_decoder(step.forward.module):
         raise CannotCheck("the tokens belong to the encoder, which may see all of them")
-    if step.targets.shift(step.tokens.values) != 1:
+    if step.targets.shift(step.predicted_tokens.values) != 1:
         raise CannotCheck("the targets are not the next tokens, as in a language model")
-    flow = step.flow
+    flow = step.flow_of_predictions
     if not flow.has_outputs_of_tokens:
         raise CannotCheck("the model does not return one output per token")
     is_scored = step.targets.is_scored[: flow.num_sequences] & ~flow.tokens.padding

@@ -44,15 +44,15 @@ def _predicted_ids(step: StepEvidence) -> Tensor:
     ids = step.forward.arguments.get("decoder_input_ids")
     if is_encoder_decoder(step.forward.module) and isinstance(ids, Tensor):
         return ids
-    if not step.tokens.are_ids:
+    if not step.predicted_tokens.are_ids:
         raise CannotCheck("the model was given features, not token ids")
-    return step.tokens.values
+    return step.predicted_tokens.values
 
 
 def _is_given(step: StepEvidence, shift: int) -> bool:
     """Return whether a causal model is given the tokens that it is scored against."""
     if not is_encoder_decoder(step.forward.module):
-        return step.flow.is_causal
+        return step.flow_of_predictions.is_causal
     return shift == 0 and "decoder_input_ids" in step.forward.arguments and _decoder_sees_its_tokens(step)
 
 

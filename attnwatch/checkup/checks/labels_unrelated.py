@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, register
-from attnwatch.checkup.evidence import StepEvidence, later_points
+from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.later_points import later_points
 
 _NUM_STEPS = 5
 _LEAST_SEQUENCES = 8

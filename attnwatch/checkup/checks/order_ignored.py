@@ -12,6 +12,10 @@ from attnwatch.checkup.weights import require_weights
 # Position tables with smaller entries have little effect, such as relative biases that start at zero.
 _LEAST_POSITION = 0.02
 _NUMBERED = "Pass positions that number the tokens of each sequence from 0, or leave `position_ids` out."
+_ALONG_TOKENS = (
+    "Add the positions along the axis of the tokens: for inputs [batch, tokens, features], the tutorial's "
+    "`pe[: x.size(0)]` is wrong, because it is for [tokens, batch, features]."
+)
 _INTEGERS = (torch.int32, torch.int64)
 
 
@@ -23,7 +27,8 @@ class OrderIgnored(Check):
     only the tokens between the first and the last are reversed. The finding is a note for models without position
     modules, which may be meant to ignore order. A causal mask alone makes outputs depend on the order, so causal models
     without positions are not reported. Position ids that are the same for all tokens, or equal the token ids or the
-    mask, are reported. So are position embeddings whose outputs are unused.
+    mask, are reported. So are position embeddings whose outputs are unused, and positions along the batch: outputs that
+    change with the place of a sequence in the batch.
     """
 
     name = "order_ignored"
@@ -49,6 +54,9 @@ class OrderIgnored(Check):
             if POSITIONS.search(name) and table.ndim > 1 and float(table.detach().abs().max()) < _LEAST_POSITION:
                 raise CannotCheck(f"{name} is almost zero, so positions make little difference")
         flow = step.flow
+        if known(lambda: flow.depends_on_place, False):
+            what = "outputs change with the place of a sequence in the batch, as if positions ran along the batch"
+            return Fault(what, remedy=_ALONG_TOKENS)
         if not flow.tokens.are_ids and flow.tokens.grid is None:
             raise CannotCheck("the model receives features, which may contain positions")
         require_weights(step.forward.module)

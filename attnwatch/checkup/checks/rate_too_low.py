@@ -19,6 +19,8 @@ _FALLING_STEPS, _FALL, _SAME = 5, 0.97, 1e-3
 # One that is stepped in each batch instead of each epoch is over after a few steps.
 _STEPS_AFTER_END, _SHARE_AFTER_END = 3, 1e-4
 _SHORT_RUN = 50
+# A rate that rises over the whole run may be meant, to find the best one.
+_RISING_STEPS, _LONGEST_WARM_UP = 5, 1.5
 
 _SCHEDULE = (
     "Check the schedule: the number of steps that it was made for, and how often scheduler.step() is called, once per "
@@ -33,7 +35,7 @@ class RateTooLow(Check):
     The norm of each matrix's update is compared with the norm of the matrix over the first steps, at the full learning
     rate of the schedule. Half of the matrices must change by 2e-6 or more, or by 1e-5 with SGD. A rate that stays at 0
     is also reported. In runs of more than 50 steps, so is a rate that falls by the same factor (3% or more) in each of
-    five steps, or that drops to 0 after the first few steps.
+    five steps, that drops to 0 after the first few steps, or whose linear warm-up takes 1.5 times as long as the run.
     """
 
     name = "rate_too_low"
@@ -52,19 +54,41 @@ class RateTooLow(Check):
         if middle < (_LEAST_OF_SGD if all(isinstance(each, SGD) for each in step.optimizers) else _LEAST):
             what = f"half of the weight matrices change by {middle:.1g} of their norm or less in each step"
             return Fault(what, numbers={"median_update_ratio": middle})
-        if step.total_steps is not None and step.total_steps <= _SHORT_RUN:
-            return None
-        rates = [max(update.rate for update in updates.values()) for updates in step.updates.steps if updates]
-        num_above = _steps_before_end(rates)
-        if num_above:
-            what = f"the learning rate fell from {max(rates):.3g} to {rates[-1]:.3g} after {counted(num_above, 'step')}"
-            return Fault(what, numbers={"first_rate": max(rates), "last_rate": rates[-1]}, remedy=_SCHEDULE)
-        first, *others = step.updates.of_matrices().values()
-        if not all(map(_falls, [first, *others])):
-            return None
-        begin, end = first[0].rate, first[-1].rate
-        what = f"the learning rate has fallen from {begin:.3g} to {end:.3g} in the first {len(first)} steps"
-        return Fault(what, numbers={"first_rate": begin, "last_rate": end}, remedy=_SCHEDULE)
+        return _of_schedule(step)
+
+
+def _of_schedule(step: StepEvidence) -> Fault | None:
+    """Return the fault for a rate that falls too fast, ends too early, or rises too slowly."""
+    if step.total_steps is not None and step.total_steps <= _SHORT_RUN:
+        return None
+    updates = [list(of_step.values()) for of_step in step.updates.steps if of_step]
+    rates = [max(update.rate for update in of_step) for of_step in updates]
+    num_above = _steps_before_end(rates)
+    if num_above:
+        what = f"the learning rate fell from {max(rates):.3g} to {rates[-1]:.3g} after {counted(num_above, 'step')}"
+        return Fault(what, numbers={"first_rate": max(rates), "last_rate": rates[-1]}, remedy=_SCHEDULE)
+    warm_up = _steps_of_warm_up([max(update.schedule for update in of_step) for of_step in updates])
+    if step.total_steps is not None and warm_up > _LONGEST_WARM_UP * step.total_steps:
+        what = f"the warm-up of the learning rate takes {warm_up:,} steps, and the run has {step.total_steps:,}"
+        return Fault(what, numbers={"warm_up": float(warm_up), "rate": rates[-1]}, remedy=_SCHEDULE)
+    first, *others = step.updates.of_matrices().values()
+    if not all(map(_falls, [first, *others])):
+        return None
+    begin, end = first[0].rate, first[-1].rate
+    what = f"the learning rate has fallen from {begin:.3g} to {end:.3g} in the first {len(first)} steps"
+    return Fault(what, numbers={"first_rate": begin, "last_rate": end}, remedy=_SCHEDULE)
+
+
+def _steps_of_warm_up(schedule: Sequence[float]) -> int:
+    """Return the number of steps until a rate that rises by the same amount in each step is reached; otherwise 0.
+
+    Args:
+        schedule: share of the full rate in each of the first steps.
+    """
+    rises = [after - before for before, after in itertools.pairwise(schedule)]
+    if len(rises) < _RISING_STEPS or min(rises) <= 0 or max(rises) - min(rises) > _SAME * max(rises):
+        return 0
+    return round(len(rises) + (1 - schedule[-1]) / max(rises))
 
 
 def _steps_before_end(rates: Sequence[float]) -> int:

@@ -18,6 +18,8 @@ _LEAST_LARGEST = 1.0
 # Logits with a standard deviation of 10 leave nearly all weight on one key. Cosines are multiplied by up to 100.
 _SATURATED, _SATURATED_IF_NORMALISED = 10.0, 100.0
 
+_NORMALISED = "Multiply logits of normalised queries and keys by about 10, or by a trained gain."
+_OVER_KEYS = "Apply the softmax over the keys: dim=-1 for logits [..., queries, keys]."
 _SATURATES = (
     "Check the scale of the logits, and the initialisation of the query and key projections and of their inputs."
 )
@@ -29,9 +31,9 @@ class WrongAttentionScale(Check):
 
     The scales of the attention calls are read in a repeated forward pass. If attention is computed by hand, the logits
     at its softmax are compared with the products of queries and keys. A scale above 1.5 or below 0.5/head_dim is
-    reported, and so are logits with a standard deviation above 10 over the keys of a query while the loss is still that
-    of a uniform guess. Layers that normalise queries or keys, or cap their products, may have any scale that lets the
-    logits reach 1.
+    reported. So are a softmax over another axis than the keys, and logits with a standard deviation above 10 over the
+    keys of a query while the loss is still that of a uniform guess. Layers that normalise queries or keys, or cap their
+    products, may have any scale that lets the logits reach 1.
     """
 
     name = "wrong_attention_scale"
@@ -49,9 +51,11 @@ class WrongAttentionScale(Check):
         weak = {name: each for name, each in known.items() if each.largest_logit < _LEAST_LARGEST}
         if weak:
             what = "attention stays nearly uniform: logits of normalised or capped products cannot exceed {largest:.3g}"
-            return _fault(
-                weak, what, remedy="Multiply logits of normalised queries and keys by about 10, or by a gain."
-            )
+            return _fault(weak, what, remedy=_NORMALISED)
+        across = {name: each for name, each in known.items() if each.axis != -1}
+        if across:
+            what = "the softmax runs over axis {axis} of the logits, so the weights of a query do not sum to 1"
+            return _fault(across, what, remedy=_OVER_KEYS)
         scales = {name: each for name, each in known.items() if not each.is_normalised}
         wrong = {name: each for name, each in scales.items() if _is_wrong(each)}
         if wrong:
@@ -77,5 +81,5 @@ def _fault(wrong: Mapping[str, AttentionScale], what: str, *, remedy: str = "") 
     usual = 1 / math.sqrt(max(of.head_dim, 1))
     if of.head_dim:
         numbers |= {"scale": of.scale, "usual_scale": usual}
-    said = what.format(scale=of.scale, usual=usual, std=of.logit_std, largest=of.largest_logit)
+    said = what.format(scale=of.scale, usual=usual, std=of.logit_std, largest=of.largest_logit, axis=of.axis)
     return Fault(f"{said} ({listed(list(wrong), most=1)})", tuple(wrong), numbers, remedy=remedy)
