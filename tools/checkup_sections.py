@@ -13,6 +13,7 @@ _PARTS = {
     "blind-2": "of the second blind set",
     "blind-3": "of the third blind set",
     "blind-4": "of the fourth blind set",
+    "blind-5": "of the fifth blind set",
 }
 # Result of the first run on each blind set, and the name of the set in it.
 _BLIND = {f"checkup_blind_{number}": f"blind-{number}" for number in range(1, 5)} | {"checkup_blind_1": "held out"}

@@ -4,8 +4,8 @@
 
 Each script trains a tiny model for a dozen steps with a `TrainingCheckup`. A fault is named if an alarm has a kind that
 says its cause, and noticed if there is any alarm; notes are counted apart. An alarm is a finding that is no note. Sound
-scripts look odd and train all the same. Two thirds of the faults and of the sound scripts were written blind, in four
-sets, by authors who had not read the checks. Each fault on one architecture, and some sound scripts, are also
+scripts look odd and train all the same. Three quarters of the faults and of the sound scripts were written blind, in
+five sets, by authors who had not read the checks. Each fault on one architecture, and some sound scripts, are also
 trained by Lightning and by the transformers Trainer with `AttentionMonitor()`. Beside the checkup stand `diagnose`
 alone and a rule for the loss.
 """

@@ -85,7 +85,7 @@ def is_whole(script: Script) -> bool:
 
 
 Change = Callable[[Script], Script]
-Part = Literal["tuned-on", "blind-1", "blind-2", "blind-3", "blind-4"]
+Part = Literal["tuned-on", "blind-1", "blind-2", "blind-3", "blind-4", "blind-5"]
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,12 @@ import torch
 from benchmarks.checkup.baselines import diagnosed
 from benchmarks.checkup.blind import BLIND
 from benchmarks.checkup.faults import FAULTS, cases_of
+from benchmarks.checkup.fifth import FIFTH
 from benchmarks.checkup.fourth import FOURTH
 from benchmarks.checkup.held_out import HELD_OUT
 from benchmarks.checkup.losses import FAULTS_OF_LOSSES
 from benchmarks.checkup.odd_blind import ODD_BLIND
+from benchmarks.checkup.odd_fifth import ODD_FIFTH
 from benchmarks.checkup.odd_fourth import ODD_FOURTH
 from benchmarks.checkup.odd_second import ODD_SECOND
 from benchmarks.checkup.odd_third import ODD_THIRD
@@ -51,6 +53,7 @@ def all_cases() -> Sequence[Case]:
     known = [*cases_of(FAULTS), *cases_of(HELD_OUT), *cases_of(FAULTS_OF_LOSSES), *SOUND]
     blind = [*cases_of(BLIND, "blind-1"), *ODD_BLIND, *cases_of(SECOND, "blind-2"), *ODD_SECOND]
     blind += [*cases_of(THIRD, "blind-3"), *ODD_THIRD, *cases_of(FOURTH, "blind-4"), *ODD_FOURTH]
+    blind += [*cases_of(FIFTH, "blind-5"), *ODD_FIFTH]
     return [*known, *blind]
 
 
