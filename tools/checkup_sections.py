@@ -16,7 +16,7 @@ _PARTS = {
     "blind-5": "of the fifth blind set",
 }
 # Result of the first run on each blind set, and the name of the set in it.
-_BLIND = {f"checkup_blind_{number}": f"blind-{number}" for number in range(1, 5)} | {"checkup_blind_1": "held out"}
+_BLIND = {f"checkup_blind_{number}": f"blind-{number}" for number in range(1, 6)} | {"checkup_blind_1": "held out"}
 _LOOPS = {"plain": "plain loop", "Lightning": "Lightning", "Trainer": "transformers Trainer"}
 
 
