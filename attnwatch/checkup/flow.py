@@ -142,6 +142,8 @@ class Flow:
         Only the embeddings of the padding are replaced; ids stay, because the model may derive the padding from them.
         """
         values, padding = self.tokens.values, self.tokens.padding
+        if padding.all():
+            raise CannotCheck("all tokens in the batch are padding")
         if self.tokens.are_ids:
             return self._moved(
                 self._by_token(
@@ -196,12 +198,12 @@ class Flow:
         If there is one output per sequence, the first and the last token stay in place, because the output may be read
         from one of them.
         """
-        real = self.tokens.values[~self.tokens.padding]
-        if self.tokens.are_ids and bool((real == real[0]).all()):
-            raise CannotCheck("all tokens in the batch are the same")
         whole = ~self.tokens.padding.any(1)
         if not whole.any():
             raise CannotCheck("all sequences in the batch have padding")
+        real = self.tokens.values[~self.tokens.padding]
+        if self.tokens.are_ids and bool((real == real[0]).all()):
+            raise CannotCheck("all tokens in the batch are the same")
         if self.is_constant:
             raise CannotCheck("the outputs are the same for all tokens and sequences")
         values, before = self.tokens.values, self._unchanged

@@ -13,7 +13,7 @@ from attnwatch.checkup.attention_scale import AttentionScale
 from attnwatch.checkup.embeddings import changed_embeddings
 from attnwatch.checkup.first_sequences import first_sequences, reversed_sequences
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known, tensors_in
-from attnwatch.checkup.loss_inputs import LossInputs
+from attnwatch.checkup.function_calls import FunctionCalls
 from attnwatch.checkup.scales import attention_scales
 from attnwatch.checkup.tokens import tokens_of
 from attnwatch.utils.processes import has_other_processes
@@ -64,7 +64,7 @@ class Repeats:
         Raises:
             CannotCheck: the forward pass fails, or returns no tensor with one entry per sequence.
         """
-        return self._output(changes, contextlib.nullcontext())
+        return self._output(changes)
 
     def output_with_embeddings_changed(self, ids: Tensor, where: Tensor) -> Tensor:
         """Return the output with some tokens embedded as others. Ids are kept, because the model may read them.
@@ -99,7 +99,7 @@ class Repeats:
         Raises:
             CannotCheck: see `output`.
         """
-        return not torch.equal(self._output({}, contextlib.nullcontext(), seed=1), self.unchanged)
+        return not torch.equal(self._output({}, seed=1), self.unchanged)
 
     def depends_on(self, modules: Iterable[nn.Module]) -> bool:
         """Return whether the output changes if each of these modules returns its features in reverse order.
@@ -123,22 +123,34 @@ class Repeats:
         """Scales of the attention calls in the unchanged forward pass, by site name in the model."""
         return self._unchanged[1]
 
+    @property
+    def read(self) -> Sequence[nn.Parameter]:
+        """Parameters that the unchanged forward pass reads as numbers, as by `item()`."""
+        return self._unchanged[2]
+
     @cached_property
-    def _unchanged(self) -> tuple[Tensor, Mapping[str, AttentionScale]]:
+    def _unchanged(self) -> tuple[Tensor, Mapping[str, AttentionScale], Sequence[nn.Parameter]]:
         scales: dict[str, AttentionScale] = {}
-        output = self._output({}, attention_scales(self._forward.module, scales))
+        calls = FunctionCalls()
+        output = self._output({}, calls, watching=attention_scales(self._forward.module, scales))
         prefix = f"{self._forward.name}." if self._forward.name else ""
-        return output, {f"{prefix}{site}": scale for site, scale in scales.items()}
+        return output, {f"{prefix}{site}": scale for site, scale in scales.items()}, calls.read
 
     def _output(
-        self, changes: Mapping[str, Any], watching: contextlib.AbstractContextManager[None], *, seed: int = 0
+        self,
+        changes: Mapping[str, Any],
+        calls: FunctionCalls | None = None,
+        *,
+        watching: contextlib.AbstractContextManager[None] | None = None,
+        seed: int = 0,
     ) -> Tensor:
+        calls = FunctionCalls() if calls is None else calls
         try:
-            with undisturbed(self._forward.module, seed=seed), watching, LossInputs() as given:
+            with undisturbed(self._forward.module, seed=seed), watching or contextlib.nullcontext(), calls:
                 output = self._forward.repeat({**self.arguments, **changes})
         except Exception as error:
             raise CannotRepeat(f"the forward pass can't be repeated: {type(error).__name__}: {error}") from error
-        output = _main_output(self._arranged(output, given.logits), self.num_sequences, _similarities(self._forward))
+        output = _main_output(self._arranged(output, calls.logits), self.num_sequences, _similarities(self._forward))
         if output.ndim == 3 and output.shape[1] not in self._lengths and not self._has_decoder:
             raise CannotCheck(f"the model returns {output.shape[1]} outputs for {sorted(self._lengths)} tokens")
         return output.float()

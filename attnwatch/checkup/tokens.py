@@ -84,11 +84,13 @@ class Tokens:
     @property
     def mask_fault(self) -> str:
         """Description of what the mask does instead of hiding the padding; empty if the mask is plausible."""
-        if not self.are_ids or not self.padding.any() or self.padding.all():
+        if not self.are_ids or not self.padding.any():
             return ""
         hidden = self.values[self.padding].unique()
         if len(hidden) < 2:
             return ""
+        if self.padding.all():
+            return f"hides all tokens, which have {len(hidden)} ids"
         if len(self.values[~self.padding].unique()) == 1:
             return "hides all tokens except those with one id, which looks like padding"
         if _FEW_KINDS >= len(self.values[~self.padding].unique()) < len(hidden) / _FEW_KINDS:
@@ -142,9 +144,11 @@ class Tokens:
         """Return the values, replaced by others from the batch at the positions in `where`, bool [batch, tokens].
 
         Raises:
-            CannotCheck: all tokens are the same, so there is nothing to replace them with.
+            CannotCheck: all tokens are the same or padding, so there is nothing to replace them with.
         """
         real = self.values[~self.padding]
+        if not len(real):
+            raise CannotCheck("all tokens in the batch are padding")
         if not self.are_ids:
             other = real[torch.arange(where.numel(), device=real.device).add(7) % len(real)].view_as(self.values)
             return torch.where(where[..., None], 0.5 - other, self.values)

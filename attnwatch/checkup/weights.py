@@ -22,6 +22,7 @@ _SMALL_SCALE = 0.02
 _ADDED = re.compile(r"token|emb|pos|query", re.IGNORECASE)
 _NORM = re.compile(r"norm|(^|[._])ln", re.IGNORECASE)
 # Standard deviation of torch.randn.
+_MOST_RANDOM_SCALE = 0.5
 _RANDN, _TOLERANCE, _LEAST_INPUTS = 1.0, 0.05, 16
 
 
@@ -123,6 +124,26 @@ def have_learned(parameters: Mapping[str, nn.Parameter]) -> bool:
     """Return whether vectors of norms among the parameters differ from their initial values; True if there are none."""
     vectors = [each for name, each in parameters.items() if each.ndim == 1 and _NORM.search(name)]
     return not vectors or any(bool(((each != 0) & (each != 1)).any()) for each in vectors)
+
+
+def has_random_scale(norm: nn.Module) -> bool:
+    """Return whether a norm of vectors multiplies them by small random numbers of both signs.
+
+    Some norms multiply by 1 plus their weights, so its outputs are compared with normalised inputs.
+    """
+    weight = getattr(norm, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 1 or len(weight) < _LEAST_INPUTS or not weight.any():
+        return False
+    states = torch.linspace(-1, 1, len(weight) + 1 - len(weight) % 2, device=weight.device)[: len(weight)]
+    try:
+        with torch.no_grad():
+            one, other = (norm.forward(sign * states[None].to(weight.dtype)).float() for sign in (1, -1))
+    except Exception:  # a norm that takes more than the states
+        return False
+    if one.shape != (1, len(weight)):
+        return False
+    scales = (one - other)[0] / 2 / states.where(states != 0, 1) * states.square().mean().sqrt()
+    return bool(scales.mean().abs() < scales.std() / 2 and scales.abs().max() < _MOST_RANDOM_SCALE)
 
 
 def require_weights(module: nn.Module) -> None:

@@ -446,15 +446,32 @@ def test_other_optimizers_have_usual_rates(make):
 
 
 @pytest.mark.parametrize(
-    ("batches", "epoch", "expected"), [(1, 100, False), (3, 100, False), (6, 100, None), (1, 1, True), (1, None, True)]
+    ("batches", "epoch", "expected"),
+    [(1, 100, False), (3, 100, False), (5, 100, False), (6, 100, None), (1, 1, True), (1, None, True)],
 )
 def test_batches_that_come_again_are_told(batches, epoch, expected):
     model = gpt2()
     optimizer = torch.optim.AdamW(model.parameters())
     with TrainingCheckup(model, optimizers=optimizer, steps_per_epoch=epoch) as checkup:
-        train(model, optimizer, checkup, steps=9, batches=batches)
+        train(model, optimizer, checkup, steps=10, batches=batches)
     found = {finding.kind.value: finding.is_note for finding in checkup.findings}
     assert found == ({} if expected is None else {"repeated_batch": expected})
+
+
+@pytest.mark.parametrize(("copies", "found"), [(True, ["repeated_batch"]), (False, [])])
+def test_gradients_accumulated_over_copies_of_one_batch(copies, found):
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with TrainingCheckup(model, optimizers=optimizer, steps_per_epoch=100) as checkup:
+        for step in range(10):
+            tokens = torch.randint(1, 40, (3, 2, 10))
+            for part in range(3):
+                with checkup.step(step):
+                    ids = tokens[0 if copies else part]
+                    model(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert [finding.kind.value for finding in checkup.findings] == found
 
 
 def sequences(draw):

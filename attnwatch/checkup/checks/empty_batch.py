@@ -29,16 +29,21 @@ class EmptyBatch(Check):
 
     def __init__(self) -> None:
         self._classes: set[int] = set()
+        self._numbers: dict[int, set[float]] = {}
         self._num_targets = 0
         self._has_one_class = True
         self._steps: set[int] = set()
 
     def look(self, step: StepEvidence) -> Fault | None:
-        if known(lambda: bool(step.tokens.padding.all()), False):
+        if known(lambda: bool(step.tokens.padding.all()) and not step.tokens.mask_fault, False):
             return Fault("all tokens in the batch are padding")
         if _are_alike(step):
             what = "all tokens in the batch have the same id, as if all words were unknown"
             return Fault(what, remedy="Check that the tokenizer is that of the model and of the language of the data.")
+        if (constant := self._constant_targets(step)) is not None:
+            what = f"all targets of the first {_NUM_STEPS} steps are {constant:.4g}"
+            remedy = "Check how the targets are read: a share that is cast to an integer becomes 0."
+            return Fault(what, numbers={"target": constant}, is_note=True, remedy=remedy)
         targets = step.targets
         if not targets.is_scored.any():
             return Fault("no prediction in the batch has a target: all labels are ignored")
@@ -57,6 +62,17 @@ class EmptyBatch(Check):
         is_note = targets.num_classes < _LEAST_CLASSES or not _are_outputs(step, targets.num_classes)
         remedy = "Shuffle the data, and check how the labels are read."
         return Fault(what, numbers={"targets": float(self._num_targets)}, is_note=is_note, remedy=remedy)
+
+    def _constant_targets(self, step: StepEvidence) -> float | None:
+        """Return the number that all targets of the first steps are, in a loss other than cross-entropy; else None."""
+        numbers = {float(each) for call in step.losses for each in call.targets.unique()[:2]}
+        if step.scored or not step.losses or not all(call.targets.numel() for call in step.losses):
+            return None
+        self._numbers[step.global_step] = numbers
+        if len(self._numbers) < _NUM_STEPS:
+            return None
+        different = set().union(*self._numbers.values())
+        return different.pop() if len(different) == 1 else None
 
 
 def _are_outputs(step: StepEvidence, num_classes: int) -> bool:

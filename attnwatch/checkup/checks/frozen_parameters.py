@@ -6,7 +6,7 @@ from statistics import median
 from torch import nn
 
 from attnwatch.capture import find_sites
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_of_adapter
 from attnwatch.checkup.weights import have_learned
@@ -14,6 +14,7 @@ from attnwatch.utils.messages import listed
 
 # Share of the rank of frozen matrices that matrices of adapters have at most.
 _LOW_RANK = 0.5
+_NEW_HEAD = "Train the new classifier too: with peft, name it in `modules_to_save` or set the task type."
 
 
 @register
@@ -22,9 +23,9 @@ class FrozenParameters(Check):
 
     Attention with frozen query and key weights can't learn where to look. In a stack of layers, a frozen layer above a
     trained one is reported, and so are frozen weights in a layer whose other weights are trained. The finding is a note
-    if the frozen layer was trained before: its norms and biases differ from their initial values. Models with adapters
-    are not checked, because their weights are frozen by design: adapters are known by their names, or by their low rank
-    beside the frozen matrices.
+    if the frozen layer was trained before: its norms and biases differ from their initial values. In models with
+    adapters, weights are frozen by design, so there is only a note on a classifier of sequences that seems to be new.
+    Adapters are known by their names, or by their low rank beside the frozen matrices.
     """
 
     name = "frozen_parameters"
@@ -37,7 +38,7 @@ class FrozenParameters(Check):
         if not sites:
             raise CannotCheck("no known attention was found in the model")
         if any(is_of_adapter(name) for name, each in step.model.named_parameters() if each.requires_grad):
-            return None
+            return _of_new_head(step)
         frozen = [name for site in sites for name in _partly_frozen(site.name, site.module)]
         if frozen:
             return _fault("some weights are frozen while others in the same attention layers are trained", frozen)
@@ -51,6 +52,28 @@ class FrozenParameters(Check):
                 what = "some weights are frozen while others in the same layers are trained"
                 return _fault(what, parts, is_note=_has_learned(stack, parts))
         return None
+
+
+def _of_new_head(step: StepEvidence) -> Fault | None:
+    """Return the note on a frozen classifier of sequences that has learned nothing, beside adapters that train."""
+    targets = known(lambda: step.targets, None)
+    if targets is None or targets.classes.ndim > 1 or not have_learned(dict(step.model.named_parameters())):
+        return None
+    for name in reversed(step.forward.called):
+        head = step.model.get_submodule(name)
+        if isinstance(head, nn.Linear) and head.out_features == targets.num_classes:
+            is_new = head.bias is None or not head.bias.any() or _is_initial(head)
+            if any(each.requires_grad for each in head.parameters()) or not is_new:
+                return None
+            what = f"the classifier {name} is frozen and seems to have its initial weights, while adapters are trained"
+            return Fault(what, (f"{name}.weight",), {"weights": 1.0}, is_note=True, remedy=_NEW_HEAD)
+    return None
+
+
+def _is_initial(head: nn.Linear) -> bool:
+    """Return whether weights and biases lie within the bounds of PyTorch's default, as trained ones hardly do."""
+    bound = head.in_features**-0.5
+    return all(float(each.detach().abs().max()) <= bound for each in head.parameters())
 
 
 def _fault(what: str, names: list[str], *, is_note: bool = False) -> Fault:

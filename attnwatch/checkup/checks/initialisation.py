@@ -11,6 +11,7 @@ from attnwatch.checkup.weights import (
     LEAST_GAIN,
     equal_weights,
     gains,
+    has_random_scale,
     large_weights,
     one_sided_weights,
     require_weights,
@@ -72,6 +73,12 @@ def _of_norms(step: StepEvidence) -> Fault | None:
         if isinstance(epsilon, float) and epsilon >= _MOST_EPSILON:
             what, remedy = f"{name} has an epsilon of {epsilon:g}; 1e-5 is usual", "Lower the epsilon of the norms."
             return Fault(what, (name,), {"epsilon": epsilon}, remedy=remedy)
+    drawn = [name for name, part in norms.items() if has_random_scale(part)]
+    if len(drawn) > len(norms) / 2:
+        what = f"{len(drawn)} of {len(norms)} norms scale their outputs by random numbers around 0, such as {drawn[0]}"
+        return Fault(
+            what, tuple(drawn), remedy="Leave the weights of norms at their initial value, which is 1 for most."
+        )
     called = [name for name in norms if name in step.forward.called and not _is_in_unused(name, step)]
     unused = tuple(name for name in called if name in step.graph.unused)
     if len(unused) <= len(called) / 2:

@@ -5,12 +5,16 @@ from torch import Tensor
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_encoder_decoder
+from attnwatch.checkup.targets import Targets
 
 _SCORED_AGAINST = {
     -1: "the token before it, which the model is given",
     0: "its own token, which the model is given",
     2: "the token after the next",
 }
+# Masked language models mask 80% of the tokens that they restore, and a small share of all tokens.
+_LEAST_TARGETS, _MOSTLY_MASKED = 16, 0.7
+_MASKED = "Do not shift the labels of a masked language model: compare logits with labels at the same positions."
 
 
 @register
@@ -18,7 +22,8 @@ class LabelsShiftedTwice(Check):
     """Each token is scored against the token after the next, or the one after that.
 
     The targets of the cross-entropy are compared with the ids that the model received. A causal model whose targets are
-    not shifted, or shifted the wrong way, is also reported: it only has to copy its input.
+    not shifted, or shifted the wrong way, is also reported: it only has to copy its input. So is a masked language
+    model whose labels are shifted.
     """
 
     name = "labels_shifted_twice"
@@ -29,14 +34,37 @@ class LabelsShiftedTwice(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        shift = step.targets.shift(_predicted_ids(step))
+        ids = _predicted_ids(step)
+        shift = step.targets.shift(ids)
         if shift is None:
+            if beside := _masked_beside(ids, step.targets):
+                where = "before" if beside > 0 else "after"
+                what = f"predictions at the tokens {where} the masked ones are scored, not those at the masked ones"
+                return Fault(what, numbers={"shift": float(beside)}, remedy=_MASKED)
             raise CannotCheck("the targets are not the tokens")
         if shift == 1 or step.predicts_several_tokens or (shift < 1 and not _is_given(step, shift)):
             return None
         what = _SCORED_AGAINST.get(shift, f"the token {shift} places further on")
         # To repeat the token before is a task by which memory is tested.
         return Fault(f"each prediction is scored against {what}", numbers={"shift": float(shift)}, is_note=shift < 0)
+
+
+def _masked_beside(ids: Tensor, targets: Targets) -> int:
+    """Return how far the masked tokens of a masked language model are ahead of the scored ones, if not 0; else 0.
+
+    Masked tokens have one id, that of the mask, and targets with other ids.
+    """
+    scored = targets.is_scored
+    if ids.shape != scored.shape or int(scored.sum()) < _LEAST_TARGETS or targets.num_classes <= int(ids.max()):
+        return 0
+    shares = {}
+    for ahead in (0, 1, -1):
+        tokens = ids.roll(-ahead, 1)[scored]
+        mask = tokens.mode().values
+        is_restored = not bool((targets.classes[scored] == mask).any())
+        shares[ahead] = float((tokens == mask).float().mean()) if is_restored else 0.0
+    found = max(shares, key=lambda ahead: shares[ahead])
+    return found if shares[found] > _MOSTLY_MASKED and shares[0] < shares[found] / 2 else 0
 
 
 def _predicted_ids(step: StepEvidence) -> Tensor:

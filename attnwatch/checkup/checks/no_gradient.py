@@ -20,11 +20,11 @@ _ROUTER = re.compile(r"(^|[._])(router|gate|gating)\w*$", re.IGNORECASE)
 class NoGradient(Check):
     """The optimizers step without gradients, or parts of the model get none because of how it computes.
 
-    The check reports weights that a module uses as plain numbers, weights of modules that are called under
-    `torch.no_grad()` after modules with gradients, and attention layers with gradients of zero. It also reports
-    attention layers, and routers between them, whose outputs are unused although modules before and after them have
-    gradients; layers that are used in eval mode do not count. It does not report modules that are not called, or that
-    are unused after the last attention layer, as the pooler of BERT often is.
+    The check reports weights that a module uses as plain numbers, parameters that are read with `item()`, weights of
+    modules that are called under `torch.no_grad()` after modules with gradients, and attention layers with gradients of
+    zero. It also reports attention layers, and routers between them, whose outputs are unused although modules before
+    and after them have gradients; layers that are used in eval mode do not count. It does not report modules that are
+    not called, or that are unused after the last attention layer, as the pooler of BERT often is.
     """
 
     name = "no_gradient"
@@ -57,6 +57,9 @@ def _of_graph(step: StepEvidence) -> Fault | None:
     if cut := step.graph.cut:
         what = f"the outputs of the model do not depend on {listed(cut)}, although their modules are used"
         return Fault(what, cut, remedy="Compute with the parameters themselves, not with .data, detach() or .item().")
+    if numbers := _read_as_numbers(step):
+        what = f"{listed(numbers)} got no gradient: forward reads the parameter as a number, as with item()"
+        return Fault(what, numbers, remedy="Compute with the parameter itself.")
     if (disabled := without_grad(step)) and not is_as_it_comes(step.forward.module):
         what = f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()"
         remedy = "Remove torch.no_grad() there. If the modules should not be trained, set requires_grad=False."
@@ -68,6 +71,16 @@ def _of_graph(step: StepEvidence) -> Fault | None:
         what = f"{listed(unused)} got no gradient: the outputs of their modules are unused"
         return Fault(what, unused, remedy="Multiply the outputs of the experts by the router's probabilities.")
     return None
+
+
+def _read_as_numbers(step: StepEvidence) -> tuple[str, ...]:
+    """Return the trained parameters that the forward pass of the first step reads as numbers, without a gradient."""
+    if step.num_steps:  # to repeat a forward pass in each step would take too long
+        return ()
+    held = step.held if step.optimizers else {}
+    nothing: Sequence[nn.Parameter] = ()
+    read = {id(each) for each in known(lambda: step.repeats.read, nothing) if each in held and each.grad is None}
+    return tuple(name for name, each in step.trainable.items() if id(each) in read)
 
 
 def without_grad(step: StepEvidence) -> tuple[str, ...]:

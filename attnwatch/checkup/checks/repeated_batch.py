@@ -1,6 +1,7 @@
 """Repeated batches."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 import torch
 
@@ -8,7 +9,7 @@ from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.utils.entries import as_real
 
-_NUM_STEPS, _LEAST_SEQUENCES = 6, 4
+_NUM_STEPS, _MOST_STEPS, _LEAST_SEQUENCES = 6, 10, 4
 # Shorter rows, such as those of a table, may be equal by chance.
 _LEAST_LENGTH = 8
 # Decimal digits of fingerprints that do not depend on the order of summation.
@@ -19,9 +20,10 @@ _DIGITS = 6
 class RepeatedBatch(Check):
     """The first steps receive the same batch, a few alternating batches, or batches of a few sequences.
 
-    The order of the sequences does not matter. One batch that comes three times in six steps is reported too. The
-    finding is a note if the epoch is equally short or its length unknown: overfitting one batch is a common test.
-    Batches that consist of copies of one sequence are always reported.
+    Six to ten steps are compared. The order of the sequences does not matter. One batch that comes in half of the steps
+    is reported too. The finding is a note if the epoch is equally short or its length unknown: overfitting one batch is
+    a common test. Batches that consist of copies of one sequence, and gradients that are accumulated over copies of one
+    batch, are always reported.
     """
 
     name = "repeated_batch"
@@ -32,36 +34,54 @@ class RepeatedBatch(Check):
     )
 
     def __init__(self) -> None:
-        self._fingerprints: dict[int, torch.Tensor] = {}
+        self._fingerprints: dict[int, list[torch.Tensor]] = {}
         self._length = 0
 
     def look(self, step: StepEvidence) -> Fault | None:
         sequences = _sequences(step.forward.tensors)
         self._length = sequences.shape[1]
-        self._fingerprints.setdefault(step.global_step, _fingerprints(sequences))
+        self._fingerprints.setdefault(step.global_step, []).append(_fingerprints(sequences))
         if len(self._fingerprints) < _NUM_STEPS:
             raise CannotCheck(f"needs {_NUM_STEPS} steps")
-        batches = [tuple(round(each, _DIGITS) for each in of_step.tolist()) for of_step in self._fingerprints.values()]
-        size = max(map(len, batches))
+        of_steps = [list(map(_comparable, of_step)) for of_step in self._fingerprints.values()]
+        fault = self._fault([of_step[0] for of_step in of_steps], step.steps_per_epoch)
+        if fault is None and all(len(of_step) > 1 and len(set(of_step)) == 1 for of_step in of_steps[:-1]):
+            what = (
+                f"in each of the first {len(of_steps) - 1} steps, gradients were accumulated over copies of one batch"
+            )
+            return Fault(what, remedy="Take the next batch for each backward pass.")
+        if fault is None and len(of_steps) < _MOST_STEPS:
+            raise CannotCheck(
+                f"no batch came again in the first {len(of_steps)} steps; {_MOST_STEPS} steps are compared"
+            )
+        return fault
+
+    def _fault(self, batches: Sequence[tuple[float, ...]], steps_per_epoch: int | None) -> Fault | None:
+        """Return the fault for the first batches of the steps so far."""
+        steps, size = len(batches), max(map(len, batches))
         if size >= _LEAST_SEQUENCES and all(len(set(batch)) == 1 for batch in batches):
-            what = f"in each of the first {_NUM_STEPS} steps, all {size} sequences of the batch are the same"
+            what = f"in each of the first {steps} steps, all {size} sequences of the batch are the same"
             return Fault(what, remedy="Check that the dataset uses the index that it receives.")
         counts = Counter(batches)
         number, most = len(counts), max(counts.values())
         num_sequences = len(set().union(*batches))
-        what = f"the first {_NUM_STEPS} steps received "
+        what = f"the first {steps} steps received "
         if number == 1:
             what += "the same batch"
-        elif number <= _NUM_STEPS // 2:
+        elif number <= steps // 2:
             what += f"{number} batches in turn"
-        elif most >= _NUM_STEPS // 2:
+        elif most >= steps // 2:
             what += f"one batch {most} times"
         elif _LEAST_SEQUENCES <= num_sequences <= size and self._length >= _LEAST_LENGTH:
             what += f"only {num_sequences} different sequences"
         else:
             return None
-        is_meant = step.steps_per_epoch is None or step.steps_per_epoch <= number
+        is_meant = steps_per_epoch is None or steps_per_epoch <= number
         return Fault(what, numbers={"different_batches": float(number)}, is_note=is_meant)
+
+
+def _comparable(fingerprints: torch.Tensor) -> tuple[float, ...]:
+    return tuple(round(each, _DIGITS) for each in fingerprints.tolist())
 
 
 def _sequences(tensors: list[torch.Tensor]) -> torch.Tensor:
