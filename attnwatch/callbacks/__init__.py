@@ -1,6 +1,6 @@
-"""Parts of the callbacks of all trainers: a `TrainingPart` each, imported when it is first used.
+"""Parts of the callbacks for all trainers, each a `TrainingPart` that is imported at first use.
 
-`attnwatch.lightning` and `attnwatch.transformers` make their callbacks of these.
+`attnwatch.lightning` and `attnwatch.transformers` build their callbacks from these.
 """
 
 import importlib
@@ -24,7 +24,7 @@ CALLBACKS = {
     "OcclusionAudit": "occlusion",
     "TokenDropping": "tokens",
 }
-"""Modules in this folder by the names of the parts in them."""
+"""Module in this folder that defines each part, by the name of the part."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""Base class of the parts that examine a model from time to time, on batches that it is not trained on."""
+"""Base class of the parts that examine a model during training, on batches that it is not trained on."""
 
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
@@ -21,28 +21,29 @@ from attnwatch.utils.states import check_format, with_format
 
 ResultT = TypeVar("ResultT")
 _STATE_FORMAT = 1
-# Curves of more layers can't be read.
+# Maximum number of layers with a curve each. Charts with more curves can't be read.
 MOST_LAYER_CURVES = 12
 
 
 class Audit(TrainingPart, Generic[ResultT]):
-    """Examines a model every so many steps, and at the end.
+    """Examine a model at a regular interval and at the end of training.
 
-    All processes examine it with the main process's batches, so that sharded models work too.
+    All processes examine it on the batches of the main process, so that sharded models work too.
 
     Args:
-        every_n_steps: audit after the first step at or after each multiple of it; None means at the end only.
-        batches: input batches, as the model takes them by name; None means the first of the validation data.
-        num_batches: number of batches.
+        every_n_steps: interval in optimizer steps: an audit follows the first step at or after each multiple of it.
+            None means at the end only.
+        batches: batches, each with the model's arguments by name; None means the first validation batches.
+        num_batches: maximum number of batches.
         forward: see `EvaluatedModel`.
-        tokenizer: tokenizer of the model; None means the one that the trainer has.
+        tokenizer: tokenizer of the model; None means the trainer's.
 
     Attributes:
-        results: (global step, result) of each audit of this training.
+        results: (global step, result) of each audit in this training.
     """
 
     _Result: type[ResultT]
-    """A dataclass of tensors, numbers, strings, and lists and dicts of them."""
+    """Dataclass whose fields are tensors, numbers, strings, and lists and dicts of these."""
     _needs_batches = True
 
     results: list[tuple[int, ResultT]]
@@ -59,7 +60,7 @@ class Audit(TrainingPart, Generic[ResultT]):
         require_int("num_batches", num_batches, minimum=1)
         if batches is not None and (isinstance(batches, Mapping) or not isinstance(batches, Iterable)):
             raise ConfigurationError(
-                f"`batches` must be a list of batches, or a data loader; got a {type(batches).__name__}."
+                f"`batches` must be a list of batches or a data loader; got a {type(batches).__name__}."
             )
         self._every_n_steps = every_n_steps
         self._given_batches = batches
@@ -71,21 +72,21 @@ class Audit(TrainingPart, Generic[ResultT]):
 
     @abstractmethod
     def _audit(self, run: TrainerRun, subject: EvaluatedModel, batches: list[Batch]) -> ResultT:
-        """Return a result, or raise what is wrong with the model or the batches."""
+        """Return the result of one audit; raise an error if the model or the batches are unsuitable."""
 
     @abstractmethod
     def _numbers(self, result: ResultT) -> dict[str, float]:
-        """Return the numbers of a result to log, by tag."""
+        """Return the numbers to log for a result, by tag."""
 
     @abstractmethod
     def _draw(self) -> dict[str, np.ndarray]:
         """Return pictures of `results` by tag, each uint8 [height, width, 3]."""
 
     def _texts(self, result: ResultT) -> dict[str, str]:
-        """Return texts about a result in markdown, by tag."""
+        """Return markdown texts about a result, by tag."""
         return {}
 
-    # What happens in a training.
+    # Training hooks.
 
     def start(self, run: TrainerRun) -> None:
         self.detach()
@@ -97,7 +98,7 @@ class Audit(TrainingPart, Generic[ResultT]):
         self._given = None if self._given_batches is None else self._own_batches(run, self._given_batches)
         if self._needs_batches and self._given is None and not run.has_validation_data:
             raise ConfigurationError(
-                f"{type(self).__name__} needs batches to ask about: give `batches`, or validation data to the trainer."
+                f"{type(self).__name__} needs batches: give `batches`, or give the trainer validation data."
             )
 
     def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
@@ -108,7 +109,7 @@ class Audit(TrainingPart, Generic[ResultT]):
         try:
             check_format(state, _STATE_FORMAT, type(self).__name__)
         except ConfigurationError as error:
-            warn(f"the checkpoint's results of {type(self).__name__} are not continued: {error}")
+            warn(f"{type(self).__name__} can't restore its results from the checkpoint and begins anew: {error}")
         else:
             self.results = [(step, self._Result(**fields)) for step, fields in state["results"]]
 
@@ -128,7 +129,7 @@ class Audit(TrainingPart, Generic[ResultT]):
     def detach(self) -> None:
         self._batches = self._given = self._model = None
 
-    # Shared by these.
+    # Helpers.
 
     @property
     def _subject(self) -> EvaluatedModel:
@@ -143,7 +144,7 @@ class Audit(TrainingPart, Generic[ResultT]):
                 raw = self._given or []
                 if self._given is None and self._needs_batches:
                     raw = main_process_batches(run, run.validation_loader, self._num_batches)
-                # Where one process has none, the others must ask with it again.
+                # A failure on one process is raised on all, so that all of them try again at the next audit.
                 self._batches = together(lambda: [run.to_device(as_batch(batch)) for batch in raw])
             result = self._audit(run, self._subject, self._batches)
             self.results.append((run.global_step, result))
@@ -155,9 +156,9 @@ class Audit(TrainingPart, Generic[ResultT]):
                 self._publisher.text(run.loggers, tag, markdown, run.global_step)
 
     def _own_batches(self, run: TrainerRun, given: Iterable[Batch]) -> list[Batch]:
-        """Take them once: their iterable may have no more."""
+        """Return the user's batches. They are read only once, since an iterable may be exhausted afterwards."""
         taken = list(map(as_batch, main_process_batches(run, lambda: given, self._num_batches)))
         if not taken:
-            raise ConfigurationError("`batches` is empty: give at least one.")
+            raise ConfigurationError("`batches` is empty: give at least one batch.")
         self._given_batches = taken
         return taken

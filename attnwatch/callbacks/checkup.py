@@ -1,4 +1,4 @@
-"""Checkup of a training between the hooks of its trainer."""
+"""Training checkup that is run by the hooks of a trainer."""
 
 import contextlib
 from collections.abc import Mapping, Sequence
@@ -11,17 +11,17 @@ from attnwatch.utils.messages import NonFatal
 
 
 class _Skipped(Exception):
-    """A batch is not trained on."""
+    """Signal that a batch is not trained on."""
 
 
 class RunCheckup:
-    """`TrainingCheckup` of one training. Nothing happens if it is not enabled.
+    """`TrainingCheckup` of one training, which does nothing if it is not enabled.
 
     Args:
-        is_enabled: check the training.
+        is_enabled: True to check the training.
 
     Attributes:
-        findings: what was found so far, also before the training was resumed, as long as the check has no new answer.
+        findings: findings so far. Those from before the training was resumed stay until their check has a new answer.
         checkup: the checkup; None before the first step.
     """
 
@@ -49,10 +49,10 @@ class RunCheckup:
         self.checkup, self._earlier, self.findings = None, [], []
 
     def begin_batch(self, run: TrainerRun) -> None:
-        """Look at the forward and backward that follow."""
+        """Observe the forward and backward that follow."""
         if self._is_enabled:
             with self._non_fatal("the checkup failed", key="checkup"):
-                if self.checkup is None:  # optimizers may not be there when the training starts
+                if self.checkup is None:  # optimizers may not exist yet when training starts
                     (_, optimizers), *_ = run.models_with_optimizers()
                     self.checkup = TrainingCheckup(
                         run.model,
@@ -63,11 +63,11 @@ class RunCheckup:
                 self._step.enter_context(self.checkup.step(run.global_step))
 
     def skip_batch(self) -> None:
-        """Forget a batch that has begun and is not trained on."""
+        """Discard a batch that has begun and is not trained on."""
         self._step.__exit__(_Skipped, _Skipped(), None)
 
     def end_backward(self) -> bool:
-        """Check what was seen since the batch began, once. Return whether something new was found."""
+        """Check the observations since the batch began, once, and return whether there is a new finding."""
         with self._non_fatal("the checkup failed", key="checkup"):
             self._step.close()
         known = {(finding.kind, finding.is_note) for finding in self.findings}
@@ -77,17 +77,17 @@ class RunCheckup:
         return any((finding.kind, finding.is_note) not in known for finding in self.findings)
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """Return what was found, as numbers and strings."""
+        """Return the findings as numbers and strings."""
         return [finding.as_json() for finding in self.findings]
 
     def load_state_dict(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Continue with what `state_dict` returned. Findings of checks that are not there any more are left out."""
+        """Continue with the findings that `state_dict` returned, except those of checks that no longer exist."""
         known = [each for each in state if each["kind"] in Check.registry]
         self._earlier = list(map(Finding.from_json, known))
         self.findings = list(self._earlier)
 
     def close(self) -> None:
-        """Take the checkup off the model. A batch that is open is not checked."""
+        """Remove the checkup from the model. An open batch is not checked."""
         self.skip_batch()
         if self.checkup is not None:
             self.checkup.close()

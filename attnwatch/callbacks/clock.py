@@ -1,4 +1,4 @@
-"""Step times."""
+"""Times of optimizer steps."""
 
 import statistics
 import time
@@ -9,7 +9,7 @@ from attnwatch.utils.messages import duration
 
 
 class StepClock:
-    """Measures how long optimizer steps take, including all micro-batches."""
+    """Measure the time that optimizer steps take, including all micro-batches."""
 
     def __init__(self) -> None:
         self._step = 0
@@ -38,7 +38,7 @@ class Speedup:
 
     Attributes:
         seconds, seconds_with_all: median times of a step.
-        ceiling: how many times as fast a step could get if cost were linear in tokens.
+        ceiling: speedup of a step whose cost is linear in tokens.
         others: share of the work that other callbacks left.
     """
 
@@ -49,7 +49,7 @@ class Speedup:
 
     @property
     def ratio(self) -> float:
-        """Number of times as fast as with all tokens."""
+        """Speedup over steps with all tokens."""
         return self.seconds_with_all / self.seconds
 
 
@@ -76,7 +76,7 @@ class StepTimes:
         """Describe the time that dropping tokens saved, all else equal; empty if no steps can be compared.
 
         Args:
-            ceiling: function of the share of tokens that returns how many times as fast a step can get.
+            ceiling: function from the share of tokens to the largest possible speedup of a step.
         """
         ratios = sorted({ratio for ratio, _ in self._seconds} - {1.0})
         return "".join(self._summary_at(ratio, ceiling) for ratio in ratios)
@@ -86,7 +86,7 @@ class StepTimes:
 
         Args:
             ratio: requested share of the tokens.
-            ceiling: function of the share of tokens that returns how many times as fast a step can get.
+            ceiling: function from the share of tokens to the largest possible speedup of a step.
         """
         comparable = [others for of, others in self._seconds if of == ratio and (1.0, others) in self._seconds]
         if not comparable:

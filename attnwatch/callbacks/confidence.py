@@ -1,4 +1,4 @@
-"""Multiple-choice questions, and how far a model's confidence can be believed, while it trains."""
+"""Multiple-choice questions to a model while it trains, and the calibration of its answers."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -27,33 +27,34 @@ _FIGURES = ("accuracy", "mean_confidence", "expected_calibration_error", "expect
 
 
 class ConfidenceProbe(Audit[Answers | Calibration]):
-    """Ask a language model multiple-choice questions and how sure it is, and measure how far it can be believed.
+    """Ask a language model multiple-choice questions while it trains, and measure the calibration of its confidence.
 
-    Logged are `confidence/accuracy`, `confidence/mean_confidence`, `confidence/expected_calibration_error`,
+    The callback logs `confidence/accuracy`, `confidence/mean_confidence`, `confidence/expected_calibration_error`,
     `confidence/expected_if_calibrated`, `confidence/brier` and `confidence/auroc` of the probabilities of the choices;
-    of what it states itself the same figures as `confidence/stated_…`; and `confidence/questions`,
-    `confidence/skipped` and `confidence/unparsable`. Under Images there are reliability diagrams, under Text the
-    questions with the answers. Of a classifier it has the figures of its probabilities on validation batches.
+    the same figures of the confidence that the model states, as `confidence/stated_…`; and `confidence/questions`,
+    `confidence/skipped` and `confidence/unparsable`. It also logs reliability diagrams as images, and the questions
+    with the answers as text. For a classifier, it logs the figures of its probabilities on validation batches.
 
     Args:
-        questions: path of a JSONL file, a list, or None: made from the text of the validation batches.
-        tokenizer: of transformers; None means the one that the trainer has (transformers' `processing_class`).
-        every_n_steps: ask after the first step at or after each multiple of it; None means at the end only.
-        num_questions: that are made, where none are given.
+        questions: path of a JSONL file, or a list of questions; None means questions made from the text of `batches`.
+        tokenizer: tokenizer of transformers; None means the trainer's (transformers' `processing_class`).
+        every_n_steps: interval in optimizer steps: the questions follow the first step at or after each multiple of it.
+            None means at the end only.
+        num_questions: number of questions to make if none are given.
         templates, stated, reasons, score, max_new_tokens, batch_size, max_length: see `attnwatch.explain.ask`.
-        num_bins: of the reliability diagram and the expected calibration error.
-        batches: to make questions of, or of a classifier to judge; None means the first of the validation data.
-        num_batches: so many of them.
-        forward: see `attnwatch.explain.EvaluatedModel`. With `questions`, its output is taken for that of a language
-            model, otherwise for that of a classifier.
-        seed: of the questions that are made.
+        num_bins: number of bins of the reliability diagram and the expected calibration error.
+        batches: batches to make questions from, or to judge a classifier on; None means the first validation batches.
+        num_batches: maximum number of batches.
+        forward: see `attnwatch.explain.EvaluatedModel`. With `questions`, its output is read as that of a language
+            model, otherwise as that of a classifier.
+        seed: seed for making questions.
 
     Attributes:
-        results: list of (global step, what was found): `attnwatch.explain.Answers`, of a classifier
-            `attnwatch.explain.Calibration`.
+        results: list of (global step, result), where the result is an `attnwatch.explain.Answers`, or for a classifier
+            an `attnwatch.explain.Calibration`.
 
     Raises:
-        ConfigurationError: an argument is wrong, or when training starts, if the model can't be asked.
+        ConfigurationError: an argument is invalid, or the model can't be asked (raised when training starts).
     """
 
     example = 'ConfidenceProbe("questions.jsonl", tokenizer=tokenizer)'
@@ -90,7 +91,7 @@ class ConfidenceProbe(Audit[Answers | Calibration]):
         self._num_questions, self._num_bins, self._seed = num_questions, num_bins, seed
         self._evaluation: MultipleChoiceEvaluation | None = None
 
-    # What happens in a training.
+    # Training hooks.
 
     def start(self, run: TrainerRun) -> None:
         super().start(run)
@@ -100,14 +101,14 @@ class ConfidenceProbe(Audit[Answers | Calibration]):
         if judges_classes:
             if self._questions is not None:
                 raise ConfigurationError(
-                    f"`questions` are for language models; a {type(subject.model).__name__} is a classifier, which is "
-                    "judged on batches with labels: leave them out."
+                    f"`questions` need a language model; {type(subject.model).__name__} is a classifier, which is "
+                    "judged on batches with labels: leave `questions` out."
                 )
             return
         require_language_model(subject)
         if self._tokenizer is None:
             raise ConfigurationError(
-                "`tokenizer` is needed to ask a language model: give that of the model, for instance "
+                "`tokenizer` is needed to ask a language model: give the model's tokenizer, for instance "
                 "AutoTokenizer.from_pretrained(name)."
             )
         if self._questions is not None:

@@ -1,4 +1,4 @@
-"""Batches of a data loader, taken without a trace in the training that uses it."""
+"""Reading of batches from a data loader without side effects on the training that uses it."""
 
 import contextlib
 import copy
@@ -18,10 +18,11 @@ from attnwatch.utils.processes import has_other_processes, together
 
 
 def main_process_batches(run: TrainerRun, make_loader: Callable[[], Iterable[Any]], number: int) -> list[Any]:
-    """Return, on all processes, the first batches of the loader that the main process makes.
+    """Return the first batches of the main process's loader on all processes.
 
     Raises:
-        Exception: of the loader; of whatever kind on the main process, a ConfigurationError that says so on the others.
+        Exception: the error of the loader, on the main process.
+        ConfigurationError: the loader failed; on the other processes.
     """
     if not has_other_processes():
         return first_batches(make_loader(), number)
@@ -29,27 +30,27 @@ def main_process_batches(run: TrainerRun, make_loader: Callable[[], Iterable[Any
     if run.is_main_process:
         try:
             packed = pickle.dumps(first_batches(make_loader(), number))
-        except Exception as error:  # to be raised when the others have been told, who would wait for ever
+        except Exception as error:  # raised once the other processes know, which would wait forever otherwise
             failure = error
     packed, reason = run.broadcast((packed, None if failure is None else f"{type(failure).__name__}: {failure}"))
     if failure is not None:
         raise failure
     if reason is not None:
-        raise ConfigurationError(f"the main process could not take batches: {reason}")
+        raise ConfigurationError(f"the main process could not read batches: {reason}")
     return together(lambda: pickle.loads(packed))
 
 
 def first_batches(loader: Iterable[Any], number: int) -> list[Any]:
-    """Return the first batches, without a trace in the loader or in any random state that the training draws from."""
+    """Return the first batches without changing the loader or any random state that training draws from."""
     with _random_state_kept(loader):
         return list(itertools.islice(_without_workers(loader), number))
 
 
 def _without_workers(loader: Iterable[Any]) -> Iterable[Any]:
-    """Return the loader without workers: persistent ones would be the training's, with a random state drawn here."""
+    """Return the loader without workers. Training would share persistent workers, whose seed would be drawn here."""
     if not isinstance(loader, DataLoader) or loader.num_workers == 0:
         return loader
-    alone = copy.copy(loader)  # a loader lets nobody set these
+    alone = copy.copy(loader)  # its __setattr__ refuses these attributes
     vars(alone).update(num_workers=0, timeout=0, persistent_workers=False, prefetch_factor=None, _iterator=None)
     return alone
 
@@ -67,12 +68,12 @@ def _random_state_kept(loader: Iterable[Any]) -> Iterator[None]:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
         for (holder, generator), state in zip(kept, states, strict=True):
-            vars(holder)["generator"] = generator  # collators make theirs when they are first called
+            vars(holder)["generator"] = generator  # collators create theirs at their first call
             _set_state(generator, state)
 
 
 def _holders(loader: Iterable[Any]) -> list[Any]:
-    """Return what may draw from a generator of its own: samplers, and collators, which transformers wraps."""
+    """Return the objects that may own a generator: samplers, and collators, which transformers wraps."""
     collate = getattr(loader, "collate_fn", None)
     inner = [getattr(collate, name, None) for name in ("data_collator", "__self__")]
     outer = [getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset")]

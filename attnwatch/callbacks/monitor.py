@@ -1,4 +1,4 @@
-"""The monitor: a thin layer over the recorder and the diagnosis."""
+"""Attention monitor: a thin layer over the recorder and the diagnosis."""
 
 import contextlib
 import os
@@ -33,50 +33,51 @@ _STATE_FORMAT = 1
 class AttentionMonitor(TrainingPart):
     """Record attention entropy and uniformity of every layer and head while a model trains, and judge the run.
 
-    Scalars go to every logger of the trainer; TensorBoard also gets heatmaps, charts of several curves, the verdict in
-    words and a row in HParams, Weights & Biases and MLflow the heatmaps. Norms of gradients, weights, outputs and other
-    layer statistics (`AttentionHistory.layers`) are recorded beside them, one number for each layer. Numbers of
-    the whole model (`attention/normalized_entropy`, `attention/risk`, …) are among the trainer's own metrics: in
-    Lightning's `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, nan where nothing was observed
-    and before the risk is known; in the `trainer.state.log_history` of transformers, where they are left out instead.
-    An `EarlyStopping("attention/risk")` lets nan pass while this monitor is attached. The history travels in the
-    checkpoint. If no attention of the model can be read, a warning says so after the first observed step; training and
-    the checkup continue.
+    All loggers of the trainer receive scalars. TensorBoard also receives heatmaps, charts of several curves, the
+    verdict as text and a row in HParams; Weights & Biases and MLflow also receive the heatmaps. Norms of gradients,
+    weights and outputs and other layer statistics (`AttentionHistory.layers`) are recorded too, one number per layer.
+    Numbers of the whole model (`attention/normalized_entropy`, `attention/risk`, …) are among the trainer's metrics. In
+    Lightning's `trainer.callback_metrics`, for `EarlyStopping` and `ModelCheckpoint`, they are nan if nothing was
+    observed or the risk is not known yet; in the `trainer.state.log_history` of transformers, they are then left out.
+    `EarlyStopping("attention/risk")` ignores nan while this monitor is attached. Checkpoints contain the history. If no
+    attention of the model can be read, a warning says so after the first observed step; training and the checkup
+    continue.
 
     Args:
-        every_n_steps: observe the first step at or after each multiple of it.
-        num_query_rows: how many query rows are looked at; None means all. See `attention_statistics`.
-        sites: glob patterns of the sites to watch; None means all.
-        on_finding: what to do when something is found, once each time it comes up: `"warn"`, `"stop"` (warn and
-            stop the training), `"ignore"` (it stays on the dashboard), a function of (finding, trainer, model), where
-            Lightning's model is the LightningModule, or a mapping from kinds to one of these; kinds that are not in
-            it warn. A run that is resumed goes on past the finding that stopped it. Notes (`Finding.is_note`) warn
-            nobody and stop nothing; a function hears of them only where it is given for their kind in a mapping.
-        thresholds: amount of evidence that findings need; None means the defaults.
+        every_n_steps: interval in optimizer steps: the first step at or after each multiple of it is observed.
+        num_query_rows: number of query rows to read; None means all. See `attention_statistics`.
+        sites: glob patterns of the sites to observe; None means all.
+        on_finding: action for a finding, once each time it appears: `"warn"`, `"stop"` (warn and stop training),
+            `"ignore"` (only show it on the dashboard), a function of (finding, trainer, model), where Lightning's model
+            is the LightningModule, or a mapping from kinds to one of these; kinds that are not in it warn. A resumed
+            run continues past the finding that stopped it. Notes (`Finding.is_note`) neither warn nor stop; a function
+            receives them only if a mapping gives it for their kind.
+        thresholds: amount of evidence that a finding requires; None means the defaults.
         checkup: check the first steps, and a few later ones, for faults; see `TrainingCheckup`.
-        alert: URL of Apprise for a chat, mail or pager that hears of new findings, such as "slack://A/B/C", or a list
-            of them; "$NAME" stands for the one in an environment variable. None is sent for what is ignored.
-        rules: rules with other thresholds, as `[UniformAttention(enter=0.98)]`, or switched off; see `diagnose`.
-        max_layer_curves: per statistic, curves of at most so many layers, evenly spaced.
-        figures_every_n_steps: pictures after at least so many steps, but not for more than 0.5% of the time, and at the
-            end; None means at the end only.
-        flush_every: observed steps per transfer from the device; None means as many as cover 50 steps, at least 5, and
-            not more than `figures_every_n_steps` covers. Dashboards and findings come as often.
-        max_history: how many observations are kept; see `AttentionRecorder`.
-        seed: of the random query rows.
-        report: write a page about the run, `attnwatch-run.html` in the folder of the trainer's logs, and the same as
-            `attnwatch-run.npz` for `attnwatch report` and `judge`. It is written when something is found, at the end,
-            and in between as long as writing takes no more than 0.3% of the time. False for none, or a path.
+        alert: Apprise URL of a chat, mail address or pager that receives new findings, such as "slack://A/B/C", or a
+            list of URLs; "$NAME" stands for the URL in an environment variable. Ignored findings are not sent.
+        rules: rules with other thresholds, such as `[UniformAttention(enter=0.98)]`, or switched off; see `diagnose`.
+        max_layer_curves: maximum number of curves per statistic; the layers are evenly spaced.
+        figures_every_n_steps: minimum number of steps between pictures, which take at most 0.5% of the time; the last
+            ones are drawn at the end. None means at the end only.
+        flush_every: number of observed steps per transfer from the device, after which dashboards and findings are
+            updated; None means as many as cover 50 steps, at least 5, but no more than `figures_every_n_steps` covers.
+        max_history: maximum number of observations to keep; see `AttentionRecorder`.
+        seed: seed of the random query rows.
+        report: write a page about the run, `attnwatch-run.html` in the folder of the trainer's logs, and its data as
+            `attnwatch-run.npz` for `attnwatch report` and `judge`. The page is written when there is a new finding, at
+            the end, and in between as long as writing takes at most 0.3% of the time. False writes none; a path
+            replaces that of the page.
 
     Attributes:
-        history: what was observed so far, also after a training that was broken off. Where a trainer trains on (a
-            second `fit` of the same Lightning trainer, a resumed run), it goes on; a new run begins a new one.
-        diagnosis: verdict on it; None before the first.
+        history: observations so far, also of an interrupted training. It continues if a trainer continues (a second
+            `fit` of the same Lightning trainer, a resumed run); a new run begins a new history.
+        diagnosis: verdict on the observations so far; None before the first.
         checkup: the `TrainingCheckup`, which prints as a table; None before the first step.
         report_path: path of the page; None if there is none.
 
     Raises:
-        ConfigurationError: an argument is wrong.
+        ConfigurationError: an argument is invalid.
     """
 
     example = "AttentionMonitor()"
@@ -163,10 +164,10 @@ class AttentionMonitor(TrainingPart):
         return self._report.path
 
     def coverage(self) -> dict[str, str]:
-        """Return, for every attention site of the model, `"observed"` or the reason why it is not."""
+        """Return `"observed"`, or the reason why it is not, for each attention site of the model."""
         return self._recorder_of("coverage").coverage()
 
-    # What happens in a training.
+    # Training hooks.
 
     def start(self, run: TrainerRun) -> None:
         self.detach()
@@ -189,7 +190,7 @@ class AttentionMonitor(TrainingPart):
             self._publication.load_state_dict(state)
             self._checkup.load_state_dict(state["checkup"])
         except ConfigurationError as error:
-            warn(f"the checkpoint's history is not continued, a new one begins: {error}", once_for_all=True)
+            warn(f"the history in the checkpoint can't be continued, a new one begins: {error}", once_for_all=True)
             return
         self._publication.num_observations = self._recorder.num_observations
         self._report.resume(run.global_step)
@@ -201,8 +202,8 @@ class AttentionMonitor(TrainingPart):
     def _begin_batch(self, run: TrainerRun) -> None:
         self._batch_step = run.global_step
         self._batch.enter_context(self._recorder.step(run.global_step))
-        if self._recorder.is_observing:  # optimizers may not be there when the training starts
-            with self._non_fatal("the updates of the weights are not recorded", key="optimizers"):
+        if self._recorder.is_observing:  # optimizers may not exist yet when training starts
+            with self._non_fatal("weight updates are not recorded", key="optimizers"):
                 self._recorder.follow(run.models_with_optimizers()[0][1])
         self._checkup.begin_batch(run)
 
@@ -226,8 +227,8 @@ class AttentionMonitor(TrainingPart):
         if loss is not None:
             self._recorder.record_loss(loss)
         self._unobserved.check_step(self._recorder, self._batch_step)
-        # Whoever monitors a metric finds it from the first step on, and up to date when it is looked at. All processes
-        # flush at the same steps, whatever each has seen.
+        # Callbacks that monitor a metric find it from the first step on, and up to date whenever they read it. All
+        # processes flush at the same steps, whatever each has observed.
         if run.global_step != self._batch_step and (is_last or not self._has_flushed):
             self._has_flushed = True
             self._recorder.flush(finish_step=True)
@@ -241,7 +242,7 @@ class AttentionMonitor(TrainingPart):
             elif self._has_news:
                 self._publication.react_to_checkup(run, self._flushed_history(run))
             self._has_news = False
-        # Observed steps are the same on all processes, so they all take part in the decision, whatever each has seen.
+        # Observed steps are the same on all processes, so they all take part in the decision, whatever each observed.
         if is_observing and self._verdicts.may_stop and run.is_true_anywhere(self._verdicts.want_to_stop):
             run.stop()
 
@@ -261,7 +262,7 @@ class AttentionMonitor(TrainingPart):
             return
         self._batch.close()
         with self._non_fatal("the monitor failed", key="monitor"), contextlib.suppress(KeyboardInterrupt):
-            # The one that ended the training continues.
+            # The exception that ended the training propagates, not a second Ctrl-C.
             if not has_other_processes():
                 self._recorder.flush(finish_step=True)
             history = self._flushed_history(run)
@@ -291,5 +292,5 @@ class AttentionMonitor(TrainingPart):
 
     def _recorder_of(self, name: str) -> AttentionRecorder:
         if self._known_recorder is None:
-            raise ConfigurationError(f"`{name}`: nothing was observed yet; train with this callback first.")
+            raise ConfigurationError(f"`{name}`: nothing has been observed yet; train with this callback first.")
         return self._known_recorder

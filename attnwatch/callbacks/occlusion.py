@@ -22,10 +22,10 @@ from attnwatch.trainers.base import TrainerRun
 from attnwatch.utils.arguments import require_between, require_choice, require_int
 from attnwatch.utils.labels import evenly_spaced, site_labels
 
-# Of the deletion curves: more of them where curves differ, and as few as show it, since each takes a row per sequence.
+# Removed shares of the deletion curves: few, since each takes a row per sequence, and denser where the curves differ.
 _FRACTIONS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)
 _NUM_RANDOM = 2
-# One forward observes attention, one is differentiated.
+# One forward to observe attention, and one to differentiate.
 _ATTRIBUTION_FORWARDS = 2
 
 
@@ -36,12 +36,12 @@ class OcclusionFindings:
     Attributes:
         sites: attention layers that were observed.
         attention, rollout: rank correlations with |importance|, float64 [layers, sequences].
-        gradient: float64 [sequences].
+        gradient: rank correlations with |importance|, float64 [sequences].
         deletion: areas of the deletion curves, nats, float [sequences] by score: "occlusion", "attention", "rollout",
             "gradient", and "random" (the mean of the random orders).
-        importance: of the first sequence's tokens, nats, float [tokens]; nan where a token was not hidden.
-        tokens: of the first sequence.
-        num_forwards: that the audit took.
+        importance: importance of the first sequence's tokens, nats, float [tokens]; nan if a token was not hidden.
+        tokens: tokens of the first sequence.
+        num_forwards: number of forwards of the audit.
     """
 
     sites: list[str]
@@ -55,32 +55,34 @@ class OcclusionFindings:
 
 
 class OcclusionAudit(Audit[OcclusionFindings]):
-    """Hide inputs now and then while a model trains, and compare what that does with what attention says.
+    """Compare attention with the effects of hiding inputs while a model trains.
 
-    Logged are `occlusion/attention_agreement`, `occlusion/rollout_agreement` and `occlusion/gradient_agreement` (mean
-    rank correlation with the importance by hiding, attention's over all layers), the first two for each of up to 12
-    layers, `occlusion/deletion_area/…` (nats, by score; the higher above `random`, the more faithful) and
-    `occlusion/forwards`; and pictures. Where attention disagrees and the trainer has a callback that chooses heads or
-    tokens by attention, one warning says so. The training itself is not changed by it.
+    The callback logs `occlusion/attention_agreement`, `occlusion/rollout_agreement` and `occlusion/gradient_agreement`
+    (mean rank correlation with the importance measured by hiding; the first two as means over all layers, and for each
+    of up to 12 layers), `occlusion/deletion_area/…` (nats, by score; the higher above `random`, the more faithful) and
+    `occlusion/forwards`, and pictures. If attention disagrees and the trainer has a callback that chooses heads or
+    tokens by attention, one warning says so. Training does not change.
 
     Args:
-        every_n_steps: audit after the first step at or after each multiple of it, and at the end; None means at the
-            end only.
-        batches: to hide tokens of, as the model takes them by name; None means the first of the validation data.
-        num_batches: so many of them.
+        every_n_steps: interval in optimizer steps: an audit follows the first step at or after each multiple of it, and
+            the end. None means at the end only.
+        batches: batches whose tokens are hidden, each with the model's arguments by name; None means the first
+            validation batches.
+        num_batches: maximum number of batches.
         forward: see `attnwatch.explain.EvaluatedModel`.
         hide, effect, max_units, tokenizer, mask_token_id, special_ids, tokens_per_forward: see
             `attnwatch.explain.occlude`.
         readout: see `attnwatch.explain.attention_attribution`.
-        disagreement: attention disagrees where the mean rank correlation is below, or not above 0 by 1.96 standard
-            errors over the sequences.
-        seed: of which tokens are hidden, where there are more than `max_units`, and of the random orders.
+        disagreement: threshold of the mean rank correlation. Attention disagrees if the correlation is below it, or
+            not above 0 by 1.96 standard errors over the sequences.
+        seed: seed for drawing the tokens to hide, if there are more than `max_units`, and the random orders.
 
     Attributes:
         results: (global step, `OcclusionFindings`) of each audit.
 
     Raises:
-        ConfigurationError: an argument is wrong, or when training starts, if the model can't be asked this way.
+        ConfigurationError: an argument is invalid, or the model can't be measured this way (raised when training
+            starts).
     """
 
     example = "OcclusionAudit(every_n_steps=500)"
@@ -203,15 +205,15 @@ class OcclusionAudit(Audit[OcclusionFindings]):
         return {tag: pixels(figure) for tag, figure in pictures.items()}
 
     def _warn_of_choices(self, run: TrainerRun, agreement: MeanOverSequences) -> None:
-        """Warn of parts that choose by attention, if attention does not say what matters."""
+        """Warn of parts that choose by attention if attention disagrees with the effects of hiding inputs."""
         if agrees(agreement, self._disagreement):
             return
         for part in run.parts:
             if part.choice_by_attention is not None:
                 what, instead = part.choice_by_attention
                 self._warn_once(
-                    f"{type(part).__name__} chooses {what}, and attention does not agree with what hiding inputs "
-                    f"does: take {instead}",
+                    f"{type(part).__name__} chooses {what}, but attention disagrees with the effects of hiding inputs: "
+                    f"use {instead}",
                     f" (mean rank correlation {agreement.mean:.2f} ± {agreement.stderr:.2f} over "
                     f"{agreement.num_sequences} sequences, after step {run.global_step})",
                     once_for_all=True,

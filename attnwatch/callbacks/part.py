@@ -1,4 +1,4 @@
-"""Base class of what callbacks do in a training, in the order in which it is called."""
+"""Base class of the work of callbacks, with its methods in the order in which trainers call them."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ if TYPE_CHECKING:
 
 
 class TrainingPart(ABC):
-    """Work of a callback, which does not know the trainer that calls it.
+    """Work of a callback, independent of the trainer that calls it.
 
-    A trainer calls `start` and `resume`; for each batch `begin_batch`, `before_optimizer_step` where the gradients of a
+    A trainer calls `start` and `resume`; for each batch `begin_batch`, `before_optimizer_step` when the gradients of a
     step are complete, and `end_batch`; then `end`, or `interrupt` after an error; and `detach` in any case.
 
     Attributes:
-        example: code that makes one, for the documentation.
-        resizes_model: True if checkpoints of the training may have other shapes than the model that is built.
-        steers_training: True if the training would be another one without the part or its state.
+        example: code that creates the part, for the documentation.
+        resizes_model: True if tensors in the training's checkpoints may have other shapes than in a newly built model.
+        steers_training: True if training would differ without the part or its state.
         works_in_evaluation: True if the part changes the model outside of training, too.
-        watched_metric: name of a logged metric that `record_metric` takes; None if there is none.
-        choice_by_attention: (what is chosen by attention weights, what to choose by instead); None if nothing is.
+        watched_metric: name of a logged metric that `record_metric` receives; None if there is none.
+        choice_by_attention: (choice that is made by attention weights, argument to use instead); None if there is none.
     """
 
     example: ClassVar[str] = ""
@@ -40,12 +40,12 @@ class TrainingPart(ABC):
 
     @property
     def workload(self) -> float:
-        """Share of the heads, or tokens, that a step computes now. Times are compared at equal shares only."""
+        """Share of the heads, or tokens, that a step computes now. Times are compared only at equal shares."""
         return 1.0
 
     @property
     def distinguished_by(self) -> dict[str, Any]:
-        """Arguments in which several of a kind must differ to be in one trainer; empty if it takes one only."""
+        """Arguments in which parts of one kind must differ to share a trainer; empty if a trainer takes only one."""
         return {}
 
     @property
@@ -55,16 +55,16 @@ class TrainingPart(ABC):
 
     @property
     def events(self) -> list[RunEvent]:
-        """Changes of what the model computes so far, each with the number of complete steps when it came."""
+        """Changes so far of what the model computes, each with the number of optimizer steps completed before it."""
         return []
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences in markdown on how to read what is logged of the model."""
+        """Markdown sentences on how to read the logged values of the model."""
         return []
 
     def check(self, run: TrainerRun) -> None:
-        """Check, before the trainer prepares the model, that the part can work in this training.
+        """Check that the part can work in this training, before the trainer prepares the model.
 
         Raises:
             ConfigurationError: it can't; the message says what to do instead.
@@ -80,19 +80,19 @@ class TrainingPart(ABC):
 
     @abstractmethod
     def resume(self, run: TrainerRun, state: Mapping[str, Any] | None) -> None:
-        """Go on with the state of a checkpoint, or begin anew with None. The first batch comes next."""
+        """Continue from the state of a checkpoint; None begins anew. The first batch comes next."""
 
     def begin_batch(self, run: TrainerRun) -> None:
-        """Begin a batch, or a micro-batch of a step: forward and backward follow."""
+        """Begin a batch, or a micro-batch of a step. Forward and backward follow."""
 
     def skip_batch(self) -> None:
         """Close a batch that has begun and is not trained on."""
 
     def before_optimizer_step(self, optimizer: Optimizer | None) -> None:
-        """Look at the complete gradients of a step, which are not clipped yet if the trainer allows it.
+        """Read the complete gradients of a step, before they are clipped if the trainer allows it.
 
         Args:
-            optimizer: the one that steps, if there are several.
+            optimizer: optimizer that steps next if there are several; None otherwise.
         """
 
     @abstractmethod
@@ -101,35 +101,35 @@ class TrainingPart(ABC):
 
         Args:
             loss: mean over the batch; None if it is not known.
-            is_last: metrics will be looked at now.
+            is_last: True if metrics are read after this batch.
         """
 
     def record_metric(self, value: Tensor | float) -> None:
-        """Take a new value of `watched_metric`."""
+        """Record a new value of `watched_metric`."""
 
     def note_metrics(self, run: TrainerRun) -> None:
-        """Look at `run.metric_values`, which may have changed: the trainer has logged or evaluated."""
+        """Read `run.metric_values`, which may have changed, since the trainer has logged or evaluated."""
 
     @abstractmethod
     def end(self, run: TrainerRun) -> None:
         """End the training."""
 
     def interrupt(self, run: TrainerRun) -> None:
-        """Keep what can be kept of a training that an exception ends, be it Ctrl-C. Other processes may not answer."""
+        """Save what can be saved of a training that an exception or Ctrl-C ends. Other processes may not respond."""
 
     @abstractmethod
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps: tensors, numbers and strings. All processes call it."""
+        """Return the state for a checkpoint: tensors, numbers and strings. All processes call it."""
 
     def write_beside_checkpoint(self, folder: Path) -> None:
-        """Write files into the folder of a checkpoint that others read of it."""
+        """Write additional files about a checkpoint into its folder."""
 
     def attach_for_evaluation(self, model: nn.Module) -> None:
-        """Change the model outside of training; parts that do so set `works_in_evaluation`."""
+        """Change the model outside of training. Parts that do so set `works_in_evaluation`."""
 
     @abstractmethod
     def detach(self) -> None:
-        """Leave the model as it was. May be called twice, and before `start`."""
+        """Remove what was attached to the model. May be called twice, and before `start`."""
 
 
 def others_workload(part: TrainingPart, run: TrainerRun) -> float:

@@ -15,11 +15,11 @@ _SHARE_OF_TIME = 0.005
 
 
 class Pictures:
-    """Draws pictures as often as requested, time permitting, and informs the user if they come less often.
+    """Draw pictures as often as requested, time permitting, and inform the user if they come less often.
 
     Args:
         every_n_steps: minimum number of steps between pictures; None draws only when `draw` is called.
-        publisher: shows the pictures.
+        publisher: publisher of the pictures.
 
     Attributes:
         drawn_step: step of the last observation that was drawn during the training.
@@ -34,13 +34,13 @@ class Pictures:
         self._shown_step: int | None = None
 
     def check(self, run: TrainerRun, options: RecordingOptions) -> None:
-        """Inform the user, before training, if what is recorded does not come as often as pictures are wanted."""
+        """Inform the user, before training, if observations are transferred less often than pictures are requested."""
         every, transfers = self._every_n_steps, options.observations_per_flush
         if every is not None and every < transfers * options.every_n_steps:
             run.inform(
                 f"pictures come every {transfers * options.every_n_steps} steps, not every {every} "
-                f"(`figures_every_n_steps`): they show what {transfers} observed steps (`flush_every`), each "
-                f"{options.every_n_steps} steps after the other (`every_n_steps`), bring from the device. Lower these."
+                f"(`figures_every_n_steps`): observations leave the device after every {transfers} observed steps "
+                f"(`flush_every`), which are {options.every_n_steps} steps apart (`every_n_steps`). Lower these."
             )
 
     def draw_if_due(self, run: TrainerRun, history: AttentionHistory) -> None:
@@ -58,14 +58,14 @@ class Pictures:
         self._next_time = begin + self._seconds / _SHARE_OF_TIME
 
     def draw(self, run: TrainerRun, history: AttentionHistory) -> None:
-        """Draw now, however long it takes, unless the last pictures show all but the same."""
+        """Draw now, however long it takes, unless the last pictures are recent enough."""
         if not history.sites or self._is_shown(int(history.steps[-1])):
             return
         self._shown_step = int(history.steps[-1])
         self._publisher.figures(run.loggers, history, run.changes, _removed_heads(run.model))
 
     def _is_shown(self, step: int) -> bool:
-        """Return whether pictures were drawn less than half of the time between two before a step, or at the step."""
+        """Return whether pictures were drawn at a step, or less than half the interval of pictures before it."""
         if self._shown_step is None:
             return False
         return self._shown_step == step or 2 * (step - self._shown_step) < (self._every_n_steps or 0)
@@ -76,13 +76,13 @@ class Pictures:
             run.inform(
                 f"pictures come less often than every {self._every_n_steps} steps (`figures_every_n_steps`): the last "
                 f"took {duration(self._seconds)} to draw, and drawing may take {_SHARE_OF_TIME:.1%} of the time, so "
-                f"that the next come {duration(self._seconds / _SHARE_OF_TIME)} after them. Give a larger "
+                f"the next come {duration(self._seconds / _SHARE_OF_TIME)} later. Give a larger "
                 "`figures_every_n_steps`, or None for pictures at the end only; the history has every observation."
             )
 
 
 def _removed_heads(model: nn.Module) -> dict[str, set[int]]:
-    """Return the numbers, in the unpruned model, of the heads that attention modules have lost, by site."""
+    """Return the removed heads of each attention module, numbered as in the unpruned model, by site."""
     removed = {}
     for path, module in model.named_modules():
         if (kept := kept_heads(module)) is not None:
@@ -92,7 +92,7 @@ def _removed_heads(model: nn.Module) -> dict[str, set[int]]:
 
 
 def flushed_for_pictures(options: RecordingOptions, every_n_steps: int | None) -> RecordingOptions:
-    """Return options with transfers as often as pictures are wanted, unless the user said how often they come."""
+    """Return options with transfers as often as pictures are requested, unless the user has set `flush_every`."""
     if options.flush_every is not None or every_n_steps is None:
         return options
     wanted = max(every_n_steps // options.every_n_steps, 1)

@@ -20,27 +20,27 @@ from attnwatch.utils.labels import evenly_spaced
 
 
 class LayerProbe(Audit[LayerProbes]):
-    """Probe now and then what each layer knows: linear probes on the hidden states of all layers.
+    """Train linear probes on the hidden states of all layers while a model trains.
 
-    Logged are, by layer (0: the embeddings; of more than 12 layers, 12 evenly spaced ones), the accuracy above the
-    baseline as `probe_<target>/layer_<n>` and the selectivity as `probe_<target>_selectivity/layer_<n>`; as a picture
-    `probes/<target>`, accuracy above the baseline by layer and step. An audit costs `num_batches` forwards without
-    gradients, and about as long again for the probes. The training does not change: see
+    For each layer (0: the embeddings; 12 evenly spaced layers if there are more), the callback logs the accuracy above
+    the baseline as `probe_<target>/layer_<n>` and the selectivity as `probe_<target>_selectivity/layer_<n>`. The
+    picture `probes/<target>` shows the accuracy above the baseline by layer and step. An audit costs `num_batches`
+    forwards without gradients, and about as long again for the probes. Training does not change: see
     `attnwatch.explain.EvaluatedModel`.
 
     Args:
-        every_n_steps: probe after the first step at or after each multiple of it, and at the end; None means at the end
-            only.
-        batches: to probe, as the model takes them by name; None means the first of the validation data.
-        num_batches: so many of them; together they must have 8 sequences or more.
+        every_n_steps: interval in optimizer steps: probing follows the first step at or after each multiple of it, and
+            the end. None means at the end only.
+        batches: batches to probe, each with the model's arguments by name; None means the first validation batches.
+        num_batches: maximum number of batches; together they must have 8 sequences or more.
         targets, labels, tokenizer, forward, hidden_states, max_tokens, test_share, num_splits, seed: see
             `attnwatch.explain.probe_layers`.
 
     Attributes:
-        results: (global step, `LayerProbes`) of each audit of this training.
+        results: (global step, `LayerProbes`) of each audit in this training.
 
     Raises:
-        ConfigurationError: an argument is wrong, or when training starts, if there is nothing to probe.
+        ConfigurationError: an argument is invalid, or there is nothing to probe (raised when training starts).
     """
 
     example = "LayerProbe(every_n_steps=500, tokenizer=tokenizer)"
@@ -72,7 +72,7 @@ class LayerProbe(Audit[LayerProbes]):
         self._read = states_reader(self._subject, returns_states=self._returns_states)
         self._options = dataclasses.replace(self._options, tokenizer=self._tokenizer)
         if self._given is not None:
-            label_batches(self._given, self._options)  # raises where they do not fit
+            label_batches(self._given, self._options)  # raises an error if they do not fit
 
     def detach(self) -> None:
         super().detach()

@@ -42,11 +42,11 @@ class HeadPruning(TrainingPart):
             `attnwatch.HeadImportance`. Criteria that read statistics need an `AttentionMonitor` in the same trainer.
         start, end: time of the first and last cut: optimizer steps if they are integers, else fractions of the run.
         num_cuts: number of cuts, evenly spaced.
-        schedule: how many heads each cut removes: the name of a `Schedule`, or an instance; `"linear"`: equally many.
+        schedule: number of heads per cut, by the name of a `Schedule` or an instance; `"linear"` means equally many.
         ranking: `"global"`, `"layer"` or `"equal"`; see `attnwatch.choose_heads`.
         grouping: with grouped-query attention, whole groups or some heads of each; see `attnwatch.choose_heads`.
         min_heads: number of heads that stay in every layer; 0 allows layers without attention.
-        guard: decides when a cut is taken back; None means never.
+        guard: rule by which a cut is taken back; None means never.
         seed: seed of the random numbers that a criterion draws.
 
     Attributes:
@@ -54,8 +54,8 @@ class HeadPruning(TrainingPart):
             `taken_back`; each prints as a sentence.
 
     Raises:
-        ConfigurationError: an argument is wrong, the model has no heads that can be removed, or its parameters are
-            sharded (the latter two when training starts).
+        ConfigurationError: an argument is invalid, the model has no heads that can be removed, or its parameters are
+            sharded (the latter two are raised when training starts).
     """
 
     example = "HeadPruning(target=0.5)"

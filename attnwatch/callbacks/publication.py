@@ -20,10 +20,10 @@ from attnwatch.utils.messages import NonFatal
 
 
 class Publication:
-    """Judges a training and publishes the results.
+    """Judge a training and publish the results.
 
     Args:
-        verdicts: judges the run, and acts on findings.
+        verdicts: verdicts on the run, and actions for its findings.
         checkup: checkup of the first steps.
         report: page about the run.
         options: arguments of the recorder.
@@ -106,12 +106,12 @@ class Publication:
             self._report.write(run, history, last, self._checkup)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed training needs."""
+        """Return the state that a resumed training needs."""
         steps = {"published_step": self._step, "drawn_step": self._pictures.drawn_step}
         return {"findings": self._verdicts.state_dict(), "report": self._report.state_dict(), **steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from where `state_dict` was taken.
+        """Continue from a state that `state_dict` returned.
 
         Raises:
             ConfigurationError: `state` is from another version.

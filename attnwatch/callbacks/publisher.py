@@ -18,9 +18,9 @@ from attnwatch.utils.messages import NonFatal
 
 
 class Publisher:
-    """Writes to every logger of a trainer what it can show.
+    """Write to all loggers of a trainer what each can show.
 
-    What a logger fails to take it is not given again; one warning says so, and training continues.
+    If writing one kind of output fails in a logger, it is not tried again; one warning says so, and training continues.
 
     Args:
         max_layer_curves: see `site_scalars`.
@@ -32,7 +32,7 @@ class Publisher:
         self._is_arranged = False
 
     def history(self, loggers: Sequence[Logger], history: AttentionHistory, *, after_step: int) -> None:
-        """Log the observations after the step `after_step`, each under its own step, and once how to arrange them."""
+        """Log the observations after step `after_step`, each at its own step, and once the layout of the charts."""
         if not self._is_arranged:
             self._is_arranged = True
             self._for_each(loggers, "charts of several curves", lambda logger: logger.log_layout(run_layout()))
@@ -79,12 +79,12 @@ class Publisher:
         self.text(loggers, "attention/diagnosis", card_markdown(card), card.diagnosis.step)
 
     def outcome(self, loggers: Sequence[Logger], outcome: RunOutcome) -> None:
-        """Log what a finished run is compared with others by."""
+        """Log the settings and metrics by which finished runs are compared."""
         settings, metrics = outcome.settings, outcome.metrics
         self._for_each(loggers, "hyperparameters", lambda logger: logger.log_outcome(settings, metrics))
 
     def page(self, loggers: Sequence[Logger], page: Path) -> None:
-        """Let every logger that can keep the page about a run."""
+        """Store the page about a run in each logger that can keep files."""
         self._for_each(loggers, "pages", lambda logger: logger.log_page(page))
 
     def text(self, loggers: Sequence[Logger], tag: str, markdown: str, step: int) -> None:
@@ -92,12 +92,12 @@ class Publisher:
         self._for_each(loggers, f"text {tag!r}", lambda logger: logger.log_text(tag, markdown, step))
 
     def alert(self, loggers: Sequence[Logger], alert: Alert) -> None:
-        """Alert people in the way of each logger."""
+        """Send an alert through each logger."""
         self._for_each(loggers, "alerts", lambda logger: logger.log_alert(alert.title, alert.text, alert.level))
 
     def _for_each(self, loggers: Sequence[Logger], what: str, write: Callable[[Logger], None]) -> None:
         for logger in loggers:
             key, name = (id(logger.target), what), type(logger.target).__name__
             if not self._non_fatal.has_failed(key):
-                with self._non_fatal(f"{name} is given no more {what}", key=key):
+                with self._non_fatal(f"writing {what} to {name} failed and is not tried again", key=key):
                     write(logger)

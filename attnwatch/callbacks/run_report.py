@@ -32,7 +32,7 @@ _MOST_POINTS = 2048
 class RunReport:
     """Page about one training, rewritten while it runs, and a file with the same data beside it.
 
-    Failures to write cause one warning.
+    A failure to write the page causes one warning.
 
     Args:
         report: True for a page in the trainer's folder, False for none, or the path of the page.
@@ -42,7 +42,7 @@ class RunReport:
         path: path of the page; None if there is none.
 
     Raises:
-        ConfigurationError: `report` is neither a bool nor a path, or the path of the record.
+        ConfigurationError: `report` is neither a bool nor a path, or it is the path of the record.
     """
 
     def __init__(self, report: bool | str | os.PathLike[str], settings: Mapping[str, str]):
@@ -50,7 +50,7 @@ class RunReport:
             raise ConfigurationError(f"`report` must be True, False or the path of the page to write; got {report!r}.")
         if not isinstance(report, bool) and Path(report).suffix == _RECORD_SUFFIX:
             raise ConfigurationError(
-                f"`report` is the path of the page, beside which the record is written as {_RECORD_SUFFIX}; got "
+                f"`report` must be the path of the page, with the record beside it as {_RECORD_SUFFIX}; got "
                 f"{report!r}; give a path that ends in .html."
             )
         self._report, self._settings = report if isinstance(report, bool) else Path(report).absolute(), dict(settings)
@@ -99,7 +99,7 @@ class RunReport:
         self.note_metrics(run, diagnosis.step)
 
     def note_metrics(self, run: TrainerRun, step: int) -> None:
-        """Record the trainer's metrics that have changed since they were recorded last."""
+        """Record the trainer's metrics that have changed since they were last recorded."""
         for name, value in run.metric_values.items():
             known = self._curves.get(name)
             if not name.startswith("attention/") and not (known and known[-1][1] == value):
@@ -187,7 +187,7 @@ class RunReport:
 def _save(record: RunRecord, path: Path) -> None:
     if path.is_file() and not is_saved_run(path):
         raise ConfigurationError(
-            f"{str(path)!r} is not a record of a run, and is not replaced; give another path of the page"
+            f"{str(path)!r} is not a record of a run, so it is not replaced; give another path for the page"
         )
     record.save(path)
 

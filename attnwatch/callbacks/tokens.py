@@ -21,14 +21,14 @@ from attnwatch.trainers.base import TrainerRun
 class TokenDropping(TrainingPart):
     """Compute only some of the tokens in the middle layers while a model trains, so that its steps get faster.
 
-    The callback logs `tokens/keep_ratio`, `tokens/layer_tokens` (tokens computed so far, summed over layers, to compare
-    runs by), `tokens/step_seconds` and `tokens/speedup_ceiling`, and the text `tokens/changes` whenever the number of
-    tokens changes. With a `stack`, its name follows `tokens/`: a trainer takes one callback for each stack. A monitor
-    in the same trainer says which of its statistics come from shortened sequences.
+    The callback logs `tokens/keep_ratio`, `tokens/layer_tokens` (tokens computed so far, summed over layers, for the
+    comparison of runs), `tokens/step_seconds` and `tokens/speedup_ceiling`, and the text `tokens/changes` whenever the
+    number of tokens changes. With `stack`, its name follows `tokens/`; a trainer takes one callback per stack. A
+    monitor in the same trainer reports which of its statistics come from shortened sequences.
 
     Args:
-        keep_ratio: share of the tokens to keep; the last 20% of the run are at full length, so that training
-            ends with the model as it will be used. Or a `KeepSchedule`, the name of a schedule, or a function of the
+        keep_ratio: share of the tokens to keep; the last 20% of the run use full sequences, so that training ends
+            with the model as it will be used. Or a `KeepSchedule`, the name of a schedule, or a function of the
             completed share of the run, which is approximated by 20 steps.
         first_layer, last_layer, criterion, stack, min_tokens, multiple_of: see `attnwatch.TokenDropper`.
         protect_first, protected_ids, seed: see `attnwatch.TokenDropper`.
@@ -39,7 +39,7 @@ class TokenDropping(TrainingPart):
         dropper: the `TokenDropper` of the run; None before training starts.
 
     Raises:
-        ConfigurationError: an argument is wrong, or tokens can't be dropped in the model (raised when training starts).
+        ConfigurationError: an argument is invalid, or the model can't drop tokens (raised when training starts).
     """
 
     example = "TokenDropping(keep_ratio=0.5)"
@@ -106,7 +106,7 @@ class TokenDropping(TrainingPart):
     def summary(self) -> str:
         """Return the share of the tokens that was computed, and the speedup of steps with its ceiling.
 
-        Steps are compared only with full-length steps of a model with as many heads.
+        Steps are compared only with full-length steps of a model with the same number of heads.
         """
         dropper = self.dropper
         if dropper is None:
@@ -230,5 +230,5 @@ class TokenDropping(TrainingPart):
 
 
 def _begins(schedule: KeepSchedule, total_steps: int | None) -> list[tuple[int, float]]:
-    """Return (complete steps, share of the tokens from there on) for each part of the schedule."""
+    """Return (completed steps, share of the tokens from then on) for each part of the schedule."""
     return [(math.ceil((share - 1e-9) * (total_steps or 0)) if share else 0, ratio) for share, ratio in schedule.steps]

@@ -25,7 +25,7 @@ class Verdicts:
 
     Raises:
         ConfigurationError: an argument is invalid.
-        ImportError: alerts are wanted, and Apprise is missing.
+        ImportError: `alert` is given, but Apprise is not installed.
     """
 
     def __init__(
@@ -83,12 +83,12 @@ class Verdicts:
         self._alerts.finish()
 
     def act(self, action: Action, finding: Finding, run: TrainerRun, publisher: Publisher) -> None:
-        """Carry out the action that the user chose for a finding. An alert is sent unless it is ignored or a note.
+        """Carry out the user's action for a finding, and send an alert unless the finding is ignored or a note.
 
         Args:
             action, finding: one of `news`.
             run: the training.
-            publisher: sends the alert to loggers.
+            publisher: publisher of the alert.
         """
         if action != "ignore" and not finding.is_note and run.is_main_process:
             alert = Alert.of(finding)
@@ -101,11 +101,11 @@ class Verdicts:
             warn(str(finding), always=True, once_for_all=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the findings that hold."""
+        """Return the findings that currently hold."""
         return self._actions.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from where `state_dict` was taken.
+        """Continue from a state that `state_dict` returned.
 
         Raises:
             ConfigurationError: `state` is from another version.

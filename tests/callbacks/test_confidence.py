@@ -260,9 +260,9 @@ def test_failures_are_told_once_and_training_goes_on():
         ({"model": t5_for_generation}, "causal language model, got a T5ForConditionalGenera"),
         ({"model": bert}, "got a BertModel; for a classifier"),
         ({"model": gpt}, "contains no transformers model: pass `forward`"),
-        ({"model": classifier}, "`questions` are for language models; a BertForSequenceClassification is a classifier"),
+        ({"model": classifier}, "`questions` need a language model; BertForSequenceClassification is a classifier"),
         ({"max_length": 2}, "none of 2 can be asked; the first one: it takes"),
-        ({"questions": None, "evaluated": False}, "ConfidenceProbe needs batches to ask about"),
+        ({"questions": None, "evaluated": False}, "ConfidenceProbe needs batches: give `batches`"),
         (
             {"questions": None, "batches": [{"input_ids": token_ids(2, 4)}]},
             "the text of the batches has fewer than 4 places .* .8 tokens in 2",

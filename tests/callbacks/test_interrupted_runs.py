@@ -258,5 +258,7 @@ def test_two_monitors_that_were_used_before_are_refused_in_words():
     for monitor in monitors:
         lightning_trainer(monitor).fit(Llama(), batches(2))
     for two in (monitors, monitors[:1] * 2):
-        with pytest.raises(ConfigurationError, match="`callbacks` has two AttentionMonitor: a trainer takes one"):
+        with pytest.raises(
+            ConfigurationError, match="`callbacks` has two AttentionMonitor, but a trainer takes only one"
+        ):
             lightning_trainer(*two).fit(Llama(), batches(2))

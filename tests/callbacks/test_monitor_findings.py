@@ -346,7 +346,8 @@ def test_logger_that_fails_gives_one_warning_per_fit_and_training_goes_on(full, 
         with pytest.warns(AttnwatchWarning) as caught:
             trainer, _ = train_epochs(monitor, logger=[full, other], limit_val_batches=0)
         assert messages(caught) == [
-            f"attnwatch: {type(full).__name__} is given no more scalars, training continues: {reason}"
+            f"attnwatch: writing scalars to {type(full).__name__} failed and is not tried again, training continues: "
+            f"{reason}"
         ]
         assert trainer.global_step == 12
         assert other.steps("attention_details/entropy") == list(range(12))
@@ -358,7 +359,7 @@ def test_pictures_that_can_not_be_drawn_cost_no_scalars(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if matplotlib were missing
     logger = TensorBoardLogger(tmp_path)
     monitor = AttentionMonitor(every_n_steps=1, figures_every_n_steps=1)
-    with pytest.warns(AttnwatchWarning, match=r"no more pictures, .* pip install 'attnwatch\[tensorboard\]'"):
+    with pytest.warns(AttnwatchWarning, match=r"writing pictures to .* pip install 'attnwatch\[tensorboard\]'"):
         train_epochs(monitor, logger=logger)
     assert len(events_of(logger).Scalars("attention_details/entropy")) == 12
 

@@ -299,7 +299,7 @@ def test_wrong_configuration_stops_before_the_first_step(options, message, tmp_p
 
 def test_nothing_to_probe_stops_before_the_first_step():
     module = Module()
-    with pytest.raises(ConfigurationError, match="needs batches to ask about: give `batches`"):
+    with pytest.raises(ConfigurationError, match="needs batches: give `batches`"):
         train_lightning(lightning_probe(batches=None), module=module, validation=None)
     with pytest.raises(ConfigurationError, match="no transformers model"):
         train_lightning(lightning_probe(), module=Module(gpt()))

@@ -101,7 +101,8 @@ def test_what_fails_is_one_warning_and_everything_else_goes_on(run, target, regi
         run(notebook, tmp_path, figures_every_n_steps=2, flush_every=1)
     (message,) = [str(each.message) for each in caught if issubclass(each.category, AttnwatchWarning)]
     assert message == (
-        f"attnwatch: {target.__name__} is given no more pictures, training continues: OSError: the pen is empty"
+        f"attnwatch: writing pictures to {target.__name__} failed and is not tried again, training continues: "
+        "OSError: the pen is empty"
     )
     assert {kind for kind, *_ in notebook.pages} == {"scalar", "text"}
 

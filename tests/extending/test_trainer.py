@@ -195,7 +195,7 @@ def test_callbacks_know_their_trainer(registered, tmp_path):
     given = re.escape("attnwatch.lightning.HeadPruning was given to the TinyTrainer, which calls other hooks. For ")
     with pytest.raises(ConfigurationError, match=f"{given}this trainer: from {__name__} import HeadPruning"):
         TinyTrainer([attnwatch.lightning.HeadPruning(0.5)], tmp_path).fit()
-    with pytest.raises(ConfigurationError, match="`callbacks` has two AttentionMonitor: a trainer takes one"):
+    with pytest.raises(ConfigurationError, match="`callbacks` has two AttentionMonitor, but a trainer takes only one"):
         TinyTrainer([AttentionMonitor(), AttentionMonitor()], tmp_path).fit()
 
 

@@ -91,7 +91,7 @@ def test_metrics_are_there_from_the_first_epoch_of_a_resumed_run(tmp_path):
 
 def test_history_of_other_sites_is_not_continued(tmp_path):
     monitor, path = AttentionMonitor(sites=["*layers.1*"], every_n_steps=1), saved_after_three_steps(tmp_path)
-    with pytest.warns(AttnwatchWarning, match="the checkpoint's history is not continued, a new one begins"):
+    with pytest.warns(AttnwatchWarning, match="the history in the checkpoint can't be continued, a new one begins"):
         train_epochs(monitor, steps=3, epochs=2, ckpt_path=path)
     assert monitor.history.steps.tolist() == [3, 4, 5]
 
@@ -367,9 +367,9 @@ def test_wrong_arguments_are_named_at_construction(arguments, message):
 
 
 def test_history_before_fit_is_an_error_that_says_so():
-    with pytest.raises(ConfigurationError, match="`history`: nothing was observed yet"):
+    with pytest.raises(ConfigurationError, match="`history`: nothing has been observed yet"):
         _ = AttentionMonitor().history
-    with pytest.raises(ConfigurationError, match="`coverage`: nothing was observed yet"):
+    with pytest.raises(ConfigurationError, match="`coverage`: nothing has been observed yet"):
         AttentionMonitor().coverage()
 
 
@@ -385,7 +385,7 @@ def test_model_that_is_replaced_during_training_is_told():
             module.model = llama()
 
     monitor = AttentionMonitor(every_n_steps=2, checkup=False)
-    with pytest.warns(AttnwatchWarning, match="nothing was observed in step 6: the model that trains is not the one"):
+    with pytest.warns(AttnwatchWarning, match="nothing was observed in step 6: the model was replaced"):
         trainer, _ = train_epochs(monitor, Llama(replace))
     assert trainer.global_step == 12
     seen = np.isfinite(monitor.history["entropy"]).any((1, 2))

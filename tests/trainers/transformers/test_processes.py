@@ -58,4 +58,4 @@ def test_all_are_asked_about_the_batches_of_the_first(processes):
 def test_batches_that_one_process_cannot_take_are_waited_for_by_none(processes):
     first, second = processes
     assert first["told"].startswith("the file is gone")
-    assert second["told"].startswith("the main process could not take batches: AssertionError: the file is gone")
+    assert second["told"].startswith("the main process could not read batches: AssertionError: the file is gone")
