@@ -21,19 +21,19 @@ _MOST_WAITING = 2**24
 
 Guard = Callable[[], AbstractContextManager[None]]
 Expects = Callable[[nn.Module, ForwardPass], bool]
-"""Return whether the output of a block from a forward of this kind counts."""
+"""Function that returns whether the output of a block from a forward of this kind counts."""
 Receive = Callable[[list[nn.Module], Tensor], None]
-"""Take the samples of some blocks' outputs: [blocks, sequences, tokens, features]."""
+"""Function that receives samples of some blocks' outputs, [blocks, sequences, tokens, features]."""
 
 
 class BlockOutputs:
     """Samples of the outputs of blocks, passed on together.
 
     Args:
-        capture: tells which forwards count: those of the thread in which it is armed.
+        capture: capture that defines which forwards count: those of the thread in which it is armed.
         expects: see `Expects`.
         receive: see `Receive`.
-        guard: returns a context that turns errors into a warning.
+        guard: function that returns a context that turns errors into a warning.
     """
 
     def __init__(self, capture: Capture, expects: Expects, receive: Receive, guard: Guard):
@@ -45,7 +45,7 @@ class BlockOutputs:
     def read(self, model: nn.Module, blocks: Mapping[nn.Module, bool]) -> Iterator[None]:
         """Sample the outputs of blocks while the context is open.
 
-        Nothing is read in a process that compiles models, as adding and removing hooks would trigger recompilation.
+        Nothing is read in a process that compiles models, since adding and removing hooks would trigger recompilation.
 
         Args:
             model: model that contains the blocks.
@@ -60,12 +60,12 @@ class BlockOutputs:
             yield
 
     def compute(self) -> None:
-        """Pass on the waiting samples, those of one shape together."""
+        """Pass on the waiting samples, with those of the same shape together."""
         waiting = self._waiting
         self.clear()
         groups: dict[Any, list[tuple[nn.Module, Tensor]]] = defaultdict(list)
         for block, of, sample in waiting:
-            if self._expects(block, of):  # no greater pass has come since
+            if self._expects(block, of):  # no greater pass has followed
                 groups[sample.shape, sample.dtype, sample.device].append((block, sample))
         for group in groups.values():
             self._receive([block for block, _ in group], torch.stack([sample for _, sample in group]).float())

@@ -18,12 +18,12 @@ class HistoryBuffer:
     """Bounded store of observations.
 
     The newest quarter of `max_observations` is always complete. Older observations are thinned to every second,
-    fourth, … so that what remains is spread evenly over the run, however long it gets.
+    fourth, …, so that the rest is spread evenly over the run, however long it gets.
 
     Args:
-        sites: of the model.
-        statistics: names of the statistics that are recorded. Others in a state that is loaded are kept.
-        max_observations: number of observations that are kept.
+        sites: names of the model's sites.
+        statistics: names of the recorded statistics. Others in a loaded state are kept.
+        max_observations: maximum number of observations to keep.
     """
 
     def __init__(self, sites: Sequence[str], statistics: Sequence[str], max_observations: int):
@@ -38,11 +38,11 @@ class HistoryBuffer:
 
     @property
     def num_observations(self) -> int:
-        """Number of observations that were appended, the thinned ones included."""
+        """Number of observations that were appended, including those that were thinned out."""
         return self._count
 
     def append(self, observation: Observation) -> None:
-        """Add the newest observation, and forget those at or after its step: the run went back."""
+        """Add the newest observation, and discard those at or after its step, in case the run went back."""
         while self._numbered and self._numbered[-1][1].step >= observation.step:
             self._numbered.pop()
         self._numbered.append((self._count, self._with_all_statistics(observation)))
@@ -51,7 +51,7 @@ class HistoryBuffer:
             self._thin()
 
     def grow(self, sites: Sequence[str]) -> None:
-        """Take more sites, which are nan in earlier observations."""
+        """Extend the sites. New sites are nan in earlier observations."""
         self._numbered = [
             (number, _observation(each.step, each.values, each.loss, each.layers, self.sites, sites))
             for number, each in self._numbered
@@ -61,11 +61,11 @@ class HistoryBuffer:
     def history(
         self, coverage: Mapping[str, str], latest: Sequence[Observation] = (), *, total_steps: int | None = None
     ) -> AttentionHistory:
-        """Return a snapshot that ends with `latest`, and has nothing else at or after its step."""
+        """Return a snapshot that ends with `latest`, without other observations at or after its step."""
         end = latest[0].step if latest else math.inf
         observations = [observation for _, observation in self._numbered if observation.step < end]
         observations += map(self._with_all_statistics, latest)
-        # Sites of which no call was seen count as one head with nan.
+        # Sites without a call count as one head with nan.
         heads = max((max(observation.values.shape[2], 1) for observation in observations), default=0)
         return AttentionHistory(
             steps=np.array([observation.step for observation in observations], dtype=np.int64),
@@ -105,7 +105,7 @@ class HistoryBuffer:
         sites = tuple(state["sites"])
         if not set(self.sites) - set(new_sites) <= set(sites) <= set(self.sites):
             raise ConfigurationError(
-                f"`state` was recorded at the sites {state['sites']}, this model has {list(self.sites)}: "
+                f"`state` was recorded at the sites {state['sites']}, but this model has {list(self.sites)}: "
                 "resume with the same model and `sites`, or start a new history."
             )
         known = {name: index for index, name in enumerate(state["statistics"])}
@@ -150,7 +150,7 @@ class HistoryBuffer:
 
 
 def _reordered(values: np.ndarray, order: Sequence[int | None]) -> np.ndarray:
-    """Return values with the statistics in the present order; nan for those that were not recorded then."""
+    """Return values with the statistics in the current order; nan for those that were not recorded."""
     missing = np.full(values.shape[1:], np.nan, dtype=np.float32)
     return np.stack([missing if index is None else values[index] for index in order])
 

@@ -10,16 +10,16 @@ from attnwatch.recorder.rows import QueryRows
 
 
 class SiteCalls:
-    """Adds the statistics of calls to the open step, at all heads of the unpruned and unsplit model.
+    """Add the statistics of calls to the open step, at all heads of the unpruned and unsplit model.
 
     Args:
         capture: sites of the model.
-        accumulator: computes the sums.
-        pending: the open step.
+        accumulator: accumulator that computes the sums.
+        pending: steps on the device, including the open one.
         rows: query rows that are read.
 
     Attributes:
-        trained: sites that are trained: their calls without gradients do not count.
+        trained: sites that are trained, whose calls without gradients do not count.
         num_tokens: number of keys in the longest sequence of a call so far; 0 before the first.
     """
 

@@ -12,15 +12,15 @@ Receive = Callable[[Any, Tensor], None]
 
 
 class CallGroup:
-    """Group of calls whose statistics are computed together: those of neighbouring layers.
+    """Group of calls of neighbouring layers whose statistics are computed together.
 
     The statistics of a call take dozens of small kernels. On a GPU, launching them for each layer takes far longer than
     running them. A call with the heads of many layers takes as many launches as one with the heads of one layer.
 
     Args:
-        accumulator: computes the sums.
-        receive: called with the name of a call and its sums [statistics, 2, heads].
-        fail: called with the name of a call and the error, if its sums can't be computed.
+        accumulator: accumulator that computes the sums.
+        receive: function that receives the name of a call and its sums [statistics, 2, heads].
+        fail: function that receives the name of a call and the error, if its sums can't be computed.
     """
 
     def __init__(self, accumulator: Accumulator, receive: Receive, fail: Callable[[Any, Exception], None]):
@@ -31,7 +31,7 @@ class CallGroup:
         self._elements = 0
 
     def add(self, name: Any, inputs: AttentionInputs, rows: Tensor) -> None:
-        """Add a call, of which these query rows are looked at. It is copied unless it is computed at once."""
+        """Add a call of which these query rows are read. It is copied unless it is computed at once."""
         kind = kind_of_call(inputs, rows) if inputs.keeps_its_masks else None
         elements = inputs.batch_size * inputs.num_heads * len(rows) * inputs.num_keys
         most = block_elements(inputs.key.device)
@@ -65,5 +65,5 @@ class CallGroup:
                 self._fail(name, error)
 
     def clear(self) -> None:
-        """Forget the calls that were not computed yet."""
+        """Discard the calls that have not been computed yet."""
         self._kind, self._rows, self._calls, self._elements = None, None, [], 0

@@ -11,13 +11,13 @@ _MOST_STEPS_TO_LOOK = 5  # observed steps in which calls may reveal new sites, i
 
 
 class SiteGrowth:
-    """Announces newly discovered sites to all objects that keep values of sites.
+    """Announce newly discovered sites to all objects that keep values of sites.
 
     Args:
         capture: sites of the model.
         pending: steps that have not been copied to the host.
         buffer: observations on the host.
-        processes: processes of the training; None if there is only this one.
+        processes: processes of the training; None if there is only one.
     """
 
     def __init__(self, capture: Capture, pending: PendingSteps, buffer: HistoryBuffer, processes: Processes | None):
@@ -38,7 +38,7 @@ class SiteGrowth:
         return self._capture.sites
 
     def grow(self) -> None:
-        """Add the sites that the capture knows now."""
+        """Add the sites that the capture has discovered."""
         sites = self._capture.sites
         if sites == self._buffer.sites:
             return

@@ -34,17 +34,17 @@ class AttentionHistory:
     """Statistics of every site and head at every observed step.
 
     `history["entropy"]` is a float32 array [steps, sites, heads], nan where nothing was observed. Sites with fewer
-    heads than others are filled up with nan. There is one array for each registered `attnwatch.Statistic`.
-    `history["gradient_norm"]` is a float32 array [steps, sites]: there is one for each `attnwatch.LayerStatistic`.
+    heads than others are padded with nan. There is one array for each registered `attnwatch.Statistic`.
+    `history["gradient_norm"]` is a float32 array [steps, sites]; there is one for each `attnwatch.LayerStatistic`.
 
     Attributes:
-        steps: int64 [steps], ascending global steps.
+        steps: ascending global steps, int64 [steps].
         sites: names of the sites.
-        values: name of a statistic to its array.
-        loss: float64 [steps], training loss at these steps; nan if it was not recorded.
-        coverage: for every site `"observed"`, or the reason why it is not observed.
-        total_steps: number of steps that the run will have; None if it is unknown.
-        layers: name of a layer statistic to its array.
+        values: arrays by name of the statistic.
+        loss: training loss at these steps, float64 [steps]; nan if it was not recorded.
+        coverage: `"observed"`, or the reason why it is not observed, for each site.
+        total_steps: number of steps that the run will have; None if unknown.
+        layers: arrays by name of the layer statistic.
     """
 
     steps: np.ndarray
@@ -57,7 +57,7 @@ class AttentionHistory:
 
     @property
     def statistics(self) -> dict[str, Statistic]:
-        """Registered statistics in this history by name. Those whose plugin is missing are not among them."""
+        """Registered statistics in this history by name, without those whose plugin is missing."""
         return {name: statistic for name, statistic in Statistic.registry.items() if name in self.values}
 
     @property
@@ -67,7 +67,7 @@ class AttentionHistory:
 
     @property
     def num_steps(self) -> int:
-        """Number of steps that the observations stand for, each for those up to the next."""
+        """Number of steps that the observations represent; each represents the steps up to the next one."""
         return num_steps(self.steps)
 
     @property
@@ -94,7 +94,7 @@ class AttentionHistory:
         return self.first(int(np.searchsorted(self.steps, step, side="right")))
 
     def without_memos(self) -> "AttentionHistory":
-        """Return the same history without results that were memoized for it."""
+        """Return the same history without its memoized results."""
         return replace(self, values=SelectedValues(self.values, slice(None)))
 
     def first(self, number: int) -> "AttentionHistory":
@@ -113,7 +113,7 @@ class AttentionHistory:
 
         Args:
             key: name of the result.
-            function: maps arrays [..., sites, heads] by statistic to an array whose leading dimensions are theirs.
+            function: function from arrays [..., sites, heads] by statistic to an array with their leading dimensions.
         """
         if isinstance(self.values, ObservedValues) and not self.values.is_read and len(self):
             return self.values.of_each(key, function)
@@ -133,25 +133,25 @@ class AttentionHistory:
                 statistics as columns; "head" has the statistics.
 
         Raises:
-            ConfigurationError: `per` is neither.
-            ImportError: pandas is missing.
+            ConfigurationError: `per` is neither "layer" nor "head".
+            ImportError: pandas is not installed.
         """
         from attnwatch.recorder.tables import table_of
 
         return table_of(self, per)
 
     def plot(self, statistic: str = "normalized_entropy") -> "Figure":
-        """Draw the layers of a statistic over the steps.
+        """Plot a statistic by layer and step.
 
         Args:
             statistic: name of a statistic or of a layer statistic.
 
         Returns:
-            A figure of matplotlib, which a notebook shows.
+            Matplotlib figure, which a notebook shows.
 
         Raises:
             KeyError: the history has no such statistic.
-            ImportError: matplotlib is missing.
+            ImportError: matplotlib is not installed.
         """
         from attnwatch.dashboard.figures import layers_figure
 
@@ -169,7 +169,7 @@ class AttentionHistory:
         """Read a file that `save` wrote.
 
         Raises:
-            ConfigurationError: the file is not a saved history, is damaged, or is of a newer version.
+            ConfigurationError: the file is not a saved history, is damaged, or is from a newer version.
             FileNotFoundError: there is no such file.
         """
         return read_history(path)[0]
@@ -181,9 +181,9 @@ def write_history(
     """Write the file of `AttentionHistory.save`.
 
     Args:
-        history: what is written.
-        path: of the file, which is replaced once the new one is complete.
-        extra: more that the header of the file holds, as JSON.
+        history: history to write.
+        path: path of the file. An existing file is replaced once the new one is complete.
+        extra: additional entries of the file's header, which are written as JSON.
     """
     header = {"format": _FORMAT, "sites": history.sites, "coverage": dict(history.coverage)}
     header |= {"total_steps": history.total_steps, **(extra or {})}
@@ -194,10 +194,10 @@ def write_history(
 
 
 def read_history(path: str | os.PathLike[str]) -> tuple[AttentionHistory, dict[str, Any]]:
-    """Return the history of a file that `write_history` wrote, and the header of the file.
+    """Return the history in a file that `write_history` wrote, and the header of the file.
 
     Raises:
-        ConfigurationError: the file is not a saved history, is damaged, or is of a newer version.
+        ConfigurationError: the file is not a saved history, is damaged, or is from a newer version.
         FileNotFoundError: there is no such file.
     """
     with open(path, "rb") as stream:
@@ -230,8 +230,8 @@ def _read(stream: BinaryIO) -> tuple[AttentionHistory, dict[str, Any]]:
     total_steps = header.get("total_steps")
     what = _what_is_wrong(steps, loss, values, layers, sites, coverage, total_steps)
     if what:
-        raise UnreadableFileError(f"is damaged: {what}; take a copy, or record it again")
-    unknown = np.full_like(next(iter(values.values())), np.nan)  # statistics that were not recorded then
+        raise UnreadableFileError(f"is damaged: {what}; use a copy, or record it again")
+    unknown = np.full_like(next(iter(values.values())), np.nan)  # for statistics that were not recorded
     values = dict.fromkeys(Statistic.registry, unknown) | values
     layers = dict.fromkeys(LayerStatistic.registry, np.full(unknown.shape[:2], np.nan, dtype=np.float32)) | layers
     history = AttentionHistory(steps.astype(np.int64), tuple(sites), values, loss, coverage, total_steps, layers)
@@ -251,7 +251,7 @@ def _content(stream: BinaryIO) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
             arrays = {name: file[name] for name in file.files}
     except UnreadableFileError:
         raise
-    except Exception as error:  # of whatever kind, depending on which byte is wrong
+    except Exception as error:  # its type depends on which byte is wrong
         raise UnreadableFileError(f"is not a saved attention history ({type(error).__name__}: {error})") from error
     if not isinstance(header, dict):
         raise UnreadableFileError(f"is not a saved attention history: its header is a {type(header).__name__}")

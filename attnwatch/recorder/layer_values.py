@@ -29,7 +29,7 @@ class LayerValues:
         self._values[site, name] = [value]
 
     def add(self, site: str, name: str, value: Tensor) -> None:
-        """Add a value to earlier ones; their mean counts."""
+        """Add a value to earlier ones, which are averaged."""
         self._values.setdefault((site, name), []).append(value)
 
     def expects(self, site: str, of: ForwardPass, names: Iterable[str]) -> bool:

@@ -23,17 +23,17 @@ from attnwatch.utils.messages import NonFatal, warn
 
 
 class LayerRecorder:
-    """Computes the layer statistics of the blocks around the sites from what the training run already has.
+    """Compute the layer statistics of the blocks around the sites from tensors that training already has.
 
     An error causes one warning, after which the columns are nan; if a single statistic fails, only it is left out.
 
     Args:
         model: model being trained.
         capture: sites of the model.
-        steps: tells whether the present step is observed.
-        pending: takes the values of the open step.
-        calls: knows the sites that are trained: outputs of their blocks without gradients do not count.
-        reads_itself: flag that parameters are read when a forward and backward end, or when an optimizer steps earlier.
+        steps: observed steps, which determine whether the current one is observed.
+        pending: steps on the device; the open one receives the values.
+        calls: calls of the sites. Outputs of the blocks of trained sites do not count without gradients.
+        reads_itself: True to read parameters when a forward and backward end, or before if an optimizer steps earlier.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class LayerRecorder:
         self._steps.close()
 
     def begin(self) -> None:
-        """Begin another observed step, with the blocks that the model has now."""
+        """Begin another observed step with the current blocks of the model."""
         self._steps.begin()
         self._outputs.clear()
         self._blocks = {}
@@ -97,7 +97,7 @@ class LayerRecorder:
             self.read_parameters()
 
     def forget_outputs(self) -> None:
-        """Forget the outputs that were read since the last `compute`."""
+        """Discard the outputs that were read since the last `compute`."""
         self._outputs.clear()
 
     def read_parameters(self, optimizer: Optimizer | None = None) -> None:
@@ -182,7 +182,7 @@ class LayerRecorder:
             self._statistics[statistic.source].remove(statistic)
             described = LayerStatistic.registry.describe(statistic)
             warn(
-                f"{described} failed with {type(error).__name__}: {error}. It is left out from now on, and its values "
+                f"{described} failed with {type(error).__name__}: {error}. It is no longer computed, and its values "
                 "are nan.",
                 always=True,
             )
@@ -193,7 +193,7 @@ class LayerRecorder:
 
 
 def _weights(block: nn.Module) -> list[Tensor]:
-    """Return the parameters of a block; none if some are quantized, as the others then say little."""
+    """Return the parameters of a block; none if some are quantized, since the others are not representative."""
     parameters = [as_real(each.detach()) for each in whole_parameters(block)]
     return parameters if all(each.is_floating_point() for each in parameters) else []
 
@@ -211,5 +211,5 @@ def _device_type(given: Any) -> str:
 def _checked(values: object, number: int) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != (number,):
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"`values` must return a tensor with one number for each block, [{number}], got {got}")
+        raise ValueError(f"`values` must return a tensor with one number for each block, [{number}]; got {got}")
     return values

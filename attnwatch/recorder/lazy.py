@@ -1,4 +1,4 @@
-"""Arrays of a history that are copied when they are first read.
+"""Arrays of a history that are copied at first access.
 
 512 observations of 96 layers of 128 heads take 302 MB, and the diagnosis reads a fraction of that.
 """
@@ -18,7 +18,7 @@ class Observation:
 
     Attributes:
         step: global step.
-        values: float32 [statistics, sites, heads]; never changed.
+        values: statistics, float32 [statistics, sites, heads]; never changed.
         loss: training loss; nan if it was not recorded.
         layers: layer statistics by name, each float32 [sites]; never changed.
         memo: memoized results that depend on this observation and those before it.
@@ -39,12 +39,12 @@ class ObservedValues(Mapping[str, np.ndarray]):
     """Arrays [steps, sites, heads] by statistic, stacked from observations.
 
     Args:
-        observations: one for each step.
+        observations: observation of each step.
         statistics: names of their statistics, in order.
         num_sites, num_heads: shape of the arrays; observations with fewer heads are padded with nan.
 
     Attributes:
-        observations: one for each step.
+        observations: observation of each step.
     """
 
     def __init__(self, observations: Sequence[Observation], statistics: Iterable[str], num_sites: int, num_heads: int):
@@ -95,10 +95,10 @@ class ObservedValues(Mapping[str, np.ndarray]):
 
 
 class ObservedLayers(Mapping[str, np.ndarray]):
-    """Arrays [steps, sites] by layer statistic, stacked from observations when they are first read.
+    """Arrays [steps, sites] by layer statistic, stacked from observations at first access.
 
     Args:
-        observations: one for each step; those without a statistic are nan.
+        observations: observation of each step; statistics that an observation lacks are nan.
         statistics: names of the layer statistics, in order.
         num_sites: number of sites.
     """

@@ -1,4 +1,4 @@
-"""Warnings that a recorder gives, each once."""
+"""Warnings of a recorder, each shown once."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ from attnwatch.capture import is_observed
 from attnwatch.utils.messages import WarnOnce
 from attnwatch.utils.processes import is_first_process
 
-# After so many observed steps without a loss, the user is told what is missing; under a trainer it should be there.
+# Number of observed steps without a loss before the warning. A trainer should pass a loss sooner.
 _STEPS_WITHOUT_LOSS = 50
 _STEPS_WITHOUT_LOSS_OF_TRAINER = 10
 
@@ -15,7 +15,7 @@ class Notices:
     """Warnings of a recorder.
 
     Args:
-        under_trainer: the recorder belongs to a trainer's callback, which reports itself what is not observed.
+        under_trainer: True if the recorder belongs to a trainer's callback, which itself reports unobserved sites.
     """
 
     def __init__(self, *, under_trainer: bool):
@@ -25,7 +25,7 @@ class Notices:
         self._warn = WarnOnce()
 
     def of_silent_sites(self, silent: Mapping[str, str]) -> None:
-        """Warn after the first observed step of sites whose forward ran without an attention call, with the reasons."""
+        """Warn after the first observed step about sites whose forward ran without an attention call."""
         if self._has_told_of_silence:
             return
         self._has_told_of_silence = True
@@ -34,24 +34,24 @@ class Notices:
             self._warn(message)
 
     def of_no_attention(self, why: str, coverage: Mapping[str, str], step: int) -> None:
-        """Warn after the first observed step that neither code nor calls have shown attention that can be read."""
-        is_said = self._under_trainer and coverage  # which the trainer's callback tells
+        """Warn after the first observed step that neither code nor calls contain attention that can be read."""
+        is_said = self._under_trainer and coverage  # the trainer's callback then warns
         if self._has_told_of_nothing or is_said or not is_first_process():
             return
         self._has_told_of_nothing = True
         self._warn(
             f"attention is not observed: {why} None of them was called in step {step} either. The run is judged by its "
-            "loss alone. Call one of these functions in the model's modules to have attention observed"
+            "loss alone. To have attention observed, call one of these functions in the model's modules"
         )
 
     def of_loss_outside_of_step(self) -> None:
         self._warn(
-            "`record_loss` was called outside of a step, so that this loss is not kept: call it inside "
-            "`with recorder.step(global_step):`, or behind it and before the next one"
+            "`record_loss` was called outside of a step, so this loss is not kept: call it inside "
+            "`with recorder.step(global_step):`, or after it and before the next step"
         )
 
     def of_missing_loss(self, num_observations: int) -> None:
-        """Warn if no loss was recorded in so many observed steps."""
+        """Warn if no loss was recorded in the first observed steps."""
         most = _STEPS_WITHOUT_LOSS_OF_TRAINER if self._under_trainer else _STEPS_WITHOUT_LOSS
         if num_observations < most or not is_first_process():
             return
@@ -69,7 +69,7 @@ def unobserved(coverage: Mapping[str, str], *, is_complete: bool = False) -> str
 
     Args:
         coverage: `"observed"` or a reason, by name of the site. The first three reasons are listed.
-        is_complete: the coverage has all sites of the model, so that their number is told.
+        is_complete: True if the coverage has all sites of the model, so that the message gives their number.
     """
     reasons = {site: reason for site, reason in coverage.items() if not is_observed(reason)}
     if not reasons:

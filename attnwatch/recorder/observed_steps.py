@@ -5,14 +5,14 @@ from typing import Any
 
 
 class ObservedSteps:
-    """Position in a run: its last step, and whether that is observed.
+    """Position in a run: its last step, and whether that step is observed.
 
     The first step at or after each multiple of `every_n_steps` is observed.
 
     Attributes:
-        has_begun: a step has begun, and the run was not finished since.
-        is_observing: the present step, or else the last one, is observed.
-        last_observed: the last step that was observed; None before the first.
+        has_begun: True if a step has begun and `finish` has not been called since.
+        is_observing: True if the current step, or else the last one, is observed.
+        last_observed: last observed step; None before the first.
     """
 
     def __init__(self, every_n_steps: int):
@@ -31,7 +31,7 @@ class ObservedSteps:
         return is_new and self.is_observing
 
     def finish(self) -> None:
-        """Finish the present step."""
+        """Finish the current step."""
         self.is_observing = self.has_begun = False
 
     def state_dict(self) -> dict[str, int | None]:

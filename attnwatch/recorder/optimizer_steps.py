@@ -22,7 +22,7 @@ _NUM_ENTRIES = 2**14
 _MARKS_OF_PARTS = ("_fsdp_flattened", "ds_id")
 
 Receive = Callable[[list[nn.Module], tuple[Tensor, Tensor]], None]
-"""Take entries of some blocks before and after a step: each float32 [blocks, entries]."""
+"""Function that receives entries of some blocks before and after a step, each float32 [blocks, entries]."""
 
 
 class OptimizerSteps:
@@ -31,10 +31,10 @@ class OptimizerSteps:
     If several optimizers step in one training step, or one steps twice, the change is the total of these steps.
 
     Args:
-        blocks: returns the blocks to sample now; none if the step is not observed.
-        begins: called before a step whose gradients are complete.
+        blocks: function that returns the blocks to sample now; none if the step is not observed.
+        begins: function that is called before a step whose gradients are complete.
         receive: see `Receive`.
-        guard: returns a context that turns errors into a warning.
+        guard: function that returns a context that turns errors into a warning.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class OptimizerSteps:
     def follow(self, optimizers: Iterable[Any]) -> None:
         """Observe the steps of these optimizers from now on. Objects that are not torch optimizers are ignored."""
         for optimizer in optimizers:
-            inner = getattr(optimizer, "optimizer", optimizer)  # inside the wrapper of accelerate
+            inner = getattr(optimizer, "optimizer", optimizer)  # unwrapped from accelerate's wrapper
             if isinstance(inner, Optimizer) and not any(inner is known for known in self._optimizers):
                 self._optimizers.append(inner)
                 self._watch(inner)
@@ -81,7 +81,7 @@ class OptimizerSteps:
     def _begin_step(self, optimizer: Optimizer, arguments: Sequence[Any], options: Mapping[str, Any]) -> None:
         if not torch.compiler.is_compiling():
             with self._guard(), torch.no_grad():
-                closures = (*arguments[1:], options.get("closure"))  # which would compute the gradients
+                closures = (*arguments[1:], options.get("closure"))  # a closure computes the gradients
                 if all(closure is None for closure in closures):
                     self._begins()
                 self._take_before([block for block in self._blocks() if block not in self._before])
@@ -110,7 +110,7 @@ class OptimizerSteps:
 
 
 def _call(method: "weakref.WeakMethod[Callable[..., None]]", *arguments: Any) -> None:
-    """Call a method if its object still exists: hooks must not keep alive a recorder that was never closed."""
+    """Call a method if its object still exists, since hooks must not keep an unclosed recorder alive."""
     function = method()
     if function is not None:
         function(*arguments)
@@ -135,7 +135,7 @@ def _parameters(optimizers: Iterable[Optimizer]) -> set[nn.Parameter]:
 
 
 def _entries(parameters: Sequence[nn.Parameter]) -> Tensor:
-    """Return evenly spaced entries of parameters, of each in proportion to its size: float32 [entries]."""
+    """Return evenly spaced entries of parameters, from each in proportion to its size: float32 [entries]."""
     numbers = [as_real(each.detach()) for each in parameters]
     distance = sum(each.numel() for each in numbers) // _NUM_ENTRIES
     return torch.cat([spread_entries(each, distance) for each in numbers]).float()

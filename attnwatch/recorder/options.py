@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from attnwatch.errors import ConfigurationError
 from attnwatch.utils.arguments import require_int
 
-# Unless the user says otherwise, a flush comes after so many steps and at least so many observations.
+# Default interval between flushes, in steps, and the minimum number of observations per flush.
 _STEPS_PER_FLUSH = 50
 _FEWEST_PER_FLUSH = 5
 
@@ -16,7 +16,7 @@ class RecordingOptions:
     """Arguments of a recorder; see `AttentionRecorder`.
 
     Raises:
-        ConfigurationError: an argument is wrong; the message names it.
+        ConfigurationError: an argument is invalid; the message names it.
     """
 
     every_n_steps: int
@@ -39,5 +39,5 @@ class RecordingOptions:
 
     @property
     def observations_per_flush(self) -> int:
-        """Number of observed steps that come to the host together."""
+        """Number of observed steps per transfer to the host."""
         return self.flush_every or max(_FEWEST_PER_FLUSH, _STEPS_PER_FLUSH // self.every_n_steps)

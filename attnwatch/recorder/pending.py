@@ -1,4 +1,4 @@
-"""Observations on the device that have not reached the host."""
+"""Observations on the device that have not been transferred to the host."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -21,8 +21,8 @@ class PendingSteps:
 
     Args:
         sites: names of the sites.
-        accumulator: computes the sums.
-        processes: processes whose sums are combined; None if there is only this one.
+        accumulator: accumulator that computes the sums.
+        processes: processes whose sums are combined; None if there is only one.
 
     Attributes:
         step: the open step; None if there is none.
@@ -45,11 +45,11 @@ class PendingSteps:
         return len(self._finished)
 
     def grow(self, sites: Sequence[str]) -> None:
-        """Set the sites, which include the earlier ones, in this order."""
+        """Set the sites in order, including the earlier ones."""
         self._sites = tuple(sites)
 
     def open(self, step: int) -> None:
-        """Open a step, to which sums are then added. The open step, if any, is finished first."""
+        """Open a step, to which sums can then be added. The open step, if any, is finished first."""
         if step != self.step:
             self.finish()
             self.step = step
@@ -122,7 +122,7 @@ class PendingSteps:
         }
 
     def load_state_dict(self, state: dict[str, Any], statistics: Sequence[str]) -> None:
-        """Continue from where `state_dict` was taken, by a recorder of these statistics."""
+        """Continue from a state that `state_dict` of a recorder with these statistics returned."""
         self._finished.clear()
         self.step = state["step"]
         self._open = {

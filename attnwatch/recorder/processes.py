@@ -1,4 +1,4 @@
-"""Communication between processes, so that all have one history."""
+"""Communication between processes, so that all have the same history."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,20 +15,20 @@ from attnwatch.recorder.steps import LOSS, StepSums
 from attnwatch.utils.messages import listed
 
 _FLOAT_BYTES = 4
-# Integers below it are exact as float32.
+# Integers below this number are exact as float32.
 _EXACT = 2**24
-# The sums and the maxima, which no single operation reduces.
+# One for the sums and one for the maxima, which no single operation reduces together.
 COLLECTIVES_PER_FLUSH = 2
 
 
 def flush_bytes(*, num_steps: int, num_sites: int, num_heads: int) -> int:
-    """Return the bytes that each process gives to the collectives of a flush.
+    """Return the number of bytes that each process passes to the collectives of a flush.
 
-    A ring all-reduce sends them nearly twice, however many processes there are. Nothing else is sent but 32 bytes
+    A ring all-reduce sends them nearly twice, however many processes there are. Nothing else is sent except 32 bytes
     before the first step, 12 before the first flush, and the names of sites if processes have found different ones.
 
     Args:
-        num_steps: observed steps in the flush.
+        num_steps: number of observed steps in the flush.
         num_sites: number of sites of the model.
         num_heads: number of heads of the largest site.
     """
@@ -44,10 +44,10 @@ class Processes:
 
     Args:
         sites: names of the sites.
-        accumulator: computes the sums.
+        accumulator: accumulator that computes the sums.
         settings: text that must be equal on all processes.
-        adopt: called once with the sites of all processes, if these have found different ones; returns them in module
-            order.
+        adopt: function that is called once with the sites of all processes, if these have found different ones, and
+            returns them in module order.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Processes:
         low, negative_high = lowest_and_highest.view(2, 2).tolist()
         if low != [-number for number in negative_high]:
             raise ConfigurationError(
-                f"`model`: the processes differ in their sites of attention or settings; make the same model and "
+                f"`model`: the processes differ in their attention sites or settings; create the same model and "
                 f"recorder on all. This one has {self._settings}, {len(self._sites)} sites: "
                 f"{listed(self._sites)}"
             )
@@ -95,7 +95,7 @@ class Processes:
             for site, of_site in step.sums.items():
                 if site == LOSS:
                     losses[index] = of_site.to(self._device)
-                elif of_site.shape[-1] <= self._num_heads:  # else from the next flush on
+                elif of_site.shape[-1] <= self._num_heads:  # otherwise from the next flush on
                     sums[index, self._sites.index(site), ..., : of_site.shape[-1]] = of_site.to(self._device)
         layers = torch.stack([self._layer_sums(step.layers) for step in steps])
         largest = torch.where(sums[:, :, self._maxima, 1] > 0, sums[:, :, self._maxima, 0], -torch.inf)
@@ -157,7 +157,7 @@ class Processes:
         return bool(self._num_heads)
 
     def grow(self, sites: Sequence[str]) -> None:
-        """More sites, in this order."""
+        """Set the sites in order, including the earlier ones."""
         self._sites = tuple(sites)
 
     def _heads_seen(self, steps: Sequence[StepSums]) -> Tensor:

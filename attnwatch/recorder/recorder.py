@@ -49,10 +49,10 @@ class AttentionRecorder:
     Args:
         model: any module; `coverage` says which of its attention layers are observed.
         every_n_steps: observe the first step at or after each multiple of this number.
-        num_query_rows: number of stratified random query rows to look at, drawn once for the run; None means
-            all. `max_logit` is the maximum over these rows.
-        sites: glob patterns of the sites to watch (`["*.layers.0.*"]`); None means all.
-        flush_every: observed steps per transfer; None means as many as cover 50 steps, at least 5.
+        num_query_rows: number of stratified random query rows to read, drawn once for the run; None means all.
+            `max_logit` is the maximum over these rows.
+        sites: glob patterns of the sites to observe (`["*.layers.0.*"]`); None means all.
+        flush_every: number of observed steps per transfer; None means as many as cover 50 steps, at least 5.
         max_history: number of observations to keep, each of 4 bytes per statistic and head, and per layer statistic and
             layer. The newest quarter is complete. Older ones are thinned to every second, fourth, … and
             stay evenly spread over the run.
@@ -62,17 +62,16 @@ class AttentionRecorder:
             attribute of this name may be changed.
         across_processes: record one history for all processes of `torch.distributed`, the same on each. All processes
             must then create a recorder and call `step`, `flush` and `close` alike. A flush takes two collectives and
-            everything else takes none, so `history` and `state_dict` hold only what was flushed. Statistics within
-            a batch (`content_sensitivity`) are means over the batches of the processes.
-        under_trainer: a trainer's callback owns the recorder, warns of sites that are not observed, and calls
-            `read_parameters` and `follow`.
-        optimizers: one or several optimizers that train the model; without them `update_ratio` is nan.
+            everything else takes none, so `history` and `state_dict` contain only flushed observations. Statistics
+            within a batch (`content_sensitivity`) are means over the batches of the processes.
+        under_trainer: True if a trainer's callback owns the recorder, warns about sites that are not observed, and
+            calls `read_parameters` and `follow`.
+        optimizers: one or several optimizers that train the model; without them, `update_ratio` is nan.
 
     Raises:
         NoAttentionError: the code of the model shows that it has no attention, or none that can be read. If only its
-            calls can show this, or under a trainer, a warning after the first observed step takes the place of the
-            error.
-        ConfigurationError: an argument is wrong, or another recorder watches this model.
+            calls can show this, or under a trainer, a warning after the first observed step replaces the error.
+        ConfigurationError: an argument is invalid, or another recorder observes this model.
     """
 
     def __init__(
@@ -122,7 +121,7 @@ class AttentionRecorder:
 
     @contextlib.contextmanager
     def step(self, global_step: int) -> Iterator[None]:
-        """Observe forward and backward of one training step, or of one micro-batch of it.
+        """Observe the forward and backward of one training step, or of one micro-batch of it.
 
         If the block or a forward of the model raises, its observations do not count.
 
@@ -163,7 +162,7 @@ class AttentionRecorder:
             self._notices.of_no_attention(self._capture.why_none(), self.coverage(), global_step)
 
     def follow(self, optimizers: Sequence[Optimizer]) -> None:
-        """Watch the steps of these optimizers, for `update_ratio`. Optimizers already watched change nothing."""
+        """Observe the steps of these optimizers for `update_ratio`. Those already observed are ignored."""
         self._layers.follow(optimizers)
 
     def read_parameters(self, optimizer: Optimizer | None = None) -> None:
@@ -240,10 +239,10 @@ class AttentionRecorder:
             self._notices.of_missing_loss(self._buffer.num_observations)
 
     def history(self, *, flushed_only: bool = False) -> AttentionHistory:
-        """Return everything that was observed.
+        """Return all observations.
 
         Args:
-            flushed_only: return only what has reached the host, without a transfer.
+            flushed_only: True to return only the observations on the host, without a transfer.
         """
         if flushed_only or self._processes is not None:
             return self._buffer.history(self.coverage(), total_steps=self.total_steps)
@@ -251,13 +250,13 @@ class AttentionRecorder:
         return self._buffer.history(self.coverage(), self._pending.peek(), total_steps=self.total_steps)
 
     def report(self, path: str | os.PathLike[str]) -> None:
-        """Write a page about the run so far: the verdict, and everything recorded. An existing file is replaced.
+        """Write a page about the run so far, with the verdict and all observations. An existing file is replaced.
 
         Args:
-            path: path of the HTML file, which loads nothing from elsewhere.
+            path: path of the HTML file, which is self-contained.
 
         Raises:
-            ConfigurationError: the path is a folder, or lies in one that does not exist.
+            ConfigurationError: the path is a folder, or is in a folder that does not exist.
             ImportError: the extra `report` of attnwatch is not installed.
             OSError: the file can't be written.
         """
@@ -267,7 +266,7 @@ class AttentionRecorder:
         write_run_page([RunRecord(Path(path).stem, self.history())], path)
 
     def coverage(self) -> dict[str, str]:
-        """Return, for every attention site of the model, `"observed"` or the reason why it is not."""
+        """Return `"observed"`, or the reason why it is not, for each attention site of the model."""
         return self._capture.coverage()
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Query rows that a recorder looks at."""
+"""Query rows that a recorder reads."""
 
 import torch
 from torch import Tensor
@@ -9,13 +9,13 @@ from attnwatch.attention import AttentionInputs, stratified_rows
 class QueryRows:
     """Stratified random query rows, drawn once for a whole run.
 
-    Rows of equal length are the same for all sites and at all steps, also in a resumed run and in every process. Rows
-    of other lengths lie at the same shares of the sequence. So what changes from step to step is attention, or the
-    batch, and never the choice of the rows. The mean over them differs from that over all rows by a constant; its
+    For sequences of the same length, the rows are the same for all sites and steps, also in a resumed run and in every
+    process. For other lengths, they are at the same shares of the sequence. So attention or the batch changes from step
+    to step, but never the choice of the rows. The mean over them differs from that over all rows by a constant; its
     standard error is that of a random choice of rows.
 
     Args:
-        seed: seed of the rows, which depend on it and on the number of queries only.
+        seed: seed of the rows, which depend only on it and on the number of queries.
         number: number of rows; None means all.
     """
 
@@ -24,7 +24,7 @@ class QueryRows:
         self._rows: dict[tuple[int, torch.device], Tensor] = {}
 
     def clear(self) -> None:
-        """Forget the tensors on the device, which are made again when they are needed."""
+        """Discard the tensors on the device, which are recreated when needed."""
         self._rows.clear()
 
     def of(self, inputs: AttentionInputs) -> Tensor:

@@ -12,7 +12,7 @@ class StepSums(NamedTuple):
 
     Attributes:
         step: global step.
-        sums: [statistics, 2, heads] of each site that was called; for `LOSS` (sum, number).
+        sums: sums of each called site, [statistics, 2, heads]; for `LOSS`, (sum, number).
         layers: layer statistics of the sites.
     """
 

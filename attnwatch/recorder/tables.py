@@ -1,4 +1,4 @@
-"""Histories as tables of pandas."""
+"""Histories as pandas tables."""
 
 from typing import TYPE_CHECKING
 

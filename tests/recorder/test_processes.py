@@ -214,7 +214,7 @@ def test_sites_that_calls_show_on_one_of_them_are_known_to_both(processes):
 
 def test_processes_with_other_models_are_told_before_the_first_step(processes):
     for results in processes:
-        assert "the processes differ in their sites of attention or settings" in results["other model"]["error"]
+        assert "the processes differ in their attention sites or settings" in results["other model"]["error"]
         assert len(results["other model"]["sent"]) == 1
 
 

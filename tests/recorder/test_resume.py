@@ -195,7 +195,7 @@ def test_state_of_another_model_is_refused():
     with AttentionRecorder(gpt(layers=1)) as recorder:
         state = recorder.state_dict()
     expected = (
-        "`state` was recorded at the sites ['layers.0.attention'], this model has "
+        "`state` was recorded at the sites ['layers.0.attention'], but this model has "
         "['model.layers.0.self_attn', 'model.layers.1.self_attn']: resume with the same model and `sites`, or start"
     )
     model = llama()
