@@ -11,7 +11,7 @@ __all__ = list(callbacks.CALLBACKS)
 
 
 def __getattr__(name: str) -> Any:
-    """Return a callback's class, which is made when it is first used; `lightning.pyi` declares them."""
+    """Return a callback's class, which is created at first use; `lightning.pyi` declares the classes."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return callback_class(LightningAdapter, getattr(callbacks, name))

@@ -1,4 +1,4 @@
-"""Trainers, one file or package each: what a trainer's `TrainerRun` is, and when it calls the parts of callbacks."""
+"""Trainers, one file or package each, with a `TrainerRun` and the hooks that call the parts of callbacks."""
 
 from attnwatch.trainers.base import TrainerAdapter, TrainerRun
 from attnwatch.trainers.callback import PartCallback

@@ -1,8 +1,8 @@
-"""Callbacks of a trainer, made of the trainer-free parts in `attnwatch.callbacks`.
+"""Callbacks of a trainer, built from the trainer-independent parts in `attnwatch.callbacks`.
 
-A callback has a part and calls it from its trainer's hooks; `callback_class` makes its class from that of the part. So
-arguments and documentation are declared once for all trainers, hooks of a trainer can't clash with methods of a part,
-and type checkers, which can't follow this, read the classes in `attnwatch/lightning.pyi` and `transformers.pyi`.
+A callback has a part and calls it from its trainer's hooks; `callback_class` builds its class from that of the part. So
+arguments and documentation are declared once for all trainers, and hooks of a trainer can't clash with methods of a
+part. Type checkers can't follow this and read the classes in `attnwatch/lightning.pyi` and `transformers.pyi`.
 """
 
 import functools
@@ -22,10 +22,10 @@ RunT = TypeVar("RunT", bound=TrainerRun)
 
 
 class PartCallback(Generic[PartT, RunT]):
-    """Base class of the callbacks of one trainer: calls `part` from the trainer's hooks.
+    """Base class of the callbacks of one trainer, which call `part` from the trainer's hooks.
 
     Attributes:
-        part: what the callback does in a training.
+        part: part that does the work of the callback.
         adapter: declaration of the trainer.
     """
 
@@ -37,18 +37,18 @@ class PartCallback(Generic[PartT, RunT]):
 
     @property
     def run(self) -> RunT:
-        """The training, also when it is over."""
+        """Current training, or the last one after its end."""
         if self._run is None:
-            raise ConfigurationError(f"{type(self).__name__} has no training yet.")
+            raise ConfigurationError(f"{type(self).__name__} has no `run` yet: no training has started.")
         return self._run
 
     @property
     def state_key(self) -> str:
-        """Name that tells the callback from the trainer's others, in every run alike."""
+        """Name that distinguishes the callback from the trainer's others, the same in every run."""
         return f"{type(self).__qualname__}{self.part.distinguished_by or ''}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the callback: tensors, numbers and strings. All processes call it."""
+        """Return the callback's state for a checkpoint: tensors, numbers and strings. All processes call it."""
         return self.part.state_dict()
 
     def start(self, run: RunT) -> None:
@@ -64,13 +64,13 @@ class PartCallback(Generic[PartT, RunT]):
         if alike.count((kind, arguments)) > 1:
             which = " and ".join(f"{name}={value!r}" for name, value in arguments.items())
             what = f"{kind.__name__} with {which}" if which else kind.__name__
-            raise ConfigurationError(f"`callbacks` has two {what}: a trainer takes one, remove the other.")
+            raise ConfigurationError(f"`callbacks` has two {what}, but a trainer takes only one: remove the other.")
 
     def _repr_html_(self) -> str:
         return as_html(f"{self!r}\n{self.part.description}")
 
     def on_exception(self, *arguments: Any, **options: Any) -> None:
-        """Do nothing: a trainer that calls this has been refused before."""
+        """Do nothing: a trainer that calls this hook has already been refused."""
 
     def __getattr__(self, name: str) -> Any:
         """Refuse another trainer, which calls hooks that this callback does not have."""
@@ -89,7 +89,7 @@ class PartCallback(Generic[PartT, RunT]):
 
 
 def parts_of(callbacks: Iterable[object]) -> list[TrainingPart]:
-    """Return the parts of those callbacks that are attnwatch's."""
+    """Return the parts of attnwatch's callbacks among these callbacks."""
     return [callback.part for callback in callbacks if isinstance(callback, PartCallback)]
 
 
@@ -102,7 +102,7 @@ def callback_class(adapter: type[TrainerAdapter], part: type[TrainingPart]) -> t
 
     Args:
         adapter: declaration of the trainer.
-        part: what the callback does.
+        part: class of the callback's part.
     """
     declared = adapter.callback_base
     base = pkgutil.resolve_name(declared) if isinstance(declared, str) else declared
@@ -119,14 +119,14 @@ def callback_class(adapter: type[TrainerAdapter], part: type[TrainingPart]) -> t
 
 
 def _public_names(part: type[TrainingPart]) -> list[str]:
-    """Return the names of the attributes that a part has beside those of all parts."""
+    """Return the names of a part's public attributes, except those that all parts have."""
     kinds = [kind for kind in part.__mro__ if issubclass(kind, TrainingPart) and kind is not TrainingPart]
     names = [name for kind in kinds for name in (*vars(kind), *inspect.get_annotations(kind))]
     return [name for name in dict.fromkeys(names) if not name.startswith("_") and not hasattr(TrainingPart, name)]
 
 
 def _forward(part: type[TrainingPart], name: str) -> Any:
-    """Return a method or property that is the part's."""
+    """Return a method or property that delegates to the part."""
     member = getattr(part, name, None)
     if not inspect.isfunction(member):
         return property(operator.attrgetter(f"part.{name}"), doc=getattr(member, "__doc__", None))

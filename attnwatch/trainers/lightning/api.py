@@ -1,4 +1,4 @@
-"""Lightning under either of its names, and what it has no public way to ask for."""
+"""Lightning under either of its names, and access to what has no public interface."""
 
 import contextlib
 import importlib
@@ -15,7 +15,7 @@ _NAMES = ("lightning.pytorch", "pytorch_lightning")
 
 
 def _imported_or_installed() -> ModuleType:
-    """Return `lightning.pytorch` or `pytorch_lightning`, which are the same code twice."""
+    """Return `lightning.pytorch` or `pytorch_lightning`, which are two copies of the same code."""
     for name in sorted(_NAMES, key=lambda name: name not in sys.modules):
         try:
             return importlib.import_module(name)
@@ -34,7 +34,7 @@ is_overridden = importlib.import_module(f"{pl.__name__}.utilities.model_helpers"
 
 
 def is_one(thing: object, *class_names: str) -> bool:
-    """Return whether it is an instance of one of these classes of Lightning, under whichever name."""
+    """Return whether an object is an instance of one of these Lightning classes, from either package."""
     return any(
         base.__name__ in class_names and base.__module__.split(".")[0] in ("lightning", "pytorch_lightning")
         for base in type(thing).__mro__
@@ -42,12 +42,12 @@ def is_one(thing: object, *class_names: str) -> bool:
 
 
 def has_validation_loader(trainer: pl.Trainer) -> bool:
-    """Return whether validation data was given, from a private attribute: Lightning makes its loaders later."""
+    """Return whether validation data was given, from a private attribute, since Lightning creates loaders later."""
     return trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined()
 
 
 def averaged_models(callbacks: Iterable[object]) -> list[nn.Module]:
-    """Return what WeightAveraging and StochasticWeightAveraging average in, which only a private attribute holds."""
+    """Return the averaged models of WeightAveraging and StochasticWeightAveraging, from a private attribute."""
     averages = [getattr(callback, "_average_model", None) for callback in callbacks]
     averages = [average.module if isinstance(average, AveragedModel) else average for average in averages]
     return [average for average in averages if average is not None]
@@ -58,10 +58,10 @@ _STOPS = "_evaluate_stopping_criteria"
 
 @contextlib.contextmanager
 def nan_is_no_alarm(callbacks: Iterable[object], metric: str) -> Iterator[None]:
-    """Let each EarlyStopping on `metric` overlook nan, which means that the metric is not known yet.
+    """Let each EarlyStopping on `metric` ignore nan, which means that the metric is not known yet.
 
-    EarlyStopping takes nan for a loss that is lost, and stops (`check_finite`), or for one that has not improved, which
-    costs patience. Nothing public comes between the metric and this.
+    EarlyStopping treats nan as divergence and stops (`check_finite`), or as a lack of improvement, which costs
+    patience. There is no public hook between the metric and this check.
     """
     stopping: list[Any] = [each for each in callbacks if is_one(each, "EarlyStopping")]
     stopping = [each for each in stopping if each.monitor == metric]

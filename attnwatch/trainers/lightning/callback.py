@@ -1,4 +1,4 @@
-"""Base class of the Lightning callbacks: the hooks of Lightning that call a part."""
+"""Base class of the Lightning callbacks, with the hooks that call a part."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,11 @@ from attnwatch.utils.versions import begin_run, warn_if_untested
 
 
 class LightningCallback(PartCallback[PartT, LightningRun], pl.Callback):
-    """Calls a part from Lightning's hooks, which stand here in the order in which Lightning calls them."""
+    """Callback that calls a part from Lightning's hooks, in the order in which Lightning calls them."""
 
     _restored: Mapping[str, Any] | None = None
     _earlier: tuple[int, Mapping[str, Any]] | None = None
-    """(last step, state) of a fit that may go on."""
+    """(last step, state) of an earlier fit that this one may continue."""
     _loading: Sequence[RemovableHandle] = ()
     _comparing: Sequence[RemovableHandle] = ()
     _step = 0
@@ -30,10 +30,10 @@ class LightningCallback(PartCallback[PartT, LightningRun], pl.Callback):
 
     @property
     def state_key(self) -> str:
-        """Name of its state in checkpoints.
+        """Name of the callback's state in checkpoints.
 
-        Lightning compares these names when it is given callbacks, before it calls any of them. There each has a name of
-        its own, so that `setup` can refuse a second callback of a kind with a reason.
+        Lightning compares these names when it receives callbacks, before it calls any of them. In this comparison each
+        name is unique, so that `setup` can refuse a second callback of a kind with a reason.
         """
         if sys._getframe(1).f_code.co_name != "_validate_callbacks_list":
             return super().state_key
@@ -46,7 +46,7 @@ class LightningCallback(PartCallback[PartT, LightningRun], pl.Callback):
         if stage == "fit" and self.part in run.parts[:1]:
             begin_run(pl_module)
         warn_if_untested(DISTRIBUTION, pl_module)
-        if stage == "fit":  # another trainer may evaluate the module in the middle of it
+        if stage == "fit":  # another trainer may evaluate the module during a fit
             self.part.check(run)
             last, self._run = self._run, run
             goes_on = last is not None and last.trainer is trainer and last.model is pl_module
@@ -128,9 +128,10 @@ class LightningCallback(PartCallback[PartT, LightningRun], pl.Callback):
             handle.remove()
 
     def _record_metric(self, when: str) -> None:
-        """Give the part a metric that was logged anew.
+        """Pass a newly logged metric to the part.
 
-        Logged metrics keep their value until they are logged again: when one is seen first says when it is new.
+        Metrics keep their value until they are logged again. The kind of hook that first sees a metric is the one at
+        which it is new.
         """
         name = self.part.watched_metric
         if name is None or self._run is None or name not in self.run.metrics:
@@ -140,17 +141,17 @@ class LightningCallback(PartCallback[PartT, LightningRun], pl.Callback):
             self.part.record_metric(self.run.trainer.callback_metrics[name].detach().clone())
 
     def _go_back(self) -> None:
-        """Restore what an earlier fit has left, if this one ended before it trained."""
+        """Restore the state of an earlier fit if this one ended before it trained."""
         earlier, self._earlier = self._earlier, None
         if earlier is None:
             return
         try:
             self.part.resume(self.run, earlier[1])
-        except Exception as error:  # not in the place of the error that has ended the fit
-            warn(f"what an earlier fit has left is lost: {type(error).__name__}: {error}")
+        except Exception as error:  # must not replace the error that ended the fit
+            warn(f"the state of {type(self).__name__} from an earlier fit is lost: {type(error).__name__}: {error}")
 
     def _stop_comparing(self) -> None:
-        """Stop to compare the heads of checkpoints: none is loaded any more."""
+        """Stop comparing the heads of checkpoints with the model's, since no more checkpoints are loaded."""
         for handle in self._comparing:
             handle.remove()
         self._comparing = ()

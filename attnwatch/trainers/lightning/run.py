@@ -1,4 +1,4 @@
-"""A Lightning training as the callbacks see it."""
+"""State of a Lightning training, for the callbacks."""
 
 import logging
 import math
@@ -26,7 +26,7 @@ from attnwatch.trainers.lightning.api import (
 )
 from attnwatch.utils.messages import inform
 
-_logger = logging.getLogger(f"{pl.__name__}.utilities.rank_zero")  # Lightning informs its users by this one
+_logger = logging.getLogger(f"{pl.__name__}.utilities.rank_zero")  # Lightning's messages to users
 
 
 _SETTINGS = (
@@ -44,7 +44,7 @@ class LightningRun(TrainerRun):
     """One `fit` of a Lightning trainer.
 
     Attributes:
-        has_ended: Lightning takes no more metrics then, and nobody would monitor them.
+        has_ended: True once training has ended, after which Lightning accepts no metrics.
     """
 
     has_ended = False
@@ -60,7 +60,7 @@ class LightningRun(TrainerRun):
             return None
         if self.trainer.lightning_module.automatic_optimization or trainer.max_steps != -1:
             return int(total)
-        return int(total) * len(trainer.optimizers)  # Lightning counts batches then; a step is that of any optimizer
+        return int(total) * len(trainer.optimizers)  # `total` counts batches; each optimizer makes a step
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -87,13 +87,13 @@ class LightningRun(TrainerRun):
 
     def after_parameters_changed(self) -> None:
         strategy = self.trainer.strategy
-        if is_one(strategy, "DDPStrategy"):  # reduces the gradients of the parameters that it was made with
+        if is_one(strategy, "DDPStrategy"):  # it reduces the gradients of the parameters it was built with
             strategy.model = strategy.lightning_module
             strategy.configure_ddp()
 
     def after_pruning(self, plan: PruningPlan) -> None:
         self.inform(
-            "heads were removed. To load a checkpoint of this module, also one of its weights alone, call "
+            "heads were removed. To load a checkpoint of this module, even one with weights only, call "
             "attnwatch.accept_pruned_state(self) in its __init__, or keep HeadPruning among the callbacks."
         )
 
@@ -146,7 +146,7 @@ class LightningRun(TrainerRun):
         return Path(next(filter(None, folders), self.trainer.default_root_dir))
 
     def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
-        # What goes to loggers at its own step does not go there again.
+        # The other numbers have been written to the loggers at their own step.
         if not self.has_ended:
             self.trainer.lightning_module.log_dict(dict(numbers), on_step=True, on_epoch=False, logger=to_loggers)
 
@@ -158,7 +158,7 @@ class LightningRun(TrainerRun):
             inform(message, by=_logger)
 
     def loss_of(self, outputs: Any) -> Tensor | None:
-        """Return the mean loss of what `training_step` returned; None if it returned none."""
+        """Return the mean loss from the output of `training_step`; None if it returned none."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         # Lightning has divided it by the number of accumulated batches.
         return None if loss is None else torch.as_tensor(loss).detach() * self.trainer.accumulate_grad_batches

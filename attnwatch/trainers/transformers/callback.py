@@ -1,4 +1,4 @@
-"""Base class of the callbacks of the transformers Trainer: hooks that call a part, and the states in checkpoints."""
+"""Base class of the transformers callbacks, with the hooks that call a part and the states in checkpoints."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,7 +23,7 @@ from attnwatch.utils.versions import begin_run, warn_if_untested
 
 
 class TransformersCallback(PartCallback[PartT, TransformersRun], TrainerCallback):
-    """Calls a part from the Trainer's hooks, which stand here in the order in which they come.
+    """Callback that calls a part from the Trainer's hooks, in the order in which they are called.
 
     A batch begins and ends with the trainer's `training_step`. The first of a trainer's callbacks of this kind reads
     and writes the states of all.
@@ -46,11 +46,11 @@ class TransformersCallback(PartCallback[PartT, TransformersRun], TrainerCallback
         self.part.attach_for_evaluation(model)
 
     def on_train_begin(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        for handle in self._comparing:  # a checkpoint that is resumed from was loaded before
+        for handle in self._comparing:  # the checkpoint to resume from is already loaded
             handle.remove()
         trainer, checkpoint = trainer_of(self)
         run = TransformersRun(trainer)
-        run.states = self._prepare(run.model)  # for the first time where the callback was added to the trainer later
+        run.states = self._prepare(run.model)  # for the first time if the callback was added to the trainer later
         if run.states is not None:
             run.states.loads_best = None
             run.states.loader.finish()
@@ -87,7 +87,7 @@ class TransformersCallback(PartCallback[PartT, TransformersRun], TrainerCallback
         self.part.begin_batch(self.run)
 
     def batch_ends(self, loss: Tensor) -> None:
-        """Take the training step's loss; those of micro-batches add up to that of the step."""
+        """Record the loss of a training step. The losses of micro-batches add up to that of the step."""
         self._loss = self.run.mean_loss(loss)
         if self.run.has_whole_gradients:
             self.part.before_optimizer_step(None)
@@ -100,7 +100,7 @@ class TransformersCallback(PartCallback[PartT, TransformersRun], TrainerCallback
             self.leave()
 
     def on_pre_optimizer_step(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        if not self.run.has_whole_gradients:  # of float16: only here they are unscaled, and clipped already
+        if not self.run.has_whole_gradients:  # float16 gradients are unscaled only here, and already clipped
             self.part.before_optimizer_step(None)
 
     def on_substep_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
@@ -122,12 +122,12 @@ class TransformersCallback(PartCallback[PartT, TransformersRun], TrainerCallback
         self._record_metric(kwargs.get("metrics"))
 
     def model_is_saved(self, folder: Path) -> None:
-        """Begin the states of a checkpoint, of which the trainer has saved the model."""
+        """Begin saving the states of a checkpoint whose model the trainer has saved."""
         if self._keeper is None:
             return
         if self._is_in_step:
             warn(
-                f"{folder} was saved in the middle of a step, so that attnwatch's callbacks can't be resumed from it; "
+                f"{folder} was saved in the middle of a step, so attnwatch's callbacks can't be resumed from it; "
                 "save between steps, as the trainer's `save_strategy` does."
             )
             return
@@ -138,7 +138,7 @@ class TransformersCallback(PartCallback[PartT, TransformersRun], TrainerCallback
             self._keeper.finish()
 
     def on_epoch_end(self, args: Arguments, state: State, control: Control, **kwargs: Any) -> None:
-        # Loggers close, and the best model is loaded, before on_train_end comes to this callback.
+        # Loggers close, and the best model is loaded, before on_train_end reaches this callback.
         if control.should_training_stop:
             self._finish()
 
@@ -150,7 +150,7 @@ class TransformersCallback(PartCallback[PartT, TransformersRun], TrainerCallback
         self.part.attach_for_evaluation(self.run.model)
 
     def leave(self) -> None:
-        """Take everything of ours from the model and from the trainer."""
+        """Detach the callback from the model and the trainer."""
         tap = None if self._run is None else tap_of(self._run.trainer)
         if tap is not None:
             tap.remove(self)

@@ -1,7 +1,7 @@
-"""State of attnwatch in the checkpoints of the transformers Trainer: one file, and a mark that it must be there.
+"""State of attnwatch in the checkpoints of the transformers Trainer: one file, and a mark that the file must exist.
 
-The Trainer writes a checkpoint file by file, `trainer_state.json` near the end. A checkpoint that it resumes from may
-lack a file of ours. The mark travels in `trainer_state.json` itself.
+The Trainer writes a checkpoint file by file, `trainer_state.json` near the end, and may resume from a checkpoint that
+lacks our file. The mark is in `trainer_state.json` itself.
 """
 
 import io
@@ -27,13 +27,13 @@ States = Mapping[str, Mapping[str, Any]]
 
 
 class DamagedStateError(Exception):
-    """A checkpoint lacks states that it should have. The message continues a sentence about the file."""
+    """Error for a checkpoint that lacks states. The message continues a sentence about the file."""
 
 
 class AttnwatchMark(TrainerCallback):
-    """Does nothing but to have the name of the mark's entry in `trainer_state.json`.
+    """Callback without hooks, with the name of the mark's entry in `trainer_state.json`.
 
-    With `restore_callback_states_from_checkpoint` the Trainer warns of each entry that has the name of no callback.
+    With `restore_callback_states_from_checkpoint`, the Trainer warns about each entry that no callback is named after.
     """
 
 
@@ -45,9 +45,9 @@ class Mark:
     """Entry of attnwatch in `trainer_state.json`.
 
     Attributes:
-        run: tells the runs apart that write to one folder.
-        keys: of the callbacks that take part in the training.
-        until: checkpoints of steps up to this one were saved while they did; later ones of a run without them.
+        run: identifier of the run among those that write to one folder.
+        keys: keys of the callbacks that take part in the training.
+        until: last step whose checkpoint was saved with these callbacks; later ones are from a run without them.
     """
 
     run: str
@@ -56,44 +56,44 @@ class Mark:
 
     @classmethod
     def in_state(cls, state: TrainerState) -> "Mark | None":
-        """Return the mark of a state that was read from a checkpoint; None if attnwatch took no part."""
+        """Return the mark of a state that was read from a checkpoint; None if attnwatch did not take part."""
         found = _entries(state).get(_MARK)
         if found is None or found["until"] < state.global_step:
             return None
         return cls(found["run"], tuple(found["keys"]), found["until"])
 
     def put(self, state: TrainerState, until: int) -> None:
-        """Put the mark into all checkpoints that are saved from now on."""
+        """Add the mark to all checkpoints that are saved from now on."""
         _entries(state)[_MARK] = {"run": self.run, "keys": list(self.keys), "until": until}
 
 
 def _entries(state: TrainerState) -> dict[str, Any]:
-    """Return what callbacks keep in a state, by their names; transformers annotates what its constructor takes."""
+    """Return the entries of callbacks in a state by name; transformers annotates the constructor's argument instead."""
     return cast(dict[str, Any], state.stateful_callbacks)
 
 
 def checkpoint_folder(directory: str | Path, step: int) -> Path:
-    """Return where the Trainer puts the checkpoint of a step."""
+    """Return the folder in which the Trainer saves the checkpoint of a step."""
     return Path(directory, f"{PREFIX_CHECKPOINT_DIR}-{step}")
 
 
 def write_states(folder: Path, states: States, mark: Mark, step: int) -> None:
-    """Write the states of all callbacks to a checkpoint, whole or not at all.
+    """Write the states of all callbacks to a checkpoint, completely or not at all.
 
     Raises:
         OSError: the disk is full, or the folder is gone.
     """
-    content = io.BytesIO()  # torch.save hides the error of a disk that is full
+    content = io.BytesIO()  # torch.save hides the error of a full disk
     torch.save(with_format(_FORMAT, {"run": mark.run, "step": step, "states": dict(states)}), content)
     with replaced_file(folder / STATE_FILE) as stream:
         stream.write(content.getbuffer())
 
 
 def read_states(folder: Path, mark: Mark, step: int) -> States:
-    """Read what `write_states` wrote when the checkpoint was saved.
+    """Read the states that `write_states` wrote when the checkpoint was saved.
 
     Raises:
-        DamagedStateError: it is not there, not whole, or of another run.
+        DamagedStateError: the file is missing, incomplete, or from another run.
     """
     content = _read(folder / STATE_FILE)
     try:
@@ -101,7 +101,7 @@ def read_states(folder: Path, mark: Mark, step: int) -> States:
     except ConfigurationError as error:
         raise DamagedStateError(f"can't be read: {error}") from error
     if (content["run"], content["step"]) != (mark.run, step):
-        raise DamagedStateError("was written by another run, or at another step, than the checkpoint it lies in")
+        raise DamagedStateError("was written by another run, or at another step, than its checkpoint")
     missing = [key for key in mark.keys if key not in content["states"]]
     if missing:
         raise DamagedStateError(f"lacks the state of {', '.join(missing)}")
@@ -109,7 +109,7 @@ def read_states(folder: Path, mark: Mark, step: int) -> States:
 
 
 def newest_before(folder: Path, step: int) -> Path | None:
-    """Return the newest checkpoint beside this one, of an earlier step, whose states are whole."""
+    """Return the newest checkpoint beside this one with an earlier step and complete states; None if there is none."""
     numbers = (each.name.rpartition("-")[2] for each in folder.resolve().parent.glob(f"{PREFIX_CHECKPOINT_DIR}-*"))
     for number in sorted((int(each) for each in numbers if each.isdecimal() and int(each) < step), reverse=True):
         candidate = checkpoint_folder(folder.parent, number)
@@ -119,24 +119,24 @@ def newest_before(folder: Path, step: int) -> Path | None:
 
 
 def lost_states(folder: Path, step: int, names: Sequence[str], reason: str) -> str:
-    """Return the message where a checkpoint can't be resumed from, with what to do instead."""
+    """Return the message for a checkpoint that can't be resumed from, including what to do instead."""
     before = newest_before(folder, step)
-    remedy = f"Resume from the one before it, which is whole: trainer.train(resume_from_checkpoint={str(before)!r})."
+    remedy = f"Resume from the last complete one before it: trainer.train(resume_from_checkpoint={str(before)!r})."
     if before is None:
         remedy = (
-            "No earlier checkpoint beside it is whole: train from the beginning, without `resume_from_checkpoint`. "
-            "A `save_total_limit` of at least 2 keeps one."
+            "No earlier checkpoint beside it is complete: train from the beginning, without `resume_from_checkpoint`. "
+            "A `save_total_limit` of at least 2 keeps an earlier one."
         )
     return (
         f"the checkpoint {str(folder)!r} can't be resumed from: its {STATE_FILE}, with the state of "
-        f"{', '.join(names)}, {reason}. Without it the run would go on as another one. {remedy}"
+        f"{', '.join(names)}, {reason}. Without it, training would continue as a different run. {remedy}"
     )
 
 
 def _read(file: Path) -> Any:
-    """Return the content of a file of `torch.save`, whose checksums PyTorch does not check."""
+    """Return the content of a `torch.save` file, after verifying its checksums, which PyTorch does not."""
     if not file.is_file():
-        raise DamagedStateError("is missing: the process was killed, or the disk was full, when it was to be written")
+        raise DamagedStateError("is missing: the process was killed, or the disk was full, before it was written")
     try:
         with zipfile.ZipFile(file) as archive:
             damaged = archive.testzip()
@@ -145,7 +145,7 @@ def _read(file: Path) -> Any:
         return torch.load(file, weights_only=True, map_location="cpu")
     except DamagedStateError:
         raise
-    except Exception as error:  # of whatever kind, depending on which byte is wrong
+    except Exception as error:  # its type depends on which byte is wrong
         raise DamagedStateError(f"is damaged ({type(error).__name__}: {str(error).partition(chr(10))[0]})") from error
 
 

@@ -1,4 +1,4 @@
-"""Writes the states of a trainer's callbacks to its checkpoints, and reads them back."""
+"""Saving of the states of a trainer's callbacks in its checkpoints, and their restoration."""
 
 import contextlib
 import uuid
@@ -25,16 +25,17 @@ from attnwatch.utils.files import free_space
 from attnwatch.utils.messages import WarnOnce, warn
 from attnwatch.utils.states import STATE_FILE
 
-# The trainer writes the optimizer's state after ours: for Adam twice the parameters that train, in single precision.
+# Space left for the optimizer's state, which the trainer writes after ours. For Adam, it has twice the size of the
+# trained parameters in single precision.
 _BYTES_PER_PARAMETER = 16
 
 
 class Keeper:
-    """Writes the states of all callbacks of one trainer to its checkpoints, one file in each.
+    """Write the states of all callbacks of one trainer to its checkpoints, one file in each.
 
-    The trainer saves the model first. Where the disk has room the states follow at once, before `trainer_state.json`
-    and before older checkpoints are deleted: a process that is killed leaves the old checkpoint or the new one whole.
-    Else they come last, so that they never take the room of what the trainer writes.
+    The trainer saves the model first. If the disk has enough space, the states follow at once, before
+    `trainer_state.json` is written and older checkpoints are deleted, so that a killed process leaves the old or the
+    new checkpoint complete. Otherwise they are written last, so that they never take the space of the trainer's files.
     """
 
     def __init__(self, trainer: Trainer, callbacks: Sequence[PartCallback[Any, Any]]):
@@ -45,22 +46,22 @@ class Keeper:
         self._begun: _Checkpoint | None = None
 
     def mark(self, *, until: int) -> None:
-        """Note that checkpoints of steps up to this one must have the file."""
+        """Record that checkpoints of steps up to this one must have the file."""
         self._mark.put(self._trainer.state, until)
 
     def begin(self, folder: Path) -> None:
-        """Begin a checkpoint, to whose folder the trainer has saved the model. All processes call it."""
+        """Begin a checkpoint in the folder to which the trainer has saved the model. All processes call it."""
         begun = self._begun = self._collect(folder)
         if not (self._trainer.args.should_save and self._has_room(folder)):
             return
-        with contextlib.suppress(Exception):  # the trainer may delete older checkpoints first: `finish` tries again
+        with contextlib.suppress(Exception):  # `finish` tries again, when older checkpoints may be deleted
             self._write(begun)
             if not self._has_room(folder):
                 (folder / STATE_FILE).unlink()
                 begun.is_written = False
 
     def finish(self) -> None:
-        """Write what is still missing from a checkpoint. All processes call it."""
+        """Write the states that a checkpoint still lacks. All processes call it."""
         step, begun = self._trainer.state.global_step, self._begun
         if begun is None or begun.step != step:
             begun = self._collect(checkpoint_folder(self._trainer.args.output_dir or "", step))
@@ -78,8 +79,8 @@ class Keeper:
         except Exception as error:
             consequence = "can't be resumed from with these callbacks" if _steer(self._callbacks) else "lacks them"
             self._warn_once(
-                f"the states of {', '.join(each.state_key for each in self._callbacks)} could not be written, training "
-                f"goes on; a checkpoint without them {consequence}. Make room on the disk",
+                f"the states of {', '.join(each.state_key for each in self._callbacks)} could not be written; training "
+                f"continues, but the checkpoint {consequence}. Free space on the disk",
                 f" ({begun.folder / STATE_FILE}: {type(error).__name__}: {error})",
             )
 
@@ -96,7 +97,7 @@ class Keeper:
 
 @dataclass
 class _Checkpoint:
-    """A checkpoint that is being saved."""
+    """Checkpoint that is being saved."""
 
     step: int
     folder: Path
@@ -105,10 +106,10 @@ class _Checkpoint:
 
 
 def restored_states(callbacks: Sequence[PartCallback[Any, Any]], checkpoint: Path | None, trainer: Trainer) -> States:
-    """Return the states that a checkpoint has of these callbacks; of some of them, where others are new in the run.
+    """Return the states of these callbacks in a checkpoint, without those of callbacks that are new in the run.
 
     Raises:
-        ConfigurationError: the checkpoint should have the state of a callback that steers the training, and has not.
+        ConfigurationError: the checkpoint lacks the state of a callback that was in the training and steers it.
     """
     mark = None if checkpoint is None else Mark.in_state(trainer.state)
     known = [] if mark is None else [each for each in callbacks if each.state_key in mark.keys]
@@ -122,8 +123,8 @@ def restored_states(callbacks: Sequence[PartCallback[Any, Any]], checkpoint: Pat
     if _steer(known):
         raise ConfigurationError(f"`resume_from_checkpoint`: {lost_states(checkpoint, step, names, reason)}")
     warn(
-        f"{str(checkpoint / STATE_FILE)!r}, with the state of {', '.join(names)}, {reason}. What was watched before is "
-        "lost; the training continues as it would have."
+        f"{str(checkpoint / STATE_FILE)!r}, with the state of {', '.join(names)}, {reason}. Earlier observations are "
+        "lost; the training itself is not affected."
     )
     return {}
 

@@ -1,4 +1,4 @@
-"""A training of the transformers Trainer as the callbacks see it."""
+"""State of a training by the transformers Trainer, for the callbacks."""
 
 import copy
 import math
@@ -23,7 +23,7 @@ from attnwatch.utils.messages import inform, warn
 
 _logger: Any = logging.get_logger("transformers.attnwatch")
 _INTEGRATIONS = "transformers.integrations"
-# Entries of the log history in which changed metrics are looked for: they are looked for at every log.
+# Number of latest entries of the log history that are searched for changed metrics, at every log.
 _LATEST_LOGS = 16
 _SETTINGS = (
     "gradient_accumulation_steps",
@@ -45,7 +45,7 @@ class TransformersRun(TrainerRun):
     """One `train` of a transformers Trainer.
 
     Attributes:
-        states: lets the model take states of other sizes; None if its sizes do not change.
+        states: hook for loading states of other sizes into the model; None if its sizes do not change.
     """
 
     states: PrunedStates | None = None
@@ -61,7 +61,7 @@ class TransformersRun(TrainerRun):
 
     @property
     def total_steps(self) -> int | None:
-        return self.trainer.state.max_steps or None  # with `max_steps=0` the Trainer makes a step all the same
+        return self.trainer.state.max_steps or None  # even with `max_steps=0`, the Trainer makes a step
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -89,25 +89,25 @@ class TransformersRun(TrainerRun):
 
     def after_parameters_changed(self) -> None:
         for module in self.trainer.model_wrapped.modules():
-            if isinstance(module, DistributedDataParallel):  # reduces the gradients of the parameters it was made with
+            if isinstance(module, DistributedDataParallel):  # reduces the gradients of the parameters it was built with
                 _make_anew(module)
 
     def after_pruning(self, plan: PruningPlan) -> None:
         self.inform(
-            "heads were removed: from_pretrained can't load what save_model or save_pretrained write of this model, "
-            "attnwatch.load_pruned(folder) can; attnwatch.save_pruned(model, folder) writes a folder that "
-            "from_pretrained loads, where all layers have equally many heads and the model's family allows it."
+            "heads were removed: load folders of save_model or save_pretrained with attnwatch.load_pruned(folder), as "
+            "from_pretrained can't load them. If all layers have equally many heads and the model's family allows it, "
+            "attnwatch.save_pruned(model, folder) writes a folder that from_pretrained can load."
         )
         if not (hasattr(self.model, "peft_config") and self.is_main_process):
             return
-        # Adapters are saved without their base, so that nothing else says which heads it lost.
+        # Adapters are saved without their base model, so no other file says which heads it lost.
         path = Path(self.trainer.args.output_dir, PLAN_FILE)
         try:
             plan.save(path)
         except OSError as error:
             warn(f"{path} could not be written ({error}): save `PruningPlan.of(model)` beside the adapters yourself.")
         else:
-            self.inform(f"the heads that the adapters' base lost are in {path}; keep it beside the adapters.")
+            self.inform(f"{path} lists the heads removed from the adapters' base model; keep it beside the adapters.")
 
     @property
     def has_validation_data(self) -> bool:
@@ -117,13 +117,13 @@ class TransformersRun(TrainerRun):
         data = self.trainer.eval_dataset
         name = next(iter(data)) if isinstance(data, dict) else None
         loader = self.trainer.get_eval_dataloader(name)
-        # Accelerate's own loader would count as the training's while it is open, and wait for other processes.
+        # While open, Accelerate's own loader would count as that of the training, and it waits for other processes.
         return getattr(loader, "base_dataloader", loader)
 
     @property
     def tokenizer(self) -> Any:
         processor = self.trainer.processing_class
-        tokenizer = getattr(processor, "tokenizer", processor)  # of a processor of several kinds of inputs
+        tokenizer = getattr(processor, "tokenizer", processor)  # multimodal processors contain a tokenizer
         return tokenizer if hasattr(tokenizer, "all_special_ids") else None
 
     @property
@@ -136,7 +136,7 @@ class TransformersRun(TrainerRun):
 
     @property
     def hyperparameters(self) -> Mapping[str, Any]:
-        """Arguments that shape the training, the same for all runs, so that these can be compared."""
+        """Arguments that shape the training, the same ones in all runs, so that runs can be compared."""
         return {name: value for name, value in self.trainer.args.to_sanitized_dict().items() if name in _SETTINGS}
 
     @property
@@ -150,7 +150,7 @@ class TransformersRun(TrainerRun):
         return [logger for logger in found if logger is not None]
 
     def _write(self, callback: TrainerCallback, numbers: Mapping[str, float], step: int) -> None:
-        """Let a callback that reports take numbers of another step than the trainer's."""
+        """Pass numbers to a reporting callback at another step than the trainer's."""
         state = copy.copy(self.trainer.state)
         state.global_step = step
         callback.on_log(self.trainer.args, state, self.trainer.control, logs=dict(numbers), model=self.model)
@@ -170,7 +170,7 @@ class TransformersRun(TrainerRun):
         return Path(self.trainer.args.output_dir)
 
     def log(self, numbers: Mapping[str, float], step: int, *, to_loggers: bool = False) -> None:
-        """Log numbers: those for the loggers come with the trainer's next log, others have an entry of their own."""
+        """Log numbers: those for the loggers with the trainer's next log, others in an entry of their own."""
         if to_loggers:
             self._unlogged |= numbers
         else:
@@ -178,7 +178,7 @@ class TransformersRun(TrainerRun):
             self.trainer.state.log_history.append({**known, "epoch": self.trainer.state.epoch, "step": step})
 
     def log_waiting(self) -> None:
-        """Log what has waited for the trainer's log, which comes now."""
+        """Log the numbers that have waited for the trainer's log, which is written now."""
         numbers, self._unlogged = self._unlogged, {}
         if numbers:
             self.trainer.state.log_history[-1] |= numbers
@@ -190,12 +190,12 @@ class TransformersRun(TrainerRun):
 
     @property
     def has_whole_gradients(self) -> bool:
-        """True if the gradients, after a batch, are those of the step, neither scaled nor clipped."""
+        """True if the gradients after a batch are those of the whole step, neither scaled nor clipped."""
         accelerator = self.trainer.accelerator
         return accelerator.sync_gradients and accelerator.scaler is None
 
     def mean_loss(self, loss: Tensor) -> Tensor:
-        """Return the mean over a micro-batch of what the trainer has divided so that micro-batches add up."""
+        """Return the mean loss of a micro-batch. The trainer has divided it so that micro-batches add up."""
         return loss.detach() * self.trainer.current_gradient_accumulation_steps
 
 
@@ -204,5 +204,5 @@ _CHOICES = ("broadcast_buffers", "gradient_as_bucket_view", "find_unused_paramet
 
 
 def _make_anew(wrapper: DistributedDataParallel) -> None:
-    """Construct a wrapper anew in place: the training loop holds it."""
+    """Reinitialize a wrapper in place, since the training loop holds a reference to it."""
     type(wrapper).__init__(wrapper, wrapper.module, **{name: getattr(wrapper, name) for name in (*_PLACES, *_CHOICES)})

@@ -1,4 +1,4 @@
-"""Checkpoints with other heads than the model that loads them."""
+"""Loading of checkpoints with other heads than the model has."""
 
 from pathlib import Path
 
@@ -11,14 +11,14 @@ from attnwatch.heads.state import StateLoader
 
 
 class PrunedStates:
-    """Lets a model take the states of checkpoints with other heads.
+    """Let a model load checkpoints with other heads than its own.
 
-    It stays with the model for as long as this lives: a trainer loads checkpoints before training begins and after it
-    has ended.
+    It stays attached to the model as long as the object exists, since a trainer loads checkpoints before training
+    begins and after it has ended.
 
     Attributes:
-        removed: what only memory has of heads that have gone.
-        loader: gives the model the heads of a state that is loaded.
+        removed: data of removed heads that exists only in memory.
+        loader: loader that gives the model the heads of a loaded state.
         loads_best: trainer that loads its best model next; None if no trainer does.
     """
 
@@ -30,7 +30,7 @@ class PrunedStates:
         self.loads_best: Trainer | None = None
 
     def _heads_of_best_model(self) -> Heads | None:
-        """Return the heads of the checkpoint that the trainer loads at the end; None if it is not known."""
+        """Return the heads of the checkpoint that the trainer loads at the end; None if they are unknown."""
         best = None if self.loads_best is None else self.loads_best.state.best_model_checkpoint
         if best is None or not self.removed.stages or not Path(best).is_dir():
             return None

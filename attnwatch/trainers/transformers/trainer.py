@@ -1,4 +1,4 @@
-"""Facts that no TrainerCallback is given: its trainer, when a batch is trained on, and when a checkpoint begins."""
+"""Facts that a TrainerCallback is not told: its trainer, when a batch is trained on, and when a checkpoint begins."""
 
 import contextlib
 import os
@@ -24,7 +24,7 @@ _TAP = "_attnwatch_tap"
 def trainer_of(callback: TrainerCallback) -> tuple[Trainer, Path | None]:
     """Return the trainer that is calling a hook of this callback, and the checkpoint that it resumes from.
 
-    Transformers hands neither to callbacks, though a callback is always called by its trainer: both are looked up in
+    Transformers passes neither to callbacks. Since a callback is always called by its trainer, both are looked up in
     the calling frames.
 
     Raises:
@@ -35,7 +35,7 @@ def trainer_of(callback: TrainerCallback) -> tuple[Trainer, Path | None]:
     while frame is not None:
         checkpoint = checkpoint or frame.f_locals.get("resume_from_checkpoint")
         caller = frame.f_locals.get("self")
-        handler = getattr(caller, "callback_handler", None)  # a trainer that is being made may have none yet
+        handler = getattr(caller, "callback_handler", None)  # a trainer under construction may have none yet
         if isinstance(caller, Trainer) and handler is not None and callback in handler.callbacks:
             return caller, Path(checkpoint) if isinstance(checkpoint, str | os.PathLike) else None
         frame = frame.f_back
@@ -45,7 +45,7 @@ def trainer_of(callback: TrainerCallback) -> tuple[Trainer, Path | None]:
 
 
 class Tap:
-    """Stands in for some methods of one trainer while somebody listens, and is known to the modules of its model."""
+    """Replacement of some methods of a trainer while there are listeners. The modules of its model refer to it."""
 
     _NAMES = ("get_batch_samples", "training_step", "save_model")
 
@@ -80,12 +80,12 @@ class Tap:
         return result
 
     def add(self, listener: "TransformersCallback[Any]") -> None:
-        """Let `listener` hear of each batch and checkpoint; once, however often this is called."""
+        """Notify `listener` of each batch and checkpoint; repeated calls have no effect."""
         if listener not in self.listeners:
             self.listeners.append(listener)
 
     def remove(self, listener: "TransformersCallback[Any]") -> None:
-        """Undo `add`. The trainer is as it was once nobody listens."""
+        """Undo `add`. The trainer's methods are restored with the last listener."""
         if listener in self.listeners:
             self.listeners.remove(listener)
             if not self.listeners:
@@ -109,13 +109,13 @@ class Tap:
 
 
 def tap_of(trainer: Trainer) -> Tap | None:
-    """Return the tap of a trainer; None if nobody listens to it."""
+    """Return the tap of a trainer; None if it has no listeners."""
     owner = getattr(trainer.training_step, "__self__", None)
     return owner if isinstance(owner, Tap) else None
 
 
 def release(model: nn.Module) -> None:
-    """Take from a model what an earlier training has left there that ended by an error of which no callback heard."""
+    """Detach the callbacks of an earlier training that ended with an error of which they were not notified."""
     taps = [vars(module)[_TAP] for module in model.modules() if _TAP in vars(module)]
     for listener in [listener for tap in dict.fromkeys(taps) for listener in tap.listeners]:
         listener.leave()

@@ -546,9 +546,7 @@ def test_two_prunings_of_one_model_are_refused():
 def test_run_that_goes_on_with_another_target_is_told(tmp_path):
     train(pruning(), ModelCheckpoint(tmp_path, every_n_train_steps=8, filename="{step}"), limit_train_batches=4)
     callback = pruning(0.75, start=4, end=18, num_cuts=2, min_heads=0)
-    with pytest.warns(
-        AttnwatchWarning, match="continues with other settings than it started with: {'target': 0.75, 'steps"
-    ):
+    with pytest.warns(AttnwatchWarning, match="continues with other settings than before: {'target': 0.75, 'steps"):
         resumed = train(callback, ckpt_path=tmp_path / "step=16.ckpt", limit_train_batches=4)
     assert [cut.step for cut in callback.cuts] == [4, 10, 18]
     assert PruningPlan.of(resumed).num_removed == 3 * LAYERS * HEADS // 4

@@ -127,7 +127,7 @@ def test_where_no_earlier_checkpoint_is_whole_the_message_says_so(tmp_path):
     train(pruning(), directory=tmp_path, **SAVING)
     for name in (EARLIER, SAVED):
         (tmp_path / name / "attnwatch.pt").unlink()
-    with pytest.raises(ConfigurationError, match="No earlier checkpoint beside it is whole: train from the beginning"):
+    with pytest.raises(ConfigurationError, match="No earlier checkpoint beside it is complete: train from the"):
         resumed(pruning(), directory=tmp_path)
 
 
