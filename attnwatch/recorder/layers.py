@@ -211,5 +211,5 @@ def _device_type(given: Any) -> str:
 def _checked(values: object, number: int) -> Tensor:
     if not isinstance(values, Tensor) or values.shape != (number,):
         got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-        raise ValueError(f"`values` must return a tensor with one number for each block, [{number}]; got {got}")
+        raise ValueError(f"`values` must return a tensor with one number for each block, [{number}], got {got}")
     return values
