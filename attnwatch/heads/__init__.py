@@ -1,4 +1,4 @@
-"""Removal of attention heads that do not matter, also during training."""
+"""Removal of unimportant attention heads, also during training."""
 
 from attnwatch.heads.checkpoints import load_pruned, save_pruned
 from attnwatch.heads.criteria import HeadCriterion, HeadData

@@ -20,7 +20,7 @@ _MISSING = object()
 
 
 class Change(Protocol):
-    """A change that can be made and reverted."""
+    """Change that can be made and reverted."""
 
     def apply(self) -> None:
         """Make the change."""

@@ -77,7 +77,7 @@ def load_pruned(
 
     The folder may be written by `save_pruned`, by `save_pretrained` (also through `Trainer.save_model` and
     `push_to_hub`), as a checkpoint by the Trainer, or by a SentenceTransformer, whose transformers model is loaded.
-    Adapters of PEFT are loaded onto their base model, if that is in a local folder too. No code in the folder is run.
+    PEFT adapters are loaded onto their base model, if it is also in a local folder. No code in the folder is run.
 
     Args:
         directory: folder of the model.

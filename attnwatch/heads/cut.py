@@ -97,7 +97,7 @@ class CutTimes:
         return statistics.median(self._seconds) if self._seconds else None
 
     def clear(self) -> None:
-        """Forget the steps before a cut."""
+        """Discard the steps before a cut."""
         self._seconds.clear()
 
     def add(self, seconds: float | None, keep_ratio: float, last: Cut | None) -> bool:
@@ -128,7 +128,7 @@ class CutTimes:
 
 
 def why_no_speedup(cuts: list[Cut], tolerance: float) -> str | None:
-    """Return why the last cut has not made steps faster than before the first; None if it has, or is not timed.
+    """Return the reason why steps are not faster than before the first cut; None if they are, or are not timed.
 
     Args:
         cuts: cuts made so far.

@@ -93,7 +93,7 @@ def is_model_class(found: object) -> "TypeGuard[type[PreTrainedModel]]":
 
 
 def found_by_name(model_class: type) -> Any:
-    """Return what `class_of` finds by the name of this class: the class itself, another object, or None."""
+    """Return the object that `class_of` finds by the name of this class: the class itself, another one, or None."""
     config = {"model_type": getattr(getattr(model_class, "config_class", None), "model_type", None)}
     return next(_called(model_class.__name__, config), None)
 

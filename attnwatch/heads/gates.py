@@ -53,7 +53,7 @@ class GateGradients:
         """Add the gradients of one step, without synchronizing with the device.
 
         Args:
-            optimizer: gradients of output projections that it does not hold are skipped; None: all count.
+            optimizer: optimizer of the output projections whose gradients are added; None adds all.
         """
         groups = [] if optimizer is None else optimizer.param_groups
         held = {parameter for group in groups for parameter in group["params"]}
@@ -87,7 +87,7 @@ class GateGradients:
             self._gates.popitem()[1].remove()
 
     def _added(self, gradient: Tensor) -> Tensor:
-        """Return what a step adds; zero if gradients are not finite, because the optimizer step is skipped then."""
+        """Return a step's contribution to the sums; zero for nonfinite gradients, whose step is skipped."""
         with named_errors(self._criterion):
             added = self._criterion.of_step(gradient)
         if not isinstance(added, Tensor) or added.shape != gradient.shape:
@@ -112,7 +112,7 @@ class GateGradients:
         return products.sum(0).unflatten(0, (site.num_heads, site.head_dim)).sum(1)
 
     def _heads_with_gradients(self) -> dict[str, int]:
-        """Return the number of heads of each site that got gradients on some process. Raises on all processes alike."""
+        """Return the number of heads of each site that got gradients on some process. Errors are raised on all."""
         of_all = gathered({name: len(self.sums[name]) for name in sorted(self.sums)})
         without = [rank for rank, heads in enumerate(of_all) if not heads]
         if without:

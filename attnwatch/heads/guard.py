@@ -18,18 +18,19 @@ class Guard:
     A copy of the model and optimizer state is kept until a cut is judged.
 
     Args:
-        metric: name of a logged metric; None is the training loss.
+        metric: name of a logged metric; None means the training loss.
         mode: `"min"` if lower is better, `"max"` if higher is better.
         tolerance: a cut did harm if the metric is worse than before by more than this share of its absolute value,
             and by more than twice the standard error of the difference.
-        recovery_steps: optimizer steps after a cut that do not count; None: two thirds of the steps to the next cut.
-        window: number of values of the metric to compare before the cut and after the recovery. None: 1 for a logged
-            metric; for the training loss, the number of steps between the recovery and the next cut.
+        recovery_steps: number of optimizer steps after a cut that do not count; None means two thirds of the steps to
+            the next cut.
+        window: number of values of the metric to compare before the cut and after the recovery. None means 1 for a
+            logged metric and, for the training loss, the number of steps between the recovery and the next cut.
         require_speedup: also take a cut back if steps are slower than before the first cut by more than the
             tolerance, and the last cut if they are not faster.
 
     Raises:
-        ConfigurationError: an argument is wrong.
+        ConfigurationError: an argument is invalid.
 
     Example:
         >>> Guard("val_accuracy", mode="max").harm(before=[0.9], after=[0.8])
@@ -58,7 +59,7 @@ class Guard:
         return recovery, self.window or default
 
     def harm(self, before: Sequence[float], after: Sequence[float]) -> str | None:
-        """Describe what is worse after a cut than before; None if nothing is."""
+        """Return a description of the harm that a cut did; None if it did none."""
         name = self.metric or "training loss"
         if not all(map(math.isfinite, after)):
             return f"{name} is no longer finite"

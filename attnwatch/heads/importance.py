@@ -75,11 +75,11 @@ class HeadImportance:
             self._gradients.follow(heads)
 
     def update(self, optimizer: Optimizer | None = None) -> None:
-        """Take the gradients of one optimizer step into account, without synchronizing with the device.
+        """Add the gradients of one optimizer step, without synchronizing with the device.
 
         Args:
-            optimizer: the optimizer that is about to step, if several take turns: gradients of output projections that
-                it does not hold belong to another step.
+            optimizer: optimizer that is about to step, if several take turns; gradients of output projections that it
+                does not hold belong to another step.
 
         Raises:
             ConfigurationError: the criterion does not turn the gradients into one number for each head.
@@ -156,7 +156,7 @@ class HeadImportance:
             mean = torch.from_numpy(observed).nanmean(0)
             if not mean[list(site.kept)].isnan().any():
                 return mean
-        raise ConfigurationError(f"`history` has no observations of {site.name!r}; watch all sites.")
+        raise ConfigurationError(f"`history` has no observations of {site.name!r}; observe all sites.")
 
 
 def head_importance(

@@ -1,4 +1,4 @@
-"""Declaration of where the heads of an attention module are, for surgery and importance."""
+"""Declaration of the location of an attention module's heads, for surgery and importance."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -48,7 +48,7 @@ class HeadLayout:
         calls_output: True if the module's forward calls the output projection; False if it only reads its weight.
 
     Raises:
-        ConfigurationError: an argument is wrong.
+        ConfigurationError: an argument is invalid.
 
     Example:
         >>> HeadLayout({"qkv": "q|k|v"}, output="proj", head_dim=64, returns="output").returns

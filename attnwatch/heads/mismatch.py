@@ -29,7 +29,7 @@ def name_other_heads(model: nn.Module) -> list[RemovableHandle]:
 
 
 def _note(seen: dict[str, int | None], model: nn.Module, state: Mapping[str, Any], prefix: str, *_: object) -> None:
-    """Note the names in a state dict, and the number of heads of its modules."""
+    """Record the names in a state dict, and the number of heads of its modules."""
     seen.clear()
     for name, value in state.items():
         is_of_heads = name.rpartition(".")[2] == KEPT_HEADS

@@ -37,12 +37,12 @@ def named_alike(name: str, model_names: Iterable[str]) -> list[str]:
 
 
 def _behind(names: Iterable[str], cut: int) -> dict[str, str]:
-    """Return the names by what remains of them without their first parts."""
+    """Return the names, each keyed by its remainder after the first `cut` parts."""
     return {".".join(name.split(".")[cut:]): name for name in names}
 
 
 def _shared_depth(names: Iterable[str]) -> int:
-    """Return how many leading parts all names share; the last part of a name does not count."""
+    """Return the number of leading parts that all names share, not counting the last part of a name."""
     paths = [name.split(".") for name in names]
     shared = 0
     while paths and all(len(path) > shared + 1 and path[shared] == paths[0][shared] for path in paths):

@@ -156,7 +156,7 @@ def cut_inputs(projection: nn.Module, kept: Tensor) -> Iterable[ParameterCut]:
 
 @torch.no_grad()
 def _dora_scale(projection: Any, adapter: str, kept: Tensor) -> Tensor:
-    """Return factors for DoRA's magnitudes: DoRA divides rows by their norms, which a cut makes smaller."""
+    """Return factors for DoRA's magnitudes, since DoRA divides rows by their norms, which a cut reduces."""
     delta = projection.lora_B[adapter].weight @ projection.lora_A[adapter].weight
     weight = by_output(base_layer(projection)) + projection.scaling[adapter] * delta
     return weight[:, kept.to(weight.device)].norm(dim=1) / weight.norm(dim=1)

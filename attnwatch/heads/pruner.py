@@ -31,7 +31,7 @@ _STEPS_WITHOUT_A_NEXT_CUT = 60
 
 Value = Tensor | float
 ModelWithOptimizers = tuple[nn.Module, Sequence[Optimizer]]
-"""A model and the optimizers that train it."""
+"""Model, and the optimizers that train it."""
 
 
 @dataclass
@@ -51,9 +51,10 @@ class HeadPruner:
         models_with_optimizers: function that returns the models to cut alike, each with the optimizers that train
             it; heads are chosen in the first one.
         importance: importance of the first model's heads.
-        options, schedule: which heads to remove, and when.
+        options: options of the choice of heads and of the guard.
+        schedule: steps and sizes of the cuts.
         broadcast: function that returns the first process's value on all processes.
-        before_change, after_change: called before and after heads are removed or restored.
+        before_change, after_change: functions called before and after heads are removed or restored.
         num_tokens: function that returns the length of the longest known sequence; 0 if none is known.
 
     Attributes:
@@ -162,7 +163,7 @@ class HeadPruner:
         self._has_ended = state["has_ended"]
         changed = {name: now for name, now in self._settings.items() if state["settings"][name] != now}
         if changed:
-            text = f"the run continues with other settings than it started with: {changed}, before {state['settings']}"
+            text = f"the run continues with other settings than before: {changed}, before {state['settings']}"
             warn(text, always=True, once_for_all=True)
         self._values = list(state["values"])
         self.cuts = [Cut(**{**cut, "plan": PruningPlan(**cut["plan"])}) for cut in state["cuts"]]
@@ -227,7 +228,7 @@ class HeadPruner:
         guard = self._options.guard
         if self._unjudged is not None:  # judged together with this one
             self._unjudged.values_after.clear()
-        elif guard is not None and (self._values or guard.metric is not None):  # otherwise there is nothing to judge by
+        elif guard is not None and (self._values or guard.metric is not None):  # otherwise there is no baseline
             snapshots = together(lambda: [take_snapshot(heads, optimizers) for heads, optimizers in models])
             self._unjudged = _Unjudged(len(self.cuts), self._values, snapshots)
         self._before_change()

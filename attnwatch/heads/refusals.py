@@ -17,7 +17,7 @@ _ADAPTERS_OF_ALL_HEADS = ("PREFIX_TUNING", "ADAPTION_PROMPT")
 
 
 def why_no_heads(modules: Iterable[nn.Module]) -> str:
-    """Return why heads can't be removed from any module of a model; empty if they can."""
+    """Return the reason why no module of a model can lose heads; empty if there is none."""
     for module in modules:
         configs = getattr(module, "peft_config", None)
         for config in configs.values() if isinstance(configs, Mapping) else ():

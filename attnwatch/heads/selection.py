@@ -36,7 +36,7 @@ def choose_heads(
         target: fraction of all heads (of these sites) to remove in total, below 1; or their number, at least 2.
         ranking: `"global"`: the least important of all; `"layer"`: the same share of each layer; `"equal"`: every
             layer keeps the same number of heads (a layer that has fewer keeps them all).
-        grouping: with grouped-query attention, `"group"` removes whole key-value groups, `"within"` as many query
+        grouping: with grouped-query attention, `"group"` removes whole key-value groups, `"within"` equally many query
             heads from every group; `"auto"` is "group", or "within" if all heads share one key-value head.
         min_heads: number of heads that stay in every layer; 0 allows layers without attention.
 
@@ -104,7 +104,7 @@ def _budgets(sites: list[HeadSite], share: float, ranking: Ranking) -> list[tupl
 
 
 def _budget(sites: list[HeadSite], share: float) -> int:
-    """Return how many heads of these sites may be removed without exceeding this share in total."""
+    """Return the number of heads of these sites that may be removed without exceeding this share in total."""
     unpruned, left = sum(site.num_unpruned_heads for site in sites), sum(site.num_heads for site in sites)
     return math.floor(share * unpruned + 1e-6) - (unpruned - left)  # 0.29 · 100 is slightly less than 29
 

@@ -14,7 +14,7 @@ from attnwatch.heads.head_map import HeadMap
 from attnwatch.heads.surgery import replaced_parameter
 
 Snapshot = dict[str, Any]
-"""Tensors, numbers and strings only, so that a checkpoint can hold it."""
+"""Snapshot of only tensors, numbers and strings, so that a checkpoint can contain it."""
 
 
 @torch.no_grad()
@@ -36,7 +36,7 @@ def check_snapshot(model: nn.Module | HeadMap, optimizers: Sequence[Optimizer], 
     """Check that `restore_snapshot` can restore model and optimizers.
 
     Raises:
-        ConfigurationError: the model or an optimizer was changed since then by something other than a cut.
+        ConfigurationError: something other than a cut has changed the model or an optimizer since the snapshot.
     """
     if len(optimizers) != len(snapshot["optimizers"]):
         raise ConfigurationError(

@@ -67,8 +67,8 @@ class StateLoader:
     Args:
         removed: weights that cuts removed from the model; None if none were kept.
         expected: function that returns the heads of the checkpoint being loaded, or None if they are unknown.
-        waits: wait for the rest of a module's state in later calls, as with a sharded checkpoint; `finish` raises
-            if it did not arrive.
+        waits: True to wait for the rest of a module's state in later calls, as with a sharded checkpoint; `finish`
+            raises an error if it did not arrive.
     """
 
     def __init__(
@@ -152,7 +152,7 @@ def _register(loader: StateLoader, model: nn.Module) -> RemovableHandle:
 
 
 def _refuse_other_shapes(model: nn.Module, state: dict[str, Any], prefix: str, parts: Sequence[SiteState]) -> None:
-    """Raise a `ConfigurationError` if loading the state dict would then fail for a reason other than its heads."""
+    """Raise a `ConfigurationError` if loading the state dict would still fail for a reason other than its heads."""
     ours = {name for part in parts for name in part.names}
     for name, value in {**dict(model.named_parameters()), **dict(model.named_buffers())}.items():
         other = state.get(f"{prefix}{name}")
@@ -180,7 +180,7 @@ def _apply(heads: HeadMap, parts: Sequence[SiteState]) -> None:
 
 
 def _become(parameter: nn.Parameter, module: nn.Module, name: str) -> None:
-    """Let a parameter, which optimizers hold, take the values and place of the one that replaced it."""
+    """Give a parameter, which optimizers hold, the values and place of the one that replaced it."""
     new = module._parameters[name]
     if new is not None and new is not parameter:
         parameter.data, parameter.grad = new.data, None

@@ -20,7 +20,7 @@ HeadsBySite = Mapping[str, Sequence[int]] | Mapping[int, Sequence[int]] | Mappin
 
 
 class Surgery:
-    """Planned cut: `apply` makes it, `revert` undoes it. Planning changes nothing.
+    """Planned cut, which `apply` makes and `revert` undoes. Planning changes nothing.
 
     Args:
         model: the model, or its `HeadMap`.

@@ -115,9 +115,9 @@ WRONG = {
     ),
     "sites that are not watched": (
         {"criterion": "entropy", "history": other_sites()},
-        f"`history` has no observations of {LAYER % 1}; watch all sites",
+        f"`history` has no observations of {LAYER % 1}; observe all sites",
     ),
-    "site that is not called": (site_that_is_not_called(), "`history` has no observations of '1'; watch all sites"),
+    "site that is not called": (site_that_is_not_called(), "`history` has no observations of '1'; observe all sites"),
     "no gradients": ({}, re.escape("no gradients were seen yet; call update() after backward. If")),
     "no mapping": (
         {"criterion": lambda model: [1, 2]},

@@ -130,7 +130,7 @@ def told(caplog):
 
 def test_last_line_of_a_trainers_script(tmp_path, told):
     run = train(pruning(), directory=tmp_path / "out", save_strategy="steps", save_steps=10)
-    assert "attnwatch.load_pruned(folder) can" in told.text
+    assert "save_pretrained with attnwatch.load_pruned(folder)" in told.text
     run.save_model()
     run.save_model(str(tmp_path / "elsewhere"))
     expected = result(run.model)
