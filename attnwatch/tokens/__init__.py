@@ -1,4 +1,4 @@
-"""Token dropping: during training, layers in the middle of a model compute only some of the tokens."""
+"""Token dropping: layers in the middle of a model compute only some of the tokens during training."""
 
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.tokens.criteria import TokenCriterion

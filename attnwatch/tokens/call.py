@@ -30,7 +30,7 @@ class ModelCall:
         return {**of_model, **self._stack.layout.known(to_layer)}
 
     def why_all(self, to_layer: Mapping[str, Any], num_tokens: int) -> str:
-        """Return why all tokens must be computed; empty if some may be dropped.
+        """Return the reason why all tokens must be computed; empty if some may be dropped.
 
         Args:
             to_layer: arguments of the first layer in which tokens are dropped, by name.

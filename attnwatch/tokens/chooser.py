@@ -50,7 +50,7 @@ class TokenChooser:
         self.num_forwards = self.layer_tokens = self.all_layer_tokens = 0
 
     def num_kept(self, num_tokens: int, why_all: str) -> int:
-        """Return how many tokens of a sequence are kept.
+        """Return the number of tokens of a sequence that are kept.
 
         Args:
             num_tokens: length of the sequence.
@@ -66,7 +66,7 @@ class TokenChooser:
         number = num_kept(num_tokens, self.keep_ratio, min_tokens=options.min_tokens, **rounding)
         if options.protect_first > number:
             self._warn_once(
-                f"`protect_first` ({options.protect_first}) exceeds the number of tokens to keep, so that a sequence "
+                f"`protect_first` ({options.protect_first}) exceeds the number of tokens to keep, so a sequence "
                 "keeps its first tokens and the criterion chooses few or none; lower it or raise `keep_ratio`",
                 f" (first seen: {number} of {num_tokens} tokens would be kept).",
             )
@@ -147,7 +147,7 @@ class TokenChooser:
         most = int(protected.sum(1).max()) if protected.numel() else 0
         if most > number:
             self._warn_once(
-                "`protect_first` and `protected_ids` protect more tokens of a sequence than can be kept, so that some "
+                "`protect_first` and `protected_ids` protect more tokens of a sequence than can be kept, so some "
                 "are dropped; raise `keep_ratio` or `min_tokens`, or protect fewer",
                 f" (first seen: {most} are protected, {number} of {batch.states.shape[1]} are kept).",
             )
@@ -159,7 +159,7 @@ class TokenChooser:
         self.layer_tokens += batch_size * (num_tokens * (depth - shortened) + number * shortened)
 
     def _peers(self) -> TensorParallelGroup:
-        """Return the processes with the same tokens; first known in a forward pass, once the model is split."""
+        """Return the processes with the same tokens, which are known from the first forward pass on."""
         if self._known_peers is None:
             self._known_peers = TensorParallelGroup(self._stack.model, self._layers[0])
         return self._known_peers

@@ -1,4 +1,4 @@
-"""Token dropper: during training, layers in the middle of a stack compute only some of the tokens."""
+"""Token dropper: layers in the middle of a stack compute only some of the tokens during training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,14 +39,14 @@ class TokenDropper:
             ([CLS], the attention sink, an image's class token). A sequence keeps at least this many.
         protected_ids: vocabulary ids of tokens that always stay. If there are more of them than can be kept, only
             some stay, with a warning.
-        drop_in_evaluation: also drop tokens in evaluation, and never let them rejoin: later layers see only the kept
-            tokens (PoWER-BERT, Goyal et al. 2020, arXiv 2001.08950). For models that read their result from the first
-            token.
+        drop_in_evaluation: also drop tokens in evaluation, and never let them rejoin, so that later layers see only the
+            kept tokens (PoWER-BERT, Goyal et al. 2020, arXiv 2001.08950). It is meant for models that read their result
+            from the first token.
         seed: seed of the choice; each process of a group derives its own.
 
     Attributes:
         layer_range: the first and the last layer in which tokens are dropped, counted from 0.
-        chooser: chooses the tokens to keep in each forward pass.
+        chooser: chooser of the tokens to keep in each forward pass.
 
     Raises:
         ConfigurationError: an argument is invalid, or tokens can't be dropped in these layers.

@@ -35,8 +35,8 @@ class RoutedForwards:
     Args:
         stack: stack of layers and the model around it.
         layers: layers of the stack in which tokens are dropped.
-        chooser: chooses the tokens to keep.
-        drop_in_evaluation: always drop tokens, and never let them rejoin.
+        chooser: chooser of the tokens to keep.
+        drop_in_evaluation: True to always drop tokens, and never let them rejoin.
     """
 
     def __init__(self, stack: Stack, layers: tuple[nn.Module, ...], chooser: TokenChooser, *, drop_in_evaluation: bool):
@@ -91,7 +91,7 @@ class RoutedForwards:
     def _check_route_has_ended(self) -> None:
         if self._now.route is not None:
             raise ConfigurationError(
-                "`model`: a layer in which tokens are dropped was skipped, so that the dropped tokens never rejoined; "
+                "`model`: a layer in which tokens are dropped was skipped, so the dropped tokens never rejoined; "
                 "disable layer skipping (layerdrop), or choose `first_layer` and `last_layer` to exclude it."
             )
 

@@ -25,9 +25,9 @@ class TokenLayout:
 
     Args:
         states: name of the argument with the hidden states; the layer returns the new ones, alone or first in a tuple.
-        routed: how to cut each argument with a token axis to the kept tokens: a pattern with a word for each axis, see
-            below; a tuple of patterns if the number of axes varies; or a function called with the argument, the kept
-            tokens [batch, kept], the layer, and all its arguments by name.
+        routed: rule for cutting each argument with a token axis to the kept tokens: a pattern with a word for each
+            axis, see below; a tuple of patterns if the number of axes varies; or a function called with the argument,
+            the kept tokens [batch, kept], the layer, and all its arguments by name.
         whole: names of the arguments without a token axis.
         caches: names of key-value caches; if one is passed, nothing is dropped.
         batch_first: True if hidden states are [batch, tokens, features], False if [tokens, batch, features]; or a
@@ -83,7 +83,7 @@ class TokenLayout:
     def why_not(
         self, arguments: Mapping[str, Any], num_tokens: int, ignored: Callable[[str], bool] = lambda name: False
     ) -> str:
-        """Return why the arguments of a call can't be routed; empty if they can.
+        """Return the reason why the arguments of a call can't be routed; empty if they can.
 
         Args:
             arguments: arguments by name.

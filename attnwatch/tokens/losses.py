@@ -17,7 +17,7 @@ from attnwatch.utils.processes import has_other_processes
 _SAMPLED_TOKENS = 1024
 # Share of the running mean that a new loss replaces, per token of the id that was seen.
 _MOMENTUM = 0.05
-# After this many forward passes without any loss, something is wrong.
+# Number of forward passes without any loss before the warning.
 _BLIND_FORWARDS = 10
 
 

@@ -195,10 +195,10 @@ def test_failing_criterion_is_named_once_and_tokens_go_by_chance(registered, cri
         ({"reads": ("logits",)}, r"'wrong'.*: `reads` must be a tuple with any of \('attention', 'losses'\), got"),
         ({"reads": "losses"}, "'wrong'.*: `reads` must be a tuple"),
         ({"scores": attnwatch.TokenCriterion.scores}, r"must have a method `scores\(self, batch\)`"),
-        ({"__init__": lambda self, power: None}, r"can't be made without arguments \(TypeError: .*'power'\)"),
+        ({"__init__": lambda self, power: None}, r"can't be created without arguments \(TypeError: .*'power'\)"),
         (
             {"__init__": lambda self: 1 / 0},
-            r"can't be made without arguments \(ZeroDiv.*; pass an instance",
+            r"can't be created without arguments \(ZeroDiv.*; pass an instance",
         ),
     ],
 )

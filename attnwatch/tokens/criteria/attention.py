@@ -1,4 +1,4 @@
-"""Criterion "attention": keeps tokens that receive much attention in the preceding layer."""
+"""Criterion "attention", which keeps tokens that receive much attention in the preceding layer."""
 
 from torch import Tensor
 

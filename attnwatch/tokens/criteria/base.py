@@ -48,7 +48,8 @@ class TokenCriterion(Plugin):
                 plugin()
             except Exception as error:
                 raise ConfigurationError(
-                    f"{described} can't be made without arguments ({type(error).__name__}: {error}); pass an instance."
+                    f"{described} can't be created without arguments ({type(error).__name__}: {error}); pass an "
+                    "instance."
                 ) from error
 
     def scores(self, batch: TokenBatch) -> Tensor:

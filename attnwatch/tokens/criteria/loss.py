@@ -1,4 +1,4 @@
-"""Criterion "loss": keeps tokens whose vocabulary id is hard to predict."""
+"""Criterion "loss", which keeps tokens whose vocabulary id is hard to predict."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from attnwatch.plugins import register
 from attnwatch.tokens.batch import TokenBatch
 from attnwatch.tokens.criteria.base import TokenCriterion
 
-# Score of an id that was not seen yet, above all losses; and scale of the noise that breaks ties.
+# Score of an unseen id, above all losses; and scale of the noise that breaks ties.
 _UNSEEN, _TIES = 1e3, 1e-6
 
 
@@ -15,7 +15,7 @@ _UNSEEN, _TIES = 1e3, 1e-6
 class Loss(TokenCriterion):
     """Running mean of the loss of each vocabulary id (Hou et al. 2022, arXiv 2203.13240).
 
-    Ids that were not seen yet are kept first; ties are broken at random.
+    Unseen ids are kept first; ties are broken at random.
     """
 
     name = "loss"

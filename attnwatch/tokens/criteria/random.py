@@ -1,4 +1,4 @@
-"""Criterion "random": keeps random tokens."""
+"""Criterion "random", which keeps random tokens."""
 
 from torch import Tensor
 
@@ -9,7 +9,7 @@ from attnwatch.tokens.criteria.base import TokenCriterion
 
 @register
 class Random(TokenCriterion):
-    """Uniform random numbers, the baseline that every other criterion has to beat."""
+    """Uniform random numbers, the baseline for all other criteria."""
 
     name = "random"
 
