@@ -87,13 +87,13 @@ _thread = _Thread()
 
 
 def enter(entry: Entry) -> None:
-    """Note that a forward has begun; do nothing in a backward pass, where nothing is delivered."""
+    """Record that a forward has begun; do nothing in a backward pass, where nothing is delivered."""
     if torch.compiler.is_compiling() or not in_backward():
         _thread.entries.append(entry)
 
 
 def leave(module: nn.Module | None) -> None:
-    """Note that the forward of `module` has ended, including any inner ones that raised."""
+    """Record that the forward of `module` has ended, including any inner ones that raised."""
     entries = _thread.entries
     if torch.compiler.is_compiling():
         if entries and entries[-1].module is module:
@@ -108,7 +108,7 @@ def leave(module: nn.Module | None) -> None:
 
 
 def forget_interrupted() -> None:
-    """Note that all forwards have ended, because interrupted ones never do."""
+    """Record that all forwards have ended, because interrupted ones never do."""
     _thread.entries.clear()
     function_mode.forget()
 
@@ -133,7 +133,7 @@ def leave_forward(module: nn.Module, args: Args, output: object) -> None:
 def hooked(
     module: nn.Module, before: Enter, after: Callable[[nn.Module, Args, Any], None] = leave_forward
 ) -> contextlib.AbstractContextManager[None]:
-    """Return a context in which a module has these hooks once, however many captures watch it."""
+    """Return a context in which a module has these hooks once, however many captures observe it."""
 
     def put_hooks() -> Remove:
         handles = [
@@ -147,7 +147,7 @@ def hooked(
 
 @contextlib.contextmanager
 def shown_to(finder: "Capture") -> Iterator[None]:
-    """Report modules to `finder` that call an attention function in this thread, but that code reading missed."""
+    """Report to `finder` the modules that call an attention function in this thread but that code reading missed."""
     _thread.finders.append(finder)
     try:
         yield

@@ -46,8 +46,9 @@ class Capture:
         model: any module.
         observer: function that receives the calls, see `Observer`.
         sites: glob patterns of site names; None means all.
-        may_grow: until `stop_looking`, also add modules as sites that code reading did not find but that call an
+        may_grow: True to also add, until `stop_looking`, modules that code reading did not find but that call an
             attention function.
+        may_be_empty: True to raise no error if the model has no attention that can be read.
 
     Attributes:
         armed: True if calls of this thread reach the observer.
@@ -113,7 +114,7 @@ class Capture:
         return self._sites[site].module
 
     def coverage(self) -> dict[str, str]:
-        """Return for each site `"observed"`, with a remark if it runs several times, or why it is not observed."""
+        """Return `"observed"`, with a remark if it runs several times, or the reason why it is not, for each site."""
         return {name: self._reasons.get(name) or self._status_of(name) for name in self._sites.names}
 
     def silent(self) -> dict[str, str]:
@@ -160,7 +161,7 @@ class Capture:
         """Let calls of this thread reach the observer while the context is open.
 
         Args:
-            counts_forwards: count the forwards that run, once, so that the coverage can explain missing calls.
+            counts_forwards: True to count, once, the forwards that run, so that the coverage can explain missing calls.
             remember: function called when a forward of the model begins; the function that it returns is called if that
                 forward raises.
         """
@@ -243,7 +244,7 @@ class Capture:
         with named_errors(family):
             reason = family.refuses_call(module) or (inputs if isinstance(inputs, str) else _why_not(inputs))
         if isinstance(inputs, str) or reason:
-            if gradient or site not in self._seen:  # otherwise its training is observed, except for this call
+            if gradient or site not in self._seen:  # otherwise the site is observed, except for this call
                 self._reasons[site] = reason
             return
         with named_errors(family):
@@ -260,12 +261,12 @@ class Capture:
         self._reasons.pop(site, None)
 
     def begin(self, site: str) -> None:
-        """Note that the forward of a site begins, while armed."""
+        """Record that the forward of a site begins, while armed."""
         if site in self._sites:
             self._forwards.note(site)
 
     def _family_of(self, site: str) -> ModelFamily:
-        """Return the model family that knows the calls of a site, or a neutral one."""
+        """Return the model family that handles the calls of a site, or a neutral one."""
         if site not in self._families:
             module = self._sites[site].module
             known = (family for family in ModelFamily.registry.values() if family.has_own_calls(module))
@@ -273,7 +274,7 @@ class Capture:
         return self._families[site]
 
     def fail(self, site: str, error: Exception) -> None:
-        """Stop watching a site after an error, and warn once."""
+        """Stop observing a site after an error, and warn once."""
         if site in self._failed:
             return
         self._failed.add(site)

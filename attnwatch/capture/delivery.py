@@ -42,10 +42,10 @@ class _Mark:
 
 _MARK = "_attnwatch_mark"
 # A compiled graph holds only the number of a module, and outlives the capture that it was traced with. Therefore,
-# numbers belong to the process: a module keeps its number for the next capture, and no other module ever gets it.
+# numbers are unique in the process: a module keeps its number for the next capture, and no other module ever gets it.
 _next_number = itertools.count()
 _numbers: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-# Only their owners keep captures alive: a capture that was never closed ends with its owner.
+# Only their owners keep captures alive, so that a capture that was never closed ends with its owner.
 _captures: dict[int, tuple[tuple["weakref.ref[Capture]", str], ...]] = {}
 _marks: dict[int, Remove] = {}
 _lock = threading.RLock()
@@ -104,7 +104,7 @@ def begin(number: int | None) -> None:
 
 @contextlib.contextmanager
 def unwatched() -> Iterator[None]:
-    """Hide calls from the currently armed captures, because extra forwards are not part of the training."""
+    """Hide calls from the currently armed captures, since extra forwards are not part of training."""
     armed = {id(capture): capture for number in list(_captures) for capture, _ in _armed(number)}
     for capture in armed.values():
         capture.armed = False
@@ -178,7 +178,7 @@ def _deliver_compiled(number: int, inputs: CallInputs, gradient: int) -> None:
 
 
 def _why_not_an_argument(inputs: AttentionInputs) -> str:
-    """Return why the operator can't take a part of a call, such as a tensor scale; empty if it takes all."""
+    """Return the reason why the operator can't take a part of a call, such as a tensor scale; empty if it can."""
     for name, kinds in _ARGUMENTS.items():
         if not isinstance(getattr(inputs, name), kinds):
             return f"its {name} can't be read inside torch.compile, because it is not a {kinds[0].__name__}"

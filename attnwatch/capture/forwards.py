@@ -63,11 +63,11 @@ class ForwardCounts:
         self._sites[name] = module
 
     def note(self, name: str) -> None:
-        """Note that the forward of this site has begun."""
+        """Record that the forward of this site has begun."""
         self._ran.add(name)
 
     def calls_per_forward(self, name: str) -> int:
-        """Return how often a site's forward ran within one forward of a module around it."""
+        """Return the number of times a site's forward ran within one forward of a module around it."""
         return max(self._most[name], 1)
 
     @contextlib.contextmanager
@@ -88,7 +88,7 @@ class ForwardCounts:
             yield
 
     def why_silent(self, site: Site) -> str:
-        """Return why this site made no call."""
+        """Return the reason why this site made no call."""
         if _has_no_heads(site.module):
             return _NO_HEADS
         if site.name in self._ran:
@@ -98,7 +98,7 @@ class ForwardCounts:
         return _NOT_RUN_BESIDE_OTHERS if self._ran else _NOT_RUN
 
     def _count(self, name: str, module: nn.Module) -> Remove:
-        """Count the started and completed forwards of a site separately: one that raises may be retried."""
+        """Count the started and completed forwards of a site separately, since one that raises may be retried."""
 
         def begin(module: nn.Module, args: object) -> None:
             if self._is_counted_now():

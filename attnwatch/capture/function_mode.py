@@ -1,4 +1,4 @@
-"""Observation of calls through references to a torch function from before its patch, with a `TorchFunctionMode`."""
+"""Observation of calls through references to an unpatched torch function, with a `TorchFunctionMode`."""
 
 import threading
 from collections.abc import Callable, Iterable

@@ -57,7 +57,7 @@ class QueryMasks:
         return self._known[identity]
 
     def clear(self) -> None:
-        """Forget the masks."""
+        """Discard the masks."""
         self._known.clear()
 
 

@@ -1,4 +1,4 @@
-"""Sites of one model that a capture watches: those found in its code, and those that calls reveal later."""
+"""Sites of one model that a capture observes: those found in its code, and those that calls reveal later."""
 
 from collections.abc import Sequence
 from fnmatch import fnmatch
@@ -25,7 +25,7 @@ class SiteTable:
 
     Args:
         model: model with the sites.
-        patterns: globs of the names to watch; None means all.
+        patterns: glob patterns of the names to observe; None means all.
         may_grow: True if calls in a first step may reveal more sites.
         may_be_empty: True to raise no error if there are no sites and calls can't reveal any.
 
@@ -111,7 +111,7 @@ class SiteTable:
         self._select()
 
     def why_none(self) -> str:
-        """Return the message that says that the model has no attention, or none that can be read."""
+        """Return the message for a model that has no attention, or none that can be read."""
         if not self._found:
             return f"`model` ({self._model_name}) has no attention: no module calls {known_calls()}."
         listed = "; ".join(f"{site.name}: {site.reason}" for site in list(self._selected.values())[:3])

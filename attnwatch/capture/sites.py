@@ -78,7 +78,7 @@ def find_sites(model: nn.Module) -> list[Site]:
 
 
 def find_with_expected(model: nn.Module) -> tuple[list[Site], list[Site]]:
-    """Return the sites, and modules whose code may reach an attention function, which become sites if they call it."""
+    """Return the sites, and the modules that become sites if they call an attention function that they may reach."""
     reader = _Reader()
     sites = _found(model, reader)
     known = {site.module for site in sites}

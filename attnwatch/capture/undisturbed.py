@@ -25,8 +25,8 @@ def undisturbed(
 
     Args:
         model: model to call in the context.
-        gradients: record the operations for a backward.
-        as_in_training: leave the mode and autocast as they are.
+        gradients: True to record the operations for a backward.
+        as_in_training: True to leave the mode and autocast as they are.
         seed: seed of torch's random numbers in the context; None leaves their states as they are.
     """
     states = [_State(module) for module in model.modules()]
@@ -39,7 +39,7 @@ def undisturbed(
         stack.enter_context(unwatched())
         stack.enter_context(random_states_kept(devices, seed=seed))
         stack.enter_context(torch.set_grad_enabled(gradients))
-        if "torch._dynamo" in sys.modules:  # other shapes must not recompile a compiled training
+        if "torch._dynamo" in sys.modules:  # other shapes must not recompile a compiled model
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         if not as_in_training:
             for kind in {"cpu", *(device.type for device in devices)}:

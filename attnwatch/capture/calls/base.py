@@ -64,11 +64,11 @@ class AttentionCall(Plugin):
         raise NotImplementedError
 
     def why_unreadable(self, code: CodeNames) -> str:
-        """Return why attention that resembles these calls can't be read; empty if this code does not resemble them."""
+        """Return the reason why attention like these calls can't be read; empty if this code is not like them."""
         return ""
 
     def why_silent(self, site: "Site") -> str:
-        """Return why a site made no call although its forward ran; empty if no particular reason is known."""
+        """Return the reason why a site made no call although its forward ran; empty if none is known."""
         return ""
 
     @classmethod
@@ -238,7 +238,7 @@ class FunctionCall(AttentionCall):
 
 
 def _problem_of(inputs: object) -> str:
-    """Return why these are neither inputs of a call nor a reason; empty if they are."""
+    """Return the reason why an object is neither the inputs of a call nor a reason; empty if it is."""
     if not isinstance(inputs, AttentionInputs):
         is_reason = isinstance(inputs, str)
         return "" if is_reason else f"must read AttentionInputs or the reason why not; got {type(inputs).__name__}"
