@@ -50,7 +50,7 @@ class RunReport:
             raise ConfigurationError(f"`report` must be True, False or the path of the page to write; got {report!r}.")
         if not isinstance(report, bool) and Path(report).suffix == _RECORD_SUFFIX:
             raise ConfigurationError(
-                f"`report` must be the path of the page, with the record beside it as {_RECORD_SUFFIX}; got "
+                f"`report` is the path of the page, and the record is written beside it as {_RECORD_SUFFIX}; got "
                 f"{report!r}; give a path that ends in .html."
             )
         self._report, self._settings = report if isinstance(report, bool) else Path(report).absolute(), dict(settings)
