@@ -1,4 +1,4 @@
-"""Run card in markdown: the verdict, what to do, and what the verdict rests on."""
+"""Run card in markdown: the verdict, the advice, and the evidence for them."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -63,7 +63,7 @@ def _facts(card: RunCard) -> Iterator[str]:
 
 
 def _certainty(diagnosis: Diagnosis, history: AttentionHistory) -> str:
-    """Explain what the risk means, and how much of the run it rests on."""
+    """Return an explanation of the risk, and the share of the run that it rests on."""
     model = default_risk_model()
     if math.isnan(diagnosis.risk):
         wanted = Thresholds().of_budget(history.total_steps)
@@ -72,7 +72,7 @@ def _certainty(diagnosis: Diagnosis, history: AttentionHistory) -> str:
             f"the start of the run, and {model.shares[0]:.0%} of its length if that is known."
         )
     if history.total_steps is None:
-        based = "The length of the run is not known, so only what no sound run ever shows counts"
+        based = "The length of the run is not known, so the risk considers only values that no sound run ever has"
     else:
         share = min((diagnosis.step + history.gap) / history.total_steps, 1.0)
         based = f"It rests on {share:.0%} of the run"

@@ -80,7 +80,7 @@ def _layers(history: AttentionHistory, statistic: Statistic, marks: Sequence[tup
 
 
 def _are_removed(history: AttentionHistory, removed: Mapping[str, Collection[int]]) -> np.ndarray:
-    """Return which heads were removed, bool [sites, heads]."""
+    """Return a mask of the removed heads, bool [sites, heads]."""
     heads = next(iter(history.values.values())).shape[-1]
     return np.array([[head in removed.get(site, ()) for head in range(heads)] for site in history.sites])
 

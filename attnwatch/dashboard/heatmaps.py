@@ -1,6 +1,6 @@
-"""Heatmaps of layers. Needs matplotlib; draws without touching pyplot's global state.
+"""Heatmaps of layers. Needs matplotlib; draws without changing pyplot's global state.
 
-Dashboards show small pictures, so each has one statistic, in letters that stay readable.
+Dashboards show small pictures, so each has only one statistic, in large letters.
 """
 
 import itertools
@@ -50,14 +50,14 @@ def heatmap(
     """Draw a heatmap with one row for each layer.
 
     Args:
-        values: [layers, columns]; nan is grey.
+        values: numbers [layers, columns]; nan is grey.
         labels: names of the layers.
         limits: smallest and largest number of the colour scale.
         title: title above the picture.
         colours: matplotlib's name of the colour scale.
         extend: ends of the colour scale beyond which there may be values.
         is_logarithmic: True for colours that are logarithmic above 1.
-        removed: bool [layers, columns], True for removed cells, which are hatched; None if there are none.
+        removed: mask of the removed cells, which are hatched, bool [layers, columns]; None if there are none.
     """
     removed = np.zeros(values.shape, dtype=bool) if removed is None else removed
     height = min(1.6 + 0.28 * len(labels), 6.5)
@@ -135,7 +135,7 @@ def layers_over_steps(
     """Draw one number per layer over the steps.
 
     Args:
-        values: [steps, layers]; nan is grey.
+        values: numbers [steps, layers]; nan is grey.
         steps: step of each row.
         title: title above the picture.
         labels: names of the layers; None means their numbers.

@@ -28,7 +28,7 @@ Layout = Mapping[str, Mapping[str, Chart]]
 
 
 def run_layout() -> Layout:
-    """Return the charts of a run: loss, risk and entropy, then what changes during training, then the layers."""
+    """Return the charts of a run: loss, risk and entropy, then changes during training, then the layers."""
     overview = {
         "loss": Chart([_exactly(LOSS_TAG)]),
         "risk": Chart([_exactly(RISK_TAG)]),

@@ -11,7 +11,7 @@ _IN_A_SENTENCE = {
     RunStatus.UNDETERMINED: "Too little has been observed for a verdict. Let the run continue.",
     RunStatus.HEALTHY: "No fault was found, and the risk is low. Nothing needs to be done.",
     RunStatus.AT_RISK: "No fault was found, but about seven in ten runs like this one fail, or more: watch it, and "
-    "compare what the risk rests on with an earlier run.",
+    "compare the values that the risk rests on with those of an earlier run.",
     RunStatus.NOT_CONVERGING: "The run will probably not reach its goal. Look at the causes below before you spend "
     "more time on it.",
     RunStatus.UNSTABLE: "The run is breaking down. Stop it, remove the cause, and continue from an earlier checkpoint.",
@@ -24,12 +24,12 @@ _HALF = (
 
 
 def diagnosis_markdown(diagnosis: Diagnosis) -> str:
-    """Return the verdict and what to do, a table of the findings, then each finding with its causes."""
+    """Return the verdict and the advice, a table of the findings, then each finding with its causes."""
     return "\n\n".join([*verdict_paragraphs(diagnosis), *finding_paragraphs(diagnosis)])
 
 
 def verdict_paragraphs(diagnosis: Diagnosis) -> list[str]:
-    """Return the verdict, what to do, and, for a high risk, what it rests on."""
+    """Return the verdict, the advice and, for a high risk, the values that it rests on."""
     risk = "not known yet" if math.isnan(diagnosis.risk) else f"{diagnosis.risk:.2f}"
     lines = [
         f"## {_readable(diagnosis.status)}: risk {risk}, step {diagnosis.step}",
@@ -41,7 +41,7 @@ def verdict_paragraphs(diagnosis: Diagnosis) -> list[str]:
 
 
 def _advice(diagnosis: Diagnosis) -> str:
-    """Return the verdict in a sentence, and what to do."""
+    """Return the verdict in a sentence, and the advice."""
     is_undecided = diagnosis.status is RunStatus.HEALTHY and diagnosis.risk >= 0.5
     return _HALF if is_undecided else _IN_A_SENTENCE[diagnosis.status]
 

@@ -1,4 +1,4 @@
-"""Layers that differ from the others."""
+"""Detection of layers that differ from the others."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -11,11 +11,11 @@ _STANDARD_DEVIATIONS_PER_MAD = 1.4826
 
 
 class OddLayer(NamedTuple):
-    """Layer whose number is far from those of the others.
+    """Layer whose value is far from those of the others.
 
     Attributes:
         site: index of the layer.
-        value: number of the layer.
+        value: value of the layer.
         median: median of all layers.
         distance: distance of `value` from `median`, as a multiple of the distance at which a layer counts as odd.
     """
@@ -27,7 +27,7 @@ class OddLayer(NamedTuple):
 
 
 def odd_layers(values: np.ndarray, chart_range: Callable[[np.ndarray], tuple[float, float]]) -> list[OddLayer]:
-    """Return the layers that are far from the median of all; none of fewer than four layers.
+    """Return the layers whose values are far from the median of all; none if there are fewer than four layers.
 
     Args:
         values: one value per layer, [sites]; nan where nothing was observed.

@@ -40,7 +40,7 @@ class RunOutcome:
 
     @property
     def metrics(self) -> list[str]:
-        """Tags of the curves whose last numbers are the outcome."""
+        """Tags of the curves whose last values are the outcome."""
         return [RISK_TAG, LOSS_TAG, Statistic.registry["normalized_entropy"].tag]
 
 

@@ -49,7 +49,7 @@ def extra_scalars(history: AttentionHistory, index: int) -> dict[str, float]:
 def site_scalars(history: AttentionHistory, index: int, *, max_sites: int) -> dict[str, float]:
     """Return one number per site, for the statistics that declare it: `layers_normalized_entropy/layer_0`, …
 
-    At most `max_sites` sites are shown, evenly spaced from the first to the last, as thousands of curves make a
+    At most `max_sites` sites are shown, evenly spaced from the first to the last, since thousands of curves make a
     dashboard unreadable. The pictures and the history have all sites.
     """
     labels, seen = site_labels(history.sites), history.at(np.array([index]))

@@ -15,7 +15,7 @@ def token_figure(tokens: Sequence[str], importance: np.ndarray, step: int) -> Fi
 
     Args:
         tokens: tokens of one sequence; only the first 160 are drawn.
-        importance: [tokens], nats; nan is grey.
+        importance: importance of each token in nats, [tokens]; nan is grey.
         step: training step.
     """
     from matplotlib import colormaps
