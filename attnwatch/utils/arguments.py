@@ -1,4 +1,4 @@
-"""Checks of user arguments. Each raises a `ConfigurationError` that names the argument and the value it got."""
+"""Checks of user arguments. Each raises a `ConfigurationError` that names the argument and the given value."""
 
 import math
 from collections.abc import Collection, Sequence
@@ -88,7 +88,7 @@ def require_function(name: str, value: object, arguments: str, *, optional: bool
 
 
 def require_text(name: str, value: object, *, expected: str = "a text") -> None:
-    """Check that `value` is a nonblank text that UTF-8 can encode."""
+    """Check that `value` is nonblank text that UTF-8 can encode."""
     if not isinstance(value, str) or not value.strip():
         raise ConfigurationError(f"`{name}` must be {expected}, got {value!r}.")
     require_unicode(name, value)

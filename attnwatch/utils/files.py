@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 from attnwatch.errors import ConfigurationError
 
-# The largest index of a model's weights has about 10 MB. Larger files are read only by mistake, and slowly.
+# Maximum size of files to read. The largest index of a model's weights has about 10 MB.
 _MOST_BYTES = 2**26
 
 
@@ -78,7 +78,7 @@ def replaced_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     if path.is_symlink():
         path = path.resolve()
     if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "is no regular file, and is not replaced", str(path))
+        raise OSError(errno.EINVAL, "is not a regular file, so it is not replaced", str(path))
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with open(descriptor, "wb") as stream:

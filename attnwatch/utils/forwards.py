@@ -36,7 +36,7 @@ def forward_function(kind: type[nn.Module]) -> FunctionType | None:
 
 
 def parameters_of(called: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a function or method by name; none if it does not declare them, as some C functions.
+    """Return the parameters of a function or method by name; none if they are undeclared, as in some C functions.
 
     Example:
         >>> list(parameters_of(lambda tokens, mask=None: tokens)), list(parameters_of(dict.update))

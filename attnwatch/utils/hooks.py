@@ -75,7 +75,7 @@ _Added = tuple[Sequence[RemovableHandle], Mapping[str, object], Callable[[nn.Mod
 
 
 class _Ours:
-    """Our hooks and attributes on one module, and its `__reduce_ex__` while there are any."""
+    """Hooks and attributes of attnwatch on one module, and the module's `__reduce_ex__` while there are any."""
 
     def __init__(self, module: nn.Module):
         self._module = weakref.ref(module)
@@ -138,7 +138,7 @@ class _Ours:
 
     @contextlib.contextmanager
     def _taken_off(self, module: nn.Module) -> Iterator[None]:
-        """Temporarily remove ours from the module, because a custom `__deepcopy__` copies the whole `__dict__`."""
+        """Remove them from the module temporarily, since a custom `__deepcopy__` copies the whole `__dict__`."""
         values, numbers = vars(module), self._numbers()
         ours = {name: values.pop(name) for name in self._names() if name in values}
         before = {name: dict(values[name]) for name in _HOOKS}

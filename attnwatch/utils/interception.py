@@ -9,7 +9,7 @@ from torch import nn
 
 _CALLS = "_attnwatch_calls"
 Run = Callable[..., Any]
-"""The module's own call."""
+"""Function that makes the module's own call."""
 Call = Callable[[Run, tuple[Any, ...], dict[str, Any]], Any]
 
 
@@ -21,7 +21,7 @@ def intercept(module: nn.Module, call: Call) -> Callable[[], None]:
     original class. Several functions may intercept a module, and end in any order.
 
     Returns:
-        A function that ends the interception. Ending the last one restores the class.
+        Function that ends the interception. Ending the last one restores the class.
     """
     if _CALLS not in vars(type(module)):
         module.__class__ = _intercepted(module)

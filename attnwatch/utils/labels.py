@@ -1,4 +1,4 @@
-"""Short labels of modules, and choice of a few that represent many."""
+"""Short labels of modules, and choice of evenly spaced ones."""
 
 from collections.abc import Sequence
 

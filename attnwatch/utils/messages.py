@@ -13,7 +13,7 @@ from attnwatch.utils.processes import is_first_process
 logger = logging.getLogger("attnwatch")
 
 
-# Packages whose lines tell users nothing of their own script.
+# Packages whose lines are not part of the user's script.
 _NOT_OF_THE_USER = {"attnwatch", "contextlib", "torch"}
 
 
@@ -27,7 +27,7 @@ def warn(message: str, *, always: bool = False, once_for_all: bool = False) -> N
     Args:
         message: one or more sentences, without the prefix "attnwatch: ".
         always: log the message if a filter hides it.
-        once_for_all: show a message that is the same on all processes of `torch.distributed` only on the first.
+        once_for_all: show the message only on the first process of `torch.distributed`, since it is the same on all.
     """
     if once_for_all and not is_first_process():
         return
@@ -172,7 +172,7 @@ def share_in_words(share: float) -> str:
 
 
 def _frame_of_user() -> FrameType:
-    """Return the innermost frame outside of attnwatch and what it runs in; that of the warning if there is none."""
+    """Return the innermost frame of the user's script; the frame of the warning if there is none."""
     innermost = frame = sys._getframe(1)
     while frame.f_globals.get("__name__", "").partition(".")[0] in _NOT_OF_THE_USER:
         if frame.f_back is None:

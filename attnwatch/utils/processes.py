@@ -10,7 +10,7 @@ ValueT = TypeVar("ValueT")
 
 
 def is_first_process() -> bool:
-    """Return whether this is the first process of `torch.distributed`, which reports for all, or the only one."""
+    """Return whether this process is the only one, or the first of `torch.distributed`, which reports for all."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
 
@@ -52,7 +52,7 @@ def broadcast(value: ValueT) -> ValueT:
 
 
 def together(make: Callable[[], ValueT]) -> ValueT:
-    """Return the result of `make` on this process; if it raises on one process, all raise, and none is left waiting.
+    """Return the result of `make` on this process. If it raises on one process, all raise, so that none waits forever.
 
     All processes must call it. `make` must not wait for other processes.
 

@@ -15,7 +15,7 @@ def devices_of(model: nn.Module) -> list[torch.device]:
 
 @contextlib.contextmanager
 def random_states_kept(devices: Iterable[torch.device], *, seed: int | None = None) -> Iterator[None]:
-    """Restore the random states of the CPU and of these devices when the context ends.
+    """Restore the random states of the CPU and these devices when the context ends.
 
     Args:
         devices: devices whose random states change in the context.

@@ -15,7 +15,7 @@ TESTED = {
     "lightning": ("2.5.6", "2.6.6"),
     "pytorch-lightning": ("2.5.6", "2.6.6"),
 }
-"""Oldest and newest tested version of each library. `pyproject.toml` sets no upper bounds: new ones mostly work."""
+"""Oldest and newest tested version of each library. `pyproject.toml` sets no upper bounds, as new ones mostly work."""
 
 
 class _Warned:

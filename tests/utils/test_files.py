@@ -65,7 +65,7 @@ def test_a_new_file_has_the_permissions_that_any_new_file_gets_and_an_old_one_ke
 def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
     """Nor a device: for root, the rename would take the place of /dev/null for the whole machine."""
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match="is no regular file"), replaced_file(tmp_path / "pipe") as stream:
+    with pytest.raises(OSError, match="is not a regular file"), replaced_file(tmp_path / "pipe") as stream:
         stream.write(b"1")
     assert (tmp_path / "pipe").is_fifo()
     assert len([*tmp_path.iterdir()]) == 1
