@@ -14,8 +14,8 @@ class Alert:
 
     Attributes:
         title: kind of the finding and its step, fewer than 64 characters for attnwatch's own kinds.
-        text: what was found, its causes, and the machine.
-        level: "error" if the run is unstable, else "warning".
+        text: description of the finding, its causes, and the machine.
+        level: "error" if the run is unstable, otherwise "warning".
     """
 
     title: str

@@ -1,4 +1,4 @@
-"""Alerts from one training to the services that its user named."""
+"""Alerts from one training to the services that the user named."""
 
 from collections.abc import Sequence
 
@@ -8,18 +8,18 @@ from attnwatch.alerts.service import Service, services
 from attnwatch.utils.messages import warn
 
 PATIENCE_SECONDS = 5.0
-"""Longest time that the end of a training waits for pending alerts."""
+"""Maximum time that the end of a training waits for pending alerts."""
 
 
 class Alerts:
-    """Sends alerts without making the training wait. Failures cause one warning.
+    """Send alerts without making training wait. Failures cause one warning.
 
     Args:
         alert: one or several Apprise URLs, or "$NAME" for a URL in an environment variable; None sends no alerts.
 
     Raises:
-        ConfigurationError: a URL is wrong. The message does not show it, as it may hold a secret.
-        ImportError: Apprise is missing.
+        ConfigurationError: a URL is invalid. The message does not show it, since it may contain a secret.
+        ImportError: Apprise is not installed.
     """
 
     def __init__(self, alert: str | Sequence[str] | None = None):
@@ -54,7 +54,7 @@ class Alerts:
         try:
             if not service.send(alert):
                 self._failed[service.name] = "the service could not be reached, or refused it"
-        except Exception as error:  # its text may hold the URL
+        except Exception as error:  # its text may contain the URL
             self._failed[service.name] = f"{type(error).__name__} in Apprise"
 
     def _warn_of_failures(self) -> None:

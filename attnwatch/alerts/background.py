@@ -1,4 +1,4 @@
-"""Thread that runs tasks one after another, so that a training does not wait for slow ones."""
+"""Thread that runs tasks one after another, so that training does not wait for slow ones."""
 
 import queue
 import threading
@@ -11,7 +11,7 @@ _MOST_WAITING = 32
 
 
 class Background(Generic[TaskT]):
-    """Runs tasks in a daemon thread, which starts with the first task.
+    """Run tasks in a daemon thread, which starts with the first task.
 
     Args:
         work: function that runs a task; it must not raise.
@@ -34,7 +34,7 @@ class Background(Generic[TaskT]):
         return True
 
     def finish(self, seconds: float) -> bool:
-        """Wait at most `seconds` for all tasks, and return whether they are done. The rest still run afterwards."""
+        """Wait at most `seconds` for all tasks, and return whether they are done. Others still run afterwards."""
         thread, tasks = self._thread, self._tasks
         self._thread = self._tasks = None
         if thread is None or tasks is None:

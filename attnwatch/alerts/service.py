@@ -1,4 +1,4 @@
-"""Services that Apprise sends alerts to. Their URLs hold secrets and are never shown."""
+"""Services to which Apprise sends alerts. Their URLs contain secrets and are never shown."""
 
 import contextlib
 import logging
@@ -22,15 +22,15 @@ class Service:
     """Service that receives alerts, such as a chat channel.
 
     Args:
-        url: URL that Apprise knows, or "$NAME" for the one in an environment variable.
+        url: URL that Apprise supports, or "$NAME" for the URL in an environment variable.
         place: position among several URLs, for messages.
 
     Attributes:
         name: scheme of the URL, the only part of it that is ever shown.
 
     Raises:
-        ConfigurationError: Apprise does not know the URL, or the variable is not set.
-        ImportError: Apprise is missing.
+        ConfigurationError: Apprise does not support the URL, or the variable is not set.
+        ImportError: Apprise is not installed.
     """
 
     def __init__(self, url: str, place: str = ""):
@@ -55,7 +55,7 @@ class Service:
             return bool(target.notify(body=alert.text, title=alert.title, notify_type=kind, body_format="text"))
 
     def _target(self) -> Any:
-        """Return Apprise's object for the service; None if Apprise does not know the URL."""
+        """Return Apprise's object for the service; None if Apprise does not support the URL."""
         with extra_needed("alerts", "AttentionMonitor(alert=…)"):
             from apprise import Apprise
         with _unlogged():
@@ -69,8 +69,8 @@ def services(alert: object) -> list[Service]:
         alert: a URL, a list of them, or None.
 
     Raises:
-        ConfigurationError: `alert` is something else, or a URL is wrong. The message shows no URL.
-        ImportError: Apprise is missing.
+        ConfigurationError: `alert` has another type, or a URL is invalid. The message shows no URL.
+        ImportError: Apprise is not installed.
     """
     urls = [] if alert is None else [alert] if isinstance(alert, str) else alert
     if not isinstance(urls, Sequence) or isinstance(urls, bytes) or not all(isinstance(url, str) for url in urls):
@@ -93,7 +93,7 @@ def _from_environment(url: str) -> str:
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Hide what this thread logs: messages of Apprise and of its dependencies contain URLs."""
+    """Hide the log messages of this thread from Apprise and its dependencies, which contain URLs."""
     thread = threading.get_ident()
 
     def is_of_others(record: logging.LogRecord) -> bool:
