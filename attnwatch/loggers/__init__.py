@@ -1,4 +1,4 @@
-"""Loggers, one file each: how to recognise a logger, and how to send it numbers, images, text and alerts."""
+"""Loggers, one file each: recognition of a logger, and output of numbers, images, text and alerts to it."""
 
 from attnwatch.loggers.base import AlertLevel, Draw, Logger, Setting, logger_for
 

@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from attnwatch.dashboard.layout import Layout
 
 Draw = Callable[[], Mapping[str, np.ndarray]]
-"""Draws images by tag, each uint8 [height, width, 3]."""
+"""Function that draws images by tag, each uint8 [height, width, 3]."""
 Setting = str | int | float | bool
 AlertLevel = Literal["warning", "error"]
 Write = Callable[[Mapping[str, float], int], None]
-"""Writes numbers by tag at a step, as the trainer itself would."""
+"""Function that writes numbers by tag at a step, as the trainer itself would."""
 
 
 class Logger(Plugin):
-    """One kind of logger, under any trainer.
+    """Kind of logger, for any trainer.
 
-    A subclass names the classes that it recognises, and overrides the methods for what the logger can show besides
-    numbers. It need not import a library before it writes. An error in a method causes one warning, the logger no
-    longer gets what failed, and training continues.
+    A subclass names the classes that it recognises, and overrides the methods for other output than numbers that the
+    logger supports. It need not import a library before it writes. An error in a method causes one warning, the failed
+    output is not tried again, and training continues.
 
     Args:
         target: the trainer's own object, such as Lightning's `WandbLogger` or transformers' `WandbCallback`.
-        write: writes numbers to `target`.
+        write: function that writes numbers to `target`.
 
     Attributes:
         class_names: class names of `target`, without modules; subclasses are recognised too.
@@ -73,7 +73,7 @@ class Logger(Plugin):
         """Log the images that `draw` returns. The default neither draws nor logs any."""
 
     def log_page(self, page: Path) -> None:
-        """Log the HTML page about a finished run. The default does nothing, as the page lies beside the logs."""
+        """Log the HTML page about a finished run. The default does nothing, since the page is beside the logs."""
 
     def log_text(self, tag: str, markdown: str, step: int) -> None:
         """Log a text. The default does nothing."""
@@ -85,8 +85,8 @@ class Logger(Plugin):
         """Send an alert through the logger. The default does nothing.
 
         Args:
-            title: fewer than 64 characters.
-            text: what happened.
+            title: title of fewer than 64 characters.
+            text: description of the event.
             level: severity of the alert.
         """
 
@@ -95,7 +95,7 @@ class Logger(Plugin):
 
         Args:
             settings: hyperparameters by name, and the verdict.
-            metrics: tags of curves whose last numbers are the outcome.
+            metrics: tags of the curves whose last values are the outcome.
         """
 
 

@@ -1,4 +1,4 @@
-"""Loggers that no other file recognises."""
+"""Loggers that no other file in this folder recognises."""
 
 from attnwatch.loggers.base import Logger
 from attnwatch.plugins import register
@@ -6,6 +6,6 @@ from attnwatch.plugins import register
 
 @register
 class ScalarLogger(Logger):
-    """Logger of an unknown kind, which gets scalars through its trainer."""
+    """Logger of an unknown kind, which receives scalars through its trainer."""
 
     name = "scalar"

@@ -23,7 +23,7 @@ class TensorBoardLogger(Logger):
         return getattr(self.target, "experiment", getattr(self.target, "tb_writer", self.target))
 
     def log_scalars(self, numbers: Mapping[str, float], step: int) -> None:
-        """Write the numbers in two events, as one event per number takes ten times as long."""
+        """Write the numbers in two events, since one event per number takes ten times as long."""
         from tensorboard.compat.proto.summary_pb2 import Summary
         from torch.utils.tensorboard import SummaryWriter
 
