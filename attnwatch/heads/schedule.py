@@ -38,7 +38,7 @@ class PruningSchedule:
             end: time of the last cut, likewise.
             num_cuts: number of cuts.
             total_steps: length of the run.
-            schedule: maps the share of the cuts made to the share of the target removed.
+            schedule: `Schedule`, or its name, that maps the share of cuts made to the share of the target removed.
 
         Raises:
             ConfigurationError: the run is too short for so many cuts, or the schedule falls or does not end at 1.

@@ -48,7 +48,7 @@ class AttentionRecorder:
 
     Args:
         model: any module; `coverage` says which of its attention layers are observed.
-        every_n_steps: observe the first step at or after each multiple of this number.
+        every_n_steps: interval in optimizer steps: the first step at or after each multiple of it is observed.
         num_query_rows: number of stratified random query rows to read, drawn once for the run; None means all.
             `max_logit` is the maximum over these rows.
         sites: glob patterns of the sites to observe (`["*.layers.0.*"]`); None means all.
