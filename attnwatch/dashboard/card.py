@@ -71,10 +71,8 @@ def _certainty(diagnosis: Diagnosis, history: AttentionHistory) -> str:
             f"not known yet. It needs {wanted.min_observations} observations over {wanted.min_steps:.0f} steps, from "
             f"the start of the run, and {model.shares[0]:.0%} of its length if that is known."
         )
-    if history.total_steps is None:
-        based = "The length of the run is not known, so the risk considers only values that no sound run ever has"
-    else:
-        share = min((diagnosis.step + history.gap) / history.total_steps, 1.0)
+    based = "The length of the run is not known, so the risk considers only values that no sound run ever has"
+    if (share := history.share_over(diagnosis.step)) is not None:
         based = f"It rests on {share:.0%} of the run"
     return (
         f"{diagnosis.risk:.2f} is the estimated share of runs like this one that fail. {based}. A run that stays above "

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from attnwatch.diagnosis.evidence import Evidence
-from attnwatch.utils.reductions import nan_max, nan_mean
+from attnwatch.utils.reductions import nan_max, second_differences
 
 # Fewer observations show no course.
 MIN_OBSERVATIONS = 9
@@ -33,9 +33,8 @@ class Curve:
 
     @cached_property
     def noise(self) -> np.ndarray:
-        """Standard deviation of a single observation, from second differences, which hardly see a trend: [series]."""
-        second = self.values[2:] - 2 * self.values[1:-1] + self.values[:-2]
-        return np.sqrt(np.mean(second**2, axis=0) / 6)
+        """Standard deviation of a single observation, [series]."""
+        return np.sqrt(np.mean(second_differences(self.values) ** 2, axis=0) / 6)
 
     @property
     def start(self) -> np.ndarray:
@@ -143,8 +142,3 @@ class RunCourse:
         kept = values[complete][:, is_there].astype(np.float64)
         names = tuple(site for site, there in zip(self.evidence.sites, is_there, strict=True) if there)
         return Curve(self.evidence.steps[complete], np.log(np.maximum(kept, _LEAST)) if is_log else kept, names)
-
-
-def mean_of(values: np.ndarray) -> float:
-    """Return the mean without nan."""
-    return float(nan_mean(values.reshape(-1)))

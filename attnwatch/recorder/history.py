@@ -75,6 +75,10 @@ class AttentionHistory:
         """Median number of steps between two observations; 1 if there is only one."""
         return gap(self.steps)
 
+    def share_over(self, step: int) -> float | None:
+        """Return the share of the run that is over when a step was observed, 0 to 1; None if its length is unknown."""
+        return None if self.total_steps is None else min(float(step + self.gap) / self.total_steps, 1.0)
+
     def __getitem__(self, statistic: str) -> np.ndarray:
         for columns in (self.values, self.layers):
             if statistic in columns:

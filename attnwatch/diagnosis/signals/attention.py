@@ -4,7 +4,7 @@ import numpy as np
 
 from attnwatch.diagnosis.signals.base import Signal, ends, number_at_ends
 from attnwatch.recorder import AttentionHistory, Values
-from attnwatch.utils.reductions import nan_max, nan_mean
+from attnwatch.utils.reductions import nan_max, nan_mean, second_differences
 
 _MAX_HEADS = 1024
 
@@ -59,9 +59,8 @@ def _total_logit_std(values: Values) -> np.ndarray:
 
 
 def _noise_variance(entropy: np.ndarray) -> np.ndarray:
-    """Return the noise variance of each head from second differences, on which a trend has little effect."""
-    second = entropy[2:] - 2 * entropy[1:-1] + entropy[:-2]
-    return nan_mean((second**2).T) / 6
+    """Return the noise variance of each head."""
+    return nan_mean((second_differences(entropy) ** 2).T) / 6
 
 
 ATTENTION = (

@@ -4,7 +4,7 @@ import numpy as np
 
 from attnwatch.diagnosis.signals.base import Signal, number_at_ends
 from attnwatch.recorder import AttentionHistory
-from attnwatch.utils.reductions import nan_mean, nan_median, nan_min
+from attnwatch.utils.reductions import nan_mean, nan_median, nan_min, second_differences
 
 _MIN_SHARE_OF_LOSS = 0.75
 # A loss clearly falls if at most this share of it is left, or if it falls by at least this many standard errors.
@@ -28,7 +28,7 @@ def loss_noise(history: AttentionHistory) -> float:
     """Return the noise of log loss from step to step, in the second half; nan if the loss is not positive."""
     loss = _recent_loss(history)
     logs = np.log(loss) if nan_min(loss) > 0 else np.full_like(loss, np.nan)
-    second = logs[2:] - 2 * logs[1:-1] + logs[:-2]
+    second = second_differences(logs)
     return float(np.sqrt(nan_median(np.where(np.isfinite(second), second, np.nan) ** 2) / 6) + 1e-5)
 
 

@@ -4,6 +4,7 @@ import numpy as np
 
 from attnwatch.diagnosis.course import Curve, RunCourse
 from attnwatch.diagnosis.signs.base import sign
+from attnwatch.utils.reductions import second_differences
 
 # A uniform guess over a million classes has 13.8.
 _MOST_UNIFORM = 14.0
@@ -220,7 +221,7 @@ def loss_unsteady(run: RunCourse) -> str | None:
     loss = run.loss
     if loss is None:
         return None
-    second = np.abs(loss.values[2:, 0] - 2 * loss.values[1:-1, 0] + loss.values[:-2, 0])
+    second = np.abs(second_differences(loss.values[:, 0]))
     usual = max(np.median(second), 1e-3 * abs(loss.start[0]))  # there may be no noise at all
     if not second.max() > 12 * usual:
         return None
@@ -230,10 +231,6 @@ def loss_unsteady(run: RunCourse) -> str | None:
 
 def _errors(loss: Curve) -> float:
     return float(loss.change[0])
-
-
-def _is_still(loss: Curve) -> bool:
-    return abs(_errors(loss)) < _CLEARLY
 
 
 def _fall(loss: Curve) -> float:
@@ -258,9 +255,7 @@ def _log_noise(loss: Curve) -> float:
     late = loss.values[len(loss.values) // 2 :, 0]
     if (late <= 0).any():
         return float("nan")
-    logs = np.log(late)
-    second = logs[2:] - 2 * logs[1:-1] + logs[:-2]
-    return float(np.sqrt(np.median(second**2) / 6))
+    return float(np.sqrt(np.median(second_differences(np.log(late)) ** 2) / 6))
 
 
 def _is_flat_late(loss: Curve) -> bool:

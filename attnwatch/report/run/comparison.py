@@ -9,7 +9,7 @@ from attnwatch.recorder import AttentionHistory
 from attnwatch.runs import RunRecord
 from attnwatch.utils.labels import site_labels
 from attnwatch.utils.messages import listed
-from attnwatch.utils.reductions import nan_mean
+from attnwatch.utils.reductions import nan_mean, second_differences
 
 # Two curves count as different after _IN_A_ROW observations whose difference exceeds _FACTOR times their noise.
 _FACTOR, _IN_A_ROW = 6.0, 3
@@ -72,8 +72,8 @@ def _parting(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 
 
 def _noise(curve: np.ndarray) -> np.ndarray:
-    """Estimate the noise of each column from second differences, on which a trend has little effect."""
-    second = curve[2:] - 2 * curve[1:-1] + curve[:-2]
+    """Return an estimate of the noise of each column."""
+    second = second_differences(curve)
     squares = np.where(np.isfinite(second), second**2, np.nan)
     with np.errstate(all="ignore"):
         typical = np.nanmedian(squares, axis=0) if squares.size else np.zeros(curve.shape[1])

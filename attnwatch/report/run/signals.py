@@ -45,7 +45,7 @@ def risk_course(record: RunRecord) -> RiskCourse:
     steps = np.array([int(history.steps[number - 1]) for number in numbers], dtype=np.int64)
     thresholds = Thresholds().of_budget(history.total_steps)
     risks = [
-        _risk(evidence_in(each, part), _share(record, int(step))) if thresholds.is_enough(part.steps) else np.nan
+        _risk(evidence_in(each, part), history.share_over(int(step))) if thresholds.is_enough(part.steps) else np.nan
         for each, part, step in zip(signals, parts, steps, strict=True)
     ]
     return RiskCourse(steps, signals, record.curves.get(RISK_CURVE, Curve(steps, np.array(risks))))
@@ -57,11 +57,6 @@ def _risk(signals: np.ndarray, share: float | None) -> float:
     if np.isnan(signals).all() or (share is not None and share < model.shares[0]):
         return np.nan
     return float(model.risks(model.distances(signals[None], share))[0])
-
-
-def _share(record: RunRecord, step: int) -> float | None:
-    total = record.history.total_steps
-    return None if total is None else min((step + record.history.gap) / total, 1.0)
 
 
 def signal_figures(record: RunRecord, course: RiskCourse) -> list[Figure]:
@@ -89,10 +84,10 @@ def _chart(index: int, record: RunRecord, course: RiskCourse) -> Figure:
 
 def _band(index: int, model: RiskModel, record: RunRecord) -> Mapping[str, np.ndarray] | None:
     """Return the range of sound runs over the steps so far; None if the length of the run is unknown."""
-    total = record.history.total_steps
-    if total is None or not len(record.history):
+    history = record.history
+    share = history.share_over(int(history.steps[-1])) if len(history) else None
+    if share is None or history.total_steps is None:
         return None
-    share = min((int(record.history.steps[-1]) + record.history.gap) / total, 1.0)
     shares = np.append(model.shares[model.shares < share], share)
     low, high = (np.interp(np.log(shares), np.log(model.shares), bound[:, index]) for bound in (model.low, model.high))
-    return {"step": shares * total, "low": low, "high": high}
+    return {"step": shares * history.total_steps, "low": low, "high": high}
