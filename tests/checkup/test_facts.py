@@ -145,3 +145,35 @@ def test_new_classifier_beside_adapters_is_noted(trains_head):
     assert {kind: finding.is_note for kind, finding in found.items()} == (
         {} if trains_head else {"frozen_parameters": True}
     )
+
+
+class TwoHeads(Scaled):
+    """Model with an output that the loss may leave out."""
+
+    def __init__(self):
+        super().__init__(torch.exp)
+        self.second = nn.Linear(WIDTH, 3)
+
+    def forward(self, ids):
+        states = self.encoder(self.embedding(ids) + self.positions(torch.arange(ids.shape[1]))).mean(1)
+        return self.head(states) * self.read(self.log_temperature), self.second(states)
+
+
+@pytest.mark.parametrize(
+    ("heads", "is_noted"),
+    [(lambda step: (0, 0), True), (lambda step: (0, 1), False), (lambda step: (0, 0 if step < 4 else 1), False)],
+)
+def test_head_that_the_loss_leaves_out_is_noted(heads, is_noted):
+    torch.manual_seed(0)
+    model = TwoHeads()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    with attnwatch.TrainingCheckup(model, optimizers=optimizer) as checkup:
+        for step in range(8):
+            with checkup.step(step):
+                outputs, labels = model(texts()["input_ids"].roll(step, 1)), torch.arange(BATCH) % 3
+                sum(F.cross_entropy(outputs[head], labels) for head in heads(step)).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    found = {finding.kind.value: finding for finding in checkup.findings}
+    assert {kind: finding.is_note for kind, finding in found.items()} == ({"no_gradient": True} if is_noted else {})
+    assert not is_noted or found["no_gradient"].sites == ("second.weight",)

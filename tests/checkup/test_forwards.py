@@ -166,4 +166,4 @@ class SkipsLayers(Network):
 def test_layers_that_are_skipped_in_training_only(skips, found):
     torch.manual_seed(0)
     checkup = train(SkipsLayers([Block(), Block(), Block()], skips), called)
-    assert [finding.kind.value for finding in checkup.findings] == found
+    assert [finding.kind.value for finding in checkup.findings if not finding.is_note] == found

@@ -14,6 +14,7 @@ from attnwatch.checkup.stacks import after_last
 from attnwatch.utils.messages import listed
 
 _ROUTER = re.compile(r"(^|[._])(router|gate|gating)\w*$", re.IGNORECASE)
+_IDLE = "If they should be trained, check that the loss uses their outputs; otherwise set requires_grad=False."
 
 
 @register
@@ -24,7 +25,8 @@ class NoGradient(Check):
     modules that are called under `torch.no_grad()` after modules with gradients, and attention layers with gradients of
     zero. It also reports attention layers, and routers between them, whose outputs are unused although modules before
     and after them have gradients; layers that are used in eval mode do not count. It does not report modules that are
-    not called, or that are unused after the last attention layer, as the pooler of BERT often is.
+    not called. There is only a note on other trained weights without a gradient in six steps, such as those of a head
+    that the loss leaves out, and none for unmodified transformers models, as the pooler of BERT is often unused.
     """
 
     name = "no_gradient"
@@ -37,19 +39,44 @@ class NoGradient(Check):
 
     def __init__(self) -> None:
         self._zero: dict[int, tuple[str, ...]] = {}
+        self._idle: frozenset[str] | None = None
 
     def look(self, step: StepEvidence) -> Fault | None:
         if fault := _of_graph(step):
             return fault
         self._zero[step.global_step] = _attention_without_gradient(step)
+        self._idle = (
+            _called_without_gradient(step) if self._idle is None else self._idle & _called_without_gradient(step)
+        )
         step.updates.require()
+        number = len(step.updates.steps)
         if not any(step.updates.steps):
-            return Fault(f"no weight matrix had a gradient in the first {len(step.updates.steps)} optimizer steps")
+            return Fault(f"no weight matrix had a gradient in the first {number} optimizer steps")
         if not all(self._zero.values()):
-            return None
+            return self._of_idle_weights(step, number)
         sites = self._zero[step.global_step]
         what = f"the gradients of all attention layers ({len(sites)}) are zero in each step"
         return Fault(what, sites, remedy="Check that nothing multiplies their outputs, or the loss, by 0.")
+
+    def _of_idle_weights(self, step: StepEvidence, number: int) -> Fault | None:
+        """Return the note on weights that got no gradient in any step, although their modules were called."""
+        idle = tuple(name for name in step.trainable if name in (self._idle or ()))
+        if not idle or is_as_it_comes(step.forward.module):
+            return None
+        what = f"{listed(idle)} got no gradient in the first {number} steps, although the modules were called"
+        return Fault(what, idle, {"weights": float(len(idle))}, is_note=True, remedy=_IDLE)
+
+
+def _called_without_gradient(step: StepEvidence) -> frozenset[str]:
+    """Return the trained matrices without a gradient of the modules that the forward pass called."""
+    modules, held = dict(step.model.named_modules()), step.held if step.optimizers else {}
+    return frozenset(
+        f"{name}.{weight}" if name else weight
+        for name in step.forward.called
+        if not step.is_of_teacher(name)
+        for weight, each in modules[name].named_parameters(recurse=False)
+        if each.ndim > 1 and each.requires_grad and each.grad is None and each in held
+    )
 
 
 def _of_graph(step: StepEvidence) -> Fault | None:
