@@ -30,10 +30,11 @@ def kind_pages() -> dict[str, str]:
 
 def _check_page(check: type[Check]) -> str:
     result = newest("checkup")
-    parts = [f"# {check.name}", inspect.getdoc(check) or ""]
-    if message := result["messages"].get(check.name):
-        parts += ["## What it says", f"> {message.removesuffix(check.remedy).strip()}"]
-    return "\n\n".join([*parts, "## What to do", check.remedy, *_how_often_right(check.name, result["scripts"])])
+    said = {check.remedy: ""} | result["messages"].get(check.name, {})
+    parts = [f"# {check.name}", inspect.getdoc(check) or "", "## What it says, and what to do"]
+    for advice, what in said.items():
+        parts += [f"> {what}", advice] if what else [advice]
+    return "\n\n".join([*parts, *_how_often_right(check.name, result["scripts"])])
 
 
 def _how_often_right(kind: str, scripts: Sequence[Script]) -> list[str]:

@@ -48,13 +48,13 @@ def left_out(ended: Mapping["Task", Outcome | str]) -> dict[str, dict[str, int]]
     return {way: dict(counts) for way, counts in reasons.items()}
 
 
-def messages(judged: Sequence[Judged]) -> dict[str, str]:
-    """Return a message of each kind, from the first script whose fault it names."""
-    said = {}
+def messages(judged: Sequence[Judged]) -> dict[str, dict[str, str]]:
+    """Return what findings of each kind say: for each advice, what the first script with that fault shows."""
+    said: dict[str, dict[str, str]] = {}
     for each in judged:
         for finding in each.alarms:
-            if each.case.kinds[:1] == (finding.kind.value,):
-                said.setdefault(finding.kind.value, finding.message)
+            if finding.kind.value in each.case.kinds:
+                said.setdefault(finding.kind.value, {}).setdefault(finding.advice, finding.what)
     return said
 
 

@@ -72,12 +72,12 @@ def test_pages_count_scripts_with_the_fault_and_without(monkeypatch):
         {"name": "sound", "kinds": [], "found": [], "notes": ["eval_mode"], "deliberate": False},
         {"name": "on purpose", "kinds": [], "found": ["eval_mode"], "notes": [], "deliberate": True},
     ]
-    message = f"the model was in eval mode. {attnwatch.Check.registry['eval_mode'].remedy}"
-    result = {"scripts": scripts, "messages": {"eval_mode": message}}
+    said = {attnwatch.Check.registry["eval_mode"].remedy: "The model was in eval mode.", "Use it.": "It is unused."}
+    result = {"scripts": scripts, "messages": {"eval_mode": said}}
     monkeypatch.setattr(pages_of_kinds, "newest", lambda name: {"checkup": result, "verdicts": {"kinds": {}}}[name])
     monkeypatch.setattr(pages_of_kinds, "scripts_of_first_runs", lambda: scripts[2:3])
     page = kind_pages()["reference/checks/eval_mode.md"]
-    assert "\n> the model was in eval mode.\n" in page
+    assert f"\n> The model was in eval mode.\n\n{next(iter(said))}\n\n> It is unused.\n\nUse it.\n" in page
     rows = [line for line in page.splitlines() if line.startswith("|") and " of " in line]
     assert [row.rpartition("| ")[2].removesuffix(" |") for row in rows] == [
         "0 of 1",

@@ -9,7 +9,7 @@ import torch
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 
-_MOST_UNCHANGED = 0.8
+_MOST_UNCHANGED = 0.6
 # Averaging of weights, as in Lookahead, keeps half of an update.
 _LEAST_KEPT = 0.2
 
