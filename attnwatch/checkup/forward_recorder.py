@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from attnwatch.capture import find_sites
+from attnwatch.capture.compilation import compiles_anything
 from attnwatch.checkup.changes import ForwardState
 from attnwatch.checkup.forward import POSITIONS, RecordedForward, argument_names, tensors_in
 from attnwatch.checkup.graph import GraphRecorder
@@ -82,12 +83,12 @@ class ForwardRecorder:
         """
         kind, enter, leave = type(self._model), self._guard(self._enter), self._guard(self._leave)
         original = inspect.getattr_static(kind, "forward", None)
-        if not isinstance(original, FunctionType):
+        if not isinstance(original, FunctionType) or compiles_anything():  # compiled code would be recompiled
             return _do_nothing
 
         @functools.wraps(original)
         def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if module is not self._model or self._depth:
+            if module is not self._model or self._depth or not self._handles:  # called by hooks, or closed
                 return original(module, *args, **kwargs)
             output = None
             enter(module, args, kwargs)
