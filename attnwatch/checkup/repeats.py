@@ -86,11 +86,22 @@ class Repeats:
         """Return the output with these arguments changed and the sequences in reverse order, put back in their order.
 
         Raises:
-            CannotCheck: see `output`; or the batch can't be reversed, because the size of another axis is the same.
+            CannotCheck: see `output`; or an argument may refer to the sequences of the batch in another way than by its
+                first axis.
         """
         if self._forward.has_tokens_first or self.num_sequences in (1, self._length):
-            raise CannotCheck("the sequences of the batch can't be reversed")
+            raise CannotCheck("the sequences of the batch can't be told from its tokens")
+        odd = [name for name, value in self.arguments.items() if not self._is_reversible(value)]
+        if odd:
+            raise CannotCheck(f"`{odd[0]}` may refer to the sequences of the batch by other means than its first axis")
         return self.output(**reversed_sequences({**self.arguments, **changes}, self.num_sequences)).flip(0)
+
+    def _is_reversible(self, value: Any) -> bool:
+        """Return whether an argument has an entry for each sequence on its first axis, or none at all."""
+        if isinstance(value, list | tuple) and len(value) == self.num_sequences:
+            return False
+        sizes = [tensor.shape for _, tensor in tensors_in(value) if tensor.ndim]
+        return all(size[0] in (1, self.num_sequences) or {*size} <= {1, self._length} for size in sizes)
 
     @property
     def is_random(self) -> bool:

@@ -365,3 +365,37 @@ def test_noise_of_each_place_in_the_batch_is_no_position():
     batch = padded(6, 12)
     loss = lambda model, batch: F.cross_entropy(model(batch, batch[:, :-1]).mT, batch[:, 1:], ignore_index=0)  # noqa: E731
     assert "order_ignored" not in found_in(Noisy(), batch, loss)[0]
+
+
+class OfLists(Translator):
+    """Encoder that also receives something for each sequence in another form, and repeats it."""
+
+    def __init__(self, number_of):
+        super().__init__()
+        self.number_of = number_of
+
+    def forward(self, source, about):
+        states = self.stacks.encoder(self.embed(source))
+        return self.head(
+            states + torch.tensor([self.number_of(about, index) for index in range(len(source))])[:, None, None]
+        )
+
+
+@pytest.mark.parametrize(
+    ("about", "number_of"),
+    [
+        ([0.1, 0.9, 0.4, 0.7], lambda about, index: about[index]),  # a list
+        (
+            torch.tensor([0, 3, 5, 6, 9]),
+            lambda about, index: float(about[index + 1] - about[index]),
+        ),  # where each begins
+        (torch.randn(4 * 4, 3), lambda about, index: float(about[4 * index : 4 * index + 4].mean())),  # by heads
+    ],
+)
+def test_arguments_that_refer_to_sequences_in_other_ways(about, number_of):
+    torch.manual_seed(0)
+    ids = torch.randint(1, VOCABULARY, (4, 12))
+    loss = lambda model, batch: F.cross_entropy(model(ids, about).mT, ids)  # noqa: E731
+    found, skipped = found_in(OfLists(number_of), None, loss)
+    assert "order_ignored" not in found
+    assert "batch_mixing" not in skipped
