@@ -56,7 +56,7 @@ def _checking() -> list[tuple[str, str, str]]:
             f"faults in {scripts:,} scripts, {len(runs)} sets)",
             command,
         ),
-        ("alarms in the same runs", f"in {alarms} of {sound} sound scripts that look odd", command),
+        ("alarms in the same runs", f"in {alarms} of {sound:,} sound scripts that look odd", command),
     ]
 
 
