@@ -108,7 +108,8 @@ class Finding:
     def what(self) -> str:
         """Sentence on what was seen: `message` without `advice`."""
         seen = self.message.removesuffix(self.advice).rstrip(" .")
-        return f"{seen[:1].upper()}{seen[1:]}."
+        is_word = seen.partition(" ")[0].isalpha()  # not the name of a module or function
+        return f"{seen[:1].upper() if is_word else seen[:1]}{seen[1:]}."
 
     @property
     def headline(self) -> str:

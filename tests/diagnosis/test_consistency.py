@@ -222,6 +222,19 @@ def test_evidence_of_a_run_is_in_units_that_people_know():
     assert finding.evidence["largest_logit"] == pytest.approx(np.nanmean(logits, 0).max(), rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("message", "what"),
+    [
+        ("the loss is nan. Lower it.", "The loss is nan."),
+        ("layers.0.attn got no gradient. Lower it.", "layers.0.attn got no gradient."),
+        ("mse_loss received it. Lower it.", "mse_loss received it."),
+        ("`mask` hides it. Lower it.", "`mask` hides it."),
+    ],
+)
+def test_what_was_seen_begins_with_a_capital_or_with_a_name(message, what):
+    assert Finding(FindingKind.NON_FINITE, (), 0, 1.0, message, advice="Lower it.").what == what
+
+
 # Actions
 
 
