@@ -8,7 +8,7 @@ from attnwatch.capture.compilation import NOT_IN_CUDA_GRAPHS, ORDER, asked_when_
 from attnwatch.capture.delivery import CallInputs, deliver, site_id, unwatched
 from attnwatch.capture.forward_pass import ForwardPass, in_backward
 from attnwatch.capture.keywords import ignores, module_ignores
-from attnwatch.capture.patching import StandIn, replace, shared_patch
+from attnwatch.capture.patching import StandIn, replace, replace_method, shared_patch
 from attnwatch.capture.positions import put_kept_positions, sees_own_key
 from attnwatch.capture.pruned import KEPT_HEADS, UNPRUNED_HEADS, at_unpruned_heads, kept_heads
 from attnwatch.capture.sites import CACHES, Site, find_sites, locals_of_forward, names_in_forward, site_name
@@ -58,6 +58,7 @@ __all__ = [
     "names_in_forward",
     "put_kept_positions",
     "replace",
+    "replace_method",
     "sees_own_key",
     "shared_patch",
     "site_id",

@@ -3,13 +3,20 @@
 import contextlib
 import copy
 import functools
+import inspect
+import pkgutil
+import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator
+from functools import partial
 from typing import Any
 
 # Patches belong to the process, and so do the counts of their users.
 _lock = threading.RLock()
 _in_use: dict[Hashable, tuple[int, Callable[[], None]]] = {}
+# Replacements that were to be put back while a later one was in their place, with what they replaced.
+_outdated: dict[int, tuple[Any, Any]] = {}
+_MISSING = object()
 
 
 @contextlib.contextmanager
@@ -40,14 +47,35 @@ def replace(namespace: dict[str, Any], name: str, wrap: Callable[[Any], Any]) ->
     """Replace `namespace[name]` by `wrap(original)`.
 
     Returns:
-        Function that restores the original, unless other code has replaced it since.
+        Function that restores the original, in any order with other replacements, unless other code has replaced it
+        since.
     """
-    original = namespace[name]
-    replacement = namespace[name] = wrap(original)
+    return _replace(lambda: namespace.get(name, _MISSING), partial(namespace.__setitem__, name), wrap, namespace[name])
+
+
+def replace_method(kind: type, name: str, wrap: Callable[[Any], Any]) -> Callable[[], None]:
+    """Replace a method of a class, which may be inherited; see `replace`."""
+
+    def write(method: Any) -> None:
+        delattr(kind, name) if method is _MISSING else setattr(kind, name, method)
+
+    return _replace(lambda: vars(kind).get(name, _MISSING), write, wrap, inspect.getattr_static(kind, name))
+
+
+def _replace(
+    read: Callable[[], Any], write: Callable[[Any], None], wrap: Callable[[Any], Any], original: Any
+) -> Callable[[], None]:
+    held, replacement = read(), wrap(original)
+    write(replacement)
 
     def put_back() -> None:
-        if namespace[name] is replacement:
-            namespace[name] = original
+        if read() is not replacement:  # a later replacement is put back first, or other code has replaced it
+            _outdated[id(replacement)] = (replacement, held)
+            return
+        value = held
+        while id(value) in _outdated:
+            _, value = _outdated.pop(id(value))
+        write(value)
 
     return put_back
 
@@ -69,8 +97,20 @@ class StandIn:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self._call(*args, **kwargs)
 
+    def __copy__(self) -> Any:
+        return self.__wrapped__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.__wrapped__, memo)
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return copy.copy, (self.__wrapped__,)  # copying a function returns it unchanged
+        # A function is pickled by its name, under which there may be a stand-in now.
+        function = inspect.unwrap(self)
+        module, name = (getattr(function, attribute, None) for attribute in ("__module__", "__qualname__"))
+        found = getattr(sys.modules.get(module or ""), name or "", None)
+        if found is function or (isinstance(found, StandIn) and inspect.unwrap(found) is function):
+            return pkgutil.resolve_name, (f"{module}:{name}",)
+        return copy.copy, (self.__wrapped__,)
 
     def __repr__(self) -> str:
         return repr(self.__wrapped__)

@@ -89,7 +89,7 @@ class AttentionByHand(TorchFunctionMode):
             axis = _axis_of_softmax(args, kwargs or {}, result.ndim)
             self._weights = _Weights(name, axis, result) if axis != -1 and scale.head_dim else None
             self._products = []
-        elif self._weights is not None and func in _MATMUL and isinstance(args[0], Tensor):
+        elif self._weights is not None and func in _MATMUL and args and isinstance(args[0], Tensor):
             if self._weights.are_summed_over_keys(args[0]):
                 changed = dataclasses.replace(self.scales[self._weights.name], axis=self._weights.axis)
                 self.scales[self._weights.name] = changed
@@ -102,6 +102,8 @@ class AttentionByHand(TorchFunctionMode):
 def _axis_of_softmax(args: Sequence[Any], kwargs: Mapping[str, Any], num_axes: int) -> int:
     """Return the axis of a call of softmax, counted from the end."""
     axis = kwargs["dim"] if "dim" in kwargs else next(iter(args[1:]), -1)
+    if axis is None:  # the default of nn.Softmax
+        axis = 0 if num_axes in (0, 1, 3) else 1
     return axis % num_axes - num_axes if isinstance(axis, int) else -1
 
 

@@ -149,12 +149,14 @@ class TrainingCheckup:
         if self._is_over:  # closed in the meantime
             return
         if self._guard.failure:
+            self._recorder.release()
             self.skipped |= dict.fromkeys(self._open_checks, f"the checkup failed with {self._guard.failure}")
             self.close()
             return
         evidence.cannot_repeat = self._cannot_repeat
         evidence.recorded, evidence.read = self._recorder.forward, self._recorder.read
         evidence.received = self._recorder.received
+        self._recorder.release()
         evidence.stale_gradients = self._stale.take()
         self._steps_seen.add(global_step)
         self._look(evidence)

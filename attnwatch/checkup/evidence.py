@@ -238,6 +238,11 @@ class StepEvidence:
         """Parameters that require a gradient, by name."""
         return {name: each for name, each in self.model.named_parameters() if each.requires_grad}
 
+    @property
+    def has_gradients(self) -> bool:
+        """True if some parameter has a gradient when the step ends, so that those without one can be told."""
+        return any(each.grad is not None for each in self.trainable.values())
+
     @cached_property
     def hidden(self) -> Mapping[str, nn.Parameter]:
         """Parameters with a gradient in plain lists or dicts, where `parameters()` does not find them."""

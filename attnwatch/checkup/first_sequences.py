@@ -50,6 +50,25 @@ def reversed_sequences(value: Any, size: int) -> Any:
     return _with_tensors(value, lambda tensor: tensor.flip(0) if tensor.ndim and len(tensor) == size else tensor)
 
 
+def copies_of_first_sequence(value: Any, size: int) -> Any:
+    """Return a copy of an argument with the first sequence of each tensor in it in the place of all others.
+
+    Args:
+        value, size: see `first_sequences`.
+
+    Raises:
+        CannotCheck: see `first_sequences`.
+
+    Example:
+        >>> import torch
+        >>> copies_of_first_sequence([torch.arange(3), torch.arange(2)], size=3)
+        [tensor([0, 0, 0]), tensor([0, 1])]
+    """
+    return _with_tensors(
+        value, lambda tensor: tensor[:1].expand_as(tensor) if tensor.ndim and len(tensor) == size else tensor
+    )
+
+
 def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """Return a copy of an argument with other tensors in it."""
     if isinstance(value, Tensor):

@@ -164,14 +164,17 @@ class Flow:
 
     @cached_property
     def depends_on_place(self) -> bool:
-        """True if outputs change when the sequences of the batch are reversed, and with no other sequence.
+        """True if outputs depend on the place of their sequence in the batch.
 
-        The cause is not that the model draws random numbers for each place in the batch.
+        They change when the order of the sequences is reversed, but not when the other sequences are replaced, and they
+        differ if all sequences are the same. Random numbers for each place do not count.
         """
         if not self._moved_in_reverse.any() or self.others.any():
             return False
-        moved = self._moved(self._by_token(self._repeats.output_of_reversed_batch()))
-        return bool(moved.any()) and not self._repeats.is_random
+        if not self._moved(self._by_token(self._repeats.output_of_reversed_batch())).any():
+            return False
+        copies = self._by_token(self._repeats.output_of_copies())
+        return bool(self._differs(copies, copies[:1].expand_as(copies)).any()) and not self._repeats.is_random
 
     @cached_property
     def _moved_in_reverse(self) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attnwatch.capture import find_sites
+from attnwatch.capture import find_sites, replace_method
 from attnwatch.capture.compilation import compiles_anything
 from attnwatch.checkup.changes import ForwardState
 from attnwatch.checkup.forward import POSITIONS, RecordedForward, argument_names, tensors_in
@@ -58,7 +58,7 @@ class ForwardRecorder:
 
     def open(self) -> None:
         """Register the hooks on the model."""
-        self.forward, self.received, self.read = None, set(), {}
+        self.release()
         self._begin()
         for module in self._names:
             if isinstance(module, torch.jit.ScriptModule):  # accepts no hooks
@@ -75,6 +75,11 @@ class ForwardRecorder:
         self._handles.clear()
         self._depth.clear()
         self._undo()
+        self._undo = _do_nothing
+
+    def release(self) -> None:
+        """Forget the recorded forward pass, whose arguments may be large."""
+        self.forward, self.received, self.read = None, set(), {}
 
     def _watch_direct_calls(self) -> Callable[[], None]:
         """Record calls of `model.forward`, which skip the hooks, too; return a function that undoes it.
@@ -82,34 +87,25 @@ class ForwardRecorder:
         The forward of the class is replaced, because a copy of the model would keep one of the model itself.
         """
         kind, enter, leave = type(self._model), self._guard(self._enter), self._guard(self._leave)
-        original = inspect.getattr_static(kind, "forward", None)
-        if not isinstance(original, FunctionType) or compiles_anything():  # compiled code would be recompiled
-            return _do_nothing
+        if not isinstance(inspect.getattr_static(kind, "forward", None), FunctionType) or compiles_anything():
+            return _do_nothing  # compiled code would be recompiled
 
-        @functools.wraps(original)
-        def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            if module is not self._model or self._depth or not self._handles:  # called by hooks, or closed
-                return original(module, *args, **kwargs)
-            output = None
-            enter(module, args, kwargs)
-            try:
-                output = original(module, *args, **kwargs)
-            finally:
-                leave(module, args, kwargs, output)
-            return output
+        def watched(original: FunctionType) -> Callable[..., Any]:
+            @functools.wraps(original)
+            def forward(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+                if module is not self._model or self._depth or not self._handles:  # called by hooks, or closed
+                    return original(module, *args, **kwargs)
+                output = None
+                enter(module, args, kwargs)
+                try:
+                    output = original(module, *args, **kwargs)
+                finally:
+                    leave(module, args, kwargs, output)
+                return output
 
-        is_inherited = "forward" not in vars(kind)
-        kind.forward = forward
+            return forward
 
-        def undo() -> None:
-            if vars(kind).get("forward") is not forward:  # replaced by other code since
-                return
-            if is_inherited:
-                del kind.forward
-            else:
-                kind.forward = original
-
-        return undo
+        return replace_method(kind, "forward", watched)
 
     def _name(self, module: nn.Module) -> str:
         """Return the name of a module; that of the model for a shallow copy of it, which has the same hooks."""

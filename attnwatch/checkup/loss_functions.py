@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ LOSSES = (*ELEMENTWISE, *OF_CLASSES, "kl_div")
 """Names of all observed functions."""
 
 _Call = TypeVar("_Call")
+_DICT: Any = vars(ModuleType)["__dict__"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class LossFunctions:
             receive: function called with each description.
         """
 
+        is_open = True
+
         def stand_in(name: str, original: Callable[..., Any]) -> StandIn:
             @self._guard
             def pass_on(loss: Any, *args: Any, **kwargs: Any) -> None:
@@ -95,7 +99,8 @@ class LossFunctions:
 
             def computed(*args: Any, **kwargs: Any) -> Any:
                 loss = original(*args, **kwargs)
-                pass_on(loss, *args, **kwargs)
+                if is_open:  # a module that was imported meanwhile keeps the stand-in
+                    pass_on(loss, *args, **kwargs)
                 return loss
 
             return StandIn(original, computed)
@@ -105,21 +110,44 @@ class LossFunctions:
                 if place.name in names and place.is_current:
                     apply = partial(replace, place.namespace, place.attribute, partial(stand_in, place.name))
                     stack.enter_context(shared_patch((id(place.namespace), place.attribute, receive), apply))
-            yield
+            try:
+                yield
+            finally:
+                is_open = False
 
     @cached_property
     def _places(self) -> list[_Place]:
-        names = {id(inspect.unwrap(vars(F)[name])): name for name in LOSSES}
-        searched = [vars(module) for name, module in list(sys.modules.items()) if _may_call_losses(name, module)]
+        names = {id(function): name for name in LOSSES for function in _layers(vars(F)[name])}
+        searched = [_namespace(module) for name, module in list(sys.modules.items()) if _may_call_losses(name)]
         searched += [vars(module) for module in self._model.modules()]
         return [
-            _Place(namespace, attribute, value, names[id(value)])
+            _Place(namespace, attribute, inspect.unwrap(value), names[id(_function_of(value))])
             for namespace in searched
             for attribute, value in list(namespace.items())
-            if id(value) in names
+            if id(_function_of(value)) in names
         ]
 
 
-def _may_call_losses(name: str, module: Any) -> bool:
-    """Return whether a Python module may call losses of the training script; the distributions of torch do not."""
-    return hasattr(module, "__dict__") and (name == F.__name__ or not name.startswith("torch."))
+def _function_of(value: Any) -> Any:
+    """Return the function that a stand-in stands for; other values themselves."""
+    return inspect.unwrap(value) if type(value) is StandIn else value
+
+
+def _layers(function: Any) -> Iterator[Any]:
+    """Yield a function, and the functions that it wraps."""
+    while function is not None:
+        yield function
+        function = getattr(function, "__wrapped__", None)
+
+
+def _namespace(module: Any) -> dict[str, Any]:
+    """Return the names in a Python module, without running the code of a lazy one."""
+    return _DICT.__get__(module) if isinstance(module, ModuleType) else {}
+
+
+def _may_call_losses(name: str) -> bool:
+    """Return whether a Python module may call losses of the training script.
+
+    Modules of torch other than torch.nn.functional, such as its distributions, do not.
+    """
+    return name == F.__name__ or not name.startswith("torch.")

@@ -30,6 +30,7 @@ class LossCall:
         name: name of the function in `torch.nn.functional`.
         size, size_of_targets: shapes of the predictions and of the targets.
         predictions, targets: those of the first sequences if each prediction has its own target; otherwise empty.
+        bounds: lowest and highest target, 0-dimensional; empty unless each prediction has its own target.
         computed_by: name of the autograd node that computed the predictions, such as "SoftmaxBackward0", ignoring
             changes of their shape; empty if there is none.
         are_distributions: True if the predictions are the output of a softmax over the classes: the last axis in
@@ -42,6 +43,7 @@ class LossCall:
     size_of_targets: torch.Size
     predictions: Tensor
     targets: Tensor
+    bounds: tuple[Tensor, ...]
     computed_by: str
     are_distributions: bool
     slopes: list[Tensor]
@@ -92,6 +94,7 @@ def _loss_call(name: str, loss: Any, given: Mapping[str, Any]) -> LossCall | Non
         targets.shape,
         _first(predictions, number),
         _first(targets, number),
+        tuple(targets.detach().aminmax()) if number and targets.numel() else (),
         computed_by,
         are_distributions,
         slopes,

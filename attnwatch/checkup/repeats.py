@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from attnwatch.capture import undisturbed
 from attnwatch.checkup.attention_scale import AttentionScale
 from attnwatch.checkup.embeddings import changed_embeddings
-from attnwatch.checkup.first_sequences import first_sequences, reversed_sequences
+from attnwatch.checkup.first_sequences import copies_of_first_sequence, first_sequences, reversed_sequences
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known, tensors_in
 from attnwatch.checkup.function_calls import FunctionCalls
 from attnwatch.checkup.scales import attention_scales
@@ -95,6 +95,19 @@ class Repeats:
         if odd:
             raise CannotCheck(f"`{odd[0]}` may refer to the sequences of the batch by other means than its first axis")
         return self.output(**reversed_sequences({**self.arguments, **changes}, self.num_sequences)).flip(0)
+
+    def output_of_copies(self) -> Tensor:
+        """Return the output for the first sequence in all places of the batch.
+
+        Raises:
+            CannotCheck: see `output`; or the model keeps a tensor with an entry for each sequence.
+        """
+        for name, part in self._forward.module.named_modules():
+            held = {key: value for key, value in vars(part).items() if not key.startswith("_")}
+            for attribute, value in {**held, **dict(part.named_buffers(recurse=False))}.items():
+                if any(self.num_sequences in tensor.shape[:2] for _, tensor in tensors_in(value)):
+                    raise CannotCheck(f"{f'{name}.{attribute}'.lstrip('.')} may be memory of each sequence")
+        return self.output(**copies_of_first_sequence(self.arguments, self.num_sequences))
 
     def _is_reversible(self, value: Any) -> bool:
         """Return whether an argument has an entry for each sequence on its first axis, or none at all."""

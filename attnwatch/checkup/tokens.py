@@ -177,12 +177,18 @@ def tokens_of(forward: RecordedForward) -> Tokens:
         mask = arguments.get(mask_name)
         if isinstance(mask, Tensor) and mask.shape == shape:
             padding = mask.bool() if mask_name in _MASKS_OF_PADDING else mask == 0
+            if padding.all() and not _is_of_transformers(forward.module) and len(values.unique()) > 1:
+                padding = ~padding  # a mask that is True at padding, for a batch without any
             pad_id = _id_of_padding_alone(forward.module)
             tokens = Tokens(name, values, padding, mask_name, pad_id=pad_id, is_hidden=True, has_tokens_first=first)
             if padding.any() and not tokens.hides_text:
                 return tokens
             return replace(tokens, padding=padding_by_id(forward.module, values), is_hidden=False)
     return Tokens(name, values, padding_by_id(forward.module, values), None, has_tokens_first=first)
+
+
+def _is_of_transformers(module: nn.Module) -> bool:
+    return hasattr(getattr(module, "config", None), "model_type")
 
 
 def _other_masks(arguments: Mapping[str, Any], shape: torch.Size) -> list[str]:

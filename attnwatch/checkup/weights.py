@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from attnwatch.capture import undisturbed
 from attnwatch.checkup.forward import CannotCheck, is_of_adapter
 from attnwatch.utils.entries import as_real
 
@@ -21,8 +22,9 @@ _SMALL_SCALE = 0.02
 # Names of vectors that are added to states rather than multiplied with them.
 _ADDED = re.compile(r"token|emb|pos|query", re.IGNORECASE)
 _NORM = re.compile(r"norm|(^|[._])ln", re.IGNORECASE)
-# Standard deviation of torch.randn.
+# Largest scale of norms drawn like the weights of linear layers.
 _MOST_RANDOM_SCALE = 0.5
+# Standard deviation of torch.randn.
 _RANDN, _TOLERANCE, _LEAST_INPUTS = 1.0, 0.05, 16
 
 
@@ -134,9 +136,11 @@ def has_random_scale(norm: nn.Module) -> bool:
     weight = getattr(norm, "weight", None)
     if not isinstance(weight, Tensor) or weight.ndim != 1 or len(weight) < _LEAST_INPUTS or not weight.any():
         return False
+    if any(True for _ in norm.buffers()):  # a norm over the batch, which must not see other states
+        return False
     states = torch.linspace(-1, 1, len(weight) + 1 - len(weight) % 2, device=weight.device)[: len(weight)]
     try:
-        with torch.no_grad():
+        with undisturbed(norm, seed=0):
             one, other = (norm.forward(sign * states[None].to(weight.dtype)).float() for sign in (1, -1))
     except Exception:  # a norm that takes more than the states
         return False

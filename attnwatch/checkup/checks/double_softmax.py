@@ -12,8 +12,8 @@ class DoubleSoftmax(Check):
     """The loss receives probabilities instead of logits or log-probabilities.
 
     `torch.nn.functional.cross_entropy` and `binary_cross_entropy_with_logits` expect logits. Probabilities lie between
-    0 and 1, so the loss can't become small, and its gradients are small from the start. `nll_loss` and the first
-    argument of `kl_div` expect log-probabilities; probabilities make them negative.
+    0 and 1, so the loss can't become small, and its gradients are small from the start. `nll_loss` and
+    `kl_div` expect log-probabilities; with probabilities, these losses are negative.
     """
 
     name = "double_softmax"

@@ -65,10 +65,9 @@ class EmptyBatch(Check):
 
     def _constant_targets(self, step: StepEvidence) -> float | None:
         """Return the number that all targets of the first steps are, in a loss other than cross-entropy; else None."""
-        numbers = {float(each) for call in step.losses for each in call.targets.unique()[:2]}
-        if step.scored or not step.losses or not all(call.targets.numel() for call in step.losses):
+        if step.scored or not step.losses or not all(call.bounds for call in step.losses):
             return None
-        self._numbers[step.global_step] = numbers
+        self._numbers[step.global_step] = {float(each) for call in step.losses for each in call.bounds}
         if len(self._numbers) < _NUM_STEPS:
             return None
         different = set().union(*self._numbers.values())

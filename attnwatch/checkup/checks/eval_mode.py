@@ -44,7 +44,8 @@ class EvalMode(Check):
         still = [f"{prefix}{name}" for name, part in trained.items() if not part.training]
         if len(still) <= len(trained) / 2:
             return None
-        what = f"{listed(still, most=1)} stayed in eval mode while the layers around are trained"
+        them = "it" if len(still) == 1 else "them"
+        what = f"{listed(still, most=1)} stayed in eval mode while the layers around {them} are trained"
         return Fault(f"{what}, so their dropout has no effect", tuple(still), {"modules": float(len(still))})
 
 

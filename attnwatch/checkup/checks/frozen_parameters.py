@@ -14,6 +14,7 @@ from attnwatch.utils.messages import listed
 
 # Share of the rank of frozen matrices that matrices of adapters have at most.
 _LOW_RANK = 0.5
+_SAME_DEVIATION = 0.05
 _NEW_HEAD = "Train the new classifier too: with peft, name it in `modules_to_save` or set the task type."
 
 
@@ -62,7 +63,7 @@ def _of_new_head(step: StepEvidence) -> Fault | None:
     for name in reversed(step.forward.called):
         head = step.model.get_submodule(name)
         if isinstance(head, nn.Linear) and head.out_features == targets.num_classes:
-            is_new = head.bias is None or not head.bias.any() or _is_initial(head)
+            is_new = _is_initial(head, getattr(getattr(step.forward.module, "config", None), "initializer_range", None))
             if any(each.requires_grad for each in head.parameters()) or not is_new:
                 return None
             what = f"the classifier {name} is frozen and seems to have its initial weights, while adapters are trained"
@@ -70,10 +71,18 @@ def _of_new_head(step: StepEvidence) -> Fault | None:
     return None
 
 
-def _is_initial(head: nn.Linear) -> bool:
-    """Return whether weights and biases lie within the bounds of PyTorch's default, as trained ones hardly do."""
-    bound = head.in_features**-0.5
-    return all(float(each.detach().abs().max()) <= bound for each in head.parameters())
+def _is_initial(head: nn.Linear, deviation: float | None) -> bool:
+    """Return whether a layer looks untrained: its biases are zero, or its weights are spread as initialisers do.
+
+    Args:
+        head: layer.
+        deviation: standard deviation of the model's initialiser; None if it is unknown.
+    """
+    if head.bias is not None:
+        bound = head.in_features**-0.5  # of PyTorch's default
+        return not head.bias.any() or all(float(each.detach().abs().max()) <= bound for each in head.parameters())
+    size = float(head.weight.detach().float().square().mean().sqrt())
+    return deviation is not None and abs(size / deviation - 1) < _SAME_DEVIATION
 
 
 def _fault(what: str, names: list[str], *, is_note: bool = False) -> Fault:

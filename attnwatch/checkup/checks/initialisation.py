@@ -73,8 +73,8 @@ def _of_norms(step: StepEvidence) -> Fault | None:
         if isinstance(epsilon, float) and epsilon >= _MOST_EPSILON:
             what, remedy = f"{name} has an epsilon of {epsilon:g}; 1e-5 is usual", "Lower the epsilon of the norms."
             return Fault(what, (name,), {"epsilon": epsilon}, remedy=remedy)
-    drawn = [name for name, part in norms.items() if has_random_scale(part)]
-    if len(drawn) > len(norms) / 2:
+    drawn = [] if step.num_steps else [name for name, part in norms.items() if has_random_scale(part)]
+    if drawn and len(drawn) > len(norms) / 2:
         what = f"{len(drawn)} of {len(norms)} norms scale their outputs by random numbers around 0, such as {drawn[0]}"
         return Fault(
             what, tuple(drawn), remedy="Leave the weights of norms at their initial value, which is 1 for most."

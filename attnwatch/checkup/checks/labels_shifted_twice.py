@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_encoder_decoder
 from attnwatch.checkup.targets import Targets
@@ -37,7 +37,7 @@ class LabelsShiftedTwice(Check):
         ids = _predicted_ids(step)
         shift = step.targets.shift(ids)
         if shift is None:
-            if beside := _masked_beside(ids, step.targets):
+            if beside := _masked_beside(step, ids):
                 where = "before" if beside > 0 else "after"
                 what = f"predictions at the tokens {where} the masked ones are scored, not those at the masked ones"
                 return Fault(what, numbers={"shift": float(beside)}, remedy=_MASKED)
@@ -49,22 +49,33 @@ class LabelsShiftedTwice(Check):
         return Fault(f"each prediction is scored against {what}", numbers={"shift": float(shift)}, is_note=shift < 0)
 
 
-def _masked_beside(ids: Tensor, targets: Targets) -> int:
+def _masked_beside(step: StepEvidence, ids: Tensor) -> int:
     """Return how far the masked tokens of a masked language model are ahead of the scored ones, if not 0; else 0.
 
-    Masked tokens have one id, that of the mask, and targets with other ids.
+    Masked tokens have one id, that of the mask. It stands at most of the places that are restored and hardly anywhere
+    else, and targets have other ids.
     """
-    scored = targets.is_scored
-    if ids.shape != scored.shape or int(scored.sum()) < _LEAST_TARGETS or targets.num_classes <= int(ids.max()):
+    targets, padding = step.targets, step.predicted_tokens.padding
+    if not ids.shape == targets.is_scored.shape == padding.shape or targets.num_classes <= int(ids.max()):
         return 0
-    shares = {}
-    for ahead in (0, 1, -1):
-        tokens = ids.roll(-ahead, 1)[scored]
-        mask = tokens.mode().values
-        is_restored = not bool((targets.classes[scored] == mask).any())
-        shares[ahead] = float((tokens == mask).float().mean()) if is_restored else 0.0
-    found = max(shares, key=lambda ahead: shares[ahead])
-    return found if shares[found] > _MOSTLY_MASKED and shares[0] < shares[found] / 2 else 0
+    shares = {ahead: _shares_of_mask(ids, targets, padding, ahead) for ahead in (0, 1, -1)}
+    found = [ahead for ahead, each in shares.items() if min(each) > _MOSTLY_MASKED and shares[0][0] < each[0] / 2]
+    is_causal = bool(found) and known(lambda: step.flow_of_predictions.is_causal, True)
+    return found[0] if found and not is_causal else 0
+
+
+def _shares_of_mask(ids: Tensor, targets: Targets, padding: Tensor, ahead: int) -> tuple[float, float]:
+    """Return the share of the mask among the tokens ahead of the scored ones, and the share of these in all masks."""
+    length = ids.shape[1]
+    here, there = slice(max(-ahead, 0), length - max(ahead, 0)), slice(max(ahead, 0), length + min(ahead, 0))
+    scored, tokens = targets.is_scored[:, here] & ~padding[:, there], ids[:, there]
+    if int(scored.sum()) < _LEAST_TARGETS:
+        return 0.0, 0.0
+    mask = tokens[scored].mode().values
+    if bool((targets.classes[:, here][scored] == mask).any()):
+        return 0.0, 0.0
+    are_masks = tokens == mask
+    return float(are_masks[scored].float().mean()), float((are_masks & scored).sum() / (ids == mask).sum())
 
 
 def _predicted_ids(step: StepEvidence) -> Tensor:

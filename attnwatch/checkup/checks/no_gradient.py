@@ -26,7 +26,8 @@ class NoGradient(Check):
     zero. It also reports attention layers, and routers between them, whose outputs are unused although modules before
     and after them have gradients; layers that are used in eval mode do not count. It does not report modules that are
     not called. There is only a note on other trained weights without a gradient in six steps, such as those of a head
-    that the loss leaves out, and none for unmodified transformers models, as the pooler of BERT is often unused.
+    that the loss leaves out. There is no such note for unmodified transformers models, because the pooler of BERT, for
+    example, is often unused.
     """
 
     name = "no_gradient"
@@ -45,9 +46,9 @@ class NoGradient(Check):
         if fault := _of_graph(step):
             return fault
         self._zero[step.global_step] = _attention_without_gradient(step)
-        self._idle = (
-            _called_without_gradient(step) if self._idle is None else self._idle & _called_without_gradient(step)
-        )
+        if step.has_gradients:
+            idle = _called_without_gradient(step)
+            self._idle = idle if self._idle is None else self._idle & idle
         step.updates.require()
         number = len(step.updates.steps)
         if not any(step.updates.steps):
@@ -60,7 +61,8 @@ class NoGradient(Check):
 
     def _of_idle_weights(self, step: StepEvidence, number: int) -> Fault | None:
         """Return the note on weights that got no gradient in any step, although their modules were called."""
-        idle = tuple(name for name in step.trainable if name in (self._idle or ()))
+        updated = set().union(*step.updates.steps)
+        idle = tuple(name for name in step.trainable if name in (self._idle or ()) and name not in updated)
         if not idle or is_as_it_comes(step.forward.module):
             return None
         what = f"{listed(idle)} got no gradient in the first {number} steps, although the modules were called"
@@ -102,7 +104,7 @@ def _of_graph(step: StepEvidence) -> Fault | None:
 
 def _read_as_numbers(step: StepEvidence) -> tuple[str, ...]:
     """Return the trained parameters that the forward pass of the first step reads as numbers, without a gradient."""
-    if step.num_steps:  # to repeat a forward pass in each step would take too long
+    if step.num_steps or not step.has_gradients:  # to repeat a forward pass in each step would take too long
         return ()
     held = step.held if step.optimizers else {}
     nothing: Sequence[nn.Parameter] = ()

@@ -81,7 +81,7 @@ def _of_missing(step: StepEvidence, held: Collection[nn.Parameter], frozen_at_fi
     woken_up = frozen_at_first & missing.keys()
     num_empty = sum(not group["params"] for optimizer in step.optimizers for group in optimizer.param_groups)
     details = {
-        f", and the optimizers hold {counted(len(strange), 'parameter')} of other models": bool(strange),
+        f", and the optimizers hold {counted(len(strange), 'parameter')} that are not in the model": bool(strange),
         "; the optimizers hold only frozen parameters": share == 1 and not strange,
         f"; {len(woken_up)} of these {len(missing)} were frozen at first": bool(woken_up),
         f"; the optimizers have {counted(num_empty, 'empty parameter group')}": bool(num_empty),

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from statistics import median
 
 from torch.optim import SGD
 
@@ -20,7 +21,7 @@ _FALLING_STEPS, _FALL, _SAME = 5, 0.97, 1e-3
 _STEPS_AFTER_END, _SHARE_AFTER_END = 3, 1e-4
 _SHORT_RUN = 50
 # A rate that rises over the whole run may be meant, to find the best one.
-_RISING_STEPS, _LONGEST_WARM_UP = 5, 1.5
+_RISING_STEPS, _LONGEST_WARM_UP, _MOST_OF_WEIGHTS = 5, 1.5, 0.3
 
 _SCHEDULE = (
     "Check the schedule: the number of steps that it was made for, and how often scheduler.step() is called, once per "
@@ -35,7 +36,8 @@ class RateTooLow(Check):
     The norm of each matrix's update is compared with the norm of the matrix over the first steps, at the full learning
     rate of the schedule. Half of the matrices must change by 2e-6 or more, or by 1e-5 with SGD. A rate that stays at 0
     is also reported. In runs of more than 50 steps, so is a rate that falls by the same factor (3% or more) in each of
-    five steps, that drops to 0 after the first few steps, or whose linear warm-up takes 1.5 times as long as the run.
+    five steps, or that drops to 0 after the first few steps. A linear warm-up that takes 1.5 times as long as the run
+    is noted: it may belong to a longer run.
     """
 
     name = "rate_too_low"
@@ -68,9 +70,10 @@ def _of_schedule(step: StepEvidence) -> Fault | None:
         what = f"the learning rate fell from {max(rates):.3g} to {rates[-1]:.3g} after {counted(num_above, 'step')}"
         return Fault(what, numbers={"first_rate": max(rates), "last_rate": rates[-1]}, remedy=_SCHEDULE)
     warm_up = _steps_of_warm_up([max(update.schedule for update in of_step) for of_step in updates])
-    if step.total_steps is not None and warm_up > _LONGEST_WARM_UP * step.total_steps:
+    is_a_rate = median(step.updates.ratios().values()) < _MOST_OF_WEIGHTS  # schedules may be in units of 1
+    if step.total_steps is not None and is_a_rate and warm_up > _LONGEST_WARM_UP * step.total_steps:
         what = f"the warm-up of the learning rate takes {warm_up:,} steps, and the run has {step.total_steps:,}"
-        return Fault(what, numbers={"warm_up": float(warm_up), "rate": rates[-1]}, remedy=_SCHEDULE)
+        return Fault(what, numbers={"warm_up": float(warm_up), "rate": rates[-1]}, is_note=True, remedy=_SCHEDULE)
     first, *others = step.updates.of_matrices().values()
     if not all(map(_falls, [first, *others])):
         return None

@@ -1,7 +1,7 @@
 """Repeated batches."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence, Set
 
 import torch
 
@@ -29,23 +29,26 @@ class RepeatedBatch(Check):
     name = "repeated_batch"
     severity = 0.7
     remedy = (
-        "Take the next batch in each step: next(iter(loader)) in a loop begins anew each time. Check that the dataset "
-        "uses the index that it receives, and that an iterable dataset is shuffled."
+        "Take the next batch in each step: next(iter(loader)) in a loop starts the data anew each time. Check that the "
+        "dataset uses the index that it receives, and that an iterable dataset is shuffled."
     )
 
     def __init__(self) -> None:
         self._fingerprints: dict[int, list[torch.Tensor]] = {}
+        self._uses: dict[int, list[Hashable]] = {}
         self._length = 0
 
     def look(self, step: StepEvidence) -> Fault | None:
         sequences = _sequences(step.forward.tensors)
         self._length = sequences.shape[1]
         self._fingerprints.setdefault(step.global_step, []).append(_fingerprints(sequences))
+        self._uses.setdefault(step.global_step, []).append(_use(step))
         if len(self._fingerprints) < _NUM_STEPS:
             raise CannotCheck(f"needs {_NUM_STEPS} steps")
         of_steps = [list(map(_comparable, of_step)) for of_step in self._fingerprints.values()]
+        uses = [set(zip(*each, strict=True)) for each in zip(of_steps, self._uses.values(), strict=True)]
         fault = self._fault([of_step[0] for of_step in of_steps], step.steps_per_epoch)
-        if fault is None and all(len(of_step) > 1 and len(set(of_step)) == 1 for of_step in of_steps[:-1]):
+        if fault is None and all(map(_is_one_of_many, of_steps[:-1], uses)):
             what = (
                 f"in each of the first {len(of_steps) - 1} steps, gradients were accumulated over copies of one batch"
             )
@@ -70,7 +73,7 @@ class RepeatedBatch(Check):
             what += "the same batch"
         elif number <= steps // 2:
             what += f"{number} batches in turn"
-        elif most >= steps // 2:
+        elif 2 * most >= steps:
             what += f"one batch {most} times"
         elif _LEAST_SEQUENCES <= num_sequences <= size and self._length >= _LEAST_LENGTH:
             what += f"only {num_sequences} different sequences"
@@ -78,6 +81,17 @@ class RepeatedBatch(Check):
             return None
         is_meant = steps_per_epoch is None or steps_per_epoch <= number
         return Fault(what, numbers={"different_batches": float(number)}, is_note=is_meant)
+
+
+def _use(step: StepEvidence) -> Hashable:
+    """Return what tells uses of a batch apart: the weights, which SAM and L-BFGS change in between, and the losses."""
+    losses = tuple((call.name, call.size, call.size_of_targets) for call in step.losses)
+    return sum(each._version for each in step.trainable.values()), losses
+
+
+def _is_one_of_many(batches: Sequence[Hashable], uses: Set[Hashable]) -> bool:
+    """Return whether several batches of one step are the same, for the same use."""
+    return len(batches) > 1 and len(uses) == 1
 
 
 def _comparable(fingerprints: torch.Tensor) -> tuple[float, ...]:

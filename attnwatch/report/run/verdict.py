@@ -112,7 +112,7 @@ def _without_fault(record: RunRecord) -> str:
 def _certainty(record: RunRecord, first: Finding | None) -> str:
     diagnosis = record.diagnosis
     if first is not None and record.is_from_checkup(first):
-        return f"The checkup observed this at step {first.step}; it does not rest on the estimated risk."
+        return f"The checkup observed this fault itself at step {first.step}; it does not depend on the estimated risk."
     if record.source and not record.history.sites:
         return f"Only a loss could be read from this {record.source}, and a loss alone shows few faults."
     if math.isnan(diagnosis.risk):

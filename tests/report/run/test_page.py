@@ -34,7 +34,7 @@ def test_page_says_everything_in_words_too():
     for text in (
         "This run is not converging (eval_mode).",
         "The model was in eval mode.",
-        "The checkup observed this at step 0",
+        "The checkup observed this fault itself at step 0",
         "layers.1.attn",
         "1 of 6 heads was removed.",
         "1 check found nothing: batch_mixing",
