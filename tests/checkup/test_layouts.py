@@ -399,3 +399,29 @@ def test_arguments_that_refer_to_sequences_in_other_ways(about, number_of):
     found, skipped = found_in(OfLists(number_of), None, loss)
     assert "order_ignored" not in found
     assert "batch_mixing" not in skipped
+
+
+class OfTimes(nn.Module):
+    """Model that adds embeddings of time steps, and switches its own positions off."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.times = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(64, WIDTH)
+        self.wpe = nn.Embedding(64, WIDTH)
+        nn.init.zeros_(self.wpe.weight)
+        self.wpe.requires_grad_(False)
+        layer = nn.TransformerEncoderLayer(WIDTH, 4, 48, dropout=0.0, batch_first=True)
+        self.encoder, self.head = nn.TransformerEncoder(layer, 1), nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, ids, timesteps=None):
+        x = self.embedding(ids) + self.wpe(torch.arange(ids.shape[1]))
+        return self.head(self.encoder(x if timesteps is None else x + self.times(timesteps)))
+
+
+@pytest.mark.parametrize("are_given", [True, False])
+def test_positions_that_are_switched_off_because_time_steps_are_given(are_given):
+    torch.manual_seed(0)
+    ids, times = torch.randint(0, VOCABULARY, (4, 12)), torch.arange(12).expand(4, 12)
+    loss = lambda model, batch: F.cross_entropy(model(ids, times if are_given else None).mT, ids)  # noqa: E731
+    found, _ = found_in(OfTimes(), None, loss)
+    assert found == (set() if are_given else {"order_ignored"})

@@ -42,7 +42,7 @@ class OrderIgnored(Check):
                 return Fault(f"{name} received {fault}", (name.strip("`"),), remedy=_NUMBERED)
         for name, table in step.forward.module.named_parameters():
             is_empty = table.ndim > 1 and not table.requires_grad and not table.any()
-            if is_empty and POSITIONS.search(name) and "relative" not in name:
+            if is_empty and POSITIONS.search(name) and "relative" not in name and not _are_given_times(step):
                 what = f"{name} is zero and frozen, so all positions are the same"
                 return Fault(
                     what, (name,), remedy="Initialise the positions, and train them unless they are sinusoids."
