@@ -117,6 +117,9 @@ class LossFunctions:
 
     @cached_property
     def _places(self) -> list[_Place]:
+        return self._guard(self._found)() or []
+
+    def _found(self) -> list[_Place]:
         names = {id(function): name for name in LOSSES for function in _layers(vars(F)[name])}
         searched = [_namespace(module) for name, module in list(sys.modules.items()) if _may_call_losses(name)]
         searched += [vars(module) for module in self._model.modules()]
@@ -142,7 +145,7 @@ def _layers(function: Any) -> Iterator[Any]:
 
 def _namespace(module: Any) -> dict[str, Any]:
     """Return the names in a Python module, without running the code of a lazy one."""
-    return _DICT.__get__(module) if isinstance(module, ModuleType) else {}
+    return _DICT.__get__(module) if issubclass(type(module), ModuleType) else {}  # others may pretend to be modules
 
 
 def _may_call_losses(name: str) -> bool:

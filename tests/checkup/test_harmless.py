@@ -128,9 +128,23 @@ class LazyModule(types.ModuleType):
         raise ImportError("a part is not installed")
 
 
-def test_lazy_modules_are_not_loaded(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tests.lazy_application", LazyModule("tests.lazy_application"))
+class Pretender:
+    """Object that says that it is a module, as libraries loaded by cffi do."""
+
+    __class__ = types.ModuleType
+
+
+@pytest.mark.parametrize("module", [LazyModule("tests.odd"), Pretender(), None, 3])
+def test_what_is_no_plain_module_is_left_alone(monkeypatch, module):
+    monkeypatch.setitem(sys.modules, "tests.odd", module)
     assert not kinds(train(Network(), of_texts))
+
+
+def test_error_in_the_search_for_losses_ends_the_checkup_not_the_training(monkeypatch):
+    monkeypatch.setattr("attnwatch.checkup.loss_functions._namespace", lambda module: 1 / 0)
+    with pytest.warns(attnwatch.AttnwatchWarning, match="the checkup failed and stops, training continues"):
+        checkup = train(Network(), of_texts)
+    assert "ZeroDivisionError" in checkup.skipped["future_leak"]
 
 
 def test_losses_may_be_deleted_and_pickled_in_a_step():
