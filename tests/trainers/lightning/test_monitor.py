@@ -205,7 +205,7 @@ class SkipsTheRest(Llama):
 
 
 def test_what_comes_after_an_epoch_that_is_left_early_is_not_watched():
-    monitor = AttentionMonitor(every_n_steps=1, num_query_rows=None)
+    monitor = AttentionMonitor(every_n_steps=1, num_query_rows=None, checkup=False)  # it finds the same four batches
     train_epochs(monitor, SkipsTheRest(), epochs=2, limit_val_batches=0)
     assert monitor.history.steps.tolist() == list(range(8))
     assert np.ptp(monitor.history["max_entropy"]) == 0
