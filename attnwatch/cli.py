@@ -199,13 +199,13 @@ def _positive(text: str) -> int:
 
 
 def _demo_steps(text: str) -> int:
-    return _at_least(_FEWEST_DEMO_STEPS, text, because=": shorter runs can't be judged")
+    return _at_least(_FEWEST_DEMO_STEPS, text, because="; shorter runs can't be judged")
 
 
 def _at_least(least: int, text: str, *, because: str = "") -> int:
     number = int(text) if text.strip().lstrip("+-").isdecimal() else -1
     if number < least:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}{because}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}{because}")
     return number
 
 

@@ -77,7 +77,7 @@ def test_demo_refuses_fewer_steps_than_can_be_judged(capsys):
     with pytest.raises(SystemExit) as exit:
         cli.main(["demo", "--steps", "50"])
     assert exit.value.code == 2
-    assert "at least 120 steps" in capsys.readouterr().err
+    assert "must be an integer of at least 120, got '50'" in capsys.readouterr().err
 
 
 def test_exit_code_is_1_when_it_was_not_seen(monkeypatch, tmp_path):

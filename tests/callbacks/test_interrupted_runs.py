@@ -225,7 +225,7 @@ def told(captured: str) -> list[str]:
         (
             math.inf,
             {"flush_every": 4},
-            r"pictures come every 4 steps, not every 2 \(`figures_every_n_steps`\): they",
+            r"pictures come every 4 steps, not every 2 \(`figures_every_n_steps`\): observations",
         ),
         (math.inf, {"every_n_steps": 5}, "pictures come every 5 steps, not every 2 "),
     ],
