@@ -221,7 +221,7 @@ def told(captured: str) -> list[str]:
     ("share", "options", "expected"),
     [
         (math.inf, {}, None),
-        (1e-9, {}, r"pictures come less often than every 2 steps \(`figures_every_n_steps`\): the last took .* ms? to"),
+        (1e-9, {}, r"pictures come less often than every 2 steps \(`figures_every_n_steps`\): the last took .* m?s to"),
         (
             math.inf,
             {"flush_every": 4},
