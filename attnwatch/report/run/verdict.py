@@ -37,7 +37,8 @@ class Verdict:
         sentence: status of the run, and what is wrong in a few words.
         fault: what is wrong, with its numbers; empty if nothing was found.
         where: names of the affected modules or parameters, if `fault` does not name them.
-        causes: possible causes, likeliest first, each with its share of the evidence and what to do about it.
+        causes_title: heading of the causes.
+        causes: causes, likeliest first, each with what speaks for it and what to do about it.
         actions: what to do if no cause is named, most important first.
         certainty: what the verdict rests on.
     """
@@ -46,6 +47,7 @@ class Verdict:
     sentence: str
     fault: str
     where: tuple[str, ...]
+    causes_title: str
     causes: tuple[tuple[str, str, str], ...]
     actions: tuple[str, ...]
     certainty: str
@@ -56,14 +58,17 @@ def verdict_of(record: RunRecord) -> Verdict:
     diagnosis = record.diagnosis
     faults = [finding for finding in diagnosis.findings if not finding.is_note]
     first = faults[0] if faults else None
-    fault = "" if first is None else first.what
+    fault, causes = ("", ()) if first is None else (first.what, first.causes)
     unexplained = [finding.advice for finding in faults if finding.advice and not finding.causes]
     return Verdict(
         tone=_TONES[diagnosis.status],
         sentence=_sentence(diagnosis, first),
         fault=fault,
         where=() if first is None or any(site in fault for site in first.sites) else first.sites,
-        causes=() if first is None else tuple(map(_cause, first.causes)),
+        causes_title="Cause"
+        if causes and all(cause.is_fact for cause in causes)
+        else "Possible causes, and what to do",
+        causes=tuple(map(_cause, causes)),
         actions=tuple(dict.fromkeys(unexplained)) if faults else (_without_fault(record),),
         certainty=_certainty(record, first),
     )
@@ -82,7 +87,8 @@ def _sentence(diagnosis: Diagnosis, first: Finding | None) -> str:
 
 def _cause(cause: Cause) -> tuple[str, str, str]:
     title = cause.title or cause.name.replace("_", " ")
-    return f"{title[:1].upper()}{title[1:]}", f"{cause.score:.0%} of the evidence", cause.remedy
+    evidence = "found by the checkup" if cause.is_fact else f"{cause.score:.0%} of the evidence"
+    return f"{title[:1].upper()}{title[1:]}", evidence, cause.remedy
 
 
 def _without_fault(record: RunRecord) -> str:

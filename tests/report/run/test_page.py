@@ -121,6 +121,14 @@ def test_causes_are_told_instead_of_the_general_advice():
     assert unclear.sentence == "This run is not converging."
 
 
+def test_cause_that_the_checkup_found_is_no_possibility():
+    found = _verdict_with(Cause("frozen_parameters", 1.0, ("the checkup found it",), is_fact=True))
+    assert found.causes == (("Frozen parameters", "found by the checkup", ""),)
+    assert found.causes_title == "Cause"
+    guessed = _verdict_with(Cause("rate_too_low", 0.7, title="the rate is too low"))
+    assert guessed.causes_title == "Possible causes, and what to do"
+
+
 def test_causes_are_not_repeated():
     cause = Cause("rate_too_low", 0.7, ("it falls slowly",), title="the rate is too low")
     findings = [
