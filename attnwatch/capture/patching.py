@@ -16,6 +16,8 @@ _lock = threading.RLock()
 _in_use: dict[Hashable, tuple[int, Callable[[], None]]] = {}
 # Replacements that were to be put back while a later one was in their place, with what they replaced.
 _outdated: dict[int, tuple[Any, Any]] = {}
+# Replacements that are not put back yet.
+_live: dict[int, Any] = {}
 _MISSING = object()
 
 
@@ -65,17 +67,21 @@ def replace_method(kind: type, name: str, wrap: Callable[[Any], Any]) -> Callabl
 def _replace(
     read: Callable[[], Any], write: Callable[[Any], None], wrap: Callable[[Any], Any], original: Any
 ) -> Callable[[], None]:
-    held, replacement = read(), wrap(original)
-    write(replacement)
+    with _lock:
+        held, replacement = read(), wrap(original)
+        write(replacement)
+        _live[id(replacement)] = replacement
 
     def put_back() -> None:
-        if read() is not replacement:  # a later replacement is put back first, or other code has replaced it
-            _outdated[id(replacement)] = (replacement, held)
-            return
-        value = held
-        while id(value) in _outdated:
-            _, value = _outdated.pop(id(value))
-        write(value)
+        with _lock:
+            del _live[id(replacement)]
+            if read() is replacement:
+                value = held
+                while id(value) in _outdated:
+                    _, value = _outdated.pop(id(value))
+                write(value)
+            elif id(read()) in _live:  # the later replacement will put back what this one has replaced
+                _outdated[id(replacement)] = (replacement, held)
 
     return put_back
 

@@ -5,9 +5,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from attnwatch.checkup.first_sequences import first_sequences
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, known
 from attnwatch.checkup.repeats import Repeats
+from attnwatch.checkup.sequences import first_sequences
 from attnwatch.checkup.tokens import Tokens
 
 # Sequences with fewer tokens don't show which of them are seen.

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch.nn.functional as F
 from torch import nn
 
-from attnwatch.capture import StandIn, replace, shared_patch
+from attnwatch.capture import StandIn, replace
 from attnwatch.checkup.guard import Guard
 
 ELEMENTWISE = (
@@ -83,7 +83,6 @@ class LossFunctions:
                 not passed on.
             receive: function called with each description.
         """
-
         is_open = True
 
         def stand_in(name: str, original: Callable[..., Any]) -> StandIn:
@@ -108,8 +107,7 @@ class LossFunctions:
         with contextlib.ExitStack() as stack:
             for place in self._places:
                 if place.name in names and place.is_current:
-                    apply = partial(replace, place.namespace, place.attribute, partial(stand_in, place.name))
-                    stack.enter_context(shared_patch((id(place.namespace), place.attribute, receive), apply))
+                    stack.callback(replace(place.namespace, place.attribute, partial(stand_in, place.name)))
             try:
                 yield
             finally:

@@ -1,7 +1,7 @@
 """Forward passes that repeat a recorded one with one thing changed."""
 
 import contextlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from attnwatch.capture import undisturbed
 from attnwatch.checkup.attention_scale import AttentionScale
 from attnwatch.checkup.embeddings import changed_embeddings
-from attnwatch.checkup.first_sequences import copies_of_first_sequence, first_sequences, reversed_sequences
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known, tensors_in
 from attnwatch.checkup.function_calls import FunctionCalls
 from attnwatch.checkup.scales import attention_scales
+from attnwatch.checkup.sequences import changed_sequences, first_sequences
 from attnwatch.checkup.tokens import tokens_of
 from attnwatch.utils.processes import has_other_processes
 
@@ -94,7 +94,7 @@ class Repeats:
         odd = [name for name, value in self.arguments.items() if not self._is_reversible(value)]
         if odd:
             raise CannotCheck(f"`{odd[0]}` may refer to the sequences of the batch by other means than its first axis")
-        return self.output(**reversed_sequences({**self.arguments, **changes}, self.num_sequences)).flip(0)
+        return self.output(**self._changed(lambda tensor: tensor.flip(0), **changes)).flip(0)
 
     def output_of_copies(self) -> Tensor:
         """Return the output for the first sequence in all places of the batch.
@@ -107,7 +107,12 @@ class Repeats:
             for attribute, value in {**held, **dict(part.named_buffers(recurse=False))}.items():
                 if any(self.num_sequences in tensor.shape[:2] for _, tensor in tensors_in(value)):
                     raise CannotCheck(f"{f'{name}.{attribute}'.lstrip('.')} may be memory of each sequence")
-        return self.output(**copies_of_first_sequence(self.arguments, self.num_sequences))
+        return self.output(**self._changed(lambda tensor: tensor[:1].expand_as(tensor)))
+
+    def _changed(self, change: Callable[[Tensor], Tensor], **changes: Any) -> dict[str, Any]:
+        """Return the arguments with these changes, and with a function applied to each tensor [sequences, …]."""
+        arguments: dict[str, Any] = changed_sequences({**self.arguments, **changes}, self.num_sequences, change)
+        return arguments
 
     def _is_reversible(self, value: Any) -> bool:
         """Return whether an argument has an entry for each sequence on its first axis, or none at all."""

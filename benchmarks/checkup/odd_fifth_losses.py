@@ -153,26 +153,27 @@ def growing_weights(model: nn.Module, batch: Batch) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def odds_of_preferences(model: nn.Module, batch: Batch) -> Tensor:
-    """Add the odds of a text against one of random words to its loss."""
+def _means_of_texts_and_random_words(model: nn.Module, batch: Batch) -> list[Tensor]:
+    """Return the mean log-probabilities of the words of each text, and of random words in their place."""
     ids, mask = batch["input_ids"], batch["attention_mask"]
     random = torch.where(ids >= FIRST_WORD, torch.randint_like(ids, FIRST_WORD, VOCABULARY), ids)
     means = []
     for each in (ids, random):
         losses, real, _ = _of_words(model, {"input_ids": each, "attention_mask": mask})
         means.append(-(losses * real).sum(1) / real.sum(1))
+    return means
+
+
+def odds_of_preferences(model: nn.Module, batch: Batch) -> Tensor:
+    """Add the odds of a text against one of random words to its loss."""
+    means = _means_of_texts_and_random_words(model, batch)
     odds = [mean - torch.log1p(-mean.exp().clamp(max=0.999)) for mean in means]
     return -means[0].mean() - 0.1 * F.logsigmoid(odds[0] - odds[1]).mean()
 
 
 def margin_of_preferences(model: nn.Module, batch: Batch) -> Tensor:
     """Ask that the mean of a text be above that of random words by a margin."""
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    random = torch.where(ids >= FIRST_WORD, torch.randint_like(ids, FIRST_WORD, VOCABULARY), ids)
-    means = []
-    for each in (ids, random):
-        losses, real, _ = _of_words(model, {"input_ids": each, "attention_mask": mask})
-        means.append(-(losses * real).sum(1) / real.sum(1))
+    means = _means_of_texts_and_random_words(model, batch)
     return -F.logsigmoid(2.0 * (means[0] - means[1]) - _MARGIN).mean()
 
 

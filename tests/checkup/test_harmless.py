@@ -211,6 +211,22 @@ def test_functions_that_were_taken_in_a_step_keep_nothing_of_later_ones():
     assert sum(isinstance(each, ScoredCall) for each in gc.get_objects()) - before <= 1
 
 
+def test_functions_that_other_code_replaces_in_a_step_keep_nothing(monkeypatch):
+    original = F.cross_entropy
+    monkeypatch.setattr(F, "cross_entropy", original)  # to be put back
+
+    def loss(model, step):
+        result = of_texts(model, step)
+        F.cross_entropy = functools.wraps(original)(lambda *args, **kwargs: original(*args, **kwargs))
+        return result
+
+    gc.collect()
+    before = sum(isinstance(each, ScoredCall) for each in gc.get_objects())
+    assert "labels_shifted_twice" in train(Network(), loss, steps=8).answered
+    gc.collect()
+    assert sum(isinstance(each, ScoredCall) for each in gc.get_objects()) == before
+
+
 def test_batches_are_forgotten_after_each_step():
     batches = []
 

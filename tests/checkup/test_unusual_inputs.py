@@ -14,8 +14,8 @@ from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutput
 
 from attnwatch import TrainingCheckup
-from attnwatch.checkup.first_sequences import first_sequences
 from attnwatch.checkup.forward import CannotCheck, tensors_in
+from attnwatch.checkup.sequences import first_sequences
 
 SIZE, TOKENS, VOCABULARY, WIDTH = 6, 8, 30, 16
 

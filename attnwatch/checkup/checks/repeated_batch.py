@@ -1,7 +1,7 @@
 """Repeated batches."""
 
 from collections import Counter
-from collections.abc import Hashable, Sequence, Set
+from collections.abc import Hashable, Sequence
 
 import torch
 
@@ -34,21 +34,18 @@ class RepeatedBatch(Check):
     )
 
     def __init__(self) -> None:
-        self._fingerprints: dict[int, list[torch.Tensor]] = {}
-        self._uses: dict[int, list[Hashable]] = {}
+        self._batches: dict[int, list[tuple[torch.Tensor, Hashable]]] = {}
         self._length = 0
 
     def look(self, step: StepEvidence) -> Fault | None:
         sequences = _sequences(step.forward.tensors)
         self._length = sequences.shape[1]
-        self._fingerprints.setdefault(step.global_step, []).append(_fingerprints(sequences))
-        self._uses.setdefault(step.global_step, []).append(_use(step))
-        if len(self._fingerprints) < _NUM_STEPS:
+        self._batches.setdefault(step.global_step, []).append((_fingerprints(sequences), _use(step)))
+        if len(self._batches) < _NUM_STEPS:
             raise CannotCheck(f"needs {_NUM_STEPS} steps")
-        of_steps = [list(map(_comparable, of_step)) for of_step in self._fingerprints.values()]
-        uses = [set(zip(*each, strict=True)) for each in zip(of_steps, self._uses.values(), strict=True)]
-        fault = self._fault([of_step[0] for of_step in of_steps], step.steps_per_epoch)
-        if fault is None and all(map(_is_one_of_many, of_steps[:-1], uses)):
+        of_steps = [[(_comparable(each), use) for each, use in batches] for batches in self._batches.values()]
+        fault = self._fault([batches[0][0] for batches in of_steps], step.steps_per_epoch)
+        if fault is None and all(len(batches) > 1 and len(set(batches)) == 1 for batches in of_steps[:-1]):
             what = (
                 f"in each of the first {len(of_steps) - 1} steps, gradients were accumulated over copies of one batch"
             )
@@ -87,11 +84,6 @@ def _use(step: StepEvidence) -> Hashable:
     """Return what tells uses of a batch apart: the weights, which SAM and L-BFGS change in between, and the losses."""
     losses = tuple((call.name, call.size, call.size_of_targets) for call in step.losses)
     return sum(each._version for each in step.trainable.values()), losses
-
-
-def _is_one_of_many(batches: Sequence[Hashable], uses: Set[Hashable]) -> bool:
-    """Return whether several batches of one step are the same, for the same use."""
-    return len(batches) > 1 and len(uses) == 1
 
 
 def _comparable(fingerprints: torch.Tensor) -> tuple[float, ...]:

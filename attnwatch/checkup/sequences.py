@@ -1,4 +1,4 @@
-"""Selection and reversal of the sequences in the arguments of a forward pass."""
+"""Sequences in the arguments of a forward pass: the first of them, or changed ones."""
 
 import copy
 import dataclasses
@@ -29,57 +29,34 @@ def first_sequences(value: Any, size: int, number: int) -> Any:
         >>> first_sequences({"ids": torch.arange(6), "mask": [torch.ones(2)]}, size=6, number=2)
         {'ids': tensor([0, 1]), 'mask': [tensor([1., 1.])]}
     """
+    return changed_sequences(value, size, lambda tensor: tensor[:number])
 
-    return _with_tensors(value, lambda tensor: tensor[:number] if tensor.ndim and len(tensor) == size else tensor)
 
-
-def reversed_sequences(value: Any, size: int) -> Any:
-    """Return a copy of an argument with the sequences of each tensor in it in reverse order.
+def changed_sequences(value: Any, size: int, change: Callable[[Tensor], Tensor]) -> Any:
+    """Return a copy of an argument with a function applied to each tensor in it that has an entry for each sequence.
 
     Args:
         value, size: see `first_sequences`.
+        change: function of a tensor [sequences, …].
 
     Raises:
         CannotCheck: see `first_sequences`.
 
     Example:
         >>> import torch
-        >>> reversed_sequences([torch.arange(3), torch.arange(2)], size=3)
+        >>> changed_sequences([torch.arange(3), torch.arange(2)], 3, lambda tensor: tensor.flip(0))
         [tensor([2, 1, 0]), tensor([0, 1])]
     """
-    return _with_tensors(value, lambda tensor: tensor.flip(0) if tensor.ndim and len(tensor) == size else tensor)
-
-
-def copies_of_first_sequence(value: Any, size: int) -> Any:
-    """Return a copy of an argument with the first sequence of each tensor in it in the place of all others.
-
-    Args:
-        value, size: see `first_sequences`.
-
-    Raises:
-        CannotCheck: see `first_sequences`.
-
-    Example:
-        >>> import torch
-        >>> copies_of_first_sequence([torch.arange(3), torch.arange(2)], size=3)
-        [tensor([0, 0, 0]), tensor([0, 1])]
-    """
-    return _with_tensors(
-        value, lambda tensor: tensor[:1].expand_as(tensor) if tensor.ndim and len(tensor) == size else tensor
-    )
-
-
-def _with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """Return a copy of an argument with other tensors in it."""
     if isinstance(value, Tensor):
-        return change(value.detach()).clone()
+        tensor = value.detach()
+        return (change(tensor) if tensor.ndim and len(tensor) == size else tensor).clone()
     if isinstance(value, Iterator):
         raise CannotCheck("the model received an iterator, which can be read only once")
     if type(value) in (list, tuple):
-        return type(value)(_with_tensors(part, change) for part in value)
+        return type(value)(changed_sequences(part, size, change) for part in value)
     if not any(True for _ in tensors_in(value)):
         return value
-    return _made_anew(value, {name: _with_tensors(part, change) for name, part in _parts(value).items()})
+    return _made_anew(value, {name: changed_sequences(part, size, change) for name, part in _parts(value).items()})
 
 
 def _parts(value: Any) -> Mapping[Any, Any]:
