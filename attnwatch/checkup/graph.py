@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from attnwatch.checkup.residuals import Residuals, residuals
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -18,6 +20,7 @@ class Graph:
         cut: names of the trainable matrices of modules whose outputs are used, but do not depend on these matrices.
         without_grad: names of the modules that were called while gradients were disabled.
         apart: names of those `without_grad` that received an input of the model itself, not a tensor computed from it.
+        residuals: attention layers with and without a residual connection.
     """
 
     foreign: tuple[nn.Parameter, ...] = ()
@@ -25,6 +28,7 @@ class Graph:
     cut: tuple[str, ...] = ()
     without_grad: tuple[str, ...] = ()
     apart: tuple[str, ...] = ()
+    residuals: Residuals = field(default_factory=Residuals)
 
 
 @dataclass
@@ -69,7 +73,9 @@ class GraphRecorder:
         given = set(map(id, inputs))
         apart = [module for module, received in self._without_grad.items() if received & given]
         names = [tuple(map(self._name, modules)) for modules in (self._without_grad, apart)]
-        return Graph(foreign, unused, tuple(cut), *names)
+        return Graph(
+            foreign, unused, tuple(cut), *names, residuals(nodes[:1])
+        )  # later outputs may be a cache or states
 
     def _name(self, module: nn.Module) -> str:
         """Return the name of a module; "" for a shallow copy of a module, which has the same hooks."""

@@ -12,10 +12,11 @@ from attnwatch.checkup.checks.no_gradient import bypassed_layers, without_grad
 from attnwatch.checkup.evidence import NO_GRADIENTS, StepEvidence
 from attnwatch.checkup.forward import POSITIONS, is_of_adapter
 from attnwatch.checkup.library import is_as_it_comes
+from attnwatch.checkup.residuals import Residuals
 from attnwatch.checkup.stacks import after_last, are_of_one_stack
 from attnwatch.checkup.weights import small_scales
 from attnwatch.utils.entries import as_real
-from attnwatch.utils.messages import listed
+from attnwatch.utils.messages import counted, listed
 
 # Gradients of sound models differ by less than 30-fold over depth, and by more between an encoder and its reader.
 _MOST_RATIO, _MOST_BETWEEN_STACKS = 1000.0, 1e5
@@ -28,6 +29,7 @@ _FADES = (
     "Check that each layer has its residual connection and its norm, that nothing between these layers rescales or "
     "saturates, and the initialisation of their weights."
 )
+_RESIDUALS = "Add the output of each attention layer to its input: x = x + attention(norm(x))."
 
 
 @register
@@ -37,6 +39,7 @@ class BrokenGradientPath(Check):
     Attention layers after the last one of their stack with a gradient do not count, because they may be unused. Within
     a layer, either all trainable weights must have a gradient or none, except in unmodified transformers models.
     Modules called before the first attention layer, such as embeddings, must have a gradient if that layer does. The
+    graph of autograd must have a path around each attention layer, as residual connections give it. The
     norms of the gradients must not rise or fall steadily from layer to layer by more than 1,000-fold in total, nor drop
     by as much from one layer to the one before it in the same stack.
     """
@@ -79,6 +82,9 @@ class BrokenGradientPath(Check):
             layers = sum(name not in reached for name in up_to)
             what = f"{listed(missing, most=1)} got no gradient, although {reached[-1]} did"
             return Fault(what, missing, {"weights": float(len(missing)), "layers_without_gradient": float(layers)})
+        fault = _without_residuals(step.graph.residuals)
+        if fault is not None:
+            return fault
         norms = {name: _norm(weights[name]) for name in reached if not any(map(is_of_adapter, weights[name]))}
         dead = _without_slope(norms)
         if dead and step.num_steps < _STEPS_OF_GATES:
@@ -120,6 +126,17 @@ def _is_idle(step: StepEvidence, site: str, weight: str) -> bool:
     module = weight.rpartition(".")[0]
     called = [name for name in step.forward.called if name.startswith(f"{site}.")]
     return bool(module and called) and f"{site}.{module}" not in called
+
+
+def _without_residuals(residuals: Residuals) -> Fault | None:
+    """Return the fault for attention layers that have no path around them; a note if others have one."""
+    count, total = residuals.num_missing, residuals.num_layers
+    if not count:
+        return None
+    what = f"{count} of {counted(total, 'self-attention layer')} above another have no residual connection"
+    what += ": all that comes from below passes through their attention"
+    numbers = {"layers_without_residual": float(count), "layers": float(total)}
+    return Fault(what, numbers=numbers, is_note=count < total, remedy=_RESIDUALS)
 
 
 def _without_slope(norms: Mapping[str, float]) -> tuple[str, ...]:
