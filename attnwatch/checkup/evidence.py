@@ -188,7 +188,7 @@ class StepEvidence:
     @cached_property
     def _decoder_tokens(self) -> Tokens | None:
         encoder = known(lambda: self.tokens, None)
-        return None if encoder is None else decoder_tokens(self.forward, encoder, self.scored)
+        return None if encoder is None else decoder_tokens(self.forward, encoder, self.scored, self._read)
 
     @cached_property
     def targets(self) -> Targets:
@@ -208,13 +208,19 @@ class StepEvidence:
 
     @property
     def predicts_several_tokens(self) -> bool:
-        """True if each token is scored against several later tokens, by several calls of cross-entropy."""
-        return len(shifts(self.forward, self.predicted_tokens.values, self.scored)) > 1
+        """True if tokens are scored against several later tokens, or may be, by several calls of cross-entropy."""
+        sizes = {call.classes.numel() for call in self.scored}
+        has_other_calls = len(sizes) > 1 and len(self._all_targets) < len(self.scored)
+        return has_other_calls or len(shifts(self.forward, self.predicted_tokens.values, self.scored, self._read)) > 1
+
+    @property
+    def _read(self) -> list[Tensor]:
+        return [each.has_gradient for each in self.read.values()]
 
     @cached_property
     def _all_targets(self) -> list[Targets]:
         size, first = (self.forward.num_sequences, self._num_outputs), self.forward.has_tokens_first
-        found = (call.targets(*size, has_tokens_first=first) for call in self.scored)
+        found = (call.targets(*size, has_tokens_first=first, read=self._read) for call in self.scored)
         return [each for each in found if each is not None]
 
     @property

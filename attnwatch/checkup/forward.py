@@ -1,13 +1,15 @@
 """Forward pass of a training step, with the tensors that the model received and returned."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, is_dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from attnwatch.checkup.containers import parts_of, tensors_in, with_parts
 from attnwatch.checkup.graph import Graph
 from attnwatch.utils.forwards import parameters_of
 
@@ -39,8 +41,10 @@ class RecordedForward:
     Attributes:
         module: outermost called module.
         name: path of the module in the model; empty for the model itself.
-        arguments: arguments of the call by name, positional ones first.
+        given: arguments of the call by name, positional ones first.
         num_positional: number of positional arguments.
+        container: name of the only argument with tensors if it is a mapping, a dataclass or a named tuple, such as the
+            whole batch; empty if there is none.
         shapes: shapes of the tensors that the module returned, by name or index.
         was_training: True if the module was in train mode.
         uses_float16: True if the module computed in float16, through autocast or its weights.
@@ -56,8 +60,9 @@ class RecordedForward:
 
     module: nn.Module
     name: str
-    arguments: Mapping[str, Any]
+    given: Mapping[str, Any]
     num_positional: int
+    container: str
     shapes: Mapping[str, torch.Size]
     was_training: bool
     uses_float16: bool
@@ -69,8 +74,20 @@ class RecordedForward:
     has_tokens_first: bool
     is_followed: bool
 
+    @cached_property
+    def arguments(self) -> Mapping[str, Any]:
+        """Arguments of the call by name, positional ones first; the parts of the `container` instead of it."""
+        if not self.container:
+            return self.given
+        others = {name: value for name, value in self.given.items() if name != self.container}
+        return {str(name): value for name, value in parts_of(self.given[self.container]).items()} | others
+
     def repeat(self, arguments: Mapping[str, Any]) -> Any:
-        """Call the module with these arguments instead of the recorded ones."""
+        """Call the module with these `arguments` instead of the recorded ones."""
+        if self.container:
+            old = self.given[self.container]
+            new = with_parts(old, {name: arguments[str(name)] for name in parts_of(old)})
+            arguments = {**self.given, self.container: new}
         values, number = list(arguments.items()), self.num_positional
         return self.module(*(value for _, value in values[:number]), **dict(values[number:]))
 
@@ -134,16 +151,9 @@ def argument_names(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str
     return dict(zip(names, args, strict=False)) | dict(kwargs)
 
 
-def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in mappings, lists, tuples and dataclasses with their names, or with indices as names."""
-    if isinstance(output, Tensor):
-        yield "", output
-    elif isinstance(output, Mapping):
-        for name, value in output.items():
-            yield from ((str(name), each) for _, each in tensors_in(value))
-    elif isinstance(output, list | tuple):
-        for place, value in zip(getattr(output, "_fields", map(str, range(len(output)))), output, strict=True):
-            yield from ((place, each) for _, each in tensors_in(value))
-    elif is_dataclass(output) and not isinstance(output, type):
-        for field in fields(output):
-            yield from ((field.name, each) for _, each in tensors_in(getattr(output, field.name, None)))
+def container_of(arguments: Mapping[str, Any]) -> str:
+    """Return the name of the only argument with tensors if its parts have names; empty if there is none."""
+    holding = [name for name, value in arguments.items() if any(True for _ in tensors_in(value))]
+    value = arguments[holding[0]] if len(holding) == 1 else None
+    has_names = isinstance(value, Mapping) or is_dataclass(value) or hasattr(value, "_fields")
+    return holding[0] if has_names else ""

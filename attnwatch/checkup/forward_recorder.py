@@ -10,14 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from attnwatch.capture import find_sites, replace_method
 from attnwatch.capture.compilation import compiles_anything
 from attnwatch.checkup.changes import ForwardState
-from attnwatch.checkup.forward import POSITIONS, RecordedForward, argument_names, tensors_in
+from attnwatch.checkup.containers import tensors_in
+from attnwatch.checkup.forward import POSITIONS, RecordedForward, argument_names, container_of
 from attnwatch.checkup.graph import GraphRecorder
 from attnwatch.checkup.guard import Guard
 from attnwatch.checkup.read_tokens import ReadTokens, read_tokens, some_of
+from attnwatch.utils.forwards import is_redirected
 
 # Name of all outputs of later forward passes.
 _OTHER = "of another forward"
@@ -133,6 +136,8 @@ class ForwardRecorder:
             self.forward = None if self._has_attention(module) else replace(first, is_followed=True)
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not self._depth and (isinstance(module, DistributedDataParallel) or is_redirected(module)):
+            return  # the module within, or what its other method calls, is what counts
         if not self._depth and torch.is_grad_enabled():
             self._on_forward()
             self._follow(module, [args, kwargs])
@@ -176,6 +181,7 @@ class ForwardRecorder:
             self._name(module),
             arguments,
             len(args),
+            container_of(arguments),
             {name: tensor.shape for name, tensor in tensors_in(output) if not tensor.is_nested},
             module.training,
             _uses_float16(module),

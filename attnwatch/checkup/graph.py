@@ -72,10 +72,14 @@ class GraphRecorder:
         cut = [name for module, used in is_used.items() if used for name in self._cut_off(module, found)]
         given = set(map(id, inputs))
         apart = [module for module, received in self._without_grad.items() if received & given]
-        names = [tuple(map(self._name, modules)) for modules in (self._without_grad, apart)]
         return Graph(
-            foreign, unused, tuple(cut), *names, residuals(nodes[:1])
-        )  # later outputs may be a cache or states
+            foreign,
+            unused,
+            tuple(cut),
+            without_grad=tuple(map(self._name, self._without_grad)),
+            apart=tuple(map(self._name, apart)),
+            residuals=residuals(nodes[:1]),  # later outputs may be a cache or states
+        )
 
     def _name(self, module: nn.Module) -> str:
         """Return the name of a module; "" for a shallow copy of a module, which has the same hooks."""

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from attnwatch.capture import undisturbed
 from attnwatch.checkup.attention_scale import AttentionScale
+from attnwatch.checkup.containers import tensors_in
 from attnwatch.checkup.embeddings import changed_embeddings
-from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known, tensors_in
+from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known
 from attnwatch.checkup.function_calls import FunctionCalls
 from attnwatch.checkup.scales import attention_scales
 from attnwatch.checkup.sequences import changed_sequences, first_sequences
 from attnwatch.checkup.tokens import tokens_of
-from attnwatch.utils.processes import has_other_processes
+from attnwatch.utils.processes import without_communication
 
 MOST_SEQUENCES = 4
 """Maximum number of sequences in a repeated forward pass."""
@@ -41,8 +42,6 @@ class Repeats:
     """
 
     def __init__(self, forward: RecordedForward):
-        if has_other_processes():  # a forward pass may wait for the other processes
-            raise CannotCheck("several processes train: check the model once in a single process, with check_training")
         if forward.changes:
             raise CannotCheck(f"the forward pass changes {forward.changes}, so repeating it would have side effects")
         self._forward = forward
@@ -175,7 +174,12 @@ class Repeats:
     ) -> Tensor:
         calls = FunctionCalls() if calls is None else calls
         try:
-            with undisturbed(self._forward.module, seed=seed), watching or contextlib.nullcontext(), calls:
+            with (
+                undisturbed(self._forward.module, seed=seed),
+                watching or contextlib.nullcontext(),
+                calls,
+                without_communication(),
+            ):
                 output = self._forward.repeat({**self.arguments, **changes})
         except Exception as error:
             raise CannotRepeat(f"the forward pass can't be repeated: {type(error).__name__}: {error}") from error

@@ -117,8 +117,8 @@ def _next_products(nodes: Sequence[Node], following: Callable[[Node], Iterable[N
 
 def _length(node: Node, index: int) -> int | None:
     """Return the number of tokens of the result [..., tokens, features] of the forward of a node."""
-    shape = node._input_metadata[index].shape if node is not None else ()
-    return int(shape[-2]) if len(shape) > 1 else None
+    shape: Sequence[int] = () if node is None else node._input_metadata[index].shape
+    return None if len(shape) < 2 else int(shape[-2])
 
 
 def _inputs(node: Node) -> list[Node]:

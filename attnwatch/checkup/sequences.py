@@ -1,16 +1,12 @@
 """Sequences in the arguments of a forward pass: the first of them, or changed ones."""
 
-import copy
-import dataclasses
-from collections import UserDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-from attnwatch.checkup.forward import CannotCheck, tensors_in
-
-_NOT_CUT = "the model received a {}, which can't be copied with fewer sequences"
+from attnwatch.checkup.containers import parts_of, tensors_in, with_parts
+from attnwatch.checkup.forward import CannotCheck
 
 
 def first_sequences(value: Any, size: int, number: int) -> Any:
@@ -56,16 +52,7 @@ def changed_sequences(value: Any, size: int, change: Callable[[Tensor], Tensor])
         return type(value)(changed_sequences(part, size, change) for part in value)
     if not any(True for _ in tensors_in(value)):
         return value
-    return _made_anew(value, {name: changed_sequences(part, size, change) for name, part in _parts(value).items()})
-
-
-def _parts(value: Any) -> Mapping[Any, Any]:
-    """Return the entries of a mapping, the fields of a dataclass, or the items of a list or tuple."""
-    if isinstance(value, Mapping):
-        return dict(value.items())
-    if dataclasses.is_dataclass(value):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-    return dict(enumerate(value))
+    return _made_anew(value, {name: changed_sequences(part, size, change) for name, part in parts_of(value).items()})
 
 
 def _made_anew(value: Any, parts: Mapping[Any, Any]) -> Any:
@@ -75,21 +62,9 @@ def _made_anew(value: Any, parts: Mapping[Any, Any]) -> Any:
         CannotCheck: the class does not allow that.
     """
     try:
-        container = _with_parts(value, parts)
+        return with_parts(value, parts)
     except Exception as error:  # from user classes
-        raise CannotCheck(f"{_NOT_CUT.format(type(value).__name__)}: {type(error).__name__}: {error}") from error
-    if {id(tensor) for _, tensor in tensors_in(container)} != {id(tensor) for _, tensor in tensors_in(parts)}:
-        raise CannotCheck(_NOT_CUT.format(type(value).__name__))
-    return container
-
-
-def _with_parts(value: Any, parts: Mapping[Any, Any]) -> Any:
-    if isinstance(value, dict | UserDict):
-        container = copy.copy(value)
-        for name, part in parts.items():
-            container[name] = part
-        return container
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(value, **parts)
-    make: Callable[..., Any] = getattr(value, "_make", type(value))
-    return make(parts if isinstance(value, Mapping) else parts.values())
+        raise CannotCheck(
+            f"the model received a {type(value).__name__}, which can't be copied with fewer sequences: "
+            f"{type(error).__name__}: {error}"
+        ) from error

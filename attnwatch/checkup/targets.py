@@ -1,7 +1,7 @@
 """Calls of `cross_entropy` and `nll_loss` of `torch.nn.functional` in a step, and the targets of the predictions."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,14 +98,23 @@ class ScoredCall:
         along_first, along_second = classes[:-1] == ids[1:], classes[:, :-1] == ids[:, 1:]
         return bool(along_first.all()) and not bool(along_second.all())
 
-    def targets(self, num_sequences: int, num_tokens: int, *, has_tokens_first: bool = False) -> Targets | None:
+    def targets(
+        self,
+        num_sequences: int,
+        num_tokens: int,
+        *,
+        has_tokens_first: bool = False,
+        read: Sequence[Tensor] = (),
+    ) -> Targets | None:
         """Return the targets by sequence and token, [batch] or [batch, tokens]; None if they do not fit the batch.
 
-        The last token of each sequence may be missing.
+        The last token of each sequence may be missing. Which tokens other calls leave out is known from the outputs
+        that the loss reads.
 
         Args:
             num_sequences, num_tokens: size of the batch.
             has_tokens_first: True if the rows of the call are a flattened [tokens, batch], not [batch, tokens].
+            read: masks of the outputs that losses read in the first sequences, bool [sequences, tokens].
         """
         classes, number = self.classes, self.classes.numel() // num_sequences
         sizes = (number, num_sequences) if has_tokens_first else (num_sequences, number)
@@ -118,9 +127,31 @@ class ScoredCall:
             classes = classes.reshape(sizes)
             classes, places = (classes.T, (places[1], places[0])) if has_tokens_first else (classes, places)
             classes = F.pad(classes, (0, num_tokens - number), value=self.ignored)
+        elif not has_tokens_first and number < num_tokens:
+            classes = classes.reshape(sizes)
+            masks = [mask for mask in read if mask.shape[1] == num_tokens]
+            first = _first_read(classes != self.ignored, masks)
+            if first is None:
+                return None
+            classes = F.pad(classes, (first, num_tokens - number - first), value=self.ignored)
+            places = (places[0], places[1] + first)
         else:
             return None
         return Targets(classes, classes != self.ignored, self.logits.shape[1], self.loss, places, self.logits)
+
+
+def _first_read(is_scored: Tensor, masks: Sequence[Tensor]) -> int | None:
+    """Return the first of the consecutive tokens that a loss reads; None unless just one choice fits.
+
+    Args:
+        is_scored: mask of the targets, bool [batch, targets].
+        masks: masks of outputs with a gradient in the first sequences, bool [sequences, tokens].
+    """
+    fits = set()
+    for mask in masks:
+        scored = F.pad(is_scored[: len(mask)].to(mask.device), (0, mask.shape[1] - is_scored.shape[1]))
+        fits |= {first for first in range(mask.shape[1]) if torch.equal(scored.roll(first, 1), mask)}
+    return fits.pop() if len(fits) == 1 else None
 
 
 def scored_calls(

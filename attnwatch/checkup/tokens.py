@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from attnwatch.checkup.forward import CannotCheck, RecordedForward, tensors_in
+from attnwatch.checkup.containers import tensors_in
+from attnwatch.checkup.forward import CannotCheck, RecordedForward
 from attnwatch.utils.messages import counted
 
 _IDS = ("input_ids", "decoder_input_ids", "tokens", "ids")

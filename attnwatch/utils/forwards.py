@@ -35,6 +35,16 @@ def forward_function(kind: type[nn.Module]) -> FunctionType | None:
     return function_of(inspect.getattr_static(kind, "forward", None))
 
 
+def is_redirected(module: nn.Module) -> bool:
+    """Return whether a call of a module will run another of its methods, such as `training_step`.
+
+    Lightning replaces the forward of the module for one call, so that the call passes through a wrapper like
+    `DistributedDataParallel`. The function that it puts there looks up the method by its name.
+    """
+    forward = vars(module).get("forward")
+    return isinstance(forward, FunctionType) and "method_name" in forward.__code__.co_freevars
+
+
 def parameters_of(called: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     """Return the parameters of a function or method by name; none if they are undeclared, as in some C functions.
 

@@ -1,12 +1,15 @@
 """Collective operations between the processes of a training run; no-ops with one process."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 ValueT = TypeVar("ValueT")
+_NAMESPACES = ("c10d", "_c10d_functional", "c10d_functional", "_c10d_functional_autograd")
 
 
 def is_first_process() -> bool:
@@ -73,3 +76,21 @@ def together(make: Callable[[], ValueT]) -> ValueT:
         if message is not None:
             raise RuntimeError(f"process {rank} of {len(messages)} failed: {message}")
     return made[0]
+
+
+def without_communication() -> contextlib.AbstractContextManager[Any]:
+    """Raise an error for each collective operation in the context, on which a process would wait for the others.
+
+    Raises:
+        RuntimeError: from the operation; names it.
+    """
+    return _WithoutCommunication() if has_other_processes() else contextlib.nullcontext()
+
+
+class _WithoutCommunication(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Iterable[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace in _NAMESPACES:
+            raise RuntimeError(f"it waits for the other processes ({func})")
+        return func(*args, **(kwargs or {}))

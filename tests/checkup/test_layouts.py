@@ -425,3 +425,36 @@ def test_positions_that_are_switched_off_because_time_steps_are_given(are_given)
     loss = lambda model, batch: F.cross_entropy(model(ids, times if are_given else None).mT, ids)  # noqa: E731
     found, _ = found_in(OfTimes(), None, loss)
     assert found == (set() if are_given else {"order_ignored"})
+
+
+class Answers(nn.Module):
+    """Causal language model of ids."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(TOKENS, WIDTH)
+        self.layer = nn.TransformerEncoderLayer(WIDTH, 4, 48, dropout=0.0, batch_first=True)
+        self.head = nn.Linear(WIDTH, VOCABULARY)
+
+    def forward(self, ids):
+        mask = nn.Transformer.generate_square_subsequent_mask(ids.shape[1])
+        states = self.embedding(ids) + self.positions(torch.arange(ids.shape[1]))
+        return self.head(self.layer(states, src_mask=mask, is_causal=True))
+
+
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("by", [1, 2])
+def test_loss_of_only_some_of_the_tokens(first, by):
+    torch.manual_seed(0)
+    model = Answers().train()
+
+    def loss(model, ids):
+        logits, targets = model(ids)[:, first:-by], ids[:, first + by :]
+        return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+    ids = torch.randint(VOCABULARY, (BATCH, TOKENS))
+    checkup = attnwatch.check_training(
+        model, ids, optimizers=torch.optim.AdamW(model.parameters(), 1e-4), forward=loss
+    )
+    assert "labels_shifted_twice" in checkup.answered
+    assert [each.kind.value for each in checkup.findings] == (["labels_shifted_twice"] if by > 1 else [])

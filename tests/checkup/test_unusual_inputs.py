@@ -14,7 +14,8 @@ from transformers import BatchEncoding
 from transformers.modeling_outputs import BaseModelOutput
 
 from attnwatch import TrainingCheckup
-from attnwatch.checkup.forward import CannotCheck, tensors_in
+from attnwatch.checkup.containers import tensors_in
+from attnwatch.checkup.forward import CannotCheck
 from attnwatch.checkup.sequences import first_sequences
 
 SIZE, TOKENS, VOCABULARY, WIDTH = 6, 8, 30, 16
@@ -142,6 +143,64 @@ def whole_batches(number=9):
 def test_forwards_with_containers_are_repeated(extra):
     checkup = checked(whole_batches(2), extra)
     assert "batch_mixing" in checkup.answered, checkup.skipped["batch_mixing"]
+
+
+class OfBatch(nn.Module):
+    """Encoder that receives a whole batch: ids, their mask and the labels."""
+
+    def __init__(self, read, *, ignores_mask=False):
+        super().__init__()
+        self.net, self.head, self.read, self.ignores_mask = Net(), nn.Linear(VOCABULARY, 2), read, ignores_mask
+
+    def forward(self, batch):
+        ids, mask, _ = self.read(batch)
+        padding = None if self.ignores_mask else ~mask.bool()
+        states = self.net.layer(self.net.embedding(ids), src_key_padding_mask=padding)
+        return self.head(self.net.head(states)[:, 0])
+
+
+class Texts(NamedTuple):
+    ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+@dataclass
+class TextsOfClass:
+    ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+
+BATCHES = {
+    "dict": (lambda **batch: batch, lambda batch: tuple(batch.values())),
+    "BatchEncoding": (lambda **batch: BatchEncoding(batch), lambda batch: tuple(batch.values())),
+    "named tuple": (Texts, tuple),
+    "dataclass": (TextsOfClass, lambda batch: (batch.ids, batch.attention_mask, batch.labels)),
+}
+
+
+@pytest.mark.parametrize("make, read", BATCHES.values(), ids=BATCHES)
+def test_parts_of_a_batch_are_arguments(make, read):
+    def found(**options):
+        torch.manual_seed(0)
+        model = OfBatch(read, **options)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+        lengths = torch.tensor([8, 3, 5, 8, 4, 6])
+        with TrainingCheckup(model, optimizers=optimizer) as checkup:
+            for step in range(3):
+                mask = (torch.arange(TOKENS) < lengths[:, None]).long()
+                ids, labels = torch.randint(1, VOCABULARY, (SIZE, TOKENS)) * mask, torch.arange(SIZE) % 2
+                batch = make(ids=ids, attention_mask=mask, labels=labels)
+                with checkup.step(step):
+                    F.cross_entropy(model(batch), labels).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+        assert {"batch_mixing", "blind_attention", "padding_leak"} <= checkup.answered, checkup.skipped
+        return {finding.kind.value for finding in checkup.findings if not finding.is_note}
+
+    assert "padding_leak" not in found()
+    assert "padding_leak" in found(ignores_mask=True)
 
 
 @pytest.mark.parametrize("layout", [torch.strided, torch.jagged], ids=str)

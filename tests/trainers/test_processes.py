@@ -32,6 +32,7 @@ monitor = training.callbacks.AttentionMonitor(every_n_steps=2)
 run = training.train(monitor, **options)
 history = monitor.history
 results["values"] = {name: torch.from_numpy(history[name]) for name in (*history.values, *history.layers)}
+results["checkup"] = monitor.checkup.results
 results |= {"steps": torch.from_numpy(history.steps), "loss": torch.from_numpy(history.loss), "losses": run.losses}
 
 
@@ -103,6 +104,12 @@ def test_history_is_that_of_one_process_with_the_whole_batch(name, processes, tm
     for statistic in (*Statistic.registry, *LayerStatistic.registry):
         assert torch.equal(first["values"][statistic], second["values"][statistic]), statistic
     assert first["losses"] != second["losses"]  # they saw different batches
+
+
+def test_forwards_are_repeated_by_the_checkup(processes):
+    for results in processes:
+        checked = {name: results["checkup"][name] for name in ("blind_attention", "batch_mixing", "future_leak")}
+        assert set(checked.values()) == {"ok"}
 
 
 def assert_equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

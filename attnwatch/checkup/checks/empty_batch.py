@@ -1,8 +1,8 @@
 """Batches with nothing to learn from."""
 
 from attnwatch.checkup.checks.base import Check, Fault, known, register
+from attnwatch.checkup.containers import tensors_in
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.forward import tensors_in
 
 _NUM_STEPS, _LEAST_TARGETS = 6, 32
 # With two classes, one may be rare: a hundred samples lack a class with a share of 1% in every third run.
