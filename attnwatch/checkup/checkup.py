@@ -29,6 +29,11 @@ from attnwatch.utils.processes import is_sharded
 # Steps in which each check may look for an answer. Checks that watch look again whenever the step number has doubled,
 # and in a few consecutive steps at the point where the model should have begun to learn.
 _FIRST_STEPS, _LATER_STEPS = 10, 5
+_SHARDED = "its parameters are sharded: check the model once in one process, with attnwatch.check_training"
+_COMPILED = (
+    "the forward of compiled models is not observed: check the model once before torch.compile, with "
+    "attnwatch.check_training"
+)
 _ORDER = ("FOUND", "note", "ok", "not checked")
 
 
@@ -97,14 +102,15 @@ class TrainingCheckup:
         self._failed: set[str] = set()
         self._steps_seen: set[int] = set()
         self._next_look = 0
-        reason = _why_not(model)
-        self._is_over = bool(reason)
-        if reason:
-            self.skipped = dict.fromkeys(self._checks, reason)
-        watched = () if reason else self._optimizers
+        self._is_over = any(map(is_sharded, model.parameters()))
+        if self._is_over:
+            self.skipped = dict.fromkeys(self._checks, _SHARDED)
+        # The trainer may hold the compiled model.
+        self._unseen = _COMPILED if is_compiled(model) or compiles_anything() else ""
+        watched = () if self._is_over else self._optimizers
         self._guard, self._cannot_repeat = Guard(), ""
         self._losses = LossFunctions(model, self._guard)
-        self._stale = StaleGradients(model, watched, self._guard)
+        self._stale = StaleGradients(model, () if self._unseen else watched, self._guard)
         self._recorder = ForwardRecorder(model, self._stale.begin_forward, self._stale.begin_backward, self._guard)
         self._updates = Updates(model, watched, self._guard)
 
@@ -137,6 +143,28 @@ class TrainingCheckup:
             total_steps=self._total_steps,
             updates=self._updates.steps,
         )
+        with contextlib.nullcontext() if self._unseen else self._observed(evidence):
+            yield
+        if self._is_over:  # closed in the meantime
+            return
+        if self._guard.failure:
+            self._recorder.release()
+            self.skipped |= dict.fromkeys(self._open_checks, f"the checkup failed with {self._guard.failure}")
+            self.close()
+            return
+        evidence.unseen, evidence.cannot_repeat = self._unseen, self._cannot_repeat
+        evidence.recorded, evidence.read = self._recorder.forward, self._recorder.read
+        evidence.received = self._recorder.received
+        self._recorder.release()
+        evidence.stale_gradients = self._stale.take()
+        self._steps_seen.add(global_step)
+        self._look(evidence)
+        if not self._open_checks:
+            self.close()
+
+    @contextlib.contextmanager
+    def _observed(self, evidence: StepEvidence) -> Iterator[None]:
+        """Observe the forward pass and the losses."""
         self._recorder.open()
         try:
             with contextlib.ExitStack() as stack:
@@ -146,22 +174,6 @@ class TrainingCheckup:
                 yield
         finally:
             self._recorder.close()
-        if self._is_over:  # closed in the meantime
-            return
-        if self._guard.failure:
-            self._recorder.release()
-            self.skipped |= dict.fromkeys(self._open_checks, f"the checkup failed with {self._guard.failure}")
-            self.close()
-            return
-        evidence.cannot_repeat = self._cannot_repeat
-        evidence.recorded, evidence.read = self._recorder.forward, self._recorder.read
-        evidence.received = self._recorder.received
-        self._recorder.release()
-        evidence.stale_gradients = self._stale.take()
-        self._steps_seen.add(global_step)
-        self._look(evidence)
-        if not self._open_checks:
-            self.close()
 
     def _looks_at(self, step: int) -> bool:
         """Return whether to look at a step: at all of the first steps, then at a few."""
@@ -268,12 +280,3 @@ def _finding(check: Check, fault: Fault, step: int) -> Finding:
     severity = 0.0 if is_note else check.severity
     kind = FindingKind(check.name)
     return Finding(kind, tuple(fault.sites), step, severity, message, numbers, is_note, advice=remedy)
-
-
-def _why_not(model: nn.Module) -> str:
-    """Return the reason why a model can't be checked; empty if it can."""
-    if is_compiled(model) or compiles_anything():  # the trainer may hold the compiled model
-        return "the model is compiled: check it once before torch.compile, with attnwatch.check_training"
-    if any(map(is_sharded, model.parameters())):
-        return "its parameters are sharded: check the model once in one process, with attnwatch.check_training"
-    return ""

@@ -55,6 +55,7 @@ class StepEvidence:
         recorded: first forward pass of the step that is trained on; None if there was none.
         received: names of the outputs of that forward pass that have received a gradient.
         read: tokens whose outputs the loss reads, by the name of the output.
+        unseen: reason why no forward pass is observed; empty if it is.
         cannot_repeat: reason why an earlier repeat of the forward pass failed; empty if none failed.
     """
 
@@ -82,7 +83,7 @@ class StepEvidence:
         self.recorded: RecordedForward | None = None
         self.received: Set[str] = set()
         self.read: Mapping[str, ReadTokens] = {}
-        self.cannot_repeat = ""
+        self.unseen = self.cannot_repeat = ""
         self._known_forward: RecordedForward | None = None
         self._known_flow: Flow | None = None
 
@@ -94,7 +95,7 @@ class StepEvidence:
             CannotCheck: there was none, or its inputs are empty or nested.
         """
         if self.recorded is None:
-            raise CannotCheck("no forward with gradients was seen")
+            raise CannotCheck(self.unseen or "no forward with gradients was seen")
         if self.recorded.why_not:
             raise CannotCheck(self.recorded.why_not)
         if self._known_forward is None:

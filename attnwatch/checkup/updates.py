@@ -82,11 +82,15 @@ class Updates:
         self._last.clear()
 
     def _begin(self, matrices: Sequence[nn.Parameter], *step: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         # Lightning's optimizers compute the gradients in the step, in a closure.
         for matrix in matrices:
             self._before[matrix] = _sample(matrix)
 
     def _end(self, matrices: Sequence[nn.Parameter], optimizer: Optimizer, *step: Any) -> None:
+        if torch.compiler.is_compiling():
+            return
         updates: dict[str, Update] = {}
         for group in optimizer.param_groups:
             for matrix in group["params"]:

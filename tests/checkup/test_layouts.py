@@ -453,8 +453,6 @@ def test_loss_of_only_some_of_the_tokens(first, by):
         return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
     ids = torch.randint(VOCABULARY, (BATCH, TOKENS))
-    checkup = attnwatch.check_training(
-        model, ids, optimizers=torch.optim.AdamW(model.parameters(), 1e-4), forward=loss
-    )
+    checkup = attnwatch.check_training(model, ids, optimizers=torch.optim.AdamW(model.parameters(), 1e-4), forward=loss)
     assert "labels_shifted_twice" in checkup.answered
     assert [each.kind.value for each in checkup.findings] == (["labels_shifted_twice"] if by > 1 else [])

@@ -12,6 +12,7 @@ from transformers import OPTConfig, OPTForCausalLM
 from attnwatch import AttentionRecorder, TrainingCheckup, check_training
 from attnwatch.capture import undisturbed
 from attnwatch.utils.random_states import random_states_kept
+from tests.support.models import llama
 
 TOKENS, VOCABULARY, WIDTH, SIZE = 12, 40, 16, 6
 
@@ -176,3 +177,25 @@ def test_seed_of_repeated_forwards_reaches_no_other_device(monkeypatch):
     with undisturbed(Spectral(), seed=0):
         torch.rand(1), random.random(), np.random.rand()
     assert (random.getstate(), np.random.get_state()[1].tolist()) == states
+
+
+@pytest.mark.slow
+def test_compiled_model_is_checked_by_its_parameters_and_updates():
+    torch.manual_seed(0)
+    model = llama()
+    held = [each for name, each in model.named_parameters() if "q_proj" not in name]
+    optimizer = torch.optim.AdamW(held, lr=1e-3)
+    compiled = torch.compile(model, backend="aot_eager")
+    update = torch.compile(optimizer.step, backend="aot_eager")
+    with TrainingCheckup(compiled, optimizers=optimizer) as checkup:
+        for step in range(12):
+            ids = torch.randint(1, VOCABULARY, (4, 12))
+            with checkup.step(step):
+                compiled(input_ids=ids, labels=ids).loss.backward()
+            optimizer.step() if step < 10 else update()
+            optimizer.zero_grad()
+    (found,) = checkup.findings
+    assert found.kind.value == "not_in_optimizer"
+    assert {"rate_too_high", "lost_updates", "loss_rises"} <= checkup.answered
+    for name in ("blind_attention", "labels_shifted_twice", "gradients_not_cleared"):
+        assert checkup.skipped[name].startswith("the forward of compiled models is not observed")

@@ -26,7 +26,7 @@ class DoubleSoftmax(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         if not step.losses:
-            raise CannotCheck("no call of a supported loss function of torch.nn.functional was seen")
+            raise CannotCheck(step.unseen or "no call of a supported loss function of torch.nn.functional was seen")
         found = [call for call in step.losses if _is_double(call)]
         if not found:
             return None

@@ -18,7 +18,7 @@ class GradientsNotCleared(Check):
 
     def look(self, step: StepEvidence) -> Fault | None:
         if not step.held or not step.stale_gradients:
-            raise CannotCheck("needs 2 optimizer steps of a training loop")
+            raise CannotCheck(step.unseen or "needs 2 optimizer steps of a training loop")
         stale = {name: float(norm) for name, norm in step.stale_gradients.items() if float(norm) > 0}
         if not stale:
             return None
