@@ -180,7 +180,7 @@ BATCHES = {
 }
 
 
-@pytest.mark.parametrize("make, read", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize(("make", "read"), BATCHES.values(), ids=BATCHES)
 def test_parts_of_a_batch_are_arguments(make, read):
     def found(**options):
         torch.manual_seed(0)

@@ -180,6 +180,7 @@ def test_seed_of_repeated_forwards_reaches_no_other_device(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler
 def test_compiled_model_is_checked_by_its_parameters_and_updates():
     torch.manual_seed(0)
     model = llama()
