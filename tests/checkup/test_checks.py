@@ -656,7 +656,7 @@ SCRIPTS: dict[str, tuple[str, Callable[[], Script], Callable[[], Script]]] = {
     "embeddings detached": (
         "broken_gradient_path",
         lambda: Script(changed(Net(), lambda m: m.embedding.register_forward_hook(_detach)), ids(), next_token),
-        lambda: Script(frozen("embedding", "positions"), ids(), next_token),
+        lambda: Script(frozen("embedding", "positions"), ids(), next_token, notes={"frozen_parameters"}),
     ),
     "six layers in which the gradient fades": (
         "broken_gradient_path",

@@ -177,3 +177,23 @@ def test_head_that_the_loss_leaves_out_is_noted(heads, is_noted):
     found = {finding.kind.value: finding for finding in checkup.findings}
     assert {kind: finding.is_note for kind, finding in found.items()} == ({"no_gradient": True} if is_noted else {})
     assert not is_noted or found["no_gradient"].sites == ("second.weight",)
+
+
+@pytest.mark.parametrize("has_learned", [False, True])
+def test_embeddings_of_given_vectors_that_stay_frozen(has_learned):
+    model = BertForMaskedLM(CONFIG)
+    if has_learned:
+        for module in model.modules():
+            if isinstance(module, nn.LayerNorm):
+                nn.init.normal_(module.weight, 1.0, 0.1)
+    batch = texts()
+    batch["labels"] = batch["input_ids"].clone()
+    vectors = model.bert.embeddings.word_embeddings.weight.detach().clone()
+    assert "frozen_parameters" not in found_in(model, batch)
+    model.bert.embeddings.word_embeddings = nn.Embedding.from_pretrained(vectors)
+    model.cls.predictions.decoder.weight = nn.Parameter(vectors.clone())
+    found = found_in(model, batch)
+    assert ("frozen_parameters" in found) is not has_learned
+    if not has_learned:
+        assert found["frozen_parameters"].is_note
+        assert "bert.embeddings.word_embeddings.weight" in found["frozen_parameters"].message

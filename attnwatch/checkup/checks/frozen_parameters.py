@@ -1,5 +1,6 @@
 """Weights that are frozen while those around them are trained."""
 
+import re
 from collections.abc import Iterator, Mapping
 from statistics import median
 
@@ -8,14 +9,19 @@ from torch import nn
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.forward import is_of_adapter
+from attnwatch.checkup.forward import POSITIONS, is_of_adapter
 from attnwatch.checkup.weights import have_learned
 from attnwatch.utils.messages import listed
 
 # Share of the rank of frozen matrices that matrices of adapters have at most.
 _LOW_RANK = 0.5
 _SAME_DEVIATION = 0.05
+# Parts of the names of embeddings that are not of words.
+_NO_WORDS = re.compile(f"{POSITIONS.pattern}|type|segment", re.IGNORECASE)
 _NEW_HEAD = "Train the new classifier too: with peft, name it in `modules_to_save` or set the task type."
+_EMBEDDINGS = (
+    "Embedding.from_pretrained freezes its vectors unless it is given freeze=False; random vectors should be trained."
+)
 
 
 @register
@@ -26,7 +32,8 @@ class FrozenParameters(Check):
     trained one is reported, and so are frozen weights in a layer whose other weights are trained. The finding is a note
     if the frozen layer was trained before: its norms and biases differ from their initial values. In models with
     adapters, weights are frozen by design, so there is only a note on a classifier of sequences that seems to be new.
-    Adapters are known by their names, or by their low rank beside the frozen matrices.
+    Frozen embeddings of tokens are noted if all other weights are trained from their initial values. Adapters are known
+    by their names, or by their low rank beside the frozen matrices.
     """
 
     name = "frozen_parameters"
@@ -52,7 +59,25 @@ class FrozenParameters(Check):
             if parts:
                 what = "some weights are frozen while others in the same layers are trained"
                 return _fault(what, parts, is_note=_has_learned(stack, parts))
+        return _of_embeddings(step)
+
+
+def _of_embeddings(step: StepEvidence) -> Fault | None:
+    """Return the note on frozen embeddings of tokens in a model that has learned nothing and is trained otherwise."""
+    model = step.forward.module
+    frozen = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and not module.weight.requires_grad and not _NO_WORDS.search(name)
+    }
+    own = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    others = [each for each in model.parameters() if each.ndim > 1 and id(each) not in own]
+    is_trained = all(each.requires_grad for each in others) and not have_learned(dict(model.named_parameters()))
+    names = [f"{name}.weight" for name in frozen if f"{step.forward.name}.{name}".strip(".") in step.forward.called]
+    if not names or not is_trained:
         return None
+    what = f"the embeddings {listed(names)} are frozen, while all other weights are trained from their initial values"
+    return Fault(what, tuple(names), {"weights": float(len(names))}, is_note=True, remedy=_EMBEDDINGS)
 
 
 def _of_new_head(step: StepEvidence) -> Fault | None:
