@@ -5,7 +5,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from attnwatch.checkup.forward import CannotCheck, RecordedForward, known
+from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.sequences import first_sequences
 from attnwatch.checkup.tokens import Tokens
@@ -53,6 +53,12 @@ class Flow:
         """True if there is one output per token, not one per sequence."""
         output = self._unchanged
         return self._is_of_outputs and output.ndim >= 3 and output.shape[1] == self.tokens.length
+
+    @property
+    def has_other_outputs(self) -> bool:
+        """True if there are several outputs per sequence, but not one per token, as behind strided convolutions."""
+        is_apart = is_encoder_decoder(self.module) or not self._is_of_outputs
+        return not is_apart and self._unchanged.ndim >= 3 and not self.has_outputs_of_tokens
 
     @property
     def before_later(self) -> Tensor:

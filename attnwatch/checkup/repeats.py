@@ -184,8 +184,6 @@ class Repeats:
         except Exception as error:
             raise CannotRepeat(f"the forward pass can't be repeated: {type(error).__name__}: {error}") from error
         output = _main_output(self._arranged(output, calls.logits), self.num_sequences, _similarities(self._forward))
-        if output.ndim == 3 and output.shape[1] not in self._lengths and not self._has_decoder:
-            raise CannotCheck(f"the model returns {output.shape[1]} outputs for {sorted(self._lengths)} tokens")
         return output.float()
 
     def _arranged(self, output: Any, logits: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -199,7 +197,8 @@ class Repeats:
         if self._forward.with_gradient & named.keys():
             named = {name: each for name, each in named.items() if name in self._forward.with_gradient}
         arranged = {name: self._by_sequence(each) for name, each in named.items()}
-        if any(each.ndim > 1 and len(each) == self.num_sequences for each in arranged.values()):
+        fitting = [each for each in arranged.values() if each.ndim and len(each) == self.num_sequences]
+        if any(each.ndim > 1 for each in fitting) or (fitting and not logits):
             return arranged
         return {str(number): self._by_sequence(each) for number, each in enumerate(logits)}
 
@@ -232,10 +231,12 @@ def _similarities(forward: RecordedForward) -> frozenset[str]:
 
 def _main_output(outputs: Mapping[str, Tensor], num_sequences: int, similarities: Collection[str]) -> Tensor:
     """Return the output with one entry per sequence or token, by name or as the first with the most dimensions."""
+    numbers = {name: each[:, None] if each.ndim == 1 else each for name, each in outputs.items()}
     fitting = {
         name: tensor
-        for name, tensor in outputs.items()
-        if tensor.ndim >= 2 and len(tensor) == num_sequences and tensor.is_floating_point() and name not in similarities
+        for name, tensor in numbers.items()
+        if tensor.ndim >= 2 and len(tensor) == num_sequences and tensor.is_floating_point()
+        if name not in similarities or tensor.shape != (num_sequences, num_sequences)
     }
     if not fitting:
         raise CannotRepeat("the model returns no floating-point tensor [batch, …], such as logits")

@@ -20,6 +20,8 @@ _MASKS_OF_PADDING = ("padding_mask", "key_padding_mask", "src_key_padding_mask",
 _OTHER_MASKS = ("loss", "label", "target", "causal", "prefix", "special")
 # Fewer hidden tokens may have the same id by chance.
 _LEAST_PADDING = 4
+# Least length of the runs that look like padding, and least number of sequences with such a run.
+_LEAST_RUN, _LEAST_PADDED = 3, 3
 # Kinds of tokens that a mask of special tokens shows: the first, the last, and padding.
 _FEW_KINDS = 3
 _NO_TOKENS = ("mask", "position", "token_type", "segment", "cache", "num_items")
@@ -59,6 +61,7 @@ class Tokens:
         mask_name: name of the argument that marks the padding; None if there is no such argument.
         pad_id: id of the padding; None if it is unknown or also marks the end of a text.
         is_hidden: True if the mask hides the padding; False if only its id is known.
+        is_guessed: True if the padding is known only by its pattern: one id at the ends of sequences.
         has_tokens_first: True if the model expects them as [tokens, batch, …].
         grid: size of the image and of its patches; None if the values are not patches.
     """
@@ -70,6 +73,7 @@ class Tokens:
     grid: "PatchGrid | None" = None
     pad_id: int | None = None
     is_hidden: bool = False
+    is_guessed: bool = False
     has_tokens_first: bool = False
 
     @property
@@ -156,9 +160,23 @@ class Tokens:
         kinds = real.unique()
         if len(kinds) < 2:
             raise CannotCheck("all tokens in the batch are the same")
+        if (others := self._of_other_sequences(where)) is not None:
+            return torch.where(where, others, self.values)
         place = torch.searchsorted(kinds, self.values.contiguous()).clamp(max=len(kinds) - 1)
         shift = 1 + torch.arange(where.numel(), device=real.device).view_as(self.values) % (len(kinds) - 1)
         return torch.where(where, kinds[(place + shift) % len(kinds)], self.values)
+
+    def _of_other_sequences(self, where: Tensor) -> Tensor | None:
+        """Return other ids from the same places of other sequences; None if some places have the same id in all.
+
+        Each column of a table has ids of its own.
+        """
+        others, is_found = self.values.clone(), ~where
+        for shift in range(1, len(self.values)):
+            moved = self.values.roll(shift, 0)
+            fits = ~is_found & (moved != self.values) & ~self.padding.roll(shift, 0)
+            others, is_found = torch.where(fits, moved, others), is_found | fits
+        return others if bool(is_found.all()) else None
 
 
 def tokens_of(forward: RecordedForward) -> Tokens:
@@ -184,8 +202,17 @@ def tokens_of(forward: RecordedForward) -> Tokens:
             tokens = Tokens(name, values, padding, mask_name, pad_id=pad_id, is_hidden=True, has_tokens_first=first)
             if padding.any() and not tokens.hides_text:
                 return tokens
-            return replace(tokens, padding=padding_by_id(forward.module, values), is_hidden=False)
-    return Tokens(name, values, padding_by_id(forward.module, values), None, has_tokens_first=first)
+            return _with_guessed_padding(replace(tokens, is_hidden=False), forward.module)
+    no_padding = torch.zeros(shape, dtype=torch.bool, device=values.device)
+    return _with_guessed_padding(Tokens(name, values, no_padding, None, has_tokens_first=first), forward.module)
+
+
+def _with_guessed_padding(tokens: Tokens, module: nn.Module) -> Tokens:
+    """Return tokens whose padding is known by its id or, failing that, by its pattern."""
+    padding = padding_by_id(module, tokens.values)
+    if padding.any():
+        return replace(tokens, padding=padding)
+    return replace(tokens, padding=padding_by_pattern(tokens.values), is_guessed=True)
 
 
 def _is_of_transformers(module: nn.Module) -> bool:
@@ -247,6 +274,28 @@ def padding_by_id(module: nn.Module, values: Tensor) -> Tensor:
     if _id_of_padding_alone(module) is not None and bool((is_pad & ~padding).any()):
         return torch.zeros_like(padding)
     return padding & (padding.sum(1, keepdim=True) > 1)  # a single one may be an end-of-text token
+
+
+def padding_by_pattern(values: Tensor) -> Tensor:
+    """Return a mask of what looks like padding: runs of one id, or of zero features, at one end of some sequences.
+
+    The runs have different lengths, and the id is nowhere else.
+
+    Args:
+        values: ids [batch, tokens] or features [batch, tokens, features].
+    """
+    nothing = torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
+    if values.ndim == 2 and values.is_floating_point():
+        return nothing
+    for each in (values, values.flip(1)):
+        is_pad = (each == each[:, -1].mode().values) if values.ndim == 2 else (each == 0).all(-1)
+        padding = at_end(is_pad)
+        lengths = padding.sum(1)
+        is_likely = int((lengths >= _LEAST_RUN).sum()) >= _LEAST_PADDED and len(lengths.unique()) > 2
+        if is_likely and not (is_pad & ~padding).any() and not is_pad.all(1).any():
+            padding &= lengths[:, None] > 1
+            return padding if each is values else padding.flip(1)
+    return nothing
 
 
 def _id_of_padding_alone(module: nn.Module) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, Adamax, NAdam, Optimizer, RAdam, RMSprop
 
 from attnwatch.checkup.guard import Guard
 from attnwatch.utils.entries import as_real, spread_entries
@@ -17,6 +17,8 @@ from attnwatch.utils.entries import as_real, spread_entries
 _NUM_MATRICES, _NUM_ENTRIES = 32, 1024
 # Root mean square below which a matrix counts as zero.
 _LEAST_ENTRY = 2e-3
+# Optimizers that divide the gradient, with the weight decay in it, by its size.
+_SCALING = (Adam, Adamax, NAdam, RAdam, RMSprop)
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Update:
         change, before, after: norms of the change, and of the weights before and after it, 0-dimensional tensors.
         along_gradient: cosine between the change and the gradient, 0-dimensional; negative if the loss falls.
         unchanged: share of the entries with a gradient that did not change, a 0-dimensional tensor.
+        decay: norm of the weight decay in the gradient over the norm of the gradient, 0-dimensional; 0 for optimizers
+            that do not scale the gradient, or decay the weights apart from it.
         kept: share of the previous step's change that remains when this step begins, 0-dimensional; nan in the first
             step.
         entries: number of sampled entries.
@@ -40,6 +44,7 @@ class Update:
     after: Tensor
     along_gradient: Tensor
     unchanged: Tensor
+    decay: Tensor
     kept: Tensor
     entries: int
     rate: float
@@ -98,13 +103,22 @@ class Updates:
                 if before is None or gradient is None or gradient.layout is not torch.strided:
                     continue
                 kept = _kept(before, self._last.get(matrix))
-                updates[self._names[matrix]] = _update(before, matrix, gradient, kept, group)
+                decay = _coupled_decay(optimizer, group)
+                updates[self._names[matrix]] = _update(before, matrix, gradient, kept, group, decay)
                 self._last[matrix] = before, _sample(matrix)
         if matrices:  # otherwise unknown: the optimizer has only norms and biases, or copies of the weights
             self.steps.append(updates)
 
 
-def _update(before: Tensor, matrix: Tensor, gradient: Tensor, kept: Tensor, group: Mapping[str, Any]) -> Update:
+def _coupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
+    """Return the weight decay that an optimizer adds to the gradient before it scales it, as Adam does; otherwise 0."""
+    is_coupled = type(optimizer) in _SCALING and not group.get("decoupled_weight_decay", False)
+    return float(group.get("weight_decay", 0.0)) if is_coupled else 0.0
+
+
+def _update(
+    before: Tensor, matrix: Tensor, gradient: Tensor, kept: Tensor, group: Mapping[str, Any], decay: float
+) -> Update:
     """Return the change of a matrix since its entries were sampled as `before`."""
     after, slope = _exact(_sample(matrix)), _exact(_sample(gradient))
     change = after - _exact(before)
@@ -116,6 +130,7 @@ def _update(before: Tensor, matrix: Tensor, gradient: Tensor, kept: Tensor, grou
         after.norm(),
         torch.nn.functional.cosine_similarity(change, slope, dim=0),
         ((change == 0) & has_gradient).sum() / has_gradient.sum(),
+        decay * _exact(before).norm() / slope.norm(),
         kept,
         len(after),
         rate,

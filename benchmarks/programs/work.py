@@ -15,7 +15,7 @@ from attnwatch import Finding
 from benchmarks.common import quiet_libraries
 from benchmarks.programs.edits import Edit, load
 
-STEPS = 30
+STEPS = 100
 
 
 @dataclass(frozen=True)

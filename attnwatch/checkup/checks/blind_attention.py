@@ -25,7 +25,7 @@ class BlindAttention(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        if not find_sites(step.forward.module):
+        if not find_sites(step.forward.module) and not step.repeats.scales:
             raise CannotCheck("no known attention was found in the model")
         number = sequences_of_one_token(step.forward.arguments)
         if number >= _MANY_SEQUENCES:

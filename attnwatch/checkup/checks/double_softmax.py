@@ -39,4 +39,6 @@ class DoubleSoftmax(Check):
 def _is_double(call: LossCall) -> bool:
     if call.name == "binary_cross_entropy_with_logits":
         return call.computed_by.startswith((SIGMOID, SOFTMAX))
+    if call.name == "cross_entropy" and call.computed_by.startswith(SIGMOID):
+        return True
     return call.name in ("cross_entropy", *_OF_LOG_PROBABILITIES) and call.are_distributions

@@ -8,6 +8,7 @@ import torch
 
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.updates import Update
 
 _MOST_UNCHANGED = 0.6
 # Averaging of weights, as in Lookahead, keeps half of an update.
@@ -40,9 +41,10 @@ class LostUpdates(Check):
             what += ": something changes the weights back"
             return Fault(what, tuple(kept), {"share_kept": middle}, remedy=_CHANGED_BACK)
         coarse = {
-            name: min(float(each.unchanged) for each in of_steps)
+            name: min(shares)
             for name, of_steps in updates.items()
             if of_steps[0].dtype in (torch.bfloat16, torch.float16)
+            if (shares := [known for known in map(_share_unchanged, of_steps) if not math.isnan(known)])
         }
         middle = sorted(coarse.values())[len(coarse) // 2] if coarse else 0.0
         if middle < _MOST_UNCHANGED:
@@ -51,6 +53,10 @@ class LostUpdates(Check):
         share = "all" if middle == 1 else f"at least {math.floor(100 * middle)}% of the"
         what = f"in half of the {dtype} matrices, {share} weights with a gradient stay the same in each step"
         return Fault(what, tuple(coarse), {"share_unchanged": middle})
+
+
+def _share_unchanged(update: Update) -> float:
+    return float(update.unchanged)
 
 
 def _known(numbers: Iterable[float]) -> list[float]:

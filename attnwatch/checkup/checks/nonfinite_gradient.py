@@ -27,8 +27,8 @@ class NonfiniteGradient(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        losses = [call.loss for call in step.scored]
-        if any(not loss.isfinite().all() for loss in losses) and step.targets.is_scored.any():
+        losses = [call.loss for call in step.scored if (call.classes != call.ignored).any()]
+        if any(not loss.isfinite().all() for loss in losses):
             return _lost(step)
         gradients = {
             name: each.grad

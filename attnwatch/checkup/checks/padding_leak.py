@@ -86,6 +86,10 @@ def moved_by_padding(flow: Flow) -> float:
         raise CannotCheck(NO_PADDING)
     if padding.all():
         raise CannotCheck("all tokens in the batch are padding")
+    if flow.has_other_outputs:
+        raise CannotCheck(
+            "the model returns more or fewer outputs than tokens, and which of them are of padding is unknown"
+        )
     if flow.has_outputs_of_tokens:
         has_padding = padding.any(1, keepdim=True) & ~padding
         return float((flow.padded & ~padding).sum() / has_padding.sum().clamp(min=1))

@@ -21,6 +21,8 @@ _FALLING_STEPS, _FALL, _SAME = 5, 0.97, 1e-3
 _STEPS_AFTER_END, _SHARE_AFTER_END = 3, 1e-4
 _SHORT_RUN = 50
 # A rate that rises over the whole run may be meant, to find the best one.
+# Share of the full rate at which a warm-up seems to stand still, and share of the first rate to which one drops.
+_START_OF_WARM_UP, _DROPPED, _DROPPED_STEPS = 0.05, 0.2, 6
 _RISING_STEPS, _LONGEST_WARM_UP, _MOST_OF_WEIGHTS = 5, 1.5, 0.3
 
 _SCHEDULE = (
@@ -36,8 +38,9 @@ class RateTooLow(Check):
     The norm of each matrix's update is compared with the norm of the matrix over the first steps, at the full learning
     rate of the schedule. Half of the matrices must change by 2e-6 or more, or by 1e-5 with SGD. A rate that stays at 0
     is also reported. In runs of more than 50 steps, so is a rate that falls by the same factor (3% or more) in each of
-    five steps, or that drops to 0 after the first few steps. A linear warm-up that takes 1.5 times as long as the run
-    is noted: it may belong to a longer run.
+    five steps, or that drops to 0 or to a fifth after the first few steps and stays there. A rate that stays at 5% of
+    the schedule's full rate or less is reported if the run has one epoch, and noted otherwise. A linear warm-up that
+    takes 1.5 times as long as the run is noted: it may belong to a longer run.
     """
 
     name = "rate_too_low"
@@ -63,12 +66,21 @@ def _of_schedule(step: StepEvidence) -> Fault | None:
     """Return the fault for a rate that falls too fast, ends too early, or rises too slowly."""
     if step.total_steps is not None and step.total_steps <= _SHORT_RUN:
         return None
+    step.updates.require(_STEPS_WITHOUT_RATE)
     updates = [list(of_step.values()) for of_step in step.updates.steps if of_step]
     rates = [max(update.rate for update in of_step) for of_step in updates]
     num_above = _steps_before_end(rates)
     if num_above:
         what = f"the learning rate fell from {max(rates):.3g} to {rates[-1]:.3g} after {counted(num_above, 'step')}"
         return Fault(what, numbers={"first_rate": max(rates), "last_rate": rates[-1]}, remedy=_SCHEDULE)
+    if (dropped := _step_of_drop(rates)) is not None:
+        what = f"the learning rate fell from {rates[0]:.3g} to {rates[-1]:.3g} after {counted(dropped, 'step')}"
+        return Fault(what, numbers={"first_rate": rates[0], "last_rate": rates[-1]}, remedy=_SCHEDULE)
+    shares = [max(update.schedule for update in of_step) for of_step in updates]
+    if len(shares) >= _STEPS_WITHOUT_RATE and len(set(shares)) == 1 and shares[0] <= _START_OF_WARM_UP:
+        what = f"the learning rate has stayed at {shares[0]:.2g} of its full rate in the first {len(shares)} steps"
+        numbers = {"share": shares[0], "rate": rates[-1]}
+        return Fault(what, numbers=numbers, is_note=not _has_one_epoch(step), remedy=_SCHEDULE)
     warm_up = _steps_of_warm_up([max(update.schedule for update in of_step) for of_step in updates])
     is_a_rate = median(step.updates.ratios().values()) < _MOST_OF_WEIGHTS  # schedules may be in units of 1
     if step.total_steps is not None and is_a_rate and warm_up > _LONGEST_WARM_UP * step.total_steps:
@@ -80,6 +92,18 @@ def _of_schedule(step: StepEvidence) -> Fault | None:
     begin, end = first[0].rate, first[-1].rate
     what = f"the learning rate has fallen from {begin:.3g} to {end:.3g} in the first {len(first)} steps"
     return Fault(what, numbers={"first_rate": begin, "last_rate": end}, remedy=_SCHEDULE)
+
+
+def _has_one_epoch(step: StepEvidence) -> bool:
+    known = step.steps_per_epoch is not None and step.total_steps is not None
+    return known and (step.steps_per_epoch or 0) >= (step.total_steps or 0)
+
+
+def _step_of_drop(rates: Sequence[float]) -> int | None:
+    """Return the number of steps after which the rate dropped, to stay where it is; None if it did not."""
+    number = next((index for index, rate in enumerate(rates) if rate == rates[-1]), len(rates))
+    stays = len(rates) - number >= _DROPPED_STEPS and set(rates[number:]) == {rates[-1]}
+    return number if stays and 0 < number < _DROPPED_STEPS and 0 < rates[-1] <= _DROPPED * rates[0] else None
 
 
 def _steps_of_warm_up(schedule: Sequence[float]) -> int:
