@@ -28,6 +28,8 @@ _LOGITS = "logits"
 _LAST_FIRST_STEP = 1
 
 
+OUTPUTS_OF_TOKENS = ("logits", "last_hidden_state", "", "0")
+"""Names of outputs with an entry for each token, the most specific first."""
 NO_GRADIENTS = (
     "no parameter of the model has a gradient when the step ends: backward was not called inside the step, or the "
     "gradients were already cleared. Call backward inside the step and zero_grad() after it"
@@ -213,6 +215,15 @@ class StepEvidence:
         sizes = {call.classes.numel() for call in self.scored}
         has_other_calls = len(sizes) > 1 and len(self._all_targets) < len(self.scored)
         return has_other_calls or len(shifts(self.forward, self.predicted_tokens.values, self.scored, self._read)) > 1
+
+    def read_of(self, length: int) -> Tensor | None:
+        """Return which outputs the loss reads in the first sequences, bool [sequences, tokens]; None if unknown.
+
+        Args:
+            length: number of tokens.
+        """
+        known_of = (self.read[name].has_gradient for name in OUTPUTS_OF_TOKENS if name in self.read)
+        return next((each for each in known_of if each.shape[1] == length), None)
 
     @property
     def _read(self) -> list[Tensor]:

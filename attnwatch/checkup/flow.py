@@ -17,6 +17,8 @@ _LEAST_TOKENS = 4
 # than rounding.
 _MOVED, _ROUNDING = 1e-4, 3e-6
 _MOVED_IN_HALF_PRECISION = 2e-2
+# Models fill the scores of masked tokens with -10,000 or less.
+_MASKED = -5000.0
 
 
 class Flow:
@@ -65,6 +67,31 @@ class Flow:
         """Positions before those that `later` replaces: bool [batch, tokens]."""
         cuts = (self.middle - torch.arange(self.num_sequences, device=self.tokens.values.device)).clamp(min=1)
         return self._places < cuts[:, None]
+
+    def leaking(self, is_scored: Tensor) -> tuple[Tensor, int]:
+        """Return which of the scored predictions change with later tokens, bool [predictions], and from where on.
+
+        Tokens are replaced from the middle on or, if no prediction before it is scored, from the last scored one on.
+
+        Args:
+            is_scored: mask of the predictions that count, bool [batch, tokens].
+        """
+        before = known(lambda: self.before_later, None)
+        if before is not None and (is_scored & before).any():
+            moved, place = self.later, self.middle
+        else:
+            lasts = torch.where(is_scored, self._places, 0).amax(1)
+            before, place = self._places < lasts[:, None], int(lasts.max())
+            moved = self._moved_with(~before)
+        counted = is_scored & before
+        if self.tokens.are_ids and moved[counted].any():
+            moved = moved & known(lambda: self._moved_by_embeddings(~before & ~self.tokens.padding), moved)
+        return moved[counted], place
+
+    def _moved_by_embeddings(self, where: Tensor) -> Tensor:
+        """Return which outputs change with the embeddings of some tokens. Their ids, which a mask may need, stay."""
+        ids, where = self.tokens.as_argument(self.tokens.values), self.tokens.as_argument(where)
+        return self._moved(self._by_token(self._repeats.output_with_embeddings_changed(ids, where)))
 
     @property
     def middle(self) -> int:
@@ -147,15 +174,11 @@ class Flow:
 
         Only the embeddings of the padding are replaced; ids stay, because the model may derive the padding from them.
         """
-        values, padding = self.tokens.values, self.tokens.padding
+        padding = self.tokens.padding
         if padding.all():
             raise CannotCheck("all tokens in the batch are padding")
         if self.tokens.are_ids:
-            return self._moved(
-                self._by_token(
-                    self._repeats.output_with_embeddings_changed(*map(self.tokens.as_argument, (values, padding)))
-                )
-            )
+            return self._moved_by_embeddings(padding)
         return self._moved(self._with(self.tokens.replaced(padding)))
 
     @cached_property
@@ -258,7 +281,11 @@ class Flow:
         return self._by_token(self._repeats.unchanged)
 
     def _by_token(self, output: Tensor) -> Tensor:
-        """Return scores [batch, tokens] with a feature dimension, and outputs of pairs of tokens with 0 at padding."""
+        """Return scores [batch, tokens] with a feature dimension, and outputs of pairs of tokens with 0 at padding.
+
+        Scores of masked tokens are 0, too.
+        """
+        output = output.masked_fill(output < _MASKED, 0.0)
         length, padding = self.tokens.length, self.tokens.padding
         if output.ndim == 4 and output.shape[1:3] == (length, length):
             return output.masked_fill(padding[:, None, :, None].to(output.device), 0.0)

@@ -2,13 +2,11 @@
 
 from torch import Tensor
 
-from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.evidence import OUTPUTS_OF_TOKENS, StepEvidence
 from attnwatch.checkup.forward import CannotCheck, is_encoder_decoder
 from attnwatch.checkup.read_tokens import ReadTokens
 from attnwatch.checkup.tokens import at_end, padding_id
 
-# Names of outputs with an entry for each token, the most specific first.
-_OUTPUTS_OF_TOKENS = ("logits", "last_hidden_state", "", "0")
 _IGNORED = -100
 NO_PADDING = (
     "no padding was recognised: padding is known from a mask argument such as `attention_mask`, or from the padding id "
@@ -47,7 +45,7 @@ def padding_and_read(step: StepEvidence) -> tuple[Tensor, ReadTokens]:
     if step.forward.has_tokens_first:
         raise CannotCheck("the outputs are sequence-first, [tokens, batch, …], which this check does not support")
     padding = _padding_of_outputs(step)
-    for name in _OUTPUTS_OF_TOKENS:
+    for name in OUTPUTS_OF_TOKENS:
         read = step.read.get(name)
         if read is not None and read.has_gradient.shape[1] == padding.shape[1]:
             return padding[: len(read.has_gradient)].to(read.has_gradient.device), read

@@ -23,16 +23,16 @@ class FutureLeak(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        leaks, flow = leaking_predictions(step), step.flow_of_predictions
+        (leaks, place), flow = _leaks(step), step.flow_of_predictions
         if not leaks.any():
             return None
         flow.require_repeatable()
         share = float(leaks.float().mean())
         what = (
-            f"{share:.0%} of the predictions up to about token {flow.middle} change when later tokens of "
+            f"{share:.0%} of the predictions up to about token {place} change when later tokens of "
             f"`{flow.tokens.name}` do: they depend on tokens that they must not see"
         )
-        return Fault(what, numbers={"share_that_moves": share, "first_changed_token": float(flow.middle)})
+        return Fault(what, numbers={"share_that_moves": share, "first_changed_token": float(place)})
 
 
 def leaking_predictions(step: StepEvidence) -> Tensor:
@@ -41,6 +41,11 @@ def leaking_predictions(step: StepEvidence) -> Tensor:
     Raises:
         CannotCheck: the model is not a next-token model.
     """
+    return _leaks(step)[0]
+
+
+def _leaks(step: StepEvidence) -> tuple[Tensor, int]:
+    """Return `leaking_predictions`, and the first place where tokens were replaced."""
     if is_encoder_decoder(step.forward.module):
         raise CannotCheck("the tokens belong to the encoder, which may see all of them")
     if step.targets.shift(step.predicted_tokens.values) != 1:
@@ -49,4 +54,6 @@ def leaking_predictions(step: StepEvidence) -> Tensor:
     if not flow.has_outputs_of_tokens:
         raise CannotCheck("the model does not return one output per token")
     is_scored = step.targets.is_scored[: flow.num_sequences] & ~flow.tokens.padding
-    return flow.later[is_scored & flow.before_later]
+    if (read := step.read_of(flow.tokens.length)) is not None:  # losses may be dropped after they are computed
+        is_scored = is_scored & read[: flow.num_sequences].to(is_scored.device)
+    return flow.leaking(is_scored)

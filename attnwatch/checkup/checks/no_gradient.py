@@ -11,6 +11,7 @@ from attnwatch.checkup.checks.base import Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.library import is_as_it_comes
 from attnwatch.checkup.stacks import after_last
+from attnwatch.checkup.weights import have_learned
 from attnwatch.utils.messages import listed
 
 _ROUTER = re.compile(r"(^|[._])(router|gate|gating)\w*$", re.IGNORECASE)
@@ -22,12 +23,12 @@ class NoGradient(Check):
     """The optimizers step without gradients, or parts of the model get none because of how it computes.
 
     The check reports weights that a module uses as plain numbers, parameters that are read with `item()`, weights of
-    modules that are called under `torch.no_grad()` after modules with gradients, and attention layers with gradients of
-    zero. It also reports attention layers, and routers between them, whose outputs are unused although modules before
-    and after them have gradients; layers that are used in eval mode do not count. It does not report modules that are
-    not called. There is only a note on other trained weights without a gradient in six steps, such as those of a head
-    that the loss leaves out. There is no such note for unmodified transformers models, because the pooler of BERT, for
-    example, is often unused.
+    modules that are called under `torch.no_grad()` after modules with gradients, or that have learned nothing before,
+    and attention layers with gradients of zero. It also reports attention layers, and routers between them, whose
+    outputs are unused although modules before and after them have gradients; layers that are used in eval mode do not
+    count. It does not report modules that are not called. There is only a note on other trained weights without a
+    gradient in six steps, such as those of a head that the loss leaves out. There is no such note for unmodified
+    transformers models, because the pooler of BERT, for example, is often unused.
     """
 
     name = "no_gradient"
@@ -93,6 +94,8 @@ def _of_graph(step: StepEvidence) -> Fault | None:
         what = f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()"
         remedy = "Remove torch.no_grad() there. If the modules should not be trained, set requires_grad=False."
         return Fault(what, disabled, remedy=remedy)
+    if fault := _of_backbone(step):
+        return fault
     if (layers := bypassed_layers(step)) and not _are_used_in_evaluation(step, layers):
         what = f"{listed(layers)} got no gradient, although modules before and after them did"
         return Fault(what, layers, remedy="Use what each layer returns: x = layer(x).")
@@ -129,6 +132,34 @@ def without_grad(step: StepEvidence) -> tuple[str, ...]:
     }
     held = step.held if step.optimizers else {}
     return tuple(name for name, each in matrices.items() if each in held)
+
+
+def _of_backbone(step: StepEvidence) -> Fault | None:
+    """Return the fault for trained attention layers that are only called without gradients, as a backbone may be.
+
+    It is a note if the layers seem to have been trained before. Teachers have a twin that is trained.
+    """
+    if not step.optimizers or not step.has_gradients:
+        return None
+    modules = dict(step.model.named_modules())
+    called = [site.name for site in find_sites(step.model) if site.name in step.forward.called]
+    names = [name for name in called if any(f"{name}.".startswith(f"{each}.") for each in step.graph.without_grad)]
+    lost = {name: [each for each in _matrices(modules[name]) if each.grad is None] for name in names}
+    sites = tuple(name for name in names if lost[name] and all(each in step.held for each in lost[name]))
+    if not sites or is_as_it_comes(step.forward.module):
+        return None
+    around = [each for each in step.graph.without_grad if f"{sites[0]}.".startswith(f"{each}.")]
+    top = modules[min(around, key=len)]
+    if sum(_shapes(each) == _shapes(top) for each in modules.values()) > 1:
+        return None
+    what = f"{listed(sites)} got no gradient: the layers were called under torch.no_grad()"
+    remedy = "Remove torch.no_grad() there. If the layers should not be trained, set requires_grad=False."
+    is_note = have_learned(dict(top.named_parameters()))
+    return Fault(what, sites, {"layers": float(len(sites))}, is_note=is_note, remedy=remedy)
+
+
+def _shapes(module: nn.Module) -> tuple[tuple[str, torch.Size], ...]:
+    return tuple((name, each.shape) for name, each in module.named_parameters())
 
 
 def bypassed_layers(step: StepEvidence) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ _MOST_GROWTH = 4.0
 # For a matrix in a parameter group whose rate is much higher than that of most matrices.
 _MOST_IN_GROUP, _HIGHER_RATE = 10.0, 10.0
 # Updates of sound runs are at most 0.05 of the weights while the rate is warmed up.
-_MOST_WHILE_RISING, _LAST_STEPS, _STEPS_OF_WARM_UP = 0.08, 3, 9
+_MOST_WHILE_RISING, _LAST_STEPS, _STEPS_OF_WARM_UP = 0.08, 3, 8
 
 
 @register
