@@ -14,6 +14,8 @@ from attnwatch.checkup.attention_scale import NUM_ROWS, AttentionScale, norm_of_
 
 _SOFTMAX = frozenset({torch.softmax, torch.nn.functional.softmax, Tensor.softmax})
 _MATMUL = frozenset({torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm})
+_TIMES = frozenset({torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__})
+_OVER = frozenset({torch.div, Tensor.div, Tensor.__truediv__})
 _TANH = frozenset({torch.tanh, Tensor.tanh})
 # Shorter axes are more often groups or classes than tokens.
 _LEAST_TOKENS = 4
@@ -33,11 +35,13 @@ class _Product:
         rows: some rows, [..., rows, keys].
         head_dim: number of features of a query; 0 if unknown.
         bound: upper bound of the entries; infinite if there is none.
+        factor: number by which queries and keys were multiplied before.
     """
 
     rows: Tensor
     head_dim: int
     bound: float
+    factor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,11 @@ class _Weights:
     axis: int
     values: Tensor
 
-    def are_summed_over_keys(self, operand: Tensor) -> bool:
-        """Return whether the first operand of a matrix product is these weights, which do not sum to 1."""
-        if operand.shape != self.values.shape or not torch.equal(operand, self.values):
+    def are_summed_over(self, operand: Tensor, axis: int) -> bool:
+        """Return whether an operand is these weights, which do not sum to 1 over the axis that a product sums over."""
+        if axis == self.axis or operand.shape != self.values.shape or not torch.equal(operand, self.values):
             return False
-        sums = self.values.float().sum(-1)
+        sums = self.values.float().sum(axis)
         return float(sums.min()) < _LEAST_SUM or float(sums.max()) > 1 / _LEAST_SUM
 
 
@@ -74,6 +78,7 @@ class AttentionByHand(TorchFunctionMode):
         self.scales: dict[str, AttentionScale] = {}
         self._products: list[_Product] = []
         self._weights: _Weights | None = None
+        self._scaled: dict[int, tuple[Tensor, float]] = {}  # by storage, which is kept so that no other takes its place
 
     def __torch_function__(
         self,
@@ -88,15 +93,29 @@ class AttentionByHand(TorchFunctionMode):
             self.scales[name] = scale = _scale_of(args[0].float(), result, self._products)
             axis = _axis_of_softmax(args, kwargs or {}, result.ndim)
             self._weights = _Weights(name, axis, result) if axis != -1 and scale.head_dim else None
-            self._products = []
-        elif self._weights is not None and func in _MATMUL and args and isinstance(args[0], Tensor):
-            if self._weights.are_summed_over_keys(args[0]):
+            self._products, self._scaled = [], {}
+        elif self._weights is not None and (summed := _summed(func, args)) is not None:
+            if self._weights.are_summed_over(*summed):
                 changed = dataclasses.replace(self.scales[self._weights.name], axis=self._weights.axis)
                 self.scales[self._weights.name] = changed
             self._weights = None
+        elif func in _TIMES or func in _OVER:
+            self._keep_factor(func, args, result)
         elif isinstance(result, Tensor) and _is_square(result):
-            self._products += _product_of(func, args, result)
+            self._products += _product_of(func, args, result, self._factor)
         return result
+
+    def _keep_factor(self, func: Callable[..., Any], args: Sequence[Any], result: Any) -> None:
+        """Keep the number by which queries or keys are multiplied before their product."""
+        tensors = [each for each in args[:2] if isinstance(each, Tensor)]
+        numbers = [float(each) for each in args[:2] if isinstance(each, int | float) and each]
+        if len(tensors) == len(numbers) == 1 and isinstance(result, Tensor) and result.ndim > 2:
+            factor = numbers[0] if func in _TIMES else 1 / numbers[0]
+            self._scaled[_storage(result)] = (result, factor * self._factor(tensors[0]))
+
+    def _factor(self, tensor: Tensor) -> float:
+        """Return the number by which a tensor, or the one of which it is a view, was multiplied."""
+        return self._scaled.get(_storage(tensor), (tensor, 1.0))[1]
 
 
 def _axis_of_softmax(args: Sequence[Any], kwargs: Mapping[str, Any], num_axes: int) -> int:
@@ -107,14 +126,35 @@ def _axis_of_softmax(args: Sequence[Any], kwargs: Mapping[str, Any], num_axes: i
     return axis % num_axes - num_axes if isinstance(axis, int) else -1
 
 
+def _summed(func: Callable[..., Any], args: Sequence[Any]) -> tuple[Tensor, int] | None:
+    """Return the first operand of a product, and the axis over which it is summed; None for other calls."""
+    if func in _MATMUL and args and isinstance(args[0], Tensor):
+        return args[0], -1
+    if func is not torch.einsum or len(args) < 2 or not isinstance(args[0], str):
+        return None
+    operands = args[1] if isinstance(args[1], list | tuple) else args[1:]
+    axes = _summed_axes(args[0])
+    return (operands[0], axes[0]) if axes and isinstance(operands[0], Tensor) else None
+
+
+def _storage(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
 def _is_square(logits: Tensor) -> bool:
     return logits.ndim > 2 and logits.shape[-1] == logits.shape[-2] >= _LEAST_TOKENS and logits.is_floating_point()
 
 
-def _product_of(func: Callable[..., Any], args: Sequence[Any], result: Tensor) -> list[_Product]:
+def _product_of(
+    func: Callable[..., Any], args: Sequence[Any], result: Tensor, factor_of: Callable[[Tensor], float]
+) -> list[_Product]:
     """Return the product of queries and keys that a call computes, or its hyperbolic tangent; nothing for other calls.
 
     Queries and keys lie along one axis each, and their products are summed over a third.
+
+    Args:
+        func, args, result: call and its result.
+        factor_of: function that returns the number by which an operand was multiplied before.
     """
     if func in _TANH:
         return [_Product(_some_rows(result), 0, 1.0)]
@@ -128,7 +168,8 @@ def _product_of(func: Callable[..., Any], args: Sequence[Any], result: Tensor) -
     if len(operands) != 2 or len(axes) != 2 or not all(isinstance(each, Tensor) for each in operands):
         return []
     vectors = [each.movedim(axis, -1) for each, axis in zip(operands, axes, strict=True)]
-    return [_Product(_some_rows(result), vectors[0].shape[-1], math.prod(map(norm_of_all, vectors)))]
+    bound, factor = math.prod(map(norm_of_all, vectors)), math.prod(map(factor_of, operands))
+    return [_Product(_some_rows(result), vectors[0].shape[-1], bound, factor)]
 
 
 def _summed_axes(equation: str) -> tuple[int, ...]:
@@ -150,7 +191,8 @@ def _scale_of(logits: Tensor, weights: Tensor, products: Sequence[_Product]) -> 
     some, shown = _some_rows(logits), _some_rows(visible)
     factors = [(each, _factor(some[shown], each.rows, shown)) for each in products]
     known = [(each, factor) for each, factor in factors if math.isfinite(factor)]
-    scale, head_dim = next(((factor, each.head_dim) for each, factor in known if each.head_dim), (math.nan, 0))
+    scales = ((factor * each.factor, each.head_dim) for each, factor in known if each.head_dim)
+    scale, head_dim = next(scales, (math.nan, 0))
     is_normalised = any(each.head_dim and math.isfinite(each.bound) for each, _ in known)
     largest = min((abs(factor) * each.bound for each, factor in known), default=math.inf)
     std = std if known else math.nan  # the logits may contain a bias, such as that of ALiBi

@@ -25,12 +25,13 @@ def changed_embeddings(module: nn.Module, ids: Tensor, where: Tensor) -> Iterato
     changed: list[str] = []
 
     def change(name: str, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        if not args or not isinstance(args[0], Tensor) or args[0].shape != ids.shape or not torch.equal(args[0], ids):
+        if not args or not isinstance(args[0], Tensor) or not torch.equal(args[0].flatten(), ids.flatten()):
             return None
         changed.append(name)
-        others = output[~where]
+        chosen = where.reshape(args[0].shape)  # models flatten the texts of several choices
+        others = output[~chosen]
         replaced = output.clone()
-        replaced[where] = others[torch.arange(int(where.sum()), device=output.device) % len(others)]
+        replaced[chosen] = others[torch.arange(int(chosen.sum()), device=output.device) % len(others)]
         return replaced
 
     with contextlib.ExitStack() as stack:

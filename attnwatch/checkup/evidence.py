@@ -15,6 +15,7 @@ from attnwatch.checkup.graph import Graph
 from attnwatch.checkup.losses import LossCall
 from attnwatch.checkup.read_tokens import ReadTokens
 from attnwatch.checkup.repeats import Repeats
+from attnwatch.checkup.series import Series, series_of
 from attnwatch.checkup.targets import ScoredCall, Targets
 from attnwatch.checkup.tokens import Tokens, tokens_of
 from attnwatch.checkup.update_history import UpdateHistory
@@ -154,6 +155,22 @@ class StepEvidence:
         if self._decoder_tokens is None:
             return self.flow
         return Flow(self.forward, self.repeats, self._decoder_tokens)
+
+    @cached_property
+    def series(self) -> Series | None:
+        """Series of numbers whose next values, or own values, are the targets of the loss; None if there is none."""
+        return series_of(self.forward, self.losses)
+
+    @cached_property
+    def flow_of_series(self) -> Flow:
+        """Dependence of the outputs on the `series`.
+
+        Raises:
+            CannotCheck: there is no series, or the forward can't be repeated.
+        """
+        if self.series is None:
+            raise CannotCheck("the targets are not among the inputs")
+        return Flow(self.forward, self.repeats, self.series.tokens)
 
     @cached_property
     def sees_only_padding(self) -> bool:

@@ -162,6 +162,16 @@ class Flow:
         begins = ~self.tokens.padding[:, :2].any(1)
         return bool(begins.any() and not by_odd[begins, 0].any() and by_odd[begins, 1].all())
 
+    @property
+    def shifts_inputs(self) -> bool:
+        """True if outputs of tokens see earlier tokens, but not their own: the model shifts its inputs by one."""
+        if not self.has_outputs_of_tokens or self.tokens.length < _LEAST_TOKENS or not self.sees_others:
+            return False
+        by_odd, by_even = self._by_halves
+        begins = ~self.tokens.padding[:, :_LEAST_TOKENS].any(1)
+        first, second, third = by_odd[begins, 0], by_odd[begins, 1], by_odd[begins, 2]
+        return bool(begins.any() and not (first | second).any() and by_even[begins, 1].all() and third.all())
+
     @cached_property
     def _by_halves(self) -> tuple[Tensor, Tensor]:
         """Outputs that change with the tokens at odd places, and with those at even places."""

@@ -22,6 +22,8 @@ _OTHER_MASKS = ("loss", "label", "target", "causal", "prefix", "special")
 _LEAST_PADDING = 4
 # Least length of the runs that look like padding, and least number of sequences with such a run.
 _LEAST_RUN, _LEAST_PADDED = 3, 3
+# Least length of a series of numbers, and number of blocks along each side of an image whose patches are unknown.
+_LEAST_SERIES, _BLOCKS = 8, 4
 # Kinds of tokens that a mask of special tokens shows: the first, the last, and padding.
 _FEW_KINDS = 3
 _NO_TOKENS = ("mask", "position", "token_type", "segment", "cache", "num_items")
@@ -36,10 +38,12 @@ class PatchGrid:
     Attributes:
         size: height and width of the images.
         patch: height and width of a patch.
+        is_known: True if the model reads these patches; False if it may read others.
     """
 
     size: tuple[int, int]
     patch: tuple[int, int]
+    is_known: bool = True
 
     def patches(self, images: Tensor) -> Tensor:
         """Return the patches [batch, patches, values] of images [batch, channels, height, width]."""
@@ -48,6 +52,22 @@ class PatchGrid:
     def image(self, patches: Tensor) -> Tensor:
         """Return the images of patches."""
         return F.fold(patches.transpose(1, 2), self.size, self.patch, stride=self.patch)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Layout of tokens whose argument has other axes than [batch, tokens] or [batch, tokens, features].
+
+    Attributes:
+        shape: shape of a sequence in the argument, such as (choices, tokens) or (frames, channels, height, width).
+    """
+
+    shape: torch.Size
+    is_known = False
+
+    def image(self, values: Tensor) -> Tensor:
+        """Return tokens in the layout of the argument."""
+        return values.reshape(len(values), *self.shape)
 
 
 @dataclass(frozen=True)
@@ -63,14 +83,14 @@ class Tokens:
         is_hidden: True if the mask hides the padding; False if only its id is known.
         is_guessed: True if the padding is known only by its pattern: one id at the ends of sequences.
         has_tokens_first: True if the model expects them as [tokens, batch, …].
-        grid: size of the image and of its patches; None if the values are not patches.
+        grid: layout of the argument, such as the size of the image and of its patches; None for the usual one.
     """
 
     name: str
     values: Tensor
     padding: Tensor
     mask_name: str | None
-    grid: "PatchGrid | None" = None
+    grid: PatchGrid | Layout | None = None
     pad_id: int | None = None
     is_hidden: bool = False
     is_guessed: bool = False
@@ -188,7 +208,7 @@ def tokens_of(forward: RecordedForward) -> Tokens:
     arguments = forward.arguments
     name = name_of_ids(arguments) or _name_of_features(arguments)
     if name is None:
-        return _patches_of(forward.module, arguments)
+        return _of_other_layout(forward.module, arguments) or _patches_of(forward.module, arguments)
     first = forward.has_tokens_first
     values = arguments[name].transpose(0, 1) if first else arguments[name]
     shape = values.shape[:2]
@@ -205,6 +225,29 @@ def tokens_of(forward: RecordedForward) -> Tokens:
             return _with_guessed_padding(replace(tokens, is_hidden=False), forward.module)
     no_padding = torch.zeros(shape, dtype=torch.bool, device=values.device)
     return _with_guessed_padding(Tokens(name, values, no_padding, None, has_tokens_first=first), forward.module)
+
+
+def _of_other_layout(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens | None:
+    """Return the texts of several choices [batch, choices, tokens], the frames of videos, or the values of series."""
+    for name, value in arguments.items():
+        if not isinstance(value, Tensor) or any(part in name for part in _NO_TOKENS):
+            continue
+        is_float = value.is_floating_point()
+        if value.ndim == 3 and not is_float and value.dtype is not torch.bool:
+            values = value.flatten(1)
+        elif is_float and value.ndim == 5:
+            values = value.flatten(2)
+        elif is_float and value.ndim == 2 and value.shape[1] >= _LEAST_SERIES:
+            values = value[..., None]
+        else:
+            continue
+        layout = Layout(value.shape[1:])
+        mask = arguments.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.shape == value.shape and mask.ndim == 3:
+            return Tokens(name, values, mask.flatten(1) == 0, "attention_mask", layout, is_hidden=True)
+        no_padding = torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
+        return Tokens(name, values, no_padding, None, layout)
+    return None
 
 
 def _with_guessed_padding(tokens: Tokens, module: nn.Module) -> Tokens:
@@ -250,15 +293,21 @@ def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:
     """Return the patches of images as tokens, as read by the first convolution."""
     images = [(name, value) for name, value in arguments.items() if isinstance(value, Tensor) and value.ndim == 4]
     convolution = next((part for part in module.modules() if isinstance(part, nn.Conv2d)), None)
-    if not images or convolution is None or convolution.stride != convolution.kernel_size:
+    if not images:
         raise CannotCheck("the model received no tokens: ids [batch, tokens] or features [batch, tokens, features]")
     (name, value), *_ = images
-    height, width = convolution.kernel_size
+    is_known = convolution is not None and convolution.stride == convolution.kernel_size
+    height, width = convolution.kernel_size if convolution is not None and is_known else _blocks_of(value)
     if not value.is_floating_point() or value.shape[2] % height or value.shape[3] % width:
         raise CannotCheck(f"`{name}` can't be cut into patches of {height} × {width}")
-    grid = PatchGrid((value.shape[2], value.shape[3]), (height, width))
+    grid = PatchGrid((value.shape[2], value.shape[3]), (height, width), is_known)
     values = grid.patches(value)
     return Tokens(name, values, torch.zeros(values.shape[:2], dtype=torch.bool, device=value.device), None, grid)
+
+
+def _blocks_of(images: Tensor) -> tuple[int, int]:
+    """Return the size of blocks into which images are cut if the patches of the model are unknown."""
+    return max(images.shape[2] // _BLOCKS, 1), max(images.shape[3] // _BLOCKS, 1)
 
 
 def padding_by_id(module: nn.Module, values: Tensor) -> Tensor:

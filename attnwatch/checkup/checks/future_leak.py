@@ -23,7 +23,9 @@ class FutureLeak(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        (leaks, place), flow = _leaks(step), step.flow_of_predictions
+        is_of_series = step.series is not None and step.series.shift == 1
+        flow = step.flow_of_series if is_of_series else step.flow_of_predictions
+        leaks, place = flow.leaking(~flow.tokens.padding) if is_of_series else _leaks(step)
         if not leaks.any():
             return None
         flow.require_repeatable()

@@ -5,6 +5,7 @@ from torch import Tensor
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_encoder_decoder
+from attnwatch.checkup.series import Series
 from attnwatch.checkup.targets import Targets
 
 _SCORED_AGAINST = {
@@ -15,6 +16,11 @@ _SCORED_AGAINST = {
 # Masked language models mask 80% of the tokens that they restore, and a small share of all tokens.
 _LEAST_TARGETS, _MOSTLY_MASKED = 16, 0.7
 _MASKED = "Do not shift the labels of a masked language model: compare logits with labels at the same positions."
+_MODEL_SHIFTS = (
+    "each prediction is scored against the token after the next: the model shifts its inputs by one, and the loss "
+    "shifts the targets again"
+)
+_SERIES = "Give the decoder the values before those that it predicts, beginning with the last known one."
 
 
 @register
@@ -34,6 +40,8 @@ class LabelsShiftedTwice(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
+        if step.series is not None:
+            return _of_series(step, step.series)
         ids = _predicted_ids(step)
         shift = step.targets.shift(ids)
         if shift is None:
@@ -42,11 +50,23 @@ class LabelsShiftedTwice(Check):
                 what = f"predictions at the tokens {where} the masked ones are scored, not those at the masked ones"
                 return Fault(what, numbers={"shift": float(beside)}, remedy=_MASKED)
             raise CannotCheck("the targets are not the tokens")
+        if shift == 1 and not is_encoder_decoder(step.forward.module):
+            is_shifted = known(lambda: step.flow_of_predictions.shifts_inputs, False)
+            return Fault(_MODEL_SHIFTS, numbers={"shift": 2.0}) if is_shifted else None
         if shift == 1 or step.predicts_several_tokens or (shift < 1 and not _is_given(step, shift)):
             return None
         what = _SCORED_AGAINST.get(shift, f"the token {shift} places further on")
         # To repeat the token before is a task by which memory is tested.
         return Fault(f"each prediction is scored against {what}", numbers={"shift": float(shift)}, is_note=shift < 0)
+
+
+def _of_series(step: StepEvidence, series: Series) -> Fault | None:
+    """Return the fault for a causal model that is given the values which it is scored against."""
+    flow = step.flow_of_series
+    if series.shift or not flow.is_causal:
+        return None
+    what = f"each prediction is scored against the value of `{series.tokens.name}` at its own place, which it is given"
+    return Fault(what, numbers={"shift": 0.0}, remedy=_SERIES)
 
 
 def _masked_beside(step: StepEvidence, ids: Tensor) -> int:

@@ -57,7 +57,7 @@ class OrderIgnored(Check):
         if known(lambda: flow.depends_on_place, False):
             what = "outputs change with the place of a sequence in the batch, as if positions ran along the batch"
             return Fault(what, remedy=_ALONG_TOKENS)
-        if not flow.tokens.are_ids and flow.tokens.grid is None:
+        if not (flow.tokens.are_ids or (flow.tokens.grid is not None and flow.tokens.grid.is_known)):
             raise CannotCheck("the model receives features, which may contain positions")
         require_weights(step.forward.module)
         if step.sees_only_padding:
