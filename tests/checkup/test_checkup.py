@@ -380,6 +380,12 @@ RATES = {
     "warmed up from zero": ({"lr": 1e-3}, lambda step: step / 500, torch.float32, None),
     "warmed up for longer than the run": ({"lr": 1e-3}, lambda step: step / 5000, torch.float32, "rate_too_low"),
     "rises over the whole run": ({"lr": 1e-3}, lambda step: step / 1000, torch.float32, None),
+    "too high when warmed up": ({"lr": 0.3}, lambda step: step / 40, torch.float32, "rate_too_high"),
+    "of schedules in units of 1": ({"lr": 1.0}, lambda step: step * 1e-5, torch.float32, None),
+    "drops to a tenth at once": ({"lr": 1e-3}, lambda step: 1.0 if not step else 0.1, torch.float32, "rate_too_low"),
+    "halves at once": ({"lr": 1e-3}, lambda step: 1.0 if not step else 0.5, torch.float32, None),
+    "stands at its first step": ({"lr": 1e-3}, lambda step: 0.01, torch.float32, "rate_too_low"),
+    "stands at a tenth": ({"lr": 1e-3}, lambda step: 0.1, torch.float32, None),
     "lost in bfloat16": ({"lr": 1e-6}, None, torch.bfloat16, "lost_updates"),
     "seen in bfloat16": ({"lr": 2e-3}, None, torch.bfloat16, None),
 }
@@ -394,6 +400,31 @@ def test_updates_tell_wrong_rates(options, factor, dtype, expected):
         train(model, optimizer, checkup, steps=9, scheduler=scheduler)
     assert [finding.kind.value for finding in checkup.findings] == [expected] * bool(expected), checkup
     assert not {"rate_too_high", "rate_too_low"} & checkup.skipped.keys()
+
+
+@pytest.mark.parametrize(("steps_per_epoch", "is_note"), [(None, True), (100, True), (1000, False)])
+def test_rate_that_stands_still_is_a_note_unless_the_run_has_one_epoch(steps_per_epoch, is_note):
+    model = gpt2()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.01)
+    with TrainingCheckup(model, optimizers=optimizer, total_steps=1000, steps_per_epoch=steps_per_epoch) as checkup:
+        train(model, optimizer, checkup, steps=9, scheduler=scheduler)
+    (finding,) = checkup.findings
+    assert finding.is_note is is_note
+    assert "has stayed at 0.01 of its full rate" in finding.message
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, torch.optim.AdamW, torch.optim.SGD])
+@pytest.mark.parametrize("decay", [3.0, 1e-4])
+def test_weight_decay_in_the_gradient_of_an_optimizer_that_scales_it(kind, decay):
+    model = gpt2()
+    optimizer = kind(model.parameters(), lr=1e-5, weight_decay=decay)
+    with TrainingCheckup(model, optimizers=optimizer, total_steps=1000) as checkup:
+        train(model, optimizer, checkup, steps=9)
+    is_coupled = kind in (torch.optim.Adam, torch.optim.RMSprop) and decay > 1
+    found = [finding.message for finding in checkup.findings if finding.kind.value == "weights_shrink"]
+    assert bool(found) is is_coupled
+    assert all("Use AdamW" in message for message in found)
 
 
 class HalfPrecision(nn.Module):

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DecisionTransformerConfig, DecisionTransformerModel
 
 import attnwatch
+from attnwatch.checkup.tokens import padding_by_pattern
 
 VOCABULARY, WIDTH, TOKENS, BATCH = 40, 32, 12, 7
 
@@ -456,3 +457,140 @@ def test_loss_of_only_some_of_the_tokens(first, by):
     checkup = attnwatch.check_training(model, ids, optimizers=torch.optim.AdamW(model.parameters(), 1e-4), forward=loss)
     assert "labels_shifted_twice" in checkup.answered
     assert [each.kind.value for each in checkup.findings] == (["labels_shifted_twice"] if by > 1 else [])
+
+
+class Shifting(Answers):
+    """Model that puts a first token before its inputs and drops the last one."""
+
+    def forward(self, ids):
+        return super().forward(torch.cat([torch.zeros_like(ids[:, :1]), ids[:, :-1]], 1))
+
+
+@pytest.mark.parametrize("by", [0, 1])
+def test_model_that_shifts_its_inputs(by):
+    torch.manual_seed(0)
+    ids = torch.randint(1, VOCABULARY, (BATCH, TOKENS))
+
+    def loss(model, ids):
+        return F.cross_entropy(model(ids)[:, : TOKENS - by].flatten(0, 1), ids[:, by:].flatten())
+
+    model = Shifting().train()
+    checkup = attnwatch.check_training(model, ids, optimizers=torch.optim.AdamW(model.parameters()), forward=loss)
+    found = {each.kind.value: each for each in checkup.findings}
+    assert found.keys() == ({"labels_shifted_twice"} if by else set())
+    assert not by or "the model shifts its inputs by one" in found["labels_shifted_twice"].message
+
+
+class Forecaster(nn.Module):
+    """Decoder of a series of numbers."""
+
+    def __init__(self, *, is_causal):
+        super().__init__()
+        self.enter, self.positions = nn.Linear(1, WIDTH), nn.Embedding(TOKENS, WIDTH)
+        self.layer, self.out = nn.TransformerEncoderLayer(WIDTH, 4, 48, 0.0, batch_first=True), nn.Linear(WIDTH, 1)
+        self.is_causal = is_causal
+
+    def forward(self, so_far):
+        length = so_far.shape[1]
+        states = self.enter(so_far[..., None]) + self.positions(torch.arange(length))
+        mask = nn.Transformer.generate_square_subsequent_mask(length) if self.is_causal else None
+        return self.out(self.layer(states, src_mask=mask, is_causal=self.is_causal)).squeeze(-1)
+
+
+SERIES = {
+    "next values": (True, 1, set()),
+    "next values that are seen": (False, 1, {"future_leak"}),
+    "own values of a causal model": (True, 0, {"labels_shifted_twice"}),
+    "own values of an autoencoder": (False, 0, set()),
+}
+
+
+@pytest.mark.parametrize(("is_causal", "shift", "expected"), SERIES.values(), ids=SERIES)
+def test_series_of_numbers(is_causal, shift, expected):
+    torch.manual_seed(0)
+    model = Forecaster(is_causal=is_causal).train()
+
+    def loss(model, values):
+        return F.mse_loss(model(values[:, :TOKENS]), values[:, shift : TOKENS + shift])
+
+    values = torch.randn(BATCH, TOKENS + 1).cumsum(1)
+    checkup = attnwatch.check_training(model, values, optimizers=torch.optim.AdamW(model.parameters()), forward=loss)
+    assert {each.kind.value for each in checkup.findings if not each.is_note} == expected
+
+
+class Wrapped(nn.Module):
+    """Encoder whose input or output has another shape than [batch, tokens, …]."""
+
+    def __init__(self, num_features, enter, leave):
+        super().__init__()
+        self.embedding, self.positions = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(64, WIDTH)
+        self.features, self.head = nn.Linear(num_features, WIDTH), nn.Linear(WIDTH, 1)
+        self.layer = nn.TransformerEncoderLayer(WIDTH, 4, 48, 0.0, batch_first=True)
+        self.mixing, self.enter, self.leave = False, enter, leave
+
+    def forward(self, batch):
+        states = self.enter(self, batch)
+        states = states + self.positions(torch.arange(states.shape[1]))
+        states = self.layer(states.transpose(0, 1)).transpose(0, 1) if self.mixing else self.layer(states)
+        return self.leave(self.head(states.mean(1)), len(batch))
+
+
+LAYOUTS = {
+    "choices": (
+        torch.randint(1, VOCABULARY, (BATCH, 3, TOKENS)),
+        1,
+        lambda model, batch: model.embedding(batch.flatten(0, 1)),
+        lambda scores, size: scores.view(size, 3),
+    ),
+    "videos": (
+        torch.randn(BATCH, 6, 3, 4, 4),
+        48,
+        lambda model, batch: model.features(batch.flatten(2)),
+        lambda scores, size: scores,
+    ),
+    "series": (
+        torch.randn(BATCH, TOKENS),
+        1,
+        lambda model, batch: model.features(batch[..., None]),
+        lambda scores, size: scores.squeeze(-1),
+    ),
+    "images": (
+        torch.randn(BATCH, 3, 8, 8),
+        48,
+        lambda model, batch: model.features(F.unfold(batch, 4, stride=4).transpose(1, 2)),
+        lambda scores, size: scores,
+    ),
+}
+
+
+@pytest.mark.parametrize(("batch", "num_features", "enter", "leave"), LAYOUTS.values(), ids=LAYOUTS)
+def test_batches_that_are_no_sequences_of_ids_or_features(batch, num_features, enter, leave):
+    torch.manual_seed(0)
+    model = Wrapped(num_features, enter, leave).train()
+
+    def found():
+        checkup = attnwatch.check_training(
+            model,
+            batch,
+            optimizers=torch.optim.AdamW(model.parameters()),
+            forward=lambda model, batch: model(batch).square().mean(),
+        )
+        assert {"batch_mixing", "blind_attention"} <= checkup.answered, checkup.skipped
+        return {each.kind.value for each in checkup.findings if not each.is_note}
+
+    assert not found()
+    model.mixing = True
+    assert "batch_mixing" in found()
+
+
+def test_padding_is_known_by_its_pattern():
+    torch.manual_seed(0)
+    lengths = torch.tensor([12, 5, 9, 7, 4, 10, 6])
+    ids = torch.randint(1, VOCABULARY, (BATCH, TOKENS)).masked_fill(torch.arange(TOKENS) >= lengths[:, None], 0)
+    assert torch.equal(padding_by_pattern(ids), torch.arange(TOKENS) >= lengths[:, None])
+    assert torch.equal(padding_by_pattern(ids.flip(1)), (torch.arange(TOKENS) >= lengths[:, None]).flip(1))
+    features = torch.randn(BATCH, TOKENS, 3) * (ids > 0)[..., None]
+    assert torch.equal(padding_by_pattern(features), ids == 0)
+    ids[0, 3] = 0  # also a word
+    assert not padding_by_pattern(ids).any()
+    assert not padding_by_pattern(torch.randint(1, VOCABULARY, (BATCH, TOKENS))).any()
