@@ -49,6 +49,24 @@ def checkup_blind() -> str:
     return table(rows, f"The last on {machine(results[last])}: `python -m benchmarks.checkup --part blind-{last}`.")
 
 
+def checkup_programs() -> str:
+    """Return the table of faults of one edit in complete programs, at first sight and now."""
+    runs = {"at first sight": newest("programs_blind"), "after the misses were looked at": newest("programs")}
+    rows = [
+        {
+            "": name,
+            "programs": str(run["programs"]),
+            "faults": str(run["faults"]),
+            "named by the cause": f"{run['named'] / run['faults']:.0%}",
+            "or by a note": f"{run['named_or_noted'] / run['faults']:.0%}",
+            "noticed": f"{run['noticed'] / run['faults']:.0%}",
+            "alarms in sound programs": f"{run['alarms']} of {run['sound']}",
+        }
+        for name, run in runs.items()
+    ]
+    return table(rows, f"100 steps each, on {machine(newest('programs'))}: `python -m benchmarks.programs`.")
+
+
 def first_runs() -> list[dict[str, Any]]:
     """Return the scores of the first run on each blind set, in plain loops."""
     return [newest(name)["totals"]["parts"]["plain"][part] for name, part in _BLIND.items()]

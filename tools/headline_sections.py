@@ -49,6 +49,7 @@ def _checking() -> list[tuple[str, str, str]]:
     scripts, kinds = (sum(run["of_faults"][key] for run in runs) for key in ("scripts", "kinds_of_faults"))
     alarms, sound = (sum(run[key] for run in runs) for key in ("sound_with_alarm", "sound"))
     command = f"checkup --part blind-{len(runs)}"
+    programs, now = newest("programs_blind"), newest("programs")
     return [
         (
             "faults that nobody had seen, named in the first 12 steps",
@@ -57,6 +58,12 @@ def _checking() -> list[tuple[str, str, str]]:
             command,
         ),
         ("alarms in the same runs", f"in {alarms} of {sound:,} sound scripts that look odd", command),
+        (
+            f"the same in {programs['programs']} complete programs with faults of one edit",
+            f"{programs['named'] / programs['faults']:.0%} of {programs['faults']} at first sight "
+            f"({now['named'] / now['faults']:.0%} now), {programs['alarms']} alarm in {programs['sound']} sound ones",
+            "programs",
+        ),
     ]
 
 

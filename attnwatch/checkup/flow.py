@@ -84,9 +84,18 @@ class Flow:
             before, place = self._places < lasts[:, None], int(lasts.max())
             moved = self._moved_with(~before)
         counted = is_scored & before
-        if self.tokens.are_ids and moved[counted].any():
-            moved = moved & known(lambda: self._moved_by_embeddings(~before & ~self.tokens.padding), moved)
+        if moved[counted].any() and (markers := self._markers).any():
+            moved = moved & self._moved_with(~before & ~markers, keep=markers)
         return moved[counted], place
+
+    @property
+    def _markers(self) -> Tensor:
+        """Tokens whose id is once in each sequence, such as a separator, which a mask may be made of."""
+        values = self.tokens.values
+        if not self.tokens.are_ids or self.num_sequences < 2:
+            return torch.zeros_like(self.tokens.padding)
+        markers = [kind for kind in values[0].unique() if bool(((values == kind).sum(1) == 1).all())]
+        return torch.isin(values, torch.stack(markers)) if markers else torch.zeros_like(self.tokens.padding)
 
     def _moved_by_embeddings(self, where: Tensor) -> Tensor:
         """Return which outputs change with the embeddings of some tokens. Their ids, which a mask may need, stay."""
@@ -258,8 +267,12 @@ class Flow:
     def _places(self) -> Tensor:
         return torch.arange(self.tokens.length, device=self.tokens.values.device).expand(self.tokens.padding.shape)
 
-    def _moved_with(self, where: Tensor, *, by_little: bool = False) -> Tensor:
-        output = self._with(self.tokens.replaced(where & ~self.tokens.padding))
+    def _moved_with(self, where: Tensor, *, by_little: bool = False, keep: Tensor | None = None) -> Tensor:
+        """Return which outputs move when tokens are replaced, but not by the ids of those to keep."""
+        values = self.tokens.replaced(where & ~self.tokens.padding)
+        if keep is not None:
+            values = torch.where(torch.isin(values, self.tokens.values[keep]), self.tokens.values, values)
+        output = self._with(values)
         return self._differs(output, self._unchanged, by_little=by_little)
 
     def _with(self, values: Tensor) -> Tensor:

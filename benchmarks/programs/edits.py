@@ -2,7 +2,6 @@
 
 import importlib.util
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,12 +64,12 @@ def _replacements(declared: dict[str, str]) -> tuple[tuple[str, str], ...]:
     )
 
 
-def load(edit: Edit) -> Callable[[int], TrainingCheckup]:
-    """Import the edited program, and return its `train`."""
+def load(edit: Edit, folder: Path) -> Callable[[int], TrainingCheckup]:
+    """Import the edited program from a file in a folder, and return its `train`."""
     name = "edited_program"
-    with tempfile.NamedTemporaryFile("w", suffix=".py", delete=False) as file:
-        file.write(edit.source())
-    spec = importlib.util.spec_from_file_location(name, file.name)
+    file = folder / f"{name}.py"
+    file.write_text(edit.source())
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
     sys.modules[name] = module = importlib.util.module_from_spec(spec)

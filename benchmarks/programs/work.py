@@ -3,11 +3,13 @@
 import contextlib
 import io
 import multiprocessing
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -49,7 +51,7 @@ class Outcome:
 def done(edits: Sequence[Edit], workers: int) -> Iterator[tuple[Edit, Outcome]]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, initializer=_begin) as pool:
-        futures = {pool.submit(_outcome, edit): edit for edit in edits}
+        futures = {pool.submit(outcome_of, edit): edit for edit in edits}
         for future in as_completed(futures):
             yield futures[future], future.result()
 
@@ -59,12 +61,17 @@ def _begin() -> None:
     quiet_libraries()
 
 
-def _outcome(edit: Edit) -> Outcome:
+def outcome_of(edit: Edit, steps: int = STEPS) -> Outcome:
+    """Train an edited program with its checkup."""
     begin = time.perf_counter()
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            tempfile.TemporaryDirectory() as folder,
+        ):
             warnings.simplefilter("ignore")
-            checkup = load(edit)(STEPS)
+            checkup = load(edit, Path(folder))(steps)
     except Exception as raised:  # is told with the program; the others go on
         return Outcome(error=f"{type(raised).__name__}: {raised}", seconds=time.perf_counter() - begin)
     return Outcome(checkup.findings, seconds=time.perf_counter() - begin)
