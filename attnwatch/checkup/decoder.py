@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from attnwatch.checkup.forward import RecordedForward, is_encoder_decoder
+from attnwatch.checkup.padding_marks import padding_by_id
 from attnwatch.checkup.targets import ScoredCall
-from attnwatch.checkup.tokens import LABELS, Tokens, name_of_ids, names_of_ids, padding_by_id
+from attnwatch.checkup.tokens import LABELS, Tokens, name_of_ids, names_of_ids
 
 
 def decoder_tokens(

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -20,7 +21,6 @@ from attnwatch.checkup.targets import ScoredCall, Targets
 from attnwatch.checkup.tokens import Tokens, tokens_of
 from attnwatch.checkup.update_history import UpdateHistory
 from attnwatch.checkup.updates import Update
-from attnwatch.checkup.weights import hidden_parameters
 
 # A model whose loss is above this share of the loss of a uniform guess has learned nothing.
 _LOSS_OF_A_GUESS = 0.9
@@ -29,8 +29,6 @@ _LOGITS = "logits"
 _LAST_FIRST_STEP = 1
 
 
-OUTPUTS_OF_TOKENS = ("logits", "last_hidden_state", "", "0")
-"""Names of outputs with an entry for each token, the most specific first."""
 NO_GRADIENTS = (
     "no parameter of the model has a gradient when the step ends: backward was not called inside the step, or the "
     "gradients were already cleared. Call backward inside the step and zero_grad() after it"
@@ -58,6 +56,7 @@ class StepEvidence:
         recorded: first forward pass of the step that is trained on; None if there was none.
         received: names of the outputs of that forward pass that have received a gradient.
         read: tokens whose outputs the loss reads, by the name of the output.
+        memo: results of checks that others use too, by name.
         unseen: reason why no forward pass is observed; empty if it is.
         cannot_repeat: reason why an earlier repeat of the forward pass failed; empty if none failed.
     """
@@ -86,6 +85,7 @@ class StepEvidence:
         self.recorded: RecordedForward | None = None
         self.received: Set[str] = set()
         self.read: Mapping[str, ReadTokens] = {}
+        self.memo: dict[str, Any] = {}
         self.unseen = self.cannot_repeat = ""
         self._known_forward: RecordedForward | None = None
         self._known_flow: Flow | None = None
@@ -173,21 +173,6 @@ class StepEvidence:
         return Flow(self.forward, self.repeats, self.series.tokens)
 
     @cached_property
-    def sees_only_padding(self) -> bool:
-        """True if most attention layers hide the real tokens of padded sequences and show their padding.
-
-        Raises:
-            CannotCheck: the forward can't be repeated, or has no tokens.
-        """
-        padding = self.flow.tokens.padding
-        padded = padding.any(1) & ~padding.all(1)
-        if not padded.any():
-            return False
-        seen = [each.seen[padded] for each in self.repeats.scales.values() if each.seen.shape == padding.shape]
-        inverted = [bool((each & padding[padded]).any() and not (each & ~padding[padded]).any()) for each in seen]
-        return sum(inverted) > len(inverted) / 2
-
-    @cached_property
     def tokens(self) -> Tokens:
         """Tokens of the whole batch.
 
@@ -233,15 +218,6 @@ class StepEvidence:
         has_other_calls = len(sizes) > 1 and len(self._all_targets) < len(self.scored)
         return has_other_calls or len(shifts(self.forward, self.predicted_tokens.values, self.scored, self._read)) > 1
 
-    def read_of(self, length: int) -> Tensor | None:
-        """Return which outputs the loss reads in the first sequences, bool [sequences, tokens]; None if unknown.
-
-        Args:
-            length: number of tokens.
-        """
-        known_of = (self.read[name].has_gradient for name in OUTPUTS_OF_TOKENS if name in self.read)
-        return next((each for each in known_of if each.shape[1] == length), None)
-
     @property
     def _read(self) -> list[Tensor]:
         return [each.has_gradient for each in self.read.values()]
@@ -277,16 +253,6 @@ class StepEvidence:
     def has_gradients(self) -> bool:
         """True if some parameter has a gradient when the step ends, so that those without one can be told."""
         return any(each.grad is not None for each in self.trainable.values())
-
-    @cached_property
-    def hidden(self) -> Mapping[str, nn.Parameter]:
-        """Parameters with a gradient in plain lists or dicts, where `parameters()` does not find them."""
-        known = set(self.model.parameters())
-        return {
-            name: parameter
-            for name, parameter in hidden_parameters(self.model)
-            if parameter not in known and parameter.grad is not None
-        }
 
     @property
     def graph(self) -> Graph:

@@ -5,18 +5,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from attnwatch.checkup.differences import differs
 from attnwatch.checkup.forward import CannotCheck, RecordedForward, is_encoder_decoder, known
 from attnwatch.checkup.repeats import Repeats
 from attnwatch.checkup.sequences import first_sequences
+from attnwatch.checkup.token_layouts import PatchGrid
 from attnwatch.checkup.tokens import Tokens
 
 # Sequences with fewer tokens don't show which of them are seen.
 _LEAST_TOKENS = 4
-# An output counts as changed if it differs by more than these shares of its spread over tokens and sequences, and of
-# the size of the outputs. Rounding changes it by less. For a finding that nothing changes, no output may differ by more
-# than rounding.
-_MOVED, _ROUNDING = 1e-4, 3e-6
-_MOVED_IN_HALF_PRECISION = 2e-2
+# An output counts as changed if it differs by more than this share of its spread over tokens and sequences. For a
+# finding that nothing changes, no output may differ by more than rounding.
+_MOVED, _MOVED_IN_HALF_PRECISION = 1e-4, 2e-2
 # Models fill the scores of masked tokens with -10,000 or less.
 _MASKED = -5000.0
 
@@ -53,7 +53,9 @@ class Flow:
     @property
     def has_outputs_of_tokens(self) -> bool:
         """True if there is one output per token, not one per sequence."""
-        output = self._unchanged
+        output, grid = self._unchanged, self.tokens.grid
+        if isinstance(grid, PatchGrid) and not grid.is_known:
+            return False
         return self._is_of_outputs and output.ndim >= 3 and output.shape[1] == self.tokens.length
 
     @property
@@ -61,46 +63,6 @@ class Flow:
         """True if there are several outputs per sequence, but not one per token, as behind strided convolutions."""
         is_apart = is_encoder_decoder(self.module) or not self._is_of_outputs
         return not is_apart and self._unchanged.ndim >= 3 and not self.has_outputs_of_tokens
-
-    @property
-    def before_later(self) -> Tensor:
-        """Positions before those that `later` replaces: bool [batch, tokens]."""
-        cuts = (self.middle - torch.arange(self.num_sequences, device=self.tokens.values.device)).clamp(min=1)
-        return self._places < cuts[:, None]
-
-    def leaking(self, is_scored: Tensor) -> tuple[Tensor, int]:
-        """Return which of the scored predictions change with later tokens, bool [predictions], and from where on.
-
-        Tokens are replaced from the middle on or, if no prediction before it is scored, from the last scored one on.
-
-        Args:
-            is_scored: mask of the predictions that count, bool [batch, tokens].
-        """
-        before = known(lambda: self.before_later, None)
-        if before is not None and (is_scored & before).any():
-            moved, place = self.later, self.middle
-        else:
-            lasts = torch.where(is_scored, self._places, 0).amax(1)
-            before, place = self._places < lasts[:, None], int(lasts.max())
-            moved = self._moved_with(~before)
-        counted = is_scored & before
-        if moved[counted].any() and (markers := self._markers).any():
-            moved = moved & self._moved_with(~before & ~markers, keep=markers)
-        return moved[counted], place
-
-    @property
-    def _markers(self) -> Tensor:
-        """Tokens whose id is once in each sequence, such as a separator, which a mask may be made of."""
-        values = self.tokens.values
-        if not self.tokens.are_ids or self.num_sequences < 2:
-            return torch.zeros_like(self.tokens.padding)
-        markers = [kind for kind in values[0].unique() if bool(((values == kind).sum(1) == 1).all())]
-        return torch.isin(values, torch.stack(markers)) if markers else torch.zeros_like(self.tokens.padding)
-
-    def _moved_by_embeddings(self, where: Tensor) -> Tensor:
-        """Return which outputs change with the embeddings of some tokens. Their ids, which a mask may need, stay."""
-        ids, where = self.tokens.as_argument(self.tokens.values), self.tokens.as_argument(where)
-        return self._moved(self._by_token(self._repeats.output_with_embeddings_changed(ids, where)))
 
     @property
     def middle(self) -> int:
@@ -122,22 +84,13 @@ class Flow:
             raise CannotCheck("the outputs change when the forward pass is repeated with the same inputs in eval mode")
 
     @cached_property
-    def later(self) -> Tensor:
-        """Outputs that change with later tokens: bool [batch, tokens] or [batch].
-
-        They are replaced from the middle on, and one token earlier in each further sequence, as a mask may be causal by
-        blocks only.
-        """
-        return self._moved_with(~self.before_later)
-
-    @cached_property
     def sees_others(self) -> bool:
         """True if an output changes with other tokens of its sequence, however little.
 
         Every second token is replaced, then the others. Replacing halves of a sequence would not do, because these may
         be two documents. The output of an unchanged token must change; that of a whole sequence must change both times.
         """
-        odd = self._places % 2 == 1
+        odd = self.places % 2 == 1
         by_odd, by_even = self._by_halves
         if not self.has_outputs_of_tokens:
             return bool(by_odd.any() and by_even.any())
@@ -151,12 +104,12 @@ class Flow:
         """True if outputs change with the first token of their sequence, but with none of the others."""
         if not self.has_outputs_of_tokens or not self.sees_others or self.tokens.length < _LEAST_TOKENS:
             return False
-        odd, real = self._places % 2 == 1, ~self.tokens.padding
+        odd, real = self.places % 2 == 1, ~self.tokens.padding
         by_odd, by_even = self._by_halves
         whole = real[:, :_LEAST_TOKENS].all(1, keepdim=True)  # sequences that begin at an even place, the first
         if not (by_even & odd & real & whole).any() or (by_odd & ~odd & real & whole).any():
             return False
-        by_later = self._moved_with(~odd & (self._places > 0))
+        by_later = self.moved_with(~odd & (self.places > 0))
         return not (by_later & odd & real & whole).any()
 
     @property
@@ -184,8 +137,8 @@ class Flow:
     @cached_property
     def _by_halves(self) -> tuple[Tensor, Tensor]:
         """Outputs that change with the tokens at odd places, and with those at even places."""
-        odd = self._places % 2 == 1
-        return self._moved_with(odd, by_little=True), self._moved_with(~odd, by_little=True)
+        odd = self.places % 2 == 1
+        return self.moved_with(odd, by_little=True), self.moved_with(~odd, by_little=True)
 
     @cached_property
     def padded(self) -> Tensor:
@@ -208,7 +161,7 @@ class Flow:
         """
         if not known(lambda: bool(self._moved_in_reverse.any()), True):
             return self._moved_in_reverse
-        return self._moved_with(self._of_other_sequences)[-1]
+        return self.moved_with(self._of_other_sequences)[-1]
 
     @cached_property
     def depends_on_place(self) -> bool:
@@ -263,11 +216,17 @@ class Flow:
         between = torch.cat([values[:, :1], values[:, 1:-1].flip(1), values[:, -1:]], 1)
         return self._differs(self._with(between), before, by_little=True)[whole]
 
+    def _moved_by_embeddings(self, where: Tensor) -> Tensor:
+        """Return which outputs change with the embeddings of some tokens. Their ids, which a mask may need, stay."""
+        ids, where = self.tokens.as_argument(self.tokens.values), self.tokens.as_argument(where)
+        return self._moved(self._by_token(self._repeats.output_with_embeddings_changed(ids, where)))
+
     @property
-    def _places(self) -> Tensor:
+    def places(self) -> Tensor:
+        """Places of the tokens in their sequences, int64 [batch, tokens]."""
         return torch.arange(self.tokens.length, device=self.tokens.values.device).expand(self.tokens.padding.shape)
 
-    def _moved_with(self, where: Tensor, *, by_little: bool = False, keep: Tensor | None = None) -> Tensor:
+    def moved_with(self, where: Tensor, *, by_little: bool = False, keep: Tensor | None = None) -> Tensor:
         """Return which outputs move when tokens are replaced, but not by the ids of those to keep."""
         values = self.tokens.replaced(where & ~self.tokens.padding)
         if keep is not None:
@@ -288,16 +247,12 @@ class Flow:
             output, before: outputs to compare, float [batch, …].
             by_little: True to count all differences above rounding.
         """
-        if output.shape != before.shape:
-            raise CannotCheck(f"a repeated forward pass returns {list(output.shape)} instead of {list(before.shape)}")
-        if not before.isfinite().all():
-            raise CannotCheck("the outputs are not finite")
-        least = _ROUNDING * before.abs().max()
-        if not by_little or self._is_half:
-            least = torch.maximum(self._least * self._spread, least)
-        least = least.clamp(min=1e-30)
-        differs = (output - before).abs() > least
-        return differs.flatten(self._num_places).any(-1)
+        is_little = by_little and not self._is_half
+        return (
+            differs(output, before, least=None if is_little else self._least * self._spread)
+            .flatten(self._num_places)
+            .any(-1)
+        )
 
     @cached_property
     def _unchanged(self) -> Tensor:

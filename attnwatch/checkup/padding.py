@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from attnwatch.checkup.evidence import OUTPUTS_OF_TOKENS, StepEvidence
+from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import CannotCheck, is_encoder_decoder
-from attnwatch.checkup.read_tokens import ReadTokens
-from attnwatch.checkup.tokens import at_end, padding_id
+from attnwatch.checkup.padding_marks import at_end, padding_id
+from attnwatch.checkup.read_tokens import ReadTokens, read_of
 
 _IGNORED = -100
 NO_PADDING = (
@@ -45,11 +45,10 @@ def padding_and_read(step: StepEvidence) -> tuple[Tensor, ReadTokens]:
     if step.forward.has_tokens_first:
         raise CannotCheck("the outputs are sequence-first, [tokens, batch, …], which this check does not support")
     padding = _padding_of_outputs(step)
-    for name in OUTPUTS_OF_TOKENS:
-        read = step.read.get(name)
-        if read is not None and read.has_gradient.shape[1] == padding.shape[1]:
-            return padding[: len(read.has_gradient)].to(read.has_gradient.device), read
-    raise CannotCheck("no output with one entry per token received a gradient")
+    read = read_of(step.read, padding.shape[1])
+    if read is None:
+        raise CannotCheck("no output with one entry per token received a gradient")
+    return padding[: len(read.has_gradient)].to(read.has_gradient.device), read
 
 
 def _padding_of_outputs(step: StepEvidence) -> Tensor:
@@ -66,3 +65,18 @@ def _padding_of_tokens(step: StepEvidence) -> Tensor:
     if tokens.mask_fault:
         raise CannotCheck(f"`{tokens.mask_name}` {tokens.mask_fault}")
     return tokens.padding
+
+
+def sees_only_padding(step: StepEvidence) -> bool:
+    """Return whether most attention layers hide the real tokens of padded sequences and show their padding.
+
+    Raises:
+        CannotCheck: the forward can't be repeated, or has no tokens.
+    """
+    padding = step.flow.tokens.padding
+    padded = padding.any(1) & ~padding.all(1)
+    if not padded.any():
+        return False
+    seen = [each.seen[padded] for each in step.repeats.scales.values() if each.seen.shape == padding.shape]
+    inverted = [bool((each & padding[padded]).any() and not (each & ~padding[padded]).any()) for each in seen]
+    return sum(inverted) > len(inverted) / 2

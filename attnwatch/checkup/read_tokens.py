@@ -1,5 +1,6 @@
 """Tokens whose outputs the loss reads, by the gradients at the outputs."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 # their gradients by dtype.
 _NUM_READ, _NUM_CLASSIFIED = 8, 16
 _ROUNDING = {torch.float16: 0.01, torch.bfloat16: 0.02}
+# Names of outputs with an entry for each token, the most specific first.
+_OUTPUTS_OF_TOKENS = ("logits", "last_hidden_state", "", "0")
 
 
 @dataclass(frozen=True)
@@ -47,3 +50,14 @@ def read_tokens(some_outputs: Tensor, gradient: Tensor) -> ReadTokens:
     has_class = torch.zeros_like(has_gradient)
     has_class[some] = has_gradient[some] & (error <= _ROUNDING.get(gradient.dtype, 1e-3) * slope.abs().sum(-1))
     return ReadTokens(has_gradient, has_class)
+
+
+def read_of(outputs: Mapping[str, ReadTokens], length: int) -> ReadTokens | None:
+    """Return which tokens the loss reads, from the output that has one entry for each; None if there is none.
+
+    Args:
+        outputs: tokens that the loss reads, by the name of the output.
+        length: number of tokens.
+    """
+    named = (outputs[name] for name in _OUTPUTS_OF_TOKENS if name in outputs)
+    return next((each for each in named if each.has_gradient.shape[1] == length), None)

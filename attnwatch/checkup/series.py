@@ -8,7 +8,8 @@ from torch import Tensor
 
 from attnwatch.checkup.forward import RecordedForward
 from attnwatch.checkup.losses import LossCall
-from attnwatch.checkup.tokens import Layout, Tokens
+from attnwatch.checkup.token_layouts import Layout
+from attnwatch.checkup.tokens import Tokens
 
 _LEAST_VALUES = 4
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from attnwatch.checkup.containers import tensors_in
 from attnwatch.checkup.forward import CannotCheck, RecordedForward
+from attnwatch.checkup.padding_marks import at_end, id_of_padding_alone, padding_by_id, padding_by_pattern
+from attnwatch.checkup.token_layouts import Layout, PatchGrid
 from attnwatch.utils.messages import counted
 
 _IDS = ("input_ids", "decoder_input_ids", "tokens", "ids")
@@ -20,8 +21,6 @@ _MASKS_OF_PADDING = ("padding_mask", "key_padding_mask", "src_key_padding_mask",
 _OTHER_MASKS = ("loss", "label", "target", "causal", "prefix", "special")
 # Fewer hidden tokens may have the same id by chance.
 _LEAST_PADDING = 4
-# Least length of the runs that look like padding, and least number of sequences with such a run.
-_LEAST_RUN, _LEAST_PADDED = 3, 3
 # Least length of a series of numbers, and number of blocks along each side of an image whose patches are unknown.
 _LEAST_SERIES, _BLOCKS = 8, 4
 # Kinds of tokens that a mask of special tokens shows: the first, the last, and padding.
@@ -29,45 +28,6 @@ _FEW_KINDS = 3
 _NO_TOKENS = ("mask", "position", "token_type", "segment", "cache", "num_items")
 LABELS = ("label", "target")
 """Parts of the names of arguments that hold labels."""
-
-
-@dataclass(frozen=True)
-class PatchGrid:
-    """Patches of images.
-
-    Attributes:
-        size: height and width of the images.
-        patch: height and width of a patch.
-        is_known: True if the model reads these patches; False if it may read others.
-    """
-
-    size: tuple[int, int]
-    patch: tuple[int, int]
-    is_known: bool = True
-
-    def patches(self, images: Tensor) -> Tensor:
-        """Return the patches [batch, patches, values] of images [batch, channels, height, width]."""
-        return F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
-
-    def image(self, patches: Tensor) -> Tensor:
-        """Return the images of patches."""
-        return F.fold(patches.transpose(1, 2), self.size, self.patch, stride=self.patch)
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Layout of tokens whose argument has other axes than [batch, tokens] or [batch, tokens, features].
-
-    Attributes:
-        shape: shape of a sequence in the argument, such as (choices, tokens) or (frames, channels, height, width).
-    """
-
-    shape: torch.Size
-    is_known = False
-
-    def image(self, values: Tensor) -> Tensor:
-        """Return tokens in the layout of the argument."""
-        return values.reshape(len(values), *self.shape)
 
 
 @dataclass(frozen=True)
@@ -208,7 +168,7 @@ def tokens_of(forward: RecordedForward) -> Tokens:
     arguments = forward.arguments
     name = name_of_ids(arguments) or _name_of_features(arguments)
     if name is None:
-        return _of_other_layout(forward.module, arguments) or _patches_of(forward.module, arguments)
+        return _of_other_layout(arguments) or _patches_of(forward.module, arguments)
     first = forward.has_tokens_first
     values = arguments[name].transpose(0, 1) if first else arguments[name]
     shape = values.shape[:2]
@@ -218,7 +178,7 @@ def tokens_of(forward: RecordedForward) -> Tokens:
             padding = mask.bool() if mask_name in _MASKS_OF_PADDING else mask == 0
             if padding.all() and not _is_of_transformers(forward.module) and len(values.unique()) > 1:
                 padding = ~padding  # a mask that is True at padding, for a batch without any
-            pad_id = _id_of_padding_alone(forward.module)
+            pad_id = id_of_padding_alone(forward.module)
             tokens = Tokens(name, values, padding, mask_name, pad_id=pad_id, is_hidden=True, has_tokens_first=first)
             if padding.any() and not tokens.hides_text:
                 return tokens
@@ -227,11 +187,13 @@ def tokens_of(forward: RecordedForward) -> Tokens:
     return _with_guessed_padding(Tokens(name, values, no_padding, None, has_tokens_first=first), forward.module)
 
 
-def _of_other_layout(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens | None:
+def _of_other_layout(arguments: Mapping[str, Any]) -> Tokens | None:
     """Return the texts of several choices [batch, choices, tokens], the frames of videos, or the values of series."""
     for name, value in arguments.items():
-        if not isinstance(value, Tensor) or any(part in name for part in _NO_TOKENS):
+        if not isinstance(value, Tensor) or any(part in name for part in (*_NO_TOKENS, *LABELS)):
             continue
+        if value.ndim == 4:  # images
+            return None
         is_float = value.is_floating_point()
         if value.ndim == 3 and not is_float and value.dtype is not torch.bool:
             values = value.flatten(1)
@@ -297,66 +259,14 @@ def _patches_of(module: nn.Module, arguments: Mapping[str, Any]) -> Tokens:
         raise CannotCheck("the model received no tokens: ids [batch, tokens] or features [batch, tokens, features]")
     (name, value), *_ = images
     is_known = convolution is not None and convolution.stride == convolution.kernel_size
-    height, width = convolution.kernel_size if convolution is not None and is_known else _blocks_of(value)
+    height, width = (max(side // _BLOCKS, 1) for side in value.shape[2:])
+    if convolution is not None and is_known:
+        height, width = convolution.kernel_size
     if not value.is_floating_point() or value.shape[2] % height or value.shape[3] % width:
         raise CannotCheck(f"`{name}` can't be cut into patches of {height} × {width}")
     grid = PatchGrid((value.shape[2], value.shape[3]), (height, width), is_known)
     values = grid.patches(value)
     return Tokens(name, values, torch.zeros(values.shape[:2], dtype=torch.bool, device=value.device), None, grid)
-
-
-def _blocks_of(images: Tensor) -> tuple[int, int]:
-    """Return the size of blocks into which images are cut if the patches of the model are unknown."""
-    return max(images.shape[2] // _BLOCKS, 1), max(images.shape[3] // _BLOCKS, 1)
-
-
-def padding_by_id(module: nn.Module, values: Tensor) -> Tensor:
-    """Return a mask of the padding ids at either end of a sequence, bool [batch, tokens].
-
-    It is empty if the padding id is not an end-of-text id and occurs inside a text, like a real token.
-    """
-    pad_id = padding_id(module)
-    if values.ndim != 2 or pad_id is None:
-        return torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
-    is_pad = values == pad_id
-    padding = at_end(is_pad) | is_pad.cumprod(1).bool()
-    if _id_of_padding_alone(module) is not None and bool((is_pad & ~padding).any()):
-        return torch.zeros_like(padding)
-    return padding & (padding.sum(1, keepdim=True) > 1)  # a single one may be an end-of-text token
-
-
-def padding_by_pattern(values: Tensor) -> Tensor:
-    """Return a mask of what looks like padding: runs of one id, or of zero features, at one end of some sequences.
-
-    The runs have different lengths, and the id is nowhere else.
-
-    Args:
-        values: ids [batch, tokens] or features [batch, tokens, features].
-    """
-    nothing = torch.zeros(values.shape[:2], dtype=torch.bool, device=values.device)
-    if values.ndim == 2 and values.is_floating_point():
-        return nothing
-    for each in (values, values.flip(1)):
-        is_pad = (each == each[:, -1].mode().values) if values.ndim == 2 else (each == 0).all(-1)
-        padding = at_end(is_pad)
-        lengths = padding.sum(1)
-        is_likely = int((lengths >= _LEAST_RUN).sum()) >= _LEAST_PADDED and len(lengths.unique()) > 2
-        if is_likely and not (is_pad & ~padding).any() and not is_pad.all(1).any():
-            padding &= lengths[:, None] > 1
-            return padding if each is values else padding.flip(1)
-    return nothing
-
-
-def _id_of_padding_alone(module: nn.Module) -> int | None:
-    """Return the padding id; None if it is unknown or is also an end-of-text id."""
-    pad_id = padding_id(module)
-    ends = getattr(getattr(module, "config", None), "eos_token_id", None)
-    return None if pad_id in (ends if isinstance(ends, list) else [ends]) else pad_id
-
-
-def at_end(where: Tensor) -> Tensor:
-    """Return a mask of the entries that are True up to the end of their row, bool [batch, tokens]."""
-    return where.flip(1).cumprod(1).flip(1).bool()
 
 
 def name_of_ids(arguments: Mapping[str, Any]) -> str | None:
@@ -387,12 +297,3 @@ def _name_of_features(arguments: Mapping[str, Any]) -> str | None:
         ),
         None,
     )
-
-
-def padding_id(module: nn.Module) -> int | None:
-    """Return the padding id from the config or the embeddings of a model; None if neither has one."""
-    configured = getattr(getattr(module, "config", None), "pad_token_id", None)
-    if configured is not None:
-        return int(configured)
-    embeddings = (part.padding_idx for part in module.modules() if isinstance(part, nn.Embedding))
-    return next((index for index in embeddings if index is not None), None)

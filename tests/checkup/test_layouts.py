@@ -7,7 +7,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, DecisionTransformerConfig, DecisionTransformerModel
 
 import attnwatch
-from attnwatch.checkup.tokens import padding_by_pattern
+from attnwatch.checkup.padding_marks import padding_by_pattern
 
 VOCABULARY, WIDTH, TOKENS, BATCH = 40, 32, 12, 7
 

@@ -13,7 +13,8 @@ class BatchMixing(Check):
     """The output of a sequence depends on the other sequences in its batch.
 
     The tokens of all sequences except the last are replaced. Outputs of the last one must not change. The finding is a
-    note for unmodified transformers models, such as CLIP, which compares sequences with one another.
+    note for unmodified transformers models, such as CLIP, which compares sequences with one another, and for attention
+    that is given all sequences as one.
     """
 
     name = "batch_mixing"
@@ -30,7 +31,14 @@ class BatchMixing(Check):
         step.flow.require_repeatable()
         share = float(moved.float().mean())
         what = f"{share:.0%} of the outputs of a sequence change when the other sequences in the batch are replaced"
-        return Fault(what, numbers={"share_that_moves": share}, is_note=is_as_it_comes(step.forward.module))
+        is_note = is_as_it_comes(step.forward.module) or _attends_to_batch(step)
+        return Fault(what, numbers={"share_that_moves": share}, is_note=is_note)
+
+
+def _attends_to_batch(step: StepEvidence) -> bool:
+    """Return whether an attention layer is given the sequences as the tokens of one sequence, as in SAINT."""
+    size = step.flow.num_sequences
+    return size > 1 and any(each.seen.shape == (1, size) for each in step.repeats.scales.values())
 
 
 def mixed_tokens(flow: Flow) -> Tensor:

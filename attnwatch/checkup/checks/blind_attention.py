@@ -3,6 +3,7 @@
 from attnwatch.capture import find_sites
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.padding import sees_only_padding
 from attnwatch.checkup.tokens import sequences_of_one_token
 from attnwatch.checkup.weights import require_weights
 
@@ -33,7 +34,7 @@ class BlindAttention(Check):
             return Fault(what, remedy="Check the shape of the batch: the model may expect [batch, tokens].")
         flow = step.flow
         require_weights(step.forward.module)
-        if step.sees_only_padding:
+        if sees_only_padding(step):
             raise CannotCheck("attention sees only the padding")
         if not step.repeats.unchanged.any():
             raise CannotCheck("all outputs are zero")

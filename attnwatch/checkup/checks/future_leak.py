@@ -5,6 +5,8 @@ from torch import Tensor
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_encoder_decoder
+from attnwatch.checkup.leaks import leaks
+from attnwatch.checkup.read_tokens import read_of
 
 
 @register
@@ -25,11 +27,11 @@ class FutureLeak(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         is_of_series = step.series is not None and step.series.shift == 1
         flow = step.flow_of_series if is_of_series else step.flow_of_predictions
-        leaks, place = flow.leaking(~flow.tokens.padding) if is_of_series else _leaks(step)
-        if not leaks.any():
+        leaking, place = leaks(flow, ~flow.tokens.padding) if is_of_series else _leaks(step)
+        if not leaking.any():
             return None
         flow.require_repeatable()
-        share = float(leaks.float().mean())
+        share = float(leaking.float().mean())
         what = (
             f"{share:.0%} of the predictions up to about token {place} change when later tokens of "
             f"`{flow.tokens.name}` do: they depend on tokens that they must not see"
@@ -47,7 +49,14 @@ def leaking_predictions(step: StepEvidence) -> Tensor:
 
 
 def _leaks(step: StepEvidence) -> tuple[Tensor, int]:
-    """Return `leaking_predictions`, and the first place where tokens were replaced."""
+    """Return `leaking_predictions`, and the first place where tokens were replaced. They are computed once per step."""
+    if "leaks" not in step.memo:
+        step.memo["leaks"] = _of_predictions(step)
+    leaking, place = step.memo["leaks"]
+    return leaking, place
+
+
+def _of_predictions(step: StepEvidence) -> tuple[Tensor, int]:
     if is_encoder_decoder(step.forward.module):
         raise CannotCheck("the tokens belong to the encoder, which may see all of them")
     if step.targets.shift(step.predicted_tokens.values) != 1:
@@ -56,6 +65,6 @@ def _leaks(step: StepEvidence) -> tuple[Tensor, int]:
     if not flow.has_outputs_of_tokens:
         raise CannotCheck("the model does not return one output per token")
     is_scored = step.targets.is_scored[: flow.num_sequences] & ~flow.tokens.padding
-    if (read := step.read_of(flow.tokens.length)) is not None:  # losses may be dropped after they are computed
-        is_scored = is_scored & read[: flow.num_sequences].to(is_scored.device)
-    return flow.leaking(is_scored)
+    if (read := read_of(step.read, flow.tokens.length)) is not None:  # losses may be dropped after they are computed
+        is_scored = is_scored & read.has_gradient[: flow.num_sequences].to(is_scored.device)
+    return leaks(flow, is_scored)

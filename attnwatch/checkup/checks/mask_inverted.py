@@ -3,6 +3,7 @@
 from attnwatch.checkup.checks.base import Check, Fault, register
 from attnwatch.checkup.checks.padding_leak import moved_by_padding, real_tokens_are_unseen
 from attnwatch.checkup.evidence import StepEvidence
+from attnwatch.checkup.padding import sees_only_padding
 
 
 @register
@@ -24,7 +25,7 @@ class MaskInverted(Check):
     def look(self, step: StepEvidence) -> Fault | None:
         if step.tokens.mask_fault:
             return Fault(f"`{step.tokens.mask_name}` {step.tokens.mask_fault}")
-        if step.sees_only_padding:
+        if sees_only_padding(step):
             return Fault("attention hides the real tokens of padded sequences, and shows their padding")
         flow = step.flow
         share = moved_by_padding(flow)

@@ -7,7 +7,7 @@ from torch import nn
 
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, register
 from attnwatch.checkup.evidence import StepEvidence
-from attnwatch.checkup.weights import have_learned
+from attnwatch.checkup.weights import have_learned, hidden_parameters
 from attnwatch.utils.messages import counted, listed
 
 
@@ -42,7 +42,12 @@ class NotInOptimizer(Check):
 
 def _of_hidden(step: StepEvidence, held: Container[nn.Parameter]) -> Fault | None:
     """Return the fault for parameters in plain containers."""
-    hidden = tuple(name for name, each in step.hidden.items() if each not in held)
+    own = set(step.model.parameters())
+    hidden = tuple(
+        name
+        for name, each in hidden_parameters(step.model)
+        if each not in own and each.grad is not None and each not in held
+    )
     if not hidden:
         return None
     what = (

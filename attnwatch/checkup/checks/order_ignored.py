@@ -7,6 +7,7 @@ from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, regi
 from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import POSITIONS
+from attnwatch.checkup.padding import sees_only_padding
 from attnwatch.checkup.weights import require_weights
 
 # Position tables with smaller entries have little effect, such as relative biases that start at zero.
@@ -60,7 +61,7 @@ class OrderIgnored(Check):
         if not (flow.tokens.are_ids or (flow.tokens.grid is not None and flow.tokens.grid.is_known)):
             raise CannotCheck("the model receives features, which may contain positions")
         require_weights(step.forward.module)
-        if step.sees_only_padding:
+        if sees_only_padding(step):
             raise CannotCheck("attention sees only the padding")
         if _is_causal(step) or flow.reordered.any():
             return None

@@ -6,7 +6,7 @@ from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.flow import Flow
 from attnwatch.checkup.library import is_as_it_comes
-from attnwatch.checkup.padding import NO_PADDING, padding_and_read
+from attnwatch.checkup.padding import NO_PADDING, padding_and_read, sees_only_padding
 from attnwatch.utils.messages import counted
 
 
@@ -16,8 +16,9 @@ class PaddingLeak(Check):
 
     The padding of the batch is embedded as other tokens. Outputs of real tokens must not change; if they do, results
     depend on how sequences are batched. A mask that would fit if the sequences were in another order is also reported.
-    The finding is a note if the mask leaves some padding visible in each sequence, or if an unmodified transformers
-    model leaks although its mask hides the padding, such as ConvBERT, whose convolutions read it. If there is one
+    The finding is a note if the mask leaves some padding visible in each sequence, if an unmodified transformers
+    model leaks although its mask hides the padding, such as ConvBERT, whose convolutions read it, or if the padding is
+    features of zero that no mask marks, which may be silence. If there is one
     target per sequence, the loss must not read the outputs at padding either.
     """
 
@@ -48,7 +49,7 @@ class PaddingLeak(Check):
             return Fault(what, numbers={"sequences": float(number)}, is_note=True, remedy=remedy)
         flow = step.flow
         share = moved_by_padding(flow)
-        if not share or real_tokens_are_unseen(flow) or step.sees_only_padding or _has_other_cause(step):
+        if not share or real_tokens_are_unseen(flow) or sees_only_padding(step) or _has_other_cause(step):
             return None
         flow.require_repeatable()
         given = (
@@ -58,8 +59,16 @@ class PaddingLeak(Check):
         return Fault(
             what,
             numbers={"share_that_moves": share},
-            is_note=tokens.is_hidden and is_as_it_comes(step.forward.module),
+            is_note=_may_be_meant(step),
         )
+
+
+def _may_be_meant(step: StepEvidence) -> bool:
+    """Return whether a library leaks in spite of its mask, or the padding may be silence: features of zero."""
+    tokens = step.tokens
+    if tokens.is_guessed and not tokens.are_ids:
+        return True
+    return tokens.is_hidden and is_as_it_comes(step.forward.module)
 
 
 def _sequences_read_at_padding(step: StepEvidence) -> int:

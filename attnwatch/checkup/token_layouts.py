@@ -1,0 +1,46 @@
+"""Layouts of tokens in arguments with other axes than [batch, tokens] or [batch, tokens, features]."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class PatchGrid:
+    """Patches of images.
+
+    Attributes:
+        size: height and width of the images.
+        patch: height and width of a patch.
+        is_known: True if the model reads these patches; False if it may read others.
+    """
+
+    size: tuple[int, int]
+    patch: tuple[int, int]
+    is_known: bool = True
+
+    def patches(self, images: Tensor) -> Tensor:
+        """Return the patches [batch, patches, values] of images [batch, channels, height, width]."""
+        return F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
+
+    def image(self, patches: Tensor) -> Tensor:
+        """Return the images of patches."""
+        return F.fold(patches.transpose(1, 2), self.size, self.patch, stride=self.patch)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Layout of tokens whose argument has other axes than [batch, tokens] or [batch, tokens, features].
+
+    Attributes:
+        shape: shape of a sequence in the argument, such as (choices, tokens) or (frames, channels, height, width).
+    """
+
+    shape: torch.Size
+    is_known = False
+
+    def image(self, values: Tensor) -> Tensor:
+        """Return tokens in the layout of the argument."""
+        return values.reshape(len(values), *self.shape)
