@@ -441,3 +441,100 @@ def test_own_masks_that_are_true_at_padding(has_padding):
     found = kinds(train(Masked(is_causal=False), loss))
     assert "empty_batch" not in found
     assert has_padding or "mask_inverted" not in found
+
+
+class OfFrames(nn.Module):
+    """Classifier of frames [batch, tokens, width], which may attend to the other sequences too."""
+
+    def __init__(self, *, attends_to_batch=False):
+        super().__init__()
+        self.block, self.head = Block(is_causal=False), nn.Linear(WIDTH, 3)
+        self.over_batch = nn.Linear(WIDTH, 3 * WIDTH) if attends_to_batch else None
+
+    def forward(self, frames):
+        x = self.block(frames).mean(1)
+        if self.over_batch is not None:
+            query, key, value = self.over_batch(x)[None].unflatten(-1, (3, 4, -1)).transpose(1, 3).unbind(2)
+            x = x + F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)[0]
+        return self.head(x)
+
+
+def frames_of_classes(model, frames):
+    return F.cross_entropy(model(frames), torch.arange(len(frames)) % 3)
+
+
+def test_silence_at_the_end_is_no_more_than_a_note():
+    torch.manual_seed(0)
+    lengths = torch.tensor([12, 5, 9, 7])[:, None]
+    frames = torch.randn(BATCH, TOKENS, WIDTH) * (torch.arange(TOKENS) < lengths)[..., None]
+    model = OfFrames().train()
+    checkup = attnwatch.check_training(
+        model, frames, optimizers=torch.optim.AdamW(model.parameters()), forward=frames_of_classes
+    )
+    assert [(each.kind.value, each.is_note) for each in checkup.findings] == [("padding_leak", True)]
+
+
+def test_attention_that_is_given_all_sequences_as_one_is_a_note():
+    torch.manual_seed(0)
+    model = OfFrames(attends_to_batch=True).train()
+    checkup = attnwatch.check_training(
+        model,
+        torch.randn(BATCH, TOKENS, WIDTH),
+        optimizers=torch.optim.AdamW(model.parameters()),
+        forward=frames_of_classes,
+    )
+    assert [(each.kind.value, each.is_note) for each in checkup.findings] == [("batch_mixing", True)]
+
+
+class Segmenter(nn.Module):
+    """Labels each pixel of an image, whose patches overlap."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter = nn.Conv2d(3, WIDTH, 7, stride=4, padding=3)
+        self.block, self.head = Block(is_causal=False), nn.Conv2d(WIDTH, 16, 1)
+
+    def forward(self, pixel_values, labels):
+        maps = self.enter(pixel_values)
+        states = self.block(maps.flatten(2).transpose(1, 2)).transpose(1, 2).unflatten(2, maps.shape[2:])
+        return F.cross_entropy(F.interpolate(self.head(states), labels.shape[1:]), labels), self.head(states)
+
+
+def test_labels_of_pixels_are_no_texts():
+    torch.manual_seed(0)
+    model = Segmenter().train()
+    batch = {"pixel_values": torch.randn(BATCH, 3, 32, 32), "labels": torch.randint(16, (BATCH, 32, 32))}
+    checkup = attnwatch.check_training(
+        model,
+        batch,
+        optimizers=torch.optim.AdamW(model.parameters()),
+        forward=lambda model, batch: model(**batch)[0],
+    )
+    assert "blind_attention" in checkup.answered
+    assert not checkup.findings
+
+
+def test_mask_that_is_made_of_a_separator():
+    """The question before the separator is seen in both directions, and only the answer is scored."""
+    torch.manual_seed(0)
+
+    class Prefix(Network):
+        def forward(self, ids):
+            x, places = self.embed(ids), torch.arange(ids.shape[1])
+            is_question = places <= (ids == 1).int().argmax(1)[:, None]
+            mask = (places <= places[:, None]) | (is_question[:, :, None] & is_question[:, None])
+            for block in self.blocks:
+                x = block(x, mask[:, None])
+            return self.head(x)
+
+    def loss(model, ids):
+        is_answer = torch.arange(TOKENS - 1) >= (ids == 1).int().argmax(1)[:, None]
+        losses = F.cross_entropy(model(ids)[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+        return (losses * is_answer).sum() / is_answer.sum()
+
+    ids = torch.randint(2, VOCABULARY, (BATCH, TOKENS))
+    ids[torch.arange(BATCH), torch.tensor([4, 6, 5, 7])] = 1
+    model = Prefix().train()
+    checkup = attnwatch.check_training(model, ids, optimizers=torch.optim.AdamW(model.parameters()), forward=loss)
+    assert "future_leak" in checkup.answered
+    assert not checkup.findings
