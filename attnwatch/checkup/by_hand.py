@@ -19,6 +19,8 @@ _OVER = frozenset({torch.div, Tensor.div, Tensor.__truediv__})
 _TANH = frozenset({torch.tanh, Tensor.tanh})
 # Shorter axes are more often groups or classes than tokens.
 _LEAST_TOKENS = 4
+# Number of axes of queries and keys that were split into heads. Others may be states.
+_AXES_OF_HEADS = 4
 # Masks add -10,000 or less. Nothing is left of a logit to which the lowest float was added.
 _LEAST_LOGIT, _NO_LOGIT = -5000.0, -1e30
 # Largest relative error of logits that count as a multiple of a product, and minimum number of logits to compare.
@@ -78,7 +80,8 @@ class AttentionByHand(TorchFunctionMode):
         self.scales: dict[str, AttentionScale] = {}
         self._products: list[_Product] = []
         self._weights: _Weights | None = None
-        self._scaled: dict[int, tuple[Tensor, float]] = {}  # by storage, which is kept so that no other takes its place
+        # By storage, which is kept so that no other takes its place.
+        self._scaled: dict[int, tuple[Tensor, int, float]] = {}
 
     def __torch_function__(
         self,
@@ -109,13 +112,14 @@ class AttentionByHand(TorchFunctionMode):
         """Keep the number by which queries or keys are multiplied before their product."""
         tensors = [each for each in args[:2] if isinstance(each, Tensor)]
         numbers = [float(each) for each in args[:2] if isinstance(each, int | float) and each]
-        if len(tensors) == len(numbers) == 1 and isinstance(result, Tensor) and result.ndim > 2:
+        if len(tensors) == len(numbers) == 1 and isinstance(result, Tensor) and result.ndim >= _AXES_OF_HEADS:
             factor = numbers[0] if func in _TIMES else 1 / numbers[0]
-            self._scaled[_storage(result)] = (result, factor * self._factor(tensors[0]))
+            self._scaled[_storage(result)] = (result, result._version, factor * self._factor(tensors[0]))
 
     def _factor(self, tensor: Tensor) -> float:
         """Return the number by which a tensor, or the one of which it is a view, was multiplied."""
-        return self._scaled.get(_storage(tensor), (tensor, 1.0))[1]
+        _, version, factor = self._scaled.get(_storage(tensor), (tensor, -1, 1.0))
+        return factor if version == tensor._version else 1.0  # it may have been changed in place
 
 
 def _axis_of_softmax(args: Sequence[Any], kwargs: Mapping[str, Any], num_axes: int) -> int:

@@ -134,6 +134,8 @@ class TrainingCheckup:
         if self._is_over or not self._looks_at(global_step):
             yield
             return
+        if not self._unseen and (is_compiled(self._model) or compiles_anything()):
+            self._unseen = _COMPILED
         evidence = StepEvidence(
             self._model,
             self._optimizers,

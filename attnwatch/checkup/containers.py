@@ -8,20 +8,27 @@ from typing import Any
 
 from torch import Tensor
 
+_DEEPEST = 20
 
-def tensors_in(output: Any) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in mappings, lists, tuples and dataclasses with their names, or with indices as names."""
+
+def tensors_in(output: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in mappings, lists, tuples and dataclasses with their names, or with indices as names.
+
+    Containers are not entered beyond a depth of 20, because they may hold one another.
+    """
     if isinstance(output, Tensor):
         yield "", output
+    elif depth > _DEEPEST:
+        return
     elif isinstance(output, Mapping):
         for name, value in output.items():
-            yield from ((str(name), each) for _, each in tensors_in(value))
+            yield from ((str(name), each) for _, each in tensors_in(value, depth + 1))
     elif isinstance(output, list | tuple):
         for place, value in zip(getattr(output, "_fields", map(str, range(len(output)))), output, strict=True):
-            yield from ((place, each) for _, each in tensors_in(value))
+            yield from ((place, each) for _, each in tensors_in(value, depth + 1))
     elif dataclasses.is_dataclass(output) and not isinstance(output, type):
         for field in dataclasses.fields(output):
-            yield from ((field.name, each) for _, each in tensors_in(getattr(output, field.name, None)))
+            yield from ((field.name, each) for _, each in tensors_in(getattr(output, field.name, None), depth + 1))
 
 
 def parts_of(value: Any) -> Mapping[Any, Any]:
@@ -39,7 +46,12 @@ def with_parts(value: Any, parts: Mapping[Any, Any]) -> Any:
     Raises:
         Exception: that of the class; a TypeError if the new container has other tensors than the parts.
     """
+    before = {name: value[name] for name in parts} if isinstance(value, dict | UserDict) else {}
     container = _made_of(value, parts)
+    if any(value[name] is not part for name, part in before.items()):
+        for name, part in before.items():
+            value[name] = part
+        raise TypeError(f"a copy of a {type(value).__name__} shares its entries")
     if {id(tensor) for _, tensor in tensors_in(container)} != {id(tensor) for _, tensor in tensors_in(parts)}:
         raise TypeError(f"the new {type(value).__name__} has other tensors than were given")
     return container

@@ -80,7 +80,7 @@ class RecordedForward:
         if not self.container:
             return self.given
         others = {name: value for name, value in self.given.items() if name != self.container}
-        return {str(name): value for name, value in parts_of(self.given[self.container]).items()} | others
+        return others | {str(name): value for name, value in parts_of(self.given[self.container]).items()}
 
     def repeat(self, arguments: Mapping[str, Any]) -> Any:
         """Call the module with these `arguments` instead of the recorded ones."""

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from attnwatch.capture import find_sites, replace_method
 from attnwatch.capture.compilation import compiles_anything
 from attnwatch.checkup.changes import ForwardState
-from attnwatch.checkup.containers import tensors_in
+from attnwatch.checkup.containers import parts_of, tensors_in
 from attnwatch.checkup.forward import POSITIONS, RecordedForward, argument_names, container_of
 from attnwatch.checkup.graph import GraphRecorder
 from attnwatch.checkup.guard import Guard
@@ -51,6 +51,7 @@ class ForwardRecorder:
         self._handles: list[Any] = []
         self._undo: Callable[[], None] = _do_nothing
         self._depth: list[nn.Module] = []
+        self._given: dict[str, Any] = {}  # parts of the container that the outermost module received
         self._called: dict[str, None] = {}
         self._positions: dict[str, Tensor] = {}
         self._graph = GraphRecorder(self._names)
@@ -82,7 +83,7 @@ class ForwardRecorder:
 
     def release(self) -> None:
         """Forget the recorded forward pass, whose arguments may be large."""
-        self.forward, self.received, self.read = None, set(), {}
+        self.forward, self.received, self.read, self._given = None, set(), {}, {}
 
     def _watch_direct_calls(self) -> Callable[[], None]:
         """Record calls of `model.forward`, which skip the hooks, too; return a function that undoes it.
@@ -144,6 +145,8 @@ class ForwardRecorder:
             if self.forward is None:
                 self._begin()
                 self._state = ForwardState(module)
+        if not self._depth:
+            self._given = _entries(argument_names(module, args, kwargs))
         self._depth.append(module)
         name = self._name(module)
         self._called[name] = None
@@ -175,6 +178,10 @@ class ForwardRecorder:
                 some = tensor.detach()[some_of(tensor)].clone()
                 tensor.register_hook(self._guard(partial(self._read, module, name, some)))
         arguments = argument_names(module, args, kwargs)
+        changed = "" if self._state is None else self._state.changed()
+        after = _entries(arguments)
+        if any(after.get(name) is not value for name, value in self._given.items()):
+            arguments, changed = self._given, "the batch that it receives"
         given = {f"`{name}`": value for name, value in arguments.items() if _are_positions(name, value)}
         self.forward = RecordedForward(
             module,
@@ -187,12 +194,18 @@ class ForwardRecorder:
             _uses_float16(module),
             tuple(self._called),
             given | self._positions,
-            "" if self._state is None else self._state.changed(),
+            changed,
             self._graph.take([tensor for _, tensor in computed], [tensor for _, tensor in tensors_in(arguments)]),
             frozenset(name for name, _ in computed),
             _has_tokens_first(self._size, arguments),
             is_followed=False,
         )
+
+
+def _entries(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parts of the argument that holds all tensors; empty if there is no such argument."""
+    container = container_of(arguments)
+    return {str(name): value for name, value in parts_of(arguments[container]).items()} if container else {}
 
 
 def _do_nothing() -> None:

@@ -13,6 +13,8 @@ NO_PADDING = (
     "in the model's config or in the `padding_idx` of an embedding"
 )
 """Reason why a check of the padding can't be done."""
+GUESSED = " (what looks like padding is one id, or zeros, at the ends of sequences)"
+"""Remark on padding that is known only by its pattern."""
 
 
 def padding_and_targets(step: StepEvidence) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,8 @@ class Repeats:
         size = forward.num_sequences
         # Tensors [tokens, batch], [tokens, tokens] and [batch, tokens] would have to be cut along different axes.
         self.num_sequences = size if forward.has_tokens_first else min(size, MOST_SEQUENCES)
-        self.arguments: dict[str, Any] = first_sequences(dict(forward.arguments), size, self.num_sequences)
+        with undisturbed(forward.module):  # classes of batches may draw random numbers
+            self.arguments: dict[str, Any] = first_sequences(dict(forward.arguments), size, self.num_sequences)
         self._has_decoder = is_encoder_decoder(forward.module)
         self._length = known(lambda: tokens_of(forward).length, 0)
         axis = int(not forward.has_tokens_first)

@@ -16,6 +16,8 @@ _PASSED = re.compile(
     "(Add|Sub|Mul|Div|MaskedFill|Where|NativeDropout|Dropout|View|UnsafeView|ReshapeAlias|Expand|Clone|ToCopy|"
     "Transpose|Permute|Unsqueeze|Squeeze|Slice|Alias|NanToNum|T)Backward[0-9]"
 )
+# The time grows with the third power of the number of calls.
+_MOST_CALLS = 100
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class _Attention:
 def residuals(outputs: Sequence[Node]) -> Residuals:
     """Return which attention layers have a path around them in the graph behind the outputs of a model."""
     found = _attentions(outputs)
+    if len(found) > _MOST_CALLS:
+        return Residuals()
     direct = _reached(outputs, found)
     if len(direct) == len(found):  # each layer has added to what the outputs are computed from
         return Residuals(len(found))

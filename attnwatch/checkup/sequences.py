@@ -1,6 +1,8 @@
 """Sequences in the arguments of a forward pass: the first of them, or changed ones."""
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
+from enum import Enum
 from typing import Any
 
 from torch import Tensor
@@ -13,7 +15,7 @@ def first_sequences(value: Any, size: int, number: int) -> Any:
     """Return a copy of an argument with only the first sequences of each tensor in it.
 
     Args:
-        value: argument; values without tensors are returned unchanged.
+        value: argument; values without tensors are copied if they can be changed.
         size: number of sequences in the batch. Tensors with another first dimension are not cut.
         number: number of sequences to keep.
 
@@ -25,7 +27,10 @@ def first_sequences(value: Any, size: int, number: int) -> Any:
         >>> first_sequences({"ids": torch.arange(6), "mask": [torch.ones(2)]}, size=6, number=2)
         {'ids': tensor([0, 1]), 'mask': [tensor([1., 1.])]}
     """
-    return changed_sequences(value, size, lambda tensor: tensor[:number])
+    try:
+        return changed_sequences(value, size, lambda tensor: tensor[:number])
+    except RecursionError:
+        raise CannotCheck("the model received containers that hold one another") from None
 
 
 def changed_sequences(value: Any, size: int, change: Callable[[Tensor], Tensor]) -> Any:
@@ -51,8 +56,19 @@ def changed_sequences(value: Any, size: int, change: Callable[[Tensor], Tensor])
     if type(value) in (list, tuple):
         return type(value)(changed_sequences(part, size, change) for part in value)
     if not any(True for _ in tensors_in(value)):
-        return value
+        return _copied(value)
     return _made_anew(value, {name: changed_sequences(part, size, change) for name, part in parts_of(value).items()})
+
+
+def _copied(value: Any) -> Any:
+    """Return a copy of a value without tensors if a forward may change it."""
+    is_state = isinstance(value, list | dict | set) or (hasattr(value, "__dict__") and not callable(value))
+    if not is_state or isinstance(value, Enum):
+        return value
+    try:
+        return copy.deepcopy(value)
+    except Exception as error:  # from user classes
+        raise CannotCheck(f"the model received a {type(value).__name__}, which can't be copied: {error}") from error
 
 
 def _made_anew(value: Any, parts: Mapping[Any, Any]) -> Any:

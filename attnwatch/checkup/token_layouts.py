@@ -21,6 +21,11 @@ class PatchGrid:
     patch: tuple[int, int]
     is_known: bool = True
 
+    @property
+    def is_batched(self) -> bool:
+        """True if the first axis is that of the batch; images without known patches may be the frames of one video."""
+        return self.is_known
+
     def patches(self, images: Tensor) -> Tensor:
         """Return the patches [batch, patches, values] of images [batch, channels, height, width]."""
         return F.unfold(images, self.patch, stride=self.patch).transpose(1, 2)
@@ -40,6 +45,11 @@ class Layout:
 
     shape: torch.Size
     is_known = False
+
+    @property
+    def is_batched(self) -> bool:
+        """True if the first axis of the argument is that of the batch, and not of the values of one series."""
+        return len(self.shape) > 1
 
     def image(self, values: Tensor) -> Tensor:
         """Return tokens in the layout of the argument."""

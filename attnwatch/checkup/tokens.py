@@ -197,7 +197,7 @@ def _of_other_layout(arguments: Mapping[str, Any]) -> Tokens | None:
         is_float = value.is_floating_point()
         if value.ndim == 3 and not is_float and value.dtype is not torch.bool:
             values = value.flatten(1)
-        elif is_float and value.ndim == 5:
+        elif is_float and value.ndim == 5 and value.shape[1] >= _LEAST_PADDING:
             values = value.flatten(2)
         elif is_float and value.ndim == 2 and value.shape[1] >= _LEAST_SERIES:
             values = value[..., None]
@@ -217,7 +217,8 @@ def _with_guessed_padding(tokens: Tokens, module: nn.Module) -> Tokens:
     padding = padding_by_id(module, tokens.values)
     if padding.any():
         return replace(tokens, padding=padding)
-    return replace(tokens, padding=padding_by_pattern(tokens.values), is_guessed=True)
+    padding = padding_by_pattern(tokens.values)
+    return replace(tokens, padding=padding, is_guessed=bool(padding.any()))
 
 
 def _is_of_transformers(module: nn.Module) -> bool:

@@ -18,6 +18,7 @@ _NUM_MATRICES, _NUM_ENTRIES = 32, 1024
 # Root mean square below which a matrix counts as zero.
 _LEAST_ENTRY = 2e-3
 # Optimizers that divide the gradient, with the weight decay in it, by its size.
+_LEAST_DECAY = 1e-3  # smaller ones are usual with these
 _SCALING = (Adam, Adamax, NAdam, RAdam, RMSprop)
 
 
@@ -112,8 +113,9 @@ class Updates:
 
 def _coupled_decay(optimizer: Optimizer, group: Mapping[str, Any]) -> float:
     """Return the weight decay that an optimizer adds to the gradient before it scales it, as Adam does; otherwise 0."""
+    decay = float(group.get("weight_decay", 0.0))
     is_coupled = type(optimizer) in _SCALING and not group.get("decoupled_weight_decay", False)
-    return float(group.get("weight_decay", 0.0)) if is_coupled else 0.0
+    return decay if is_coupled and decay >= _LEAST_DECAY else 0.0
 
 
 def _update(
@@ -130,7 +132,7 @@ def _update(
         after.norm(),
         torch.nn.functional.cosine_similarity(change, slope, dim=0),
         ((change == 0) & has_gradient).sum() / has_gradient.sum(),
-        decay * _exact(before).norm() / slope.norm(),
+        decay * (_exact(before) * has_gradient).norm() / slope.norm(),
         kept,
         len(after),
         rate,

@@ -510,7 +510,7 @@ def test_labels_of_pixels_are_no_texts():
         optimizers=torch.optim.AdamW(model.parameters()),
         forward=lambda model, batch: model(**batch)[0],
     )
-    assert "blind_attention" in checkup.answered
+    assert "batch_mixing" in checkup.answered
     assert not checkup.findings
 
 

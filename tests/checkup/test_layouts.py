@@ -515,7 +515,8 @@ def test_series_of_numbers(is_causal, shift, expected):
 
     values = torch.randn(BATCH, TOKENS + 1).cumsum(1)
     checkup = attnwatch.check_training(model, values, optimizers=torch.optim.AdamW(model.parameters()), forward=loss)
-    assert {each.kind.value for each in checkup.findings if not each.is_note} == expected
+    assert {each.kind.value for each in checkup.findings} == expected
+    assert all(each.is_note is not bool(shift) for each in checkup.findings)  # a causal autoencoder looks alike
 
 
 class Wrapped(nn.Module):
@@ -575,12 +576,13 @@ def test_batches_that_are_no_sequences_of_ids_or_features(batch, num_features, e
             optimizers=torch.optim.AdamW(model.parameters()),
             forward=lambda model, batch: model(batch).square().mean(),
         )
-        assert {"batch_mixing", "blind_attention"} <= checkup.answered, checkup.skipped
-        return {each.kind.value for each in checkup.findings if not each.is_note}
+        assert "batch_mixing" in checkup.answered, checkup.skipped
+        return {each.kind.value: each.is_note for each in checkup.findings}
 
     assert not found()
     model.mixing = True
-    assert "batch_mixing" in found()
+    is_one = batch.ndim in (2, 4)  # may be one series, or the frames of one video
+    assert found() == {"batch_mixing": is_one}
 
 
 def test_padding_is_known_by_its_pattern():

@@ -13,8 +13,8 @@ class BatchMixing(Check):
     """The output of a sequence depends on the other sequences in its batch.
 
     The tokens of all sequences except the last are replaced. Outputs of the last one must not change. The finding is a
-    note for unmodified transformers models, such as CLIP, which compares sequences with one another, and for attention
-    that is given all sequences as one.
+    note for unmodified transformers models, such as CLIP, which compares sequences with one another, for attention that
+    is given all sequences as one, and for inputs that may be one sequence, such as the frames of a video.
     """
 
     name = "batch_mixing"
@@ -31,7 +31,9 @@ class BatchMixing(Check):
         step.flow.require_repeatable()
         share = float(moved.float().mean())
         what = f"{share:.0%} of the outputs of a sequence change when the other sequences in the batch are replaced"
-        is_note = is_as_it_comes(step.forward.module) or _attends_to_batch(step)
+        grid = step.tokens.grid
+        is_one = grid is not None and not grid.is_batched
+        is_note = is_one or is_as_it_comes(step.forward.module) or _attends_to_batch(step)
         return Fault(what, numbers={"share_that_moves": share}, is_note=is_note)
 
 

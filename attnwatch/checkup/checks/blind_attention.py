@@ -33,6 +33,8 @@ class BlindAttention(Check):
             what = f"the batch has {number} sequences of one token each, which can't attend to anything else"
             return Fault(what, remedy="Check the shape of the batch: the model may expect [batch, tokens].")
         flow = step.flow
+        if flow.tokens.grid is not None and not flow.tokens.grid.is_known:
+            raise CannotCheck("it is unknown what the tokens of the model are")
         require_weights(step.forward.module)
         if sees_only_padding(step):
             raise CannotCheck("attention sees only the padding")

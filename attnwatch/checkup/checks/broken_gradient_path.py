@@ -29,6 +29,8 @@ _FADES = (
     "Check that each layer has its residual connection and its norm, that nothing between these layers rescales or "
     "saturates, and the initialisation of their weights."
 )
+# A single attention layer above others may be a readout.
+_LEAST_RESIDUALS = 2
 _RESIDUALS = "Add the output of each attention layer to its input: x = x + attention(norm(x))."
 
 
@@ -133,10 +135,9 @@ def _without_residuals(residuals: Residuals) -> Fault | None:
     count, total = residuals.num_missing, residuals.num_layers
     if not count:
         return None
-    what = f"{count} of {counted(total, 'self-attention layer')} above another have no residual connection"
-    what += ": all that comes from below passes through their attention"
+    what = f"no residual connection leads around {count} of the {counted(total, 'self-attention layer')} above another"
     numbers = {"layers_without_residual": float(count), "layers": float(total)}
-    return Fault(what, numbers=numbers, is_note=count < total, remedy=_RESIDUALS)
+    return Fault(what, numbers=numbers, is_note=count < total or total < _LEAST_RESIDUALS, remedy=_RESIDUALS)
 
 
 def _without_slope(norms: Mapping[str, float]) -> tuple[str, ...]:

@@ -84,7 +84,7 @@ def _are_outputs(step: StepEvidence, num_classes: int) -> bool:
 
 def _are_alike(step: StepEvidence) -> bool:
     tokens = known(lambda: step.tokens, None)
-    if tokens is None:
+    if tokens is None or tokens.is_guessed:  # what looks like padding may be none
         return False
     real = tokens.values[~tokens.padding]
     return tokens.are_ids and len(real) >= _LEAST_TARGETS and bool((real == real[0]).all())

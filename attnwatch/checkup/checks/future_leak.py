@@ -59,7 +59,7 @@ def _leaks(step: StepEvidence) -> tuple[Tensor, int]:
 def _of_predictions(step: StepEvidence) -> tuple[Tensor, int]:
     if is_encoder_decoder(step.forward.module):
         raise CannotCheck("the tokens belong to the encoder, which may see all of them")
-    if step.targets.shift(step.predicted_tokens.values) != 1:
+    if step.predicted_tokens.grid is not None or step.targets.shift(step.predicted_tokens.values) != 1:
         raise CannotCheck("the targets are not the next tokens, as in a language model")
     flow = step.flow_of_predictions
     if not flow.has_outputs_of_tokens:

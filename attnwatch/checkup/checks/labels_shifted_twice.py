@@ -63,10 +63,10 @@ class LabelsShiftedTwice(Check):
 def _of_series(step: StepEvidence, series: Series) -> Fault | None:
     """Return the fault for a causal model that is given the values which it is scored against."""
     flow = step.flow_of_series
-    if series.shift or not flow.is_causal:
+    if series.shift or not flow.is_causal:  # a causal autoencoder looks alike
         return None
     what = f"each prediction is scored against the value of `{series.tokens.name}` at its own place, which it is given"
-    return Fault(what, numbers={"shift": 0.0}, remedy=_SERIES)
+    return Fault(what, numbers={"shift": 0.0}, is_note=True, remedy=_SERIES)  # it may be an autoencoder
 
 
 def _masked_beside(step: StepEvidence, ids: Tensor) -> int:
@@ -103,8 +103,8 @@ def _predicted_ids(step: StepEvidence) -> Tensor:
     ids = step.forward.arguments.get("decoder_input_ids")
     if is_encoder_decoder(step.forward.module) and isinstance(ids, Tensor):
         return ids
-    if not step.predicted_tokens.are_ids:
-        raise CannotCheck("the model was given features, not token ids")
+    if not step.predicted_tokens.are_ids or step.predicted_tokens.grid is not None:
+        raise CannotCheck("the model was given features or several texts, not token ids [batch, tokens]")
     return step.predicted_tokens.values
 
 

@@ -26,10 +26,11 @@ class MaskInverted(Check):
         if step.tokens.mask_fault:
             return Fault(f"`{step.tokens.mask_name}` {step.tokens.mask_fault}")
         if sees_only_padding(step):
-            return Fault("attention hides the real tokens of padded sequences, and shows their padding")
+            what = "attention hides the real tokens of padded sequences, and shows their padding"
+            return Fault(what, is_note=step.tokens.is_guessed)
         flow = step.flow
         share = moved_by_padding(flow)
         if not share or not real_tokens_are_unseen(flow):
             return None
         what = f"{share:.0%} of the outputs of real tokens change with the padding, but none with other real tokens"
-        return Fault(what, numbers={"share_that_moves": share})
+        return Fault(what, numbers={"share_that_moves": share}, is_note=flow.tokens.is_guessed)

@@ -11,7 +11,6 @@ from attnwatch.checkup.checks.base import Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.library import is_as_it_comes
 from attnwatch.checkup.stacks import after_last
-from attnwatch.checkup.weights import have_learned
 from attnwatch.utils.messages import listed
 
 _ROUTER = re.compile(r"(^|[._])(router|gate|gating)\w*$", re.IGNORECASE)
@@ -23,12 +22,12 @@ class NoGradient(Check):
     """The optimizers step without gradients, or parts of the model get none because of how it computes.
 
     The check reports weights that a module uses as plain numbers, parameters that are read with `item()`, weights of
-    modules that are called under `torch.no_grad()` after modules with gradients, or that have learned nothing before,
-    and attention layers with gradients of zero. It also reports attention layers, and routers between them, whose
-    outputs are unused although modules before and after them have gradients; layers that are used in eval mode do not
-    count. It does not report modules that are not called. There is only a note on other trained weights without a
-    gradient in six steps, such as those of a head that the loss leaves out. There is no such note for unmodified
-    transformers models, because the pooler of BERT, for example, is often unused.
+    modules that are called under `torch.no_grad()` after modules with gradients, and attention layers with gradients of
+    zero. It also reports attention layers, and routers between them, whose outputs are unused although modules before
+    and after them have gradients; layers that are used in eval mode do not count. It does not report modules that are
+    not called. There is only a note on other trained weights without a gradient in six steps, such as those of a head
+    that the loss leaves out, or of a backbone that is called under `torch.no_grad()`. There is no such note for
+    unmodified transformers models, because the pooler of BERT, for example, is often unused.
     """
 
     name = "no_gradient"
@@ -55,7 +54,7 @@ class NoGradient(Check):
         if not any(step.updates.steps):
             return Fault(f"no weight matrix had a gradient in the first {number} optimizer steps")
         if not all(self._zero.values()):
-            return self._of_idle_weights(step, number)
+            return _of_backbone(step) or self._of_idle_weights(step, number)
         sites = self._zero[step.global_step]
         what = f"the gradients of all attention layers ({len(sites)}) are zero in each step"
         return Fault(what, sites, remedy="Check that nothing multiplies their outputs, or the loss, by 0.")
@@ -94,8 +93,6 @@ def _of_graph(step: StepEvidence) -> Fault | None:
         what = f"{listed(disabled)} got no gradient: the modules were called under torch.no_grad()"
         remedy = "Remove torch.no_grad() there. If the modules should not be trained, set requires_grad=False."
         return Fault(what, disabled, remedy=remedy)
-    if fault := _of_backbone(step):
-        return fault
     if (layers := bypassed_layers(step)) and not _are_used_in_evaluation(step, layers):
         what = f"{listed(layers)} got no gradient, although modules before and after them did"
         return Fault(what, layers, remedy="Use what each layer returns: x = layer(x).")
@@ -135,9 +132,9 @@ def without_grad(step: StepEvidence) -> tuple[str, ...]:
 
 
 def _of_backbone(step: StepEvidence) -> Fault | None:
-    """Return the fault for trained attention layers that are only called without gradients, as a backbone may be.
+    """Return the note on trained attention layers that are only called without gradients, as a backbone may be.
 
-    It is a note if the layers seem to have been trained before. Teachers have a twin that is trained.
+    Teachers have a twin that is trained.
     """
     if not step.optimizers or not step.has_gradients:
         return None
@@ -154,8 +151,7 @@ def _of_backbone(step: StepEvidence) -> Fault | None:
         return None
     what = f"{listed(sites)} got no gradient: the layers were called under torch.no_grad()"
     remedy = "Remove torch.no_grad() there. If the layers should not be trained, set requires_grad=False."
-    is_note = have_learned(dict(top.named_parameters()))
-    return Fault(what, sites, {"layers": float(len(sites))}, is_note=is_note, remedy=remedy)
+    return Fault(what, sites, {"layers": float(len(sites))}, is_note=True, remedy=remedy)
 
 
 def _shapes(module: nn.Module) -> tuple[tuple[str, torch.Size], ...]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, register
+from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, RunStatus, known, register
 from attnwatch.checkup.evidence import NO_GRADIENTS, StepEvidence
 
 
@@ -27,8 +27,9 @@ class NonfiniteGradient(Check):
     )
 
     def look(self, step: StepEvidence) -> Fault | None:
-        losses = [call.loss for call in step.scored if (call.classes != call.ignored).any()]
-        if any(not loss.isfinite().all() for loss in losses):
+        losses = [call.loss for call in step.scored]
+        has_targets = known(lambda: bool(step.targets.is_scored.any()), False)
+        if has_targets and any(not loss.isfinite().all() for loss in losses):
             return _lost(step)
         gradients = {
             name: each.grad

@@ -55,7 +55,8 @@ class OrderIgnored(Check):
             if POSITIONS.search(name) and table.ndim > 1 and float(table.detach().abs().max()) < _LEAST_POSITION:
                 raise CannotCheck(f"{name} is almost zero, so positions make little difference")
         flow = step.flow
-        if known(lambda: flow.depends_on_place, False):
+        is_batch = flow.tokens.grid is None or flow.tokens.grid.is_batched
+        if is_batch and known(lambda: flow.depends_on_place, False):
             what = "outputs change with the place of a sequence in the batch, as if positions ran along the batch"
             return Fault(what, remedy=_ALONG_TOKENS)
         if not (flow.tokens.are_ids or (flow.tokens.grid is not None and flow.tokens.grid.is_known)):

@@ -5,7 +5,7 @@ from torch import Tensor
 from attnwatch.checkup.checks.base import CannotCheck, Check, Fault, known, register
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.forward import is_encoder_decoder
-from attnwatch.checkup.padding import NO_PADDING, padding_and_read, padding_and_targets
+from attnwatch.checkup.padding import GUESSED, NO_PADDING, padding_and_read, padding_and_targets
 
 
 @register
@@ -34,8 +34,10 @@ class PaddingInLoss(Check):
         if not inside.any():
             return _of_first_padding(step)
         share = float(inside.sum() / scored.sum())
+        is_guessed = known(lambda: step.predicted_tokens.is_guessed, False)
         what = f"{share:.0%} of the predictions that the loss reads are at padding tokens"
-        return Fault(what, numbers={"share_of_targets": share})
+        what += GUESSED if is_guessed else ""
+        return Fault(what, numbers={"share_of_targets": share}, is_note=is_guessed)
 
 
 def _of_first_padding(step: StepEvidence) -> Fault | None:

@@ -6,7 +6,7 @@ from attnwatch.checkup.checks.future_leak import leaking_predictions
 from attnwatch.checkup.evidence import StepEvidence
 from attnwatch.checkup.flow import Flow
 from attnwatch.checkup.library import is_as_it_comes
-from attnwatch.checkup.padding import NO_PADDING, padding_and_read, sees_only_padding
+from attnwatch.checkup.padding import GUESSED, NO_PADDING, padding_and_read, sees_only_padding
 from attnwatch.utils.messages import counted
 
 
@@ -18,7 +18,7 @@ class PaddingLeak(Check):
     depend on how sequences are batched. A mask that would fit if the sequences were in another order is also reported.
     The finding is a note if the mask leaves some padding visible in each sequence, if an unmodified transformers
     model leaks although its mask hides the padding, such as ConvBERT, whose convolutions read it, or if the padding is
-    features of zero that no mask marks, which may be silence. If there is one
+    known only by its pattern: the same id, or features of zero, at the ends of sequences. If there is one
     target per sequence, the loss must not read the outputs at padding either.
     """
 
@@ -34,7 +34,7 @@ class PaddingLeak(Check):
         if num_read := _sequences_read_at_padding(step):
             what = f"the loss reads outputs at padding tokens in {num_read} of the first sequences"
             remedy = "Read the last real token of each sequence (with padding on the right, index -1 is padding)."
-            return Fault(what, numbers={"sequences": float(num_read)}, remedy=remedy)
+            return Fault(what, numbers={"sequences": float(num_read)}, is_note=step.tokens.is_guessed, remedy=remedy)
         tokens = step.tokens
         if number := tokens.num_of_others:
             what = (
@@ -55,6 +55,8 @@ class PaddingLeak(Check):
         given = (
             f"although `{flow.tokens.mask_name}` was given" if flow.tokens.mask_name else "and no mask was recognised"
         )
+        if flow.tokens.is_guessed:
+            given += GUESSED
         what = f"{share:.0%} of the outputs of real tokens change with the content of the padding, {given}"
         return Fault(
             what,
@@ -64,11 +66,9 @@ class PaddingLeak(Check):
 
 
 def _may_be_meant(step: StepEvidence) -> bool:
-    """Return whether a library leaks in spite of its mask, or the padding may be silence: features of zero."""
+    """Return whether a library leaks in spite of its mask, or what looks like padding may be none."""
     tokens = step.tokens
-    if tokens.is_guessed and not tokens.are_ids:
-        return True
-    return tokens.is_hidden and is_as_it_comes(step.forward.module)
+    return tokens.is_guessed or (tokens.is_hidden and is_as_it_comes(step.forward.module))
 
 
 def _sequences_read_at_padding(step: StepEvidence) -> int:

@@ -39,8 +39,8 @@ class RateTooLow(Check):
     rate of the schedule. Half of the matrices must change by 2e-6 or more, or by 1e-5 with SGD. A rate that stays at 0
     is also reported. In runs of more than 50 steps, so is a rate that falls by the same factor (3% or more) in each of
     five steps, or that drops to 0 or to a fifth after the first few steps and stays there. A rate that stays at 5% of
-    the schedule's full rate or less is reported if the run has one epoch, and noted otherwise. A linear warm-up that
-    takes 1.5 times as long as the run is noted: it may belong to a longer run.
+    the schedule's full rate or less is noted, as a warm-up by epochs looks the same. So is a linear warm-up that takes
+    1.5 times as long as the run: it may belong to a longer run.
     """
 
     name = "rate_too_low"
@@ -73,16 +73,16 @@ def _of_schedule(step: StepEvidence) -> Fault | None:
     if num_above:
         what = f"the learning rate fell from {max(rates):.3g} to {rates[-1]:.3g} after {counted(num_above, 'step')}"
         return Fault(what, numbers={"first_rate": max(rates), "last_rate": rates[-1]}, remedy=_SCHEDULE)
-    if (dropped := _step_of_drop(rates)) is not None:
-        what = f"the learning rate fell from {rates[0]:.3g} to {rates[-1]:.3g} after {counted(dropped, 'step')}"
+    drops = [_step_of_drop([update.rate for update in each]) for each in step.updates.of_matrices().values()]
+    if all(drops):
+        what = f"the learning rate fell from {rates[0]:.3g} to {rates[-1]:.3g} after {counted(drops[0], 'step')}"
         return Fault(what, numbers={"first_rate": rates[0], "last_rate": rates[-1]}, remedy=_SCHEDULE)
-    shares = [max(update.schedule for update in of_step) for of_step in updates]
-    if len(shares) >= _STEPS_WITHOUT_RATE and len(set(shares)) == 1 and shares[0] <= _START_OF_WARM_UP:
-        what = f"the learning rate has stayed at {shares[0]:.2g} of its full rate in the first {len(shares)} steps"
-        numbers = {"share": shares[0], "rate": rates[-1]}
-        return Fault(what, numbers=numbers, is_note=not _has_one_epoch(step), remedy=_SCHEDULE)
-    warm_up = _steps_of_warm_up([max(update.schedule for update in of_step) for of_step in updates])
     is_a_rate = median(step.updates.ratios().values()) < _MOST_OF_WEIGHTS  # schedules may be in units of 1
+    shares = [max(update.schedule for update in of_step) for of_step in updates]
+    if is_a_rate and len(shares) >= _STEPS_WITHOUT_RATE and len(set(shares)) == 1 and shares[0] <= _START_OF_WARM_UP:
+        what = f"the learning rate has stayed at {shares[0]:.2g} of its full rate in the first {len(shares)} steps"
+        return Fault(what, numbers={"share": shares[0], "rate": rates[-1]}, is_note=True, remedy=_SCHEDULE)
+    warm_up = _steps_of_warm_up([max(update.schedule for update in of_step) for of_step in updates])
     if step.total_steps is not None and is_a_rate and warm_up > _LONGEST_WARM_UP * step.total_steps:
         what = f"the warm-up of the learning rate takes {warm_up:,} steps, and the run has {step.total_steps:,}"
         return Fault(what, numbers={"warm_up": float(warm_up), "rate": rates[-1]}, is_note=True, remedy=_SCHEDULE)
@@ -94,16 +94,11 @@ def _of_schedule(step: StepEvidence) -> Fault | None:
     return Fault(what, numbers={"first_rate": begin, "last_rate": end}, remedy=_SCHEDULE)
 
 
-def _has_one_epoch(step: StepEvidence) -> bool:
-    known = step.steps_per_epoch is not None and step.total_steps is not None
-    return known and (step.steps_per_epoch or 0) >= (step.total_steps or 0)
-
-
-def _step_of_drop(rates: Sequence[float]) -> int | None:
-    """Return the number of steps after which the rate dropped, to stay where it is; None if it did not."""
+def _step_of_drop(rates: Sequence[float]) -> int:
+    """Return the number of steps after which the rate dropped, to stay where it is; 0 if it did not."""
     number = next((index for index, rate in enumerate(rates) if rate == rates[-1]), len(rates))
     stays = len(rates) - number >= _DROPPED_STEPS and set(rates[number:]) == {rates[-1]}
-    return number if stays and 0 < number < _DROPPED_STEPS and 0 < rates[-1] <= _DROPPED * rates[0] else None
+    return number if stays and number < _DROPPED_STEPS and 0 < rates[-1] <= _DROPPED * rates[0] else 0
 
 
 def _steps_of_warm_up(schedule: Sequence[float]) -> int:
