@@ -54,10 +54,9 @@ def _checking() -> list[tuple[str, str, str]]:
         (
             "faults that nobody had seen, named in the first 12 steps",
             f"{shares[0]:.0%} to {shares[-1]:.0%} by set, {runs[-1]['of_faults']['named']:.0%} in the last ({kinds} "
-            f"faults in {scripts:,} scripts, {len(runs)} sets)",
+            f"faults in {scripts:,} scripts, {len(runs)} sets); alarms in {alarms} of {sound:,} sound scripts",
             command,
         ),
-        ("alarms in the same runs", f"in {alarms} of {sound:,} sound scripts that look odd", command),
         (
             f"the same in {programs['programs']} complete programs with faults of one edit",
             f"{programs['named'] / programs['faults']:.0%} of {programs['faults']} at first sight "
