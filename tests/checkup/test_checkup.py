@@ -380,7 +380,7 @@ RATES = {
     "warmed up from zero": ({"lr": 1e-3}, lambda step: step / 500, torch.float32, None),
     "warmed up for longer than the run": ({"lr": 1e-3}, lambda step: step / 5000, torch.float32, "rate_too_low"),
     "rises over the whole run": ({"lr": 1e-3}, lambda step: step / 1000, torch.float32, None),
-    "too high when warmed up": ({"lr": 0.3}, lambda step: step / 40, torch.float32, "rate_too_high"),
+    "too high when warmed up": ({"lr": 0.1}, lambda step: step / 40, torch.float32, "rate_too_high"),
     "of schedules in units of 1": ({"lr": 1.0}, lambda step: step * 1e-5, torch.float32, None),
     "drops to a tenth at once": ({"lr": 1e-3}, lambda step: 1.0 if not step else 0.1, torch.float32, "rate_too_low"),
     "halves at once": ({"lr": 1e-3}, lambda step: 1.0 if not step else 0.5, torch.float32, None),

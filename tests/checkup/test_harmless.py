@@ -521,7 +521,7 @@ def test_mask_that_is_made_of_a_separator():
     class Prefix(Network):
         def forward(self, ids):
             x, places = self.embed(ids), torch.arange(ids.shape[1])
-            is_question = places <= (ids == 1).int().argmax(1)[:, None]
+            is_question = (ids == 1).flip(1).cumsum(1).flip(1) > 0  # up to the last separator
             mask = (places <= places[:, None]) | (is_question[:, :, None] & is_question[:, None])
             for block in self.blocks:
                 x = block(x, mask[:, None])
