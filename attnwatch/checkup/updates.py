@@ -17,8 +17,9 @@ from attnwatch.utils.entries import as_real, spread_entries
 _NUM_MATRICES, _NUM_ENTRIES = 32, 1024
 # Root mean square below which a matrix counts as zero.
 _LEAST_ENTRY = 2e-3
+# Smaller weight decays are usual with optimizers that add them to the gradient.
+_LEAST_DECAY = 1e-3
 # Optimizers that divide the gradient, with the weight decay in it, by its size.
-_LEAST_DECAY = 1e-3  # smaller ones are usual with these
 _SCALING = (Adam, Adamax, NAdam, RAdam, RMSprop)
 
 
@@ -31,7 +32,7 @@ class Update:
         along_gradient: cosine between the change and the gradient, 0-dimensional; negative if the loss falls.
         unchanged: share of the entries with a gradient that did not change, a 0-dimensional tensor.
         decay: norm of the weight decay in the gradient over the norm of the gradient, 0-dimensional; 0 for optimizers
-            that do not scale the gradient, or decay the weights apart from it.
+            that do not scale the gradient, or decay the weights apart from it, and for decays below 1e-3.
         kept: share of the previous step's change that remains when this step begins, 0-dimensional; nan in the first
             step.
         entries: number of sampled entries.

@@ -14,7 +14,7 @@ from benchmarks.common import Benchmark, progress, show
 from benchmarks.programs.edits import Edit, all_edits
 from benchmarks.programs.work import Outcome, done
 
-BENCHMARK = Benchmark("programs", __doc__, duration="about 10 minutes on 2 CPU cores", quick="every tenth edit")
+BENCHMARK = Benchmark("programs", __doc__, duration="about 12 minutes on 2 CPU cores", quick="every tenth edit")
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ STEPS = 100
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the checkup said about an edited program.
+    """Findings of the checkup of an edited program.
 
     Attributes:
         findings: of the checkup.

@@ -61,12 +61,12 @@ class LabelsShiftedTwice(Check):
 
 
 def _of_series(step: StepEvidence, series: Series) -> Fault | None:
-    """Return the fault for a causal model that is given the values which it is scored against."""
+    """Return the note on a causal model that is given the values which it is scored against, as an autoencoder is."""
     flow = step.flow_of_series
-    if series.shift or not flow.is_causal:  # a causal autoencoder looks alike
+    if series.shift or not flow.is_causal:
         return None
     what = f"each prediction is scored against the value of `{series.tokens.name}` at its own place, which it is given"
-    return Fault(what, numbers={"shift": 0.0}, is_note=True, remedy=_SERIES)  # it may be an autoencoder
+    return Fault(what, numbers={"shift": 0.0}, is_note=True, remedy=_SERIES)
 
 
 def _masked_beside(step: StepEvidence, ids: Tensor) -> int:

@@ -20,9 +20,10 @@ _FALLING_STEPS, _FALL, _SAME = 5, 0.97, 1e-3
 # One that is stepped in each batch instead of each epoch is over after a few steps.
 _STEPS_AFTER_END, _SHARE_AFTER_END = 3, 1e-4
 _SHORT_RUN = 50
-# A rate that rises over the whole run may be meant, to find the best one.
-# Share of the full rate at which a warm-up seems to stand still, and share of the first rate to which one drops.
+# Share of the full rate at which a warm-up seems to stand still, share of the first rate to which a rate drops, and
+# number of steps in which it stays there.
 _START_OF_WARM_UP, _DROPPED, _DROPPED_STEPS = 0.05, 0.2, 6
+# A rate that rises over the whole run may be meant, to find the best one.
 _RISING_STEPS, _LONGEST_WARM_UP, _MOST_OF_WEIGHTS = 5, 1.5, 0.3
 
 _SCHEDULE = (
@@ -82,7 +83,7 @@ def _of_schedule(step: StepEvidence) -> Fault | None:
     if is_a_rate and len(shares) >= _STEPS_WITHOUT_RATE and len(set(shares)) == 1 and shares[0] <= _START_OF_WARM_UP:
         what = f"the learning rate has stayed at {shares[0]:.2g} of its full rate in the first {len(shares)} steps"
         return Fault(what, numbers={"share": shares[0], "rate": rates[-1]}, is_note=True, remedy=_SCHEDULE)
-    warm_up = _steps_of_warm_up([max(update.schedule for update in of_step) for of_step in updates])
+    warm_up = _steps_of_warm_up(shares)
     if step.total_steps is not None and is_a_rate and warm_up > _LONGEST_WARM_UP * step.total_steps:
         what = f"the warm-up of the learning rate takes {warm_up:,} steps, and the run has {step.total_steps:,}"
         return Fault(what, numbers={"warm_up": float(warm_up), "rate": rates[-1]}, is_note=True, remedy=_SCHEDULE)

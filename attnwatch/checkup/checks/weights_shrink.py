@@ -16,8 +16,8 @@ class WeightsShrink(Check):
 
     The norms of half of the weight matrices have fallen by a tenth within six steps. Only strong regularisation does
     that: a weight decay of 0.1 at a learning rate of 1e-3 removes only a ten-thousandth of each weight per step. Adam
-    adds the decay to the gradient, and divides both by their size: the finding is also given if the decay is the larger
-    part in half of the matrices, in each step.
+    adds the decay to the gradient, and divides both by their size: a decay of 1e-3 or more that is the larger part in
+    half of the matrices, in each step, is reported too.
     """
 
     name = "weights_shrink"
